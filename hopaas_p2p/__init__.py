@@ -1,0 +1,27 @@
+"""Tune hyperparameters together: every process runs Optuna, and they meet in a shared log. There is no server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.records import Categorical, Float, Int
+    from hopaas_p2p.storage import open_storage
+
+_WHERE = {
+    "open_storage": "hopaas_p2p.storage",
+    "Float": "hopaas_p2p.core.records",
+    "Int": "hopaas_p2p.core.records",
+    "Categorical": "hopaas_p2p.core.records",
+}
+
+__all__ = ["Categorical", "Float", "Int", "open_storage"]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for when it is asked for: `import hopaas_p2p` alone does not load Optuna."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)

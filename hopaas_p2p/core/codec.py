@@ -1,0 +1,139 @@
+"""Commit <-> bytes: a checksum, then msgpack. Total: any bytes decode to a Commit, to Garbage, or to `NewerFormat`.
+
+    crc32 of the rest (4 bytes, little-endian) | msgpack [format, writer, seq, owner or nil, at, [record, ...]]
+
+A record is `[kind, field, ...]` as in `records.py`. One that this version does not know, or whose fields have wrong
+types, becomes `Opaque` and takes nothing else with it: a bad record never stops a peer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+import msgspec
+
+from hopaas_p2p.core.records import FORMAT, Commit, Opaque, Record
+from hopaas_p2p.errors import InvalidInput, NewerFormat
+
+MAX_BYTES: Final = 4 << 20
+"""A larger commit is neither written nor read: it would stall every peer of the study."""
+MAX_RECORDS: Final = 10_000
+
+
+class _Wire(msgspec.Struct, array_like=True, frozen=True):
+    format: int
+    writer: str
+    seq: int
+    owner: str | None
+    at: int
+    records: list[Record]
+
+
+class _LooseWire(msgspec.Struct, array_like=True, frozen=True):
+    format: int
+    writer: str
+    seq: int
+    owner: str | None
+    at: int
+    records: list[msgspec.Raw]
+
+
+class Garbage(msgspec.Struct, frozen=True):
+    """Bytes in a commit's place that are not a commit."""
+
+    why: str
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_strict: Final = msgspec.msgpack.Decoder(_Wire)
+_loose: Final = msgspec.msgpack.Decoder(_LooseWire)
+_record: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
+
+
+def encode(commit: Commit) -> bytes:
+    """The bytes of a commit.
+
+    Raises:
+        InvalidInput: larger than 4 MiB or 10,000 records; store big data as an artifact instead.
+
+    """
+    if len(commit.records) > MAX_RECORDS:
+        raise InvalidInput(f"{len(commit.records)} records in one commit; at most {MAX_RECORDS}")
+    owner = None if commit.owner == commit.writer else commit.owner
+    try:
+        body = _encoder.encode([FORMAT, commit.writer, commit.seq, owner, commit.at, commit.records])
+    except (OverflowError, TypeError) as error:
+        raise InvalidInput(f"this cannot be written to a log: {error}") from None
+    if len(body) + 4 > MAX_BYTES:
+        raise InvalidInput(f"{len(body):,} bytes in one commit; at most {MAX_BYTES:,}. Store big data as an artifact.")
+    return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def intact(payload: bytes) -> bool:
+    """Whether the checksum holds: these bytes are as some writer left them."""
+    return len(payload) > 4 and zlib.crc32(memoryview(payload)[4:]) == int.from_bytes(payload[:4], "little")
+
+
+def decode(payload: bytes) -> Commit | Garbage:
+    """The commit in these bytes. Never raises on content.
+
+    Raises:
+        NewerFormat: an intact commit of a format this version does not know.
+
+    """
+    if len(payload) > MAX_BYTES:
+        return Garbage(f"{len(payload):,} bytes, more than a commit may have")
+    if not intact(payload):
+        return Garbage("checksum does not match")
+    body = memoryview(payload)[4:]
+    try:
+        wire: _Wire | None = _strict.decode(body)
+    except _UNREADABLE:
+        wire = None
+    if wire is None or wire.format != FORMAT:
+        return _decode_loosely(body)
+    if len(wire.records) > MAX_RECORDS or not _plausible(wire):
+        return Garbage("header out of range")
+    return Commit(wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(wire.records))
+
+
+def _plausible(wire: _Wire | _LooseWire) -> bool:
+    owner = wire.owner
+    return (
+        0 < len(wire.writer) <= 64
+        and (owner is None or 0 < len(owner) <= 64)
+        and 0 < wire.seq < 1 << 53
+        and -(1 << 62) < wire.at < 1 << 62
+    )
+
+
+def _decode_loosely(body: memoryview) -> Commit | Garbage:
+    """Record by record, so that what can be read is."""
+    try:
+        wire = _loose.decode(body)
+    except _UNREADABLE:
+        _stop_if_newer(body)
+        return Garbage("not a commit")
+    if wire.format > FORMAT:
+        raise NewerFormat
+    if wire.format != FORMAT or len(wire.records) > MAX_RECORDS or not _plausible(wire):
+        return Garbage("header out of range")
+    return Commit(
+        wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(_record_or_opaque(raw) for raw in wire.records)
+    )
+
+
+def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:
+    try:
+        return _record.decode(raw)
+    except _UNREADABLE:
+        return Opaque(bytes(raw))
+
+
+def _stop_if_newer(body: memoryview) -> None:
+    """A newer format may have any shape behind its number, which stays the first element of an array."""
+    is_array = body[0] >> 4 == 0x9
+    if is_array and len(body) > 1 and FORMAT < body[1] < 0x80:
+        raise NewerFormat

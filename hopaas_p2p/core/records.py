@@ -1,0 +1,235 @@
+"""What can be written into a log: one struct a record, and the Commit that carries some of them.
+
+A record is a fact or a request, told by one peer to all. It holds no authority of its own: `state.apply` decides what
+it does, the same way on every peer. Records are appended for ever, so a field is never renamed, reordered or reused;
+new fields go to the end with a default.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+FORMAT: Final = 1
+"""The log format this code writes. A commit with a higher number stops a reader before it writes anything."""
+
+
+class TrialState(enum.IntEnum):
+    """Optuna's trial states, with Optuna's numbers."""
+
+    RUNNING = 0
+    COMPLETE = 1
+    PRUNED = 2
+    FAIL = 3
+    WAITING = 4
+
+
+class Float(msgspec.Struct, array_like=True, frozen=True, tag="f"):
+    """A real parameter in [low, high], log-uniform or on a grid of `step`."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+
+class Int(msgspec.Struct, array_like=True, frozen=True, tag="i"):
+    """A whole-number parameter in [low, high]."""
+
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+
+
+class Categorical(msgspec.Struct, array_like=True, frozen=True, tag="c"):
+    """One of `choices`; the value in a record is the index of the choice."""
+
+    choices: tuple[bool | int | float | str | None, ...]
+
+
+Distribution = Float | Int | Categorical
+
+
+class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a study treats its trials. Fixed at creation, but for the budget, which `study.control` may move."""
+
+    budget: int | None = None
+    """COMPLETE + PRUNED trials wanted; with RUNNING ones added it is never exceeded. None: no end."""
+    attempts: int = 3
+    """How often one set of parameters may be started before an interrupted trial stays FAIL."""
+    ttl: float = 120.0
+    """Seconds of silence after which a peer's trials may be taken over."""
+    max_failures: int | None = None
+    """FAILs in a row, by the objective's own fault, that end the campaign. None: never."""
+    progress_timeout: float | None = None
+    """Seconds a live trial may go without a report before it is asked to stop, then reclaimed. None: for ever."""
+
+
+class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.define"):
+    """The first record of a study: what is optimised, and under which policy."""
+
+    name: str
+    directions: tuple[str, ...]
+    policy: Policy = Policy()
+    space: dict[str, Distribution] = {}
+    info: dict[str, str] = {}
+    """Free provenance: who created it, sampler and pruner by name."""
+
+
+class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
+    """Attributes of the study, each a JSON text, merged over what is there."""
+
+    user: dict[str, str] = {}
+    system: dict[str, str] = {}
+
+
+class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.control"):
+    """Run, pause or stop the study; set a new budget. None leaves a thing as it is; a budget of -1 lifts it."""
+
+    status: str | None = None
+    budget: int | None = None
+
+
+class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
+    """A peer introduces itself, once a study: site, host, user, pid, batch job, GPU, code version."""
+
+    info: dict[str, str]
+
+
+class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.create"):
+    """The next trial: RUNNING for the commit's owner, WAITING, or finished already (import)."""
+
+    state: TrialState = TrialState.RUNNING
+    prefer_waiting: bool = False
+    """Claim the first WAITING trial instead, if there is one: a race-free ask."""
+    params: dict[str, float] = {}
+    dists: dict[str, Distribution] = {}
+    reports: dict[int, float] = {}
+    user: dict[str, str] = {}
+    system: dict[str, str] = {}
+    values: tuple[float, ...] | None = None
+    reason: str | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"):
+    """Start a WAITING trial as the commit's owner."""
+
+    number: int
+
+
+class TrialSet(msgspec.Struct, array_like=True, frozen=True, tag="trial.set"):
+    """Parameters (internal representation), reports by step, and attributes as JSON texts: merged into the trial.
+
+    `dists` names the distribution only where it differs from the first that this study's log gave the parameter.
+    """
+
+    number: int
+    epoch: int
+    params: dict[str, float] = {}
+    dists: dict[str, Distribution] = {}
+    reports: dict[int, float] = {}
+    user: dict[str, str] = {}
+    system: dict[str, str] = {}
+
+
+class TrialFinish(msgspec.Struct, array_like=True, frozen=True, tag="trial.finish"):
+    """The end of a trial: COMPLETE with values, PRUNED, or FAIL with a reason."""
+
+    number: int
+    epoch: int
+    state: TrialState
+    values: tuple[float, ...] | None = None
+    reason: str | None = None
+
+
+class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.release"):
+    """The owner gives its trial back: WAITING with the same parameters (pre-emption), or FAIL for good."""
+
+    number: int
+    epoch: int
+    fail: bool = False
+    reason: str | None = None
+
+
+class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.reclaim"):
+    """An observer takes a silent owner's trial away: FAIL, and a WAITING retry while attempts remain."""
+
+    number: int
+    epoch: int
+    reason: str = "its owner fell silent"
+
+
+class TrialStop(msgspec.Struct, array_like=True, frozen=True, tag="trial.stop"):
+    """A request to the owner of one lease to end its trial; its next `should_prune()` is True."""
+
+    number: int
+    epoch: int
+    reason: str | None = None
+
+
+class StudyOpen(msgspec.Struct, array_like=True, frozen=True, tag="catalog.open"):
+    """Catalog: a study of this uuid is to be found under this name."""
+
+    uuid: str
+    name: str
+
+
+class StudyClose(msgspec.Struct, array_like=True, frozen=True, tag="catalog.close"):
+    """Catalog: the study of this uuid is deleted; its name is free again."""
+
+    uuid: str
+
+
+class Opaque(msgspec.Struct, frozen=True):
+    """A record this version cannot read, kept as it came: a newer kind, or garbage. Never applied."""
+
+    raw: bytes
+
+
+StudyRecord = (
+    StudyDefine
+    | StudySet
+    | StudyControl
+    | PeerJoin
+    | TrialCreate
+    | TrialClaim
+    | TrialSet
+    | TrialFinish
+    | TrialRelease
+    | TrialReclaim
+    | TrialStop
+)
+CatalogRecord = StudyOpen | StudyClose
+Record = StudyRecord | CatalogRecord
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """Some records that one writer appends at once: all of them or none.
+
+    `(writer, seq)` is the nonce: a writer's seq only rises, so a commit that stands in the log twice counts once.
+    """
+
+    writer: str
+    seq: int
+    owner: str
+    """The peer it acts for: the writer itself, or the one whose trial travelled to this process."""
+    at: int
+    """When it was made, by the writer's clock: microseconds since 1970, UTC. Shown to people, never compared."""
+    records: tuple[Record | Opaque, ...]
+
+
+class Stamp(msgspec.Struct, frozen=True, gc=False):
+    """What the store itself vouches for about a commit."""
+
+    author: str = ""
+    role: str = "owner"
+    at: int = 0
+    """Server time in microseconds where the store has a clock of its own, else 0."""
+
+
+UNSTAMPED: Final = Stamp()

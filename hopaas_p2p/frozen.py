@@ -1,0 +1,323 @@
+"""A study's State as Optuna's frozen trials: built once, shared with every reader, replaced and never changed.
+
+Lists handed out stay as they are; a change makes new ones. What a trial of this process has been told but the log has
+not seen yet is laid over the State, so a writer always reads its own writes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import datetime
+import json
+from collections.abc import Container
+from operator import attrgetter
+from typing import Any, Final
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.core import records
+from hopaas_p2p.core.leases import Lease
+from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.errors import InvalidInput
+
+_NUMBER: Final = attrgetter("_number")
+_STATES: Final = tuple(TrialState)
+_PICKLES: Final = "cma:"
+"""Prefix of the trial attributes in which Optuna's CMA-ES sampler passes pickles from peer to peer."""
+
+
+# --- words of Optuna, words of the log ---------------------------------------------------------------------------
+
+
+def to_record(distribution: BaseDistribution) -> records.Distribution:
+    """Optuna's distribution as the log writes it.
+
+    Raises:
+        InvalidInput: a categorical choice that is not None, bool, int, float or str.
+
+    """
+    if isinstance(distribution, FloatDistribution):
+        return records.Float(distribution.low, distribution.high, distribution.log, distribution.step)
+    if isinstance(distribution, IntDistribution):
+        return records.Int(distribution.low, distribution.high, distribution.log, distribution.step)
+    if isinstance(distribution, CategoricalDistribution):
+        for choice in distribution.choices:
+            if choice is not None and not isinstance(choice, bool | int | float | str):
+                raise InvalidInput(
+                    f"the choice {choice!r} cannot be stored; use None, bool, int, float or str, "
+                    "for example names that your code looks up in a dict"
+                )
+        return records.Categorical(tuple(distribution.choices))
+    raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
+
+
+def to_optuna(distribution: records.Distribution) -> BaseDistribution:
+    """A distribution of the log as Optuna's."""
+    if isinstance(distribution, records.Float):
+        return FloatDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+    if isinstance(distribution, records.Int):
+        return IntDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+    return CategoricalDistribution(distribution.choices)
+
+
+def to_json(key: str, value: object) -> str:
+    """An attribute's value as the log writes it.
+
+    Raises:
+        InvalidInput: not JSON serialisable.
+
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
+
+
+def to_datetime(microseconds: int | None) -> datetime.datetime | None:
+    """A time of the log in this machine's time zone, naive as Optuna's are."""
+    if microseconds is None:
+        return None
+    seconds, rest = divmod(microseconds, 1_000_000)
+    try:
+        return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
+    except (OverflowError, ValueError, OSError):  # nonsense from a hostile or broken peer
+        return datetime.datetime.fromtimestamp(0)  # noqa: DTZ006
+
+
+def to_microseconds(when: datetime.datetime | None) -> int | None:
+    """A naive local time (or an aware one) as the log writes it."""
+    if when is None:
+        return None
+    return round(when.replace(microsecond=0).timestamp()) * 1_000_000 + when.microsecond
+
+
+def directions_of(state: State) -> list[StudyDirection]:
+    """The study's directions in Optuna's words."""
+    assert state.define is not None
+    return [StudyDirection[direction.upper()] for direction in state.define.directions]
+
+
+# --- trials ------------------------------------------------------------------------------------------------------
+
+
+class Live:
+    """A running trial of this process, as its owner sees it: ahead of the log by what waits in the outbox."""
+
+    __slots__ = ("frozen", "lease", "shown", "writer")
+
+    def __init__(self, frozen: FrozenTrial, lease: Lease, writer: str) -> None:
+        self.frozen = frozen
+        self.lease = lease
+        self.writer = writer
+        """Who sent what `frozen` holds; another process must send it all again, for it cannot know what has left."""
+        self.shown: FrozenTrial | None = None
+        """A copy for readers, until the next write."""
+
+
+class View:
+    """Frozen trials of one study. Guarded by the lock of its replica."""
+
+    def __init__(self, study_id: int, *, allow_pickles: bool) -> None:
+        self.study_id = study_id
+        self.live: dict[int, Live] = {}
+        self.dists: dict[str, BaseDistribution] = {}
+        """The first distribution of each parameter, that of this process before the log has it."""
+        self._allow_pickles = allow_pickles
+        self._first_id = study_id << 32
+        self._state: State | None = None
+        self._all: list[FrozenTrial] = []
+        self._by_state: dict[TrialState, list[FrozenTrial]] = {}
+        self._selections: dict[tuple[TrialState, ...], list[FrozenTrial]] = {}
+        self._shapes: dict[tuple[str, ...], tuple[dict[str, BaseDistribution], list[str]]] = {}
+        self._best: int | None = None
+
+    def catch_up(self, state: State) -> None:
+        """Build what changed in the State since the last time."""
+        if state is not self._state:
+            self._start_over(state)
+        if not state.changed:
+            return
+        numbers = sorted(state.changed)
+        state.changed.clear()
+        for name in state.dists.keys() - self.dists.keys():
+            self.dists[name] = to_optuna(state.dists[name])
+        self._all = self._all.copy()
+        self._selections = {}
+        self._by_state.pop(TrialState.RUNNING, None)
+        self._by_state.pop(TrialState.WAITING, None)
+        fresh: dict[TrialState, list[FrozenTrial]] = {}
+        for number in numbers:
+            trial = state.trials[number]
+            frozen = self._shown(number) or self.build(trial, state)
+            if number < len(self._all):
+                self._all[number] = frozen
+            else:
+                self._all.append(frozen)
+            if trial.end is not None:
+                self.live.pop(number, None)
+                fresh.setdefault(frozen.state, []).append(frozen)
+        for trial_state, finished in fresh.items():
+            self._file(trial_state, finished, state)
+
+    def _start_over(self, state: State) -> None:
+        """The replica joined anew: everything may differ."""
+        self._state = state
+        self._all, self._by_state, self._selections, self._best = [], {}, {}, None
+        state.changed.update(range(len(state.trials)))
+
+    def _file(self, trial_state: TrialState, finished: list[FrozenTrial], state: State) -> None:
+        filed = self._by_state.get(trial_state, []).copy()
+        for frozen in finished:
+            place = bisect.bisect_left(filed, frozen._number, key=_NUMBER)
+            if place < len(filed) and filed[place]._number == frozen._number:
+                filed[place] = frozen
+            else:
+                filed.insert(place, frozen)
+        self._by_state[trial_state] = filed
+        if trial_state is TrialState.COMPLETE and state.define is not None and len(state.define.directions) == 1:
+            for frozen in finished:
+                self._compare_with_best(frozen, maximize=state.define.directions[0] == "maximize")
+
+    def _compare_with_best(self, frozen: FrozenTrial, *, maximize: bool) -> None:
+        assert frozen._values is not None
+        best = None if self._best is None else self._all[self._best]._values
+        value = frozen._values[0]
+        if best is None or (value > best[0] if maximize else value < best[0]):
+            self._best = frozen._number
+        elif value == best[0] and self._best is not None:
+            self._best = min(self._best, frozen._number)
+
+    def _shown(self, number: int) -> FrozenTrial | None:
+        """This process's own running trial, as of now, if it is one."""
+        live = self.live.get(number)
+        if live is None or (self._state is not None and self._state.trials[number].end is not None):
+            return None
+        if live.shown is None:
+            live.shown = copy_of(live.frozen)
+        return live.shown
+
+    # --- reading ---
+
+    def trial(self, number: int) -> FrozenTrial:
+        """One trial. For a running trial of this process, a copy its holder may change (Optuna's Trial does)."""
+        live = self.live.get(number)
+        return copy_of(live.frozen) if live is not None else self._all[number]
+
+    def trials(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
+        """The trials in these states, by number. The list is shared: not to be changed."""
+        assert self._state is not None
+        key = _STATES if states is None else tuple([trial_state for trial_state in _STATES if trial_state in states])
+        if len(key) == 1 and key[0].is_finished():
+            return self._by_state.get(key[0], [])
+        if key == (TrialState.WAITING,):
+            return [self._all[number] for number in sorted(self._state.waiting)]
+        self._refresh_live()
+        if key == _STATES:
+            return self._all
+        found = self._selections.get(key)
+        if found is None:
+            found = self._selections[key] = [trial for trial in self._all if trial.state in key]
+        return found
+
+    def _refresh_live(self) -> None:
+        stale = [number for number, live in self.live.items() if live.shown is None]
+        if stale:
+            self._all = self._all.copy()
+            self._selections = {}
+            for number in stale:
+                shown = self._shown(number)
+                if shown is not None:
+                    self._all[number] = shown
+
+    def best(self) -> FrozenTrial | None:
+        """The best COMPLETE trial of a study with one direction."""
+        return None if self._best is None else self._all[self._best]
+
+    # --- building ---
+
+    def build(self, trial: Trial, state: State) -> FrozenTrial:
+        """Optuna's view of a trial. Shares the dictionaries of a finished one, which never change again."""
+        distributions, special = self._shape(trial, state)
+        params: dict[str, Any] = trial.params  # a float is its own external representation
+        if special:
+            params = dict(trial.params)
+            for name in special:
+                params[name] = external(distributions[name], params[name])
+        elif trial.end is None:
+            params = dict(params)
+        return FrozenTrial(
+            number=trial.number,
+            state=_STATES[trial.state],
+            value=None,
+            datetime_start=to_datetime(trial.start),
+            datetime_complete=to_datetime(trial.end),
+            params=params,
+            distributions=distributions if trial.end is not None else dict(distributions),
+            user_attrs=self._attributes(trial.user),
+            system_attrs=self._attributes(trial.system),
+            intermediate_values=trial.reports if trial.end is not None else dict(trial.reports),
+            trial_id=self._first_id + trial.number,
+            values=trial.values,
+        )
+
+    def _shape(self, trial: Trial, state: State) -> tuple[dict[str, BaseDistribution], list[str]]:
+        """The distributions of a trial, shared among all with the same ones; and whose values need translation."""
+        names = tuple(trial.params)
+        if trial.dists:
+            distributions = {name: to_optuna(trial.distribution(name, state)) for name in names}
+            return distributions, _special(distributions)
+        found = self._shapes.get(names)
+        if found is None:
+            distributions = {name: to_optuna(state.dists[name]) for name in names}
+            found = self._shapes[names] = distributions, _special(distributions)
+        return found
+
+    def _attributes(self, texts: dict[str, str]) -> dict[str, Any]:
+        if not texts:
+            return {}
+        return {
+            key: _read_json(text) for key, text in texts.items() if self._allow_pickles or not key.startswith(_PICKLES)
+        }
+
+
+def external(distribution: BaseDistribution, value: float) -> Any:
+    """The value of a parameter as the objective sees it; None for an index no choice has (from a hostile log)."""
+    try:
+        return distribution.to_external_repr(value)
+    except (IndexError, ValueError, OverflowError):
+        return None
+
+
+def _special(distributions: dict[str, BaseDistribution]) -> list[str]:
+    return [name for name, one in distributions.items() if not isinstance(one, FloatDistribution)]
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def attributes(texts: dict[str, str]) -> dict[str, Any]:
+    """Attributes of a study, read."""
+    return {key: _read_json(text) for key, text in texts.items()}
+
+
+def copy_of(frozen: FrozenTrial) -> FrozenTrial:
+    """A copy with dictionaries of its own."""
+    new = copy.copy(frozen)
+    new._params = dict(frozen._params)
+    new._distributions = dict(frozen._distributions)
+    new._user_attrs = dict(frozen._user_attrs)
+    new._system_attrs = dict(frozen._system_attrs)
+    new.intermediate_values = dict(frozen.intermediate_values)
+    return new

@@ -1,0 +1,1 @@
+"""One process taking part: who it is, the thread that talks to the store, its replicas and its leases."""

@@ -1,0 +1,116 @@
+"""Who am I: a uuid that is new after every start and every fork, and where I run.
+
+The uuid goes into every commit. The rest is provenance: told once a study, in `peer.join`, for people to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import importlib.metadata
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_BATCH_JOB: Final = (
+    # the batch system, the variable with its job id, the one with its array index
+    ("slurm", "SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID"),
+    ("htcondor", "_CONDOR_JOB_ID", None),
+    ("pbs", "PBS_JOBID", "PBS_ARRAY_INDEX"),
+    ("lsf", "LSB_JOBID", "LSB_JOBINDEX"),
+    ("sge", "JOB_ID", "SGE_TASK_ID"),
+    ("kubernetes", "HOPAAS_POD_NAME", None),
+)
+_PACKAGES: Final = ("hopaas-p2p", "optuna", "numpy", "torch", "scikit-learn")
+
+
+def new_uuid() -> str:
+    """16 characters, 96 random bits: unique without asking anybody, short enough to stand in every commit."""
+    return secrets.token_urlsafe(12)
+
+
+def site() -> str:
+    """`HOPAAS_SITE`, else the cluster's name, else the host's domain, else the host."""
+    env = os.environ
+    named = env.get("HOPAAS_SITE") or env.get("SLURM_CLUSTER_NAME")
+    if named:
+        return named
+    host = socket.getfqdn()
+    return host.partition(".")[2] or host
+
+
+def describe() -> dict[str, str]:
+    """What `peer.join` tells of this process. Costs no subprocess; what is not known is left out."""
+    info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
+    info.update(_batch_job(os.environ))
+    info.update(_machine())
+    commit = _git_commit(Path.cwd())
+    if commit:
+        info["git_commit"] = commit
+    return info
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose uid has no name
+        return str(os.getuid())
+
+
+def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
+    for system, job, index in _BATCH_JOB:
+        if env.get(job):
+            array_index = env.get(index, "") if index else ""
+            return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
+    return {}
+
+
+@functools.cache
+def _machine() -> dict[str, str]:
+    """What does not change while this program runs."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    gpus = _gpus()
+    if gpus:
+        found["gpu"] = gpus
+    return found
+
+
+def _gpus() -> str:
+    """Models of the GPUs that this process may use, from the driver's own files."""
+    models = []
+    with contextlib.suppress(OSError):
+        for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+            lines = path.read_text(errors="replace").splitlines()
+            models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if models and visible:
+        return f"{', '.join(models)} (visible: {visible})"
+    return ", ".join(models)
+
+
+def _git_commit(start: Path) -> str | None:
+    """The commit that the working directory's checkout is at, read from git's files."""
+    with contextlib.suppress(OSError):
+        for directory in (start, *start.parents):
+            head = directory / ".git" / "HEAD"
+            if not head.is_file():
+                continue
+            said = head.read_text().strip()
+            if not said.startswith("ref: "):
+                return said[:12]
+            ref = directory / ".git" / said[5:]
+            if ref.is_file():
+                return ref.read_text().strip()[:12]
+            packed = (directory / ".git" / "packed-refs").read_text()
+            for line in packed.splitlines():
+                if line.endswith(said[4:]):
+                    return line[:12]
+    return None

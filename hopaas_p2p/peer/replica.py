@@ -1,0 +1,299 @@
+"""A peer's copy of one log, and the records it has yet to send there.
+
+Everything a peer wants said goes into the outbox; `exchange` sends what is there as one commit and applies what came
+back, its own commit included, so a peer learns the fate of its records from the same `apply` as everybody else.
+
+A commit whose fate is unknown stays in flight and is sent again, byte for byte, before anything else: the log counts
+it once. Any thread may exchange; whoever waits for the turn finds its records sent by the one before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.records import (
+    Commit,
+    Distribution,
+    Record,
+    Stamp,
+    TrialClaim,
+    TrialCreate,
+    TrialRelease,
+    TrialSet,
+)
+from hopaas_p2p.core.state import LastCommit, State, Verdict, apply
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Entry, Log, Outgoing
+
+_MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
+_MAX_TEXT: Final = 1 << 20  # characters of attributes in one commit, a quarter of what the codec allows
+
+
+class Replicated(Protocol):
+    """What a log is replayed into: `State`, or `Catalog` for the directory log."""
+
+    lsn: int
+    writers: dict[str, LastCommit]
+
+
+S = TypeVar("S", bound=Replicated)
+
+
+class Ticket:
+    """The fate of some records: their verdicts, once the log has decided."""
+
+    __slots__ = ("abandoned", "records", "verdicts")
+
+    def __init__(self, records: tuple[Record, ...]) -> None:
+        self.records = records
+        self.verdicts: tuple[Verdict, ...] | None = None
+        self.abandoned = False
+
+
+class Draft:
+    """What the owner wants set on one running trial, until it leaves with the next exchange."""
+
+    __slots__ = ("dists", "epoch", "number", "owner", "params", "reports", "system", "user")
+
+    def __init__(self, number: int, epoch: int, owner: str) -> None:
+        self.number, self.epoch, self.owner = number, epoch, owner
+        self.params: dict[str, float] = {}
+        self.dists: dict[str, Distribution] = {}
+        self.reports: dict[int, float] = {}
+        self.user: dict[str, str] = {}
+        self.system: dict[str, str] = {}
+
+    def record(self) -> TrialSet:
+        return TrialSet(self.number, self.epoch, self.params, self.dists, self.reports, self.user, self.system)
+
+    def weight(self) -> int:
+        return sum(map(len, self.user.values())) + sum(map(len, self.system.values()))
+
+
+class _Pending(NamedTuple):
+    owner: str
+    ticket: Ticket
+    weight: int
+
+
+class _InFlight(NamedTuple):
+    commit: Commit
+    outgoing: Outgoing
+    tickets: tuple[Ticket, ...]
+
+
+class Replica(Generic[S]):
+    """State of one log on this peer. `lock` guards it; hold it for as long as you read more than one thing."""
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        writer: str,
+        empty: Callable[[], S],
+        apply: Callable[[S, int, Commit | codec.Garbage, Stamp], tuple[Verdict, ...]],
+        load: Callable[[bytes], S] | None,
+        now_us: Callable[[], int],
+    ) -> None:
+        self.log = log
+        self.writer = writer
+        self.lock = threading.RLock()
+        self.turn = threading.Lock()
+        self.drafts: dict[int, Draft] = {}
+        self._empty, self._apply, self._load, self._now_us = empty, apply, load, now_us
+        self._outbox: list[_Pending] = []
+        self._in_flight: _InFlight | None = None
+        self._seq = 0
+        self._trusted = False
+        self.state = empty()
+        self.snapshot_due = False
+
+    # --- saying things ---
+
+    def put(self, owner: str, *records: Record) -> Ticket:
+        """Queue records that `owner` says; they leave together, with the next exchange."""
+        ticket = Ticket(records)
+        with self.lock:
+            self._outbox.append(_Pending(owner, ticket, sum(map(_weight, records))))
+        return ticket
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Take back what has not left; trials that start all the same are released as soon as that is known."""
+        with self.lock:
+            ticket.abandoned = True
+            self._outbox = [pending for pending in self._outbox if pending.ticket is not ticket]
+            if ticket.verdicts is not None:
+                self._give_back(ticket)
+
+    def _give_back(self, ticket: Ticket) -> None:
+        state = self.state
+        if not isinstance(state, State):
+            return
+        for record, verdict in zip(ticket.records, ticket.verdicts or (), strict=False):
+            if isinstance(record, TrialCreate | TrialClaim) and verdict.accepted and verdict.number in state.running:
+                trial = state.trials[verdict.number]
+                self.put(trial.owner or self.writer, TrialRelease(trial.number, trial.epoch, reason="never begun"))
+
+    def draft(self, number: int, epoch: int, owner: str) -> Draft:
+        """The draft of this lease, to be filled under `lock`."""
+        draft = self.drafts.get(number)
+        if draft is None or draft.epoch != epoch:
+            draft = self.drafts[number] = Draft(number, epoch, owner)
+        return draft
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is still to be sent, or its fate to be learnt."""
+        return bool(self._outbox or self.drafts or self._in_flight)
+
+    # --- exchanging ---
+
+    def exchange(self, beat: Beat | None = None) -> None:
+        """One exchange: what is queued goes, what is new comes.
+
+        Blocks for one round trip, or until the exchange of another thread is over.
+
+        Raises:
+            StoreUnreachable: the outcome is not known; what was queued is still there.
+
+        """
+        with self.turn:
+            self.exchange_in_turn(beat)
+
+    def exchange_in_turn(self, beat: Beat | None = None) -> None:
+        """As `exchange`, for a caller that holds `turn`."""
+        if not self._trusted:
+            self._join()
+        with self.lock:
+            in_flight = self._in_flight or self._load_commit()
+            since = self.state.lsn
+        outgoing = in_flight.outgoing if in_flight else None
+        receipt = self.log.exchange(outgoing, since, beat)
+        self._take(receipt.entries)
+        if receipt.more:
+            self._pull()
+
+    def _join(self) -> None:
+        """Start from the newest snapshot that can be read, else from nothing."""
+        found = self.log.newest_snapshot() if self._load else None
+        state = self._empty()
+        if found is not None and self._load is not None:
+            try:
+                state = self._load(found[1])
+            except snapshot.CorruptSnapshot:
+                state = self._empty()
+        with self.lock:
+            self.state = state
+        self._pull()  # before anything is written: what is there may be of a newer format
+        with self.lock:
+            self._trusted = True
+            self._settle()
+
+    def _pull(self) -> None:
+        more = True
+        while more:
+            receipt = self.log.exchange(None, self.state.lsn)
+            self._take(receipt.entries)
+            more = receipt.more
+
+    def _load_commit(self) -> _InFlight | None:
+        """Put what is queued for one owner into a commit; it is in flight from now on."""
+        if not self._outbox and not self.drafts:
+            return None
+        owner = self._outbox[0].owner if self._outbox else next(iter(self.drafts.values())).owner
+        tickets: list[Ticket] = []
+        weight = count = 0
+        kept: list[_Pending] = []
+        for pending in self._outbox:
+            fits = count + len(pending.ticket.records) <= _MAX_RECORDS and weight + pending.weight <= _MAX_TEXT
+            if pending.owner != owner or kept or (tickets and not fits):
+                kept.append(pending)
+                continue
+            tickets.append(pending.ticket)
+            weight += pending.weight
+            count += len(pending.ticket.records)
+        drafts = [d for d in self.drafts.values() if d.owner == owner]
+        if drafts and weight and weight + sum(d.weight() for d in drafts) > _MAX_TEXT:
+            drafts = []
+        records = tuple(draft.record() for draft in drafts) + tuple(r for t in tickets for r in t.records)
+        commit = Commit(self.writer, self._seq + 1, owner, self._now_us(), records)
+        outgoing = Outgoing(f"{self.writer}:{commit.seq}", codec.encode(commit))
+        draft_ticket = Ticket(tuple(draft.record() for draft in drafts))
+        self._in_flight = _InFlight(commit, outgoing, (draft_ticket, *tickets))
+        self._seq = commit.seq
+        self._outbox = kept
+        for draft in drafts:
+            del self.drafts[draft.number]
+        return self._in_flight
+
+    def _take(self, entries: Iterable[Entry]) -> None:
+        """Apply what came. If anything but content goes wrong half-way, the state is thrown away and joined anew."""
+        with self.lock:
+            self._trusted = False
+            for lsn, payload, author, role, at in entries:
+                in_flight = self._in_flight
+                if in_flight is not None and payload == in_flight.outgoing.payload:
+                    commit: Commit | codec.Garbage = in_flight.commit
+                    self.snapshot_due = self.snapshot_due or lsn % SNAPSHOT_EVERY == 0
+                else:
+                    commit = codec.decode(payload)
+                if lsn == self.state.lsn + 1:
+                    self._apply(self.state, lsn, commit, Stamp(author, role, at))
+            self._trusted = True
+            self._settle()
+
+    def _settle(self) -> None:
+        """Hand out the verdicts of the commit in flight, if the log has decided."""
+        in_flight = self._in_flight
+        last = self.state.writers.get(self.writer)
+        if in_flight is None or last is None or last.seq < in_flight.commit.seq:
+            return
+        start = 0
+        for ticket in in_flight.tickets:
+            stop = start + len(ticket.records)
+            ticket.verdicts = last.verdicts[start:stop]
+            start = stop
+            if ticket.abandoned:
+                self._give_back(ticket)
+        self._in_flight = None
+
+    def write_snapshot(self) -> None:
+        """Put the present state where joiners find it."""
+        with self.lock:
+            self.snapshot_due = False
+            state = self.state
+            if not isinstance(state, State) or not self._trusted:
+                return
+            lsn, data = state.lsn, snapshot.dump(state)
+        self.log.put_snapshot(lsn, data)
+
+    def unsent(self) -> bytes | None:
+        """The commit whose fate is unknown, as it has to be sent again."""
+        with self.lock:
+            return self._in_flight.outgoing.payload if self._in_flight else None
+
+    def become(self, writer: str) -> None:
+        """Go on as a new writer, in a forked child: what the parent had queued is the parent's to send."""
+        self.lock = threading.RLock()
+        self.turn = threading.Lock()
+        self.writer, self._seq = writer, 0
+        self._outbox, self._in_flight = [], None
+        self.drafts.clear()
+
+
+def _weight(record: Record) -> int:
+    texts = [*getattr(record, "user", {}).values(), *getattr(record, "system", {}).values()]
+    return sum(map(len, texts))
+
+
+def study_replica(log: Log, *, writer: str, now_us: Callable[[], int]) -> Replica[State]:
+    """A replica of a study's log, joined from a snapshot where there is one."""
+    return Replica(log, writer=writer, empty=State, apply=apply, load=snapshot.load, now_us=now_us)
+
+
+def catalog_replica(log: Log, *, writer: str, now_us: Callable[[], int]) -> Replica[Catalog]:
+    """A replica of the directory log."""
+    return Replica(log, writer=writer, empty=Catalog, apply=Catalog.apply, load=None, now_us=now_us)

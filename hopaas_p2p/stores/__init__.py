@@ -1,0 +1,1 @@
+"""The shared place: one contract (`base`), one small file a back end."""

@@ -1,0 +1,109 @@
+"""The contract of a store: what every back end promises, and what callers may not expect.
+
+A store holds logs, snapshots, beats and artifacts. It orders commits and keeps them; it knows nothing of what is in
+them. All of it is called by one thread at a time a log.
+
+DO    acknowledge a commit only when it would survive kill -9 and a power cut.
+DO    give lsns 1, 2, 3, … without gaps, in the one order that every reader sees.
+DO    return a commit's own entry among the entries when it was appended, whoever asked.
+DO    say `StoreUnreachable` when the outcome is not known. The caller comes again with the same bytes.
+DON'T append a commit that stands in (since, head] already: that is the same one, come again.
+DON'T retry by yourself for longer than the caller can bear: a few seconds.
+DON'T raise on content; bytes in a commit's place that are no commit are returned as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple, Protocol
+
+SNAPSHOT_EVERY: Final = 256
+"""Whoever commits an lsn divisible by this writes a snapshot."""
+SNAPSHOTS_KEPT: Final = 3
+
+
+class Outgoing(NamedTuple):
+    """A commit to append: its bytes, and the nonce by which it is known again."""
+
+    nonce: str
+    payload: bytes
+
+
+class Entry(NamedTuple):
+    """A commit as the log holds it."""
+
+    lsn: int
+    payload: bytes
+    author: str = ""
+    role: str = "owner"
+    at: int = 0
+
+
+class Receipt(NamedTuple):
+    """What an exchange brought: the commits after `since`, in order, and whether there are more to fetch."""
+
+    entries: list[Entry]
+    more: bool = False
+
+
+class Beat(NamedTuple):
+    """A peer's sign of life. Only its change means something."""
+
+    peer: str
+    value: str
+
+
+class Log(Protocol):
+    """The ordered commits of one study, or of the store's catalog."""
+
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        """Append a commit, if there is one, and return what comes after `since`: one round trip where that can be.
+
+        Blocks until the commit is durable. With `more`, the commit was appended only if it is among the entries.
+
+        Raises:
+            StoreUnreachable: the outcome is not known; come again with the same bytes.
+            StoreCorrupt: the log is damaged where no torn write explains it. Nothing was written.
+
+        """
+
+    def changed(self, since: int) -> bool | None:
+        """Whether there is something after `since`, if that can be told without a round trip; else None."""
+
+    def newest_snapshot(self) -> tuple[int, bytes] | None:
+        """(lsn, bytes) of the newest snapshot, or None."""
+
+    def put_snapshot(self, lsn: int, data: bytes) -> None:
+        """Keep a snapshot, and the two before it. Failing is allowed: a snapshot is only ever a short cut."""
+
+    def destroy(self) -> None:
+        """Remove the log and its snapshots for ever."""
+
+
+class Store(Protocol):
+    """A shared place."""
+
+    url: str
+    """Where it is, without secrets: fit to be shown, stored and opened again."""
+    freshness: float
+    """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, ask it on every read."""
+    beats_ride: bool
+    """Whether a beat costs nothing extra inside `exchange`."""
+
+    def catalog(self) -> Log:
+        """The directory log."""
+
+    def log(self, uuid: str) -> Log:
+        """The log of the study of this uuid; empty if nobody has written to it."""
+
+    def beat(self, beat: Beat) -> None:
+        """Overwrite this peer's beat."""
+
+    def beats(self, peers: Iterable[str]) -> dict[str, str]:
+        """The beats of these peers, as far as they have any."""
+
+    def after_fork(self) -> None:
+        """Forget connections and descriptors that the parent process goes on using."""
+
+    def close(self) -> None:
+        """Let go of what it holds open; it may be used again."""

@@ -1,0 +1,81 @@
+"""A store in this process, for tests and for trying things out. Everything ends with the process.
+
+A fork copies it: parent and child then have two stores that know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
+
+
+class MemoryLog:
+    """A list of commits under a lock."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._snapshots: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        with self._lock:
+            if outgoing is not None and not self._holds(outgoing.payload, since):
+                self._entries.append(Entry(len(self._entries) + 1, outgoing.payload))
+            return Receipt(self._entries[since:])
+
+    def _holds(self, payload: bytes, since: int) -> bool:
+        return any(entry.payload == payload for entry in self._entries[since:])
+
+    def changed(self, since: int) -> bool:
+        return len(self._entries) > since
+
+    def newest_snapshot(self) -> tuple[int, bytes] | None:
+        with self._lock:
+            lsn = max(self._snapshots, default=None)
+            return None if lsn is None else (lsn, self._snapshots[lsn])
+
+    def put_snapshot(self, lsn: int, data: bytes) -> None:
+        with self._lock:
+            self._snapshots[lsn] = data
+            for old in sorted(self._snapshots)[:-SNAPSHOTS_KEPT]:
+                del self._snapshots[old]
+
+    def destroy(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self._snapshots.clear()
+
+
+class MemoryStore:
+    """Logs by uuid, beats by peer."""
+
+    freshness = 0.0
+    beats_ride = False
+
+    def __init__(self, name: str = "") -> None:
+        self.url = f"memory://{name}"
+        self._catalog = MemoryLog()
+        self._logs: dict[str, MemoryLog] = {}
+        self._beats: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def catalog(self) -> MemoryLog:
+        return self._catalog
+
+    def log(self, uuid: str) -> MemoryLog:
+        with self._lock:
+            return self._logs.setdefault(uuid, MemoryLog())
+
+    def beat(self, beat: Beat) -> None:
+        self._beats[beat.peer] = beat.value
+
+    def beats(self, peers: Iterable[str]) -> dict[str, str]:
+        return {peer: self._beats[peer] for peer in peers if peer in self._beats}
+
+    def after_fork(self) -> None:
+        """Nothing is shared with the parent."""
+
+    def close(self) -> None:
+        """Nothing is held open."""

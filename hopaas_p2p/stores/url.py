@@ -1,0 +1,70 @@
+"""URL -> Store, and the URL as it may be shown."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from hopaas_p2p.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from hopaas_p2p.stores.base import Store
+    from hopaas_p2p.stores.memory import MemoryStore
+
+_PASSWORD: Final = re.compile(r"(://[^/@:]*:)[^@]*@")
+_memories: Final[dict[str, MemoryStore]] = {}
+_memories_lock: Final = threading.Lock()
+
+
+def open_store(url: str, *, create: bool = True) -> Store:
+    """The store at this URL; see DESIGN for the list.
+
+    Args:
+        url: a path, or `file://`, `memory://`.
+        create: whether a directory that is no store yet becomes one.
+
+    Raises:
+        ConfigurationError: unknown scheme, or a store that cannot be used; the message says what to change.
+
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return _directory(Path(url), create=create)
+    opener = _SCHEMES.get(scheme.lower())
+    if opener is None:
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
+    return opener(url, create)
+
+
+def redacted(url: str) -> str:
+    """The URL with `***` in place of a password."""
+    return _PASSWORD.sub(r"\1***@", url)
+
+
+def _directory(path: Path, *, create: bool) -> Store:
+    from hopaas_p2p.stores.directory import DirectoryStore
+
+    return DirectoryStore(path, create=create)
+
+
+def _file(url: str, create: bool) -> Store:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ConfigurationError(f"{url!r}: a file URL has three slashes, as in file:///shared/campaign")
+    return _directory(Path(unquote(parts.path)), create=create)
+
+
+def _memory(url: str, _create: bool) -> Store:
+    from hopaas_p2p.stores.memory import MemoryStore
+
+    name = url.partition("://")[2]
+    with _memories_lock:
+        return _memories.setdefault(name, MemoryStore(name))
+
+
+_SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {"file": _file, "memory": _memory}
