@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import Categorical, Float, Int
     from hopaas_p2p.storage import open_storage
+    from hopaas_p2p.study import Study, open_study
+    from hopaas_p2p.trial import Trial
 
 _WHERE = {
+    "open_study": "hopaas_p2p.study",
+    "Study": "hopaas_p2p.study",
+    "Trial": "hopaas_p2p.trial",
     "open_storage": "hopaas_p2p.storage",
     "Float": "hopaas_p2p.core.records",
     "Int": "hopaas_p2p.core.records",
     "Categorical": "hopaas_p2p.core.records",
 }
 
-__all__ = ["Categorical", "Float", "Int", "open_storage"]
+__all__ = ["Categorical", "Float", "Int", "Study", "Trial", "open_storage", "open_study"]
 
 
 def __getattr__(name: str) -> object:

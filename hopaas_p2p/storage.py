@@ -42,9 +42,10 @@ from hopaas_p2p.core.records import (
     TrialRelease,
     TrialSet,
 )
-from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import (
     ConfigurationError,
+    Denied,
     InvalidInput,
     LeaseLost,
     NotYourTrial,
@@ -218,7 +219,7 @@ class Storage(BaseStorage):
             raise DuplicatedStudyError(f"A study named {define.name!r} exists already in {self.url}.")
         uuid = secrets.token_hex(16)
         membership = self.courier.membership(-1, uuid)
-        self.courier.commit(membership, define)
+        self.courier.settle(membership, membership.replica.put(self.courier.uuid, define))
         verdict = self.courier.commit_to_catalog(StudyOpen(uuid, define.name))
         if not verdict.accepted or verdict.number is None:
             self._forget(uuid)
@@ -544,7 +545,7 @@ class Storage(BaseStorage):
             return self.release(trial_id)
         if state == TrialState.COMPLETE and (told is None or any(math.isnan(value) for value in told)):
             raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
-        self.finish(trial_id, state, told)
+        self.finish(trial_id, state, told, getattr(self._mode, "reason", None))
         return True
 
     def _claim(self, part: _Part, number: int) -> bool:
@@ -565,7 +566,7 @@ class Storage(BaseStorage):
     def finish(
         self, trial_id: int, state: TrialState, values: tuple[float, ...] | None, reason: str | None = None
     ) -> None:
-        """End a trial of this process, or a WAITING one: durable when this returns, unless `deferring`.
+        """End a trial of this process, or a WAITING one: durable when this returns, unless `telling(defer=True)`.
 
         Raises:
             LeaseLost: somebody took the trial over; a complete result was kept as a trial of its own. (Only a
@@ -583,7 +584,7 @@ class Storage(BaseStorage):
                 ticket = self._put_finish(part, number, live, to, values, reason)
                 live.frozen.state = state
                 live.frozen._values = live.frozen._values if values is None else list(values)
-        if getattr(self._mode, "deferring", False):
+        if getattr(self._mode, "defer", False):
             part.deferred.append((number, ticket))
             return
         self.courier.settle(part.membership, ticket)
@@ -650,22 +651,28 @@ class Storage(BaseStorage):
         return self.courier.settle(part.membership, ticket)[-1].accepted
 
     @contextlib.contextmanager
-    def deferring(self) -> Iterator[None]:
-        """In this block, on this thread, the end of a trial is queued and leaves with the next exchange."""
-        self._mode.deferring = True
+    def telling(self, *, defer: bool = False, strict: bool = False) -> Iterator[None]:
+        """How trials end in this block, on this thread.
+
+        Args:
+            defer: queue the end; it leaves with the next exchange, and `settle_deferred` tells its fate.
+            strict: raise when the lease is lost, where Optuna's own `optimize` only gets a warning in the log.
+
+        """
+        self._mode.defer, self._mode.strict = defer, strict
         try:
             yield
         finally:
-            self._mode.deferring = False
+            self._mode.__dict__.clear()
 
     @contextlib.contextmanager
-    def strict(self) -> Iterator[None]:
-        """In this block, on this thread, a lost lease raises."""
-        self._mode.strict = True
+    def because(self, reason: str | None) -> Iterator[None]:
+        """Trials that end in this block, on this thread, carry this reason."""
+        self._mode.reason = reason
         try:
             yield
         finally:
-            self._mode.strict = False
+            self._mode.reason = None
 
     def settle_deferred(self, study_id: int) -> list[tuple[int, Verdict]]:
         """Wait until every deferred end is durable; the trials and verdicts of those that were refused."""
@@ -682,16 +689,55 @@ class Storage(BaseStorage):
                 refused.append((number, verdict))
         return refused
 
-    def lease_valid(self, trial_id: int) -> bool:
-        """Whether this process may still trust that the trial is its own."""
+    def lease_held(self, trial_id: int) -> bool:
+        """Whether the log, as far as it was read, says that this process runs the trial."""
         part, number = self._locate(trial_id)
         with part.lock:
+            trial = part.replica.state.trials[number]
             live = part.view.live.get(number)
             if live is None:
-                return False
-            trial = part.replica.state.trials[number]
-            held = (trial.owner, trial.epoch) == live.lease
-        return held and self.courier.lease_valid(part.membership, live.lease.owner)
+                return trial.end is None and self.courier.is_mine(trial.owner)
+            return (trial.owner, trial.epoch) == live.lease
+
+    def lease_valid(self, trial_id: int) -> bool:
+        """Whether this process may still trust that nobody takes the trial over."""
+        part, number = self._locate(trial_id)
+        owner = part.replica.state.trials[number].owner
+        return owner is not None and self.lease_held(trial_id) and self.courier.lease_valid(part.membership, owner)
+
+    def attempt(self, trial_id: int) -> int:
+        """Which try of its parameters this trial is, from 1."""
+        part, number = self._locate(trial_id)
+        return part.replica.state.trials[number].attempt
+
+    def check_writable(self, trial_id: int) -> None:
+        """Raises NotYourTrial or UpdateFinishedTrialError if this process may not end the trial."""
+        part, number = self._locate(trial_id)
+        with part.lock:
+            self._writable(part, number)
+
+    def someone_may_be_dead(self, study_id: int) -> bool:
+        """Whether the owner of some running trial was not seen beating lately."""
+        return self.courier.someone_may_be_dead(self.part(study_id).membership)
+
+    def say(self, study_id: int, record: records.StudyRecord) -> Verdict:
+        """Write one record and wait for its verdict.
+
+        Raises:
+            Denied: the store's grants do not allow it.
+            InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
+
+        """
+        (verdict,) = self.courier.commit(self.part(study_id).membership, record)
+        if verdict.refusal == "role":
+            raise Denied
+        if not verdict.accepted:
+            raise InvalidInput(REFUSALS.get(verdict.refusal or "", verdict.refusal))
+        return verdict
+
+    def state(self, study_id: int) -> State:
+        """The replica's State, as fresh as a read may expect."""
+        return self._read(study_id).replica.state
 
     def stop_requested(self, trial_id: int) -> str | None:
         """Why somebody asked this trial to end, if somebody did. Reads the replica."""

@@ -1,0 +1,92 @@
+"""A trial as the objective sees it: Optuna's, with a lease.
+
+A subclass of `optuna.trial.Trial`, so that every callback written for Optuna takes it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NoReturn
+
+import optuna
+
+from hopaas_p2p.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hopaas_p2p.storage import Storage
+
+
+class Trial(optuna.trial.Trial):
+    """One evaluation of the objective, owned by this process while it runs.
+
+    `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: what they say leaves with
+    the next exchange, or after a second by itself.
+    """
+
+    storage: Storage
+
+    def should_prune(self) -> bool:
+        """Whether to give this trial up now.
+
+        True when the pruner says so, when somebody asked this trial to stop, or when its lease was lost. Reads the
+        replica: costs no round trip.
+        """
+        return self.stop_requested is not None or not self.lease_held or super().should_prune()
+
+    def prune(self) -> NoReturn:
+        """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` await."""
+        raise optuna.TrialPruned
+
+    @property
+    def stop_requested(self) -> str | None:
+        """Why somebody asked for this trial to end, or None."""
+        return self.storage.stop_requested(self._trial_id)
+
+    @property
+    def lease_held(self) -> bool:
+        """Whether the log, as far as this process has read it, still says that the trial is ours."""
+        return self.storage.lease_held(self._trial_id)
+
+    @property
+    def lease_valid(self) -> bool:
+        """Whether this process may trust that nobody takes the trial over just now.
+
+        False after ttl less a margin without contact to the store. Work may go on: a result told later is kept
+        either way.
+        """
+        return self.storage.lease_valid(self._trial_id)
+
+    @property
+    def attempt(self) -> int:
+        """1 for a first try, 2 for the retry of an interrupted one, …"""
+        return self.storage.attempt(self._trial_id)
+
+    def tell(self, *values: float) -> None:
+        """Say the result, for the `with study.trial()` form; it is sent when the block ends."""
+        self.told = values
+
+    told: tuple[float, ...] | None = None
+
+
+def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float, ...]:
+    """What an objective returned, as values of a COMPLETE trial.
+
+    Raises:
+        InvalidInput: not numbers, NaN, or not as many as the study has directions. The message is the trial's reason.
+
+    """
+    parts: Sequence[float] = result if isinstance(result, list | tuple) else (result,)
+    if len(parts) != expected:
+        raise InvalidInput(f"the objective gave {len(parts)} values, but the study has {expected} directions")
+    values = []
+    for part in parts:
+        try:
+            value = float(part)
+        except (TypeError, ValueError):
+            raise InvalidInput(f"the objective gave {part!r}, which is not a number") from None
+        if math.isnan(value):
+            raise InvalidInput("the objective gave NaN")
+        values.append(value)
+    return tuple(values)
