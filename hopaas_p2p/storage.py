@@ -17,8 +17,8 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Container, Iterator, Sequence
-from typing import Any, Final, NoReturn
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
 
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
@@ -88,6 +88,8 @@ def open_storage(
     patience: float = 60.0,
     allow_pickles: bool = False,
     create: bool = True,
+    acts_for: Iterable[str] = (),
+    peer_ttl: float | None = None,
 ) -> Storage:
     """A storage for `optuna.create_study(storage=…)`, shared by every process that opens the same URL.
 
@@ -101,6 +103,8 @@ def open_storage(
         allow_pickles: let Optuna's CMA-ES sampler pass its pickles between peers. Only among people you trust: who
             may write to the study can then run code in every peer that uses that sampler.
         create: whether a directory that is no store yet becomes one.
+        acts_for: uuids of peers whose running trials this process may go on with, as a ticket of the shell does.
+        peer_ttl: a longer silence than the study's that others shall grant this peer, in seconds.
 
     Raises:
         ConfigurationError: the URL or the store cannot be used; the message says what to change.
@@ -114,22 +118,26 @@ def open_storage(
         linger=linger,
         patience=patience,
         allow_pickles=allow_pickles,
+        peer_ttl=peer_ttl,
     )
-    return Storage(options, _open_courier(options))
+    return Storage(options, _open_courier(options, frozenset(acts_for)))
 
 
-class _Options:
+class _Options(NamedTuple):
     """How a storage was opened: what travels in a pickle."""
 
-    def __init__(self, *, url: str, policy: Policy, linger: float | None, patience: float, allow_pickles: bool) -> None:
-        self.url, self.policy, self.linger = url, policy, linger
-        self.patience, self.allow_pickles = patience, allow_pickles
+    url: str
+    policy: Policy
+    linger: float | None
+    patience: float
+    allow_pickles: bool
+    peer_ttl: float | None
 
 
 def _open_courier(options: _Options, acts_for: frozenset[str] = frozenset()) -> Courier:
     store = open_store(options.url)
     linger = max(1.0, store.freshness) if options.linger is None else options.linger
-    return Courier(store, linger=linger, patience=options.patience, acts_for=acts_for)
+    return Courier(store, linger=linger, patience=options.patience, acts_for=acts_for, peer_ttl=options.peer_ttl)
 
 
 _revived: Final[weakref.WeakValueDictionary[tuple[int, str], Courier]] = weakref.WeakValueDictionary()

@@ -12,6 +12,7 @@ they saw no earlier than that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -23,12 +24,31 @@ MARGIN: Final = 0.1
 
 BEATS_PER_TTL: Final = 3
 
+LONGEST_TTL: Final = 30 * 86400.0
+"""Seconds: whatever an owner tells of itself, its trials are not lost for longer than a month."""
+
 
 class Lease(NamedTuple):
     """The right to run a trial."""
 
     owner: str
     epoch: int
+
+
+def ttl_of(state: State, owner: str) -> float:
+    """Seconds of silence after which this owner's trials may be reclaimed.
+
+    The study's, or a longer one that the owner told in its introduction: a ticket of the shell, which nobody keeps
+    beating for between two commands.
+    """
+    told = state.peers.get(owner, {}).get("ttl", "")
+    try:
+        longer = float(told) if told else 0.0
+    except ValueError:
+        longer = 0.0
+    if math.isnan(longer):
+        return state.policy.ttl
+    return max(state.policy.ttl, min(longer, LONGEST_TTL))
 
 
 def trusted_until(last_exchange_began: float, ttl: float) -> float:
@@ -75,8 +95,8 @@ class Watch:
         return seen is not None and seen.changed and now - seen.since <= within
 
 
-def reclaims(state: State, watch: Watch, now: float, *, ttl: float, spare: frozenset[str]) -> list[TrialReclaim]:
-    """The reclaim records this observer may append: running trials whose owner was silent for ttl.
+def reclaims(state: State, watch: Watch, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:
+    """The reclaim records this observer may append: running trials whose owner was silent for its ttl.
 
     `spare` are owners that this process acts for itself.
     """
@@ -84,6 +104,6 @@ def reclaims(state: State, watch: Watch, now: float, *, ttl: float, spare: froze
     for number in state.running:
         trial = state.trials[number]
         owner = trial.owner
-        if owner is not None and owner not in spare and watch.silence(owner, now) >= ttl:
+        if owner is not None and owner not in spare and watch.silence(owner, now) >= ttl_of(state, owner):
             due.append(TrialReclaim(number, trial.epoch))
     return due

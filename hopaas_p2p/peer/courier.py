@@ -69,6 +69,7 @@ class Courier:
         patience: seconds for which a blocking call tries an unreachable store before it raises.
         clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of starting the thread.
         acts_for: peers whose trials travelled to this process.
+        peer_ttl: seconds of silence that others shall grant this peer, where that is longer than the study's.
 
     """
 
@@ -81,6 +82,7 @@ class Courier:
         clock: Callable[[], float] = time.monotonic,
         now_us: Callable[[], int] = microseconds,
         acts_for: frozenset[str] = frozenset(),
+        peer_ttl: float | None = None,
         threaded: bool = True,
         describe: Callable[[], dict[str, str]] = identity.describe,
     ) -> None:
@@ -96,6 +98,7 @@ class Courier:
         self.memberships: dict[str, Membership[State]] = {}
         self.catalog = Membership(-1, "", catalog_replica(store.catalog(), writer=self.uuid, now_us=now_us))
         self._describe = describe
+        self._peer_ttl = peer_ttl
         self._keeper = Keeper(store)
         self._lock = threading.RLock()
         self._threaded = threaded
@@ -152,7 +155,10 @@ class Courier:
     def _introduce(self, membership: Membership[State]) -> None:
         if not membership.introduced:
             membership.introduced = True
-            membership.replica.put(self.uuid, PeerJoin(self._describe()))
+            info = self._describe()
+            if self._peer_ttl is not None:
+                info["ttl"] = str(self._peer_ttl)
+            membership.replica.put(self.uuid, PeerJoin(info))
             if not self.store.beats_ride:
                 self._beat_now(membership)
             self._start()

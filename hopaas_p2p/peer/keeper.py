@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from hopaas_p2p.core.leases import BEATS_PER_TTL, Watch, reclaims
+from hopaas_p2p.core.leases import BEATS_PER_TTL, Watch, reclaims, ttl_of
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Beat, Store
@@ -55,11 +55,15 @@ class Keeper:
         watched = [owner for owner in owners if owner is not None]
         watch = self._watches.setdefault(study, Watch())
         watch.look(self._store.beats(watched), watched, now)
-        return reclaims(state, watch, now, ttl=ttl, spare=frozenset(spare))
+        return reclaims(state, watch, now, spare=frozenset(spare))
 
     def doubtful_owners(self, study: int, state: State, *, spare: Collection[str], now: float) -> set[str]:
         """Owners of running trials that were not seen beating lately: they may be dead."""
         watch = self._watches.setdefault(study, Watch())
-        within = 1.5 * state.policy.ttl / BEATS_PER_TTL
-        owners = {state.trials[number].owner for number in state.running}
-        return {o for o in owners if o is not None and o not in spare and not watch.proven_alive(o, now, within=within)}
+        owners = {state.trials[number].owner for number in state.running} - set(spare)
+        return {
+            owner
+            for owner in owners
+            if owner is not None
+            and not watch.proven_alive(owner, now, within=1.5 * ttl_of(state, owner) / BEATS_PER_TTL)
+        }
