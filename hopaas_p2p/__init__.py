@@ -20,6 +20,8 @@ _WHERE = {
     "Categorical": "hopaas_p2p.core.records",
 }
 
+__version__ = "0.1.0"
+
 __all__ = ["Categorical", "Float", "Int", "Study", "Trial", "open_storage", "open_study"]
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
+_BUSY: Final = 10  # lingers without a draft after which the thread sleeps until it is woken
 _FAREWELL: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
 
 
@@ -57,6 +58,8 @@ class Membership(Generic[S]):
         """When somebody last wanted to read."""
         self.drafted_at: float | None = None
         """When the oldest draft that has not left was begun."""
+        self.noted_at = -1e9
+        """When something was last drafted."""
         self.deleted = False
 
 
@@ -232,7 +235,7 @@ class Courier:
     def note_draft(self, membership: Membership[State]) -> None:
         """A report or attribute waits: it leaves with the next exchange, or by itself after `linger`."""
         if membership.drafted_at is None:
-            membership.drafted_at = self.clock()
+            membership.drafted_at = membership.noted_at = self.clock()
             self._start()
             self.wake(after=self.linger)
 
@@ -297,6 +300,8 @@ class Courier:
                 self.pull(membership)
             else:
                 wait = due - now
+        if now - membership.noted_at < _BUSY * self.linger:
+            wait = min(wait, self.linger)  # more will come: no need to be woken for each
         if self.store.freshness and now - membership.read_at < 30 * self.store.freshness:
             if now - membership.pulled_at >= self.store.freshness:
                 self.pull(membership)
@@ -340,7 +345,7 @@ class Courier:
 
     def wake(self, *, after: float = 0.0) -> None:
         """See that the thread looks again within `after` seconds."""
-        if after == 0.0 or after < self._sleeping_for:
+        if after == 0.0 or 1.01 * after < self._sleeping_for:
             self._sleeping_for = after
             self._wake.set()
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
-import importlib.metadata
 import os
 import platform
 import secrets
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,17 @@ _BATCH_JOB: Final = (
     ("sge", "JOB_ID", "SGE_TASK_ID"),
     ("kubernetes", "HOPAAS_POD_NAME", None),
 )
-_PACKAGES: Final = ("hopaas-p2p", "optuna", "numpy", "torch", "scikit-learn")
+_PACKAGES: Final = {
+    "hopaas_p2p": "hopaas-p2p",
+    "optuna": "optuna",
+    "numpy": "numpy",
+    "torch": "torch",
+    "lightning": "lightning",
+    "keras": "keras",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "sklearn": "scikit-learn",
+}
 
 
 def new_uuid() -> str:
@@ -72,11 +82,12 @@ def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
 
 @functools.cache
 def _machine() -> dict[str, str]:
-    """What does not change while this program runs."""
+    """What does not change while this program runs. Versions of what it has imported: nothing is searched on disk."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
+    for module, package in _PACKAGES.items():
+        version = getattr(sys.modules.get(module), "__version__", None)
+        if isinstance(version, str):
+            found[package] = version
     gpus = _gpus()
     if gpus:
         found["gpu"] = gpus

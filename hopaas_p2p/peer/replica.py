@@ -16,10 +16,12 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import (
+    UNSTAMPED,
     Commit,
     Distribution,
     Record,
     Stamp,
+    StudySet,
     TrialClaim,
     TrialCreate,
     TrialRelease,
@@ -218,11 +220,11 @@ class Replica(Generic[S]):
         drafts = [d for d in self.drafts.values() if d.owner == owner]
         if drafts and weight and weight + sum(d.weight() for d in drafts) > _MAX_TEXT:
             drafts = []
-        records = tuple(draft.record() for draft in drafts) + tuple(r for t in tickets for r in t.records)
+        drafted = Ticket(tuple([draft.record() for draft in drafts]))
+        records = drafted.records + tuple([record for ticket in tickets for record in ticket.records])
         commit = Commit(self.writer, self._seq + 1, owner, self._now_us(), records)
         outgoing = Outgoing(f"{self.writer}:{commit.seq}", codec.encode(commit))
-        draft_ticket = Ticket(tuple(draft.record() for draft in drafts))
-        self._in_flight = _InFlight(commit, outgoing, (draft_ticket, *tickets))
+        self._in_flight = _InFlight(commit, outgoing, (drafted, *tickets))
         self._seq = commit.seq
         self._outbox = kept
         for draft in drafts:
@@ -241,7 +243,7 @@ class Replica(Generic[S]):
                 else:
                     commit = codec.decode(payload)
                 if lsn == self.state.lsn + 1:
-                    self._apply(self.state, lsn, commit, Stamp(author, role, at))
+                    self._apply(self.state, lsn, commit, Stamp(author, role, at) if author or at else _stamp(role))
             self._trusted = True
             self._settle()
 
@@ -284,9 +286,15 @@ class Replica(Generic[S]):
         self.drafts.clear()
 
 
+def _stamp(role: str) -> Stamp:
+    return UNSTAMPED if role == UNSTAMPED.role else Stamp(role=role)
+
+
 def _weight(record: Record) -> int:
-    texts = [*getattr(record, "user", {}).values(), *getattr(record, "system", {}).values()]
-    return sum(map(len, texts))
+    """Characters of attributes: what can make a commit large."""
+    if not isinstance(record, TrialCreate | TrialSet | StudySet):
+        return 0
+    return sum(map(len, record.user.values())) + sum(map(len, record.system.values()))
 
 
 def study_replica(log: Log, *, writer: str, now_us: Callable[[], int]) -> Replica[State]:
