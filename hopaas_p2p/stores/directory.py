@@ -220,7 +220,7 @@ class DirectoryLog:
         if fresh:
             _sync_directory(self._log)
         self._lsn = lsn
-        self._offset += len(frame)
+        self._offset = self._offset + len(frame) if lsn % _SEGMENT else 0  # the next one begins a new file
         return Entry(lsn, payload)
 
 
