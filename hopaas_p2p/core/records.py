@@ -66,6 +66,8 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """FAILs in a row, by the objective's own fault, that end the campaign. None: never."""
     progress_timeout: float | None = None
     """Seconds a live trial may go without a report before it is asked to stop, then reclaimed. None: for ever."""
+    interrupted: str = "fail"
+    """What becomes of a trial interrupted for good, its attempts used up: "fail", or "prune" at its last report."""
 
 
 class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.define"):
@@ -99,6 +101,14 @@ class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
     info: dict[str, str]
 
 
+class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
+    """A request to one peer, or to all of a site: finish what you run, take no more. `off` takes it back."""
+
+    peer: str | None = None
+    site: str | None = None
+    off: bool = False
+
+
 class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.create"):
     """The next trial: RUNNING for the commit's owner, WAITING, or finished already (import)."""
 
@@ -114,6 +124,8 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
     reason: str | None = None
     start: int | None = None
     end: int | None = None
+    skip: tuple[int, ...] = ()
+    """WAITING trials that `prefer_waiting` passes over: retries that the peer gives a rest first."""
 
 
 class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"):
@@ -135,6 +147,25 @@ class TrialSet(msgspec.Struct, array_like=True, frozen=True, tag="trial.set"):
     reports: dict[int, float] = {}
     user: dict[str, str] = {}
     system: dict[str, str] = {}
+    stopping: bool = False
+    """The owner has seen the request to stop."""
+
+
+class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a trial may be resumed: an artifact of the store, and the step it was taken after."""
+
+    step: int
+    key: str
+    size: int
+    sha256: str
+
+
+class TrialCheckpoint(msgspec.Struct, array_like=True, frozen=True, tag="trial.checkpoint"):
+    """The owner has stored a checkpoint; the last two are kept, and a retry begins with them."""
+
+    number: int
+    epoch: int
+    checkpoint: Checkpoint
 
 
 class TrialFinish(msgspec.Struct, array_like=True, frozen=True, tag="trial.finish"):
@@ -196,9 +227,11 @@ StudyRecord = (
     | StudySet
     | StudyControl
     | PeerJoin
+    | PeerDrain
     | TrialCreate
     | TrialClaim
     | TrialSet
+    | TrialCheckpoint
     | TrialFinish
     | TrialRelease
     | TrialReclaim

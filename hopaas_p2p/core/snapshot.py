@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.records import Distribution, StudyDefine, TrialState
+from hopaas_p2p.core.records import Checkpoint, Distribution, StudyDefine, TrialState
 from hopaas_p2p.core.state import BLOCK, LastCommit, State, Tenure, Trial, Verdict
 
 VERSION: Final = 1
@@ -47,6 +47,7 @@ class _Header(msgspec.Struct, array_like=True):
     failures_in_a_row: int
     dists: dict[str, Distribution]
     peers: dict[str, dict[str, str]]
+    draining: list[str]
     writers: dict[str, tuple[int, int, list[tuple[bool, int | None, str | None]]]]
     refusals: dict[str, int]
     trials: int
@@ -61,10 +62,12 @@ class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
     system: dict[str, str] = {}
     reason: str | None = None
     stop: str | None = None
+    stopping: bool = False
     attempt: int = 1
     retry_of: int | None = None
     retried_by: int | None = None
     late_of: int | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
     history: tuple[Tenure, ...] = ()
 
 
@@ -107,6 +110,7 @@ def dump(state: State) -> bytes:
         state.failures_in_a_row,
         state.dists,
         state.peers,
+        list(state.draining),
         {
             w: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts])
             for w, last in state.writers.items()
@@ -153,6 +157,7 @@ def _load(header: _Header) -> State:
     state.waiting, state.running = dict.fromkeys(header.waiting), dict.fromkeys(header.running)
     state.failures_in_a_row = header.failures_in_a_row
     state.dists, state.peers, state.refusals = header.dists, header.peers, header.refusals
+    state.draining = dict.fromkeys(header.draining)
     state.writers = {
         writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]))
         for writer, (seq, lsn, verdicts) in header.writers.items()
@@ -226,10 +231,12 @@ def _rare(trial: Trial) -> _Rare:
         trial.system,
         trial.reason,
         trial.stop,
+        trial.stopping,
         trial.attempt,
         trial.retry_of,
         trial.retried_by,
         trial.late_of,
+        trial.checkpoints,
         trial.history,
     )
 

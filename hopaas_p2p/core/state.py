@@ -16,15 +16,18 @@ import msgspec
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
     UNSTAMPED,
+    Checkpoint,
     Commit,
     Distribution,
     Opaque,
+    PeerDrain,
     PeerJoin,
     Policy,
     Stamp,
     StudyControl,
     StudyDefine,
     StudySet,
+    TrialCheckpoint,
     TrialClaim,
     TrialCreate,
     TrialFinish,
@@ -34,6 +37,7 @@ from hopaas_p2p.core.records import (
     TrialState,
     TrialStop,
 )
+from hopaas_p2p.core.sanity import possible_definition, possible_distributions, possible_time
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -47,9 +51,10 @@ TRANSITIONS: Final = {
     (WAITING, TrialSet): (False, (WAITING,)),
     (WAITING, TrialFinish): (False, (COMPLETE, PRUNED, FAIL)),
     (RUNNING, TrialSet): (True, (RUNNING,)),
+    (RUNNING, TrialCheckpoint): (True, (RUNNING,)),
     (RUNNING, TrialFinish): (True, (COMPLETE, PRUNED, FAIL)),
     (RUNNING, TrialRelease): (True, (WAITING, FAIL)),
-    (RUNNING, TrialReclaim): (False, (FAIL,)),
+    (RUNNING, TrialReclaim): (False, (FAIL, PRUNED)),
     (RUNNING, TrialStop): (False, (RUNNING,)),
 }
 """(state, record) -> does it need the lease, and where the trial may go. What is not here is refused.
@@ -61,8 +66,10 @@ exhaustive test are generated from this one.
 BLOCK: Final = 1024
 """Trials in one block of a snapshot, see `snapshot`."""
 
-OWNERS_ONLY: Final = frozenset({StudyControl, TrialStop})
-"""Records that a commit stamped *worker* may not bring."""
+OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop})
+"""Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
+
+CHECKPOINTS_KEPT: Final = 2
 
 
 class Verdict(NamedTuple):
@@ -90,6 +97,7 @@ REFUSALS: Final = {
     "paused": "the study is paused",
     "stopped": "the study is stopped",
     "failing": "too many failures in a row",
+    "draining": "this peer or its site was asked to take no more trials",
 }
 
 _ACCEPTED: Final = Verdict(True)
@@ -125,10 +133,14 @@ class Trial(msgspec.Struct, gc=False):
     end: int | None = None
     stop: str | None = None
     """Why its owner was asked to end it; cleared with the lease."""
+    stopping: bool = False
+    """Whether the owner has seen that."""
     attempt: int = 1
     retry_of: int | None = None
     retried_by: int | None = None
     late_of: int | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """Where it may be resumed, the newest last."""
     history: tuple[Tenure, ...] = ()
     """Earlier owners, oldest first."""
 
@@ -159,6 +171,7 @@ class State:
         "counts",
         "define",
         "dists",
+        "draining",
         "failures_in_a_row",
         "lsn",
         "peers",
@@ -187,6 +200,8 @@ class State:
         self.dists: dict[str, Distribution] = {}
         """The first distribution the log gave each parameter: what a trial has unless it says otherwise."""
         self.peers: dict[str, dict[str, str]] = {}
+        self.draining: dict[str, None] = {}
+        """Peers, and sites as `site:name`, that shall take no more trials."""
         self.writers: dict[str, LastCommit] = {}
         self.refusals: dict[str, int] = {}
         self.changed: set[int] = set()
@@ -213,6 +228,12 @@ class State:
         if self.budget is not None and self.used() >= self.budget:
             return "budget"
         return None
+
+    def is_draining(self, peer: str) -> bool:
+        """Whether this peer was asked to take no more trials, by name or with its site."""
+        if not self.draining:
+            return False
+        return peer in self.draining or f"site:{self.peers.get(peer, {}).get('site')}" in self.draining
 
     def finished(self) -> bool:
         """Whether the campaign is over for good: stopped, failing, or its budget spent with nothing running."""
@@ -247,9 +268,15 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
         return _refuse(state, "malformed")
     if (state.define is None) != (kind is StudyDefine):
         return _refuse(state, "undefined")
-    if stamp.role != "owner" and (stamp.role != "worker" or kind in OWNERS_ONLY):
+    if stamp.role != "owner" and not _worker_may(state, kind, stamp):
         return _refuse(state, "role")
     return rule(state, record, commit)
+
+
+def _worker_may(state: State, kind: type, stamp: Stamp) -> bool:
+    if stamp.role != "worker":
+        return False
+    return kind not in OWNERS_ONLY or (kind is TrialStop and state.policy.progress_timeout is not None)
 
 
 def _count(state: State, reason: str) -> None:
@@ -265,7 +292,7 @@ def _refuse(state: State, reason: str, number: int | None = None) -> Verdict:
 
 
 def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:
-    if not record.directions or any(d not in ("minimize", "maximize") for d in record.directions):
+    if not possible_definition(record):
         return _refuse(state, "malformed")
     state.define = record
     state.budget = record.policy.budget
@@ -298,30 +325,64 @@ def _join(state: State, record: PeerJoin, commit: Commit) -> Verdict:
     return _ACCEPTED
 
 
+def _drain(state: State, record: PeerDrain, _commit: Commit) -> Verdict:
+    targets = ([record.peer] if record.peer else []) + ([f"site:{record.site}"] if record.site else [])
+    for target in targets:
+        if record.off:
+            state.draining.pop(target, None)
+        else:
+            state.draining[target] = None
+    return _ACCEPTED
+
+
 # --- a trial -----------------------------------------------------------------------------------------------------
 
 
 def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
+    if not _describes_a_trial(state, record):
+        return _refuse(state, "malformed")
     if record.state is RUNNING:
-        closed = state.closed_because()
+        closed = state.closed_because() or ("draining" if state.is_draining(commit.owner) else None)
         if closed is not None:
             return _refuse(state, closed)
-        if record.prefer_waiting and state.waiting:
-            return _start(state, state.trials[next(iter(state.waiting))], commit)
-    elif record.state is COMPLETE and not _feasible(state, record.values):
-        return _refuse(state, "malformed")
+        waiting = next((number for number in state.waiting if number not in record.skip), None)
+        if record.prefer_waiting and waiting is not None:
+            return _start(state, state.trials[waiting], commit)
+    elif not _has_place_for(state, record.state):
+        return _refuse(state, "budget")
     trial = _append(state, record.state)
     _merge(state, trial, record)
-    trial.values = record.values
-    trial.reason = record.reason
     if record.state is RUNNING:
         trial.owner, trial.epoch = commit.owner, 1
         trial.start = commit.at if record.start is None else record.start
         return Verdict(True, trial.number)
-    trial.start, trial.end = record.start, record.end
-    if record.state is not WAITING and record.end is None:
-        trial.end = commit.at
+    trial.start = record.start
+    if record.state is not WAITING:
+        trial.values, trial.reason = record.values, record.reason
+        trial.end = commit.at if record.end is None else record.end
     return Verdict(True, trial.number)
+
+
+def _describes_a_trial(state: State, record: TrialCreate) -> bool:
+    return (
+        _can_be_merged(state, record)
+        and _can_end(state, record.state, record.values)
+        and possible_time(record.start)
+        and possible_time(record.end)
+    )
+
+
+def _can_be_merged(state: State, record: TrialSet | TrialCreate) -> bool:
+    """Whether every parameter has a distribution, and each one that is named can be one."""
+    if record.dists and not possible_distributions(record.dists.values()):
+        return False
+    return all(name in state.dists or name in record.dists for name in record.params)
+
+
+def _has_place_for(state: State, ended: TrialState) -> bool:
+    """Whether the budget allows one more trial that ends like this without having run."""
+    takes_one = ended is COMPLETE or ended is PRUNED
+    return not takes_one or state.budget is None or state.used() < state.budget
 
 
 def _append(state: State, trial_state: TrialState) -> Trial:
@@ -363,6 +424,8 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
                 state.dists[name] = given
             elif given is not None and given != first:
                 trial.dists[name] = given
+            elif name in trial.dists:  # told again, from the first distribution this time
+                del trial.dists[name]
         trial.params.update(record.params)
     if record.reports:
         trial.reports.update(record.reports)
@@ -394,7 +457,7 @@ def _claim(state: State, record: TrialClaim, commit: Commit) -> Verdict:
         return _refuse(state, "no such trial")
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return _refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
-    closed = state.closed_because()
+    closed = state.closed_because() or ("draining" if state.is_draining(commit.owner) else None)
     if closed is not None:
         return _refuse(state, closed, trial.number)
     return _start(state, trial, commit)
@@ -404,7 +467,7 @@ def _set_trial(state: State, record: TrialSet, commit: Commit) -> Verdict:
     trial = _find(state, record.number)
     if trial is None:
         return _refuse(state, "no such trial")
-    if any(name not in record.dists and name not in state.dists for name in record.params):
+    if not _can_be_merged(state, record):
         return _refuse(state, "malformed", trial.number)
     rule = TRANSITIONS.get((trial.state, TrialSet))
     if rule is None:
@@ -414,26 +477,40 @@ def _set_trial(state: State, record: TrialSet, commit: Commit) -> Verdict:
     if needs_lease and not _has_lease(trial, record.epoch, commit):
         return _refuse(state, "fenced", trial.number)
     _merge(state, trial, record)
+    trial.stopping = trial.stopping or (record.stopping and trial.stop is not None)
     state.changed.add(trial.number)
     return Verdict(True, trial.number)
 
 
-def _feasible(state: State, values: tuple[float, ...] | None) -> bool:
-    if values is None or state.define is None or len(values) != len(state.define.directions):
+def _checkpoint(state: State, record: TrialCheckpoint, commit: Commit) -> Verdict:
+    trial = _find(state, record.number)
+    if trial is None:
+        return _refuse(state, "no such trial")
+    if (trial.state, TrialCheckpoint) not in TRANSITIONS or not _has_lease(trial, record.epoch, commit):
+        return _refuse(state, "fenced", trial.number)
+    trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
+    return Verdict(True, trial.number)
+
+
+def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> bool:
+    """Whether a trial in this state may have these values: one a direction, and if COMPLETE, all of them numbers."""
+    if values is None:
+        return to is not COMPLETE
+    if state.define is None or len(values) != len(state.define.directions):
         return False
-    return not any(math.isnan(value) for value in values)
+    return to is not COMPLETE or not any(math.isnan(value) for value in values)
 
 
 def _finish(state: State, record: TrialFinish, commit: Commit) -> Verdict:
     trial = _find(state, record.number)
     if trial is None:
         return _refuse(state, "no such trial")
-    if record.state not in (COMPLETE, PRUNED, FAIL):
-        return _refuse(state, "malformed", trial.number)
-    if record.state is COMPLETE and not _feasible(state, record.values):
+    if record.state not in (COMPLETE, PRUNED, FAIL) or not _can_end(state, record.state, record.values):
         return _refuse(state, "malformed", trial.number)
     rule = TRANSITIONS.get((trial.state, TrialFinish))
     if rule is not None and not rule[0]:
+        if not _has_place_for(state, record.state):
+            return _refuse(state, "budget", trial.number)
         _close(state, trial, record.state, commit.at, values=record.values, reason=record.reason)
         return Verdict(True, trial.number)
     if _has_lease(trial, record.epoch, commit):
@@ -462,7 +539,7 @@ def _close(
     """End a trial. `own_fault` tells a failure of the objective from an interruption."""
     _move(state, trial, to)
     trial.end = at
-    trial.stop = None
+    trial.stop, trial.stopping = None, False
     if values is not None:
         trial.values = values
     if reason is not None:
@@ -480,7 +557,7 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     a FAIL trial whose attribute `hopaas:late_values` holds it.
     """
     _count(state, "late")
-    retry = _find(state, lost.retried_by) if lost.retried_by is not None else None
+    retry = _last_retry(state, lost)
     if retry is not None and retry.state is WAITING:
         _close(state, retry, FAIL, commit.at, reason=f"withdrawn: #{lost.number} came back", own_fault=False)
     full = state.budget is not None and state.used() >= state.budget
@@ -509,6 +586,14 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     return Verdict(False, late.number, "late")
 
 
+def _last_retry(state: State, trial: Trial) -> Trial | None:
+    """The newest attempt at this trial's parameters after it, if there was another."""
+    retry = None
+    while trial.retried_by is not None:
+        retry = trial = state.trials[trial.retried_by]
+    return retry
+
+
 def _end_tenure(trial: Trial, at: int, why: str) -> None:
     if trial.owner is not None:
         trial.history = (*trial.history, Tenure(trial.owner, trial.epoch, trial.start, at, why))
@@ -528,9 +613,9 @@ def _release(state: State, record: TrialRelease, commit: Commit) -> Verdict:
     _end_tenure(trial, commit.at, record.reason or "released")
     _move(state, trial, WAITING)
     trial.owner = None
-    trial.stop = None
+    trial.stop, trial.stopping = None, False
     trial.start = None
-    trial.reports = {}  # whoever runs it next reports every step anew
+    trial.reports = _reports_to_resume(trial)
     return Verdict(True, trial.number)
 
 
@@ -544,16 +629,30 @@ def _reclaim(state: State, record: TrialReclaim, commit: Commit) -> Verdict:
         return _refuse(state, "fenced", trial.number)
     _end_tenure(trial, commit.at, record.reason)
     trial.epoch += 1
+    last_try = trial.attempt >= state.policy.attempts
+    if last_try and state.policy.interrupted == "prune" and trial.reports:
+        last = trial.reports[max(trial.reports)]
+        _close(state, trial, PRUNED, commit.at, values=None if math.isnan(last) else (last,), reason=record.reason)
+        return Verdict(True, trial.number)
     _close(state, trial, FAIL, commit.at, reason=record.reason, own_fault=False)
-    if trial.attempt < state.policy.attempts:
+    if not last_try:
         _queue_retry(state, trial)
     return Verdict(True, trial.number)
+
+
+def _reports_to_resume(trial: Trial) -> dict[int, float]:
+    """What the next owner need not report again: the steps up to the newest checkpoint."""
+    if not trial.checkpoints:
+        return {}
+    last = trial.checkpoints[-1].step
+    return {step: value for step, value in trial.reports.items() if step <= last}
 
 
 def _queue_retry(state: State, trial: Trial) -> None:
     """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
     retry = _append(state, WAITING)
     retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
+    retry.reports, retry.checkpoints = _reports_to_resume(trial), trial.checkpoints
     retry.attempt = trial.attempt + 1
     retry.retry_of = trial.number
     trial.retried_by = retry.number
@@ -587,9 +686,11 @@ _RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
     StudySet: _set_study,
     StudyControl: _control,
     PeerJoin: _join,
+    PeerDrain: _drain,
     TrialCreate: _create,
     TrialClaim: _claim,
     TrialSet: _set_trial,
+    TrialCheckpoint: _checkpoint,
     TrialFinish: _finish,
     TrialRelease: _release,
     TrialReclaim: _reclaim,
