@@ -15,6 +15,7 @@ DON'T raise on content; bytes in a commit's place that are no commit are returne
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 SNAPSHOT_EVERY: Final = 256
@@ -80,6 +81,22 @@ class Log(Protocol):
         """Remove the log and its snapshots for ever."""
 
 
+class Artifacts(Protocol):
+    """Files beside the logs: checkpoints, models, plots. Keys are of our making: letters, digits, `-`, `_` and `/`."""
+
+    def put(self, key: str, source: Path) -> None:
+        """Store a copy of this file under the key: whole and durable when this returns, or not at all."""
+
+    def get(self, key: str, target: Path) -> None:
+        """Write what is stored under the key to this file. Raises KeyError when there is nothing."""
+
+    def delete(self, key: str) -> None:
+        """Remove it, if it is there."""
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin with the prefix, sorted."""
+
+
 class Store(Protocol):
     """A shared place."""
 
@@ -101,6 +118,9 @@ class Store(Protocol):
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
         """The beats of these peers, as far as they have any."""
+
+    def artifacts(self) -> Artifacts:
+        """Where files are kept. Raises ConfigurationError, with the cure, if this store keeps none."""
 
     def after_fork(self) -> None:
         """Forget connections and descriptors that the parent process goes on using."""

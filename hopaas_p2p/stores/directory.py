@@ -24,6 +24,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ _SEGMENT: Final = SNAPSHOT_EVERY  # a snapshot's tail then begins with a file of
 _HEAD: Final = 9
 _LOCK_TIMEOUT: Final = 30.0  # seconds; the holder has a stopped process or a dead disk
 _SPINS: Final = 20
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _PEER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNREACHABLE: Final = frozenset(
     {errno.EIO, errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOSPC}
@@ -106,8 +108,6 @@ class DirectoryLog:
                 old.unlink(missing_ok=True)
 
     def destroy(self) -> None:
-        import shutil
-
         self.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
@@ -331,6 +331,51 @@ def hard_locks_work(directory: Path) -> bool:
         path.unlink(missing_ok=True)
 
 
+# --- artifacts ---------------------------------------------------------------------------------------------------
+
+
+class DirectoryArtifacts:
+    """Files under `v1/artifacts/`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, key: str, source: Path) -> None:
+        path = self._path(key)
+        with _reaching(self._root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+            try:
+                with source.open("rb") as given, draft.open("wb") as taken:
+                    shutil.copyfileobj(given, taken, 1 << 20)
+                    taken.flush()
+                    os.fsync(taken.fileno())
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
+
+    def get(self, key: str, target: Path) -> None:
+        with _reaching(self._root):
+            try:
+                shutil.copyfile(self._path(key), target)
+            except FileNotFoundError:
+                raise KeyError(key) from None
+
+    def delete(self, key: str) -> None:
+        with _reaching(self._root):
+            self._path(key).unlink(missing_ok=True)
+
+    def keys(self, prefix: str) -> list[str]:
+        with _reaching(self._root):
+            found = [path.relative_to(self._root).as_posix() for path in self._root.rglob("[!.]*") if path.is_file()]
+        return sorted(key for key in found if key.startswith(prefix))
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise KeyError(key)  # from a hostile log: such a key was never ours
+        return self._root / key
+
+
 # --- the store ---------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +468,9 @@ class DirectoryStore:
         if not _PEER.fullmatch(peer):
             return self._root / "beats" / "-"  # from a hostile log: a name that is no peer's never beats
         return self._root / "beats" / peer
+
+    def artifacts(self) -> DirectoryArtifacts:
+        return DirectoryArtifacts(self._root / "artifacts")
 
     def after_fork(self) -> None:
         self.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
 
@@ -48,6 +49,25 @@ class MemoryLog:
             self._snapshots.clear()
 
 
+class MemoryArtifacts:
+    """Files in a dictionary."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+
+    def put(self, key: str, source: Path) -> None:
+        self._files[key] = source.read_bytes()
+
+    def get(self, key: str, target: Path) -> None:
+        target.write_bytes(self._files[key])
+
+    def delete(self, key: str) -> None:
+        self._files.pop(key, None)
+
+    def keys(self, prefix: str) -> list[str]:
+        return sorted(key for key in self._files if key.startswith(prefix))
+
+
 class MemoryStore:
     """Logs by uuid, beats by peer."""
 
@@ -59,6 +79,7 @@ class MemoryStore:
         self._catalog = MemoryLog()
         self._logs: dict[str, MemoryLog] = {}
         self._beats: dict[str, str] = {}
+        self._artifacts = MemoryArtifacts()
         self._lock = threading.Lock()
 
     def catalog(self) -> MemoryLog:
@@ -73,6 +94,9 @@ class MemoryStore:
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
         return {peer: self._beats[peer] for peer in peers if peer in self._beats}
+
+    def artifacts(self) -> MemoryArtifacts:
+        return self._artifacts
 
     def after_fork(self) -> None:
         """Nothing is shared with the parent."""
