@@ -63,4 +63,5 @@ def _possible_policy(policy: Policy) -> bool:
         0 < policy.ttl <= _LONGEST_TTL
         and (policy.budget is None or policy.budget >= 0)
         and (timeout is None or timeout > 0)
+        and policy.interrupted in ("fail", "prune")
     )

@@ -631,8 +631,9 @@ def _reclaim(state: State, record: TrialReclaim, commit: Commit) -> Verdict:
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
     if last_try and state.policy.interrupted == "prune" and trial.reports:
-        last = trial.reports[max(trial.reports)]
-        _close(state, trial, PRUNED, commit.at, values=None if math.isnan(last) else (last,), reason=record.reason)
+        last = (trial.reports[max(trial.reports)],)
+        told = last if _can_end(state, COMPLETE, last) else None
+        _close(state, trial, PRUNED, commit.at, values=told, reason=record.reason)
         return Verdict(True, trial.number)
     _close(state, trial, FAIL, commit.at, reason=record.reason, own_fault=False)
     if not last_try:

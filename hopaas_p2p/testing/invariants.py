@@ -1,0 +1,225 @@
+"""What is true of a study whatever its log says: named predicates on a State, and on a State and the one before it.
+
+    witness = Witness()
+    for lsn, commit in log:
+        apply(state, lsn, commit)
+        witness.look(state)  # raises Violated, with the names of the promises that were broken
+
+`ALWAYS` holds for any State alone. What may not happen from one State to the next stands in `Witness`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+
+_FINISHED: Final = (COMPLETE, PRUNED, FAIL)
+
+
+class Violated(AssertionError):
+    """A promise about a study's State was broken."""
+
+
+# --- of any State ------------------------------------------------------------------------------------------------
+
+
+def numbers_are_dense(state: State) -> bool:
+    return [trial.number for trial in state.trials] == list(range(len(state.trials)))
+
+
+def counts_agree_with_states(state: State) -> bool:
+    found = Counter(trial.state for trial in state.trials)
+    return state.counts == [found[trial_state] for trial_state in (RUNNING, COMPLETE, PRUNED, FAIL, WAITING)]
+
+
+def waiting_index_is_exact(state: State) -> bool:
+    return set(state.waiting) == {trial.number for trial in state.trials if trial.state is WAITING}
+
+
+def running_index_is_exact(state: State) -> bool:
+    return set(state.running) == {trial.number for trial in state.trials if trial.state is RUNNING}
+
+
+def running_trials_have_owner_and_epoch(state: State) -> bool:
+    return all(t.owner is not None and t.epoch >= 1 for t in state.trials if t.state is RUNNING)
+
+
+def waiting_trials_have_no_owner(state: State) -> bool:
+    return all(t.owner is None and t.stop is None for t in state.trials if t.state is WAITING)
+
+
+def only_finished_trials_have_an_end(state: State) -> bool:
+    return all((t.end is not None) == (t.state in _FINISHED) for t in state.trials)
+
+
+def complete_trials_have_a_number_for_every_direction(state: State) -> bool:
+    width = len(state.define.directions) if state.define else 0
+    return all(
+        t.values is not None and len(t.values) == width and all(value == value for value in t.values)  # noqa: PLR0124
+        for t in state.trials
+        if t.state is COMPLETE
+    )
+
+
+def values_are_one_a_direction(state: State) -> bool:
+    width = len(state.define.directions) if state.define else 0
+    return all(trial.values is None or len(trial.values) == width for trial in state.trials)
+
+
+def every_parameter_has_a_distribution(state: State) -> bool:
+    return all(name in t.dists or name in state.dists for t in state.trials for name in t.params)
+
+
+def a_lease_passes_but_once(state: State) -> bool:
+    """The epochs of a trial's earlier owners rise, and none of them is the present one's."""
+    for trial in state.trials:
+        epochs = [tenure.epoch for tenure in trial.history]
+        if epochs != sorted(set(epochs)):
+            return False
+        if trial.state is RUNNING and epochs and epochs[-1] >= trial.epoch:
+            return False
+    return True
+
+
+def retries_and_their_origins_agree(state: State) -> bool:
+    for trial in state.trials:
+        if trial.retried_by is not None and state.trials[trial.retried_by].retry_of != trial.number:
+            return False
+        if trial.retry_of is not None:
+            origin = state.trials[trial.retry_of]
+            if origin.retried_by != trial.number or trial.attempt != origin.attempt + 1:
+                return False
+    return True
+
+
+def attempts_are_limited(state: State) -> bool:
+    return all(trial.attempt <= max(1, state.policy.attempts) for trial in state.trials)
+
+
+def a_late_result_is_kept_once(state: State) -> bool:
+    kept = [tenure.kept_as for t in state.trials for tenure in t.history if tenure.kept_as is not None]
+    late = [trial.number for trial in state.trials if trial.late_of is not None]
+    return sorted(kept) == late
+
+
+ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (
+    numbers_are_dense,
+    counts_agree_with_states,
+    waiting_index_is_exact,
+    running_index_is_exact,
+    running_trials_have_owner_and_epoch,
+    waiting_trials_have_no_owner,
+    only_finished_trials_have_an_end,
+    complete_trials_have_a_number_for_every_direction,
+    values_are_one_a_direction,
+    every_parameter_has_a_distribution,
+    a_lease_passes_but_once,
+    retries_and_their_origins_agree,
+    attempts_are_limited,
+    a_late_result_is_kept_once,
+)
+
+
+def check(state: State) -> None:
+    """Hold a State against `ALWAYS`.
+
+    Raises:
+        Violated: with the names of the predicates that are false.
+
+    """
+    broken = [predicate.__name__ for predicate in ALWAYS if not predicate(state)]
+    if broken:
+        raise Violated(f"at lsn {state.lsn}: not true that {', '.join(broken)}")
+
+
+# --- from one State to the next ----------------------------------------------------------------------------------
+
+
+class Witness:
+    """Looks at a State after every commit, and remembers enough to see what may not change."""
+
+    def __init__(self) -> None:
+        self._lsn = 0
+        self._used = 0
+        self._budget: int | None = None
+        self._trials = 0
+        self._epochs: dict[int, int] = {}
+        self._owners: dict[tuple[int, int], str] = {}
+        self._finished: dict[int, bytes] = {}
+
+    def look(self, state: State) -> None:
+        """Hold `state` against `ALWAYS` and against what it was.
+
+        Raises:
+            Violated: with the names of the promises that were broken.
+
+        """
+        check(state)
+        broken = [
+            promise.__name__.strip("_")
+            for promise in (
+                self._lsn_never_falls,
+                self._trials_are_never_removed,
+                self._epochs_only_rise,
+                self._one_owner_a_trial_and_epoch,
+                self._finished_trials_never_change,
+                self._budget_is_never_exceeded,
+            )
+            if not promise(state)
+        ]
+        if broken:
+            raise Violated(f"at lsn {state.lsn}: not true that {', '.join(broken)}")
+        self._remember(state)
+
+    def _lsn_never_falls(self, state: State) -> bool:
+        return state.lsn >= self._lsn
+
+    def _trials_are_never_removed(self, state: State) -> bool:
+        return len(state.trials) >= self._trials
+
+    def _epochs_only_rise(self, state: State) -> bool:
+        return all(state.trials[number].epoch >= epoch for number, epoch in self._epochs.items())
+
+    def _one_owner_a_trial_and_epoch(self, state: State) -> bool:
+        return all(self._owners.get(lease, owner) == owner for lease, owner in _leases(state).items())
+
+    def _finished_trials_never_change(self, state: State) -> bool:
+        return all(_facts(state.trials[number]) == facts for number, facts in self._finished.items())
+
+    def _budget_is_never_exceeded(self, state: State) -> bool:
+        """Unless it was lowered below what was used already; from then on, use may only fall."""
+        if state.budget is None:
+            return True
+        was = math.inf if self._budget is None else self._budget
+        return state.used() <= max(state.budget, self._used, was if state.budget < was else 0)
+
+    def _remember(self, state: State) -> None:
+        self._lsn, self._used, self._trials = state.lsn, state.used(), len(state.trials)
+        self._budget = state.budget
+        self._epochs = {trial.number: trial.epoch for trial in state.trials}
+        self._owners.update(_leases(state))
+        for trial in state.trials:
+            if trial.state in _FINISHED and trial.number not in self._finished:
+                self._finished[trial.number] = _facts(trial)
+
+
+def _leases(state: State) -> dict[tuple[int, int], str]:
+    """Who holds which lease now, of the trials that run."""
+    leases = {}
+    for number in state.running:
+        trial = state.trials[number]
+        if trial.owner is not None:
+            leases[number, trial.epoch] = trial.owner
+    return leases
+
+
+def _facts(trial: Trial) -> bytes:
+    """All of a finished trial but where a late result of it is kept."""
+    history = tuple(msgspec.structs.replace(tenure, kept_as=None) for tenure in trial.history)
+    return msgspec.msgpack.encode(msgspec.structs.replace(trial, history=history))
