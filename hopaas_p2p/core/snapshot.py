@@ -5,7 +5,7 @@ as planes of bytes (the high bytes of neighbours agree, so they compress away), 
 into a table of the few that occur. A block whose trials are all finished never changes again: its bytes are kept in
 `State.blocks`, so a snapshot costs what is new, not what is there.
 
-Canonical: the same State gives the same bytes everywhere. No pickle.
+Canonical: the same State gives the same bytes, before compression, everywhere. No pickle.
 """
 
 from __future__ import annotations
@@ -97,7 +97,22 @@ _COMMON: Final = _Rare()
 
 def dump(state: State) -> bytes:
     """The snapshot of this State."""
-    header = _Header(
+    blocks = [_block(state, first) for first in range(0, len(state.trials), BLOCK)]
+    body = _encode(_header(state, blocks))
+    return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+
+
+def digest(state: State) -> str:
+    """A fingerprint of the whole State: equal for any two peers at the same lsn.
+
+    Taken before compression, whose bytes differ from one version of zlib to the next.
+    """
+    blocks = [zlib.decompress(_block(state, first)) for first in range(0, len(state.trials), BLOCK)]
+    return hashlib.blake2b(_encode(_header(state, blocks)), digest_size=_DIGEST).hexdigest()
+
+
+def _header(state: State, blocks: list[bytes]) -> _Header:
+    return _Header(
         VERSION,
         state.lsn,
         state.define,
@@ -117,10 +132,8 @@ def dump(state: State) -> bytes:
         },
         state.refusals,
         len(state.trials),
-        [_block(state, first) for first in range(0, len(state.trials), BLOCK)],
+        blocks,
     )
-    body = _encode(header)
-    return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
 
 
 def load(data: bytes) -> State:
@@ -141,11 +154,6 @@ def load(data: bytes) -> State:
         return _load(_decode_header(body))
     except (msgspec.MsgspecError, zlib.error, ValueError, IndexError, RecursionError):
         raise CorruptSnapshot from None
-
-
-def digest(state: State) -> str:
-    """A fingerprint of the whole State: equal for any two peers at the same lsn."""
-    return hashlib.blake2b(dump(state), digest_size=_DIGEST).hexdigest()
 
 
 def _load(header: _Header) -> State:
@@ -171,8 +179,17 @@ def _load(header: _Header) -> State:
         raise CorruptSnapshot
     for trial in state.trials:
         state.counts[trial.state] += 1
+    if not (_lists(state, state.waiting, TrialState.WAITING) and _lists(state, state.running, TrialState.RUNNING)):
+        raise CorruptSnapshot
     state.changed.update(range(header.trials))
     return state
+
+
+def _lists(state: State, index: dict[int, None], what: TrialState) -> bool:
+    """Whether `index` holds the trials in this state, each of them and no other."""
+    return len(index) == state.counts[what] and all(
+        0 <= number < len(state.trials) and state.trials[number].state is what for number in index
+    )
 
 
 # --- blocks ------------------------------------------------------------------------------------------------------
