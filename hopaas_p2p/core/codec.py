@@ -39,6 +39,10 @@ class _LooseWire(msgspec.Struct, array_like=True, frozen=True):
     records: list[msgspec.Raw]
 
 
+class _Number(msgspec.Struct, array_like=True, frozen=True):
+    format: int
+
+
 class Garbage(msgspec.Struct, frozen=True):
     """Bytes in a commit's place that are not a commit."""
 
@@ -48,6 +52,7 @@ class Garbage(msgspec.Struct, frozen=True):
 _encoder: Final = msgspec.msgpack.Encoder()
 _strict: Final = msgspec.msgpack.Decoder(_Wire)
 _loose: Final = msgspec.msgpack.Decoder(_LooseWire)
+_number: Final = msgspec.msgpack.Decoder(_Number)
 _record: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
@@ -64,7 +69,7 @@ def encode(commit: Commit) -> bytes:
     owner = None if commit.owner == commit.writer else commit.owner
     try:
         body = _encoder.encode([FORMAT, commit.writer, commit.seq, owner, commit.at, commit.records])
-    except (OverflowError, TypeError) as error:
+    except (OverflowError, TypeError, ValueError) as error:  # a number of 70 bits, half a surrogate pair
         raise InvalidInput(f"this cannot be written to a log: {error}") from None
     if len(body) + 4 > MAX_BYTES:
         raise InvalidInput(f"{len(body):,} bytes in one commit; at most {MAX_BYTES:,}. Store big data as an artifact.")
@@ -134,6 +139,9 @@ def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:
 
 def _stop_if_newer(body: memoryview) -> None:
     """A newer format may have any shape behind its number, which stays the first element of an array."""
-    is_array = body[0] >> 4 == 0x9
-    if is_array and len(body) > 1 and FORMAT < body[1] < 0x80:
+    try:
+        wire = _number.decode(body)
+    except _UNREADABLE:
+        return
+    if wire.format > FORMAT:
         raise NewerFormat
