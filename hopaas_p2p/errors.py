@@ -91,9 +91,11 @@ class NoWork(HopaasError):
 
     exit_code = 3
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, refusal: str = "") -> None:
         super().__init__(f"No trial to run: {reason}.")
         self.reason = reason
+        self.refusal = refusal
+        """The word of `core.state.REFUSALS`: budget, paused, stopped, failing, draining."""
 
 
 class Denied(HopaasError):

@@ -41,7 +41,6 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
 
     Raises:
         InvalidInput: a categorical choice that is not None, bool, int, float or str.
-
     """
     if isinstance(distribution, FloatDistribution):
         return records.Float(distribution.low, distribution.high, distribution.log, distribution.step)
@@ -54,8 +53,16 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                     f"the choice {choice!r} cannot be stored; use None, bool, int, float or str, "
                     "for example names that your code looks up in a dict"
                 )
-        return records.Categorical(tuple(distribution.choices))
+        return records.Categorical(tuple([_plain(choice) for choice in distribution.choices]))
     raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
+
+
+def _plain(choice: Any) -> bool | int | float | str | None:
+    """A choice without the subclass that it may come in (numpy's float64 is a float)."""
+    for kind in (bool, int, float, str):
+        if isinstance(choice, kind):
+            return kind(choice)
+    return None
 
 
 def to_optuna(distribution: records.Distribution) -> BaseDistribution:
@@ -72,7 +79,6 @@ def to_json(key: str, value: object) -> str:
 
     Raises:
         InvalidInput: not JSON serialisable.
-
     """
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -36,6 +36,7 @@ from hopaas_p2p.core.records import (
     StudyDefine,
     StudyOpen,
     StudySet,
+    TrialCheckpoint,
     TrialClaim,
     TrialCreate,
     TrialFinish,
@@ -75,6 +76,7 @@ _NO_WORK: Final = {
     "budget": "the study's budget is used up",
     "paused": "the study is paused; go on with: hopaas-p2p study resume",
     "stopped": "the study is stopped",
+    "draining": "this peer or its site was asked to take no more trials",
     "failing": "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail",
 }
 
@@ -108,7 +110,6 @@ def open_storage(
 
     Raises:
         ConfigurationError: the URL or the store cannot be used; the message says what to change.
-
     """
     if not lease_ttl > 0:
         raise InvalidInput(f"lease_ttl must be positive, got {lease_ttl}")
@@ -219,7 +220,6 @@ class Storage(BaseStorage):
         Raises:
             DuplicatedStudyError: the name is taken.
             InvalidInput: no name that a study may carry.
-
         """
         checked_name(define.name)
         self._refresh_catalog()
@@ -350,15 +350,17 @@ class Storage(BaseStorage):
 
         Raises:
             NoWork: the study gives out no trial: budget, paused, stopped, failing.
-
         """
         part = self.part(study_id)
-        return self._started(part, self.courier.start(part.membership, TrialCreate(prefer_waiting=prefer_waiting)))
+        skip = self.courier.resting(part.membership) if prefer_waiting else ()
+        record = TrialCreate(prefer_waiting=prefer_waiting, skip=skip)
+        return self._started(part, self.courier.start(part.membership, record))
 
     def _started(self, part: _Part, verdicts: tuple[Verdict, ...]) -> int:
         (verdict,) = verdicts
         if not verdict.accepted:
-            raise NoWork(_NO_WORK.get(verdict.refusal or "", verdict.refusal or "refused"))
+            refusal = verdict.refusal or "refused"
+            raise NoWork(_NO_WORK.get(refusal, refusal), refusal=refusal)
         assert verdict.number is not None
         self._make_live(part, verdict.number)
         return self._trial_id(part.view.study_id, verdict)
@@ -422,7 +424,6 @@ class Storage(BaseStorage):
         Raises:
             UpdateFinishedTrialError: it is finished.
             NotYourTrial: another peer runs it.
-
         """
         live = part.view.live.get(number)
         if live is None:
@@ -579,7 +580,6 @@ class Storage(BaseStorage):
         Raises:
             LeaseLost: somebody took the trial over; a complete result was kept as a trial of its own. (Only a
                 warning in the log when Optuna itself tells, so that its `optimize` goes on.)
-
         """
         part, number = self._locate(trial_id)
         to = records.TrialState(state.value)
@@ -595,8 +595,24 @@ class Storage(BaseStorage):
         if getattr(self._mode, "defer", False):
             part.deferred.append((number, ticket))
             return
-        self.courier.settle(part.membership, ticket)
+        try:
+            self.courier.settle(part.membership, ticket)
+        except StoreUnreachable as error:
+            self._spool(part, number, error)
+            return
         self._check_finish(part, number, ticket)
+
+    def _spool(self, part: _Part, number: int, error: StoreUnreachable) -> None:
+        """Keep the end of a trial on disk when the store is out of reach; raise if it cannot even go there."""
+        path = self.courier.keep_on_disk(part.membership)
+        if path is None:
+            raise error
+        _log.warning(
+            "trial %d: %s It is kept in %s and sent at the next contact, or with: hopaas-p2p spool send",
+            number,
+            error,
+            path,
+        )
 
     def _put_finish(
         self,
@@ -665,7 +681,6 @@ class Storage(BaseStorage):
         Args:
             defer: queue the end; it leaves with the next exchange, and `settle_deferred` tells its fate.
             strict: raise when the lease is lost, where Optuna's own `optimize` only gets a warning in the log.
-
         """
         self._mode.defer, self._mode.strict = defer, strict
         try:
@@ -689,7 +704,11 @@ class Storage(BaseStorage):
         with part.lock:
             deferred, part.deferred = part.deferred, []
         for number, ticket in deferred:
-            verdict = self.courier.settle(part.membership, ticket)[-1]
+            try:
+                verdict = self.courier.settle(part.membership, ticket)[-1]
+            except StoreUnreachable as error:
+                self._spool(part, number, error)
+                continue
             with part.lock:
                 part.view.live.pop(number, None)
                 part.replica.state.changed.add(number)
@@ -713,6 +732,43 @@ class Storage(BaseStorage):
         owner = part.replica.state.trials[number].owner
         return owner is not None and self.lease_held(trial_id) and self.courier.lease_valid(part.membership, owner)
 
+    def acknowledge_stop(self, trial_id: int) -> None:
+        """Let the others see that the request to stop has arrived; leaves with the next exchange."""
+        part, number = self._locate(trial_id)
+        with part.lock:
+            live = part.view.live.get(number)
+            if live is not None and not part.replica.state.trials[number].stopping:
+                self._draft(part, number, live).stopping = True
+
+    def checkpoint_key(self, trial_id: int, step: int, token: str) -> str:
+        """Where the artifact of a new checkpoint goes."""
+        part, number = self._locate(trial_id)
+        return f"{part.membership.uuid}/checkpoint/{number}-{step}-{token}"
+
+    def checkpoints(self, trial_id: int) -> tuple[records.Checkpoint, ...]:
+        """Where the trial may be resumed, the newest last."""
+        part, number = self._locate(trial_id)
+        return part.replica.state.trials[number].checkpoints
+
+    def tell_checkpoint(self, trial_id: int, checkpoint: records.Checkpoint) -> tuple[records.Checkpoint, ...]:
+        """Say that a checkpoint is stored; returns those that it replaces. Raises LeaseLost."""
+        part, number = self._locate(trial_id)
+        with part.lock:
+            live = self._writable(part, number)
+            if live is None:
+                raise NotYourTrial(f"trial {number} is not running")
+            before = part.replica.state.trials[number].checkpoints
+            owner, epoch = live.lease
+            draft = part.replica.drafts.pop(number, None)
+            last_words = (draft.record(),) if draft is not None else ()
+            record = TrialCheckpoint(number, epoch, checkpoint)
+            ticket = self.courier.put(part.membership, *last_words, record, owner=owner)
+        verdict = self.courier.settle(part.membership, ticket)[-1]
+        if not verdict.accepted:
+            self._refused(number, verdict)
+        kept = {one.key for one in part.replica.state.trials[number].checkpoints}
+        return tuple([one for one in before if one.key not in kept])
+
     def attempt(self, trial_id: int) -> int:
         """Which try of its parameters this trial is, from 1."""
         part, number = self._locate(trial_id)
@@ -734,7 +790,6 @@ class Storage(BaseStorage):
         Raises:
             Denied: the store's grants do not allow it.
             InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
-
         """
         (verdict,) = self.courier.commit(self.part(study_id).membership, record)
         if verdict.refusal == "role":

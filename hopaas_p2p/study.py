@@ -23,7 +23,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
-from hopaas_p2p.core.records import Policy, StudyControl, StudyDefine, TrialReclaim, TrialStop
+from hopaas_p2p.core.records import PeerDrain, Policy, StudyControl, StudyDefine, TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, LeaseLost, NoSuchStudy, NoSuchTrial, NoWork
 from hopaas_p2p.frozen import to_optuna, to_record
@@ -55,6 +55,7 @@ def open_study(
     max_failures: int | None = None,
     lease_ttl: float | None = None,
     progress_timeout: float | None = None,
+    interrupted: str | None = None,
     create: bool = True,
     **storage_options: Any,
 ) -> Study:
@@ -71,7 +72,10 @@ def open_study(
         attempts: how often one set of parameters may be started when its peers die or are pre-empted; 3 if not said.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
         lease_ttl: seconds of silence after which a peer's trial is taken over; 120 if not said.
-        progress_timeout: seconds without a report after which a live trial is asked to stop. None: for ever.
+        progress_timeout: seconds without a report after which a live trial is asked to stop, and after as many more
+            reclaimed. None: never.
+        interrupted: what becomes of a trial whose attempts are used up: "fail" (its place is given back), or "prune"
+            at its last report.
         create: False joins only.
         storage_options: passed on to `open_storage`.
 
@@ -79,7 +83,6 @@ def open_study(
         DefinitionMismatch: the study exists and differs from what was given; the message shows where.
         NoSuchStudy: it does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
-
     """
     storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
     defaults = Policy()
@@ -92,6 +95,7 @@ def open_study(
             ttl=defaults.ttl if lease_ttl is None else float(lease_ttl),
             max_failures=max_failures,
             progress_timeout=progress_timeout,
+            interrupted=defaults.interrupted if interrupted is None else interrupted,
         ),
         space={key: _as_record(value) for key, value in (space or {}).items()},
         info=_made_with(sampler, pruner),
@@ -106,6 +110,7 @@ def open_study(
         "lease_ttl": lease_ttl is not None,
         "max_failures": max_failures is not None,
         "progress_timeout": progress_timeout is not None,
+        "interrupted": interrupted is not None,
     }
     _compare(storage, study_id, wanted, {what for what, given in said.items() if given})
     return Study(storage, study_id, name, sampler=sampler, pruner=pruner)
@@ -131,6 +136,8 @@ def _check_definition(wanted: StudyDefine) -> None:
         raise InvalidInput(f"attempts must be at least 1, got {policy.attempts}")
     if not policy.ttl > 0:
         raise InvalidInput(f"lease_ttl must be positive seconds, got {policy.ttl}")
+    if policy.interrupted not in ("fail", "prune"):
+        raise InvalidInput(f"interrupted is 'fail' or 'prune', got {policy.interrupted!r}")
     for name, one in wanted.space.items():
         try:
             to_optuna(one)
@@ -161,6 +168,7 @@ def _compare(storage: Storage, study_id: int, wanted: StudyDefine, said: set[str
         "lease_ttl": (stored.policy.ttl, wanted.policy.ttl),
         "max_failures": (stored.policy.max_failures, wanted.policy.max_failures),
         "progress_timeout": (stored.policy.progress_timeout, wanted.policy.progress_timeout),
+        "interrupted": (stored.policy.interrupted, wanted.policy.interrupted),
     }
     lines = []
     for what, (there, given) in pairs.items():
@@ -258,7 +266,6 @@ class Study:
         Raises:
             NoWork: the budget is used up, or the study is paused, stopped or failing.
             StoreUnreachable: the store did not answer within `patience`.
-
         """
         if os.getpid() != self._pid:
             self._pid = os.getpid()
@@ -289,7 +296,6 @@ class Study:
             LeaseLost: another peer took it over; `kept_as` is the trial that keeps a complete result.
             NotYourTrial: this process never ran it.
             InvalidInput: values that are not numbers, NaN, or too many or few. The trial goes on.
-
         """
         with self.storage.telling(strict=True):
             self._tell(trial, values, state, reason)
@@ -380,7 +386,6 @@ class Study:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
             catch: exceptions that fail the trial and let this go on; others fail it and are raised.
             callbacks: called after each trial with this study and the finished trial.
-
         """
         caught = (catch,) if isinstance(catch, type) else tuple(catch)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -407,7 +412,7 @@ class Study:
                 trial = self.ask()
             except NoWork as none:
                 self._settle()
-                if not self._may_come_back() or (deadline is not None and time.monotonic() >= deadline):
+                if not self._may_come_back(none) or (deadline is not None and time.monotonic() >= deadline):
                     _log.info("%s", none)
                     return None
                 time.sleep(min(1.0, self.state.policy.ttl / 8))
@@ -415,12 +420,11 @@ class Study:
             self._settle()
             return trial
 
-    def _may_come_back(self) -> bool:
+    def _may_come_back(self, none: NoWork) -> bool:
         """Whether work may yet turn up because the owner of a running trial is dead."""
-        state = self.state
-        if state.closed_because() not in (None, "budget"):
+        if none.refusal != "budget":
             return False
-        return state.closed_because() is None or self.storage.someone_may_be_dead(self.study_id)
+        return self.state.closed_because() is None or self.storage.someone_may_be_dead(self.study_id)
 
     def _settle(self) -> None:
         for number, verdict in self.storage.settle_deferred(self.study_id):
@@ -462,7 +466,6 @@ class Study:
 
         Raises:
             InvalidInput: an unknown parameter, or a value outside the space; nothing was queued.
-
         """
         space = self.space
         for name, value in params.items():
@@ -496,8 +499,14 @@ class Study:
             raise InvalidInput(f"budget must be at least 1, got {budget}")
         self._control(StudyControl(budget=-1 if budget is None else budget))
 
-    def _control(self, record: StudyControl | TrialStop | TrialReclaim) -> None:
+    def _control(self, record: StudyControl | PeerDrain | TrialStop | TrialReclaim) -> None:
         self.storage.say(self.study_id, record)
+
+    def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
+        """Ask a peer (by uuid), or all of a site, to finish what they run and take no more; `off` takes it back."""
+        if (peer is None) == (site is None):
+            raise InvalidInput("drain either a peer or a site")
+        self._control(PeerDrain(peer=peer, site=site, off=off))
 
     def stop_trial(self, number: int, *, reason: str | None = None) -> None:
         """Ask the present owner of a running trial to end it: its next `should_prune()` is True."""

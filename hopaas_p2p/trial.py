@@ -6,16 +6,22 @@ A subclass of `optuna.trial.Trial`, so that every callback written for Optuna ta
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NoReturn
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import optuna
 
+from hopaas_p2p import checkpoints
 from hopaas_p2p.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hopaas_p2p.storage import Storage
+
+
+_NOT_FETCHED: Final = (-1, Path())
 
 
 class Trial(optuna.trial.Trial):
@@ -33,7 +39,10 @@ class Trial(optuna.trial.Trial):
         True when the pruner says so, when somebody asked this trial to stop, or when its lease was lost. Reads the
         replica: costs no round trip.
         """
-        return self.stop_requested is not None or not self.lease_held or super().should_prune()
+        if self.stop_requested is not None:
+            self.storage.acknowledge_stop(self._trial_id)
+            return True
+        return not self.lease_held or super().should_prune()
 
     def prune(self) -> NoReturn:
         """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` await."""
@@ -63,6 +72,49 @@ class Trial(optuna.trial.Trial):
         """1 for a first try, 2 for the retry of an interrupted one, …"""
         return self.storage.attempt(self._trial_id)
 
+    def checkpoint(self, source: str | Path | bytes, *, step: int) -> None:
+        """Store a checkpoint (a file, or bytes) taken after `step`; the last two are kept.
+
+        Blocks until the store has it. Whoever runs these parameters next, because this peer died or was pre-empted,
+        finds it in `resume`.
+
+        Raises:
+            LeaseLost: another peer runs the trial now.
+            ConfigurationError: the store keeps no files; the message says what to do.
+        """
+        checkpoints.save(self.storage, self._trial_id, source, step)
+
+    @property
+    def resume(self) -> tuple[int, Path] | None:
+        """(step, local file) of the newest whole checkpoint of an earlier attempt, or None.
+
+        `intermediate_values` then holds what was reported up to that step. Fetched once, then kept while the trial
+        lives.
+        """
+        if self._resume is _NOT_FETCHED:
+            found = self.storage.checkpoints(self._trial_id)
+            self._directory = tempfile.TemporaryDirectory(prefix="hopaas-resume-") if found else None
+            self._resume = (
+                checkpoints.load(self.storage.courier.store.artifacts(), found, Path(self._directory.name))
+                if self._directory is not None
+                else None
+            )
+        return self._resume
+
+    @property
+    def intermediate_values(self) -> dict[int, float]:
+        """What was reported, by step; with the earlier attempt's up to the step of `resume`."""
+        return dict(self._cached_frozen_trial.intermediate_values)
+
+    _resume: tuple[int, Path] | None = _NOT_FETCHED
+    _directory: tempfile.TemporaryDirectory[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_directory", None)  # a copy that travels fetches its own
+        state.pop("_resume", None)
+        return state
+
     def tell(self, *values: float) -> None:
         """Say the result, for the `with study.trial()` form; it is sent when the block ends."""
         self.told = values
@@ -75,7 +127,6 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
 
     Raises:
         InvalidInput: not numbers, NaN, or not as many as the study has directions. The message is the trial's reason.
-
     """
     parts: Sequence[float] = result if isinstance(result, list | tuple) else (result,)
     if len(parts) != expected:

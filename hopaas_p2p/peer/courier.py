@@ -18,13 +18,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic
 
 from hopaas_p2p.core.leases import trusted_until
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
-from hopaas_p2p.peer import identity
+from hopaas_p2p.peer import identity, spool
 from hopaas_p2p.peer.keeper import Keeper
 from hopaas_p2p.peer.replica import Replica, S, Ticket, catalog_replica, study_replica
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
+_DELIVERY_EVERY: Final = 30.0  # seconds between looks into the spool
 _BUSY: Final = 10  # lingers without a draft after which the thread sleeps until it is woken
 _FAREWELL: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
 
@@ -60,6 +62,8 @@ class Membership(Generic[S]):
         """When the oldest draft that has not left was begun."""
         self.noted_at = -1e9
         """When something was last drafted."""
+        self.spooled: list[Path] = []
+        """Files that hold what this process itself still tries to send."""
         self.deleted = False
 
 
@@ -73,7 +77,6 @@ class Courier:
         clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of starting the thread.
         acts_for: peers whose trials travelled to this process.
         peer_ttl: seconds of silence that others shall grant this peer, where that is longer than the study's.
-
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Courier:
         self._closed = False
         self._pause = 0.0
         self._retry_at = 0.0
+        self._next_delivery = 0.0
         _couriers.add(self)
 
     def is_mine(self, owner: str | None) -> bool:
@@ -137,7 +141,6 @@ class Courier:
 
         Raises:
             StoreUnreachable: not within `patience`; the records stay queued and are sent at the next contact.
-
         """
         return self.settle(membership, self.put(membership, *records, owner=owner))
 
@@ -222,6 +225,8 @@ class Courier:
             membership.drafted_at = began
             raise
         membership.pulled_at = began
+        if membership.spooled and not membership.replica.waiting:
+            self._forget_spooled(membership)
         if beat is not None:
             self._keeper.has_beaten(ttl=membership.replica.state.policy.ttl, now=began)
         if membership.replica.snapshot_due:
@@ -255,7 +260,6 @@ class Courier:
 
         Raises:
             StoreUnreachable: it did not answer; what waits stays queued.
-
         """
         for membership in list(self.memberships.values()):
             while membership.replica.waiting and not membership.deleted:
@@ -269,6 +273,7 @@ class Courier:
         if now < self._retry_at:
             return self._retry_at - now
         try:
+            self._tend_spool(now)
             wait = min([self._beat(now), *(self._tend(m, now) for m in list(self.memberships.values()))])
         except StoreUnreachable as error:
             self._pause = min(max(2 * self._pause, 0.5), 30.0)
@@ -307,21 +312,84 @@ class Courier:
                 self.pull(membership)
             wait = min(wait, self.store.freshness)
         if membership.introduced:
-            self._reclaim(membership, now)
+            self._look_after_others(membership, now)
             wait = min(wait, replica.state.policy.ttl / 8)
         if replica.snapshot_due:
             replica.write_snapshot()
         return wait
 
-    def _reclaim(self, membership: Membership[State], now: float) -> None:
+    def _look_after_others(self, membership: Membership[State], now: float) -> None:
+        """Reclaim what silent peers left, stop what is stuck, as far as it is still so when the log says so."""
         replica = membership.replica
-        due = self._keeper.due_reclaims(membership.study_id, replica.state, spare=self._mine, now=now)
-        if due:
-            self.pull(membership)  # perhaps somebody was quicker, or the owner has finished
-            running = replica.state.running
-            still = [r for r in due if r.number in running and replica.state.trials[r.number].epoch == r.epoch]
-            if still:
-                self.commit(membership, *still)
+        due = self._keeper.due(membership.study_id, replica.state, spare=self._mine, now=now)
+        if not due:
+            return
+        self.pull(membership)  # perhaps somebody was quicker, or the owner has finished
+        running, trials = replica.state.running, replica.state.trials
+        still = [one for one in due if one.number in running and trials[one.number].epoch == one.epoch]
+        if still:
+            self.commit(membership, *still)
+
+    def resting(self, membership: Membership[State]) -> tuple[int, ...]:
+        """WAITING retries that this peer does not take yet, see `Keeper.resting`."""
+        if not membership.replica.state.waiting:
+            return ()
+        return self._keeper.resting(membership.study_id, membership.replica.state, now=self.clock())
+
+    # --- the spool ---
+
+    def keep_on_disk(self, membership: Membership[State]) -> Path | None:
+        """Put what could not be sent on disk, if the end of a trial is among it; any process of this user sends it."""
+        replica = membership.replica
+        ends = replica.ends()
+        if not ends or self.store.url.startswith("memory:"):
+            return None
+        commits = replica.pack_for_spool()
+        define = replica.state.define
+        path = spool.write(
+            spool.spooled_now(
+                store=self.store.url,
+                study=membership.uuid,
+                name=define.name if define else "",
+                trials=ends,
+                at=self.now_us(),
+                commits=commits,
+            )
+        )
+        membership.spooled.append(path)
+        return path
+
+    def deliver(self, path: Path, spooled: spool.Spooled) -> None:
+        """Send what a process of this user had to leave in the spool, and remove it.
+
+        Raises:
+            StoreUnreachable: not this time; it stays.
+        """
+        membership = self.memberships.get(spooled.study)
+        replica = (
+            membership.replica
+            if membership is not None
+            else study_replica(self.store.log(spooled.study), writer=self.uuid, now_us=self.now_us)
+        )
+        for nonce, payload in zip(spooled.nonces, spooled.payloads, strict=True):
+            replica.send_for_another(nonce, payload)
+        path.unlink(missing_ok=True)
+
+    def _tend_spool(self, now: float) -> None:
+        if now < self._next_delivery:
+            return
+        self._next_delivery = now + _DELIVERY_EVERY
+        own = {path for membership in self.memberships.values() for path in membership.spooled}
+        for path, spooled in spool.waiting(self.store.url):
+            if path not in own:
+                self.deliver(path, spooled)
+
+    @staticmethod
+    def _forget_spooled(membership: Membership[Any]) -> None:
+        """All is acknowledged: nobody needs to send it again."""
+        for path in membership.spooled:
+            path.unlink(missing_ok=True)
+        membership.spooled.clear()
 
     @property
     def _mine(self) -> frozenset[str]:
@@ -368,8 +436,16 @@ class Courier:
             self.flush()
         except HopaasError as error:
             _log.warning("some records could not be sent before the end: %s", error)
+            self._spool_all()
         finally:
             self.patience = patience
+
+    def _spool_all(self) -> None:
+        for membership in self.memberships.values():
+            if not membership.spooled and not membership.deleted:
+                path = self.keep_on_disk(membership)
+                if path is not None:
+                    _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
 
     # --- fork ---
 

@@ -8,13 +8,23 @@ why no clock is compared.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from hopaas_p2p.core.leases import BEATS_PER_TTL, Watch, reclaims, ttl_of
-from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.core.records import TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Beat, Store
 
+
+class _Progress(NamedTuple):
+    """How far an observer last saw a trial get, and since when."""
+
+    epoch: int
+    reports: int
+    since: float
+
+
+_UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 2/8)
 
 
@@ -27,6 +37,8 @@ class Keeper:
         self._count = 0
         self._next_beat = 0.0
         self._next_look: dict[int, float] = {}
+        self._progress: dict[tuple[int, int], _Progress] = {}
+        self._rests: dict[tuple[int, int], float] = {}
 
     def beat_due(self, now: float) -> bool:
         return now >= self._next_beat
@@ -45,8 +57,8 @@ class Keeper:
     def has_beaten(self, *, ttl: float, now: float) -> None:
         self._next_beat = now + ttl / BEATS_PER_TTL
 
-    def due_reclaims(self, study: int, state: State, *, spare: Collection[str], now: float) -> list[TrialReclaim]:
-        """Look at the owners of running trials, if it is time to, and say whose trials may be reclaimed."""
+    def due(self, study: int, state: State, *, spare: Collection[str], now: float) -> list[TrialReclaim | TrialStop]:
+        """Look at the owners of running trials, if it is time to, and say what may be done about them."""
         ttl = state.policy.ttl
         if now < self._next_look.get(study, 0.0):
             return []
@@ -55,7 +67,43 @@ class Keeper:
         watched = [owner for owner in owners if owner is not None]
         watch = self._watches.setdefault(study, Watch())
         watch.look(self._store.beats(watched), watched, now)
-        return reclaims(state, watch, now, spare=frozenset(spare))
+        return [*reclaims(state, watch, now, spare=frozenset(spare)), *self._stuck(study, state, now)]
+
+    def _stuck(self, study: int, state: State, now: float) -> list[TrialReclaim | TrialStop]:
+        """Trials without a report for the policy's progress time-out are asked to stop; a time-out later, reclaimed."""
+        timeout = state.policy.progress_timeout
+        if timeout is None:
+            return []
+        running = [state.trials[number] for number in state.running]
+        before = self._progress
+        self._progress = {key: seen for key, seen in before.items() if key[0] != study}
+        found: list[TrialReclaim | TrialStop] = []
+        for trial in running:
+            key = (study, trial.number)
+            seen = before.get(key)
+            if seen is None or (seen.epoch, seen.reports) != (trial.epoch, len(trial.reports)):
+                seen = _Progress(trial.epoch, len(trial.reports), now)
+            self._progress[key] = seen
+            idle = now - seen.since
+            if idle >= 2 * timeout and trial.stop is not None:
+                found.append(TrialReclaim(trial.number, trial.epoch, f"no report for {idle:.0f} s"))
+            elif idle >= timeout and trial.stop is None:
+                found.append(TrialStop(trial.number, trial.epoch, f"no report for {idle:.0f} s"))
+        return found
+
+    def resting(self, study: int, state: State, *, now: float) -> tuple[int, ...]:
+        """WAITING retries that this peer leaves alone for now: what killed its peer twice gets a rest first.
+
+        The second retry waits for ttl, each further one twice as long as the one before, from when it was first seen.
+        """
+        resting = []
+        for number in state.waiting:
+            trial = state.trials[number]
+            if trial.attempt > _UNRESTED:
+                since = self._rests.setdefault((study, number), now)
+                if now - since < state.policy.ttl * 2.0 ** (trial.attempt - _UNRESTED - 1):
+                    resting.append(number)
+        return tuple(resting)
 
     def doubtful_owners(self, study: int, state: State, *, spare: Collection[str], now: float) -> set[str]:
         """Owners of running trials that were not seen beating lately: they may be dead."""

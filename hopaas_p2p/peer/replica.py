@@ -24,12 +24,16 @@ from hopaas_p2p.core.records import (
     StudySet,
     TrialClaim,
     TrialCreate,
+    TrialFinish,
     TrialRelease,
     TrialSet,
 )
 from hopaas_p2p.core.state import LastCommit, State, Verdict, apply
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Entry, Log, Outgoing
 
+_UNKNOWN: Final = Verdict(True)
+_MALFORMED: Final = Verdict(False, None, "malformed")
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
 _MAX_TEXT: Final = 1 << 20  # characters of attributes in one commit, a quarter of what the codec allows
 
@@ -58,7 +62,7 @@ class Ticket:
 class Draft:
     """What the owner wants set on one running trial, until it leaves with the next exchange."""
 
-    __slots__ = ("dists", "epoch", "number", "owner", "params", "reports", "system", "user")
+    __slots__ = ("dists", "epoch", "number", "owner", "params", "reports", "stopping", "system", "user")
 
     def __init__(self, number: int, epoch: int, owner: str) -> None:
         self.number, self.epoch, self.owner = number, epoch, owner
@@ -67,9 +71,13 @@ class Draft:
         self.reports: dict[int, float] = {}
         self.user: dict[str, str] = {}
         self.system: dict[str, str] = {}
+        self.stopping = False
 
     def record(self) -> TrialSet:
-        return TrialSet(self.number, self.epoch, self.params, self.dists, self.reports, self.user, self.system)
+        """The record that says all of it."""
+        return TrialSet(
+            self.number, self.epoch, self.params, self.dists, self.reports, self.user, self.system, self.stopping
+        )
 
     def weight(self) -> int:
         return sum(map(len, self.user.values())) + sum(map(len, self.system.values()))
@@ -107,7 +115,7 @@ class Replica(Generic[S]):
         self.drafts: dict[int, Draft] = {}
         self._empty, self._apply, self._load, self._now_us = empty, apply, load, now_us
         self._outbox: list[_Pending] = []
-        self._in_flight: _InFlight | None = None
+        self._in_flight: list[_InFlight] = []
         self._seq = 0
         self._trusted = False
         self.state = empty()
@@ -160,7 +168,6 @@ class Replica(Generic[S]):
 
         Raises:
             StoreUnreachable: the outcome is not known; what was queued is still there.
-
         """
         with self.turn:
             self.exchange_in_turn(beat)
@@ -170,9 +177,10 @@ class Replica(Generic[S]):
         if not self._trusted:
             self._join()
         with self.lock:
-            in_flight = self._in_flight or self._load_commit()
+            if not self._in_flight:
+                self._load_commit()
+            outgoing = self._in_flight[0].outgoing if self._in_flight else None
             since = self.state.lsn
-        outgoing = in_flight.outgoing if in_flight else None
         receipt = self.log.exchange(outgoing, since, beat)
         self._take(receipt.entries)
         if receipt.more:
@@ -201,10 +209,10 @@ class Replica(Generic[S]):
             self._take(receipt.entries)
             more = receipt.more
 
-    def _load_commit(self) -> _InFlight | None:
+    def _load_commit(self) -> None:
         """Put what is queued for one owner into a commit; it is in flight from now on."""
         if not self._outbox and not self.drafts:
-            return None
+            return
         owner = self._outbox[0].owner if self._outbox else next(iter(self.drafts.values())).owner
         tickets: list[Ticket] = []
         weight = count = 0
@@ -223,44 +231,69 @@ class Replica(Generic[S]):
         drafted = Ticket(tuple([draft.record() for draft in drafts]))
         records = drafted.records + tuple([record for ticket in tickets for record in ticket.records])
         commit = Commit(self.writer, self._seq + 1, owner, self._now_us(), records)
-        outgoing = Outgoing(f"{self.writer}:{commit.seq}", codec.encode(commit))
-        self._in_flight = _InFlight(commit, outgoing, (drafted, *tickets))
-        self._seq = commit.seq
         self._outbox = kept
         for draft in drafts:
             del self.drafts[draft.number]
-        return self._in_flight
+        try:
+            outgoing = Outgoing(f"{self.writer}:{commit.seq}", codec.encode(commit))
+        except InvalidInput:
+            for ticket in tickets:
+                ticket.verdicts = tuple([_MALFORMED for _ in ticket.records])
+            raise
+        self._in_flight.append(_InFlight(commit, outgoing, (drafted, *tickets)))
+        self._seq = commit.seq
 
     def _take(self, entries: Iterable[Entry]) -> None:
         """Apply what came. If anything but content goes wrong half-way, the state is thrown away and joined anew."""
         with self.lock:
             self._trusted = False
             for lsn, payload, author, role, at in entries:
-                in_flight = self._in_flight
-                if in_flight is not None and payload == in_flight.outgoing.payload:
-                    commit: Commit | codec.Garbage = in_flight.commit
+                if self._in_flight and payload == self._in_flight[0].outgoing.payload:
+                    commit: Commit | codec.Garbage = self._in_flight[0].commit
                     self.snapshot_due = self.snapshot_due or lsn % SNAPSHOT_EVERY == 0
                 else:
                     commit = codec.decode(payload)
                 if lsn == self.state.lsn + 1:
                     self._apply(self.state, lsn, commit, Stamp(author, role, at) if author or at else _stamp(role))
+                    self._settle()
             self._trusted = True
-            self._settle()
 
     def _settle(self) -> None:
-        """Hand out the verdicts of the commit in flight, if the log has decided."""
-        in_flight = self._in_flight
+        """Hand out the verdicts of what was in flight, as far as the log has decided."""
         last = self.state.writers.get(self.writer)
-        if in_flight is None or last is None or last.seq < in_flight.commit.seq:
-            return
-        start = 0
-        for ticket in in_flight.tickets:
-            stop = start + len(ticket.records)
-            ticket.verdicts = last.verdicts[start:stop]
-            start = stop
-            if ticket.abandoned:
-                self._give_back(ticket)
-        self._in_flight = None
+        while last is not None and self._in_flight and self._in_flight[0].commit.seq <= last.seq:
+            in_flight = self._in_flight.pop(0)
+            forgotten = in_flight.commit.seq < last.seq  # decided while this process was not looking: nothing is known
+            verdicts = iter(() if forgotten else last.verdicts)
+            for ticket in in_flight.tickets:
+                ticket.verdicts = tuple([next(verdicts, _UNKNOWN) for _ in ticket.records])
+                if ticket.abandoned:
+                    self._give_back(ticket)
+
+    def pack_for_spool(self) -> list[tuple[str, bytes]]:
+        """All that has not been acknowledged, as commits in the order they must be sent. They stay queued here too."""
+        with self.lock:
+            while self._outbox or self.drafts:
+                self._load_commit()
+            return [in_flight.outgoing for in_flight in self._in_flight]
+
+    def ends(self) -> list[int]:
+        """The trials whose end is among what has not been acknowledged."""
+        with self.lock:
+            queued = [pending.ticket for pending in self._outbox]
+            in_flight = [ticket for one in self._in_flight for ticket in one.tickets]
+            records = [record for ticket in (*in_flight, *queued) for record in ticket.records]
+        return [record.number for record in records if isinstance(record, TrialFinish)]
+
+    def send_for_another(self, nonce: str, payload: bytes) -> None:
+        """Append a commit that another process of this user could not send; the log counts it once."""
+        with self.turn:
+            if not self._trusted:
+                self._join()
+            receipt = self.log.exchange(Outgoing(nonce, payload), self.state.lsn)
+            self._take(receipt.entries)
+            if receipt.more:
+                self._pull()
 
     def write_snapshot(self) -> None:
         """Put the present state where joiners find it."""
@@ -272,17 +305,12 @@ class Replica(Generic[S]):
             lsn, data = state.lsn, snapshot.dump(state)
         self.log.put_snapshot(lsn, data)
 
-    def unsent(self) -> bytes | None:
-        """The commit whose fate is unknown, as it has to be sent again."""
-        with self.lock:
-            return self._in_flight.outgoing.payload if self._in_flight else None
-
     def become(self, writer: str) -> None:
         """Go on as a new writer, in a forked child: what the parent had queued is the parent's to send."""
         self.lock = threading.RLock()
         self.turn = threading.Lock()
         self.writer, self._seq = writer, 0
-        self._outbox, self._in_flight = [], None
+        self._outbox, self._in_flight = [], []
         self.drafts.clear()
 
 

@@ -1,0 +1,80 @@
+"""Checkpoints of a running trial: kept beside the logs, found by whoever runs its parameters next.
+
+A checkpoint is a file in the store's artifacts and one record that names it, its step and its sum. The last two are
+kept, so that one torn or lost file costs one step back and no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from hopaas_p2p.core.records import Checkpoint
+from hopaas_p2p.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.stores.base import Artifacts
+
+_log: Final = logging.getLogger("hopaas_p2p")
+
+
+def save(storage: Storage, trial_id: int, source: str | Path | bytes, step: int) -> Checkpoint:
+    """Store a checkpoint and tell the log. Blocks until both are durable.
+
+    Raises:
+        InvalidInput: no such file, or a negative step.
+        LeaseLost: another peer runs the trial now; the file was removed again.
+    """
+    if step < 0:
+        raise InvalidInput(f"a checkpoint's step is 0 or more, got {step}")
+    artifacts = storage.courier.store.artifacts()
+    with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
+        path = _as_file(source, Path(directory))
+        key = storage.checkpoint_key(trial_id, step, secrets.token_hex(4))
+        checkpoint = Checkpoint(step, key, path.stat().st_size, _sha256(path))
+        artifacts.put(key, path)
+    try:
+        dropped = storage.tell_checkpoint(trial_id, checkpoint)
+    except BaseException:
+        artifacts.delete(key)
+        raise
+    for old in dropped:
+        artifacts.delete(old.key)
+    return checkpoint
+
+
+def _as_file(source: str | Path | bytes, directory: Path) -> Path:
+    if isinstance(source, bytes):
+        path = directory / "checkpoint"
+        path.write_bytes(source)
+        return path
+    path = Path(source)
+    if not path.is_file():
+        raise InvalidInput(f"there is no file {path} to store as a checkpoint; pack a directory into one file first")
+    return path
+
+
+def load(artifacts: Artifacts, checkpoints: tuple[Checkpoint, ...], directory: Path) -> tuple[int, Path] | None:
+    """(step, local file) of the newest checkpoint that is whole, or None. Blocks while it is fetched."""
+    for checkpoint in reversed(checkpoints):
+        path = directory / f"checkpoint-{checkpoint.step}"
+        try:
+            artifacts.get(checkpoint.key, path)
+        except KeyError:
+            _log.warning("the checkpoint of step %d is gone; trying the one before", checkpoint.step)
+            continue
+        if path.stat().st_size == checkpoint.size and _sha256(path) == checkpoint.sha256:
+            return checkpoint.step, path
+        _log.warning("the checkpoint of step %d is damaged; trying the one before", checkpoint.step)
+        path.unlink()
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
