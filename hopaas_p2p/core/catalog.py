@@ -65,7 +65,7 @@ class Catalog:
         return Verdict(True, listing.study_id)
 
     def _close(self, record: StudyClose, stamp: Stamp) -> Verdict:
-        if stamp.role != "owner":
+        if stamp.role not in ("owner", f"owner:{record.uuid}"):  # of the store, or of that study
             return Verdict(False, None, "role")
         for listing in self.by_id.values():
             if listing.uuid == record.uuid:

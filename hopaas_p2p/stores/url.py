@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
     from hopaas_p2p.stores.memory import MemoryStore
 
-_PASSWORD: Final = re.compile(r"(://[^/@:]*:)[^@]*@")
+_PASSWORD: Final = re.compile(r"(://[^/@:]*:).*@|([?&][a-z_]*(?:password|token|secret)=)[^&]*", re.IGNORECASE)
 _memories: Final[dict[str, MemoryStore]] = {}
 _memories_lock: Final = threading.Lock()
 
@@ -24,7 +24,7 @@ def open_store(url: str, *, create: bool = True) -> Store:
     """The store at this URL; see DESIGN for the list.
 
     Args:
-        url: a path, or `file://`, `memory://`.
+        url: a path, or `file://`, `memory://`, `postgresql://`.
         create: whether a directory that is no store yet becomes one.
 
     Raises:
@@ -43,7 +43,7 @@ def open_store(url: str, *, create: bool = True) -> Store:
 
 def redacted(url: str) -> str:
     """The URL with `***` in place of a password."""
-    return _PASSWORD.sub(r"\1***@", url)
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", url)
 
 
 def _directory(path: Path, *, create: bool) -> Store:
@@ -67,4 +67,15 @@ def _memory(url: str, _create: bool) -> Store:
         return _memories.setdefault(name, MemoryStore(name))
 
 
-_SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {"file": _file, "memory": _memory}
+def _postgres(url: str, _create: bool) -> Store:
+    from hopaas_p2p.stores.postgres import PostgresStore
+
+    return PostgresStore(url)
+
+
+_SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
+    "file": _file,
+    "memory": _memory,
+    "postgresql": _postgres,
+    "postgresql+psycopg2": _postgres,
+}

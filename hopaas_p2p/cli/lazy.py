@@ -1,0 +1,70 @@
+"""A group of commands that imports a command when it is called, and prints its own help without importing any."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import click
+
+
+class Verb(NamedTuple):
+    """Where a command is, and the line that `--help` shows of it."""
+
+    target: str
+    """"module:attribute"."""
+    help: str
+
+
+class LazyGroup(click.Group):
+    """Commands by name, imported at their first use."""
+
+    def __init__(self, *args: Any, verbs: Mapping[str, Verb], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.verbs = verbs
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = self.verbs.get(cmd_name)
+        if verb is None:
+            return None
+        module, _, attribute = verb.target.partition(":")
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            return _unavailable(cmd_name, verb, error)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.verbs and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.verbs, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.verbs)}."
+            raise click.UsageError(f"{args[0]!r} is no command; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in self.verbs.items()])
+
+
+def _unavailable(name: str, verb: Verb, error: ImportError) -> click.Command:
+    """A command that says what is missing, so that the others go on working."""
+    missing = error.name or str(error)
+
+    def refuse() -> NoReturn:
+        raise click.ClickException(f"{name!r} is not available in this installation: no module {missing!r}")
+
+    return click.Command(
+        name,
+        callback=lambda **_: refuse(),
+        short_help=verb.help,
+        params=[click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED)],
+        context_settings={"ignore_unknown_options": True},
+    )

@@ -1,0 +1,121 @@
+"""The entry point: finds the command, runs it, and turns whatever went wrong into one line and an exit code.
+
+0 ok · 1 failure · 2 usage · 3 no work · 10 prune · 11 lease lost · 69 store unreachable · 77 denied ·
+78 configuration · 130 interrupted. Data goes to stdout, messages to stderr; a traceback is shown with `--debug` only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final, NoReturn
+
+import click
+
+from hopaas_p2p.cli.lazy import LazyGroup, Verb
+
+PROGRAM: Final = "hopaas-p2p"
+_CLI: Final = "hopaas_p2p.cli"
+
+VERBS: Final = {
+    "demo": Verb(f"{_CLI}.demo:demo", "Three peers tune a classifier on real data; one is killed on the way."),
+    "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
+    "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
+    "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
+    "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
+    "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be given up."),
+    "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
+    "renew": Verb(f"{_CLI}.work:renew", "Show that the ticket's trial is alive, so that nobody takes it over."),
+    "release": Verb(f"{_CLI}.work:release", "Give the ticket's trial back, to be run by somebody else."),
+    "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until something is true of it."),
+    "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, line by line, and say how to cure it."),
+    "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),
+    "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),
+    "user": Verb(f"{_CLI}.access:user", "Manage the users of a store."),
+    "token": Verb(f"{_CLI}.access:token", "Create, list and revoke tokens."),
+    "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
+    "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
+    "completion": Verb(f"{_CLI}.completion:completion", "Print the completion script of a shell."),
+}
+
+
+@click.group(
+    PROGRAM,
+    cls=LazyGroup,
+    verbs=VERBS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="A command's own help: hopaas-p2p COMMAND --help",
+)
+@click.version_option(package_name="hopaas-p2p", prog_name=PROGRAM)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when something goes wrong.")
+def cli() -> None:
+    """Tune hyperparameters together: every process runs Optuna, and they meet in a shared log.
+
+    Where the log is, say with --store, HOPAAS_STORE or hopaas.toml: a directory such as ./campaign, or a URL.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line, and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code."""
+    debug = "--debug" in arguments or bool(os.environ.get("HOPAAS_DEBUG"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except click.ClickException as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            error.show()
+            return error.exit_code
+        _complain(_with_usage(error))
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+    return code if isinstance(code, int) else 0
+
+
+def _with_usage(error: click.ClickException) -> str:
+    message = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{message} (see: {error.ctx.command_path} --help)"
+    return message
+
+
+def _explain(error: Exception) -> int:
+    """One line about an error, and the exit code that belongs to it."""
+    from hopaas_p2p.errors import HopaasError
+
+    if isinstance(error, HopaasError):
+        _complain(str(error))
+        return error.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}")
+        return 1
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    _complain(f"{type(error).__name__}: {text}. More with --debug.")
+    return 1
+
+
+def _complain(message: str) -> None:
+    from hopaas_p2p.cli.output import printable
+
+    click.echo(f"{PROGRAM}: {printable(message, lines=True)}", err=True)
+
+
+if __name__ == "__main__":
+    main()

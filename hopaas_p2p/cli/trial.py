@@ -1,0 +1,225 @@
+"""`hopaas-p2p trial …`: look at, queue, annotate and stop trials."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hopaas_p2p.cli import output, space
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.study import write_or_print_note
+from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+
+_STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
+_SORTS: Final = ("number", "value", "start", "seconds")
+
+
+@click.group()
+def trial() -> None:
+    """List, show, enqueue, requeue, annotate and stop trials of the study that --study or HOPAAS_STUDY names."""
+
+
+@trial.command("list")
+@options()
+@click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
+@click.option("--sort", type=click.Choice(_SORTS), default="number", show_default=True, help="The best come first.")
+@click.option("--reverse", "-r", is_flag=True, help="The other way round.")
+@click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="At most so many.")
+def list_(session: Session, states: tuple[str, ...], sort: str, reverse: bool, limit: int | None) -> None:
+    """List the trials of a study."""
+    from hopaas_p2p.cli import summary
+
+    study = session.study()
+    wanted = {word.strip().upper() for one in states for word in one.split(",")}
+    for word in sorted(wanted - {one.upper() for one in _STATES}):
+        raise click.UsageError(f"{word.lower()!r} is no state; there are {', '.join(_STATES)}")
+    attributes = study.storage.get_study_system_attrs(study.study_id)
+    frozen = study.trials
+    pairs = [(one, study.state.trials[one.number]) for one in frozen if not wanted or one.state.name in wanted]
+    rows = [summary.of_trial(study, *pair, attributes) for pair in pairs]
+    rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
+    rows = rows[:limit]
+    session.show(rows, lambda: _print_trials(rows))
+
+
+def _key(row: dict[str, Any], sort: str, direction: str) -> tuple[bool, Any]:
+    """Ascending, with the best first for `value`; what has no value comes last."""
+    value = row["values"][0] if sort == "value" and row["values"] else row.get(sort)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return (True, row["number"])
+    return (False, -value if sort == "value" and direction == "MAXIMIZE" else value)
+
+
+def _print_trials(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        output.say("no trials")
+        return
+    output.print_table(
+        ["#", "STATE", "VALUE", "TIME", "TRY", "WHERE", "PARAMETERS"],
+        [
+            [
+                str(row["number"]),
+                row["state"],
+                output.numbers(row["values"]),
+                output.duration(row["seconds"]),
+                str(row["attempt"]),
+                row["host"] or "-",
+                _last_cell(row),
+            ]
+            for row in rows
+        ],
+        right=("#", "VALUE", "TIME", "TRY"),
+    )
+
+
+def _last_cell(row: dict[str, Any]) -> str:
+    reason = (row["reason"] or "").split("\n", 1)[0]
+    tags = " ".join(f"#{tag}" for tag in row["tags"])
+    return " ".join(part for part in (tags, reason, output.parameters(row["params"])) if part)
+
+
+@trial.command()
+@options()
+@click.argument("number", type=int)
+def show(session: Session, number: int) -> None:
+    """Show one trial: parameters, reports, who owned it, where it ran, and why it ended."""
+    from hopaas_p2p.cli import summary
+
+    study = session.study()
+    _exists(study, number)
+    frozen = study.storage.get_trial(study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number))
+    attributes = study.storage.get_study_system_attrs(study.study_id)
+    parts = (study, frozen, study.state.trials[number], attributes)
+    data = summary.of_trial(*parts) | summary.more_of_trial(*parts)
+    session.show(data, lambda: output.print_facts(_facts(data)))
+
+
+def _exists(study: Study, number: int) -> None:
+    if not 0 <= number < len(study.state.trials):
+        raise NoSuchTrial(f"the study {study.name!r} has no trial {number}; it has {len(study.state.trials)} trials")
+
+
+def _facts(data: dict[str, Any]) -> dict[str, str]:
+    reports = [f"{step}: {output.number(value)}" for step, value in data["reports"].items()]
+    hidden = f", … ({len(reports)} in all)" if len(reports) > 20 else ""
+    history = [
+        f"epoch {one['epoch']}: {one['owner']} at {one['host'] or '?'}, until {one['end']}: {one['why']}"
+        + (f"; its late result is trial {one['kept_as']}" if one["kept_as"] is not None else "")
+        for one in data["history"]
+    ]
+    if data["owner"]:
+        history.append(f"epoch {data['epoch']}: {data['owner']} at {data['host'] or '?'}")
+    related = {"retry of": data["retry_of"], "retried by": data["retried_by"], "late result of": data["late_of"]}
+    links = [f"{what} #{other}" for what, other in related.items() if other is not None]
+    attributes = {**data["user_attrs"], **data["system_attrs"]}
+    facts = {
+        "trial": " ".join([str(data["number"]), *(f"#{tag}" for tag in data["tags"])]),
+        "state": data["state"],
+        "values": output.numbers(data["values"]),
+        "parameters": "\n".join(f"{name} = {_value(value)}" for name, value in data["params"].items()),
+        "start": data["start"] or "",
+        "end": data["end"] or "",
+        "time": output.duration(data["seconds"]),
+        "attempt": ", ".join([str(data["attempt"]), *links]),
+        "reason": data["reason"] or "",
+        "stop asked": data["stop_requested"] or "",
+        "reports": ", ".join(reports[-20:]) + hidden,
+        "owners": "\n".join(history),
+        "ran with": ", ".join(f"{name} {value}" for name, value in data["provenance"].items()),
+        "attributes": "\n".join(f"{name} = {_value(value)}" for name, value in attributes.items()),
+        "note": data["note"],
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(output.jsonable(value))
+
+
+@trial.command()
+@options()
+@click.argument("params", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.option("--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="A user attribute of the trial.")
+@click.option("--times", type=click.IntRange(1, 1000), default=1, help="Queue it so many times.")
+def enqueue(session: Session, params: tuple[str, ...], attrs: tuple[str, ...], times: int) -> None:
+    """Queue a trial with these parameters; the next peer that asks runs it.
+
+    Parameters that are left out are chosen by that peer's sampler.
+    """
+    study = session.study()
+    given = space.parse_params(params, dict(study.space))
+    user = space.parse_params(attrs, {})
+    numbers = [study.enqueue(given, user_attrs=user) for _ in range(times)]
+    session.show({"numbers": numbers}, lambda: output.print_lines(numbers))
+
+
+@trial.command()
+@options()
+@click.argument("numbers", nargs=-1, required=True, type=int)
+def requeue(session: Session, numbers: tuple[int, ...]) -> None:
+    """Queue trials again with the same parameters. A running one is taken away from its peer."""
+    study = session.study()
+    for number in numbers:
+        _exists(study, number)
+    retries = [study.requeue(number) for number in numbers]
+    for number, retry in zip(numbers, retries, strict=True):
+        if retry is None:
+            output.say(f"trial {number} was taken away, and has no attempts left")
+    session.show({"numbers": retries}, lambda: output.print_lines(one for one in retries if one is not None))
+
+
+@trial.command()
+@options()
+@click.argument("number", type=int)
+@click.option("--message", "-m", help="The new note, in Markdown; '' removes it.")
+@click.option("--file", "-f", type=click.File(), help="The new note from a file; - is stdin.")
+def note(session: Session, number: int, message: str | None, file: Any) -> None:
+    """Print a trial's note, or write it. optuna-dashboard shows it too."""
+    from hopaas_p2p import notes
+
+    write_or_print_note(session, session.study(), number, message, file, notes)
+
+
+@trial.command()
+@options()
+@click.argument("number", type=int)
+@click.option("--add", "-a", multiple=True, metavar="TAG", help="Add this tag; repeat for more.")
+@click.option("--remove", "-r", multiple=True, metavar="TAG", help="Remove this tag.")
+def tag(session: Session, number: int, add: tuple[str, ...], remove: tuple[str, ...]) -> None:
+    """Print a trial's tags, or change them."""
+    from hopaas_p2p import notes
+
+    tags = notes.change_tags(session.study(), number, add=add, remove=remove)
+    session.show({"tags": tags}, lambda: output.print_lines(tags))
+
+
+@trial.command()
+@options()
+@click.argument("numbers", nargs=-1, required=True, type=int)
+@click.option("--reason", help="Why; the trial's peer sees it.")
+def stop(session: Session, numbers: tuple[int, ...], reason: str | None) -> None:
+    """Ask running trials to end: their next should_prune() is true. A waiting one is withdrawn."""
+    study = session.study()
+    for number in numbers:
+        _exists(study, number)
+    for number in numbers:
+        _stop(study, number, reason)
+    session.done({"numbers": list(numbers)}, f"asked {len(numbers)} trials to end")
+
+
+def _stop(study: Study, number: int, reason: str | None) -> None:
+    from hopaas_p2p.core.records import TrialState
+
+    if study.state.trials[number].state is TrialState.WAITING:
+        study.tell(number, state="fail", reason=reason or "withdrawn by hand")
+        return
+    try:
+        study.stop_trial(number, reason=reason)
+    except InvalidInput as error:
+        raise NoSuchTrial(str(error)) from None

@@ -1,0 +1,220 @@
+"""`ask`, `report`, `should-prune`, `tell`, `renew`, `release`: a trial from the shell.
+
+eval "$(hopaas-p2p ask --shell)"
+loss=$(./train --lr "$HOPAAS_PARAM_lr")
+hopaas-p2p tell "$loss"
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hopaas_p2p.cli import output, space
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import optuna
+
+    from hopaas_p2p.ticket import CarriedTrial
+
+PRUNE: Final = 10
+"""Exit code of `should-prune` when the trial should be given up."""
+
+_SAMPLERS: Final = {
+    "tpe": "TPESampler",
+    "random": "RandomSampler",
+    "gp": "GPSampler",
+    "qmc": "QMCSampler",
+    "nsgaii": "NSGAIISampler",
+}
+_PRUNERS: Final = {
+    "median": "MedianPruner",
+    "hyperband": "HyperbandPruner",
+    "halving": "SuccessiveHalvingPruner",
+    "none": "NopPruner",
+}
+_ticket = click.option("--ticket", metavar="TICKET", help="What `ask` printed. [default: HOPAAS_TICKET]")
+_NUMBERS = {"ignore_unknown_options": True}  # -0.5 is a value
+
+
+@click.command()
+@options()
+@click.option("--ttl", type=float, default=3600.0, show_default=True, metavar="S", help="Seconds of silence granted.")
+@click.option("--sampler", type=click.Choice(list(_SAMPLERS)), help="Who proposes the parameters. [default: tpe]")
+@click.option("--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study does not say them.")
+@click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p ask --shell)".')
+def ask(session: Session, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
+    """Start a trial: print its parameters and a ticket.
+
+    Exits with 3 when there is no work: the budget is used up, or the study is paused or stopped. The ticket is what
+    report, tell and the other commands need; put it into HOPAAS_TICKET. When none of them is called for --ttl seconds,
+    the trial is taken over.
+    """
+    from hopaas_p2p.frozen import to_optuna
+    from hopaas_p2p.ticket import ticket_of
+
+    if not ttl > 0:
+        raise InvalidInput(f"--ttl must be positive seconds, got {ttl}")
+    session.storage(peer_ttl=ttl)
+    study = session.study(sampler=_made(session, "sampler", sampler, _SAMPLERS))
+    wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
+    if not wanted and not study.space:
+        waiting = study.state.waiting
+        if not waiting:
+            raise InvalidInput(f"the study {study.name!r} has no search space; say one with --space '{space.SHAPES}'")
+    trial = study.ask()
+    try:
+        for name, distribution in wanted.items():
+            trial._suggest(name, distribution)
+        ticket = ticket_of(study, trial.number)
+        _print_asked(session, trial.params, str(ticket), ticket.number, shell=shell)
+    except BaseException:
+        session.storage().release(trial._trial_id, reason="never begun: `ask` was interrupted")
+        raise
+
+
+def _print_asked(session: Session, params: dict[str, Any], ticket: str, number: int, *, shell: bool) -> None:
+    if session.as_json:
+        output.print_json({"number": number, "params": params, "ticket": ticket})
+    elif shell:
+        for name, value in params.items():
+            variable = "HOPAAS_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII)
+            click.echo(f"export {variable}={shlex.quote(_text(value))}")
+        click.echo(f"export HOPAAS_TRIAL={number}")
+        click.echo(f"export HOPAAS_TICKET={ticket}")
+    else:
+        for name, value in params.items():
+            click.echo(f"{output.printable(name)}={output.printable(_text(value))}")
+        click.echo(f"HOPAAS_TICKET={ticket}")
+    sys.stdout.flush()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _made(session: Session, kind: str, given: str | None, known: dict[str, str]) -> Any:
+    """The sampler or pruner that the settings name."""
+    import optuna
+
+    found = session.settings.find(kind, given)
+    name = known.get((found.value or "").lower())
+    if name is None:
+        raise InvalidInput(f"{kind} = {found.value!r} ({found.origin}); there are {', '.join(known)}")
+    return getattr(getattr(optuna, f"{kind}s"), name)()
+
+
+@contextmanager
+def _carried(session: Session, text: str | None) -> Iterator[CarriedTrial]:
+    """The trial of the ticket. A store given by option is believed more than the ticket: paths differ between nodes."""
+    from hopaas_p2p.ticket import Ticket, carry
+
+    found = session.settings.get("ticket", text)
+    if not found:
+        raise InvalidInput("which trial? Say --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed")
+    ticket = Ticket.parse(found.strip().removeprefix("HOPAAS_TICKET="))
+    with carry(ticket, store=session.given["store"], patience=session.settings.seconds("patience")) as trial:
+        yield trial
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"{text!r} is neither a number nor an option of this command") from None
+
+
+@click.command(context_settings=_NUMBERS)
+@options(study="none")
+@_ticket
+@click.argument("value")
+@click.option("--step", type=click.IntRange(min=0), required=True, help="Which step this is: an epoch, for example.")
+@click.option("--should-prune", "also_prune", is_flag=True, help="Then act as should-prune does.")
+@click.option("--pruner", type=click.Choice(list(_PRUNERS)), help="For --should-prune. [default: median]")
+def report(session: Session, ticket: str | None, value: str, step: int, also_prune: bool, pruner: str | None) -> int:
+    """Report an intermediate value of the ticket's trial. It is in the store when this ends."""
+    reported = _number(value)
+    with _carried(session, ticket) as trial:
+        trial.report(reported, step=step)
+        if also_prune:
+            return _judge(session, trial, _made(session, "pruner", pruner, _PRUNERS))
+    if session.as_json:
+        output.print_json({"number": trial.ticket.number, "step": step, "value": reported})
+    return 0
+
+
+@click.command()
+@options(study="none")
+@_ticket
+@click.option("--pruner", type=click.Choice(list(_PRUNERS)), help="Who judges. [default: median]")
+def should_prune(session: Session, ticket: str | None, pruner: str | None) -> int:
+    """Exit with 10 when the ticket's trial should be given up, else with 0."""
+    judge = _made(session, "pruner", pruner, _PRUNERS)
+    with _carried(session, ticket) as trial:
+        return _judge(session, trial, judge)
+
+
+def _judge(session: Session, trial: CarriedTrial, judge: optuna.pruners.BasePruner) -> int:
+    why = trial.should_prune(judge)
+    data = {"number": trial.ticket.number, "prune": why is not None, "why": why}
+    session.show(data, lambda: output.say(f"prune trial {trial.ticket.number}: {why}") if why is not None else None)
+    return 0 if why is None else PRUNE
+
+
+@click.command(context_settings=_NUMBERS)
+@options(study="none")
+@_ticket
+@click.argument("values", nargs=-1, metavar="VALUE...")
+@click.option("--state", type=click.Choice(["complete", "pruned", "fail"]), help="[default: complete]")
+@click.option("--reason", help="Why it failed.")
+def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None) -> None:
+    """End the ticket's trial: with its value (one for each objective), or as pruned or failed.
+
+    When another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11.
+    """
+    from hopaas_p2p.core.records import TrialState
+
+    to = TrialState[(state or "complete").upper()]
+    told = [_number(value) for value in values]
+    if to is TrialState.COMPLETE and not told:
+        raise click.UsageError("give the trial's value, or --state pruned, or --state fail")
+    if to is not TrialState.COMPLETE and told:
+        raise click.UsageError(f"a trial that is {state} has no value")
+    with _carried(session, ticket) as trial:
+        trial.tell(told or None, state=to, reason=reason)
+        session.done(
+            {"number": trial.ticket.number, "state": to.name, "values": told or None},
+            f"trial {trial.ticket.number} of {trial.ticket.study!r} is {to.name}",
+        )
+
+
+@click.command()
+@options(study="none")
+@_ticket
+def renew(session: Session, ticket: str | None) -> None:
+    """Show that the ticket's trial is alive. Exits with 11 when it was taken over."""
+    with _carried(session, ticket) as trial:
+        trial.renew()
+        if session.as_json:
+            output.print_json({"number": trial.ticket.number, "renewed": True})
+
+
+@click.command()
+@options(study="none")
+@_ticket
+@click.option("--reason", help="Why.")
+def release(session: Session, ticket: str | None, reason: str | None) -> None:
+    """Give the ticket's trial back: somebody else runs it again, with the same parameters."""
+    with _carried(session, ticket) as trial:
+        trial.release(reason)
+        number = trial.ticket.number
+        session.done({"number": number, "state": "WAITING"}, f"trial {number} waits for somebody to run it")

@@ -1,0 +1,123 @@
+"""Notes and tags of studies and trials.
+
+Notes are optuna-dashboard's own: it shows ours, and we show those written there. A note is Markdown in pieces of 2045
+characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version that rises.
+Tags are our own: a list under `hopaas:tags`, a trial's under `hopaas:<number>:tags`. All of it is in the attributes of
+the study, so a finished trial can be annotated too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from hopaas_p2p.core.records import StudySet
+from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+
+_PIECE: Final = 2045  # characters; optuna-dashboard's SYSTEM_ATTR_MAX_LENGTH
+_MAX_NOTE: Final = 1 << 18  # characters
+_MAX_TAG: Final = 64  # characters
+
+
+def note_of(study: Study, number: int | None = None) -> str:
+    """The note of the study, or of the trial of that number; empty when there is none.
+
+    Raises:
+        NoSuchTrial: there is no trial of that number.
+
+    """
+    return read_note(_attributes(study), _trial_id(study, number))
+
+
+def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
+    """The note in the system attributes of a study, read."""
+    prefix = _prefix(trial_id)
+    pieces: list[str] = []
+    while isinstance(piece := attributes.get(f"{prefix}note_str:{len(pieces)}"), str):
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def save_note(study: Study, text: str, number: int | None = None) -> None:
+    """Put a note (Markdown) in place of the present one, in one commit; an empty text removes it.
+
+    Raises:
+        NoSuchTrial: there is no trial of that number.
+        InvalidInput: longer than 262,144 characters.
+
+    """
+    if len(text) > _MAX_NOTE:
+        raise InvalidInput(f"a note of {len(text):,} characters; at most {_MAX_NOTE:,}")
+    attributes = _attributes(study)
+    prefix = _prefix(_trial_id(study, number))
+    version = attributes.get(f"{prefix}note_ver", 0)
+    pieces: dict[str, Any] = {
+        f"{prefix}note_str:{index}": text[index * _PIECE : (index + 1) * _PIECE]
+        for index in range(math.ceil(len(text) / _PIECE))
+    }
+    old = [key for key in attributes if key.startswith(f"{prefix}note_str:") and key not in pieces]
+    pieces.update(dict.fromkeys(old, ""))
+    pieces[f"{prefix}note_ver"] = version + 1 if isinstance(version, int) else 1
+    _write(study, pieces)
+
+
+def tags_of(study: Study, number: int | None = None) -> list[str]:
+    """The tags of the study, or of the trial of that number; raises as `note_of` does."""
+    _trial_id(study, number)
+    return read_tags(_attributes(study), number)
+
+
+def read_tags(attributes: Mapping[str, Any], number: int | None = None) -> list[str]:
+    """The tags in the system attributes of a study, read."""
+    tags = attributes.get(_tags_key(number))
+    return [str(tag) for tag in tags] if isinstance(tags, list) else []
+
+
+def change_tags(
+    study: Study, number: int | None = None, *, add: Collection[str] = (), remove: Collection[str] = ()
+) -> list[str]:
+    """Add and remove tags; returns what is there now. Raises as `note_of` does.
+
+    Raises:
+        InvalidInput: a tag that is empty, longer than 64 characters, or not printable.
+
+    """
+    for tag in add:
+        if not tag or len(tag) > _MAX_TAG or not tag.isprintable():
+            raise InvalidInput(f"{tag!r} is no tag: use 1 to {_MAX_TAG} printable characters")
+    before = tags_of(study, number)
+    after = [tag for tag in dict.fromkeys([*before, *add]) if tag not in remove]
+    if after != before:
+        _write(study, {_tags_key(number): after})
+    return after
+
+
+def _attributes(study: Study) -> dict[str, Any]:
+    return study.storage.get_study_system_attrs(study.study_id)
+
+
+def _write(study: Study, attributes: Mapping[str, Any]) -> None:
+    from hopaas_p2p.frozen import to_json
+
+    study.storage.say(study.study_id, StudySet(system={key: to_json(key, value) for key, value in attributes.items()}))
+
+
+def _trial_id(study: Study, number: int | None) -> int | None:
+    if number is None:
+        return None
+    try:
+        return study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
+    except KeyError:
+        raise NoSuchTrial(f"the study {study.name!r} has no trial {number}") from None
+
+
+def _prefix(trial_id: int | None) -> str:
+    return "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
+
+
+def _tags_key(number: int | None) -> str:
+    return "hopaas:tags" if number is None else f"hopaas:{number}:tags"

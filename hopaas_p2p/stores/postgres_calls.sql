@@ -1,0 +1,41 @@
+-- What the client says to the schema: one statement each, and one round trip. See postgres.sql for what they promise.
+
+-- name: exchange
+-- Push a commit, pull what is new, renew the beat.
+SELECT * FROM hopaas.exchange_v1(%(log)s, %(since)s, %(nonce)s, %(payload)s, %(about)s, %(peer)s, %(beat)s, %(limit)s)
+
+-- name: newest_snapshot
+-- (lsn, base64) of the newest snapshot: a third larger than the bytes, where Postgres' own form doubles them.
+SELECT * FROM hopaas.newest_snapshot_v1(%(log)s)
+
+-- name: put_snapshot
+-- Keep a snapshot.
+SELECT hopaas.put_snapshot_v1(%(log)s, %(lsn)s, %(data)s, %(kept)s)
+
+-- name: destroy
+-- Remove a log for ever.
+SELECT hopaas.destroy_v1(%(log)s)
+
+-- name: beat
+-- A sign of life outside an exchange.
+SELECT hopaas.beat_v1(%(peer)s, %(value)s)
+
+-- name: beats
+-- The beats of some peers.
+SELECT * FROM hopaas.beats_v1(%(peers)s::text[])
+
+-- name: grant
+-- Give a user a role in a study.
+SELECT hopaas.grant_v1(%(log)s, %(user)s, %(role)s)
+
+-- name: revoke
+-- Take a user's role in a study away.
+SELECT hopaas.revoke_v1(%(log)s, %(user)s)
+
+-- name: grants
+-- Who may do what in a study.
+SELECT * FROM hopaas.grants_v1(%(log)s)
+
+-- name: version
+-- Which version of the schema is installed.
+SELECT hopaas.version_v1()

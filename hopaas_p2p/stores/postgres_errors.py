@@ -1,0 +1,117 @@
+"""What Postgres and libpq say, as errors of ours: whether to come again, and what to do.
+
+A statement's error has a code. A refused connection has none, only the server's sentence, so it is known by its words;
+a sentence that is not known (another language) is taken for trouble that may pass.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreCorrupt, StoreUnreachable, StudyDeleted
+
+SCHEMA_VERSION: Final = 1
+"""What this code needs; see postgres.sql."""
+
+READ_ONLY: Final = "25006"
+NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
+"""No such schema, function or table: `hopaas-p2p init` was not run, or by another version."""
+
+_OURS: Final[dict[str, type[HopaasError]]] = {
+    "ZH401": Denied,
+    "ZH404": ConfigurationError,
+    "ZH409": StoreCorrupt,
+    "ZH410": StudyDeleted,
+    "ZH412": ConfigurationError,
+}
+_ADVICE: Final = {
+    "ZH401": "Ask an owner of the study for a grant: hopaas-p2p grant STUDY USER worker",
+    "ZH404": "List them with: hopaas-p2p user list",
+    "ZH409": "Was an older backup of the database restored, or a standby promoted that lagged behind? "
+    "Start this program anew to go on with what the server has.",
+    "ZH410": "Its peers may stop.",
+    "ZH412": "Ask the administrator to mend it, e.g. with: ALTER DATABASE … SET synchronous_commit = on",
+}
+_PASSING: Final = {
+    "53100": "the server's disk is full; nothing was stored, and it is sent again",
+    "53200": "the server is out of memory",
+    "53300": "the server has no free connection",
+    "57014": "the server stopped the statement: it took longer than statement_timeout",
+    "55P03": "the study was locked for too long by somebody else",
+    "57P01": "the server closed the connection: it is shutting down, or the administrator did it",
+    "57P02": "the server crashed and is coming back",
+    "57P03": "the server is starting or stopping",
+}
+
+_REFUSALS: Final = (
+    # words of libpq or of the server when it lets nobody in; what to do
+    (
+        r"password authentication failed|authentication failed for user",
+        Denied,
+        "the token or password is wrong, expired or revoked. Get a new one: hopaas-p2p token create",
+    ),
+    (
+        r"no password supplied|fe_sendauth",
+        Denied,
+        "no token or password was given. Set HOPAAS_TOKEN_FILE, HOPAAS_TOKEN or PGPASSFILE",
+    ),
+    (r"is not permitted to log in", Denied, "this token was revoked. Get a new one: hopaas-p2p token create"),
+    (r'role "[^"]*" does not exist', Denied, "there is no such user or token. Check the user in the URL"),
+    (r"no pg_hba\.conf entry", Denied, "the server lets nobody in from here under that name, or only with TLS"),
+    (r"permission denied for database", Denied, "this user may not use that database"),
+    (r'database "[^"]*" does not exist', ConfigurationError, "check the name in the URL, or create it: createdb"),
+    (
+        r"certificate verify failed|root certificate|server certificate for",
+        ConfigurationError,
+        "the server's certificate is not one to trust. For a private authority set HOPAAS_CA_FILE=/path/ca.pem",
+    ),
+    (
+        r"server does not support SSL",
+        ConfigurationError,
+        "the server speaks no TLS, and it is not on this machine. Switch ssl on there, or tunnel to it",
+    ),
+    (r"session is read-only|is in hot standby|server is in recovery|not accept.*read-write", None, ""),
+    (
+        r'too many connections for role "[^"]*"',
+        StoreUnreachable,
+        "the token is in use by as many processes as it may be; one token more: hopaas-p2p token create",
+    ),
+)
+
+
+def refusal(text: str) -> HopaasError:
+    """The error for a connection that was not made."""
+    line = _one_line(text)
+    for pattern, kind, advice in _REFUSALS:
+        if kind is not None and re.search(pattern, text, re.IGNORECASE):
+            return kind(f"{line}: {advice}.")
+    return StoreUnreachable(f"{line}. Nothing acknowledged is lost.")
+
+
+def failure(code: str | None, text: str) -> HopaasError:
+    """The error for a statement that failed."""
+    line = _one_line(text)
+    if code in _OURS:
+        return _OURS[code](f"{line}. {_ADVICE[code]}")
+    if code == "42501":
+        return Denied(f"{line}. Ask an administrator of the store: hopaas-p2p user add")
+    reason = _PASSING.get(code or "")
+    return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
+
+
+def wrong_schema(installed: int | None) -> ConfigurationError:
+    """The error for a database whose schema is missing or older."""
+    if installed is None:
+        return ConfigurationError("this database holds no store yet. Its owner makes one with: hopaas-p2p init URL")
+    return ConfigurationError(
+        f"the store's schema is of version {installed}, and this program needs {SCHEMA_VERSION}. "
+        "Its owner brings it up to date with: hopaas-p2p init URL"
+    )
+
+
+def _one_line(text: str) -> str:
+    """The sentence of an error, without where in the source it came from."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("CONTEXT:", "PL/pgSQL", "LINE ", "^"))]
+    return re.sub(r"\s+", " ", kept[0] if kept else "the server gave no reason").rstrip(".")

@@ -1,0 +1,210 @@
+"""A trial that is carried from command to command: `ask` starts it, and what it prints is all that `tell` needs.
+
+A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. Between two commands
+no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be granted to it
+(`peer_ttl`); each later command is a sign of life. What they write are records in the owner's name; if somebody took
+the trial over, the epoch has passed, and the log refuses them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from hopaas_p2p.core.records import TrialFinish, TrialRelease, TrialSet, TrialState
+from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
+from hopaas_p2p.stores.base import Beat
+
+if TYPE_CHECKING:
+    import optuna
+
+    from hopaas_p2p.core.records import StudyRecord
+    from hopaas_p2p.core.state import Trial, Verdict
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.study import Study
+
+_PREFIX: Final = "hp1-"
+
+
+class Ticket(NamedTuple):
+    """A lease, written down. `str()` gives the text to carry, `Ticket.parse` reads it."""
+
+    store: str
+    study: str
+    number: int
+    owner: str
+    epoch: int
+
+    def __str__(self) -> str:
+        body = msgspec.msgpack.encode(tuple(self))
+        return _PREFIX + base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Ticket:
+        """The ticket in this text.
+
+        Raises:
+            InvalidInput: it is none, or was cut.
+
+        """
+        try:
+            if not text.startswith(_PREFIX):
+                raise ValueError
+            code = text[len(_PREFIX) :]
+            data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
+            if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
+                raise ValueError
+            return cls(*msgspec.msgpack.decode(data[4:], type=tuple[str, str, int, str, int]))
+        except (ValueError, binascii.Error, msgspec.MsgspecError):
+            shown = text if len(text) <= 24 else f"{text[:24]}…"
+            raise InvalidInput(f"{shown!r} is no ticket, or only a part of one; take all that `ask` printed") from None
+
+
+def ticket_of(study: Study, trial_number: int) -> Ticket:
+    """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
+    study.storage.flush()
+    trial = study.state.trials[trial_number]
+    if trial.state is not TrialState.RUNNING or not study.storage.courier.is_mine(trial.owner):
+        raise NotYourTrial(f"trial {trial_number} is not run by this process")
+    assert trial.owner is not None
+    return Ticket(study.storage.url, study.name, trial_number, trial.owner, trial.epoch)
+
+
+class CarriedTrial:
+    """The trial of a ticket, in one command. Get one from `carry`. Every call waits for the store.
+
+    Raises:
+        LeaseLost: somebody took the trial over.
+        NotYourTrial: the trial is finished already.
+        StoreUnreachable: the store did not answer within the storage's patience.
+
+    """
+
+    def __init__(self, ticket: Ticket, storage: Storage) -> None:
+        from hopaas_p2p.study import open_study
+
+        self.ticket = ticket
+        self.storage = storage
+        self.study = open_study(storage, ticket.study, create=False)
+        self._membership = storage.part(self.study.study_id).membership
+        self._show_life()
+
+    def _show_life(self) -> None:
+        courier = self.storage.courier
+        courier.store.beat(Beat(self.ticket.owner, f"{courier.uuid}:1"))
+
+    def _say(self, record: StudyRecord) -> Verdict:
+        """Write in the owner's name, without introducing this short-lived process as one more peer."""
+        self._refuse_if_waiting()
+        replica = self._membership.replica
+        (verdict,) = self.storage.courier.settle(self._membership, replica.put(self.ticket.owner, record))
+        if not verdict.accepted:
+            self._refused(verdict)
+        return verdict
+
+    def _refuse_if_waiting(self) -> None:
+        """A trial that waits may be changed by anybody, but not by who thinks that it still runs it."""
+        trials = self.study.state.trials
+        if self.ticket.number < len(trials) and trials[self.ticket.number].state is TrialState.WAITING:
+            self._explain_loss()
+
+    def _refused(self, verdict: Verdict) -> None:
+        number = self.ticket.number
+        if verdict.refusal == "late":
+            raise LeaseLost(
+                f"trial {number} was taken over by another peer; its result is kept as trial {verdict.number}",
+                kept_as=verdict.number,
+            )
+        if verdict.refusal in ("fenced", "not running"):
+            self._explain_loss()
+        if verdict.refusal == "finished":
+            raise NotYourTrial(f"trial {number} is finished already, and stays as it is")
+        if verdict.refusal == "no such trial":
+            raise NoSuchTrial(f"there is no trial {number} in {self.ticket.study!r}; was the study made anew?")
+        raise InvalidInput(f"trial {number}: the store's log refused this, {verdict.refusal}")
+
+    def _trial(self) -> Trial:
+        """The trial as the log has it now, still ours; raises otherwise."""
+        trials = self.study.state.trials
+        if self.ticket.number >= len(trials):
+            raise NoSuchTrial(f"there is no trial {self.ticket.number} in {self.ticket.study!r}; was it made anew?")
+        trial = trials[self.ticket.number]
+        if (trial.owner, trial.epoch) != (self.ticket.owner, self.ticket.epoch) or trial.end is not None:
+            self._explain_loss()
+        return trial
+
+    def _explain_loss(self) -> None:
+        """Raise the error that says how the lease ended."""
+        number, lease = self.ticket.number, (self.ticket.owner, self.ticket.epoch)
+        trial = self.study.state.trials[number]
+        if (trial.owner, trial.epoch) == lease and trial.end is not None:
+            raise NotYourTrial(f"trial {number} is finished already ({trial.state.name}), and stays as it is")
+        why = next((one.why for one in trial.history if (one.owner, one.epoch) == lease), "another peer took it over")
+        raise LeaseLost(f"trial {number} is no longer run by this ticket: {why}")
+
+    # --- what the commands do ---
+
+    def report(self, value: float, *, step: int) -> None:
+        """Add an intermediate value."""
+        self._say(TrialSet(self.ticket.number, self.ticket.epoch, reports={step: float(value)}))
+
+    def should_prune(self, pruner: optuna.pruners.BasePruner | None = None) -> str | None:
+        """Why to give this trial up now, or None: somebody asked for it, or the pruner says so."""
+        trial = self._trial()
+        if trial.stop is not None:
+            return trial.stop
+        judge = pruner or self.study.optuna.pruner
+        frozen = self.storage.get_trial(self.storage.get_trial_id_from_study_id_trial_number(*self._place))
+        if len(self.study.optuna.directions) > 1:
+            raise InvalidInput("a study with several objectives has no pruning")
+        return f"{type(judge).__name__} says so" if judge.prune(self.study.optuna, frozen) else None
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.study.study_id, self.ticket.number
+
+    def tell(
+        self, values: Sequence[float] | None = None, *, state: TrialState | None = None, reason: str | None = None
+    ) -> None:
+        """End the trial: COMPLETE with values, else PRUNED or FAIL.
+
+        Raises:
+            InvalidInput: values that are not numbers, or as many as the study has directions. The trial goes on.
+
+        """
+        to = state if state is not None else TrialState.COMPLETE
+        told = None if values is None else tuple([float(value) for value in values])
+        if to is TrialState.COMPLETE:
+            expected = len(self.study.optuna.directions)
+            if told is None or len(told) != expected:
+                raise InvalidInput(f"{len(told or ())} values, but the study has {expected} directions")
+            if any(math.isnan(value) for value in told):
+                raise InvalidInput("NaN is no result; say --state fail")
+        self._say(TrialFinish(self.ticket.number, self.ticket.epoch, to, told, reason))
+
+    def renew(self) -> None:
+        """Nothing but a sign of life, and a look whether the lease still holds."""
+        self._trial()
+
+    def release(self, reason: str | None = None) -> None:
+        """Give the trial back: WAITING, with the same parameters."""
+        self._say(TrialRelease(self.ticket.number, self.ticket.epoch, reason=reason))
+
+
+@contextmanager
+def carry(ticket: Ticket, *, store: str | None = None, patience: float = 60.0) -> Iterator[CarriedTrial]:
+    """Go on with the trial of a ticket. `store` is where the store is, if it has another path or URL here."""
+    from hopaas_p2p.storage import open_storage
+
+    storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
+    try:
+        yield CarriedTrial(ticket, storage)
+    finally:
+        storage.close()

@@ -1,0 +1,91 @@
+"""Postgres servers for tests: one of each version a session, a fresh store for each test that wants one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hopaas_p2p import access
+from hopaas_p2p.testing.postgres import Server, find_binaries
+
+MAJORS = (15, 18)
+_TEMPLATE = "empty_store"
+_numbers = itertools.count()
+
+
+def missing(what: str) -> None:
+    """Skip, or fail where everything has to be there."""
+    if os.environ.get("HOPAAS_TEST_REQUIRE") == "all":
+        pytest.fail(f"{what} is not here, and HOPAAS_TEST_REQUIRE=all")
+    pytest.skip(f"{what} is not here")
+
+
+class Servers:
+    """Started when first asked for, stopped with the session."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, Server] = {}
+        self._found = find_binaries()
+
+    def get(self, major: int | None = None) -> Server:
+        if not self._found:
+            missing("a Postgres server")
+        chosen = max(self._found) if major is None else major
+        if chosen not in self._found:
+            missing(f"Postgres {chosen}")
+        if chosen not in self._running:
+            server = Server(self._found[chosen], settings={"max_connections": "250"})
+            self._running[chosen] = server.start()
+            server.execute(f"CREATE DATABASE {_TEMPLATE}")
+            access.initialise(server.url(_TEMPLATE))
+        return self._running[chosen]
+
+    def stop(self) -> None:
+        for server in self._running.values():
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_servers() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(params=MAJORS, ids=[f"postgres{major}" for major in MAJORS])
+def any_postgres(request: pytest.FixtureRequest, postgres_servers: Servers) -> Server:
+    """A server of each version in turn. It is shared: leave it as you found it."""
+    return postgres_servers.get(request.param)
+
+
+@pytest.fixture
+def postgres(postgres_servers: Servers) -> Server:
+    """The newest server there is. It is shared: leave it as you found it."""
+    return postgres_servers.get()
+
+
+@pytest.fixture
+def new_database() -> Callable[[Server], str]:
+    """Makes a database with an empty store in it, and returns its name."""
+
+    def make(server: Server, *, template: str = _TEMPLATE) -> str:
+        name = f"store_{next(_numbers)}"
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    return make
+
+
+@pytest.fixture
+def postgres_url(postgres: Server, new_database: Callable[[Server], str]) -> str:
+    """An empty store, as its administrator sees it."""
+    return postgres.url(new_database(postgres))
+
+
+@pytest.fixture
+def any_postgres_url(any_postgres: Server, new_database: Callable[[Server], str]) -> str:
+    """An empty store on a server of each version in turn, as its administrator sees it."""
+    return any_postgres.url(new_database(any_postgres))
