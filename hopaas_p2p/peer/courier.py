@@ -36,6 +36,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
 _DELIVERY_EVERY: Final = 30.0  # seconds between looks into the spool
+_UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
 _BUSY: Final = 10  # lingers without a draft after which the thread sleeps until it is woken
 _FAREWELL: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
 
@@ -76,6 +77,7 @@ class Courier:
         patience: seconds for which a blocking call tries an unreachable store before it raises.
         clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of starting the thread.
         acts_for: peers whose trials travelled to this process.
+        uuid, jitter: of this peer; a simulator passes its own, so that a seed tells all.
         peer_ttl: seconds of silence that others shall grant this peer, where that is longer than the study's.
     """
 
@@ -91,19 +93,22 @@ class Courier:
         peer_ttl: float | None = None,
         threaded: bool = True,
         describe: Callable[[], dict[str, str]] = identity.describe,
+        uuid: str | None = None,
+        jitter: random.Random | None = None,
     ) -> None:
         self.store = store
         self.linger = linger
         self.patience = patience
         self.clock = clock
         self.now_us = now_us
-        self.uuid = identity.new_uuid()
+        self.uuid = uuid or identity.new_uuid()
         self.acts_for = acts_for
         self.adopted: set[str] = set()
         """Peers among `acts_for` whose trials this process has touched: it beats for them too."""
         self.memberships: dict[str, Membership[State]] = {}
         self.catalog = Membership(-1, "", catalog_replica(store.catalog(), writer=self.uuid, now_us=now_us))
         self._describe = describe
+        self._jitter = jitter or random.Random()
         self._peer_ttl = peer_ttl
         self._keeper = Keeper(store)
         self._lock = threading.RLock()
@@ -166,15 +171,15 @@ class Courier:
                 info["ttl"] = str(self._peer_ttl)
             membership.replica.put(self.uuid, PeerJoin(info))
             if not self.store.beats_ride:
-                self._beat_now(membership)
+                self._beat_first()
             self._start()
 
-    def _beat_now(self, membership: Membership[State]) -> None:
-        """The first sign of life comes before the first trial, so that an owner may trust its lease from the start."""
+    def _beat_first(self) -> None:
+        """A sign of life before the first trial, so that an owner may trust its lease from the start."""
         now = self.clock()
         if self._keeper.beat_due(now):
             with contextlib.suppress(StoreUnreachable):  # the exchange that follows says so
-                self._keeper.beat((self.uuid,), writer=self.uuid, ttl=membership.replica.state.policy.ttl, now=now)
+                self._keeper.beat((self.uuid,), writer=self.uuid)
                 self._beaten_at = now
 
     def settle(self, membership: Membership[Any], ticket: Ticket) -> tuple[Verdict, ...]:
@@ -192,7 +197,7 @@ class Courier:
                 except StoreUnreachable:
                     if self.clock() >= deadline:
                         raise
-            time.sleep(pause * random.uniform(0.5, 1.5))
+            time.sleep(pause * self._jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE)
         return ticket.verdicts
 
@@ -210,8 +215,13 @@ class Courier:
             return
         now = self.clock()
         membership.read_at = now
-        if now - membership.pulled_at > 2 * store.freshness:
-            self.pull(membership)
+        if now - membership.pulled_at > 2 * store.freshness and (now >= self._retry_at or not replica.joined):
+            try:
+                self.pull(membership)
+            except StoreUnreachable:
+                if not replica.joined:
+                    raise
+                self._retry_at = self.clock() + store.freshness  # until then reads get by with what is known
         self._start()
 
     def _exchange(self, membership: Membership[Any]) -> None:
@@ -277,7 +287,7 @@ class Courier:
             wait = min([self._beat(now), *(self._tend(m, now) for m in list(self.memberships.values()))])
         except StoreUnreachable as error:
             self._pause = min(max(2 * self._pause, 0.5), 30.0)
-            self._retry_at = now + self._pause * random.uniform(0.5, 1.0)
+            self._retry_at = now + self._pause * self._jitter.uniform(0.5, 1.0)
             _log.debug("store unreachable, again in %.1f s: %s", self._retry_at - now, error)
             return self._retry_at - now
         self._pause = 0.0
@@ -285,11 +295,13 @@ class Courier:
 
     def _beat(self, now: float) -> float:
         active = [m for m in self.memberships.values() if m.introduced and not m.deleted]
-        if not active:
-            return 60.0
-        ttl = min(m.replica.state.policy.ttl for m in active)
+        ttls = [m.replica.state.policy.ttl for m in active if m.replica.state.define is not None]
+        if not ttls:
+            return _UNTIL_JOINED if active else 60.0
+        ttl = min(ttls)
         if self._keeper.beat_due(now):
-            self._keeper.beat((self.uuid, *self.adopted), writer=self.uuid, ttl=ttl, now=now)
+            self._keeper.beat((self.uuid, *self.adopted), writer=self.uuid)
+            self._keeper.has_beaten(ttl=ttl, now=now)
             self._beaten_at = now
         return ttl / 8
 

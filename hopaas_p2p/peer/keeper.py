@@ -48,13 +48,13 @@ class Keeper:
         self._count += 1
         return Beat(peer, f"{writer}:{self._count}")
 
-    def beat(self, peers: Iterable[str], *, writer: str, ttl: float, now: float) -> None:
+    def beat(self, peers: Iterable[str], *, writer: str) -> None:
         """Overwrite the beats of the peers this process acts for."""
         for peer in peers:
             self._store.beat(self.new_beat(peer, writer=writer))
-        self.has_beaten(ttl=ttl, now=now)
 
     def has_beaten(self, *, ttl: float, now: float) -> None:
+        """A beat began at `now`; the next one is due a third of ttl later."""
         self._next_beat = now + ttl / BEATS_PER_TTL
 
     def due(self, study: int, state: State, *, spare: Collection[str], now: float) -> list[TrialReclaim | TrialStop]:

@@ -29,11 +29,12 @@ from hopaas_p2p.core.records import (
     TrialSet,
 )
 from hopaas_p2p.core.state import LastCommit, State, Verdict, apply
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import Denied, InvalidInput
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Entry, Log, Outgoing
 
 _UNKNOWN: Final = Verdict(True)
 _MALFORMED: Final = Verdict(False, None, "malformed")
+_NO_GRANT: Final = Verdict(False, None, "role")
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
 _MAX_TEXT: Final = 1 << 20  # characters of attributes in one commit, a quarter of what the codec allows
 
@@ -155,6 +156,11 @@ class Replica(Generic[S]):
         return draft
 
     @property
+    def joined(self) -> bool:
+        """Whether the log was ever read to its end: the state is true of some moment."""
+        return self._trusted
+
+    @property
     def waiting(self) -> bool:
         """Whether something is still to be sent, or its fate to be learnt."""
         return bool(self._outbox or self.drafts or self._in_flight)
@@ -168,6 +174,7 @@ class Replica(Generic[S]):
 
         Raises:
             StoreUnreachable: the outcome is not known; what was queued is still there.
+            Denied: this user may not write here, or not even read.
         """
         with self.turn:
             self.exchange_in_turn(beat)
@@ -181,10 +188,21 @@ class Replica(Generic[S]):
                 self._load_commit()
             outgoing = self._in_flight[0].outgoing if self._in_flight else None
             since = self.state.lsn
-        receipt = self.log.exchange(outgoing, since, beat)
+        try:
+            receipt = self.log.exchange(outgoing, since, beat)
+        except Denied:
+            self._drop_refused()
+            raise
         self._take(receipt.entries)
         if receipt.more:
             self._pull()
+
+    def _drop_refused(self) -> None:
+        """Give up what the store refused to append, if it still lets this user read: a viewer goes on reading."""
+        self._pull()
+        with self.lock:
+            for ticket in self._in_flight.pop(0).tickets if self._in_flight else ():
+                ticket.verdicts = tuple([_NO_GRANT for _ in ticket.records])
 
     def _join(self) -> None:
         """Start from the newest snapshot that can be read, else from nothing."""
