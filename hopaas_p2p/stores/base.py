@@ -24,7 +24,7 @@ SNAPSHOTS_KEPT: Final = 3
 
 
 class Outgoing(NamedTuple):
-    """A commit to append: its bytes, and the nonce by which it is known again."""
+    """A commit to append: its bytes as `codec` seals them, with their checksum, and the nonce it is known again by."""
 
     nonce: str
     payload: bytes
@@ -65,6 +65,7 @@ class Log(Protocol):
         Raises:
             StoreUnreachable: the outcome is not known; come again with the same bytes.
             StoreCorrupt: the log is damaged where no torn write explains it. Nothing was written.
+            StudyDeleted: the log was destroyed. Who has seen any of it is told, and writes nothing.
 
         """
 

@@ -109,7 +109,11 @@ class DirectoryLog:
 
     def destroy(self) -> None:
         self.close()
-        shutil.rmtree(self._root, ignore_errors=True)
+        gone = self._root.with_name(f".deleted-{secrets.token_hex(6)}")
+        with contextlib.suppress(OSError):  # another was quicker, or a file system that cannot rename what is in use
+            self._root.rename(gone)  # at one stroke, so that no zombie finds half a log and goes on writing
+        for left in (gone, self._root):
+            shutil.rmtree(left, ignore_errors=True)
 
     def close(self) -> None:
         """Close the descriptor of the segment last read."""

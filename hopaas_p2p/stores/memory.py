@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from hopaas_p2p.errors import StudyDeleted
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
 
 
@@ -19,9 +20,12 @@ class MemoryLog:
         self._entries: list[Entry] = []
         self._snapshots: dict[int, bytes] = {}
         self._lock = threading.Lock()
+        self._destroyed = False
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
         with self._lock:
+            if self._destroyed:
+                raise StudyDeleted
             if outgoing is not None and not self._holds(outgoing.payload, since):
                 self._entries.append(Entry(len(self._entries) + 1, outgoing.payload))
             return Receipt(self._entries[since:])
@@ -30,7 +34,7 @@ class MemoryLog:
         return any(entry.payload == payload for entry in self._entries[since:])
 
     def changed(self, since: int) -> bool:
-        return len(self._entries) > since
+        return self._destroyed or len(self._entries) > since
 
     def newest_snapshot(self) -> tuple[int, bytes] | None:
         with self._lock:
@@ -45,8 +49,13 @@ class MemoryLog:
 
     def destroy(self) -> None:
         with self._lock:
+            self._destroyed = True
             self._entries.clear()
             self._snapshots.clear()
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock; here it is nobody's."""
+        self._lock = threading.Lock()
 
 
 class MemoryArtifacts:
@@ -99,7 +108,9 @@ class MemoryStore:
         return self._artifacts
 
     def after_fork(self) -> None:
-        """Nothing is shared with the parent."""
+        self._lock = threading.Lock()
+        for log in (self._catalog, *self._logs.values()):
+            log.after_fork()
 
     def close(self) -> None:
         """Nothing is held open."""
