@@ -47,6 +47,7 @@ from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
+    Denied,
     InvalidInput,
     LeaseLost,
     NotYourTrial,
@@ -318,7 +319,10 @@ class Storage(BaseStorage):
         return [frozen for listing in listings if (frozen := self._frozen_study(listing)) is not None]
 
     def _frozen_study(self, listing: Listing) -> FrozenStudy | None:
-        state = self._read(listing.study_id).replica.state
+        try:
+            state = self._read(listing.study_id).replica.state
+        except Denied:  # somebody else's study
+            return None
         if state.define is None:
             return None
         return FrozenStudy(
