@@ -47,7 +47,6 @@ from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
-    Denied,
     InvalidInput,
     LeaseLost,
     NotYourTrial,

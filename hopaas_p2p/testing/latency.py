@@ -1,0 +1,216 @@
+"""A TCP relay that makes a link long, counts what crosses it, and cuts it where a test wants it cut.
+
+    with Relay(5432, round_trip=0.030) as relay:
+        connect to 127.0.0.1:relay.port
+        relay.flights          # changes of direction so far: a round trip is two
+        relay.cut("reply")     # the next reply is lost: the server did it, the client does not know
+
+Bytes of each direction leave half a round trip after they came, in order, and not one by one: the link is long, not
+narrow. One event loop in a thread of its own serves all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import Final, Literal
+
+Cut = Literal["request", "reply", "mid-reply"]
+_CHUNK: Final = 1 << 16
+
+
+class Relay:
+    """Relays connections to a port of 127.0.0.1.
+
+    Args:
+        target: the port of the server.
+        round_trip: seconds that a request and its reply take longer than without it.
+
+    """
+
+    def __init__(self, target: int, *, round_trip: float = 0.0) -> None:
+        self.target = target
+        self.round_trip = round_trip
+        self.port = 0
+        self.flights = 0
+        """Changes of direction, over all connections: a request and its reply are two."""
+        self.connections = 0
+        """Connections made so far."""
+        self.sent = 0
+        """Bytes from clients."""
+        self.received = 0
+        """Bytes from the server."""
+        self.cuts = 0
+        """How often the link was cut as asked."""
+        self._cut: Cut | None = None
+        self._refusing = False
+        self._open: set[_Link] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
+        self._server: asyncio.Server | None = None
+
+    @property
+    def round_trips(self) -> float:
+        """Requests that were answered: half the flights."""
+        return self.flights / 2
+
+    def start(self) -> Relay:
+        """Listen on a free port."""
+        self._thread.start()
+        self._call(self._listen())
+        return self
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        """Cut all connections and end."""
+        self._call(self._shut())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _shut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for link in list(self._open):
+            link.cut()
+        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    def _call(self, coroutine: object) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)  # type: ignore[arg-type]
+
+    def __enter__(self) -> Relay:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def cut(self, where: Cut) -> None:
+        """Cut the connection that comes there next: at its request, its reply, or in the middle of that."""
+        self._cut = where
+
+    def drop(self) -> None:
+        """Cut all connections now; new ones are served."""
+        self._call(self._drop())
+
+    async def _drop(self) -> None:
+        for link in list(self._open):
+            link.cut()
+
+    def refuse(self, yes: bool = True) -> None:
+        """Cut all connections, and every new one at once, until told otherwise."""
+        self._refusing = yes
+        if yes:
+            self.drop()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self.flights = self.connections = self.sent = self.received = self.cuts = 0
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.transport.abort()
+            return
+        self.connections += 1
+        try:
+            await asyncio.sleep(self.round_trip)  # TCP's own handshake
+            there = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = _Link(self, (reader, writer), there)
+        self._open.add(link)
+        try:
+            await link.run()
+        finally:
+            self._open.discard(link)
+
+    def take_cut(self, *candidates: Cut) -> Cut | None:
+        """The cut that was asked for, if it is one of these; it is done once."""
+        if self._cut not in candidates:
+            return None
+        found, self._cut = self._cut, None
+        self.cuts += 1
+        return found
+
+
+class _Link:
+    """One client and its connection to the server."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._relay = relay
+        self._client, self._server = client, server
+        self._direction = ""
+
+    async def run(self) -> None:
+        tasks = [
+            asyncio.create_task(self._pump("request", self._client[0], self._server[1])),
+            asyncio.create_task(self._pump("reply", self._server[0], self._client[1])),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.cut()
+
+    def cut(self) -> None:
+        """End both connections without a word."""
+        for _, writer in (self._client, self._server):
+            writer.transport.abort()
+
+    async def _pump(self, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        sender = asyncio.create_task(self._send(queue, writer))
+        loop = asyncio.get_running_loop()
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(_CHUNK):
+                    data, last = self._inspect(direction, data)
+                    queue.put_nowait((loop.time() + self._relay.round_trip / 2, data))
+                    if last:
+                        break
+            queue.put_nowait((loop.time() + self._relay.round_trip / 2, b""))
+            await sender
+        finally:
+            sender.cancel()
+
+    def _inspect(self, direction: str, data: bytes) -> tuple[bytes, bool]:
+        """Count the bytes; returns what of them goes on, and whether it is the last of this connection."""
+        relay = self._relay
+        if self._direction != direction:
+            self._direction = direction
+            relay.flights += 1
+        if direction == "request":
+            relay.sent += len(data)
+            return (b"", True) if relay.take_cut("request") else (data, False)
+        relay.received += len(data)
+        where = relay.take_cut("reply", "mid-reply")
+        if where is None:
+            return data, False
+        return (data[: len(data) // 2] if where == "mid-reply" else b""), True
+
+    @staticmethod
+    async def _send(queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due, data = await queue.get()
+            wait = due - loop.time()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if not data:
+                return
+            writer.write(data)
+            with contextlib.suppress(OSError):
+                await writer.drain()
