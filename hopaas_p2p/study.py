@@ -94,7 +94,7 @@ def open_study(
             attempts=defaults.attempts if attempts is None else attempts,
             ttl=defaults.ttl if lease_ttl is None else float(lease_ttl),
             max_failures=max_failures,
-            progress_timeout=progress_timeout,
+            progress_timeout=None if progress_timeout is None else float(progress_timeout),
             interrupted=defaults.interrupted if interrupted is None else interrupted,
         ),
         space={key: _as_record(value) for key, value in (space or {}).items()},
@@ -117,7 +117,13 @@ def open_study(
 
 
 def _as_record(distribution: BaseDistribution | records.Distribution) -> records.Distribution:
-    return to_record(distribution) if isinstance(distribution, BaseDistribution) else distribution
+    """As the log gives it back to others: Float(0, 1) has bounds 0.0 and 1.0, here too."""
+    if isinstance(distribution, BaseDistribution):
+        return to_record(distribution)
+    if isinstance(distribution, records.Float):
+        step = None if distribution.step is None else float(distribution.step)
+        return records.Float(float(distribution.low), float(distribution.high), distribution.log, step)
+    return distribution
 
 
 def _made_with(sampler: object, pruner: object) -> dict[str, str]:

@@ -1,0 +1,163 @@
+"""Studies to and from files and Optuna's own storages: `export_study`, `import_study`.
+
+What travels is a `Portable`: the study's definition and attributes, and its trials, with no ids of one store in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.export.arrival import Imported, bring_in
+from hopaas_p2p.export.portable import Portable, of_study
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.study import Study
+
+__all__ = ["FORMATS", "Imported", "export_study", "import_study"]
+
+FORMATS: Final = ("jsonl", "csv", "parquet", "optuna")
+_ENDINGS: Final = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".journal": "optuna",
+    ".log": "optuna",
+}
+
+
+def export_study(study: Study, to: str | os.PathLike[str], *, form: str | None = None) -> int:
+    """Write a study; returns the number of trials written. A file is there whole or not at all.
+
+    Args:
+        study: from `open_study`.
+        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
+        form: "jsonl" and "parquet" keep everything, "csv" is for spreadsheets, "optuna" writes into an Optuna
+            storage. By the end of the path if not said; a URL is an Optuna storage.
+
+    Raises:
+        InvalidInput: an unknown format, or one that needs a package which is not installed.
+        StudyExists: the Optuna storage has a study of that name already.
+
+    """
+    target = os.fspath(to)
+    chosen = _format(target, form)
+    portable = of_study(study)
+    if chosen == "optuna":
+        from hopaas_p2p.export.optunas import dump_optuna
+
+        dump_optuna(portable, target)
+    elif chosen == "parquet":
+        from hopaas_p2p.export.tables import dump_parquet
+
+        if target == "-":
+            raise InvalidInput("Parquet goes to a file, not to a terminal; say --to PATH")
+        with _replacing(Path(target)) as draft:
+            dump_parquet(portable, draft)
+    else:
+        _write_lines(portable, target, chosen)
+    return len(portable.trials)
+
+
+def _write_lines(portable: Portable, target: str, form: str) -> None:
+    from hopaas_p2p.export import jsonl, tables
+
+    lines = tables.dump_csv(portable) if form == "csv" else (line + "\n" for line in jsonl.dump(portable))
+    if target == "-":
+        sys.stdout.writelines(lines)
+        return
+    with _replacing(Path(target)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A draft beside `path`, which takes its place when the block ends well."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def import_study(
+    storage: Storage,
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    form: str | None = None,
+    source_study: str | None = None,
+) -> Imported:
+    """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
+
+    Trials that were RUNNING arrive as WAITING. Many go with one commit: 10,000 take seconds.
+
+    Args:
+        storage: from `open_storage`.
+        source: a path, "-" for standard input, or the URL or journal file of an Optuna storage.
+        name: the study to add to; its own name if not said.
+        form: as in `export_study`.
+        source_study: which study of an Optuna storage; the only one if not said.
+
+    Raises:
+        InvalidInput: it cannot be read, or does not fit the budget. Nothing was imported.
+        DefinitionMismatch: the study is there, with other directions. Nothing was imported.
+
+    """
+    origin = os.fspath(source)
+    chosen = _format(origin, form)
+    if chosen == "optuna":
+        from hopaas_p2p.export.optunas import load_optuna
+
+        portable = load_optuna(origin, name=source_study)
+    elif chosen == "parquet":
+        from hopaas_p2p.export.tables import load_parquet
+
+        portable = load_parquet(Path(origin))
+    else:
+        with _reading(origin) as lines:
+            portable = _read_lines(lines, chosen, storage, name)
+    return bring_in(storage, portable, name=name)
+
+
+def _read_lines(lines: TextIO, form: str, storage: Storage, name: str | None) -> Portable:
+    from hopaas_p2p.export import jsonl, tables
+
+    if form == "jsonl":
+        return jsonl.load(lines)
+    space = {}
+    if name is not None and name in {one.study_name for one in storage.get_all_studies()}:
+        state = storage.state(storage.get_study_id_from_name(name))
+        space = {**state.dists, **(state.define.space if state.define else {})}
+    return tables.load_csv(lines, space=space, name=name)
+
+
+@contextlib.contextmanager
+def _reading(source: str) -> Iterator[TextIO]:
+    if source == "-":
+        yield sys.stdin
+        return
+    try:
+        with Path(source).open(encoding="utf-8", newline="") as file:
+            yield file
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{source} is no text in UTF-8; say its --format") from None
+
+
+def _format(place: str, form: str | None) -> str:
+    if form is not None:
+        if form not in FORMATS:
+            raise InvalidInput(f"{form!r} is no format; there are {', '.join(FORMATS)}")
+        return form
+    if "://" in place:
+        return "optuna"
+    return _ENDINGS.get(Path(place).suffix.lower(), "jsonl")

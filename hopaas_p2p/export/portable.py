@@ -1,0 +1,150 @@
+"""A study without the ids of its store: what every format is written from, and what every import ends as.
+
+A trial is the `TrialCreate` that makes it again. What no such record can carry (who ran it, earlier owners, which trial
+it retried) travels beside it as its *origin*, and is kept in the system attribute `hopaas:origin` where it arrives, so
+that a second export gives the same file as the first. Attributes that name a trial by its id in the store
+(optuna-dashboard's notes) name it by its number on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from hopaas_p2p.core.records import Distribution, Policy, TrialCreate
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State, Trial
+    from hopaas_p2p.study import Study
+
+ORIGIN: Final = "hopaas:origin"
+PEERS: Final = "hopaas:peers"
+_BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)(\d+):(.*)", re.DOTALL)
+_BY_NUMBER: Final = re.compile(r"(dashboard:(?:artifacts:)?)#(\d+):(.*)", re.DOTALL)
+_TAGS: Final = re.compile(r"hopaas:(\d+):tags")
+
+
+class PortableTrial(NamedTuple):
+    """One trial. Its record names the distribution of every parameter."""
+
+    number: int
+    record: TrialCreate
+    origin: dict[str, Any]
+
+
+class Portable(NamedTuple):
+    """A study and its trials, by number. Attributes are JSON texts, as in the log."""
+
+    name: str | None
+    directions: tuple[str, ...] | None
+    """None where the format does not say."""
+    trials: list[PortableTrial]
+    policy: Policy = Policy()
+    space: dict[str, Distribution] = {}
+    info: dict[str, str] = {}
+    status: str = "running"
+    budget: int | None = None
+    user: dict[str, str] = {}
+    system: dict[str, str] = {}
+    peers: dict[str, dict[str, str]] = {}
+
+
+def of_study(study: Study) -> Portable:
+    """The study as it is now."""
+    part = study.storage.part(study.study_id)
+    state = study.state
+    with part.lock:
+        return _of_state(study.name, state, study.study_id)
+
+
+def _of_state(name: str, state: State, study_id: int) -> Portable:
+    define = state.define
+    assert define is not None
+    system = dict(state.system)
+    peers: dict[str, dict[str, str]] = json.loads(system.pop(PEERS, "{}"))
+    owners = {trial.owner for trial in state.trials} | {one.owner for trial in state.trials for one in trial.history}
+    peers |= {uuid: info for uuid, info in state.peers.items() if uuid in owners}
+    numbers = {str((study_id << 32) + trial.number): trial.number for trial in state.trials}
+    return Portable(
+        name=name,
+        directions=define.directions,
+        trials=[_of_trial(trial, state) for trial in state.trials],
+        policy=define.policy,
+        space=define.space,
+        info=define.info,
+        status=state.status,
+        budget=state.budget,
+        user=dict(state.user),
+        system=with_numbers(system, numbers),
+        peers=peers,
+    )
+
+
+def _of_trial(trial: Trial, state: State) -> PortableTrial:
+    system = dict(trial.system)
+    carried = system.pop(ORIGIN, None)
+    record = TrialCreate(
+        state=trial.state,
+        params=dict(trial.params),
+        dists={name: trial.distribution(name, state) for name in trial.params},
+        reports=dict(trial.reports),
+        user=dict(trial.user),
+        system=system,
+        values=trial.values,
+        reason=trial.reason,
+        start=trial.start,
+        end=trial.end,
+    )
+    return PortableTrial(trial.number, record, _origin(trial) if carried is None else json.loads(carried))
+
+
+def _origin(trial: Trial) -> dict[str, Any]:
+    facts = {
+        "owner": trial.owner,
+        "epoch": trial.epoch,
+        "attempt": trial.attempt if trial.attempt > 1 else None,
+        "retry_of": trial.retry_of,
+        "retried_by": trial.retried_by,
+        "late_of": trial.late_of,
+        "history": msgspec.to_builtins(trial.history),
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def with_numbers(system: Mapping[str, str], numbers: Mapping[str, int]) -> dict[str, str]:
+    """Attributes of a study, with trials named by number where they were named by id."""
+
+    def renamed(key: str) -> str:
+        match = _BY_ID.fullmatch(key)
+        if match is None or match[2] not in numbers:
+            return key
+        return f"{match[1]}#{numbers[match[2]]}:{match[3]}"
+
+    return {renamed(key): text for key, text in system.items()}
+
+
+def with_ids(system: Mapping[str, str], ids: Mapping[int, int], numbers: Mapping[int, int]) -> dict[str, str]:
+    """The reverse, where the trials arrived: `ids` and `numbers` say what each number became."""
+
+    def renamed(key: str) -> str:
+        match = _BY_NUMBER.fullmatch(key)
+        if match is not None and int(match[2]) in ids:
+            return f"{match[1]}{ids[int(match[2])]}:{match[3]}"
+        match = _TAGS.fullmatch(key)
+        if match is not None and int(match[1]) in numbers:
+            return f"hopaas:{numbers[int(match[1])]}:tags"
+        return key
+
+    return {renamed(key): text for key, text in system.items()}
+
+
+def externals(record: TrialCreate) -> Iterator[tuple[str, Any]]:
+    """Names and values of the parameters, as the objective saw them."""
+    from hopaas_p2p.frozen import external, to_optuna
+
+    for name, value in record.params.items():
+        yield name, external(to_optuna(record.dists[name]), value)

@@ -1,0 +1,270 @@
+"""CSV, for spreadsheets, and Parquet, for data frames.
+
+CSV has the columns of Optuna's `trials_dataframe()`. It says what people read, and not what machines need:
+intermediate values and distributions are not in it. Text that a spreadsheet would run as a formula is quoted with an
+apostrophe. Parquet has typed columns, and beside them the trial's JSON line, from which an import makes it again.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialCreate, TrialState
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.export import jsonl
+from hopaas_p2p.export.portable import Portable, PortableTrial, externals
+
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_METADATA: Final = b"hopaas_p2p"
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+# --- CSV ---------------------------------------------------------------------------------------------------------
+
+
+def dump_csv(portable: Portable) -> Iterator[str]:
+    """The lines of a CSV file, with their ends."""
+    rows = [_row(trial, portable) for trial in portable.trials]
+    columns = _columns(portable, rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _columns(portable: Portable, rows: list[dict[str, Any]]) -> list[str]:
+    """Fixed ones first, then parameters, then attributes, then what is about the run."""
+    objectives = len(portable.directions or ("",))
+    values = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
+    first = ["number", *values, "datetime_start", "datetime_complete", "duration"]
+    last = ["reason", "site", "host", "state"]
+    seen = dict.fromkeys(name for row in rows for name in row)
+    middle = [name for name in seen if name.startswith("params_")]
+    middle += [name for name in seen if name.startswith("user_attrs_")]
+    return [*first, *middle, *last]
+
+
+def _row(trial: PortableTrial, portable: Portable) -> dict[str, Any]:
+    record = trial.record
+    peer = portable.peers.get(trial.origin.get("owner", ""), {})
+    both = record.start is not None and record.end is not None
+    row: dict[str, Any] = {
+        "number": trial.number,
+        "datetime_start": _iso(record.start),
+        "datetime_complete": _iso(record.end),
+        "duration": (record.end - record.start) / 1e6 if both and record.end and record.start else None,
+        "reason": record.reason,
+        "site": peer.get("site"),
+        "host": peer.get("host"),
+        "state": record.state.name,
+    }
+    objectives = len(portable.directions or ("",))
+    names = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
+    row.update(zip(names, record.values or (), strict=False))
+    row.update({f"params_{name}": value for name, value in externals(record)})
+    row.update({f"user_attrs_{key}": _plain(text) for key, text in record.user.items()})
+    return row
+
+
+def _plain(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, dict | list) else value
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def _iso(microseconds: int | None) -> str | None:
+    said = jsonl._time(microseconds)
+    return said if isinstance(said, str) else None
+
+
+def load_csv(lines: Iterable[str], *, space: dict[str, Distribution], name: str | None) -> Portable:
+    """The trials of a CSV file with our columns or those of Optuna's `trials_dataframe().to_csv()`.
+
+    Parameters outside `space` get the narrowest distribution that holds their values.
+
+    Raises:
+        InvalidInput: a column or a cell that cannot be understood; the message says which.
+
+    """
+    rows = list(csv.DictReader(lines))
+    if not rows or "state" not in rows[0]:
+        raise InvalidInput("this CSV has no column 'state'; write one with `study export`, or trials_dataframe()")
+    values = [column for column in rows[0] if column == "value" or column.startswith("values_")]
+    params = [column for column in rows[0] if column.startswith("params_")]
+    users = [column for column in rows[0] if column.startswith("user_attrs_")]
+    cells = {column.removeprefix("params_"): [_unquoted(row[column]) for row in rows] for column in params}
+    dists = {key: space[key] if key in space else _guess(column) for key, column in cells.items()}
+    trials = []
+    for at, row in enumerate(rows):
+        try:
+            trials.append(_from_row(at, row, values, params, users, dists))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"row {at + 2}: {error}") from None
+    directions = None if len(values) == 1 else ("minimize",) * len(values)
+    return Portable(name=name, directions=directions, trials=trials)
+
+
+def _from_row(
+    at: int,
+    row: dict[str, str],
+    values: list[str],
+    params: list[str],
+    users: list[str],
+    dists: dict[str, Distribution],
+) -> PortableTrial:
+    from hopaas_p2p.frozen import to_optuna
+
+    named = {column.removeprefix("params_"): _unquoted(row[column]) for column in params if row[column] != ""}
+    told = [float(row[column]) for column in values if row[column] not in ("", "None")]
+    record = TrialCreate(
+        state=TrialState[row["state"].rpartition(".")[2].upper()],
+        params={key: jsonl._internal(to_optuna(dists[key]), _choice(dists[key], text)) for key, text in named.items()},
+        dists={key: dists[key] for key in named},
+        user={
+            column.removeprefix("user_attrs_"): json.dumps(_scalar(_unquoted(row[column])), ensure_ascii=False)
+            for column in users
+            if row[column] != ""
+        },
+        values=tuple(told) if len(told) == len(values) and told else None,
+        reason=_unquoted(row.get("reason") or "") or None,
+        start=_when(row.get("datetime_start")),
+        end=_when(row.get("datetime_complete")),
+    )
+    return PortableTrial(int(row.get("number") or at), record, {})
+
+
+def _unquoted(text: str) -> str:
+    return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _choice(distribution: Distribution, text: str) -> Any:
+    if not isinstance(distribution, Categorical):
+        return text
+    for choice in distribution.choices:
+        if str(choice) == text:
+            return choice
+    raise ValueError(f"{text!r} is none of {distribution.choices}")
+
+
+def _guess(column: list[str]) -> Distribution:
+    given = [text for text in column if text != ""]
+    try:
+        numbers = [float(text) for text in given]
+    except ValueError:
+        return Categorical(tuple(dict.fromkeys(given)))
+    if all(text.lstrip("+-").isdigit() for text in given):
+        return Int(int(min(numbers, default=0)), int(max(numbers, default=0)))
+    return Float(min(numbers, default=0.0), max(numbers, default=0.0))
+
+
+def _when(text: str | None) -> int | None:
+    if not text or text == "NaT":
+        return None
+    return jsonl._read_time(text)
+
+
+# --- Parquet -----------------------------------------------------------------------------------------------------
+
+
+def dump_parquet(portable: Portable, path: Path) -> None:
+    """Write a Parquet file.
+
+    Raises:
+        InvalidInput: pyarrow is not installed.
+
+    """
+    pa, parquet = _pyarrow()
+    trials = portable.trials
+    columns: dict[str, Any] = {
+        "number": pa.array([trial.number for trial in trials], pa.int64()),
+        "state": pa.array([trial.record.state.name for trial in trials], pa.string()),
+        "values": pa.array([trial.record.values for trial in trials], pa.list_(pa.float64())),
+        "datetime_start": pa.array([_datetime(t.record.start) for t in trials], pa.timestamp("us", tz="UTC")),
+        "datetime_complete": pa.array([_datetime(t.record.end) for t in trials], pa.timestamp("us", tz="UTC")),
+    }
+    columns |= {f"params_{name}": column for name, column in _parameters(pa, trials).items()}
+    pair = pa.struct([("step", pa.int64()), ("value", pa.float64())])
+    reports = [[{"step": s, "value": v} for s, v in trial.record.reports.items()] for trial in trials]
+    columns["reports"] = pa.array(reports, pa.list_(pair))
+    columns["reason"] = pa.array([trial.record.reason for trial in trials], pa.string())
+    columns["record"] = pa.array([jsonl._text(jsonl.trial_line(trial)) for trial in trials], pa.string())
+    metadata = {_METADATA: jsonl._text(jsonl.header(portable)).encode()}
+    parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+def load_parquet(path: Path) -> Portable:
+    """The study in a Parquet file that `dump_parquet` wrote.
+
+    Raises:
+        InvalidInput: it is none, or pyarrow is not installed.
+
+    """
+    pa, parquet = _pyarrow()
+    try:
+        table = parquet.read_table(path)
+        head = json.loads(table.schema.metadata[_METADATA])
+        lines = table.column("record").to_pylist()
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{path} was not written by `hopaas-p2p study export`: {error}") from None
+    return jsonl.load([json.dumps(head), *lines])
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InvalidInput("Parquet needs pyarrow: pip install 'hopaas-p2p[parquet]'") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _datetime(microseconds: int | None) -> datetime.datetime | None:
+    if microseconds is None:
+        return None
+    try:
+        return _EPOCH + datetime.timedelta(microseconds=microseconds)
+    except OverflowError:
+        return None
+
+
+def _parameters(pa: Any, trials: list[PortableTrial]) -> dict[str, Any]:
+    rows = [dict(externals(trial.record)) for trial in trials]
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds <= {float} or kinds <= {float, int}:
+            columns[name] = pa.array([None if one is None else float(one) for one in values], pa.float64())
+        if kinds <= {int} and all(one is None or -(1 << 63) <= one < 1 << 63 for one in values):
+            columns[name] = pa.array(values, pa.int64())
+        elif kinds <= {bool}:
+            columns[name] = pa.array(values, pa.bool_())
+        elif name not in columns:
+            columns[name] = pa.array([None if one is None else str(one) for one in values], pa.string())
+    return columns
