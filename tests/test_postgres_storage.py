@@ -1,4 +1,4 @@
-"""Optuna's own suite for storages, on Postgres."""
+"""Optuna's own suite for storages, and ours for stores, on Postgres."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from optuna.storages import BaseStorage
 from optuna.testing.pytest_storages import StorageTestCase
 
 import hopaas_p2p
+from hopaas_p2p.stores.base import Store
+from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.testing.conformance import StoreConformance
+from hopaas_p2p.testing.postgres import Server
 
 
 class TestPostgres(StorageTestCase):
@@ -17,3 +21,12 @@ class TestPostgres(StorageTestCase):
         storage = hopaas_p2p.open_storage(any_postgres_url)
         yield storage
         storage.close()
+
+
+class TestPostgresStore(StoreConformance):
+    @pytest.fixture
+    def store(self, any_postgres: Server, any_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+        monkeypatch.setenv("HOPAAS_TOKEN", any_postgres.password)  # for the other processes, which get the URL alone
+        store = open_store(any_postgres_url)
+        yield store
+        store.close()

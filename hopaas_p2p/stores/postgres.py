@@ -106,7 +106,7 @@ class PostgresStore:
         self.call("beat", peer=beat.peer, value=beat.value)
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
-        asked = list(peers)
+        asked = [peer for peer in peers if _UUID.fullmatch(peer)]
         return dict(self.call("beats", peers=asked)) if asked else {}
 
     def call(self, name: str, **parameters: Any) -> list[Any]:

@@ -214,6 +214,9 @@ BEGIN
     PERFORM hopaas.check_session();
     v_user := hopaas.caller();
     v_log := hopaas.entered(p_log, v_user, CASE WHEN p_payload IS NULL THEN 'viewer' ELSE 'worker' END);
+    IF p_peer IS NOT NULL THEN
+        PERFORM hopaas.renew_beat(p_peer, p_beat, v_user);
+    END IF;
     IF v_log.id IS NULL THEN
         IF p_since > 0 THEN
             RAISE EXCEPTION 'the log is gone, of which a peer has seen % commits', p_since USING ERRCODE = 'ZH409';
@@ -221,11 +224,12 @@ BEGIN
         IF p_payload IS NULL THEN
             RETURN;
         END IF;
-        INSERT INTO hopaas.logs (uuid, created_by) VALUES (p_log, v_user) RETURNING * INTO v_log;
-        INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v_log.id, v_user, 'owner', v_user);
-    END IF;
-    IF p_peer IS NOT NULL THEN
-        PERFORM hopaas.renew_beat(p_peer, p_beat, v_user);
+        INSERT INTO hopaas.logs (uuid, created_by) VALUES (p_log, v_user) ON CONFLICT DO NOTHING RETURNING * INTO v_log;
+        IF FOUND THEN
+            INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v_log.id, v_user, 'owner', v_user);
+        ELSE
+            v_log := hopaas.entered(p_log, v_user, 'worker');  -- somebody was quicker
+        END IF;
     END IF;
     IF p_payload IS NOT NULL THEN
         PERFORM 1 FROM hopaas.logs l WHERE l.id = v_log.id AND l.deleted IS NULL FOR NO KEY UPDATE;
@@ -279,7 +283,7 @@ BEGIN
         FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Keep a snapshot and the two before it; sweep beats that are a month old on the way. The first one of an lsn stays.
+-- Keep a snapshot and the two before it; sweep beats that are a month old on the way.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -293,7 +297,7 @@ BEGIN
         RAISE EXCEPTION 'there is no commit % to make a snapshot of', p_lsn USING ERRCODE = 'ZH409';
     END IF;
     INSERT INTO hopaas.snapshots (log, lsn, author, data) VALUES (v_log.id, p_lsn, v_user, p_data)
-    ON CONFLICT DO NOTHING;
+    ON CONFLICT (log, lsn) DO UPDATE SET author = excluded.author, data = excluded.data;
     DELETE FROM hopaas.snapshots WHERE log = v_log.id AND lsn NOT IN (
         SELECT s.lsn FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT greatest(p_kept, 1)
     );
@@ -308,10 +312,10 @@ DECLARE
     v_log hopaas.logs;
 BEGIN
     PERFORM hopaas.check_session();
-    v_log := hopaas.entered(p_log, hopaas.caller(), 'owner');
-    IF v_log.id IS NULL THEN
+    IF NOT EXISTS (SELECT FROM hopaas.logs WHERE uuid = p_log AND deleted IS NULL) THEN
         RETURN;
     END IF;
+    v_log := hopaas.entered(p_log, hopaas.caller(), 'owner');
     IF p_log = 'catalog' THEN
         RAISE EXCEPTION 'the catalog cannot be destroyed' USING ERRCODE = 'ZH401';
     END IF;
