@@ -1,0 +1,39 @@
+"""One peer of the demo: `HOPAAS_STORE=… python -m hopaas_p2p.demo.peer STUDY SEED`.
+
+This is all that a process needs to take part: open the study, and optimise. It talks to nobody but the store.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import optuna
+
+import hopaas_p2p
+from hopaas_p2p.demo import objective
+
+
+def run(store: str, study_name: str, seed: int) -> None:
+    """Take part until the study gives out no more trials."""
+    parent = os.getppid()
+
+    def leave_if_orphaned() -> None:
+        if os.getppid() != parent:
+            raise SystemExit("the demo's first process is gone")
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = hopaas_p2p.open_study(
+        store,
+        study_name,
+        create=False,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=4),
+        linger=0.25,  # seconds; short, so that the screen shows epochs as they end
+    )
+    study.optimize(objective.make_objective(leave_if_orphaned), catch=ValueError)
+    study.close()
+
+
+if __name__ == "__main__":
+    run(os.environ["HOPAAS_STORE"], sys.argv[1], int(sys.argv[2]))

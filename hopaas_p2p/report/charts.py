@@ -1,0 +1,225 @@
+"""The charts of a report: State -> SVG. What is too much to draw is sampled, and the caption says so."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from hopaas_p2p.core.records import Categorical, Float, Int
+from hopaas_p2p.core.state import COMPLETE, PRUNED, State, Trial
+from hopaas_p2p.report import svg
+from hopaas_p2p.report.facts import is_better, shown
+from hopaas_p2p.report.svg import Point, Scale
+
+_W: Final = 500.0
+_H: Final = 290.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 40.0
+_DOTS: Final = 3000
+_CURVES: Final = 40
+_STEPS: Final = 150
+
+
+class Figure(NamedTuple):
+    """A chart and what stands with it."""
+
+    title: str
+    drawing: str
+    caption: str
+    wide: bool = False
+
+
+def _robust(values: Sequence[float], direction: str, *, without: float = 0.05) -> list[float]:
+    """The values without this share of the worst, so that a few bad trials do not flatten the rest."""
+    ordered = sorted(value for value in values if math.isfinite(value))
+    cut = int(len(ordered) * without)
+    return ordered[cut:] if direction == "maximize" else ordered[: len(ordered) - cut]
+
+
+def history(state: State, objective: int = 0) -> Figure | None:
+    """The value of every trial, and the best so far."""
+    assert state.define is not None
+    direction = state.define.directions[objective]
+    complete = [
+        Point(t.number, t.values[objective], f"trial {t.number}: {shown(t.values[objective])}")
+        for t in state.trials
+        if t.state is COMPLETE and t.values and math.isfinite(t.values[objective])
+    ]
+    if not complete:
+        return None
+    pruned = [
+        Point(t.number, last, f"trial {t.number}: pruned at step {max(t.reports)} with {shown(last)}")
+        for t in state.trials
+        if len(state.define.directions) == 1
+        and t.state is PRUNED
+        and t.reports
+        and math.isfinite(last := t.reports[max(t.reports)])
+    ]
+    records: list[Point] = []
+    for point in complete:
+        if not records or is_better(point.y, records[-1].y, direction):
+            records.append(point)
+    x = svg.scale_of([0, max(1, len(state.trials) - 1)], _LEFT, _W - _RIGHT, log=False, pad=0.02)
+    y = svg.scale_of(_robust([p.y for p in complete], direction), _H - _BOTTOM, _TOP)
+    body = (
+        svg.frame(x, y, x_title="trial", y_title="value")
+        + svg.dots(svg.thinned(pruned, _DOTS), x, y, "pruned", radius=2.2)
+        + svg.dots(svg.thinned(complete, _DOTS), x, y, "complete")
+        + svg.steps([(p.x, p.y) for p in records], x, y, "record", until=len(state.trials) - 1)
+        + svg.dots(records[-200:], x, y, "best", radius=3.6)
+    )
+    outside = sum(not y.low <= p.y <= y.high for p in (*complete, *pruned))
+    caption = (
+        f"{key('complete', 'complete')} {key('pruned', 'pruned, at its last report')} {key('best', 'best so far')}"
+    )
+    if outside:
+        caption += f" · {outside:,} lie outside and are drawn at the edge"
+    many = "" if len(state.define.directions) == 1 else f" of objective {objective + 1} ({direction})"
+    best = records[-1]
+    about = f"{len(complete)} complete trials; the best is trial {best.x:.0f} with {shown(best.y)}"
+    drawing = svg.svg(body, width=_W, height=_H, title=f"History{many}", description=about)
+    return Figure(f"History{many}", drawing, caption)
+
+
+def key(css: str, text: str) -> str:
+    """A line of a legend."""
+    return f'<span class="pair"><span class="key {css}"></span>{text}</span>'
+
+
+def importance(shares: Sequence[tuple[str, float]], *, note: str) -> Figure:
+    """One bar a parameter."""
+    row, left = 26.0, 130.0
+    height = 12 + row * len(shares)
+    parts = []
+    for index, (name, share) in enumerate(shares):
+        top = 6 + index * row
+        width = max(1.0, share * (_W - left - 60))
+        parts.append(
+            f'<text class="tick end" x="{svg.px(left - 8)}" y="{svg.px(top + 15)}">{svg.safe(name, longest=19)}</text>'
+            f'<rect class="complete" x="{svg.px(left)}" y="{svg.px(top + 3)}" width="{svg.px(width)}" height="16" '
+            f'rx="2"><title>{svg.safe(name)}: {share:.1%}</title></rect>'
+            f'<text class="tick" x="{svg.px(left + width + 6)}" y="{svg.px(top + 15)}">{share:.0%}</text>'
+        )
+    about = ", ".join(f"{name} {share:.0%}" for name, share in shares)
+    drawing = svg.svg("".join(parts), width=_W, height=height, title="Parameter importance", description=about)
+    return Figure("Which parameters matter", drawing, note)
+
+
+def curves(state: State) -> Figure | None:
+    """Reports by step: the best trial, the median, and a sample of the others."""
+    assert state.define is not None
+    if len(state.define.directions) != 1:
+        return None
+    direction = state.define.directions[0]
+    whole = [t for t in state.trials if t.state is COMPLETE and len(t.reports) > 1 and t.values]
+    if not whole:
+        return None
+    cut = [t for t in state.trials if t.state is PRUNED and len(t.reports) > 1]
+    pick = min if direction == "minimize" else max
+    best = pick(whole, key=lambda t: t.values[0] if t.values else 0.0)
+    median = _median_curve(whole)
+    sampled_cut, sampled_whole = _every(cut, _CURVES), _every(whole, _CURVES // 2)
+    drawn = [_curve(t) for t in (*sampled_cut, *sampled_whole)]
+    everything = [value for curve in (*drawn, _curve(best)) for _, value in curve]
+    x = svg.scale_of(
+        [step for t in (*whole, *cut) for step in (min(t.reports), max(t.reports))],
+        _LEFT,
+        _W - _RIGHT,
+        log=False,
+        pad=0.02,
+    )
+    y = svg.scale_of(_robust(everything, direction, without=0.2), _H - _BOTTOM, _TOP)
+    body = svg.frame(x, y, x_title="step", y_title="reported value")
+    for t in sampled_cut:
+        body += svg.line(_curve(t), x, y, "curve pruned", title=f"trial {t.number}, pruned")
+        end = _curve(t)[-1:]
+        body += svg.dots([Point(*end[0], f"trial {t.number}, pruned")] if end else [], x, y, "pruned", radius=1.8)
+    for t in sampled_whole:
+        body += svg.line(_curve(t), x, y, "curve complete", title=f"trial {t.number}, complete")
+    body += svg.line(median, x, y, "curve median", title="median of the complete trials")
+    body += svg.line(_curve(best), x, y, "curve best", title=f"trial {best.number}, the best")
+    caption = (
+        f"{key('best', f'best, #{best.number}')} {key('median', 'median of the complete ones')} "
+        f"{key('complete', f'{len(sampled_whole)} of {len(whole):,} complete')} "
+        f"{key('pruned', f'{len(sampled_cut)} of {len(cut):,} pruned')}"
+    )
+    about = f"the best trial, the median, {len(sampled_cut)} pruned and {len(sampled_whole)} complete trials"
+    return Figure(
+        "Learning curves", svg.svg(body, width=_W, height=_H, title="Learning curves", description=about), caption
+    )
+
+
+def _every(trials: Sequence[Trial], most: int) -> list[Trial]:
+    return list(trials) if len(trials) <= most else [trials[i * len(trials) // most] for i in range(most)]
+
+
+def _curve(trial: Trial) -> list[tuple[float, float]]:
+    points = [(float(step), value) for step, value in sorted(trial.reports.items()) if math.isfinite(value)]
+    if len(points) > _STEPS:
+        points = [points[i * len(points) // _STEPS] for i in range(_STEPS)] + points[-1:]
+    return points
+
+
+def _median_curve(trials: Sequence[Trial]) -> list[tuple[float, float]]:
+    by_step: dict[int, list[float]] = {}
+    for trial in _every(trials, 1000):
+        for step, value in trial.reports.items():
+            if math.isfinite(value):
+                by_step.setdefault(step, []).append(value)
+    most = max(map(len, by_step.values()), default=0)
+    points = [(float(s), statistics.median(v)) for s, v in sorted(by_step.items()) if len(v) * 2 >= most]
+    return [points[i * len(points) // _STEPS] for i in range(_STEPS)] if len(points) > _STEPS else points
+
+
+def slices(state: State, names: Sequence[str]) -> list[str]:
+    """One small chart a parameter: where in its range the good values are."""
+    assert state.define is not None
+    direction = state.define.directions[0]
+    trials = [t for t in state.trials if t.state is COMPLETE and t.values and math.isfinite(t.values[0])]
+    if not trials:
+        return []
+    wide, high = 250.0, 170.0
+    y = svg.scale_of(_robust([t.values[0] for t in trials if t.values], direction), high - _BOTTOM, _TOP)
+    top = trials[0]
+    for t in trials:
+        if t.values and top.values and is_better(t.values[0], top.values[0], direction):
+            top = t
+    drawings = []
+    for name in names:
+        x, labels = _parameter_scale(state, name, 46.0, wide - 10)
+        points = [
+            Point(_place(t, name, state), t.values[0], f"trial {t.number}: {shown(t.values[0])}")
+            for t in trials
+            if name in t.params and t.values
+        ]
+        body = svg.frame(x, y, x_title=name, y_title="", x_labels=labels)
+        body += svg.dots(svg.thinned(points, 400), x, y, "complete faint", radius=2.4)
+        if name in top.params and top.values:
+            mark = Point(_place(top, name, state), top.values[0], f"the best, trial {top.number}")
+            body += svg.dots([mark], x, y, "best", radius=4)
+        about = f"values of {len(points)} trials over {name}"
+        drawings.append(svg.svg(body, width=wide, height=high, title=f"Value over {name}", description=about))
+    return drawings
+
+
+def _place(trial: Trial, name: str, state: State) -> float:
+    value = trial.params[name]
+    if isinstance(trial.distribution(name, state), Categorical):
+        return value + (trial.number * 0.618 % 1 - 0.5) * 0.5  # apart, so that equal ones are seen as many
+    return value
+
+
+def _parameter_scale(
+    state: State, name: str, start: float, stop: float
+) -> tuple[Scale, list[tuple[float, str]] | None]:
+    one = state.dists[name]
+    if isinstance(one, Categorical):
+        last = max(1, len(one.choices)) - 1
+        x = Scale(-0.5, last + 0.5, start, stop)
+        shown_choices = list(enumerate(one.choices))[:6]
+        return x, [(x(index), str(choice)[:8]) for index, choice in shown_choices]
+    assert isinstance(one, Float | Int)
+    x = svg.scale_of([one.low, one.high], start, stop, log=one.log and one.low > 0, pad=0.02)
+    ticks = x.ticks(4)
+    return x, [(x(tick), svg.label(tick)) for tick in ticks]

@@ -1,0 +1,127 @@
+"""Numbers that people ask of a study, read off its State. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Final, NamedTuple
+
+from hopaas_p2p.core.state import COMPLETE, PRUNED, State, Trial
+
+_LONGEST_LABEL: Final = 40
+
+
+class Savings(NamedTuple):
+    """What pruning spared. An estimate: nobody ran the pruned trials to their end."""
+
+    saved: int
+    """Reports that the pruned trials were short of `length`."""
+    without: int
+    """Reports that all of them together would have made."""
+    length: int
+    """Reports of a trial that runs to its end: the median of the COMPLETE ones, or as given."""
+    pruned: int
+
+    @property
+    def share(self) -> float:
+        return self.saved / self.without if self.without else 0.0
+
+
+def savings(state: State, *, length: int | None = None) -> Savings:
+    """Reports (epochs, steps) that pruning saved: what the pruned trials were short of a whole trial's."""
+    if length is None:
+        whole = [len(trial.reports) for trial in state.trials if trial.state is COMPLETE and trial.reports]
+        length = int(statistics.median(whole)) if whole else 0
+    cut = [len(trial.reports) for trial in state.trials if trial.state is PRUNED]
+    made = sum(len(trial.reports) for trial in state.trials)
+    saved = sum(max(0, length - reports) for reports in cut)
+    return Savings(saved, made + saved, length, len(cut))
+
+
+def is_better(value: float, than: float, direction: str) -> bool:
+    """Whether `value` is the better one in this direction."""
+    return value > than if direction == "maximize" else value < than
+
+
+def best(state: State) -> Trial | None:
+    """The best COMPLETE trial of a study with one objective, the earliest of equals; None without one."""
+    if state.define is None or len(state.define.directions) != 1:
+        return None
+    direction = state.define.directions[0]
+    found: Trial | None = None
+    top = 0.0
+    for trial in state.trials:
+        if trial.state is not COMPLETE or not trial.values:
+            continue
+        if found is None or is_better(trial.values[0], top, direction):
+            found, top = trial, trial.values[0]
+    return found
+
+
+def pareto_front(state: State) -> list[Trial]:
+    """The COMPLETE trials that no other one beats in every objective, by number."""
+    assert state.define is not None
+    signs = [-1.0 if direction == "maximize" else 1.0 for direction in state.define.directions]
+    costs = [
+        (tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)), trial)
+        for trial in state.trials
+        if trial.state is COMPLETE and trial.values
+    ]
+    front: list[tuple[tuple[float, ...], Trial]] = []
+    for cost, trial in sorted(costs, key=lambda one: (one[0], one[1].number)):  # what dominates comes first
+        if not any(all(a <= b for a, b in zip(kept, cost, strict=True)) and kept != cost for kept, _ in front):
+            front.append((cost, trial))
+    return sorted((trial for _, trial in front), key=lambda trial: trial.number)
+
+
+def params_of(trial: Trial, state: State) -> dict[str, object]:
+    """The parameters as the objective saw them."""
+    from hopaas_p2p.frozen import external, to_optuna
+
+    return {name: external(to_optuna(trial.distribution(name, state)), value) for name, value in trial.params.items()}
+
+
+def peer_labels(state: State) -> dict[str, str]:
+    """A short name for every peer that ran a trial: its site, or host, and pid; told apart where they agree."""
+    owners: dict[str, None] = {}
+    for trial in state.trials:
+        for tenure in trial.history:
+            owners[tenure.owner] = None
+        if trial.owner is not None:
+            owners[trial.owner] = None
+    labels: dict[str, str] = {}
+    taken: set[str] = set()
+    for owner in owners:
+        info = state.peers.get(owner, {})
+        where = info.get("site") or info.get("host") or "peer"
+        label = f"{where} · {info['pid']}" if "pid" in info else f"{where} · {owner[:6]}"
+        label = label[:_LONGEST_LABEL]
+        if label in taken:
+            label = f"{label} · {owner[:6]}"
+        taken.add(label)
+        labels[owner] = label
+    return labels
+
+
+def shown(value: object) -> str:
+    """A number as people read it: four significant digits, whole numbers whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if math.isfinite(value) and value == int(value) and abs(value) < 10_000:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if whole < 3600:
+        return f"{minutes} min {whole % 60} s"
+    if whole < 86400:
+        return f"{hours} h {minutes % 60} min"
+    return f"{days} d {hours % 24} h"

@@ -1,0 +1,223 @@
+"""State -> the page of a report. Everything that comes from the store is escaped where it is written."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.resources
+import math
+import string
+from collections.abc import Sequence
+from typing import Final
+
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.report import charts
+from hopaas_p2p.report.charts import Figure
+from hopaas_p2p.report.facts import best, duration, params_of, pareto_front, peer_labels, savings, shown
+from hopaas_p2p.report.importance import Importance, importance
+from hopaas_p2p.report.svg import safe
+from hopaas_p2p.report.timeline import timeline
+
+_TOP: Final = 10
+_FRONT: Final = 30
+_OBJECTIVES: Final = 4
+_SLICES: Final = 8
+_COLUMNS: Final = 10
+_INTERRUPTED: Final = 20
+
+
+def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
+    """The whole page. Pure: the same State and time give the same text."""
+    return string.Template(_part("page.html")).substitute(
+        title=safe(f"{name} · hopaas-p2p", longest=120),
+        style=_part("style.css"),
+        name=safe(name),
+        about=_about(state),
+        tiles=_tiles(state),
+        sections=_sections(state) if state.define is not None else _nothing("This study has no definition yet."),
+        footer=f"{safe(store)} · log position {state.lsn:,} · {now:%Y-%m-%d %H:%M:%S} UTC",
+    )
+
+
+def _part(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _about(state: State) -> str:
+    define = state.define
+    if define is None:
+        return ""
+    said = [", ".join(define.directions), *(define.info[key] for key in ("sampler", "pruner") if key in define.info)]
+    if state.budget is not None:
+        said.append(f"budget {state.budget:,}")
+    if state.status != "running":
+        said.append(state.status)
+    return " · ".join(safe(one, longest=100) for one in said)
+
+
+def _tiles(state: State) -> str:
+    counts = state.counts
+    tiles = []
+    top = best(state)
+    if top is not None and top.values:
+        tiles.append(_tile(shown(top.values[0]), "best value", f"trial {top.number}", css="top"))
+    elif state.define is not None and len(state.define.directions) > 1:
+        tiles.append(_tile(f"{len(pareto_front(state)):,}", "on the Pareto front", css="top"))
+    rest = [(counts[FAIL], "failed"), (counts[RUNNING], "running"), (counts[WAITING], "waiting")]
+    also = ", ".join(f"{count:,} {what}" for count, what in rest if count)
+    tiles.append(_tile(f"{counts[COMPLETE]:,}", "complete trials", also))
+    tiles.append(_tile(f"{counts[PRUNED]:,}", "pruned trials"))
+    saved = savings(state)
+    if saved.saved:
+        tiles.append(
+            _tile(
+                f"≈ {saved.share:.0%}",
+                "of the steps saved by pruning",
+                f"about {saved.saved:,}: what pruned trials were short of {saved.length:,}",
+            )
+        )
+    owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
+    tiles.append(_tile(f"{len(owners - {None}):,}", "peers took part"))
+    spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
+    if spans:
+        wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
+        busy = sum(end - start for start, end in spans) / 1e6
+        tiles.append(_tile(duration(wall), "from first to last", f"{duration(busy)} of trials"))
+    return "".join(tiles)
+
+
+def _tile(number: str, what: str, more: str = "", *, css: str = "") -> str:
+    extra = f"<i>{safe(more)}</i>" if more else ""
+    return f'<div class="tile {css}"><b>{safe(number)}</b><span>{safe(what)}</span>{extra}</div>'
+
+
+def _sections(state: State) -> str:
+    assert state.define is not None
+    objectives = range(min(len(state.define.directions), _OBJECTIVES))
+    figures = [figure for index in objectives if (figure := charts.history(state, index)) is not None]
+    found = importance(state)
+    curves = charts.curves(state)
+    if curves is not None:
+        figures.append(curves)
+    gantt = timeline(state)
+    parts = [_figure(gantt)] if gantt is not None else []
+    parts.append(f'<div class="grid">{"".join(map(_figure, figures))}</div>' if figures else "")
+    parts += [_parameters(state, found), _best_trials(state), _interrupted(state), _failures(state)]
+    return "\n".join(part for part in parts if part) if state.trials else _nothing("No trial has been started yet.")
+
+
+def _nothing(text: str) -> str:
+    return _card("Nothing to show yet", f'<p class="none">{safe(text)}</p>')
+
+
+def _figure(figure: Figure) -> str:
+    drawing = f'<div class="scroll" tabindex="0">{figure.drawing}</div>' if figure.wide else figure.drawing
+    return _card(figure.title, f"<figure>{drawing}<figcaption>{figure.caption}</figcaption></figure>")
+
+
+def _card(title: str, body: str) -> str:
+    return f'<section class="card"><h2>{safe(title)}</h2>{body}</section>'
+
+
+def _parameters(state: State, found: Importance) -> str:
+    """Which parameters matter, and where in their ranges the good values are."""
+    if found.shares:
+        figure = charts.importance(found.shares[:12], note=found.note)
+        bars = f"<figure>{figure.drawing}<figcaption>{figure.caption}</figcaption></figure>"
+    else:
+        bars = f'<p class="none">{safe(found.note)}</p>'
+    important = [name for name, _ in found.shares]
+    drawings = charts.slices(state, [*important, *(name for name in state.dists if name not in important)][:_SLICES])
+    note = "Value over each parameter, complete trials. The large mark is the best one."
+    slices = f'<figure><div class="slices">{"".join(drawings)}</div><figcaption>{note}</figcaption></figure>'
+    return _card("Which parameters matter", f'<div class="split">{bars}{slices if drawings else ""}</div>')
+
+
+def _best_trials(state: State) -> str:
+    """The table of the best trials, or of the Pareto front."""
+    assert state.define is not None
+    if len(state.define.directions) > 1:
+        front = pareto_front(state)
+        title = "Pareto front" if len(front) <= _FRONT else f"Pareto front, {_FRONT} of {len(front):,}"
+        return _trial_table(title, front[:_FRONT], state)
+    sign = -1.0 if state.define.directions[0] == "maximize" else 1.0
+    complete = [t for t in state.trials if t.state is COMPLETE and t.values]
+    ordered = sorted(complete, key=lambda t: (sign * t.values[0] if t.values else math.inf, t.number))
+    return _trial_table("Best trials", ordered[:_TOP], state)
+
+
+def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:
+    if not trials:
+        return ""
+    labels = peer_labels(state)
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    columns = names[:_COLUMNS]
+    values = max(len(trial.values or ()) for trial in trials)
+    heads = ["trial", *(["value"] if values == 1 else [f"value {i + 1}" for i in range(values)]), *columns]
+    head = "".join(f'<th class="number">{safe(one, longest=40)}</th>' for one in heads)
+    rows = []
+    for place, trial in enumerate(trials):
+        params = params_of(trial, state)
+        cells = [str(trial.number), *(f"{value:.5g}" for value in trial.values or ())]
+        cells += [shown(params[name]) if name in params else "" for name in columns]
+        numbers = "".join(f'<td class="number">{safe(cell, longest=60)}</td>' for cell in cells)
+        took = duration((trial.end - trial.start) / 1e6) if trial.start is not None and trial.end is not None else ""
+        retry = f"retry of {trial.retry_of}" if trial.retry_of is not None else ""
+        who = safe(labels.get(trial.owner or "", ""), longest=60)
+        first = ' class="first"' if place == 0 and values == 1 else ""
+        rows.append(f"<tr{first}>{numbers}<td>{who}</td><td>{took}</td><td>{retry}</td></tr>")
+    more = f" {len(names) - len(columns)} more parameters are not shown." if len(names) > len(columns) else ""
+    table = _table(f"{head}<th>peer</th><th>took</th><th></th>", rows)
+    note = f'<p class="none">{more}</p>' if more else ""
+    return _card(title, f"{table}{note}")
+
+
+def _interrupted(state: State) -> str:
+    """What was taken from whom, and what became of it."""
+    labels = peer_labels(state)
+    hit = [trial for trial in state.trials if trial.history]
+    if not hit:
+        return ""
+    rows = []
+    for trial in hit[:_INTERRUPTED]:
+        for tenure in trial.history:
+            retry = state.trials[trial.retried_by] if trial.retried_by is not None else trial
+            result = f" with {shown(retry.values[0])}" if retry.values and retry.state is COMPLETE else ""
+            fate = (
+                "kept as FAIL"
+                if retry is trial and trial.state is FAIL
+                else f"#{retry.number}: {retry.state.name}{result}"
+            )
+            then = labels.get(retry.owner or "", "") if retry.owner != tenure.owner or retry is not trial else ""
+            rows.append(
+                f'<tr><td class="number">{trial.number}</td><td>{safe(labels.get(tenure.owner, ""), longest=60)}</td>'
+                f'<td class="long">{safe(tenure.why, longest=160)}</td><td>{safe(fate)}</td>'
+                f"<td>{safe(then, longest=60)}</td></tr>"
+            )
+    title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
+    head = (
+        '<th class="number">trial</th><th>was run by</th><th>why it ended</th><th>what became of it</th><th>run by</th>'
+    )
+    return _card(title, _table(head, rows))
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table>{body}</table></div>'
+
+
+def _failures(state: State) -> str:
+    """Reasons of failed trials, the commonest first."""
+    reasons: dict[str, list[int]] = {}
+    for trial in state.trials:
+        if trial.state is FAIL and not trial.history:
+            reasons.setdefault((trial.reason or "no reason given").split("\n", 1)[0][:200], []).append(trial.number)
+    if not reasons:
+        return ""
+    commonest = sorted(reasons.items(), key=lambda one: (-len(one[1]), one[0]))[:10]
+    rows = [
+        f'<tr><td class="number">{len(numbers):,}</td><td class="long">{safe(reason)}</td>'
+        f"<td>{', '.join(f'#{number}' for number in numbers[:5])}{', …' if len(numbers) > 5 else ''}</td></tr>"
+        for reason, numbers in commonest
+    ]
+    head = '<th class="number">times</th><th>reason</th><th>trials</th>'
+    return _card("Failures", _table(head, rows))
