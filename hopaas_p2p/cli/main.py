@@ -18,15 +18,19 @@ PROGRAM: Final = "hopaas-p2p"
 _CLI: Final = "hopaas_p2p.cli"
 
 VERBS: Final = {
-    "demo": Verb(f"{_CLI}.demo:demo", "Three peers tune a classifier on real data; one is killed on the way."),
+    "demo": Verb(f"{_CLI}.demo:demo", "See the main job done on real data, in under a minute."),
     "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
     "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
+    "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial: signals, time limit, exit codes."),
+    "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
     "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
     "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
     "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be given up."),
     "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
-    "renew": Verb(f"{_CLI}.work:renew", "Show that the ticket's trial is alive, so that nobody takes it over."),
+    "renew": Verb(f"{_CLI}.work:renew", "Show that the ticket's trial is alive."),
     "release": Verb(f"{_CLI}.work:release", "Give the ticket's trial back, to be run by somebody else."),
+    "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask one, or a site, to take no more trials."),
+    "spool": Verb(f"{_CLI}.spool:spool", "List and send results that could not reach their store."),
     "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until something is true of it."),
     "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, line by line, and say how to cure it."),
     "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hopaas_p2p import worker_socket
 from hopaas_p2p.cli import output, space
 from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.worker_socket import SocketTrial
 
 if TYPE_CHECKING:
-    import optuna
-
     from hopaas_p2p.ticket import CarriedTrial
 
 PRUNE: Final = 10
@@ -114,14 +114,21 @@ def _made(session: Session, kind: str, given: str | None, known: dict[str, str])
 
 
 @contextmanager
-def _carried(session: Session, text: str | None) -> Iterator[CarriedTrial]:
-    """The trial of the ticket. A store given by option is believed more than the ticket: paths differ between nodes."""
-    from hopaas_p2p.ticket import Ticket, carry
+def _carried(session: Session, text: str | None) -> Iterator[CarriedTrial | SocketTrial]:
+    """The trial of the ticket. A store given by option is believed more than the ticket: paths differ between nodes.
 
+    Under a worker the ticket is its socket, and nothing of ours but the socket is opened.
+    """
     found = session.settings.get("ticket", text)
     if not found:
         raise InvalidInput("which trial? Say --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed")
-    ticket = Ticket.parse(found.strip().removeprefix("HOPAAS_TICKET="))
+    found = found.strip().removeprefix("HOPAAS_TICKET=")
+    if found.startswith(worker_socket.PREFIX):
+        yield SocketTrial(found)
+        return
+    from hopaas_p2p.ticket import Ticket, carry
+
+    ticket = Ticket.parse(found)
     with carry(ticket, store=session.given["store"], patience=session.settings.seconds("patience")) as trial:
         yield trial
 
@@ -146,7 +153,7 @@ def report(session: Session, ticket: str | None, value: str, step: int, also_pru
     with _carried(session, ticket) as trial:
         trial.report(reported, step=step)
         if also_prune:
-            return _judge(session, trial, _made(session, "pruner", pruner, _PRUNERS))
+            return _judge(session, trial, pruner)
     if session.as_json:
         output.print_json({"number": trial.ticket.number, "step": step, "value": reported})
     return 0
@@ -158,12 +165,12 @@ def report(session: Session, ticket: str | None, value: str, step: int, also_pru
 @click.option("--pruner", type=click.Choice(list(_PRUNERS)), help="Who judges. [default: median]")
 def should_prune(session: Session, ticket: str | None, pruner: str | None) -> int:
     """Exit with 10 when the ticket's trial should be given up, else with 0."""
-    judge = _made(session, "pruner", pruner, _PRUNERS)
     with _carried(session, ticket) as trial:
-        return _judge(session, trial, judge)
+        return _judge(session, trial, pruner)
 
 
-def _judge(session: Session, trial: CarriedTrial, judge: optuna.pruners.BasePruner) -> int:
+def _judge(session: Session, trial: CarriedTrial | SocketTrial, pruner: str | None) -> int:
+    judge = None if isinstance(trial, SocketTrial) else _made(session, "pruner", pruner, _PRUNERS)
     why = trial.should_prune(judge)
     data = {"number": trial.ticket.number, "prune": why is not None, "why": why}
     session.show(data, lambda: output.say(f"prune trial {trial.ticket.number}: {why}") if why is not None else None)
@@ -193,7 +200,7 @@ def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: s
         trial.tell(told or None, state=to, reason=reason)
         session.done(
             {"number": trial.ticket.number, "state": to.name, "values": told or None},
-            f"trial {trial.ticket.number} of {trial.ticket.study!r} is {to.name}",
+            f"trial {trial.ticket.number} is {to.name}",
         )
 
 
@@ -201,7 +208,10 @@ def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: s
 @options(study="none")
 @_ticket
 def renew(session: Session, ticket: str | None) -> None:
-    """Show that the ticket's trial is alive. Exits with 11 when it was taken over."""
+    """Show that the ticket's trial is alive.
+
+    Otherwise it is taken over after --ttl of `ask`. Exits with 11 when that has happened.
+    """
     with _carried(session, ticket) as trial:
         trial.renew()
         if session.as_json:

@@ -1,0 +1,110 @@
+"""`hopaas-p2p peers list|drain`: who takes part in a study, and who shall take no more trials."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State
+
+
+@click.group()
+def peers() -> None:
+    """List the peers of a study; ask one, or all of a site, to finish what they run and take no more."""
+
+
+@peers.command("list")
+@options()
+@click.option("--all", "everybody", is_flag=True, help="Also those that run nothing now.")
+def list_(session: Session, everybody: bool) -> None:
+    """List the peers that run a trial, and those that were asked to take no more.
+
+    A peer that died is listed until its trial is taken over, for the lease's time of silence.
+    """
+    rows = [row for row in _rows(session.study().state) if everybody or row["running"] or row["draining"]]
+
+    def text() -> None:
+        if not rows:
+            output.say("no peer runs a trial now; all that took part: hopaas-p2p peers list --all")
+            return
+        output.print_table(
+            ["PEER", "SITE", "HOST", "USER", "PID", "JOB", "RUNS", "ENDED", "NOTE"],
+            [
+                [
+                    row["peer"],
+                    *(row[what] or "-" for what in ("site", "host", "user", "pid", "job")),
+                    ", ".join(f"#{number}" for number in row["running"]) or "-",
+                    str(row["ended"]),
+                    "takes no more" if row["draining"] else "",
+                ]
+                for row in rows
+            ],
+            right=("PID", "ENDED"),
+        )
+
+    session.show(rows, text)
+
+
+def _rows(state: State) -> list[dict[str, Any]]:
+    running: dict[str, list[int]] = {}
+    for number in list(state.running):
+        running.setdefault(state.trials[number].owner or "", []).append(number)
+    ended = Counter(trial.owner for trial in state.trials if trial.end is not None)
+    rows = []
+    for peer, info in state.peers.items():
+        job = f"{info['batch']} {info['job']}" if "batch" in info and "job" in info else None
+        rows.append(
+            {
+                "peer": peer,
+                **{what: info.get(what) for what in ("site", "host", "user", "pid")},
+                "job": job,
+                "running": running.get(peer, []),
+                "ended": ended[peer],
+                "draining": state.is_draining(peer),
+            }
+        )
+    return rows
+
+
+@peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
+@options()
+@click.argument("names", nargs=-1, metavar="[PEER]...")
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="All of a site, also those yet to come.")
+@click.option("--off", is_flag=True, help="Take it back.")
+def drain(session: Session, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
+    """Ask peers, or sites, to finish the trial that they run and to take no more.
+
+    A peer is named as `peers list` shows it, or by the beginning of that.
+    """
+    if not names and not sites:
+        raise click.UsageError("which? Name a peer of `hopaas-p2p peers list`, or a site with --site")
+    study = session.study()
+    known = list(study.state.peers)
+    found = [_one_of(known, name) for name in names]
+    for peer in found:
+        study.drain(peer=peer, off=off)
+    for site in sites:
+        study.drain(site=site, off=off)
+        here = {info.get("site", "?") for info in study.state.peers.values()}
+        if site not in here:
+            output.say(f"nobody of the site {site!r} has taken part yet; there are: {', '.join(sorted(here))}")
+    asked = ", ".join([*found, *(f"all of {site}" for site in sites)])
+    verb = "may take trials again" if off else "finish what they run and take no more"
+    session.done({"peers": found, "sites": list(sites), "draining": not off}, f"{asked}: {verb}")
+
+
+def _one_of(known: list[str], name: str) -> str:
+    matches = [peer for peer in known if peer.startswith(name)]
+    if name in matches:
+        return name
+    if len(matches) != 1:
+        what = "there is no peer" if not matches else f"{len(matches)} peers begin with"
+        raise InvalidInput(f"{what} {name!r}; see: hopaas-p2p peers list --all")
+    return matches[0]

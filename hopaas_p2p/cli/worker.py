@@ -1,0 +1,156 @@
+"""`hopaas-p2p worker` and `hopaas-p2p run`: a command for each trial, with signals, a time limit, and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.work import _PRUNERS, _SAMPLERS, _made
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+
+if TYPE_CHECKING:
+    from hopaas_p2p.worker import Worker
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_TAKES_ALL: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+_SIGNALS: Final = "TERM,USR1"
+
+
+def _shared(function: F) -> F:
+    """What both commands take."""
+    adds: list[Callable[[Any], Any]] = [
+        click.option("--time-limit", metavar="4h|auto", help="When this job ends; auto asks Slurm or HTCondor."),
+        click.option(
+            "--grace",
+            default="300",
+            show_default=True,
+            metavar="S",
+            help="Seconds that the command has to save its work after a signal.",
+        ),
+        click.option(
+            "--signal",
+            "signals",
+            default=_SIGNALS,
+            show_default=True,
+            metavar="NAMES",
+            help="What the batch system sends before it ends a job.",
+        ),
+        click.option("--site", help="Where this runs, for people to read. [default: HOPAAS_SITE, cluster or domain]"),
+        click.option(
+            "--logs",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=Path("hopaas-logs"),
+            show_default=True,
+            help="Where the output goes: LOGS/STUDY/NUMBER.log.",
+        ),
+        click.option("--sampler", type=click.Choice(list(_SAMPLERS)), help="Who proposes. [default: tpe]"),
+        click.option("--pruner", type=click.Choice(list(_PRUNERS)), help="Who judges reports. [default: median]"),
+        click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND..."),
+    ]
+    for add in reversed(adds):
+        function = add(function)
+    return function
+
+
+@click.command(context_settings=_TAKES_ALL)
+@options()
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Leave after so many trials.")
+@click.option("--stay", is_flag=True, help="Wait till the study is finished, to take over what dying workers leave.")
+@_shared
+def worker(session: Session, max_trials: int | None, stay: bool, command: tuple[str, ...], **terms: Any) -> int:
+    """Run a command for each trial, until the study needs no more.
+
+    \b
+    hopaas-p2p worker --study S --time-limit auto -- python train.py --lr {lr} --depth {depth}
+
+    The parameters are also in HOPAAS_PARAMS (JSON), the trial's number in HOPAAS_TRIAL, a checkpoint of an earlier try
+    in HOPAAS_CHECKPOINT. The command prints {"value": 0.12} last, or talks through HOPAAS_TICKET: hopaas-p2p report,
+    should-prune, tell; in Python, hopaas_p2p.client.
+
+    Signals go to the command, and its trial is given back, to be gone on with by another worker. Exit code: 0 the
+    study needs no more from here, 75 run me again, 1 too many failures.
+    """  # noqa: D301  # click's mark for lines that stay as they are
+    made = _worker(session, command, max_trials=max_trials, stay=stay, **terms)
+    return made.work()
+
+
+@click.command(context_settings=_TAKES_ALL)
+@options()
+@_shared
+def run(session: Session, command: tuple[str, ...], **terms: Any) -> int:
+    """Run a command for exactly one trial. Everything else is as with `worker`.
+
+    Exit code: 0 complete or pruned, 1 failed, 3 no work, 11 taken over by another peer, 75 run me again.
+    """
+    made = _worker(session, command, max_trials=1, **terms)
+    code = made.work()
+    if made.last is None:
+        return code or 3
+    return {"FAIL": 1, "LOST": 11, "WAITING": code or 75}.get(made.last, 0)
+
+
+def _worker(
+    session: Session,
+    command: tuple[str, ...],
+    *,
+    time_limit: str | None,
+    grace: str,
+    signals: str,
+    site: str | None,
+    logs: Path,
+    sampler: str | None,
+    pruner: str | None,
+    max_trials: int | None = None,
+    stay: bool = False,
+) -> Worker:
+    from hopaas_p2p.worker import Worker
+    from hopaas_p2p.worker_limits import parse_duration
+
+    if site is not None:
+        os.environ["HOPAAS_SITE"] = site
+    study = session.study(
+        sampler=_made(session, "sampler", sampler, _SAMPLERS), pruner=_made(session, "pruner", pruner, _PRUNERS)
+    )
+    return Worker(
+        study,
+        command,
+        max_trials=max_trials,
+        time_limit=_seconds(time_limit),
+        grace=parse_duration(grace),
+        signals=[_signal(name) for name in signals.split(",")],
+        logs=logs,
+        stay=stay,
+        say=output.say,
+    )
+
+
+def _seconds(time_limit: str | None) -> float | None:
+    from hopaas_p2p.worker_limits import parse_duration, time_left
+
+    if time_limit != "auto":
+        return None if time_limit is None else parse_duration(time_limit)
+    found = time_left()
+    if found is None:
+        output.say("--time-limit auto: no batch system sets a limit here; going on without")
+        return None
+    seconds, who = found
+    if seconds <= 0:
+        raise ConfigurationError(f"{who} says that no time is left; say --time-limit 4h if that is wrong")
+    output.say(f"{who} leaves {output.duration(seconds)}")
+    return seconds
+
+
+def _signal(name: str) -> int:
+    known = {one.name.removeprefix("SIG"): one for one in signal.Signals}
+    found = known.get(name.strip().upper().removeprefix("SIG"))
+    if found is None or found in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
+        raise InvalidInput(f"--signal {name!r}: write names such as TERM, USR1, USR2, INT, HUP")
+    return found

@@ -1,0 +1,167 @@
+"""The command of one trial as a process: its arguments, its output, its signals.
+
+It runs in a process group of its own, so that a signal reaches all that it starts, and none that it should not. Its
+output goes to a log file; the ends of it are kept, for the result and for the reason of a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+from hopaas_p2p.errors import InvalidInput
+
+_FIELD: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+_NAME: Final = re.compile(r"[A-Za-z_]\w*")
+_TAIL: Final = 65536  # bytes of output kept in memory
+_REASON_LINES: Final = 12
+_REASON_CHARACTERS: Final = 2000
+_SECRETS: Final = ("HOPAAS_TOKEN",)  # the child talks to the worker, not to the store
+
+
+def text_of(value: object) -> str:
+    """A parameter as a command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> list[str]:
+    """The command with `{name}` replaced by parameters, and `{trial}` by the number; `{{` and `}}` are braces.
+
+    Raises:
+        InvalidInput: a `{name}` that is no parameter.
+
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:
+            return found[0][0]
+        if name in params:
+            return text_of(params[name])
+        if name == "trial":
+            return str(number)
+        if _NAME.fullmatch(name):
+            raise InvalidInput(
+                f"the command has {{{name}}}, but the study has no parameter {name!r}; it has {', '.join(params)}. "
+                f"For the text itself write {{{{{name}}}}}."
+            )
+        return found[0]
+
+    return [_FIELD.sub(replace, word) for word in command]
+
+
+class Child:
+    """A running command.
+
+    Raises:
+        InvalidInput: there is no such program, or it may not be run.
+
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.began = time.monotonic()
+        inherited = {key: value for key, value in os.environ.items() if key not in _SECRETS}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log.open("ab", buffering=0)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env={**inherited, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._log.close()
+            raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None
+        assert self._process.stdout is not None and self._process.stderr is not None  # noqa: PT018
+        self._pipes = (self._process.stdout, self._process.stderr)
+        self._tails = (bytearray(), bytearray())
+        self._readers = [
+            threading.Thread(target=self._copy, args=pair, name="hopaas-output", daemon=True)
+            for pair in zip(self._pipes, self._tails, strict=True)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _copy(self, pipe: IO[bytes], tail: bytearray) -> None:
+        with contextlib.suppress(OSError, ValueError):  # closed by `close`, or a full disk: the trial goes on
+            while data := os.read(pipe.fileno(), 1 << 16):
+                tail += data
+                del tail[:-_TAIL]
+                with contextlib.suppress(OSError):
+                    self._log.write(data)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout: float) -> int | None:
+        """As `poll`, after at most so many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        return self.poll()
+
+    def send(self, number: int) -> None:
+        """Send a signal to it, and to all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def close(self) -> None:
+        """Take in the last of its output, and end what it left behind."""
+        self.send(signal.SIGKILL)
+        for reader in self._readers:
+            reader.join(timeout=2.0)
+        self._process.wait()
+        if not any(reader.is_alive() for reader in self._readers):  # else something else holds the pipe
+            for pipe in self._pipes:
+                pipe.close()
+            self._log.close()
+
+    # --- what it said ---
+
+    @property
+    def printed(self) -> dict[str, Any] | None:
+        """The result, if the last line of its output is a JSON object with `value` or `values`."""
+        lines = bytes(self._tails[0]).decode(errors="replace").strip().splitlines()
+        try:
+            said = json.loads(lines[-1]) if lines else None
+        except ValueError:
+            return None
+        return said if isinstance(said, dict) and ("value" in said or "values" in said) else None
+
+    def failure(self, code: int) -> str:
+        """Why it failed, for people: how it ended, and the last lines of its errors."""
+        lines = bytes(self._tails[1]).decode(errors="replace").strip().splitlines()[-_REASON_LINES:]
+        text = "\n".join(line[:500] for line in lines)[-_REASON_CHARACTERS:]
+        return f"{ending(code)}\n{text}" if text else ending(code)
+
+
+def ending(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"the command ended with {code}"
+    hint = "; was it out of memory?" if code == -signal.SIGKILL else ""
+    return f"the command was ended by {signal_name(-code)}{hint}"
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM for 15."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
