@@ -12,7 +12,7 @@ whatever byte; the next writer cuts it off. A broken frame with a sound one behi
 and nothing is written over it.
 
 The lock is the file system's own (flock) where a check shows that it excludes; else a lock file, created exclusively
-and broken when its holder's process is gone. Readers take no lock.
+and broken when its holder's process is gone, or silent for longer than any write takes. Readers take no lock.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import re
 import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import filelock
 
@@ -41,11 +42,16 @@ _SEGMENT: Final = SNAPSHOT_EVERY  # a snapshot's tail then begins with a file of
 _HEAD: Final = 9
 _LOCK_TIMEOUT: Final = 30.0  # seconds; the holder has a stopped process or a dead disk
 _SPINS: Final = 20
+_LOCK_LIFETIME: Final = 20.0  # seconds after which a lock file of a node that died is broken; a write takes some 10 ms
+_LOCKS: Final = ("flock", "lockfile")
+_LOCAL_LOCKS: Final = frozenset({"nolock", "localflock", "local_lock=all", "local_lock=flock"})
+"""Mount options (NFS, Lustre) with which flock excludes nobody on other nodes."""
+_NOT_MOUNTED: Final = "the store is not there; is its file system mounted?"
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _PEER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNREACHABLE: Final = frozenset(
     {errno.EIO, errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOSPC}
-    | {errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.ENOTCONN}
+    | {errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.ENOTCONN}
 )
 
 
@@ -72,6 +78,7 @@ class DirectoryLog:
         self._offset = 0
         self._fd = -1
         self._fd_segment = -1
+        self._fd_writable = False
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
         with _reaching(self._root):
@@ -79,8 +86,11 @@ class DirectoryLog:
                 return Receipt(self._read(since))
             with self._lock:
                 entries = self._read(since, for_writing=True)
-                if not any(entry.payload == outgoing.payload for entry in entries):
+                found = next((entry.lsn for entry in entries if entry.payload == outgoing.payload), None)
+                if found is None:
                     entries.append(self._append(outgoing.payload))
+                else:  # it is there, but perhaps its writer was cut off before it was safe
+                    os.fdatasync(self._open(found, for_writing=True))
             return Receipt(entries)
 
     def changed(self, since: int) -> bool:
@@ -88,7 +98,8 @@ class DirectoryLog:
             return True
         try:
             if self._fd >= 0 and self._fd_segment == self._segment(since + 1):
-                return os.fstat(self._fd).st_size != self._offset
+                now = os.fstat(self._fd)
+                return now.st_size != self._offset or now.st_nlink == 0
             return self._path(since + 1).exists()
         except OSError:
             return True
@@ -121,6 +132,11 @@ class DirectoryLog:
             os.close(self._fd)
         self._fd = self._fd_segment = -1
 
+    def after_fork(self) -> None:
+        """Forget where the last read ended: another thread of the parent may have been in the middle of one."""
+        self.close()
+        self._lsn = -1
+
     # --- frames ---
 
     @staticmethod
@@ -130,14 +146,25 @@ class DirectoryLog:
     def _path(self, lsn: int) -> Path:
         return self._log / f"{self._segment(lsn):020d}"
 
-    def _open(self, lsn: int, flags: int) -> int:
+    def _open(self, lsn: int, *, for_writing: bool, create: bool = False) -> int:
         """The descriptor of the segment that holds `lsn`, kept open between calls."""
         segment = self._segment(lsn)
-        if self._fd_segment != segment or (self._fd >= 0 and os.fstat(self._fd).st_nlink == 0):
+        kept = self._fd_segment == segment and (self._fd_writable or not for_writing)
+        if not kept or os.fstat(self._fd).st_nlink == 0:
             self.close()
-            self._fd = os.open(self._path(lsn), os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
+            self._fd = self._open_anew(self._path(lsn), for_writing=for_writing, create=create)
             self._fd_segment = segment
         return self._fd
+
+    def _open_anew(self, path: Path, *, for_writing: bool, create: bool) -> int:
+        try:
+            self._fd_writable = True
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+        except OSError as error:  # who may only look, looks
+            if for_writing or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._fd_writable = False
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _read(self, since: int, *, for_writing: bool = False) -> list[Entry]:
         """The commits after `since`, whole ones only. Leaves `_lsn` and `_offset` at the end of what is sound."""
@@ -146,25 +173,21 @@ class DirectoryLog:
         entries: list[Entry] = []
         while True:
             try:
-                fd = self._open(self._lsn + 1, 0)
+                fd = self._open(self._lsn + 1, for_writing=for_writing)
             except FileNotFoundError:
-                if self._lsn and not self._log.is_dir() and self._root.parent.is_dir():
-                    raise StudyDeleted from None
+                if self._lsn and not self._log.is_dir():
+                    self._explain_loss()
                 break
-            except PermissionError:
-                if for_writing:
-                    raise
-                fd = self._open_read_only()
             if not self._take(fd, entries, for_writing=for_writing) or self._lsn % _SEGMENT:
                 break
             self._offset = 0
         return entries
 
-    def _open_read_only(self) -> int:
-        self.close()
-        self._fd = os.open(self._path(self._lsn + 1), os.O_RDONLY | os.O_CLOEXEC)
-        self._fd_segment = self._segment(self._lsn + 1)
-        return self._fd
+    def _explain_loss(self) -> NoReturn:
+        """A log that was here is not any more."""
+        if self._root.parent.is_dir():
+            raise StudyDeleted
+        raise FileNotFoundError(errno.ENOENT, _NOT_MOUNTED)
 
     def _take(self, fd: int, entries: list[Entry], *, for_writing: bool) -> bool:
         """Read frames from the offset to the end of this segment; whether there was any."""
@@ -180,19 +203,33 @@ class DirectoryLog:
             if self._lsn % _SEGMENT == 0:
                 break
         self._offset += position
-        if position < len(data) and for_writing:
-            self._cut(fd, data[position:])
+        if position < len(data):
+            self._look_at_tail(fd, data[position:], for_writing=for_writing)
         return found
+
+    def _look_at_tail(self, fd: int, tail: bytes, *, for_writing: bool) -> None:
+        """See what an unsound end is: a commit being written, one that never will be, or damage."""
+        if for_writing:
+            self._cut(fd, tail)
+        elif self._holds_more(tail):  # pages may have been read in the middle of a write; under the lock they are not
+            with contextlib.suppress(StoreUnreachable, PermissionError), self._lock:
+                self._refuse_damage(os.pread(fd, os.fstat(fd).st_size - self._offset, self._offset))
+
+    def _holds_more(self, tail: bytes) -> bool:
+        return _holds_frame(tail) or self._path(self._segment(self._lsn + 1) + _SEGMENT).exists()
 
     def _cut(self, fd: int, tail: bytes) -> None:
         """Take away what a writer left unfinished, unless there is something sound behind it."""
-        if _holds_frame(tail) or self._path(self._segment(self._lsn + 1) + _SEGMENT).exists():
+        self._refuse_damage(tail)
+        os.ftruncate(fd, self._offset)
+
+    def _refuse_damage(self, tail: bytes) -> None:
+        if _frame_end(tail, 0) is None and self._holds_more(tail):
             where = self._path(self._lsn + 1)
             raise StoreCorrupt(
                 f"{where} is damaged at byte {self._offset}, and holds sound commits behind it. "
                 "Nothing was changed: bring the file back from a backup, or export the study and import it elsewhere."
             )
-        os.ftruncate(fd, self._offset)
 
     def _seek(self, since: int) -> None:
         """Go to the end of commit `since` by reading its segment from the start."""
@@ -200,7 +237,7 @@ class DirectoryLog:
         self._lsn, self._offset = first - 1, 0
         if self._lsn == since:
             return
-        fd = self._open(self._lsn + 1, 0)
+        fd = self._open(self._lsn + 1, for_writing=False)
         data = os.pread(fd, os.fstat(fd).st_size, 0)
         while self._lsn < since:
             end = _frame_end(data, self._offset)
@@ -216,7 +253,8 @@ class DirectoryLog:
         fresh = self._offset == 0
         if fresh:
             self._log.mkdir(parents=True, exist_ok=True)
-        fd = self._open(lsn, os.O_CREAT)
+        fd = self._open(lsn, for_writing=True, create=True)
+        self._lock.still_held()
         frame = b"%08x %b\n" % (len(payload), payload)
         if os.pwrite(fd, frame, self._offset) != len(frame):
             raise StoreUnreachable(f"{self._path(lsn)}: the disk took only a part of a commit; is it full?")
@@ -276,15 +314,18 @@ def _sync_directory(path: Path) -> None:
 class _Lock:
     """Mutual exclusion of the writers of one log, on every node that sees the directory."""
 
-    def __init__(self, path: Path, *, hard: bool) -> None:
+    def __init__(self, path: Path, *, store: Path, hard: bool) -> None:
         self._path = path
+        self._store = store
         self._hard = hard
         self._fd = -1
         self._soft: filelock.SoftFileLock | None = None
+        self._since = 0.0
 
     def __enter__(self) -> None:
         deadline = time.monotonic() + _LOCK_TIMEOUT
         for attempt in range(1 << 30):
+            self._since = time.monotonic()
             if self._try():
                 return
             if time.monotonic() > deadline:
@@ -300,17 +341,35 @@ class _Lock:
     def _try(self) -> bool:
         if self._hard:
             if self._fd < 0:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._make_room()
                 self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             return filelock.lock_descriptor(self._fd, blocking=False)
+        self._make_room()
         if self._soft is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._soft = filelock.SoftFileLock(self._path, thread_local=False)
+            with warnings.catch_warnings():  # filelock warns that a stopped holder may wake up; see `still_held`
+                warnings.simplefilter("ignore")
+                self._soft = filelock.SoftFileLock(self._path, thread_local=False, lifetime=_LOCK_LIFETIME)
         try:
             self._soft.acquire(blocking=False)
         except filelock.Timeout:
             return False
         return True
+
+    def _make_room(self) -> None:
+        """The log's directory, if the store is there: never below a mount point where nothing is mounted."""
+        if not self._store.is_dir():
+            raise FileNotFoundError(errno.ENOENT, _NOT_MOUNTED)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def still_held(self) -> None:
+        """See that nobody can have broken this lock, before anything is written.
+
+        Raises:
+            StoreUnreachable: this process stood still for so long that others may take it for dead.
+
+        """
+        if not self._hard and time.monotonic() - self._since > _LOCK_LIFETIME / 2:
+            raise StoreUnreachable(f"{self._path} was held for too long; nothing was written")
 
     def forget(self) -> None:
         """Close the descriptor: a forked child that keeps it would hold its parent's lock."""
@@ -320,7 +379,9 @@ class _Lock:
 
 
 def hard_locks_work(directory: Path) -> bool:
-    """Whether flock excludes here: a second descriptor must not get what the first one holds."""
+    """Whether flock excludes here: a second descriptor must not get what the first one holds, on no node."""
+    if _LOCAL_LOCKS & _mount_options(directory):
+        return False
     path = directory / f".lock-check-{secrets.token_hex(6)}"
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     first = os.open(path, flags, 0o666)
@@ -333,6 +394,17 @@ def hard_locks_work(directory: Path) -> bool:
         os.close(second)
         os.close(first)
         path.unlink(missing_ok=True)
+
+
+def _mount_options(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> frozenset[str]:
+    """The options of the mount that holds this directory, as far as the system tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        rows = [line.split(" ") for line in mounts.read_text(errors="replace").splitlines()]
+        points = {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), row[4]): row for row in rows}
+        resolved = directory.resolve()
+        row = next(points[str(path)] for path in (resolved, *resolved.parents) if str(path) in points)
+        return frozenset(f"{row[5]},{row[-1]}".split(","))
+    return frozenset()
 
 
 # --- artifacts ---------------------------------------------------------------------------------------------------
@@ -419,11 +491,20 @@ class DirectoryStore:
             self._agree(meta)
         try:
             said = json.loads(meta.read_text())
-            version, lock = int(said["format"]), str(said["lock"])
-        except (ValueError, KeyError, TypeError):
-            raise ConfigurationError(f"{meta} cannot be read as the description of a store") from None
+            version, lock = int(said["format"]), str(said.get("lock", "?"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ConfigurationError(
+                f"{meta} cannot be read as the description of a store; bring it back from a backup"
+            ) from None
         if version > FORMAT:
             raise NewerFormat
+        if lock not in _LOCKS:
+            raise ConfigurationError(f"{meta} asks for a lock of the kind {lock!r}; known are {', '.join(_LOCKS)}")
+        if lock == "flock" and os.access(self._root, os.W_OK) and not hard_locks_work(self._root):
+            raise ConfigurationError(
+                f"the users of {self.path} lock with flock, which does not exclude on this node: look at its mount "
+                "options. Mount it as on the other nodes, or begin a new store from this one."
+            )
         return lock == "flock"
 
     def _agree(self, meta: Path) -> None:
@@ -452,7 +533,7 @@ class DirectoryStore:
 
     def _log(self, root: Path) -> DirectoryLog:
         if root not in self._logs:
-            self._locks[root] = _Lock(root / "lock", hard=self._hard)
+            self._locks[root] = _Lock(root / "lock", store=self._root, hard=self._hard)
             self._logs[root] = DirectoryLog(root, self._locks[root])
         return self._logs[root]
 
@@ -477,6 +558,8 @@ class DirectoryStore:
         return DirectoryArtifacts(self._root / "artifacts")
 
     def after_fork(self) -> None:
+        for log in self._logs.values():
+            log.after_fork()
         self.close()
 
     def close(self) -> None:
