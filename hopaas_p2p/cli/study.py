@@ -10,6 +10,7 @@ import click
 from hopaas_p2p.cli import output, space
 from hopaas_p2p.cli.audit import audit, print_audit
 from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.report import report_html
 from hopaas_p2p.cli.transfer import export, import_
 
 
@@ -22,6 +23,7 @@ def study() -> None:
 
 
 study.add_command(export)
+study.add_command(report_html)
 study.add_command(import_)
 
 

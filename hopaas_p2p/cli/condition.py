@@ -1,0 +1,79 @@
+"""What `watch --until` waits for: `done`, `best<0.1`, `failures>20`, joined by `or` and `and`. No code is evaluated."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from hopaas_p2p.errors import InvalidInput
+
+Facts = Mapping[str, float | None]
+Condition = Callable[[Facts], bool]
+
+QUANTITIES: Final = {
+    "best": "the best value",
+    "trials": "all trials",
+    "complete": "COMPLETE trials",
+    "pruned": "PRUNED trials",
+    "failures": "FAIL trials",
+    "running": "RUNNING trials",
+    "waiting": "WAITING trials",
+    "used": "places of the budget that are taken",
+}
+_COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_TERM: Final = re.compile(r"\s*([a-z]+)\s*(<=|>=|==|<|>)\s*([-+]?[0-9.eE+-]+|[-+]?inf)\s*")
+
+
+def parse_condition(text: str) -> Condition:
+    """The condition of this text. `and` binds more tightly than `or`.
+
+    Raises:
+        InvalidInput: it cannot be read; the message says what can.
+
+    """
+    sides = [[_term(term, text) for term in re.split(r"\band\b", side)] for side in re.split(r"\bor\b", text)]
+    return lambda facts: any(all(term(facts) for term in terms) for terms in sides)
+
+
+def _term(term: str, whole: str) -> Condition:
+    if term.strip() == "done":
+        return lambda facts: bool(facts["done"])
+    match = _TERM.fullmatch(term)
+    if match is None or match[1] not in QUANTITIES:
+        known = ", ".join(QUANTITIES)
+        raise InvalidInput(f"{whole!r} is no condition; write done, or best<0.1 with one of {known}, and < <= == >= >")
+    name, compare = match[1], _COMPARE[match[2]]
+    try:
+        bound = float(match[3])
+    except ValueError:
+        raise InvalidInput(f"{whole!r}: {match[3]!r} is no number") from None
+
+    def holds(facts: Facts) -> bool:
+        value = facts[name]
+        return value is not None and compare(value, bound)
+
+    return holds
+
+
+def facts_of(summary: Mapping[str, Any], *, done: bool) -> dict[str, float | None]:
+    """The quantities of a study's summary, see `summary.of_study`."""
+    counts, best = summary["counts"], summary["best"]
+    return {
+        "best": best["values"][0] if isinstance(best, dict) else None,
+        "trials": summary["trials"],
+        "complete": counts["COMPLETE"],
+        "pruned": counts["PRUNED"],
+        "failures": counts["FAIL"],
+        "running": counts["RUNNING"],
+        "waiting": counts["WAITING"],
+        "used": summary["used"],
+        "done": float(done),
+    }

@@ -1,0 +1,180 @@
+"""`hopaas-p2p watch`: follow a study, live in a terminal, as plain lines elsewhere; or wait for a condition."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.core.leases import Watch, reclaims
+from hopaas_p2p.errors import StoreUnreachable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hopaas_p2p.study import Study
+
+_ROWS: Final = 12  # running trials that are shown
+
+
+@click.command()
+@options(study="argument")
+@click.option("--until", metavar="CONDITION", help="Leave when it is true: done, 'best<0.1', 'failures>20 or done'.")
+@click.option("--interval", type=float, default=2.0, show_default=True, metavar="S", help="Seconds between two looks.")
+@click.option("--timeout", type=float, metavar="S", help="Leave after so many seconds, with exit code 1.")
+@click.option("--once", is_flag=True, help="Look once.")
+@click.option("--reclaim", is_flag=True, help="Also take over the trials of peers that fell silent.")
+def watch(
+    session: Session, until: str | None, interval: float, timeout: float | None, once: bool, reclaim: bool
+) -> int:
+    """Follow a study till it is done, or till --until is true.
+
+    Live in a terminal; elsewhere a line whenever something changed; with --json, a JSON line. Exits with 0 when the
+    condition came true, and with 1 when the study ended, or the time was up, before it did. Peers that work on the
+    study take over each other's trials; where there are only tickets of `ask`, --reclaim does it.
+    """
+    if not interval > 0:
+        raise click.UsageError(f"--interval must be positive seconds, got {interval}")
+    reached: Condition = parse_condition(until or "done")
+    watcher = _Watcher(session.study(), reclaim=reclaim)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    live = sys.stdout.isatty() and not session.as_json and not once
+    with _screen() if live else nullcontext(_Lines(as_json=session.as_json)) as screen:
+        while True:
+            look = watcher.look()
+            screen(look)
+            if reached(look["facts"]):
+                return 0
+            if once:
+                return 0 if until is None else 1
+            if look["facts"]["done"] or (deadline is not None and time.monotonic() >= deadline):
+                return 1
+            left = interval if deadline is None else min(interval, deadline - time.monotonic())
+            time.sleep(max(0.0, left))
+
+
+class _Watcher:
+    """One study, looked at again and again; an outage of the store is shown, and passes."""
+
+    def __init__(self, study: Study, *, reclaim: bool) -> None:
+        self._study = study
+        self._reclaim = reclaim
+        self._beats = Watch()
+        self._last: dict[str, Any] = {}
+
+    def look(self) -> dict[str, Any]:
+        """What there is to see now."""
+        try:
+            self._last = {**self._look(), "outage": None}
+        except StoreUnreachable as error:
+            if not self._last:
+                raise
+            self._last = {**self._last, "outage": str(error)}
+        return self._last
+
+    def _look(self) -> dict[str, Any]:
+        from hopaas_p2p.cli import summary
+
+        study = self._study
+        seen = summary.of_study(study)
+        state = study.state
+        owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
+        now = time.monotonic()
+        self._beats.look(study.storage.courier.store.beats(owners), owners, now)
+        if self._reclaim:
+            self._take_over(now)
+        running = [self._running(state.trials[number], now) for number in sorted(state.running)]
+        done = state.finished() and not state.running
+        return seen | {"running": running, "facts": facts_of(seen, done=done)}
+
+    def _take_over(self, now: float) -> None:
+        study = self._study
+        due = reclaims(study.state, self._beats, now, spare=frozenset())
+        if due:
+            study.storage.courier.commit(study.storage.part(study.study_id).membership, *due)
+            output.say(f"took over {', '.join(f'#{one.number}' for one in due)}: silent for too long")
+
+    def _running(self, trial: Any, now: float) -> dict[str, Any]:
+        peer = self._study.state.peers.get(trial.owner or "", {})
+        step = max(trial.reports, default=None)
+        return {
+            "number": trial.number,
+            "host": peer.get("host"),
+            "site": peer.get("site"),
+            "seconds": None if trial.start is None else max(0.0, time.time() - trial.start / 1e6),
+            "silent": self._beats.silence(trial.owner or "", now),
+            "step": step,
+            "report": None if step is None else trial.reports[step],
+        }
+
+
+class _Lines:
+    """A line whenever something changed."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._before = ""
+
+    def __call__(self, look: dict[str, Any]) -> None:
+        line = _sentence(look)
+        if line == self._before:
+            return
+        self._before = line
+        if self._as_json:
+            output.print_json({key: value for key, value in look.items() if key != "facts"})
+        else:
+            click.echo(f"{time.strftime('%H:%M:%S')}  {output.printable(line)}")
+        sys.stdout.flush()
+
+
+def _sentence(look: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count} {name.lower()}" for name, count in look["counts"].items() if count) or "no trials yet"
+    budget = "" if look["budget"] is None else f" of {look['budget']}"
+    outage = f"  [{look['outage']}]" if look["outage"] else ""
+    return f"{look['name']} {look['state']}, {look['used']}{budget}: {counts}; best {_best(look)}{outage}"
+
+
+def _best(look: dict[str, Any]) -> str:
+    best = look["best"]
+    if isinstance(best, list):
+        return f"{len(best)} trials on the front"
+    return f"{output.numbers(best['values'])} (#{best['number']})" if best else "-"
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """The screen of a terminal, drawn anew at each look."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(), auto_refresh=False) as live:
+        yield lambda look: live.update(_table(look), refresh=True)
+
+
+def _table(look: dict[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(_sentence(look)), title_justify="left", box=None, expand=False)
+    table.add_column("#", justify="right")
+    table.add_column("where")
+    for header in ("for", "step", "report"):
+        table.add_column(header, justify="right")
+    table.add_column("sign of life")
+    for one in look["running"][:_ROWS]:
+        silent = "now" if one["silent"] < 1 else f"{output.duration(one['silent'])} ago"
+        where = f"{one['host'] or '?'} ({one['site'] or '?'})"
+        step = "-" if one["step"] is None else str(one["step"])
+        cells = (str(one["number"]), where, output.duration(one["seconds"]), step, output.number(one["report"]), silent)
+        table.add_row(*(Text(output.printable(cell)) for cell in cells))
+    hidden = len(look["running"]) - _ROWS
+    if hidden > 0:
+        table.add_row("…", f"and {hidden} more")
+    return table

@@ -1,0 +1,154 @@
+"""What `hopaas-p2p doctor` looks at: checks that every store must pass, and where a store's own ones are found.
+
+A store of the module `stores.x` may have a module `stores.x_checks` with a function `checks(store)` that yields
+findings of its own; it is run after the common ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
+from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store
+
+_EXCHANGES: Final = 5
+_SLOW: Final = 5.0  # seconds for an exchange: ask and tell would be felt
+
+
+class Finding(NamedTuple):
+    """One line of the doctor: what was looked at, whether it is well, and what to do if not."""
+
+    check: str
+    passed: bool
+    detail: str
+    cure: str = ""
+
+
+def examine(store: Store) -> Iterator[Finding]:
+    """All findings about a store that could be opened. Writes a scratch log, and removes it."""
+    yield from _guarded("reach", _reach, store)
+    yield from _guarded("write and read", _write_and_read, store)
+    yield from _guarded("beat", _beat, store)
+    own = f"{type(store).__module__}_checks"
+    if importlib.util.find_spec(own) is not None:
+        yield from _guarded(own.rpartition(".")[2], importlib.import_module(own).checks, store)
+    yield from _guarded("studies", _studies, store)
+
+
+def _guarded(name: str, check: Callable[[Any], Iterator[Finding]], store: Store) -> Iterator[Finding]:
+    """The findings of a check, its own failure being one."""
+    try:
+        yield from check(store)
+    except HopaasError as error:
+        cure = "try again when the store can be reached" if error.retry else "see the message"
+        yield Finding(name, passed=False, detail=str(error), cure=cure)
+    except Exception as error:  # noqa: BLE001  # a doctor that stumbles says so and goes on
+        detail = f"{type(error).__name__}: {error}"
+        yield Finding(name, passed=False, detail=detail, cure="please report this, with the output of --debug")
+
+
+def _reach(store: Store) -> Iterator[Finding]:
+    began = time.monotonic()
+    count = sum(1 for _ in _entries(store.catalog()))
+    taken = time.monotonic() - began
+    yield Finding("reach", passed=True, detail=f"{store.url} answers in {taken * 1000:.0f} ms; {count} catalog commits")
+
+
+def _write_and_read(store: Store) -> Iterator[Finding]:
+    log = store.log(f"doctor-{secrets.token_hex(12)}")
+    writer = secrets.token_urlsafe(12)
+    seconds = []
+    try:
+        for seq in range(1, _EXCHANGES + 1):
+            record = StudyDefine("doctor", ("minimize",))
+            payload = codec.encode(Commit(writer, seq, writer, time.time_ns() // 1000, (record,)))
+            began = time.monotonic()
+            log.exchange(Outgoing(f"{writer}:{seq}", payload), seq - 1)
+            seconds.append(time.monotonic() - began)
+        there = [entry.lsn for entry in _entries(log)]
+    finally:
+        log.destroy()
+    if there != list(range(1, _EXCHANGES + 1)):
+        yield Finding("write and read", passed=False, detail=f"wrote 5 commits, read {there}", cure="use another store")
+        return
+    yield Finding("write and read", passed=True, detail=f"{_EXCHANGES} commits written, read back, and removed")
+    median = statistics.median(seconds)
+    yield Finding(
+        "exchange",
+        passed=median < _SLOW,
+        detail=f"{median * 1000:.1f} ms in the median, {max(seconds) * 1000:.1f} ms at most",
+        cure="" if median < _SLOW else "every ask and tell waits so long; use a store that is nearer",
+    )
+
+
+def _beat(store: Store) -> Iterator[Finding]:
+    peer, value = secrets.token_urlsafe(12), secrets.token_hex(8)
+    store.beat(Beat(peer, value))
+    found = store.beats([peer]).get(peer)
+    store.beat(Beat(peer, "gone"))
+    passed = found == value
+    cure = "" if passed else "peers would take each other for dead; use another store"
+    yield Finding("beat", passed=passed, detail="a sign of life is seen" if passed else f"read {found!r}", cure=cure)
+
+
+def _studies(store: Store) -> Iterator[Finding]:
+    catalog = Catalog()
+    for entry in _entries(store.catalog()):
+        catalog.apply(entry.lsn, codec.decode(entry.payload), Stamp(entry.author, entry.role, entry.at))
+    if not catalog.by_name:
+        yield Finding("studies", passed=True, detail=f"none yet; log format {FORMAT}")
+    for listing in catalog.by_name.values():
+        name = f"study {listing.name}"
+        yield from _guarded(name, functools.partial(_study, uuid=listing.uuid, name=name), store)
+
+
+def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
+    """Replay the whole log; the newest snapshot must say the same as the commits up to it."""
+    log = store.log(uuid)
+    found = log.newest_snapshot()
+    state, unreadable, said = State(), 0, None
+    for entry in _entries(log):
+        commit = codec.decode(entry.payload)
+        unreadable += isinstance(commit, codec.Garbage)
+        apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
+        if found is not None and entry.lsn == found[0]:
+            said = snapshot.digest(state)
+    refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "nothing refused"
+    detail = f"{state.lsn} commits, {len(state.trials)} trials; {refused}"
+    cure = "" if not unreadable else "somebody wrote bytes that are no commit; they are passed over, nothing is lost"
+    yield Finding(name, passed=not unreadable, detail=detail, cure=cure)
+    if found is not None:
+        yield _snapshot(f"{name}, snapshot", found, said)
+
+
+def _snapshot(name: str, found: tuple[int, bytes], said: str | None) -> Finding:
+    lsn, data = found
+    try:
+        same = snapshot.digest(snapshot.load(data)) == said
+    except snapshot.CorruptSnapshot:
+        cure = "it is passed over: joining takes longer until the next one is written"
+        return Finding(name, passed=False, detail=f"the one at commit {lsn} cannot be read", cure=cure)
+    cure = "delete it: peers that join from it see another study than those who replay the log"
+    detail = f"at commit {lsn}, {len(data):,} bytes, " + ("equal to replay" if same else "differs from replay")
+    return Finding(name, passed=same, detail=detail, cure="" if same else cure)
+
+
+def _entries(log: Log) -> Iterator[Entry]:
+    since, more = 0, True
+    while more:
+        receipt = log.exchange(None, since)
+        yield from receipt.entries
+        if receipt.entries:
+            since = receipt.entries[-1].lsn
+        more = receipt.more
