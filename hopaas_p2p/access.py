@@ -163,7 +163,9 @@ def users(url: str) -> list[User]:
 
 
 def remove_user(url: str, name: str) -> None:
-    """Remove a user, its tokens and its grants; its open sessions end at once. What it did stays in the logs.
+    """Remove a user, its tokens and its grants; the tokens' open sessions end at once. What it did stays in the logs.
+
+    An adopted login stays, without any right here.
 
     Raises:
         InvalidInput: there is no such user.
@@ -187,9 +189,6 @@ def remove_user(url: str, name: str) -> None:
         connection.exec_driver_sql(f"REVOKE {schema.quoted(connection, _peers(connection))} FROM {quoted}")
         if not adopted:
             connection.exec_driver_sql(f"DROP ROLE {quoted}")
-    if adopted:
-        with _administration(url) as connection:
-            _end_sessions(connection, name)
 
 
 def _peers(connection: Connection) -> str:

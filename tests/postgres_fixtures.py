@@ -12,6 +12,8 @@ from hopaas_p2p import access
 from hopaas_p2p.testing.postgres import Server, find_binaries
 
 MAJORS = (15, 18)
+OWNER = "dba"
+"""The login that owns the databases: it may create roles, and is no superuser."""
 _STORE = "store"
 _numbers = itertools.count()
 
@@ -39,8 +41,9 @@ class Servers:
         if chosen not in self._running:
             server = Server(self._found[chosen], settings={"max_connections": "250"})
             self._running[chosen] = server.start()
-            server.execute(f"CREATE DATABASE {_STORE}")
-            access.initialise(server.url(_STORE))
+            server.execute(f"CREATE ROLE {OWNER} LOGIN CREATEROLE PASSWORD %s", server.password)
+            server.execute(f"CREATE DATABASE {_STORE} OWNER {OWNER}")
+            access.initialise(server.url(_STORE, user=OWNER))
         return self._running[chosen]
 
     def stop(self) -> None:
@@ -69,11 +72,11 @@ def postgres(postgres_servers: Servers) -> Server:
 
 @pytest.fixture
 def new_database() -> Callable[[Server], str]:
-    """Makes an empty database, without a store in it, and returns its name. Takes half a second."""
+    """Makes an empty database of the owner's, without a store in it, and returns its name. Takes half a second."""
 
     def make(server: Server) -> str:
         name = f"database_{next(_numbers)}"
-        server.execute(f"CREATE DATABASE {name}")
+        server.execute(f"CREATE DATABASE {name} OWNER {OWNER}")
         return name
 
     return make
@@ -85,12 +88,12 @@ def emptied(server: Server) -> str:
     users = server.execute(
         "SELECT role FROM hopaas.tokens UNION ALL SELECT username FROM hopaas.users", database=_STORE
     )
-    tables = "artifacts beats commits grants snapshots tokens users".split()
+    tables = ["artifacts", "beats", "commits", "grants", "snapshots", "tokens", "users"]
     wipe = ";".join(f"DELETE FROM hopaas.{table}" for table in tables)
     server.execute(f"{wipe}; DELETE FROM hopaas.logs WHERE uuid <> 'catalog'", database=_STORE)
     for (user,) in users:
         server.execute(f'DROP ROLE IF EXISTS "{user}"')
-    return server.url(_STORE)
+    return server.url(_STORE, user=OWNER)
 
 
 @pytest.fixture

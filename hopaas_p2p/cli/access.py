@@ -42,15 +42,15 @@ def user() -> None:
 
 
 @user.command("add")
-@click.argument("name")
+@click.argument("username", metavar="NAME")
 @options(study="none")
 @click.option("--existing", is_flag=True, help="Let a login that the server has already use this store.")
-def user_add(session: Session, name: str, existing: bool) -> None:
+def user_add(session: Session, username: str, existing: bool) -> None:
     """Make a user. Then give it a token: hopaas-p2p token create NAME"""
     from hopaas_p2p import access
 
-    access.add_user(session.store_url, name, existing=existing)
-    session.done({"user": name}, f"{name} may use this store; next: hopaas-p2p token create {name}")
+    access.add_user(session.store_url, username, existing=existing)
+    session.done({"user": username}, f"{username} may use this store; next: hopaas-p2p token create {username}")
 
 
 @user.command("list")
@@ -71,14 +71,14 @@ def user_list(session: Session) -> None:
 
 
 @user.command("rm")
-@click.argument("name")
+@click.argument("username", metavar="NAME")
 @options(study="none")
-def user_rm(session: Session, name: str) -> None:
+def user_rm(session: Session, username: str) -> None:
     """Remove a user with all tokens and grants. Open sessions end at once; what it did stays in the logs."""
     from hopaas_p2p import access
 
-    access.remove_user(session.store_url, name)
-    session.done({"user": name}, f"{name} and all its tokens and grants are gone")
+    access.remove_user(session.store_url, username)
+    session.done({"user": username}, f"{username} and all its tokens and grants are gone")
 
 
 @click.group()
@@ -156,13 +156,13 @@ def _token_facts(one: Any) -> dict[str, Any]:
 
 
 @token.command("revoke")
-@click.argument("name")
+@click.argument("token_name", metavar="TOKEN")
 @options(study="none")
-def token_revoke(session: Session, name: str) -> None:
+def token_revoke(session: Session, token_name: str) -> None:
     """End a token, named as in `token list` or by its label. Its open sessions end at once."""
     from hopaas_p2p import access
 
-    gone = access.revoke_token(session.store_url, name)
+    gone = access.revoke_token(session.store_url, token_name)
     session.done({"name": gone}, f"{gone} is revoked")
 
 

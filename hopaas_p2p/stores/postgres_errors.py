@@ -95,7 +95,11 @@ def failure(code: str | None, text: str) -> HopaasError:
     if code in _OURS:
         return _OURS[code](f"{line}. {_ADVICE[code]}")
     if code == "42501":
-        return Denied(f"{line}. Ask an administrator of the store: hopaas-p2p user add")
+        stranger = "schema hopaas" in line
+        return Denied(
+            f"{line}. "
+            + ("Ask an administrator for access: hopaas-p2p user add" if stranger else "That is for administrators")
+        )
     reason = _PASSING.get(code or "")
     return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
 
