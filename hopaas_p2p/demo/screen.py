@@ -132,8 +132,9 @@ def header(title: str, scene: Scene) -> RenderableType:
 def peer_table(peers: tuple[PeerRow, ...], epochs: int) -> RenderableType:
     """A line for each peer."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title, justify in (("peer", "left"), ("pid", "right"), ("", "left"), ("trial", "right"), ("epoch", "left")):
+    for title, justify in (("peer", "left"), ("pid", "right"), ("", "left"), ("trial", "right")):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]  # rich spells the words out
+    table.add_column("epoch", min_width=20)
     table.add_column("complete", justify="right")
     table.add_column("pruned", justify="right")
     for row in peers:
