@@ -43,7 +43,7 @@ AGAIN: Final = os.EX_TEMPFAIL
 _CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED, "paused": AGAIN}
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
 _LOOK: Final = 0.2  # seconds between looks at what comes from outside
-_KILL_AFTER: Final = 5.0  # seconds from SIGTERM to SIGKILL, when the grace is over
+_KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the grace is over
 _OUT_OF_TIME: Final = "out of time"
 _NO_VALUE: Final = 'the command told no value: print {"value": 0.5} last, or tell it through HOPAAS_TICKET'
 
@@ -273,7 +273,7 @@ class Worker:
     def _end_by_force(self, child: Child, end: _Ending, now: float, killed: int) -> int:
         """When the grace is over, SIGTERM, and a little later SIGKILL; returns the last one sent."""
         over = now - end.since - self._grace
-        due = signal.SIGKILL if over >= _KILL_AFTER else signal.SIGTERM if over >= 0.0 else 0
+        due = signal.SIGKILL if over >= min(_KILL_AFTER, self._grace) else signal.SIGTERM if over >= 0.0 else 0
         if due != killed:
             child.send(due)
         return due
@@ -307,9 +307,7 @@ class Worker:
         elif desk.pruned is not None and code in (0, PRUNE):
             self._tell(trial, state="pruned")
         elif code == 0:
-            self._tell(
-                trial, state="fail", reason='no value: print {"value": …} last, or tell it through HOPAAS_TICKET'
-            )
+            self._tell(trial, state="fail", reason=_NO_VALUE)
         else:
             self._tell(trial, state="fail", reason=child.failure(code))
 
