@@ -2,23 +2,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test check bench soak clean format
+.PHONY: demo test check format bench soak wheel clean
 
 $(VENV)/.run: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old: Python 3.11 or newer is needed. Say which: make PYTHON=python3.12 demo" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
+	$(PIP) --upgrade pip
+	$(PIP) --editable .
+	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[test,parquet]'
-	touch $@
+	$(PIP) --editable '.[test]'
+	@touch $@
 
 $(VENV)/.check: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --editable '.[test,check,parquet]'
-	touch $@
+	$(PIP) --editable '.[test,check]'
+	@touch $@
 
 demo: $(VENV)/.run  ## three peers tune a classifier; one is killed on the way
 	$(BIN)/hopaas-p2p demo
@@ -26,7 +31,7 @@ demo: $(VENV)/.run  ## three peers tune a classifier; one is killed on the way
 test: $(VENV)/.test  ## the whole suite, on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/.check  ## style, types, import rules
+check: $(VENV)/.check  ## style and types; the import rules are a test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,6 +45,9 @@ bench: $(VENV)/.test  ## side by side with Optuna's own storages; writes docs/be
 
 soak: $(VENV)/.test  ## the long ones
 	$(BIN)/python -m pytest -m soak tests
+
+wheel: $(VENV)/.run
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
