@@ -389,7 +389,7 @@ class Storage(BaseStorage):
 
     def _bring_up_to_date(self, part: _Part) -> None:
         if part.replica.state.define is None:
-            self.courier.pull(part.membership)
+            self.courier.catch_up(part.membership)
 
     def _import_record(self, part: _Part, template: FrozenTrial) -> TrialCreate:
         known = part.replica.state.dists
@@ -416,7 +416,7 @@ class Storage(BaseStorage):
         except KeyError:
             raise KeyError(f"No trial with trial_id {trial_id} exists.") from None
         if number >= len(part.replica.state.trials):
-            self.courier.pull(part.membership)
+            self.courier.catch_up(part.membership)
             if number >= len(part.replica.state.trials):
                 raise KeyError(f"No trial with trial_id {trial_id} exists.")
         return part, number

@@ -184,22 +184,26 @@ class Courier:
 
     def settle(self, membership: Membership[Any], ticket: Ticket) -> tuple[Verdict, ...]:
         """Exchange until the log has decided about this ticket."""
-        replica = membership.replica
+        while ticket.verdicts is None:
+            self._insist(membership, lambda: ticket.verdicts is not None)
+        return ticket.verdicts
+
+    def _insist(self, membership: Membership[Any], done: Callable[[], bool]) -> None:
+        """Make one exchange, as often as it takes within `patience`; none if another thread's made it needless."""
         deadline = self.clock() + self.patience
         pause = _FIRST_PAUSE
-        while ticket.verdicts is None:
-            with replica.turn:
-                if ticket.verdicts is not None:
-                    break
+        while True:
+            with membership.replica.turn:
+                if done():
+                    return
                 try:
                     self._exchange(membership)
-                    continue
+                    return
                 except StoreUnreachable:
                     if self.clock() >= deadline:
                         raise
             time.sleep(pause * self._jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE)
-        return ticket.verdicts
 
     def pull(self, membership: Membership[Any]) -> None:
         """Bring the replica up to date, and send what is queued on the way."""
@@ -211,18 +215,32 @@ class Courier:
         store, replica = self.store, membership.replica
         if store.freshness == 0.0:
             if replica.log.changed(replica.state.lsn):
-                self.pull(membership)
+                self._pull_if_possible(membership)
             return
         now = self.clock()
         membership.read_at = now
         if now - membership.pulled_at > 2 * store.freshness and (now >= self._retry_at or not replica.joined):
-            try:
-                self.pull(membership)
-            except StoreUnreachable:
-                if not replica.joined:
-                    raise
-                self._retry_at = self.clock() + store.freshness  # until then reads get by with what is known
+            self._pull_if_possible(membership)
         self._start()
+
+    def _pull_if_possible(self, membership: Membership[Any]) -> None:
+        """A read gets by with what is known, if anything is: training does not stop because a store is away."""
+        if not membership.replica.joined:
+            self.catch_up(membership)
+            return
+        try:
+            self.pull(membership)
+        except StoreUnreachable:
+            self._retry_at = self.clock() + self.store.freshness  # until then nobody asks again
+
+    def catch_up(self, membership: Membership[Any]) -> None:
+        """As `pull`, but patiently.
+
+        Raises:
+            StoreUnreachable: not within `patience`.
+
+        """
+        self._insist(membership, lambda: False)
 
     def _exchange(self, membership: Membership[Any]) -> None:
         """One exchange, in turn."""

@@ -1,0 +1,152 @@
+"""A store that misbehaves on purpose: replies are lost, requests come twice, late, or never, and processes die.
+
+    store = FaultyStore(MemoryStore(), at_random(seed=7, likelihood=0.2))
+
+What goes wrong is decided exchange by exchange, by an iterator of faults: a list for a test of one thing, `at_random`
+for a storm that its seed brings back.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store
+
+
+class Fault(enum.Enum):
+    """What may happen to an exchange."""
+
+    REFUSE = "it never reaches the store"
+    LOSE_REPLY = "the store does it, and the caller never hears of it"
+    DUPLICATE = "it reaches the store twice, the second time too late to be recognised"
+    DELAY = "the caller gives it up, and it reaches the store after the next exchange"
+    CRASH_BEFORE = "the process dies before it is sent"
+    CRASH_AFTER = "the process dies when the store has done it"
+
+
+SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
+"""Faults of the network; the process lives on and comes again."""
+
+
+class Crash(BaseException):
+    """The process would be dead now. Let go of everything it had."""
+
+
+def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURVIVABLE) -> Iterator[Fault | None]:
+    """Endless weather: each exchange fails with this likelihood, in one of these ways."""
+    random_ = random.Random(seed)
+    kinds = tuple(faults)
+    while True:
+        yield random_.choice(kinds) if random_.random() < likelihood else None
+
+
+class FaultyStore:
+    """Hands everything to another store, but for what the faults take away. Thread-safe.
+
+    Args:
+        inner: the store that does the work.
+        faults: one item an exchange, None where nothing goes wrong; when they are used up, nothing does any more.
+
+    """
+
+    def __init__(self, inner: Store, faults: Iterable[Fault | None]) -> None:
+        self.inner = inner
+        self.url = inner.url
+        self.freshness = inner.freshness
+        self.beats_ride = inner.beats_ride
+        self.happened: Counter[Fault] = Counter()
+        self.sent: list[Outgoing] = []
+        """Every commit that somebody tried to append, in order."""
+        self._faults = itertools.chain(faults, itertools.repeat(None))
+        self._lock = threading.Lock()
+
+    def next_fault(self) -> Fault | None:
+        """What happens to the exchange that comes now."""
+        with self._lock:
+            fault = next(self._faults)
+            if fault is not None:
+                self.happened[fault] += 1
+            return fault
+
+    def catalog(self) -> FaultyLog:
+        return FaultyLog(self, self.inner.catalog())
+
+    def log(self, uuid: str) -> FaultyLog:
+        return FaultyLog(self, self.inner.log(uuid))
+
+    def beat(self, beat: Beat) -> None:
+        self.inner.beat(beat)
+
+    def beats(self, peers: Iterable[str]) -> dict[str, str]:
+        return self.inner.beats(peers)
+
+    def artifacts(self) -> Artifacts:
+        return self.inner.artifacts()
+
+    def after_fork(self) -> None:
+        self.inner.after_fork()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class FaultyLog:
+    """A log whose exchanges meet the faults of its store."""
+
+    def __init__(self, store: FaultyStore, inner: Log) -> None:
+        self._store = store
+        self._inner = inner
+        self._delayed: list[Outgoing] = []
+
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        if outgoing is not None:
+            self._store.sent.append(outgoing)
+        fault = self._store.next_fault()
+        if fault is Fault.CRASH_BEFORE:
+            raise Crash
+        if fault is Fault.REFUSE:
+            raise StoreUnreachable
+        if fault is Fault.DELAY:
+            if outgoing is not None:
+                self._delayed.append(outgoing)
+            raise StoreUnreachable
+        receipt = self._inner.exchange(outgoing, since, beat)
+        if fault is Fault.DUPLICATE and outgoing is not None:
+            self._append_unrecognised(outgoing)
+        self._deliver_delayed()
+        if fault is Fault.CRASH_AFTER:
+            raise Crash
+        if fault is Fault.LOSE_REPLY:
+            raise StoreUnreachable
+        return receipt
+
+    def _deliver_delayed(self) -> None:
+        while self._delayed:
+            self._append_unrecognised(self._delayed.pop())
+
+    def _append_unrecognised(self, outgoing: Outgoing) -> None:
+        """Append these bytes behind everything, so that the store cannot see that it has them already."""
+        head, more = 0, True
+        while more:
+            receipt = self._inner.exchange(None, head)
+            head = receipt.entries[-1].lsn if receipt.entries else head
+            more = receipt.more
+        self._inner.exchange(outgoing, head)
+
+    def changed(self, since: int) -> bool | None:
+        return self._inner.changed(since)
+
+    def newest_snapshot(self) -> tuple[int, bytes] | None:
+        return self._inner.newest_snapshot()
+
+    def put_snapshot(self, lsn: int, data: bytes) -> None:
+        self._inner.put_snapshot(lsn, data)
+
+    def destroy(self) -> None:
+        self._inner.destroy()
