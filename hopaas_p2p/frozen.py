@@ -172,7 +172,9 @@ class View:
             else:
                 self._all.append(frozen)
             if trial.end is not None:
-                self.live.pop(number, None)
+                live = self.live.get(number)
+                if live is not None and live.lease == (trial.owner, trial.epoch):
+                    del self.live[number]  # a lost one stays: its holder goes on until it tells, and is told then
                 fresh.setdefault(frozen.state, []).append(frozen)
         for trial_state, finished in fresh.items():
             self._file(trial_state, finished, state)

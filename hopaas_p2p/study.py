@@ -146,7 +146,7 @@ def _check_definition(wanted: StudyDefine) -> None:
         raise InvalidInput(f"interrupted is 'fail' or 'prune', got {policy.interrupted!r}")
     for name, one in wanted.space.items():
         try:
-            to_optuna(one)
+            to_record(to_optuna(one))
         except ValueError as error:
             raise InvalidInput(f"the parameter {name!r}: {error}") from None
 
@@ -313,7 +313,7 @@ class Study:
         state: TrialState | str | None,
         reason: str | None,
     ) -> None:
-        to = TrialState[state.upper()] if isinstance(state, str) else state
+        to = _state_named(state) if isinstance(state, str) else state
         if to is None:
             to = TrialState.COMPLETE if values is not None else TrialState.FAIL
         told: tuple[float, ...] | None = None
@@ -328,7 +328,10 @@ class Study:
 
     def _refuse_unless_ours(self, number: int) -> None:
         """Say so in our words before Optuna says it in its own."""
-        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        try:
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        except KeyError:
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}") from None
         self.storage.check_writable(trial_id)
 
     @contextlib.contextmanager
@@ -553,6 +556,12 @@ class Study:
     def close(self) -> None:
         """Send what is queued and let go of the store."""
         self.storage.close()
+
+
+def _state_named(word: str) -> TrialState:
+    if word.lower() not in ("complete", "pruned", "fail"):
+        raise InvalidInput(f"a trial ends as 'complete', 'pruned' or 'fail', not {word!r}")
+    return TrialState[word.upper()]
 
 
 def _contains(distribution: BaseDistribution, value: object) -> bool:

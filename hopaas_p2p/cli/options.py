@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
+_LAST = ("store", "study", "as_json", "debug")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -132,6 +133,8 @@ def options(*, study: Literal["none", "option", "argument"] = "option", store: b
 
         for add in reversed(_shared(study, store=store)):
             wrapped = add(wrapped)
+        params = wrapped.__click_params__  # type: ignore[attr-defined]  # last first; the shared ones are to come last
+        params.sort(key=lambda param: not (isinstance(param, click.Option) and param.name in _LAST))
         return wrapped  # type: ignore[return-value]
 
     return decorate

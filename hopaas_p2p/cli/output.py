@@ -130,12 +130,12 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
         while sum(widths) > room and max(widths) > 8:
             widths[widths.index(max(widths))] -= 1
-    for row in (headers, *cells):
+    for at, row in enumerate((headers, *cells)):
         parts = []
         for header, cell, width in zip(headers, row, widths, strict=True):
             text = _cut(cell, width)
             space = " " * (width - _width(text))
-            coloured = _coloured(text)
+            coloured = _coloured(text) if at else text
             parts.append(space + coloured if header in right else coloured + space)
         click.echo("  ".join(parts).rstrip())
 
