@@ -172,9 +172,7 @@ class View:
             else:
                 self._all.append(frozen)
             if trial.end is not None:
-                live = self.live.get(number)
-                if live is not None and live.lease == (trial.owner, trial.epoch):
-                    del self.live[number]  # a lost one stays: its holder goes on until it tells, and is told then
+                self._let_go(trial)
                 fresh.setdefault(frozen.state, []).append(frozen)
         for trial_state, finished in fresh.items():
             self._file(trial_state, finished, state)
@@ -185,6 +183,12 @@ class View:
             self._lent.discard(None)
             self._all = self._all.copy()
         self._selections = {}
+
+    def _let_go(self, trial: Trial) -> None:
+        """Forget the live side of a trial that ended, unless its lease was lost: the holder goes on until it tells."""
+        live = self.live.get(trial.number)
+        if live is not None and live.lease == (trial.owner, trial.epoch):
+            del self.live[trial.number]
 
     def _start_over(self, state: State) -> None:
         """The replica joined anew: everything may differ."""
