@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 import hopaas_p2p
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.testing.sigkill import massacre, verify
+from hopaas_p2p.testing.sigkill import massacre, verify, work_with_the_study_api
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -30,6 +30,19 @@ def test_eight_processes_killed_at_random_lose_no_acknowledged_tell(tmp_path: Pa
     assert outcome.kills == 12
     assert len(outcome.acknowledged) >= 400 - outcome.kills
     assert sum(trial.state is TrialState.COMPLETE for trial in trials) >= 400
+
+
+def test_the_budget_is_exact_though_processes_are_killed(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    study = hopaas_p2p.open_study(url, "massacre", budget=240, lease_ttl=1.5, attempts=50)
+    study.storage.close()
+
+    outcome = massacre(url, tmp_path, seed=2, work=work_with_the_study_api, workers=6, total=240, kills=8)
+    trials = verify(url, outcome)
+
+    ends = [trial.state for trial in trials]
+    assert ends.count(TrialState.COMPLETE) + ends.count(TrialState.PRUNED) == 240
+    assert outcome.kills == 8
 
 
 # --- fork --------------------------------------------------------------------------------------------------------

@@ -22,10 +22,17 @@ from typing import Final, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Stamp
+from hopaas_p2p.core.state import State, apply
 from hopaas_p2p.storage import Storage, open_storage
+from hopaas_p2p.study import Study, open_study
+from hopaas_p2p.testing.conformance import everything
+from hopaas_p2p.testing.invariants import Witness
+from hopaas_p2p.trial import Trial
 
 _PATIENCE: Final = 120.0  # seconds until a campaign that does not end is a failure
-_PRELOAD: Final = ["optuna", "hopaas_p2p.storage", "hopaas_p2p.testing.sigkill"]
+_PRELOAD: Final = ["optuna", "hopaas_p2p.study", "hopaas_p2p.testing.sigkill"]
 
 Work = Callable[[str, str, Path, int], None]
 """(store, study, file for acknowledged tells, trials wanted in all) -> works until the campaign is over."""
@@ -71,6 +78,23 @@ def work_with_plain_optuna(url: str, study_name: str, file: Path, total: int) ->
     storage.close()
 
 
+def work_with_the_study_api(url: str, study_name: str, file: Path, total: int) -> None:
+    """Run `optimize` of a study whose budget is `total`, until it gives out no more."""
+    study = open_study(url, study_name, create=False, linger=0.05, sampler=optuna.samplers.RandomSampler())
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0.0, 1.0)
+        trial.report(x, 0)
+        return x
+
+    def told(_: Study, trial: FrozenTrial) -> None:
+        if trial.state is TrialState.COMPLETE:
+            acknowledge(file, trial.number, trial.params["x"])
+
+    study.optimize(objective, callbacks=[told])
+    study.storage.close()
+
+
 def massacre(
     url: str,
     notes: Path,
@@ -114,6 +138,17 @@ def massacre(
     return Outcome(study, killed, _acknowledged(notes))
 
 
+def _watch_it_again(storage: Storage, study_id: int) -> None:
+    """Replay the study's log from its beginning, and hold every State on the way against the invariants."""
+    membership = storage.part(study_id).membership
+    state, witness = State(), Witness()
+    for lsn, payload, author, role, at in everything(storage.courier.store.log(membership.uuid)):
+        apply(state, lsn, codec.decode(payload), Stamp(author, role, at))
+        if lsn % 16 == 0:  # each look costs as much as the State is large
+            witness.look(state)
+    witness.look(state)
+
+
 def _lines(notes: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in notes.glob("told-*"))
 
@@ -153,7 +188,9 @@ def _verified(storage: Storage, outcome: Outcome) -> list[FrozenTrial]:
         assert kept.state is TrialState.COMPLETE, f"the acknowledged tell of #{number} is {kept.state.name}"
         assert kept.values == [value], f"the acknowledged tell of #{number} has changed"
     assert not any(trial.state is TrialState.RUNNING for trial in trials), "nobody runs any more"
-    assert not any(trial.state is TrialState.WAITING for trial in trials), "nothing is left waiting"
+    if state.closed_because() != "budget":
+        assert not state.waiting, "nothing is left waiting"
+    _watch_it_again(storage, study_id)
     for trial in state.trials:
         interrupted = bool(trial.history) and trials[trial.number].state is TrialState.FAIL
         if interrupted and trial.retried_by is None:
