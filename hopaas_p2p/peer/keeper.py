@@ -7,6 +7,7 @@ why no clock is compared.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
@@ -24,8 +25,25 @@ class _Progress(NamedTuple):
     since: float
 
 
+_RING: Final = 8  # owners that a busy peer watches
 _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 2/8)
+
+
+def _watched(state: State, spare: Collection[str]) -> list[str]:
+    """The owners this peer looks after: all, if it runs no trial itself; else the few that follow it in a ring.
+
+    With every peer watching every other, a thousand would read a million beats each round. Owners stand in a ring in
+    the order of their (random) uuids and each is watched by those before it; if they die too, they are reclaimed by
+    the ones before them, the ring closes, and the next in line looks.
+    """
+    running = {state.trials[number].owner for number in state.running}
+    others = sorted(owner for owner in running if owner is not None and owner not in spare)
+    mine = [owner for owner in spare if owner in running]
+    if len(others) <= _RING or not mine:
+        return others
+    place = bisect.bisect(others, mine[0])
+    return (others[place:] + others[:place])[:_RING]
 
 
 class Keeper:
@@ -63,8 +81,7 @@ class Keeper:
         if now < self._next_look.get(study, 0.0):
             return []
         self._next_look[study] = now + ttl / _LOOKS_PER_TTL
-        owners = {state.trials[n].owner for n in state.running} - set(spare) - {None}
-        watched = [owner for owner in owners if owner is not None]
+        watched = _watched(state, spare)
         watch = self._watches.setdefault(study, Watch())
         watch.look(self._store.beats(watched), watched, now)
         return [*reclaims(state, watch, now, spare=frozenset(spare)), *self._stuck(study, state, now)]
