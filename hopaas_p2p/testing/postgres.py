@@ -34,6 +34,11 @@ class Binaries(NamedTuple):
     major: int
     folder: Path
 
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether it was built with TLS: the program then names the library that it needs for it."""
+        return b"libssl.so" in (self.folder / "postgres").read_bytes()
+
 
 def find_binaries() -> dict[int, Binaries]:
     """The servers that can be started here, by major version."""
@@ -94,9 +99,10 @@ class Server:
         self.binaries = found
         self.port = free_port()
         self.password = "correct horse"  # nobody else can reach it: it is new, and gone in a minute
-        self._as = _unprivileged()
+        self.as_user = _unprivileged()
+        """Arguments for subprocess: whose process the server is."""
         self._root = folder or Path(tempfile.mkdtemp(prefix="hopaas-pg-"))
-        self._settings = {
+        self.settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self._root),
             "password_encryption": "scram-sha-256",
@@ -120,8 +126,8 @@ class Server:
 
     def create(self) -> Server:
         """Make the data directory."""
-        if self._as:
-            os.chown(self._root, self._as["user"], self._as["group"])
+        if self.as_user:
+            os.chown(self._root, self.as_user["user"], self.as_user["group"])
         secret = self._root / "password"
         secret.write_text(self.password)
         secret.chmod(0o644)
@@ -134,7 +140,7 @@ class Server:
         """Start it, and wait until it takes connections."""
         if not self.data.exists():
             self.create()
-        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
         with (self._root / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._folder / "postgres", "-D", self.data, "-p", str(self.port), *options],
@@ -143,7 +149,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 cwd="/",
                 start_new_session=True,
-                **self._as,
+                **self.as_user,
             )
         self._wait_until_ready(time.monotonic() + _START)
         return self
@@ -203,25 +209,25 @@ class Server:
         path = self._root / name
         path.write_bytes(content)
         path.chmod(0o600)
-        if self._as:
-            os.chown(path, self._as["user"], self._as["group"])
-            os.chown(self._root, self._as["user"], self._as["group"])
+        if self.as_user:
+            os.chown(path, self.as_user["user"], self.as_user["group"])
+            os.chown(self._root, self.as_user["user"], self.as_user["group"])
         return path
 
     def directory(self, name: str) -> Path:
         """Make a directory that the server may write to, such as one for a tablespace."""
         path = self._root / name
         path.mkdir()
-        if self._as:
-            os.chown(path, self._as["user"], self._as["group"])
+        if self.as_user:
+            os.chown(path, self.as_user["user"], self.as_user["group"])
         return path
 
     def standby(self) -> Server:
         """A copy of this server that follows it, not started yet. `SELECT pg_promote()` makes it a primary."""
-        copy = Server(self.binaries, settings=self._settings)
-        copy._settings["unix_socket_directories"] = str(copy._root)
-        if self._as:
-            os.chown(copy._root, self._as["user"], self._as["group"])
+        copy = Server(self.binaries, settings=self.settings)
+        copy.settings["unix_socket_directories"] = str(copy._root)
+        if self.as_user:
+            os.chown(copy._root, self.as_user["user"], self.as_user["group"])
         source = f"host=127.0.0.1 port={self.port} user={ADMIN} password='{self.password}'"
         copy._run(
             [copy._folder / "pg_basebackup", "-D", copy.data, "-d", source, "-R", "--checkpoint=fast", "--no-sync"]
@@ -239,7 +245,7 @@ class Server:
                 return list(cursor.fetchall()) if cursor.description else []
 
     def _run(self, command: list[Any]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._as)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self.as_user)
         if done.returncode:
             raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr or done.stdout}")
 
@@ -247,7 +253,7 @@ class Server:
         """Where the unprivileged user can run them: in place, else from a copy (root's home is closed to others)."""
         folder = self.binaries.folder
         try:
-            subprocess.run([folder / "postgres", "--version"], capture_output=True, check=True, cwd="/", **self._as)
+            subprocess.run([folder / "postgres", "--version"], capture_output=True, check=True, cwd="/", **self.as_user)
         except (OSError, subprocess.CalledProcessError):
             copy = self._root / "install"
             self._root.chmod(0o755)
