@@ -51,6 +51,10 @@ class StoreUnreachable(HopaasError):
     exit_code = 69
 
 
+class SleptThrough(StoreUnreachable):
+    """This process slept while commits it had not read were removed; it joins again from a snapshot."""
+
+
 class NoSuchStudy(HopaasError, LookupError):
     """There is no study of that name in this store; list them with: hopaas-p2p study list."""
 

