@@ -21,14 +21,16 @@ SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "depth": hopaas_p2p.Int(1
 QUIET = {"PYTHONWARNINGS": "error", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def until(condition: Callable[[], T], seconds: float = 20.0, *, what: str = "") -> T:
+def until(condition: Callable[[], T], seconds: float = 20.0, *, what: str | Callable[[], str] = "") -> T:
     """What the condition gives as soon as that is true; fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
         found = condition()
         if found:
             return found
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        if time.monotonic() >= deadline:
+            shown = what() if callable(what) else what
+            raise AssertionError(f"not within {seconds} s: {shown or condition}")
         time.sleep(0.02)
 
 
