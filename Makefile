@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test check format bench soak wheel clean
+.PHONY: demo test check format docs bench soak wheel clean
 
 $(VENV)/.run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -39,6 +39,9 @@ check: $(VENV)/.check  ## style and types; the import rules are a test
 format: $(VENV)/.check
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.test  ## the parts of docs/ that are generated from the code
+	$(BIN)/python -m tests.docs_generated
 
 bench: $(VENV)/.test  ## side by side with Optuna's own storages; writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks

@@ -1,0 +1,123 @@
+"""The documentation is true: every block runs, generated parts are current, links and named tests exist."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests import docs_generated
+
+ROOT = Path(__file__).parent.parent
+_FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+_SHOWN = {"text", "console", "mermaid"}
+"""Blocks that show something and are not meant to be run as they stand."""
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    file: str | None
+    text: str
+
+
+def _blocks(page: Path) -> list[Block]:
+    found = []
+    for match in _FENCE.finditer(page.read_text(encoding="utf-8")):
+        language, _, rest = match["info"].partition(" ")
+        found.append(Block(language, rest.removeprefix("file=") or None, match["text"]))
+    return found
+
+
+def _pages() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_every_block_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:
+    """As a reader would: one directory, one block after another, with the installed program."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HOPAAS_")}
+    environment |= {"PATH": path, "PYTHONWARNINGS": "", "HOME": str(tmp_path)}
+    for block in _blocks(ROOT / page):
+        if block.language in _SHOWN:
+            continue
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.text)
+            continue
+        command = {"python": [sys.executable, "-c", block.text], "sh": ["bash", "-euo", "pipefail", "-c", block.text]}
+        ran = subprocess.run(
+            command[block.language], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert ran.returncode == 0, f"{block.text}\n{ran.stdout}\n{ran.stderr}"
+        assert "Traceback" not in ran.stderr, ran.stderr
+
+
+def test_the_two_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    named = set(re.findall(r"^    make (\w+)", readme, re.MULTILINE))
+
+    assert named == {"demo", "test"}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", docs_generated.pages(), ids=lambda page: page.name)
+def test_generated_parts_are_current(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert docs_generated.rewritten(text) == text, "run: make docs"
+
+
+def test_every_generated_part_stands_somewhere() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in docs_generated.pages())
+    for name in docs_generated.PARTS:
+        assert f"<!-- generated: {name} -->" in text
+
+
+def _tests_of(path: Path) -> set[str]:
+    """The tests of a file, those of its classes as `Class::test`."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found.update(f"{node.name}::{one.name}" for one in node.body if isinstance(one, ast.FunctionDef))
+    return found
+
+
+def test_every_test_that_the_guarantees_name_exists() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| .*?\. \| (.*) \|$", text, re.MULTILINE)
+
+    assert [int(number) for number, _ in rows] == list(range(1, 14))
+    for number, held_by in rows:
+        named = re.findall(r"`(tests/\w+\.py)::([\w:]+)`", held_by)
+        assert named, f"promise {number} names no test"
+        for file, test in named:
+            assert test in _tests_of(ROOT / file), f"promise {number}: there is no {file}::{test}"
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in _pages():
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" in target:
+                continue
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+
+
+def test_decisions_are_numbered_without_gaps_and_say_what_was_rejected() -> None:
+    decisions = sorted((ROOT / "docs/adr").glob("*.md"))
+
+    assert [int(path.name[:4]) for path in decisions] == list(range(1, len(decisions) + 1))
+    for path in decisions:
+        text = path.read_text()
+        assert text.startswith(f"# {int(path.name[:4])}. "), path.name
+        assert "**Decision.**" in text, path.name
