@@ -29,8 +29,8 @@ from hopaas_p2p.core.records import (
     TrialSet,
 )
 from hopaas_p2p.core.state import LastCommit, State, Verdict, apply
-from hopaas_p2p.errors import Denied, InvalidInput
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Entry, Log, Outgoing
+from hopaas_p2p.errors import Denied, InvalidInput, SleptThrough
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Entry, Log, Outgoing, Receipt
 
 _UNKNOWN: Final = Verdict(True)
 _MALFORMED: Final = Verdict(False, None, "malformed")
@@ -189,13 +189,20 @@ class Replica(Generic[S]):
             outgoing = self._in_flight[0].outgoing if self._in_flight else None
             since = self.state.lsn
         try:
-            receipt = self.log.exchange(outgoing, since, beat)
+            receipt = self._ask(outgoing, since, beat)
         except Denied:
             self._drop_refused()
             raise
         self._take(receipt.entries)
         if receipt.more:
             self._pull()
+
+    def _ask(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        try:
+            return self.log.exchange(outgoing, since, beat)
+        except SleptThrough:
+            self._trusted = False  # the next exchange begins with a snapshot; what is in flight stays so
+            raise
 
     def _drop_refused(self) -> None:
         """Give up what the store refused to append, if it still lets this user read: a viewer goes on reading."""
@@ -223,7 +230,7 @@ class Replica(Generic[S]):
     def _pull(self) -> None:
         more = True
         while more:
-            receipt = self.log.exchange(None, self.state.lsn)
+            receipt = self._ask(None, self.state.lsn)
             self._take(receipt.entries)
             more = receipt.more
 
@@ -308,7 +315,7 @@ class Replica(Generic[S]):
         with self.turn:
             if not self._trusted:
                 self._join()
-            receipt = self.log.exchange(Outgoing(nonce, payload), self.state.lsn)
+            receipt = self._ask(Outgoing(nonce, payload), self.state.lsn)
             self._take(receipt.entries)
             if receipt.more:
                 self._pull()
