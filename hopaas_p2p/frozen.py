@@ -29,6 +29,9 @@ from hopaas_p2p.errors import InvalidInput
 
 _NUMBER: Final = attrgetter("_number")
 _STATES: Final = tuple(TrialState)
+_LIMIT: Final = 1 << 63
+_MAX_ATTRIBUTE: Final = 1 << 20
+"""Bytes. A quarter of what a commit may have, so that each fits into one with all that goes along."""
 _PICKLES: Final = "cma:"
 """Prefix of the trial attributes in which Optuna's CMA-ES sampler passes pickles from peer to peer."""
 
@@ -45,6 +48,7 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
     if isinstance(distribution, FloatDistribution):
         return records.Float(distribution.low, distribution.high, distribution.log, distribution.step)
     if isinstance(distribution, IntDistribution):
+        _check_whole(distribution.low, distribution.high, distribution.step)
         return records.Int(distribution.low, distribution.high, distribution.log, distribution.step)
     if isinstance(distribution, CategoricalDistribution):
         for choice in distribution.choices:
@@ -53,6 +57,7 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                     f"the choice {choice!r} cannot be stored; use None, bool, int, float or str, "
                     "for example names that your code looks up in a dict"
                 )
+            _check_choice(choice)
         return records.Categorical(tuple([_plain(choice) for choice in distribution.choices]))
     raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
 
@@ -63,6 +68,19 @@ def _plain(choice: Any) -> bool | int | float | str | None:
         if isinstance(choice, kind):
             return kind(choice)
     return None
+
+
+def _check_choice(choice: object) -> None:
+    if isinstance(choice, str) and not _encodable(choice):
+        raise InvalidInput(f"the choice {choice!r} cannot be stored: half of a surrogate pair is no character")
+    if isinstance(choice, int):
+        _check_whole(choice)
+
+
+def _check_whole(*numbers: int) -> None:
+    for number in numbers:
+        if not -_LIMIT <= number < _LIMIT:
+            raise InvalidInput(f"the whole number {number} cannot be stored: at most 64 bits; use a float, or a str")
 
 
 def to_optuna(distribution: records.Distribution) -> BaseDistribution:
@@ -78,12 +96,54 @@ def to_json(key: str, value: object) -> str:
     """An attribute's value as the log writes it.
 
     Raises:
-        InvalidInput: not JSON serialisable.
+        InvalidInput: not JSON serialisable, or too large.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
+    if not _encodable(key):
+        raise InvalidInput(f"an attribute cannot be called {key!r}: half of a surrogate pair is no character")
+    if not _encodable(text):
+        text = json.dumps(value, separators=(",", ":"))
+    if len(text) > _MAX_ATTRIBUTE // 4 and len(text.encode()) > _MAX_ATTRIBUTE:
+        raise InvalidInput(
+            f"the attribute {key!r} has {len(text.encode()):,} bytes; at most {_MAX_ATTRIBUTE:,}. "
+            "Every peer would read it: store big data as an artifact."
+        )
+    return text
+
+
+def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def checked_step(step: int) -> int:
+    """The step of a report, if the log can hold it.
+
+    Raises:
+        InvalidInput: it needs more than 64 bits.
+    """
+    if not -_LIMIT <= step < _LIMIT:
+        raise InvalidInput(f"a report at step {step}: steps are whole numbers of up to 64 bits")
+    return int(step)
+
+
+def checked_parameter(name: str) -> str:
+    """The name of a parameter, if the log can hold it.
+
+    Raises:
+        InvalidInput: it is no text in Unicode.
+    """
+    if not _encodable(name):
+        raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
+    return name
 
 
 def to_datetime(microseconds: int | None) -> datetime.datetime | None:

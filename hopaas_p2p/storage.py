@@ -58,6 +58,8 @@ from hopaas_p2p.frozen import (
     Live,
     View,
     attributes,
+    checked_parameter,
+    checked_step,
     copy_of,
     directions_of,
     external,
@@ -344,7 +346,12 @@ class Storage(BaseStorage):
         if record.state is not records.TrialState.RUNNING:
             (verdict,) = self.courier.commit(part.membership, record)
             if not verdict.accepted:
-                raise InvalidInput(f"a {template_trial.state.name} trial with values {template_trial.values}: refused")
+                refusal = verdict.refusal or "refused"
+                if refusal in _NO_WORK:
+                    raise NoWork(_NO_WORK[refusal], refusal=refusal)
+                raise InvalidInput(
+                    f"a {template_trial.state.name} trial with values {template_trial.values}: {refusal}"
+                )
             return self._trial_id(study_id, verdict)
         return self._started(part, self.courier.start(part.membership, record))
 
@@ -397,9 +404,9 @@ class Storage(BaseStorage):
         values = template.values
         return TrialCreate(
             state=records.TrialState(template.state.value),
-            params={name: _internal(template, name) for name in template.params},
+            params={checked_parameter(name): _internal(template, name) for name in template.params},
             dists={name: one for name, one in dists.items() if known.get(name) != one},
-            reports={int(step): float(value) for step, value in template.intermediate_values.items()},
+            reports={checked_step(step): float(value) for step, value in template.intermediate_values.items()},
             user={key: to_json(key, value) for key, value in template.user_attrs.items()},
             system={key: self._system_json(key, value) for key, value in template.system_attrs.items()},
             values=None if values is None else tuple([float(value) for value in values]),
@@ -473,7 +480,7 @@ class Storage(BaseStorage):
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         part, number = self._locate(trial_id)
-        record = to_record(distribution)
+        record, param_name = to_record(distribution), checked_parameter(param_name)
         value = float(param_value_internal)
         with part.lock:
             live = self._writable(part, number)
@@ -501,7 +508,7 @@ class Storage(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         part, number = self._locate(trial_id)
-        value = float(intermediate_value)
+        value, step = float(intermediate_value), checked_step(step)
         with part.lock:
             live = self._writable(part, number)
             if live is not None:
@@ -631,10 +638,15 @@ class Storage(BaseStorage):
         trial = part.replica.state.trials[number]
         if (trial.owner, trial.epoch) != live.lease:
             self._retell(part, number, live)  # what was sent since the lease was lost was refused
-        draft = part.replica.drafts.pop(number, None)
-        last_words = (draft.record(),) if draft is not None else ()
-        finish = TrialFinish(number, epoch, to, values, reason)
-        return self.courier.put(part.membership, *last_words, finish, owner=owner)
+        return self._put_last(part, TrialFinish(number, epoch, to, values, reason), owner=owner)
+
+    def _put_last(self, part: _Part, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> Ticket:
+        """Queue this behind all that still has to be said about its trial: in the same commit, if that is not a lot."""
+        draft = part.replica.drafts.pop(record.number, None)
+        words = draft.records() if draft is not None else []
+        for much in words[:-1]:
+            self.courier.put(part.membership, much, owner=owner)
+        return self.courier.put(part.membership, *words[-1:], record, owner=owner)
 
     def _check_finish(self, part: _Part, number: int, ticket: Ticket) -> None:
         assert ticket.verdicts is not None
@@ -669,10 +681,8 @@ class Storage(BaseStorage):
             live = self._writable(part, number)
             if live is None:
                 return False
-            draft = part.replica.drafts.pop(number, None)
-            last_words = (draft.record(),) if draft is not None else ()
             release = TrialRelease(number, live.lease.epoch, reason=reason)
-            ticket = self.courier.put(part.membership, *last_words, release, owner=live.lease.owner)
+            ticket = self._put_last(part, release, owner=live.lease.owner)
             part.view.live.pop(number, None)
             part.replica.state.changed.add(number)
         return self.courier.settle(part.membership, ticket)[-1].accepted
@@ -762,10 +772,7 @@ class Storage(BaseStorage):
                 raise NotYourTrial(f"trial {number} is not running")
             before = part.replica.state.trials[number].checkpoints
             owner, epoch = live.lease
-            draft = part.replica.drafts.pop(number, None)
-            last_words = (draft.record(),) if draft is not None else ()
-            record = TrialCheckpoint(number, epoch, checkpoint)
-            ticket = self.courier.put(part.membership, *last_words, record, owner=owner)
+            ticket = self._put_last(part, TrialCheckpoint(number, epoch, checkpoint), owner=owner)
         verdict = self.courier.settle(part.membership, ticket)[-1]
         if not verdict.accepted:
             self._refused(number, verdict)

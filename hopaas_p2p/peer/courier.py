@@ -183,9 +183,16 @@ class Courier:
                 self._beaten_at = now
 
     def settle(self, membership: Membership[Any], ticket: Ticket) -> tuple[Verdict, ...]:
-        """Exchange until the log has decided about this ticket."""
+        """Exchange until the log has decided about this ticket.
+
+        Raises:
+            StoreUnreachable: not within `patience`; it stays queued.
+            InvalidInput: it cannot be written down.
+        """
         while ticket.verdicts is None:
             self._insist(membership, lambda: ticket.verdicts is not None)
+        if ticket.error is not None:
+            raise ticket.error
         return ticket.verdicts
 
     def _insist(self, membership: Membership[Any], done: Callable[[], bool]) -> None:

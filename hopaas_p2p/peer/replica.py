@@ -10,8 +10,8 @@ it once. Any thread may exchange; whoever waits for the turn finds its records s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog
@@ -36,7 +36,8 @@ _UNKNOWN: Final = Verdict(True)
 _MALFORMED: Final = Verdict(False, None, "malformed")
 _NO_GRANT: Final = Verdict(False, None, "role")
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
-_MAX_TEXT: Final = 1 << 20  # characters of attributes in one commit, a quarter of what the codec allows
+_MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
+_REPORT: Final = 20  # characters that a report counts for
 
 
 class Replicated(Protocol):
@@ -52,12 +53,14 @@ S = TypeVar("S", bound=Replicated)
 class Ticket:
     """The fate of some records: their verdicts, once the log has decided."""
 
-    __slots__ = ("abandoned", "records", "verdicts")
+    __slots__ = ("abandoned", "error", "records", "verdicts")
 
     def __init__(self, records: tuple[Record, ...]) -> None:
         self.records = records
         self.verdicts: tuple[Verdict, ...] | None = None
         self.abandoned = False
+        self.error: InvalidInput | None = None
+        """Why these records could not be written down at all; their verdicts then say "malformed"."""
 
 
 class Draft:
@@ -80,8 +83,29 @@ class Draft:
             self.number, self.epoch, self.params, self.dists, self.reports, self.user, self.system, self.stopping
         )
 
+    def records(self) -> list[TrialSet]:
+        """Records that say all of it, each of which fits into a commit: one, unless there is a lot to say."""
+        if self.weight() <= _MAX_TEXT:
+            return [self.record()]
+        part, weight = Draft(self.number, self.epoch, self.owner), 0
+        part.params, part.dists, part.stopping = self.params, self.dists, self.stopping
+        parts = []
+        for field, key, value in self._items():
+            size = _REPORT if field == "reports" else len(key) + len(value)
+            if weight and weight + size > _MAX_TEXT:
+                parts.append(part.record())
+                part, weight = Draft(self.number, self.epoch, self.owner), 0
+            getattr(part, field)[key] = value
+            weight += size
+        return [*parts, part.record()]
+
     def weight(self) -> int:
-        return sum(map(len, self.user.values())) + sum(map(len, self.system.values()))
+        return _REPORT * len(self.reports) + _text(self.user) + _text(self.system)
+
+    def _items(self) -> Iterator[tuple[str, Any, Any]]:
+        for field in ("reports", "user", "system"):
+            for key, value in getattr(self, field).items():
+                yield field, key, value
 
 
 class _Pending(NamedTuple):
@@ -236,6 +260,7 @@ class Replica(Generic[S]):
 
     def _load_commit(self) -> None:
         """Put what is queued for one owner into a commit; it is in flight from now on."""
+        self._queue_heavy_drafts()
         if not self._outbox and not self.drafts:
             return
         owner = self._outbox[0].owner if self._outbox else next(iter(self.drafts.values())).owner
@@ -250,9 +275,7 @@ class Replica(Generic[S]):
             tickets.append(pending.ticket)
             weight += pending.weight
             count += len(pending.ticket.records)
-        drafts = [d for d in self.drafts.values() if d.owner == owner]
-        if drafts and weight and weight + sum(d.weight() for d in drafts) > _MAX_TEXT:
-            drafts = []
+        drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
         drafted = Ticket(tuple([draft.record() for draft in drafts]))
         records = drafted.records + tuple([record for ticket in tickets for record in ticket.records])
         commit = Commit(self.writer, self._seq + 1, owner, self._now_us(), records)
@@ -261,12 +284,31 @@ class Replica(Generic[S]):
             del self.drafts[draft.number]
         try:
             outgoing = Outgoing(f"{self.writer}:{commit.seq}", codec.encode(commit))
-        except InvalidInput:
+        except InvalidInput as error:
             for ticket in tickets:
+                ticket.error = error
                 ticket.verdicts = tuple([_MALFORMED for _ in ticket.records])
-            raise
+            return
         self._in_flight.append(_InFlight(commit, outgoing, (drafted, *tickets)))
         self._seq = commit.seq
+
+    def _queue_heavy_drafts(self) -> None:
+        """Put drafts that need several commits before what is queued."""
+        for draft in [draft for draft in self.drafts.values() if draft.weight() > _MAX_TEXT]:
+            del self.drafts[draft.number]
+            heavy = [_Pending(draft.owner, Ticket((record,)), _weight(record)) for record in draft.records()]
+            self._outbox = heavy + self._outbox
+
+    def _drafts_that_fit(self, owner: str, room: int) -> list[Draft]:
+        drafts = []
+        for draft in self.drafts.values():
+            if draft.owner != owner:
+                continue
+            room -= draft.weight()
+            if room < 0:
+                break
+            drafts.append(draft)
+        return drafts
 
     def _take(self, entries: Iterable[Entry]) -> None:
         """Apply what came. If anything but content goes wrong half-way, the state is thrown away and joined anew."""
@@ -344,10 +386,16 @@ def _stamp(role: str) -> Stamp:
 
 
 def _weight(record: Record) -> int:
-    """Characters of attributes: what can make a commit large."""
-    if not isinstance(record, TrialCreate | TrialSet | StudySet):
-        return 0
-    return sum(map(len, record.user.values())) + sum(map(len, record.system.values()))
+    """Characters, roughly, by which this record can make a commit large."""
+    if isinstance(record, TrialCreate | TrialSet):
+        return _REPORT * len(record.reports) + _text(record.user) + _text(record.system)
+    if isinstance(record, StudySet):
+        return _text(record.user) + _text(record.system)
+    return 0
+
+
+def _text(attributes: dict[str, str]) -> int:
+    return sum(map(len, attributes)) + sum(map(len, attributes.values())) if attributes else 0
 
 
 def study_replica(log: Log, *, writer: str, now_us: Callable[[], int]) -> Replica[State]:
