@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import secrets
 import shutil
@@ -22,6 +23,9 @@ from typing import Any, Final
 KEY: Final = "test-key"
 BUCKET: Final = "test-bucket"
 SECRET: Final = "test-secret-not-to-be-shown"
+KEY_2: Final = "second-key"
+SECRET_2: Final = "second-secret-not-to-be-shown"
+"""Two pairs of keys that may do everything, so that one can take over from the other."""
 _START: Final = 40.0  # seconds
 
 
@@ -63,6 +67,7 @@ class Seaweed:
             "master.electionTimeout": "1s",
             "master.volumeSizeLimitMB": "256",
             "volume.max": "1000",
+            "s3.config": self._write_identities(),
             "s3.port": s3,
             "s3.port.grpc": s3_grpc,
             "s3.port.iceberg": 0,
@@ -76,12 +81,7 @@ class Seaweed:
             "s3.localSocket": self._folder / "s3.sock",
             "filer.localSocket": self._folder / "filer.sock",
         }
-        env = {
-            "PATH": os.environ.get("PATH", ""),
-            "HOME": str(self._folder),
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-        }
+        env = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder)}
         log = (self._folder / "log").open("ab")
         self._process = subprocess.Popen(
             [self._program, "server", *(f"-{name}={value}" for name, value in options.items())],
@@ -94,6 +94,16 @@ class Seaweed:
         log.close()
         self._wait()
         return self
+
+    def _write_identities(self) -> Path:
+        keys = [(KEY, SECRET), (KEY_2, SECRET_2)]
+        identities = [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
+            for key, secret in keys
+        ]
+        path = self._folder / "identities.json"
+        path.write_text(json.dumps({"identities": identities}))
+        return path
 
     def _wait(self) -> None:
         deadline = time.monotonic() + _START
