@@ -4,7 +4,7 @@ Reads come from memory. `create_new_trial` and the end of a trial wait for one e
 running trial is told in between waits in the outbox and leaves with the next one. Only the process that runs a trial
 may change it (or one that the storage or trial travelled to, by fork or pickle).
 
-The only file that imports `optuna.storages`.
+The only file that imports `optuna.storages`, but for export, which reads and writes those of others.
 """
 
 from __future__ import annotations

@@ -95,3 +95,8 @@ def test_the_package_and_the_program_load_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_optunas_storages_are_known_to_the_adapter_and_to_export_only() -> None:
+    knowing = {str(file) for file, module in _all() if module.startswith("optuna.storages")}
+    assert knowing <= {"storage.py", "export/optunas.py"}
