@@ -127,13 +127,21 @@ def spec(distribution: Any) -> str:
     """A distribution, ours or Optuna's, as it is written in a spec."""
     choices = getattr(distribution, "choices", None)
     if choices is not None:
-        return f"cat({','.join(one if isinstance(one, str) else json.dumps(one) for one in choices)})"
+        return f"cat({','.join(_choice(one) for one in choices)})"
     kind = "int" if isinstance(distribution.low, int) else "float"
     parts = [f"{distribution.low:g}" if kind == "float" else str(distribution.low)]
     parts += [f"{distribution.high:g}" if kind == "float" else str(distribution.high)]
     parts += ["log"] if distribution.log else []
     parts += [f"step={distribution.step}"] if distribution.step not in (None, 1) else []
     return f"{kind}({','.join(parts)})"
+
+
+def _choice(value: Any) -> str:
+    """A choice as it is written in a spec: quoted where it would be read as something else."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = value == value.strip() and parse_value(value) == value and not set(value) & set(',"()')
+    return value if plain and value else json.dumps(value, ensure_ascii=False)
 
 
 def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
@@ -150,9 +158,13 @@ def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
             raise InvalidInput(f"{pair!r} is no parameter; write NAME=VALUE")
         if name in params:
             raise InvalidInput(f"the parameter {name!r} is given twice")
-        value = parse_value(text)
-        choices = getattr(space.get(name), "choices", None)
-        if choices is not None and value not in choices and text in [str(choice) for choice in choices]:
-            value = next(choice for choice in choices if str(choice) == text)
-        params[name] = value
+        params[name] = _among(getattr(space.get(name), "choices", ()), text)
     return params
+
+
+def _among(choices: Iterable[Any], text: str) -> Any:
+    """The choice that this text means: the same value and type, else one that is written like it."""
+    value = parse_value(text)
+    same = [choice for choice in choices if type(choice) is type(value) and choice == value]
+    alike = [choice for choice in choices if str(choice) == text]
+    return (*same, *alike, value)[0]

@@ -214,10 +214,13 @@ def stop(session: Session, numbers: tuple[int, ...], reason: str | None) -> None
 
 
 def _stop(study: Study, number: int, reason: str | None) -> None:
+    from optuna.trial import TrialState as OptunaState
+
     from hopaas_p2p.core.records import TrialState
 
     if study.state.trials[number].state is TrialState.WAITING:
-        study.tell(number, state="fail", reason=reason or "withdrawn by hand")
+        trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
+        study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand")
         return
     try:
         study.stop_trial(number, reason=reason)
