@@ -1,7 +1,8 @@
 """How long this job may still run: what the user said, or what the batch system says.
 
-A limit is a duration from now. Slurm and HTCondor tell ends by the clock of the very node that the job runs on, so
-the difference to that clock is safe to take, however wrong the clock is.
+A limit is a duration from now. Slurm tells the end by a clock that it keeps in step with the node's (munge refuses
+credentials otherwise). HTCondor tells durations, and its start by the submit machine's clock, which may be anything:
+the start is taken from the job ad's file, which this node wrote when the job began.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def _htcondor(env: Mapping[str, str]) -> tuple[float, str] | None:
         return None
     try:
         ad = {name: int(number) for name, number in _ATTRIBUTE.findall(Path(path).read_text(errors="replace"))}
+        began = Path(path).stat().st_mtime
     except OSError:
         return None
     limits = [ad[name] for name in _FIRM if ad.get(name, 0) > 0]
@@ -103,6 +105,5 @@ def _htcondor(env: Mapping[str, str]) -> tuple[float, str] | None:
         limits = [ad["MaxJobRetirementTime"]]
     if not limits:
         return None
-    began = ad.get("JobCurrentStartExecutingDate") or ad.get("JobCurrentStartDate")
-    gone = time.time() - began if began else 0.0
+    gone = time.time() - began
     return max(0.0, min(limits) - max(0.0, gone)), f"HTCondor, job {ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')}"

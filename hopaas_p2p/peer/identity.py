@@ -10,6 +10,7 @@ import functools
 import getpass
 import os
 import platform
+import re
 import secrets
 import socket
 import sys
@@ -20,7 +21,6 @@ from typing import Final
 _BATCH_JOB: Final = (
     # the batch system, the variable with its job id, the one with its array index
     ("slurm", "SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID"),
-    ("htcondor", "_CONDOR_JOB_ID", None),
     ("pbs", "PBS_JOBID", "PBS_ARRAY_INDEX"),
     ("lsf", "LSB_JOBID", "LSB_JOBINDEX"),
     ("sge", "JOB_ID", "SGE_TASK_ID"),
@@ -77,7 +77,17 @@ def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
         if env.get(job):
             array_index = env.get(index, "") if index else ""
             return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
-    return {}
+    return _condor_job(env)
+
+
+def _condor_job(env: Mapping[str, str]) -> dict[str, str]:
+    """HTCondor tells a job its number in a file only."""
+    try:
+        ad = Path(env["_CONDOR_JOB_AD"]).read_text(errors="replace")
+    except (KeyError, OSError):
+        return {}
+    said = dict(re.findall(r"^(ClusterId|ProcId)\s*=\s*(\d+)\s*$", ad, re.MULTILINE))
+    return {"batch": "htcondor", "job": f"{said.get('ClusterId', '?')}.{said.get('ProcId', '?')}"}
 
 
 @functools.cache
