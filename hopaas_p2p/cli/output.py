@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -141,10 +142,12 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 
 def print_facts(facts: dict[str, str]) -> None:
-    """Names and values, one a line."""
+    """Names and values, one a line; on a terminal, long lines go on below their beginning."""
     width = max(map(len, facts))
+    room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0
     for name, value in facts.items():
-        first, *others = printable(value, lines=True).split("\n")
+        lines = printable(value, lines=True).split("\n")
+        first, *others = [part for line in lines for part in (textwrap.wrap(line, room) if room else [line]) or [""]]
         click.echo(f"{name:<{width}}  {_coloured(first)}")
         for line in others:
             click.echo(f"{'':<{width}}  {line}")
