@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna_dashboard
 import psutil
 import pytest
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.console import Console
 import hopaas_p2p
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyDefine, TrialCreate, TrialFinish, TrialReclaim, TrialState
 from hopaas_p2p.core.state import State, apply
-from hopaas_p2p.demo.run import further
+from hopaas_p2p.demo.run import dashboard, further
 from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, event_lines, screen_for
 from hopaas_p2p.demo.story import Event, Scene, Story, scene
 
@@ -81,7 +82,9 @@ def test_the_end_tells_results_savings_and_where_to_look_further(
 def test_the_commands_at_the_end_work(finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     folder, done = finished
 
-    for command in further(str(folder), "digits"):
+    killed = re.search(r"epoch \d+ of #(\d+)", done.stdout)
+    assert killed is not None
+    for command in further(str(folder), "digits", int(killed[1])):
         assert command in done.stdout
         program, *arguments = shlex.split(command)
         assert program == "hopaas-p2p"
@@ -96,15 +99,35 @@ def test_the_commands_at_the_end_work(finished: tuple[Path, subprocess.Completed
         assert ran.stdout or ran.stderr
 
 
-def test_a_second_demo_in_the_same_store_is_a_study_of_its_own(tmp_path: Path) -> None:
-    for name in ("digits", "digits-2"):
-        done = _run("--store", str(tmp_path / "store"), "--peers", "1", "--trials", "1")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert (tmp_path / "store" / f"{name}.html").exists()
+def test_the_command_for_the_dashboard_opens_the_store(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, done = finished
+    command = dashboard(str(folder))
+    assert command in done.stdout
+    served = []
+    monkeypatch.setattr(optuna_dashboard, "run_server", served.append)
+
+    exec(shlex.split(command)[2], {})
+
+    (storage,) = served
+    assert storage.get_all_studies()[0].study_name == "digits"
+    storage.close()
+
+
+def test_a_second_demo_in_the_same_store_is_a_study_of_its_own(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = finished
+
+    done = _run("--store", str(folder), "--peers", "1", "--trials", "1")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in folder.glob("*.html")} == {"digits.html", "digits-2.html"}
 
 
 def test_when_time_is_up_no_more_trials_are_given_out(tmp_path: Path) -> None:
-    done = _run("--store", str(tmp_path / "store"), "--trials", "100000", "--timeout", "6", "--no-kill")
+    done = _run("--store", str(tmp_path / "store"), "--trials", "100000", "--timeout", "5", "--peers", "1")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "time is up" in done.stdout

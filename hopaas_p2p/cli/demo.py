@@ -1,4 +1,4 @@
-"""`hopaas-p2p demo`: see the main job done on real data, in under a minute."""
+"""`hopaas-p2p demo`: see the main job done on real data, in about a minute."""
 
 from __future__ import annotations
 

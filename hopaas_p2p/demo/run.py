@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -172,8 +173,10 @@ def _tell_the_end(plan: Plan, stage: Stage, console: Console, kill: Kill | None)
     say()
     say(f"Report  {report}", "bold")
     say("Look further:")
-    for command in further(stage.store, study.name):
+    for command in further(stage.store, study.name, kill.number if kill is not None else top.number):
         say(f"  {command}")
+    say("And with optuna-dashboard, once it is installed (pip install optuna-dashboard):")
+    say(f"  {dashboard(stage.store)}")
 
 
 def _fate(kill: Kill, state: State) -> str:
@@ -199,14 +202,21 @@ def _fate(kill: Kill, state: State) -> str:
     )
 
 
-def further(store: str, name: str) -> list[str]:
+def further(store: str, name: str, trial: int) -> list[str]:
     """Commands that show more of this study; all of them are run by the tests."""
     where = f"--store {shlex.quote(store)} --study {shlex.quote(name)}"
     return [
         f"hopaas-p2p study show {where}",
         f"hopaas-p2p trial list {where}",
-        f"hopaas-p2p study report {where} --out report.html",
+        f"hopaas-p2p trial show {trial} {where}",
+        f"hopaas-p2p watch {where}",
     ]
+
+
+def dashboard(store: str) -> str:
+    """The command that opens the store in optuna-dashboard, which has to be installed."""
+    code = f"import hopaas_p2p, optuna_dashboard; optuna_dashboard.run_server(hopaas_p2p.open_storage({store!r}))"
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
 
 
 @contextlib.contextmanager
