@@ -1,0 +1,75 @@
+"""`hopaas-p2p gc` and `s3-policy`: what only a bucket needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+
+if TYPE_CHECKING:
+    from hopaas_p2p.stores.s3_address import Address
+
+
+def _address(session: Session) -> Address:
+    if not session.store_url.lower().startswith("s3://"):
+        raise ConfigurationError("this is about buckets: say which with --store s3://bucket/prefix?endpoint=…")
+    from hopaas_p2p.stores.s3_address import parse
+
+    return parse(session.store_url)
+
+
+@click.command()
+@options(study="none")
+@click.option("--dry-run", "-n", is_flag=True, help="Only tell what would go.")
+@click.option("--keep", default=24.0, metavar="HOURS", show_default=True, help="Remove nothing younger than this.")
+def gc(session: Session, dry_run: bool, keep: float) -> None:
+    """Remove old commits that snapshots stand for, and what deleted studies left in a bucket.
+
+    Never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that slept
+    longer than HOURS find out, and join again.
+    """
+    if not keep >= 24.0:
+        raise InvalidInput(f"--keep {keep:g}: 24 hours at least, because peers may be asleep")
+    _address(session)
+    session.settings.publish()
+    from hopaas_p2p.stores.s3 import S3Store
+    from hopaas_p2p.stores.s3_gc import collect
+
+    store = S3Store(session.store_url, create=False)
+    found = list(collect(store, keep=keep * 3600.0, dry_run=dry_run))
+    store.close()
+
+    def show() -> None:
+        if not found:
+            output.say("nothing to remove")
+            return
+        rows = [(one.study or "-", one.what, str(one.objects), f"{one.size / 1e6:.1f} MB") for one in found]
+        output.print_table(("study", "what", "objects", "size"), rows, right=("objects", "size"))
+        total = sum(one.objects for one in found)
+        output.say(f"{total} objects would be removed" if dry_run else f"{total} objects removed")
+
+    session.show([one._asdict() for one in found], show)
+
+
+@click.command("s3-policy")
+@options()
+@click.option("--role", type=click.Choice(["viewer", "worker", "owner"]), default="worker", show_default=True)
+@click.option("--all-studies", is_flag=True, help="For every study, and those to come.")
+def s3_policy(session: Session, role: str, all_studies: bool) -> None:
+    """Print the least policy that a key of the bucket needs for a study.
+
+    Give it to the S3 server, such as with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
+    """
+    from hopaas_p2p.stores.s3_policy import ROLES, policy
+
+    address = _address(session)
+    uuid = None
+    if role == "worker" and not all_studies:
+        study = session.study()
+        uuid = study.storage.part(study.study_id).membership.uuid
+    chosen = next(one for one in ROLES if one == role)
+    output.print_json(policy(address, chosen, uuid=uuid))

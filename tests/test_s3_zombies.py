@@ -1,0 +1,247 @@
+"""Who sleeps while a bucket is cleaned up, or a study deleted, is told, and writes nothing where nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.records import TrialCreate, TrialFinish, TrialState
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import InvalidInput, SleptThrough, StoreCorrupt, StudyDeleted
+from hopaas_p2p.peer.replica import Replica, study_replica
+from hopaas_p2p.stores import s3_gc
+from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3_gc import Finding
+from hopaas_p2p.stores.s3_log import Clocks, S3Log, clocks
+from hopaas_p2p.testing.conformance import append_many, everything, outgoing
+from hopaas_p2p.testing.s3_faults import FaultProxy
+from hopaas_p2p.testing.seaweed import Seaweed
+from tests.scribe import defined
+
+NOW = -60.0
+"""A `keep` that makes everything old enough to go."""
+
+
+@pytest.fixture
+def store(s3_url: str) -> Iterator[S3Store]:
+    store = S3Store(s3_url)
+    yield store
+    store.close()
+
+
+class Campaign:
+    """A study in a bucket, its founder, and a list of studies that has it."""
+
+    def __init__(self, store: S3Store) -> None:
+        from hopaas_p2p.core import codec
+        from hopaas_p2p.core.records import Commit, StudyOpen
+        from hopaas_p2p.stores.base import Outgoing
+
+        self.store = store
+        opened = Commit("founder", 1, "founder", 0, (StudyOpen("u", "study"),))
+        store.catalog().exchange(Outgoing("founder:1", codec.encode(opened)), 0)
+        self.founder = self.peer("founder")
+        self.founder.put("founder", defined())
+        self.founder.exchange()
+
+    def peer(self, name: str) -> Replica[State]:
+        return study_replica(self.store.log("u"), writer=name, now_us=lambda: 0)
+
+    def run_trials(self, count: int) -> None:
+        for _ in range(count):
+            ticket = self.founder.put("founder", TrialCreate())
+            self.founder.exchange()
+            assert ticket.verdicts is not None
+            assert ticket.verdicts[0].number is not None
+            self.founder.put("founder", TrialFinish(ticket.verdicts[0].number, 1, TrialState.COMPLETE, (1.0,)))
+            self.founder.exchange()
+
+    def clean_up(self, *, dry_run: bool = False) -> list[Finding]:
+        return list(s3_gc._collect(self.store, NOW, dry_run=dry_run))
+
+    def lsns(self) -> list[int]:
+        return [int(one.key.rpartition("/")[2]) for one in self.store.objects.listed("study/u/log/")]
+
+
+@pytest.fixture
+def campaign(store: S3Store) -> Campaign:
+    return Campaign(store)
+
+
+def sleep(log: S3Log, seconds: float = 86400.0) -> None:
+    """This log's process was stopped for that long: only the clock that never stops shows it."""
+    log.clocks = lambda: clocks()._replace(boot=clocks().boot + seconds)
+
+
+def started_by(peer: Replica[State], name: str) -> int:
+    ticket = peer.put(name, TrialCreate())
+    peer.exchange()
+    assert ticket.verdicts is not None
+    number = ticket.verdicts[0].number
+    assert number is not None
+    return number
+
+
+# --- after gc ----------------------------------------------------------------------------------------------------
+
+
+def test_gc_removes_what_a_snapshot_stands_for_and_nothing_else(campaign: Campaign) -> None:
+    campaign.run_trials(5)
+    campaign.founder.write_snapshot()
+    campaign.run_trials(2)
+    before = snapshot.digest(campaign.founder.state)
+    assert [(one.study, one.objects) for one in campaign.clean_up(dry_run=True)] == [("study", 11)]
+    assert campaign.lsns() == list(range(1, 16))
+
+    assert [(one.study, one.objects) for one in campaign.clean_up()] == [("study", 11)]
+    assert campaign.lsns() == [12, 13, 14, 15]
+    assert campaign.clean_up() == []
+    joined = campaign.peer("joiner")
+    joined.exchange()
+    assert snapshot.digest(joined.state) == before
+
+
+def test_gc_keeps_what_is_younger_than_a_day(campaign: Campaign) -> None:
+    campaign.run_trials(3)
+    campaign.founder.write_snapshot()
+    assert list(s3_gc.collect(campaign.store)) == []
+    with pytest.raises(InvalidInput, match="day"):
+        list(s3_gc.collect(campaign.store, keep=3600.0))
+    assert campaign.lsns() == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_gc_keeps_all_when_the_snapshot_cannot_be_read(campaign: Campaign) -> None:
+    campaign.run_trials(3)
+    campaign.store.log("u").put_snapshot(7, b"damaged")
+    assert campaign.clean_up() == []
+    assert len(campaign.lsns()) == 7
+
+
+def test_gc_stops_when_the_list_of_studies_is_gone(campaign: Campaign) -> None:
+    campaign.store.objects.delete([one.key for one in campaign.store.objects.listed("studies/")])
+    with pytest.raises(StoreCorrupt, match="nothing was removed"):
+        campaign.clean_up()
+
+
+def test_a_zombie_after_gc_joins_again_and_its_result_counts(campaign: Campaign) -> None:
+    zombie = campaign.peer("zombie")
+    number = started_by(zombie, "zombie")
+    campaign.run_trials(6)
+    campaign.founder.write_snapshot()
+    campaign.clean_up()
+    there = campaign.lsns()
+
+    assert isinstance(zombie.log, S3Log)
+    sleep(zombie.log)
+    ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
+    with pytest.raises(SleptThrough):
+        zombie.exchange()
+    assert campaign.lsns() == there  # nothing was written where nobody reads
+
+    zombie.exchange()
+    assert ticket.verdicts is not None
+    assert ticket.verdicts[0].accepted
+    campaign.founder.exchange()
+    assert snapshot.digest(zombie.state) == snapshot.digest(campaign.founder.state)
+
+
+def test_a_zombie_whose_last_commit_was_cleaned_up_learns_its_fate(campaign: Campaign) -> None:
+    zombie = campaign.peer("zombie")
+    number = started_by(zombie, "zombie")
+    ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
+    zombie._load_commit()
+    campaign.store.log("u").exchange(zombie._in_flight[0].outgoing, zombie.state.lsn)  # sent; it never heard
+    campaign.run_trials(2)
+    campaign.founder.write_snapshot()
+    campaign.clean_up()
+
+    assert isinstance(zombie.log, S3Log)
+    sleep(zombie.log)
+    with pytest.raises(SleptThrough):
+        zombie.exchange()
+    zombie.exchange()
+    assert ticket.verdicts is not None
+    assert ticket.verdicts[0].accepted
+    assert [trial.values for trial in zombie.state.trials].count((2.0,)) == 1
+
+
+def test_who_falls_asleep_between_looking_and_writing_finds_out(campaign: Campaign) -> None:
+    zombie = campaign.peer("zombie")
+    number = started_by(zombie, "zombie")
+    campaign.run_trials(2)
+    campaign.founder.write_snapshot()
+    campaign.clean_up()
+    assert isinstance(zombie.log, S3Log)
+    times = iter([0.0, 86400.0, *[86400.0] * 100])
+    zombie.log.clocks = lambda: Clocks(0.0, 0.0, next(times))
+    zombie.log._awake = Clocks(0.0, 0.0, 0.0)
+    ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
+    with pytest.raises(SleptThrough):
+        zombie.exchange()
+    zombie.exchange()
+    assert ticket.verdicts is not None
+    assert ticket.verdicts[0].accepted
+    joined = campaign.peer("joiner")
+    joined.exchange()
+    assert snapshot.digest(joined.state) == snapshot.digest(zombie.state)
+
+
+def test_who_is_awake_pays_nothing_for_it(s3_server: Seaweed) -> None:
+    with FaultProxy(s3_server.port) as proxy:
+        store = S3Store(s3_server.url(s3_server.new_prefix(), endpoint=proxy.endpoint))
+        log = store.log("u")
+        append_many(log, "a", 2)
+        proxy.clear()
+        sleep(log, 300.0)
+        append_many(log, "b", 2, since=2)
+        assert proxy.requests == {"PUT": 2}
+        sleep(log, 3600.0)
+        append_many(log, "c", 1, since=4)
+        assert proxy.requests == {"PUT": 3, "LIST": 1}
+        store.close()
+
+
+# --- of a deleted study ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+def test_a_zombie_of_a_deleted_study_is_told(store: S3Store, behind: int) -> None:
+    zombie = store.log("u")
+    append_many(zombie, "a", 2)
+    append_many(store.log("u"), "b", behind, since=2)
+    store.log("u").destroy()
+    for commit in (outgoing("mine"), None):
+        with pytest.raises(StudyDeleted):
+            zombie.exchange(commit, 2)
+    with pytest.raises(StudyDeleted):
+        store.log("u").exchange(None, 0)
+
+
+def test_gc_takes_deleted_studies_away_and_their_zombies_are_still_told(campaign: Campaign) -> None:
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    store = campaign.store
+    other = store.log("gone")
+    append_many(other, "a", 4)
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "model")
+        file.write_bytes(b"weights")
+        store.artifacts().put("gone/model", file)
+    other.destroy()
+    found = campaign.clean_up()
+    assert [(one.what, one.study, one.objects) for one in found] == [
+        ("a deleted study", "gone", 5),
+        ("files of a deleted study", "gone", 1),
+    ]
+    assert [one.key for one in store.objects.listed("study/gone/")] == ["study/gone/boundary/deleted"]
+    assert store.artifacts().keys("gone") == []
+    assert campaign.lsns() == [1]
+    sleep(other)
+    for commit in (outgoing("mine"), None):
+        with pytest.raises(StudyDeleted):
+            other.exchange(commit, 4)
+    with pytest.raises(StudyDeleted):
+        everything(store.log("gone"))
