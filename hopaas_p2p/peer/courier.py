@@ -266,6 +266,8 @@ class Courier:
             self._keeper.has_beaten(ttl=membership.replica.state.policy.ttl, now=began)
         if membership.replica.snapshot_due:
             self.wake()
+        elif membership.introduced:  # the thread may have gone to sleep for long before there was a lease to keep
+            self.wake(after=membership.replica.state.policy.ttl / 8)
 
     def _riding_beat(self, membership: Membership[Any]) -> Beat | None:
         if not self.store.beats_ride or not membership.introduced:

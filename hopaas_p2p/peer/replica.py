@@ -207,6 +207,8 @@ class Replica(Generic[S]):
         """As `exchange`, for a caller that holds `turn`."""
         if not self._trusted:
             self._join()
+            if beat is None and not self.waiting:
+                return
         with self.lock:
             if not self._in_flight:
                 self._load_commit()

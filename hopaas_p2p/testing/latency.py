@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
 import threading
 from typing import Final, Literal
 
@@ -46,7 +47,7 @@ class Relay:
         self._cut: Cut | None = None
         self._refusing = False
         self._open: set[_Link] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())  # epoll's timer has steps of 1 ms
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
         self._server: asyncio.Server | None = None
 
@@ -126,10 +127,9 @@ class Relay:
             return
         link = _Link(self, (reader, writer), there)
         self._open.add(link)
-        try:
+        with contextlib.suppress(asyncio.CancelledError):  # at the end, which nobody waits for
             await link.run()
-        finally:
-            self._open.discard(link)
+        self._open.discard(link)
 
     def take_cut(self, *candidates: Cut) -> Cut | None:
         """The cut that was asked for, if it is one of these; it is done once."""
