@@ -145,7 +145,7 @@ def test_a_trial_asked_here_is_reported_on_and_finished_in_a_child(tmp_path: Pat
 
 
 def test_a_trial_asked_here_is_finished_in_a_fork_that_pickled_nothing(tmp_path: Path) -> None:
-    storage = hopaas_p2p.open_storage(str(tmp_path / "store"))
+    storage = hopaas_p2p.open_storage(str(tmp_path / "store"), linger=3600.0)
     study = optuna.create_study(study_name="s", storage=storage)
     trial = study.ask()
     x = trial.suggest_float("x", 0.0, 1.0)
@@ -153,9 +153,11 @@ def test_a_trial_asked_here_is_finished_in_a_fork_that_pickled_nothing(tmp_path:
     child = forked(finish, trial, study)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
-    (found,) = study.trials
-    assert (found.state, found.params, found.intermediate_values) == (TrialState.COMPLETE, {"x": x}, {7: 0.5})
-    storage.close()
+    fresh = hopaas_p2p.open_storage(str(tmp_path / "store"))
+    for reader in (fresh, storage):
+        (found,) = optuna.load_study(study_name="s", storage=reader).trials
+        assert (found.state, found.params, found.intermediate_values) == (TrialState.COMPLETE, {"x": x}, {7: 0.5})
+        reader.close()
 
 
 # --- threads -----------------------------------------------------------------------------------------------------
