@@ -78,7 +78,7 @@ def timeline(state: State) -> Figure | None:
     caption = " ".join(key(css, text) for css, text in keys if css in present)
     if lost:
         caption += (
-            f" {key('lost', f'{lost:,} interrupted')}: the peer fell silent, and the bar ends when the trial was taken "
+            f" {key('lost', f'{lost:,} interrupted')} The peer fell silent; the bar ends when the trial was taken "
             "from it. The line leads to the retry."
         )
     if left_out:
