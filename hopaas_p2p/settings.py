@@ -74,6 +74,11 @@ def ca_file(env: Mapping[str, str] = os.environ) -> str | None:
     return env.get("HOPAAS_CA_FILE") or None
 
 
+def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
+    """Where files are kept, if not in the store itself: `HOPAAS_ARTIFACTS`, a directory or a URL."""
+    return env.get("HOPAAS_ARTIFACTS") or None
+
+
 class Setting(NamedTuple):
     """One thing that can be set."""
 
@@ -90,13 +95,14 @@ SETTINGS: Final[dict[str, Setting]] = {
     "sampler": Setting("who proposes parameters in `ask`: tpe, random, gp, qmc, nsgaii", "tpe"),
     "pruner": Setting("who answers `should-prune`: median, hyperband, halving, none", "median"),
     "patience": Setting("seconds for which a command tries a store that does not answer", "20"),
+    "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL"),
     "site": Setting("where this process runs, for people to read"),
     "ca_file": Setting("certificate authorities to trust instead of certifi's"),
     "token_file": Setting("a file that holds the token of a gateway"),
     "token": Setting("the token of a gateway", in_files=False, secret=True),
     "ticket": Setting("the trial that report, tell and the like are about", in_files=False),
 }
-_READ_FROM_THE_ENVIRONMENT: Final = ("site", "ca_file", "token_file")
+_READ_FROM_THE_ENVIRONMENT: Final = ("artifacts", "site", "ca_file", "token_file")
 
 
 class Found(NamedTuple):

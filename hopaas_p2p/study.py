@@ -22,6 +22,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.core import records
 from hopaas_p2p.core.records import PeerDrain, Policy, StudyControl, StudyDefine, TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State
@@ -552,6 +553,10 @@ class Study:
         if trial.state is not records.TrialState.RUNNING:
             raise InvalidInput(f"trial {number} is {trial.state.name}, not RUNNING")
         return trial
+
+    def artifacts(self) -> StudyArtifacts:
+        """The files of this study and its trials; also an artifact store for Optuna and optuna-dashboard."""
+        return StudyArtifacts(self.storage, self.study_id)
 
     def close(self) -> None:
         """Send what is queued and let go of the store."""

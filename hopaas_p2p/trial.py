@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import optuna
 
 from hopaas_p2p import checkpoints
+from hopaas_p2p.artifacts import Artifact, StudyArtifacts
 from hopaas_p2p.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -83,6 +84,18 @@ class Trial(optuna.trial.Trial):
             ConfigurationError: the store keeps no files; the message says what to do.
         """
         checkpoints.save(self.storage, self._trial_id, source, step)
+
+    def upload(self, source: str | Path, *, filename: str | None = None, mimetype: str | None = None) -> Artifact:
+        """Keep a file with this trial: a model, a plot. Blocks until the store has it.
+
+        optuna-dashboard shows it with the trial; `study.artifacts()` and `hopaas-p2p artifact` fetch it.
+
+        Raises:
+            InvalidInput: there is no such file.
+            ConfigurationError: the store keeps no files; the message says what to do.
+        """
+        files = StudyArtifacts(self.storage, self.study._study_id)
+        return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)
 
     @property
     def resume(self) -> tuple[int, Path] | None:

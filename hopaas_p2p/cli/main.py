@@ -21,6 +21,7 @@ VERBS: Final = {
     "demo": Verb(f"{_CLI}.demo:demo", "See the main job done on real data, in under a minute."),
     "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
     "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
+    "artifact": Verb(f"{_CLI}.artifact:artifact", "Put, get, list and remove files of studies and trials."),
     "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial: signals, time limit, exit codes."),
     "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
     "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
@@ -39,6 +40,8 @@ VERBS: Final = {
     "token": Verb(f"{_CLI}.access:token", "Create, list and revoke tokens."),
     "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
     "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
+    "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
+    "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the least policy that a key of the bucket needs."),
     "completion": Verb(f"{_CLI}.completion:completion", "Print the completion script of a shell."),
 }
 

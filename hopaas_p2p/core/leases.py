@@ -101,7 +101,7 @@ def reclaims(state: State, watch: Watch, now: float, *, spare: frozenset[str]) -
     `spare` are owners that this process acts for itself.
     """
     due = []
-    for number in state.running:
+    for number in list(state.running):  # another thread may be applying commits
         trial = state.trials[number]
         owner = trial.owner
         if owner is not None and owner not in spare and watch.silence(owner, now) >= ttl_of(state, owner):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 from hopaas_p2p.core.leases import trusted_until
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import identity, spool
 from hopaas_p2p.peer.keeper import Keeper
 from hopaas_p2p.peer.replica import Replica, S, Ticket, catalog_replica, study_replica
@@ -37,6 +37,7 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
 _DELIVERY_EVERY: Final = 30.0  # seconds between looks into the spool
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
+_TROUBLED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
 _BUSY: Final = 10  # lingers without a draft after which the thread sleeps until it is woken
 _FAREWELL: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
 
@@ -65,6 +66,8 @@ class Membership(Generic[S]):
         """When something was last drafted."""
         self.spooled: list[Path] = []
         """Files that hold what this process itself still tries to send."""
+        self.left_alone_until = -1e9
+        """Until when the background thread does nothing for it: it cannot be read."""
         self.deleted = False
 
 
@@ -297,10 +300,20 @@ class Courier:
 
         Raises:
             StoreUnreachable: it did not answer; what waits stays queued.
+            HopaasError: one study could not be written to; the others were.
         """
+        troubles = []
         for membership in list(self.memberships.values()):
-            while membership.replica.waiting and not membership.deleted:
-                self.pull(membership)
+            try:
+                while membership.replica.waiting and not membership.deleted:
+                    self.pull(membership)
+            except StoreUnreachable:
+                raise
+            except HopaasError as error:
+                membership.deleted = membership.deleted or isinstance(error, StudyDeleted)
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
 
     # --- what nobody waits for ---
 
@@ -311,7 +324,7 @@ class Courier:
             return self._retry_at - now
         try:
             self._tend_spool(now)
-            wait = min([self._beat(now), *(self._tend(m, now) for m in list(self.memberships.values()))])
+            wait = min([self._beat(now), *(self._tend_apart(m, now) for m in list(self.memberships.values()))])
         except StoreUnreachable as error:
             self._pause = min(max(2 * self._pause, 0.5), 30.0)
             self._retry_at = now + self._pause * self._jitter.uniform(0.5, 1.0)
@@ -332,10 +345,24 @@ class Courier:
             self._beaten_at = now
         return ttl / 8
 
+    def _tend_apart(self, membership: Membership[State], now: float) -> float:
+        """Tend one study so that its troubles stay its own; the seconds until it needs something again."""
+        if membership.deleted or now < membership.left_alone_until:
+            return _TROUBLED
+        try:
+            return self._tend(membership, now)
+        except StoreUnreachable:
+            raise
+        except StudyDeleted as error:
+            membership.deleted = True
+            _log.warning("%s", error)
+        except HopaasError as error:
+            membership.left_alone_until = now + _TROUBLED
+            _log.warning("%s", error)
+        return _TROUBLED
+
     def _tend(self, membership: Membership[State], now: float) -> float:
         """What one study needs now; the seconds until it needs something again."""
-        if membership.deleted:
-            return 60.0
         replica = membership.replica
         wait = 60.0
         if replica.waiting:

@@ -37,7 +37,7 @@ def _watched(state: State, spare: Collection[str]) -> list[str]:
     the order of their (random) uuids and each is watched by those before it; if they die too, they are reclaimed by
     the ones before them, the ring closes, and the next in line looks.
     """
-    running = {state.trials[number].owner for number in state.running}
+    running = {state.trials[number].owner for number in list(state.running)}
     others = sorted(owner for owner in running if owner is not None and owner not in spare)
     mine = [owner for owner in spare if owner in running]
     if len(others) <= _RING or not mine:
@@ -91,7 +91,7 @@ class Keeper:
         timeout = state.policy.progress_timeout
         if timeout is None:
             return []
-        running = [state.trials[number] for number in state.running]
+        running = [state.trials[number] for number in list(state.running)]
         before = self._progress
         self._progress = {key: seen for key, seen in before.items() if key[0] != study}
         found: list[TrialReclaim | TrialStop] = []
@@ -114,7 +114,7 @@ class Keeper:
         The second retry waits for ttl, each further one twice as long as the one before, from when it was first seen.
         """
         resting = []
-        for number in state.waiting:
+        for number in list(state.waiting):
             trial = state.trials[number]
             if trial.attempt > _UNRESTED:
                 since = self._rests.setdefault((study, number), now)
@@ -125,7 +125,7 @@ class Keeper:
     def doubtful_owners(self, study: int, state: State, *, spare: Collection[str], now: float) -> set[str]:
         """Owners of running trials that were not seen beating lately: they may be dead."""
         watch = self._watches.setdefault(study, Watch())
-        owners = {state.trials[number].owner for number in state.running} - set(spare)
+        owners = {state.trials[number].owner for number in list(state.running)} - set(spare)
         return {
             owner
             for owner in owners

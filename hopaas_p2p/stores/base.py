@@ -14,7 +14,7 @@ DON'T raise on content; bytes in a commit's place that are no commit are returne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -82,13 +82,17 @@ class Log(Protocol):
         """Remove the log and its snapshots for ever."""
 
 
+Progress = Callable[[int], None]
+"""Told now and then how many bytes more have been moved."""
+
+
 class Artifacts(Protocol):
     """Files beside the logs: checkpoints, models, plots. Keys are of our making: letters, digits, `-`, `_` and `/`."""
 
-    def put(self, key: str, source: Path) -> None:
+    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
         """Store a copy of this file under the key: whole and durable when this returns, or not at all."""
 
-    def get(self, key: str, target: Path) -> None:
+    def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         """Write what is stored under the key to this file. Raises KeyError when there is nothing."""
 
     def delete(self, key: str) -> None:

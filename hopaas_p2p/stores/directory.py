@@ -29,19 +29,20 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import BinaryIO, Final, NoReturn
 
 import filelock
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import FORMAT
 from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY, SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
 
 _SEGMENT: Final = SNAPSHOT_EVERY  # a snapshot's tail then begins with a file of its own
 _HEAD: Final = 9
 _LOCK_TIMEOUT: Final = 30.0  # seconds; the holder has a stopped process or a dead disk
 _SPINS: Final = 20
+_CHUNK: Final = 1 << 20  # bytes of a file copied at once
 _LOCK_LIFETIME: Final = 20.0  # seconds after which a lock file of a node that died is broken; a write takes some 10 ms
 _LOCKS: Final = ("flock", "lockfile")
 _LOCAL_LOCKS: Final = frozenset({"nolock", "localflock", "local_lock=all", "local_lock=flock"})
@@ -416,26 +417,28 @@ class DirectoryArtifacts:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def put(self, key: str, source: Path) -> None:
+    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
         path = self._path(key)
         with _reaching(self._root):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
             try:
                 with source.open("rb") as given, draft.open("wb") as taken:
-                    shutil.copyfileobj(given, taken, 1 << 20)
+                    _copy(given, taken, progress)
                     taken.flush()
                     os.fsync(taken.fileno())
                 draft.replace(path)
             finally:
                 draft.unlink(missing_ok=True)
 
-    def get(self, key: str, target: Path) -> None:
+    def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         with _reaching(self._root):
             try:
-                shutil.copyfile(self._path(key), target)
+                given = self._path(key).open("rb")
             except FileNotFoundError:
                 raise KeyError(key) from None
+            with given, target.open("wb") as taken:
+                _copy(given, taken, progress)
 
     def delete(self, key: str) -> None:
         with _reaching(self._root):
@@ -450,6 +453,13 @@ class DirectoryArtifacts:
         if not _KEY.fullmatch(key):
             raise KeyError(key)  # from a hostile log: such a key was never ours
         return self._root / key
+
+
+def _copy(given: BinaryIO, taken: BinaryIO, progress: Progress | None) -> None:
+    while chunk := given.read(_CHUNK):
+        taken.write(chunk)
+        if progress is not None:
+            progress(len(chunk))
 
 
 # --- the store ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hopaas_p2p.errors import StudyDeleted
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
+from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
 
 
 class MemoryLog:
@@ -64,10 +64,10 @@ class MemoryArtifacts:
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
 
-    def put(self, key: str, source: Path) -> None:
+    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
         self._files[key] = source.read_bytes()
 
-    def get(self, key: str, target: Path) -> None:
+    def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         target.write_bytes(self._files[key])
 
     def delete(self, key: str) -> None:

@@ -14,10 +14,11 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from hopaas_p2p import settings
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyClose, StudyOpen
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Outgoing, Receipt
+from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Outgoing, Receipt, Store
 from hopaas_p2p.stores.postgres_connect import Address, Door
 from hopaas_p2p.stores.postgres_errors import NO_SCHEMA, READ_ONLY, SCHEMA_VERSION, failure, refusal, wrong_schema
 
@@ -87,6 +88,7 @@ class PostgresStore:
 
     def __init__(self, url: str) -> None:
         self._door = Door(Address(url))
+        self._files: Store | None = None
         self.url = self._door.address.url
         self._logs: dict[str, PostgresLog] = {}
         self._was_primary = False
@@ -184,16 +186,27 @@ class PostgresStore:
         return NewerFormat() if installed > SCHEMA_VERSION else wrong_schema(installed)
 
     def artifacts(self) -> Artifacts:
-        raise ConfigurationError(
-            "a Postgres store keeps no files. Give artifacts and checkpoints a place of their own, that all peers "
-            "reach: a shared directory or a bucket"
-        )
+        if self._files is None:
+            url = settings.artifacts_url()
+            if url is None:
+                raise ConfigurationError(
+                    "a Postgres store keeps no files. Give artifacts and checkpoints a place of their own, that all "
+                    "peers reach: HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…"
+                )
+            from hopaas_p2p.stores.url import open_store
+
+            self._files = open_store(url)
+        return self._files.artifacts()
 
     def after_fork(self) -> None:
         self._door.forget()
+        if self._files is not None:
+            self._files.after_fork()
 
     def close(self) -> None:
         self._door.close()
+        if self._files is not None:
+            self._files.close()
 
 
 @functools.cache

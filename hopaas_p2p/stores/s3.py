@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from hopaas_p2p.core.records import FORMAT
 from hopaas_p2p.errors import ConfigurationError, Denied, NewerFormat, StoreCorrupt
-from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.base import Beat, Progress
 from hopaas_p2p.stores.s3_address import parse
 from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.stores.s3_objects import MinioObjects, ObjectStore
@@ -37,11 +37,11 @@ class S3Artifacts:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
-    def put(self, key: str, source: Path) -> None:
-        self._objects.upload(self._name(key), source)
+    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
+        self._objects.upload(self._name(key), source, progress)
 
-    def get(self, key: str, target: Path) -> None:
-        if not self._objects.download(self._name(key), target):
+    def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
+        if not self._objects.download(self._name(key), target, progress):
             raise KeyError(key)
 
     def delete(self, key: str) -> None:

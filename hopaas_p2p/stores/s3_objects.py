@@ -13,7 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 import urllib3
 from minio import Minio
@@ -22,6 +22,7 @@ from minio.deleteobjects import DeleteObject
 
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.stores import s3_http
+from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.s3_address import Address
 from hopaas_p2p.stores.s3_credentials import Chain, chain
 from hopaas_p2p.stores.s3_errors import CLOCK, PASSING, RUN_OUT, Refused, refusal, unreachable
@@ -29,6 +30,7 @@ from hopaas_p2p.stores.s3_http import Watch, parse_date
 
 _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
 _CHUNK: Final = 1 << 20
+_ATTEMPTS: Final = 5  # at reading one file
 _TYPE: Final = "application/octet-stream"
 
 
@@ -81,10 +83,10 @@ class ObjectStore(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these, as far as they are there."""
 
-    def upload(self, key: str, source: Path) -> None:
+    def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
         """Write a file of any size, in parts; whole or not at all."""
 
-    def download(self, key: str, target: Path) -> bool:
+    def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
         """Write the object to a file; whether there was one."""
 
     def server_now(self) -> float | None:
@@ -221,32 +223,56 @@ class MinioObjects:
 
     # --- files ---
 
-    def upload(self, key: str, source: Path) -> None:
-        name = self.address.root + key
+    def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
+        name, size = self.address.root + key, source.stat().st_size
+
+        def send() -> None:
+            with source.open("rb") as file:
+                data: Any = _Counted(file, progress)
+                self._made(bulk=True).put_object(self.address.bucket, name, data, size, part_size=_PART)
+
         try:
-            self._guarded(
-                lambda: self._made(bulk=True).fput_object(self.address.bucket, name, str(source), part_size=_PART)
-            )
+            self._guarded(send)
         except Refused as refused:
             raise refusal(self.address, refused, f"write {key}") from None
 
-    def download(self, key: str, target: Path) -> bool:
-        try:
-            response = self._ask("GET", key, bulk=True, preload_content=False)
-        except Refused as refused:
-            if refused.status == 404 and refused.code != "NoSuchBucket":
-                return False
-            raise refusal(self.address, refused, f"read {key}") from None
-        try:
-            with target.open("wb") as file:
+    def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
+        with target.open("wb") as file:
+            there = self._download(key, file, progress)
+        if not there:
+            target.unlink(missing_ok=True)
+        return there
+
+    def _download(self, key: str, file: BinaryIO, progress: Progress | None) -> bool:
+        """Read on where a broken answer ended, if the object is still the same."""
+        etag = ""
+        for attempt in range(_ATTEMPTS):
+            done = file.tell()
+            rest = {"Range": f"bytes={done}-", "If-Match": etag} if done else {}
+            try:
+                response = self._ask("GET", key, bulk=True, preload_content=False, headers=rest)
+            except Refused as refused:
+                if refused.status == 404 and refused.code != "NoSuchBucket":
+                    return False
+                if refused.status in (412, 416):
+                    raise StoreUnreachable(f"{key} was replaced while it was read; get it again") from None
+                raise refusal(self.address, refused, f"read {key}") from None
+            etag = response.headers.get("ETag", "")
+            if done and response.status != 206:  # it sends all of it again
+                file.seek(0)
+                file.truncate()
+            try:
                 for chunk in response.stream(_CHUNK, decode_content=False):
                     file.write(chunk)
-        except urllib3.exceptions.HTTPError as error:
-            target.unlink(missing_ok=True)
-            raise unreachable(self.address, error) from None
-        finally:
-            response.release_conn()
-        return True
+                    if progress is not None:
+                        progress(len(chunk))
+                return True
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise unreachable(self.address, error) from None
+            finally:
+                response.release_conn()
+        raise AssertionError("unreachable")
 
     # --- the client ---
 
@@ -340,12 +366,25 @@ class MinioObjects:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable(self.address, error) from None
         except Exception as error:  # noqa: BLE001  # also what it trips over in a proxy's page of HTML
-            status = answer.status
+            status = getattr(getattr(error, "response", None), "status", None) or answer.status  # of a part's thread
             if status is None or status in (200, 204, 206):
                 raise StoreUnreachable(
                     f"{self.address.endpoint} gave an answer that is not S3's: {type(error).__name__}"
                 ) from None
             raise Refused(status, str(getattr(error, "code", None) or "")) from None
+
+
+class _Counted:
+    """A file that tells how much of it was read."""
+
+    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+        self._file, self._progress = file, progress
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if self._progress is not None and data:
+            self._progress(len(data))
+        return data
 
 
 def _seconds(when: datetime.datetime | None) -> float:

@@ -1,0 +1,106 @@
+"""`hopaas-p2p artifact …`: files of studies and trials, from the shell."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import InvalidInput
+
+
+@click.group()
+def artifact() -> None:
+    """Put, get, list and remove files of the study that --study or HOPAAS_STUDY names, and of its trials."""
+
+
+@contextlib.contextmanager
+def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on a terminal's stderr; nothing elsewhere."""
+    if not size or not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=size, label=output.printable(label), file=sys.stderr) as bar:
+        yield bar.update
+
+
+@artifact.command()
+@options()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Of this trial, not of the study.")
+@click.option("--as", "filename", metavar="NAME", help="What it is called there. [default: its own name]")
+@click.option("--type", "mimetype", metavar="MIME", help="What it is. [default: by its name]")
+def put(
+    session: Session, files: tuple[Path, ...], trial: int | None, filename: str | None, mimetype: str | None
+) -> None:
+    """Store files; print their ids."""
+    if filename is not None and len(files) > 1:
+        raise InvalidInput("--as is for one file")
+    artifacts = session.study().artifacts()
+    stored = []
+    for path in files:
+        with _bar(path.name, path.stat().st_size) as progress:
+            stored.append(artifacts.put(path, trial=trial, filename=filename, mimetype=mimetype, progress=progress))
+    session.show([one._asdict() for one in stored], lambda: output.print_lines(one.id for one in stored))
+
+
+@artifact.command()
+@options()
+@click.argument("what", metavar="ID_OR_NAME")
+@click.argument("target", required=False, type=click.Path(path_type=Path))
+@click.option("--force", "-f", is_flag=True, help="Replace a file that is there.")
+def get(session: Session, what: str, target: Path | None, force: bool) -> None:
+    """Fetch a file into TARGET, a file or a directory; into this directory, under its own name, if not said."""
+    artifacts = session.study().artifacts()
+    one = artifacts.find(what)
+    path = target or Path()
+    if path.is_dir():
+        path /= one.filename
+    if path.exists() and not force:
+        raise InvalidInput(f"{path} is there already; say --force to replace it, or another TARGET")
+    with _bar(one.filename, one.size) as progress:
+        artifacts.get(one, path, progress=progress)
+    session.done({**one._asdict(), "path": str(path)}, f"{path}: {_size(one.size)}")
+
+
+@artifact.command()
+@options()
+@click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Of this trial only.")
+def ls(session: Session, trial: int | None) -> None:
+    """List the files of a study and its trials."""
+    found = session.study().artifacts().list(trial)
+
+    def show() -> None:
+        rows = [
+            ("-" if one.trial is None else str(one.trial), one.filename, _size(one.size), one.mimetype, one.id)
+            for one in found
+        ]
+        output.print_table(("trial", "name", "size", "type", "id"), rows, right=("trial", "size"))
+
+    session.show([one._asdict() for one in found], show)
+
+
+@artifact.command()
+@options()
+@click.argument("what", metavar="ID_OR_NAME", nargs=-1, required=True)
+def rm(session: Session, what: tuple[str, ...]) -> None:
+    """Remove files."""
+    artifacts = session.study().artifacts()
+    removed = [artifacts.delete(one) for one in what]
+    session.done([one._asdict() for one in removed], f"removed {', '.join(one.filename for one in removed)}")
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return "-"
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

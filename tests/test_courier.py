@@ -1,0 +1,209 @@
+"""The courier among studies that are deleted, locked or broken, and beside threads that do not wait for it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from scribe import COMPLETE, defined
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialFinish
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import HopaasError, NewerFormat, StoreUnreachable, StudyDeleted
+from hopaas_p2p.peer.courier import Courier, Membership
+from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.memory import MemoryStore
+from hopaas_p2p.testing.conformance import everything, sealed
+from hopaas_p2p.testing.faults import Fault, FaultyStore
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    store = MemoryStore()
+    for uuid in ("first", "second", "third"):
+        commit = Commit("founder", 1, "founder", 0, (defined(ttl=12.0),))
+        store.log(uuid).exchange(Outgoing("f", codec.encode(commit)), 0)
+    return store
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def courier(store: MemoryStore, clock: Clock) -> Iterator[Courier]:
+    courier = Courier(store, linger=1.0, clock=clock, threaded=False, describe=dict, patience=0.0)
+    yield courier
+    courier.close()
+
+
+def members(courier: Courier) -> list[Membership[State]]:
+    found = [courier.membership(number, uuid) for number, uuid in enumerate(("first", "second", "third"))]
+    for membership in found:
+        courier.commit(membership, TrialCreate())
+    return found
+
+
+def draft(courier: Courier, membership: Membership[State], step: int) -> None:
+    membership.replica.draft(0, 1, courier.uuid).reports[step] = 1.0
+    courier.note_draft(membership)
+
+
+def reports(store: MemoryStore, uuid: str) -> dict[int, float]:
+    state = Courier(store, threaded=False).membership(0, uuid)
+    state.replica.exchange()
+    return state.replica.state.trials[0].reports
+
+
+def tick_for(courier: Courier, clock: Clock, seconds: float) -> None:
+    """What the courier's thread does in this time, errors included."""
+    end = clock.now + seconds
+    while clock.now < end:
+        try:
+            pause = courier.tick()
+        except HopaasError:
+            pause = 5.0
+        clock.now += max(pause, 0.01)
+
+
+def destroy(store: MemoryStore) -> None:
+    store.log("first").destroy()
+
+
+def overtake(store: MemoryStore) -> None:
+    store.log("first").exchange(Outgoing("new", sealed(b"\x91\x02")), 0)
+
+
+@pytest.mark.parametrize("trouble", [destroy, overtake], ids=["deleted", "written by a newer version"])
+def test_a_study_in_trouble_does_not_keep_the_courier_from_the_others(
+    trouble: object, store: MemoryStore, courier: Courier, clock: Clock
+) -> None:
+    studies = members(courier)
+    trouble(store)  # type: ignore[operator]
+    for step, membership in enumerate(studies):
+        draft(courier, membership, step)
+
+    tick_for(courier, clock, 10.0)
+
+    assert reports(store, "second") == {1: 1.0}
+    assert reports(store, "third") == {2: 1.0}
+
+
+@pytest.mark.parametrize("trouble", [destroy, overtake], ids=["deleted", "written by a newer version"])
+def test_a_farewell_reaches_the_other_studies_too(
+    trouble: object, store: MemoryStore, courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    studies = members(courier)
+    trouble(store)  # type: ignore[operator]
+    for step, membership in enumerate(studies):
+        draft(courier, membership, step)
+
+    with caplog.at_level(logging.WARNING, "hopaas_p2p"):
+        courier.close()
+
+    assert reports(store, "second") == {1: 1.0}
+    assert reports(store, "third") == {2: 1.0}
+    assert caplog.records
+
+
+def test_a_deleted_study_is_told_once_by_the_courier_and_at_every_call(
+    store: MemoryStore, courier: Courier, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, *_ = members(courier)
+    destroy(store)
+    draft(courier, first, 0)
+    with caplog.at_level(logging.WARNING, "hopaas_p2p"):
+        tick_for(courier, clock, 60.0)
+    assert len([record for record in caplog.records if "deleted" in record.getMessage()]) == 1
+    for _ in range(2):
+        with pytest.raises(StudyDeleted):
+            courier.commit(first, TrialFinish(0, 1, COMPLETE, (1.0,)))
+
+
+def test_a_newer_format_is_told_at_every_call(store: MemoryStore, courier: Courier) -> None:
+    first, *_ = members(courier)
+    overtake(store)
+    for _ in range(2):
+        with pytest.raises(NewerFormat):
+            courier.commit(first, TrialFinish(0, 1, COMPLETE, (1.0,)))
+    assert len(everything(store.log("first"))) == 4  # the first call could not know yet, the second wrote nothing
+
+
+def test_reports_linger_for_company_and_leave_by_themselves(store: MemoryStore, courier: Courier, clock: Clock) -> None:
+    first, *_ = members(courier)
+    before = len(everything(store.log("first")))
+    for step in range(5):
+        draft(courier, first, step)
+        clock.now += 0.1
+        courier.tick()
+    assert len(everything(store.log("first"))) == before
+    tick_for(courier, clock, 3.0)
+    assert len(everything(store.log("first"))) == before + 1
+    assert reports(store, "first") == dict.fromkeys(range(5), 1.0)
+
+
+def test_what_was_not_sent_when_a_call_gave_up_is_sent_at_the_next_contact(store: MemoryStore, clock: Clock) -> None:
+    faulty = FaultyStore(store, [None, None, Fault.REFUSE])
+    courier = Courier(faulty, clock=clock, threaded=False, describe=dict, patience=0.0)
+    membership = courier.membership(0, "first")
+    courier.commit(membership, TrialCreate())
+    with pytest.raises(StoreUnreachable):
+        courier.commit(membership, TrialFinish(0, 1, COMPLETE, (3.0,)))
+    tick_for(courier, clock, 5.0)
+    assert membership.replica.state.trials[0].values == (3.0,)
+    courier.close()
+
+
+def test_the_courier_reads_a_state_that_other_threads_change(store: MemoryStore, clock: Clock) -> None:
+    """Looking at the running trials while another thread starts and ends some must not stumble."""
+    courier = Courier(store, clock=clock, threaded=False, describe=dict)
+    membership = courier.membership(0, "first")
+    courier.commit(membership, TrialCreate())
+    other = Courier(store, threaded=False, describe=dict)
+    busy = other.membership(0, "first")
+    for _ in range(300):
+        other.put(busy, TrialCreate(prefer_waiting=True))
+    other.pull(busy)
+    done = threading.Event()
+    errors: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            while not done.is_set():
+                clock.now += 12.0
+                courier._keeper.due(0, membership.replica.state, spare=frozenset(), now=clock.now)
+                courier._keeper.resting(0, membership.replica.state, now=clock.now)
+                courier.someone_may_be_dead(membership)
+        except BaseException as error:  # noqa: BLE001  # it is looked at below
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        looker = threading.Thread(target=look)
+        looker.start()
+        for number in range(300):
+            courier.commit(membership, TrialCreate())
+            other.commit(busy, TrialFinish(number + 1, 1, COMPLETE, (1.0,)), StudySet())
+            if errors:
+                break
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+        looker.join(30)
+    assert errors == []
