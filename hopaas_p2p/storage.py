@@ -472,9 +472,8 @@ class Storage(BaseStorage):
             draft.dists[name] = record
 
     def _draft(self, part: _Part, number: int, live: Live) -> Draft:
-        draft = part.replica.draft(number, live.lease.epoch, live.lease.owner)
         self.courier.note_draft(part.membership)
-        return draft
+        return part.replica.draft(number, live.lease.epoch, live.lease.owner)
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution

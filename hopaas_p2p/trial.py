@@ -6,7 +6,10 @@ A subclass of `optuna.trial.Trial`, so that every callback written for Optuna ta
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -106,13 +109,18 @@ class Trial(optuna.trial.Trial):
         """
         if self._resume is _NOT_FETCHED:
             found = self.storage.checkpoints(self._trial_id)
-            self._directory = tempfile.TemporaryDirectory(prefix="hopaas-resume-") if found else None
             self._resume = (
-                checkpoints.load(self.storage.courier.store.artifacts(), found, Path(self._directory.name))
-                if self._directory is not None
+                checkpoints.load(self.storage.courier.store.artifacts(), found, self._new_directory())
+                if found
                 else None
             )
         return self._resume
+
+    def _new_directory(self) -> Path:
+        """A directory that is removed with this trial, by the process that made it."""
+        directory = Path(tempfile.mkdtemp(prefix="hopaas-resume-"))
+        weakref.finalize(self, _remove, directory, os.getpid())
+        return directory
 
     @property
     def intermediate_values(self) -> dict[int, float]:
@@ -120,12 +128,10 @@ class Trial(optuna.trial.Trial):
         return dict(self._cached_frozen_trial.intermediate_values)
 
     _resume: tuple[int, Path] | None = _NOT_FETCHED
-    _directory: tempfile.TemporaryDirectory[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.pop("_directory", None)  # a copy that travels fetches its own
-        state.pop("_resume", None)
+        state.pop("_resume", None)  # a copy that travels fetches its own
         return state
 
     def tell(self, *values: float) -> None:
@@ -133,6 +139,11 @@ class Trial(optuna.trial.Trial):
         self.told = values
 
     told: tuple[float, ...] | None = None
+
+
+def _remove(directory: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a fork has a copy of the trial, and leaves the files alone
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float, ...]:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ROOT, environment, until
-from slurm_fixtures import end, free_ports, missing, programs
+
+from tests.processes import ROOT, environment, until
+from tests.slurm_fixtures import end, free_ports, missing, programs
 
 _USER = "hopaas-test"
 _IDLE, _RUNNING = 1, 2  # HTCondor's JobStatus

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from processes import ROOT, environment, until
+
+from tests.processes import ROOT, environment, until
 
 CONFIG = """
 ClusterName=testing

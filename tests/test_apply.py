@@ -802,6 +802,18 @@ def test_a_zombies_finish_becomes_a_late_trial_and_its_waiting_retry_is_withdraw
     assert lost.history[0].kept_as == 2
 
 
+def test_what_comes_with_a_late_result_is_kept_with_it() -> None:
+    scribe = Scribe()
+    lost = lost_trial(scribe)
+    unsent = TrialSet(0, 1, {"y": 0.25}, {"y": X}, {2: 3.0}, {"u": "1"})
+    impossible = TrialSet(0, 1, {"z": 0.25}, {"z": Float(1.0, 0.0)})
+    others = TrialSet(0, 2, {}, {}, {9: 9.0})
+    scribe.say("ann", unsent, impossible, others, TrialFinish(0, 1, COMPLETE, (7.0,)))
+    late = scribe.state.trials[2]
+    assert (late.params, late.reports, late.user) == ({"x": 0.5, "y": 0.25}, {1: 2.0, 2: 3.0}, {"u": "1"})
+    assert (lost.params, lost.reports, lost.user) == ({"x": 0.5}, {1: 2.0}, {})
+
+
 def test_a_second_late_finish_of_the_same_lease_is_refused_and_names_the_first() -> None:
     scribe = Scribe()
     lost = lost_trial(scribe)

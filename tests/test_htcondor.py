@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from htcondor_fixtures import Condor, condor
-from processes import ROOT, campaign, states, until
 
 from hopaas_p2p import Float, Int
 from hopaas_p2p.study import Study
+from tests.htcondor_fixtures import Condor, condor
+from tests.processes import ROOT, campaign, states, until
 
 __all__ = ["condor"]
 EXAMPLES = ROOT / "examples"

@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 
 import hopaas_p2p
 from hopaas_p2p import storage as storage_module
-from hopaas_p2p.errors import ConfigurationError, NoWork
+from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.errors import ConfigurationError, NotYourTrial, NoWork
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.testing.faults import FaultyStore
@@ -532,3 +533,81 @@ def test_text_of_any_kind_survives_in_attributes(storage: Storage) -> None:
         study.set_user_attr(key, value)
     study.tell(trial, 1.0)
     assert study.trials[0].user_attrs == study.user_attrs == values
+
+
+# --- trials of others --------------------------------------------------------------------------------------------
+
+
+def two_peers(path: Path) -> tuple[optuna.Study, optuna.Study]:
+    storages = [hopaas_p2p.open_storage(str(path)) for _ in range(2)]
+    optuna.create_study(study_name="s", storage=storages[0])
+    one, two = (optuna.load_study(study_name="s", storage=storage) for storage in storages)
+    return one, two
+
+
+def test_a_trial_that_another_peer_runs_cannot_be_changed(tmp_path: Path) -> None:
+    one, two = two_peers(tmp_path)
+    trial = one.ask()
+    theirs = two._storage
+    for change in (
+        lambda: theirs.set_trial_user_attr(trial._trial_id, "a", 1),
+        lambda: theirs.set_trial_intermediate_value(trial._trial_id, 0, 1.0),
+        lambda: theirs.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [1.0]),
+        lambda: two.tell(trial.number, 1.0),
+    ):
+        with pytest.raises(NotYourTrial):
+            change()
+    one.tell(trial, 2.0)
+    assert [(t.value, t.user_attrs) for t in two.trials] == [(2.0, {})]
+    for study in (one, two):
+        study._storage.close()  # type: ignore[attr-defined]
+
+
+def test_a_finished_trial_cannot_be_told_again(storage: Storage) -> None:
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    study.tell(trial, 1.0)
+    with pytest.raises((ValueError, optuna.exceptions.UpdateFinishedTrialError)):
+        study.tell(trial, 2.0)
+    assert study.tell(trial, 2.0, skip_if_finished=True).value == 1.0
+    assert study.trials[0].value == 1.0
+
+
+def test_a_trial_that_was_taken_over_is_warned_about_and_its_result_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = two_peers(tmp_path)
+    trial = one.ask()
+    x = trial.suggest_float("x", 0.0, 1.0)
+    observer = two._storage
+    assert isinstance(observer, Storage)
+    observer.courier.commit(observer.part(two._study_id).membership, TrialReclaim(0, 1))
+
+    trial.report(0.5, 3)
+    with caplog.at_level("WARNING", "hopaas_p2p"):
+        one.tell(trial, 4.0)
+
+    assert "taken over" in caplog.text
+    for study in (one, two):
+        lost, retry, late = study.trials
+        assert [t.state for t in (lost, retry, late)] == [TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
+        assert (late.value, late.params) == (4.0, {"x": x})
+        study._storage.close()  # type: ignore[attr-defined]
+
+
+def test_after_a_lost_trial_optimize_goes_on(tmp_path: Path) -> None:
+    one, two = two_peers(tmp_path)
+    observer = two._storage
+    assert isinstance(observer, Storage)
+
+    def interrupted(trial: optuna.Trial) -> float:
+        if trial.number == 0:
+            observer.courier.commit(observer.part(two._study_id).membership, TrialReclaim(0, 1))
+        trial.report(1.0, 0)
+        trial.should_prune()
+        return trial.suggest_float("x", 0.0, 1.0)
+
+    one.optimize(interrupted, n_trials=3)
+    assert sum(trial.state is TrialState.COMPLETE for trial in one.trials) == 3
+    for study in (one, two):
+        study._storage.close()  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from hopaas_p2p.testing.conformance import append_many, everything, outgoing, to
 from hopaas_p2p.testing.latency import Cut, Relay
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from tests.peers import Peers, check
-from tests.postgres_fixtures import OWNER, Servers, missing
+from tests.postgres_fixtures import MAJORS, OWNER, missing
 from tests.processes import until
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -145,10 +145,8 @@ def test_a_store_that_was_never_reached_says_so(far_url: str, relay: Relay) -> N
 # --- the server --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("major", [15, 18])
-def test_a_server_that_is_killed_under_eight_peers_loses_nothing(
-    postgres_servers: Servers, tmp_path: Path, major: int
-) -> None:
+@pytest.mark.parametrize("major", MAJORS)
+def test_a_server_that_is_killed_under_eight_peers_loses_nothing(tmp_path: Path, major: int) -> None:
     if major not in find_binaries():
         missing(f"Postgres {major}")
     with Server(find_binaries()[major]) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -60,43 +61,33 @@ def test_a_trial_costs_one_exchange_with_ours(far_url: str, relay: Relay) -> Non
     storage.close()
 
 
-def test_a_trial_waits_for_the_store_for_little_more_than_its_round_trips(
-    far_url: str, relay: Relay, monkeypatch: pytest.MonkeyPatch
+def test_a_trial_waits_for_the_store_twice_at_most_or_once_with_ours(
+    far_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over a link of 100 ms, where this machine's own slowness weighs little."""
-    waited = _Stopwatch(monkeypatch)
+    """Calls of the thread that trains, counted: their time on a long link is in `make bench`."""
+    waits = _waits(monkeypatch)
     storage = hopaas_p2p.open_storage(far_url)
     study = optuna.create_study(storage=storage, study_name="plain", sampler=optuna.samplers.RandomSampler())
     ours = hopaas_p2p.open_study(storage, "ours", sampler=optuna.samplers.RandomSampler())
-    study.optimize(objective, n_trials=1)
-    ours.optimize(objective, n_trials=1)
-    relay.round_trip = 0.1
     for one, most in ((study, 2.3), (ours, 1.3)):
-        waited.seconds = 0.0
+        one.optimize(objective, n_trials=1)
+        waits.clear()
         one.optimize(objective, n_trials=TRIALS)
-        assert waited.seconds / TRIALS / relay.round_trip <= most
-    relay.round_trip = 0.0
+        assert len(waits) / TRIALS <= most, waits
     storage.close()
 
 
-class _Stopwatch:
-    """The time that this thread spends in calls to the store."""
+def _waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What this thread asks of the store."""
+    mine, call, waits = threading.get_ident(), PostgresStore.call, list[str]()
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import threading
+    def counted(store: PostgresStore, name: str, **parameters: object) -> list[object]:
+        if threading.get_ident() == mine:
+            waits.append(name)
+        return call(store, name, **parameters)
 
-        self.seconds = 0.0
-        mine, call = threading.get_ident(), PostgresStore.call
-
-        def timed(store: PostgresStore, name: str, **parameters: object) -> list[object]:
-            began = time.perf_counter()
-            try:
-                return call(store, name, **parameters)
-            finally:
-                if threading.get_ident() == mine:
-                    self.seconds += time.perf_counter() - began
-
-        monkeypatch.setattr(PostgresStore, "call", timed)
+    monkeypatch.setattr(PostgresStore, "call", counted)
+    return waits
 
 
 def test_joining_a_study_takes_a_handful_of_round_trips(far_url: str, postgres_url: str, relay: Relay) -> None:
@@ -126,7 +117,7 @@ def test_an_idle_peer_says_one_thing_every_third_of_its_ttl(far_url: str, relay:
     began = time.monotonic()
     until(lambda: relay.flights >= 8)
     elapsed = time.monotonic() - began
-    assert relay.round_trips <= elapsed / (ttl / 3) + 1.5
+    assert relay.round_trips <= elapsed / (ttl / 3) + 2.5, "and what was under way"
     storage.close()
 
 

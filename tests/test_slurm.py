@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ROOT, campaign, states, until
-from slurm_fixtures import Slurm, slurm
 
 from hopaas_p2p import Float, Int
 from hopaas_p2p.study import Study
+from tests.processes import ROOT, campaign, states, until
+from tests.slurm_fixtures import Slurm, slurm
 
 __all__ = ["slurm"]
 ARRAY = str(ROOT / "examples" / "slurm" / "array.sh")

@@ -180,9 +180,15 @@ def test_the_budget_is_exact_across_processes(tmp_path: Path, studies: Any) -> N
     worker = script(
         tmp_path,
         """
-        import sys, optuna, hopaas_p2p
+        import os, pathlib, sys, time, optuna, hopaas_p2p
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = hopaas_p2p.open_study(sys.argv[1], "s", sampler=optuna.samplers.RandomSampler())
+        here = pathlib.Path(sys.argv[1]).parent
+        (here / f"ready-{os.getpid()}").touch()
+        deadline = time.monotonic() + 60
+        while len(list(here.glob("ready-*"))) < 6:  # else the first one does it all
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
         def objective(trial):
             assert study.state.used() <= 60

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import campaign, cli, script, start, states, until
 
 from hopaas_p2p.study import Study
+from tests.processes import campaign, cli, script, start, states, until
 
 WORKER = ["worker", "--store", "store", "--study", "s"]
 REPORTING = """

@@ -5,7 +5,8 @@ who replays it. Time never decides who is right. It only decides when someone is
 itself a little before the others begin to.
 
 No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw and since when,
-on its own monotonic clock; the same beat for a whole ttl is silence, and silence is what a reclaim needs. An owner
+on its own monotonic clock; the same beat for a whole ttl is silence, and silence is what a reclaim needs. An observer
+that could not look for a while begins anew: what kept it from looking may have kept the owner from beating. An owner
 trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
 they saw no earlier than that.
 """
@@ -73,9 +74,16 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: dict[str, Sighting] = {}
+        self._looked = -math.inf
 
-    def look(self, beats: Mapping[str, str], owners: Iterable[str], now: float) -> None:
-        """Take in the beats of these owners; forget all others."""
+    def look(self, beats: Mapping[str, str], owners: Iterable[str], now: float, *, gap: float = math.inf) -> None:
+        """Take in the beats of these owners; forget all others.
+
+        After more than `gap` seconds without a look, all that was seen before is forgotten.
+        """
+        if now - self._looked > gap:
+            self._seen = {}
+        self._looked = now
         self._seen = {owner: self._sighting(owner, beats.get(owner), now) for owner in owners}
 
     def _sighting(self, owner: str, beat: str | None, now: float) -> Sighting:

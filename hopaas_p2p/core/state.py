@@ -553,6 +553,7 @@ def _close(
 def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -> Verdict:
     """A fenced peer's complete result becomes a trial of its own; a retry that it makes needless makes room for it.
 
+    What its owner could not send while it had the lease comes with the result, in the same commit, and is kept too.
     The budget stays exact. Without a free place, a retry that runs is withdrawn; without one, the result is kept as
     a FAIL trial whose attribute `hopaas:late_values` holds it.
     """
@@ -572,6 +573,11 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     late.owner, late.epoch = commit.owner, record.epoch
     late.params, late.dists, late.reports = dict(lost.params), dict(lost.dists), dict(lost.reports)
     late.user, late.system = lost.user, {**lost.system, "late_of": str(lost.number)}
+    lease = (lost.number, record.epoch)
+    unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
+    for said in unsent:  # refused, for it came behind the reclaim, but a part of the result
+        if _can_be_merged(state, said):
+            _merge(state, late, said)
     late.start, late.end = lost.start, commit.at
     if full:
         late.reason = f"late result of #{lost.number}; the budget was used up"

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic
 
-from hopaas_p2p.core.leases import trusted_until
+from hopaas_p2p.core.leases import BEATS_PER_TTL, trusted_until
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
+_LONGEST_SILENCE: Final = 30.0  # seconds between tries of the background thread, when the store is away
 _DELIVERY_EVERY: Final = 30.0  # seconds between looks into the spool
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
 _TROUBLED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
@@ -326,12 +327,18 @@ class Courier:
             self._tend_spool(now)
             wait = min([self._beat(now), *(self._tend_apart(m, now) for m in list(self.memberships.values()))])
         except StoreUnreachable as error:
-            self._pause = min(max(2 * self._pause, 0.5), 30.0)
+            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), self._longest_pause)
             self._retry_at = now + self._pause * self._jitter.uniform(0.5, 1.0)
             _log.debug("store unreachable, again in %.1f s: %s", self._retry_at - now, error)
             return self._retry_at - now
         self._pause = 0.0
         return wait
+
+    @property
+    def _longest_pause(self) -> float:
+        """Who is back before the others have waited a ttl keeps its leases."""
+        ttls = [m.replica.state.policy.ttl for m in self.memberships.values() if m.introduced and not m.deleted]
+        return min([_LONGEST_SILENCE, *(ttl / 4 for ttl in ttls)])
 
     def _beat(self, now: float) -> float:
         active = [m for m in self.memberships.values() if m.introduced and not m.deleted]
@@ -366,7 +373,9 @@ class Courier:
         replica = membership.replica
         wait = 60.0
         if replica.waiting:
-            due = now if membership.drafted_at is None else membership.drafted_at + self.linger
+            if membership.drafted_at is None:  # queued this moment, by a caller that is about to send it itself
+                membership.drafted_at = now
+            due = membership.drafted_at + self.linger
             if now >= due:
                 self.pull(membership)
             else:
@@ -378,11 +387,20 @@ class Courier:
                 self.pull(membership)
             wait = min(wait, self.store.freshness)
         if membership.introduced:
+            self._hear_of_others(membership, now)
             self._look_after_others(membership, now)
             wait = min(wait, replica.state.policy.ttl / 8)
         if replica.snapshot_due:
             replica.write_snapshot()
         return wait
+
+    def _hear_of_others(self, membership: Membership[State], now: float) -> None:
+        """Learn which trials others have started: a peer that is busy and asks nothing must notice when they die."""
+        replica = membership.replica
+        if now - membership.pulled_at < replica.state.policy.ttl / BEATS_PER_TTL:
+            return
+        if replica.log.changed(replica.state.lsn) is not False:
+            self.pull(membership)
 
     def _look_after_others(self, membership: Membership[State], now: float) -> None:
         """Reclaim what silent peers left, stop what is stuck, as far as it is still so when the log says so."""

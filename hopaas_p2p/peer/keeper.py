@@ -27,6 +27,7 @@ class _Progress(NamedTuple):
 
 _RING: Final = 8  # owners that a busy peer watches
 _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
+_LONGEST_GAP: Final = 0.5  # of a ttl without a look: the store was away, and for the owners perhaps, too
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 2/8)
 
 
@@ -83,7 +84,7 @@ class Keeper:
         self._next_look[study] = now + ttl / _LOOKS_PER_TTL
         watched = _watched(state, spare)
         watch = self._watches.setdefault(study, Watch())
-        watch.look(self._store.beats(watched), watched, now)
+        watch.look(self._store.beats(watched), watched, now, gap=ttl * _LONGEST_GAP)
         return [*reclaims(state, watch, now, spare=frozenset(spare)), *self._stuck(study, state, now)]
 
     def _stuck(self, study: int, state: State, now: float) -> list[TrialReclaim | TrialStop]:

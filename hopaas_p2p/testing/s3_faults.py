@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import email.utils
+import ssl
 import threading
 import time
 from collections import Counter, deque
@@ -83,11 +84,13 @@ class FaultProxy:
     Args:
         target: the server's port.
         put, get: seconds that PUT (and LIST, DELETE, POST), and GET (and HEAD), take longer.
+        tls: the certificate to speak HTTPS with; plain HTTP without.
 
     """
 
-    def __init__(self, target: int, *, put: float = 0.0, get: float = 0.0) -> None:
+    def __init__(self, target: int, *, put: float = 0.0, get: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         self.target = target
+        self._tls = tls
         self.put, self.get = put, get
         self.port = 0
         self.requests: Counter[str] = Counter()
@@ -104,7 +107,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def next(self, kind: str, *faults: Fault, path: str = "/log/") -> None:
         """Plan these for the next requests of this kind whose path holds this text."""
@@ -148,7 +151,7 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_HEAD)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_HEAD, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _shut(self) -> None:

@@ -1,0 +1,193 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from tests.processes import ROOT, campaign, cli, environment, states
+from tests.slurm_fixtures import programs
+
+import hopaas_p2p
+from hopaas_p2p.study import Study
+
+EXAMPLES = ROOT / "examples"
+
+
+def test_the_training_example_is_tuned_by_a_worker(tmp_path: Path) -> None:
+    study = campaign(tmp_path, space={"lr": hopaas_p2p.Float(1e-3, 1, log=True), "depth": hopaas_p2p.Int(1, 9)})
+    words = [sys.executable, str(EXAMPLES / "train.py"), "--lr", "{lr}", "--depth", "{depth}", "--epochs", "3"]
+
+    cli("worker", "-s", "store", "--study", "s", "--", *words, cwd=tmp_path)
+
+    assert set(states(study)) <= {"COMPLETE", "PRUNED"}
+    assert len(states(study)) == 3
+    assert all(len(trial.intermediate_values) == 3 for trial in study.trials if trial.state.name == "COMPLETE")
+    study.close()
+
+
+def test_a_flow_learns_the_detector_and_is_tuned_by_a_worker(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not here: pip install 'hopaas-p2p[examples]'")
+    space = {
+        "lr": hopaas_p2p.Float(1e-3, 1e-2, log=True),
+        "layers": hopaas_p2p.Int(2, 4),
+        "width": hopaas_p2p.Int(16, 32),
+    }
+    study = campaign(tmp_path, space=space, budget=2)
+    words = [sys.executable, str(EXAMPLES / "fastsim" / "train.py"), "--epochs", "3", "--events", "4000"]
+    words += [f"--{name}={{{name}}}" for name in space]
+
+    cli("worker", "-s", "store", "--study", "s", "--", *words, cwd=tmp_path, PYTHONWARNINGS="default")
+
+    assert states(study) == ["COMPLETE"] * 2, [trial.reason for trial in study.state.trials]
+    for trial in study.trials:
+        losses = list(trial.intermediate_values.values())
+        assert losses[-1] < losses[0]
+    study.close()
+
+
+def test_the_scikit_learn_loop_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(EXAMPLES / "sklearn_loop.py"))
+
+    example["main"](str(tmp_path / "store"), budget=4, epochs=2)
+
+    assert "best: 0.9" in capsys.readouterr().out
+
+
+def test_three_sites_share_one_study(tmp_path: Path) -> None:
+    study = campaign(
+        tmp_path, space={"lr": hopaas_p2p.Float(1e-3, 1, log=True), "depth": hopaas_p2p.Int(1, 9)}, budget=6
+    )
+    shutil.copy(EXAMPLES / "train.py", tmp_path)
+    found = programs(tmp_path / "bin", sys.executable, str(ROOT))
+    env = environment(
+        HOPAAS_STORE=str(tmp_path / "store"),
+        HOPAAS_STUDY="s",
+        REMOTE="local",
+        MORE="--epochs 2 --seconds 0.3",
+        PATH=f"{found}:{os.environ['PATH']}",
+    )
+
+    subprocess.run(
+        ["sh", str(EXAMPLES / "multi_site.sh"), "north", "south", "east"],
+        check=True,
+        cwd=tmp_path,
+        env=env,
+        timeout=60,
+        capture_output=True,
+    )
+
+    assert len(states(study)) == 6
+    assert {study.provenance(number)["site"] for number in range(6)} == {"north", "south", "east"}
+    study.close()
+
+
+def test_the_kubernetes_manifest_asks_for_what_the_worker_offers() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = (EXAMPLES / "kubernetes" / "job.yaml").read_text()
+
+    job = yaml.safe_load(text)
+
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    assert job["spec"]["completionMode"] == "Indexed"
+    pod = job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    grace = int(container["command"][container["command"].index("--grace") + 1])
+    assert pod["terminationGracePeriodSeconds"] >= grace + 30
+    offered = cli("worker", "--help").stdout
+    assert all(word in offered for word in container["command"] if word.startswith("--") and word != "--")
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert "PASSWORD" not in text.upper()
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nbclient")
+    monkeypatch.setenv("HOPAAS_STORE", str(tmp_path / "store"))
+    program = (
+        "import nbformat, nbclient, sys\n"
+        "book = nbformat.read(sys.argv[1], as_version=4)\n"
+        "nbclient.NotebookClient(book, timeout=60).execute()\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(EXAMPLES / "campaign.ipynb")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "notebook", create=False)
+    assert states(study) == ["COMPLETE"] * 20
+    study.close()
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Any:
+    """A study with a pruner that gives up whatever reports more than 5."""
+    pruner = optuna.pruners.ThresholdPruner(upper=5.0)
+    study = campaign(tmp_path, pruner=pruner)
+    yield study
+    study.close()
+
+
+@pytest.mark.parametrize(("losses", "state"), [([3.0, 2.0], "COMPLETE"), ([3.0, 9.0, 1.0], "PRUNED")])
+def test_the_keras_callback_reports_and_prunes(judged: Study, losses: list[float], state: str) -> None:
+    callback_type = runpy.run_path(str(EXAMPLES / "keras_callback.py"))["ReportToTrial"]
+    model = types.SimpleNamespace(stop_training=False)
+
+    def fit(trial: hopaas_p2p.Trial) -> float:  # as Keras calls a callback
+        callback = callback_type(trial)
+        if hasattr(callback, "set_model"):
+            callback.set_model(model)
+        else:
+            callback.model = model
+        for epoch, loss in enumerate(losses):
+            callback.on_epoch_end(epoch, {"val_loss": loss})
+            if model.stop_training:
+                break
+        callback.on_train_end()
+        return losses[-1]
+
+    judged.optimize(fit, n_trials=1)
+
+    assert states(judged) == [state]
+    assert list(judged.trials[0].intermediate_values.values()) == losses[:2]
+
+
+@pytest.mark.parametrize(("losses", "state"), [([3.0, 2.0], "COMPLETE"), ([3.0, 9.0, 1.0], "PRUNED")])
+def test_the_lightning_callback_reports_and_prunes(judged: Study, losses: list[float], state: str) -> None:
+    callback_type = runpy.run_path(str(EXAMPLES / "lightning_callback.py"))["ReportToTrial"]
+    strategy = types.SimpleNamespace(broadcast=lambda value: value)
+    trainer = types.SimpleNamespace(
+        sanity_checking=True, is_global_zero=True, should_stop=False, strategy=strategy, callback_metrics={}
+    )
+
+    def fit(trial: hopaas_p2p.Trial) -> float:  # as Lightning calls a callback
+        callback = callback_type(trial)
+        callback.on_validation_end(trainer, None)
+        trainer.sanity_checking = False
+        for trainer.current_epoch, loss in enumerate(losses):
+            trainer.callback_metrics = {"val_loss": loss}
+            callback.on_validation_end(trainer, None)
+            if trainer.should_stop:
+                break
+        callback.on_fit_end(trainer, None)
+        return losses[-1]
+
+    judged.optimize(fit, n_trials=1)
+
+    assert states(judged) == [state]
+    assert list(judged.trials[0].intermediate_values.values()) == losses[:2]
