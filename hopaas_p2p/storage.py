@@ -309,10 +309,10 @@ class Storage(BaseStorage):
         return attributes(self._read(study_id).replica.state.system)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self.courier.commit(self.part(study_id).membership, StudySet(user={key: to_json(key, value)}))
+        self.courier.commit(self.part(study_id).membership, StudySet(user={str(key): to_json(key, value)}))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self.courier.commit(self.part(study_id).membership, StudySet(system={key: to_json(key, value)}))
+        self.courier.commit(self.part(study_id).membership, StudySet(system={str(key): to_json(key, value)}))
 
     def get_all_studies(self) -> list[FrozenStudy]:
         self._refresh_catalog()
@@ -490,12 +490,12 @@ class Storage(BaseStorage):
                 live.frozen._params[param_name] = external(distribution, value)
                 live.frozen._distributions[param_name] = distribution
                 draft = self._draft(part, number, live)
-                draft.params[param_name] = value
+                draft.params[str(param_name)] = value
                 if known != record:
-                    draft.dists[param_name] = record
+                    draft.dists[str(param_name)] = record
                 return
         self._set_waiting(
-            part, number, params={param_name: value}, dists={} if known == record else {param_name: record}
+            part, number, params={str(param_name): value}, dists={} if known == record else {str(param_name): record}
         )
 
     @staticmethod
@@ -523,9 +523,9 @@ class Storage(BaseStorage):
             live = self._writable(part, number)
             if live is not None:
                 live.frozen._user_attrs[key] = copy.deepcopy(value)
-                self._draft(part, number, live).user[key] = text
+                self._draft(part, number, live).user[str(key)] = text
                 return
-        self._set_waiting(part, number, user={key: text})
+        self._set_waiting(part, number, user={str(key): text})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         part, number = self._locate(trial_id)
@@ -534,9 +534,9 @@ class Storage(BaseStorage):
             live = self._writable(part, number)
             if live is not None:
                 live.frozen._system_attrs[key] = copy.deepcopy(value)
-                self._draft(part, number, live).system[key] = text
+                self._draft(part, number, live).system[str(key)] = text
                 return
-        self._set_waiting(part, number, system={key: text})
+        self._set_waiting(part, number, system={str(key): text})
 
     def _system_json(self, key: str, value: object) -> str:
         if key.startswith("cma:") and not self._options.allow_pickles:

@@ -13,11 +13,12 @@ from typing import Any
 
 import optuna
 import pytest
-from tests.processes import ROOT, campaign, cli, environment, states
-from tests.slurm_fixtures import programs
 
 import hopaas_p2p
+from hopaas_p2p.peer import identity
 from hopaas_p2p.study import Study
+from tests.processes import ROOT, campaign, cli, environment, states
+from tests.slurm_fixtures import programs
 
 EXAMPLES = ROOT / "examples"
 
@@ -51,6 +52,23 @@ def test_a_flow_learns_the_detector_and_is_tuned_by_a_worker(tmp_path: Path) -> 
     for trial in study.trials:
         losses = list(trial.intermediate_values.values())
         assert losses[-1] < losses[0]
+    study.close()
+
+
+def test_a_peer_whose_library_has_a_version_of_its_own_type_can_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TorchVersion(str):  # as torch.__version__ is
+        __slots__ = ()
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=TorchVersion("2.13.0+cpu")))
+    identity._machine.cache_clear()
+    study = campaign(tmp_path)
+
+    trial = study.ask()
+
+    assert study.provenance(trial.number)["torch"] == "2.13.0+cpu"
+    identity._machine.cache_clear()
     study.close()
 
 

@@ -20,6 +20,7 @@ import hopaas_p2p
 from hopaas_p2p import storage as storage_module
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import ConfigurationError, NotYourTrial, NoWork
+from hopaas_p2p.peer import identity
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.testing.faults import FaultyStore
@@ -611,3 +612,19 @@ def test_after_a_lost_trial_optimize_goes_on(tmp_path: Path) -> None:
     assert sum(trial.state is TrialState.COMPLETE for trial in one.trials) == 3
     for study in (one, two):
         study._storage.close()  # type: ignore[attr-defined]
+
+
+def test_texts_of_another_kind_are_stored_as_texts(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Version(str):  # as torch.__version__ is
+        __slots__ = ()
+
+    monkeypatch.setattr(optuna, "__version__", Version("5.0"))
+    identity._machine.cache_clear()
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    trial.suggest_float(Version("x"), 0.0, 1.0)
+    trial.set_user_attr(Version("key"), Version("value"))
+    study.tell(trial, 1.0)
+    identity._machine.cache_clear()
+    assert list(study.trials[0].params) == ["x"]
+    assert study.trials[0].user_attrs == {"key": "value"}

@@ -97,7 +97,7 @@ def _machine() -> dict[str, str]:
     for module, package in _PACKAGES.items():
         version = getattr(sys.modules.get(module), "__version__", None)
         if isinstance(version, str):
-            found[package] = version
+            found[package] = str(version)  # PyTorch's is a subclass of str, which no commit can carry
     gpus = _gpus()
     if gpus:
         found["gpu"] = gpus
