@@ -11,7 +11,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.testing import simulator
 from hopaas_p2p.testing.simulator import CALM, Broken, Weather, simulate
 
-_SECONDS = 45.0
+_SECONDS = 60.0
 _TEMPEST = Weather(lose_request=0.1, lose_reply=0.1, cut_off=0.01, kill=0.02, freeze=0.02, preempt=0.01)
 
 
