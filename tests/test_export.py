@@ -16,9 +16,9 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import notes
-from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialReclaim
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoSuchStudy, StudyExists
-from hopaas_p2p.export import export_study, import_study, jsonl
+from hopaas_p2p.export import export_study, import_study, jsonl, tables
 from hopaas_p2p.export.portable import of_study
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
@@ -205,6 +205,22 @@ def test_csv_comes_back_as_far_as_it_says(storages: Any, tmp_path: Path) -> None
     assert [trial.datetime_start for trial in target.trials] == [trial.datetime_start for trial in source.trials]
     guessed = copy_in(storages, tmp_path / "x.csv", into="guessed", name="new")
     assert [trial.values for trial in guessed.trials] == [trial.values for trial in source.trials]
+
+
+@pytest.mark.parametrize(
+    ("column", "guessed"),
+    [
+        (["1", "3", ""], Int(1, 3)),
+        (["0.5", "1"], Float(0.5, 1.0)),
+        (["inf", "1", "inf", "0.5"], Categorical(("inf", "1", "0.5"))),
+        (["nan", "1"], Categorical(("nan", "1"))),
+        (["adam", "1"], Categorical(("adam", "1"))),
+    ],
+)
+def test_a_csv_column_gets_the_narrowest_distribution_that_holds_it(column: list[str], guessed: Distribution) -> None:
+    lines = ["state,value,params_x", *(f"COMPLETE,1.0,{text}" for text in column)]
+    loaded = tables.load_csv(lines, space={}, name=None)
+    assert loaded.trials[0].record.dists == {"x": guessed}
 
 
 def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import csv
 import datetime
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -177,6 +178,8 @@ def _guess(column: list[str]) -> Distribution:
     try:
         numbers = [float(text) for text in given]
     except ValueError:
+        return Categorical(tuple(dict.fromkeys(given)))
+    if not all(map(math.isfinite, numbers)):  # no range holds an infinity; a choice does
         return Categorical(tuple(dict.fromkeys(given)))
     if all(text.lstrip("+-").isdigit() for text in given):
         return Int(int(min(numbers, default=0)), int(max(numbers, default=0)))
