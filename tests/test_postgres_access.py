@@ -14,6 +14,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import access
+from hopaas_p2p.access import study_grants
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, NoSuchStudy, StoreUnreachable
 from hopaas_p2p.stores.base import Beat, Outgoing
 from hopaas_p2p.stores.postgres import PostgresStore
@@ -97,7 +98,7 @@ def test_the_creator_owns_a_study_and_every_commit_names_its_author(place: Place
 
 
 def _uuid(place: Place, url: str, name: str) -> str:
-    return access._uuid(place.store(url), name)
+    return study_grants._uuid(place.store(url), name)
 
 
 def test_a_worker_works_and_a_viewer_looks(place: Place) -> None:
