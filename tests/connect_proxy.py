@@ -7,6 +7,11 @@ import contextlib
 import socket
 import threading
 
+_REFUSAL = (
+    b"HTTP/1.1 407 Proxy Authentication Required\r\nServer: test-proxy\r\n"
+    b'Proxy-Authenticate: Basic realm="site"\r\nContent-Length: 0\r\n\r\n'
+)
+
 
 class ConnectProxy:
     """Tunnels connections to any port of 127.0.0.1, for who knows the login."""
@@ -38,10 +43,13 @@ class ConnectProxy:
         with client, contextlib.suppress(OSError):
             head = b""
             while b"\r\n\r\n" not in head:
-                head += client.recv(4096)
+                more = client.recv(4096)
+                if not more:
+                    return
+                head += more
             if b"basic " + self._login.lower() not in head.lower():
                 self.refused += 1
-                client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                client.sendall(_REFUSAL)
                 return
             port = int(head.split()[1].rpartition(b":")[2])
             with socket.create_connection(("127.0.0.1", port)) as there:

@@ -10,19 +10,22 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import Session, options
 
 if TYPE_CHECKING:
-    from hopaas_p2p.stores.checks import Finding
+    from hopaas_p2p.stores.findings import Finding
 
 
 @click.command()
 @click.argument("url", required=False)
 @options(study="none")
 def doctor(session: Session, url: str | None) -> int:
-    """Check a store, line by line: reach, write, read, lock, clock, room, and every study's log and snapshot.
+    """Check a store from this node, line by line, and say what cures what fails.
 
-    Writes a scratch log and removes it. Exits with 1 when something failed.
+    First the way: name, proxy and certificate, with the days it has left. Then the store: version, token, clock, lock
+    or race, a write and a read, and every study's log and snapshot. Writes a scratch log and removes it. Exits with 1
+    when something failed.
     """
     from hopaas_p2p.errors import HopaasError
-    from hopaas_p2p.stores.checks import Finding, examine
+    from hopaas_p2p.stores.checks import examine
+    from hopaas_p2p.stores.findings import Finding
     from hopaas_p2p.stores.url import open_store
 
     session.settings.publish()

@@ -1,7 +1,8 @@
 """What `hopaas-p2p doctor` looks at: checks that every store must pass, and where a store's own ones are found.
 
-A store of the module `stores.x` may have a module `stores.x_checks` with a function `checks(store)` that yields
-findings of its own; it is run after the common ones.
+A store of the module `stores.x` may have a module `stores.x_checks`. Its `way(store)`, if there is one, yields findings
+about the way to the server and returns whether it leads there; if not, nothing else is tried. Its `checks(store)` come
+next, then the common ones.
 """
 
 from __future__ import annotations
@@ -12,50 +13,65 @@ import importlib.util
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Final
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
 from hopaas_p2p.core.state import State, apply
-from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store
+from hopaas_p2p.stores.findings import Finding
 
 _EXCHANGES: Final = 5
 _SLOW: Final = 5.0  # seconds for an exchange: ask and tell would be felt
 
 
-class Finding(NamedTuple):
-    """One line of the doctor: what was looked at, whether it is well, and what to do if not."""
-
-    check: str
-    passed: bool
-    detail: str
-    cure: str = ""
-
-
 def examine(store: Store) -> Iterator[Finding]:
-    """All findings about a store that could be opened. Writes a scratch log, and removes it."""
-    yield from _guarded("reach", _reach, store)
+    """All findings about a store that could be opened. Writes a scratch log, and removes it.
+
+    What cannot be reached is said once: after a way that leads nowhere, or a store that does not answer, it ends.
+    """
+    own = _own_checks(store)
+    for name, check in own.items():
+        if not (yield from _guarded(name, check, store)):
+            return
+    if not (yield from _guarded("reach", _reach, store)):
+        return
     yield from _guarded("write and read", _write_and_read, store)
     yield from _guarded("beat", _beat, store)
-    own = f"{type(store).__module__}_checks"
-    if importlib.util.find_spec(own) is not None:
-        yield from _guarded(own.rpartition(".")[2], importlib.import_module(own).checks, store)
     yield from _guarded("studies", _studies, store)
 
 
-def _guarded(name: str, check: Callable[[Any], Iterator[Finding]], store: Store) -> Iterator[Finding]:
-    """The findings of a check, its own failure being one."""
+Check = Callable[[Any], Any]
+"""Store -> an iterator of findings, which may return False: nothing else needs to be tried."""
+
+
+def _own_checks(store: Store) -> dict[str, Check]:
+    """What this kind of store is to be looked at for, in order."""
+    name = f"{type(store).__module__}_checks"
+    if importlib.util.find_spec(name) is None:
+        return {}
+    module = importlib.import_module(name)
+    return {part: getattr(module, part) for part in ("way", "checks") if hasattr(module, part)}
+
+
+def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, bool]:
+    """The findings of a check, its own failure being one; returns whether it came to its end, and did not say False."""
     try:
-        yield from check(store)
+        return (yield from check(store)) is not False
+    except Denied as error:
+        cure = "who may only look cannot take part; ask an owner for a grant, or for a key that may write"
+        yield Finding(name, passed=False, detail=str(error), cure=cure)
     except HopaasError as error:
         cure = "try again when the store can be reached" if error.retry else "see the message"
         yield Finding(name, passed=False, detail=str(error), cure=cure)
     except Exception as error:  # noqa: BLE001  # a doctor that stumbles says so and goes on
         detail = f"{type(error).__name__}: {error}"
         yield Finding(name, passed=False, detail=detail, cure="please report this, with the output of --debug")
+        return True
+    return False
 
 
 def _reach(store: Store) -> Iterator[Finding]:
@@ -68,7 +84,7 @@ def _reach(store: Store) -> Iterator[Finding]:
 def _write_and_read(store: Store) -> Iterator[Finding]:
     log = store.log(f"doctor-{secrets.token_hex(12)}")
     writer = secrets.token_urlsafe(12)
-    seconds = []
+    seconds, left = [], ""
     try:
         for seq in range(1, _EXCHANGES + 1):
             record = StudyDefine("doctor", ("minimize",))
@@ -78,11 +94,15 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
             seconds.append(time.monotonic() - began)
         there = [entry.lsn for entry in _entries(log)]
     finally:
-        log.destroy()
+        try:
+            log.destroy()
+        except Denied:  # a worker's key adds, and removes nothing
+            left = "; it may not be removed with these rights, and stays"
     if there != list(range(1, _EXCHANGES + 1)):
         yield Finding("write and read", passed=False, detail=f"wrote 5 commits, read {there}", cure="use another store")
         return
-    yield Finding("write and read", passed=True, detail=f"{_EXCHANGES} commits written, read back, and removed")
+    done = f"{_EXCHANGES} commits written and read back" + (left or ", and removed")
+    yield Finding("write and read", passed=True, detail=done)
     median = statistics.median(seconds)
     yield Finding(
         "exchange",
@@ -116,7 +136,11 @@ def _studies(store: Store) -> Iterator[Finding]:
 def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     """Replay the whole log; the newest snapshot must say the same as the commits up to it."""
     log = store.log(uuid)
-    found = log.newest_snapshot()
+    try:
+        found = log.newest_snapshot()
+    except Denied:
+        yield Finding(name, passed=True, detail="not shared with this user")
+        return
     state, unreadable, said = State(), 0, None
     for entry in _entries(log):
         commit = codec.decode(entry.payload)

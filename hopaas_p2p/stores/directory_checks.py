@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from hopaas_p2p.stores.checks import Finding
 from hopaas_p2p.stores.directory import DirectoryStore, hard_locks_work
+from hopaas_p2p.stores.findings import Finding
 
 _ROOM: Final = 100 << 20  # bytes; some 100,000 trials
 _CLOCKS_AGREE: Final = 60.0  # seconds

@@ -93,6 +93,11 @@ class PostgresStore:
         self._logs: dict[str, PostgresLog] = {}
         self._was_primary = False
 
+    @property
+    def address(self) -> Address:
+        """Where it is, taken apart."""
+        return self._door.address
+
     def catalog(self) -> PostgresLog:
         return self._log(CATALOG)
 

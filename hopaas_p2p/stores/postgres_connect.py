@@ -26,6 +26,7 @@ _OPTIONS: Final = frozenset(
     {"host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "connect_timeout"}
     | {"application_name", "target_session_attrs", "krbsrvname"}
 )
+_PORT: Final = 5432
 _CONNECT_TIMEOUT: Final = "10"  # seconds
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
 
@@ -63,6 +64,21 @@ class Address:
         self.url = url.set(drivername="postgresql").render_as_string(hide_password=True)
         if url.password not in (None, "***"):
             _given[self.url] = Secret(str(url.password))
+
+    @property
+    def servers(self) -> list[tuple[str, int]]:
+        """(host, port) of each server that is reached by TCP."""
+        url = self.sqlalchemy_url
+        asked = url.query.get("port", "")
+        ports = (asked if isinstance(asked, str) else ",".join(asked)).split(",")
+        usual = int(url.port or (ports[0] if ports[0].isdigit() else 0) or os.environ.get("PGPORT", "") or _PORT)
+        found = []
+        for index, host in enumerate(_hosts(url)):
+            if host and not host.startswith(("/", "@")):
+                name, _, own = host.rpartition(":") if host.count(":") == 1 else (host, "", "")
+                port = own or (ports[index] if index < len(ports) else "")
+                found.append((name.strip("[]"), int(port) if port.isdigit() else usual))
+        return found
 
     def credentials(self) -> tuple[str | None, Secret | None]:
         """(user, secret) to log in with now; None leaves it to libpq."""

@@ -124,7 +124,7 @@ def pool(
         "retries": retries,
         "maxsize": _CONNECTIONS,
         "cert_reqs": "CERT_REQUIRED",
-        "ca_certs": _certificates(env),
+        "ca_certs": certificates(env),
     }
     proxy = None if direct else proxy_for(url)
     made: _Pool | _ProxyPool
@@ -159,7 +159,13 @@ def proxy_for(url: str) -> tuple[str, str] | None:
     return address, login
 
 
-def _certificates(env: Mapping[str, str]) -> str:
+def certificates(env: Mapping[str, str] = os.environ) -> str:
+    """The file of the authorities to trust.
+
+    Raises:
+        ConfigurationError: a setting names a file that is not there.
+
+    """
     given = settings.ca_file(env) or env.get("AWS_CA_BUNDLE") or env.get("SSL_CERT_FILE")
     if given is None or given == "":
         import certifi

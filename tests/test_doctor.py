@@ -1,0 +1,400 @@
+"""The doctor at every kind of store, on real ones: what it finds, what it says to do, and that it stops in time."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from hopaas_p2p import access
+from hopaas_p2p.stores import checks, s3_checks, way_checks
+from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3_objects import Found, MinioObjects
+from hopaas_p2p.stores.way_checks import Way
+from hopaas_p2p.testing.postgres import Server, find_binaries
+from hopaas_p2p.testing.seaweed import Seaweed
+from tests.connect_proxy import ConnectProxy
+from tests.postgres_fixtures import missing
+from tests.processes import cli
+
+
+def by_check(findings: Iterator[Finding]) -> dict[str, Finding]:
+    return {finding.check: finding for finding in findings}
+
+
+def without_login(url: str) -> str:
+    return re.sub("//.*@", "//", url)
+
+
+def one(findings: Iterator[Finding]) -> Finding:
+    """The only one that failed, and the last."""
+    found = list(findings)
+    assert [finding.passed for finding in found] == [True] * (len(found) - 1) + [False], found
+    return found[-1]
+
+
+# --- certificates and the way there ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@contextlib.contextmanager
+def tls_server(authority: trustme.CA, *names: str, days: float = 90.0, begun: float = -1.0) -> Iterator[int]:
+    """Something that speaks TLS with a certificate of so many days; its port."""
+    now = datetime.datetime.now(tz=datetime.UTC)
+    certificate = authority.issue_cert(
+        *names,
+        not_before=now + datetime.timedelta(days=min(begun, days - 1)),
+        not_after=now + datetime.timedelta(days=days, minutes=5),
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client, contextlib.suppress(OSError), context.wrap_socket(client, server_side=True) as secured:
+                        secured.recv(1)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.fixture
+def trust(authority: trustme.CA) -> ssl.SSLContext:
+    context = way_checks.trust_in(None)
+    authority.configure_trust(context)
+    return context
+
+
+def test_a_good_certificate_passes_with_the_days_it_has_left(authority: trustme.CA, trust: ssl.SSLContext) -> None:
+    with tls_server(authority, "localhost", days=90) as port:
+        found = by_check(way_checks.checks(Way("localhost", port, trust)))
+    assert list(found) == ["name", "connect", "tls"]
+    assert all(finding.passed for finding in found.values())
+    assert "90 days left" in found["tls"].detail
+    assert "trustme" in found["tls"].detail
+
+
+def test_a_certificate_of_less_than_21_days_is_a_loud_failure(authority: trustme.CA, trust: ssl.SSLContext) -> None:
+    for days, passed in ((21, True), (20, False), (1, False)):
+        with tls_server(authority, "localhost", days=days) as port:
+            found = by_check(way_checks.checks(Way("localhost", port, trust)))["tls"]
+        assert found.passed is passed
+        if not passed:
+            assert f"THE CERTIFICATE ENDS IN {days} DAYS" in found.detail
+            assert "renew it now" in found.cure
+
+
+def test_certificates_that_are_not_to_be_trusted_are_named_for_what_is_wrong(
+    authority: trustme.CA, trust: ssl.SSLContext
+) -> None:
+    with tls_server(authority, "localhost", days=-1) as port:
+        expired = one(way_checks.checks(Way("localhost", port, trust)))
+    assert "expired" in expired.detail
+    assert "renews" in expired.cure
+    with tls_server(authority, "gateway.example.org") as port:
+        elsewhere = one(way_checks.checks(Way("localhost", port, trust)))
+    assert "match" in elsewhere.detail.lower()
+    assert "the name that the certificate is for" in elsewhere.cure
+    with tls_server(trustme.CA(), "localhost") as port:
+        unknown = one(way_checks.checks(Way("localhost", port, trust)))
+    assert unknown.check == "tls"
+    assert "HOPAAS_CA_FILE" in unknown.cure
+
+
+def test_a_name_that_is_not_known_and_a_port_where_nobody_listens(trust: ssl.SSLContext) -> None:
+    nowhere = one(way_checks.checks(Way("no-such-host.invalid", 443, trust)))
+    assert (nowhere.check, "name server" in nowhere.cure) == ("name", True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    closed = one(way_checks.checks(Way("127.0.0.1", port, trust)))
+    assert (closed.check, "hopaas-p2p relay" in closed.cure) == ("connect", True)
+
+
+def test_a_server_that_speaks_something_else_is_told_from_a_bad_certificate(trust: ssl.SSLContext) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        found = one(way_checks.checks(Way("localhost", listener.getsockname()[1], trust)))
+        thread.join()
+    assert found.check == "tls"
+    assert "no TLS" in found.detail
+
+
+# --- proxies -----------------------------------------------------------------------------------------------------
+
+
+def test_a_proxy_lets_through_whom_it_knows_and_says_who_it_is_to_others(
+    authority: trustme.CA, trust: ssl.SSLContext
+) -> None:
+    with ConnectProxy("ann", "s3cret") as proxy, tls_server(authority, "localhost") as port:
+        address = f"http://127.0.0.1:{proxy.port}"
+        found = by_check(way_checks.checks(Way("localhost", port, trust, (address, "ann:s3cret"))))
+        assert list(found) == ["name", "proxy", "tls"]
+        assert all(finding.passed for finding in found.values())
+        without = one(way_checks.checks(Way("localhost", port, trust, (address, ""))))
+        wrong = one(way_checks.checks(Way("localhost", port, trust, (address, "ann:guess"))))
+    assert f"{address} (test-proxy) answered 407" in without.detail
+    assert 'Basic realm="site"' in without.detail
+    assert "HTTPS_PROXY=http://user:password@host:port" in without.cure
+    assert "does not take this login" in wrong.cure
+    assert "guess" not in str(wrong)
+    assert "s3cret" not in str(found)
+
+
+def test_a_proxy_that_is_not_there_is_not_taken_for_the_server(trust: ssl.SSLContext) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    found = one(way_checks.checks(Way("gateway.example.org", 443, trust, (f"http://127.0.0.1:{port}", ""))))
+    assert found.check == "proxy"
+    assert "the proxy of HTTPS_PROXY is up" in found.cure
+
+
+# --- Postgres ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_postgres_passes(any_postgres_url: str) -> None:
+    store = PostgresStore(any_postgres_url)
+    found = by_check(checks.examine(store))
+    store.close()
+    assert [finding for finding in found.values() if not finding.passed] == []
+    expected = ["name", "connect", "server", "token", "clock", "round trip", "schema", "reach", "write and read"]
+    assert list(found)[: len(expected)] == expected
+    assert "login dba, which does not expire" in found["token"].detail
+    assert "Postgres 1" in found["server"].detail
+
+
+def test_a_tokens_user_and_expiry_are_told_and_its_last_hours_are_a_failure(
+    postgres: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access.add_user(postgres_url, "ann")
+    token = access.create_token(postgres_url, "ann", valid="week")
+    monkeypatch.setenv("HOPAAS_TOKEN", token.secret.reveal())
+    store = PostgresStore(without_login(postgres_url))
+    found = by_check(checks.examine(store))
+    assert f"user ann, token {token.name}" in found["token"].detail
+    assert "7.0 days left" in found["token"].detail
+    assert [finding for finding in found.values() if not finding.passed] == []
+    postgres.execute(
+        f"""ALTER ROLE "{token.name}" VALID UNTIL '{datetime.datetime.now() + datetime.timedelta(hours=2)}'"""
+    )
+    late = by_check(checks.examine(store))["token"]
+    store.close()
+    assert not late.passed
+    assert "hopaas-p2p token create ann" in late.cure
+    assert token.secret.reveal().partition(":")[2] not in str(found) + str(late)
+
+
+def test_a_study_that_is_not_shared_is_no_failure(postgres_url: str, postgres: Server, monkeypatch: Any) -> None:
+    import hopaas_p2p
+
+    hopaas_p2p.open_study(postgres_url, "private").close()
+    access.add_user(postgres_url, "bob")
+    token = access.create_token(postgres_url, "bob")
+    monkeypatch.setenv("HOPAAS_TOKEN", token.secret.reveal())
+    store = PostgresStore(without_login(postgres_url))
+    found = by_check(checks.examine(store))
+    store.close()
+    assert found["study private"] == Finding("study private", passed=True, detail="not shared with this user")
+
+
+def test_a_wrong_secret_and_a_database_without_a_store_are_said_once(
+    postgres: Server, new_database: Any, postgres_url: str
+) -> None:
+    wrong = PostgresStore(re.sub("dba:.*@", "dba:guess@", postgres_url))
+    denied = one(checks.examine(wrong))
+    assert "wrong, expired or revoked" in denied.detail
+    assert "guess" not in str(denied)
+    empty = PostgresStore(postgres.url(new_database(postgres), user="dba"))
+    found = by_check(checks.examine(empty))
+    assert not found["schema"].passed
+    assert "hopaas-p2p init" in found["schema"].cure
+    assert list(found)[-1] == "reach"
+    empty.close()
+
+
+def test_an_older_schema_is_told_from_a_newer_one(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hopaas_p2p.stores import postgres_checks
+
+    monkeypatch.setattr(postgres_checks, "SCHEMA_VERSION", 7)
+    store = PostgresStore(postgres_url)
+    found = by_check(checks.examine(store))["schema"]
+    store.close()
+    assert (found.passed, found.detail) == (False, "of version 1, and this program is made for 7")
+
+
+def test_a_postgres_that_is_down_ends_the_examination_at_once(postgres_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    store = PostgresStore(f"postgresql://u@127.0.0.1:{port}/d")
+    assert one(checks.examine(store)).check == "connect"
+
+
+def test_a_socket_has_no_way_to_look_at(postgres: Server) -> None:
+    store = PostgresStore("postgresql://u@/d?host=/var/run/postgresql")
+    assert store.address.servers == []
+
+
+@pytest.mark.parametrize(
+    ("url", "servers"),
+    [
+        ("postgresql://u@db.example.org/d", [("db.example.org", 5432)]),
+        ("postgresql://u@db.example.org:6432/d", [("db.example.org", 6432)]),
+        ("postgresql://u@/d?host=one:1&host=two:2", [("one", 1), ("two", 2)]),
+        ("postgresql://u@/d?host=one,two&port=1,2", [("one", 1), ("two", 2)]),
+        ("postgresql://u@[::1]:7/d", [("::1", 7)]),
+    ],
+)
+def test_the_servers_of_a_url_are_those_that_libpq_tries(
+    url: str, servers: list[tuple[str, int]], monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("PGPORT", raising=False)
+    assert PostgresStore(url).address.servers == servers
+
+
+def test_a_postgres_behind_tls_shows_its_certificate(authority: trustme.CA, tmp_path: Path) -> None:
+    able = [binaries for binaries in find_binaries().values() if binaries.speaks_tls]
+    if not able:
+        missing("a Postgres server that speaks TLS")
+    now = datetime.datetime.now(tz=datetime.UTC)
+    certificate = authority.issue_cert("localhost", not_after=now + datetime.timedelta(days=5, minutes=5))
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    server = Server(max(able))
+    chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
+    server.settings |= {
+        "ssl": "on",
+        "ssl_cert_file": str(server.place("server.crt", chain)),
+        "ssl_key_file": str(server.place("server.key", certificate.private_key_pem.bytes())),
+    }
+    with server:
+        access.initialise(server.url())
+        url = server.url().replace("127.0.0.1", "localhost") + "?sslmode=verify-full"
+        store = PostgresStore(f"{url}&sslrootcert={ca}")
+        found = by_check(checks.examine(store))
+        store.close()
+        stranger = one(checks.examine(PostgresStore(url)))
+    assert [name for name, finding in found.items() if not finding.passed] == ["tls"]
+    assert "THE CERTIFICATE ENDS IN 5 DAYS" in found["tls"].detail
+    assert stranger.check == "tls"
+    assert "HOPAAS_CA_FILE" in stranger.cure
+
+
+def test_a_postgres_without_tls_is_told_from_one_with_a_bad_certificate(
+    postgres: Server, postgres_url: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    found = one(checks.examine(PostgresStore(f"{postgres_url}?sslmode=verify-full&sslrootcert={ca}")))
+    assert "speaks no TLS" in found.detail
+
+
+# --- S3 ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_bucket_passes_and_nothing_of_the_race_stays(s3_url: str) -> None:
+    store = S3Store(s3_url)
+    found = by_check(checks.examine(store))
+    assert [finding for finding in found.values() if not finding.passed] == []
+    expected = ["name", "connect", "condition", "round trip", "clock", "race", "reach", "write and read"]
+    assert list(found)[: len(expected)] == expected
+    assert "exactly one winner each" in found["race"].detail
+    assert [item.key for item in store.objects.listed("study/") if "/snapshot/" in item.key] == []
+    store.close()
+
+
+class _LooksFirst(MinioObjects):
+    """A server that looks whether the key is free, and writes some time later: with the condition, but not atomic."""
+
+    def __init__(self, url: str) -> None:
+        from hopaas_p2p.stores.s3_address import parse
+
+        super().__init__(parse(url))
+        self._gate = threading.Barrier(s3_checks.RACERS)
+
+    def create(self, key: str, data: bytes) -> bool:
+        if "doctor-" not in key or "/snapshot/" not in key:
+            return super().create(key, data)
+        free = self.get(key, limit=64) is None
+        self._gate.wait(30)
+        if free:
+            self.put(key, data)
+        return free
+
+
+def test_a_server_that_looks_first_and_writes_then_loses_the_race(s3_url: str) -> None:
+    store = S3Store(s3_url, objects=_LooksFirst(s3_url))
+    found = by_check(checks.examine(store))
+    assert not found["race"].passed
+    assert "8 writers were told that they won (5 of 5 races)" in found["race"].detail
+    assert "commits would be lost" in found["race"].cure
+    store.close()
+
+
+def test_a_race_whose_winner_is_not_what_is_there_fails(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = S3Store(s3_url)
+    monkeypatch.setattr(store.objects, "get", lambda key, limit: Found(b"another", 7, 0.0))
+    assert "not what the winner wrote" in s3_checks.race(store.objects).detail
+    monkeypatch.setattr(store.objects, "get", lambda key, limit: None)
+    assert "nothing is there" in s3_checks.race(store.objects).detail
+    store.close()
+
+
+def test_wrong_keys_are_said_once(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
+    found = one(checks.examine(S3Store(s3_url)))
+    assert "keys are not valid" in found.detail
+    assert "guess" not in str(found)
+
+
+def test_a_bucket_behind_a_proxy_says_who_answered_407(s3_server: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ConnectProxy("ann", "s3cret") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://ann:guess@127.0.0.1:{proxy.port}")
+        store = S3Store("s3://bucket/x?endpoint=https://s3.example.org&region=r")
+        found = one(checks.examine(store))
+        store.close()
+    assert "test-proxy) answered 407" in found.detail
+    assert "guess" not in str(found)
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_speaks_json_of_every_kind_of_store(postgres_url: str, s3_url: str, tmp_path: Path) -> None:
+    cli("study", "create", "s", "--store", str(tmp_path / "store"))
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    for url in (str(tmp_path / "store"), postgres_url, s3_url):
+        if url == s3_url:
+            cli("study", "create", "s", "--store", url, **aws)
+        found = json.loads(cli("doctor", url, "--json", **aws).stdout)
+        assert all(finding["passed"] and set(finding) == {"check", "passed", "detail", "cure"} for finding in found)
+        assert {"reach", "write and read", "exchange", "beat", "clock"} <= {finding["check"] for finding in found}
