@@ -30,6 +30,7 @@ from hopaas_p2p.errors import InvalidInput
 _NUMBER: Final = attrgetter("_number")
 _STATES: Final = tuple(TrialState)
 _LIMIT: Final = 1 << 63
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 _MAX_ATTRIBUTE: Final = 1 << 20
 """Bytes. A quarter of what a commit may have, so that each fits into one with all that goes along."""
 _PICKLES: Final = "cma:"
@@ -150,6 +151,8 @@ def to_datetime(microseconds: int | None) -> datetime.datetime | None:
     """A time of the log in this machine's time zone, naive as Optuna's are."""
     if microseconds is None:
         return None
+    if 0 < microseconds < _EXACT:
+        return datetime.datetime.fromtimestamp(microseconds / 1e6)  # noqa: DTZ006
     seconds, rest = divmod(microseconds, 1_000_000)
     try:
         return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
@@ -262,6 +265,9 @@ class View:
             self._lent.discard(trial_state)
             filed = self._by_state[trial_state] = filed.copy()
         for frozen in finished:
+            if not filed or filed[-1]._number < frozen._number:  # as nearly always
+                filed.append(frozen)
+                continue
             place = bisect.bisect_left(filed, frozen._number, key=_NUMBER)
             if place < len(filed) and filed[place]._number == frozen._number:
                 filed[place] = frozen
@@ -339,20 +345,22 @@ class View:
                 params[name] = external(distributions[name], params[name])
         elif trial.end is None:
             params = dict(params)
-        return FrozenTrial(
-            number=trial.number,
+        running = trial.end is None
+        frozen = FrozenTrial.__new__(FrozenTrial)  # its __init__ costs as much as all that is above
+        frozen.__dict__.update(
+            _number=trial.number,
             state=_STATES[trial.state],
-            value=None,
-            datetime_start=to_datetime(trial.start),
+            _values=None if trial.values is None else list(trial.values),
+            _datetime_start=to_datetime(trial.start),
             datetime_complete=to_datetime(trial.end),
-            params=params,
-            distributions=distributions if trial.end is not None else dict(distributions),
-            user_attrs=self._attributes(trial.user),
-            system_attrs=self._attributes(trial.system),
-            intermediate_values=trial.reports if trial.end is not None else dict(trial.reports),
-            trial_id=self._first_id + trial.number,
-            values=trial.values,
+            _params=params,
+            _user_attrs=self._attributes(trial.user),
+            _system_attrs=self._attributes(trial.system),
+            intermediate_values=dict(trial.reports) if running else trial.reports,
+            _distributions=dict(distributions) if running else distributions,
+            _trial_id=self._first_id + trial.number,
         )
+        return frozen
 
     def _shape(self, trial: Trial, state: State) -> tuple[dict[str, BaseDistribution], list[str]]:
         """The distributions of a trial, shared among all with the same ones; and whose values need translation."""

@@ -147,6 +147,14 @@ _revived: Final[weakref.WeakValueDictionary[tuple[int, str], Courier]] = weakref
 """(process, courier a storage was pickled with) -> the one it has here: unpickled again and again, it is one peer."""
 
 
+class _Mode(threading.local):
+    """How trials end in a block of code, on one thread: see `Storage.telling` and `Storage.because`."""
+
+    defer = False
+    strict = False
+    reason: str | None = None
+
+
 class _Part:
     """One study in this storage."""
 
@@ -167,7 +175,7 @@ class Storage(BaseStorage):
     def __init__(self, options: _Options, courier: Courier) -> None:
         self._options = options
         self._parts: dict[int, _Part] = {}
-        self._mode = threading.local()
+        self._mode = _Mode()
         self.courier = courier
 
     @property
@@ -381,10 +389,10 @@ class Storage(BaseStorage):
             state = part.replica.state
             trial = state.trials[number]
             assert trial.owner is not None
-            part.view.catch_up(state)
             live = Live(part.view.build(trial, state), Lease(trial.owner, trial.epoch), self.courier.uuid)
             if trial.end is None:
                 part.view.live[number] = live
+            part.view.catch_up(state)
             if trial.owner != self.courier.uuid:
                 self.courier.adopted.add(trial.owner)
             return live
@@ -561,9 +569,9 @@ class Storage(BaseStorage):
             return self._claim(part, number)
         if state == TrialState.WAITING:
             return self.release(trial_id)
-        if state == TrialState.COMPLETE and (told is None or any(math.isnan(value) for value in told)):
+        if state == TrialState.COMPLETE and (told is None or any(map(math.isnan, told))):
             raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
-        self.finish(trial_id, state, told, getattr(self._mode, "reason", None))
+        self.finish(trial_id, state, told, self._mode.reason)
         return True
 
     def _claim(self, part: _Part, number: int) -> bool:
@@ -601,7 +609,7 @@ class Storage(BaseStorage):
                 ticket = self._put_finish(part, number, live, to, values, reason)
                 live.frozen.state = state
                 live.frozen._values = live.frozen._values if values is None else list(values)
-        if getattr(self._mode, "defer", False):
+        if self._mode.defer:
             part.deferred.append((number, ticket))
             return
         try:
@@ -657,7 +665,7 @@ class Storage(BaseStorage):
             try:
                 self._refused(number, verdict)
             except LeaseLost as lost:
-                if getattr(self._mode, "strict", False):
+                if self._mode.strict:
                     raise
                 _log.warning("%s", lost)
 

@@ -365,18 +365,19 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
 
 def _describes_a_trial(state: State, record: TrialCreate) -> bool:
     return (
-        _can_be_merged(state, record)
+        (not (record.params or record.dists) or _can_be_merged(state, record))
         and _can_end(state, record.state, record.values)
-        and possible_time(record.start)
-        and possible_time(record.end)
+        and (record.start is None or possible_time(record.start))
+        and (record.end is None or possible_time(record.end))
     )
 
 
 def _can_be_merged(state: State, record: TrialSet | TrialCreate) -> bool:
     """Whether every parameter has a distribution, and each one that is named can be one."""
-    if record.dists and not possible_distributions(record.dists.values()):
-        return False
-    return all(name in state.dists or name in record.dists for name in record.params)
+    if not record.dists:
+        return record.params.keys() <= state.dists.keys()
+    known = state.dists.keys() | record.dists.keys()
+    return record.params.keys() <= known and possible_distributions(record.dists.values())
 
 
 def _has_place_for(state: State, ended: TrialState) -> bool:
@@ -417,15 +418,8 @@ def _move(state: State, trial: Trial, to: TrialState) -> None:
 
 def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
     if record.params:
-        for name in record.params:
-            first = state.dists.get(name)
-            given = record.dists.get(name)
-            if first is None and given is not None:
-                state.dists[name] = given
-            elif given is not None and given != first:
-                trial.dists[name] = given
-            elif name in trial.dists:  # told again, from the first distribution this time
-                del trial.dists[name]
+        if record.dists or trial.dists:
+            _merge_distributions(state, trial, record)
         trial.params.update(record.params)
     if record.reports:
         trial.reports.update(record.reports)
@@ -433,6 +427,18 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
         trial.user = {**trial.user, **record.user}
     if record.system:
         trial.system = {**trial.system, **record.system}
+
+
+def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
+    for name in record.params:
+        first = state.dists.get(name)
+        given = record.dists.get(name)
+        if first is None and given is not None:
+            state.dists[name] = given
+        elif given is not None and given != first:
+            trial.dists[name] = given
+        elif name in trial.dists:  # told again, from the first distribution this time
+            del trial.dists[name]
 
 
 def _start(state: State, trial: Trial, commit: Commit) -> Verdict:
@@ -498,7 +504,7 @@ def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> 
         return to is not COMPLETE
     if state.define is None or len(values) != len(state.define.directions):
         return False
-    return to is not COMPLETE or not any(math.isnan(value) for value in values)
+    return to is not COMPLETE or not any(map(math.isnan, values))
 
 
 def _finish(state: State, record: TrialFinish, commit: Commit) -> Verdict:

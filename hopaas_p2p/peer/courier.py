@@ -194,18 +194,18 @@ class Courier:
             InvalidInput: it cannot be written down.
         """
         while ticket.verdicts is None:
-            self._insist(membership, lambda: ticket.verdicts is not None)
+            self._insist(membership, ticket)
         if ticket.error is not None:
             raise ticket.error
         return ticket.verdicts
 
-    def _insist(self, membership: Membership[Any], done: Callable[[], bool]) -> None:
-        """Make one exchange, as often as it takes within `patience`; none if another thread's made it needless."""
+    def _insist(self, membership: Membership[Any], ticket: Ticket | None) -> None:
+        """Make one exchange, as often as it takes within `patience`; none if another thread's decided the ticket."""
         deadline = self.clock() + self.patience
         pause = _FIRST_PAUSE
         while True:
             with membership.replica.turn:
-                if done():
+                if ticket is not None and ticket.verdicts is not None:
                     return
                 try:
                     self._exchange(membership)
@@ -251,7 +251,7 @@ class Courier:
             StoreUnreachable: not within `patience`.
 
         """
-        self._insist(membership, lambda: False)
+        self._insist(membership, None)
 
     def _exchange(self, membership: Membership[Any]) -> None:
         """One exchange, in turn."""

@@ -31,7 +31,7 @@ class MemoryLog:
             return Receipt(self._entries[since:])
 
     def _holds(self, payload: bytes, since: int) -> bool:
-        return any(entry.payload == payload for entry in self._entries[since:])
+        return len(self._entries) > since and any(entry.payload == payload for entry in self._entries[since:])
 
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
