@@ -1,0 +1,101 @@
+"""What went wrong: failures by reason, site and node, with lost leases apart from errors of the objective."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["error", "lease", "withdrawn"]
+
+KINDS: Final[dict[Kind, str]] = {
+    "error": "error of the objective",
+    "lease": "lease lost: peer silent, pre-empted or interrupted",
+    "withdrawn": "withdrawn by hand or by a late result",
+}
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
+_DIGITS: Final = re.compile(r"\d+")
+_WITHDRAWN: Final = ("withdrawn", "requeued by hand")
+_LONGEST: Final = 160
+
+
+class Failure(NamedTuple):
+    """One trial that failed, or one lease that was lost on the way."""
+
+    kind: Kind
+    reason: str
+    """The first line, with numbers and addresses replaced, so that what is alike is counted together."""
+    site: str
+    host: str
+    number: int
+    full: str
+    """The reason as it stands."""
+    over: bool
+    """Whether the trial stays failed: nothing retries it."""
+
+
+def failures(state: State) -> list[Failure]:
+    """All of them, by trial. A lease that was lost counts, also when a retry made up for it."""
+    return [failure for trial in list(state.trials) for failure in _of(trial, state)]
+
+
+def _of(trial: Trial, state: State) -> Iterator[Failure]:
+    for tenure in trial.history:
+        yield _failure(_kind(tenure.why), tenure.why, tenure.owner, trial, state)
+    if trial.state is TrialState.FAIL and not _ended_with_its_lease(trial):
+        why = trial.reason or "no reason given"
+        yield _failure("withdrawn" if why.startswith(_WITHDRAWN) else "error", why, trial.owner, trial, state)
+
+
+def _ended_with_its_lease(trial: Trial) -> bool:
+    """Whether the failure is the loss of the last lease, which the history holds already."""
+    return bool(trial.history) and trial.history[-1].end == trial.end
+
+
+def _kind(why: str) -> Kind:
+    return "withdrawn" if why.startswith(_WITHDRAWN) else "lease"
+
+
+def _failure(kind: Kind, why: str, owner: str | None, trial: Trial, state: State) -> Failure:
+    peer = state.peers.get(owner or "", {})
+    lost_for_good = trial.state is TrialState.FAIL and trial.retried_by is None
+    return Failure(
+        kind, alike(why), peer.get("site", "?"), peer.get("host", "?"), trial.number, why, lost_for_good
+    )  # fmt: skip
+
+
+def alike(reason: str) -> str:
+    """A reason without what differs from trial to trial."""
+    first = reason.strip().split("\n", 1)[0][:_LONGEST]
+    return _DIGITS.sub("N", _ADDRESS.sub("0x…", first)) or "no reason given"
+
+
+def groups(found: list[Failure]) -> pd.DataFrame:
+    """One row a kind, reason, site and node: how many, how many stay failed, the newest trial; the most first."""
+    import pandas as pd
+
+    counted: dict[tuple[str, str, str, str], list[Failure]] = {}
+    for one in found:
+        counted.setdefault((one.kind, one.reason, one.site, one.host), []).append(one)
+    rows = [
+        {
+            "kind": kind, "reason": reason, "site": site, "node": host, "count": len(members),
+            "stay failed": sum(one.over for one in members), "newest": max(one.number for one in members),
+        }
+        for (kind, reason, site, host), members in counted.items()
+    ]  # fmt: skip
+    names = ["kind", "reason", "site", "node", "count", "stay failed", "newest"]
+    frame = pd.DataFrame(rows, columns=names)
+    return frame.sort_values(["count", "newest"], ascending=False, kind="stable", ignore_index=True)
+
+
+def members(found: list[Failure], kind: str, reason: str, site: str, host: str) -> list[Failure]:
+    """The failures of one group, the newest first."""
+    wanted = (kind, reason, site, host)
+    return [one for one in reversed(found) if (one.kind, one.reason, one.site, one.host) == wanted]

@@ -1,0 +1,170 @@
+"""What pruning did: learning curves, the steps at which trials were cut, and the compute that it saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from dashboard_app.views import spec
+from dashboard_app.views.columns import Columns, Floats, Mask
+from dashboard_app.views.spec import Chart
+from dashboard_app.views.thin import spread, thin_line
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State, Trial
+
+_DRAWS: Final = 400  # of the bootstrap; the ends of a 90 % interval move by about a percent of it with more
+_CUT: Final = 40  # pruned curves that are drawn
+_WHOLE: Final = 20
+_RUNNING: Final = 20
+_STEPS: Final = 120  # points of one curve
+_BARS: Final = 40
+
+
+class Saved(NamedTuple):
+    """Hours that pruning saved: an estimate, for nobody ran the pruned trials to their end."""
+
+    hours: float
+    low: float
+    """5 % of the resamplings gave less."""
+    high: float
+    """5 % gave more."""
+    spent: float
+    """Hours that all trials together took."""
+    pruned: int
+    steps: float
+    """Steps of a whole trial: the mean of the complete ones."""
+
+    @property
+    def share(self) -> float:
+        """Of the compute that would have been needed without pruning."""
+        return self.hours / (self.hours + self.spent) if self.hours + self.spent > 0 else 0.0
+
+
+ESTIMATOR: Final = (
+    "Each pruned trial is assumed to have gone on, at its own seconds per step, to the length of a complete trial: the "
+    "mean of what remains, over the lengths of the complete trials. The interval is the middle 90 % of 400 resamplings "
+    "(bootstrap) of both the pruned and the complete trials. It does not cover that pruned trials might have been of "
+    "another length, or have become slower."
+)
+
+
+def saved(columns: Columns, shown: Mask | None = None) -> Saved | None:
+    """See `ESTIMATOR`. None when no trial was pruned, or none that is complete reported anything, or times are unknown.
+
+    Deterministic: the resampling is seeded.
+    """
+    mask = np.ones(len(columns), dtype=np.bool_) if shown is None else shown
+    seconds = columns.seconds()
+    whole = columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & mask
+    cut = columns.is_(TrialState.PRUNED) & (columns.steps > 0) & np.isfinite(seconds) & mask
+    if not whole.any() or not cut.any():
+        return None
+    lengths, made = columns.steps[whole].astype(np.float64), columns.steps[cut].astype(np.float64)
+    pace = seconds[cut] / made
+    estimate = float((pace * _missing(lengths, made)).sum())
+    chance = np.random.default_rng(0)
+    draws = np.empty(_DRAWS)
+    for at in range(_DRAWS):
+        some = chance.integers(len(made), size=len(made))
+        draws[at] = (pace[some] * _missing(lengths[chance.integers(len(lengths), size=len(lengths))], made[some])).sum()
+    low, high = np.quantile(draws, [0.05, 0.95])
+    spent = float(np.nansum(seconds[mask]))
+    hours = (estimate / 3600, float(low) / 3600, float(high) / 3600, spent / 3600)
+    return Saved(*hours, int(cut.sum()), float(lengths.mean()))
+
+
+def _missing(lengths: Floats, made: Floats) -> Floats:
+    """Mean over the lengths of how many steps are missing after so many were made: E[max(0, L - k)]."""
+    ordered = np.sort(lengths)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    at = np.searchsorted(ordered, made, side="right")
+    longer = len(ordered) - at
+    missing: Floats = ((sums[-1] - sums[at]) - longer * made) / len(ordered)
+    return missing
+
+
+def pruned_at(columns: Columns, shown: Mask | None = None) -> tuple[list[tuple[int, int]], Chart] | None:
+    """[(step, trials pruned there)], and the chart; many steps are gathered in bars of equal width."""
+    mask = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last_step)
+    mask = mask if shown is None else mask & shown
+    if not mask.any():
+        return None
+    steps, counts = np.unique(columns.last_step[mask].astype(np.int64), return_counts=True)
+    table = list(zip(steps.tolist(), counts.tolist(), strict=True))
+    width = max(1, math.ceil((int(steps[-1]) - int(steps[0]) + 1) / _BARS))
+    bars = np.bincount((steps - steps[0]) // width, weights=counts).astype(np.int64)
+    starts = steps[0] + width * np.arange(len(bars))
+    names = [str(start) if width == 1 else f"{start} to {start + width - 1}" for start in starts.tolist()]
+    series = {"type": "bar", "name": "pruned", "encode": {"x": 0, "y": 1}, "itemStyle": {"color": spec.PLAIN}}
+    option = spec.base(
+        [spec.Layer(series, spec.frame(step=np.array(names), trials=bars))],
+        xAxis={**spec.axis("last step reported"), "type": "category"},
+        yAxis=spec.axis("trials pruned", tight=False, nameGap=44, minInterval=1),
+    )
+    busiest = max(table, key=lambda pair: pair[1])
+    alt = (
+        f"{int(mask.sum()):,} trials were pruned between steps {table[0][0]} and {table[-1][0]}, most of them, "
+        f"{busiest[1]:,}, after step {busiest[0]}."
+    )
+    return table, Chart("Where trials were pruned", option, alt, height=260)
+
+
+def curves(state: State, columns: Columns, shown: Mask | None = None) -> Chart | None:
+    """Reports by step: the best trial, the running ones, and samples of complete and pruned ones."""
+    mask = (columns.steps > 1) & (np.ones(len(columns), dtype=np.bool_) if shown is None else shown)
+    single = len(columns.directions) == 1
+    whole = np.flatnonzero(mask & columns.is_(TrialState.COMPLETE))
+    cut = np.flatnonzero(mask & columns.is_(TrialState.PRUNED))
+    running = np.flatnonzero(mask & columns.is_(TrialState.RUNNING))[:_RUNNING]
+    if not single or not (len(whole) or len(cut) or len(running)):
+        return None
+    best = int(whole[np.argmin(np.where(columns.told()[whole], columns.cost()[whole], np.inf))]) if len(whole) else None
+    some_cut, some_whole = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)]
+    numbers = columns.number
+    layers = [
+        _bundle("pruned", _trials(state, numbers[some_cut].tolist()), spec.FAINT, "dotted", 1.0),
+        _bundle("complete", _trials(state, numbers[some_whole].tolist()), spec.PLAIN, "solid", 1.0),
+        _bundle("running", _trials(state, numbers[running].tolist()), "#009E73", "dashed", 1.8),
+    ]
+    if best is not None:
+        layers.append(_bundle("best", _trials(state, [int(numbers[best])]), spec.BEST, "solid", 3.0))
+    layers = [layer for layer in layers if len(layer.rows)]
+    everything = np.concatenate([layer.rows["value"].to_numpy(dtype=np.float64) for layer in layers])
+    minimize = columns.directions[0] == "minimize"
+    low, high = spec.robust_limits(everything[np.isfinite(everything)], minimize=minimize, without=0.1)
+    option = spec.base(
+        layers, xAxis=spec.axis("step"), yAxis=spec.axis("reported value", min=low, max=high, nameGap=44)
+    )
+    about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
+    about += [f"{len(running)} running"] if len(running) else []
+    about += [f"the best, trial {numbers[best]}"] if best is not None else []
+    return Chart("Learning curves", option, f"Learning curves: {', '.join(about)}.", ", ".join(about), height=400)
+
+
+def _trials(state: State, numbers: Sequence[int]) -> list[Trial]:
+    return [state.trials[number] for number in numbers]
+
+
+def _bundle(name: str, trials: Sequence[Trial], colour: str, dash: str, width: float) -> spec.Layer:
+    """Several curves as one series: a gap, a row without a value, lies between two."""
+    steps: list[float] = []
+    values: list[float] = []
+    numbers: list[float] = []
+    for trial in trials:
+        points = curve_of(trial)
+        steps += [*(step for step, _ in points), math.nan]
+        values += [*(value for _, value in points), math.nan]
+        numbers += [trial.number] * (len(points) + 1)
+    rows = spec.frame(step=steps[:-1], value=values[:-1], trial=numbers[:-1])
+    look = {"color": colour, "width": width, "type": dash, "opacity": 0.55 if width == 1.0 else 1.0}
+    return spec.line(name, rows, colour=colour, connectNulls=False, lineStyle=look, symbol="none")
+
+
+def curve_of(trial: Trial) -> list[tuple[float, float]]:
+    """A trial's finite reports by step, thinned."""
+    points = [(float(step), value) for step, value in sorted(trial.reports.items()) if math.isfinite(value)]
+    kept = thin_line(np.array([value for _, value in points]), most=_STEPS)
+    return [points[at] for at in kept]

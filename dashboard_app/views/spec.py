@@ -1,0 +1,163 @@
+"""A chart as data: an ECharts option, what it shows in words, and the small pieces that options are made of.
+
+Names that come from the store go into an option as text, which ECharts draws on a canvas or escapes; none is ever part
+of a formatter, which would be HTML. Rows go as data frames: few bytes on the wire, and a table behind "Show data".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from dashboard_app.views.columns import Floats, Parameter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Option = dict[str, Any]
+
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
+"""Okabe and Ito's, told apart by the colour-blind, in both themes; none is the only sign of anything."""
+SYMBOLS: Final = ("circle", "rect", "triangle", "diamond", "roundRect", "arrow", "pin", "emptyCircle")
+BEST: Final = "#D55E00"
+PLAIN: Final = "#0072B2"
+FAINT: Final = "#7F7F7F"
+_LONGEST: Final = 40
+
+
+class Chart(NamedTuple):
+    """Something to draw, and the same in words."""
+
+    title: str
+    option: Option
+    alt: str
+    """What a person who cannot see it would want to be told."""
+    caption: str = ""
+    height: int = 360
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """As numbers of five significant digits: what a screen can show, in few bytes."""
+    return [float(f"{value:.5g}") for value in values]
+
+
+def frame(**parts: Any) -> pd.DataFrame:
+    """Columns for a chart, in as few bytes as a screen needs: whole numbers and four-byte floats.
+
+    Times in milliseconds stay eight bytes wide. Underscores in the names become spaces: tooltips show them.
+    """
+    import pandas as pd
+
+    return pd.DataFrame({name.replace("_", " "): _narrow(np.asarray(part)) for name, part in parts.items()})
+
+
+def _narrow(column: Any) -> Any:
+    if column.dtype.kind not in "fiu":
+        return column
+    if len(column) and np.isfinite(column).all():
+        largest = float(np.abs(column).max())
+        if largest < 2**31 and (column == np.rint(column)).all():
+            return column.astype(np.int32)
+        if largest >= 2**31 or column.dtype.kind in "iu":
+            return column.astype(np.float64)
+    return column.astype(np.float32)
+
+
+def label(text: str, longest: int = _LONGEST) -> str:
+    """A name that fits beside an axis."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def number(value: float | None) -> str:
+    """A number as people read it."""
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+class Layer(NamedTuple):
+    """A series, and the rows it draws."""
+
+    series: Option
+    rows: pd.DataFrame
+
+
+def base(layers: Sequence[Layer] = (), **more: Any) -> Option:
+    """An option that draws these layers, with what all charts share. Each layer's rows are a data set of their own."""
+    option: Option = {
+        "animation": False,
+        "grid": {"left": 12, "right": 18, "top": 40, "bottom": 34, "containLabel": True},
+        "tooltip": {"confine": True},
+        "legend": {"top": 0, "type": "scroll", "show": len(layers) > 1},
+    }
+    if layers:
+        option["dataset"] = [{"source": layer.rows} for layer in layers]
+        option["series"] = [{**layer.series, "datasetIndex": at} for at, layer in enumerate(layers)]
+    return {**option, **more}
+
+
+def axis(name: str, *, log: bool = False, time: bool = False, tight: bool = True, **more: Any) -> Option:
+    """An axis for numbers, or for milliseconds since 1970. `tight`: it need not begin at zero."""
+    kind = "time" if time else "log" if log else "value"
+    shown = {"nameLocation": "middle", "nameGap": 26, "nameTextStyle": {"fontSize": 12}}
+    return {"type": kind, "name": label(name), "scale": tight, **shown, **more}
+
+
+def parameter_axis(one: Parameter, **more: Any) -> Option:
+    """The axis of a parameter, over its whole range."""
+    if one.choices is not None:
+        shown = {"nameLocation": "middle", "nameGap": 26}
+        return {
+            "type": "category",
+            "name": label(one.name),
+            "data": [label(choice, 16) for choice in one.choices],
+            **shown,
+            **more,
+        }
+    same = one.low == one.high
+    limits: dict[str, Any] = {} if same else {"min": one.low, "max": one.high}
+    return axis(one.name, log=one.log, **limits, **more)
+
+
+def scatter(
+    name: str, rows: pd.DataFrame, *, colour: str, symbol: str = "circle", size: float = 6, **more: Any
+) -> Layer:
+    """A cloud of points: x and y are the first two columns; a tooltip shows them all."""
+    tooltip = [*range(2, rows.shape[1]), 0, 1]
+    series = {
+        "type": "scatter", "name": label(name), "symbol": symbol, "symbolSize": size,
+        "itemStyle": {"color": colour, "opacity": 0.75}, "encode": {"x": 0, "y": 1, "tooltip": tooltip}, **more,
+    }  # fmt: skip
+    return Layer(series, rows)
+
+
+def line(name: str, rows: pd.DataFrame, *, colour: str, width: float = 2, **more: Any) -> Layer:
+    """A line without marks through the first two columns."""
+    series = {
+        "type": "line", "name": label(name), "showSymbol": False, "color": colour, "encode": {"x": 0, "y": 1},
+        "lineStyle": {"color": colour, "width": width}, **more,
+    }  # fmt: skip
+    return Layer(series, rows)
+
+
+def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> tuple[float | None, float | None]:
+    """Where an axis should end, so that a few very bad values do not flatten the rest; None: by itself.
+
+    Only values that are far out, three times the range of the others away, are cut.
+    """
+    if len(values) < 20:
+        return None, None
+    ordered = np.sort(values)
+    cut = max(1, int(len(ordered) * without))
+    kept = ordered[:-cut] if minimize else ordered[cut:]
+    low, high = float(kept[0]), float(kept[-1])
+    room = max(high - low, 1e-12)
+    if minimize:
+        return (None, high + 0.1 * room) if ordered[-1] > high + 3 * room else (None, None)
+    return (low - 0.1 * room, None) if ordered[0] < low - 3 * room else (None, None)

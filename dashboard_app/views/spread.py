@@ -1,0 +1,116 @@
+"""How the values are distributed: EDF, and the Pareto front of several objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dashboard_app.views import spec
+from dashboard_app.views.columns import Columns, Floats, Ints, Mask
+from dashboard_app.views.history import sites_of
+from dashboard_app.views.spec import Chart
+from dashboard_app.views.thin import MOST, thin_line, thin_points
+
+
+def edf_of(values: Floats) -> tuple[Floats, Floats]:
+    """(value, share of the values that are at most this), ascending: a step at each."""
+    x = np.sort(values)
+    return x, np.arange(1, len(x) + 1) / max(1, len(x))
+
+
+def edf(columns: Columns, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None) -> Chart | None:
+    """Which share of the complete trials is at least as low as a value; one line for all, or one a site."""
+    mask = columns.told(objective)
+    mask = mask if shown is None else mask & shown
+    rows = np.flatnonzero(mask)
+    if not len(rows):
+        return None
+    groups = [("all", rows)]
+    if by_site:
+        groups = [(name, rows[mine]) for _, name, mine in sites_of(columns, rows)]
+    return edf_chart([(name, columns.values[mine, objective]) for name, mine in groups])
+
+
+def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
+    """One line a group. Lines differ in colour and in dashes."""
+    dashes = ("solid", "dashed", "dotted")
+    layers = []
+    for at, (name, values) in enumerate(groups):
+        x, share = edf_of(values)
+        kept = thin_line(x, most=MOST // max(1, len(groups)))
+        layers.append(
+            spec.line(
+                name,
+                spec.frame(value=x[kept], share=share[kept]),
+                colour=spec.COLOURS[at % len(spec.COLOURS)],
+                step="end",
+                lineStyle={"type": dashes[at % 3], "width": 2, "color": spec.COLOURS[at % len(spec.COLOURS)]},
+            )
+        )
+    everything = np.concatenate([values for _, values in groups])
+    low, high = np.quantile(everything, [0.0, 0.98])
+    limits: dict[str, Any] = {"min": float(low), "max": float(high)} if high > low else {}
+    option = spec.base(
+        layers, xAxis=spec.axis("value", **limits), yAxis=spec.axis("share of trials", min=0, max=1, nameGap=44)
+    )
+    medians = ", ".join(f"{name} {spec.number(float(np.median(values)))}" for name, values in groups)
+    return Chart("Distribution of values (EDF)", option, f"Share of trials up to each value; medians: {medians}.")
+
+
+def pareto_rows(columns: Columns, shown: Mask | None = None) -> Ints:
+    """The rows that no other complete trial beats in every objective, by number. Equal ones are all on the front."""
+    objectives = range(len(columns.directions))
+    mask = np.logical_and.reduce([columns.told(one) for one in objectives])
+    mask = mask if shown is None else mask & shown
+    rows = np.flatnonzero(mask)
+    if not len(rows):
+        return rows
+    costs = np.stack([columns.cost(one)[rows] for one in objectives], axis=1)
+    order = np.lexsort(costs.T[::-1])  # a trial is only beaten by one that comes before it
+    front: list[int] = []
+    kept = np.empty((0, costs.shape[1]))
+    for at in order:
+        beaten = ((kept <= costs[at]).all(axis=1) & (kept < costs[at]).any(axis=1)).any() if len(kept) else False
+        if not beaten:
+            front.append(int(at))
+            kept = np.vstack([kept, costs[at]])
+    return np.sort(rows[front])
+
+
+def pareto(
+    columns: Columns, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
+) -> Chart | None:
+    """Two of the objectives against each other, and which trials are on the front of all objectives."""
+    if len(columns.directions) < 2:
+        return None
+    front = pareto_rows(columns, shown)
+    if not len(front):
+        return None
+    mask = columns.told(first) & columns.told(second)
+    rows = np.flatnonzero(mask if shown is None else mask & shown)
+    x, y = columns.values[:, first], columns.values[:, second]
+    drawn = np.union1d(rows[thin_points(x[rows], y[rows])], front)
+    groups = sites_of(columns, drawn) if by_site else [(0, "complete", np.ones(len(drawn), dtype=np.bool_))]
+    layers = [
+        spec.scatter(
+            name,
+            spec.frame(first=x[drawn[mine]], second=y[drawn[mine]], trial=columns.number[drawn[mine]]),
+            colour=spec.COLOURS[at] if by_site else spec.FAINT,
+            symbol=spec.SYMBOLS[at],
+            size=5,
+        )
+        for at, name, mine in groups
+    ]
+    along = front[np.argsort(x[front], kind="stable")]
+    marks = spec.frame(first=x[along], second=y[along], trial=columns.number[along])
+    layers.append(spec.scatter("on the front", marks, colour=spec.BEST, symbol="diamond", size=11, z=5))
+    option = spec.base(
+        layers,
+        xAxis=spec.axis(f"objective {first + 1} ({columns.directions[first]})"),
+        yAxis=spec.axis(f"objective {second + 1} ({columns.directions[second]})", nameGap=44),
+    )
+    total = len(columns.directions)
+    alt = f"{len(front)} of {len(rows):,} complete trials are on the Pareto front of {total} objectives."
+    return Chart("Pareto front", option, alt)
