@@ -1,0 +1,96 @@
+"""One run of one session: sign in, find the study, show the page. `entry/app.py` calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from dashboard_app import options, theme, url
+from dashboard_app.feed import Feed, feed_of
+from dashboard_app.here import Here
+from dashboard_app.registry import PAGES, Entry
+from hopaas_p2p.core.catalog import Listing
+from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.stores.url import redacted
+
+
+def main() -> None:
+    """One run of one session."""
+    told = options.current()
+    st.set_page_config(page_title="hopaas-p2p", page_icon=":material/hub:", layout="wide")
+    theme.apply()
+    if told.auth == "oidc" and not _signed_in():
+        return
+    try:
+        feed = feed_of(_store(told))
+        studies = feed.studies()
+    except HopaasError as error:
+        st.error(theme.plain(error, longest=1000), icon=":material/error:")
+        return
+    _menu(feed, told, studies).run()
+
+
+def _store(told: options.Options) -> str:
+    asked = url.given("store")
+    names = {redacted(one): one for one in told.stores}
+    return names.get(asked) or told.stores[0]  # never a URL that only the address names
+
+
+def _signed_in() -> bool:
+    if st.user.is_logged_in:
+        return True
+    theme.title("hopaas-p2p")
+    st.button("Sign in", on_click=st.login, type="primary", icon=":material/login:")
+    return False
+
+
+def _menu(feed: Feed, told: options.Options, studies: list[Listing]) -> st.Page:
+    listing = _chosen(studies)
+    groups: dict[str, list[st.Page]] = {}
+    for entry in PAGES:
+        if entry.actions and not told.actions:
+            continue
+        groups.setdefault(entry.group, []).append(
+            st.Page(
+                _shower(entry, feed, told, listing if entry.study else None),
+                title=entry.title,
+                icon=entry.icon,
+                url_path=entry.path,
+                default=entry is PAGES[0],
+                visibility="visible" if entry.listed and (listing is not None or not entry.study) else "hidden",
+            )
+        )
+    return st.navigation(groups)
+
+
+def _chosen(studies: list[Listing]) -> Listing | None:
+    """The study that the address names, else the one looked at before."""
+    by_name = {one.name: one for one in studies}
+    name = url.given("study") or st.session_state.get("study", "")
+    found = by_name.get(name)
+    if found is not None:
+        st.session_state["study"] = name
+    return found
+
+
+def _shower(entry: Entry, feed: Feed, told: options.Options, listing: Listing | None) -> Callable[[], None]:
+    def show() -> None:
+        if entry.study:
+            if listing is None:
+                _no_study()
+                return
+            url.set_("study", listing.name)
+        entry.load()(Here(feed, told, listing))
+
+    show.__name__ = entry.module
+    return show
+
+
+def _no_study() -> None:
+    asked = url.given("study")
+    theme.title("No such study" if asked else "Which study?")
+    theme.nothing(
+        f"There is no study {asked!r} here; it may have been deleted." if asked else "Choose one among the campaigns."
+    )
+    st.html(f'<a href="{theme.safe(url.link("campaigns"))}" target="_self">All campaigns</a>')

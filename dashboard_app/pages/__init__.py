@@ -1,0 +1,1 @@
+"""The pages: one module each, with `show(here)`. See the package's docstring."""

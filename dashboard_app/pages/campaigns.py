@@ -1,0 +1,121 @@
+"""Campaigns: a card a study."""
+
+from __future__ import annotations
+
+import time
+
+import streamlit as st
+
+from dashboard_app import theme, url
+from dashboard_app.frames import Frame
+from dashboard_app.here import Here
+from dashboard_app.views import campaigns
+from dashboard_app.views.campaigns import Card
+from hopaas_p2p.core.leases import ttl_of
+from hopaas_p2p.report.facts import duration
+
+_EVERY = 5.0
+
+
+def show(here: Here) -> None:
+    """The page."""
+    theme.title("Campaigns")
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    wanted = left.text_input("Find", key="find", placeholder="a name, a tag, a user", bind="query-params")
+    archived = right.toggle("Archived ones too", key="archived", bind="query-params")
+
+    @st.fragment(run_every=_EVERY)
+    def cards() -> None:
+        _cards(here, (wanted or "").casefold(), archived=archived)
+
+    cards()
+
+
+def _cards(here: Here, wanted: str, *, archived: bool) -> None:
+    parts = []
+    hidden = 0
+    for listing in here.feed.studies():
+        frame = here.feed.frame(listing.uuid)
+        if frame is None:
+            why = here.feed.freshness(listing.uuid).trouble or "being created"
+            parts.append(f'<div class="hp-card"><h3>{theme.safe(listing.name)}</h3>{theme.safe(why)}</div>')
+            continue
+        if campaigns.ARCHIVED in frame.tags and not archived:
+            hidden += 1
+            continue
+        card = _card(here, frame)
+        if wanted and not any(wanted in one.casefold() for one in (frame.name, card.begun_by, *card.tags)):
+            continue
+        parts.append(_html(frame, card))
+    trouble = here.feed.freshness().trouble
+    if trouble:
+        st.error(theme.plain(trouble, longest=1000), icon=":material/cloud_off:")
+    if parts:
+        st.html(f'<div class="hp-cards">{"".join(parts)}</div>')
+    elif wanted:
+        theme.nothing(f"No campaign matches {wanted!r}.")
+    else:
+        theme.nothing(
+            "No study yet. Make one: hopaas-p2p study create NAME --store "
+            f"{here.feed.url} --space 'x=float(0,1)', or run your program; it shows up by itself."
+        )
+    if hidden:
+        theme.caption(f"{hidden} archived, not shown")
+
+
+def _card(here: Here, frame: Frame) -> Card:
+    def alive(owner: str) -> bool:
+        silent = here.feed.silence(frame.uuid, owner)
+        return silent is None or silent < ttl_of(frame.state, owner)
+
+    return campaigns.card(frame.state, frame.columns, tags=frame.tags, note=frame.note, alive=alive)
+
+
+def _html(frame: Frame, card: Card) -> str:
+    safe = theme.safe
+    of = f" of {card.budget:,}" if card.budget is not None else ""
+    counts = " · ".join(f"{count:,} {word}" for word, count in card.counts.items()) or "no trials yet"
+    peers = " · ".join(f"{safe(site)} {count}" for site, count in card.sites.items())
+    tags = " ".join(theme.tag(one) for one in card.tags[:6])
+    seen = f"last trial {_ago(card.last)}" if card.last is not None else ""
+    by = f"begun by {safe(card.begun_by)}" if card.begun_by else ""
+    small = " · ".join(part for part in (by, seen) if part)
+    return (
+        f'<a class="hp-card" target="_self" href="{safe(url.link("live", study=frame.name), longest=4000)}">'
+        f'<div class="hp-row"><h3>{safe(frame.name)}</h3>{theme.pill(card.word)}</div>'
+        f'<div class="hp-row"><span><span class="hp-best">{safe(card.best)}</span> '
+        f'<span class="hp-small">{safe(card.best_of)}</span></span></div>'
+        f"{_spark(card)}{_bar(card)}"
+        f'<div class="hp-small">{card.used:,}{of} used · {counts}</div>'
+        f'<div class="hp-small">{f"live peers: {peers}" if peers else "no live peers"}</div>'
+        + (f'<div class="hp-small">{safe(card.note)}</div>' if card.note else "")
+        + (f"<div>{tags}</div>" if tags else "")
+        + (f'<div class="hp-small">{small}</div>' if small else "")
+        + "</a>"
+    )
+
+
+def _spark(card: Card) -> str:
+    if len(card.spark) < 2:
+        return ""
+    words = f"The best value went from {card.spark[0]:.4g} to {card.spark[-1]:.4g}"
+    return (
+        f'<svg class="hp-spark" viewBox="0 0 300 40" preserveAspectRatio="none" role="img" aria-label="{words}">'
+        f'<path d="{campaigns.spark_path(card.spark)}" fill="none" stroke="#3b7be8" stroke-width="2" '
+        'vector-effect="non-scaling-stroke"/></svg>'
+    )
+
+
+def _bar(card: Card) -> str:
+    whole = max(1, card.budget or 0, sum(card.counts.values()))
+    parts = [
+        f'<i class="hp-{word}" style="width:{100 * card.counts[word] / whole:.2f}%"></i>'
+        for word in ("complete", "pruned", "running", "fail", "waiting")
+        if card.counts.get(word)
+    ]
+    return f'<div class="hp-bar" aria-hidden="true">{"".join(parts)}</div>'
+
+
+def _ago(at: float) -> str:
+    seconds = time.time() - at
+    return "just now" if seconds < 2 else f"{duration(seconds)} ago"

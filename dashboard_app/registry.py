@@ -1,0 +1,35 @@
+"""The pages, in the order of the menu."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from dashboard_app.here import Here
+
+
+class Entry(NamedTuple):
+    """One page."""
+
+    path: str
+    """Its name in the address."""
+    title: str
+    icon: str
+    module: str
+    """In `dashboard_app.pages`; imported when first shown. Has `show(here)`."""
+    study: bool = True
+    """Whether it is about one study, else about the store."""
+    group: str = "Study"
+    listed: bool = True
+    """Whether the menu shows it."""
+    actions: bool = False
+    """Whether it is only there when actions are allowed."""
+
+    def load(self) -> Callable[[Here], None]:
+        """The function that shows the page."""
+        show: Callable[[Here], None] = importlib.import_module(f"dashboard_app.pages.{self.module}").show
+        return show
+
+
+PAGES: Final = (Entry("campaigns", "Campaigns", ":material/dashboard:", "campaigns", study=False, group="Store"),)

@@ -1,0 +1,61 @@
+"""The server: Streamlit's own, with our routes and settings."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+from streamlit.starlette import App
+
+from dashboard_app import actor, feed, options, theme
+from dashboard_app.options import Options
+
+SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
+"""What Streamlit executes."""
+_log: Final = logging.getLogger("hopaas_p2p.dashboard")
+
+
+def settings(told: Options) -> dict[str, Any]:
+    """Streamlit's settings, as its `config.toml` would name them."""
+    return {
+        "server.address": told.host,
+        "server.port": told.port,
+        "server.baseUrlPath": told.base_path.strip("/"),
+        "server.headless": not told.open_browser,
+        "server.fileWatcherType": "none",
+        "server.runOnSave": False,
+        "server.maxUploadSize": 512,
+        "browser.gatherUsageStats": False,
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "client.showSidebarNavigation": True,
+        "logger.level": "warning",
+        **theme.CONFIG,
+    }
+
+
+def serve(told: Options) -> None:
+    """Serve until Ctrl-C. Opens the stores first, so that one that cannot be used is said at once.
+
+    Raises:
+        ConfigurationError: a store cannot be used.
+        StoreUnreachable: a store does not answer.
+
+    """
+    options.use(told)
+    for url in told.stores:
+        feed.feed_of(url)
+    try:
+        App(SCRIPT, routes=_routes(), on_script_error=_noted).run(config=settings(told))
+    finally:
+        feed.close_all()
+        actor.close_all()
+
+
+def _routes() -> list[Any]:
+    return []
+
+
+def _noted(error: Exception) -> None:
+    _log.error("a page failed", exc_info=error)

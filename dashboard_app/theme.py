@@ -1,0 +1,142 @@
+"""How it looks: colours by state, style, and small pieces of HTML in which every text from a store is escaped."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import streamlit as st
+
+if TYPE_CHECKING:
+    from dashboard_app.here import Here
+
+CONFIG: Final[dict[str, Any]] = {
+    "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif",
+    "theme.baseRadius": "10px",
+    "theme.showWidgetBorder": True,
+    "theme.light.primaryColor": "#1f5fd0",
+    "theme.light.backgroundColor": "#f6f7f9",
+    "theme.light.secondaryBackgroundColor": "#ffffff",
+    "theme.light.textColor": "#1a2230",
+    "theme.light.borderColor": "#e1e5eb",
+    "theme.light.sidebar.backgroundColor": "#eef1f5",
+    "theme.dark.primaryColor": "#7aa9ff",
+    "theme.dark.backgroundColor": "#10141b",
+    "theme.dark.secondaryBackgroundColor": "#181e28",
+    "theme.dark.textColor": "#e6eaf1",
+    "theme.dark.borderColor": "#2a3341",
+    "theme.dark.sidebar.backgroundColor": "#0c1016",
+}
+"""Streamlit's own settings of the theme; the fonts are those of the reader's machine, so that none are sent."""
+
+STATE_COLOURS: Final = {
+    "running": "#0f9d8a",
+    "complete": "#3b7be8",
+    "pruned": "#a3854f",
+    "fail": "#d9485f",
+    "waiting": "#7c8798",
+}
+"""Seen on light and on dark; every use has a word or a shape beside it."""
+STATE_SYMBOLS: Final = {
+    "running": "◐",
+    "complete": "●",
+    "pruned": "◆",
+    "fail": "✕",
+    "waiting": "○",
+    "paused": "‖",
+    "stopped": "■",
+    "stalled": "!",
+    "failing": "✕",
+    "done": "✓",
+}
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|>~:$<&])")
+
+
+def safe(text: object, *, longest: int = 200) -> str:
+    """Text from a store, fit to stand in HTML and in a quoted attribute."""
+    words = str(text)
+    if len(words) > longest:
+        words = words[: longest - 1] + "…"
+    return html.escape(words, quote=True)
+
+
+def plain(text: object, *, longest: int = 200) -> str:
+    """Text from a store, fit to stand in Markdown and mean nothing there: also not as an icon or a formula."""
+    words = " ".join(str(text).split())
+    if len(words) > longest:
+        words = words[: longest - 1] + "…"
+    return _MARKDOWN.sub(r"\\\1", words)
+
+
+@cache
+def _style() -> str:
+    return (Path(__file__).parent / "static" / "style.css").read_text(encoding="utf-8")
+
+
+def apply() -> None:
+    """Put the style on the page; once a run."""
+    st.html(f"<style>{_style()}</style>")
+
+
+def title(text: str, here: Here | None = None) -> None:
+    """The page's heading, under the name of the study it is about."""
+    kind = ""
+    if here is not None and here.listing is not None:
+        kind = f'<p class="hp-kind">{safe(here.listing.name)}</p>'
+    st.html(f'{kind}<h1 class="hp-title">{safe(text)}</h1>')
+
+
+def heading(text: str) -> None:
+    """The heading of a part of a page."""
+    st.html(f'<h2 class="hp-heading">{safe(text)}</h2>')
+
+
+def caption(text: str) -> None:
+    """A line of explanation under something."""
+    st.html(f'<p class="hp-caption">{safe(text, longest=2000)}</p>')
+
+
+def nothing(text: str) -> None:
+    """What stands where there is nothing to show, and what to do about it."""
+    st.html(f'<p class="hp-nothing">{safe(text, longest=2000)}</p>')
+
+
+def pill(word: str) -> str:
+    """A state as HTML: shape, word and colour."""
+    symbol = STATE_SYMBOLS.get(word, "")
+    return f'<span class="hp-pill hp-{safe(word)}"><i aria-hidden="true">{symbol}</i>{safe(word)}</span>'
+
+
+def tag(text: str) -> str:
+    """A tag as HTML."""
+    return f'<span class="hp-tag">{safe(text, longest=64)}</span>'
+
+
+def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
+    """A row of numbers: (what it is, the number, a small line below)."""
+    parts = [
+        f'<div class="hp-tile"><span>{safe(what)}</span><b>{safe(value)}</b><i>{safe(more)}</i></div>'
+        for what, value, more in facts
+    ]
+    st.html(f'<div class="hp-tiles">{"".join(parts)}</div>')
+
+
+def table(headers: Iterable[str], rows: Iterable[Iterable[str]], *, label: str, numeric: Iterable[int] = ()) -> None:
+    """A small table. Cells are HTML: what comes from a store goes through `safe` first."""
+    right = frozenset(numeric)
+
+    def css(column: int) -> str:
+        return ' class="hp-number"' if column in right else ""
+
+    head = "".join(f'<th scope="col"{css(column)}>{safe(text)}</th>' for column, text in enumerate(headers))
+    body = "".join(
+        "<tr>" + "".join(f"<td{css(column)}>{cell}</td>" for column, cell in enumerate(row)) + "</tr>" for row in rows
+    )
+    st.html(
+        f'<div class="hp-scroll" role="region" tabindex="0" aria-label="{safe(label)}"><table class="hp-table">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

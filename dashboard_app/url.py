@@ -1,0 +1,38 @@
+"""What the browser's address says, and addresses that say it: every view of a page is a link to send around."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlencode
+
+import streamlit as st
+
+from dashboard_app import options
+
+HOME: Final = "campaigns"
+"""The page that is shown at the root."""
+
+
+def given(name: str) -> str:
+    """A part of the address; empty when it is not there."""
+    return str(st.query_params.get(name, ""))
+
+
+def set_(name: str, value: str | None) -> None:
+    """Put a part into the address, or take it out; other parts stay."""
+    if value:
+        if st.query_params.get(name) != value:
+            st.query_params[name] = value
+    elif name in st.query_params:
+        del st.query_params[name]
+
+
+def link(page: str, **parts: str | int | None) -> str:
+    """The address of a page, relative to this server: fit for an `href` once it went through `theme.safe`."""
+    base = options.current().base_path.strip("/")
+    said = {name: str(value) for name, value in parts.items() if value not in (None, "")}
+    store = given("store")
+    if store:
+        said.setdefault("store", store)
+    path = "/" + "/".join(part for part in (base, "" if page == HOME else page) if part)
+    return f"{path}?{urlencode(said)}" if said else path

@@ -1,0 +1,77 @@
+"""`hopaas-p2p dashboard`: the monitor, in a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Final
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import ConfigurationError
+
+_EXTRA: Final = "hopaas-p2p[dashboard]"
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command()
+@options(study="none")
+@click.argument("stores", nargs=-1, metavar="[STORE]...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="The port.")
+@click.option(
+    "--allow-actions/--read-only",
+    "actions",
+    default=False,
+    help="Whether people may change studies from here, as far as their grants go. [default: --read-only]",
+)
+@click.option("--auth", type=click.Choice(["none", "oidc"]), default="none", show_default=True, help="Who may look.")
+@click.option("--base-path", default="", metavar="PATH", help="The path that a proxy serves this under.")
+@click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
+@click.option("--optuna", "with_optuna", is_flag=True, help="Serve optuna-dashboard too, at the next port.")
+def dashboard(
+    session: Session,
+    stores: tuple[str, ...],
+    host: str,
+    port: int,
+    actions: bool,
+    auth: str,
+    base_path: str,
+    open_browser: bool,
+    with_optuna: bool,
+) -> None:
+    """Watch studies in a browser: what runs, where, how well.
+
+    It reads the store as a peer does, and needs nothing else: a viewer's token is enough. Several stores may be named.
+
+    \b
+    hopaas-p2p dashboard ./campaign --open
+    hopaas-p2p dashboard --allow-actions        # the store of HOPAAS_STORE; pause, enqueue, annotate
+    """  # noqa: D301  # click wants the backspace
+    _require("streamlit")
+    if with_optuna:
+        _require("optuna_dashboard")
+    urls = stores or (session.store_url,)
+    session.settings.publish()
+    from dashboard_app.options import Options
+    from dashboard_app.server import serve
+
+    told = Options(
+        stores=tuple(urls),
+        host=host,
+        port=port,
+        actions=actions,
+        auth=auth,
+        base_path=base_path,
+        open_browser=open_browser,
+        optuna_port=port + 1 if with_optuna else None,
+    )
+    if actions and auth == "none" and host not in _LOOPBACK:
+        output.say(f"anybody who reaches {host}:{port} may change these studies; see --auth oidc")
+    serve(told)
+
+
+def _require(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigurationError(f"the dashboard needs {module}: pip install '{_EXTRA}'")
