@@ -40,7 +40,7 @@ def _pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/from-hopaas.md", "docs/moving.md"])
 def test_every_block_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:
     """As a reader would: one directory, one block after another, with the installed program."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -1,0 +1,27 @@
+"""The interface of hopaas_client, the client of the Hopaas service, on a shared log instead of a server.
+
+    import hopaas_p2p.hopaas as hpc
+
+is the one line to change in a script; `python -m hopaas_p2p.hopaas script.py` runs one without any change. What is
+done differently, because the original did it wrong, stands in docs/from-hopaas.md.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hopaas_p2p.hopaas import client, exceptions, pruners, samplers, study, suggestions, trial
+from hopaas_p2p.hopaas.client import Client
+from hopaas_p2p.hopaas.study import Study
+from hopaas_p2p.hopaas.trial import FrozenTrial, Trial
+
+__all__ = ["Client", "FrozenTrial", "Study", "Trial", "exceptions", "pruners", "samplers", "suggestions"]
+
+for _name, _module in {
+    "Client": client,
+    "Exceptions": exceptions,
+    "FrozenTrial": trial,
+    "Study": study,
+    "Trial": trial,
+}.items():  # `from hopaas_client.Client import Client` names the modules as the original does
+    sys.modules[f"{__name__}.{_name}"] = _module

@@ -1,0 +1,159 @@
+"""Where the studies are, said as the original has it said: arguments, or an INI file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import hopaas_p2p
+from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
+from hopaas_p2p.settings import Secret, Settings
+from hopaas_p2p.stores.url import redacted
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_storages: Final[dict[str, Storage]] = {}
+_lock: Final = threading.Lock()
+
+
+class _Found(NamedTuple):
+    store: str | None
+    token: str | None
+    origin: str
+
+
+class Client:
+    """The store that studies of this client are in. Nothing is contacted before a study needs it.
+
+    Args:
+        server: the store: a directory or a URL.
+        token: of a gateway, for a store that is reached through one.
+        config_filename: an INI file, with `[server] address, port` and `[auth] api_token`.
+        force_reconfig: the original asked at the terminal; nobody is asked here, so it changes nothing.
+
+    Without `server` the first of these wins: `config_filename`, the file that `HOPAAS_CONFIG_FILE` names, the store of
+    our own settings (`HOPAAS_STORE`, hopaas.toml), `~/.hopaasrc`. Where one of them names a Hopaas server (http://…,
+    https://…) and our settings name a store, that store is used, so that a script may keep the address it has.
+
+    Raises:
+        HopaasServerError: no store is named, or a file that is named cannot be read.
+
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        config_filename: str | None = None,
+        force_reconfig: bool = False,
+    ) -> None:
+        found = _Found(server, token, "server=") if server else _look(config_filename, token)
+        self._store = _usable(found)
+        self._token = Secret(found.token) if found.token else None
+
+    def __repr__(self) -> str:
+        return f"hopaas.Client({self.server!r})"
+
+    @property
+    def server(self) -> str:
+        """The store, as it may be shown."""
+        return redacted(self._store)
+
+    @property
+    def token(self) -> Secret | None:
+        """Shown as `***`."""
+        return self._token
+
+    @property
+    def backend_version(self) -> str:
+        """There is no server; the version of this package."""
+        return hopaas_p2p.__version__
+
+    def storage(self) -> Storage:
+        """The store, opened: one for all clients of this process.
+
+        Raises:
+            HopaasServerError: it cannot be reached or used.
+
+        """
+        from hopaas_p2p.storage import open_storage
+
+        with _lock, translated():
+            if self._store not in _storages:
+                if self._token is not None and urlsplit(self._store).scheme.endswith("+https"):
+                    os.environ.setdefault("HOPAAS_TOKEN", self._token.reveal())  # where a gateway's client looks
+                _storages[self._store] = open_storage(self._store)
+            return _storages[self._store]
+
+    def close(self) -> None:
+        """Send what is queued and let go of the store. Happens by itself when the program ends."""
+        with _lock:
+            storage = _storages.pop(self._store, None)
+        if storage is not None:
+            storage.close()
+
+
+def _look(config_filename: str | None, token: str | None) -> _Found:
+    """What is said where `server` is not."""
+    named = config_filename or os.environ.get("HOPAAS_CONFIG_FILE")
+    if named:
+        return _read(Path(named).expanduser(), token)
+    with translated():
+        setting = Settings().find("store")
+    if setting.value:
+        return _Found(setting.value, token, setting.origin)
+    own = Path("~/.hopaasrc").expanduser()
+    if own.is_file():
+        return _read(own, token)
+    raise HopaasServerError(
+        "which store? Say Client(server=…) or HOPAAS_STORE: a directory that all jobs reach, or a URL; "
+        "or name an INI file with HOPAAS_CONFIG_FILE, with [server] address = …"
+    )
+
+
+def _read(path: Path, token: str | None) -> _Found:
+    parser = ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), str(path))
+        address = parser.get("server", "address").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise HopaasServerError(f"{path} cannot be read: {why}") from None
+    except ConfigError as error:
+        said = " ".join(str(error).split())
+        raise HopaasServerError(f"{path}: {said}; it takes [server] address = STORE") from None
+    port = parser.get("server", "port", fallback="").strip()
+    return _Found(_with_port(address, port), token or parser.get("auth", "api_token", fallback=None), str(path))
+
+
+def _with_port(address: str, port: str) -> str:
+    """A database's address with its port; other stores have none."""
+    parts = urlsplit(address)
+    if not parts.scheme.startswith("postgres") or not port.isdigit() or ":" in parts.netloc.rpartition("@")[2]:
+        return address
+    return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
+
+
+def _usable(found: _Found) -> str:
+    store = found.store or ""
+    if not store:
+        raise HopaasServerError(f"{found.origin}: the address of the store is empty")
+    if urlsplit(store).scheme not in ("http", "https"):
+        return store
+    with translated():
+        instead = Settings().get("store")
+    if not instead:
+        raise HopaasServerError(
+            f"{redacted(store)} ({found.origin}) is the address of a Hopaas server, and there is none here: name a "
+            "store instead, a directory that all jobs reach or a URL, there or in HOPAAS_STORE"
+        )
+    _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(store))
+    return instead

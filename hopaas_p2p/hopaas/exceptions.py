@@ -1,0 +1,51 @@
+"""The errors of the original, by its names. Our own error, with more to it, is the `__cause__` of each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from hopaas_p2p import errors
+
+
+class HopaasError(RuntimeError):
+    """Something went wrong between this script and the study."""
+
+
+class HopaasServerError(HopaasError):
+    """The store cannot be reached, or cannot be used as it is."""
+
+
+class HopaasConsistencyError(HopaasError):
+    """A call that does not fit the state of the study or trial."""
+
+
+class NoMoreTrials(HopaasError, SystemExit):
+    """The study gives out no trial: its budget is used up, or somebody paused or stopped it.
+
+    The original had no such end. A script that does not know of it (`while True: with study.trial() …`) ends here with
+    exit code 0, as after `sys.exit()`; one that does can catch it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 0
+
+
+_SERVER = (errors.StoreUnreachable, errors.ConfigurationError, errors.StoreCorrupt, errors.Denied)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """In this block, our errors become the original's."""
+    try:
+        yield
+    except errors.HopaasError as error:
+        raise translation(error) from error
+
+
+def translation(error: errors.HopaasError) -> HopaasError:
+    """The original's error that says what ours says."""
+    if isinstance(error, errors.NoWork):
+        return NoMoreTrials(str(error))
+    return (HopaasServerError if isinstance(error, _SERVER) else HopaasConsistencyError)(str(error))

@@ -1,0 +1,257 @@
+"""A study of the original: a title, constants and suggestions. The same set-up, anywhere, joins the same study."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from hopaas_p2p.core.records import Distribution, StudySet
+from hopaas_p2p.errors import HopaasError as OwnError
+from hopaas_p2p.errors import InvalidInput, LeaseLost
+from hopaas_p2p.hopaas.client import Client
+from hopaas_p2p.hopaas.exceptions import HopaasConsistencyError, NoMoreTrials, translated, translation
+from hopaas_p2p.hopaas.pruners import NopPruner, Pruner
+from hopaas_p2p.hopaas.samplers import Sampler, TPESampler
+from hopaas_p2p.hopaas.suggestions import PREFIX, Suggestion, parse
+from hopaas_p2p.hopaas.trial import FrozenTrial, Trial
+
+if TYPE_CHECKING:
+    import hopaas_p2p
+
+_log: Final = logging.getLogger("hopaas_p2p")
+
+
+class Study:
+    """A study, joined at its first trial. Methods may be called from any thread, and after a fork.
+
+    Args:
+        name: a title for people.
+        properties: by name, a suggestion (or its text, `optuna#…`) for what is to be chosen, and constants, which come
+            back with every trial.
+        special_properties: facts of this job (its node, its address). They are kept with each trial, and do not decide
+            which study this is.
+        direction: "minimize" or "maximize".
+        pruner, sampler: of `hopaas_p2p.hopaas.pruners` and `samplers`.
+        client: where the study is; `Client()` if not said.
+
+    Raises:
+        ValueError: something of it cannot be what it is given as; the message says what.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        properties: Mapping[str, Any],
+        special_properties: Mapping[str, Any] | None = None,
+        direction: str = "minimize",
+        pruner: Pruner | None = None,
+        sampler: Sampler | None = None,
+        client: Client | None = None,
+    ) -> None:
+        self._name = name
+        checked = _checked(properties, "properties")
+        self._order = tuple(checked)
+        self._space, self._constants = _divided(checked)
+        self._special = _plain(_checked(special_properties or {}, "special_properties"))
+        if direction not in ("minimize", "maximize"):
+            raise InvalidInput(f"direction is 'minimize' or 'maximize', not {direction!r}")
+        self._direction = direction
+        self._pruner, self._sampler = pruner or NopPruner(), sampler or TPESampler()
+        try:
+            self._judge, self._proposer = self._pruner.make(), self._sampler.make()
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"{self._pruner}, {self._sampler}: {error}") from None
+        self._client = client if client is not None else Client()
+        self._digest = self._fingerprint()
+        self._joined: hopaas_p2p.Study | None = None
+
+    def _fingerprint(self) -> str:
+        """What tells this set-up from others, in any process: names and values, whatever their order and spelling."""
+        space = {name: [type(one).__name__, *msgspec.to_builtins(one)] for name, one in self._space.items()}
+        setup = {
+            "name": self._name,
+            "properties": {"constants": self._constants, "space": space},
+            "direction": self._direction,
+            "sampler": self._sampler.asdict(),
+            "pruner": self._pruner.asdict(),
+        }
+        return hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"hopaas.Study({self.store_name!r}, client={self._client!r})"
+
+    @property
+    def store_name(self) -> str:
+        """What the study is called in the store: its title, made fit for a name, and the beginning of its id."""
+        title = "".join("-" if letter in "/\\" or not letter.isprintable() else letter for letter in self._name)
+        return f"{title[:100]}-{self._digest[:8]}"
+
+    @property
+    def direction(self) -> str:
+        """'minimize' or 'maximize'."""
+        return self._direction
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether this process has joined the study: it has run or read a trial."""
+        return self._joined is not None
+
+    @property
+    def study_id(self) -> str | None:
+        """The digest of its set-up, the same in every process; None before it is joined."""
+        return self._digest if self.is_initialized else None
+
+    @property
+    def best_trial_id(self) -> int:
+        """The id of the best trial of everybody's.
+
+        Raises:
+            HopaasConsistencyError: nobody has started the study yet, or no trial is complete.
+
+        """
+        best = self._existing()
+        try:
+            return best.best_trial.number
+        except ValueError:
+            raise HopaasConsistencyError("no trial is complete yet") from None
+
+    @property
+    def trials(self) -> dict[int, FrozenTrial]:
+        """Everybody's trials by id. Raises HopaasConsistencyError if nobody has started the study yet."""
+        found = {}
+        for one in self._existing().trials:
+            reports = one.intermediate_values
+            loss = one.value if one.value is not None else reports[max(reports)] if reports else None
+            found[one.number] = FrozenTrial(
+                self._digest, one.number, loss, self._properties(one.params), one.state.name
+            )
+        return found
+
+    def _properties(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters and constants in the order in which the script gave them."""
+        values = {**self._constants, **params}
+        return {name: values[name] for name in self._order if name in values}
+
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[Trial]:
+        """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
+
+        The last loss that was set is the result. No loss, NaN, or an exception fails the trial, with the reason;
+        SIGTERM and Ctrl-C give it back, to be run again. An exception goes on its way.
+
+        Raises:
+            NoMoreTrials: the study gives out no trial; a script that does not catch it ends, with exit code 0.
+            HopaasServerError: the store cannot be reached.
+
+        """
+        stopped: BaseException | None = None
+        try:
+            with contextlib.ExitStack() as block:
+                trial = self._start(block)
+                try:
+                    yield trial
+                except BaseException as error:
+                    stopped = error
+                    trial._ended = True
+                    raise
+                trial._conclude()
+        except OwnError as error:
+            if error is stopped:
+                raise
+            if not isinstance(error, LeaseLost):
+                raise translation(error) from error
+            _log.warning("%s", error)
+            if stopped is not None:
+                raise stopped from None
+
+    def _start(self, block: contextlib.ExitStack) -> Trial:
+        try:
+            with translated():
+                inner = block.enter_context(self._join(create=True).trial())
+                for key, value in self._special.items():
+                    inner.set_user_attr(key, value)
+        except NoMoreTrials as none:
+            _log.warning("%s", none)  # a script that ends by it should not end without a word
+            raise
+        return Trial(inner, self._properties(inner.params))
+
+    def _existing(self) -> hopaas_p2p.Study:
+        from hopaas_p2p.errors import NoSuchStudy
+
+        try:
+            return self._join(create=False)
+        except NoSuchStudy:
+            raise HopaasConsistencyError(f"{self._name!r} has no trials yet: nobody has started one") from None
+        except OwnError as error:
+            raise translation(error) from error
+
+    def _join(self, *, create: bool) -> hopaas_p2p.Study:
+        from hopaas_p2p.study import open_study
+
+        if self._joined is None:
+            study = open_study(
+                self._client.storage(),
+                self.store_name,
+                space=self._space,
+                direction=self._direction,
+                sampler=self._proposer,
+                pruner=self._judge,
+                create=create,
+            )
+            missing = {key: json.dumps(one) for key, one in self._constants.items() if key not in study.state.user}
+            if missing:
+                study.storage.say(study.study_id, StudySet(user=missing))
+            self._joined = study
+        return self._joined
+
+
+def _checked(given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise InvalidInput(f"{what} is a dictionary of values by name, not {type(given).__name__}")
+    return {str(key).removeprefix("_"): value for key, value in given.items()}
+
+
+def _divided(properties: Mapping[str, Any]) -> tuple[dict[str, Distribution], dict[str, Any]]:
+    """What is to be chosen, and what is constant."""
+    space: dict[str, Distribution] = {}
+    constants: dict[str, Any] = {}
+    for key, value in properties.items():
+        one = parse(value) if isinstance(value, str) and value.startswith(PREFIX) else value
+        if isinstance(one, Suggestion):
+            space[key] = _range(key, one)
+        else:
+            constants[key] = value
+    return space, _plain(constants)
+
+
+def _range(name: str, one: Suggestion) -> Distribution:
+    from hopaas_p2p.frozen import to_optuna, to_record
+
+    try:
+        return to_record(to_optuna(one.distribution()))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"the parameter {name!r} = {one}: {error}") from None
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON gives them back: numbers of numpy become Python's, tuples become lists."""
+    plain = {}
+    for key, value in values.items():
+        try:
+            plain[key] = json.loads(json.dumps(value, default=_number))
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"the property {key!r} = {value!r} cannot be stored: {error}") from None
+    return plain
+
+
+def _number(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no number, text, truth value, list or dictionary")
