@@ -19,8 +19,7 @@ KINDS: Final[dict[Kind, str]] = {
     "lease": "lease lost: peer silent, pre-empted or interrupted",
     "withdrawn": "withdrawn by hand or by a late result",
 }
-_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
-_DIGITS: Final = re.compile(r"\d+")
+_VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _WITHDRAWN: Final = ("withdrawn", "requeued by hand")
 _LONGEST: Final = 160
 
@@ -73,7 +72,7 @@ def _failure(kind: Kind, why: str, owner: str | None, trial: Trial, state: State
 def alike(reason: str) -> str:
     """A reason without what differs from trial to trial."""
     first = reason.strip().split("\n", 1)[0][:_LONGEST]
-    return _DIGITS.sub("N", _ADDRESS.sub("0x…", first)) or "no reason given"
+    return _VARYING.sub(lambda found: "0x…" if found[0].startswith("0x") else "N", first) or "no reason given"
 
 
 def groups(found: list[Failure]) -> pd.DataFrame:

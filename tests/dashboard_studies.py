@@ -1,0 +1,159 @@
+"""Studies made by hand, record by record, whose answers are known; in memory, or in a store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import (
+    Categorical,
+    Commit,
+    Distribution,
+    Float,
+    Int,
+    PeerJoin,
+    Policy,
+    StudyDefine,
+    StudyOpen,
+    TrialCreate,
+    TrialFinish,
+    TrialReclaim,
+    TrialSet,
+    TrialState,
+)
+from hopaas_p2p.core.state import State, Verdict, apply
+from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.url import open_store
+
+SPACE: dict[str, Distribution] = {
+    "lr": Float(1e-5, 1e-1, log=True),
+    "units": Int(8, 256),
+    "opt": Categorical(("adam", "sgd", "lion")),
+}
+COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
+
+
+class Scribe:
+    """Writes a study's records at the times it is told; keeps the commits, to be put into a store."""
+
+    def __init__(
+        self,
+        *directions: str,
+        name: str = "study",
+        space: dict[str, Distribution] | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self.state = State()
+        self.name = name
+        self.commits: list[Commit] = []
+        self._seq: dict[str, int] = {}
+        self.clock = 1_700_000_000.0
+        """Seconds since 1970 that the next record is written at; move it as you like."""
+        define = StudyDefine(
+            name, directions or ("minimize",), space=SPACE if space is None else space, policy=policy or Policy()
+        )
+        self.say("definer", define)
+
+    def say(self, peer: str, *records: object) -> tuple[Verdict, ...]:
+        """One commit of this peer."""
+        self._seq[peer] = self._seq.get(peer, 0) + 1
+        commit = Commit(peer, self._seq[peer], peer, int(self.clock * 1e6), records)  # type: ignore[arg-type]
+        self.commits.append(commit)
+        return apply(self.state, self.state.lsn + 1, commit)
+
+    def join(self, peer: str, site: str, host: str = "") -> None:
+        """A peer introduces itself."""
+        self.say(peer, PeerJoin({"site": site, "host": host or f"{site}-1", "pid": "17", "user": "ann"}))
+
+    def start(self, peer: str, **params: float) -> int:
+        """A trial of this peer begins; returns its number."""
+        number = self.say(peer, TrialCreate(params=params))[0].number
+        assert number is not None
+        return number
+
+    def report(self, peer: str, number: int, *values: float, first: int = 1) -> None:
+        """Reports for steps 1, 2, …"""
+        trial = self.state.trials[number]
+        self.say(peer, TrialSet(number, trial.epoch, reports=dict(enumerate(values, first))))
+
+    def finish(
+        self, peer: str, number: int, *values: float, state: TrialState = COMPLETE, reason: str | None = None
+    ) -> None:
+        """The trial ends."""
+        epoch = self.state.trials[number].epoch
+        self.say(peer, TrialFinish(number, epoch, state, values or None, reason))
+
+    def trial(
+        self,
+        peer: str,
+        *values: float,
+        seconds: float = 10.0,
+        state: TrialState = COMPLETE,
+        reports: tuple[float, ...] = (),
+        reason: str | None = None,
+        **params: float,
+    ) -> int:
+        """A whole trial that takes so long; the next begins when it ends."""
+        number = self.start(peer, **params)
+        if reports:
+            self.report(peer, number, *reports)
+        self.clock += seconds
+        self.finish(peer, number, *values, state=state, reason=reason)
+        return number
+
+    def reclaim(self, observer: str, number: int) -> None:
+        """The owner fell silent."""
+        self.say(observer, TrialReclaim(number, self.state.trials[number].epoch))
+
+    def put_into(self, url: str, *, uuid: str = "0123456789abcdef") -> None:
+        """Write all of it to a store, as a study of its own."""
+        store = open_store(url, create=True)
+        try:
+            opening = Commit(
+                f"opener-{uuid}", 1, f"opener-{uuid}", int(self.clock * 1e6), (StudyOpen(uuid, self.name),)
+            )
+            store.catalog().exchange(Outgoing(f"opener-{uuid}:1", codec.encode(opening)), 0)
+            log = store.log(uuid)
+            for since, commit in enumerate(self.commits):
+                outgoing = Outgoing(f"{commit.writer}:{commit.seq}", codec.encode(commit))
+                log.exchange(outgoing, since)
+        finally:
+            store.close()
+
+
+def large(count: int, *, reports: int = 10, name: str = "large", params: int = 5) -> Scribe:
+    """A study of so many finished trials from four sites: every fourth pruned, every fiftieth failed. Quick to make."""
+    space: dict[str, Distribution] = {f"p{at}": Float(0.0, 1.0) for at in range(params - 1)}
+    space["opt"] = Categorical(("adam", "sgd", "lion"))
+    scribe = Scribe(name=name, space=space)
+    for at in range(4):
+        scribe.join(f"peer-{at}", f"site-{at}")
+    batch: list[TrialCreate] = []
+    for record in _large_trials(count, reports, params, int(scribe.clock * 1e6)):
+        batch.append(record)
+        if len(batch) == 250:
+            scribe.say(f"importer-{len(scribe.commits) % 4}", *batch)
+            batch = []
+    if batch:
+        scribe.say("importer-0", *batch)
+    scribe.clock += count
+    return scribe
+
+
+def _large_trials(count: int, reports: int, params: int, began: int) -> Iterator[TrialCreate]:
+    for at in range(count):
+        spots = [(at * (0.6180339887 + 0.1 * k)) % 1 for k in range(params - 1)]
+        value = sum((spot - 0.3) ** 2 for spot in spots) + 1 / (1 + at)
+        state = FAIL if at % 50 == 49 else PRUNED if at % 4 == 3 else COMPLETE
+        made = reports if state is not PRUNED else 1 + at % max(1, reports - 1)
+        curve = {step: value + math.exp(-step / 3) for step in range(1, made + 1)}
+        yield TrialCreate(
+            state,
+            params={**{f"p{k}": spot for k, spot in enumerate(spots)}, "opt": float(at % 3)},
+            reports=curve if state is not FAIL else {},
+            values=(value,) if state is COMPLETE else None,
+            reason=f"ValueError: step {at} diverged" if state is FAIL else None,
+            start=began + at * 1_000_000,
+            end=began + at * 1_000_000 + 30_000_000 * made // max(1, reports),
+        )
