@@ -201,8 +201,9 @@ def _block(state: State, first: int) -> bytes:
     if kept is not None:
         return kept
     trials = state.trials[first : first + BLOCK]
-    packed = zlib.compress(_encode(_pack(trials)), _LEVEL)
-    if _is_settled(trials):
+    settled = _is_settled(trials)
+    packed = zlib.compress(_encode(_pack(trials)), _LEVEL if settled else 0)  # what is packed anew soon is stored as is
+    if settled:
         state.blocks[index] = packed
     return packed
 
