@@ -9,6 +9,7 @@ from dashboard_app.feed import Feed
 from dashboard_app.frames import Frame
 from dashboard_app.options import Options
 from hopaas_p2p.core.catalog import Listing
+from hopaas_p2p.core.leases import ttl_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -33,6 +34,11 @@ class Here:
     def frame(self) -> Frame | None:
         """The study as last seen."""
         return self.feed.frame(self.uuid)
+
+    def alive(self, frame: Frame, owner: str) -> bool:
+        """Whether this peer shows signs of life; yes while it has not been watched for long enough to tell."""
+        silent = self.feed.silence(frame.uuid, owner)
+        return silent is None or silent < ttl_of(frame.state, owner)
 
     @property
     def may_act(self) -> bool:

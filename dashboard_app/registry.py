@@ -32,4 +32,7 @@ class Entry(NamedTuple):
         return show
 
 
-PAGES: Final = (Entry("campaigns", "Campaigns", ":material/dashboard:", "campaigns", study=False, group="Store"),)
+PAGES: Final = (
+    Entry("campaigns", "Campaigns", ":material/dashboard:", "campaigns", study=False, group="Store"),
+    Entry("live", "Live", ":material/monitoring:", "live"),
+)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import streamlit as st
 
@@ -123,6 +124,22 @@ def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
         for what, value, more in facts
     ]
     st.html(f'<div class="hp-tiles">{"".join(parts)}</div>')
+
+
+def spark(values: Sequence[float], words: str, *, wide: bool = False) -> str:
+    """A small curve as HTML: an image, for inline SVG is stripped. `words` say what it shows."""
+    if len(values) < 2:
+        return ""
+    width, height = (300, 40) if wide else (90, 22)
+    low, high = min(values), max(values)
+    room, step = (high - low) or 1.0, width / (len(values) - 1)
+    points = "L".join(f"{at * step:.0f} {2 + (high - one) / room * (height - 4):.0f}" for at, one in enumerate(values))
+    image = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
+        f'<path d="M{points}" fill="none" stroke="#3b7be8" stroke-width="2" vector-effect="non-scaling-stroke"/></svg>'
+    )
+    css = "hp-spark hp-wide" if wide else "hp-spark"
+    return f'<img class="{css}" alt="{safe(words)}" src="data:image/svg+xml,{quote(image)}">'
 
 
 def table(headers: Iterable[str], rows: Iterable[Iterable[str]], *, label: str, numeric: Iterable[int] = ()) -> None:

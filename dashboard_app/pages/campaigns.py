@@ -11,7 +11,6 @@ from dashboard_app.frames import Frame
 from dashboard_app.here import Here
 from dashboard_app.views import campaigns
 from dashboard_app.views.campaigns import Card
-from hopaas_p2p.core.leases import ttl_of
 from hopaas_p2p.report.facts import duration
 
 _EVERY = 5.0
@@ -64,11 +63,9 @@ def _cards(here: Here, wanted: str, *, archived: bool) -> None:
 
 
 def _card(here: Here, frame: Frame) -> Card:
-    def alive(owner: str) -> bool:
-        silent = here.feed.silence(frame.uuid, owner)
-        return silent is None or silent < ttl_of(frame.state, owner)
-
-    return campaigns.card(frame.state, frame.columns, tags=frame.tags, note=frame.note, alive=alive)
+    return campaigns.card(
+        frame.state, frame.columns, tags=frame.tags, note=frame.note, alive=lambda owner: here.alive(frame, owner)
+    )
 
 
 def _html(frame: Frame, card: Card) -> str:
@@ -99,11 +96,7 @@ def _spark(card: Card) -> str:
     if len(card.spark) < 2:
         return ""
     words = f"The best value went from {card.spark[0]:.4g} to {card.spark[-1]:.4g}"
-    return (
-        f'<svg class="hp-spark" viewBox="0 0 300 40" preserveAspectRatio="none" role="img" aria-label="{words}">'
-        f'<path d="{campaigns.spark_path(card.spark)}" fill="none" stroke="#3b7be8" stroke-width="2" '
-        'vector-effect="non-scaling-stroke"/></svg>'
-    )
+    return theme.spark(card.spark, words, wide=True)
 
 
 def _bar(card: Card) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dashboard_app.views.columns import Columns
 from dashboard_app.views.spec import number
+from dashboard_app.views.spread import pareto_rows
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
@@ -80,8 +81,8 @@ def word_of(state: State, *, working: bool) -> str:
 
 def _best(columns: Columns) -> tuple[str, str]:
     if len(columns.directions) > 1:
-        told = int(np.count_nonzero(columns.told()))
-        return f"{len(columns.directions)} objectives", f"{told:,} complete"
+        front = len(pareto_rows(columns))
+        return f"{front:,} on the front", f"of {len(columns.directions)} objectives"
     row = columns.best()
     if row is None:
         return "none", "no complete trial yet"
@@ -115,14 +116,3 @@ def _first_line(note: str) -> str:
         if text:
             return text if len(text) <= _FIRST_LINE else text[: _FIRST_LINE - 1] + "…"
     return ""
-
-
-def spark_path(values: list[float], *, width: float = 300.0, height: float = 40.0) -> str:
-    """The `d` of an SVG path through these values, the first at the left."""
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    room = high - low or 1.0
-    step = width / max(1, len(values) - 1)
-    points = [f"{index * step:.1f} {2 + (high - one) / room * (height - 4):.1f}" for index, one in enumerate(values)]
-    return "M" + "L".join(points) + (f"H{width:.0f}" if len(points) == 1 else "")
