@@ -20,7 +20,15 @@ from hopaas_p2p.core.records import Commit, StudyClose, StudyOpen
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Outgoing, Receipt, Store
 from hopaas_p2p.stores.postgres_connect import Address, Door
-from hopaas_p2p.stores.postgres_errors import NO_SCHEMA, READ_ONLY, SCHEMA_VERSION, failure, refusal, wrong_schema
+from hopaas_p2p.stores.postgres_errors import (
+    NO_SCHEMA,
+    READ_ONLY,
+    SCHEMA_VERSION,
+    failure,
+    refusal,
+    silent,
+    wrong_schema,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -143,7 +151,7 @@ class PostgresStore:
         try:
             return self._once(sql, parameters)
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not error.connection_invalidated or self._door.gave_up:
                 raise
         return self._once(sql, parameters)
 
@@ -164,6 +172,8 @@ class PostgresStore:
             if not refused.retry:
                 self._door.remember_refusal(refused)
             return refused
+        if self._door.gave_up:
+            return silent()
         if code in ("ZH503", READ_ONLY):
             return self._read_only()
         if code in NO_SCHEMA:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.postgres_watch import Silence
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
@@ -156,6 +157,7 @@ class Door:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._engine: Engine | None = None
+        self._silence: Silence | None = None
         self._lock = threading.Lock()
         self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
 
@@ -200,7 +202,13 @@ class Door:
             if secret is not None:
                 parameters["password"] = secret.reveal()
 
+        self._silence = Silence(engine)
         return engine
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the last statement ended because the server was silent for too long."""
+        return self._silence is not None and self._silence.broken
 
     def _query(self) -> dict[str, Any]:
         query = self.address.sqlalchemy_url.query
@@ -222,7 +230,7 @@ class Door:
 
     def forget(self) -> None:
         """In a forked child: leave the connection to the parent, without a word to the server."""
-        engine, self._engine = self._engine, None
+        engine, self._engine, self._silence = self._engine, None, None
         self._lock = threading.Lock()
         if engine is not None:
             engine.dispose(close=False)

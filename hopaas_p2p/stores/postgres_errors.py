@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.stores.postgres_watch import SILENCE
 
 SCHEMA_VERSION: Final = 1
 """What this code needs; see postgres.sql."""
@@ -102,6 +103,13 @@ def failure(code: str | None, text: str) -> HopaasError:
         )
     reason = _PASSING.get(code or "")
     return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
+
+
+def silent() -> StoreUnreachable:
+    """The error for a connection that was given up because nothing came."""
+    return StoreUnreachable(
+        f"the server, or the way to it, hangs: not a byte came for {SILENCE:.0f} s. Nothing acknowledged is lost."
+    )
 
 
 def wrong_schema(installed: int | None) -> ConfigurationError:

@@ -4,6 +4,7 @@
         connect to 127.0.0.1:relay.port
         relay.flights          # changes of direction so far: a round trip is two
         relay.cut("reply")     # the next reply is lost: the server did it, the client does not know
+        relay.hang()           # nothing gets through, and nobody is told
 
 Bytes of each direction leave half a round trip after they came, in order, and not one by one: the link is long, not
 narrow. One event loop in a thread of its own serves all connections.
@@ -46,6 +47,8 @@ class Relay:
         """How often the link was cut as asked."""
         self._cut: Cut | None = None
         self._refusing = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._open: set[_Link] = set()
         self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())  # epoll's timer has steps of 1 ms
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
@@ -110,6 +113,16 @@ class Relay:
         if yes:
             self.drop()
 
+    def hang(self, yes: bool = True) -> None:
+        """Let nothing through in either direction, and close nothing, until told otherwise: new ones wait too."""
+        self._call(self._hang(yes))
+
+    async def _hang(self, yes: bool) -> None:
+        if yes:
+            self._flowing.clear()
+        else:
+            self._flowing.set()
+
     def reset(self) -> None:
         """Count from zero."""
         self.flights = self.connections = self.sent = self.received = self.cuts = 0
@@ -120,9 +133,10 @@ class Relay:
             return
         self.connections += 1
         try:
+            await self._flowing.wait()
             await asyncio.sleep(self.round_trip)  # TCP's own handshake
             there = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         link = _Link(self, (reader, writer), there)
@@ -130,6 +144,10 @@ class Relay:
         with contextlib.suppress(asyncio.CancelledError):  # at the end, which nobody waits for
             await link.run()
         self._open.discard(link)
+
+    async def flowing(self) -> None:
+        """Return when bytes may go on."""
+        await self._flowing.wait()
 
     def take_cut(self, *candidates: Cut) -> Cut | None:
         """The cut that was asked for, if it is one of these; it is done once."""
@@ -177,6 +195,7 @@ class _Link:
         try:
             with contextlib.suppress(OSError):
                 while data := await reader.read(_CHUNK):
+                    await self._relay.flowing()
                     data, last = self._inspect(direction, data)
                     queue.put_nowait((loop.time() + self._relay.round_trip / 2, data))
                     if last:

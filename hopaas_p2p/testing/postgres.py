@@ -174,10 +174,28 @@ class Server:
     def kill(self) -> None:
         """SIGKILL to the server and all its children: a crash."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.freeze()  # it shall not see its children die, nor make new ones
+            for pid in (*self._children(), self._process.pid):
+                _signal(pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def freeze(self, yes: bool = True) -> None:
+        """SIGSTOP to the server and all its children: it hangs, and closes nothing. With False they go on."""
+        if self._process is not None:
+            sent = signal.SIGSTOP if yes else signal.SIGCONT
+            _signal(self._process.pid, sent)
+            for pid in self._children():
+                _signal(pid, sent)
+
+    def _children(self) -> list[int]:
+        """The processes that serve sessions and the like: each in a session of its own, so no group holds them."""
+        assert self._process is not None
+        pid = self._process.pid
+        try:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except OSError:  # no Linux: they end by themselves when their parent is gone
+            return []
 
     def halt(self) -> None:
         """Shut it down in order, ending all sessions; the data stays."""
@@ -263,6 +281,11 @@ class Server:
                 shutil.copytree(libraries, self._root / libraries.name)
             return copy / "bin"
         return folder
+
+
+def _signal(pid: int, sent: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, sent)
 
 
 def free_port() -> int:
