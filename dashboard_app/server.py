@@ -10,6 +10,7 @@ from streamlit.starlette import App
 
 from dashboard_app import actor, feed, options, theme
 from dashboard_app.options import Options
+from dashboard_app.routes import routes
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """What Streamlit executes."""
@@ -47,14 +48,10 @@ def serve(told: Options) -> None:
     for url in told.stores:
         feed.feed_of(url)
     try:
-        App(SCRIPT, routes=_routes(), on_script_error=_noted).run(config=settings(told))
+        App(SCRIPT, routes=routes(feed.feeds), on_script_error=_noted).run(config=settings(told))
     finally:
         feed.close_all()
         actor.close_all()
-
-
-def _routes() -> list[Any]:
-    return []
 
 
 def _noted(error: Exception) -> None:

@@ -1,0 +1,94 @@
+"""Studies as metrics, in Prometheus' text format (version 0.0.4)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from dashboard_app.views.columns import Columns
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_HELP: Final = {
+    "hopaas_trials": ("gauge", "Trials by state."),
+    "hopaas_best_value": ("gauge", "The best value, by objective."),
+    "hopaas_budget_trials": ("gauge", "COMPLETE and PRUNED trials wanted; absent without a budget."),
+    "hopaas_budget_used_trials": ("gauge", "Places of the budget that are taken."),
+    "hopaas_accepting": ("gauge", "1 if trials may start now."),
+    "hopaas_running_peers": ("gauge", "Peers that run a trial, by site, as far as the log says."),
+    "hopaas_compute_seconds_total": ("counter", "Seconds that trials took that are over."),
+    "hopaas_leases_lost_total": ("counter", "Leases that ended before their trial did."),
+    "hopaas_records_refused_total": ("counter", "Records that were refused, by reason."),
+    "hopaas_log_commits_total": ("counter", "Commits in the study's log."),
+    "hopaas_read_age_seconds": ("gauge", "Seconds since the study's log was last read."),
+}
+
+
+class Seen(NamedTuple):
+    """A study as it was last seen."""
+
+    store: str
+    name: str
+    state: State
+    columns: Columns
+    age: float
+
+
+def exposition(studies: Iterable[Seen]) -> str:
+    """All metrics of all studies; deterministic."""
+    samples: dict[str, list[str]] = {name: [] for name in _HELP}
+    for seen in studies:
+        for name, labels, value in _of(seen):
+            samples[name].append(f"{name}{_labels(seen, labels)} {_number(value)}")
+    lines = []
+    for name, (kind, what) in _HELP.items():
+        if samples[name]:
+            lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}", *samples[name]]
+    return "\n".join(lines) + "\n"
+
+
+def _of(seen: Seen) -> Iterable[tuple[str, dict[str, str], float]]:
+    state, columns = seen.state, seen.columns
+    for one in TrialState:
+        yield "hopaas_trials", {"state": one.name.lower()}, int(columns.is_(one).sum())
+    for objective, direction in enumerate(columns.directions):
+        best = columns.best(objective)
+        if best is not None:
+            labels = {"objective": str(objective), "direction": direction}
+            yield "hopaas_best_value", labels, float(columns.values[best, objective])
+    if state.budget is not None:
+        yield "hopaas_budget_trials", {}, state.budget
+    yield "hopaas_budget_used_trials", {}, state.used()
+    yield "hopaas_accepting", {}, float(state.closed_because() is None)
+    running = columns.is_(TrialState.RUNNING)
+    owners = set(columns.owner[running].tolist())
+    sites = Counter(columns.sites[columns.site[np.flatnonzero(columns.owner == one)[0]]] for one in owners)
+    for site, count in sorted(sites.items()):
+        yield "hopaas_running_peers", {"site": site}, count
+    yield "hopaas_compute_seconds_total", {}, float(np.nansum(columns.seconds()))
+    yield "hopaas_leases_lost_total", {}, sum(len(trial.history) for trial in list(state.trials))
+    for reason, count in sorted(dict(state.refusals).items()):
+        yield "hopaas_records_refused_total", {"reason": reason}, count
+    yield "hopaas_log_commits_total", {}, columns.lsn
+    yield "hopaas_read_age_seconds", {}, round(seen.age, 3)
+
+
+def _labels(seen: Seen, more: dict[str, str]) -> str:
+    parts = {"store": seen.store, "study": seen.name, **more}
+    return "{" + ",".join(f'{name}="{_escaped(text)}"' for name, text in parts.items()) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return "NaN" if math.isnan(value) else f"{value:.10g}"
