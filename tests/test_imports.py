@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parent.parent / "hopaas_p2p"
 LAYERS = (
     {"errors", "__init__"},
     {"core", "settings"},
-    {"stores"},
-    {"peer", "frozen", "checkpoints", "notes", "access", "tunnel", "artifacts"},
+    {"stores", "tunnel"},
+    {"peer", "frozen", "checkpoints", "notes", "access", "artifacts"},
     {"storage"},
     {"trial", "study"},
-    {"ticket", "client", "worker", "worker_child", "worker_limits", "worker_socket", "export", "report", "hopaas"},
+    {"ticket", "client", "worker", "worker_child", "worker_limits", "worker_socket", "export", "report", "hopaas", "trackers"},
     {"demo"},
     {"cli", "testing"},
 )
@@ -99,4 +99,4 @@ def test_the_package_and_the_program_load_no_heavy_library() -> None:
 
 def test_optunas_storages_are_known_to_the_adapter_and_to_export_only() -> None:
     knowing = {str(file) for file, module in _all() if module.startswith("optuna.storages")}
-    assert knowing <= {"storage.py", "export/optunas.py"}
+    assert knowing <= {"storage/__init__.py", "export/optunas.py"}
