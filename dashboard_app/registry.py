@@ -35,4 +35,8 @@ class Entry(NamedTuple):
 PAGES: Final = (
     Entry("campaigns", "Campaigns", ":material/dashboard:", "campaigns", study=False, group="Store"),
     Entry("live", "Live", ":material/monitoring:", "live"),
+    Entry("explore", "Explore", ":material/scatter_plot:", "explore"),
+    Entry("pruning", "Pruning", ":material/content_cut:", "pruning"),
+    Entry("failures", "Failures", ":material/report:", "failures"),
+    Entry("compare", "Compare", ":material/compare_arrows:", "compare", study=False, group="Store"),
 )

@@ -1,8 +1,8 @@
 """`/metrics` for Prometheus, and `/healthz` for whoever restarts this process.
 
-With sign-in, `/metrics` wants a token of its own, for it names studies: whoever may scrape sends it as a Bearer, and the
-file that HOPAAS_METRICS_TOKEN_FILE names holds it. Without that file it is closed. `/healthz` says nothing of studies
-and is open.
+With sign-in, `/metrics` wants a token of its own, for it names studies: whoever may scrape sends it as a Bearer, and
+the file that HOPAAS_METRICS_TOKEN_FILE names holds it. Without that file it is closed. `/healthz` says nothing of
+studies and is open.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -22,9 +23,9 @@ _LINES: Final = 600
 _SLICE: Final = 2000
 
 
-def importance(state: State, *, objective: int = 0) -> tuple[Chart | None, str]:
+def importance(state: State, *, objective: int = 0, numbers: Container[int] | None = None) -> tuple[Chart | None, str]:
     """Which parameters matter, by PED-ANOVA; and a sentence on how that was found, or why it cannot be."""
-    found = ped_anova(state, objective=objective)
+    found = ped_anova(state, objective=objective, numbers=numbers)
     if not found.shares:
         return None, found.note
     shares = found.shares[::-1]  # ECharts draws from the bottom

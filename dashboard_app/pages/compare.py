@@ -1,0 +1,77 @@
+"""Compare: some studies of the store beside each other."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard_app import theme, url
+from dashboard_app.charts import draw
+from dashboard_app.frames import Frame
+from dashboard_app.here import Here
+from dashboard_app.views import compare
+from dashboard_app.views.history import ALONG
+from dashboard_app.views.spec import number
+
+_EVERY = 5.0
+
+
+def show(here: Here) -> None:
+    """The page."""
+    theme.title("Compare")
+    names = [one.name for one in here.feed.studies()]
+    if len(names) < 2:
+        theme.nothing("There are fewer than two studies in this store.")
+        return
+    before = st.session_state.get("study")
+    default = [before, *(name for name in names if name != before)][:2] if before in names else names[:2]
+    chosen = st.multiselect(
+        "Studies", names, default=default, key="studies", bind="query-params", max_selections=compare.MOST_STUDIES
+    )
+    words = list(ALONG)
+    along = st.segmented_control(
+        "Along", words, format_func=ALONG.__getitem__, default="number", key="along", bind="query-params", required=True
+    )
+
+    @st.fragment(run_every=_EVERY)
+    def drawn() -> None:
+        frames = _frames(here, chosen)
+        if not frames:
+            theme.nothing("Choose studies.")
+            return
+        pairs = [(frame.name, frame.columns) for frame in frames]
+        if len({columns.directions[0] for _, columns in pairs}) > 1:
+            theme.caption("These studies do not optimise in the same direction.")
+        if any(len(columns.directions) > 1 for _, columns in pairs):
+            theme.caption("Of studies with several objectives the first is shown.")
+        _table(frames)
+        draw(compare.best_so_far(pairs, along=along or "number"), key="best", empty="No complete trial yet.")
+        draw(compare.distributions(pairs), key="edf", empty="")
+
+    drawn()
+
+
+def _frames(here: Here, names: list[str]) -> list[Frame]:
+    found = []
+    for name in names:
+        listing = here.feed.find(name)
+        frame = here.feed.frame(listing.uuid) if listing is not None else None
+        if frame is not None:
+            found.append(frame)
+    return found
+
+
+def _table(frames: list[Frame]) -> None:
+    rows = compare.table([(frame.name, frame.columns) for frame in frames])
+    headers = list(rows.columns)
+    cells = []
+    for row in rows.itertuples(index=False, name=None):
+        name, direction, *numbers = row
+        href = theme.safe(url.link("live", study=name), longest=4000)
+        cells.append(
+            [
+                f'<a href="{href}" target="_self">{theme.safe(name)}</a>',
+                theme.safe(direction),
+                *(theme.safe(number(None if value is None else float(value))) for value in numbers),
+            ]
+        )
+    theme.table(headers, cells, label="Studies compared", numeric=range(2, len(headers)))

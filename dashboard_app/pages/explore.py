@@ -1,0 +1,175 @@
+"""Explore: what the parameters did to the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import streamlit as st
+
+from dashboard_app import theme
+from dashboard_app.charts import draw
+from dashboard_app.filters import shared_filter
+from dashboard_app.frames import Frame
+from dashboard_app.here import Here
+from dashboard_app.redraw import live
+from dashboard_app.views import history, params, spread
+from dashboard_app.views.columns import Mask
+from dashboard_app.views.spec import Chart
+
+_MOST_AXES: Final = 8
+_SLICES: Final = 6
+
+
+def show(here: Here) -> None:
+    """The page."""
+    theme.title("Explore", here)
+    live(here, _body)
+
+
+def _body(_here: Here, frame: Frame) -> None:
+    many = len(frame.columns.directions) > 1
+    charts = list(_CHARTS) if many else [name for name in _CHARTS if name != "Pareto front"]
+    chosen = st.segmented_control(
+        "Chart", charts, default=charts[0], key="chart", bind="query-params", label_visibility="collapsed",
+        required=True,
+    )  # fmt: skip
+    chosen = chosen if chosen in charts else charts[0]
+    _, mask = shared_filter(frame, states=False)
+    objective = _objective(frame) if many and chosen != "Pareto front" else 0
+    if not mask.all():
+        theme.caption(f"{int(mask.sum()):,} of {len(mask):,} trials pass the filter.")
+    if not frame.columns.told(objective).any():
+        theme.nothing("No trial is complete yet. The charts begin with the first one.")
+        return
+    _CHARTS[chosen](frame, objective, mask)
+
+
+def _objective(frame: Frame) -> int:
+    names = [f"{at + 1}: {direction}" for at, direction in enumerate(frame.columns.directions)]
+    chosen = st.segmented_control("Objective", names, default=names[0], key="objective", required=True)
+    return names.index(chosen) if chosen in names else 0
+
+
+def _made(frame: Frame, mask: Mask, what: str, make: Callable[[], Any], *key: Any) -> Any:
+    """What `make` gives, computed once for all sessions that look at the same."""
+    return frame.once(lambda _frame: make(), what, mask.tobytes() if not mask.all() else b"", *key)
+
+
+def _by_site(frame: Frame) -> bool:
+    return len(frame.columns.sites) > 1 and st.toggle("Colour by site", key="by-site", bind="query-params")
+
+
+def _history(frame: Frame, objective: int, mask: Mask) -> None:
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    with left:
+        words = list(history.ALONG)
+        along = st.segmented_control(
+            "Along", words, format_func=history.ALONG.__getitem__, default=words[0], key="along", bind="query-params",
+            required=True,
+        )  # fmt: skip
+    with right:
+        by_site = _by_site(frame)
+    chart: Chart | None = _made(
+        frame, mask, "history",
+        lambda: history.history(
+            frame.columns, along=along or "number", objective=objective, by_site=by_site, shown=mask
+        ),
+        along, objective, by_site,
+    )  # fmt: skip
+    draw(chart, key="history", empty="No complete trial passes the filter.")
+
+
+def _importance(frame: Frame, objective: int, mask: Mask) -> None:
+    numbers = None if mask.all() else frozenset(frame.columns.number[mask].tolist())
+    chart, note = _made(
+        frame, mask, "importance",
+        lambda: params.importance(frame.state, objective=objective, numbers=numbers), objective,
+    )  # fmt: skip
+    draw(chart, key="importance", empty=note)
+
+
+def _slice(frame: Frame, objective: int, mask: Mask) -> None:
+    names = list(frame.columns.parameters)
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    with left:
+        chosen = st.multiselect("Parameters", names, default=names[:2], key="slices", max_selections=_SLICES)
+    with right:
+        by_site = _by_site(frame)
+    places = st.columns(2) if len(chosen) > 1 else [st.container()]
+    for at, name in enumerate(chosen):
+        with places[at % len(places)]:
+            _one_slice(frame, objective, mask, name, at, by_site=by_site)
+
+
+def _one_slice(frame: Frame, objective: int, mask: Mask, name: str, at: int, *, by_site: bool) -> None:
+    chart = _made(
+        frame, mask, "slice",
+        lambda: params.slice_(frame.columns, name, objective=objective, by_site=by_site, shown=mask),
+        name, objective, by_site,
+    )  # fmt: skip
+    draw(chart, key=f"slice-{at}", empty=f"No complete trial has {name}.")
+
+
+def _contour(frame: Frame, objective: int, mask: Mask) -> None:
+    names = list(frame.columns.parameters)
+    if len(names) < 2:
+        theme.nothing("A contour takes two parameters; this study has fewer.")
+        return
+    left, right = st.columns(2)
+    first = left.selectbox("Across", names, key="across", bind="query-params")
+    second = right.selectbox("Up", [name for name in names if name != first], key="up", bind="query-params")
+    chart = _made(
+        frame, mask, "contour",
+        lambda: params.contour(frame.columns, first, second, objective=objective, shown=mask),
+        first, second, objective,
+    )  # fmt: skip
+    draw(chart, key="contour", empty="No complete trial has both parameters.")
+
+
+def _parallel(frame: Frame, objective: int, mask: Mask) -> None:
+    names = list(frame.columns.parameters)
+    chosen = st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12)
+    found = _made(
+        frame, mask, "parallel",
+        lambda: params.parallel(frame.columns, tuple(chosen), objective=objective, shown=mask),
+        tuple(chosen), objective,
+    )  # fmt: skip
+    draw(found[0] if found else None, key="parallel", empty="Choose at least one parameter.")
+
+
+def _edf(frame: Frame, objective: int, mask: Mask) -> None:
+    by_site = _by_site(frame)
+    chart = _made(
+        frame, mask, "edf",
+        lambda: spread.edf(frame.columns, objective=objective, by_site=by_site, shown=mask), objective, by_site,
+    )  # fmt: skip
+    draw(chart, key="edf", empty="No complete trial passes the filter.")
+
+
+def _pareto(frame: Frame, _objective: int, mask: Mask) -> None:
+    objectives = range(len(frame.columns.directions))
+    first, second = 0, 1
+    if len(objectives) > 2:
+        left, right = st.columns(2)
+        first = left.selectbox("Across", objectives, format_func=lambda at: f"objective {at + 1}", key="first")
+        others = [at for at in objectives if at != first]
+        second = right.selectbox("Up", others, format_func=lambda at: f"objective {at + 1}", key="second")
+    by_site = _by_site(frame)
+    chart = _made(
+        frame, mask, "pareto",
+        lambda: spread.pareto(frame.columns, first=first, second=second, by_site=by_site, shown=mask),
+        first, second, by_site,
+    )  # fmt: skip
+    draw(chart, key="pareto", empty="No complete trial passes the filter.")
+
+
+_CHARTS: Final[dict[str, Callable[[Frame, int, Mask], None]]] = {
+    "History": _history,
+    "Pareto front": _pareto,
+    "Importance": _importance,
+    "Slice": _slice,
+    "Contour": _contour,
+    "Parallel": _parallel,
+    "Distribution": _edf,
+}

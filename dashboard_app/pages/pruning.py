@@ -1,0 +1,60 @@
+"""Pruning: learning curves, where trials were cut, and what that saved."""
+
+from __future__ import annotations
+
+from dashboard_app import theme
+from dashboard_app.charts import draw
+from dashboard_app.frames import Frame
+from dashboard_app.here import Here
+from dashboard_app.redraw import live
+from dashboard_app.views import pruning
+from dashboard_app.views.pruning import Saved
+from dashboard_app.views.spec import number
+from hopaas_p2p.core.records import TrialState
+
+
+def show(here: Here) -> None:
+    """The page."""
+    theme.title("Pruning", here)
+    live(here, _body)
+
+
+def _body(_here: Here, frame: Frame) -> None:
+    columns = frame.columns
+    if len(columns.directions) > 1:
+        theme.nothing("Optuna prunes studies with one objective only; this one has several.")
+        return
+    if not (columns.steps > 0).any():
+        theme.nothing("No trial has reported a value yet. Pruning and curves need trial.report(value, step).")
+        return
+    saved = frame.once(lambda one: pruning.saved(one.columns), "saved")
+    pruned = int(columns.is_(TrialState.PRUNED).sum())
+    over = int(columns.is_(TrialState.PRUNED, TrialState.COMPLETE).sum())
+    theme.tiles(_tiles(saved, pruned, over))
+    if saved is not None:
+        theme.caption(f"How it is estimated: {pruning.ESTIMATOR}")
+    draw(
+        frame.once(lambda one: pruning.curves(one.state, one.columns), "curves"),
+        key="curves",
+        empty="Curves take trials with at least two reports.",
+    )
+    found = frame.once(lambda one: pruning.pruned_at(one.columns), "pruned at")
+    draw(found[1] if found else None, key="pruned-at", empty="No trial has been pruned yet.")
+
+
+def _tiles(saved: Saved | None, pruned: int, over: int) -> list[tuple[str, str, str]]:
+    share = f"{pruned / over:.0%} of the {over:,} that ended by themselves" if over else ""
+    tiles = [("pruned", f"{pruned:,}", share)]
+    if saved is None:
+        return [*tiles, ("compute saved", "-", "takes pruned and complete trials with reports and times")]
+    return [
+        *tiles,
+        ("compute saved, estimated", hours(saved.hours), f"between {hours(saved.low)} and {hours(saved.high)} (90 %)"),
+        ("of all that would be needed", f"{saved.share:.0%}", f"{hours(saved.spent)} were spent"),
+        ("steps of a complete trial", number(saved.steps), "on average"),
+    ]
+
+
+def hours(value: float) -> str:
+    """Compute-hours as people read them."""
+    return f"{value * 60:.2g} min" if value < 0.1 else f"{value:.3g} h"
