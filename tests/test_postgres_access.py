@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import multiprocessing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -283,6 +284,43 @@ def test_an_expired_token_is_denied_in_one_clear_line(place: Place) -> None:
         place.store(place.url(token)).catalog().exchange(None, 0)
     assert "\n" not in str(refused.value)
     assert token[1] not in str(refused.value)
+
+
+def test_a_token_that_expires_under_an_open_session_is_denied_in_it(place: Place) -> None:
+    """Postgres itself looks at an expiry only when somebody logs in."""
+    token = place.token("ann")
+    study = place.study(place.url(token))
+    log = place.store(place.url(token)).log(_uuid(place, place.admin, "s"))
+    before = len(log.exchange(None, 0).entries)
+    with place.session(place.url(token)) as say:
+        place.server.execute(f"ALTER ROLE \"{token[0]}\" VALID UNTIL '2001-01-01'")
+        with pytest.raises(psycopg2.Error, match="this token has expired"):
+            say("SELECT hopaas.exchange_v1('u1', 0, 'n', 'p', NULL, NULL, NULL, 1000)")
+    for attempt in (lambda: log.exchange(None, before), lambda: log.exchange(outgoing("late"), before), study.ask):
+        with pytest.raises(Denied, match="expired") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+    admins = place.store(place.admin).log(_uuid(place, place.admin, "s"))
+    assert len(admins.exchange(None, 0).entries) == before
+
+
+def test_a_token_that_is_renewed_in_its_file_goes_on_under_a_running_program(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    tokens = [place.token("ann") for _ in range(2)]
+    monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(file))
+    file.write_text(":".join(tokens[0]))
+    study = place.study(f"postgresql://127.0.0.1:{place.server.port}/store")
+    trial = study.ask()
+    file.write_text(":".join(tokens[1]))
+    place.server.execute(f"ALTER ROLE \"{tokens[0][0]}\" VALID UNTIL '2001-01-01'")
+    study.tell(trial, 1.0)
+    trial = study.ask()
+    file.write_text(":".join(place.token("ann")))
+    access.revoke_token(place.admin, tokens[1][0])
+    study.tell(trial, 2.0)
+    assert [trial.value for trial in study.trials[2:]] == [1.0, 2.0]
 
 
 def test_a_revoked_tokens_open_session_ends_at_once_and_no_other_begins(place: Place) -> None:

@@ -21,6 +21,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, Stor
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Outgoing, Receipt, Store
 from hopaas_p2p.stores.postgres_connect import Address, Door
 from hopaas_p2p.stores.postgres_errors import (
+    LOGIN_ENDED,
     NO_SCHEMA,
     READ_ONLY,
     SCHEMA_VERSION,
@@ -151,7 +152,9 @@ class PostgresStore:
         try:
             return self._once(sql, parameters)
         except DBAPIError as error:
-            if not error.connection_invalidated or self._door.gave_up:
+            if getattr(error.orig, "pgcode", None) == LOGIN_ENDED:
+                self._door.close()  # there may be a new token
+            elif not error.connection_invalidated or self._door.gave_up:
                 raise
         return self._once(sql, parameters)
 

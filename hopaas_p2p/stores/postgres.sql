@@ -5,8 +5,8 @@
 -- Marked parts: a migration runs once, in order; the functions are replaced every time.
 --
 -- Our own error codes, which the client turns into its errors:
---   ZH401 not allowed   ZH404 no such thing   ZH409 the log contradicts the peer   ZH410 deleted
---   ZH412 a setting of the server or session forbids it   ZH503 a read-only replica
+--   ZH401 not allowed   ZH403 this login has ended   ZH404 no such thing   ZH409 the log contradicts the peer
+--   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH503 a read-only replica
 
 -- == migration 1 ==
 
@@ -97,19 +97,23 @@ CREATE OR REPLACE FUNCTION hopaas.version_v1() RETURNS integer
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 
--- Whose session this is: the user that its token belongs to, else the login itself.
+-- Whose session this is: the user that its token belongs to, else the login itself. Postgres looks at an expiry when
+-- somebody logs in, and never again; a peer's session may last for weeks.
 CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_token hopaas.tokens;
 BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = session_user AND rolvaliduntil <= now()) THEN
+        RAISE EXCEPTION 'this token has expired' USING ERRCODE = 'ZH403';
+    END IF;
     SELECT * INTO v_token FROM hopaas.tokens WHERE role = session_user;
     IF NOT FOUND THEN
         RETURN session_user;
     END IF;
     IF NOT pg_has_role(session_user, v_token.username, 'MEMBER') THEN
-        RAISE EXCEPTION 'this token is no longer its user''s' USING ERRCODE = 'ZH401';
+        RAISE EXCEPTION 'this token is no longer its user''s' USING ERRCODE = 'ZH403';
     END IF;
     IF v_token.last_used IS NULL OR v_token.last_used < now() - interval '1 minute' THEN
         PERFORM 1 FROM hopaas.tokens WHERE role = session_user FOR UPDATE SKIP LOCKED;

@@ -16,11 +16,14 @@ SCHEMA_VERSION: Final = 1
 """What this code needs; see postgres.sql."""
 
 READ_ONLY: Final = "25006"
+LOGIN_ENDED: Final = "ZH403"
+"""The session goes on, and may no longer be used; another login may come in."""
 NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
 """No such schema, function or table: `hopaas-p2p init` was not run, or by another version."""
 
 _OURS: Final[dict[str, type[HopaasError]]] = {
     "ZH401": Denied,
+    LOGIN_ENDED: Denied,
     "ZH404": ConfigurationError,
     "ZH409": StoreCorrupt,
     "ZH410": StudyDeleted,
@@ -28,6 +31,7 @@ _OURS: Final[dict[str, type[HopaasError]]] = {
 }
 _ADVICE: Final = {
     "ZH401": "Ask an owner of the study for a grant: hopaas-p2p grant STUDY USER worker",
+    LOGIN_ENDED: "Get a new one: hopaas-p2p token create",
     "ZH404": "List them with: hopaas-p2p user list",
     "ZH409": "Was an older backup of the database restored, or a standby promoted that lagged behind? "
     "Start this program anew to go on with what the server has.",
