@@ -1,45 +1,45 @@
 """Carries records between this process and the store: one courier a process and store, for all its studies.
 
 Who has to wait for the store (`ask`, `tell`) exchanges in its own thread: no hand-over, and a queue that formed behind
-a slow exchange leaves with the next one. All that nobody waits for is done by one background thread, which sleeps
-until something is due: reports that have lingered, beats, pulls for readers, reclaims, snapshots.
+a slow exchange leaves with the next one. All that nobody waits for is done by one background thread, see `peer.chores`.
 
 After a fork the child goes on as a new peer that may also act for its parent's trials.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import os
 import random
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p.core.leases import BEATS_PER_TTL, trusted_until
-from hopaas_p2p.core.records import PeerJoin, Record
+from hopaas_p2p.core.leases import trusted_until
+from hopaas_p2p.core.records import PeerJoin, Record, TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer import identity, spool
+from hopaas_p2p.peer import forks, identity
+from hopaas_p2p.peer.background import Background
+from hopaas_p2p.peer.chores import Chores
+from hopaas_p2p.peer.delivery import Delivery
 from hopaas_p2p.peer.keeper import Keeper
-from hopaas_p2p.peer.replica import Replica, S, Ticket, catalog_replica, study_replica
+from hopaas_p2p.peer.membership import Membership
+from hopaas_p2p.peer.replica import Replica, Ticket, catalog_replica, study_replica
+from hopaas_p2p.stores.base import Crowded
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hopaas_p2p.peer.spool import Spooled
     from hopaas_p2p.stores.base import Beat, Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
-_LONGEST_SILENCE: Final = 30.0  # seconds between tries of the background thread, when the store is away
-_DELIVERY_EVERY: Final = 30.0  # seconds between looks into the spool
-_UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
-_TROUBLED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
-_BUSY: Final = 10  # lingers without a draft after which the thread sleeps until it is woken
+_LINGER: Final = 1.0  # seconds for which reports wait for company, at least
 _FAREWELL: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
 
 
@@ -48,36 +48,13 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-class Membership(Generic[S]):
-    """One log as this process takes part in it."""
-
-    def __init__(self, study_id: int, uuid: str, replica: Replica[S]) -> None:
-        self.study_id = study_id
-        self.uuid = uuid
-        self.replica = replica
-        self.introduced = False
-        """Whether this peer has told who it is; a mere reader never does, and neither beats nor reclaims."""
-        self.pulled_at = -1e9
-        """When the last successful exchange began."""
-        self.read_at = -1e9
-        """When somebody last wanted to read."""
-        self.drafted_at: float | None = None
-        """When the oldest draft that has not left was begun."""
-        self.noted_at = -1e9
-        """When something was last drafted."""
-        self.spooled: list[Path] = []
-        """Files that hold what this process itself still tries to send."""
-        self.left_alone_until = -1e9
-        """Until when the background thread does nothing for it: it cannot be read."""
-        self.deleted = False
-
-
 class Courier:
-    """Identity, replicas and the background thread of one process.
+    """Identity, replicas and the exchanges of one process. Any thread may call.
 
     Args:
         store: where the logs are.
-        linger: seconds for which reports wait for company before they leave by themselves.
+        linger: seconds for which reports wait for company before they leave by themselves. If it is None, one second,
+            or longer: what the store is slower to show, or what a log says that many peers write to.
         patience: seconds for which a blocking call tries an unreachable store before it raises.
         clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of starting the thread.
         acts_for: peers whose trials travelled to this process.
@@ -89,7 +66,7 @@ class Courier:
         self,
         store: Store,
         *,
-        linger: float = 1.0,
+        linger: float | None = None,
         patience: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         now_us: Callable[[], int] = microseconds,
@@ -101,7 +78,7 @@ class Courier:
         jitter: random.Random | None = None,
     ) -> None:
         self.store = store
-        self.linger = linger
+        self._linger = linger
         self.patience = patience
         self.clock = clock
         self.now_us = now_us
@@ -111,19 +88,18 @@ class Courier:
         """Peers among `acts_for` whose trials this process has touched: it beats for them too."""
         self.memberships: dict[str, Membership[State]] = {}
         self.catalog = Membership(-1, "", catalog_replica(store.catalog(), writer=self.uuid, now_us=now_us))
+        self.jitter = jitter or random.Random()
+        self.delivery = Delivery(store, now_us=now_us)
         self._describe = describe
-        self._jitter = jitter or random.Random()
         self._peer_ttl = peer_ttl
         self._keeper = Keeper(store)
-        self._lock = threading.RLock()
+        self._beaten_at = -1e9
+        self._lock = threading.Lock()
         self._threaded = threaded
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
         self._closed = False
-        self._pause = 0.0
-        self._retry_at = 0.0
-        self._next_delivery = 0.0
-        _couriers.add(self)
+        self._chores = Chores(weakref.proxy(self))
+        self._background = Background(self.tick)
+        forks.remember(self)
 
     def is_mine(self, owner: str | None) -> bool:
         """Whether this process may act for that peer."""
@@ -213,7 +189,7 @@ class Courier:
                 except StoreUnreachable:
                     if self.clock() >= deadline:
                         raise
-            time.sleep(pause * self._jitter.uniform(0.5, 1.5))
+            time.sleep(pause * self.jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def pull(self, membership: Membership[Any]) -> None:
@@ -230,7 +206,7 @@ class Courier:
             return
         now = self.clock()
         membership.read_at = now
-        if now - membership.pulled_at > 2 * store.freshness and (now >= self._retry_at or not replica.joined):
+        if now - membership.pulled_at > 2 * store.freshness and (now >= self._chores.retry_at or not replica.joined):
             self._pull_if_possible(membership)
         self._start()
 
@@ -242,7 +218,7 @@ class Courier:
         try:
             self.pull(membership)
         except StoreUnreachable:
-            self._retry_at = self.clock() + self.store.freshness  # until then nobody asks again
+            self._chores.retry_at = self.clock() + self.store.freshness  # until then nobody asks again
 
     def catch_up(self, membership: Membership[Any]) -> None:
         """As `pull`, but patiently.
@@ -265,13 +241,13 @@ class Courier:
             raise
         membership.pulled_at = began
         if membership.spooled and not membership.replica.waiting:
-            self._forget_spooled(membership)
+            self.delivery.forget(membership)
         if beat is not None:
             self._keeper.has_beaten(ttl=membership.replica.state.policy.ttl, now=began)
         if membership.replica.snapshot_due:
-            self.wake()
+            self._background.wake()
         elif membership.introduced:  # the thread may have gone to sleep for long before there was a lease to keep
-            self.wake(after=membership.replica.state.policy.ttl / 8)
+            self._background.wake(after=membership.replica.state.policy.ttl / 8)
 
     def _riding_beat(self, membership: Membership[Any]) -> Beat | None:
         if not self.store.beats_ride or not membership.introduced:
@@ -283,7 +259,14 @@ class Courier:
         if membership.drafted_at is None:
             membership.drafted_at = membership.noted_at = self.clock()
             self._start()
-            self.wake(after=self.linger)
+            self._background.wake(after=self.linger_of(membership))
+
+    def linger_of(self, membership: Membership[State]) -> float:
+        """Seconds for which reports of this study wait for company."""
+        if self._linger is not None:
+            return self._linger
+        log = membership.replica.log
+        return max(_LINGER, self.store.freshness, log.linger if isinstance(log, Crowded) else 0.0)
 
     def lease_valid(self, membership: Membership[State], owner: str) -> bool:
         """Whether this process may still trust the lease of a trial it runs for `owner`."""
@@ -293,8 +276,6 @@ class Courier:
     @property
     def _alive_at(self) -> float:
         return max([self._beaten_at, *(m.pulled_at for m in self.memberships.values() if self.store.beats_ride)])
-
-    _beaten_at = -1e9
 
     def flush(self) -> None:
         """Send everything that is queued. Blocks until the store has it.
@@ -316,103 +297,22 @@ class Courier:
         if troubles:
             raise troubles[0]
 
-    # --- what nobody waits for ---
+    # --- what the chores need ---
 
     def tick(self) -> float:
-        """Do what is due; return the seconds after which something is again."""
-        now = self.clock()
-        if now < self._retry_at:
-            return self._retry_at - now
-        try:
-            self._tend_spool(now)
-            wait = min([self._beat(now), *(self._tend_apart(m, now) for m in list(self.memberships.values()))])
-        except StoreUnreachable as error:
-            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), self._longest_pause)
-            self._retry_at = now + self._pause * self._jitter.uniform(0.5, 1.0)
-            _log.debug("store unreachable, again in %.1f s: %s", self._retry_at - now, error)
-            return self._retry_at - now
-        self._pause = 0.0
-        return wait
+        """Do what is due and nobody waits for; return the seconds after which something is again."""
+        return self._chores.tick()
 
-    @property
-    def _longest_pause(self) -> float:
-        """Who is back before the others have waited a ttl keeps its leases."""
-        ttls = [m.replica.state.policy.ttl for m in self.memberships.values() if m.introduced and not m.deleted]
-        return min([_LONGEST_SILENCE, *(ttl / 4 for ttl in ttls)])
-
-    def _beat(self, now: float) -> float:
-        active = [m for m in self.memberships.values() if m.introduced and not m.deleted]
-        ttls = [m.replica.state.policy.ttl for m in active if m.replica.state.define is not None]
-        if not ttls:
-            return _UNTIL_JOINED if active else 60.0
-        ttl = min(ttls)
+    def beat_if_due(self, now: float, *, ttl: float) -> None:
+        """Overwrite the beats of all for whom this peer acts, if a third of ttl has passed since the last."""
         if self._keeper.beat_due(now):
             self._keeper.beat((self.uuid, *self.adopted), writer=self.uuid)
             self._keeper.has_beaten(ttl=ttl, now=now)
             self._beaten_at = now
-        return ttl / 8
 
-    def _tend_apart(self, membership: Membership[State], now: float) -> float:
-        """Tend one study so that its troubles stay its own; the seconds until it needs something again."""
-        if membership.deleted or now < membership.left_alone_until:
-            return _TROUBLED
-        try:
-            return self._tend(membership, now)
-        except StoreUnreachable:
-            raise
-        except StudyDeleted as error:
-            membership.deleted = True
-            _log.warning("%s", error)
-        except HopaasError as error:
-            membership.left_alone_until = now + _TROUBLED
-            _log.warning("%s", error)
-        return _TROUBLED
-
-    def _tend(self, membership: Membership[State], now: float) -> float:
-        """What one study needs now; the seconds until it needs something again."""
-        replica = membership.replica
-        wait = 60.0
-        if replica.waiting:
-            if membership.drafted_at is None:  # queued this moment, by a caller that is about to send it itself
-                membership.drafted_at = now
-            due = membership.drafted_at + self.linger
-            if now >= due:
-                self.pull(membership)
-            else:
-                wait = due - now
-        if now - membership.noted_at < _BUSY * self.linger:
-            wait = min(wait, self.linger)  # more will come: no need to be woken for each
-        if self.store.freshness and now - membership.read_at < 30 * self.store.freshness:
-            if now - membership.pulled_at >= self.store.freshness:
-                self.pull(membership)
-            wait = min(wait, self.store.freshness)
-        if membership.introduced:
-            self._hear_of_others(membership, now)
-            self._look_after_others(membership, now)
-            wait = min(wait, replica.state.policy.ttl / 8)
-        if replica.snapshot_due:
-            replica.write_snapshot()
-        return wait
-
-    def _hear_of_others(self, membership: Membership[State], now: float) -> None:
-        """Learn which trials others have started: a peer that is busy and asks nothing must notice when they die."""
-        replica = membership.replica
-        if now - membership.pulled_at < replica.state.policy.ttl / BEATS_PER_TTL:
-            return
-        if replica.log.changed(replica.state.lsn) is not False:
-            self.pull(membership)
-
-    def _look_after_others(self, membership: Membership[State], now: float) -> None:
-        """Reclaim what silent peers left, stop what is stuck, as far as it is still so when the log says so."""
-        replica = membership.replica
-        due = self._keeper.due(membership.study_id, replica.state, spare=self._mine, now=now)
-        if not due:
-            return
-        self.pull(membership)  # perhaps somebody was quicker, or the owner has finished
-        running, trials = replica.state.running, replica.state.trials
-        still = [one for one in due if one.number in running and trials[one.number].epoch == one.epoch]
-        if still:
-            self.commit(membership, *still)
+    def worth_doing(self, membership: Membership[State], now: float) -> list[TrialReclaim | TrialStop]:
+        """What may be done about the trials of others, as far as the beats tell, if it is time to look at them."""
+        return self._keeper.due(membership.study_id, membership.replica.state, spare=self._mine, now=now)
 
     def resting(self, membership: Membership[State]) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet, see `Keeper.resting`."""
@@ -420,182 +320,71 @@ class Courier:
             return ()
         return self._keeper.resting(membership.study_id, membership.replica.state, now=self.clock())
 
-    # --- the spool ---
-
-    def keep_on_disk(self, membership: Membership[State]) -> Path | None:
-        """Put what could not be sent on disk, if the end of a trial is among it; any process of this user sends it."""
-        replica = membership.replica
-        ends = replica.ends()
-        if not ends or self.store.url.startswith("memory:"):
-            return None
-        commits = replica.pack_for_spool()
-        define = replica.state.define
-        path = spool.write(
-            spool.spooled_now(
-                store=self.store.url,
-                study=membership.uuid,
-                name=define.name if define else "",
-                trials=ends,
-                at=self.now_us(),
-                commits=commits,
-            )
-        )
-        membership.spooled.append(path)
-        return path
-
-    def deliver(self, path: Path, spooled: spool.Spooled) -> None:
-        """Send what a process of this user had to leave in the spool, and remove it.
-
-        Raises:
-            StoreUnreachable: not this time; it stays.
-        """
-        membership = self.memberships.get(spooled.study)
-        replica = (
-            membership.replica
-            if membership is not None
-            else study_replica(self.store.log(spooled.study), writer=self.uuid, now_us=self.now_us)
-        )
-        for nonce, payload in zip(spooled.nonces, spooled.payloads, strict=True):
-            replica.send_for_another(nonce, payload)
-        path.unlink(missing_ok=True)
-
-    def _tend_spool(self, now: float) -> None:
-        if now < self._next_delivery:
-            return
-        self._next_delivery = now + _DELIVERY_EVERY
-        own = {path for membership in self.memberships.values() for path in membership.spooled}
-        for path, spooled in spool.waiting(self.store.url):
-            if path not in own:
-                self.deliver(path, spooled)
-
-    @staticmethod
-    def _forget_spooled(membership: Membership[Any]) -> None:
-        """All is acknowledged: nobody needs to send it again."""
-        for path in membership.spooled:
-            path.unlink(missing_ok=True)
-        membership.spooled.clear()
-
-    @property
-    def _mine(self) -> frozenset[str]:
-        return self.acts_for | {self.uuid}
-
     def someone_may_be_dead(self, membership: Membership[State]) -> bool:
         """Whether some running trial's owner has not shown a sign of life lately."""
         state, now = membership.replica.state, self.clock()
         return bool(self._keeper.doubtful_owners(membership.study_id, state, spare=self._mine, now=now))
 
-    # --- the thread ---
+    @property
+    def _mine(self) -> frozenset[str]:
+        return self.acts_for | {self.uuid}
 
     def _start(self) -> None:
-        if self._thread is None and self._threaded and not self._closed:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=_run, args=(weakref.ref(self), self._wake), name="hopaas-courier", daemon=True
-                    )
-                    self._thread.start()
+        if self._threaded:
+            self._background.start()
 
-    def wake(self, *, after: float = 0.0) -> None:
-        """See that the thread looks again within `after` seconds."""
-        if after == 0.0 or 1.01 * after < self._sleeping_for:
-            self._sleeping_for = after
-            self._wake.set()
+    # --- the spool ---
 
-    _sleeping_for = 0.0
+    def keep_on_disk(self, membership: Membership[State]) -> Path | None:
+        """Put what could not be sent on disk, if the end of a trial is among it; any process of this user sends it."""
+        return self.delivery.keep(membership)
+
+    def deliver(self, path: Path, spooled: Spooled) -> None:
+        """Send what a process of this user had to leave in the spool, and remove it.
+
+        Raises:
+            StoreUnreachable: not this time; it stays.
+        """
+        self.delivery.deliver(path, spooled, self.memberships, writer=self.uuid)
+
+    # --- the end ---
 
     def close(self) -> None:
         """Send what is queued, as far as the store can be reached, end the thread, let go of the store."""
         if self._closed:
             return
         self._closed = True
-        self._say_farewell()
-        self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=_FAREWELL)
+        self.say_farewell()
+        self._background.stop(within=_FAREWELL)
         self.store.close()
 
-    def _say_farewell(self) -> None:
+    def say_farewell(self) -> None:
+        """Send what is queued; leave on disk what cannot be sent."""
         patience, self.patience = self.patience, _FAREWELL
         try:
             self.flush()
         except HopaasError as error:
             _log.warning("some records could not be sent before the end: %s", error)
-            self._spool_all()
+            self.delivery.keep_all(self.memberships.values())
         finally:
             self.patience = patience
 
-    def _spool_all(self) -> None:
-        for membership in self.memberships.values():
-            if not membership.spooled and not membership.deleted:
-                path = self.keep_on_disk(membership)
-                if path is not None:
-                    _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
+    # --- forks ---
 
-    # --- fork ---
+    def replicas(self) -> list[Replica[Any]]:
+        """All of them: no thread may be changing one while the process forks."""
+        return [self.catalog.replica, *(membership.replica for membership in list(self.memberships.values()))]
 
-    def _replicas(self) -> list[Replica[Any]]:
-        return [self.catalog.replica, *(membership.replica for membership in self.memberships.values())]
-
-    def before_fork(self) -> None:
-        self._lock.acquire()
-        for replica in self._replicas():
-            replica.lock.acquire()
-
-    def after_fork_in_parent(self) -> None:
-        for replica in self._replicas():
-            replica.lock.release()
-        self._lock.release()
-
-    def after_fork_in_child(self) -> None:
+    def become_child(self) -> None:
+        """Go on as a new peer, which may act for the old one's trials."""
         self.acts_for = self.acts_for | {self.uuid}
         self.adopted = set()
         self.uuid = identity.new_uuid()
-        self._lock = threading.RLock()
-        self._wake = threading.Event()
-        self._thread = None
+        self._lock = threading.Lock()
+        self._background = Background(self.tick)
         self._keeper = Keeper(self.store)
         self.store.after_fork()
         self.catalog.replica.become(self.uuid)
         for membership in self.memberships.values():
             membership.replica.become(self.uuid)
             membership.introduced = False
-
-
-def _run(reference: weakref.ref[Courier], wake: threading.Event) -> None:
-    """The thread. Holds no reference while it sleeps, so that a forgotten courier ends."""
-    while True:
-        courier = reference()
-        if courier is None or courier._closed:
-            return
-        wake.clear()
-        try:
-            pause = courier.tick()
-        except HopaasError as error:
-            _log.warning("%s", error)
-            pause = 5.0
-        except Exception:  # noqa: BLE001  # a background thread that dies takes the leases with it
-            _log.exception("the courier stumbled and goes on")
-            pause = 5.0
-        courier._sleeping_for = pause
-        del courier
-        wake.wait(pause)
-
-
-_couriers: Final[weakref.WeakSet[Courier]] = weakref.WeakSet()
-
-
-def _all(method: Callable[[Courier], Any]) -> None:
-    for courier in list(_couriers):
-        method(courier)
-
-
-@atexit.register
-def _farewell() -> None:
-    _all(Courier._say_farewell)
-
-
-os.register_at_fork(
-    before=lambda: _all(Courier.before_fork),
-    after_in_parent=lambda: _all(Courier.after_fork_in_parent),
-    after_in_child=lambda: _all(Courier.after_fork_in_child),
-)

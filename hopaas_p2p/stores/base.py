@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 SNAPSHOT_EVERY: Final = 256
 """Whoever commits an lsn divisible by this writes a snapshot."""
@@ -80,6 +80,15 @@ class Log(Protocol):
 
     def destroy(self) -> None:
         """Remove the log and its snapshots for ever."""
+
+
+@runtime_checkable
+class Crowded(Protocol):
+    """A log for which every commit has its price says so, and the courier lets reports travel together."""
+
+    @property
+    def linger(self) -> float:
+        """Seconds for which reports should wait for company, as many as lately write to it."""
 
 
 Progress = Callable[[int], None]
