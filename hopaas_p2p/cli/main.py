@@ -42,6 +42,7 @@ VERBS: Final = {
     "token": Verb(f"{_CLI}.access:token", "Create, list and revoke tokens."),
     "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
     "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
+    "gateway": Verb(f"{_CLI}.gateway:gateway", "Let Postgres be reached through HTTPS."),
     "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
     "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the least policy that a key of the bucket needs."),
     "completion": Verb(f"{_CLI}.completion:completion", "Print the completion script of a shell."),

@@ -171,7 +171,8 @@ class PostgresStore:
         """What the driver says, as an error of ours."""
         text, code = str(error.orig), getattr(error.orig, "pgcode", None)
         if error.statement is None and code is None:
-            refused = refusal(text)
+            said = error.orig.__cause__ if error.orig is not None else None
+            refused = said if isinstance(said, HopaasError) else refusal(text)
             if not refused.retry:
                 self._door.remember_refusal(refused)
             return refused

@@ -27,6 +27,7 @@ _OPTIONS: Final = frozenset(
     {"host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "connect_timeout"}
     | {"application_name", "target_session_attrs", "krbsrvname"}
 )
+_TUNNEL_OPTIONS: Final = frozenset({"host", "connect_timeout", "application_name"})
 _PORT: Final = 5432
 _CONNECT_TIMEOUT: Final = "10"  # seconds
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
@@ -51,18 +52,23 @@ class Address:
         url = _parsed(text, shown)
         if not url.database:
             raise ConfigurationError(f"{shown}: name the database, as in postgresql://user@host/database")
-        unknown = set(url.query) - _OPTIONS
+        self.tunnelled = url.drivername == "postgresql+https"
+        allowed = _TUNNEL_OPTIONS if self.tunnelled else _OPTIONS
+        unknown = set(url.query) - allowed
         if unknown:
             raise ConfigurationError(
                 f"{shown}: the option {', '.join(sorted(unknown))} is not for this URL; it may have "
-                f"{', '.join(sorted(_OPTIONS))}. A secret goes into HOPAAS_TOKEN_FILE."
+                f"{', '.join(sorted(allowed))}. A secret goes into HOPAAS_TOKEN_FILE."
             )
-        hosts = _hosts(url)
-        self.local = all(map(_is_local, hosts))
-        self.tls = _tls(url, shown, local=self.local)
+        if self.tunnelled:
+            _look_at_gateways(url)
+        self.local = not self.tunnelled and all(map(_is_local, _hosts(url)))
+        self.tls = {} if self.tunnelled else _tls(url, shown, local=self.local)
         self.user = url.username
-        self.sqlalchemy_url: URL = url._replace(drivername="postgresql+psycopg2", password=None)
-        self.url = url.set(drivername="postgresql").render_as_string(hide_password=True)
+        driver = "postgresql+https" if self.tunnelled else "postgresql+psycopg2"
+        self.sqlalchemy_url: URL = url._replace(drivername=driver, password=None)
+        scheme = "postgresql+https" if self.tunnelled else "postgresql"
+        self.url = url.set(drivername=scheme).render_as_string(hide_password=True)
         if url.password not in (None, "***"):
             _given[self.url] = Secret(str(url.password))
 
@@ -107,6 +113,14 @@ def _parsed(text: str, shown: str) -> URL:
         raise ConfigurationError(
             f"{shown} cannot be read as a URL; it should look like postgresql://user@host:5432/database"
         ) from None
+
+
+def _look_at_gateways(url: URL) -> None:
+    """See that the gateways are named well, and that SQLAlchemy knows the way through them."""
+    from hopaas_p2p.tunnel import dialect
+
+    dialect.register()
+    dialect.gateways_of(url)
 
 
 def _hosts(url: URL) -> tuple[str, ...]:

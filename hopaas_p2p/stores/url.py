@@ -24,7 +24,7 @@ def open_store(url: str, *, create: bool = True) -> Store:
     """The store at this URL; see DESIGN for the list.
 
     Args:
-        url: a path, or `file://`, `memory://`, `postgresql://`, `s3://`.
+        url: a path, or `file://`, `memory://`, `postgresql://`, `postgresql+https://`, `s3://`.
         create: whether a directory that is no store yet becomes one.
 
     Raises:
@@ -85,4 +85,5 @@ _SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
     "s3": _s3,
     "postgresql": _postgres,
     "postgresql+psycopg2": _postgres,
+    "postgresql+https": _postgres,
 }

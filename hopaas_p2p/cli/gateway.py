@@ -1,0 +1,86 @@
+"""`hopaas-p2p gateway`: let Postgres be reached through HTTPS."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.errors import InvalidInput
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", show_default=True, help="Where to listen.")  # noqa: S104
+@click.option("--tls-cert", type=_FILE, help="The certificate and what leads to its authority, PEM.")
+@click.option("--tls-key", type=_FILE, help="Its key, PEM. Both are loaded again when they change.")
+@click.option("--postgres", metavar="URL", required=True, help="The one database to lead to, without a login.")
+@click.option(
+    "--behind-proxy",
+    metavar="NETWORK",
+    multiple=True,
+    help="Serve in the clear, and only a proxy in NETWORK that terminates TLS and sets X-Forwarded-For and -Proto.",
+)
+@click.option(
+    "--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics; by default this machine only."
+)
+@click.option("--connections", default=1000, show_default=True, type=click.IntRange(1), help="Tunnels at once.")
+@click.option("--per-token", default=256, show_default=True, type=click.IntRange(1), help="Tunnels of one token.")
+@click.option("--drain", default=30.0, show_default=True, help="Seconds that transactions get to end at SIGTERM.")
+@click.option("--ping", default=20.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 50.0))
+@click.option("--recheck", default=30.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 300.0))
+@click.option("--handshake", default=10.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 60.0))
+@click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")
+def gateway(
+    listen: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    postgres: str,
+    behind_proxy: tuple[str, ...],
+    metrics_from: tuple[str, ...],
+    connections: int,
+    per_token: int,
+    drain: float,
+    ping: float,
+    recheck: float,
+    handshake: float,
+) -> None:
+    """Relay peers that reach nothing but HTTPS to a Postgres server.
+
+    Peers use postgresql+https://HOST/DATABASE and their token. SIGTERM lets transactions end, then stops. The log goes
+    to stderr, a line of JSON an event; /healthz and /metrics are for machines. Several gateways may run side by side.
+    """
+    import asyncio
+
+    from hopaas_p2p.tunnel import gateway as gateways
+    from hopaas_p2p.tunnel import gateway_log
+
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit():
+        raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
+    limits = gateways.Limits(connections, per_token, handshake=handshake, ping=ping, recheck=recheck, drain=drain)
+    gateway_log.to_stderr()
+    gateways.make_room(connections)
+    asyncio.run(
+        gateways.serve(
+            postgres,
+            host=host.strip("[]"),
+            port=int(port),
+            certificate=tls_cert,
+            key=tls_key,
+            behind=_networks(behind_proxy),
+            metrics_from=_networks(metrics_from) or gateways.LOOPBACK,
+            limits=limits,
+            listening=lambda bound: output.say(f"gateway listening on {host}:{bound}"),
+        )
+    )
+
+
+def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    try:
+        return [ipaddress.ip_network(text, strict=False) for text in texts]
+    except ValueError as error:
+        raise InvalidInput(f"{error}; write a network such as 10.0.0.0/8, or one address") from None

@@ -1,0 +1,13 @@
+"""Postgres through HTTPS: `client` on a peer's node, `gateway` beside the database, and what both have to agree on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SUBPROTOCOL: Final = "hopaas.pg.v1"
+"""Raw Postgres bytes in binary frames, cut anywhere. One WebSocket is one Postgres session."""
+PATH: Final = "/v1/pg"
+FRAME: Final = 1 << 16
+"""Bytes of payload in a frame, at most."""
+PING: Final = 20.0
+"""Seconds between the gateway's pings; it says so in `Hopaas-Ping`, and a client knows a dead line by their absence."""

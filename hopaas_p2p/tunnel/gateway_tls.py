@@ -1,0 +1,93 @@
+"""The gateway's certificate: loaded again when its file changes, and a loud warning before it expires."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from pathlib import Path
+from typing import Final
+
+from hopaas_p2p.errors import ConfigurationError
+
+WARNING: Final = 21.0
+"""Days before the end of a certificate at which the gateway begins to warn."""
+
+
+class Certificate:
+    """A certificate and its key, as they are in their files now.
+
+    Raises:
+        ConfigurationError: the files cannot be read, or do not belong together.
+
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = (certificate, key)
+        self._seen = self._stamp()
+        self.context = self._load()
+        self.expires = _expiry(certificate, self.context)
+        """When it ends, in seconds since 1970."""
+
+    @property
+    def days_left(self) -> float:
+        """Until it ends; less than zero when it has."""
+        return (self.expires - time.time()) / 86400.0
+
+    def reload(self) -> bool:
+        """Take the files up again if they have changed; whether they had. On an error the old one stays in use.
+
+        Raises:
+            ConfigurationError: the new files cannot be used.
+
+        """
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        context = self._load()
+        self.expires = _expiry(self._files[0], context)
+        self.context = context
+        return True
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        try:
+            found = [path.stat() for path in self._files]
+        except OSError as error:
+            raise ConfigurationError(f"{error.filename}: {error.strerror}") from None
+        return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in found)
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        context.num_tickets = 0  # nobody resumes: a peer stays for hours
+        try:
+            context.load_cert_chain(*self._files)
+        except (OSError, ssl.SSLError) as error:
+            why = getattr(error, "reason", None) or error.strerror or str(error)
+            raise ConfigurationError(f"certificate {self._files[0]} with key {self._files[1]}: {why}") from None
+        return context
+
+
+def _expiry(file: Path, server: ssl.SSLContext) -> float:
+    """When the certificate ends, as a client sees it that trusts just this one: a handshake in memory."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(file)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(back, there, server_hostname="any")
+    answering = server.wrap_bio(there, back, server_side=True)
+    for step in (asking, answering, asking):
+        try:
+            step.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            if "expired" in error.verify_message:
+                return 0.0
+            raise ConfigurationError(f"certificate {file}: {error.verify_message}") from None
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            raise ConfigurationError(f"certificate {file}: {error.reason}") from None
+    certificate = asking.getpeercert() or {}
+    return ssl.cert_time_to_seconds(str(certificate["notAfter"]))

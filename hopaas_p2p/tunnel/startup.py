@@ -1,0 +1,95 @@
+"""The first message of a Postgres session, read before Postgres sees it: does it log in as the token's role?
+
+See "Start-up" and "Message Formats" in the chapter on Postgres' frontend/backend protocol.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+_LONGEST: Final = 10_000  # bytes: Postgres' own limit, MAX_STARTUP_PACKET_LENGTH
+_SHORTEST: Final = 9
+_MAJOR: Final = 3
+_KINDS: Final = {
+    80877102: "a cancel request, which is not carried",
+    80877103: "a request for TLS, which is spoken outside already",
+    80877104: "a request for GSSAPI encryption, which is not carried",
+}
+
+
+class BadStartup(Exception):
+    """The client's first message is not one to pass on; the text may be shown to it."""
+
+
+class Startup:
+    """Collects the bytes of a StartupMessage, however they are cut."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> dict[str, str] | None:
+        """Take more bytes; the message's parameters as soon as it is whole.
+
+        Raises:
+            BadStartup: it is no StartupMessage, too long, or something else.
+
+        """
+        self._bytes += data
+        if len(self._bytes) < 4:
+            return None
+        (length,) = struct.unpack_from("!I", self._bytes)
+        if not _SHORTEST <= length <= _LONGEST:
+            raise BadStartup(f"a first message of {length} bytes")
+        if len(self._bytes) >= 8:
+            (version,) = struct.unpack_from("!I", self._bytes, 4)
+            if version >> 16 != _MAJOR:
+                raise BadStartup(_KINDS.get(version, "another protocol than Postgres' third"))
+        if len(self._bytes) < length:
+            return None
+        return _parameters(bytes(self._bytes[8:length]))
+
+    @property
+    def received(self) -> bytes:
+        """All bytes so far: the message, and what came with it."""
+        return bytes(self._bytes)
+
+
+def _parameters(body: bytes) -> dict[str, str]:
+    """Name and value by turns, each ended by a zero byte, and one more zero byte."""
+    if not body.endswith(b"\0"):
+        raise BadStartup("a first message that does not end")
+    parts = body[:-1].split(b"\0")
+    if parts.pop() != b"" or len(parts) % 2:
+        raise BadStartup("a first message with a name that has no value")
+    try:
+        texts = [part.decode() for part in parts]
+    except UnicodeDecodeError:
+        raise BadStartup("a first message that is no UTF-8") from None
+    names = texts[::2]
+    if "" in names or len(set(names)) < len(names):
+        raise BadStartup("a first message with a name that is empty or comes twice")
+    return dict(zip(names, texts[1::2], strict=True))
+
+
+def check(parameters: dict[str, str], *, role: str, database: str) -> None:
+    """Whether this session is the one that the token is for.
+
+    Raises:
+        BadStartup: another role, another database, or a session that replicates.
+
+    """
+    if parameters.get("user") != role:
+        raise BadStartup("the login is not the token's")
+    if parameters.get("database", parameters["user"]) != database:
+        raise BadStartup("this gateway leads to another database")
+    if "replication" in parameters:
+        raise BadStartup("replication is not carried")
+
+
+def fatal(text: str, code: str = "28000") -> bytes:
+    """Postgres' ErrorResponse, for libpq to show."""
+    fields = b"".join(
+        kind + value.encode() + b"\0" for kind, value in ((b"S", "FATAL"), (b"V", "FATAL"), (b"C", code), (b"M", text))
+    )
+    return b"E" + struct.pack("!I", 4 + len(fields) + 1) + fields + b"\0"
