@@ -27,6 +27,7 @@ from hopaas_p2p.core.records import StudySet, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial, StoreCorrupt
 
 if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.stores.base import Artifacts, Progress
 
@@ -142,17 +143,7 @@ class StudyArtifacts:
 
     def list(self, trial: int | None = None) -> list[Artifact]:
         """All files of the study and its trials; of one trial, if it is given."""
-        state = self._storage.state(self._study_id)
-        study = self._storage.get_study_system_attrs(self._study_id)
-        numbers = range(len(state.trials)) if trial is None else [trial]
-        found = {} if trial is not None else dict(_read(study, _OPTUNA, study, None))
-        for number in numbers:
-            if state.trials[number].system or study:
-                own = {key: _json(text) for key, text in state.trials[number].system.items()}
-                found.update(_read(study, f"{_DASHBOARD}{self._trial_id(number)}:", study, number))
-                found.update(_read(own, _OPTUNA, own, number))
-        gone = {key.rpartition(":")[2] for key, value in study.items() if "artifacts:" in key and value == "null"}
-        return [one for one in found.values() if one.id not in gone]
+        return listed(self._storage.state(self._study_id), self._study_id, trial)
 
     def find(self, what: str) -> Artifact:
         """The file of this id, or the one file of this name; the beginning of an id will do.
@@ -180,17 +171,7 @@ class StudyArtifacts:
 
         """
         one = self.find(what) if isinstance(what, str) else what
-        path = Path(target)
-        with tempfile.TemporaryDirectory(prefix=".hopaas-", dir=path.absolute().parent) as directory:
-            draft = Path(directory, "file")
-            try:
-                self._files.get(_key(one.id), draft, progress)
-            except KeyError:
-                raise InvalidInput(f"the bytes of {one.filename!r} are no longer in the store") from None
-            if one.sha256 is not None and (draft.stat().st_size, _sha256(draft)) != (one.size, one.sha256):
-                raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) are not what was put there")
-            draft.replace(path)
-        return path
+        return fetch(self._files, one, target, progress=progress)
 
     def delete(self, what: Artifact | str) -> Artifact:
         """Remove a file: its bytes, and what is said of it.
@@ -230,6 +211,36 @@ class StudyArtifacts:
         if key not in self._files.keys(key):
             raise _not_found(artifact_id)
         self._files.delete(key)
+
+
+def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
+    """The files that a State speaks of: all, or those of one trial."""
+    study = {key: _json(text) for key, text in list(state.system.items())}
+    numbers = range(len(state.trials)) if trial is None else [trial]
+    found = {} if trial is not None else dict(_read(study, _OPTUNA, study, None))
+    for number in numbers:
+        if state.trials[number].system or study:
+            own = {key: _json(text) for key, text in list(state.trials[number].system.items())}
+            trial_id = (study_id << 32) + number
+            found.update(_read(study, f"{_DASHBOARD}{trial_id}:", study, number))
+            found.update(_read(own, _OPTUNA, own, number))
+    gone = {key.rpartition(":")[2] for key, value in study.items() if "artifacts:" in key and value == "null"}
+    return [one for one in found.values() if one.id not in gone]
+
+
+def fetch(files: Artifacts, one: Artifact, target: str | Path, *, progress: Progress | None = None) -> Path:
+    """Fetch a file of a store to `target`; raises as `StudyArtifacts.get` does."""
+    path = Path(target)
+    with tempfile.TemporaryDirectory(prefix=".hopaas-", dir=path.absolute().parent) as directory:
+        draft = Path(directory, "file")
+        try:
+            files.get(_key(one.id), draft, progress)
+        except KeyError:
+            raise InvalidInput(f"the bytes of {one.filename!r} are no longer in the store") from None
+        if one.sha256 is not None and (draft.stat().st_size, _sha256(draft)) != (one.size, one.sha256):
+            raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) are not what was put there")
+        draft.replace(path)
+    return path
 
 
 def _key(artifact_id: str) -> str:

@@ -58,10 +58,11 @@ def of_study(study: Study) -> Portable:
     part = study.storage.part(study.study_id)
     state = study.state
     with part.lock:
-        return _of_state(study.name, state, study.study_id)
+        return of_state(study.name, state, study.study_id)
 
 
-def _of_state(name: str, state: State, study_id: int) -> Portable:
+def of_state(name: str, state: State, study_id: int) -> Portable:
+    """The study of this State. Nothing may be applied to it meanwhile: hold its replica's lock."""
     define = state.define
     assert define is not None
     system = dict(state.system)
