@@ -13,7 +13,8 @@ from hopaas_p2p.core.records import Policy
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StudyDeleted
 from hopaas_p2p.frozen import View
-from hopaas_p2p.peer.courier import Courier, Membership
+from hopaas_p2p.peer.courier import Courier
+from hopaas_p2p.peer.membership import Membership
 from hopaas_p2p.peer.replica import Ticket
 
 NUMBER_BITS: Final = 32
