@@ -18,7 +18,7 @@ from hopaas_p2p.stores.url import redacted
 def main() -> None:
     """One run of one session."""
     told = options.current()
-    st.set_page_config(page_title="hopaas-p2p", page_icon=":material/hub:", layout="wide")
+    st.set_page_config(page_title="hopaas-p2p", page_icon=theme.ICON, layout="wide")
     theme.apply()
     if told.auth == "oidc" and not _signed_in():
         return

@@ -73,6 +73,10 @@ def plain(text: object, *, longest: int = 200) -> str:
     return _MARKDOWN.sub(r"\\\1", words)
 
 
+ICON: Final = str(Path(__file__).parent / "static" / "icon.svg")
+"""Ours, for a browser would fetch one of Streamlit's from a server that it has no business with."""
+
+
 @cache
 def _style() -> str:
     return (Path(__file__).parent / "static" / "style.css").read_text(encoding="utf-8")
@@ -140,6 +144,14 @@ def spark(values: Sequence[float], words: str, *, wide: bool = False) -> str:
     )
     css = "hp-spark hp-wide" if wide else "hp-spark"
     return f'<img class="{css}" alt="{safe(words)}" src="data:image/svg+xml,{quote(image)}">'
+
+
+def share(part: float) -> str:
+    """A share as HTML: a bar and the number."""
+    return (
+        '<span class="hp-progress"><span class="hp-bar" aria-hidden="true">'
+        f'<i class="hp-complete" style="width:{part:.0%}"></i></span>{part:.0%}</span>'
+    )
 
 
 def table(headers: Iterable[str], rows: Iterable[Iterable[str]], *, label: str, numeric: Iterable[int] = ()) -> None:

@@ -23,7 +23,8 @@ def show(here: Here) -> None:
         theme.nothing("There are fewer than two studies in this store.")
         return
     before = st.session_state.get("study")
-    default = [before, *(name for name in names if name != before)][:2] if before in names else names[:2]
+    ordered = sorted(names, key=lambda name: (name != before, not _has_results(here, name)))
+    default = ordered[:2]
     chosen = st.multiselect(
         "Studies", names, default=default, key="studies", bind="query-params", max_selections=compare.MOST_STUDIES
     )
@@ -48,6 +49,10 @@ def show(here: Here) -> None:
         draw(compare.distributions(pairs), key="edf", empty="")
 
     drawn()
+
+
+def _has_results(here: Here, name: str) -> bool:
+    return any(frame.columns.best() is not None for frame in _frames(here, [name]))
 
 
 def _frames(here: Here, names: list[str]) -> list[Frame]:

@@ -71,7 +71,7 @@ def _trial(frame: Frame, number: int) -> str:
 
 
 def _members(here: Here, frame: Frame, found: list[Failure]) -> None:
-    theme.heading("One group")
+    theme.heading("Look into one group")
     rows = failures.groups(found).head(_ROWS)
     keys = [(row["kind"], row["reason"], row["site"], row["node"]) for row in rows.to_dict("records")]
     counts = dict(zip(keys, rows["count"].tolist(), strict=True))

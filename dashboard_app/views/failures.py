@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Kind = Literal["error", "lease", "withdrawn"]
 
 KINDS: Final[dict[Kind, str]] = {
-    "error": "error of the objective",
-    "lease": "lease lost: peer silent, pre-empted or interrupted",
+    "error": "errors of the objective",
+    "lease": "leases lost: the peer fell silent, was pre-empted or interrupted",
     "withdrawn": "withdrawn by hand or by a late result",
 }
 _VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")

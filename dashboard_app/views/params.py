@@ -137,7 +137,7 @@ def contour(
     )
     option = spec.base(
         [spec.Layer(series, rows)],
-        grid={"left": 12, "right": 90, "top": 14, "bottom": 34, "containLabel": True},
+        grid={"left": 34, "right": 96, "top": 14, "bottom": 34, "containLabel": True},
         xAxis={**spec.parameter_axis(columns.parameters[first]), "type": "category", "data": names[0],
                "min": None, "max": None},
         yAxis={**spec.parameter_axis(columns.parameters[second]), "type": "category", "data": names[1],

@@ -26,6 +26,7 @@ BEST: Final = "#D55E00"
 PLAIN: Final = "#0072B2"
 FAINT: Final = "#7F7F7F"
 _LONGEST: Final = 40
+_FEW: Final = 300  # rows whose bytes are not worth a rounding
 
 
 class Chart(NamedTuple):
@@ -55,7 +56,7 @@ def frame(**parts: Any) -> pd.DataFrame:
 
 
 def _narrow(column: Any) -> Any:
-    if column.dtype.kind not in "fiu":
+    if column.dtype.kind not in "fiu" or len(column) < _FEW:
         return column
     if len(column) and np.isfinite(column).all():
         largest = float(np.abs(column).max())
@@ -92,9 +93,9 @@ def base(layers: Sequence[Layer] = (), **more: Any) -> Option:
     """An option that draws these layers, with what all charts share. Each layer's rows are a data set of their own."""
     option: Option = {
         "animation": False,
-        "grid": {"left": 12, "right": 18, "top": 40, "bottom": 34, "containLabel": True},
+        "grid": {"left": 34, "right": 18, "top": 40, "bottom": 34, "containLabel": True},
         "tooltip": {"confine": True},
-        "legend": {"top": 0, "type": "scroll", "show": len(layers) > 1},
+        "legend": {"top": 0, "type": "scroll", "show": len(layers) > 1, "itemWidth": 16, "itemHeight": 10},
     }
     if layers:
         option["dataset"] = [{"source": layer.rows} for layer in layers]
@@ -140,7 +141,7 @@ def scatter(
 def line(name: str, rows: pd.DataFrame, *, colour: str, width: float = 2, **more: Any) -> Layer:
     """A line without marks through the first two columns."""
     series = {
-        "type": "line", "name": label(name), "showSymbol": False, "color": colour, "encode": {"x": 0, "y": 1},
+        "type": "line", "name": label(name), "showSymbol": len(rows) < 4, "color": colour, "encode": {"x": 0, "y": 1},
         "lineStyle": {"color": colour, "width": width}, **more,
     }  # fmt: skip
     return Layer(series, rows)
