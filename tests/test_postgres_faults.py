@@ -310,26 +310,31 @@ def test_a_full_disk_of_the_server_is_told_and_the_tell_is_kept(
     study = optuna.create_study(storage=storage, study_name="s")
     trial = study.ask()
     with _full_disk(server) as make_room:
-        filler = PostgresStore(server.url())
-        noise = random.Random(1)
-        with pytest.raises(StoreUnreachable, match="disk is full"):
-            for number in range(50):
-                filler.log("filler").exchange(Outgoing(str(number), noise.randbytes(200_000)), number)
-        filler.close()
-        server.execute("SELECT 1")
+        _fill(server.url())
         with caplog.at_level(logging.WARNING, "hopaas_p2p"):
             study.tell(trial, 1.0)
-        kept = list(tmp_path.rglob("*.commits"))
-        if not kept:  # a small commit may still have found room in the last page
-            assert study.trials[0].state.name == "COMPLETE"
+        (kept,) = tmp_path.rglob("*.commits")
+        assert str(kept) in caplog.text
+        assert "disk is full" in caplog.text
         make_room()
-        until(lambda: _flushes(storage))
-        until(lambda: not list(tmp_path.rglob("*.commits")))
+        until(lambda: _flushes(storage), 60)
+        until(lambda: not kept.exists())
         again = hopaas_p2p.open_storage(server.url())
         (told,) = optuna.load_study(study_name="s", storage=again).trials
         assert told.value == 1.0
         again.close()
         storage.close()
+
+
+def _fill(url: str) -> None:
+    """Commit until not even a small one finds room any more."""
+    store, noise, since = PostgresStore(url), random.Random(1), 0
+    for size in (200_000, 1_000, 1):
+        with pytest.raises(StoreUnreachable, match="disk is full"):
+            while since < 10_000:
+                store.log("filler").exchange(Outgoing(str(since), noise.randbytes(size)), since)
+                since += 1
+    store.close()
 
 
 def _flushes(storage: Any) -> bool:
@@ -373,19 +378,52 @@ def test_a_new_secret_is_tried_at_once(
 
 
 def test_two_hundred_peers_connect_at_once(postgres: Server, postgres_url: str) -> None:
+    """As many as the server has room for."""
     stores = [PostgresStore(postgres_url) for _ in range(200)]
 
-    def take_part(store: PostgresStore, number: int) -> int:
-        commit = outgoing(f"peer-{number}")
-        until(lambda: _takes(store.log("u"), commit, 0), 60)
-        return len(store.beats([f"peer{number}"]))
+    def take_part(store: PostgresStore, number: int) -> None:
+        until(lambda: _takes(store.log("u"), outgoing(f"peer-{number}"), 0), 60)
 
     try:
         together(*[lambda s=store, n=number: take_part(s, n) for number, store in enumerate(stores)])
         assert len(everything(stores[0].log("u"))) == 200
+        sessions = postgres.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hopaas-p2p'")
+        assert sessions[0][0] == 200
     finally:
         for store in stores:
             store.close()
+
+
+def test_two_hundred_peers_share_a_server_that_has_room_for_fifty(own_server: Callable[..., Server]) -> None:
+    """Who is turned away comes again; nobody fails, and everybody's commit counts once."""
+    server = own_server(max_connections="50")
+    turned_away: list[StoreUnreachable] = []
+    room = threading.Event()
+
+    def take_part(number: int) -> None:
+        store = PostgresStore(server.url())
+
+        def taken() -> bool:
+            try:
+                store.log("u").exchange(outgoing(f"peer-{number}"), 0)
+            except StoreUnreachable as error:
+                turned_away.append(error)
+                room.set()
+                return False
+            room.wait(60)  # holds its place until somebody was turned away
+            return True
+
+        until(taken, 120)
+        store.close()
+
+    together(*[lambda n=number: take_part(n) for number in range(200)])
+    store = PostgresStore(server.url())
+    until(lambda: _reads(store))
+    entries = everything(store.log("u"))
+    store.close()
+    assert sorted(entry.payload for entry in entries) == sorted(outgoing(f"peer-{n}").payload for n in range(200))
+    assert turned_away
+    assert {"clients" in str(error) or "connection" in str(error) for error in turned_away} == {True}
 
 
 # --- a server that would lose or contradict ------------------------------------------------------------------------
