@@ -16,8 +16,8 @@ LAYERS = (
     {"stores", "tunnel"},
     {"peer", "frozen", "checkpoints", "notes", "access", "artifacts"},
     {"storage"},
-    {"trial", "study"},
-    {"ticket", "client", "worker", "worker_child", "worker_limits", "worker_socket", "export", "report", "hopaas", "trackers"},
+    {"trial", "study", "notebook", "report"},
+    {"ticket", "client", "worker", "worker_child", "worker_limits", "worker_socket", "export", "hopaas", "trackers"},
     {"demo"},
     {"cli", "testing"},
 )

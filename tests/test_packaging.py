@@ -56,7 +56,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert tops == {"hopaas_p2p", next(top for top in tops if top.endswith(".dist-info"))}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "hopaas_p2p").rglob("*.py")}
     assert modules <= set(names)
-    assert {"hopaas_p2p/py.typed", "hopaas_p2p/report/page.html", "hopaas_p2p/report/style.css"} <= set(names)
+    assert {
+        "hopaas_p2p/py.typed",
+        "hopaas_p2p/report/page.html",
+        "hopaas_p2p/report/charts.css",
+        "hopaas_p2p/report/style.css",
+    } <= set(names)
 
 
 def test_the_wheel_alone_runs_the_demo_with_what_it_declares(wheel: Path, tmp_path: Path) -> None:

@@ -221,13 +221,13 @@ def pause(session: Session) -> None:
 @click.option("--budget", type=int, metavar="N", help="Move the budget too; 0 lifts it.")
 def resume(session: Session, budget: int | None) -> None:
     """Give out trials again, also after `stop` and after too many failures."""
-    from hopaas_p2p.cli import summary
+    from hopaas_p2p.report.facts import state_word
 
     resumed = session.study()
     if budget is not None:
         resumed.set_budget(budget or None)
     resumed.resume()
-    word = summary.state_word(resumed.state)
+    word = state_word(resumed.state)
     session.done({"state": word, "budget": resumed.state.budget}, f"{resumed.name!r} is {word}")
 
 

@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING, Any
 from hopaas_p2p import notes
 from hopaas_p2p.cli.output import iso_time
 from hopaas_p2p.cli.space import spec
+from hopaas_p2p.report.facts import state_word
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from hopaas_p2p.core.state import State, Trial
     from hopaas_p2p.study import Study
-
-
-def state_word(state: State) -> str:
-    """running, paused, stopped, failing, or done: its budget is spent and nothing runs."""
-    closed = state.closed_because()
-    if closed == "budget":
-        return "done" if state.finished() else "running"
-    return closed or "running"
 
 
 def of_study(study: Study) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core.records import Categorical, Float, Int
@@ -30,7 +30,7 @@ class Figure(NamedTuple):
     wide: bool = False
 
 
-def _robust(values: Sequence[float], direction: str, *, without: float = 0.05) -> list[float]:
+def robust(values: Sequence[float], direction: str, *, without: float = 0.05) -> list[float]:
     """The values without this share of the worst, so that a few bad trials do not flatten the rest."""
     ordered = sorted(value for value in values if math.isfinite(value))
     cut = int(len(ordered) * without)
@@ -61,7 +61,7 @@ def history(state: State, objective: int = 0) -> Figure | None:
         if not records or is_better(point.y, records[-1].y, direction):
             records.append(point)
     x = svg.scale_of([0, max(1, len(state.trials) - 1)], _LEFT, _W - _RIGHT, log=False, pad=0.02)
-    y = svg.scale_of(_robust([p.y for p in complete], direction), _H - _BOTTOM, _TOP)
+    y = svg.scale_of(robust([p.y for p in complete], direction), _H - _BOTTOM, _TOP)
     body = (
         svg.frame(x, y, x_title="trial", y_title="value")
         + svg.dots(svg.thinned(pruned, _DOTS), x, y, "pruned", radius=2.2)
@@ -129,7 +129,7 @@ def curves(state: State) -> Figure | None:
         log=False,
         pad=0.02,
     )
-    y = svg.scale_of(_robust(everything, direction, without=0.2), _H - _BOTTOM, _TOP)
+    y = svg.scale_of(robust(everything, direction, without=0.2), _H - _BOTTOM, _TOP)
     body = svg.frame(x, y, x_title="step", y_title="reported value")
     for t in sampled_cut:
         body += svg.line(_curve(t), x, y, "curve pruned", title=f"trial {t.number}, pruned")
@@ -150,12 +150,29 @@ def curves(state: State) -> Figure | None:
     )
 
 
+def reported(reports: Mapping[int, float]) -> Figure | None:
+    """What one trial has reported, by step; None with fewer than two reports."""
+    points = _points(reports)
+    if len(points) < 2:
+        return None
+    x = svg.scale_of([step for step, _ in points], _LEFT, _W - _RIGHT, log=False, pad=0.02)
+    y = svg.scale_of([value for _, value in points], _H - _BOTTOM, _TOP)
+    body = svg.frame(x, y, x_title="step", y_title="reported value") + svg.line(points, x, y, "curve best")
+    about = f"{len(reports)} reports; the last is {shown(points[-1][1])} at step {points[-1][0]:.0f}"
+    drawing = svg.svg(body, width=_W, height=_H, title="Reports", description=about)
+    return Figure("Reports", drawing, f"{len(reports):,} reports")
+
+
 def _every(trials: Sequence[Trial], most: int) -> list[Trial]:
     return list(trials) if len(trials) <= most else [trials[i * len(trials) // most] for i in range(most)]
 
 
 def _curve(trial: Trial) -> list[tuple[float, float]]:
-    points = [(float(step), value) for step, value in sorted(trial.reports.items()) if math.isfinite(value)]
+    return _points(trial.reports)
+
+
+def _points(reports: Mapping[int, float]) -> list[tuple[float, float]]:
+    points = [(float(step), value) for step, value in sorted(reports.items()) if math.isfinite(value)]
     if len(points) > _STEPS:
         points = [points[i * len(points) // _STEPS] for i in range(_STEPS)] + points[-1:]
     return points
@@ -180,14 +197,14 @@ def slices(state: State, names: Sequence[str]) -> list[str]:
     if not trials:
         return []
     wide, high = 250.0, 170.0
-    y = svg.scale_of(_robust([t.values[0] for t in trials if t.values], direction), high - _BOTTOM, _TOP)
+    y = svg.scale_of(robust([t.values[0] for t in trials if t.values], direction), high - _BOTTOM, _TOP)
     top = trials[0]
     for t in trials:
         if t.values and top.values and is_better(t.values[0], top.values[0], direction):
             top = t
     drawings = []
     for name in names:
-        x, labels = _parameter_scale(state, name, 46.0, wide - 10)
+        x, labels = parameter_scale(state, name, 46.0, wide - 10)
         points = [
             Point(_place(t, name, state), t.values[0], f"trial {t.number}: {shown(t.values[0])}")
             for t in trials
@@ -210,9 +227,8 @@ def _place(trial: Trial, name: str, state: State) -> float:
     return value
 
 
-def _parameter_scale(
-    state: State, name: str, start: float, stop: float
-) -> tuple[Scale, list[tuple[float, str]] | None]:
+def parameter_scale(state: State, name: str, start: float, stop: float) -> tuple[Scale, list[tuple[float, str]] | None]:
+    """A scale over the range of a parameter, and where its labels go."""
     one = state.dists[name]
     if isinstance(one, Categorical):
         last = max(1, len(one.choices)) - 1

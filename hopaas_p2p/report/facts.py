@@ -38,6 +38,14 @@ def savings(state: State, *, length: int | None = None) -> Savings:
     return Savings(saved, made + saved, length, len(cut))
 
 
+def state_word(state: State) -> str:
+    """running, paused, stopped, failing, or done: its budget is spent and nothing runs."""
+    closed = state.closed_because()
+    if closed == "budget":
+        return "done" if state.finished() else "running"
+    return closed or "running"
+
+
 def is_better(value: float, than: float, direction: str) -> bool:
     """Whether `value` is the better one in this direction."""
     return value > than if direction == "maximize" else value < than

@@ -27,9 +27,9 @@ _INTERRUPTED: Final = 20
 
 def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
     """The whole page. Pure: the same State and time give the same text."""
-    return string.Template(_part("page.html")).substitute(
+    return string.Template(part("page.html")).substitute(
         title=safe(f"{name} · hopaas-p2p", longest=120),
-        style=_part("style.css"),
+        style=part("charts.css") + part("style.css"),
         name=safe(name),
         about=_about(state),
         tiles=_tiles(state),
@@ -38,7 +38,8 @@ def render(state: State, *, name: str, store: str, now: datetime.datetime) -> st
     )
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file that lies beside this one: the page, or its styles."""
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 

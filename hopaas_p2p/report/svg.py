@@ -99,7 +99,7 @@ def label(value: float) -> str:
         return "0"
     if abs(value) >= 1e5 or abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.4g}"
+    return str(int(value)) if value == int(value) else f"{value:.4g}"
 
 
 def frame(

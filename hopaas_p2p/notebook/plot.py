@@ -1,0 +1,121 @@
+"""`study.plot`: charts of everybody's trials, as they are now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.notebook.frame import drawn, framed
+from hopaas_p2p.notebook.parallel import parallel
+from hopaas_p2p.report import charts
+from hopaas_p2p.report.charts import Figure
+from hopaas_p2p.report.importance import importance
+from hopaas_p2p.report.svg import safe
+from hopaas_p2p.report.timeline import timeline
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State
+    from hopaas_p2p.study import Study
+
+
+class Chart:
+    """A chart of one moment. A notebook shows it; `save` writes it to a file that any browser opens."""
+
+    def __init__(self, body: str, *, title: str) -> None:
+        self._body = body
+        self._title = title
+
+    def __repr__(self) -> str:
+        return f"<{self._title}: shown by a notebook, or .save('chart.html')>"
+
+    def _repr_html_(self) -> str:
+        return framed(self._body)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as an HTML file that needs nothing else; returns where it is."""
+        target = Path(path).expanduser()
+        head = '<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        target.write_text(f"{head}<title>{safe(self._title)}</title>{self._repr_html_()}", encoding="utf-8")
+        return target
+
+
+@contextlib.contextmanager
+def looking_at(study: Study) -> Iterator[State]:
+    """The study's State, brought up to date, while nothing changes it. Keep it short: writers of this process wait."""
+    state = study.state
+    with study.storage.part(study.study_id).lock:
+        yield state
+
+
+class Plot:
+    """The charts of one study. Each call draws what is there now, in well under a second at 10,000 trials."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def history(self, objective: int = 0) -> Chart:
+        """The value of every trial, and the best so far."""
+        with looking_at(self._study) as state:
+            return _chart("History", charts.history(state, self._checked(state, objective)))
+
+    def intermediate(self) -> Chart:
+        """Reports by step: the best trial, the median, and a sample of the others."""
+        with looking_at(self._study) as state:
+            return _chart("Learning curves", charts.curves(state))
+
+    def timeline(self) -> Chart:
+        """Who ran what, and when; what was interrupted, and where it came back."""
+        with looking_at(self._study) as state:
+            return _chart("Timeline by peer", timeline(state))
+
+    def importances(self) -> Chart:
+        """Which parameters matter: PED-ANOVA, over a sample of the trials where they are many."""
+        with looking_at(self._study) as state:
+            found = importance(state)
+        if not found.shares:
+            return _nothing("Which parameters matter", found.note)
+        return _chart("Which parameters matter", charts.importance(found.shares[:20], note=safe(found.note)))
+
+    def slice(self, params: Sequence[str] | None = None) -> Chart:
+        """The value over each parameter."""
+        with looking_at(self._study) as state:
+            drawings = charts.slices(state, self._parameters(state, params))
+        if not drawings:
+            return _nothing("Value over each parameter", "No trial is complete yet.")
+        note = "<figcaption>Complete trials. The large mark is the best one.</figcaption>"
+        head = '<div class="head">Value over each parameter</div>'
+        return Chart(f'<figure>{head}<div class="slices">{"".join(drawings)}</div>{note}</figure>', title="Slices")
+
+    def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> Chart:
+        """A line a trial over an axis a parameter, up to twelve; the better trials are in front."""
+        with looking_at(self._study) as state:
+            names = self._parameters(state, params)
+            return _chart("Parallel coordinates", parallel(state, names, self._checked(state, objective)))
+
+    def _checked(self, state: State, objective: int) -> int:
+        count = len(state.define.directions) if state.define else 1
+        if not 0 <= objective < count:
+            raise InvalidInput(f"objective is 0 to {count - 1}, got {objective}")
+        return objective
+
+    @staticmethod
+    def _parameters(state: State, wanted: Sequence[str] | None) -> list[str]:
+        there = list(state.dists)
+        unknown = [name for name in wanted or () if name not in state.dists]
+        if unknown:
+            raise InvalidInput(f"the study has no parameter {unknown[0]!r}; it has {', '.join(there) or 'none yet'}")
+        return there if wanted is None else list(wanted)
+
+
+def _chart(title: str, figure: Figure | None) -> Chart:
+    if figure is None:
+        return _nothing(title, "There is nothing to draw yet.")
+    return Chart(drawn(figure), title=figure.title)
+
+
+def _nothing(title: str, why: str) -> Chart:
+    return Chart(f'<div class="head">{safe(title)}</div><p class="none">{safe(why)}</p>', title=title)

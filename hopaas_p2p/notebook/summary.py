@@ -1,0 +1,117 @@
+"""A study, and a trial, at a glance."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.notebook.frame import drawn, framed, table
+from hopaas_p2p.report import charts
+from hopaas_p2p.report.charts import key
+from hopaas_p2p.report.facts import best, duration, params_of, pareto_front, peer_labels, shown, state_word
+from hopaas_p2p.report.svg import safe
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+    from hopaas_p2p.trial import Trial as OwnTrial
+
+_ROWS: Final = 8
+_COLUMNS: Final = 6
+_KEYS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed", RUNNING: "running", WAITING: "waiting"}
+
+
+def study_html(study: Study) -> str:
+    """The study: how it stands, the best trial, the newest ones."""
+    from hopaas_p2p.notebook.plot import looking_at
+
+    with looking_at(study) as state:
+        return framed(overview(state, name=study.name, store=study.storage.url))
+
+
+def overview(state: State, *, name: str, store: str, warning: str = "", chart: bool = False) -> str:
+    """The inside of the study's view."""
+    parts = [f'<div class="head">{safe(name)} · {safe(state_word(state))}</div>', _about(state, store)]
+    if warning:
+        parts.append(f'<p class="warn">{safe(warning)}</p>')
+    counts = " ".join(key(css, f"{state.counts[one]:,} {css}") for one, css in _KEYS.items() if state.counts[one])
+    parts.append(f"<p>{counts or 'No trials yet.'}</p>{_best(state)}")
+    newest = _trials(state)
+    history = charts.history(state) if chart and state.define is not None else None
+    if history is not None:
+        newest = f'<div class="two">{drawn(history)}<div>{newest}</div></div>'
+    return "".join([*parts, newest])
+
+
+def _about(state: State, store: str) -> str:
+    said = [store]
+    if state.define is not None:
+        said.append(", ".join(state.define.directions))
+    said.append("no budget" if state.budget is None else f"{state.used():,} of {state.budget:,} trials used")
+    running = {state.peers.get(state.trials[one].owner or "", {}).get("site", "?") for one in state.running}
+    if running:
+        said.append(f"running at {', '.join(sorted(running))}")
+    return f'<p class="about">{" · ".join(safe(one, longest=120) for one in said)}</p>'
+
+
+def _best(state: State) -> str:
+    if state.define is not None and len(state.define.directions) > 1:
+        return f"<p>{len(pareto_front(state)):,} trials on the Pareto front</p>"
+    top = best(state)
+    if top is None or not top.values:
+        return ""
+    params = ", ".join(f"{name} = {shown(value)}" for name, value in params_of(top, state).items())
+    return f"<p>{key('best', f'best: {shown(top.values[0])}')} trial {top.number}: {safe(params, longest=400)}</p>"
+
+
+def _trials(state: State) -> str:
+    """The running trials and the newest of the others."""
+    running = [state.trials[number] for number in list(state.running)[-_ROWS:]]
+    others = [trial for trial in state.trials[-2 * _ROWS :] if trial.state is not RUNNING][-_ROWS:]
+    rows = sorted([*running, *others], key=lambda trial: -trial.number)
+    if not rows:
+        return ""
+    labels = peer_labels(state)
+    names = list(dict.fromkeys(name for trial in rows for name in trial.params))[:_COLUMNS]
+    heads = ["trial", "state", "value", *names, "peer", "took"]
+    cells = []
+    for trial in rows:
+        params = params_of(trial, state)
+        cells.append(
+            [
+                str(trial.number),
+                trial.state.name,
+                _value(trial),
+                *(shown(params[name]) if name in params else "" for name in names),
+                labels.get(trial.owner or "", ""),
+                duration((trial.end - trial.start) / 1e6) if trial.start is not None and trial.end is not None else "",
+            ]
+        )
+    return table(heads, cells, words=("state", "peer"))
+
+
+def _value(trial: Trial) -> str:
+    if trial.values:
+        return ", ".join(map(shown, trial.values))
+    if trial.reports:
+        step = max(trial.reports)
+        return f"{shown(trial.reports[step])} at step {step}"
+    return ""
+
+
+def trial_html(trial: OwnTrial) -> str:
+    """A trial as its own process sees it: parameters, attributes, and what it has reported."""
+    frozen = trial._cached_frozen_trial
+    state = trial.storage.get_trial(trial._trial_id).state
+    held = "" if state.is_finished() else " · its lease is held" if trial.lease_held else " · its lease was lost"
+    parts = [f'<div class="head">Trial {trial.number} · {safe(state.name)}</div>']
+    parts.append(f'<p class="about">attempt {trial.attempt}{held}</p>')
+    params = [[name, shown(value)] for name, value in frozen.params.items()]
+    attributes = [[name, json.dumps(value, default=str)] for name, value in frozen.user_attrs.items()]
+    sides = [table(["parameter", "value"], params, words=("parameter",))] if params else []
+    if attributes:
+        sides.append(table(["attribute", "value"], attributes, words=("attribute",)))
+    curve = charts.reported(trial.intermediate_values)
+    if curve is not None:
+        sides.append(drawn(curve))
+    return framed("".join(parts) + f'<div class="two">{"".join(sides)}</div>')

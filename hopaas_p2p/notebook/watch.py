@@ -1,0 +1,114 @@
+"""`study.watch()`: the study's view and its history, kept up to date in the cell while other cells run."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from hopaas_p2p.errors import HopaasError, InvalidInput
+from hopaas_p2p.notebook.frame import framed
+from hopaas_p2p.notebook.plot import looking_at
+from hopaas_p2p.notebook.summary import overview
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+
+_present: Final[weakref.WeakKeyDictionary[Study, Watching]] = weakref.WeakKeyDictionary()
+_JOIN: Final = 5.0  # seconds: an exchange with a store that answers is over by then
+
+
+class Watching:
+    """A view that is kept up to date by a thread of its own, until the study is over or `stop()` is called."""
+
+    def __init__(self, study: Study, *, interval: float) -> None:
+        if not interval > 0:
+            raise InvalidInput(f"interval must be positive seconds, got {interval}")
+        display, html = _notebook(study.name)
+        self._study = study
+        self._interval = interval
+        self._stopped = threading.Event()
+        self._over = threading.Event()
+        self._lsn = -1
+        self._body = ""
+        self._html = html
+        self.updates = 0
+        """How often the view was drawn anew."""
+        before = _present.pop(study, None)
+        if before is not None:
+            before.stop()
+        self._look()
+        self._handle: Any = display(html(framed(self._body)), display_id=True)
+        _present[study] = self
+        self._thread = threading.Thread(target=self._follow, name="hopaas-watch", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<watching {self._study.name!r}, {'stopped' if self._stopped.is_set() else 'live'}>"
+
+    def _ipython_display_(self) -> None:
+        """Shows itself already; as a cell's last value it says nothing more."""
+
+    def stop(self) -> None:
+        """Let the view stay as it is."""
+        self._stopped.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_JOIN)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block this cell until the study is over (or `stop` is called elsewhere); False if the time ran out first.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._thread.is_alive():
+            left = 0.5 if deadline is None else min(0.5, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            self._thread.join(left)
+        return self._over.is_set()
+
+    def _follow(self) -> None:
+        while not self._over.is_set() and not self._stopped.wait(self._interval):
+            if self._look():
+                self._handle.update(self._html(framed(self._body)))
+                self.updates += 1
+
+    def _look(self) -> bool:
+        """Whether there is something new to show."""
+        before = self._body
+        try:
+            with looking_at(self._study) as state:
+                if state.lsn != self._lsn or "warn" in before:
+                    self._body = overview(state, name=self._study.name, store=self._study.storage.url, chart=True)
+                self._lsn = state.lsn
+                if state.finished():
+                    self._over.set()
+        except (HopaasError, KeyError) as error:
+            said = str(error.args[0]) if error.args else type(error).__name__
+            self._lsn = -1
+            self._body = self._with_warning(said)
+            if not getattr(error, "retry", False):
+                self._over.set()
+        return self._body != before
+
+    def _with_warning(self, said: str) -> str:
+        """What was last seen, and why there is nothing newer."""
+        state = self._study.storage.part(self._study.study_id).replica.state
+        return overview(state, name=self._study.name, store=self._study.storage.url, warning=said, chart=True)
+
+
+def _notebook(name: str) -> tuple[Any, Any]:
+    try:
+        from IPython import get_ipython
+        from IPython.display import HTML, display
+    except ImportError:
+        shell = None
+    else:
+        shell = get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        raise InvalidInput(f"study.watch() shows itself in Jupyter; in a terminal use: hopaas-p2p watch {name}")
+    return display, HTML
