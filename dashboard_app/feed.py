@@ -12,6 +12,8 @@ import threading
 import time
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from dashboard_app.frames import Frame
 from hopaas_p2p.core.catalog import Catalog, Listing
 from hopaas_p2p.core.leases import Watch, ttl_of
@@ -56,6 +58,29 @@ class _Source:
         self.watch = Watch()
         self.beats_due = 0.0
         self.first_sight = threading.Event()
+        self.latest: dict[str, float] = {}
+        self.clocks: dict[str, float] = {}
+
+    def note_clocks(self, frame: Frame, wall: float) -> None:
+        """Compare what peers just said of the time with this machine's clock."""
+        known = bool(self.latest)
+        for owner, at in _latest(frame).items():
+            if at > self.latest.get(owner, -np.inf):
+                if known:
+                    behind = wall - at
+                    self.clocks[owner] = min(behind, self.clocks.get(owner, behind))
+                self.latest[owner] = at
+
+
+def _latest(frame: Frame) -> dict[str, float]:
+    """The last moment that each peer told of, by its own clock."""
+    columns = frame.columns
+    newest = np.full(len(columns.owners), -np.inf)
+    ran = columns.owner >= 0
+    for times in (columns.start, columns.end):
+        known = ran & np.isfinite(times)
+        np.maximum.at(newest, columns.owner[known], times[known])
+    return {owner: float(at) for owner, at in zip(columns.owners, newest, strict=True) if np.isfinite(at)}
 
 
 class Feed:
@@ -138,11 +163,6 @@ class Feed:
             return None
         return source.watch.silence(owner, time.monotonic())
 
-    def time_to(self, uuid: str) -> float | None:
-        """When the study's log was last read, in seconds of the monotonic clock."""
-        source = self._sources.get(uuid)
-        return None if source is None else source.pulled
-
     def lease_left(self, uuid: str, owner: str) -> float | None:
         """Seconds until this peer's trials may be taken over; negative when they may be now; None: not watched."""
         source = self._sources.get(uuid)
@@ -150,6 +170,14 @@ class Feed:
         if source is None or source.frame is None or silent is None:
             return None
         return ttl_of(source.frame.state, owner) - silent
+
+    def clock_behind(self, uuid: str, owner: str) -> float | None:
+        """Seconds by which this peer's clock is behind this machine's, the way to here included; None: not known yet.
+
+        The least of what was seen: the way takes some seconds, a wrong clock adds to each of them.
+        """
+        source = self._sources.get(uuid)
+        return None if source is None else source.clocks.get(owner)
 
     def hurry(self, uuid: str) -> None:
         """Read this study at once: something was just written to it."""
@@ -245,6 +273,7 @@ class Feed:
             if state.define is not None and (source.frame is None or source.frame.lsn != state.lsn):
                 with source.replica.lock:
                     source.frame = Frame(source.listing, state, source.frame)
+                source.note_clocks(source.frame, time.time())
         source.first_sight.set()
 
     def _pull(self, replica: Replica[Any]) -> None:

@@ -35,6 +35,7 @@ class Entry(NamedTuple):
 PAGES: Final = (
     Entry("campaigns", "Campaigns", ":material/dashboard:", "campaigns", study=False, group="Store"),
     Entry("live", "Live", ":material/monitoring:", "live"),
+    Entry("peers", "Peers & sites", ":material/hub:", "peers"),
     Entry("explore", "Explore", ":material/scatter_plot:", "explore"),
     Entry("pruning", "Pruning", ":material/content_cut:", "pruning"),
     Entry("failures", "Failures", ":material/report:", "failures"),
