@@ -17,6 +17,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.access import study_grants
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, NoSuchStudy, StoreUnreachable
+from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.stores.base import Beat, Outgoing
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.testing.conformance import outgoing
@@ -558,6 +559,39 @@ def test_a_missing_older_or_newer_schema_says_what_to_run(
     assert access.initialise(url) == 1
     with contextlib.closing(PostgresStore(url)) as store:
         assert store.catalog().exchange(None, 0).entries == []
+
+
+def test_an_older_schema_is_brought_forward_step_by_step_and_keeps_what_it_holds(
+    any_postgres: Server, new_database: Callable[[Server], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = new_database(any_postgres)
+    url = any_postgres.url(database, user="dba")
+    access.initialise(url)
+    with contextlib.closing(PostgresStore(url)) as store:
+        store.log("u").exchange(outgoing("kept"), 0)
+    (migrations, functions), now = schema.script(), schema.SCHEMA_VERSION
+
+    def release(**steps: str) -> None:
+        added = {now + count: sql for count, sql in enumerate(steps.values(), 1)}
+        monkeypatch.setattr(schema, "script", lambda: ({**migrations, **added}, functions))
+        monkeypatch.setattr(schema, "SCHEMA_VERSION", now + len(steps))
+
+    def versions() -> list[int]:
+        rows = any_postgres.execute("SELECT version FROM hopaas.schema_version ORDER BY version", database=database)
+        return [row[0] for row in rows]
+
+    widen = "ALTER TABLE hopaas.logs ADD COLUMN colour text"
+    release(widen=widen, broken="SELECT 1 / 0")
+    with pytest.raises(StoreUnreachable, match="division by zero"):
+        access.initialise(url)
+    assert versions() == list(range(1, now + 1)), "all of it or nothing"
+    release(widen=widen, paint="UPDATE hopaas.logs SET colour = '100% red'")
+    assert access.initialise(url) == now
+    assert access.initialise(url) == now + 2, "and each step only once"
+    assert versions() == list(range(1, now + 3))
+    assert any_postgres.execute("SELECT DISTINCT colour FROM hopaas.logs", database=database) == [("100% red",)]
+    with contextlib.closing(PostgresStore(url)) as store:
+        assert [entry.payload for entry in store.log("u").exchange(None, 0).entries] == [outgoing("kept").payload]
 
 
 def test_commands_print_data_on_stdout_and_messages_on_stderr(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
