@@ -1,0 +1,92 @@
+"""`hopaas-p2p export mlflow|wandb`: a study in the tracker that a group already looks at."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import HopaasError
+
+if TYPE_CHECKING:
+    from hopaas_p2p.trackers import Tracker
+
+_follow = click.option("--follow", is_flag=True, help="Go on until the study is done; outages of the tracker pass.")
+_interval = click.option(
+    "--interval", type=float, default=10.0, show_default=True, metavar="S", help="Seconds between two looks."
+)
+_QUICK: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow itself would try for minutes, and we try again anyway."""
+
+
+@click.group()
+def export() -> None:
+    """Copy a study to a tracker: a run for the study, a nested run for each trial.
+
+    Run it as often as you like: what is there already is not sent again. Files and Optuna storages are written by
+    `study export`.
+    """
+
+
+@export.command()
+@options(study="argument")
+@click.option("--to", metavar="URI", help="The tracking server. [default: MLFLOW_TRACKING_URI]")
+@click.option("--experiment", metavar="NAME", help="[default: MLFLOW_EXPERIMENT_NAME, else the study's name]")
+@_follow
+@_interval
+def mlflow(session: Session, to: str | None, experiment: str | None, follow: bool, interval: float) -> None:
+    """Copy a study to MLflow.
+
+    Parameters, reports as the metric `report`, values, states, files; where and with what a trial ran, and the
+    command that shows it, as tags `hopaas.*`. PRUNED trials are KILLED there. Who you are, MLflow's own variables
+    say: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN.
+    """
+    from hopaas_p2p.trackers import MLflow
+
+    for name, value in _QUICK.items():
+        os.environ.setdefault(name, value)
+    _export(session, MLflow(to, experiment=experiment), follow=follow, interval=interval)
+
+
+def _export(session: Session, tracker: Tracker, *, follow: bool, interval: float) -> None:
+    from hopaas_p2p.trackers import Export
+
+    if not interval > 0:
+        raise click.UsageError(f"--interval must be positive seconds, got {interval}")
+    study = session.study()
+    export_ = Export(study, tracker)
+    try:
+        sent = _until_done(export_, session, interval) if follow else export_.sync()
+    finally:
+        tracker.close()
+    message = f"exported {sent} trials to {tracker.name}: {tracker.link()}"
+    session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
+
+
+def _until_done(export_: object, session: Session, interval: float) -> int:
+    """Look again and again, until everything is there of a study that is done; returns how many trials were sent."""
+    from hopaas_p2p.trackers import Export
+
+    assert isinstance(export_, Export)
+    sent, away = 0, False
+    while True:
+        try:
+            sent += export_.sync()
+        except HopaasError as error:
+            if not error.retry:
+                raise
+            if not away:
+                output.say(f"{error}; trying again every {interval:g} s")
+            away = True
+        else:
+            if away:
+                output.say("it is back, and has what was missing")
+            away = False
+            state = session.study().state
+            if state.finished() and not state.running:
+                return sent
+        time.sleep(interval)

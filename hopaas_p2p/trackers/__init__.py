@@ -1,0 +1,31 @@
+"""Studies in the trackers that a group already looks at: MLflow, Weights & Biases.
+
+    export_to(study, MLflow("http://mlflow.example.org:5000"))    # all that is missing there, now
+
+The study stays where it is; a tracker gets a copy that is brought up to date as often as one likes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
+from hopaas_p2p.trackers.mlflow import MLflow
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+
+__all__ = ["Export", "MLflow", "Tracker", "TrackerRefused", "TrackerUnreachable", "export_to"]
+
+
+def export_to(study: Study, tracker: Tracker) -> int:
+    """Bring a tracker up to date with a study; returns how many trials were sent. Again and again, if you like.
+
+    Raises:
+        TrackerUnreachable: it did not answer; what was sent until then is there, and the next call goes on.
+
+    """
+    try:
+        return Export(study, tracker).sync()
+    finally:
+        tracker.close()

@@ -1,0 +1,107 @@
+"""A real `mlflow server` on SQLite, and a relay before it that can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import until
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Relay:
+    """127.0.0.1:port -> the server, while it is open; closing it cuts what goes through."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self.port = free_port()
+        self._listener: socket.socket | None = None
+        self._clients: list[socket.socket] = []
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                self._clients.append(client)
+                threading.Thread(target=self._pump, args=(client,), daemon=True).start()
+
+    def _pump(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._target)) as server, contextlib.suppress(OSError):
+            other = {client: server, server: client}
+            while True:
+                for one in select.select(list(other), [], [])[0]:
+                    data = one.recv(65536)
+                    if not data:
+                        return
+                    other[one].sendall(data)
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        for client in self._clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        self._clients.clear()
+
+
+def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "mlflow server ended"
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a server that starts empty; tests use experiments of their own."""
+    if os.environ.get("HOPAAS_TEST_REQUIRE") != "all":
+        pytest.importorskip("mlflow.server", reason="MLflow is not here: pip install 'hopaas-p2p[integrations]'")
+    place = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    words = [
+        *(str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--workers", "1", "--backend-store-uri", f"sqlite:///{place}/mlflow.db"),
+        *("--artifacts-destination", str(place / "artifacts")),
+    ]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    with (place / "server.log").open("wb") as log:
+        process = subprocess.Popen(words, cwd=place, stdout=log, stderr=log, env=env, start_new_session=True)
+    try:
+        until(lambda: _answers(port, process), 120, what=lambda: (place / "server.log").read_text())
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # it takes ten seconds to say goodbye
+        process.wait()
+
+
+@pytest.fixture
+def relay(mlflow_server: str) -> Iterator[Relay]:
+    """A way to the server, closed at first."""
+    one = Relay(int(mlflow_server.rpartition(":")[2]))
+    yield one
+    one.close()
