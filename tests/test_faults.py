@@ -12,10 +12,11 @@ from scribe import COMPLETE, X, defined
 import hopaas_p2p
 from hopaas_p2p import storage as storage_module
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialReclaim, TrialSet, TrialState
-from hopaas_p2p.core.state import State, Verdict, apply
+from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.peer import courier as courier_module
+from hopaas_p2p.peer import exchanges
 from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.peer.replica import Replica, Ticket, study_replica
 from hopaas_p2p.stores.base import Log, Store
@@ -270,8 +271,8 @@ def _commits(store: Store) -> list[Commit]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_courier_in_a_storm_acknowledges_only_what_stands(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier_module, "_FIRST_PAUSE", 1e-5)
-    monkeypatch.setattr(courier_module, "_LONGEST_PAUSE", 1e-5)
+    monkeypatch.setattr(exchanges, "_FIRST_PAUSE", 1e-5)
+    monkeypatch.setattr(exchanges, "_LONGEST_PAUSE", 1e-5)
     inner = founded()
     courier = Courier(FaultyStore(inner, at_random(seed, 0.4)), threaded=False, describe=dict)
     membership = courier.membership(0, "study")
@@ -288,7 +289,7 @@ def test_a_courier_in_a_storm_acknowledges_only_what_stands(seed: int, monkeypat
 
 @pytest.mark.parametrize("fault", [Fault.REFUSE, Fault.LOSE_REPLY], ids=lambda fault: fault.name)
 def test_a_call_that_gives_up_waiting_leaves_no_trial_running(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier_module, "_FIRST_PAUSE", 1e-5)
+    monkeypatch.setattr(exchanges, "_FIRST_PAUSE", 1e-5)
     inner = founded()
     courier = Courier(FaultyStore(inner, [None, fault]), threaded=False, patience=0.0, describe=dict)
     membership = courier.membership(0, "study")
@@ -302,8 +303,8 @@ def test_a_call_that_gives_up_waiting_leaves_no_trial_running(fault: Fault, monk
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_plain_optuna_does_not_notice_a_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_jobs: int) -> None:
-    monkeypatch.setattr(courier_module, "_FIRST_PAUSE", 1e-4)
-    monkeypatch.setattr(courier_module, "_LONGEST_PAUSE", 1e-3)
+    monkeypatch.setattr(exchanges, "_FIRST_PAUSE", 1e-4)
+    monkeypatch.setattr(exchanges, "_LONGEST_PAUSE", 1e-3)
     monkeypatch.setattr(
         storage_module, "open_store", lambda *_, **__: FaultyStore(DirectoryStore(tmp_path), at_random(n_jobs, 0.3))
     )

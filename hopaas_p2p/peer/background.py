@@ -21,10 +21,12 @@ class Background:
     Args:
         tick: a method that does what is due and gives the seconds until something is again. Its object is held by the
             thread only while it runs: a forgotten one ends.
+        allowed: whether there may be a thread at all; a simulator calls `tick` itself.
 
     """
 
-    def __init__(self, tick: Callable[[], float]) -> None:
+    def __init__(self, tick: Callable[[], float], *, allowed: bool = True) -> None:
+        self.allowed = allowed
         self._tick = weakref.WeakMethod(tick)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -33,7 +35,7 @@ class Background:
         self._over = False
 
     def start(self) -> None:
-        if self._thread is not None or self._over:
+        if self._thread is not None or self._over or not self.allowed:
             return
         with self._lock:
             if self._thread is None:

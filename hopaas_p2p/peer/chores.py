@@ -31,15 +31,13 @@ class Chores:
     def __init__(self, courier: Courier) -> None:
         self._courier = courier
         self._pause = 0.0
-        self.retry_at = 0.0
-        """Until when the store is left alone, because it did not answer."""
 
     def tick(self) -> float:
         """Do what is due; return the seconds after which something is again."""
         courier = self._courier
         now = courier.clock()
-        if now < self.retry_at:
-            return self.retry_at - now
+        if now < courier.retry_at:
+            return courier.retry_at - now
         try:
             courier.delivery.tend(courier.memberships, now, writer=courier.uuid)
             wait = self._beat(now)
@@ -47,9 +45,9 @@ class Chores:
                 wait = min(wait, self._tend_apart(membership, now))
         except StoreUnreachable as error:
             self._pause = min(max(2 * self._pause, _FIRST_PAUSE), self._longest_pause)
-            self.retry_at = now + self._pause * courier.jitter.uniform(0.5, 1.0)
-            _log.debug("store unreachable, again in %.1f s: %s", self.retry_at - now, error)
-            return self.retry_at - now
+            courier.retry_at = now + self._pause * courier.jitter.uniform(0.5, 1.0)
+            _log.debug("store unreachable, again in %.1f s: %s", courier.retry_at - now, error)
+            return courier.retry_at - now
         self._pause = 0.0
         return wait
 

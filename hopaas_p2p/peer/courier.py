@@ -15,16 +15,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from hopaas_p2p.core.leases import trusted_until
 from hopaas_p2p.core.records import PeerJoin, Record, TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.peer import forks, identity
 from hopaas_p2p.peer.background import Background
 from hopaas_p2p.peer.chores import Chores
-from hopaas_p2p.peer.delivery import Delivery
+from hopaas_p2p.peer.exchanges import Exchanges
 from hopaas_p2p.peer.keeper import Keeper
 from hopaas_p2p.peer.membership import Membership
 from hopaas_p2p.peer.replica import Replica, Ticket, catalog_replica, study_replica
@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hopaas_p2p.peer.spool import Spooled
-    from hopaas_p2p.stores.base import Beat, Store
+    from hopaas_p2p.stores.base import Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 5.0
 _LINGER: Final = 1.0  # seconds for which reports wait for company, at least
 _FAREWELL: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
 
@@ -48,7 +46,7 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-class Courier:
+class Courier(Exchanges):
     """Identity, replicas and the exchanges of one process. Any thread may call.
 
     Args:
@@ -77,28 +75,26 @@ class Courier:
         uuid: str | None = None,
         jitter: random.Random | None = None,
     ) -> None:
-        self.store = store
+        super().__init__(
+            store,
+            patience=patience,
+            clock=clock,
+            now_us=now_us,
+            jitter=jitter or random.Random(),
+            threaded=threaded,
+        )
         self._linger = linger
-        self.patience = patience
-        self.clock = clock
-        self.now_us = now_us
         self.uuid = uuid or identity.new_uuid()
         self.acts_for = acts_for
         self.adopted: set[str] = set()
         """Peers among `acts_for` whose trials this process has touched: it beats for them too."""
-        self.memberships: dict[str, Membership[State]] = {}
         self.catalog = Membership(-1, "", catalog_replica(store.catalog(), writer=self.uuid, now_us=now_us))
-        self.jitter = jitter or random.Random()
-        self.delivery = Delivery(store, now_us=now_us)
         self._describe = describe
         self._peer_ttl = peer_ttl
-        self._keeper = Keeper(store)
         self._beaten_at = -1e9
         self._lock = threading.Lock()
-        self._threaded = threaded
         self._closed = False
-        self._chores = Chores(weakref.proxy(self))
-        self._background = Background(self.tick)
+        self._chores = Chores(cast("Courier", weakref.proxy(self)))  # it does not outlive this
         forks.remember(self)
 
     def is_mine(self, owner: str | None) -> bool:
@@ -152,7 +148,7 @@ class Courier:
             membership.replica.put(self.uuid, PeerJoin(info))
             if not self.store.beats_ride:
                 self._beat_first()
-            self._start()
+            self._background.start()
 
     def _beat_first(self) -> None:
         """A sign of life before the first trial, so that an owner may trust its lease from the start."""
@@ -162,103 +158,11 @@ class Courier:
                 self._keeper.beat((self.uuid,), writer=self.uuid)
                 self._beaten_at = now
 
-    def settle(self, membership: Membership[Any], ticket: Ticket) -> tuple[Verdict, ...]:
-        """Exchange until the log has decided about this ticket.
-
-        Raises:
-            StoreUnreachable: not within `patience`; it stays queued.
-            InvalidInput: it cannot be written down.
-        """
-        while ticket.verdicts is None:
-            self._insist(membership, ticket)
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.verdicts
-
-    def _insist(self, membership: Membership[Any], ticket: Ticket | None) -> None:
-        """Make one exchange, as often as it takes within `patience`; none if another thread's decided the ticket."""
-        deadline = self.clock() + self.patience
-        pause = _FIRST_PAUSE
-        while True:
-            with membership.replica.turn:
-                if ticket is not None and ticket.verdicts is not None:
-                    return
-                try:
-                    self._exchange(membership)
-                    return
-                except StoreUnreachable:
-                    if self.clock() >= deadline:
-                        raise
-            time.sleep(pause * self.jitter.uniform(0.5, 1.5))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def pull(self, membership: Membership[Any]) -> None:
-        """Bring the replica up to date, and send what is queued on the way."""
-        with membership.replica.turn:
-            self._exchange(membership)
-
-    def refresh_for_reading(self, membership: Membership[Any]) -> None:
-        """See that a read finds what it may expect to: see `Store.freshness`."""
-        store, replica = self.store, membership.replica
-        if store.freshness == 0.0:
-            if replica.log.changed(replica.state.lsn):
-                self._pull_if_possible(membership)
-            return
-        now = self.clock()
-        membership.read_at = now
-        if now - membership.pulled_at > 2 * store.freshness and (now >= self._chores.retry_at or not replica.joined):
-            self._pull_if_possible(membership)
-        self._start()
-
-    def _pull_if_possible(self, membership: Membership[Any]) -> None:
-        """A read gets by with what is known, if anything is: training does not stop because a store is away."""
-        if not membership.replica.joined:
-            self.catch_up(membership)
-            return
-        try:
-            self.pull(membership)
-        except StoreUnreachable:
-            self._chores.retry_at = self.clock() + self.store.freshness  # until then nobody asks again
-
-    def catch_up(self, membership: Membership[Any]) -> None:
-        """As `pull`, but patiently.
-
-        Raises:
-            StoreUnreachable: not within `patience`.
-
-        """
-        self._insist(membership, None)
-
-    def _exchange(self, membership: Membership[Any]) -> None:
-        """One exchange, in turn."""
-        began = self.clock()
-        beat = self._riding_beat(membership)
-        membership.drafted_at = None
-        try:
-            membership.replica.exchange_in_turn(beat)
-        except StoreUnreachable:
-            membership.drafted_at = began
-            raise
-        membership.pulled_at = began
-        if membership.spooled and not membership.replica.waiting:
-            self.delivery.forget(membership)
-        if beat is not None:
-            self._keeper.has_beaten(ttl=membership.replica.state.policy.ttl, now=began)
-        if membership.replica.snapshot_due:
-            self._background.wake()
-        elif membership.introduced:  # the thread may have gone to sleep for long before there was a lease to keep
-            self._background.wake(after=membership.replica.state.policy.ttl / 8)
-
-    def _riding_beat(self, membership: Membership[Any]) -> Beat | None:
-        if not self.store.beats_ride or not membership.introduced:
-            return None
-        return self._keeper.new_beat(self.uuid, writer=self.uuid)
-
     def note_draft(self, membership: Membership[State]) -> None:
         """A report or attribute waits: it leaves with the next exchange, or by itself after `linger`."""
         if membership.drafted_at is None:
             membership.drafted_at = membership.noted_at = self.clock()
-            self._start()
+            self._background.start()
             self._background.wake(after=self.linger_of(membership))
 
     def linger_of(self, membership: Membership[State]) -> float:
@@ -276,26 +180,6 @@ class Courier:
     @property
     def _alive_at(self) -> float:
         return max([self._beaten_at, *(m.pulled_at for m in self.memberships.values() if self.store.beats_ride)])
-
-    def flush(self) -> None:
-        """Send everything that is queued. Blocks until the store has it.
-
-        Raises:
-            StoreUnreachable: it did not answer; what waits stays queued.
-            HopaasError: one study could not be written to; the others were.
-        """
-        troubles = []
-        for membership in list(self.memberships.values()):
-            try:
-                while membership.replica.waiting and not membership.deleted:
-                    self.pull(membership)
-            except StoreUnreachable:
-                raise
-            except HopaasError as error:
-                membership.deleted = membership.deleted or isinstance(error, StudyDeleted)
-                troubles.append(error)
-        if troubles:
-            raise troubles[0]
 
     # --- what the chores need ---
 
@@ -328,10 +212,6 @@ class Courier:
     @property
     def _mine(self) -> frozenset[str]:
         return self.acts_for | {self.uuid}
-
-    def _start(self) -> None:
-        if self._threaded:
-            self._background.start()
 
     # --- the spool ---
 
@@ -381,7 +261,7 @@ class Courier:
         self.adopted = set()
         self.uuid = identity.new_uuid()
         self._lock = threading.Lock()
-        self._background = Background(self.tick)
+        self._background = Background(self.tick, allowed=self._background.allowed)
         self._keeper = Keeper(self.store)
         self.store.after_fork()
         self.catalog.replica.become(self.uuid)

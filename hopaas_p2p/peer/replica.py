@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import (
     UNSTAMPED,
@@ -28,7 +29,7 @@ from hopaas_p2p.core.records import (
     TrialRelease,
     TrialSet,
 )
-from hopaas_p2p.core.state import LastCommit, State, Verdict, apply
+from hopaas_p2p.core.state import LastCommit, State, Verdict
 from hopaas_p2p.errors import Denied, InvalidInput, SleptThrough
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Entry, Log, Outgoing, Receipt
 
