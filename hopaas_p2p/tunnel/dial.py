@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.tunnel import FRAME, PATH, PING, SUBPROTOCOL, proxies
+from hopaas_p2p.tunnel import FRAME, PATH, PING, SUBPROTOCOL, proxies, unwrapped, wrapped
 from hopaas_p2p.tunnel.quiet import LOGGER
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def greet(secured: ssl.SSLSocket, gateway: Gateway, token: Secret, *, deadline: 
         logger=LOGGER,
     )
     request = protocol.connect()
-    request.headers["Authorization"] = f"Bearer {_header_safe(token)}"
+    request.headers["Authorization"] = f"Bearer {wrapped(token.reveal())}"
     protocol.send_request(request)
     try:
         response = _ask(secured, protocol, deadline)
@@ -198,17 +198,10 @@ def greet(secured: ssl.SSLSocket, gateway: Gateway, token: Secret, *, deadline: 
             secured,
             protocol,
             silence=_SILENCE * min(max(float(headers.get("Hopaas-Ping", PING)), 0.1), 120.0),
-            role=headers.get("Hopaas-Role"),
+            role=unwrapped(headers.get("Hopaas-Role", "")) or None,
             expires=headers.get("Hopaas-Expires"),
         )
     raise ConfigurationError(f"{gateway} answers nonsense; is it a gateway of ours?")
-
-
-def _header_safe(token: Secret) -> str:
-    """The token as it may stand in a header."""
-    import base64
-
-    return base64.urlsafe_b64encode(token.reveal().encode()).decode().rstrip("=")
 
 
 def _ask(secured: ssl.SSLSocket, protocol: ClientProtocol, deadline: float) -> Response:

@@ -10,8 +10,6 @@ Nothing is sent to Postgres before the token is known to be good, and nothing bu
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import enum
 import time
 from typing import TYPE_CHECKING, Final
@@ -24,7 +22,7 @@ from websockets.typing import Subprotocol
 
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.tunnel import FRAME, PATH, SUBPROTOCOL
+from hopaas_p2p.tunnel import FRAME, PATH, SUBPROTOCOL, unwrapped, wrapped
 from hopaas_p2p.tunnel.gateway_log import event
 from hopaas_p2p.tunnel.gateway_tokens import TooMany, Verdict
 from hopaas_p2p.tunnel.quiet import LOGGER
@@ -213,7 +211,7 @@ class Session:
         response = self._protocol.accept(request)
         response.headers["Hopaas-Ping"] = f"{gateway.ping:g}"
         if response.status_code == 101:
-            response.headers["Hopaas-Role"] = base64.urlsafe_b64encode(token[0].encode()).decode()
+            response.headers["Hopaas-Role"] = wrapped(token[0])
             if verdict.expires:
                 response.headers["Hopaas-Expires"] = verdict.expires
         return response
@@ -309,10 +307,7 @@ def _bearer(headers: list[str]) -> tuple[str, Secret] | None:
     scheme, _, text = headers[0].partition(" ")
     if scheme.lower() != "bearer" or not 0 < len(text) <= 2048:
         return None
-    try:
-        token = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
-    except (binascii.Error, UnicodeError, ValueError):
-        return None
+    token = unwrapped(text)
     role, _, secret = token.partition(":")
     if not role or not secret or "\0" in token:
         return None

@@ -130,7 +130,10 @@ class Wire(asyncio.BufferedProtocol):
         try:
             while part := tls.read(FRAME):
                 parts.append(part)
-            ended = True
+                if not self._incoming.pending and not tls.pending():
+                    break
+            else:
+                ended = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
