@@ -332,6 +332,7 @@ def test_following_outlasts_an_outage_of_the_tracker(tmp_path: Path, mlflow_serv
     until(lambda: "trying again" in errors.read_text(), 60)
     relay.open()
     until(lambda: [run.info.status for run in runs(mlflow_server, tmp_path)] == ["RUNNING", "RUNNING"], 60)
+    until(lambda: "it is back" in errors.read_text(), 60)
     relay.close()
     study.tell(trial, 1.0)
     until(lambda: errors.read_text().count("trying again") == 2, 60)
