@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
     Categorical,
     Commit,
@@ -22,7 +23,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
-from hopaas_p2p.core.state import State, Verdict, apply
+from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.url import open_store
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
     Commit,
     Float,
@@ -16,7 +17,7 @@ from hopaas_p2p.core.records import (
     TrialFinish,
     TrialState,
 )
-from hopaas_p2p.core.state import State, Trial, Verdict, apply
+from hopaas_p2p.core.state import State, Trial, Verdict
 from hopaas_p2p.testing.invariants import Witness
 
 COMPLETE, FAIL, PRUNED, RUNNING, WAITING = (

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scribe, X, defined
 
 from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
     Categorical,
     Checkpoint,
@@ -36,7 +37,7 @@ from hopaas_p2p.core.records import (
     TrialState,
     TrialStop,
 )
-from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, State, Trial, apply
+from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, State, Trial
 from hopaas_p2p.testing import invariants
 from hopaas_p2p.testing.invariants import Violated, Witness
 

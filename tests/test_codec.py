@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scribe import COMPLETE, RUNNING, Scribe, X, defined
 
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import Categorical, Commit, Float, Int, Opaque, TrialCreate, TrialFinish, TrialSet
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput, NewerFormat
 from hopaas_p2p.peer.replica import study_replica
 from hopaas_p2p.stores.base import Outgoing

@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 
 import hopaas_p2p
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyDefine, TrialCreate, TrialFinish, TrialReclaim, TrialState
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.demo.run import dashboard, further
 from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, event_lines, screen_for
 from hopaas_p2p.demo.story import Event, Scene, Story, scene

@@ -13,6 +13,7 @@ import pytest
 from scribe import COMPLETE, FAIL, PRUNED, WAITING, Scribe, X, defined
 
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
     Categorical,
     Float,
@@ -29,7 +30,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialStop,
 )
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.replica import study_replica
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryLog
@@ -38,7 +39,8 @@ _REPLAY = """
 import sys
 from pathlib import Path
 from hopaas_p2p.core import codec, snapshot
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.state import State
 log = Path(sys.argv[1]).read_bytes()
 state, at = State(), 0
 while at < len(log):

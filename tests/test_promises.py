@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import FORMAT, Commit, Policy, StudyDefine, TrialCreate, TrialFinish, TrialState
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.courier import Courier, Membership
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory import DirectoryLog

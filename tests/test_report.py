@@ -13,6 +13,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
     Categorical,
@@ -27,7 +28,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.report import facts, svg, write_report
 from hopaas_p2p.report.importance import importance

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, Stamp, StudyControl, TrialFinish, TrialSet
-from hopaas_p2p.core.state import State, Verdict, apply
+from hopaas_p2p.core.state import State, Verdict
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Entry

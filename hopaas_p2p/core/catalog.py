@@ -43,7 +43,7 @@ class Catalog:
         self.refusals: dict[str, int] = {}
 
     def apply(self, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
-        """Take one commit in; same contract as `state.apply`."""
+        """Take one commit in; same contract as `apply.apply`."""
         self.lsn = lsn
         if isinstance(commit, Garbage):
             self._refuse("malformed")

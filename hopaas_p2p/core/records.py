@@ -1,6 +1,6 @@
 """What can be written into a log: one struct a record, and the Commit that carries some of them.
 
-A record is a fact or a request, told by one peer to all. It holds no authority of its own: `state.apply` decides what
+A record is a fact or a request, told by one peer to all. It holds no authority of its own: `apply.apply` decides what
 it does, the same way on every peer. Records are appended for ever, so a field is never renamed, reordered or reused;
 new fields go to the end with a default.
 """

@@ -17,9 +17,10 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final
 
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store
 from hopaas_p2p.stores.findings import Finding

@@ -23,8 +23,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Stamp
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study, open_study
 from hopaas_p2p.testing.conformance import everything

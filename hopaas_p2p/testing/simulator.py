@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
     Commit,
     Float,
@@ -28,7 +29,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
-from hopaas_p2p.core.state import State, Verdict, apply
+from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.courier import Courier, Membership
 from hopaas_p2p.peer.replica import Ticket

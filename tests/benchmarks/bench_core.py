@@ -24,9 +24,10 @@ from optuna.trial import TrialState
 
 import hopaas_p2p
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, Float, StudyDefine, TrialCreate, TrialFinish, TrialSet
 from hopaas_p2p.core.records import TrialState as State_
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory import DirectoryStore
 

@@ -22,8 +22,9 @@ import optuna
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyOpen
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.testing.latency import Relay

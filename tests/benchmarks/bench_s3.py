@@ -23,8 +23,9 @@ from optuna.study import StudyDirection
 
 import hopaas_p2p
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyDefine, StudyOpen
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_log import S3Log

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
     FORMAT,
     Categorical,
@@ -34,7 +35,7 @@ from hopaas_p2p.core.records import (
     TrialState,
     TrialStop,
 )
-from hopaas_p2p.core.state import State, apply
+from hopaas_p2p.core.state import State
 
 SPACE = {"lr": Float(1e-5, 1e-1, log=True), "units": Int(8, 256), "opt": Categorical(("adam", None, 2, True))}
 
