@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import hopaas_p2p
 from hopaas_p2p.errors import LeaseLost, StoreUnreachable
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.stores import directory
-from hopaas_p2p.stores.directory import DirectoryArtifacts, DirectoryLog, DirectoryStore
+from hopaas_p2p.stores import directory_log
+from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory_artifacts import DirectoryArtifacts
+from hopaas_p2p.stores.directory_log import DirectoryLog
 from hopaas_p2p.study import Study
 
 STEPS = 3
@@ -62,8 +64,8 @@ POINTS = {
 }
 _CALLS: dict[str, tuple[Any, str]] = {
     "append": (DirectoryLog, "_append"),
-    "write": (directory.os, "pwrite"),
-    "sync": (directory.os, "fdatasync"),
+    "write": (directory_log.os, "pwrite"),
+    "sync": (directory_log.os, "fdatasync"),
     "beat": (DirectoryStore, "beat"),
     "rename": (Path, "replace"),
     "put": (DirectoryArtifacts, "put"),

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores import directory
-from hopaas_p2p.stores.directory import DirectoryLog, DirectoryStore, hard_locks_work
+from hopaas_p2p.stores import directory, directory_lock, directory_log
+from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory_lock import hard_locks_work
+from hopaas_p2p.stores.directory_log import DirectoryLog
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import append, append_many, everything, outgoing
 
@@ -54,7 +56,7 @@ def bodies(log: DirectoryLog) -> list[bytes]:
 
 def frame_ends(data: bytes) -> list[int]:
     ends, position = [], 0
-    while (end := directory._frame_end(data, position)) is not None:
+    while (end := directory_log._frame_end(data, position)) is not None:
         ends.append(end)
         position = end
     return ends
@@ -338,7 +340,7 @@ def test_the_lock_of_a_killed_process_is_free(holder: subprocess.Popen[str], tmp
 def test_a_lock_that_is_held_for_too_long_is_a_store_out_of_reach(
     holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "_LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(directory_lock, "_LOCK_TIMEOUT", 0.2)
     before = segment(tmp_path).read_bytes()
     with pytest.raises(StoreUnreachable, match="held by another writer"):
         a_log(tmp_path).exchange(outgoing("new"), 0)
@@ -350,7 +352,7 @@ def test_a_reader_does_not_wait_for_a_writer(holder: subprocess.Popen[str], tmp_
 
 
 def test_a_soft_lock_is_chosen_where_flock_does_not_exclude(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory.filelock, "lock_descriptor", lambda _fd, blocking: True)
+    monkeypatch.setattr(directory_lock.filelock, "lock_descriptor", lambda _fd, blocking: True)
     assert not hard_locks_work(tmp_path)
     store = DirectoryStore(tmp_path)
     assert json.loads((tmp_path / "v1" / "meta.json").read_text())["lock"] == "lockfile"
@@ -361,7 +363,7 @@ def test_a_soft_lock_is_chosen_where_flock_is_not_supported(tmp_path: Path, monk
     def unsupported(_fd: int, *, blocking: bool) -> bool:
         raise OSError(errno.ENOTSUP, "not on this file system")
 
-    monkeypatch.setattr(directory.filelock, "lock_descriptor", unsupported)
+    monkeypatch.setattr(directory_lock.filelock, "lock_descriptor", unsupported)
     assert not hard_locks_work(tmp_path)
 
 
@@ -375,10 +377,10 @@ def test_a_soft_lock_is_chosen_where_flock_excludes_on_one_node_only(
         f"22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n30 22 0:40 / {point} rw - nfs4 server:/x rw,vers=4.2,{option}\n"
     )
     (tmp_path / "with space").mkdir()
-    options = directory._mount_options(tmp_path / "with space", mounts)
+    options = directory_lock._mount_options(tmp_path / "with space", mounts)
     assert option in options
-    assert option not in directory._mount_options(tmp_path, mounts)
-    monkeypatch.setattr(directory, "_mount_options", lambda _: options)
+    assert option not in directory_lock._mount_options(tmp_path, mounts)
+    monkeypatch.setattr(directory_lock, "_mount_options", lambda _: options)
     assert not hard_locks_work(tmp_path)
 
 
@@ -400,7 +402,7 @@ def test_a_node_on_which_flock_does_not_exclude_is_kept_out_of_a_store_that_reli
 
 def test_a_lock_file_of_a_node_that_died_is_broken_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "hard_locks_work", lambda _: False)
-    monkeypatch.setattr(directory, "_LOCK_LIFETIME", 0.5)
+    monkeypatch.setattr(directory_lock, "_LOCK_LIFETIME", 0.5)
     append_many(a_log(tmp_path), "c", 2)
     (tmp_path / "v1" / "study" / "study" / "lock").write_text("4242\na-node-that-is-no-more\n")
     assert append(a_log(tmp_path), outgoing("new")).entries[-1].lsn == 3
@@ -411,7 +413,7 @@ def test_a_writer_that_slept_on_its_lock_file_writes_nothing(tmp_path: Path, mon
     log = a_log(tmp_path)
     append_many(log, "c", 2)
     before = segment(tmp_path).read_bytes()
-    monkeypatch.setattr(directory, "_LOCK_LIFETIME", 0.0)
+    monkeypatch.setattr(directory_lock, "_LOCK_LIFETIME", 0.0)
     with pytest.raises(StoreUnreachable, match="too long"):
         log.exchange(outgoing("new"), 2)
     assert segment(tmp_path).read_bytes() == before

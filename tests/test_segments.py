@@ -9,7 +9,8 @@ import pytest
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Outgoing
-from hopaas_p2p.stores.directory import DirectoryLog, DirectoryStore
+from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory_log import DirectoryLog
 
 
 def _append(log: DirectoryLog, since: int, *, writer: str = "w") -> int:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from hopaas_p2p.stores.directory import DirectoryStore, hard_locks_work
+from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory_lock import hard_locks_work
 from hopaas_p2p.stores.findings import Finding
 
 _ROOM: Final = 100 << 20  # bytes; some 100,000 trials
