@@ -55,17 +55,26 @@ def token(env: Mapping[str, str] = os.environ) -> Secret | None:
         ConfigurationError: the file cannot be read, or is empty.
 
     """
-    path = env.get("HOPAAS_TOKEN_FILE")
+    return _secret("HOPAAS_TOKEN", "token", env)
+
+
+def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
+    """Where alerts go: of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
+    return _secret("HOPAAS_WEBHOOK", "URL", env)
+
+
+def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
+    path = env.get(f"{name}_FILE")
     if path:
         try:
             text = Path(path).expanduser().read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise ConfigurationError(f"HOPAAS_TOKEN_FILE={path}: {why}") from None
+            raise ConfigurationError(f"{name}_FILE={path}: {why}") from None
         if not text:
-            raise ConfigurationError(f"HOPAAS_TOKEN_FILE={path}: the file is empty; put the token into it")
+            raise ConfigurationError(f"{name}_FILE={path}: the file is empty; put the {what} into it")
         return Secret(text)
-    text = env.get("HOPAAS_TOKEN", "").strip()
+    text = env.get(name, "").strip()
     return Secret(text) if text else None
 
 
@@ -100,9 +109,11 @@ SETTINGS: Final[dict[str, Setting]] = {
     "ca_file": Setting("certificate authorities to trust instead of certifi's"),
     "token_file": Setting("a file that holds the token of a gateway"),
     "token": Setting("the token of a gateway", in_files=False, secret=True),
+    "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
+    "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
     "ticket": Setting("the trial that report, tell and the like are about", in_files=False),
 }
-_READ_FROM_THE_ENVIRONMENT: Final = ("artifacts", "site", "ca_file", "token_file")
+_READ_FROM_THE_ENVIRONMENT: Final = ("artifacts", "site", "ca_file", "token_file", "webhook_file")
 
 
 class Found(NamedTuple):
@@ -195,7 +206,7 @@ def _checked(path: Path, name: str, value: object) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
         raise ConfigurationError(f"{path}: {name!r} is no setting; {hint}")
     if not setting.in_files:
-        instead = "Say where it is with token_file." if setting.secret else f"Use {variable(name)}."
+        instead = f"Say where it is with {name}_file." if setting.secret else f"Use {variable(name)}."
         raise ConfigurationError(f"{path}: {name!r} does not belong into a file. {instead}")
     if isinstance(value, dict | list):
         raise ConfigurationError(f"{path}: {name} = {value!r}: give a text or a number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,11 +14,12 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
 from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.core.leases import Watch, reclaims
-from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hopaas_p2p.alerts import Post
     from hopaas_p2p.study import Study
 
 _ROWS: Final = 12  # running trials that are shown
@@ -31,22 +32,28 @@ _ROWS: Final = 12  # running trials that are shown
 @click.option("--timeout", type=float, metavar="S", help="Leave after so many seconds, with exit code 1.")
 @click.option("--once", is_flag=True, help="Look once.")
 @click.option("--reclaim", is_flag=True, help="Also take over the trials of peers that fell silent.")
+@click.option("--alert", is_flag=True, help="Also post alerts to the webhook of HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE.")
 def watch(
-    session: Session, until: str | None, interval: float, timeout: float | None, once: bool, reclaim: bool
+    session: Session, until: str | None, interval: float, timeout: float | None, once: bool, reclaim: bool, alert: bool
 ) -> int:
     """Follow a study till it is done, or till --until is true.
 
     Live in a terminal; elsewhere a line whenever something changed; with --json, a JSON line. Exits with 0 when the
     condition came true, and with 1 when the study ended, or the time was up, before it did. Peers that work on the
     study take over each other's trials; where there are only tickets of `ask`, --reclaim does it.
+
+    With --alert, a message is posted when a site falls silent, trials fail one after another, nothing gets better, 80 %
+    of the budget is used, a trial is the new best, or the study ends. Of several that watch, one posts at a time.
     """
     if not interval > 0:
         raise click.UsageError(f"--interval must be positive seconds, got {interval}")
     reached: Condition = parse_condition(until or "done")
-    watcher = _Watcher(session.study(), reclaim=reclaim)
+    study = session.study()
     deadline = None if timeout is None else time.monotonic() + timeout
     live = sys.stdout.isatty() and not session.as_json and not once
-    with _screen() if live else nullcontext(_Lines(as_json=session.as_json)) as screen:
+    lines = _Lines(as_json=session.as_json)
+    with _posting(session, study, wanted=alert) as post, _screen() if live else nullcontext(lines) as screen:
+        watcher = _Watcher(study, reclaim=reclaim, post=post)
         while True:
             look = watcher.look()
             screen(look)
@@ -63,9 +70,10 @@ def watch(
 class _Watcher:
     """One study, looked at again and again; an outage of the store is shown, and passes."""
 
-    def __init__(self, study: Study, *, reclaim: bool) -> None:
+    def __init__(self, study: Study, *, reclaim: bool, post: Post | None = None) -> None:
         self._study = study
         self._reclaim = reclaim
+        self._post = post
         self._beats = Watch()
         self._last: dict[str, Any] = {}
 
@@ -90,6 +98,8 @@ class _Watcher:
         self._beats.look(study.storage.courier.store.beats(owners), owners, now)
         if self._reclaim:
             self._take_over(now)
+        if self._post is not None:
+            self._post.look()
         running = [self._running(state.trials[number], now) for number in sorted(state.running)]
         done = state.finished() and not state.running
         return seen | {"running": running, "facts": facts_of(seen, done=done)}
@@ -113,6 +123,27 @@ class _Watcher:
             "step": step,
             "report": None if step is None else trial.reports[step],
         }
+
+
+@contextmanager
+def _posting(session: Session, study: Study, *, wanted: bool) -> Iterator[Post | None]:
+    """The one that posts alerts; leaves its seat to others at the end."""
+    if not wanted:
+        yield None
+        return
+    from hopaas_p2p.alerts import Post, webhook
+    from hopaas_p2p.settings import webhook_url
+
+    session.settings.publish()
+    url = webhook_url()
+    if url is None:
+        raise ConfigurationError("--alert: where to? Set HOPAAS_WEBHOOK_FILE, or HOPAAS_WEBHOOK, to a URL")
+    post = Post(study, webhook(url), complain=output.say)
+    try:
+        yield post
+    finally:
+        with suppress(StoreUnreachable):
+            post.leave()
 
 
 class _Lines:
