@@ -18,6 +18,7 @@ import pytest
 import trustme
 
 from hopaas_p2p import access
+from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import checks, s3_checks, way_checks
 from hopaas_p2p.stores.findings import Finding
 from hopaas_p2p.stores.postgres import PostgresStore
@@ -26,6 +27,7 @@ from hopaas_p2p.stores.s3_objects import Found, MinioObjects
 from hopaas_p2p.stores.way_checks import Way
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from hopaas_p2p.testing.seaweed import Seaweed
+from hopaas_p2p.tunnel.proxies import Proxy
 from tests.connect_proxy import ConnectProxy
 from tests.postgres_fixtures import missing
 from tests.processes import cli
@@ -157,16 +159,18 @@ def test_a_proxy_lets_through_whom_it_knows_and_says_who_it_is_to_others(
     authority: trustme.CA, trust: ssl.SSLContext
 ) -> None:
     with ConnectProxy("ann", "s3cret") as proxy, tls_server(authority, "localhost") as port:
-        address = f"http://127.0.0.1:{proxy.port}"
-        found = by_check(way_checks.checks(Way("localhost", port, trust, (address, "ann:s3cret"))))
+
+        def way(login: str | None) -> Way:
+            return Way("localhost", port, trust, Proxy("http", "127.0.0.1", proxy.port, login and Secret(login)))
+
+        found = by_check(way_checks.checks(way("ann:s3cret")))
         assert list(found) == ["name", "proxy", "tls"]
         assert all(finding.passed for finding in found.values())
-        without = one(way_checks.checks(Way("localhost", port, trust, (address, ""))))
-        wrong = one(way_checks.checks(Way("localhost", port, trust, (address, "ann:guess"))))
-    assert f"{address} (test-proxy) answered 407" in without.detail
-    assert 'Basic realm="site"' in without.detail
-    assert "HTTPS_PROXY=http://user:password@host:port" in without.cure
-    assert "does not take this login" in wrong.cure
+        without, wrong = one(way_checks.checks(way(None))), one(way_checks.checks(way("ann:guess")))
+    assert f"http://127.0.0.1:{proxy.port} (test-proxy) answered 407" in without.detail
+    assert "it wants a login" in without.detail
+    assert "the login in HTTPS_PROXY is wrong" in wrong.detail
+    assert "HTTPS_PROXY" in wrong.cure
     assert "guess" not in str(wrong)
     assert "s3cret" not in str(found)
 
@@ -174,9 +178,9 @@ def test_a_proxy_lets_through_whom_it_knows_and_says_who_it_is_to_others(
 def test_a_proxy_that_is_not_there_is_not_taken_for_the_server(trust: ssl.SSLContext) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    found = one(way_checks.checks(Way("gateway.example.org", 443, trust, (f"http://127.0.0.1:{port}", ""))))
+    found = one(way_checks.checks(Way("gateway.example.org", 443, trust, Proxy("http", "127.0.0.1", port, None))))
     assert found.check == "proxy"
-    assert "the proxy of HTTPS_PROXY is up" in found.cure
+    assert f"the proxy http://127.0.0.1:{port} cannot be reached" in found.detail
 
 
 # --- Postgres ----------------------------------------------------------------------------------------------------

@@ -16,12 +16,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import s3_http, way_checks
 from hopaas_p2p.stores.findings import Finding
 from hopaas_p2p.stores.s3 import META, S3Store
 from hopaas_p2p.stores.s3_address import parse
 from hopaas_p2p.stores.s3_objects import ObjectStore
 from hopaas_p2p.stores.way_checks import Way
+from hopaas_p2p.tunnel.proxies import Proxy
 
 RACERS: Final = 8
 ROUNDS: Final = 5
@@ -36,13 +38,25 @@ def way(store: S3Store) -> Generator[Finding, None, bool]:
     parts = urlsplit(parse(store.url).endpoint)
     tls = parts.scheme == "https"
     try:
-        proxy = s3_http.proxy_for(parts.geturl())
+        proxy = _proxy(parts.geturl())
         trust = way_checks.trust_in(s3_http.certificates()) if tls else None
     except HopaasError as error:
         yield Finding("settings", passed=False, detail=str(error), cure="see the message")
         return False
+    if proxy is not None and proxy.scheme == "https":
+        yield Finding("proxy", passed=True, detail=f"{proxy} is itself spoken to in TLS; the way is not looked at closer")
+        return True
     host = parts.hostname or ""
     return (yield from way_checks.checks(Way(host, parts.port or (443 if tls else 80), trust, proxy)))
+
+
+def _proxy(url: str) -> Proxy | None:
+    found = s3_http.proxy_for(url)
+    if found is None:
+        return None
+    parts = urlsplit(found[0])
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return Proxy(parts.scheme, parts.hostname or "", port, Secret(found[1]) if found[1] else None)
 
 
 def checks(store: S3Store) -> Iterator[Finding]:

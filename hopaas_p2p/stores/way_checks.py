@@ -7,17 +7,16 @@ first step that fails is named. A certificate that ends soon is a failure while 
 from __future__ import annotations
 
 import datetime
-import http.client
 import socket
 import ssl
 import time
 from collections.abc import Callable, Generator
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
-from urllib3.util import make_headers
-
+from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.tunnel import proxies
+from hopaas_p2p.tunnel.proxies import Proxy
 
 SOON: Final = 21
 """Days before a certificate's end from which on it is a failure."""
@@ -31,8 +30,7 @@ class Way(NamedTuple):
     port: int
     trust: ssl.SSLContext | None = None
     """Whom to believe; None where there is no TLS."""
-    proxy: tuple[str, str] | None = None
-    """(address, "user:password" or "")."""
+    proxy: Proxy | None = None
     wants_tls: Callable[[socket.socket], bool] | None = None
     """Asks a server that begins in the clear for TLS; whether it has it."""
 
@@ -76,7 +74,7 @@ def checks(way: Way) -> Generator[Finding, None, bool]:
 
 def _name(way: Way) -> Finding:
     """Whether the host that is connected to first, which may be the proxy's, has an address."""
-    host, _ = _first(way)
+    host = way.proxy.host if way.proxy else way.host
     whose = f"{host} (the proxy)" if way.proxy else host
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -87,83 +85,26 @@ def _name(way: Way) -> Finding:
     return Finding("name", passed=True, detail=whose if addresses == host else f"{whose} is {addresses}")
 
 
-def _first(way: Way) -> tuple[str, int]:
-    """Host and port of the first hop."""
-    if way.proxy is None:
-        return way.host, way.port
-    parts = urlsplit(way.proxy[0])
-    return parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)
-
-
 # --- the connection ----------------------------------------------------------------------------------------------
 
 
 def _connected(way: Way) -> tuple[socket.socket, Finding]:
     began = time.monotonic()
-    host, port = _first(way)
     check = "proxy" if way.proxy else "connect"
     try:
-        connection = socket.create_connection((host, port), timeout=_TIMEOUT)
-    except OSError as error:
-        what = "the proxy of HTTPS_PROXY" if way.proxy else "the server"
-        cure = f"see that {what} is up, and that this node may connect to it; a login node may: hopaas-p2p relay --help"
-        detail = f"{host}:{port} cannot be connected to: {error.strerror or error}"
-        raise _Failed(Finding(check, passed=False, detail=detail, cure=cure)) from None
+        connection = proxies.through(way.proxy, way.host, way.port, timeout=_TIMEOUT)
+    except HopaasError as error:
+        cure = "see that the server is up, and that this node may connect to it"
+        if way.proxy:
+            cure = "mend HTTPS_PROXY, or have the site's proxy mended; it must let us through to the server"
+        cure += "; where only a login node may: hopaas-p2p relay"
+        raise _Failed(Finding(check, passed=False, detail=str(error), cure=cure)) from None
+    taken = (time.monotonic() - began) * 1000
+    server = f"{proxies.bracketed(way.host)}:{way.port}"
     if way.proxy is None:
-        taken = (time.monotonic() - began) * 1000
-        return connection, Finding(check, passed=True, detail=f"{host}:{port} answers in {taken:.1f} ms")
-    try:
-        return _through_proxy(way, connection)
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _through_proxy(way: Way, connection: socket.socket) -> tuple[socket.socket, Finding]:
-    """Ask the proxy for a connection to the server (RFC 9110, section 9.3.6)."""
-    assert way.proxy is not None
-    address, login = way.proxy
-    scheme = urlsplit(address).scheme
-    try:
-        if scheme == "https":
-            connection = trust_in(None).wrap_socket(connection, server_hostname=_first(way)[0])
-        status, reason, headers = _ask_for(connection, _authority(way), login)
-    except (OSError, http.client.HTTPException) as error:
-        detail = f"{address} is no proxy that can be used: {_plainly(error)}"
-        cure = "HTTPS_PROXY names an HTTP proxy, as in http://user:password@host:port"
-        raise _Failed(Finding("proxy", passed=False, detail=detail, cure=cure)) from None
-    if 200 <= status < 300:
-        detail = f"{address} lets us through to {_authority(way)}" + (", with a login" if login else "")
-        return connection, Finding("proxy", passed=True, detail=detail)
-    who = headers.get("Via") or headers.get("Server") or "it does not say who it is"
-    asks = headers.get("Proxy-Authenticate", "")
-    detail = f"{address} ({who}) answered {status} {reason}" + (f", asking for {asks}" if asks else "")
-    raise _Failed(Finding("proxy", passed=False, detail=detail, cure=_proxy_cure(status, way, login)))
-
-
-def _ask_for(connection: socket.socket, authority: str, login: str) -> tuple[int, str, Any]:
-    headers = make_headers(proxy_basic_auth=login) if login else {}
-    lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}", *(f"{k}: {v}" for k, v in headers.items())]
-    connection.sendall("\r\n".join([*lines, "", ""]).encode())
-    response = http.client.HTTPResponse(connection, method="CONNECT")
-    response.begin()
-    return response.status, response.reason, response.headers
-
-
-def _authority(way: Way) -> str:
-    return f"[{way.host}]:{way.port}" if ":" in way.host else f"{way.host}:{way.port}"
-
-
-def _proxy_cure(status: int, way: Way, login: str) -> str:
-    if status == 407:
-        if login:
-            return "the proxy does not take this login; correct it in HTTPS_PROXY"
-        return "the proxy wants a login: HTTPS_PROXY=http://user:password@host:port"
-    if status == 403:
-        return f"the site's proxy does not let anybody reach {_authority(way)}; ask its administrator, or use port 443"
-    if status in (502, 503, 504):
-        return "the proxy cannot reach the server; is the server up, and its name known outside this site?"
-    return "ask the administrator of the proxy; if the server is inside the site, name it in NO_PROXY"
+        return connection, Finding(check, passed=True, detail=f"{server} answers in {taken:.1f} ms")
+    login = ", with a login" if way.proxy.login else ""
+    return connection, Finding(check, passed=True, detail=f"{way.proxy} lets us through to {server}{login}")
 
 
 # --- TLS ---------------------------------------------------------------------------------------------------------

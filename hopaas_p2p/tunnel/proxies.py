@@ -69,8 +69,12 @@ def reach(host: str, port: int, *, timeout: float) -> socket.socket:
         ConfigurationError: the proxy refuses us; the message says who did, and why.
 
     """
+    return through(proxy_for(host, port), host, port, timeout=timeout)
+
+
+def through(proxy: Proxy | None, host: str, port: int, *, timeout: float) -> socket.socket:
+    """As `reach`, through this proxy or none."""
     deadline = time.monotonic() + timeout
-    proxy = proxy_for(host, port)
     if proxy is None:
         made = _connect(host, port, deadline, f"{bracketed(host)}:{port}")
     elif proxy.scheme in _SOCKS:

@@ -1,0 +1,317 @@
+"""Carries a study between a store that local peers reach and the one where it lives: `hopaas-p2p bridge NEAR FAR`.
+
+One loop: read the box, serve each log's requests in order, bring what is new, carry beats both ways. Every step may be
+repeated, so nothing is lost when the bridge dies at any moment, when it is started twice, or when the link is down for
+hours: a request stays in the box until the far store has decided about it.
+
+What the far store refuses for want of a grant is answered. What it refuses because the bridge itself cannot log in, or
+is set up wrongly, is trouble of the bridge's: it says so, and tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.stores.base import Beat, Outgoing, Store
+from hopaas_p2p.stores.bridge_frames import (
+    ANSWERS,
+    BOX,
+    CATALOG,
+    FAR,
+    NAME,
+    STATUS,
+    Alive,
+    Answer,
+    Append,
+    Destroy,
+    Interest,
+    Look,
+    Placed,
+    Request,
+    Snapshot,
+    Watch,
+    opened,
+    request_in,
+    seal,
+)
+from hopaas_p2p.stores.bridge_lane import Lane
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_WANTED: Final = 3600.0  # seconds for which an interest lasts; those who have one renew it every 300
+_PAUSES: Final = (0.1, 10.0)  # seconds between tries when the far side does not answer
+_SAVE_EVERY: Final = 1.0  # seconds between notes of how far the box was dealt with
+_QUICK: Final = 0.004  # seconds between looks into a box that was in use a moment ago
+_SLOW: Final = 0.05
+_RECENT: Final = 5.0
+
+
+class Bridge:
+    """A bridge between two open stores, which it alone uses.
+
+    Args:
+        near: the store that local peers reach.
+        far: the store where the studies live.
+        pace: seconds between rounds of beats, and between looks for what others did; at least the far `freshness`.
+        clock: monotonic seconds.
+
+    """
+
+    def __init__(
+        self, near: Store, far: Store, *, pace: float = 0.5, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.near, self.far = near, far
+        self.pace = max(pace, near.freshness, far.freshness)
+        self.clock = clock
+        self.carried = 0
+        """Commits carried to the far side, by this bridge."""
+        self.rounds = 0
+        self._id = secrets.token_hex(4)
+        self._box, self._answers = near.log(BOX), near.log(ANSWERS)
+        self._answers_at = 0
+        self._box_at: int | None = None
+        self._saved = 0
+        self._save_at = 0.0
+        self._active_at = 0.0
+        self._round_at = 0.0
+        self._lanes: dict[str, Lane] = {}
+        self._alive: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
+        self._forwarded: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
+        self._lanes[CATALOG] = Lane(CATALOG, near.catalog(), far.catalog())
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps the far side from being reached, while that is so."""
+        return next((lane.trouble for lane in self._lanes.values() if lane.trouble), None)
+
+    def run(self, stopped: Callable[[float], bool]) -> None:
+        """Carry until told to stop.
+
+        Args:
+            stopped: waits for so many seconds, and says whether to stop; `threading.Event.wait` does.
+
+        """
+        pause = 0.0
+        while not stopped(pause):
+            try:
+                self.step()
+            except StoreUnreachable as error:  # the near side's: the far side's is dealt with where it happens
+                _log.warning("the near store: %s", error)
+                pause = 1.0
+                continue
+            except Exception:  # noqa: BLE001  # a bridge that ends cuts a whole site off
+                _log.exception("the bridge stumbled and goes on")
+                pause = 1.0
+                continue
+            recent = self.clock() - self._active_at < _RECENT
+            pause = _QUICK if recent else _SLOW
+        with contextlib.suppress(StoreUnreachable):
+            self._save(self.clock(), at_once=True)
+
+    def step(self) -> None:
+        """Do all that is due."""
+        now = self.clock()
+        if self._read_box(now):
+            self._active_at = now
+        for lane in list(self._lanes.values()):
+            if now >= lane.retry_at:
+                self._tend(lane, now)
+        if now >= self._round_at:
+            self._round(now)
+        self._save(now)
+
+    # --- the box ---
+
+    def _read_box(self, now: float) -> bool:
+        """Take in what was asked; whether there was anything."""
+        if self._box_at is None:
+            self._box_at = self._saved = self._take_over(now)
+        elif self._box.changed(self._box_at) is False:
+            return False
+        found, more = False, True
+        while more:
+            receipt = self._box.exchange(None, self._box_at)
+            for entry in receipt.entries:
+                self._box_at = entry.lsn
+                request = request_in(entry)
+                if request is not None:
+                    self._accept(Placed(entry.lsn, request), now)
+                    found = True
+            more = receipt.more
+        return found
+
+    def _accept(self, placed: Placed, now: float) -> None:
+        request = placed.request
+        if isinstance(request, Alive):
+            if len(request.peer) <= NAME:
+                self._alive[request.peer] = now + _WANTED
+                self._round_at = now
+        elif isinstance(request, Look):
+            self._looked_at.update({peer: now + _WANTED for peer in request.peers if len(peer) <= NAME})
+            self._round_at = now
+        else:
+            lane = self._want(request.log, now)
+            if lane is not None:
+                lane.queue.append(placed)
+
+    def _want(self, name: str, now: float) -> Lane | None:
+        lane = self._lanes.get(name)
+        if lane is None:
+            try:
+                near, far = (store.catalog() if name == CATALOG else store.log(name) for store in (self.near, self.far))
+            except HopaasError as error:
+                _log.warning("a request of a local peer: %s", error)
+                return None
+            lane = self._lanes[name] = Lane(name, near, far)
+        lane.wanted_until = now + _WANTED
+        return lane
+
+    # --- one log ---
+
+    def _tend(self, lane: Lane, now: float) -> None:
+        """Serve what waits for this log, in order, and bring what is new."""
+        try:
+            while lane.queue:
+                self._serve(lane, lane.queue[0])
+                if lane.queue:  # else the log has ended
+                    lane.queue.popleft()
+            if lane.pull_at <= now < lane.wanted_until:
+                lane.pull()
+                lane.pull_at = now + (_SLOW if self.far.freshness == 0.0 else self.pace)  # where a look costs nothing
+        except StudyDeleted:
+            lane.forget()
+            self._end(lane)
+        except HopaasError as error:
+            self._stumbled(lane, error, now)
+        else:
+            lane.pause, lane.trouble = 0.0, None
+
+    def _serve(self, lane: Lane, placed: Placed) -> None:
+        """One request. What it is refused for is answered; trouble of other kinds is raised."""
+        place, request = placed
+        try:
+            self._do(lane, request)
+        except Denied as error:
+            if not self._logged_in():
+                raise
+            self._answer(place, error)
+            if isinstance(request, Watch):
+                lane.wanted_until = 0.0
+            return
+        if isinstance(request, Destroy):
+            self._end(lane)
+
+    def _do(self, lane: Lane, request: Request) -> None:
+        if isinstance(request, Append):
+            lane.carry(request)
+            self.carried += 1
+        elif isinstance(request, Watch):
+            lane.pull()
+        elif isinstance(request, Snapshot):
+            lane.send_snapshot(request)
+        elif isinstance(request, Destroy):
+            lane.destroy(request)
+
+    def _logged_in(self) -> bool:
+        """Whether the far store lets this bridge in at all."""
+        try:
+            self._lanes[CATALOG].pull()
+        except HopaasError:
+            return False
+        return True
+
+    def _end(self, lane: Lane) -> None:
+        """A study is gone: whoever still asks for it is told."""
+        while lane.queue:
+            placed = lane.queue.popleft()
+            self._answer(placed.place, None if isinstance(placed.request, Destroy) else StudyDeleted())
+        self._lanes.pop(lane.name, None)
+
+    def _stumbled(self, lane: Lane, error: HopaasError, now: float) -> None:
+        """The far side does not answer, or not as it should: again later, whatever it is."""
+        lane.pause = min(max(2 * lane.pause, _PAUSES[0]), _PAUSES[1])
+        lane.retry_at = now + lane.pause
+        if self.trouble != str(error):
+            _log.warning("%s", error)
+        lane.trouble = str(error)
+
+    def _answer(self, place: int, error: HopaasError | None) -> None:
+        kind = type(error).__name__ if error is not None else ""
+        payload = seal(Answer(place, kind, str(error or "")))
+        done = False
+        while not done:
+            receipt = self._answers.exchange(Outgoing(f"{place}:{kind}", payload), self._answers_at)
+            if receipt.entries:
+                self._answers_at = receipt.entries[-1].lsn
+            done = not receipt.more
+
+    # --- beats ---
+
+    def _round(self, now: float) -> None:
+        """Carry beats both ways; if the far side was reached, say that too."""
+        self._round_at = now + self.pace
+        seen = self._box_at
+        for interests in (self._alive, self._looked_at):
+            for peer in [peer for peer, until in interests.items() if until < now]:
+                del interests[peer]
+        catalog = self._lanes[CATALOG]
+        try:
+            if now < catalog.retry_at:
+                return
+            catalog.pull()
+            self._carry_beats()
+        except HopaasError as error:
+            self._stumbled(catalog, error, now)
+            return
+        catalog.pause, catalog.trouble = 0.0, None
+        self.rounds += 1
+        self.near.beat(Beat(STATUS, f"{self._id}:{self.rounds}:{seen}"))
+
+    def _carry_beats(self) -> None:
+        for peer, value in self.near.beats(list(self._alive)).items():
+            if self._forwarded.get(peer) != value:
+                self.far.beat(Beat(peer, value))
+                self._forwarded[peer] = value
+                self._show(peer, value)
+        for peer, value in self.far.beats(list(self._looked_at)).items():
+            self._show(peer, value)
+
+    def _show(self, peer: str, value: str) -> None:
+        """Let local peers see a beat as the far side has it."""
+        if self._shown.get(peer) != value:
+            self.near.beat(Beat(peer + FAR, value))
+            self._shown[peer] = value
+
+    # --- taking over ---
+
+    def _take_over(self, now: float) -> int:
+        """Go on where the last bridge said it was; the place in the box."""
+        found = self._box.newest_snapshot()
+        interest = opened(found[1], Interest) if found is not None else None
+        if found is None or interest is None:
+            return 0
+        for name in interest.logs:
+            self._want(name, now)
+        self._alive = dict.fromkeys(interest.alive, now + _WANTED)
+        self._looked_at = dict.fromkeys(interest.looked_at, now + _WANTED)
+        return found[0]
+
+    def _save(self, now: float, *, at_once: bool = False) -> None:
+        """Note how far the box was dealt with, and what is wanted. A guess will do: what is done again does no harm."""
+        if now < self._save_at and not at_once:
+            return
+        self._save_at = now + _SAVE_EVERY
+        pending = [lane.queue[0].place for lane in self._lanes.values() if lane.queue]
+        done = min(pending) - 1 if pending else (self._box_at or 0)
+        if done <= self._saved:
+            return
+        wanted = [name for name, lane in self._lanes.items() if now < lane.wanted_until and name != CATALOG]
+        self._box.put_snapshot(done, seal(Interest(wanted, list(self._alive), list(self._looked_at))))
+        self._saved = done

@@ -1,0 +1,157 @@
+"""One log's traffic over a bridge: requests go, in the order they came; what the far log holds comes back.
+
+A lane remembers nothing that it could not read again: where it is in the far log is where the mirror ends, and whether
+a commit was carried before is whether the mirror holds it. So it may be killed at any moment, and two may be at work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from hopaas_p2p.errors import HopaasError, SleptThrough, StoreUnreachable, StudyDeleted
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Log, Outgoing
+from hopaas_p2p.stores.bridge_frames import Append, Destroy, Placed, Snapshot
+from hopaas_p2p.stores.bridge_mirror import Mirror
+
+_REMEMBERED: Final = 50_000  # entries whose digests are kept
+
+
+class Lane:
+    """A far log and its mirror. Times are seconds on the bridge's monotonic clock."""
+
+    def __init__(self, name: str, near: Log, far: Log) -> None:
+        self.name = name
+        self.near, self.far = near, far
+        self.queue: deque[Placed] = deque()
+        self.wanted_until = 0.0
+        self.pull_at = 0.0
+        self.retry_at = 0.0
+        self.pause = 0.0
+        self.trouble: str | None = None
+        self._mirror = Mirror(near)
+        self._read = False
+        self._digests: dict[bytes, None] = {}
+        self._digests_from = 0
+        """All entries after this lsn are among the digests."""
+        self._snapshot = 0
+        """The lsn of the newest snapshot that is on both sides."""
+
+    # --- what requests ask for ---
+
+    def carry(self, request: Append) -> None:
+        """Append to the far log what is not there yet; it stands in the mirror when this returns."""
+        self._look()
+        if self._holds(request):
+            return
+        if request.since > self._mirror.lsn:  # somebody has seen more of this log than there is
+            raise StudyDeleted
+        outgoing = Outgoing(request.nonce, request.payload)
+        more = True
+        while more:
+            try:
+                receipt = self.far.exchange(outgoing, self._mirror.lsn)
+            except SleptThrough:
+                self._begin_later()
+                continue
+            self._copy(receipt.entries)
+            more = receipt.more and not any(entry.payload == request.payload for entry in receipt.entries)
+
+    def pull(self) -> None:
+        """Bring the mirror up to date."""
+        self._look()
+        if self._mirror.begun and self.far.changed(self._mirror.lsn) is False:
+            return
+        more = True
+        while more:
+            try:
+                receipt = self.far.exchange(None, self._mirror.lsn)
+            except SleptThrough:
+                self._begin_later()
+                continue
+            self._copy(receipt.entries)
+            more = receipt.more
+        self._mirror.begin()
+        if self._mirror.lsn // SNAPSHOT_EVERY > self._snapshot // SNAPSHOT_EVERY:
+            self._bring_snapshot()
+
+    def destroy(self, _request: Destroy) -> None:
+        """Remove the far log, then the mirror."""
+        self.far.destroy()
+        self.forget()
+
+    def forget(self) -> None:
+        """The far log is gone: so is its mirror, and whoever reads it is told."""
+        self.near.destroy()
+
+    def send_snapshot(self, _request: Snapshot) -> None:
+        """Give the far side what a local peer has written. Failing is allowed."""
+        self._look()
+        found = self._mirror.newest_snapshot()
+        if found is not None and found[0] > self._snapshot:
+            with contextlib.suppress(HopaasError):
+                self.far.put_snapshot(*found)
+                self._snapshot = found[0]
+
+    # --- the mirror ---
+
+    def _look(self) -> None:
+        """See where the mirror ends: what an earlier bridge, or another one, has written."""
+        if not self._read:
+            self._read_from_start()
+            self._read = True
+        elif self._mirror.changed() is not False:
+            self._remember(self._mirror.read(self._mirror.lsn))
+
+    def _read_from_start(self) -> None:
+        found = self._mirror.newest_snapshot()
+        self._digests_from = found[0] if found is not None else 0
+        self._remember(self._mirror.read(self._digests_from))
+
+    def _copy(self, entries: list[Entry]) -> None:
+        self._remember(self._mirror.append(entries))
+
+    def _begin_later(self) -> None:
+        """The far log's beginning was removed: go on from its newest snapshot."""
+        found = self.far.newest_snapshot()
+        if found is None or found[0] <= self._mirror.lsn:
+            raise StoreUnreachable("the far log's beginning was removed, and there is no snapshot of it yet")
+        self._mirror.jump(*found)
+        self._snapshot = self._digests_from = found[0]
+        self._digests.clear()
+
+    def _bring_snapshot(self) -> None:
+        """Those who join here need not replay everything."""
+        with contextlib.suppress(HopaasError):
+            found = self.far.newest_snapshot()
+            if found is not None and self._snapshot < found[0] <= self._mirror.lsn:
+                self._mirror.put_snapshot(*found)
+                self._snapshot = found[0]
+
+    # --- what was carried before ---
+
+    def _holds(self, request: Append) -> bool:
+        """Whether the mirror holds this commit: carried before, by this bridge or another."""
+        if request.since >= self._digests_from:
+            return _digest(request.payload) in self._digests
+        end = self._mirror.lsn
+        try:
+            return any(entry.payload == request.payload for entry in self._mirror.read(request.since))
+        except SleptThrough:
+            return _digest(request.payload) in self._digests
+        finally:
+            self._mirror.read(end)
+
+    def _remember(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._digests[_digest(entry.payload)] = None
+        if len(self._digests) > _REMEMBERED:
+            self._digests_from = self._mirror.lsn
+            self._digests.clear()
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=16).digest()

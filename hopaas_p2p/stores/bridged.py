@@ -1,0 +1,306 @@
+"""A store whose studies live elsewhere, as peers see it that reach only this side of a bridge.
+
+Nothing is decided here. What a peer wants appended goes into a box, which is a log of the near store; a bridge carries
+it to the far store, where its lsn is given, and copies the far log back, entry by entry (`bridge_mirror`). A peer's
+exchange ends when its commit appears in the mirror, so that it was acknowledged by the far store and by this one.
+
+Reads are answered from the mirror. Beats must arrive at the far side to count, since that is where others look; and
+nobody is taken for silent here while the bridge itself is: without a bridge, or when its link is down, `beat` and
+`beats` say `StoreUnreachable`, and leases are in doubt as if every peer's own link were down.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from hopaas_p2p import settings
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.stores.base import Artifacts, Beat, Entry, Log, Outgoing, Receipt, Store
+from hopaas_p2p.stores.bridge_frames import (
+    ANSWERS,
+    BOX,
+    CATALOG,
+    FAR,
+    NAME,
+    STATUS,
+    Alive,
+    Answer,
+    Append,
+    Destroy,
+    Look,
+    Request,
+    Snapshot,
+    Watch,
+    opened,
+    seal,
+)
+from hopaas_p2p.stores.bridge_mirror import Mirror
+
+PATIENCE: Final = 5.0
+"""Seconds for which a call waits for the bridge."""
+RENEWAL: Final = 300.0
+"""Seconds after which a bridge is told again what interests this process."""
+_PAUSES: Final = (0.002, 0.02)  # seconds between looks into the mirror: at first, and at most
+_PEER: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{NAME}}}")
+_BEAT: Final = 64  # characters of a beat that every store keeps
+_ERRORS: Final[dict[str, type[HopaasError]]] = {error.__name__: error for error in (Denied, StudyDeleted)}
+
+
+def nonce() -> str:
+    """Makes a request differ from all before it."""
+    return secrets.token_urlsafe(9)
+
+
+class BridgedLog:
+    """One log of the far store, through its mirror."""
+
+    def __init__(self, store: BridgedStore, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._mirror = Mirror(store.near_log(name))
+        self._watched_at = -1e9
+        self._posted: tuple[bytes, int] | None = None
+        """The commit last put into the box, and its place there."""
+
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        entries = self._mirror.read(since)
+        self._watch()
+        if outgoing is None:
+            if not self._mirror.begun:
+                self._wait(self._watch_place, entries, lambda: self._mirror.begun)
+            return Receipt(entries)
+        payload = outgoing.payload
+        if not _holds(entries, payload):
+            if self._posted is None or self._posted[0] != payload:
+                place = self._store.post(Append(self._name, outgoing.nonce, payload, since))
+                self._posted = (payload, place)
+            self._wait(self._posted[1], entries, lambda: _holds(entries, payload))
+        self._posted = None
+        return Receipt(entries)
+
+    def _watch(self) -> None:
+        """Say now and then that somebody reads this."""
+        now = time.monotonic()
+        if now - self._watched_at > RENEWAL:
+            self._watch_place = self._store.post(Watch(self._name, nonce()))
+            self._watched_at = now
+
+    _watch_place = 0
+
+    def _wait(self, place: int, entries: list[Entry], done: Callable[[], bool]) -> None:
+        """Read on until `done`, or until the request at this place was answered otherwise."""
+
+        def look() -> bool:
+            if self._mirror.changed() is not False:
+                entries.extend(self._mirror.read(self._mirror.lsn))
+            return done()
+
+        try:
+            self._store.wait(place, look)
+        except StoreUnreachable:
+            raise
+        except HopaasError:
+            self._posted = None
+            self._watched_at = -1e9
+            raise
+
+    def changed(self, since: int) -> bool | None:
+        return True if since != self._mirror.lsn else self._mirror.changed()
+
+    def newest_snapshot(self) -> tuple[int, bytes] | None:
+        return self._mirror.newest_snapshot()
+
+    def put_snapshot(self, lsn: int, data: bytes) -> None:
+        self._mirror.put_snapshot(lsn, data)
+        self._store.post(Snapshot(self._name, lsn, nonce()))
+
+    def destroy(self) -> None:
+        place = self._store.post(Destroy(self._name, nonce()))
+        try:
+            self._store.wait(place, lambda: False)
+        except StudyDeleted:
+            return
+
+
+def _holds(entries: list[Entry], payload: bytes) -> bool:
+    return any(entry.payload == payload for entry in entries)
+
+
+class BridgedStore:
+    """The near side of a bridge.
+
+    Args:
+        near: where box and mirrors are.
+        url: what opens this again.
+        patience: seconds for which a call waits for the bridge.
+
+    """
+
+    beats_ride = False
+
+    def __init__(self, near: Store, *, url: str | None = None, patience: float = PATIENCE) -> None:
+        self.near = near
+        self.url = url or f"bridged+{near.url}"
+        self.freshness = near.freshness
+        self.patience = patience
+        self._files: Store | None = None
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._lock = threading.Lock()
+        self._box, self._answers = self.near.log(BOX), self.near.log(ANSWERS)
+        self._box_at: int | None = None
+        self._answers_at = 0
+        self._answered: dict[int, Answer] = {}
+        self._alive_since: dict[str, float] = {}
+        self._looked_since: dict[str, float] = {}
+        self._round: str | None = None
+
+    def near_log(self, name: str) -> Log:
+        """The near log that mirrors the far one of this name."""
+        return self.near.catalog() if name == CATALOG else self.near.log(name)
+
+    def catalog(self) -> BridgedLog:
+        return BridgedLog(self, CATALOG)
+
+    def log(self, uuid: str) -> BridgedLog:
+        if uuid in (BOX, ANSWERS) or not uuid:
+            raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
+        return BridgedLog(self, uuid)
+
+    # --- the box ---
+
+    def post(self, request: Request) -> int:
+        """Put a request into the box; its place there. Durable when this returns."""
+        payload = seal(request)
+        outgoing = Outgoing(nonce(), payload)
+        with self._lock:
+            if self._box_at is None:
+                found = self._box.newest_snapshot()  # what a bridge has dealt with
+                self._box_at = found[0] if found is not None else 0
+            while True:
+                receipt = self._box.exchange(outgoing, self._box_at)
+                place = next((entry.lsn for entry in receipt.entries if entry.payload == payload), None)
+                if receipt.entries:
+                    self._box_at = receipt.entries[-1].lsn
+                if place is not None:
+                    return place
+
+    def wait(self, place: int, done: Callable[[], bool]) -> None:
+        """Return when `done` says so, or when the request at this place was carried out.
+
+        Raises:
+            StoreUnreachable: neither within `patience`.
+            HopaasError: what the far store answered.
+
+        """
+        deadline = time.monotonic() + self.patience
+        pause = _PAUSES[0]
+        while not done():
+            answer = self._answer_to(place)
+            if answer is not None:
+                if answer.kind:
+                    raise _ERRORS.get(answer.kind, StoreCorrupt)(answer.message)
+                return
+            if time.monotonic() >= deadline:
+                raise StoreUnreachable(
+                    f"the bridge of {self.url} has not carried this over within {self.patience:.0f} s. Is it running, "
+                    "and does it reach the other side? Nothing is lost: what was sent lies in the box, and goes then."
+                )
+            time.sleep(pause * random.uniform(0.7, 1.3))
+            pause = min(1.5 * pause, _PAUSES[1])
+
+    def _answer_to(self, place: int) -> Answer | None:
+        with self._lock:
+            more = self._answers.changed(self._answers_at) is not False
+            while more:
+                receipt = self._answers.exchange(None, self._answers_at)
+                for entry in receipt.entries:
+                    self._answers_at = entry.lsn
+                    answer = opened(entry.payload, Answer)
+                    if answer is not None:
+                        self._answered[answer.place] = answer
+                more = receipt.more
+            return self._answered.get(place)
+
+    # --- beats ---
+
+    def beat(self, beat: Beat) -> None:
+        if not _PEER.fullmatch(beat.peer):
+            return  # a name that is no peer's never beats
+        self.near.beat(beat)
+        now = time.monotonic()
+        if now - self._alive_since.get(beat.peer, -1e9) > RENEWAL:
+            self.post(Alive(beat.peer, nonce()))
+            self._alive_since[beat.peer] = now
+        echo, value = beat.peer + FAR, beat.value[:_BEAT]
+        try:
+            self.wait(0, lambda: self.near.beats([echo]).get(echo, "")[:_BEAT] == value)
+        except StoreUnreachable:
+            self._alive_since.pop(beat.peer, None)
+            raise
+
+    def beats(self, peers: Iterable[str]) -> dict[str, str]:
+        names = [peer for peer in peers if _PEER.fullmatch(peer)]
+        if not names:
+            return {}
+        if self._round is None:
+            self._round = self._status()
+        place = self._look_at(names)
+        self.wait(0, lambda: self._new_round(place))
+        found = self.near.beats([name + FAR for name in names])
+        return {name: found[name + FAR] for name in names if name + FAR in found}
+
+    def _look_at(self, names: list[str]) -> int:
+        """Have the bridge bring the beats of these; the place of the request, if one was needed."""
+        now = time.monotonic()
+        new = [name for name in names if now - self._looked_since.get(name, -1e9) > RENEWAL]
+        if not new:
+            return 0
+        place = self.post(Look(new, nonce()))
+        self._looked_since.update(dict.fromkeys(new, now))
+        return place
+
+    def _new_round(self, place: int) -> bool:
+        """Whether the bridge has fetched beats since this was last true, those asked for at `place` among them."""
+        said = self._status()
+        seen = said.rpartition(":")[2]
+        if said == self._round or not seen.isdigit() or int(seen) < place:
+            return False
+        self._round = said
+        return True
+
+    def _status(self) -> str:
+        return self.near.beats([STATUS]).get(STATUS, "")
+
+    # --- the rest ---
+
+    def artifacts(self) -> Artifacts:
+        if self._files is None:
+            url = settings.artifacts_url()
+            if url is None:
+                raise ConfigurationError(
+                    "no files go over a bridge. Give artifacts and checkpoints a place of their own, that all peers "
+                    "reach: HOPAAS_ARTIFACTS=s3://bucket/prefix?endpoint=…, or a directory if no other site needs them"
+                )
+            from hopaas_p2p.stores.url import open_store
+
+            self._files = open_store(url)
+        return self._files.artifacts()
+
+    def after_fork(self) -> None:
+        self.near.after_fork()
+        if self._files is not None:
+            self._files.after_fork()
+        self._start_afresh()
+
+    def close(self) -> None:
+        self.near.close()
+        if self._files is not None:
+            self._files.close()
