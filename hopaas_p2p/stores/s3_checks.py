@@ -44,7 +44,9 @@ def way(store: S3Store) -> Generator[Finding, None, bool]:
         yield Finding("settings", passed=False, detail=str(error), cure="see the message")
         return False
     if proxy is not None and proxy.scheme == "https":
-        yield Finding("proxy", passed=True, detail=f"{proxy} is itself spoken to in TLS; the way is not looked at closer")
+        yield Finding(
+            "proxy", passed=True, detail=f"{proxy} is itself spoken to in TLS; the way is not looked at closer"
+        )
         return True
     host = parts.hostname or ""
     return (yield from way_checks.checks(Way(host, parts.port or (443 if tls else 80), trust, proxy)))
