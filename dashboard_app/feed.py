@@ -111,6 +111,7 @@ class Feed:
         self._sources: dict[str, _Source] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._read = threading.Event()
         self._closed = False
         self._threaded = threaded
         self._thread: threading.Thread | None = None
@@ -185,6 +186,17 @@ class Feed:
         if source is not None:
             source.due = 0.0
             self._wake.set()
+
+    def await_news(self, uuid: str, lsn: int, *, patience: float = 5.0) -> bool:
+        """Wait until the study was read past this lsn; whether it was within `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while self.lsn(uuid) == lsn and time.monotonic() < deadline:
+            self.hurry(uuid)
+            if not self._threaded:
+                self.tick()
+            self._read.wait(0.05)
+            self._read.clear()
+        return self.lsn(uuid) != lsn
 
     def close(self) -> None:
         """End the thread and let go of the store."""
@@ -275,6 +287,7 @@ class Feed:
                     source.frame = Frame(source.listing, state, source.frame)
                 source.note_clocks(source.frame, time.time())
         source.first_sight.set()
+        self._read.set()
 
     def _pull(self, replica: Replica[Any]) -> None:
         if replica.joined and replica.log.changed(replica.state.lsn) is False:

@@ -27,6 +27,7 @@ def live(
     *,
     more: Callable[[Here, Frame], dict[str, Any]] | None = None,
     key: str = "",
+    auto: bool = True,
 ) -> None:
     """Draw `body(here, frame)` now, and again whenever the study's lsn has changed.
 
@@ -36,6 +37,7 @@ def live(
         more: small data for the browser with every beat, for what moves though the log does not: `{"leases": {"12":
             55.0}}` counts down in elements with `data-lease="12"`.
         key: tells several on one page apart.
+        auto: False only offers a button when there is something new: for what people read or scroll in.
 
     """
     name, place = _BODY + key, f"hopaas-drawn{key}"
@@ -56,8 +58,9 @@ def live(
     def pulse() -> None:
         fresh = here.feed.freshness(here.uuid)
         lsn = here.feed.lsn(here.uuid)
+        moved = lsn != st.session_state.get(place)
         data: dict[str, Any] = {
-            "moved": lsn != st.session_state.get(place),
+            "moved": auto and moved,
             "lsn": lsn,
             "lag": round(fresh.lag, 1) if fresh.lag < 1e9 else None,
             "trouble": fresh.trouble,
@@ -66,6 +69,8 @@ def live(
         if more is not None and frame is not None:
             data |= more(here, frame)
         _pulse()(data=data, key=f"hopaas-pulse{key}", on_moved_change=lambda: st.rerun(name))
+        if moved and not auto:
+            st.button("Show what is new", key=f"hopaas-new{key}", on_click=lambda: st.rerun(name), type="tertiary")
 
     pulse()
     drawn()

@@ -36,8 +36,11 @@ PAGES: Final = (
     Entry("campaigns", "Campaigns", ":material/dashboard:", "campaigns", study=False, group="Store"),
     Entry("live", "Live", ":material/monitoring:", "live"),
     Entry("peers", "Peers & sites", ":material/hub:", "peers"),
+    Entry("trials", "Trials", ":material/table_rows:", "trials"),
+    Entry("trial", "Trial", ":material/target:", "trial"),
     Entry("explore", "Explore", ":material/scatter_plot:", "explore"),
     Entry("pruning", "Pruning", ":material/content_cut:", "pruning"),
     Entry("failures", "Failures", ":material/report:", "failures"),
+    Entry("notes", "Notes & artifacts", ":material/edit_note:", "notes"),
     Entry("compare", "Compare", ":material/compare_arrows:", "compare", study=False, group="Store"),
 )

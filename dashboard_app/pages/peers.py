@@ -95,8 +95,9 @@ def _peer(here: Here, frame: Frame, one: views.Peer) -> list[str]:
         for number in one.running[:4]
     )
     more = f" and {len(one.running) - 4} more" if len(one.running) > 4 else ""
+    who = f'<span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>'
     return [
-        f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b> <span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>',
+        f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b> {who}',
         safe(one.site),
         safe(one.host),
         links + more,
@@ -143,7 +144,7 @@ def _timeline(frame: Frame, now: float) -> None:
         .encode(
             x=alt.X("start:T", title=None, axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True)),
             x2="end:T",
-            y=alt.Y("peer:N", title=None, axis=alt.Axis(labelLimit=170)),
+            y=alt.Y("peer:N", title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False)),
             color=alt.Color(
                 "kind:N",
                 title=None,
@@ -157,7 +158,7 @@ def _timeline(frame: Frame, now: float) -> None:
         )
     )
     told = ", ".join(f"{count:,} {kind}" for kind, count in bars["kind"].value_counts().items())
-    st.altair_chart(chart, key="gantt", height=max(140, 24 * rows + 80), alt=f"Timeline of {rows} peers: {told}.")
+    st.altair_chart(chart, key="gantt", height=26 * rows + 90, alt=f"Timeline of {rows} peers: {told}.")
     notes = [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
     notes += [f"{found.bars_left_out:,} earlier stretches are not drawn"] if found.bars_left_out else []
     theme.caption(". ".join(["Times are by each peer's own clock", *notes]) + ".")

@@ -62,7 +62,7 @@ def card(
         spark=_spark(columns),
         begun_by=next((said["user"] for said in list(state.peers.values()) if said.get("user")), ""),
         tags=[one for one in tags if one != ARCHIVED],
-        note=_first_line(note),
+        note=first_line(note),
         last=_last(columns),
     )
 
@@ -110,7 +110,8 @@ def _last(columns: Columns) -> float | None:
     return float(known.max()) if len(known) else None
 
 
-def _first_line(note: str) -> str:
+def first_line(note: str) -> str:
+    """The first line of a note that says something, without the marks of Markdown before it."""
     for line in note.splitlines():
         text = line.strip().lstrip("#>*- ").strip()
         if text:
