@@ -35,7 +35,7 @@ _OPTUNA: Final = "artifacts:"
 """What Optuna's attributes of a trial's or study's files begin with; the dashboard's own, of any trial, stand in the
 study's: `dashboard:artifacts:<trial id>:`."""
 _DASHBOARD: Final = "dashboard:artifacts:"
-_SUM: Final = "hopaas:artifact:"
+SUM: Final = "hopaas:artifact:"
 _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")
 _OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
 _TYPE: Final = "application/octet-stream"
@@ -114,11 +114,11 @@ class StudyArtifacts:
             size=path.stat().st_size,
             sha256=_sha256(path),
         )
-        self._files.put(_key(one.id), path, progress)
+        self._files.put(key_of(one.id), path, progress)
         try:
             self._note(one, _described(one), _sum_of(one))
         except BaseException:
-            self._files.delete(_key(one.id))
+            self._files.delete(key_of(one.id))
             raise
         return one
 
@@ -126,12 +126,12 @@ class StudyArtifacts:
         """Say it in the log: in the trial while it runs here, else in the study, where it can still be said."""
         if one.trial is not None and self._runs_here(one.trial):
             trial_id = self._trial_id(one.trial)
-            self._storage.set_trial_system_attr(trial_id, _SUM + one.id, json.loads(total))
+            self._storage.set_trial_system_attr(trial_id, SUM + one.id, json.loads(total))
             self._storage.set_trial_system_attr(trial_id, _OPTUNA + one.id, described)
             self._storage.flush()
             return
         prefix = _OPTUNA if one.trial is None else f"{_DASHBOARD}{self._trial_id(one.trial)}:"
-        said = {prefix + one.id: json.dumps(described), _SUM + one.id: total}
+        said = {prefix + one.id: json.dumps(described), SUM + one.id: total}
         self._storage.say(self._study_id, StudySet(system=said))
 
     def _runs_here(self, number: int) -> bool:
@@ -179,7 +179,7 @@ class StudyArtifacts:
         A finished trial's attributes stay as they are; the study's then say that the file is gone.
         """
         one = self.find(what) if isinstance(what, str) else what
-        self._files.delete(_key(one.id))
+        self._files.delete(key_of(one.id))
         if one.trial is not None and self._runs_here(one.trial):
             self._storage.set_trial_system_attr(self._trial_id(one.trial), _OPTUNA + one.id, "null")
         prefix = _OPTUNA if one.trial is None else f"{_DASHBOARD}{self._trial_id(one.trial)}:"
@@ -193,7 +193,7 @@ class StudyArtifacts:
         with tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
             path = Path(directory, "file")
             try:
-                self._files.get(_key(artifact_id), path)
+                self._files.get(key_of(artifact_id), path)
             except KeyError:
                 raise _not_found(artifact_id) from None
             return path.open("rb")  # goes on without its name
@@ -203,11 +203,11 @@ class StudyArtifacts:
         with tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
             shutil.copyfileobj(content_body, file, _CHUNK)
             file.flush()
-            self._files.put(_key(artifact_id), Path(file.name))
+            self._files.put(key_of(artifact_id), Path(file.name))
 
     def remove(self, artifact_id: str) -> None:
         """Remove the bytes; see `optuna.artifacts`."""
-        key = _key(artifact_id)
+        key = key_of(artifact_id)
         if key not in self._files.keys(key):
             raise _not_found(artifact_id)
         self._files.delete(key)
@@ -234,7 +234,7 @@ def fetch(files: Artifacts, one: Artifact, target: str | Path, *, progress: Prog
     with tempfile.TemporaryDirectory(prefix=".hopaas-", dir=path.absolute().parent) as directory:
         draft = Path(directory, "file")
         try:
-            files.get(_key(one.id), draft, progress)
+            files.get(key_of(one.id), draft, progress)
         except KeyError:
             raise InvalidInput(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, _sha256(draft)) != (one.size, one.sha256):
@@ -243,8 +243,19 @@ def fetch(files: Artifacts, one: Artifact, target: str | Path, *, progress: Prog
     return path
 
 
-def _key(artifact_id: str) -> str:
-    """Where the bytes are: with the study that made the id, or with those that Optuna made."""
+def named_after(artifact_id: str, uuid: str) -> str:
+    """What a file is called in the study of this uuid; one that Optuna named keeps its id."""
+    own = _OWN_ID.fullmatch(artifact_id)
+    return artifact_id if own is None else f"{uuid}-{own[2]}"
+
+
+def key_of(artifact_id: str) -> str:
+    """Where the bytes are: with the study that made the id, or with those that Optuna made.
+
+    Raises:
+        KeyError: no id of a file.
+
+    """
     own = _OWN_ID.fullmatch(artifact_id)
     if own is not None:
         return f"{own[1]}/file/{own[2]}"
@@ -292,7 +303,7 @@ def _read(
         said = _json(value) if isinstance(value, str) else None
         if not isinstance(said, dict) or not _ID.fullmatch(str(said.get("artifact_id"))):
             continue
-        total = sums.get(_SUM + said["artifact_id"])
+        total = sums.get(SUM + said["artifact_id"])
         total = total if isinstance(total, dict) else {}
         size, sha256 = total.get("size"), total.get("sha256")
         yield (

@@ -11,12 +11,12 @@ from hopaas_p2p.cli import output, space
 from hopaas_p2p.cli.audit import audit, print_audit
 from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.cli.report import report_html
-from hopaas_p2p.cli.transfer import export, import_
+from hopaas_p2p.cli.transfer import copy, export, import_
 
 
 @click.group()
 def study() -> None:
-    """Create, list, show, control, export and import studies.
+    """Create, list, show, control, export, import and copy studies.
 
     The study is named after the verb, by --study, or by HOPAAS_STUDY.
     """
@@ -25,6 +25,7 @@ def study() -> None:
 study.add_command(export)
 study.add_command(report_html)
 study.add_command(import_)
+study.add_command(copy)
 
 
 @study.command()

@@ -1,12 +1,22 @@
-"""`hopaas-p2p study export|import`: to and from files and Optuna's own storages."""
+"""`hopaas-p2p study export|import|copy`: to and from files, Optuna's own storages, and other stores."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import NoSuchStudy
 
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+
+_DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _FORMATS = click.Choice(["jsonl", "csv", "parquet", "optuna"])
 
 
@@ -14,15 +24,17 @@ _FORMATS = click.Choice(["jsonl", "csv", "parquet", "optuna"])
 @options(study="argument")
 @click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the end of PATH, else jsonl]")
 @click.option("--to", "-t", default="-", metavar="PATH_OR_URL", help="A file, - for stdout, or an Optuna storage.")
-def export(session: Session, form: str | None, to: str) -> None:
+@click.option("--files", type=_DIRECTORY, metavar="DIR", help="Put the files of the study and its trials there, too.")
+def export(session: Session, form: str | None, to: str, files: Path | None) -> None:
     """Write a study to a file or to an Optuna storage.
 
     jsonl and parquet keep everything, and `study import` reads them; csv is for spreadsheets. With --format optuna,
-    PATH_OR_URL is sqlite:///x.db, postgresql://…, or the path of a journal file.
+    PATH_OR_URL is sqlite:///x.db, postgresql://…, or the path of a journal file. DIR can be given to
+    optuna-dashboard --artifact-dir.
     """
     from hopaas_p2p.export import export_study
 
-    count = export_study(session.study(), to, form=form)
+    count = export_study(session.study(), to, form=form, files=files)
     if to != "-":
         session.done({"trials": count, "to": to}, f"exported {count} trials to {to}")
 
@@ -34,7 +46,8 @@ def export(session: Session, form: str | None, to: str) -> None:
 )
 @click.option("--format", "form", type=_FORMATS, help="[default: by the end of PATH, else jsonl]")
 @click.option("--source-study", metavar="NAME", help="Which study of an Optuna storage. [default: the only one]")
-def import_(session: Session, source: str, form: str | None, source_study: str | None) -> None:
+@click.option("--files", type=_DIRECTORY, metavar="DIR", help="Bring the files, which lie there under their ids.")
+def import_(session: Session, source: str, form: str | None, source_study: str | None, files: Path | None) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
 
     Trials that were RUNNING come back as WAITING: whoever asks next runs them. Without a name, the study keeps its
@@ -44,8 +57,76 @@ def import_(session: Session, source: str, form: str | None, source_study: str |
 
     name = session.settings.get("study", session.given["study"])
     storage = session.storage(create=True)
-    result = import_study(storage, source, name=name, form=form, source_study=source_study)
+    result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     for warning in result.warnings:
         output.say(f"note: {warning}")
-    message = f"imported {result.trials} trials into {result.study!r}"
-    session.done({"study": result.study, "trials": result.trials, "warnings": result.warnings}, message)
+    also = f" and {result.files} files" if result.files else ""
+    data = {"study": result.study, "trials": result.trials, "files": result.files, "warnings": result.warnings}
+    session.done(data, f"imported {result.trials} trials{also} into {result.study!r}")
+
+
+@click.command()
+@options(study="option", store=False)
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option("--all", "everything", is_flag=True, help="Every study of FROM.")
+@click.option("--as", "new_name", metavar="NAME", help="What the study is called in TO. [default: as in FROM]")
+@click.option("--unfinished", is_flag=True, help="Bring waiting and running trials too; they wait there to be run.")
+@click.option("--no-files", is_flag=True, help="Leave the files of the study and its trials where they are.")
+def copy(
+    session: Session,
+    source: str,
+    target: str,
+    everything: bool,
+    new_name: str | None,
+    unfinished: bool,
+    no_files: bool,
+) -> None:
+    """Copy a study from one store to another: finished trials, notes, tags and files.
+
+    FROM and TO are directories or URLs. Without --study, FROM must hold one study. Copied again, only what has been
+    finished since comes along. Nothing in FROM changes; others may go on working there.
+
+    \b
+    hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist
+    """  # noqa: D301  # click wants the backspace
+    from hopaas_p2p.export import copy_study
+    from hopaas_p2p.study import open_study
+
+    if everything and new_name is not None:
+        raise click.UsageError("--as names one study; it does not go with --all")
+    results = []
+    with opened(session, source, create=False) as there, opened(session, target, create=True) as here:
+        for name in _chosen(session, [one.study_name for one in there.get_all_studies()], everything=everything):
+            study = open_study(there, name, create=False)
+            result = copy_study(study, here, name=new_name, unfinished=unfinished, with_files=not no_files)
+            results.append(result._asdict())
+            for warning in result.warnings:
+                output.say(f"note: {warning}")
+            if not session.as_json:
+                before = f"; {result.already_there} were there" if result.already_there else ""
+                also = f" and {result.files} files" if result.files else ""
+                output.say(f"copied {result.trials} trials{also} of {name!r} into {result.study!r}{before}")
+    if session.as_json:
+        output.print_json(results)
+
+
+@contextlib.contextmanager
+def opened(session: Session, url: str, *, create: bool) -> Iterator[Storage]:
+    """A store that is named by an argument."""
+    one = Session(store=url, as_json=session.as_json)
+    try:
+        yield one.storage(create=create)
+    finally:
+        one.close()
+
+
+def _chosen(session: Session, names: list[str], *, everything: bool) -> list[str]:
+    if everything:
+        return names
+    name = session.settings.get("study", session.given["study"])
+    if name is not None:
+        return [name]
+    if len(names) != 1:
+        raise NoSuchStudy(f"FROM holds {len(names)} studies; say --study NAME or --all: {', '.join(names[:20]) or '-'}")
+    return names

@@ -6,6 +6,7 @@ What travels is a `Portable`: the study's definition and attributes, and its tri
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import sys
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export.arrival import Imported, bring_in
+from hopaas_p2p.export.copying import Copied, copy_study
 from hopaas_p2p.export.portable import Portable, of_study
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
-__all__ = ["FORMATS", "Imported", "export_study", "import_study"]
+__all__ = ["FORMATS", "Copied", "Imported", "copy_study", "export_study", "import_study"]
 
+_log: Final = logging.getLogger("hopaas_p2p")
 FORMATS: Final = ("jsonl", "csv", "parquet", "optuna")
 _ENDINGS: Final = {
     ".jsonl": "jsonl",
@@ -34,7 +37,9 @@ _ENDINGS: Final = {
 }
 
 
-def export_study(study: Study, to: str | os.PathLike[str], *, form: str | None = None) -> int:
+def export_study(
+    study: Study, to: str | os.PathLike[str], *, form: str | None = None, files: str | os.PathLike[str] | None = None
+) -> int:
     """Write a study; returns the number of trials written. A file is there whole or not at all.
 
     Args:
@@ -42,6 +47,8 @@ def export_study(study: Study, to: str | os.PathLike[str], *, form: str | None =
         to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
         form: "jsonl" and "parquet" keep everything, "csv" is for spreadsheets, "optuna" writes into an Optuna
             storage. By the end of the path if not said; a URL is an Optuna storage.
+        files: a directory for the files of the study and its trials, which go there under their ids, as
+            `optuna.artifacts.FileSystemArtifactStore` keeps them; without it they stay where they are.
 
     Raises:
         InvalidInput: an unknown format, or one that needs a package which is not installed.
@@ -51,6 +58,8 @@ def export_study(study: Study, to: str | os.PathLike[str], *, form: str | None =
     target = os.fspath(to)
     chosen = _format(target, form)
     portable = of_study(study)
+    if files is not None:
+        _save_files(study, portable, Path(files))
     if chosen == "optuna":
         from hopaas_p2p.export.optunas import dump_optuna
 
@@ -65,6 +74,15 @@ def export_study(study: Study, to: str | os.PathLike[str], *, form: str | None =
     else:
         _write_lines(portable, target, chosen)
     return len(portable.trials)
+
+
+def _save_files(study: Study, portable: Portable, directory: Path) -> None:
+    from hopaas_p2p.export.files import from_store, mentioned, save
+
+    if mentioned(portable):
+        saved = save(portable, from_store(study.storage.courier.store.artifacts()), directory)
+        for warning in saved.warnings:
+            _log.warning("%s", warning)
 
 
 def _write_lines(portable: Portable, target: str, form: str) -> None:
@@ -96,6 +114,7 @@ def import_study(
     name: str | None = None,
     form: str | None = None,
     source_study: str | None = None,
+    files: str | os.PathLike[str] | None = None,
 ) -> Imported:
     """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
 
@@ -107,6 +126,7 @@ def import_study(
         name: the study to add to; its own name if not said.
         form: as in `export_study`.
         source_study: which study of an Optuna storage; the only one if not said.
+        files: the directory that `export_study` or Optuna's FileSystemArtifactStore put the files into.
 
     Raises:
         InvalidInput: it cannot be read, or does not fit the budget. Nothing was imported.
@@ -126,7 +146,12 @@ def import_study(
     else:
         with _reading(origin) as lines:
             portable = _read_lines(lines, chosen, storage, name)
-    return bring_in(storage, portable, name=name)
+    fetch = None
+    if files is not None:
+        from hopaas_p2p.export.files import from_directory, mentioned
+
+        fetch = from_directory(Path(files)) if mentioned(portable) else None
+    return bring_in(storage, portable, name=name, fetch=fetch)
 
 
 def _read_lines(lines: TextIO, form: str, storage: Storage, name: str | None) -> Portable:

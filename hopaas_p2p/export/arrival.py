@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -13,6 +13,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS, Verdict
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput
+from hopaas_p2p.export.files import Fetch, carry
 from hopaas_p2p.export.portable import ORIGIN, PEERS, Portable, PortableTrial, with_ids
 
 if TYPE_CHECKING:
@@ -30,15 +31,31 @@ class Imported(NamedTuple):
     study: str
     trials: int
     warnings: list[str]
+    files: int = 0
 
 
-def bring_in(storage: Storage, portable: Portable, *, name: str | None) -> Imported:
+def bring_in(
+    storage: Storage,
+    portable: Portable,
+    *,
+    name: str | None,
+    fetch: Fetch | None = None,
+    known: Mapping[int, int] | None = None,
+) -> Imported:
     """Add the trials to the study of that name, or of their own; it is created if it is not there.
+
+    Args:
+        storage: where to.
+        portable: the study and its trials.
+        name: of the study that they go to.
+        fetch: where the files that they speak of are to be had; without it the files stay where they are.
+        known: trials that came earlier: their number there -> their number here.
 
     Raises:
         InvalidInput: no name, a trial too large for a commit, or more finished trials than the budget has places.
             Nothing was imported.
         DefinitionMismatch: the study is there and has other directions. Nothing was imported.
+        ConfigurationError: the store keeps no files. Nothing was imported.
         Denied: the store does not let this user write here.
 
     """
@@ -50,17 +67,24 @@ def bring_in(storage: Storage, portable: Portable, *, name: str | None) -> Impor
         size = _size(record)
         if size > codec.MAX_BYTES - 4096:
             raise InvalidInput(f"trial {trial.number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
+    artifacts = None if fetch is None else storage.courier.store.artifacts()
     fresh = name not in {one.study_name for one in storage.get_all_studies()}
     study_id = _create(storage, portable, name) if fresh else storage.get_study_id_from_name(name)
     _check(storage.state(study_id), portable, records, name, fresh=fresh)
-    arrival = _Arrival(storage, study_id)
+    arrival = _Arrival(storage, study_id, known or {})
+    files = 0
+    if fetch is not None and artifacts is not None:
+        carried = carry(portable, fetch, artifacts, storage.part(study_id).membership.uuid)
+        portable, files = carried.portable, carried.files
+        arrival.warnings += carried.warnings
+        records = [_record(trial) for trial in portable.trials]
     if fresh and portable.policy.budget is not None:
         arrival.say(StudyControl(budget=-1))  # it may have been moved below what is there; set at the end
     arrival.add(portable.trials, records)
     arrival.describe(portable)
     if fresh:
         arrival.say(StudyControl(portable.status, -1 if portable.budget is None else portable.budget))
-    return Imported(name, arrival.count, arrival.warnings)
+    return Imported(name, arrival.count, arrival.warnings, files)
 
 
 def _create(storage: Storage, portable: Portable, name: str) -> int:
@@ -103,11 +127,11 @@ def _size(record: TrialCreate) -> int:
 class _Arrival:
     """One import under way."""
 
-    def __init__(self, storage: Storage, study_id: int) -> None:
+    def __init__(self, storage: Storage, study_id: int, known: Mapping[int, int]) -> None:
         self._storage = storage
         self._study_id = study_id
         self._membership = storage.part(study_id).membership
-        self._numbers: dict[int, int] = {}
+        self._numbers = dict(known)
         self.count = 0
         self.warnings: list[str] = []
 

@@ -17,7 +17,7 @@ import msgspec
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export.portable import Portable, PortableTrial
-from hopaas_p2p.frozen import external, to_optuna
+from hopaas_p2p.translate import external, to_optuna
 
 FORMAT: Final = 1
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -87,7 +87,7 @@ def _frozen(trial: PortableTrial) -> FrozenTrial:
     from optuna.trial import FrozenTrial as Frozen
     from optuna.trial import TrialState as OptunaState
 
-    from hopaas_p2p.frozen import external, to_datetime, to_optuna
+    from hopaas_p2p.translate import external, to_datetime, to_optuna
 
     record = trial.record
     dists = {name: to_optuna(one) for name, one in record.dists.items()}
@@ -142,7 +142,7 @@ def load_optuna(url: str, *, name: str | None) -> Portable:
 
 
 def _portable(storage: BaseStorage, study_id: int, name: str) -> Portable:
-    from hopaas_p2p.frozen import to_json
+    from hopaas_p2p.translate import to_json
 
     frozen = storage.get_all_trials(study_id, deepcopy=False)
     system = dict(storage.get_study_system_attrs(study_id))
@@ -160,7 +160,7 @@ def _portable(storage: BaseStorage, study_id: int, name: str) -> Portable:
 
 
 def _trial(frozen: FrozenTrial) -> PortableTrial:
-    from hopaas_p2p.frozen import to_json, to_microseconds, to_record
+    from hopaas_p2p.translate import to_json, to_microseconds, to_record
 
     system = dict(frozen.system_attrs)
     found = system.pop(ORIGIN, {})

@@ -145,7 +145,7 @@ def with_ids(system: Mapping[str, str], ids: Mapping[int, int], numbers: Mapping
 
 def externals(record: TrialCreate) -> Iterator[tuple[str, Any]]:
     """Names and values of the parameters, as the objective saw them."""
-    from hopaas_p2p.frozen import external, to_optuna
+    from hopaas_p2p.translate import external, to_optuna
 
     for name, value in record.params.items():
         yield name, external(to_optuna(record.dists[name]), value)

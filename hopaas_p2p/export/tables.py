@@ -132,7 +132,7 @@ def _from_row(
     users: list[str],
     dists: dict[str, Distribution],
 ) -> PortableTrial:
-    from hopaas_p2p.frozen import to_optuna
+    from hopaas_p2p.translate import to_optuna
 
     named = {column.removeprefix("params_"): _unquoted(row[column]) for column in params if row[column] != ""}
     told = [float(row[column]) for column in values if row[column] not in ("", "None")]

@@ -1,0 +1,97 @@
+"""A study copied from one store to another: trials, notes, tags, files. Copied again, only what is new comes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.errors import InvalidInput, StudyExists
+from hopaas_p2p.export import files
+from hopaas_p2p.export.arrival import bring_in
+from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, of_study
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.study import Study
+
+_FROM: Final = "copied_from"
+"""In a study's definition and in a trial's origin: the uuid of the study it is a copy of, with the trial's number."""
+
+
+class Copied(NamedTuple):
+    """What came of a copy."""
+
+    study: str
+    trials: int
+    already_there: int
+    files: int
+    warnings: list[str]
+
+
+def copy_study(
+    source: Study, target: Storage, *, name: str | None = None, unfinished: bool = False, with_files: bool = True
+) -> Copied:
+    """Copy a study into another store, or under another name into the same one. The source stays as it is.
+
+    A second copy brings what was finished since, and the notes and tags as they are in the source by then.
+
+    Args:
+        source: from `open_study`; others may go on working on it.
+        target: from `open_storage`.
+        name: what it is called there; its own name if not said.
+        unfinished: bring WAITING and RUNNING trials too; they wait there to be run (again). Their checkpoints stay.
+        with_files: bring the files of the study and its trials.
+
+    Raises:
+        StudyExists: there is a study of that name which is no copy of this one.
+        InvalidInput: copying a study onto itself; or the new trials exceed the copy's budget.
+        ConfigurationError: the target keeps no files; the message says what to do.
+
+    """
+    uuid = source.storage.part(source.study_id).membership.uuid
+    chosen = name or source.name
+    known: dict[int, int] = {}
+    if chosen in {one.study_name for one in target.get_all_studies()}:
+        study_id = target.get_study_id_from_name(chosen)
+        if target.part(study_id).membership.uuid == uuid:
+            raise InvalidInput(f"{chosen!r} would be copied onto itself; give the copy another name")
+        known = _already_there(target.state(study_id), uuid, chosen)
+    portable = of_study(source)
+    wanted = [
+        _marked(trial, uuid)
+        for trial in portable.trials
+        if trial.number not in known
+        and (unfinished or trial.record.state not in (TrialState.WAITING, TrialState.RUNNING))
+    ]
+    portable = portable._replace(trials=wanted, info={**portable.info, _FROM: uuid})
+    fetch = files.from_store(source.storage.courier.store.artifacts()) if with_files and _has_files(portable) else None
+    result = bring_in(target, portable, name=chosen, fetch=fetch, known=known)
+    return Copied(chosen, result.trials, len(known), result.files, result.warnings)
+
+
+def _has_files(portable: Portable) -> bool:
+    return bool(files.mentioned(portable))
+
+
+def _marked(trial: PortableTrial, uuid: str) -> PortableTrial:
+    return trial._replace(origin={**trial.origin, _FROM: [uuid, trial.number]})
+
+
+def _already_there(state: State, uuid: str, name: str) -> dict[int, int]:
+    """Number in the source -> number in the copy.
+
+    Raises:
+        StudyExists: the study is no copy of the one with this uuid.
+
+    """
+    if state.define is None or state.define.info.get(_FROM) != uuid:
+        raise StudyExists(f"there is a study {name!r} which is no copy of this one; give the copy another name: --as")
+    known = {}
+    for trial in state.trials:
+        origin = json.loads(trial.system.get(ORIGIN, "{}"))
+        copied = origin.get(_FROM) if isinstance(origin, dict) else None
+        if isinstance(copied, list) and copied[:1] == [uuid]:
+            known[copied[1]] = trial.number
+    return known
