@@ -101,7 +101,7 @@ def _attributes(study: Study) -> dict[str, Any]:
 
 
 def _write(study: Study, attributes: Mapping[str, Any]) -> None:
-    from hopaas_p2p.frozen import to_json
+    from hopaas_p2p.translate import to_json
 
     study.storage.say(study.study_id, StudySet(system={key: to_json(key, value) for key, value in attributes.items()}))
 

@@ -14,7 +14,7 @@ LAYERS = (
     {"errors", "__init__"},
     {"core", "settings"},
     {"stores", "tunnel"},
-    {"peer", "frozen", "checkpoints", "notes", "access", "artifacts"},
+    {"peer", "frozen", "translate", "checkpoints", "notes", "access", "artifacts"},
     {"storage"},
     {"trial", "study", "notebook", "report"},
     {

@@ -59,8 +59,8 @@ def ask(session: Session, ttl: float, sampler: str | None, specs: tuple[str, ...
     report, tell and the other commands need; put it into HOPAAS_TICKET. When none of them is called for --ttl seconds,
     the trial is taken over.
     """
-    from hopaas_p2p.frozen import to_optuna
     from hopaas_p2p.ticket import ticket_of
+    from hopaas_p2p.translate import to_optuna
 
     if not ttl > 0:
         raise InvalidInput(f"--ttl must be positive seconds, got {ttl}")

@@ -232,7 +232,7 @@ def _divided(properties: Mapping[str, Any]) -> tuple[dict[str, Distribution], di
 
 
 def _range(name: str, one: Suggestion) -> Distribution:
-    from hopaas_p2p.frozen import to_optuna, to_record
+    from hopaas_p2p.translate import to_optuna, to_record
 
     try:
         return to_record(to_optuna(one.distribution()))

@@ -84,7 +84,7 @@ def pareto_front(state: State) -> list[Trial]:
 
 def params_of(trial: Trial, state: State) -> dict[str, object]:
     """The parameters as the objective saw them."""
-    from hopaas_p2p.frozen import external, to_optuna
+    from hopaas_p2p.translate import external, to_optuna
 
     return {name: external(to_optuna(trial.distribution(name, state)), value) for name, value in trial.params.items()}
 

@@ -63,7 +63,8 @@ def _sample(complete: Sequence[Trial], state: State, objective: int) -> list[Tri
 def _evaluate(trials: Sequence[Trial], state: State, objective: int) -> tuple[tuple[str, float], ...]:
     import optuna
 
-    from hopaas_p2p.frozen import View, directions_of
+    from hopaas_p2p.frozen import View
+    from hopaas_p2p.translate import directions_of
 
     view = View(0, allow_pickles=False)
     before = optuna.logging.get_verbosity()

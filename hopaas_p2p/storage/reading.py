@@ -7,8 +7,8 @@ from collections.abc import Container
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.frozen import directions_of
 from hopaas_p2p.storage.part import NUMBER_BITS, Parts
+from hopaas_p2p.translate import directions_of
 
 
 class Reading(Parts):

@@ -15,8 +15,8 @@ from hopaas_p2p.core.catalog import Listing, checked_name
 from hopaas_p2p.core.records import StudyClose, StudyDefine, StudyOpen, StudySet
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import Denied, InvalidInput
-from hopaas_p2p.frozen import attributes, directions_of, to_json
 from hopaas_p2p.storage.part import Part, Parts
+from hopaas_p2p.translate import attributes, directions_of, to_json
 
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
 

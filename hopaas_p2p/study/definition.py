@@ -9,8 +9,8 @@ from optuna.distributions import BaseDistribution
 from hopaas_p2p.core import records
 from hopaas_p2p.core.records import StudyDefine
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
-from hopaas_p2p.frozen import to_optuna, to_record
 from hopaas_p2p.storage import Storage
+from hopaas_p2p.translate import to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
 

@@ -6,8 +6,8 @@ import optuna
 from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.core.state import State
-from hopaas_p2p.frozen import to_optuna
 from hopaas_p2p.storage import Storage
+from hopaas_p2p.translate import to_optuna
 
 
 class Handle:

@@ -1,0 +1,173 @@
+"""Between Optuna's words and the log's: distributions, parameters, attributes, times."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any, Final
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+
+from hopaas_p2p.core import records
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import InvalidInput
+
+_LIMIT: Final = 1 << 63
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
+_MAX_ATTRIBUTE: Final = 1 << 20
+"""Bytes. A quarter of what a commit may have, so that each fits into one with all that goes along."""
+
+
+def to_record(distribution: BaseDistribution) -> records.Distribution:
+    """Optuna's distribution as the log writes it.
+
+    Raises:
+        InvalidInput: a categorical choice that is not None, bool, int, float or str.
+    """
+    if isinstance(distribution, FloatDistribution):
+        return records.Float(distribution.low, distribution.high, distribution.log, distribution.step)
+    if isinstance(distribution, IntDistribution):
+        _check_whole(distribution.low, distribution.high, distribution.step)
+        return records.Int(distribution.low, distribution.high, distribution.log, distribution.step)
+    if isinstance(distribution, CategoricalDistribution):
+        for choice in distribution.choices:
+            if choice is not None and not isinstance(choice, bool | int | float | str):
+                raise InvalidInput(
+                    f"the choice {choice!r} cannot be stored; use None, bool, int, float or str, "
+                    "for example names that your code looks up in a dict"
+                )
+            _check_choice(choice)
+        return records.Categorical(tuple([_plain(choice) for choice in distribution.choices]))
+    raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
+
+
+def _plain(choice: Any) -> bool | int | float | str | None:
+    """A choice without the subclass that it may come in (numpy's float64 is a float)."""
+    for kind in (bool, int, float, str):
+        if isinstance(choice, kind):
+            return kind(choice)
+    return None
+
+
+def _check_choice(choice: object) -> None:
+    if isinstance(choice, str) and not _encodable(choice):
+        raise InvalidInput(f"the choice {choice!r} cannot be stored: half of a surrogate pair is no character")
+    if isinstance(choice, int):
+        _check_whole(choice)
+
+
+def _check_whole(*numbers: int) -> None:
+    for number in numbers:
+        if not -_LIMIT <= number < _LIMIT:
+            raise InvalidInput(f"the whole number {number} cannot be stored: at most 64 bits; use a float, or a str")
+
+
+def to_optuna(distribution: records.Distribution) -> BaseDistribution:
+    """A distribution of the log as Optuna's."""
+    if isinstance(distribution, records.Float):
+        return FloatDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+    if isinstance(distribution, records.Int):
+        return IntDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+    return CategoricalDistribution(distribution.choices)
+
+
+def to_json(key: str, value: object) -> str:
+    """An attribute's value as the log writes it.
+
+    Raises:
+        InvalidInput: not JSON serialisable, or too large.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
+    if not _encodable(key):
+        raise InvalidInput(f"an attribute cannot be called {key!r}: half of a surrogate pair is no character")
+    if not _encodable(text):
+        text = json.dumps(value, separators=(",", ":"))
+    if len(text) > _MAX_ATTRIBUTE // 4 and len(text.encode()) > _MAX_ATTRIBUTE:
+        raise InvalidInput(
+            f"the attribute {key!r} has {len(text.encode()):,} bytes; at most {_MAX_ATTRIBUTE:,}. "
+            "Every peer would read it: store big data as an artifact."
+        )
+    return text
+
+
+def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def checked_step(step: int) -> int:
+    """The step of a report, if the log can hold it.
+
+    Raises:
+        InvalidInput: it needs more than 64 bits.
+    """
+    if not -_LIMIT <= step < _LIMIT:
+        raise InvalidInput(f"a report at step {step}: steps are whole numbers of up to 64 bits")
+    return int(step)
+
+
+def checked_parameter(name: str) -> str:
+    """The name of a parameter, if the log can hold it.
+
+    Raises:
+        InvalidInput: it is no text in Unicode.
+    """
+    if not _encodable(name):
+        raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
+    return name
+
+
+def to_datetime(microseconds: int | None) -> datetime.datetime | None:
+    """A time of the log in this machine's time zone, naive as Optuna's are."""
+    if microseconds is None:
+        return None
+    if 0 < microseconds < _EXACT:
+        return datetime.datetime.fromtimestamp(microseconds / 1e6)  # noqa: DTZ006
+    seconds, rest = divmod(microseconds, 1_000_000)
+    try:
+        return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
+    except (OverflowError, ValueError, OSError):  # nonsense from a hostile or broken peer
+        return datetime.datetime.fromtimestamp(0)  # noqa: DTZ006
+
+
+def to_microseconds(when: datetime.datetime | None) -> int | None:
+    """A naive local time (or an aware one) as the log writes it."""
+    if when is None:
+        return None
+    return round(when.replace(microsecond=0).timestamp()) * 1_000_000 + when.microsecond
+
+
+def directions_of(state: State) -> list[StudyDirection]:
+    """The study's directions in Optuna's words."""
+    assert state.define is not None
+    return [StudyDirection[direction.upper()] for direction in state.define.directions]
+
+
+def external(distribution: BaseDistribution, value: float) -> Any:
+    """The value of a parameter as the objective sees it; None for an index no choice has (from a hostile log)."""
+    try:
+        return distribution.to_external_repr(value)
+    except (IndexError, ValueError, OverflowError):
+        return None
+
+
+def read_json(text: str) -> Any:
+    """An attribute as it was set; what is no JSON (from a hostile log) is given as it stands."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def attributes(texts: dict[str, str]) -> dict[str, Any]:
+    """Attributes of a study, read."""
+    return {key: read_json(text) for key, text in texts.items()}
