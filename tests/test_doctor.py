@@ -31,6 +31,7 @@ from hopaas_p2p.tunnel.proxies import Proxy
 from tests.connect_proxy import ConnectProxy
 from tests.postgres_fixtures import missing
 from tests.processes import cli
+from tests.tunnel_fixtures import Centre
 
 
 def by_check(findings: Iterator[Finding]) -> dict[str, Finding]:
@@ -39,6 +40,11 @@ def by_check(findings: Iterator[Finding]) -> dict[str, Finding]:
 
 def without_login(url: str) -> str:
     return re.sub("//.*@", "//", url)
+
+
+def given() -> dict[str, str]:
+    """Settings of this test, for a command."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("HOPAAS_", "AWS_"))}
 
 
 def one(findings: Iterator[Finding]) -> Finding:
@@ -322,6 +328,61 @@ def test_a_postgres_without_tls_is_told_from_one_with_a_bad_certificate(
     assert "speaks no TLS" in found.detail
 
 
+# --- the gateway -------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_gateway_passes_and_a_wrong_token_does_not(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, token = centre.gateway(), centre.token("ann", valid="week")
+    monkeypatch.setenv("HOPAAS_TOKEN", token.secret.reveal())
+    store = PostgresStore(centre.url(gateway.port))
+    found = by_check(checks.examine(store))
+    store.close()
+    assert [finding for finding in found.values() if not finding.passed] == []
+    assert list(found)[:5] == ["name", "connect", "tls", "gateway", "server"]
+    assert f"lets in {token.name}, whose token ends in 7.0 days" in found["gateway"].detail
+    access.revoke_token(centre.store, token.name)
+    revoked = one(checks.examine(PostgresStore(centre.url(gateway.port))))
+    assert revoked.check in ("gateway", "store")  # the gateway looks every 30 s, Postgres always
+    assert "revoked" in revoked.detail
+    monkeypatch.setenv("HOPAAS_TOKEN", f"{token.name}:guess")
+    denied = one(checks.examine(PostgresStore(centre.url(gateway.port))))
+    assert denied.check == "gateway"
+    assert "answered 401" in denied.detail
+    assert "hopaas-p2p token create" in denied.cure
+    assert token.secret.reveal().partition(":")[2] not in str(found) + str(denied)
+
+
+def test_a_gateways_certificate_that_ends_soon_is_told_though_all_else_works(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    centre.pair = centre.authority.certificate("localhost", days=10.01, name="short")
+    gateway = centre.gateway()
+    monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
+    found = json.loads(cli("doctor", centre.url(gateway.port), "--json", check=False, **given()).stdout)
+    failed = [finding for finding in found if not finding["passed"]]
+    assert [finding["check"] for finding in failed] == ["tls"]
+    assert "THE CERTIFICATE ENDS IN 10 DAYS" in failed[0]["detail"]
+
+
+def test_of_two_gateways_one_is_enough_and_both_are_told(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = centre.gateway()
+    monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = listener.getsockname()[1]
+    store = PostgresStore(centre.url(closed, gateway.port))
+    found = list(checks.examine(store))
+    store.close()
+    assert [finding.check for finding in found if not finding.passed] == ["connect"]
+    assert "gateway" in [finding.check for finding in found]
+    assert found[-1].check == "studies"
+
+
+def test_without_a_token_nothing_is_tried(centre: Centre) -> None:
+    gateway = centre.gateway()
+    found = one(checks.examine(PostgresStore(centre.url(gateway.port))))
+    assert (found.check, "HOPAAS_TOKEN_FILE" in found.detail) == ("gateway", True)
+
+
 # --- S3 ----------------------------------------------------------------------------------------------------------
 
 
@@ -395,10 +456,9 @@ def test_a_bucket_behind_a_proxy_says_who_answered_407(s3_server: Seaweed, monke
 
 def test_the_command_speaks_json_of_every_kind_of_store(postgres_url: str, s3_url: str, tmp_path: Path) -> None:
     cli("study", "create", "s", "--store", str(tmp_path / "store"))
-    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     for url in (str(tmp_path / "store"), postgres_url, s3_url):
         if url == s3_url:
-            cli("study", "create", "s", "--store", url, **aws)
-        found = json.loads(cli("doctor", url, "--json", **aws).stdout)
+            cli("study", "create", "s", "--store", url, **given())
+        found = json.loads(cli("doctor", url, "--json", **given()).stdout)
         assert all(finding["passed"] and set(finding) == {"check", "passed", "detail", "cure"} for finding in found)
         assert {"reach", "write and read", "exchange", "beat", "clock"} <= {finding["check"] for finding in found}

@@ -55,7 +55,8 @@ def _own_checks(store: Store) -> dict[str, Check]:
     if importlib.util.find_spec(name) is None:
         return {}
     module = importlib.import_module(name)
-    return {part: getattr(module, part) for part in ("way", "checks") if hasattr(module, part)}
+    parts = {"way": "way", "store": "checks"}
+    return {shown: getattr(module, part) for shown, part in parts.items() if hasattr(module, part)}
 
 
 def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, bool]:

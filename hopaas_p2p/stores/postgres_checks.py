@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.errors import Denied, HopaasError
-from hopaas_p2p.stores import way_checks
+from hopaas_p2p.stores import gateway_checks, way_checks
 from hopaas_p2p.stores.findings import Finding
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.postgres_errors import SCHEMA_VERSION
@@ -31,6 +31,8 @@ _ROUNDS: Final = 5
 def way(store: PostgresStore) -> Generator[Finding, None, bool]:
     """Whether a server can be reached: of several in the URL, one is enough."""
     address = store.address
+    if address.tunnelled:
+        return (yield from gateway_checks.way(address))
     trust = _trust(address.tls)
     reached = not address.servers  # a Unix socket has no way
     for host, port in address.servers:

@@ -99,7 +99,7 @@ def secure(plain: socket.socket, host: str, *, deadline: float) -> ssl.SSLSocket
     """
     try:
         plain.settimeout(proxies.left(deadline))
-        return _context(_authorities()).wrap_socket(plain, server_hostname=host)
+        return trust().wrap_socket(plain, server_hostname=host)
     except ssl.SSLCertVerificationError as error:
         raise _distrust(host, error) from None
     except ssl.SSLError as error:
@@ -111,6 +111,16 @@ def secure(plain: socket.socket, host: str, *, deadline: float) -> ssl.SSLSocket
         raise StoreUnreachable(f"TLS with {host} broke off: {_reason(error)}") from None
     except OSError as error:
         raise StoreUnreachable(f"TLS with {host} broke off: {error.strerror or error}") from None
+
+
+def trust() -> ssl.SSLContext:
+    """Whom to believe: the authorities of HOPAAS_CA_FILE, else the usual ones.
+
+    Raises:
+        ConfigurationError: the file is not there, or holds none.
+
+    """
+    return _context(_authorities())
 
 
 def days_left(secured: ssl.SSLSocket) -> float:
