@@ -258,9 +258,9 @@ def test_a_login_that_postgres_refuses_says_what_postgres_said(through: Callable
 def _inodes() -> set[int]:
     """What this process has open."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.add(os.fstat(int(name)).st_ino)
+            found.add(entry.stat().st_ino)
     return found
 
 
@@ -288,7 +288,7 @@ def test_nothing_survives_a_fork(through: Callable[..., Any]) -> None:
             os.write(writing, outcome)
             os._exit(0)
     os.close(writing)
-    with open(reading, "rb") as pipe:
+    with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == b"dead fresh"
     os.waitpid(child, 0)
     assert says(connection, "SELECT pg_backend_pid()") == pid, "the parent's connection goes on"
@@ -304,7 +304,7 @@ def test_five_hundred_connections_leave_no_descriptor_and_no_thread(
     theirs = Path(f"/proc/{gateway.process.pid}/fd")
 
     def counted() -> tuple[int, int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), len(list(theirs.iterdir()))
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(list(theirs.iterdir()))
 
     for _ in range(5):
         through().close()

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
-from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
 
 _SOCKS: Final = ("socks5", "socks5h")
@@ -146,12 +146,11 @@ def _through_connect(proxy: Proxy, host: str, port: int, deadline: float) -> soc
             lines.append(f"Proxy-Authorization: Basic {base64.b64encode(proxy.login.reveal().encode()).decode()}")
         made.settimeout(left(deadline))
         made.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = http.client.HTTPResponse(made, method="CONNECT")
-        answer.begin()
-        if answer.status == http.client.OK:
-            answer.fp = None  # type: ignore[assignment]  # what follows is the gateway's
-            return made
-        _refused(proxy, target, answer)
+        with contextlib.closing(http.client.HTTPResponse(made, method="CONNECT")) as answer:
+            answer.begin()
+            if answer.status != http.client.OK:
+                raise _refused(proxy, target, answer)
+        return made
     except (OSError, http.client.HTTPException) as error:
         made.close()
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -159,10 +158,9 @@ def _through_connect(proxy: Proxy, host: str, port: int, deadline: float) -> soc
     except BaseException:
         made.close()
         raise
-    raise AssertionError("unreachable")
 
 
-def _refused(proxy: Proxy, target: str, answer: http.client.HTTPResponse) -> None:
+def _refused(proxy: Proxy, target: str, answer: http.client.HTTPResponse) -> HopaasError:
     """Say who refused, and what to do."""
     who = answer.getheader("Via") or answer.getheader("Server") or "it did not say who it is"
     answered = f"the proxy {proxy} ({who}) answered {answer.status} {answer.reason}"
@@ -172,10 +170,10 @@ def _refused(proxy: Proxy, target: str, answer: http.client.HTTPResponse) -> Non
         cure = "set HTTPS_PROXY=http://user:password@host:port"
         if asks and not asks.lower().startswith("basic"):
             cure = f"it asks for {asks.split()[0]}, and only Basic is spoken here; ask the site about that"
-        raise ConfigurationError(f"{answered}: {have}; {cure}")
+        return ConfigurationError(f"{answered}: {have}; {cure}")
     if answer.status in (http.client.BAD_GATEWAY, http.client.SERVICE_UNAVAILABLE, http.client.GATEWAY_TIMEOUT):
-        raise StoreUnreachable(f"{answered}: it cannot reach {target} now")
-    raise ConfigurationError(f"{answered}: ask the site to let it connect to {target}")
+        return StoreUnreachable(f"{answered}: it cannot reach {target} now")
+    return ConfigurationError(f"{answered}: ask the site to let it connect to {target}")
 
 
 def _tune(made: socket.socket) -> None:
