@@ -207,3 +207,18 @@ def test_the_courier_reads_a_state_that_other_threads_change(store: MemoryStore,
         sys.setswitchinterval(interval)
         looker.join(30)
     assert errors == []
+
+
+def test_an_adopted_owner_is_beaten_for_however_often_this_peer_exchanges(
+    store: MemoryStore, clock: Clock, courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where beats ride along, this peer's own does: the other's has to be sent by itself."""
+    monkeypatch.setattr(MemoryStore, "beats_ride", True)
+    membership = members(courier)[0]
+    courier.adopted.add("parent")
+    seen = set()
+    for _ in range(24):  # six ttls, with an exchange every quarter of one
+        courier.pull(membership)
+        tick_for(courier, clock, 3.0)
+        seen.add(store.beats(["parent"]).get("parent"))
+    assert len(seen - {None}) >= 12

@@ -183,6 +183,43 @@ def test_a_forked_child_is_watched_as_its_parent_was(far: PostgresStore, relay: 
         os.close(descriptor)
 
 
+def test_training_goes_on_while_the_server_hangs_and_hears_of_others_when_it_is_back(
+    postgres: Server, postgres_url: str, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One read may find out; after that only the background thread waits."""
+    near = hopaas_p2p.open_storage(postgres_url)
+    others = optuna.create_study(storage=near, study_name="s", sampler=optuna.samplers.RandomSampler())
+    far = hopaas_p2p.open_storage(f"{postgres.url('store', user=OWNER, port=relay.port)}?{QUICK}")
+    study = optuna.load_study(study_name="s", storage=far)
+    assert study.trials == []
+    calls = _calls_of_this_thread(monkeypatch)
+    relay.hang()
+    others.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    (membership,) = far.courier.memberships.values()
+    for _ in range(100):
+        membership.pulled_at, far.courier.retry_at = -1e9, 0.0
+        assert study.trials == []
+    assert far.courier.away
+    assert len(calls) <= 1
+    relay.hang(False)
+    until(lambda: len(study.trials) == 1, 60)
+    assert len(calls) <= 1
+    for one in (near, far):
+        one.close()
+
+
+def _calls_of_this_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    mine, call, calls = threading.get_ident(), PostgresStore.call, list[str]()
+
+    def counted(store: PostgresStore, name: str, **parameters: object) -> list[object]:
+        if threading.get_ident() == mine and "connect_timeout" in store.url:
+            calls.append(name)
+        return call(store, name, **parameters)
+
+    monkeypatch.setattr(PostgresStore, "call", counted)
+    return calls
+
+
 # --- what counts as silence ----------------------------------------------------------------------------------------
 
 

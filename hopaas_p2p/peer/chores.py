@@ -40,14 +40,16 @@ class Chores:
             return courier.retry_at - now
         try:
             courier.delivery.tend(courier.memberships, now, writer=courier.uuid)
-            wait = self._beat(now)
-            for membership in list(courier.memberships.values()):
-                wait = min(wait, self._tend_apart(membership, now))
+            duties = [self._beat, self._tend_all]
+            if courier.store.beats_ride:
+                duties.reverse()  # an exchange that is due makes the beat needless
+            wait = min([duty(now) for duty in duties])
         except StoreUnreachable as error:
             self._pause = min(max(2 * self._pause, _FIRST_PAUSE), self._longest_pause)
-            courier.retry_at = now + self._pause * courier.jitter.uniform(0.5, 1.0)
-            _log.debug("store unreachable, again in %.1f s: %s", courier.retry_at - now, error)
-            return courier.retry_at - now
+            pause = self._pause * courier.jitter.uniform(0.5, 1.0)
+            courier.retry_at = courier.clock() + pause
+            _log.debug("store unreachable, again in %.1f s: %s", pause, error)
+            return pause
         self._pause = 0.0
         return wait
 
@@ -68,6 +70,9 @@ class Chores:
         ttl = min(ttls)
         self._courier.beat_if_due(now, ttl=ttl)
         return ttl / 8
+
+    def _tend_all(self, now: float) -> float:
+        return min([60.0, *(self._tend_apart(one, now) for one in list(self._courier.memberships.values()))])
 
     def _tend_apart(self, membership: Membership[State], now: float) -> float:
         """Tend one study so that its troubles stay its own; the seconds until it needs something again."""

@@ -38,6 +38,7 @@ class Exchanges:
     """
 
     uuid: str
+    adopted: set[str]
 
     def __init__(
         self,
@@ -56,6 +57,8 @@ class Exchanges:
         self.jitter = jitter
         self.retry_at = 0.0
         """Until when nobody who can do without the store asks it: it did not answer."""
+        self.away = False
+        """Whether the last exchange failed: a read then leaves it to the background thread to find the store again."""
         self.memberships: dict[str, Membership[State]] = {}
         self.delivery = Delivery(store, now_us=now_us)
         self._keeper = Keeper(store)
@@ -109,9 +112,12 @@ class Exchanges:
             return
         now = self.clock()
         membership.read_at = now
-        if now - membership.pulled_at > 2 * store.freshness and (now >= self.retry_at or not replica.joined):
-            self._pull_if_possible(membership)
+        stale = now - membership.pulled_at > 2 * store.freshness and now >= self.retry_at
         self._background.start()
+        if not replica.joined or (stale and not (self.away and self._background.allowed)):
+            self._pull_if_possible(membership)
+        elif stale:
+            self._background.wake(after=store.freshness)
 
     def _pull_if_possible(self, membership: Membership[Any]) -> None:
         """A read gets by with what is known, if anything is: training does not stop because a store is away."""
@@ -141,11 +147,13 @@ class Exchanges:
             membership.replica.exchange_in_turn(beat)
         except StoreUnreachable:
             membership.drafted_at = began
+            self.away = True
             raise
         membership.pulled_at = began
+        self.away = False
         if membership.spooled and not membership.replica.waiting:
             self.delivery.forget(membership)
-        if beat is not None:
+        if beat is not None and not self.adopted:  # theirs do not ride along
             self._keeper.has_beaten(ttl=membership.replica.state.policy.ttl, now=began)
         if membership.replica.snapshot_due:
             self._background.wake()
