@@ -20,14 +20,23 @@ def act(here: Here, do: Callable[[Study], Any], *, done: str) -> bool:
 
     What the store does not allow is refused by the store, whatever this page shows.
     """
-    if not here.may_act:
-        st.error("This dashboard is read-only; it is started with --allow-actions to change things.")
+    refused = attempt(here, do)
+    if refused is not None:
+        st.error(theme.plain(refused, longest=1000), icon=":material/block:")
         return False
+    st.toast(theme.plain(done), icon=":material/check:")
+    return True
+
+
+def attempt(here: Here, do: Callable[[Study], Any]) -> str | None:
+    """Do it to the study. None when it is done, else why it was refused."""
+    if not here.options.actions:
+        return "This dashboard is read-only; it is started with --allow-actions to change things."
+    if not here.may_act:
+        return "Your grant for this study lets you look only."
     try:
         do(here.study())
     except HopaasError as error:
-        st.error(theme.plain(error, longest=1000), icon=":material/block:")
-        return False
+        return str(error)
     here.feed.hurry(here.uuid)
-    st.toast(theme.plain(done), icon=":material/check:")
-    return True
+    return None

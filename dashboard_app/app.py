@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import streamlit as st
 
 from dashboard_app import options, theme, url
-from dashboard_app.feed import Feed, feed_of
+from dashboard_app.feed import feed_of
 from dashboard_app.here import Here
 from dashboard_app.registry import PAGES, Entry
+from dashboard_app.roles import person
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.url import redacted
@@ -24,11 +26,13 @@ def main() -> None:
         return
     try:
         feed = feed_of(_store(told))
-        studies = feed.studies()
+        who = person(st.user.to_dict()) if told.auth == "oidc" else ""
+        here = Here(feed, told, person=who)
+        studies = here.studies()
     except HopaasError as error:
         st.error(theme.plain(error, longest=1000), icon=":material/error:")
         return
-    _menu(feed, told, studies).run()
+    _menu(here, studies).run()
 
 
 def _store(told: options.Options) -> str:
@@ -45,15 +49,15 @@ def _signed_in() -> bool:
     return False
 
 
-def _menu(feed: Feed, told: options.Options, studies: list[Listing]) -> st.Page:
+def _menu(here: Here, studies: list[Listing]) -> st.Page:
     listing = _chosen(studies)
     groups: dict[str, list[st.Page]] = {}
     for entry in PAGES:
-        if entry.actions and not told.actions:
+        if entry.actions and not here.options.actions:
             continue
         groups.setdefault(entry.group, []).append(
             st.Page(
-                _shower(entry, feed, told, listing if entry.study else None),
+                _shower(entry, replace(here, listing=listing if entry.study else None)),
                 title=entry.title,
                 icon=entry.icon,
                 url_path=entry.path,
@@ -74,14 +78,14 @@ def _chosen(studies: list[Listing]) -> Listing | None:
     return found
 
 
-def _shower(entry: Entry, feed: Feed, told: options.Options, listing: Listing | None) -> Callable[[], None]:
+def _shower(entry: Entry, here: Here) -> Callable[[], None]:
     def show() -> None:
         if entry.study:
-            if listing is None:
+            if here.listing is None:
                 _no_study()
                 return
-            url.set_("study", listing.name)
-        entry.load()(Here(feed, told, listing))
+            url.set_("study", here.listing.name)
+        entry.load()(here)
 
     show.__name__ = entry.module
     return show

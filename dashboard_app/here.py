@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dashboard_app.feed import Feed
 from dashboard_app.frames import Frame
 from dashboard_app.options import Options
+from dashboard_app.roles import Role, role_of
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.leases import ttl_of
 
@@ -23,6 +24,8 @@ class Here:
     options: Options
     listing: Listing | None = None
     """The study that the address names; None on a page about the store."""
+    person: str = ""
+    """Who signed in; empty without sign-in."""
 
     @property
     def uuid(self) -> str:
@@ -40,10 +43,24 @@ class Here:
         silent = self.feed.silence(frame.uuid, owner)
         return silent is None or silent < ttl_of(frame.state, owner)
 
+    def studies(self) -> list[Listing]:
+        """The studies that this person may know of, the newest first."""
+        return [one for one in self.feed.studies() if self.role(one) != "none"]
+
+    def role(self, listing: Listing | None = None) -> Role:
+        """What this person may do in a study, this one if no other is named."""
+        one = listing or self.listing
+        return role_of(self.feed, one.uuid, self.options, self.person) if one is not None else "none"
+
     @property
     def may_act(self) -> bool:
-        """Whether to show what changes things: the server allows it. The store has the last word."""
-        return self.options.actions
+        """Whether to show what adds to the study: the server and a grant allow it. The store has the last word."""
+        return self.options.actions and self.role() in ("worker", "owner")
+
+    @property
+    def may_steer(self) -> bool:
+        """Whether to show what controls the study, which its owners may."""
+        return self.options.actions and self.role() == "owner"
 
     def study(self) -> Study:
         """The study, to write to. Another replica than the one that is shown, opened at the first need.

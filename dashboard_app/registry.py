@@ -42,5 +42,6 @@ PAGES: Final = (
     Entry("pruning", "Pruning", ":material/content_cut:", "pruning"),
     Entry("failures", "Failures", ":material/report:", "failures"),
     Entry("notes", "Notes & artifacts", ":material/edit_note:", "notes"),
+    Entry("steer", "Steer", ":material/tune:", "steer", actions=True),
     Entry("compare", "Compare", ":material/compare_arrows:", "compare", study=False, group="Store"),
 )

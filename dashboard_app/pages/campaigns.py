@@ -33,7 +33,7 @@ def show(here: Here) -> None:
 def _cards(here: Here, wanted: str, *, archived: bool) -> None:
     parts = []
     hidden = 0
-    for listing in here.feed.studies():
+    for listing in here.studies():
         frame = here.feed.frame(listing.uuid)
         if frame is None:
             why = here.feed.freshness(listing.uuid).trouble or "being created"

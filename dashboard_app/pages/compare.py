@@ -18,7 +18,7 @@ _EVERY = 5.0
 def show(here: Here) -> None:
     """The page."""
     theme.title("Compare")
-    names = [one.name for one in here.feed.studies()]
+    names = [one.name for one in here.studies()]
     if len(names) < 2:
         theme.nothing("There are fewer than two studies in this store.")
         return
@@ -57,8 +57,9 @@ def _has_results(here: Here, name: str) -> bool:
 
 def _frames(here: Here, names: list[str]) -> list[Frame]:
     found = []
+    known = {one.name: one for one in here.studies()}
     for name in names:
-        listing = here.feed.find(name)
+        listing = known.get(name)
         frame = here.feed.frame(listing.uuid) if listing is not None else None
         if frame is not None:
             found.append(frame)

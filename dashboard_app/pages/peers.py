@@ -30,7 +30,7 @@ def show(here: Here) -> None:
     """The page."""
     theme.title("Peers & sites", here)
     live(here, _body, more=_leases)
-    if here.may_act:
+    if here.may_steer:
         _drain(here)
 
 

@@ -65,15 +65,19 @@ class Control(Handle):
             raise InvalidInput("drain either a peer or a site")
         self._control(PeerDrain(peer=peer, site=site, off=off))
 
-    def stop_trial(self, number: int, *, reason: str | None = None) -> None:
-        """Ask the present owner of a running trial to end it: its next `should_prune()` is True."""
-        trial = self._running(number)
-        self._control(TrialStop(number, trial.epoch, reason))
+    def stop_trial(self, number: int, *, reason: str | None = None, epoch: int | None = None) -> None:
+        """Ask the present owner of a running trial to end it: its next `should_prune()` is True.
 
-    def requeue(self, number: int) -> int | None:
+        With `epoch`, only the owner of that lease, the one that somebody saw: InvalidInput if it is another's by now.
+        """
+        trial = self._running(number)
+        self._control(TrialStop(number, trial.epoch if epoch is None else epoch, reason))
+
+    def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
 
-        None when the policy's attempts are used up.
+        None when the policy's attempts are used up. With `epoch`, a running trial is taken away only if that is still
+        its lease, and InvalidInput says that it is not.
         """
         state = self.state
         if not 0 <= number < len(state.trials):
@@ -89,7 +93,7 @@ class Control(Handle):
                 state=TrialState.WAITING, system_attrs=attrs, user_attrs=frozen.user_attrs
             )
             return self.storage.get_trial_number_from_id(self.storage.create_new_trial(self.study_id, again))
-        self._control(TrialReclaim(number, trial.epoch, "requeued by hand"))
+        self._control(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
         return self.state.trials[number].retried_by
 
     def _running(self, number: int) -> Any:

@@ -1,0 +1,79 @@
+"""What became of something that a person asked for: requested, acknowledged, done or refused. Read off the State."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State, Trial
+
+Kind = Literal["stop-trial", "run", "control"]
+Word = Literal["requested", "acknowledged", "done", "refused"]
+
+
+class Request(NamedTuple):
+    """One thing that was asked for, as it was asked for."""
+
+    kind: Kind
+    what: str
+    """In words, for people."""
+    at: float
+    """Seconds since 1970."""
+    number: int | None = None
+    """The trial to be stopped, or the one that was queued."""
+    epoch: int | None = None
+    """The lease that the person saw."""
+    status: str | None = None
+    """The status that the study is to have."""
+    budget: int | None = None
+    """The budget that the study is to have; -1: none."""
+    refused: str | None = None
+    """Why the store did not take it."""
+
+
+class Progress(NamedTuple):
+    """How far it is."""
+
+    word: Word
+    more: str = ""
+
+
+def progress(request: Request, state: State) -> Progress:
+    """How far it is, as far as this State knows; an older State says less."""
+    if request.refused is not None:
+        return Progress("refused", request.refused)
+    if request.kind == "control":
+        return _control(request, state)
+    number = request.number
+    if number is None:
+        return Progress("done", "taken away; its attempts are used up")
+    if number >= len(state.trials):
+        return Progress("requested")
+    trial = state.trials[number]
+    return _stop(request, trial) if request.kind == "stop-trial" else _run(trial, state)
+
+
+def _control(request: Request, state: State) -> Progress:
+    moved = request.status is None or state.status == request.status
+    wanted = None if request.budget == -1 else request.budget
+    moved = moved and (request.budget is None or state.budget == wanted)
+    return Progress("done") if moved else Progress("requested", "or changed again by somebody")
+
+
+def _stop(request: Request, trial: Trial) -> Progress:
+    if trial.state is TrialState.RUNNING and trial.epoch == request.epoch:
+        if trial.stopping:
+            return Progress("acknowledged", "its peer has seen it and ends the trial")
+        return Progress("requested", "its peer sees it at its next report" if trial.stop else "")
+    if trial.epoch != request.epoch:
+        return Progress("done", "that lease has ended; another peer has the trial or had it")
+    return Progress("done", f"the trial ended as {trial.state.name}")
+
+
+def _run(trial: Trial, state: State) -> Progress:
+    if trial.state is TrialState.WAITING:
+        return Progress("acknowledged", f"trial {trial.number} waits for a peer")
+    if trial.state is TrialState.RUNNING:
+        site = state.peers.get(trial.owner or "", {}).get("site", "?")
+        return Progress("acknowledged", f"trial {trial.number} runs at {site}")
+    return Progress("done", f"trial {trial.number} ended as {trial.state.name}")
