@@ -40,8 +40,10 @@ format: $(VENV)/.check
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.test  ## the parts of docs/ that are generated from the code
+docs: $(VENV)/.test  ## the parts of docs/ that are generated from the code, and the site, into site/
+	$(PIP) --editable '.[docs]'
 	$(BIN)/python -m tests.docs_generated
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.test  ## side by side with Optuna's own storages; writes docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks
@@ -53,4 +55,4 @@ wheel: $(VENV)/.run
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -116,5 +116,8 @@ def pages() -> list[Path]:
 
 
 if __name__ == "__main__":
+    from hopaas_p2p.cli.reference import reference
+
     for path in pages():
         path.write_text(rewritten(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (DOCS / "cli.md").write_text(reference(), encoding="utf-8")

@@ -3,61 +3,33 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests import docs_generated
-
-ROOT = Path(__file__).parent.parent
-_FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
-_SHOWN = {"text", "console", "mermaid"}
-"""Blocks that show something and are not meant to be run as they stand."""
-
-
-class Block(NamedTuple):
-    """A fenced block of a page."""
-
-    language: str
-    file: str | None
-    text: str
-
-
-def _blocks(page: Path) -> list[Block]:
-    found = []
-    for match in _FENCE.finditer(page.read_text(encoding="utf-8")):
-        language, _, rest = match["info"].partition(" ")
-        found.append(Block(language, rest.removeprefix("file=") or None, match["text"]))
-    return found
+from tests.pages import ROOT, run_page
 
 
 def _pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/from-hopaas.md", "docs/moving.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/quickstart.md",
+        "docs/tutorials/first-study.md",
+        "docs/from-hopaas.md",
+        "docs/moving.md",
+    ],
+)
 def test_every_block_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:
     """As a reader would: one directory, one block after another, with the installed program."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HOPAAS_")}
-    environment |= {"PATH": path, "PYTHONWARNINGS": "", "HOME": str(tmp_path)}
-    for block in _blocks(ROOT / page):
-        if block.language in _SHOWN:
-            continue
-        if block.file is not None:
-            (tmp_path / block.file).write_text(block.text)
-            continue
-        command = {"python": [sys.executable, "-c", block.text], "sh": ["bash", "-euo", "pipefail", "-c", block.text]}
-        ran = subprocess.run(
-            command[block.language], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert ran.returncode == 0, f"{block.text}\n{ran.stdout}\n{ran.stderr}"
-        assert "Traceback" not in ran.stderr, ran.stderr
+    run_page(page, tmp_path)
 
 
 def test_the_two_commands_of_the_readme_are_targets_of_the_makefile() -> None:

@@ -88,7 +88,7 @@ def _prose(command: click.Command) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("<", "\\<").replace("*", "\\*")
+    return text.replace("<", "\\<").replace("*", "\\*").replace("][", "]\\[")  # or it were a link
 
 
 if __name__ == "__main__":
