@@ -195,19 +195,17 @@ class View:
             params = dict(params)
         running = trial.end is None
         frozen = FrozenTrial.__new__(FrozenTrial)  # its __init__ costs as much as all that is above
-        frozen.__dict__.update(
-            _number=trial.number,
-            state=_STATES[trial.state],
-            _values=None if trial.values is None else list(trial.values),
-            _datetime_start=to_datetime(trial.start),
-            datetime_complete=to_datetime(trial.end),
-            _params=params,
-            _user_attrs=self._attributes(trial.user),
-            _system_attrs=self._attributes(trial.system),
-            intermediate_values=dict(trial.reports) if running else trial.reports,
-            _distributions=dict(distributions) if running else distributions,
-            _trial_id=self._first_id + trial.number,
-        )
+        frozen._number = trial.number
+        frozen.state = _STATES[trial.state]
+        frozen._values = None if trial.values is None else list(trial.values)
+        frozen._datetime_start = to_datetime(trial.start)
+        frozen.datetime_complete = to_datetime(trial.end)
+        frozen._params = params
+        frozen._user_attrs = self._attributes(trial.user)
+        frozen._system_attrs = self._attributes(trial.system)
+        frozen.intermediate_values = dict(trial.reports) if running else trial.reports
+        frozen._distributions = dict(distributions) if running else distributions
+        frozen._trial_id = self._first_id + trial.number
         return frozen
 
     def _shape(self, trial: Trial, state: State) -> tuple[dict[str, BaseDistribution], list[str]]:
