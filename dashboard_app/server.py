@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
+from starlette.middleware import Middleware
 from streamlit.starlette import App
 
 from dashboard_app import actor, feed, options, theme
+from dashboard_app.front import Front
 from dashboard_app.options import Options
 from dashboard_app.routes import routes
 
@@ -27,6 +29,7 @@ def settings(told: Options) -> dict[str, Any]:
         "server.fileWatcherType": "none",
         "server.runOnSave": False,
         "server.maxUploadSize": 512,
+        "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
@@ -48,10 +51,16 @@ def serve(told: Options) -> None:
     for url in told.stores:
         feed.feed_of(url)
     try:
-        App(SCRIPT, routes=routes(feed.feeds), on_script_error=_noted).run(config=settings(told))
+        app(told).run(config=settings(told))
     finally:
         feed.close_all()
         actor.close_all()
+
+
+def app(told: Options) -> App:
+    """The application, for any ASGI server."""
+    front = Middleware(Front, base_path=told.base_path)
+    return App(SCRIPT, routes=routes(feed.feeds), middleware=[front], on_script_error=_noted)
 
 
 def _noted(error: Exception) -> None:
