@@ -26,7 +26,7 @@ from hopaas_p2p.tunnel import FRAME, PATH, SUBPROTOCOL, unwrapped, wrapped
 from hopaas_p2p.tunnel.gateway_log import event
 from hopaas_p2p.tunnel.gateway_tokens import TooMany, Verdict
 from hopaas_p2p.tunnel.quiet import LOGGER
-from hopaas_p2p.tunnel.startup import BadStartup, Startup, check, fatal
+from hopaas_p2p.tunnel.startup import BadStartup, Offer, Startup, check, fatal
 from hopaas_p2p.tunnel.wire import Wire
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Session:
         """Whether Postgres waits for a command, outside a transaction."""
         self._unsent = 0
         self._startup: Startup | None = Startup()
+        self._offer: Offer | None = Offer()
         self._task: asyncio.Task[None] | None = None
         self._protocol = ServerProtocol(subprotocols=[Subprotocol(SUBPROTOCOL)], max_size=2 * FRAME, logger=LOGGER)
 
@@ -82,7 +83,12 @@ class Session:
         elif self.stage in (Stage.STARTING, Stage.RELAYING) and self._protocol.state is OPEN:
             self.idle = data.endswith(_IDLE)
             self.gateway.carried_down += len(data)
-            self._protocol.send_binary(data)
+            if self._offer is not None:
+                data = self._offer.feed(data)
+                if self._offer.over:
+                    self._offer = None
+            if data:
+                self._protocol.send_binary(data)
             self._send()
             if self.idle and self.gateway.draining:
                 self.close(1001, "the gateway is about to stop")

@@ -1,4 +1,7 @@
-"""The first message of a Postgres session, read before Postgres sees it: does it log in as the token's role?
+"""The first message of each side of a Postgres session: all that the gateway looks into.
+
+The client's must log in as the token's role. The server's answer may offer a login that is bound to its TLS channel,
+SCRAM-SHA-256-PLUS; that channel ends at the gateway, so the offer is taken out, or libpq would refuse to go on.
 
 See "Start-up" and "Message Formats" in the chapter on Postgres' frontend/backend protocol.
 """
@@ -11,6 +14,8 @@ from typing import Final
 _LONGEST: Final = 10_000  # bytes: Postgres' own limit, MAX_STARTUP_PACKET_LENGTH
 _SHORTEST: Final = 9
 _MAJOR: Final = 3
+_NEGOTIATE: Final = b"v"  # the server knows an older minor version of the protocol; its demand follows
+_SASL: Final = struct.pack("!I", 10)
 _KINDS: Final = {
     80877102: "a cancel request, which is not carried",
     80877103: "a request for TLS, which is spoken outside already",
@@ -70,6 +75,44 @@ def _parameters(body: bytes) -> dict[str, str]:
     if "" in names or len(set(names)) < len(names):
         raise BadStartup("a first message with a name that is empty or comes twice")
     return dict(zip(names, texts[1::2], strict=True))
+
+
+class Offer:
+    """Collects the server's first messages, up to its demand for a login, however they are cut."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self.over = False
+        """Whether that was it."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take more bytes; gives what may be passed on by now."""
+        self._bytes += data
+        ready = bytearray()
+        while not self.over and len(self._bytes) >= 5:
+            (length,) = struct.unpack_from("!I", self._bytes, 1)
+            if not 4 <= length <= _LONGEST:  # nothing that we know
+                self.over = True
+            elif len(self._bytes) > length:
+                message = bytes(self._bytes[: length + 1])
+                del self._bytes[: length + 1]
+                self.over = message[:1] != _NEGOTIATE
+                ready += _unbound(message)
+            else:
+                break
+        if self.over:
+            ready += self._bytes
+            self._bytes.clear()
+        return bytes(ready)
+
+
+def _unbound(message: bytes) -> bytes:
+    """An AuthenticationSASL without what is bound to a channel; any other message as it is."""
+    if message[:1] != b"R" or message[5:9] != _SASL:
+        return message
+    names = [name for name in message[9:].split(b"\0") if name and not name.endswith(b"-PLUS")]
+    body = _SASL + b"".join(name + b"\0" for name in names) + b"\0"
+    return b"R" + struct.pack("!I", 4 + len(body)) + body
 
 
 def check(parameters: dict[str, str], *, role: str, database: str) -> None:
