@@ -17,6 +17,7 @@ from dashboard_app.views import live as views
 from dashboard_app.views.spec import Chart, number
 from hopaas_p2p.report.facts import duration
 
+_POINTS = 1600  # of the history: what is sent again with every new trial
 _SYMBOLS = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕", "lost": "↺"}
 
 
@@ -52,7 +53,7 @@ def _body(here: Here, frame: Frame) -> None:
 def _history(frame: Frame) -> Chart | None:
     if len(frame.columns.directions) > 1:
         return spread.pareto(frame.columns)
-    return history.history(frame.columns)
+    return history.history(frame.columns, most=_POINTS)
 
 
 def _curves(frame: Frame) -> Chart | None:

@@ -56,8 +56,9 @@ def history(
     objective: int = 0,
     by_site: bool = False,
     shown: Mask | None = None,
+    most: int = MOST,
 ) -> Chart | None:
-    """The chart; None when nothing is to be seen yet.
+    """The chart, of at most about `most` points; None when nothing is to be seen yet.
 
     The best so far is that of the trials shown. Compute-hours are those of the whole study.
     """
@@ -73,8 +74,8 @@ def history(
     place = x * 1000 if along == "time" else x
     minimize = columns.directions[objective] == "minimize"
     low, high = spec.robust_limits(y[told], minimize=minimize)
-    layers = [_cut(columns, place, pruned)] if pruned.any() else []
-    layers += _clouds(columns, place, y, told, best_rows, by_site=by_site)
+    layers = [_cut(columns, place, pruned, most // 4)] if pruned.any() else []
+    layers += _clouds(columns, place, y, told, best_rows, by_site=by_site, most=most * 3 // 4)
     drawn = sum(len(layer.rows) for layer in layers)
     until = float(np.nanmax(place[told | pruned]))
     layers.append(_best_so_far(place[best_rows], y[best_rows], until))
@@ -101,16 +102,18 @@ def _points(columns: Columns, x: Floats, y: Floats, rows: Ints) -> pd.DataFrame:
     return spec.frame(along=x[rows], value=y[rows], trial=columns.number[rows])
 
 
-def _cut(columns: Columns, x: Floats, pruned: Mask) -> spec.Layer:
+def _cut(columns: Columns, x: Floats, pruned: Mask, most: int) -> spec.Layer:
     rows = np.flatnonzero(pruned)
-    rows = rows[thin_points(x[rows], columns.last[rows], most=MOST // 4)]
+    rows = rows[thin_points(x[rows], columns.last[rows], most=most)]
     points = _points(columns, x, columns.last, rows)
     return spec.scatter("pruned, at its last report", points, colour=spec.FAINT, symbol="emptyDiamond", size=5)
 
 
-def _clouds(columns: Columns, x: Floats, y: Floats, told: Mask, best_rows: Ints, *, by_site: bool) -> list[spec.Layer]:
+def _clouds(
+    columns: Columns, x: Floats, y: Floats, told: Mask, best_rows: Ints, *, by_site: bool, most: int
+) -> list[spec.Layer]:
     rows = np.flatnonzero(told)
-    rows = np.union1d(rows[thin_points(x[rows], y[rows], most=MOST * 3 // 4)], best_rows)
+    rows = np.union1d(rows[thin_points(x[rows], y[rows], most=most)], best_rows)
     if not by_site:
         return [spec.scatter("complete", _points(columns, x, y, rows), colour=spec.PLAIN, size=5)]
     return [
