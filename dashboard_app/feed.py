@@ -98,6 +98,9 @@ class Feed:
     def __init__(self, url: str, *, threaded: bool = True) -> None:
         self.store: Store = open_store(url, create=False)
         self.url = self.store.url
+        """Where it is, fit to be shown."""
+        self.address = url
+        """As it was given: whoever opens the store again needs a password that stands in it. Not to be shown."""
         self.round_trip: float | None = None
         """Seconds that the last exchange with the store took."""
         self._writer = new_uuid()

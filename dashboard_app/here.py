@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dashboard_app.feed import Feed
 from dashboard_app.frames import Frame
 from dashboard_app.options import Options
-from dashboard_app.roles import Role, role_of
+from dashboard_app.roles import Role, may_administer, role_of
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.leases import ttl_of
 
@@ -62,6 +62,11 @@ class Here:
         """Whether to show what controls the study, which its owners may."""
         return self.options.actions and self.role() == "owner"
 
+    @property
+    def may_administer(self) -> bool:
+        """Whether this person may use the dashboard's own rights over users and tokens."""
+        return may_administer(self.options, self.person)
+
     def study(self) -> Study:
         """The study, to write to. Another replica than the one that is shown, opened at the first need.
 
@@ -73,4 +78,4 @@ class Here:
         from dashboard_app.actor import study_of
 
         assert self.listing is not None
-        return study_of(self.feed.url, self.listing)
+        return study_of(self.feed.address, self.listing)

@@ -44,4 +44,5 @@ PAGES: Final = (
     Entry("notes", "Notes & artifacts", ":material/edit_note:", "notes"),
     Entry("steer", "Steer", ":material/tune:", "steer", actions=True),
     Entry("compare", "Compare", ":material/compare_arrows:", "compare", study=False, group="Store"),
+    Entry("admin", "Admin", ":material/admin_panel_settings:", "admin", study=False, group="Store"),
 )

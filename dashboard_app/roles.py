@@ -32,6 +32,20 @@ def person(claims: dict[str, Any]) -> str:
     return str(claims.get(claim) or "")
 
 
+def may_administer(told: Options, name: str) -> bool:
+    """Whether this person may use the dashboard's own rights over users, tokens and grants.
+
+    Without sign-in, whoever may act; with it, those whom HOPAAS_DASHBOARD_ADMINS names, with commas between.
+    """
+    if not told.actions:
+        return False
+    return told.auth == "none" or (bool(name) and name in _named("HOPAAS_DASHBOARD_ADMINS"))
+
+
+def _named(variable: str) -> set[str]:
+    return {one.strip() for one in os.environ.get(variable, "").split(",")} - {""}
+
+
 def role_of(feed: Feed, uuid: str, told: Options, name: str) -> Role:
     """What this person may do in this study. "none": not even know of it.
 
@@ -42,8 +56,7 @@ def role_of(feed: Feed, uuid: str, told: Options, name: str) -> Role:
     if not name:
         return "none"
     if not hasattr(feed.store, "call"):
-        owners = {one.strip() for one in os.environ.get("HOPAAS_DASHBOARD_OWNERS", "").split(",")}
-        return "owner" if name in owners else "viewer"
+        return "owner" if name in _named("HOPAAS_DASHBOARD_OWNERS") else "viewer"
     return _granted(feed, uuid).get(name, "none")
 
 

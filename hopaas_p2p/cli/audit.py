@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hopaas_p2p.cli import output
@@ -11,7 +12,7 @@ from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, Stamp, StudyContro
 from hopaas_p2p.core.state import State, Verdict
 
 if TYPE_CHECKING:
-    from hopaas_p2p.stores.base import Entry
+    from hopaas_p2p.stores.base import Entry, Log
     from hopaas_p2p.study import Study
 
 
@@ -21,14 +22,25 @@ def audit(study: Study) -> list[dict[str, Any]]:
     The author is who the store vouches for; where a store knows no users, it is who the peer said it is, marked so.
     """
     uuid = study.storage.part(study.study_id).membership.uuid
-    log = study.storage.courier.store.log(uuid)
-    state, lines, more = State(), [], True
+    return list(audit_of(entries_of(study.storage.courier.store.log(uuid))))
+
+
+def audit_of(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
+    """The lines of `audit` for the entries of a log, from its first."""
+    state = State()
+    for entry in entries:
+        yield from _lines(state, entry)
+
+
+def entries_of(log: Log) -> Iterator[Entry]:
+    """All commits of a log, as the store holds them."""
+    lsn, more = 0, True
     while more:
-        receipt = log.exchange(None, state.lsn)
+        receipt = log.exchange(None, lsn)
         for entry in receipt.entries:
-            lines += _lines(state, entry)
+            lsn = entry.lsn
+            yield entry
         more = receipt.more
-    return lines
 
 
 def _lines(state: State, entry: Entry) -> list[dict[str, Any]]:
