@@ -68,10 +68,8 @@ def _new_token(here: Here, users: list[str]) -> None:
         label = st.text_input("Label: where it is used", max_chars=60)
         if st.form_submit_button("Make a token", type="primary") and user:
             made: list[access.NewToken] = []
-            if _do(
-                lambda: made.append(access.create_token(here.feed.address, user, label=label, valid=valid or "month")), "",
-                rerun=False,
-            ):  # fmt: skip
+            told = {"label": label, "valid": valid or "month"}
+            if _do(lambda: made.append(access.create_token(here.feed.address, user, **told)), "", rerun=False):
                 st.session_state[_MADE] = made[0]
                 st.rerun()
 
