@@ -14,9 +14,14 @@ from hopaas_p2p.cli.options import Session, options
 @click.command()
 @click.argument("near")
 @click.argument("far")
-@click.option("--pace", type=click.FloatRange(min=0.01), default=0.5, help="Seconds between looks for what others did.")
+@click.option(
+    "--pace",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.01),
+    help="Between looks for what others did; by default 1 s on Postgres, 5 s on S3.",
+)
 @options(study="none", store=False)
-def bridge(session: Session, near: str, far: str, pace: float) -> None:
+def bridge(session: Session, near: str, far: str, pace: float | None) -> None:
     """Carry studies between NEAR, a directory that local peers share, and FAR, the store where they live.
 
     Runs until it is stopped, on a node that reaches both, such as a login node. It may be stopped, killed and started

@@ -36,6 +36,7 @@ VERBS: Final = {
     "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until something is true of it."),
     "dashboard": Verb(f"{_CLI}.dashboard:dashboard", "Watch studies in a browser: what runs, where, how well."),
     "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, line by line, and say how to cure it."),
+    "relay": Verb(f"{_CLI}.relay:relay", "Forward connections to one target, for nodes that reach nothing else."),
     "bridge": Verb(f"{_CLI}.bridge:bridge", "Let peers on a shared directory take part in studies elsewhere."),
     "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),
     "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),

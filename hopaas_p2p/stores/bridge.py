@@ -57,16 +57,17 @@ class Bridge:
     Args:
         near: the store that local peers reach.
         far: the store where the studies live.
-        pace: seconds between rounds of beats, and between looks for what others did; at least the far `freshness`.
+        pace: seconds between rounds of beats, and between looks for what others did; by default the far `freshness`,
+            and half a second at least.
         clock: monotonic seconds.
 
     """
 
     def __init__(
-        self, near: Store, far: Store, *, pace: float = 0.5, clock: Callable[[], float] = time.monotonic
+        self, near: Store, far: Store, *, pace: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.near, self.far = near, far
-        self.pace = max(pace, near.freshness, far.freshness)
+        self.pace = pace or max(0.5, far.freshness)
         self.clock = clock
         self.carried = 0
         """Commits carried to the far side, by this bridge."""

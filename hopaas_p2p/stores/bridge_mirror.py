@@ -122,16 +122,21 @@ class Mirror:
 
     # --- snapshots ---
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
-        """(far lsn, bytes) of the newest snapshot here; reading on from it is quick."""
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+        """(far lsn, bytes) of the newest snapshot here, below `before`; reading on from it is quick."""
         found = self.log.newest_snapshot()
-        kept = opened(found[1], Kept) if found is not None else None
-        if found is None or kept is None:
-            return None
-        place = bisect.bisect_left(self._marks, kept.lsn, key=lambda mark: mark[0])
-        if place == len(self._marks) or self._marks[place][0] != kept.lsn:
-            self._marks.insert(place, (kept.lsn, found[0]))
-        return kept.lsn, kept.data
+        while found is not None:
+            kept = opened(found[1], Kept)
+            if kept is not None and (before is None or kept.lsn < before):
+                self._know(kept.lsn, found[0])
+                return kept.lsn, kept.data
+            found = self.log.newest_snapshot(before=found[0])
+        return None
+
+    def _know(self, lsn: int, near: int) -> None:
+        place = bisect.bisect_left(self._marks, lsn, key=lambda mark: mark[0])
+        if place == len(self._marks) or self._marks[place][0] != lsn:
+            self._marks.insert(place, (lsn, near))
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         """Keep a snapshot of the far log, unless there is a newer one."""

@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from hopaas_p2p import settings
@@ -41,6 +41,7 @@ from hopaas_p2p.stores.bridge_frames import (
     seal,
 )
 from hopaas_p2p.stores.bridge_mirror import Mirror
+from hopaas_p2p.stores.directory import DirectoryStore
 
 PATIENCE: Final = 5.0
 """Seconds for which a call waits for the bridge."""
@@ -113,8 +114,8 @@ class BridgedLog:
     def changed(self, since: int) -> bool | None:
         return True if since != self._mirror.lsn else self._mirror.changed()
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
-        return self._mirror.newest_snapshot()
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+        return self._mirror.newest_snapshot(before=before)
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         self._mirror.put_snapshot(lsn, data)
@@ -162,6 +163,12 @@ class BridgedStore:
         self._looked_since: dict[str, float] = {}
         self._round: str | None = None
 
+    @property
+    def leads_to(self) -> str:
+        """The far store, as far as it is known on this side."""
+        to = self.near.bridged_to if isinstance(self.near, DirectoryStore) else None
+        return to or "the other side"
+
     def near_log(self, name: str) -> Log:
         """The near log that mirrors the far one of this name."""
         return self.near.catalog() if name == CATALOG else self.near.log(name)
@@ -192,7 +199,7 @@ class BridgedStore:
                 if place is not None:
                     return place
 
-    def wait(self, place: int, done: Callable[[], bool]) -> None:
+    def wait(self, place: int, done: Callable[[], bool], *, patience: float | None = None) -> None:
         """Return when `done` says so, or when the request at this place was carried out.
 
         Raises:
@@ -200,7 +207,8 @@ class BridgedStore:
             HopaasError: what the far store answered.
 
         """
-        deadline = time.monotonic() + self.patience
+        patience = self.patience if patience is None else patience
+        deadline = time.monotonic() + patience
         pause = _PAUSES[0]
         while not done():
             answer = self._answer_to(place)
@@ -210,7 +218,7 @@ class BridgedStore:
                 return
             if time.monotonic() >= deadline:
                 raise StoreUnreachable(
-                    f"the bridge of {self.url} has not carried this over within {self.patience:.0f} s. Is it running, "
+                    f"the bridge of {self.url} has not carried this over within {patience:.0f} s. Is it running, "
                     "and does it reach the other side? Nothing is lost: what was sent lies in the box, and goes then."
                 )
             time.sleep(pause * random.uniform(0.7, 1.3))
@@ -250,14 +258,23 @@ class BridgedStore:
         names = [peer for peer in peers if _PEER.fullmatch(peer)]
         if not names:
             return {}
-        if self._round is None:
-            self._round = self._status()
-        place = self._look_at(names)
-        self.wait(0, lambda: self._new_round(place))
+        self.wait_for_round(self.patience, names)
         found = self.near.beats([name + FAR for name in names])
         return {name: found[name + FAR] for name in names if name + FAR in found}
 
-    def _look_at(self, names: list[str]) -> int:
+    def wait_for_round(self, patience: float, names: Sequence[str] = ()) -> None:
+        """Return when the bridge has reached the far side since the last time, and fetched the beats of these.
+
+        Raises:
+            StoreUnreachable: not within `patience` seconds.
+
+        """
+        if self._round is None:
+            self._round = self._status()
+        place = self._look_at(names)
+        self.wait(0, lambda: self._new_round(place), patience=patience)
+
+    def _look_at(self, names: Sequence[str]) -> int:
         """Have the bridge bring the beats of these; the place of the request, if one was needed."""
         now = time.monotonic()
         new = [name for name in names if now - self._looked_since.get(name, -1e9) > RENEWAL]

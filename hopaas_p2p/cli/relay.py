@@ -1,0 +1,73 @@
+"""`hopaas-p2p relay`: a way out for compute nodes, through a login node, to one place."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+from typing import Final
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.errors import ConfigurationError
+
+_EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # whoever comes needs the login
+
+
+@click.command()
+@click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where; PATH is a Unix socket.")
+@click.option(
+    "--to", "url", required=True, metavar="URL", help="The one target: postgresql+https://, s3:// or https://."
+)
+@click.option("--login-file", metavar="FILE", help="Keeps the relay's address and login; made if it is not there.")
+@click.option("--name", metavar="HOST", help="The name that compute nodes know this node by. Default: its own.")
+@options(study="none", store=False)
+def relay(session: Session, listen: str, url: str, login_file: str | None, name: str | None) -> None:
+    """Forward connections to one target, for nodes that reach this one only.
+
+    On a port it is an HTTP proxy with a login, which is made at the first start and kept in the login file, readable by
+    you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS runs
+    end to end inside.
+    """
+    from hopaas_p2p.tunnel.relay import Relay, login_in, targets_of, write_address
+
+    session.settings.publish()
+    targets = targets_of(url)
+    at_socket = "/" in listen
+    if not at_socket and login_file is None:
+        raise ConfigurationError("say where the login is kept: --login-file FILE, which compute nodes can read as you")
+    file = Path(login_file).expanduser() if login_file else None
+    password = login_in(file or Path("/nonexistent"))
+    host, port = ("", 0) if at_socket else _address(listen)
+
+    async def run() -> None:
+        relay = Relay(targets, password)
+        ending = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, ending.set)
+        if at_socket:
+            await relay.listen_at(Path(listen))
+            where = listen
+        else:
+            known = name or (host if host not in _EVERYWHERE else socket.gethostname())
+            bound = await relay.listen(host or _EVERYWHERE[1], port)
+            where = f"{known}:{bound}"
+            if file is not None:
+                write_address(file, known, bound, password)
+                output.say(f"on compute nodes: export HTTPS_PROXY=$(cat {file})")
+        output.say(f"relay listening on {where}, to {', '.join(map(str, targets))}")
+        await ending.wait()
+        await relay.close()
+        output.say(f"stopped; carried {relay.carried} connections, refused {relay.refused}")
+
+    asyncio.run(run())
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"--listen {listen}: give a port, host:port, or the path of a socket")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,34 @@
+"""What `hopaas-p2p doctor` looks at in one end of a bridge: whether, and how quickly, the other end is reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.stores import directory_checks
+from hopaas_p2p.stores.bridged import BridgedStore
+from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.findings import Finding
+
+_PATIENCE: Final = 15.0  # seconds; a bridge to S3 makes a round every 5
+_CURE: Final = (
+    "start it on a node that reaches both sides: hopaas-p2p bridge NEAR FAR; if it runs, its messages say what it "
+    "lacks, and so does, from that node: hopaas-p2p doctor FAR"
+)
+
+
+def checks(store: BridgedStore) -> Iterator[Finding]:
+    """The findings about the near side and the bridge. Without a bridge nothing else can be looked at."""
+    if isinstance(store.near, DirectoryStore):
+        yield from directory_checks.checks(store.near)
+    began = time.monotonic()
+    try:
+        store.wait_for_round(_PATIENCE)
+    except StoreUnreachable:
+        detail = f"no bridge has reached {store.leads_to} for {_PATIENCE:.0f} s; what peers say waits in the box"
+        yield Finding("bridge", passed=False, detail=detail, cure=_CURE)
+        raise
+    taken = time.monotonic() - began
+    yield Finding("bridge", passed=True, detail=f"reaches {store.leads_to}; its round came after {taken:.1f} s")
