@@ -68,8 +68,8 @@ def _new_token(here: Here, users: list[str]) -> None:
         label = st.text_input("Label: where it is used", max_chars=60)
         if st.form_submit_button("Make a token", type="primary") and user:
             made: list[access.NewToken] = []
-            told = {"label": label, "valid": valid or "month"}
-            if _do(lambda: made.append(access.create_token(here.feed.address, user, **told)), "", rerun=False):
+            place, span = here.feed.address, valid or "month"
+            if _do(lambda: made.append(access.create_token(place, user, label=label, valid=span)), "", rerun=False):
                 st.session_state[_MADE] = made[0]
                 st.rerun()
 
