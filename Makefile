@@ -45,8 +45,8 @@ docs: $(VENV)/.test  ## the parts of docs/ that are generated from the code, and
 	$(BIN)/python -m tests.docs_generated
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-bench: $(VENV)/.test  ## side by side with Optuna's own storages; writes docs/benchmarks.md
-	$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/.test  ## side by side with the peers; writes docs/benchmarks.md; ONLY="core s3" measures a part
+	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 soak: $(VENV)/.test  ## the long ones
 	$(BIN)/python -m pytest -m soak tests

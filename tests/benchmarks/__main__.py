@@ -1,25 +1,73 @@
-"""`make bench`: every table that this machine can measure, printed and kept in docs/benchmarks.md."""
+"""`make bench`: every table, printed and kept in docs/benchmarks.md; `make bench ONLY="core s3"` measures some anew.
+
+Each topic is a module `bench_<topic>` whose `main()` returns Markdown. It runs in a process of its own, so that none
+inherits another's threads or memory, and its section replaces the one from the run before.
+"""
 
 from __future__ import annotations
 
 import datetime
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Final
 
-from tests.benchmarks import bench_core
+from tests.benchmarks.bench_core import machine
 
+PAGE: Final = Path("docs/benchmarks.md")
+TOPICS: Final = {
+    "core": "The core",
+    "postgres": "Postgres",
+    "s3": "S3",
+    "tunnel": "The tunnel",
+    "bridge": "The bridge",
+    "monitor": "The monitor",
+    "notebook": "Plots in notebooks",
+}
+_INTRODUCTION: Final = """# Benchmarks
 
-def main() -> None:
-    text = f"""# Benchmarks
-
-Measured by `make bench` on {datetime.date.today():%Y-%m-%d}: {bench_core.machine()}. Both sides of a line ran in
-one run on one machine; compare the ratios, not the seconds. Optuna's side is its JournalStorage on a file, for CPU
-its InMemoryStorage. "asked" is the bound that the design set itself.
-
-{bench_core.main()}
+Written by `make bench`. All sides of a table were measured in one run on one machine: compare the ratios, not the
+seconds. "asked" is the bound that the design set itself; where it is missed, the line shows it.
 """
-    print(text)
-    Path("docs/benchmarks.md").write_text(text)
+_SECTION: Final = re.compile(r"^## .*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def main(topics: list[str]) -> int:
+    """Measure these topics, or all; returns how many could not be measured."""
+    unknown = [topic for topic in topics if topic not in TOPICS]
+    if unknown:
+        sys.exit(f"there is no benchmark of {', '.join(unknown)}; there are: {', '.join(TOPICS)}")
+    failed = 0
+    for topic in topics or TOPICS:
+        code = f"from tests.benchmarks.bench_{topic} import main; print(main())"
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            failed += 1
+            print(f"the benchmark of {topic} failed; the earlier table stays", file=sys.stderr)
+            continue
+        section = _section(TOPICS[topic], done.stdout)
+        print(section)
+        _keep(TOPICS[topic], section)
+    return failed
+
+
+def _section(title: str, said: str) -> str:
+    body = re.sub(r"^#+ .*\n", "", said, flags=re.MULTILINE).strip()  # the title is given here, once
+    load = os.getloadavg()[2]
+    measured = f"Measured on {datetime.date.today():%Y-%m-%d}: {machine()}; load {load:.1f} over the last 15 minutes."
+    return f"## {title}\n\n{measured}\n\n{body}\n"
+
+
+def _keep(title: str, section: str) -> None:
+    sections = {}
+    for found in _SECTION.findall(PAGE.read_text() if PAGE.exists() else ""):
+        sections[found.partition("\n")[0].removeprefix("## ")] = found.strip() + "\n"
+    sections[title] = section
+    ordered = [sections[one] for one in TOPICS.values() if one in sections]
+    PAGE.write_text("\n".join([_INTRODUCTION, *ordered]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
