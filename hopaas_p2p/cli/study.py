@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from hopaas_p2p.cli import output, space
+from hopaas_p2p.cli import output
 from hopaas_p2p.cli.audit import audit, print_audit
+from hopaas_p2p.cli.create import create
 from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.cli.report import report_html
 from hopaas_p2p.cli.transfer import copy, export, import_
@@ -22,65 +22,11 @@ def study() -> None:
     """
 
 
+study.add_command(create)
 study.add_command(export)
 study.add_command(report_html)
 study.add_command(import_)
 study.add_command(copy)
-
-
-@study.command()
-@options(study="argument")
-@click.option(
-    "--direction",
-    "--directions",
-    "directions",
-    multiple=True,
-    metavar="minimize|maximize",
-    help="Once for each objective, or with commas. [default: minimize]",
-)
-@click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
-@click.option(
-    "--space-file", type=click.Path(path_type=Path), metavar="FILE", help="The parameters from a TOML or JSON file."
-)
-@click.option(
-    "--budget", type=int, metavar="N", help="COMPLETE + PRUNED trials wanted, over all peers. [default: no end]"
-)
-@click.option("--attempts", type=int, metavar="N", help="Starts of one set of parameters, when peers die. [default: 3]")
-@click.option("--max-failures", type=int, metavar="N", help="Failures in a row that end the study. [default: never]")
-@click.option(
-    "--lease-ttl", type=float, metavar="S", help="Seconds of silence until a trial is taken over. [default: 120]"
-)
-@click.option("--progress-timeout", type=float, metavar="S", help="Seconds without a report until a trial is stopped.")
-@click.option("--exist-ok", is_flag=True, help="Do not fail when the study exists with this same definition.")
-def create(
-    session: Session,
-    directions: tuple[str, ...],
-    specs: tuple[str, ...],
-    space_file: Path | None,
-    exist_ok: bool,
-    **policy: Any,
-) -> None:
-    """Create a study, and its store if that is a directory.
-
-    \b
-    hopaas-p2p study create mnist -s ./campaign --budget 100 \\
-        --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)' \\
-        --space 'opt=cat(adam,sgd)' --direction maximize
-    """  # noqa: D301  # click wants the backspace
-    from hopaas_p2p.errors import InvalidInput, StudyExists
-    from hopaas_p2p.study import open_study
-
-    given = space.read_space(space_file) if space_file else {}
-    more = space.parse_space(specs)
-    for name in given.keys() & more.keys():
-        raise InvalidInput(f"the parameter {name!r} is in {space_file} and in --space; say it once")
-    wanted = [word.strip() for one in directions for word in one.split(",")]
-    name = session.study_name
-    storage = session.storage(create=True)
-    if not exist_ok and name in {one.study_name for one in storage.get_all_studies()}:
-        raise StudyExists(f"a study {name!r} exists already in {storage.url}; join it, or choose another name")
-    made = open_study(storage, name, space={**given, **more} or None, directions=wanted or None, **policy)
-    session.done({"name": made.name, "store": storage.url}, f"created study {made.name!r} in {storage.url}")
 
 
 @study.command("list")

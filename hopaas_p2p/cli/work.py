@@ -19,6 +19,7 @@ import click
 
 from hopaas_p2p import worker_socket
 from hopaas_p2p.cli import output, space
+from hopaas_p2p.cli.made_with import PRUNERS, SAMPLERS, made
 from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.worker_socket import SocketTrial
@@ -29,19 +30,6 @@ if TYPE_CHECKING:
 PRUNE: Final = 10
 """Exit code of `should-prune` when the trial should be given up."""
 
-_SAMPLERS: Final = {
-    "tpe": "TPESampler",
-    "random": "RandomSampler",
-    "gp": "GPSampler",
-    "qmc": "QMCSampler",
-    "nsgaii": "NSGAIISampler",
-}
-_PRUNERS: Final = {
-    "median": "MedianPruner",
-    "hyperband": "HyperbandPruner",
-    "halving": "SuccessiveHalvingPruner",
-    "none": "NopPruner",
-}
 _ticket = click.option("--ticket", metavar="TICKET", help="What `ask` printed. [default: HOPAAS_TICKET]")
 _NUMBERS = {"ignore_unknown_options": True}  # -0.5 is a value
 
@@ -49,7 +37,7 @@ _NUMBERS = {"ignore_unknown_options": True}  # -0.5 is a value
 @click.command()
 @options()
 @click.option("--ttl", type=float, default=3600.0, show_default=True, metavar="S", help="Seconds of silence granted.")
-@click.option("--sampler", type=click.Choice(list(_SAMPLERS)), help="Who proposes the parameters. [default: tpe]")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes the parameters. [default: tpe]")
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study does not say them.")
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p ask --shell)".')
 def ask(session: Session, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
@@ -65,7 +53,8 @@ def ask(session: Session, ttl: float, sampler: str | None, specs: tuple[str, ...
     if not ttl > 0:
         raise InvalidInput(f"--ttl must be positive seconds, got {ttl}")
     session.storage(peer_ttl=ttl)
-    study = session.study(sampler=_made(session, "sampler", sampler, _SAMPLERS))
+    study = session.study()
+    study.optuna.sampler = made(session, "sampler", sampler, study)
     wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
     if not wanted and not study.space:
         waiting = study.state.waiting
@@ -102,17 +91,6 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _made(session: Session, kind: str, given: str | None, known: dict[str, str]) -> Any:
-    """The sampler or pruner that the settings name."""
-    import optuna
-
-    found = session.settings.find(kind, given)
-    name = known.get((found.value or "").lower())
-    if name is None:
-        raise InvalidInput(f"{kind} = {found.value!r} ({found.origin}); there are {', '.join(known)}")
-    return getattr(getattr(optuna, f"{kind}s"), name)()
-
-
 @contextmanager
 def _carried(session: Session, text: str | None) -> Iterator[CarriedTrial | SocketTrial]:
     """The trial of the ticket. A store given by option is believed more than the ticket: paths differ between nodes.
@@ -146,7 +124,7 @@ def _number(text: str) -> float:
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="Which step this is: an epoch, for example.")
 @click.option("--should-prune", "also_prune", is_flag=True, help="Then act as should-prune does.")
-@click.option("--pruner", type=click.Choice(list(_PRUNERS)), help="For --should-prune. [default: median]")
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="For --should-prune. [default: median]")
 def report(session: Session, ticket: str | None, value: str, step: int, also_prune: bool, pruner: str | None) -> int:
     """Report an intermediate value of the ticket's trial. It is in the store when this ends."""
     reported = _number(value)
@@ -162,7 +140,7 @@ def report(session: Session, ticket: str | None, value: str, step: int, also_pru
 @click.command()
 @options(study="none")
 @_ticket
-@click.option("--pruner", type=click.Choice(list(_PRUNERS)), help="Who judges. [default: median]")
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges. [default: median]")
 def should_prune(session: Session, ticket: str | None, pruner: str | None) -> int:
     """Exit with 10 when the ticket's trial should be given up, else with 0."""
     with _carried(session, ticket) as trial:
@@ -170,7 +148,7 @@ def should_prune(session: Session, ticket: str | None, pruner: str | None) -> in
 
 
 def _judge(session: Session, trial: CarriedTrial | SocketTrial, pruner: str | None) -> int:
-    judge = None if isinstance(trial, SocketTrial) else _made(session, "pruner", pruner, _PRUNERS)
+    judge = None if isinstance(trial, SocketTrial) else made(session, "pruner", pruner, trial.study)
     why = trial.should_prune(judge)
     data = {"number": trial.ticket.number, "prune": why is not None, "why": why}
     session.show(data, lambda: output.say(f"prune trial {trial.ticket.number}: {why}") if why is not None else None)

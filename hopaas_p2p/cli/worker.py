@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.made_with import PRUNERS, SAMPLERS, made
 from hopaas_p2p.cli.options import Session, options
-from hopaas_p2p.cli.work import _PRUNERS, _SAMPLERS, _made
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def _shared(function: F) -> F:
             show_default=True,
             help="Where the output goes: LOGS/STUDY/NUMBER.log.",
         ),
-        click.option("--sampler", type=click.Choice(list(_SAMPLERS)), help="Who proposes. [default: tpe]"),
-        click.option("--pruner", type=click.Choice(list(_PRUNERS)), help="Who judges reports. [default: median]"),
+        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes. [default: tpe]"),
+        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports. [default: median]"),
         click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND..."),
     ]
     for add in reversed(adds):
@@ -116,9 +116,9 @@ def _worker(
 
     if site is not None:
         os.environ["HOPAAS_SITE"] = site
-    study = session.study(
-        sampler=_made(session, "sampler", sampler, _SAMPLERS), pruner=_made(session, "pruner", pruner, _PRUNERS)
-    )
+    study = session.study()
+    study.optuna.sampler = made(session, "sampler", sampler, study)
+    study.optuna.pruner = made(session, "pruner", pruner, study)
     return Worker(
         study,
         command,
