@@ -52,6 +52,35 @@ def mlflow(session: Session, to: str | None, experiment: str | None, follow: boo
     _export(session, MLflow(to, experiment=experiment), follow=follow, interval=interval)
 
 
+@export.command()
+@options(study="argument")
+@click.option("--project", metavar="NAME", help="[default: WANDB_PROJECT, else hopaas]")
+@click.option("--entity", metavar="NAME", help="The team or user. [default: W&B's own]")
+@click.option("--offline", is_flag=True, help="Write files for `wandb sync`. [default: as WANDB_MODE says]")
+@click.option("--directory", metavar="PATH", help="Where W&B's files go. [default: WANDB_DIR, else here]")
+@_follow
+@_interval
+def wandb(
+    session: Session,
+    project: str | None,
+    entity: str | None,
+    offline: bool,
+    directory: str | None,
+    follow: bool,
+    interval: float,
+) -> None:
+    """Copy a study to Weights & Biases.
+
+    A group named like the study, with a run for the study and a run for each trial. Export from one directory, or
+    always say the same --directory: what was sent stands in a file there. Who you are, W&B knows from `wandb login`
+    or WANDB_API_KEY.
+    """
+    from hopaas_p2p.trackers import WandB
+
+    tracker = WandB(project, entity=entity, offline=offline or None, directory=directory)
+    _export(session, tracker, follow=follow, interval=interval)
+
+
 def _export(session: Session, tracker: Tracker, *, follow: bool, interval: float) -> None:
     from hopaas_p2p.trackers import Export
 

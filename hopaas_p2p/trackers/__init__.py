@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
 from hopaas_p2p.trackers.mlflow import MLflow
+from hopaas_p2p.trackers.wandb import WandB
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-__all__ = ["Export", "MLflow", "Tracker", "TrackerRefused", "TrackerUnreachable", "export_to"]
+__all__ = ["Export", "MLflow", "Tracker", "TrackerRefused", "TrackerUnreachable", "WandB", "export_to"]
 
 
 def export_to(study: Study, tracker: Tracker) -> int:

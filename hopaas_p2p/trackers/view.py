@@ -53,8 +53,7 @@ class TrialView(NamedTuple):
     @property
     def mark(self) -> str:
         """A digest of all this."""
-        facts = [list(self[:-1]), [one.id for one in self.files]]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        return _digest(list(self[:-1]), [one.id for one in self.files])
 
 
 class StudyView(NamedTuple):
@@ -76,6 +75,15 @@ class StudyView(NamedTuple):
     trials: dict[int, TrialView]
     """Those that were asked for."""
     files: tuple[Artifact, ...]
+
+    @property
+    def mark(self) -> str:
+        """A digest of what is the study's own."""
+        return _digest(list(self[:-2]), [one.id for one in self.files])
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def look(study: Study, *, settled: set[int] | None = None) -> StudyView:
