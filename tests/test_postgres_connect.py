@@ -14,12 +14,13 @@ import trustme
 
 import hopaas_p2p
 from hopaas_p2p import access
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores import postgres_watch
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.postgres_connect import Address
 from hopaas_p2p.stores.url import open_store, redacted
-from hopaas_p2p.testing.conformance import append_many, everything
+from hopaas_p2p.testing.conformance import append_many, everything, outgoing
 from hopaas_p2p.testing.pgbouncer import find_pgbouncer, transaction_pooler
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from tests.postgres_fixtures import OWNER, missing
@@ -241,6 +242,24 @@ def test_a_server_of_a_known_authority_is_spoken_to_in_tls(
             used = connection.exec_driver_sql("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").scalar_one()
         assert used
         store.close()
+
+
+def test_a_server_that_hangs_is_given_up_in_tls_too(
+    tls: tuple[Server, Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, ca, url = tls
+    monkeypatch.setattr(postgres_watch, "SILENCE", 1.0)
+    with contextlib.closing(PostgresStore(f"{url}&sslrootcert={ca}")) as store:
+        log = store.log("hangs")
+        append_many(log, "a", 1)
+        server.freeze()
+        try:
+            with pytest.raises(StoreUnreachable, match="hangs"):
+                log.exchange(outgoing("b"), 1)
+        finally:
+            server.freeze(False)
+        log.exchange(outgoing("b"), 1)
+        assert len(everything(log)) == 2
 
 
 def test_a_server_of_an_unknown_authority_is_refused(tls: tuple[Server, Path, str]) -> None:
