@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import optuna
+from optuna.study._tell import _tell_with_warning  # what optimize calls: Study.tell copies the trial, all of it
 from optuna.trial import TrialState
 
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
@@ -84,7 +85,7 @@ class Asking(Handle):
         number = trial if isinstance(trial, int) else trial.number
         self._refuse_unless_ours(number)
         with self.storage.because(reason):
-            self.optuna.tell(number, None if told is None else list(told), state=to)
+            _tell_with_warning(self.optuna, trial, None if told is None else list(told), state=to)
 
     def _refuse_unless_ours(self, number: int) -> None:
         """Say so in our words before Optuna says it in its own."""
