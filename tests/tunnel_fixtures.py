@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from hopaas_p2p import access
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.testing.postgres import Server, free_port
 from hopaas_p2p.tunnel import client
+from hopaas_p2p.tunnel.dial import Line
 from tests.processes import CLI, environment, until
 
 HOST = "localhost"
@@ -160,3 +162,49 @@ def centre(postgres: Server, postgres_url: str, tmp_path: Path, monkeypatch: pyt
 def tunnels() -> int:
     """Tunnels of this process that are open."""
     return len(client._tunnels)
+
+
+class Raw:
+    """A line to a gateway, spoken on by hand."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        line.socket.settimeout(60)
+
+    def send(self, data: bytes) -> None:
+        """Send these bytes in one frame."""
+        self.line.protocol.send_binary(data)
+        self.flush()
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):  # the gateway may have closed already; it has said why
+            self.line.socket.sendall(b"".join(self.line.protocol.data_to_send()))
+
+    def receive(self) -> bytes:
+        """The bytes of the next frames; none at the end."""
+        while self.line.protocol.close_rcvd is None:
+            with contextlib.suppress(ConnectionError):
+                data = self.line.socket.recv(1 << 16)
+                if not data:
+                    break
+                self.line.protocol.receive_data(data)
+                found = b"".join(one.data for one in self.line.protocol.events_received() if one.opcode == 2)
+                self.flush()
+                if found:
+                    return found
+        return b""
+
+    def until_closed(self) -> tuple[bytes, int | None]:
+        """(all bytes, close code); closes this side, too."""
+        parts = []
+        while data := self.receive():
+            parts.append(data)
+        closed = self.line.protocol.close_rcvd
+        self.line.socket.close()
+        return b"".join(parts), closed.code if closed is not None else None
+
+
+def startup(**parameters: str) -> bytes:
+    """A StartupMessage."""
+    body = b"".join(f"{key}\0{value}\0".encode() for key, value in parameters.items()) + b"\0"
+    return struct.pack("!II", len(body) + 8, 3 << 16) + body
