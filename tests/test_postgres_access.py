@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +17,15 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.access import study_grants
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit, StudyControl
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, NoSuchStudy, StoreUnreachable
 from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.stores.base import Beat, Outgoing
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.testing.conformance import outgoing
 from hopaas_p2p.testing.postgres import Server
+from tests.processes import cli
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -101,6 +105,36 @@ def test_the_creator_owns_a_study_and_every_commit_names_its_author(place: Place
 
 def _uuid(place: Place, url: str, name: str) -> str:
     return study_grants._uuid(place.store(url), name)
+
+
+def test_the_audit_lists_who_did_what_and_when_by_the_servers_word(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    monkeypatch.setenv("USER", "somebody-else")
+    work = optuna.load_study(study_name="s", storage=place.storage(bob))
+    work.tell(work.ask(), 1.0)
+    place.store(bob).log(_uuid(place, bob, "s")).exchange(_stop("forged"), 0)
+    audited = cli("study", "show", "--audit", "--json", "--study", "s", HOPAAS_STORE=ann)
+    lines = json.loads(audited.stdout)
+    assert [line["lsn"] for line in lines] == sorted(line["lsn"] for line in lines)
+    assert {line["clock"] for line in lines} == {"store"}
+    authors = {line["lsn"]: line["author"] for line in lines}
+    assert set(authors.values()) == {"ann", "bob"}
+    finished = [(line["author"], line["trial"]) for line in lines if line["kind"] == "trial.finish"]
+    assert finished == [("ann", 0), ("ann", 1), ("bob", 2)]
+    (stop,) = [line for line in lines if line["kind"] == "study.control"]
+    assert (stop["author"], stop["refused"]) == ("bob", "role"), "a worker's word does not stop a study"
+    table = cli("study", "show", "--audit", "--study", "s", HOPAAS_STORE=ann).stdout
+    assert "bob" in table
+    assert place.server.password not in table
+
+
+def _stop(nonce: str) -> Outgoing:
+    commit = Commit("forger", 1, "forger", 0, (StudyControl("stopped", None),))
+    return Outgoing(nonce, codec.encode(commit))
 
 
 def test_a_worker_works_and_a_viewer_looks(place: Place) -> None:
@@ -595,8 +629,6 @@ def test_an_older_schema_is_brought_forward_step_by_step_and_keeps_what_it_holds
 
 
 def test_commands_print_data_on_stdout_and_messages_on_stderr(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
-
     from click.testing import CliRunner
 
     from hopaas_p2p.cli import access as commands
