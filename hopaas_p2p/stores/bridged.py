@@ -87,7 +87,7 @@ class BridgedLog:
 
     def _watch(self) -> None:
         """Say now and then that somebody reads this."""
-        now = time.monotonic()
+        now = self._store.clock()
         if now - self._watched_at > RENEWAL:
             self._watch_place = self._store.post(Watch(self._name, nonce()))
             self._watched_at = now
@@ -140,13 +140,24 @@ class BridgedStore:
         near: where box and mirrors are.
         url: what opens this again.
         patience: seconds for which a call waits for the bridge.
+        clock, sleep: monotonic seconds, and how to let them pass; a test passes its own.
 
     """
 
     beats_ride = False
 
-    def __init__(self, near: Store, *, url: str | None = None, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        near: Store,
+        *,
+        url: str | None = None,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.near = near
+        self.clock = clock
+        self._sleep = sleep
         self.url = url or f"bridged+{near.url}"
         self.freshness = near.freshness
         self.patience = patience
@@ -208,7 +219,7 @@ class BridgedStore:
 
         """
         patience = self.patience if patience is None else patience
-        deadline = time.monotonic() + patience
+        deadline = self.clock() + patience
         pause = _PAUSES[0]
         while not done():
             answer = self._answer_to(place)
@@ -216,12 +227,12 @@ class BridgedStore:
                 if answer.kind:
                     raise _ERRORS.get(answer.kind, StoreCorrupt)(answer.message)
                 return
-            if time.monotonic() >= deadline:
+            if self.clock() >= deadline:
                 raise StoreUnreachable(
                     f"the bridge of {self.url} has not carried this over within {patience:.0f} s. Is it running, "
                     "and does it reach the other side? Nothing is lost: what was sent lies in the box, and goes then."
                 )
-            time.sleep(pause * random.uniform(0.7, 1.3))
+            self._sleep(pause * random.uniform(0.7, 1.3))
             pause = min(1.5 * pause, _PAUSES[1])
 
     def _answer_to(self, place: int) -> Answer | None:
@@ -243,7 +254,7 @@ class BridgedStore:
         if not _PEER.fullmatch(beat.peer):
             return  # a name that is no peer's never beats
         self.near.beat(beat)
-        now = time.monotonic()
+        now = self.clock()
         if now - self._alive_since.get(beat.peer, -1e9) > RENEWAL:
             self.post(Alive(beat.peer, nonce()))
             self._alive_since[beat.peer] = now
@@ -276,7 +287,7 @@ class BridgedStore:
 
     def _look_at(self, names: Sequence[str]) -> int:
         """Have the bridge bring the beats of these; the place of the request, if one was needed."""
-        now = time.monotonic()
+        now = self.clock()
         new = [name for name in names if now - self._looked_since.get(name, -1e9) > RENEWAL]
         if not new:
             return 0
