@@ -132,8 +132,11 @@ class Feed:
         self.studies()
         return self._catalog.state.by_name.get(name)
 
-    def frame(self, uuid: str) -> Frame | None:
-        """The study as last seen; None when there is none, or it could not be read yet. Keeps it fresh for a while."""
+    def frame(self, uuid: str, *, wait: bool = True) -> Frame | None:
+        """The study as last seen; None when there is none, or it could not be read yet. Keeps it fresh for a while.
+
+        `wait` for the first sight of it, if there was none.
+        """
         source = self._source(uuid)
         if source is None:
             return None
@@ -141,7 +144,8 @@ class Feed:
         if source.frame is None:
             self._wake.set()
             self._start()
-            self._await(source.first_sight)
+            if wait:
+                self._await(source.first_sight)
         return source.frame
 
     def lsn(self, uuid: str) -> int:

@@ -1,24 +1,25 @@
 """Draws a study again when its log has moved on, and only then.
 
-Every two seconds a small element tells the browser up to where the log was read: a few hundred bytes. When that is
-past what is drawn, the browser asks for the body again, and nothing else of the page runs or is sent.
+The browser asks for the version of what it shows, see `pulse`. When that is not what is drawn, it has the body drawn
+again: one fragment, and nothing else of the page runs or is sent. Elements that only count with the time do so in the
+browser, at every beat: `data-lease="12"` (seconds left), `data-since="1700000000"` (how long ago), `data-for=…` (how
+long by now).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import streamlit as st
 
-from dashboard_app import theme
+from dashboard_app import options, pulse, theme
+from dashboard_app.feed import Freshness
 from dashboard_app.frames import Frame
 from dashboard_app.here import Here
-
-_EVERY: Final = 2.0
-_BODY: Final = "hopaas-body"
 
 
 def live(
@@ -40,43 +41,69 @@ def live(
         auto: False only offers a button when there is something new: for what people read or scroll in.
 
     """
-    name, place = _BODY + key, f"hopaas-drawn{key}"
 
-    @st.fragment(key=name)
-    def drawn() -> None:
+    def drawn() -> str:
         frame = here.frame
         if frame is None:
-            st.session_state[place] = here.feed.lsn(here.uuid)
-            gone = st.session_state[place] < 0
-            trouble = here.feed.freshness(here.uuid).trouble
-            theme.nothing(trouble or ("This study was deleted." if gone else "This study is being read, or created."))
-            return
-        st.session_state[place] = frame.lsn
+            lsn = here.feed.lsn(here.uuid)
+            why = here.feed.freshness(here.uuid).trouble
+            theme.nothing(why or ("This study was deleted." if lsn < 0 else "This study is being read, or created."))
+            return str(lsn)
         body(here, frame)
+        return str(frame.lsn)
 
-    @st.fragment(run_every=_EVERY)
-    def pulse() -> None:
-        fresh = here.feed.freshness(here.uuid)
-        lsn = here.feed.lsn(here.uuid)
-        moved = lsn != st.session_state.get(place)
-        data: dict[str, Any] = {
-            "moved": auto and moved,
-            "lsn": lsn,
+    def extra() -> dict[str, Any]:
+        frame = here.frame if more is not None else None
+        return more(here, frame) if more is not None and frame is not None else {}
+
+    follow(
+        drawn,
+        version=lambda: str(here.feed.lsn(here.uuid)),
+        freshness=lambda: here.feed.freshness(here.uuid),
+        more=extra,
+        key=f"{key}-{here.uuid}",
+        auto=auto,
+    )
+
+
+def follow(
+    draw: Callable[[], str],
+    *,
+    version: Callable[[], str],
+    freshness: Callable[[], Freshness],
+    more: Callable[[], dict[str, Any]] = dict,
+    key: str,
+    auto: bool = True,
+) -> None:
+    """As `live`, for anything: `draw` returns the version that it drew; `version` tells the newest, from memory."""
+    name = f"hopaas-body-{key}"
+
+    def answer() -> dict[str, Any]:
+        fresh = freshness()
+        return {
+            "version": version(),
             "lag": round(fresh.lag, 1) if fresh.lag < 1e9 else None,
             "trouble": fresh.trouble,
+            "now": round(time.time(), 1),
+            **more(),
         }
-        frame = here.frame if more is not None else None
-        if more is not None and frame is not None:
-            data |= more(here, frame)
-        _pulse()(data=data, key=f"hopaas-pulse{key}", on_moved_change=lambda: st.rerun(name))
-        if moved and not auto:
-            st.button("Show what is new", key=f"hopaas-new{key}", on_click=lambda: st.rerun(name), type="tertiary")
 
-    pulse()
-    drawn()
+    place = f"hopaas-ticket-{key}"
+    ticket = st.session_state[place] = pulse.issue(st.session_state.get(place), answer)
+    base = options.current().base_path.strip("/")
+    data = {"ask": f"{'/' + base if base else ''}{pulse.PATH}?ticket={ticket}", "auto": auto, "body": name}
+    _component()(data=data, key=f"hopaas-pulse-{key}", on_moved_change=lambda: st.rerun(name))
+
+    @st.fragment(key=name)
+    def body() -> None:
+        mark = st.empty()
+        shown = draw()
+        mark.html(f'<span hidden data-hopaas-drawn="{theme.safe(shown)}" data-hopaas-body="{theme.safe(name)}"></span>')
+
+    body()
 
 
 @cache
-def _pulse() -> Any:
+def _component() -> Any:
     source = (Path(__file__).parent / "static" / "pulse.js").read_text(encoding="utf-8")
     return st.components.v2.component("hopaas_pulse", js=source, isolate_styles=False)

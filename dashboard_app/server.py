@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.middleware import Middleware
 from streamlit.starlette import App
 
-from dashboard_app import actor, feed, options, theme
+from dashboard_app import actor, feed, options, pulse, theme
 from dashboard_app.front import Front
 from dashboard_app.options import Options
 from dashboard_app.routes import routes
@@ -60,7 +60,9 @@ def serve(told: Options) -> None:
 def app(told: Options) -> App:
     """The application, for any ASGI server."""
     front = Middleware(Front, base_path=told.base_path)
-    return App(SCRIPT, routes=routes(feed.feeds), middleware=[front], on_script_error=_noted)
+    return App(
+        SCRIPT, routes=[*routes(feed.feeds), pulse.route(told.base_path)], middleware=[front], on_script_error=_noted
+    )
 
 
 def _noted(error: Exception) -> None:

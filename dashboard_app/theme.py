@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import streamlit as st
+
+from hopaas_p2p.report.facts import duration
 
 if TYPE_CHECKING:
     from dashboard_app.here import Here
@@ -114,6 +117,18 @@ def pill(word: str) -> str:
     """A state as HTML: shape, word and colour."""
     symbol = STATE_SYMBOLS.get(word, "")
     return f'<span class="hp-pill hp-{safe(word)}"><i aria-hidden="true">{symbol}</i>{safe(word)}</span>'
+
+
+def ago(at: float) -> str:
+    """How long ago a moment was (seconds since 1970), as HTML that goes on counting."""
+    seconds = max(0.0, time.time() - at)
+    words = "just now" if seconds < 2 else f"{duration(round(seconds))} ago"
+    return f'<time data-since="{at:.0f}">{words}</time>'
+
+
+def lasting(since: float) -> str:
+    """For how long something has lasted since a moment, as HTML that goes on counting."""
+    return f'<time data-for="{since:.0f}">{duration(round(max(0.0, time.time() - since)))}</time>'
 
 
 def tag(text: str) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import zlib
 
 import streamlit as st
 
 from dashboard_app import theme, url
 from dashboard_app.frames import Frame
 from dashboard_app.here import Here
+from dashboard_app.redraw import follow
 from dashboard_app.views import campaigns
 from dashboard_app.views.campaigns import Card
-from hopaas_p2p.report.facts import duration
-
-_EVERY = 5.0
 
 
 def show(here: Here) -> None:
@@ -23,11 +21,23 @@ def show(here: Here) -> None:
     wanted = left.text_input("Find", key="find", placeholder="a name, a tag, a user", bind="query-params")
     archived = right.toggle("Archived ones too", key="archived", bind="query-params")
 
-    @st.fragment(run_every=_EVERY)
-    def cards() -> None:
+    def draw() -> str:
+        shown = _version(here)
         _cards(here, (wanted or "").casefold(), archived=archived)
+        return shown
 
-    cards()
+    follow(draw, version=lambda: _version(here), freshness=here.feed.freshness, key="campaigns")
+
+
+def _version(here: Here) -> str:
+    """What tells one state of all cards from another: logs that moved, and peers that fell silent."""
+    marks = []
+    for listing in here.feed.studies():
+        frame = here.feed.frame(listing.uuid, wait=False)
+        owners = [frame.state.trials[one].owner for one in list(frame.state.running)] if frame is not None else []
+        silent = sum(not here.alive(frame, owner) for owner in owners if owner) if frame is not None else 0
+        marks.append((listing.study_id, here.feed.lsn(listing.uuid), silent))
+    return f"{zlib.crc32(repr(marks).encode()):08x}"
 
 
 def _cards(here: Here, wanted: str, *, archived: bool) -> None:
@@ -74,7 +84,7 @@ def _html(frame: Frame, card: Card) -> str:
     counts = " · ".join(f"{count:,} {word}" for word, count in card.counts.items()) or "no trials yet"
     peers = " · ".join(f"{safe(site)} {count}" for site, count in card.sites.items())
     tags = " ".join(theme.tag(one) for one in card.tags[:6])
-    seen = f"last trial {_ago(card.last)}" if card.last is not None else ""
+    seen = f"last trial {theme.ago(card.last)}" if card.last is not None else ""
     by = f"begun by {safe(card.begun_by)}" if card.begun_by else ""
     small = " · ".join(part for part in (by, seen) if part)
     return (
@@ -107,8 +117,3 @@ def _bar(card: Card) -> str:
         if card.counts.get(word)
     ]
     return f'<div class="hp-bar" aria-hidden="true">{"".join(parts)}</div>'
-
-
-def _ago(at: float) -> str:
-    seconds = time.time() - at
-    return "just now" if seconds < 2 else f"{duration(seconds)} ago"

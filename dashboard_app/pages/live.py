@@ -47,7 +47,7 @@ def _body(here: Here, frame: Frame) -> None:
     with right:
         draw(frame.once(_curves), key="curves", empty="No curves: trials have not reported values by step.")
     _running(here, frame, now)
-    _events(frame, now)
+    _events(frame)
 
 
 def _history(frame: Frame) -> Chart | None:
@@ -122,7 +122,7 @@ def _running(here: Here, frame: Frame, now: float) -> None:
         return
     theme.table(
         ["trial", "site", "node", "peer", "for", "progress", "last report", "curve", "lease"],
-        [_row(here, frame, one) for one in rows],
+        [_row(here, frame, one, now) for one in rows],
         label="Running trials",
         numeric=(0, 4, 6),
     )
@@ -131,7 +131,7 @@ def _running(here: Here, frame: Frame, now: float) -> None:
         theme.caption(f"and {hidden:,} more")
 
 
-def _row(here: Here, frame: Frame, one: views.Running) -> list[str]:
+def _row(here: Here, frame: Frame, one: views.Running, now: float) -> list[str]:
     safe = theme.safe
     left = here.feed.lease_left(frame.uuid, one.owner)
     lease = "watching" if left is None else f"{max(0, round(left))} s left" if left > 0 else "may be taken over"
@@ -143,7 +143,7 @@ def _row(here: Here, frame: Frame, one: views.Running) -> list[str]:
         safe(one.site),
         safe(one.host),
         safe(one.owner[:8]),
-        "" if one.seconds is None else duration(one.seconds),
+        "" if one.seconds is None else theme.lasting(now - one.seconds),
         _progress(one) + asked,
         number(one.last) if one.last is not None else "none yet",
         theme.spark(one.curve, f"reports of trial {one.number}"),
@@ -161,7 +161,7 @@ def _progress(one: views.Running) -> str:
     )
 
 
-def _events(frame: Frame, now: float) -> None:
+def _events(frame: Frame) -> None:
     theme.heading("What happened last")
     found = views.events(frame.state, frame.columns)
     if not found:
@@ -170,10 +170,9 @@ def _events(frame: Frame, now: float) -> None:
     parts = []
     for one in found:
         link = theme.safe(url.link("trial", study=frame.name, trial=one.number), longest=4000)
-        ago = max(0.0, now - one.at)
         parts.append(
             f'<li class="hp-event hp-{one.kind}"><i aria-hidden="true">{_SYMBOLS.get(one.kind, "")}</i>'
-            f"<time>{duration(ago) if ago >= 1 else 'just now'}{' ago' if ago >= 1 else ''}</time>"
+            f"{theme.ago(one.at)}"
             f'<a href="{link}" target="_self">trial {one.number}</a> <span>{theme.safe(one.text)}</span></li>'
         )
     st.html(f'<ul class="hp-events">{"".join(parts)}</ul>')

@@ -113,7 +113,7 @@ def _peer(here: Here, frame: Frame, one: views.Peer) -> list[str]:
 
 def _lease(here: Here, frame: Frame, one: views.Peer) -> str:
     if not one.running:
-        ago = "" if one.last is None else f"{duration(max(0.0, time.time() - one.last))} ago"
+        ago = "" if one.last is None else theme.ago(one.last)
         return f'<span class="hp-small">{ago}</span>'
     left = here.feed.lease_left(frame.uuid, one.uuid)
     words = "watching" if left is None else f"{round(left)} s left" if left > 0 else "may be taken over"

@@ -1,38 +1,87 @@
-// Shows how old the data is, second by second, and asks for the page's body when the log has moved past what is drawn.
-// Counts leases down in elements with data-lease. Texts are set as text, never as HTML.
+// Asks every two seconds for the version of what the page shows, and has its body drawn again when that is another one.
+// Shows how old the data is, and counts times on. Texts are set as text, never as HTML. A hidden tab asks nothing.
+const EVERY = 2000;
+
+const words = (seconds) => {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+};
+const write = (element, text) => {
+  if (element.textContent !== text) element.textContent = text;
+};
+const each = (name, action) => document.querySelectorAll(`[data-${name}]`).forEach((e) => action(e, e.dataset[name]));
+
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
-  const since = performance.now();
   let line = parentElement.querySelector(".hp-asof");
   if (!line) {
     line = document.createElement("div");
     line.className = "hp-asof";
+    line.append(document.createElement("span"), document.createElement("button"));
+    line.lastChild.textContent = "Show what is new";
+    line.lastChild.hidden = true;
     parentElement.appendChild(line);
   }
+  const [text, button] = line.children;
+  let beat = null, came = 0, lost = null, asked = null, stopped = false;
+
   const show = () => {
-    const passed = (performance.now() - since) / 1000;
-    if (data.lag === null) {
-      line.textContent = data.trouble || "Reading the store…";
+    const passed = (performance.now() - came) / 1000;
+    if (!beat) {
+      write(text, lost || "Reading the store…");
     } else {
-      const lag = data.lag + passed;
-      const at = new Date(Date.now() - lag * 1000).toLocaleTimeString();
-      const words = lag < 90 ? `${Math.round(lag)} s` : `${Math.round(lag / 60)} min`;
-      line.textContent = `data as of ${at} (lag ${words})` + (data.trouble ? ` · ${data.trouble}` : "");
-    }
-    line.classList.toggle("hp-trouble", Boolean(data.trouble));
-    for (const [number, left] of Object.entries(data.leases || {})) {
-      const now = left - passed;
-      const words = now > 0 ? `${Math.ceil(now)} s left` : "may be taken over";
-      for (const place of document.querySelectorAll(`[data-lease="${CSS.escape(number)}"]`)) {
-        if (place.textContent !== words) place.textContent = words;
-      }
+      const trouble = lost || beat.trouble;
+      const lag = beat.lag === null ? null : beat.lag + passed;
+      const at = lag === null ? "" : new Date(Date.now() - lag * 1000).toLocaleTimeString();
+      write(text, (lag === null ? "not read yet" : `data as of ${at} (lag ${words(lag)})`) + (trouble ? ` · ${trouble}` : ""));
+      line.classList.toggle("hp-trouble", Boolean(trouble));
+      const now = beat.now + passed;
+      each("since", (e, at) => write(e, now - at < 2 ? "just now" : `${words(now - at)} ago`));
+      each("for", (e, at) => write(e, words(now - at)));
+      each("lease", (e, name) => {
+        const left = beat.leases?.[name];
+        if (left !== undefined) write(e, left > passed ? `${Math.ceil(left - passed)} s left` : "may be taken over");
+      });
     }
   };
-  show();
-  const timer = setInterval(show, 1000);
-  if (data.moved && parentElement.dataset.asked !== String(data.lsn)) {
-    parentElement.dataset.asked = String(data.lsn);
-    setTriggerValue("moved", data.lsn);
-  }
-  return () => clearInterval(timer);
+  const redraw = () => {
+    asked = beat.version;
+    button.hidden = true;
+    setTriggerValue("moved", beat.version);
+  };
+  button.onclick = redraw;
+  const look = async () => {
+    if (document.hidden || stopped) return;
+    try {
+      const reply = await fetch(data.ask, { cache: "no-store", credentials: "same-origin" });
+      if (reply.ok) {
+        beat = await reply.json();
+        came = performance.now();
+        lost = null;
+      } else {
+        lost = "this page is too old: load it again";
+      }
+    } catch {
+      lost = "the dashboard's server does not answer";
+    }
+    if (stopped) return;
+    show();
+    const mark = document.querySelector(`[data-hopaas-body="${CSS.escape(data.body)}"]`);
+    const moved = beat && mark && mark.dataset.hopaasDrawn !== beat.version;
+    if (moved && data.auto && asked !== beat.version) redraw();
+    else button.hidden = !(moved && !data.auto);
+  };
+  look();
+  const looking = setInterval(look, EVERY);
+  const showing = setInterval(show, 1000);
+  document.addEventListener("visibilitychange", look);
+  return () => {
+    stopped = true;
+    clearInterval(looking);
+    clearInterval(showing);
+    document.removeEventListener("visibilitychange", look);
+  };
 }
