@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p import worker_socket
 from hopaas_p2p.cli import output, space
 from hopaas_p2p.cli.made_with import PRUNERS, SAMPLERS, made
 from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.worker_socket import SocketTrial
+from hopaas_p2p.worker import desk
+from hopaas_p2p.worker.desk import SocketTrial
 
 if TYPE_CHECKING:
     from hopaas_p2p.ticket import CarriedTrial
@@ -101,7 +101,7 @@ def _carried(session: Session, text: str | None) -> Iterator[CarriedTrial | Sock
     if not found:
         raise InvalidInput("which trial? Say --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed")
     found = found.strip().removeprefix("HOPAAS_TICKET=")
-    if found.startswith(worker_socket.PREFIX):
+    if found.startswith(desk.PREFIX):
         yield SocketTrial(found)
         return
     from hopaas_p2p.ticket import Ticket, carry

@@ -112,7 +112,7 @@ def _worker(
     stay: bool = False,
 ) -> Worker:
     from hopaas_p2p.worker import Worker
-    from hopaas_p2p.worker_limits import parse_duration
+    from hopaas_p2p.worker.limits import parse_duration
 
     if site is not None:
         os.environ["HOPAAS_SITE"] = site
@@ -133,7 +133,7 @@ def _worker(
 
 
 def _seconds(time_limit: str | None) -> float | None:
-    from hopaas_p2p.worker_limits import parse_duration, time_left
+    from hopaas_p2p.worker.limits import parse_duration, time_left
 
     if time_limit != "auto":
         return None if time_limit is None else parse_duration(time_limit)
