@@ -13,8 +13,9 @@ from hopaas_p2p.errors import InvalidInput, SleptThrough, StoreCorrupt, StudyDel
 from hopaas_p2p.peer.replica import Replica, study_replica
 from hopaas_p2p.stores import s3_gc
 from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3_awake import Clocks, clocks
 from hopaas_p2p.stores.s3_gc import Finding
-from hopaas_p2p.stores.s3_log import Clocks, S3Log, clocks
+from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.testing.conformance import append_many, everything, outgoing
 from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
@@ -72,7 +73,7 @@ def campaign(store: S3Store) -> Campaign:
 
 def sleep(log: S3Log, seconds: float = 86400.0) -> None:
     """This log's process was stopped for that long: only the clock that never stops shows it."""
-    log.clocks = lambda: clocks()._replace(boot=clocks().boot + seconds)
+    log.awake.clocks = lambda: clocks()._replace(boot=clocks().boot + seconds)
 
 
 def started_by(peer: Replica[State], name: str) -> int:
@@ -175,8 +176,8 @@ def test_who_falls_asleep_between_looking_and_writing_finds_out(campaign: Campai
     campaign.clean_up()
     assert isinstance(zombie.log, S3Log)
     times = iter([0.0, 86400.0, *[86400.0] * 100])
-    zombie.log.clocks = lambda: Clocks(0.0, 0.0, next(times))
-    zombie.log._awake = Clocks(0.0, 0.0, 0.0)
+    zombie.log.awake.clocks = lambda: Clocks(0.0, 0.0, next(times))
+    zombie.log.awake.last = Clocks(0.0, 0.0, 0.0)
     ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
     with pytest.raises(SleptThrough):
         zombie.exchange()

@@ -85,16 +85,16 @@ class Exchanges:
         """Make one exchange, as often as it takes within `patience`; none if another thread's decided the ticket."""
         deadline = self.clock() + self.patience
         pause = _FIRST_PAUSE
-        while True:
-            with membership.replica.turn:
-                if ticket is not None and ticket.verdicts is not None:
-                    return
-                try:
-                    self._exchange(membership)
-                    return
-                except StoreUnreachable:
-                    if self.clock() >= deadline:
-                        raise
+        turn = membership.replica.turn
+        while turn.take(ticket):
+            try:
+                self._exchange(membership)
+                return
+            except StoreUnreachable:
+                if self.clock() >= deadline:
+                    raise
+            finally:
+                turn.give()
             time.sleep(pause * self.jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -9,6 +9,7 @@ it once. Any thread may exchange; whoever waits for the turn finds its records s
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -31,7 +32,8 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import LastCommit, State, Verdict
 from hopaas_p2p.errors import Denied, InvalidInput, SleptThrough
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Entry, Log, Outgoing, Receipt
+from hopaas_p2p.peer.turn import Turn
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Crowded, Entry, Log, Outgoing, Receipt
 
 _UNKNOWN: Final = Verdict(True)
 _MALFORMED: Final = Verdict(False, None, "malformed")
@@ -62,6 +64,10 @@ class Ticket:
         self.abandoned = False
         self.error: InvalidInput | None = None
         """Why these records could not be written down at all; their verdicts then say "malformed"."""
+
+    @property
+    def decided(self) -> bool:
+        return self.verdicts is not None
 
 
 class Draft:
@@ -139,12 +145,13 @@ class Replica(Generic[S]):
         self.log = log
         self.writer = writer
         self.lock = threading.RLock()
-        self.turn = threading.Lock()
+        self.turn = Turn()
         self.drafts: dict[int, Draft] = {}
         self._empty, self._apply, self._load, self._now_us = empty, apply, load, now_us
         self._outbox: list[_Pending] = []
         self._in_flight: list[_InFlight] = []
         self._seq = 0
+        self._crowded = log if isinstance(log, Crowded) else None
         self._trusted = False
         self.state = empty()
         self.snapshot_due = False
@@ -212,6 +219,8 @@ class Replica(Generic[S]):
             self._join()
             if beat is None and not self.waiting:
                 return
+        if self._crowded is not None and self.waiting:
+            self._approach(self._crowded)
         with self.lock:
             if not self._in_flight:
                 self._load_commit()
@@ -226,9 +235,20 @@ class Replica(Generic[S]):
         if receipt.more:
             self._pull()
 
+    def _approach(self, log: Crowded) -> None:
+        """Wait for a good moment before the commit is made: what others queue meanwhile goes along."""
+        more = True
+        while more:
+            receipt = self._heard(lambda: log.approach(self.state.lsn))
+            self._take(receipt.entries)
+            more = receipt.more
+
     def _ask(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        return self._heard(lambda: self.log.exchange(outgoing, since, beat))
+
+    def _heard(self, ask: Callable[[], Receipt]) -> Receipt:
         try:
-            return self.log.exchange(outgoing, since, beat)
+            return ask()
         except SleptThrough:
             self._trusted = False  # the next exchange begins with a snapshot; what is in flight stays so
             raise
@@ -241,20 +261,26 @@ class Replica(Generic[S]):
                 ticket.verdicts = tuple([_NO_GRANT for _ in ticket.records])
 
     def _join(self) -> None:
-        """Start from the newest snapshot that can be read, else from nothing."""
-        found = self.log.newest_snapshot() if self._load else None
-        state = self._empty()
-        if found is not None and self._load is not None:
-            try:
-                state = self._load(found[1])
-            except snapshot.CorruptSnapshot:
-                state = self._empty()
+        """Start from the newest snapshot that can be read, else from nothing, and read on to the end of the log."""
+        state = self._newest_readable()
         with self.lock:
             self.state = state
         self._pull()  # before anything is written: what is there may be of a newer format
         with self.lock:
             self._trusted = True
             self._settle()
+
+    def _newest_readable(self) -> S:
+        """A damaged snapshot is passed over; older ones matter where `gc` has removed what they stand for."""
+        found = self.log.newest_snapshot() if self._load else None
+        while found is not None and self._load is not None:
+            lsn, data = found
+            with contextlib.suppress(snapshot.CorruptSnapshot):
+                state = self._load(data)
+                if state.lsn == lsn:
+                    return state
+            found = self.log.newest_snapshot(before=lsn)
+        return self._empty()
 
     def _pull(self) -> None:
         more = True
@@ -328,7 +354,7 @@ class Replica(Generic[S]):
     def _take(self, entries: Iterable[Entry]) -> None:
         """Apply what came. If anything but content goes wrong half-way, the state is thrown away and joined anew."""
         with self.lock:
-            self._trusted = False
+            trusted, self._trusted = self._trusted, False
             for lsn, payload, author, role, at in entries:
                 if self._in_flight and payload == self._in_flight[0].outgoing.payload:
                     commit: Commit | codec.Garbage = self._in_flight[0].commit
@@ -338,7 +364,7 @@ class Replica(Generic[S]):
                 if lsn == self.state.lsn + 1:
                     self._apply(self.state, lsn, commit, Stamp(author, role, at) if author or at else _stamp(role))
                     self._settle()
-            self._trusted = True
+            self._trusted = trusted
 
     def _settle(self) -> None:
         """Hand out the verdicts of what was in flight, as far as the log has decided."""
@@ -393,7 +419,7 @@ class Replica(Generic[S]):
     def become(self, writer: str) -> None:
         """Go on as a new writer, in a forked child: what the parent had queued is the parent's to send."""
         self.lock = threading.RLock()
-        self.turn = threading.Lock()
+        self.turn = Turn()
         self.writer, self._seq = writer, 0
         self._outbox, self._in_flight = [], []
         self.drafts.clear()

@@ -72,11 +72,17 @@ class Log(Protocol):
     def changed(self, since: int) -> bool | None:
         """Whether there is something after `since`, if that can be told without a round trip; else None."""
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
-        """(lsn, bytes) of the newest snapshot, or None."""
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+        """(lsn, bytes) of the newest snapshot, or of those before one that cannot be read; None if there is none.
+
+        None, too, if there is an older one, but nobody needs it because the log can be replayed from its first commit.
+        """
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        """Keep a snapshot, and the two before it. Failing is allowed: a snapshot is only ever a short cut."""
+        """Keep a snapshot, and the two before it. Failing is allowed: a snapshot is only ever a short cut.
+
+        Of several for one lsn any may be kept: all who have that lsn have the same state.
+        """
 
     def destroy(self) -> None:
         """Remove the log and its snapshots for ever."""
@@ -84,11 +90,17 @@ class Log(Protocol):
 
 @runtime_checkable
 class Crowded(Protocol):
-    """A log for which every commit has its price says so, and the courier lets reports travel together."""
+    """A log whose commits are dear and slow tells its courier how to get by with few of them."""
 
     @property
     def linger(self) -> float:
-        """Seconds for which reports should wait for company, as many as lately write to it."""
+        """Seconds for which reports should wait for company: the longer, the more peers lately wrote to it."""
+
+    def approach(self, since: int) -> Receipt:
+        """Wait until a commit would be taken at once, as far as can be told; what came after `since` meanwhile.
+
+        Appends nothing. What is queued while this waits goes along with the commit that follows. Raises as `exchange`.
+        """
 
 
 Progress = Callable[[int], None]

@@ -59,9 +59,11 @@ class DirectoryLog:
         except OSError:
             return True
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         with reaching(self._root):
             for path in sorted(self._snapshots.glob("[0-9]" * 20), reverse=True):
+                if before is not None and int(path.name) >= before:
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     return int(path.name), path.read_bytes()
             return None

@@ -36,9 +36,9 @@ class MemoryLog:
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         with self._lock:
-            lsn = max(self._snapshots, default=None)
+            lsn = max([one for one in self._snapshots if before is None or one < before], default=None)
             return None if lsn is None else (lsn, self._snapshots[lsn])
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:

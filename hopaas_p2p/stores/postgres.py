@@ -73,7 +73,9 @@ class PostgresLog:
     def changed(self, since: int) -> bool | None:
         return None
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+        if before is not None:
+            return None  # no commit is ever removed here, so all can be replayed from the first
         rows = self._store.call("newest_snapshot", log=self._uuid)
         return (rows[0][0], base64.b64decode(rows[0][1])) if rows else None
 

@@ -1,7 +1,7 @@
 """A store in an S3 bucket, with no server of ours at all: any S3 whose `If-None-Match: *` is atomic.
 
 Names in the bucket are those of a directory store, see `stores.directory`; logs are in `stores.s3_log`, requests in
-`stores.s3_objects`. Before its first use by a process, the server must prove that it honours the condition on which
+`stores.s3_objects`. Before a process writes to it, the server must prove that it honours the condition on which
 everything rests: a PUT on an object that is there must be refused. One that ignores it would lose commits silently.
 """
 
@@ -77,6 +77,7 @@ class S3Store:
         self.url = address.url
         self.objects: ObjectStore = objects or MinioObjects(address)
         self._create = create
+        self._meta: bytes | None = None
         self._proven = False
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
@@ -93,7 +94,7 @@ class S3Store:
         return self._log(f"study/{uuid}/")
 
     def _log(self, root: str) -> S3Log:
-        return S3Log(self.objects, root, submit=self._submit, ready=self.prove)
+        return S3Log(self.objects, root, submit=self._submit, readable=self.find, writable=self.prove)
 
     def beat(self, beat: Beat) -> None:
         if _NAME.fullmatch(beat.peer):
@@ -137,21 +138,32 @@ class S3Store:
 
     # --- the proof ---
 
-    def prove(self) -> None:
-        """See that this is a store, and that the server refuses a second PUT: once a process.
+    def find(self) -> bytes:
+        """See that this is a store, once a process, and make it one if it may become that; its description.
 
         Raises:
-            ConfigurationError: the server ignores the condition, or this is no store and may not become one.
+            ConfigurationError: this is no store and may not become one, or a bucket that cannot be used.
             NewerFormat: the store was made by a newer version.
 
         """
-        if self._proven:
-            return
-        found = self.objects.get(META, limit=_META)
-        data = self._found_store() if found is None else found.data
-        self._check_meta(data)
-        self._check_condition(data)
-        self._proven = True
+        if self._meta is None:
+            found = self.objects.get(META, limit=_META)
+            data = self._found_store() if found is None else found.data
+            self._check_meta(data)
+            self._meta = data
+        return self._meta
+
+    def prove(self) -> None:
+        """As `find`, and see that the server refuses a second PUT: once a process, before it writes.
+
+        Raises:
+            ConfigurationError: the server ignores the condition, or as `find`.
+            NewerFormat: as `find`.
+
+        """
+        if not self._proven:
+            self._check_condition(self.find())
+            self._proven = True
 
     def _found_store(self) -> bytes:
         if not self._create:

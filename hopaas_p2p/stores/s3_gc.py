@@ -15,8 +15,9 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import InvalidInput, StoreCorrupt
 from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_log import DELETED, TOMBSTONE
+from hopaas_p2p.stores.s3_awake import DELETED
 from hopaas_p2p.stores.s3_objects import Listed
+from hopaas_p2p.stores.s3_tail import TOMBSTONE
 
 DAY: Final = 86400.0
 _BEATS: Final = 40 * DAY  # the longest silence that a peer may ask for is 30

@@ -1,8 +1,12 @@
-"""How busy a log is, as one peer sees it: whether to look before it writes, how far, and how long to stand aside.
+"""How busy a log is, as one peer sees it: whether to look before it writes, how far, and whose turn it is.
 
 S3 tells nobody that something changed, and a PUT that comes second costs as much as one that comes first. So a peer
-keeps three numbers: how often others commit, how many they are, how long a PUT takes. All are guesses: they decide
-what a commit costs, never what becomes of it.
+remembers who committed lately, how often, and how long a PUT takes. All are guesses: they decide what a commit costs,
+never what becomes of it.
+
+While a log has room, everybody writes at once and who comes second waits a little, at random. When it has none, that
+would let three in four PUTs come second. Then the peers take turns, without a word between them: who has waited the
+longest since its last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,6 +25,15 @@ _MEMORY: Final = 20.0  # seconds after which an observation counts for a third
 _LOOK: Final = 0.1  # commits of others to be expected for which a GET is worth it: a PUT costs 12 times as much
 _RECENT: Final = 1.5  # seconds, by the server's clock, which tells whole ones
 _SLOT: Final = (0.005, 0.5)  # seconds
+_LATELY: Final = 3.0  # seconds, by the server's clock, over which commits are counted
+_FULL: Final = 0.4  # of the time somebody's PUT is under way: no room for those who come as they please
+_LOSING: Final = 0.5  # of this peer's PUTs, as far as it remembers: no room either
+_TURN: Final = 1.5  # slots for which a turn is left to whose it is
+_POLL: Final = 0.2  # slots between looks of who is next
+_CROWD: Final = 60.0  # seconds for which a writer counts as one of those who report
+_SHARE: Final = 0.2  # of a log's commits that are left for reports
+_LONGEST_LINGER: Final = 30.0  # seconds; pruners of others see reports that late
+_ME: Final = None
 
 
 class _Writer(msgspec.Struct, array_like=True, frozen=True):
@@ -33,8 +47,11 @@ _peek: Final = msgspec.msgpack.Decoder(_Writer)
 
 
 class _Sight(NamedTuple):
+    writer: str | None
     modified: float
-    writer: str
+    """By the server's clock."""
+    seen: float
+    """By this machine's monotonic one."""
 
 
 class Tempo:
@@ -42,69 +59,124 @@ class Tempo:
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
-        self._commits = 0.0
+        self._others = 0.0
         self._seconds = 0.0
         self._head_at: float | None = None
-        self._won_at = -1e9
         self._slot = 0.05
-        self._recent: deque[_Sight] = deque(maxlen=64)
+        self._losing = 0.0
+        self._recent: deque[_Sight] = deque(maxlen=256)
 
-    def saw(self, payload: bytes, modified: float) -> None:
+    # --- what was seen ---
+
+    def saw(self, payload: bytes, modified: float, now: float) -> None:
         """A commit of somebody else was read."""
         try:
             writer = _peek.decode(memoryview(payload)[4:]).writer
         except (msgspec.MsgspecError, ValueError):
             writer = ""
-        self._recent.append(_Sight(modified, writer))
+        self._recent.append(_Sight(writer, modified, now))
 
     def reached_head(self, others: int, now: float) -> None:
         """All was read up to the end of the log, `others` commits since the last time."""
         if self._head_at is not None:
             elapsed = max(now - self._head_at, 1e-3)
             fading = math.exp(-elapsed / _MEMORY)
-            self._commits = self._commits * fading + others
+            self._others = self._others * fading + others
             self._seconds = self._seconds * fading + elapsed
         self._head_at = now
 
     def won(self, now: float, took: float) -> None:
         """A PUT of this peer became a commit."""
-        self._won_at = self._head_at = now
+        self.reached_head(0, now)
+        self._losing *= 0.7
         self._slot = min(max(0.7 * self._slot + 0.3 * took, _SLOT[0]), _SLOT[1])
+        self._recent.append(_Sight(_ME, self._recent[-1].modified if self._recent else 0.0, now))
+
+    def lost(self) -> None:
+        """A PUT of this peer came second."""
+        self._losing = 0.7 * self._losing + 0.3
+
+    # --- how far to look ---
 
     def expected(self, now: float) -> float:
         """Commits of others that are probably there by now."""
         if self._head_at is None:
             return 1.0
-        return self._rate * (now - self._head_at)
-
-    @property
-    def _rate(self) -> float:
-        """Commits of others a second."""
-        return self._commits / max(self._seconds, 1.0)
+        return self._others / max(self._seconds, 1.0) * (now - self._head_at)
 
     def look_first(self, now: float) -> bool:
         """Whether a GET before the PUT pays."""
         return self.expected(now) > _LOOK
 
-    def first_window(self, now: float) -> int:
-        """How many commits to ask for at once: one, unless more are expected."""
-        expected = min(self.expected(now), WIDEST)
-        return 1 << max(math.ceil(math.log2(expected)), 0) if expected > 1.0 else 1
+    def windows(self, now: float) -> Iterator[int]:
+        """How many commits to ask for at once, time after time: as many as are surely there, then a few, then more.
+
+        The last look before a PUT had better be a narrow one: what is written while it lasts comes first.
+        """
+        expected = self.expected(now)
+        width = 1
+        sure = int(expected - math.sqrt(expected))
+        while sure > WIDEST:
+            yield WIDEST
+            sure -= WIDEST
+        if sure > width:
+            yield sure
+        while True:
+            yield width
+            width = min(2 * width, WIDEST)
+
+    # --- whose turn it is ---
+
+    @property
+    def _full(self) -> bool:
+        if self._losing >= _LOSING:
+            return True
+        newest = max([sight.modified for sight in self._recent], default=0.0)
+        lately = sum(newest - sight.modified <= _LATELY for sight in self._recent)
+        return lately / (_LATELY + 0.5) * self._slot >= _FULL
+
+    def pause(self, now: float) -> float:
+        """Seconds after which to look again, because it is not this peer's turn to write; 0 if it is."""
+        if not self._recent or not self._full:
+            return 0.0
+        ahead = self._ahead()
+        waited = now - self._recent[-1].seen
+        if not ahead or waited >= ahead * _TURN * self._slot:
+            return 0.0
+        return max((ahead - 1) * self._slot - waited, _POLL * self._slot) * self._rng.uniform(0.8, 1.2)
+
+    def _ahead(self) -> int:
+        """How many of those who wrote lately have waited longer than this peer."""
+        last = self._latest()
+        mine = last.pop(_ME, -1)
+        return sum(place < mine for place in last.values())
+
+    def _latest(self) -> dict[str | None, int]:
+        """The place in the log of each recent writer's last commit; recent is what all of them need for two turns."""
+        found: dict[str | None, int] = {}
+        newest = max([sight.modified for sight in self._recent], default=0.0)
+        for place in range(len(self._recent) - 1, -1, -1):
+            sight = self._recent[place]
+            if newest - sight.modified > max(_RECENT, 2 * len(found) * self._slot):
+                break
+            found.setdefault(sight.writer, place)
+        return found
+
+    def after_losing(self) -> float:
+        """Seconds to stay away after another's PUT came first, while the log has room."""
+        if self._full:
+            return 0.0
+        return self._rng.uniform(0.0, max(self.writers, 1) * self._slot)
 
     @property
     def writers(self) -> int:
         """How many others committed lately, by the server's clock."""
-        if not self._recent:
-            return 0
-        newest = max(sight.modified for sight in self._recent)
-        return len({sight.writer for sight in self._recent if newest - sight.modified <= _RECENT})
+        newest = max([sight.modified for sight in self._recent], default=0.0)
+        return len({one.writer for one in self._recent if newest - one.modified <= _RECENT and one.writer is not _ME})
 
-    def after_losing(self) -> float:
-        """Seconds to stay away from a log for which others compete."""
-        return self._rng.uniform(0.0, max(self.writers, 1) * self._slot)
+    # --- how long reports may wait ---
 
-    def after_winning(self, now: float) -> float:
-        """Seconds that the others are still to be given before this peer writes again."""
-        if self._rate * self._slot < _LOOK:
-            return 0.0  # nobody stands in line
-        return max(self._won_at + self._rng.uniform(0.5, 1.0) * self.writers * self._slot - now, 0.0)
+    def linger(self, now: float) -> float:
+        """Seconds for which reports should wait for company, so that those of all fill a fifth of the log at most."""
+        crowd = {sight.writer for sight in self._recent if now - sight.seen <= _CROWD}
+        return min(len(crowd) * self._slot / _SHARE, _LONGEST_LINGER)

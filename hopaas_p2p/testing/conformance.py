@@ -345,11 +345,23 @@ class StoreConformance:
             log.put_snapshot(lsn, b"%d" % lsn)
         assert log.newest_snapshot() == (8, b"8")
 
-    def test_a_snapshot_may_be_written_again(self, log: Log) -> None:
+    def test_of_two_snapshots_of_one_lsn_any_may_stay(self, log: Log) -> None:
         append_many(log, "a", 1)
-        log.put_snapshot(1, b"damaged")
-        log.put_snapshot(1, b"sound")
-        assert log.newest_snapshot() == (1, b"sound")
+        log.put_snapshot(1, b"first")
+        log.put_snapshot(1, b"second")
+        assert log.newest_snapshot() in ((1, b"first"), (1, b"second"))
+
+    def test_behind_a_snapshot_that_cannot_be_read_an_older_one_is_found_or_all_can_be_replayed(self, log: Log) -> None:
+        append_many(log, "a", 5)
+        for lsn in (2, 4, 5):
+            log.put_snapshot(lsn, b"%d" % lsn)
+        older = log.newest_snapshot(before=5)
+        if older is None:
+            assert everything(log)[0].lsn == 1
+            return
+        assert older == (4, b"4")
+        assert log.newest_snapshot(before=4) == (2, b"2")
+        assert log.newest_snapshot(before=2) is None
 
     def test_many_snapshots_may_be_written(self, log: Log) -> None:
         append_many(log, "a", 10)
@@ -358,10 +370,11 @@ class StoreConformance:
         assert log.newest_snapshot() == (10, b"10")
 
     def test_any_bytes_are_a_snapshot(self, log: Log) -> None:
-        append_many(log, "a", 2)
-        for data in (bytes(range(256)), random.Random(1).randbytes(3 << 20), b"not a snapshot at all"):
-            log.put_snapshot(2, data)
-            assert log.newest_snapshot() == (2, data)
+        append_many(log, "a", 3)
+        several = (bytes(range(256)), random.Random(1).randbytes(3 << 20), b"not a snapshot at all")
+        for lsn, data in enumerate(several, 1):
+            log.put_snapshot(lsn, data)
+            assert log.newest_snapshot() == (lsn, data)
 
     def test_snapshots_written_at_once_leave_a_whole_one(self, store: Store) -> None:
         append_many(store.log("study-1"), "a", 4)

@@ -142,8 +142,8 @@ class FaultyLog:
     def changed(self, since: int) -> bool | None:
         return self._inner.changed(since)
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
-        return self._inner.newest_snapshot()
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+        return self._inner.newest_snapshot(before=before)
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         self._inner.put_snapshot(lsn, data)

@@ -134,9 +134,9 @@ class _LinkedLog:
     def changed(self, since: int) -> bool | None:
         return self._inner.changed(since)
 
-    def newest_snapshot(self) -> tuple[int, bytes] | None:
+    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         self._link.through()
-        return self._inner.newest_snapshot()
+        return self._inner.newest_snapshot(before=before)
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         self._link.through()

@@ -195,7 +195,12 @@ def _join(server: Seaweed) -> list[Row]:
         scale = _TRIALS / _JOURNALLED
         seconds, requests = scale * (time.perf_counter() - began), scale * sum(far.asked.values())
     return [
-        Row("join 10,000 trials (theirs: 250, times 40): requests", f"{asked}, {tail} of the tail", f"{requests:,.0f}", "6 and the tail"),
+        Row(
+            "join 10,000 trials (theirs: 250, times 40): requests",
+            f"{asked}, {tail} of the tail",
+            f"{requests:,.0f}",
+            "6 and the tail",
+        ),
         Row("… s", f"{ours:.2f}", f"{seconds:,.0f}", "1 and the latency"),
     ]
 
@@ -336,7 +341,12 @@ def _idle(server: Seaweed) -> list[Row]:
         asked = far.asked.copy()
         storage.close()
     return [
-        Row("an idle peer, each ttl/3: GETs; beats", f"{asked['GET'] / thirds:.2f}; {asked['PUT beat'] / thirds:.2f}", "", "1; 1")
+        Row(
+            "an idle peer, each ttl/3: GETs; beats",
+            f"{asked['GET'] / thirds:.2f}; {asked['PUT beat'] / thirds:.2f}",
+            "",
+            "1; 1",
+        )
     ]
 
 
