@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import streamlit as st
 
 from dashboard_app import theme, url
-from dashboard_app.acting import attempt
+from dashboard_app.acting import attempt, look_again
 from dashboard_app.frames import Frame
 from dashboard_app.here import Here
 from dashboard_app.redraw import live
@@ -125,12 +125,12 @@ def _status(here: Here, frame: Frame) -> None:
                 here, "control", f"budget {wanted:,}" if wanted else "no end to the budget",
                 lambda study: study.set_budget(int(wanted) if wanted else None), budget=int(wanted) if wanted else -1,
             )  # fmt: skip
-            st.rerun(scope="fragment")
+            look_again()
 
 
 def _control(here: Here, what: str, status: str, do: Callable[[Study], Any]) -> None:
     ask(here, "control", what, do, status=status)
-    st.rerun(scope="fragment")
+    look_again()
 
 
 @st.dialog("Stop the study?")
@@ -172,10 +172,14 @@ def _running(here: Here, frame: Frame) -> None:
 
 def _lease(frame: Frame, key: tuple[int, int], trial: Trial | None) -> str:
     number, epoch = key
-    peer = frame.state.peers.get(trial.owner or "", {}) if trial is not None else {}
-    where = f"{peer.get('host', '?')} ({peer.get('site', '?')})"
-    asked = ", asked to stop" if trial is not None and trial.stop else ""
-    return f"{number} | {where} | epoch {epoch}{asked}"
+    where = _where(frame, trial) if trial is not None and trial.epoch == epoch else "has ended"
+    return f"{number} | {where}"
+
+
+def _where(frame: Frame, trial: Trial) -> str:
+    peer = frame.state.peers.get(trial.owner or "", {})
+    asked = ", asked to stop" if trial.stop else ""
+    return f"{peer.get('host', '?')} ({peer.get('site', '?')}), epoch {trial.epoch}{asked}"
 
 
 def _seen(here: Here, number: int, epoch: int) -> bool:
@@ -188,7 +192,7 @@ def _seen(here: Here, number: int, epoch: int) -> bool:
     step = max(trial.reports, default=None)
     st.html(
         f'<p><a href="{theme.safe(url.link("trial", study=frame.name, trial=number), longest=4000)}" target="_self">'
-        f"Trial {number}</a> {theme.pill(trial.state.name.lower())} {theme.safe(_lease(frame, (number, epoch), trial))}"
+        f"Trial {number}</a> {theme.pill(trial.state.name.lower())} {theme.safe(_where(frame, trial))}"
         + (f", step {step}" if step is not None else "")
         + "</p>"
     )
@@ -249,7 +253,7 @@ def _again(here: Here, frame: Frame) -> None:
                 st.error(f"Trial {number} is {ended.name}.")
                 return
             ask(here, "run", f"queue trial {number} again", lambda study: study.requeue(number))
-            st.rerun(scope="fragment")
+            look_again()
 
 
 def _enqueue(here: Here, frame: Frame) -> None:
@@ -265,4 +269,4 @@ def _enqueue(here: Here, frame: Frame) -> None:
             words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "all as the sampler chooses"
             for _ in range(times):
                 ask(here, "run", f"queue {words}", lambda study: study.enqueue(given))
-            st.rerun(scope="fragment")
+            look_again()

@@ -1,0 +1,211 @@
+"""Every page of the dashboard on every kind of study that may come, without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+import hopaas_p2p
+from dashboard_app.registry import PAGES
+from hopaas_p2p import access
+from hopaas_p2p.core.records import Categorical, Float
+from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.testing.postgres import Server
+from tests.dashboard_pages import calm, close_all, feed, page, texts
+from tests.dashboard_studies import FAIL, PRUNED, Scribe, large
+from tests.processes import SPACE
+
+pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray")  # pyarrow asks pandas for it
+ALL = [entry.path for entry in PAGES]
+OF_A_STUDY = [entry.path for entry in PAGES if entry.study]
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    close_all()
+
+
+def one_trial() -> Scribe:
+    scribe = Scribe()
+    scribe.join("a", "north")
+    scribe.trial("a", 1.0, lr=1e-3, units=16.0, opt=1.0, reports=(3.0, 2.0))
+    return scribe
+
+
+def two_goals() -> Scribe:
+    scribe = Scribe("minimize", "maximize")
+    scribe.join("a", "north")
+    scribe.join("b", "south")
+    for at in range(24):
+        scribe.trial("ab"[at % 2], at * 0.618 % 1, at * 0.755 % 1, lr=1e-3, units=8.0 + at, opt=float(at % 3))
+    return scribe
+
+
+def conditional() -> Scribe:
+    """Define-by-run: a parameter that only some trials have, another whose choices change."""
+    scribe = Scribe(space={"kind": Categorical(("cnn", "mlp")), "width": Float(0.0, 1.0), "depth": Float(1.0, 9.0)})
+    scribe.join("a", "north")
+    for at in range(30):
+        more = {"width": at / 30} if at % 2 else {"depth": 1.0 + at / 4}
+        state = FAIL if at % 7 == 6 else PRUNED if at % 5 == 4 else None
+        values = () if state else (at * 0.618 % 1,)
+        ended = {"state": state} if state else {}
+        scribe.trial(
+            "a", *values, kind=float(at % 2), reports=(2.0, 1.0), reason="boom" if state else None, **ended, **more
+        )
+    lost = scribe.start("a", kind=0.0)
+    scribe.clock += 500
+    scribe.reclaim("b", lost)
+    running = scribe.start("a", kind=1.0)
+    scribe.report("a", running, 0.5, 0.4)
+    return scribe
+
+
+STUDIES = {"empty": Scribe, "one trial": one_trial, "two goals": two_goals, "conditional": conditional}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A store for each kind of study, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("stores")
+    made = {}
+    for name, make in STUDIES.items():
+        made[name] = str(root / name.replace(" ", "-"))
+        make().put_into(made[name])
+    made["no study"] = str(root / "nothing")
+    hopaas_p2p.open_storage(made["no study"], create=True).close()
+    made["ten thousand"] = str(root / "large")
+    large(10_000, name="study").put_into(made["ten thousand"])
+    return made
+
+
+@pytest.mark.parametrize("kind", STUDIES)
+@pytest.mark.parametrize("name", ALL)
+def test_a_page_shows_whatever_the_study_holds(name: str, kind: str, stores: dict[str, str]) -> None:
+    calm(page(name, stores[kind], "study"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_page_bears_ten_thousand_trials(name: str, stores: dict[str, str]) -> None:
+    calm(page(name, stores["ten thousand"], "study"))
+
+
+@pytest.mark.parametrize("name", [entry.path for entry in PAGES if not entry.study])
+def test_a_page_about_the_store_bears_that_there_is_no_study(name: str, stores: dict[str, str]) -> None:
+    calm(page(name, stores["no study"]))
+
+
+@pytest.mark.parametrize(
+    "chart", ["History", "Pareto front", "Importance", "Slice", "Contour", "Parallel", "Distribution"]
+)
+@pytest.mark.parametrize("kind", ["one trial", "two goals", "conditional", "ten thousand"])
+def test_every_chart_is_drawn_or_says_why_not(chart: str, kind: str, stores: dict[str, str]) -> None:
+    calm(page("explore", stores[kind], "study", query={"chart": chart}))
+
+
+@pytest.mark.parametrize("name", OF_A_STUDY)
+def test_a_store_that_is_away_leaves_the_last_picture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_trial().put_into(str(tmp_path / "store"))
+    test = calm(page(name, str(tmp_path / "store"), "study"))
+    before = texts(test)
+
+    def away(*_args: object) -> None:
+        raise StoreUnreachable("the store is on holiday")
+
+    one = feed(str(tmp_path / "store"))
+    monkeypatch.setattr(one, "_pull", away)
+    for source in one._sources.values():
+        source.due = 0.0
+    one.tick()
+    after = texts(calm(test))
+    assert one.freshness(one.studies()[0].uuid).trouble == "the store is on holiday"
+    assert before.splitlines()[0] == after.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", OF_A_STUDY)
+def test_a_study_that_is_deleted_meanwhile_is_said_to_be(name: str, tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    one_trial().put_into(url)
+    test = calm(page(name, url, "study"))
+    storage = hopaas_p2p.open_storage(url)
+    storage.delete_study(storage.get_study_id_from_name("study"))
+    storage.close()
+    one = feed(url)
+    one._catalog_due = 0.0
+    for source in one._sources.values():
+        source.due = 0.0
+    one.tick()
+    calm(test)
+
+
+# --- steering ---
+
+
+def click(test: object, label: str) -> None:
+    button = next(one for one in test.button if one.label == label)  # type: ignore[attr-defined]
+    button.click()
+
+
+def test_pausing_is_asked_for_and_done(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    study = hopaas_p2p.open_study(url, "study", space=SPACE, budget=5)
+    study.close()
+    test = calm(page("steer", url, "study"))
+    click(test, "Pause")
+    calm(test)
+    feed(url).tick()
+    assert "pause the study" in texts(calm(test))
+    assert "✓ done" in texts(test)
+    study = hopaas_p2p.open_study(url, "study")
+    assert study.state.status == "paused"
+    study.close()
+
+
+def test_a_trial_is_queued_from_the_form_and_followed(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    study = hopaas_p2p.open_study(url, "study", space=SPACE)
+    test = calm(page("steer", url, "study"))
+    next(one for one in test.number_input if one.label.startswith("depth")).set_value(3)
+    click(test, "Queue")
+    calm(test)
+    feed(url).tick()
+    assert "trial 0 waits for a peer" in texts(calm(test))
+    trial = study.ask()
+    assert trial.params["depth"] == 3
+    study.tell(trial, 1.0)
+    study.storage.flush()
+    next(iter(feed(url)._sources.values())).due = 0.0
+    feed(url).tick()
+    assert "trial 0 ended as COMPLETE" in texts(calm(test))
+    study.close()
+
+
+def test_nothing_is_offered_that_is_not_allowed(stores: dict[str, str]) -> None:
+    test = calm(page("steer", stores["one trial"], "study", actions=False))
+    assert not test.button
+    assert "not change it" in texts(test)
+    labels = [one.label for one in calm(page("failures", stores["conditional"], "study", actions=False)).button]
+    assert not any("again" in label for label in labels)
+
+
+def test_a_viewer_is_refused_by_the_store_and_told_so(postgres: Server, postgres_url: str) -> None:
+    study = hopaas_p2p.open_study(postgres_url, "study", space=SPACE)
+    access.add_user(postgres_url, "victor")
+    access.grant(postgres_url, "study", "victor", "viewer")
+    name, _, password = access.create_token(postgres_url, "victor").secret.reveal().partition(":")
+    url = postgres.url("store", user=name, password=password)
+    for one in OF_A_STUDY:
+        calm(page(one, url, "study"))
+    test = calm(page("steer", url, "study"))
+    click(test, "Pause")
+    assert "✕ refused" in texts(calm(test))
+    assert "owner for a grant" in texts(test)
+    assert study.state.status == "running"
+    study.close()
