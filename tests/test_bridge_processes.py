@@ -1,0 +1,146 @@
+"""Bridges as people run them: a command that is killed and started again, beside real peers on both sides."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.testing.conformance import everything
+from tests.bridge_world import replayed
+from tests.peers import Peers, check
+from tests.processes import CLI, cli, environment, until
+
+
+class BridgeProcess:
+    """`hopaas-p2p bridge`, restarted at will."""
+
+    def __init__(self, near: Path, far: str, folder: Path, **env: str) -> None:
+        self._words = [*CLI, "bridge", str(near), far, "--pace", "0.1"]
+        self._log = folder / "bridge.log"
+        self._env = env
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> BridgeProcess:
+        begun = self.log().count("carrying between")
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._words, stdout=log, stderr=log, env=environment(**self._env))
+        until(lambda: self.log().count("carrying between") > begun, 60, what=self.log)
+        return self
+
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    def kill(self) -> None:
+        """SIGKILL, and wait."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> Path:
+    return tmp_path / "campaign"
+
+
+@pytest.fixture
+def bridge(near: Path, postgres_url: str, tmp_path: Path) -> Iterator[BridgeProcess]:
+    made = BridgeProcess(near, postgres_url, tmp_path).start()
+    yield made
+    made.kill()
+
+
+def test_a_bridge_that_is_killed_again_and_again_loses_and_doubles_nothing(
+    bridge: BridgeProcess, near: Path, postgres_url: str, tmp_path: Path
+) -> None:
+    peers, chooser = Peers(str(near), tmp_path, 2, lease_ttl=20.0), random.Random(7)
+    try:
+        peers.url = postgres_url
+        peers.running.append(peers._start())
+        peers.url = str(near)
+        for number in range(5):
+            told = len(peers.acknowledged())
+            until(lambda told=told: len(peers.acknowledged()) > told + 5, 60, what=bridge.log)
+            bridge.kill()
+            if number == 2:
+                peers.replace_one(chooser)
+            bridge.start()
+        peers.finish()
+    finally:
+        peers.kill()
+    acknowledged = peers.acknowledged()
+    state = check(postgres_url, acknowledged)
+    assert snapshot.digest(check(str(near), acknowledged)) == snapshot.digest(state)
+    owners = {trial.owner or trial.history[-1].owner for trial in state.trials if trial.owner or trial.history}
+    assert len({state.peers[owner]["pid"] for owner in owners if owner}) >= 3, "peers of both sides took part"
+
+
+def test_two_bridges_may_run_at_once(bridge: BridgeProcess, near: Path, postgres_url: str, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    second = BridgeProcess(near, postgres_url, tmp_path / "second").start()
+    try:
+        study = hopaas_p2p.open_study(str(near), "s", space={"x": hopaas_p2p.Float(0, 1)}, budget=12)
+        study.optimize(lambda trial: trial.params["x"], n_trials=12)
+        uuid = study.storage.part(study.study_id).membership.uuid
+        study.close()
+    finally:
+        second.kill()
+    log = open_store(postgres_url).log(uuid)
+    state = replayed(everything(log))
+    assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 12
+    assert state.refusals == {}
+
+
+def test_a_study_is_begun_and_ended_from_the_near_side(bridge: BridgeProcess, near: Path, postgres_url: str) -> None:
+    cli("study", "create", "s", "--store", str(near))
+    assert "s" in cli("study", "list", "--store", postgres_url).stdout
+    cli("study", "rm", "s", "--yes", "--store", str(near))
+    assert "s" not in [
+        one["name"] for one in json.loads(cli("study", "list", "--store", postgres_url, "--json").stdout)
+    ]
+
+
+def test_the_doctor_sees_the_bridge_and_its_absence(bridge: BridgeProcess, near: Path, postgres_url: str) -> None:
+    hopaas_p2p.open_study(postgres_url, "s").close()
+    result = cli("doctor", str(near), "--json", check=False)
+    found = {one["check"]: one for one in json.loads(result.stdout)}
+    assert result.returncode == 0, result.stdout
+    assert {"lock", "room", "bridge", "write and read", "exchange", "beat", "study s"} <= found.keys()
+    assert "postgresql://dba:***@127.0.0.1" in found["bridge"]["detail"]
+    bridge.kill()
+    result = cli("doctor", str(near), "--json", check=False)
+    found = {one["check"]: one for one in json.loads(result.stdout)}
+    assert result.returncode == 1
+    assert not found["bridge"]["passed"]
+    assert "hopaas-p2p bridge NEAR FAR" in found["bridge"]["cure"]
+    assert "write and read" not in found
+
+
+def test_a_bridge_ends_politely_and_says_what_it_did(bridge: BridgeProcess, near: Path) -> None:
+    cli("study", "create", "s", "--store", str(near))
+    assert bridge.process is not None
+    bridge.process.send_signal(signal.SIGTERM)
+    assert bridge.process.wait(30) == 0
+    assert "stopped; carried" in bridge.log()
+
+
+def test_no_secret_stands_in_the_directory_or_in_the_log(bridge: BridgeProcess, near: Path, postgres_url: str) -> None:
+    cli("study", "create", "s", "--store", str(near))
+    secret = postgres_url.split(":")[2].partition("@")[0].encode()
+    assert secret not in bridge.log().encode()
+    assert all(secret not in path.read_bytes() for path in near.rglob("*") if path.is_file())
+
+
+def test_wrong_ends_are_refused_in_one_line(tmp_path: Path) -> None:
+    result = cli("bridge", str(tmp_path / "a"), str(tmp_path / "a"), check=False)
+    assert result.returncode == 78
+    assert "two stores" in result.stderr
+    assert result.stderr.count("\n") == 1
