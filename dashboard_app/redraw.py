@@ -43,7 +43,7 @@ def live(
     """
 
     def drawn() -> str:
-        frame = here.frame
+        frame = here.frame if here.role() != "none" else None  # a grant may have been taken away since
         if frame is None:
             lsn = here.feed.lsn(here.uuid)
             why = here.feed.freshness(here.uuid).trouble

@@ -32,7 +32,7 @@ def show(here: Here) -> None:
 def _version(here: Here) -> str:
     """What tells one state of all cards from another: logs that moved, and peers that fell silent."""
     marks = []
-    for listing in here.feed.studies():
+    for listing in here.studies():
         frame = here.feed.frame(listing.uuid, wait=False)
         owners = [frame.state.trials[one].owner for one in list(frame.state.running)] if frame is not None else []
         silent = sum(not here.alive(frame, owner) for owner in owners if owner) if frame is not None else 0

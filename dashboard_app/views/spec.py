@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 Option = dict[str, Any]
 
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
+COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
 """Okabe and Ito's, told apart by the colour-blind, in both themes; none is the only sign of anything."""
 SYMBOLS: Final = ("circle", "rect", "triangle", "diamond", "roundRect", "arrow", "pin", "emptyCircle")
 BEST: Final = "#D55E00"
-PLAIN: Final = "#0072B2"
+PLAIN: Final = "#2F86D1"
 FAINT: Final = "#7F7F7F"
 _LONGEST: Final = 40
 _FEW: Final = 300  # rows whose bytes are not worth a rounding
@@ -93,7 +93,7 @@ def base(layers: Sequence[Layer] = (), **more: Any) -> Option:
     """An option that draws these layers, with what all charts share. Each layer's rows are a data set of their own."""
     option: Option = {
         "animation": False,
-        "grid": {"left": 34, "right": 18, "top": 40, "bottom": 34, "containLabel": True},
+        "grid": {"left": 46, "right": 18, "top": 40, "bottom": 34, "containLabel": True},
         "tooltip": {"confine": True},
         "legend": {"top": 0, "type": "scroll", "show": len(layers) > 1, "itemWidth": 16, "itemHeight": 10},
     }

@@ -52,6 +52,8 @@ def dashboard(
     _require("streamlit")
     if with_optuna:
         _require("optuna_dashboard")
+    if with_optuna and auth != "none":
+        raise click.UsageError("optuna-dashboard knows no sign-in; leave out --optuna or --auth")
     urls = stores or (session.store_url,)
     session.settings.publish()
     from dashboard_app.options import Options
