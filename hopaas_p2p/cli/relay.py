@@ -23,9 +23,9 @@ _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # whoever comes needs 
     "--to", "url", required=True, metavar="URL", help="The one target: postgresql+https://, s3:// or https://."
 )
 @click.option("--login-file", metavar="FILE", help="Keeps the relay's address and login; made if it is not there.")
-@click.option("--name", metavar="HOST", help="The name that compute nodes know this node by. Default: its own.")
+@click.option("--known-as", metavar="HOST", help="The name that compute nodes know this node by. Default: its own.")
 @options(study="none", store=False)
-def relay(session: Session, listen: str, url: str, login_file: str | None, name: str | None) -> None:
+def relay(session: Session, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
     """Forward connections to one target, for nodes that reach this one only.
 
     On a port it is an HTTP proxy with a login, which is made at the first start and kept in the login file, readable by
@@ -52,7 +52,7 @@ def relay(session: Session, listen: str, url: str, login_file: str | None, name:
             await relay.listen_at(Path(listen))
             where = listen
         else:
-            known = name or (host if host not in _EVERYWHERE else socket.gethostname())
+            known = known_as or (host if host not in _EVERYWHERE else socket.gethostname())
             bound = await relay.listen(host or _EVERYWHERE[1], port)
             where = f"{known}:{bound}"
             if file is not None:
