@@ -280,7 +280,7 @@ def test_compute_saved_is_what_the_pruned_trials_were_short_of() -> None:
 
 
 def test_the_mean_of_what_is_missing_is_over_all_lengths() -> None:
-    missing = pruning._missing(np.array([5.0, 10.0, 15.0]), np.array([0.0, 5.0, 12.0, 20.0]))
+    missing = pruning.missing(np.array([5.0, 10.0, 15.0]), np.array([1, 1, 1]), np.array([0.0, 5.0, 12.0, 20.0]))
     assert missing.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
 
 
