@@ -1,0 +1,150 @@
+"""What a peer costs on a bucket, counted exactly: PUTs, GETs and LISTs. How long they take is in `make bench`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.stores.s3_log import S3Log
+from hopaas_p2p.testing.s3_faults import FaultProxy, Request
+from hopaas_p2p.testing.seaweed import Seaweed
+from tests.processes import until
+
+TRIALS = 10
+
+
+class Count:
+    """Requests by kind; beats apart, which go by the clock."""
+
+    def __init__(self, proxy: FaultProxy) -> None:
+        self.asked: Counter[str] = Counter()
+        self.paths: list[str] = []
+        proxy.always = self._note
+
+    def _note(self, request: Request) -> None:
+        self.asked["beat" if "/beats/" in request.path else request.kind] += 1
+        self.paths.append(f"{request.kind} {request.path}")
+
+    def clear(self) -> None:
+        self.asked.clear()
+        self.paths.clear()
+
+
+@pytest.fixture
+def prefix(s3_server: Seaweed) -> str:
+    return s3_server.new_prefix()
+
+
+@pytest.fixture
+def proxy(s3_server: Seaweed) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def count(proxy: FaultProxy) -> Count:
+    return Count(proxy)
+
+
+@pytest.fixture
+def far_url(s3_server: Seaweed, proxy: FaultProxy, prefix: str) -> str:
+    return s3_server.url(prefix, endpoint=proxy.endpoint)
+
+
+def objective(trial: optuna.Trial) -> float:
+    """A trial of 5 parameters and 10 reports."""
+    xs = [trial.suggest_float(f"x{i}", 0, 1) for i in range(5)]
+    for step in range(10):
+        trial.report(sum(xs) / (step + 1), step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return sum(xs)
+
+
+@pytest.mark.parametrize(("whose", "puts"), [("optuna's", 2), ("ours", 1)])
+def test_a_trial_costs_two_puts_or_one_with_our_optimize_and_nothing_else(
+    far_url: str, count: Count, whose: str, puts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = hopaas_p2p.open_storage(far_url, linger=3600.0)
+    monkeypatch.setattr(storage.courier.store, "freshness", 3600.0)  # however slow this machine is
+    pruner = optuna.pruners.MedianPruner()
+    study = (
+        hopaas_p2p.open_study(storage, "s", pruner=pruner)
+        if whose == "ours"
+        else optuna.create_study(storage=storage, study_name="s", pruner=pruner)
+    )
+    study.optimize(objective, n_trials=2)
+    waits = _waits(monkeypatch)
+    count.clear()
+    study.optimize(objective, n_trials=TRIALS)
+    del count.asked["beat"]
+    assert count.asked == {"PUT": puts * TRIALS + (whose == "ours")}, "and the last end with ours"
+    assert len(waits) == count.asked["PUT"], "each of them is one wait: a PUT of 45 ms"
+    storage.close()
+
+
+def _waits(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """The exchanges that this thread waits for."""
+    mine, exchange, waits = threading.get_ident(), S3Log.exchange, list[None]()
+
+    def counted(log: S3Log, *arguments: object) -> object:
+        if threading.get_ident() == mine:
+            waits.append(None)
+        return exchange(log, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(S3Log, "exchange", counted)
+    return waits
+
+
+def test_a_join_is_six_requests_and_the_tail(s3_server: Seaweed, far_url: str, prefix: str, count: Count) -> None:
+    storage = hopaas_p2p.open_storage(s3_server.url(prefix))
+    study = optuna.create_study(storage=storage, study_name="s", sampler=optuna.samplers.RandomSampler())
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=140)
+    part = storage.part(study._study_id)
+    found = until(part.replica.log.newest_snapshot, 30)
+    assert found is not None
+    tail = part.replica.state.lsn - found[0]
+    count.clear()
+    other = hopaas_p2p.open_storage(far_url)
+    assert len(optuna.load_study(study_name="s", storage=other).trials) == 140
+    log = f"study/{part.membership.uuid}/log/"
+    before = [path for path in count.paths if log not in path]
+    assert sorted(path.partition(" ")[0] for path in before) == ["GET", "GET", "GET", "GET", "GET", "LIST"], before
+    assert len(count.paths) - len(before) <= 2 * tail + 16
+    for one in (storage, other):
+        one.close()
+
+
+def test_who_only_reads_puts_nothing(s3_server: Seaweed, far_url: str, prefix: str, count: Count) -> None:
+    storage = hopaas_p2p.open_storage(s3_server.url(prefix))
+    hopaas_p2p.open_study(storage, "s").tell(hopaas_p2p.open_study(storage, "s").ask(), 1.0)
+    reader = hopaas_p2p.open_study(hopaas_p2p.open_storage(far_url), "s", create=False)
+    assert [trial.value for trial in reader.trials] == [1.0]
+    assert count.asked["PUT"] == 0
+    for one in (storage, reader.storage):
+        one.close()
+
+
+def test_an_idle_peer_asks_and_beats_once_every_third_of_its_ttl(far_url: str, count: Count) -> None:
+    ttl = 1.5
+    storage = hopaas_p2p.open_storage(far_url, lease_ttl=ttl)
+    study = optuna.create_study(storage=storage)
+    study.ask()
+    storage.flush()
+    for membership in (storage.part(study._study_id).membership, storage.courier.catalog):
+        membership.read_at = -1e9  # nobody looks
+    count.clear()
+    began = time.monotonic()
+    until(lambda: count.asked["beat"] >= 6, 60)
+    thirds = (time.monotonic() - began) / (ttl / 3)
+    asked = count.asked.copy()
+    assert asked["beat"] <= thirds + 2
+    assert asked["GET"] <= thirds + 2
+    assert set(asked) <= {"beat", "GET"}
+    storage.close()
