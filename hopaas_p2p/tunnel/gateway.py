@@ -13,10 +13,11 @@ import logging
 import signal
 import ssl
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.settings import Secret
@@ -279,6 +280,18 @@ class Gateway:
         return self.metrics.render(gauges)
 
 
+def _note_trouble(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What went wrong in a callback: one connection's trouble, told without what it was about."""
+    error = context.get("exception")
+    where = traceback.extract_tb(error.__traceback__)[-1] if error is not None and error.__traceback__ else None
+    event(
+        "failed",
+        level=logging.ERROR,
+        why=type(error).__name__ if error is not None else context.get("message"),
+        where=f"{Path(where.filename).name}:{where.lineno}" if where is not None else None,
+    )
+
+
 def _within(address: str, networks: Networks) -> bool:
     with contextlib.suppress(ValueError):
         found = ipaddress.ip_address(address)
@@ -319,6 +332,7 @@ async def serve(
     gateway = Gateway(Target.of(url), certificate=pair, behind=behind, metrics_from=metrics_from, limits=limits)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_note_trouble)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     bound = await gateway.start(host, port)

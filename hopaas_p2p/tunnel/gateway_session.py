@@ -115,13 +115,14 @@ class Session:
                 self._requested(one)
             elif isinstance(one, Response):
                 continue
+            elif self.stage is Stage.ADMITTING:
+                self.end("too early")  # nobody may speak before the 101
             elif one.opcode in _DATA:
                 self._from_client(bytes(one.data))
             elif one.opcode is Opcode.TEXT:
                 self.close(1003, "binary frames only")
             elif one.opcode is Opcode.CLOSE:
-                self._let_go_of_postgres()
-                self.stage = Stage.CLOSING if self.stage is not Stage.ENDED else self.stage
+                self.close(1000, "")  # websockets has answered it already
         self._send()
 
     def _from_client(self, data: bytes) -> None:
@@ -144,7 +145,8 @@ class Session:
             check(parameters, role=self.token[0], database=self.gateway.target.database)
         except BadStartup as error:
             event("refused", connection=self.number, role=self.token[0], why=str(error))
-            self._protocol.send_binary(fatal(f"the gateway refuses {error}"))
+            if self._protocol.state is OPEN:
+                self._protocol.send_binary(fatal(f"the gateway refuses {error}"))
             self.close(1008, str(error))
             return b""
         self._startup = None
@@ -274,15 +276,16 @@ class Session:
         """Say goodbye to the client, and let go of Postgres."""
         if self.stage in (Stage.CLOSING, Stage.ENDED):
             return
-        self._let_go_of_postgres()
-        if self._protocol.state is not OPEN:
-            self.end("gone")
+        if self.stage in (Stage.WAITING, Stage.ADMITTING):
+            self.end("closed")
             return
-        self.gateway.metrics.count("ended_total", f'code="{code}"')
-        event("closed", connection=self.number, code=code, reason=reason)
+        self._let_go_of_postgres()
         self.stage = Stage.CLOSING
         self.began = time.monotonic()
-        self._protocol.send_close(code, reason)
+        if self._protocol.state is OPEN:
+            self.gateway.metrics.count("ended_total", f'code="{code}"')
+            event("closed", connection=self.number, code=code, reason=reason)
+            self._protocol.send_close(code, reason)
         self.front.listen(True)
         self._send()
 
