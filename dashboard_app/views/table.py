@@ -58,19 +58,12 @@ def param_name(name: str) -> str:
 
 
 def _param(column: Floats, one: Parameter) -> Any:
-    import pandas as pd
-
     if one.choices is not None:
         codes = np.where(np.isfinite(column), column, -1).astype(np.int64)
         codes[codes >= len(one.choices)] = -1
         return np.array([*one.choices, ""], dtype=object)[codes]
-    if one.whole:
-        return pd.array(np.where(np.isfinite(column), column, 0), dtype="Int64").copy() if _all(column) else column
-    return column
-
-
-def _all(column: Floats) -> bool:
-    return bool(np.isfinite(column).all()) and bool((np.abs(column) < 2**53).all())
+    whole = one.whole and bool((column == np.rint(column)).all()) and bool((np.abs(column) < 2**53).all())
+    return column.astype(np.int64) if whole else column  # one that some trials lack has gaps, which no integer has
 
 
 def _reasons(state: State, numbers: Iterable[int]) -> list[str]:
