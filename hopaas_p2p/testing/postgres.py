@@ -119,6 +119,12 @@ class Server:
         """The data directory."""
         return self._root / "data"
 
+    @property
+    def pid(self) -> int:
+        """The process that all others of a running server come from."""
+        assert self._process is not None
+        return self._process.pid
+
     def url(self, database: str = "postgres", *, user: str = ADMIN, password: str | None = None, port: int = 0) -> str:
         """A URL for this server, with the administrator's password unless another is given."""
         secret = quote(self.password if password is None else password, safe="")
@@ -190,8 +196,7 @@ class Server:
 
     def _children(self) -> list[int]:
         """The processes that serve sessions and the like: each in a session of its own, so no group holds them."""
-        assert self._process is not None
-        pid = self._process.pid
+        pid = self.pid
         try:
             return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         except OSError:  # no Linux: they end by themselves when their parent is gone

@@ -8,13 +8,8 @@ with the default sampler and the median pruner.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import subprocess
-import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import optuna
@@ -28,24 +23,13 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.testing.latency import Relay
-from hopaas_p2p.testing.postgres import Server, free_port
-from tests.benchmarks import bench_core
+from hopaas_p2p.testing.postgres import Server
+from tests.benchmarks import bench_core, postgres_crowd
+from tests.benchmarks.postgres_places import Places, Row, blocked, grpc_proxy, objective, rdb_url, times
 from tests.processes import until
 
 ROUND_TRIP = 0.030
 _TRIALS = 10_000
-_PROCESSES = 32
-_SECONDS = 5.0
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    what: str
-    ours: str
-    rdb: str = ""
-    grpc: str = ""
-    asked: str = ""
 
 
 def rows() -> list[Row]:
@@ -55,86 +39,19 @@ def rows() -> list[Row]:
     with Server(durable=True, settings={"max_connections": "120"}) as server:
         access.initialise(server.url())
         server.execute("CREATE DATABASE rdb")
-        with _grpc(server) as grpc_port:
-            places = _Places(server, grpc_port)
-            return [*_trials(places), *_join(places), *_crowd(server), *_shares(server), *_quiet(server)]
-
-
-class _Places:
-    """The same study server by three ways, each over a link."""
-
-    def __init__(self, server: Server, grpc_port: int) -> None:
-        self.server, self.grpc_port = server, grpc_port
-
-    @contextlib.contextmanager
-    def storage(self, kind: str, round_trip: float) -> Iterator[tuple[Relay, Callable[[], Any]]]:
-        """A link, and what opens a storage over it."""
-        target = self.grpc_port if kind == "grpc" else self.server.port
-        with Relay(target, round_trip=round_trip) as relay:
-            opened: list[Any] = []
-
-            def connect() -> Any:
-                opened.append(_open(kind, self.server, relay.port))
-                return opened[-1]
-
-            yield relay, connect
-            for storage in opened:
-                if hasattr(storage, "close"):
-                    storage.close()
-                if hasattr(storage, "engine"):
-                    storage.engine.dispose()
-
-
-def _open(kind: str, server: Server, port: int) -> Any:
-    if kind == "ours":
-        return hopaas_p2p.open_storage(server.url(port=port))
-    if kind == "rdb":
-        return optuna.storages.RDBStorage(_rdb_url(server, port))
-    return optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=port)
-
-
-def _rdb_url(server: Server, port: int = 0) -> str:
-    return server.url("rdb", port=port).replace("postgresql:", "postgresql+psycopg2:")
-
-
-@contextlib.contextmanager
-def _grpc(server: Server) -> Iterator[int]:
-    """Optuna's gRPC proxy before its RDBStorage, in a process of its own."""
-    port = free_port()
-    body = (
-        "import sys, optuna; optuna.storages.run_grpc_proxy_server("
-        "optuna.storages.RDBStorage(sys.argv[1]), host='127.0.0.1', port=int(sys.argv[2]))"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", body, _rdb_url(server), str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: _answers(port), 60)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    import socket
-
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+        with grpc_proxy(server) as grpc_port:
+            places = Places(server, grpc_port)
+            return [
+                *_trials(places),
+                *_join(places),
+                *postgres_crowd.crowd(server),
+                *postgres_crowd.shares(server),
+                *_quiet(server),
+                *_listening(server),
+            ]
 
 
 # --- a trial -----------------------------------------------------------------------------------------------------
-
-
-def _objective(trial: optuna.Trial) -> float:
-    xs = [trial.suggest_float(name, 0, 1) for name in "abcde"]
-    for step in range(10):
-        trial.report(sum(xs) / (step + 1), step)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-    return sum(xs)
 
 
 class _Trial(NamedTuple):
@@ -143,7 +60,7 @@ class _Trial(NamedTuple):
     flights: float
 
 
-def _trials(places: _Places) -> list[Row]:
+def _trials(places: Places) -> list[Row]:
     found: list[Row] = []
     for round_trip in (0.0, ROUND_TRIP):
         link = f"{round_trip * 1000:.0f} ms"
@@ -151,13 +68,22 @@ def _trials(places: _Places) -> list[Row]:
         own = _one_trial(places, "ours", round_trip, 50, own=True)
         rdb, grpc = (_one_trial(places, kind, round_trip, 3 if round_trip else 20) for kind in ("rdb", "grpc"))
         found += [
-            Row(f"a trial over {link}, ms", *[f"{1000 * one.seconds:,.1f}" for one in (plain, rdb, grpc)]),
-            Row(f"… with `Study.optimize` of ours, ms (over {link})", f"{1000 * own.seconds:,.1f}"),
+            Row(
+                f"a trial over {link}, ms",
+                *[f"{1000 * one.seconds:,.1f}" for one in (plain, rdb, grpc)],
+                times(plain.seconds, rdb.seconds, grpc.seconds),
+            ),
+            Row(
+                f"… with `Study.optimize` of ours, ms (over {link})",
+                f"{1000 * own.seconds:,.1f}",
+                ratio=times(own.seconds, rdb.seconds, grpc.seconds),
+            ),
             Row(
                 f"flights a trial (over {link})",
                 f"{plain.flights:.1f}; ours {own.flights:.1f}",
                 f"{rdb.flights:.1f}",
                 f"{grpc.flights:.1f}",
+                times(plain.flights, rdb.flights, grpc.flights),
                 "5",
             ),
         ]
@@ -168,14 +94,15 @@ def _trials(places: _Places) -> list[Row]:
                     f"{plain.blocked / round_trip:.2f}; ours {own.blocked / round_trip:.2f}",
                     f"{rdb.seconds / round_trip:.0f}",
                     f"{grpc.seconds / round_trip:.0f}",
+                    times(plain.blocked, rdb.seconds, grpc.seconds),
                     "2.3; 1.3",
                 )
             )
     return found
 
 
-def _one_trial(places: _Places, kind: str, round_trip: float, trials: int, *, own: bool = False) -> _Trial:
-    with places.storage(kind, round_trip) as (relay, connect), _blocked() as blocked:
+def _one_trial(places: Places, kind: str, round_trip: float, trials: int, *, own: bool = False) -> _Trial:
+    with places.storage(kind, round_trip) as (relay, connect), blocked() as waits:
         storage = connect()
         name = f"{kind}-{round_trip}-{own}"
         pruner = optuna.pruners.MedianPruner()
@@ -184,39 +111,19 @@ def _one_trial(places: _Places, kind: str, round_trip: float, trials: int, *, ow
             if own
             else optuna.create_study(storage=storage, study_name=name, pruner=pruner)
         )
-        study.optimize(_objective, n_trials=2)
+        study.optimize(objective, n_trials=2)
         relay.reset()
-        blocked.clear()
+        waits.clear()
         began = time.perf_counter()
-        study.optimize(_objective, n_trials=trials)
+        study.optimize(objective, n_trials=trials)
         took = time.perf_counter() - began
-        return _Trial(took / trials, sum(blocked) / trials, relay.flights / trials)
-
-
-@contextlib.contextmanager
-def _blocked() -> Iterator[list[float]]:
-    """The seconds that this thread spends in calls to our store."""
-    mine, call, spent = threading.get_ident(), PostgresStore.call, list[float]()
-
-    def timed(store: PostgresStore, name: str, **parameters: Any) -> list[Any]:
-        began = time.perf_counter()
-        try:
-            return call(store, name, **parameters)
-        finally:
-            if threading.get_ident() == mine:
-                spent.append(time.perf_counter() - began)
-
-    PostgresStore.call = timed  # type: ignore[method-assign]
-    try:
-        yield spent
-    finally:
-        PostgresStore.call = call  # type: ignore[method-assign]
+        return _Trial(took / trials, sum(waits) / trials, relay.flights / trials)
 
 
 # --- joining -----------------------------------------------------------------------------------------------------
 
 
-def _join(places: _Places) -> list[Row]:
+def _join(places: Places) -> list[Row]:
     _fill_ours(places.server)
     _fill_rdb(places.server)
     seconds, trips = {}, {}
@@ -228,8 +135,18 @@ def _join(places: _Places) -> list[Row]:
             seconds[kind] = time.perf_counter() - began
             trips[kind] = relay.round_trips + relay.connections
     return [
-        Row("connect and join 10,000 trials over 30 ms, s", *[f"{one:.2f}" for one in seconds.values()], "1.5"),
-        Row("… in round trips, TCP's own included", *[f"{one:.0f}" for one in trips.values()], "12"),
+        Row(
+            "connect and join 10,000 trials over 30 ms, s",
+            *[f"{one:.2f}" for one in seconds.values()],
+            times(*seconds.values()),
+            "1.5",
+        ),
+        Row(
+            "… in round trips, TCP's own included",
+            *[f"{one:.0f}" for one in trips.values()],
+            times(*trips.values()),
+            "12",
+        ),
     ]
 
 
@@ -258,7 +175,7 @@ def _fill_ours(server: Server) -> None:
 
 def _fill_rdb(server: Server) -> None:
     """The same trials in the tables of RDBStorage."""
-    study = optuna.create_study(storage=_rdb_url(server), study_name="bench")
+    study = optuna.create_study(storage=rdb_url(server), study_name="bench")
     distribution = optuna.distributions.distribution_to_json(optuna.distributions.FloatDistribution(0.0, 1.0))
     now = "2026-01-01 00:00:00"
     url = server.url("rdb")
@@ -290,93 +207,6 @@ def _insert(url: str, sql: str, values: list[tuple[Any, ...]]) -> None:
         execute_values(cursor, sql, values, page_size=2000)
 
 
-# --- many at once ------------------------------------------------------------------------------------------------
-
-
-def _together(work: Callable[..., None], *arguments: Any) -> list[Any]:
-    """What 32 processes put into the queue that each is given, with a barrier to begin at once."""
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(_PROCESSES), context.Queue()
-    everyone = [
-        context.Process(target=work, args=(number, barrier, results, *arguments)) for number in range(_PROCESSES)
-    ]
-    for one in everyone:
-        one.start()
-    found = [results.get(timeout=120) for _ in everyone]
-    for one in everyone:
-        one.join()
-    return found
-
-
-def _exchange_only(number: int, barrier: Any, results: Any, url: str) -> None:
-    store = PostgresStore(url)
-    log = store.log("crowd")
-    since = 0
-    log.exchange(None, since)
-    payload = bench_core.commits(1, alone=False)[-1]
-    barrier.wait()
-    end = time.perf_counter() + _SECONDS
-    waits: list[float] = []
-    while (began := time.perf_counter()) < end:
-        mark = b"%d:%d" % (number, len(waits))
-        receipt = log.exchange(Outgoing(mark.decode(), payload + mark), since)
-        waits.append(time.perf_counter() - began)
-        since = receipt.entries[-1].lsn
-    results.put(waits)
-    store.close()
-
-
-def _crowd(server: Server) -> list[Row]:
-    waits = sorted(wait for one in _together(_exchange_only, server.url()) for wait in one)
-    return [
-        Row("32 processes that only exchange, commits/s", f"{len(waits) / _SECONDS:,.0f}", asked="800"),
-        Row(
-            "… p50 and p99 of an exchange, ms",
-            f"{1000 * waits[len(waits) // 2]:.0f}, {1000 * waits[int(0.99 * len(waits))]:.0f}",
-            asked="p99 150",
-        ),
-    ]
-
-
-def _optimise(_number: int, barrier: Any, results: Any, kind: str, url: str) -> None:
-    warnings.simplefilter("ignore")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage: Any = hopaas_p2p.open_storage(url) if kind == "ours" else optuna.storages.RDBStorage(url)
-    sampler = optuna.samplers.RandomSampler()
-    study = optuna.load_study(study_name="shares", storage=storage, sampler=sampler)
-    with _blocked() as blocked:
-        study.trials  # noqa: B018  # joined before the clock runs
-        barrier.wait()
-        blocked.clear()
-        began, busy, trials = time.perf_counter(), time.process_time(), 0
-        while time.perf_counter() - began < _SECONDS:
-            study.optimize(_objective, n_trials=1)
-            trials += 1
-        took = time.perf_counter() - began
-        results.put((trials / took, sum(blocked) / took, (time.process_time() - busy) / took))
-    if hasattr(storage, "close"):
-        storage.close()
-
-
-def _shares(server: Server) -> list[Row]:
-    """Where the time of 32 processes with the random sampler goes, on the cores that there are."""
-    rates = []
-    for kind, url in (("ours", server.url()), ("rdb", _rdb_url(server))):
-        storage: Any = hopaas_p2p.open_storage(url) if kind == "ours" else url
-        optuna.create_study(storage=storage, study_name="shares")
-        if kind == "ours":
-            storage.close()
-        found = _together(_optimise, kind, url)
-        rates.append(sum(one[0] for one in found))
-        if kind == "ours":
-            waiting = sum(one[1] for one in found) / len(found)
-            cores = sum(one[2] for one in found)
-    return [
-        Row("32 processes with the random sampler, trials/s", *[f"{rate:,.0f}" for rate in rates]),
-        Row("… cores' worth of Optuna and replicas; share of the time in the store", f"{cores:.2f}; {waiting:.0%}"),
-    ]
-
-
 # --- silence -----------------------------------------------------------------------------------------------------
 
 
@@ -397,11 +227,35 @@ def _quiet(server: Server) -> list[Row]:
     return [Row("an idle peer exchanges every …, in ttl; bytes", f"{each / ttl:.2f}; {size:.0f}", asked="0.33")]
 
 
+def _listening(server: Server) -> list[Row]:
+    """What a peer receives for each trial of the others, half a log apart."""
+    near = hopaas_p2p.open_storage(server.url())
+    study = optuna.create_study(storage=near, study_name="heard", sampler=optuna.samplers.RandomSampler())
+    received = []
+    with Relay(server.port) as relay:
+        far = hopaas_p2p.open_storage(server.url(port=relay.port))
+        heard = optuna.load_study(study_name="heard", storage=far)
+        for _ in range(2):
+            have = len(heard.trials)
+            relay.reset()
+            study.optimize(objective, n_trials=500)
+            until(lambda have=have: len(heard.trials) == have + 500, 60)
+            received.append(relay.received / 500)
+        far.close()
+    near.close()
+    return [
+        Row(
+            "bytes received for a trial of others: the first 500, the next 500",
+            "; ".join(f"{one:,.0f}" for one in received),
+        )
+    ]
+
+
 def main() -> str:
     """A section in Markdown."""
     found = rows()
     lines = ["## Postgres", "", (__doc__ or "").partition("\n\n")[2]]
-    lines += ["| what | ours | RDBStorage | GrpcStorageProxy | asked |", "|---|---|---|---|---|"]
+    lines += ["| what | ours | RDBStorage | GrpcStorageProxy | ratio | asked |", "|---|---|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in found]
     return "\n".join(lines) + "\n"
 
