@@ -19,6 +19,8 @@ from dashboard_app.views.spec import Chart
 
 _MOST_AXES: Final = 8
 _SLICES: Final = 6
+_REMEMBERED: Final = 32
+_IMPORTANCE: Final[dict[tuple[str, int, bytes], tuple[int, tuple[Chart | None, str]]]] = {}
 
 
 def show(here: Here) -> None:
@@ -81,11 +83,18 @@ def _history(frame: Frame, objective: int, mask: Mask) -> None:
 
 
 def _importance(frame: Frame, objective: int, mask: Mask) -> None:
-    numbers = None if mask.all() else frozenset(frame.columns.number[mask].tolist())
-    chart, note = _made(
-        frame, mask, "importance",
-        lambda: params.importance(frame.state, objective=objective, numbers=numbers), objective,
-    )  # fmt: skip
+    """Shares move slowly and take a quarter of a second: they are found anew when there are 2 % more complete trials."""
+    everything = bool(mask.all())
+    key = (frame.uuid, objective, b"" if everything else mask.tobytes())
+    complete = int((frame.columns.told(objective) & mask).sum())
+    found = _IMPORTANCE.get(key)
+    if found is None or not found[0] <= complete <= 1.02 * found[0]:
+        numbers = None if everything else frozenset(frame.columns.number[mask].tolist())
+        found = (complete, params.importance(frame.state, objective=objective, numbers=numbers))
+        while len(_IMPORTANCE) >= _REMEMBERED:
+            _IMPORTANCE.pop(next(iter(_IMPORTANCE)), None)
+        _IMPORTANCE[key] = found
+    chart, note = found[1]
     draw(chart, key="importance", empty=note)
 
 
