@@ -62,7 +62,7 @@ class Session:
         self.address = ""
         self.idle = False
         """Whether Postgres waits for a command, outside a transaction."""
-        self._unsent = 0
+        self._taken = 0
         self._startup: Startup | None = Startup()
         self._offer: Offer | None = Offer()
         self._task: asyncio.Task[None] | None = None
@@ -261,10 +261,9 @@ class Session:
             if now - self.began > _FAREWELL:
                 self.end("closed")
             return
-        waiting = self.front.waiting
-        if waiting and waiting != self._unsent:
-            self.heard = now  # it takes what we send, if slowly
-        self._unsent = waiting
+        if self.front.waiting and self.front.taken > self._taken:
+            self.heard = now  # it reads, if slowly
+        self._taken = self.front.taken
         if now - self.heard > 2.0 * self.gateway.ping:
             self.end("silent")
         elif now - self.pinged >= self.gateway.ping:

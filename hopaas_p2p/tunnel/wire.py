@@ -47,6 +47,7 @@ class Wire(asyncio.BufferedProtocol):
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done as soon as bytes may be sent."""
         self.ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._written = 0
         self.address = ""
         """Of the other side."""
         self.connected: Callable[[Wire], None] | None = None
@@ -149,6 +150,7 @@ class Wire(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         data = self._outgoing.read()
         if data and self._transport is not None:
+            self._written += len(data)
             self._transport.write(data)
 
     def _fail(self, error: BaseException) -> None:
@@ -163,6 +165,7 @@ class Wire(asyncio.BufferedProtocol):
         if self._transport is None or self._transport.is_closing():
             return
         if self._tls is None:
+            self._written += len(data)
             self._transport.write(data)
             return
         view = memoryview(data)
@@ -177,6 +180,11 @@ class Wire(asyncio.BufferedProtocol):
     def waiting(self) -> int:
         """Bytes that wait to be written."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the system has taken so far: as long as it rises, the other side reads."""
+        return self._written - self.waiting
 
     def listen(self, yes: bool) -> None:
         """Whether to read from it. Who does not read lets the sender wait."""
