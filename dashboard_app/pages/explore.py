@@ -83,7 +83,7 @@ def _history(frame: Frame, objective: int, mask: Mask) -> None:
 
 
 def _importance(frame: Frame, objective: int, mask: Mask) -> None:
-    """Shares move slowly and take a quarter of a second: they are found anew when there are 2 % more complete trials."""
+    """Shares move slowly and take a quarter of a second: found anew when there are 2 % more complete trials."""
     everything = bool(mask.all())
     key = (frame.uuid, objective, b"" if everything else mask.tobytes())
     complete = int((frame.columns.told(objective) & mask).sum())
