@@ -252,6 +252,16 @@ def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
     study.close()
 
 
+def test_the_command_of_a_sweep_becomes_that_of_a_worker(tmp_path: Path) -> None:
+    words = '["${env}", "${interpreter}", "-u", "${program}", "--quiet", "${args_no_hyphens}"]'
+
+    told = read(tmp_path, f"method: random\nprogram: t.py\ncommand: {words}\nparameters: {{a: {{min: 1, max: 2}}}}")
+
+    assert told.notes == ("start the jobs with: hopaas-p2p worker -- python -u t.py --quiet a={a}",)
+    with pytest.raises(InvalidInput, match="give a list of words"):
+        read(tmp_path, "method: random\ncommand: python\nparameters: {a: {min: 1, max: 2}}")
+
+
 def test_a_grid_with_a_cap_is_cut_short(tmp_path: Path) -> None:
     told = read(
         tmp_path,

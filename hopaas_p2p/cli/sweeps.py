@@ -241,9 +241,20 @@ def _pruner(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _command(content: Mapping[str, Any], space: Mapping[str, Distribution], constants: Mapping[str, Any]) -> str:
-    """What a worker is to run: W&B's own default, with our place holders."""
+    """What a worker is to run: the sweep's command, or W&B's default, with our place holders."""
     program = str(content.get("program", "train.py"))
-    words = ["python", program] if program.endswith(".py") else [program]
-    fixed = [f"--{name}={value}" for name, value in constants.items()]
-    chosen = [f"--{name}={{{name}}}" for name in space]
-    return " ".join(shlex.quote(word) if "{" not in word else word for word in [*words, *fixed, *chosen])
+    given = {**{name: str(value) for name, value in constants.items()}, **{name: f"{{{name}}}" for name in space}}
+    hyphens = [f"--{name}={value}" for name, value in given.items()]
+    macros = {
+        "${env}": [],  # a worker's command needs no /usr/bin/env in front
+        "${interpreter}": ["python"] if program.endswith(".py") else [],
+        "${program}": [program],
+        "${args}": hyphens,
+        "${args_no_boolean_flags}": hyphens,
+        "${args_no_hyphens}": [word.removeprefix("--") for word in hyphens],
+    }
+    template = content.get("command", ["${interpreter}", "${program}", "${args}"])
+    if not isinstance(template, list):
+        raise InvalidInput(f"command = {template!r}: give a list of words")
+    words = [word for part in template for word in macros.get(str(part), [str(part)])]
+    return " ".join(word if "{" in word else shlex.quote(word) for word in words)

@@ -29,11 +29,9 @@ def study_html(study: Study) -> str:
         return framed(overview(state, name=study.name, store=study.storage.url))
 
 
-def overview(state: State, *, name: str, store: str, warning: str = "", chart: bool = False) -> str:
+def overview(state: State, *, name: str, store: str, chart: bool = False) -> str:
     """The inside of the study's view."""
     parts = [f'<div class="head">{safe(name)} · {safe(state_word(state))}</div>', _about(state, store)]
-    if warning:
-        parts.append(f'<p class="warn">{safe(warning)}</p>')
     counts = " ".join(key(css, f"{state.counts[one]:,} {css}") for one, css in _KEYS.items() if state.counts[one])
     parts.append(f"<p>{counts or 'No trials yet.'}</p>{_best(state)}")
     newest = _trials(state)
@@ -108,10 +106,9 @@ def trial_html(trial: OwnTrial) -> str:
     parts.append(f'<p class="about">attempt {trial.attempt}{held}</p>')
     params = [[name, shown(value)] for name, value in frozen.params.items()]
     attributes = [[name, json.dumps(value, default=str)] for name, value in frozen.user_attrs.items()]
-    sides = [table(["parameter", "value"], params, words=("parameter",))] if params else []
+    tables = [table(["parameter", "value"], params, words=("parameter",))] if params else []
     if attributes:
-        sides.append(table(["attribute", "value"], attributes, words=("attribute",)))
+        tables.append(table(["attribute", "value"], attributes, words=("attribute",)))
     curve = charts.reported(trial.intermediate_values)
-    if curve is not None:
-        sides.append(drawn(curve))
-    return framed("".join(parts) + f'<div class="two">{"".join(sides)}</div>')
+    chart = "" if curve is None else drawn(curve)
+    return framed(f'{"".join(parts)}<div class="two"><div>{"".join(tables)}</div>{chart}</div>')

@@ -11,11 +11,13 @@ from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
 from hopaas_p2p.notebook.plot import looking_at
 from hopaas_p2p.notebook.summary import overview
+from hopaas_p2p.report.svg import safe
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-_present: Final[weakref.WeakKeyDictionary[Study, Watching]] = weakref.WeakKeyDictionary()
+_present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()
+"""(store, study) -> its view: a cell that is run again takes the place of the first one."""
 _JOIN: Final = 5.0  # seconds: an exchange with a store that answers is over by then
 
 
@@ -31,16 +33,17 @@ class Watching:
         self._stopped = threading.Event()
         self._over = threading.Event()
         self._lsn = -1
-        self._body = ""
+        self._seen = self._body = ""
         self._html = html
         self.updates = 0
         """How often the view was drawn anew."""
-        before = _present.pop(study, None)
+        place = (study.storage.url, study.study_id)
+        before = _present.pop(place, None)
         if before is not None:
             before.stop()
         self._look()
         self._handle: Any = display(html(framed(self._body)), display_id=True)
-        _present[study] = self
+        _present[place] = self
         self._thread = threading.Thread(target=self._follow, name="hopaas-watch", daemon=True)
         self._thread.start()
 
@@ -82,23 +85,18 @@ class Watching:
         before = self._body
         try:
             with looking_at(self._study) as state:
-                if state.lsn != self._lsn or "warn" in before:
-                    self._body = overview(state, name=self._study.name, store=self._study.storage.url, chart=True)
-                self._lsn = state.lsn
+                if state.lsn != self._lsn:
+                    self._lsn = state.lsn
+                    self._seen = overview(state, name=self._study.name, store=self._study.storage.url, chart=True)
                 if state.finished():
                     self._over.set()
-        except (HopaasError, KeyError) as error:
+            self._body = self._seen
+        except (HopaasError, KeyError) as error:  # what was last seen, and why there is nothing newer
             said = str(error.args[0]) if error.args else type(error).__name__
-            self._lsn = -1
-            self._body = self._with_warning(said)
+            self._body = f'<p class="warn">{safe(said)}</p>{self._seen}'
             if not getattr(error, "retry", False):
                 self._over.set()
         return self._body != before
-
-    def _with_warning(self, said: str) -> str:
-        """What was last seen, and why there is nothing newer."""
-        state = self._study.storage.part(self._study.study_id).replica.state
-        return overview(state, name=self._study.name, store=self._study.storage.url, warning=said, chart=True)
 
 
 def _notebook(name: str) -> tuple[Any, Any]:
