@@ -120,3 +120,19 @@ def test_a_job_that_nears_its_time_limit_saves_itself_and_is_queued_again(
     assert restarts(slurm, job) >= 1
     assert {tenure.why for tenure in study.state.trials[0].history} == {"out of time"}
     assert "leaves 5" in output(tmp_path)  # seconds, of one minute
+
+
+def test_a_job_that_is_ended_at_its_time_limit_gives_its_trial_back(slurm: Slurm, study: Study, tmp_path: Path) -> None:
+    """Nobody told this worker of the limit: what comes is Slurm's SIGTERM, and SIGKILL 5 s later."""
+    study.set_budget(1)
+    script = tmp_path / "plain.sh"
+    script.write_text('#!/bin/bash\nexec hopaas-p2p worker --grace 3 -- "$@"\n')
+    slow = [*TRAIN, "--epochs=400", "--seconds=0.5"]
+    job = slurm.submit("--time=1", str(script), *slow, cwd=tmp_path, **where(tmp_path))
+
+    until(lambda: ended(slurm, job, "TIMEOUT"), 150, what=lambda: slurm.show(job) + output(tmp_path))
+
+    assert states(study) == ["WAITING"]
+    trial = study.state.trials[0]
+    assert [tenure.why for tenure in trial.history] == ["pre-empted: SIGTERM"]
+    assert trial.attempt == 1 and trial.checkpoints[-1].step > 20
