@@ -18,7 +18,8 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer import exchanges
 from hopaas_p2p.peer.courier import Courier
-from hopaas_p2p.peer.replica import Replica, Ticket, study_replica
+from hopaas_p2p.peer.outbox import Ticket
+from hopaas_p2p.peer.replica import Replica, study_replica
 from hopaas_p2p.stores.base import Log, Store
 from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryStore

@@ -12,6 +12,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput, SleptThrough, StoreCorrupt, StudyDeleted
 from hopaas_p2p.peer.replica import Replica, study_replica
 from hopaas_p2p.stores import s3_gc
+from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_awake import Clocks, clocks
 from hopaas_p2p.stores.s3_gc import Finding
@@ -38,7 +39,6 @@ class Campaign:
     def __init__(self, store: S3Store) -> None:
         from hopaas_p2p.core import codec
         from hopaas_p2p.core.records import Commit, StudyOpen
-        from hopaas_p2p.stores.base import Outgoing
 
         self.store = store
         opened = Commit("founder", 1, "founder", 0, (StudyOpen("u", "study"),))
@@ -152,8 +152,8 @@ def test_a_zombie_whose_last_commit_was_cleaned_up_learns_its_fate(campaign: Cam
     zombie = campaign.peer("zombie")
     number = started_by(zombie, "zombie")
     ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
-    zombie._load_commit()
-    campaign.store.log("u").exchange(zombie._in_flight[0].outgoing, zombie.state.lsn)  # sent; it never heard
+    (sent,) = zombie.pack_for_spool()
+    campaign.store.log("u").exchange(Outgoing(*sent), zombie.state.lsn)  # it never heard
     campaign.run_trials(2)
     campaign.founder.write_snapshot()
     campaign.clean_up()

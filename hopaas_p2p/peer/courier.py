@@ -27,7 +27,8 @@ from hopaas_p2p.peer.chores import Chores
 from hopaas_p2p.peer.exchanges import Exchanges
 from hopaas_p2p.peer.keeper import Keeper
 from hopaas_p2p.peer.membership import Membership
-from hopaas_p2p.peer.replica import Replica, Ticket, catalog_replica, study_replica
+from hopaas_p2p.peer.outbox import Ticket
+from hopaas_p2p.peer.replica import Replica, catalog_replica, study_replica
 from hopaas_p2p.stores.base import Crowded
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from hopaas_p2p.peer.background import Background
 from hopaas_p2p.peer.delivery import Delivery
 from hopaas_p2p.peer.keeper import Keeper
 from hopaas_p2p.peer.membership import Membership
-from hopaas_p2p.peer.replica import Ticket
+from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.stores.base import Beat, Store
 
 _FIRST_PAUSE: Final = 0.05

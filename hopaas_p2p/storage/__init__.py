@@ -47,7 +47,8 @@ def open_storage(
         lease_ttl: seconds of silence after which a peer's trials are taken over, in studies created through this
             storage. A killed peer's trial is back within twice that.
         attempts: how often one set of parameters may be started, in studies created through this storage.
-        linger: seconds for which reports wait for company before they are sent by themselves.
+        linger: seconds for which reports wait for company before they are sent by themselves; if not said, 1 s, in a
+            bucket 5 s, and longer the more peers write to the study. `flush` sends them at once.
         patience: seconds for which a call tries an unreachable store before it raises `StoreUnreachable`.
         allow_pickles: let Optuna's CMA-ES sampler pass its pickles between peers. Only among people you trust: who
             may write to the study can then run code in every peer that uses that sampler.
@@ -73,8 +74,9 @@ def open_storage(
 
 def _open_courier(options: Options, acts_for: frozenset[str] = frozenset()) -> Courier:
     store = open_store(options.url)
-    linger = max(1.0, store.freshness) if options.linger is None else options.linger
-    return Courier(store, linger=linger, patience=options.patience, acts_for=acts_for, peer_ttl=options.peer_ttl)
+    return Courier(
+        store, linger=options.linger, patience=options.patience, acts_for=acts_for, peer_ttl=options.peer_ttl
+    )
 
 
 _revived: Final[weakref.WeakValueDictionary[tuple[int, str], Courier]] = weakref.WeakValueDictionary()

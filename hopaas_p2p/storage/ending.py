@@ -16,7 +16,7 @@ from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialFinish, Tr
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
 from hopaas_p2p.frozen import Live
-from hopaas_p2p.peer.replica import Ticket
+from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.storage.part import Part
 from hopaas_p2p.storage.running import Running
 

@@ -15,7 +15,7 @@ from hopaas_p2p.errors import InvalidInput, LeaseLost, StudyDeleted
 from hopaas_p2p.frozen import View
 from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.peer.membership import Membership
-from hopaas_p2p.peer.replica import Ticket
+from hopaas_p2p.peer.outbox import Ticket
 
 NUMBER_BITS: Final = 32
 NO_WORK: Final = {

@@ -15,7 +15,7 @@ from hopaas_p2p.core.records import TrialCreate, TrialSet
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NotYourTrial, NoWork
 from hopaas_p2p.frozen import Live
-from hopaas_p2p.peer.replica import Draft
+from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.storage.part import NO_WORK, NUMBER_BITS, Part, Parts, internal
 from hopaas_p2p.translate import checked_parameter, checked_step, external, to_json, to_microseconds, to_record
 

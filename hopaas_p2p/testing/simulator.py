@@ -33,7 +33,7 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.peer.membership import Membership
-from hopaas_p2p.peer.replica import Ticket
+from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.testing.invariants import ALWAYS

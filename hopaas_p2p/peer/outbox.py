@@ -1,0 +1,253 @@
+"""What a peer has yet to say to one log: queued records, drafts, and the commit whose fate is unknown.
+
+Records queue up until an exchange takes them along; what the owner sets on a running trial is gathered in a draft, so
+that ten reports are one record. A commit whose fate is unknown stays in flight and is sent again, byte for byte, before
+anything else. Nothing here is guarded: the replica's lock is held by whoever calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit, Distribution, Record, StudySet, TrialCreate, TrialFinish, TrialSet
+from hopaas_p2p.core.state import LastCommit, Verdict
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.stores.base import Outgoing
+
+_UNKNOWN: Final = Verdict(True)
+_MALFORMED: Final = Verdict(False, None, "malformed")
+_MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
+_MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
+_REPORT: Final = 20  # characters that a report counts for
+
+
+class Ticket:
+    """The fate of some records: their verdicts, once the log has decided."""
+
+    __slots__ = ("abandoned", "error", "records", "verdicts")
+
+    def __init__(self, records: tuple[Record, ...]) -> None:
+        self.records = records
+        self.verdicts: tuple[Verdict, ...] | None = None
+        self.abandoned = False
+        self.error: InvalidInput | None = None
+        """Why these records could not be written down at all; their verdicts then say "malformed"."""
+
+    @property
+    def decided(self) -> bool:
+        return self.verdicts is not None
+
+    def decide(self, verdict: Verdict) -> None:
+        """The same verdict for each of its records."""
+        self.verdicts = (verdict,) * len(self.records)
+
+
+class Draft:
+    """What the owner wants set on one running trial, until it leaves with the next exchange."""
+
+    __slots__ = ("dists", "epoch", "number", "owner", "params", "reports", "stopping", "system", "user")
+
+    def __init__(self, number: int, epoch: int, owner: str) -> None:
+        self.number, self.epoch, self.owner = number, epoch, owner
+        self.params: dict[str, float] = {}
+        self.dists: dict[str, Distribution] = {}
+        self.reports: dict[int, float] = {}
+        self.user: dict[str, str] = {}
+        self.system: dict[str, str] = {}
+        self.stopping = False
+
+    def record(self) -> TrialSet:
+        """The record that says all of it."""
+        return TrialSet(
+            self.number, self.epoch, self.params, self.dists, self.reports, self.user, self.system, self.stopping
+        )
+
+    def records(self) -> list[TrialSet]:
+        """Records that say all of it, each of which fits into a commit: one, unless there is a lot to say."""
+        if self.weight() <= _MAX_TEXT:
+            return [self.record()]
+        part, weight = Draft(self.number, self.epoch, self.owner), 0
+        part.params, part.dists, part.stopping = self.params, self.dists, self.stopping
+        parts = []
+        for field, key, value in self._items():
+            size = _REPORT if field == "reports" else len(key) + len(value)
+            if weight and weight + size > _MAX_TEXT:
+                parts.append(part.record())
+                part, weight = Draft(self.number, self.epoch, self.owner), 0
+            getattr(part, field)[key] = value
+            weight += size
+        return [*parts, part.record()]
+
+    def weight(self) -> int:
+        return _REPORT * len(self.reports) + _text(self.user) + _text(self.system)
+
+    def _items(self) -> Iterator[tuple[str, Any, Any]]:
+        for field in ("reports", "user", "system"):
+            for key, value in getattr(self, field).items():
+                yield field, key, value
+
+
+class _Pending(NamedTuple):
+    owner: str
+    ticket: Ticket
+
+    def weight(self) -> int:
+        return sum([_weight(record) for record in self.ticket.records])
+
+
+class InFlight(NamedTuple):
+    """A commit that was sent, or is about to be."""
+
+    commit: Commit
+    outgoing: Outgoing
+    tickets: tuple[Ticket, ...]
+
+
+class Outbox:
+    """See the module."""
+
+    def __init__(self, writer: str, now_us: Callable[[], int]) -> None:
+        self.drafts: dict[int, Draft] = {}
+        """By trial."""
+        self.in_flight: list[InFlight] = []
+        """In the order in which they must be sent; more than one only after a spell on disk."""
+        self._writer = writer
+        self._now_us = now_us
+        self._queue: list[_Pending] = []
+        self._seq = 0
+
+    def __bool__(self) -> bool:
+        """Whether something is still to be sent, or its fate to be learnt."""
+        return bool(self._queue or self.drafts or self.in_flight)
+
+    def put(self, owner: str, records: tuple[Record, ...]) -> Ticket:
+        """Queue records that `owner` says; they leave together."""
+        ticket = Ticket(records)
+        self._queue.append(_Pending(owner, ticket))
+        return ticket
+
+    def take_back(self, ticket: Ticket) -> None:
+        """Forget a ticket that has not left; one that has is only marked."""
+        ticket.abandoned = True
+        self._queue = [pending for pending in self._queue if pending.ticket is not ticket]
+
+    def draft(self, number: int, epoch: int, owner: str) -> Draft:
+        """The draft of this lease."""
+        draft = self.drafts.get(number)
+        if draft is None or draft.epoch != epoch:
+            draft = self.drafts[number] = Draft(number, epoch, owner)
+        return draft
+
+    def next(self) -> InFlight | None:
+        """The commit to send now: the one whose fate is unknown, else what is queued; None if nothing is."""
+        if not self.in_flight:
+            self._load()
+        return self.in_flight[0] if self.in_flight else None
+
+    def everything(self) -> list[Outgoing]:
+        """All of it, as commits in the order they must be sent; they are in flight from now on."""
+        while self._queue or self.drafts:
+            self._load()
+        return [one.outgoing for one in self.in_flight]
+
+    def ends(self) -> list[int]:
+        """The trials whose end is among it."""
+        tickets = [ticket for one in self.in_flight for ticket in one.tickets] + [one.ticket for one in self._queue]
+        return [record.number for one in tickets for record in one.records if isinstance(record, TrialFinish)]
+
+    def settled(self, last: LastCommit | None) -> list[Ticket]:
+        """The tickets that are decided now that this writer's last commit in the log is `last`."""
+        found: list[Ticket] = []
+        while last is not None and self.in_flight and self.in_flight[0].commit.seq <= last.seq:
+            one = self.in_flight.pop(0)
+            forgotten = one.commit.seq < last.seq  # decided while this process was not looking: nothing is known
+            given: tuple[Verdict, ...] = () if forgotten else last.verdicts
+            for ticket in one.tickets:
+                count = len(ticket.records)
+                ticket.verdicts, given = given[:count], given[count:]
+                if len(ticket.verdicts) < count:
+                    ticket.verdicts += (_UNKNOWN,) * (count - len(ticket.verdicts))
+            found += one.tickets
+        return found
+
+    def give_up(self, verdict: Verdict) -> None:
+        """The store does not take what is in flight."""
+        for ticket in self.in_flight.pop(0).tickets if self.in_flight else ():
+            ticket.decide(verdict)
+
+    def _load(self) -> None:
+        """Put what is queued for one owner into a commit; it is in flight from now on."""
+        if not self.drafts:
+            if not self._queue:
+                return
+            if len(self._queue) == 1:  # as nearly always: one ask, or one tell with all that was said before it
+                (pending,) = self._queue
+                self._queue = []
+                self._launch(pending.owner, (pending.ticket,), pending.ticket.records)
+                return
+        self._queue_heavy_drafts()
+        owner = self._queue[0].owner if self._queue else next(iter(self.drafts.values())).owner
+        tickets: list[Ticket] = []
+        weight = count = 0
+        kept: list[_Pending] = []
+        for pending in self._queue:
+            heavier = weight + pending.weight()
+            fits = count + len(pending.ticket.records) <= _MAX_RECORDS and heavier <= _MAX_TEXT
+            if pending.owner != owner or kept or (tickets and not fits):
+                kept.append(pending)
+                continue
+            tickets.append(pending.ticket)
+            weight = heavier
+            count += len(pending.ticket.records)
+        drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
+        drafted = Ticket(tuple([draft.record() for draft in drafts]))
+        self._queue = kept
+        for draft in drafts:
+            del self.drafts[draft.number]
+        records = tuple([record for ticket in (drafted, *tickets) for record in ticket.records])
+        self._launch(owner, (drafted, *tickets), records)
+
+    def _launch(self, owner: str, tickets: tuple[Ticket, ...], records: tuple[Record, ...]) -> None:
+        commit = Commit(self._writer, self._seq + 1, owner, self._now_us(), records)
+        try:
+            outgoing = Outgoing(f"{self._writer}:{commit.seq}", codec.encode(commit))
+        except InvalidInput as error:
+            for ticket in tickets:
+                ticket.error = error
+                ticket.decide(_MALFORMED)
+            return
+        self.in_flight.append(InFlight(commit, outgoing, tickets))
+        self._seq = commit.seq
+
+    def _queue_heavy_drafts(self) -> None:
+        """Put drafts that need several commits before what is queued."""
+        for draft in [draft for draft in self.drafts.values() if draft.weight() > _MAX_TEXT]:
+            del self.drafts[draft.number]
+            heavy = [_Pending(draft.owner, Ticket((record,))) for record in draft.records()]
+            self._queue = heavy + self._queue
+
+    def _drafts_that_fit(self, owner: str, room: int) -> list[Draft]:
+        drafts = []
+        for draft in self.drafts.values():
+            if draft.owner != owner:
+                continue
+            room -= draft.weight()
+            if room < 0:
+                break
+            drafts.append(draft)
+        return drafts
+
+
+def _weight(record: Record) -> int:
+    """Characters, roughly, by which this record can make a commit large."""
+    if isinstance(record, TrialCreate | TrialSet):
+        return _REPORT * len(record.reports) + _text(record.user) + _text(record.system)
+    if isinstance(record, StudySet):
+        return _text(record.user) + _text(record.system)
+    return 0
+
+
+def _text(attributes: dict[str, str]) -> int:
+    return sum(map(len, attributes)) + sum(map(len, attributes.values())) if attributes else 0
