@@ -53,9 +53,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
 
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"hopaas_p2p", next(top for top in tops if top.endswith(".dist-info"))}
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "hopaas_p2p").rglob("*.py")}
-    assert modules <= set(names)
+    assert tops == {"hopaas_p2p", "dashboard_app", next(top for top in tops if top.endswith(".dist-info"))}
+    both = [*(ROOT / "hopaas_p2p").rglob("*.py"), *(ROOT / "dashboard_app").rglob("*.py")]
+    assert {str(path.relative_to(ROOT)) for path in both} <= set(names)
+    assert {"dashboard_app/static/style.css", "dashboard_app/static/pulse.js"} <= set(names)
     assert {
         "hopaas_p2p/py.typed",
         "hopaas_p2p/report/page.html",
@@ -77,6 +78,12 @@ def test_the_wheel_alone_runs_the_demo_with_what_it_declares(wheel: Path, tmp_pa
     assert "Best of 3 trials" in done.stdout
     assert (tmp_path / "store/digits.html").read_text().startswith("<!DOCTYPE html>")
     assert "digits" in listed.stdout
+
+    lacking = subprocess.run(
+        [program, "dashboard", tmp_path / "store"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (lacking.returncode, lacking.stdout) == (78, "")
+    assert "pip install 'hopaas-p2p[dashboard]'" in lacking.stderr
 
 
 def _version(python: Path) -> tuple[int, int]:
