@@ -53,7 +53,6 @@ def again(call: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What a courier does: try until the store is there."""
 
     def attempt() -> Any:
-        client.forget_gateways()
         try:
             return (call(),)
         except StoreUnreachable:

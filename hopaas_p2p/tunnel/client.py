@@ -34,11 +34,14 @@ from hopaas_p2p.tunnel.pump import Pump
 
 _PORT: Final = "5432"  # a part of the socket's name, and no more
 _CALL: Final = 30.0  # seconds that libpq gets to come
+_LAST_CHOICE: Final = 60.0  # seconds
 _LEADS_ELSEWHERE: Final = ("PGHOSTADDR", "PGSERVICE")
 
 _tunnels: Final[set[Tunnel]] = set()
 _resting: Final[dict[Gateway, float]] = {}
 """Gateways that asked to be left alone, and until when."""
+_failed: Final[dict[Gateway, float]] = {}
+"""Gateways that are the last to be tried, and until when: one that hangs costs the whole time-out."""
 _favourite: Gateway | None = None
 """Where the last connection of this process was made."""
 
@@ -108,10 +111,9 @@ def login(user: str | None, password: str | None) -> tuple[str, Secret]:
 def reach(gateways: Sequence[Gateway], token: Secret) -> Line:
     """A line to the first gateway that takes us; raises what the last one said if none does."""
     global _favourite
-    order = random.sample(gateways, len(gateways))
-    if _favourite in order:
-        order.sort(key=lambda one: one != _favourite)
     now = time.monotonic()
+    order = random.sample(gateways, len(gateways))
+    order.sort(key=lambda one: (_failed.get(one, 0.0) > now, one != _favourite))
     failure: StoreUnreachable = StoreUnreachable("no gateway is named")
     for gateway in order:
         rest = _resting.get(gateway, now) - now
@@ -124,8 +126,10 @@ def reach(gateways: Sequence[Gateway], token: Secret) -> Line:
             failure = error
             if isinstance(error, Busy):
                 _resting[gateway] = time.monotonic() + error.retry_after
+            _failed[gateway] = time.monotonic() + _LAST_CHOICE
             continue
         _favourite = gateway
+        _failed.pop(gateway, None)
         return line
     raise failure
 
@@ -243,3 +247,4 @@ def forget_gateways() -> None:
     global _favourite
     _favourite = None
     _resting.clear()
+    _failed.clear()
