@@ -300,6 +300,8 @@ def test_an_exception_fails_the_trial_with_its_reason_and_goes_on_its_way(tmp_pa
     (trial,) = study.state.trials
     assert done.stderr.splitlines()[-1] == "ValueError: out of memory"
     assert (trial.state.name, trial.values, trial.reports) == ("FAIL", None, {0: 0.5})
+    same = joined(tmp_path, name="Ends")
+    assert [(one.state, one.loss) for one in same.trials.values()] == [("FAIL", None)]
     assert trial.reason is not None
     assert trial.reason.startswith("ValueError: out of memory")
     study.close()

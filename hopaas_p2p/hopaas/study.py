@@ -22,6 +22,8 @@ from hopaas_p2p.hopaas.suggestions import PREFIX, Suggestion, parse
 from hopaas_p2p.hopaas.trial import FrozenTrial, Trial
 
 if TYPE_CHECKING:
+    import optuna
+
     import hopaas_p2p
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -127,10 +129,8 @@ class Study:
         """Everybody's trials by id. Raises HopaasConsistencyError if nobody has started the study yet."""
         found = {}
         for one in self._existing().trials:
-            reports = one.intermediate_values
-            loss = one.value if one.value is not None else reports[max(reports)] if reports else None
             found[one.number] = FrozenTrial(
-                self._digest, one.number, loss, self._properties(one.params), one.state.name
+                self._digest, one.number, _loss(one), self._properties(one.params), one.state.name
             )
         return found
 
@@ -210,6 +210,14 @@ class Study:
                 study.storage.say(study.study_id, StudySet(user=missing))
             self._joined = study
         return self._joined
+
+
+def _loss(trial: optuna.trial.FrozenTrial) -> float | None:
+    """The result, else the last report of a trial that goes on or was pruned; what failed has none."""
+    reports = trial.intermediate_values
+    if trial.value is not None or not reports or trial.state.name == "FAIL":
+        return trial.value
+    return reports[max(reports)]
 
 
 def _checked(given: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class FrozenTrial:
     study_id: str
     trial_id: int
     loss: float | None
-    """The result; of a trial without one, the last loss it reported."""
+    """The result; while it runs, and if it was pruned, the last loss that was set. None if it failed."""
     properties: dict[str, Any]
     state: str = "COMPLETE"
 
