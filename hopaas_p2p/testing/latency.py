@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import selectors
+import socket
 import threading
 from typing import Final, Literal
 
@@ -28,11 +29,13 @@ class Relay:
     Args:
         target: the port of the server.
         round_trip: seconds that a request and its reply take longer than without it.
+        listener: where clients come, if not at a free port of 127.0.0.1: a socket of another network namespace, say.
 
     """
 
-    def __init__(self, target: int, *, round_trip: float = 0.0) -> None:
+    def __init__(self, target: int, *, round_trip: float = 0.0, listener: socket.socket | None = None) -> None:
         self.target = target
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.round_trip = round_trip
         self.port = 0
         self.flights = 0
@@ -66,7 +69,7 @@ class Relay:
         return self
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, sock=self._listener)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
