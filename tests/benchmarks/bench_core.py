@@ -264,7 +264,7 @@ def _cpu(directory: Path) -> list[Row]:
                 found.append(Row(what, f"{sum(mine):.0f} us{kernel}", f"{sum(least):.0f} us", ratio, "1.15"))
     return [
         *found,
-        Row("CPU of one fdatasync alone, 150 bytes appended", f"{_fdatasync(directory):.0f} us", "", "", ""),
+        Row("CPU of an fdatasync alone, 150 bytes", f"{_fdatasync(directory):.0f} us", "", "", ""),
     ]
 
 
