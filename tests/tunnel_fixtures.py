@@ -113,9 +113,9 @@ def fetch(port: int, path: str, authority: Authority) -> tuple[int, str]:
 class Centre:
     """A computing centre with a database and gateways: what most tests need."""
 
-    def __init__(self, server: Server, store: str, folder: Path) -> None:
+    def __init__(self, server: Server, store: str, folder: Path, authority: Authority | None = None) -> None:
         self.server, self.store, self.folder = server, store, folder
-        self.authority = Authority(folder)
+        self.authority = authority or Authority(folder)
         self.pair = self.authority.certificate()
         self._gateways: list[GatewayProcess] = []
 

@@ -165,7 +165,10 @@ class Tunnel:
                 self.why = "libpq did not come"
                 self._line.socket.close()
                 return
-            self.why = Pump(self._unix, self._line).run()
+            pump = Pump(self._unix, self._line)
+            self.why = pump.run()
+            if pump.deserted:
+                _failed[self._line.gateway] = time.monotonic() + _LAST_CHOICE
         finally:
             _tunnels.discard(self)
 

@@ -19,6 +19,7 @@ from hopaas_p2p.tunnel import FRAME
 if TYPE_CHECKING:
     from hopaas_p2p.tunnel.dial import Line
 
+_GOING_AWAY: Final = 1001
 _FAREWELL: Final = 2.0  # seconds to get a close frame out
 _IN: Final = select.POLLIN | select.POLLHUP | select.POLLERR
 _WAIT: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
@@ -55,6 +56,8 @@ class Pump:
         self._to_libpq = b""
         self._heard = time.monotonic()
         self._open = True
+        self.deserted = False
+        """Whether this gateway is better left alone for now: it hangs, or is about to stop."""
 
     def run(self) -> str:
         """Copy until the end, and close both. Returns why it ended, for people to read."""
@@ -74,9 +77,11 @@ class Pump:
                 if unix:
                     self._libpq_is_ready()
                 if not unix and not tls and self._is_silent():
+                    self.deserted = True
                     return f"the gateway was silent for {self._silence:.0f} s"
             close = self._protocol.close_rcvd
             if close is not None:
+                self.deserted = close.code == _GOING_AWAY
                 why = f"the gateway closed the connection: {close.code} {close.reason}".rstrip()
         except (OSError, EOFError) as error:
             why = f"the connection to the gateway broke ({error})"

@@ -1,0 +1,284 @@
+"""The tunnel beside a direct connection in TLS: the same Postgres, the same machine, one run.
+
+Both sides log in with SCRAM and speak TLS on loopback; over a long link, `testing.latency.Relay` stands before Postgres
+on one side and before the gateway on the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import optuna
+import psycopg2
+
+import hopaas_p2p
+from hopaas_p2p import access
+from hopaas_p2p.testing.latency import Relay
+from hopaas_p2p.testing.postgres import Server, find_binaries
+from hopaas_p2p.tunnel import client
+from hopaas_p2p.tunnel.dial import Gateway
+from tests.benchmarks import tunnel_crowd
+from tests.benchmarks.postgres_places import blocked, objective
+from tests.tunnel_fixtures import HOST, Authority, Centre, GatewayProcess
+
+ROUND_TRIP: Final = 0.030
+KINDS: Final = ("direct", "tunnel")
+_ROUNDS: Final = 30
+_EACH: Final = 100
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    direct: str
+    tunnel: str
+    ratio: str = ""
+    asked: str = ""
+
+
+class Place:
+    """A Postgres that speaks TLS, a gateway before it, and one token for both ways."""
+
+    def __init__(self, centre: Centre, gateway: GatewayProcess, token: access.NewToken) -> None:
+        self.server, self.gateway, self.authority = centre.server, gateway, centre.authority
+        self.role, _, self._secret = token.secret.reveal().partition(":")
+
+    def login(self) -> dict[str, str]:
+        return {"dbname": "store", "user": self.role, "password": self._secret}
+
+    def direct(self, port: int = 0) -> dict[str, Any]:
+        """psycopg2's arguments for the direct way."""
+        tls = {"sslmode": "verify-full", "sslrootcert": str(self.authority.file), "gssencmode": "disable"}
+        return {"host": HOST, "port": port or self.server.port, **tls, **self.login()}
+
+    def connect(self, kind: str, port: int = 0) -> Any:
+        if kind == "direct":
+            return psycopg2.connect(**self.direct(port))
+        return client.connect([Gateway(HOST, port or self.gateway.port)], **self.login())
+
+    def url(self, kind: str, port: int) -> str:
+        """Of the store by that way, over a link at this port."""
+        login = f"{self.role}:{self._secret}@"
+        if kind == "tunnel":
+            return f"postgresql+https://{login}{HOST}:{port}/store"
+        return f"postgresql://{login}{HOST}:{port}/store?sslmode=verify-full"
+
+    @contextlib.contextmanager
+    def link(self, kind: str) -> Iterator[Relay]:
+        """A long link before Postgres, or before the gateway."""
+        target = self.server.port if kind == "direct" else self.gateway.port
+        with Relay(target, round_trip=ROUND_TRIP) as relay:
+            yield relay
+
+
+@contextlib.contextmanager
+def place() -> Iterator[Place]:
+    able = [binaries for binaries in find_binaries().values() if binaries.speaks_tls]
+    with tempfile.TemporaryDirectory() as name:
+        authority = Authority(Path(name))
+        chain, key = authority.certificate(name="postgres")
+        server = Server(max(able), settings={"max_connections": "560"}, durable=True)
+        server.settings |= {
+            "ssl": "on",
+            "ssl_cert_file": str(server.place("server.crt", chain.read_bytes())),
+            "ssl_key_file": str(server.place("server.key", key.read_bytes())),
+        }
+        with server:
+            server.execute("CREATE DATABASE store")
+            access.initialise(server.url("store"))
+            centre = Centre(server, server.url("store"), Path(name), authority)
+            os.environ["HOPAAS_CA_FILE"] = str(authority.file)
+            try:
+                gateway = centre.gateway("--per-token", "600")
+                yield Place(centre, gateway, centre.token(connections=600))
+            finally:
+                centre.stop()
+
+
+# --- one exchange ------------------------------------------------------------------------------------------------
+
+
+def _select(connection: Any, times: int) -> list[float]:
+    connection.autocommit = True
+    waits = []
+    with connection.cursor() as cursor:
+        for _ in range(times):
+            began = time.perf_counter()
+            cursor.execute("SELECT 1")
+            cursor.fetchall()
+            waits.append(time.perf_counter() - began)
+    return waits
+
+
+def _one_statement(here: Place) -> list[Row]:
+    """In turns, so that both sides see the same load."""
+    near = _in_turns({kind: here.connect(kind) for kind in KINDS}, _EACH)
+    with here.link("direct") as one, here.link("tunnel") as other:
+        far = _in_turns({"direct": here.connect("direct", one.port), "tunnel": here.connect("tunnel", other.port)}, 2)
+    return [
+        _row("`SELECT 1` on loopback, median, ms", _each(statistics.median, near), 1e3, "{:.3f}", "5 x, 0.6 ms"),
+        _row("… mean, ms", _each(statistics.fmean, near), 1e3, "{:.3f}"),
+        _row("`SELECT 1` over 30 ms, median, ms", _each(statistics.median, far), 1e3, "{:.2f}", "1.05 x"),
+    ]
+
+
+def _in_turns(ways: dict[str, Any], times: int) -> dict[str, list[float]]:
+    waits: dict[str, list[float]] = {kind: [] for kind in ways}
+    for _ in range(_ROUNDS):
+        for kind, connection in ways.items():
+            waits[kind] += _select(connection, times)
+    for connection in ways.values():
+        connection.close()
+    return waits
+
+
+def _each(of: Callable[[list[float]], float], waits: dict[str, list[float]]) -> dict[str, float]:
+    return {kind: of(found) for kind, found in waits.items()}
+
+
+def _row(what: str, found: dict[str, float], scale: float, form: str, asked: str = "") -> Row:
+    direct, tunnel = (form.format(scale * found[kind]) for kind in ("direct", "tunnel"))
+    return Row(what, direct, tunnel, f"{found['tunnel'] / found['direct']:.2f} x", asked)
+
+
+# --- connecting --------------------------------------------------------------------------------------------------
+
+
+def _connecting(here: Place) -> list[Row]:
+    seconds, trips, near = {}, {}, {}
+    for kind in KINDS:
+        here.connect(kind).close()  # the gateway knows the token from here on
+        with here.link(kind) as relay:
+            taken = []
+            for _ in range(5):
+                relay.reset()
+                began = time.perf_counter()
+                connection = here.connect(kind, relay.port)
+                taken.append(time.perf_counter() - began)
+                trips[kind] = relay.round_trips + 1  # TCP's own
+                connection.close()
+            seconds[kind] = statistics.median(taken) / ROUND_TRIP
+        near[kind] = statistics.median(_timed(lambda kind=kind: here.connect(kind).close()) for _ in range(20))
+    difference = f"{seconds['tunnel'] - seconds['direct']:+.1f}"
+    return [
+        Row(
+            "connect over 30 ms, in round trips' time",
+            f"{seconds['direct']:.1f}",
+            f"{seconds['tunnel']:.1f}",
+            difference,
+            "+1",
+        ),
+        Row("… round trips, TCP's own included", f"{trips['direct']:.0f}", f"{trips['tunnel']:.0f}", "", "+1"),
+        _row("connect on loopback, ms", near, 1e3, "{:.1f}"),
+    ]
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+# --- a trial -----------------------------------------------------------------------------------------------------
+
+
+def _trials(here: Place) -> list[Row]:
+    rows = []
+    for own in (False, True):
+        waits = dict.fromkeys(KINDS, 0.0)
+        for turn, kind in enumerate((*KINDS, *reversed(KINDS))):
+            with here.link(kind) as relay, blocked() as spent:
+                storage = hopaas_p2p.open_storage(here.url(kind, relay.port))
+                name = f"{turn}-{own}"
+                study: Any = (
+                    hopaas_p2p.open_study(storage, name)
+                    if own
+                    else optuna.create_study(storage=storage, study_name=name)
+                )
+                study.optimize(objective, n_trials=3)
+                spent.clear()
+                study.optimize(objective, n_trials=20)
+                waits[kind] += sum(spent) / 40
+                storage.close()
+        what = "`Study.optimize` of ours" if own else "Optuna's `optimize`"
+        rows.append(_row(f"blocked a trial over 30 ms, {what}, ms", waits, 1e3, "{:.1f}", "1.05 x"))
+    return rows
+
+
+# --- a crowd -----------------------------------------------------------------------------------------------------
+
+
+def _crowd(here: Place) -> list[Row]:
+    assert here.gateway.process is not None
+    pid = here.gateway.process.pid
+    env = {"HOPAAS_CA_FILE": str(here.authority.file)}
+    direct = tunnel_crowd.run(here.direct(), env)
+    before = tunnel_crowd.resident(pid)
+    idle, busy = 0, 0.0
+
+    def connected() -> None:
+        nonlocal idle, busy
+        idle, busy = tunnel_crowd.resident(pid), tunnel_crowd.cpu_seconds(pid)
+
+    through = tunnel_crowd.run({"gateway": here.gateway.port, **here.login()}, env, connected)
+    used = tunnel_crowd.cpu_seconds(pid) - busy
+    most = _peak(pid)
+    exchanges = through.exchanges * tunnel_crowd.SECONDS
+    peers = tunnel_crowd.PEERS
+    return [
+        Row(
+            f"{peers} peers on one gateway process, exchanges/s",
+            f"{direct.exchanges:,.0f}",
+            f"{through.exchanges:,.0f}",
+            f"{through.exchanges / direct.exchanges:.2f} x",
+            "1,500, or what Postgres does",
+        ),
+        Row(
+            "… p50, p99 of an exchange, ms",
+            f"{1e3 * direct.p50:.0f}, {1e3 * direct.p99:.0f}",
+            f"{1e3 * through.p50:.0f}, {1e3 * through.p99:.0f}",
+        ),
+        Row(
+            "… CPU of the gateway an exchange, µs; so one core carries, a second",
+            "",
+            f"{1e6 * used / exchanges:.0f}; {exchanges / used:,.0f}",
+            "",
+            "1,500",
+        ),
+        Row(
+            "… memory of the gateway a connection, kB: idle; at most, while exchanging",
+            "",
+            f"{(idle - before) / peers / 1e3:.0f}; {(most - before) / peers / 1e3:.0f}",
+            "",
+            "250",
+        ),
+    ]
+
+
+def _peak(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def main() -> str:
+    """The table, in Markdown."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with place() as here:
+        found = [*_one_statement(here), *_connecting(here), *_trials(here), *_crowd(here)]
+    lines = ["| The tunnel | direct TLS | through the gateway | tunnel to direct | asked |", "|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in found]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(main())
