@@ -15,8 +15,8 @@ from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialFinish
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NewerFormat, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.courier import Courier, Membership
-from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.memory import MemoryStore
+from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
+from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from hopaas_p2p.testing.conformance import everything, sealed
 from hopaas_p2p.testing.faults import Fault, FaultyStore
 
@@ -222,3 +222,25 @@ def test_an_adopted_owner_is_beaten_for_however_often_this_peer_exchanges(
         tick_for(courier, clock, 3.0)
         seen.add(store.beats(["parent"]).get("parent"))
     assert len(seen - {None}) >= 12
+
+
+def test_what_was_spooled_is_sent_again_until_the_log_holds_it(
+    store: MemoryStore, courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may answer with a part of what is new, and not have appended yet."""
+    exchange, pushed = MemoryLog.exchange, list[str]()
+
+    def hesitant(log: MemoryLog, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        if outgoing is None:
+            return exchange(log, None, since, beat)
+        pushed.append(outgoing.nonce)
+        if len(pushed) > 1:
+            return exchange(log, outgoing, since, beat)
+        return Receipt(exchange(log, None, since, beat).entries[:1], more=True)
+
+    monkeypatch.setattr(MemoryLog, "exchange", hesitant)
+    membership = courier.membership(0, "first")
+    spooled = codec.encode(Commit("gone", 1, "gone", 0, (TrialCreate(),)))
+    membership.replica.send_for_another("gone:1", spooled)
+    assert pushed == ["gone:1"] * 2
+    assert [entry.payload for entry in everything(store.log("first"))].count(spooled) == 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import optuna
 import psycopg2
+import psycopg2.extras
 import pytest
 
 import hopaas_p2p
@@ -340,6 +341,29 @@ def _flushes(storage: Any) -> bool:
     except StoreUnreachable:
         return False
     return True
+
+
+# --- a thin link ---------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_does_not_read_its_reply_holds_up_nobody(postgres: Server, postgres_url: str) -> None:
+    """Its commit waits for a lock and gives it back before much of the reply has to cross the network."""
+    near = PostgresStore(postgres_url)
+    for lsn in range(16):
+        near.log("u").exchange(outgoing(f"large-{lsn}", 1 << 18), lsn)
+    with contextlib.closing(psycopg2.connect(postgres_url, async_=True)) as stalled, Relay(postgres.port) as relay:
+        psycopg2.extras.wait_select(stalled)
+        cursor = stalled.cursor()
+        cursor.execute("SELECT * FROM hopaas.exchange_v1('u', 0, 'stalled', 'x', NULL, NULL, NULL, 4194304)")
+        until(lambda: postgres.execute("SELECT max(lsn) FROM hopaas.commits", database="store") == [(17,)])
+        store = PostgresStore(postgres.url("store", user=OWNER, port=relay.port))
+        receipt = store.log("u").exchange(outgoing("mine"), 0)
+        assert receipt.more
+        assert relay.received < 2 * (3 << 17) + 5000, "hexadecimal, one commit over 128 KiB"
+        entries = everything(near.log("u"))
+        assert [entry.payload for entry in entries[16:]] == [b"x", outgoing("mine").payload]
+        store.close()
+    near.close()
 
 
 # --- who may not ---------------------------------------------------------------------------------------------------

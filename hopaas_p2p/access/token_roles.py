@@ -20,8 +20,8 @@ CONNECTIONS: Final = 256
 """Processes that may use one token at once, unless said otherwise."""
 
 _TIMEOUTS: Final = {
-    # so that a stopped process holds no lock and no place for long
-    "statement_timeout": "60s",
+    # so that a stopped process holds no lock and no place for long; a snapshot over a thin link takes minutes
+    "statement_timeout": "600s",
     "lock_timeout": "30s",
     "idle_in_transaction_session_timeout": "30s",
 }

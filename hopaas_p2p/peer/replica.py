@@ -234,8 +234,11 @@ class Replica(Generic[S]):
         with self.turn:
             if not self._trusted:
                 self._join()
-            receipt = self._ask(Outgoing(nonce, payload), self.state.lsn)
-            self._take(receipt.entries)
+            appended = False
+            while not appended:
+                receipt = self._ask(Outgoing(nonce, payload), self.state.lsn)
+                self._take(receipt.entries)
+                appended = not receipt.more or any(entry.payload == payload for entry in receipt.entries)
             if receipt.more:
                 self._pull()
 

@@ -197,11 +197,13 @@ AS $$
 $$;
 
 -- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
--- after p_since, up to about p_limit bytes; `head` is the last lsn there is. p_about names the study that a commit to
--- the catalog speaks of: it is stamped owner:<uuid> if the user owns that study.
+-- after p_since, up to about p_limit bytes (with a commit 128 KiB at most); `head` is the last lsn there is. p_about
+-- names the study that a commit to the catalog speaks of: it is stamped owner:<uuid> if the user owns that study.
 --
 -- The row of the log is locked, so lsn order is commit order. Not an advisory lock: anybody who may connect could take
--- that one too, and stop studies that are none of his business.
+-- that one too, and stop studies that are none of his business. The lock is held until the reply has left, so with a
+-- commit a reply is short, beyond its first entry; the rest is asked for again, without a lock. Else one peer on a thin
+-- link, far behind, would hold up all others.
 CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
     p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer
 ) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, head bigint)
@@ -269,7 +271,7 @@ BEGIN
                 FROM hopaas.commits c
                 WHERE c.log = v_log.id AND c.lsn > p_since AND c.lsn <= p_since + 10000
             ) w
-            WHERE w.before <= greatest(p_limit, 64)
+            WHERE w.before <= CASE WHEN p_payload IS NULL THEN greatest(p_limit, 64) ELSE least(p_limit, 131072) END
             ORDER BY w.lsn;
     END IF;
 END $$;
