@@ -32,8 +32,11 @@ def main() -> None:
     except HopaasError as error:
         st.error(theme.plain(error, longest=1000), icon=":material/error:")
         return
-    page = _menu(here, studies)
-    _sidebar(here, studies)
+    groups = _pages(here, studies)
+    page = st.navigation([page for group in groups.values() for page in group], position="hidden")
+    with st.sidebar:
+        _menu(groups)
+        _sidebar(here, studies)
     page.run()
 
 
@@ -51,7 +54,8 @@ def _signed_in() -> bool:
     return False
 
 
-def _menu(here: Here, studies: list[Listing]) -> st.Page:
+def _pages(here: Here, studies: list[Listing]) -> dict[str, list[st.Page]]:
+    """The pages by the heading that they stand under."""
     listing = _chosen(studies)
     groups: dict[str, list[st.Page]] = {}
     for entry in PAGES:
@@ -67,45 +71,52 @@ def _menu(here: Here, studies: list[Listing]) -> st.Page:
                 visibility="visible" if entry.listed and (listing is not None or not entry.study) else "hidden",
             )
         )
-    return st.navigation(groups)
+    return groups
+
+
+def _menu(groups: dict[str, list[st.Page]]) -> None:
+    """Ours: Streamlit's own, with headings, is a list that a screen reader cannot read."""
+    for heading, pages in groups.items():
+        shown = [page for page in pages if page.visibility == "visible"]
+        if shown:
+            st.html(f'<p class="hp-group">{theme.safe(heading)}</p>')
+        for page in shown:
+            st.page_link(page, icon=page.icon, width="stretch")
 
 
 def _sidebar(here: Here, studies: list[Listing]) -> None:
     """Which study and store are shown, and where else to look."""
     now = _chosen(studies)
     names = [one.name for one in studies]
-    with st.sidebar:
-        if names:
-            picked = st.selectbox(
-                "Study",
-                names,
-                index=names.index(now.name) if now is not None else None,
-                placeholder="choose one",
-                key=f"pick-{now.uuid if now is not None else ''}",
-            )
-            if picked is not None and (now is None or picked != now.name):
-                st.session_state["study"] = picked
-                url.set_("study", picked)
-                st.rerun()
-        if len(here.options.stores) > 1:
-            known = [redacted(one) for one in here.options.stores]
-            store = st.selectbox("Store", known, index=known.index(redacted(_store(here.options))), key="pick-store")
-            if store != redacted(_store(here.options)):
-                url.set_("study", None)
-                url.set_("store", store)
-                st.session_state.pop("study", None)
-                st.rerun()
-        if here.options.optuna_port is not None:
-            host = here.options.host
-            st.link_button(
-                "optuna-dashboard", f"http://{host}:{here.options.optuna_port}/", icon=":material/open_in_new:"
-            )
-        lines = [f"store {redacted(here.feed.url)}", "changes allowed" if here.options.actions else "read-only"]
-        lines += [f"signed in as {here.person}"] if here.person else []
-        for line in lines:
-            theme.caption(line)
-        if here.person:
-            st.button("Sign out", on_click=st.logout, type="tertiary")
+    if names:
+        picked = st.selectbox(
+            "Study",
+            names,
+            index=names.index(now.name) if now is not None else None,
+            placeholder="choose one",
+            key=f"pick-{now.uuid if now is not None else ''}",
+        )
+        if picked is not None and (now is None or picked != now.name):
+            st.session_state["study"] = picked
+            url.set_("study", picked)
+            st.rerun()
+    if len(here.options.stores) > 1:
+        known = [redacted(one) for one in here.options.stores]
+        store = st.selectbox("Store", known, index=known.index(redacted(_store(here.options))), key="pick-store")
+        if store != redacted(_store(here.options)):
+            url.set_("study", None)
+            url.set_("store", store)
+            st.session_state.pop("study", None)
+            st.rerun()
+    if here.options.optuna_port is not None:
+        host = here.options.host
+        st.link_button("optuna-dashboard", f"http://{host}:{here.options.optuna_port}/", icon=":material/open_in_new:")
+    lines = [f"store {redacted(here.feed.url)}", "changes allowed" if here.options.actions else "read-only"]
+    lines += [f"signed in as {here.person}"] if here.person else []
+    for line in lines:
+        theme.caption(line)
+    if here.person:
+        st.button("Sign out", on_click=st.logout, type="tertiary")
 
 
 def _chosen(studies: list[Listing]) -> Listing | None:
