@@ -37,7 +37,7 @@ def note_of(here: Here, number: int | None = None) -> None:
     theme.heading("Note")
     text = notes.read_note(frame.system, None if number is None else frame.trial_id(number))
     if text.strip():
-        with st.container(border=True):
+        with st.container(border=True, key=f"hopaas-note-{number}"):
             st.markdown(tame(text))
     elif not here.may_act:
         theme.nothing("There is no note.")

@@ -41,13 +41,15 @@ def _version(here: Here) -> str:
 
 
 def _cards(here: Here, wanted: str, *, archived: bool) -> None:
-    parts = []
+    found: list[tuple[bool, float, str]] = []
     hidden = 0
     for listing in here.studies():
         frame = here.feed.frame(listing.uuid)
         if frame is None:
             why = here.feed.freshness(listing.uuid).trouble or "being created"
-            parts.append(f'<div class="hp-card"><h3>{theme.safe(listing.name)}</h3>{theme.safe(why)}</div>')
+            found.append(
+                (True, 0.0, f'<div class="hp-card"><h3>{theme.safe(listing.name)}</h3>{theme.safe(why)}</div>')
+            )
             continue
         if campaigns.ARCHIVED in frame.tags and not archived:
             hidden += 1
@@ -55,7 +57,8 @@ def _cards(here: Here, wanted: str, *, archived: bool) -> None:
         card = _card(here, frame)
         if wanted and not any(wanted in one.casefold() for one in (frame.name, card.begun_by, *card.tags)):
             continue
-        parts.append(_html(frame, card))
+        found.append((card.word != "running", -(card.last or 0.0), _html(frame, card)))
+    parts = [card for _, _, card in sorted(found, key=lambda one: one[:2])]  # what runs first, then the latest
     trouble = here.feed.freshness().trouble
     if trouble:
         st.error(theme.plain(trouble, longest=1000), icon=":material/cloud_off:")

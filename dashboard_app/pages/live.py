@@ -79,7 +79,11 @@ def _tiles(here: Here, frame: Frame, now: float) -> None:
     facts = [
         ("best", card.best, card.best_of),
         ("running", f"{card.counts.get('running', 0):,}", running + (f", {waiting:,} wait" if waiting else "")),
-        ("trials an hour", number(round(pace.per_hour, 1)), "complete and pruned, last hour"),
+        (
+            "trials an hour",
+            number(round(pace.per_hour, 1 if pace.per_hour < 100 else 0)),
+            "complete and pruned, last hour",
+        ),
         ("failed", f"{pace.failed:.1%}", f"{card.counts.get('fail', 0):,} of those that are over"),
         ("compute-hours", number(round(pace.hours, 2)), _said(saved)),
         ("to the budget", _eta(pace, card.word), budget),

@@ -59,7 +59,7 @@ def _body(here: Here, frame: Frame) -> None:
             ("sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
             ("leases lost", f"{lost:,}", "taken from silent peers, or given back"),
             ("lease", f"{frame.state.policy.ttl:g} s", "of silence until a trial is taken over"),
-            ("round trip", "unknown" if trip is None else f"{1000 * trip:.0f} ms", "to the store, from this server"),
+            ("round trip", "unknown" if trip is None else f"{1000 * trip:.2g} ms", "to the store, from this server"),
         ]
     )
     theme.heading("Who ran what")

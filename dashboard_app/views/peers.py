@@ -28,7 +28,7 @@ KINDS: Final = {
 
 
 class Peer(NamedTuple):
-    """One peer that ran a trial, or said who it is."""
+    """One peer that ran a trial."""
 
     uuid: str
     label: str
@@ -81,7 +81,7 @@ def peers(state: State, columns: Columns, now: float, alive: Callable[[str], boo
             lost[stretch.owner] = lost.get(stretch.owner, 0) + 1
     labels = labels_of(state, [*spans, *running])
     rows = []
-    for owner in dict.fromkeys([*running, *spans, *state.peers]):
+    for owner in dict.fromkeys([*running, *spans]):
         if not owner:
             continue
         said = state.peers.get(owner, {})
