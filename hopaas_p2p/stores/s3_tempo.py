@@ -29,6 +29,8 @@ _LATELY: Final = 3.0  # seconds, by the server's clock, over which commits are c
 _FULL: Final = 0.4  # of the time somebody's PUT is under way: no room for those who come as they please
 _LOSING: Final = 0.5  # of this peer's PUTs, as far as it remembers: no room either
 _TURN: Final = 1.5  # slots for which a turn is left to whose it is
+_ROUND: Final = 8  # commits by which a round may be longer than there are writers
+_LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between looks of who is next
 _CROWD: Final = 60.0  # seconds for which a writer counts as one of those who report
 _SHARE: Final = 0.2  # of a log's commits that are left for reports
@@ -64,6 +66,7 @@ class Tempo:
         self._head_at: float | None = None
         self._slot = 0.05
         self._losing = 0.0
+        self._beaten = 0
         self._recent: deque[_Sight] = deque(maxlen=256)
 
     # --- what was seen ---
@@ -89,12 +92,15 @@ class Tempo:
         """A PUT of this peer became a commit."""
         self.reached_head(0, now)
         self._losing *= 0.7
+        self._beaten = 0
         self._slot = min(max(0.7 * self._slot + 0.3 * took, _SLOT[0]), _SLOT[1])
-        self._recent.append(_Sight(_ME, self._recent[-1].modified if self._recent else 0.0, now))
+        before = self._recent[-1] if self._recent else _Sight(_ME, 0.0, now)
+        self._recent.append(_Sight(_ME, before.modified + now - before.seen, now))
 
     def lost(self) -> None:
         """A PUT of this peer came second."""
         self._losing = 0.7 * self._losing + 0.3
+        self._beaten += 1
 
     # --- how far to look ---
 
@@ -146,27 +152,32 @@ class Tempo:
         return max((ahead - 1) * self._slot - waited, _POLL * self._slot) * self._rng.uniform(0.8, 1.2)
 
     def _ahead(self) -> int:
-        """How many of those who wrote lately have waited longer than this peer."""
-        last = self._latest()
+        """How many of those who stand in line have waited longer than this peer."""
+        last = self._line()
         mine = last.pop(_ME, -1)
         return sum(place < mine for place in last.values())
 
-    def _latest(self) -> dict[str | None, int]:
-        """The place in the log of each recent writer's last commit; recent is what all of them need for two turns."""
+    def _line(self) -> dict[str | None, int]:
+        """Who stands in line, with the place of each one's last commit among those that were seen.
+
+        Everybody who wrote again and again lately: an own commit in each of the last two rounds, of as many turns as
+        there are writers. Who misses two rounds has nothing more to say.
+        """
         found: dict[str | None, int] = {}
-        newest = max([sight.modified for sight in self._recent], default=0.0)
-        for place in range(len(self._recent) - 1, -1, -1):
-            sight = self._recent[place]
-            if newest - sight.modified > max(_RECENT, 2 * len(found) * self._slot):
+        for back, sight in enumerate(reversed(self._recent)):
+            if back > 2 * len(found) + _ROUND:
                 break
-            found.setdefault(sight.writer, place)
-        return found
+            found.setdefault(sight.writer, len(self._recent) - 1 - back)
+        newest = self._recent[-1].modified
+        patience = _RECENT + 1.0 + _TURN * len(found) * self._slot
+        return {writer: place for writer, place in found.items() if newest - self._recent[place].modified <= patience}
 
     def after_losing(self) -> float:
-        """Seconds to stay away after another's PUT came first, while the log has room."""
-        if self._full:
+        """Seconds to stay away after another's PUT came first: at random, unless this peer stands in line."""
+        if self._full and _ME in self._line():
             return 0.0
-        return self._rng.uniform(0.0, max(self.writers, 1) * self._slot)
+        slots = max(min(2**self._beaten, _LONGEST_WAIT), self.writers)
+        return self._rng.uniform(0.0, slots * self._slot)
 
     @property
     def writers(self) -> int:

@@ -1,0 +1,172 @@
+"""How peers share a log in a bucket: on a clock of the test's own, so that every figure is the same on every machine.
+
+A request takes what the issue injects, 45 ms for a PUT and 20 ms for a GET, half on each way. The rules are those of
+`S3Log`, the decisions the real `Tempo`'s.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit
+from hopaas_p2p.stores.s3_tempo import Tempo
+
+PUT, GET = 0.045, 0.020
+
+
+class Bucket:
+    """A log, and everybody's time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.commits: list[tuple[bytes, float]] = []
+        self.puts = 0
+        self.gets = 0
+
+    def run(self, peers: list[Peer], seconds: float) -> None:
+        """Let them work."""
+        order = itertools.count()
+        due = [(0.0, next(order), peer.life()) for peer in peers]
+        while due:
+            self.now, _, life = heapq.heappop(due)
+            if self.now > seconds:
+                return
+            heapq.heappush(due, (self.now + next(life), next(order), life))
+
+
+class Peer:
+    """One writer. `rest` gives the seconds between its commits."""
+
+    def __init__(self, bucket: Bucket, name: str, rest: Callable[[], float], seed: int) -> None:
+        self.bucket, self.rest = bucket, rest
+        self.payload = codec.encode(Commit(name, 1, name, 0, ()))
+        self.tempo = Tempo(random.Random(seed))
+        self.head = 0
+        self.waits: list[float] = []
+
+    def life(self) -> Iterator[float]:
+        while True:
+            yield self.rest()
+            began = self.bucket.now
+            yield from self.append()
+            self.waits.append(self.bucket.now - began)
+
+    def append(self) -> Iterator[float]:
+        look = self.tempo.look_first(self.bucket.now)
+        while True:
+            yield from self.approach(look=look)
+            began = self.bucket.now
+            self.bucket.puts += 1
+            yield PUT / 2
+            won = self.head == len(self.bucket.commits)
+            if won:
+                self.bucket.commits.append((self.payload, float(int(self.bucket.now))))
+            yield PUT / 2
+            self.head += 1
+            if won:
+                self.tempo.won(self.bucket.now, self.bucket.now - began)
+                return
+            self.tempo.lost()
+            self.bucket.gets += 1
+            yield GET
+            self.tempo.saw(*self.bucket.commits[self.head - 1], self.bucket.now)
+            yield self.tempo.after_losing()
+            look = True
+
+    def approach(self, *, look: bool) -> Iterator[float]:
+        while True:
+            if look:
+                yield from self.tail()
+            pause = self.tempo.pause(self.bucket.now)
+            if not pause:
+                return
+            yield pause
+            look = True
+
+    def tail(self) -> Iterator[float]:
+        seen = 0
+        for width in self.tempo.windows(self.bucket.now):
+            self.bucket.gets += width
+            yield GET / 2
+            there = self.bucket.commits[self.head : self.head + width]
+            yield GET / 2
+            for payload, modified in there:
+                self.tempo.saw(payload, modified, self.bucket.now)
+            self.head += len(there)
+            seen += len(there)
+            if len(there) < width:
+                break
+        self.tempo.reached_head(seen, self.bucket.now)
+
+
+def crowd(
+    count: int, rest: Callable[[random.Random], float], seconds: float, seed: int = 1
+) -> tuple[Bucket, list[Peer]]:
+    bucket = Bucket()
+    chooser = random.Random(seed)
+    peers = [Peer(bucket, f"peer-{i}", lambda: rest(chooser), seed * 1000 + i) for i in range(count)]
+    bucket.run(peers, seconds)
+    return bucket, peers
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sixteen_peers_at_leisure_pay_little_more_than_a_put_a_commit(seed: int) -> None:
+    bucket, peers = crowd(16, lambda chooser: chooser.uniform(2.0, 6.0), 300.0, seed)
+    waits = sorted(wait for peer in peers for wait in peer.waits)
+    assert len(waits) > 1000
+    assert bucket.puts / len(bucket.commits) <= 1.18, "the beats go on top of it: 1.25 with them"
+    assert bucket.gets / len(bucket.commits) < 22, "15 of them are what the others wrote"
+    assert waits[len(waits) // 2] < 0.25
+    assert waits[int(0.99 * len(waits))] < 1.0
+
+
+@pytest.mark.parametrize("count", [2, 4, 8, 16, 32])
+def test_peers_at_full_speed_take_turns(count: int) -> None:
+    bucket, peers = crowd(count, lambda _: 0.001, 60.0)
+    served = sorted(len(peer.waits) for peer in peers)
+    assert len(bucket.commits) / 60.0 >= 11, "commits a second: a turn is a PUT one way, a look, and some GETs"
+    assert bucket.puts / len(bucket.commits) <= 1.25
+    assert served[0] >= 0.5 * served[-1]
+
+
+def test_a_lone_peer_never_looks_and_never_waits() -> None:
+    bucket, (peer,) = crowd(1, lambda _: 0.001, 30.0)
+    assert bucket.gets <= 1
+    assert bucket.puts == len(bucket.commits)
+    assert max(peer.waits[1:]) == pytest.approx(PUT)
+
+
+def test_one_that_comes_now_and_then_is_served_among_those_at_full_speed() -> None:
+    bucket = Bucket()
+    busy = [Peer(bucket, f"busy-{i}", lambda: 0.001, i) for i in range(6)]
+    guest = Peer(bucket, "guest", lambda: 3.0, 100)
+    bucket.run([*busy, guest], 120.0)
+    assert len(guest.waits) > 20
+    assert sorted(guest.waits)[len(guest.waits) // 2] < 1.0
+
+
+def test_a_turn_that_nobody_takes_passes() -> None:
+    """Seven of eight fall silent at once: the one that is left soon writes as if it were alone."""
+    bucket = Bucket()
+    silent = [Peer(bucket, f"silent-{i}", lambda: 0.001 if bucket.now < 20.0 else 1e6, i) for i in range(7)]
+    left = Peer(bucket, "left", lambda: 0.001, 100)
+    bucket.run([*silent, left], 60.0)
+    assert len(left.waits) > 20 / 0.5 + 30 / 0.1
+    assert max(left.waits[-100:]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("writers", "least", "most"), [(0, 0.0, 0.0), (1, 0.1, 1.0), (16, 3.0, 5.0), (500, 30.0, 30.0)]
+)
+def test_reports_linger_longer_in_a_crowd(writers: int, least: float, most: float) -> None:
+    tempo = Tempo(random.Random(1))
+    for i in range(writers):
+        tempo.saw(codec.encode(Commit(f"peer-{i}", 1, f"peer-{i}", 0, ())), 1e9, 100.0)
+    assert least <= tempo.linger(101.0) <= most
+    assert tempo.linger(200.0) == 0.0, "they have gone"
