@@ -10,13 +10,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
+from hopaas_p2p.trackers.follow import Followers, tracker_of
 from hopaas_p2p.trackers.mlflow import MLflow
+from hopaas_p2p.trackers.registry import Registered, register_best
 from hopaas_p2p.trackers.wandb import WandB
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-__all__ = ["Export", "MLflow", "Tracker", "TrackerRefused", "TrackerUnreachable", "WandB", "export_to"]
+__all__ = [
+    "Export",
+    "Followers",
+    "MLflow",
+    "Registered",
+    "Tracker",
+    "TrackerRefused",
+    "TrackerUnreachable",
+    "WandB",
+    "export_to",
+    "register_best",
+    "tracker_of",
+]
 
 
 def export_to(study: Study, tracker: Tracker) -> int:

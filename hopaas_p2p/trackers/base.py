@@ -36,6 +36,11 @@ class Tracker(Protocol):
     name: str
     """One word: "mlflow"."""
 
+    @property
+    def place(self) -> str:
+        """What tells this place from others of its kind, as it may be shown."""
+        ...
+
     def begin(self, study: StudyView) -> dict[int, str]:
         """Find or make the run of the study; returns the mark of each trial that is there ("" if it has none).
 

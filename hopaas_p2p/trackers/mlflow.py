@@ -86,6 +86,10 @@ class MLflow:
         return f"MLflow({redacted(self.uri)!r})"
 
     @property
+    def place(self) -> str:
+        return f"{redacted(self.uri)} {self._experiment_name or ''}".strip()
+
+    @property
     def client(self) -> MlflowClient:
         """MLflow's client for this server."""
         if self._client is None:
@@ -100,7 +104,7 @@ class MLflow:
     # --- the tracker ---
 
     def begin(self, study: StudyView) -> dict[int, str]:
-        with self._translated():
+        with self.translated():
             self._knock()
             self._study_uuid = study.uuid
             self._experiment = self._find_experiment(self._experiment_name or study.name)
@@ -131,7 +135,7 @@ class MLflow:
             return marks
 
     def put(self, trial: TrialView, files: StudyArtifacts) -> None:
-        with self._translated():
+        with self.translated():
             run_id = self._run_of(trial)
             self._upload(run_id, trial.files, files)
             status = _STATUS[trial.state]
@@ -152,7 +156,7 @@ class MLflow:
                 self._sent.pop(trial.number)
 
     def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
-        with self._translated():
+        with self.translated():
             self._upload(self._study_run, study.files, files)
             counts = {f"trials_{word.lower()}": {0: float(count)} for word, count in study.counts.items()}
             metrics = [one for name, value in counts.items() for one in _metrics(name, value, study.start)]
@@ -173,6 +177,10 @@ class MLflow:
 
     def close(self) -> None:
         """There is nothing open between two calls."""
+
+    def run_of(self, number: int) -> str:
+        """The id of a trial's run; KeyError when the trial was never put there."""
+        return self._runs[number]
 
     # --- how ---
 
@@ -271,7 +279,7 @@ class MLflow:
             requests.get(self.uri.rstrip("/") + "/health", timeout=_PATIENCE)
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
         """MLflow's errors in our words, without a password."""
         assert self.client is not None  # or it has said that MLflow is not installed
         import requests

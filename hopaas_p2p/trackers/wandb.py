@@ -70,6 +70,10 @@ class WandB:
     def __repr__(self) -> str:
         return f"WandB({self.project!r}, offline={self.offline})"
 
+    @property
+    def place(self) -> str:
+        return f"{self.entity or ''}/{self.project} {self.directory.absolute() if self.offline else ''}".strip()
+
     # --- the tracker ---
 
     def begin(self, study: StudyView) -> dict[int, str]:

@@ -1,0 +1,144 @@
+"""The best trial's model in MLflow's model registry, with its parameters and where it comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.trackers.mlflow import MLflow
+from hopaas_p2p.trackers.view import PREFIX, TrialView, look
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from hopaas_p2p.artifacts import Artifact
+    from hopaas_p2p.study import Study
+
+_ALIAS: Final = "best"
+_MODEL: Final = "model"  # the directory of the run that holds the model
+_MARKER: Final = "MLmodel"  # the file that makes a directory a model of MLflow's
+
+
+class Registered(NamedTuple):
+    """A version of a registered model."""
+
+    name: str
+    version: str
+    trial: int
+    uri: str
+    """models:/NAME/VERSION, which MLflow's loaders take."""
+
+
+def register_best(
+    study: Study, model_artifact: str | os.PathLike[str], name: str, *, tracker: MLflow | str | None = None
+) -> Registered:
+    """Put the best trial's model into MLflow's registry, and the alias "best" on it. Twice gives the same version.
+
+    Args:
+        study: from `open_study`.
+        model_artifact: the name or id of a file that the best trial uploaded; or a path, of a file to be uploaded to
+            that trial first. A zip or tar with an `MLmodel` file at its top is registered as the model in it.
+        name: the registered model.
+        tracker: the MLflow to use, or its URI; MLFLOW_TRACKING_URI if not said.
+
+    Raises:
+        ValueError: no trial is COMPLETE yet.
+        InvalidInput: the best trial has no such file, or no model is called that.
+        TrackerUnreachable: MLflow did not answer.
+
+    """
+    if not name or set(name) & set("/:'"):
+        raise InvalidInput(f"{name!r} is no name of a model: it has no slash, colon or quote")
+    mlflow = tracker if isinstance(tracker, MLflow) else MLflow(tracker)
+    number = study.best_trial.number
+    file = _file_of(study, number, model_artifact)
+    view = look(study, settled={trial.number for trial in study.trials} - {number})
+    mlflow.begin(view)
+    trial = view.trials[number]
+    mlflow.put(trial, study.artifacts())
+    with mlflow.translated():
+        found = _find(mlflow.client, name, view.uuid, file)
+        version = found or _create(study, mlflow, name, trial, file, view.uuid)
+        mlflow.client.set_registered_model_alias(name, _ALIAS, version)
+    return Registered(name, version, number, f"models:/{name}/{version}")
+
+
+def _file_of(study: Study, number: int, said: str | os.PathLike[str]) -> Artifact:
+    files = study.artifacts()
+    if isinstance(said, os.PathLike):
+        return files.put(Path(said), trial=number)
+    there = files.list(number)
+    found = [one for one in there if said in (one.id, one.filename)]
+    if not found:
+        names = ", ".join(one.filename for one in there) or "none"
+        raise InvalidInput(f"trial {number}, the best, has no file {said!r}; it has: {names}")
+    return found[-1]
+
+
+def _find(client: MlflowClient, name: str, study_uuid: str, file: Artifact) -> str | None:
+    """The version that was made of this very file."""
+    for one in client.search_model_versions(f"name = '{name}'"):
+        if (one.tags.get(f"{PREFIX}study"), one.tags.get(f"{PREFIX}file")) == (study_uuid, file.id):
+            return str(one.version)
+    return None
+
+
+def _create(study: Study, mlflow: MLflow, name: str, trial: TrialView, file: Artifact, study_uuid: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.client
+    with contextlib.suppress(MlflowException):  # it is there already
+        client.create_registered_model(name)
+    run_id = mlflow.run_of(trial.number)
+    with tempfile.TemporaryDirectory(prefix="hopaas-model-") as directory:
+        place = _unpacked(study.artifacts().get(file, Path(directory, file.filename)), Path(directory, "unpacked"))
+        if place.is_dir():
+            client.log_artifacts(run_id, str(place), _MODEL)
+        else:
+            client.log_artifact(run_id, str(place), _MODEL)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{_MODEL}"
+    made = client.create_model_version(
+        name, source, run_id, tags=_tags(trial, file, study_uuid), description=_description(study, trial)
+    )
+    return str(made.version)
+
+
+def _unpacked(path: Path, directory: Path) -> Path:
+    """The model of MLflow's in an archive; anything else stays the file it is."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if _MARKER not in archive.namelist():
+                return path
+            archive.extractall(directory)  # noqa: S202  # zipfile leaves out what leads elsewhere
+        return directory
+    if tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            if not {_MARKER, f"./{_MARKER}"} & set(archive.getnames()):
+                return path
+            archive.extractall(directory, filter="data")  # noqa: S202  # the filter refuses what leads elsewhere
+        return directory
+    return path
+
+
+def _tags(trial: TrialView, file: Artifact, study_uuid: str) -> dict[str, str]:
+    said = {f"{PREFIX}study": study_uuid, f"{PREFIX}file": file.id, f"{PREFIX}sha256": file.sha256 or ""}
+    said |= {f"{PREFIX}{name}": text for name, text in trial.tags.items()}
+    said |= {f"{PREFIX}{name}": str(value) for name, value in trial.values.items()}
+    said |= {f"{PREFIX}param.{name}": str(value) for name, value in trial.params.items()}
+    return {name: text[:1000] for name, text in said.items() if text}
+
+
+def _description(study: Study, trial: TrialView) -> str:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in trial.params.items())
+    values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
+    where = " on ".join(trial.tags[key] for key in ("site", "node") if key in trial.tags)
+    return (
+        f"Trial {trial.number} of the study {study.name!r}: {values}. It ran at {where or 'an unknown place'}.\n\n"
+        f"| parameter | value |\n|---|---|\n{rows}\n\n    {trial.tags['command']}\n"
+    )

@@ -1,0 +1,337 @@
+"""Peers keep trackers current by themselves: one of them exports, and none of them ever fails for it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
+from hopaas_p2p.study import Study
+from hopaas_p2p.trackers import Followers, MLflow, TrackerUnreachable, WandB, follow, tracker_of
+from tests.mlflow_fixtures import Relay, mlflow_server, relay
+from tests.processes import campaign, environment, script, until
+
+__all__ = ["mlflow_server", "relay"]
+
+
+class Notebook:
+    """A tracker in memory: several `Pen`s write into it, one a peer."""
+
+    def __init__(self) -> None:
+        self.marks: dict[int, str] = {}
+        self.states: dict[int, str] = {}
+        self.writers: Counter[str] = Counter()
+        self.trouble: Callable[[], None] = lambda: None
+        self.final = False
+
+
+class Pen:
+    name = "notebook"
+    place = "a desk"
+
+    def __init__(self, notebook: Notebook, who: str = "somebody") -> None:
+        self.notebook, self.who, self.closed = notebook, who, False
+
+    def begin(self, study: Any) -> dict[int, str]:
+        self.notebook.trouble()
+        return dict(self.notebook.marks)
+
+    def put(self, trial: Any, files: Any) -> None:
+        self.notebook.trouble()
+        self.notebook.marks[trial.number] = trial.mark
+        self.notebook.states[trial.number] = trial.state
+        self.notebook.writers[self.who] += 1
+
+    def put_study(self, study: Any, files: Any) -> None:
+        self.notebook.final = study.final
+
+    def link(self) -> str:
+        return "desk://page/1"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def notebook() -> Notebook:
+    return Notebook()
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[Callable[[], Study]]:
+    """Makes peers of one study; they are closed in the end."""
+    made: list[Study] = []
+
+    def make() -> Study:
+        made.append(campaign(tmp_path, budget=8))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_what_happens_is_in_the_tracker_while_it_happens(peers: Callable[[], Study], notebook: Notebook) -> None:
+    study = peers()
+    followers = Followers(study, [Pen(notebook)], every=0.05)
+    trial = study.ask()
+    until(lambda: notebook.states == {0: "RUNNING"})
+
+    study.tell(trial, 1.0)
+
+    until(lambda: notebook.states == {0: "COMPLETE"})
+    followers.close()
+
+
+def test_closing_exports_the_last_of_it(peers: Callable[[], Study], notebook: Notebook) -> None:
+    study = peers()
+    pen = Pen(notebook)
+    followers = Followers(study, [pen], every=3600)
+    study.optimize(lambda trial: trial.params["lr"])
+
+    followers.close()
+
+    assert notebook.states == dict.fromkeys(range(8), "COMPLETE")
+    assert notebook.final
+    assert pen.closed
+
+
+def test_of_many_peers_one_exports(peers: Callable[[], Study], notebook: Notebook) -> None:
+    studies = [peers() for _ in range(4)]
+    first = Followers(studies[0], [Pen(notebook, "0")], every=0.05)
+    studies[0].tell(studies[0].ask(), 1.0)
+    until(lambda: notebook.states == {0: "COMPLETE"})
+    others = [Followers(one, [Pen(notebook, str(n))], every=0.05) for n, one in enumerate(studies[1:], 1)]
+    for study in studies[1:]:
+        study.tell(study.ask(), 1.0)
+
+    until(lambda: notebook.states == dict.fromkeys(range(4), "COMPLETE"))
+
+    for one in [*others, first]:  # the exporter is the last to go
+        one.close()
+    assert list(notebook.writers) == ["0"]
+
+
+def test_another_takes_over_when_the_exporter_ends(peers: Callable[[], Study], notebook: Notebook) -> None:
+    one, two = peers(), peers()
+    first = Followers(one, [Pen(notebook, "one")], every=0.05)
+    one.tell(one.ask(), 1.0)
+    until(lambda: notebook.states == {0: "COMPLETE"})
+    second = Followers(two, [Pen(notebook, "two")], every=0.05)
+    first.close()
+
+    two.tell(two.ask(), 1.0)
+    second.close()
+
+    assert notebook.states == {0: "COMPLETE", 1: "COMPLETE"}
+    assert set(notebook.writers) == {"one", "two"}
+
+
+def test_another_takes_over_when_the_exporter_is_killed(tmp_path: Path, notebook: Notebook) -> None:
+    study = campaign(tmp_path, lease_ttl=1.0)
+    words = script(
+        tmp_path,
+        """
+        import time
+        import hopaas_p2p
+        from hopaas_p2p.trackers import Followers
+        from tests.test_trackers_follow import Notebook, Pen
+
+        study = hopaas_p2p.open_study("store", "s")
+        study.ask()
+        notebook = Notebook()
+        followers = Followers(study, [Pen(notebook)], every=0.05)
+        while not notebook.states:
+            time.sleep(0.01)
+        print("exported", flush=True)
+        time.sleep(600)
+        """,
+    )
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "exported\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+    followers = Followers(study, [Pen(notebook, "survivor")], every=0.05)
+
+    until(lambda: notebook.writers["survivor"] > 0, 60)
+    followers.close()
+    study.close()
+
+
+def test_an_outage_costs_one_warning_and_is_made_good(
+    peers: Callable[[], Study], notebook: Notebook, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[int] = []
+
+    def away() -> None:
+        tries.append(1)
+        raise TrackerUnreachable("the desk is away")
+
+    notebook.trouble = away
+    study = peers()
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        followers = Followers(study, [Pen(notebook)], every=0.02)
+        study.optimize(lambda trial: trial.params["lr"])
+        until(lambda: len(tries) > 2)
+        notebook.trouble = lambda: None
+        until(lambda: len(notebook.states) == 8)
+        until(lambda: "is back" in caplog.text)
+        followers.close()
+
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["the desk is away; training goes on; it is tried again"]
+
+
+def test_whatever_a_tracker_raises_training_goes_on(
+    peers: Callable[[], Study], notebook: Notebook, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no such thing\nas a second line")
+
+    notebook.trouble = broken
+    study = peers()
+    followers = Followers(study, [Pen(notebook)], every=3600)
+
+    study.optimize(lambda trial: trial.params["lr"])
+    followers.close()
+
+    assert study.state.counts[1] == 8
+    assert caplog.records[-1].getMessage() == (
+        "RuntimeError: no such thing; run hopaas-p2p export notebook once it is back"
+    )
+
+
+def test_one_that_cannot_reach_its_tracker_lets_another_try(peers: Callable[[], Study], notebook: Notebook) -> None:
+    def away() -> None:
+        raise TrackerUnreachable("no route from here")
+
+    cut_off, near = peers(), peers()
+    nowhere = Notebook()
+    nowhere.trouble = away
+    first = Followers(cut_off, [Pen(nowhere)], every=0.02)
+    until(lambda: "hopaas:exporter:" in "".join(cut_off.state.system))
+    second = Followers(near, [Pen(notebook, "near")], every=0.02)
+    cut_off.tell(cut_off.ask(), 1.0)
+
+    until(lambda: notebook.states == {0: "COMPLETE"}, 60)
+
+    first.close()
+    second.close()
+
+
+def test_a_tracker_that_hangs_does_not_keep_the_program(
+    peers: Callable[[], Study], notebook: Notebook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follow, "_FAREWELL", 0.1)
+    hangs = threading.Event()
+    goes_on = threading.Event()
+
+    def hang() -> None:
+        hangs.set()
+        goes_on.wait(60)
+
+    notebook.trouble = hang
+    study = peers()
+    followers = Followers(study, [Pen(notebook)], every=0.02)
+    study.tell(study.ask(), 1.0)
+    assert hangs.wait(60)
+
+    followers.close()
+
+    assert "notebook does not have the last of this study yet" in caplog.text
+    notebook.trouble = lambda: None
+    goes_on.set()
+    until(lambda: not any(thread.name == "hopaas-notebook" for thread in threading.enumerate()))
+
+
+def test_who_may_only_read_exports_all_the_same(
+    peers: Callable[[], Study], notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = peers()
+    study.tell(study.ask(), 1.0)
+
+    def denied(*_: Any) -> None:
+        raise Denied
+
+    monkeypatch.setattr(study.storage, "say", denied)
+    followers = Followers(study, [Pen(notebook)], every=0.05)
+
+    until(lambda: notebook.states == {0: "COMPLETE"})
+    followers.close()
+
+
+def test_the_study_says_where_it_is_to_be_found(peers: Callable[[], Study], notebook: Notebook) -> None:
+    study = peers()
+    followers = Followers(study, [Pen(notebook)], every=0.05)
+    until(lambda: any("desk://page/1" in text for text in study.state.system.values()))
+    followers.close()
+
+
+def test_a_tracker_is_named_or_made() -> None:
+    pytest.importorskip("mlflow")
+    made = tracker_of("mlflow:http://127.0.0.1:5000")
+    assert isinstance(made, MLflow)
+    assert made.uri == "http://127.0.0.1:5000"
+    other = tracker_of("wandb:tuning")
+    assert isinstance(other, WandB)
+    assert other.project == "tuning"
+    assert tracker_of(made) is made
+    with pytest.raises(InvalidInput, match="'tensorboard' is no tracker"):
+        tracker_of("tensorboard")
+
+
+def test_mlflow_without_an_address_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_URI"):
+        tracker_of("mlflow")
+
+
+def test_mlflow_catches_up_after_an_outage_while_training_goes_on(
+    tmp_path: Path, mlflow_server: str, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = campaign(tmp_path, budget=4)
+    followers = Followers(study, [MLflow(relay.uri, experiment=tmp_path.name)], every=0.1)
+    until(lambda: "does not answer" in caplog.text, 60)
+    study.optimize(lambda trial: trial.params["lr"], n_trials=2)
+
+    relay.open()
+    until(lambda: _states(mlflow_server, tmp_path) == ["FINISHED", "FINISHED"], 60)
+    study.optimize(lambda trial: trial.params["lr"])
+    followers.close()
+
+    assert _states(mlflow_server, tmp_path) == ["FINISHED"] * 4
+    assert caplog.text.count("training goes on") == 1
+    study.close()
+
+
+def _states(uri: str, tmp_path: Path) -> list[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(tmp_path.name)
+    found = client.search_runs([experiment.experiment_id]) if experiment else []
+    return [run.info.status for run in found if "hopaas.trial" in run.data.tags]
+
+
+def test_a_fork_leaves_the_threads_to_its_parent(peers: Callable[[], Study], notebook: Notebook) -> None:
+    study: hopaas_p2p.Study = peers()
+    followers = Followers(study, [Pen(notebook)], every=0.05)
+    until(lambda: study.state.system)
+    for one in followers._all:
+        one._pid -= 1  # as a fork sees it
+
+    followers.close()
+
+    for one in followers._all:
+        one.join(60)
