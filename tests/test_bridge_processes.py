@@ -23,7 +23,7 @@ from tests.processes import CLI, cli, environment, until
 class BridgeProcess:
     """`hopaas-p2p bridge`, restarted at will."""
 
-    def __init__(self, near: Path, far: str, folder: Path, **env: str) -> None:
+    def __init__(self, near: Path | str, far: str, folder: Path, **env: str) -> None:
         self._words = [*CLI, "bridge", str(near), far, "--pace", "0.1"]
         self._log = folder / "bridge.log"
         self._env = env
@@ -97,6 +97,19 @@ def test_two_bridges_may_run_at_once(bridge: BridgeProcess, near: Path, postgres
     state = replayed(everything(log))
     assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 12
     assert state.refusals == {}
+
+
+def test_the_near_side_may_be_a_database_and_the_far_side_a_directory(postgres_url: str, tmp_path: Path) -> None:
+    bridge = BridgeProcess(postgres_url, str(tmp_path / "far"), tmp_path).start()
+    try:
+        space = {"x": hopaas_p2p.Float(0, 1)}
+        for store in (f"bridged+{postgres_url}", str(tmp_path / "far")):
+            study = hopaas_p2p.open_study(store, "s", space=space, budget=6)
+            study.optimize(lambda trial: trial.params["x"], n_trials=3)
+            assert len(study.state.trials) == (3 if store.startswith("bridged") else 6)
+            study.close()
+    finally:
+        bridge.kill()
 
 
 def test_a_study_is_begun_and_ended_from_the_near_side(bridge: BridgeProcess, near: Path, postgres_url: str) -> None:

@@ -103,7 +103,7 @@ class Bridge:
         while not stopped(pause):
             try:
                 self.step()
-            except StoreUnreachable as error:  # the near side's: the far side's is dealt with where it happens
+            except HopaasError as error:  # the near side's: the far side's is dealt with where it happens
                 _log.warning("the near store: %s", error)
                 pause = 1.0
                 continue
