@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from scribe import COMPLETE, defined
@@ -19,6 +19,7 @@ from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from hopaas_p2p.testing.conformance import everything, sealed
 from hopaas_p2p.testing.faults import Fault, FaultyStore
+from tests.processes import until
 
 
 class Clock:
@@ -155,6 +156,152 @@ def test_reports_linger_for_company_and_leave_by_themselves(store: MemoryStore, 
     tick_for(courier, clock, 3.0)
     assert len(everything(store.log("first"))) == before + 1
     assert reports(store, "first") == dict.fromkeys(range(5), 1.0)
+
+
+class CrowdedStore(MemoryStore):
+    """Its logs say how long reports had better wait, and when a commit is welcome."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linger = 8.0
+        self.while_waiting: list[Callable[[], object]] = []
+
+    def log(self, uuid: str) -> MemoryLog:
+        log = super().log(uuid)
+        log.__class__ = CrowdedLog
+        log.store = self  # type: ignore[attr-defined]
+        return log
+
+
+class CrowdedLog(MemoryLog):
+    store: CrowdedStore
+
+    @property
+    def linger(self) -> float:
+        return self.store.linger
+
+    def approach(self, since: int) -> Receipt:
+        while self.store.while_waiting:
+            self.store.while_waiting.pop(0)()
+        return self.exchange(None, since)
+
+
+@pytest.fixture
+def crowded() -> CrowdedStore:
+    store = CrowdedStore()
+    commit = Commit("founder", 1, "founder", 0, (defined(ttl=12.0),))
+    store.log("first").exchange(Outgoing("f", codec.encode(commit)), 0)
+    return store
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 8.0), (2.0, 2.0)])
+def test_reports_linger_as_long_as_a_crowded_log_says_unless_somebody_knows_better(
+    crowded: CrowdedStore, clock: Clock, asked: float | None, expected: float
+) -> None:
+    courier = Courier(crowded, linger=asked, clock=clock, threaded=False, describe=dict)
+    membership = courier.membership(0, "first")
+    courier.commit(membership, TrialCreate())
+    draft(courier, membership, 0)
+    tick_for(courier, clock, expected - 0.1)
+    assert membership.replica.waiting
+    tick_for(courier, clock, 0.3)
+    assert not membership.replica.waiting
+    crowded.linger = 0.5
+    draft(courier, membership, 1)
+    tick_for(courier, clock, min(expected, 1.0) - 0.2)
+    assert membership.replica.waiting, "a second at least"
+    courier.close()
+
+
+def test_reports_leave_at_once_when_flushed(crowded: CrowdedStore, clock: Clock) -> None:
+    courier = Courier(crowded, clock=clock, threaded=False, describe=dict)
+    membership = courier.membership(0, "first")
+    courier.commit(membership, TrialCreate())
+    for step in range(3):
+        draft(courier, membership, step)
+    courier.flush()
+    assert not membership.replica.waiting
+    assert reports(crowded, "first") == dict.fromkeys(range(3), 1.0)
+    courier.close()
+
+
+def test_what_is_queued_while_a_commit_waits_for_its_turn_goes_along(crowded: CrowdedStore, clock: Clock) -> None:
+    courier = Courier(crowded, clock=clock, threaded=False, describe=dict)
+    membership = courier.membership(0, "first")
+    courier.commit(membership, TrialCreate())
+    before = len(everything(crowded.log("first")))
+    late: list[Ticket] = []
+    crowded.while_waiting = [lambda: late.append(courier.put(membership, TrialCreate())) for _ in range(3)]
+    courier.commit(membership, TrialCreate())
+    assert [ticket.verdicts[0].number for ticket in late if ticket.verdicts] == [2, 3, 4]
+    assert len(everything(crowded.log("first"))) == before + 1
+    courier.close()
+
+
+def test_a_thread_whose_records_another_has_sent_waits_for_no_further_exchange(clock: Clock) -> None:
+    """With a plain lock, the thread that has just exchanged takes it again before the others wake."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(CrowdedLog):
+        def approach(self, since: int) -> Receipt:
+            entered.set()
+            assert go_on.wait(30)
+            go_on.clear()
+            return Receipt([])
+
+    store = CrowdedStore()
+    log = store.log("first")
+    log.exchange(Outgoing("f", codec.encode(Commit("founder", 1, "founder", 0, (defined(),)))), 0)
+    log.__class__ = Slow
+    store.log = lambda _: log  # type: ignore[method-assign]
+    courier = Courier(store, threaded=False, describe=dict)
+    membership = courier.membership(0, "first")
+    courier.pull(membership)
+    told: list[object] = []
+    first = threading.Thread(target=lambda: told.append(courier.commit(membership, TrialCreate())), daemon=True)
+    first.start()
+    assert entered.wait(30)
+    entered.clear()
+    second = threading.Thread(target=lambda: told.append(courier.commit(membership, TrialCreate())), daemon=True)
+    second.start()
+    until(lambda: len(membership.replica._outbox._queue) == 3)  # with the introduction
+    greedy = threading.Thread(target=courier.pull, args=(membership,), daemon=True)
+    go_on.set()
+    greedy.start()
+    for thread in (first, second):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(told) == 2
+    greedy.join(30)
+    courier.close()
+
+
+def test_a_join_that_breaks_half_way_is_no_join(store: MemoryStore) -> None:
+    """Half of a log is true of no moment: nobody may read it as if it were."""
+    log = store.log("first")
+    for i in range(4):
+        log.exchange(Outgoing(str(i), codec.encode(Commit("other", i + 1, "other", 0, (TrialCreate(),)))), 0)
+    whole = log.exchange
+
+    def half(outgoing: Outgoing | None, since: int, beat: object = None) -> Receipt:
+        if since >= 2:
+            raise StoreUnreachable
+        return Receipt(whole(None, since).entries[:2], more=True)
+
+    courier = Courier(store, threaded=False, describe=dict, patience=0.0)
+    membership = courier.membership(0, "first")
+    log.exchange = half  # type: ignore[assignment]
+    for _ in range(2):
+        with pytest.raises(StoreUnreachable):
+            courier.pull(membership)
+        assert not membership.replica.joined
+    with pytest.raises(StoreUnreachable):
+        courier.refresh_for_reading(membership)
+    log.exchange = whole  # type: ignore[method-assign]
+    courier.pull(membership)
+    assert membership.replica.joined
+    assert len(membership.replica.state.trials) == 4
+    courier.close()
 
 
 def test_what_was_not_sent_when_a_call_gave_up_is_sent_at_the_next_contact(store: MemoryStore, clock: Clock) -> None:

@@ -126,6 +126,37 @@ def test_gc_stops_when_the_list_of_studies_is_gone(campaign: Campaign) -> None:
         campaign.clean_up()
 
 
+def test_a_damaged_snapshot_after_gc_is_passed_over_for_an_older_one(campaign: Campaign) -> None:
+    """The log alone cannot be replayed any more: its beginning is gone."""
+    campaign.run_trials(4)
+    campaign.founder.write_snapshot()
+    campaign.run_trials(3)
+    campaign.founder.write_snapshot()
+    campaign.clean_up()
+    campaign.run_trials(2)
+    assert campaign.lsns()[0] == 10
+    for damaged in (b"", b"cut short", snapshot.dump(State()), snapshot.dump(campaign.founder.state)):
+        campaign.store.objects.put(f"study/u/snapshot/{15:020d}", damaged)  # the last is whole, but of another lsn
+        joined = campaign.peer("joiner")
+        joined.exchange()
+        assert snapshot.digest(joined.state) == snapshot.digest(campaign.founder.state)
+    campaign.store.objects.put(f"study/u/snapshot/{9:020d}", b"this one too")
+    joined = campaign.peer("joiner")
+    with pytest.raises(StoreCorrupt):
+        joined.exchange()
+    assert not joined.joined
+
+
+def test_a_snapshot_that_is_there_is_not_overwritten(campaign: Campaign) -> None:
+    campaign.run_trials(2)
+    campaign.founder.write_snapshot()
+    log = campaign.store.log("u")
+    log.put_snapshot(5, b"forged")
+    found = log.newest_snapshot()
+    assert found is not None
+    assert snapshot.load(found[1]).lsn == found[0] == 5
+
+
 def test_a_zombie_after_gc_joins_again_and_its_result_counts(campaign: Campaign) -> None:
     zombie = campaign.peer("zombie")
     number = started_by(zombie, "zombie")
