@@ -14,7 +14,9 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialFinish
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NewerFormat, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer.courier import Courier, Membership
+from hopaas_p2p.peer.courier import Courier
+from hopaas_p2p.peer.membership import Membership
+from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from hopaas_p2p.testing.conformance import everything, sealed
