@@ -269,9 +269,10 @@ def test_nothing_survives_a_fork(through: Callable[..., Any]) -> None:
     """The child's use of its parent's connection fails there, harms nobody, and leaves no descriptor to the gateway."""
     connection = through()
     pid = says(connection, "SELECT pg_backend_pid()")
+    copy = os.dup(connection.fileno())  # as the store's watch over silence has one
     (tunnel,) = client._tunnels
     assert tunnel._unix is not None
-    ours = {os.fstat(one.fileno()).st_ino for one in (tunnel._unix, tunnel._line.socket)}
+    ours = {os.fstat(one).st_ino for one in (tunnel._unix.fileno(), tunnel._line.socket.fileno(), copy)}
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -291,6 +292,7 @@ def test_nothing_survives_a_fork(through: Callable[..., Any]) -> None:
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == b"dead fresh"
     os.waitpid(child, 0)
+    os.close(copy)
     assert says(connection, "SELECT pg_backend_pid()") == pid, "the parent's connection goes on"
     connection.close()
     until(lambda: tunnels() == 0)

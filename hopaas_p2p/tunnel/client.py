@@ -143,14 +143,14 @@ class Tunnel:
         """Why it ended."""
         self._line: Final = line
         self._unix: socket.socket | None = None
-        self._libpq: tuple[int, int] | None = None
+        self._libpq: int | None = None
         self._thread = threading.Thread(target=self._run, name="hopaas-tunnel", daemon=True)
         _tunnels.add(self)
         self._thread.start()
 
     def adopt(self, descriptor: int) -> None:
-        """Tell which descriptor is libpq's end, to be made useless in a forked child."""
-        self._libpq = (descriptor, os.fstat(descriptor).st_ino)
+        """Tell which descriptor is libpq's end, which a forked child must not use, nor any duplicate of it."""
+        self._libpq = os.fstat(descriptor).st_ino
 
     def close(self) -> None:
         """Give up on a connection that libpq did not make."""
@@ -190,21 +190,13 @@ class Tunnel:
             self._listener.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def abandon(self) -> None:
-        """In a forked child: close the copies of the sockets, without a word to the gateway."""
+    def abandon(self) -> int | None:
+        """In a forked child: close the copies of the sockets, without a word to the gateway. Returns libpq's end."""
         for one in (self._listener, self._unix, self._line.socket):
             if one is not None:
                 with contextlib.suppress(OSError):
                     os.close(one.detach())
-        if self._libpq is None:
-            return
-        descriptor, inode = self._libpq
-        with contextlib.suppress(OSError):
-            if os.fstat(descriptor).st_ino == inode:
-                dead, other = socket.socketpair()
-                other.close()
-                os.dup2(dead.fileno(), descriptor, inheritable=False)
-                dead.close()
+        return self._libpq
 
 
 def _listen() -> tuple[str, socket.socket]:
@@ -237,9 +229,22 @@ def _is_ours(made: socket.socket) -> bool:
 
 
 def _in_child() -> None:
-    for tunnel in list(_tunnels):
-        tunnel.abandon()
+    inodes = {tunnel.abandon() for tunnel in list(_tunnels)}
     _tunnels.clear()
+    if inodes - {None}:
+        _make_useless(inodes)
+
+
+def _make_useless(inodes: set[int | None]) -> None:
+    """Put dead sockets in the place of these, whichever descriptors they have."""
+    dead, other = socket.socketpair()
+    other.close()
+    listing = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"  # noqa: PTH112  # no time to lose
+    for name in os.listdir(listing):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            if os.fstat(int(name)).st_ino in inodes:
+                os.dup2(dead.fileno(), int(name), inheritable=False)
+    dead.close()
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -11,12 +11,15 @@ import contextlib
 import http.client
 import socket
 import time
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
+
+if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
 
 _SOCKS: Final = ("socks5", "socks5h")
 _PORTS: Final = {"http": 3128, "socks5": 1080, "socks5h": 1080}
@@ -81,7 +84,7 @@ def through(proxy: Proxy | None, host: str, port: int, *, timeout: float) -> soc
         made = _through_socks(proxy, host, port, deadline)
     else:
         made = _through_connect(proxy, host, port, deadline)
-    _tune(made)
+    tune(made)
     return made
 
 
@@ -176,8 +179,8 @@ def _refused(proxy: Proxy, target: str, answer: http.client.HTTPResponse) -> Hop
     return ConfigurationError(f"{answered}: ask the site to let it connect to {target}")
 
 
-def _tune(made: socket.socket) -> None:
-    """No waiting for more to send, and an end to a link that is dead."""
+def tune(made: socket.socket | TransportSocket) -> None:
+    """On a TCP socket: no waiting for more to send, and an end to a link that is dead."""
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
