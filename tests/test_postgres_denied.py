@@ -1,0 +1,130 @@
+"""What is denied to a peer on a real server, whatever it says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import psycopg2
+import pytest
+
+from hopaas_p2p import access
+from hopaas_p2p.stores.base import Beat, Outgoing
+from tests.postgres_people import Place
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_TABLES = ("logs", "commits", "snapshots", "beats", "artifacts", "grants", "users", "tokens", "schema_version")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        *[
+            statement.format(table)
+            for table in _TABLES
+            for statement in (
+                "SELECT * FROM hopaas.{}",
+                "INSERT INTO hopaas.{} SELECT",
+                "UPDATE hopaas.{} SET ctid = ctid",
+                "DELETE FROM hopaas.{}",
+                "TRUNCATE hopaas.{}",
+                "DO $$ BEGIN LOCK TABLE hopaas.{}; END $$",
+                "ALTER TABLE hopaas.{} DISABLE TRIGGER ALL",
+                "DROP TABLE hopaas.{}",
+            )
+        ],
+        "SELECT hopaas.caller()",
+        "SELECT hopaas.role_in(1, 'catalog', 'ann')",
+        "SELECT hopaas.renew_beat('p', 'v', 'bob')",
+        "SET ROLE dba",
+        "SET ROLE admin",
+        "SET ROLE bob",
+        "SET ROLE hopaas_store_owner",
+        "SET SESSION AUTHORIZATION bob",
+        "CREATE TABLE mine (x int)",
+        "CREATE TABLE public.mine (x int)",
+        "CREATE TABLE hopaas.mine (x int)",
+        "CREATE TEMPORARY TABLE mine (x int)",
+        "CREATE SCHEMA mine",
+        "CREATE DATABASE mine",
+        "CREATE ROLE mine",
+        "CREATE FUNCTION public.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text LANGUAGE sql AS $$ SELECT 'bob' $$",
+        "CREATE VIEW public.v AS SELECT 1",
+        "CREATE EXTENSION pgcrypto",
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+        "COPY hopaas.commits TO STDOUT",
+        "COPY (SELECT 1) TO '/tmp/mine'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'dba'",
+        "GRANT hopaas_store_owner TO ann",
+        "ALTER ROLE ann SUPERUSER",
+        "ALTER ROLE bob PASSWORD 'mine'",
+        "ALTER SYSTEM SET fsync = off",
+        "DO $$ BEGIN EXECUTE 'DROP TABLE hopaas.commits'; END $$",
+        "SELECT lo_import('/etc/passwd')",
+    ],
+)
+def test_denied_to_a_peer(peers_session: dict[str, Any], sql: str) -> None:
+    for say in peers_session.values():
+        with pytest.raises(psycopg2.Error) as refused:
+            say(sql)
+        assert refused.value.pgcode in ("42501", "0LP01", "0A000"), refused.value
+
+
+@pytest.fixture(scope="module")
+def peers_session(postgres_servers: Any) -> Iterator[dict[str, Any]]:
+    """Ann's session on a server of each version, with bob beside her, and a session of the administrator open."""
+    from tests.postgres_fixtures import MAJORS, emptied
+
+    with contextlib.ExitStack() as stack:
+        sessions = {}
+        for major in MAJORS:
+            server = postgres_servers.get(major)
+            place = Place(server, emptied(server))
+            stack.callback(place.close)
+            place.token("bob")
+            stack.enter_context(place.session(place.admin))
+            sessions[f"postgres{major}"] = stack.enter_context(place.session(place.person("ann")))
+        yield sessions
+
+
+def test_nobody_speaks_for_another_user(place: Place) -> None:
+    """The author is whom the server saw log in, whatever the session sets."""
+    ann = place.person("ann")
+    with place.session(ann) as say:
+        say("SET search_path = pg_temp, public")
+        with contextlib.suppress(psycopg2.Error):
+            say("SET ROLE ann")  # before version 16 a member may; it changes nothing
+        say("SELECT hopaas.exchange_v1('u1', 0, 'n', 'p', NULL, NULL, NULL, 1000)")
+    (row,) = place.server.execute("SELECT author, role FROM hopaas.commits", database="store")
+    assert row == ("ann", "owner")
+
+
+def test_nobody_beats_for_anothers_peer(place: Place) -> None:
+    ann, bob = place.store(place.person("ann")), place.store(place.person("bob"))
+    ann.beat(Beat("p", "1"))
+    bob.beat(Beat("p", "2"))
+    assert ann.beats(["p"]) == {"p": "1"}
+
+
+def test_nobody_takes_anothers_nonce(place: Place) -> None:
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    uuid = place.uuid()
+    before = len(place.store(ann).log(uuid).exchange(None, 0).entries)
+    place.store(bob).log(uuid).exchange(Outgoing("n", b"bob's"), 0)
+    receipt = place.store(ann).log(uuid).exchange(Outgoing("n", b"ann's"), before)
+    assert [entry.payload for entry in receipt.entries] == [b"bob's", b"ann's"]
+
+
+def test_a_stranger_with_advisory_locks_stops_nobody(place: Place) -> None:
+    ann, eve = place.person("ann"), place.person("eve")
+    study = place.study(ann)
+    with place.session(eve) as say:
+        say("SELECT count(pg_advisory_lock(k)) FROM generate_series(0, 200) k")
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)

@@ -1,0 +1,84 @@
+"""Whom Postgres refuses, and which server is refused: one clear line, and no storm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt
+from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.testing.conformance import append_many, outgoing
+from hopaas_p2p.testing.latency import Relay
+from hopaas_p2p.testing.postgres import Server
+from tests.postgres_fixtures import OWNER
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def test_a_wrong_password_is_one_clear_line_and_no_storm(
+    postgres: Server, postgres_url: str, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = postgres.url("store", user=OWNER, password="wrong", port=relay.port)
+    storage = hopaas_p2p.open_storage(url)
+    for _ in range(20):
+        with pytest.raises(Denied, match="wrong, expired or revoked") as refused:
+            optuna.create_study(storage=storage)
+        assert "\n" not in str(refused.value)
+    assert relay.connections == 1, "the server is not asked again and again"
+    storage.close()
+
+
+def test_a_new_secret_is_tried_at_once(
+    postgres: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("wrong\n")
+    monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(file))
+    store = PostgresStore(f"postgresql://{OWNER}@127.0.0.1:{postgres.port}/store?application_name=rotated")
+    with pytest.raises(Denied):
+        store.catalog().exchange(None, 0)
+    file.write_text(f"{postgres.password}\n")
+    store.catalog().exchange(None, 0)
+    store.close()
+
+
+def test_a_server_that_may_lose_commits_is_refused(postgres: Server, postgres_url: str) -> None:
+    postgres.execute("ALTER DATABASE store SET synchronous_commit = off")
+    try:
+        with pytest.raises(ConfigurationError, match="synchronous_commit"):
+            PostgresStore(postgres_url).log("u").exchange(outgoing("a"), 0)
+    finally:
+        postgres.execute("ALTER DATABASE store RESET synchronous_commit")
+
+
+def test_another_isolation_is_refused(postgres: Server, postgres_url: str) -> None:
+    postgres.execute("ALTER DATABASE store SET default_transaction_isolation = 'serializable'")
+    try:
+        with pytest.raises(ConfigurationError, match="read committed"):
+            PostgresStore(postgres_url).log("u").exchange(outgoing("a"), 0)
+    finally:
+        postgres.execute("ALTER DATABASE store RESET default_transaction_isolation")
+
+
+def test_a_database_that_takes_no_writes_is_refused(postgres: Server, postgres_url: str) -> None:
+    postgres.execute("ALTER DATABASE store SET default_transaction_read_only = on")
+    try:
+        with pytest.raises(ConfigurationError, match="read-only"):
+            PostgresStore(postgres_url).log("u").exchange(outgoing("a"), 0, Beat("p", "1"))
+    finally:
+        postgres.execute("ALTER DATABASE store RESET default_transaction_read_only")
+
+
+def test_a_log_that_is_shorter_than_a_peer_has_seen_is_told(postgres: Server, postgres_url: str) -> None:
+    store = PostgresStore(postgres_url)
+    append_many(store.log("u"), "a", 3)
+    for since, commit in ((4, None), (9, outgoing("b"))):
+        with pytest.raises(StoreCorrupt, match="backup"):
+            store.log("u").exchange(commit, since)
+    with pytest.raises(StoreCorrupt):
+        store.log("never-there").exchange(None, 1)
+    store.close()
