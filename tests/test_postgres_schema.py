@@ -17,9 +17,9 @@ from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.testing.conformance import outgoing
 from hopaas_p2p.testing.postgres import Server
+from tests.postgres_fixtures import MAJORS, missing
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-from tests.postgres_fixtures import MAJORS, missing
 
 
 def _initialise(url: str, barrier: Any, results: Any) -> None:
