@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,35 +14,10 @@ import hopaas_p2p
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import everything
+from tests.bridge_process import BridgeProcess
 from tests.bridge_world import replayed
 from tests.peers import Peers, check
-from tests.processes import CLI, cli, environment, until
-
-
-class BridgeProcess:
-    """`hopaas-p2p bridge`, restarted at will."""
-
-    def __init__(self, near: Path | str, far: str, folder: Path, **env: str) -> None:
-        self._words = [*CLI, "bridge", str(near), far, "--pace", "0.1"]
-        self._log = folder / "bridge.log"
-        self._env = env
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> BridgeProcess:
-        begun = self.log().count("carrying between")
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._words, stdout=log, stderr=log, env=environment(**self._env))
-        until(lambda: self.log().count("carrying between") > begun, 60, what=self.log)
-        return self
-
-    def log(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
-
-    def kill(self) -> None:
-        """SIGKILL, and wait."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(30)
+from tests.processes import cli, until
 
 
 @pytest.fixture
