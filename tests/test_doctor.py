@@ -23,7 +23,8 @@ from hopaas_p2p.stores import checks, s3_checks, way_checks
 from hopaas_p2p.stores.findings import Finding
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_objects import Found, MinioObjects
+from hopaas_p2p.stores.s3_minio import MinioObjects
+from hopaas_p2p.stores.s3_objects import Found
 from hopaas_p2p.stores.way_checks import Way
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from hopaas_p2p.testing.seaweed import Seaweed

@@ -19,11 +19,12 @@ import pytest
 import trustme
 
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
-from hopaas_p2p.stores import s3_credentials, s3_http
+from hopaas_p2p.stores import s3_http, s3_key_services
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_address import parse
-from hopaas_p2p.stores.s3_credentials import Chain, Keys, chain
-from hopaas_p2p.stores.s3_objects import MinioObjects
+from hopaas_p2p.stores.s3_credentials import chain
+from hopaas_p2p.stores.s3_keys import Chain, Keys
+from hopaas_p2p.stores.s3_minio import MinioObjects
 from hopaas_p2p.stores.s3_policy import policy
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing import s3_faults, seaweed
@@ -222,7 +223,7 @@ def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pyt
     with Service(answers) as metadata:
         env = {"HOME": "/nowhere", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url}
         assert chain(ADDRESS, env=env).retrieve().access_key == "machine"
-    monkeypatch.setattr(s3_credentials, "_PATIENCE", 0.2)
+    monkeypatch.setattr(s3_key_services, "_PATIENCE", 0.2)
     keys = chain(ADDRESS, env={**env, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://192.0.2.1"})
     began = time.monotonic()
     for _ in range(3):
@@ -242,7 +243,7 @@ class Fading:
 
     def find(self) -> Keys:
         self.asked += 1
-        found = s3_credentials._keys_of(json.loads(as_json(f"key-{self.asked}", self._seconds)))
+        found = s3_key_services._keys_of(json.loads(as_json(f"key-{self.asked}", self._seconds)))
         assert found is not None
         return found
 
@@ -415,7 +416,7 @@ def test_the_condition_is_sent_and_signed(s3_server: Seaweed) -> None:
 def test_the_public_put_of_the_sdk_still_cannot_do_it(s3_server: Seaweed) -> None:
     """If this fails, the SDK has learnt it, and `create` may use its public call."""
     objects = MinioObjects(parse(s3_server.url(s3_server.new_prefix())))
-    client = objects._made()
+    client = objects._signed.client()
     name = objects.address.root + "x"
     for body in (b"1", b"2"):
         client.put_object(seaweed.BUCKET, name, io.BytesIO(body), 1, metadata={"If-None-Match": "*"})
@@ -441,7 +442,7 @@ def test_bucket_in_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     for style in ("virtual", "path"):
         objects = MinioObjects(parse(f"s3://bucket/p?endpoint=http://s3.example.org:9&region=r&style={style}", {}))
-        client = objects._made()
+        client = objects._signed.client()
 
         def note(_method: str, url: str, **_: Any) -> Any:
             asked.append(url)
@@ -457,14 +458,14 @@ def test_a_child_gets_connections_of_its_own(s3_url: str) -> None:
     store = S3Store(s3_url)
     log = store.log("u")
     append_many(log, "before", 2)
-    before = store.objects._client  # type: ignore[attr-defined]
+    before = store.objects._signed._client  # type: ignore[attr-defined]
     child = os.fork()
     if child == 0:
         status = 1
         try:
             store.after_fork()
             append_many(log, "child", 3, since=2)
-            status = 0 if store.objects._client is not before else 2  # type: ignore[attr-defined]
+            status = 0 if store.objects._signed._client is not before else 2  # type: ignore[attr-defined]
         finally:
             os._exit(status)
     append_many(log, "parent", 3, since=2)

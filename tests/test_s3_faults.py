@@ -13,7 +13,7 @@ import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores import s3_objects
+from hopaas_p2p.stores import s3_client
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.testing import s3_faults, seaweed
@@ -321,9 +321,9 @@ def test_keys_that_run_out_and_are_not_renewed_are_named(log: S3Log, proxy: Faul
 
 @pytest.mark.parametrize("days", [-3, 40])
 def test_a_clock_that_is_days_wrong_does_not_matter(log: S3Log, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
-    true_now, true_time = s3_objects.minio_time.utcnow, time.time
+    true_now, true_time = s3_client.minio_time.utcnow, time.time
     wrong = datetime.timedelta(days=days)
-    monkeypatch.setattr(s3_objects.minio_time, "utcnow", lambda: true_now() + wrong)
+    monkeypatch.setattr(s3_client.minio_time, "utcnow", lambda: true_now() + wrong)
     monkeypatch.setattr(time, "time", lambda: true_time() + wrong.total_seconds())
     assert append_many(log, "a", 3, since=1) == [2, 3, 4]
     now = log.objects.server_now()
@@ -342,5 +342,5 @@ def test_secrets_show_nowhere(store: S3Store, proxy: FaultProxy, monkeypatch: py
     with pytest.raises(ConfigurationError) as caught:
         store.log("u").exchange(outgoing("mine"), 0)
     told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    text = "".join(told.format()) + repr(store) + repr(store.objects) + repr(store.objects._keys)  # type: ignore[attr-defined]
+    text = "".join(told.format()) + repr(store) + repr(store.objects) + repr(store.objects.keys)  # type: ignore[attr-defined]
     assert "not-to-be-shown" not in text

@@ -21,7 +21,8 @@ from hopaas_p2p.errors import ConfigurationError, Denied, NewerFormat, StoreCorr
 from hopaas_p2p.stores.base import Beat, Progress
 from hopaas_p2p.stores.s3_address import parse
 from hopaas_p2p.stores.s3_log import S3Log
-from hopaas_p2p.stores.s3_objects import MinioObjects, ObjectStore
+from hopaas_p2p.stores.s3_minio import MinioObjects
+from hopaas_p2p.stores.s3_objects import ObjectStore
 from hopaas_p2p.stores.s3_tempo import WIDEST
 
 META: Final = "meta.json"
