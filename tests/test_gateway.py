@@ -218,12 +218,24 @@ def test_a_store_whose_token_was_revoked_says_so(centre: Centre, monkeypatch: py
         assert len(gateway.events("turned away")) == asked_so_far, "a refusal is remembered, not asked for again"
 
 
+def _plain_login(server: Server) -> str:
+    """The password of a new login without any power."""
+    server.execute("CREATE ROLE ann LOGIN PASSWORD %s", server.password)
+    return server.password
+
+
+def test_superusers_are_not_let_in_from_the_internet(centre: Centre) -> None:
+    gateway = centre.gateway()
+    with pytest.raises(Denied, match="401"):
+        dial.dial(Gateway(HOST, gateway.port), Secret(f"admin:{centre.server.password}"))
+
+
 def test_tokens_stay_good_while_postgres_is_away(centre: Centre) -> None:
     """A re-check that cannot be made is no verdict; and who comes anew is told to come later."""
     server = Server().start()
     try:
         gateway = centre.gateway("--recheck", "0.4", target=f"postgresql://127.0.0.1:{server.port}/postgres")
-        secret = Secret(f"admin:{server.password}")
+        secret = Secret(f"ann:{_plain_login(server)}")
         line = dial.dial(Gateway(HOST, gateway.port), secret)
         server.halt()
         raw = Raw(line)

@@ -25,6 +25,7 @@ from hopaas_p2p.testing.conformance import append_many, everything
 from hopaas_p2p.testing.postgres import Server
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import Gateway
+from tests.postgres_fixtures import OWNER
 from tests.processes import SPACE, environment, until
 from tests.tunnel_fixtures import HOST, Centre, GatewayProcess, tunnels
 
@@ -66,8 +67,7 @@ def again(call: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 def test_a_gateway_killed_in_a_transaction_takes_it_back(centre: Centre, token: Secret) -> None:
     gateway = centre.gateway()
-    admin = {"user": "admin", "password": centre.server.password}
-    connection = connects(gateway, **admin)
+    connection = connects(gateway, user=OWNER, password=centre.server.password)
     centre.server.execute("DROP TABLE IF EXISTS public.half", database="store")
     scalar(connection, "CREATE TABLE public.half (x int); INSERT INTO public.half VALUES (1) RETURNING x")
     gateway.kill()
@@ -130,7 +130,7 @@ def test_a_gateway_that_is_stopped_is_left_for_another_one(centre: Centre, token
 
 def test_a_gateway_that_drains_lets_transactions_end_and_peers_notice_nothing(centre: Centre, token: Secret) -> None:
     old, new = centre.gateway("--drain", "60"), centre.gateway()
-    idle, busy = (connects(old, user="admin", password=centre.server.password) for _ in range(2))
+    idle, busy = (connects(old, user=OWNER, password=centre.server.password) for _ in range(2))
     assert scalar(busy, "SELECT 1") == 1
     idle.autocommit = True
     assert scalar(idle, "SELECT 1") == 1
@@ -337,7 +337,7 @@ def test_a_hundred_megabytes_for_a_slow_reader_stay_where_they_are(
 
 def test_a_hundred_megabytes_for_postgres_are_taken_as_it_takes_them(centre: Centre, token: Secret) -> None:
     gateway = centre.gateway()
-    connection = connects(gateway, user="admin", password=centre.server.password)
+    connection = connects(gateway, user=OWNER, password=centre.server.password)
     with connection.cursor() as cursor:
         cursor.execute("CREATE TEMPORARY TABLE much (x text)")
         reading, writing = os.pipe()

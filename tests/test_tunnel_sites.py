@@ -16,7 +16,7 @@ from hopaas_p2p.testing.postgres import free_port
 from hopaas_p2p.tunnel import proxies
 from tests.processes import SPACE, until
 from tests.site_fixtures import PASSWORD, USER, Socks5, Squid, nginx
-from tests.tunnel_fixtures import HOST, Centre
+from tests.tunnel_fixtures import HOST, Centre, fetch
 
 
 @pytest.fixture
@@ -164,6 +164,8 @@ def test_nginx_may_stand_before_the_gateway(centre: Centre, monkeypatch: pytest.
             log = store.log("u")
             append_many(log, "a", 3)
             assert len(everything(log)) == 3
+        assert fetch(port, "/healthz", centre.authority) == (200, "ok\n")
+        assert fetch(port, "/metrics", centre.authority)[0] == 404
         (opened,) = gateway.events("opened")
         assert opened["address"] == "127.0.0.1"
         monkeypatch.setenv("HOPAAS_TOKEN", "ann.1:wrong")

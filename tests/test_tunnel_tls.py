@@ -322,7 +322,8 @@ def test_the_gateway_speaks_tls_with_postgres(
     gateway = centre.gateway(target=f"{target}&sslrootcert={os.environ['HOPAAS_CA_FILE']}")
     doubting = centre.gateway(target=f"{target}&sslrootcert={centre.authority.file}")
     monkeypatch.setenv("HOPAAS_CA_FILE", str(centre.authority.file))
-    login = {"dbname": "postgres", "user": "admin", "password": postgres_with_tls.password}
+    postgres_with_tls.execute("CREATE ROLE ann LOGIN PASSWORD %s", postgres_with_tls.password)
+    login = {"dbname": "postgres", "user": "ann", "password": postgres_with_tls.password}
     try:
         connection = client.connect([Gateway(HOST, gateway.port)], **login)
         with connection.cursor() as cursor:

@@ -201,7 +201,7 @@ class Tunnel:
 
 def _listen() -> tuple[str, socket.socket]:
     """A directory that only we may enter, on this machine's own file system and short of name, and a socket in it."""
-    for place in (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm", "/tmp", tempfile.gettempdir()):  # noqa: S108
+    for place in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR"), "/tmp", tempfile.gettempdir()):  # noqa: S108
         if not place:
             continue
         try:

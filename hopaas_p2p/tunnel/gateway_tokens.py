@@ -184,16 +184,18 @@ def log_in(target: Target, role: str, secret: Secret) -> Verdict:
     try:
         with connection.cursor() as cursor:
             cursor.execute(
-                "SELECT extract(epoch FROM until - now())::float, to_char(until AT TIME ZONE 'UTC', "
-                """'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM (SELECT nullif(rolvaliduntil, 'infinity') AS until """
-                "FROM pg_roles WHERE rolname = session_user) AS me"
+                "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float, "
+                """to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') """
+                "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
             )
             row = cursor.fetchone()
     except psycopg2.Error as error:
         raise StoreUnreachable(str(error)) from None
     finally:
         connection.close()
-    seconds, expires = row if row is not None else (None, None)
+    almighty, seconds, expires = row if row is not None else (True, None, None)
+    if almighty:  # can run programs on the database's host: not from the Internet
+        return Verdict(good=False)
     return Verdict(good=True, until=None if seconds is None else time.monotonic() + seconds, expires=expires)
 
 
