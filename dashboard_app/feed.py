@@ -7,6 +7,7 @@ nobody: a viewer's token is enough.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -32,6 +33,34 @@ _LOOKED_AT: Final = 30.0  # seconds for which a study is kept fresh after the la
 _PATIENCE: Final = 30.0  # seconds that the first sight of a study may take
 _AWAY: Final = 5.0  # seconds between tries of a store that does not answer
 _BEATS: Final = 5.0  # seconds at least between looks at the peers' signs of life
+
+
+_FREEZE_AFTER: Final = 2000  # trials read since; the objects of 10,000 cost each collection 0.15 s
+
+
+class _Collector:
+    """Takes the trials that were read out of the garbage collector's sight.
+
+    Streamlit collects all garbage after every run of a session, and would look at each report of each trial every
+    time. Trials hold no cycles; they go when nobody refers to them.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._lock = threading.Lock()
+
+    def read(self, trials: int) -> None:
+        """So many trials were read."""
+        with self._lock:
+            self._seen += trials
+            if self._seen < _FREEZE_AFTER:
+                return
+            self._seen = 0
+        gc.collect()
+        gc.freeze()
+
+
+_collector: Final = _Collector()
 
 
 class Freshness(NamedTuple):
@@ -290,8 +319,10 @@ class Feed:
             state = source.replica.state
             state.changed.clear()
             if state.define is not None and (source.frame is None or source.frame.lsn != state.lsn):
+                before = len(source.frame.columns) if source.frame is not None else 0
                 with source.replica.lock:
                     source.frame = Frame(source.listing, state, source.frame)
+                _collector.read(len(source.frame.columns) - before)
                 source.note_clocks(source.frame, time.time())
         source.first_sight.set()
         self._read.set()
