@@ -14,7 +14,8 @@ def main() -> None:
     threads = []
     for line in sys.stdin:
         near, far, pace = line.split()
-        bridge = Bridge(*open_ends(near, far), pace=float(pace))
+        ends = open_ends(near, far)
+        bridge = Bridge(ends.near, ends.far, crew=ends.crew, pace=float(pace))
         threads.append(threading.Thread(target=bridge.run, args=(stop.wait,)))
         threads[-1].start()
         print("running", flush=True)

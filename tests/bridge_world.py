@@ -61,6 +61,7 @@ class World:
     Args:
         near_faults, far_faults: what the bridges meet at each exchange with either side.
         bridges: how many there are.
+        crew: further handles on the far side, for each bridge; they meet the far faults, too.
         seed: decides whose turn it is.
 
     """
@@ -71,6 +72,7 @@ class World:
         near_faults: Iterable[Fault | None] = (),
         far_faults: Iterable[Fault | None] = (),
         bridges: int = 1,
+        crew: int = 0,
         seed: int = 0,
     ) -> None:
         self.now = 1000.0
@@ -78,6 +80,7 @@ class World:
         self.near, self.far = MemoryStore("near"), MemoryStore("far")
         self.near_side: Store = FaultyStore(self.near, near_faults)
         self.far_side = _Link(self.far, far_faults)
+        self.crew = [self.far_side] * crew
         self.crashes = 0
         self.down = False
         """Whether no bridge is running."""
@@ -91,7 +94,7 @@ class World:
         self.down = self.far_side.cut = False
 
     def new_bridge(self) -> Bridge:
-        return Bridge(self.near_side, self.far_side, pace=0.05, clock=lambda: self.now)
+        return Bridge(self.near_side, self.far_side, crew=self.crew, pace=0.05, clock=lambda: self.now)
 
     def sleep(self, seconds: float) -> None:
         """Time passes, and a bridge works."""

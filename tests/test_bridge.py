@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.core import codec, snapshot
-from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialReclaim
+from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialReclaim, TrialSet
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import ConfigurationError, Denied, SleptThrough, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.courier import Courier
@@ -140,6 +140,45 @@ def test_two_bridges_without_faults_append_nothing_twice() -> None:
             for peer in peers:
                 tell(peer, peer.say(TrialCreate()))
         assert same_study_on_both_sides(world).lsn == 31
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_commits_that_cross_side_by_side_count_once_each_and_each_writers_in_order(seed: int) -> None:
+    faults = (*SURVIVABLE, *CRASHES) if seed else ()
+    world = World(far_faults=at_random(seed, 0.2 if seed else 0.0, faults or SURVIVABLE), crew=4, seed=seed)
+    founded(world, attempts=1)
+    peers = [world.near_peer(f"near-{number}") for number in range(6)]
+    asked = [peer.say(TrialCreate()).number or 0 for peer in peers]
+    for _ in range(3):
+        world.break_off("link")
+        for peer, number in zip(peers, asked, strict=True):
+            peer.replica.put(peer.name, TrialSet(number, 1, reports={1: 1.0}))
+            with pytest.raises(StoreUnreachable):
+                peer.replica.exchange()
+        world.restore()
+        world.settle(60)
+        for peer in peers:
+            peer.read()
+    for peer, number in zip(peers, asked, strict=True):
+        assert tell(peer, Verdict(True, number)).accepted
+    state = same_study_on_both_sides(world)
+    assert finishes(state) == ["COMPLETE"] * 6
+    assert [state.writers[peer.name].seq for peer in peers] == [5] * 6
+    for bridge in world.bridges:
+        bridge._crew.close()
+
+
+def test_several_commits_cross_in_one_go_where_there_is_a_crew() -> None:
+    world = World(crew=4)
+    founded(world)
+    stores = [world.store(patience=0.0) for _ in range(4)]
+    for number, store in enumerate(stores):
+        with pytest.raises(StoreUnreachable):
+            store.log(STUDY).exchange(Outgoing(f"w{number}:1", outgoing(f"c{number}").payload), 0)
+    world.step()
+    assert len(everything(world.far.log(STUDY))) == 5
+    assert sorted(one.nonce for one in world.far_side.sent) == [f"w{number}:1" for number in range(4)]
+    world.bridges[0]._crew.close()
 
 
 def test_garbage_in_the_box_and_in_the_mirror_is_passed_over() -> None:
@@ -481,7 +520,7 @@ def test_a_store_that_moved_is_known_again_and_another_one_is_refused(tmp_path: 
     append_many(DirectoryStore(tmp_path / "stranger").catalog(), "d", 2)
     near = str(tmp_path / "near")
     ends = open_ends(near, str(tmp_path / "far"))
-    bridge = Bridge(*ends, pace=0.05)
+    bridge = Bridge(ends.near, ends.far, pace=0.05)
     bridge.step()
     (tmp_path / "far").rename(tmp_path / "moved")
     with pytest.raises(ConfigurationError, match="mirror of another store"):

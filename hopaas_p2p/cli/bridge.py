@@ -35,11 +35,10 @@ def bridge(session: Session, near: str, far: str, pace: float | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     ends = open_ends(near, far)
-    bridge = Bridge(ends.near, ends.far, pace=pace)
+    bridge = Bridge(ends.near, ends.far, crew=ends.crew, pace=pace)
     output.say(f"carrying between {ends.near.url} and {ends.far.url}")
     try:
         bridge.run(stop.wait)
     finally:
-        ends.near.close()
-        ends.far.close()
+        ends.close()
     output.say(f"stopped; carried {bridge.carried} commits")

@@ -14,17 +14,17 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.base import Beat, Outgoing, Store
+from hopaas_p2p.stores.bridge_beats import WANTED, Beats
+from hopaas_p2p.stores.bridge_crew import Crew
 from hopaas_p2p.stores.bridge_frames import (
     ANSWERS,
     BOX,
     CATALOG,
-    FAR,
-    NAME,
     STATUS,
     Alive,
     Answer,
@@ -43,7 +43,6 @@ from hopaas_p2p.stores.bridge_frames import (
 from hopaas_p2p.stores.bridge_lane import Lane
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_WANTED: Final = 3600.0  # seconds for which an interest lasts; those who have one renew it every 300
 _PAUSES: Final = (0.1, 10.0)  # seconds between tries when the far side does not answer
 _SAVE_EVERY: Final = 1.0  # seconds between notes of how far the box was dealt with
 _QUICK: Final = 0.004  # seconds between looks into a box that was in use a moment ago
@@ -57,6 +56,7 @@ class Bridge:
     Args:
         near: the store that local peers reach.
         far: the store where the studies live.
+        crew: further handles on the far store, for sending several commits at once over a long link.
         pace: seconds between rounds of beats, and between looks for what others did; by default the far `freshness`,
             and half a second at least.
         clock: monotonic seconds.
@@ -64,7 +64,13 @@ class Bridge:
     """
 
     def __init__(
-        self, near: Store, far: Store, *, pace: float | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        near: Store,
+        far: Store,
+        *,
+        crew: Sequence[Store] = (),
+        pace: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.near, self.far = near, far
         self.pace = pace or max(0.5, far.freshness)
@@ -81,10 +87,8 @@ class Bridge:
         self._active_at = 0.0
         self._round_at = 0.0
         self._lanes: dict[str, Lane] = {}
-        self._alive: dict[str, float] = {}
-        self._looked_at: dict[str, float] = {}
-        self._forwarded: dict[str, str] = {}
-        self._shown: dict[str, str] = {}
+        self._beats = Beats(near, far)
+        self._crew = Crew(crew)
         self._lanes[CATALOG] = Lane(CATALOG, near.catalog(), far.catalog())
 
     @property
@@ -115,6 +119,7 @@ class Bridge:
             pause = _QUICK if recent else _SLOW
         with contextlib.suppress(StoreUnreachable):
             self._save(self.clock(), at_once=True)
+        self._crew.close()
 
     def step(self) -> None:
         """Do all that is due."""
@@ -150,12 +155,9 @@ class Bridge:
 
     def _accept(self, placed: Placed, now: float) -> None:
         request = placed.request
-        if isinstance(request, Alive):
-            if len(request.peer) <= NAME:
-                self._alive[request.peer] = now + _WANTED
-                self._round_at = now
-        elif isinstance(request, Look):
-            self._looked_at.update({peer: now + _WANTED for peer in request.peers if len(peer) <= NAME})
+        if isinstance(request, Alive | Look):
+            alive, looked_at = ([request.peer], []) if isinstance(request, Alive) else ([], request.peers)
+            self._beats.want(alive=alive, looked_at=looked_at, now=now)
             self._round_at = now
         else:
             lane = self._want(request.log, now)
@@ -171,7 +173,7 @@ class Bridge:
                 _log.warning("a request of a local peer: %s", error)
                 return None
             lane = self._lanes[name] = Lane(name, near, far)
-        lane.wanted_until = now + _WANTED
+        lane.wanted_until = now + WANTED
         return lane
 
     # --- one log ---
@@ -179,6 +181,8 @@ class Bridge:
     def _tend(self, lane: Lane, now: float) -> None:
         """Serve what waits for this log, in order, and bring what is new."""
         try:
+            if len(lane.queue) > 1 and not lane.pause:
+                lane.carry_together(self._crew)
             while lane.queue:
                 self._serve(lane, lane.queue[0])
                 if lane.queue:  # else the log has ended
@@ -212,6 +216,7 @@ class Bridge:
     def _do(self, lane: Lane, request: Request) -> None:
         if isinstance(request, Append):
             lane.carry(request)
+            lane.pull_at = self.clock() + self.pace  # what others said came along
             self.carried += 1
         elif isinstance(request, Watch):
             lane.pull()
@@ -259,36 +264,18 @@ class Bridge:
         """Carry beats both ways; if the far side was reached, say that too."""
         self._round_at = now + self.pace
         seen = self._box_at
-        for interests in (self._alive, self._looked_at):
-            for peer in [peer for peer, until in interests.items() if until < now]:
-                del interests[peer]
         catalog = self._lanes[CATALOG]
         try:
             if now < catalog.retry_at:
                 return
             catalog.pull()
-            self._carry_beats()
+            self._beats.carry(now)
         except HopaasError as error:
             self._stumbled(catalog, error, now)
             return
         catalog.pause, catalog.trouble = 0.0, None
         self.rounds += 1
         self.near.beat(Beat(STATUS, f"{self._id}:{self.rounds}:{seen}"))
-
-    def _carry_beats(self) -> None:
-        for peer, value in self.near.beats(list(self._alive)).items():
-            if self._forwarded.get(peer) != value:
-                self.far.beat(Beat(peer, value))
-                self._forwarded[peer] = value
-                self._show(peer, value)
-        for peer, value in self.far.beats(list(self._looked_at)).items():
-            self._show(peer, value)
-
-    def _show(self, peer: str, value: str) -> None:
-        """Let local peers see a beat as the far side has it."""
-        if self._shown.get(peer) != value:
-            self.near.beat(Beat(peer + FAR, value))
-            self._shown[peer] = value
 
     # --- taking over ---
 
@@ -300,8 +287,7 @@ class Bridge:
             return 0
         for name in interest.logs:
             self._want(name, now)
-        self._alive = dict.fromkeys(interest.alive, now + _WANTED)
-        self._looked_at = dict.fromkeys(interest.looked_at, now + _WANTED)
+        self._beats.want(alive=interest.alive, looked_at=interest.looked_at, now=now)
         return found[0]
 
     def _save(self, now: float, *, at_once: bool = False) -> None:
@@ -314,5 +300,6 @@ class Bridge:
         if done <= self._saved:
             return
         wanted = [name for name, lane in self._lanes.items() if now < lane.wanted_until and name != CATALOG]
-        self._box.put_snapshot(done, seal(Interest(wanted, list(self._alive), list(self._looked_at))))
+        interest = Interest(wanted, list(self._beats.alive), list(self._beats.looked_at))
+        self._box.put_snapshot(done, seal(interest))
         self._saved = done

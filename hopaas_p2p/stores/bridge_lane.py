@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
 from hopaas_p2p.errors import HopaasError, SleptThrough, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Log, Outgoing
+from hopaas_p2p.stores.bridge_crew import Crew
 from hopaas_p2p.stores.bridge_frames import Append, Destroy, Placed, Snapshot
 from hopaas_p2p.stores.bridge_mirror import Mirror
 
@@ -59,6 +61,15 @@ class Lane:
                 continue
             self._copy(receipt.entries)
             more = receipt.more and not any(entry.payload == request.payload for entry in receipt.entries)
+
+    def carry_together(self, crew: Crew) -> None:
+        """Send commits that wait for this log side by side. `carry` still sees to each of them."""
+        self._look()
+        waiting = itertools.takewhile(lambda request: isinstance(request, Append), (one.request for one in self.queue))
+        end = self._mirror.lsn
+        new = [one for one in waiting if isinstance(one, Append) and one.since <= end and not self._holds(one)]
+        for receipt in crew.send(self.name, new, end):
+            self._copy(receipt.entries)
 
     def pull(self) -> None:
         """Bring the mirror up to date."""

@@ -18,7 +18,7 @@ from typing import Final
 import psutil
 
 from hopaas_p2p import access
-from hopaas_p2p.stores.base import Store
+from hopaas_p2p.stores.base import Log, Outgoing, Store
 from hopaas_p2p.stores.bridged import BridgedStore
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.url import open_store
@@ -93,10 +93,14 @@ def _rate(new_store: Callable[[], Store], name: str) -> float:
     logs = [store.log(f"crowd-{name}") for store in stores]
     for log in logs:
         log.exchange(None, 0)
-    threads = [
-        threading.Thread(target=append_many, args=(log, f"{name}-{index}", _COMMITS // 2))
-        for index, log in enumerate(logs)
-    ]
+
+    def write(log: Log, writer: str) -> None:
+        since = 0
+        for number in range(_COMMITS // 2):
+            payload = outgoing(f"{writer}-{number}", 300).payload
+            since = append(log, Outgoing(f"{writer}:{number}", payload), since).entries[-1].lsn
+
+    threads = [threading.Thread(target=write, args=(log, f"{name}-{index}")) for index, log in enumerate(logs)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
