@@ -31,11 +31,14 @@ _names = itertools.count()
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@pytest.fixture(params=["memory", "directory", "s3"])
+@pytest.fixture(params=["memory", "directory", "s3", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         found: str = request.getfixturevalue("s3_url")
         return found
+    if request.param == "postgres":
+        there: str = request.getfixturevalue("postgres_url")
+        return there
     return f"memory://files-{next(_names)}" if request.param == "memory" else str(tmp_path / "store")
 
 
@@ -217,8 +220,12 @@ def test_files_of_a_postgres_study_go_where_the_setting_says(
     postgres_url: str, tmp_path: Path, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = hopaas_p2p.open_study(postgres_url, "s")
+    large = tmp_path / "large"
+    with large.open("wb") as sparse:
+        sparse.truncate((64 << 20) + 1)
     with pytest.raises(ConfigurationError, match="HOPAAS_ARTIFACTS"):
-        study.artifacts().put(file("model.pt"))
+        study.artifacts().put(large)
+    assert study.artifacts().list() == []
     monkeypatch.setenv("HOPAAS_ARTIFACTS", str(tmp_path / "files"))
     one = study.artifacts().put(file("model.pt"))
     assert study.artifacts().get(one, tmp_path / "fetched").read_bytes() == b"weights"

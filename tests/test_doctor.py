@@ -260,7 +260,7 @@ def test_an_older_schema_is_told_from_a_newer_one(postgres_url: str, monkeypatch
     store = PostgresStore(postgres_url)
     found = by_check(checks.examine(store))["schema"]
     store.close()
-    assert (found.passed, found.detail) == (False, "of version 1, and this program is made for 7")
+    assert (found.passed, found.detail) == (False, "of version 2, and this program is made for 7")
 
 
 def test_a_postgres_that_is_down_ends_the_examination_at_once(postgres_url: str) -> None:

@@ -16,7 +16,8 @@ from tests.postgres_people import Place
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-_TABLES = ("logs", "commits", "snapshots", "beats", "artifacts", "grants", "users", "tokens", "schema_version")
+_TABLES = ("logs", "commits", "snapshots", "beats", "artifacts", "artifact_parts", "grants", "users")
+_TABLES += ("tokens", "schema_version")
 
 
 @pytest.mark.parametrize(

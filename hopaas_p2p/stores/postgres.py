@@ -19,6 +19,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyClose, StudyOpen
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Outgoing, Receipt, Store
+from hopaas_p2p.stores.postgres_artifacts import PostgresArtifacts
 from hopaas_p2p.stores.postgres_connect import Address, Door
 from hopaas_p2p.stores.postgres_errors import (
     LOGIN_ENDED,
@@ -210,10 +211,7 @@ class PostgresStore:
         if self._files is None:
             url = settings.artifacts_url()
             if url is None:
-                raise ConfigurationError(
-                    "a Postgres store keeps no files. Give artifacts and checkpoints a place of their own, that all "
-                    "peers reach: HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…"
-                )
+                return PostgresArtifacts(self.call)
             from hopaas_p2p.stores.url import open_store
 
             self._files = open_store(url)

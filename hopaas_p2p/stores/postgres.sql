@@ -6,7 +6,7 @@
 --
 -- Our own error codes, which the client turns into its errors:
 --   ZH401 not allowed   ZH403 this login has ended   ZH404 no such thing   ZH409 the log contradicts the peer
---   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH503 a read-only replica
+--   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
 -- == migration 1 ==
 
@@ -53,7 +53,7 @@ CREATE UNLOGGED TABLE hopaas.beats (
     at timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- What is known of an artifact; its bytes are elsewhere.
+-- What is known of an artifact; migration 2 makes another, see postgres_artifacts.sql.
 CREATE TABLE hopaas.artifacts (
     log integer NOT NULL,
     id text NOT NULL CHECK (length(id) BETWEEN 1 AND 128),

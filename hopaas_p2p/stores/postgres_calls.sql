@@ -39,3 +39,27 @@ SELECT * FROM hopaas.grants_v1(%(log)s)
 -- name: version
 -- Which version of the schema is installed.
 SELECT hopaas.version_v1()
+
+-- name: begin_artifact
+-- Begin to store a file.
+SELECT hopaas.begin_artifact_v1(%(key)s, %(size)s, %(upload)s)
+
+-- name: put_part
+-- Store a part of it.
+SELECT hopaas.put_part_v1(%(upload)s, %(part)s, %(data)s)
+
+-- name: finish_artifact
+-- Let it be seen.
+SELECT hopaas.finish_artifact_v1(%(upload)s)
+
+-- name: read_part
+-- (id, size, base64) of a part of a file.
+SELECT * FROM hopaas.read_part_v1(%(key)s, %(id)s, %(part)s)
+
+-- name: remove_artifact
+-- Remove a file.
+SELECT hopaas.remove_artifact_v1(%(key)s)
+
+-- name: artifact_keys
+-- The keys of files that begin so.
+SELECT * FROM hopaas.artifact_keys_v1(%(prefix)s)

@@ -12,7 +12,7 @@ from typing import Final
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.postgres_watch import SILENCE
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """What this code needs; see postgres.sql."""
 
 READ_ONLY: Final = "25006"
@@ -28,6 +28,7 @@ _OURS: Final[dict[str, type[HopaasError]]] = {
     "ZH409": StoreCorrupt,
     "ZH410": StudyDeleted,
     "ZH412": ConfigurationError,
+    "ZH413": ConfigurationError,
 }
 _ADVICE: Final = {
     "ZH401": "Ask an owner of the study for a grant: hopaas-p2p grant STUDY USER worker",
@@ -36,6 +37,8 @@ _ADVICE: Final = {
     "ZH409": "Was an older backup of the database restored, or a standby promoted that lagged behind? "
     "Start this program anew to go on with what the server has.",
     "ZH410": "Its peers may stop.",
+    "ZH413": "Give large files a place of their own, that all peers reach: "
+    "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…",
     "ZH412": "Ask the administrator to mend it, e.g. with: ALTER DATABASE … SET synchronous_commit = on",
 }
 _PASSING: Final = {

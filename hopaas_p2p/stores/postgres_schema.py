@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _LOCK: Final = 0x686F70616173  # "hopaas": one init at a time in a database
+_FILES: Final = ("postgres.sql", "postgres_artifacts.sql")
 _MARK: Final = re.compile(r"^-- == (migration (\d+)|functions) ==$", re.MULTILINE)
 
 
 def script() -> tuple[dict[int, str], str]:
-    """The migrations of postgres.sql by number, and its functions."""
-    text = importlib.resources.files("hopaas_p2p.stores").joinpath("postgres.sql").read_text()
-    marks = list(_MARK.finditer(text))
-    migrations, functions = {}, ""
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        part = text[mark.end() : following.start() if following else len(text)]
-        if mark.group(2):
-            migrations[int(mark.group(2))] = part
-        else:
-            functions = part
+    """The migrations of the schema's files by number, and their functions."""
+    migrations, functions = dict[int, str](), ""
+    for name in _FILES:
+        text = importlib.resources.files("hopaas_p2p.stores").joinpath(name).read_text()
+        marks = list(_MARK.finditer(text))
+        for mark, following in zip(marks, [*marks[1:], None], strict=True):
+            part = text[mark.end() : following.start() if following else len(text)]
+            if mark.group(2):
+                migrations[int(mark.group(2))] = part
+            else:
+                functions += part
     return migrations, functions
 
 

@@ -1,0 +1,186 @@
+-- Files in the database: for models and plots of some megabytes. Larger ones belong elsewhere, see HOPAAS_ARTIFACTS.
+--
+-- A key begins with the uuid of its study, whose grants then decide: workers add and remove, viewers read. Other keys
+-- (Optuna makes some) are of the user who stored them: whoever knows one may read it, nobody else may replace it.
+-- A file is sent in parts, under a token that its sender has made up, and seen by nobody before it is whole.
+-- Every statement may be said twice.
+
+-- == migration 2 ==
+
+DROP TABLE hopaas.artifacts;  -- nothing has ever written to it
+
+CREATE TABLE hopaas.artifacts (
+    id bigserial PRIMARY KEY,
+    log integer,
+    key text NOT NULL CHECK (length(key) <= 300 AND key ~ '^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$'),
+    author text NOT NULL,
+    at timestamptz NOT NULL DEFAULT now(),
+    upload text NOT NULL UNIQUE CHECK (length(upload) BETWEEN 16 AND 64),
+    size bigint NOT NULL CHECK (size >= 0),
+    whole boolean NOT NULL DEFAULT false
+);
+CREATE UNIQUE INDEX artifacts_by_key ON hopaas.artifacts (key COLLATE "C") WHERE whole;
+CREATE INDEX artifacts_by_log ON hopaas.artifacts (log);
+
+CREATE TABLE hopaas.artifact_parts (
+    artifact bigint NOT NULL REFERENCES hopaas.artifacts ON DELETE CASCADE,
+    part integer NOT NULL CHECK (part >= 0),
+    data bytea NOT NULL CHECK (octet_length(data) <= 1048576),
+    PRIMARY KEY (artifact, part)
+);
+ALTER TABLE hopaas.artifact_parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- models do not get smaller
+
+-- == functions ==
+
+-- Bytes of a file, at most: 64 parts of a megabyte.
+CREATE OR REPLACE FUNCTION hopaas.largest_artifact() RETURNS bigint
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT 67108864::bigint $$;
+
+-- The log that a key belongs to, when the user's role there is at least p_least; NULL when it is no study's.
+CREATE OR REPLACE FUNCTION hopaas.log_of_key(p_key text, p_user text, p_least text) RETURNS integer
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_uuid text := split_part(p_key, '/', 1);
+    v_log hopaas.logs;
+BEGIN
+    IF v_uuid = 'catalog' THEN
+        RETURN NULL;
+    END IF;
+    v_log := hopaas.entered(v_uuid, p_user, p_least);
+    RETURN v_log.id;
+END $$;
+
+-- Stop who would replace or remove a file that is no study's and another user's.
+CREATE OR REPLACE FUNCTION hopaas.check_author(p_key text, p_user text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM 1 FROM hopaas.artifacts WHERE key = p_key AND whole AND log IS NULL AND author <> p_user;
+    IF FOUND AND NOT hopaas.is_administrator() THEN
+        RAISE EXCEPTION 'the file % is another user''s', p_key USING ERRCODE = 'ZH401';
+    END IF;
+END $$;
+
+-- Begin to store a file. What was begun a day ago and never finished goes.
+CREATE OR REPLACE FUNCTION hopaas.begin_artifact_v1(p_key text, p_size bigint, p_upload text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_user text := hopaas.caller();
+    v_log integer := hopaas.log_of_key(p_key, v_user, 'worker');
+BEGIN
+    PERFORM hopaas.check_session();
+    IF p_size > hopaas.largest_artifact() THEN
+        RAISE EXCEPTION 'a file of % bytes is too large for the database, which keeps % at most', p_size,
+            hopaas.largest_artifact() USING ERRCODE = 'ZH413';
+    END IF;
+    PERFORM hopaas.check_author(p_key, v_user);
+    DELETE FROM hopaas.artifacts WHERE NOT whole AND at < now() - interval '1 day';
+    INSERT INTO hopaas.artifacts (log, key, author, upload, size) VALUES (v_log, p_key, v_user, p_upload, p_size)
+    ON CONFLICT (upload) DO NOTHING;
+END $$;
+
+-- The row of what this user has begun to store; locked, so that nobody finishes it meanwhile.
+CREATE OR REPLACE FUNCTION hopaas.begun(p_upload text, p_user text) RETURNS hopaas.artifacts
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_file hopaas.artifacts;
+BEGIN
+    SELECT * INTO v_file FROM hopaas.artifacts WHERE upload = p_upload AND author = p_user FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this upload was given up' USING ERRCODE = 'ZH409';
+    END IF;
+    RETURN v_file;
+END $$;
+
+-- Store one part, again if need be.
+CREATE OR REPLACE FUNCTION hopaas.put_part_v1(p_upload text, p_part integer, p_data bytea) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_file hopaas.artifacts := hopaas.begun(p_upload, hopaas.caller());
+BEGIN
+    PERFORM hopaas.check_session();
+    IF v_file.whole OR p_part::bigint * 1048576 >= greatest(v_file.size, 1) THEN
+        RAISE EXCEPTION 'part % is not one of this upload', p_part USING ERRCODE = 'ZH409';
+    END IF;
+    INSERT INTO hopaas.artifact_parts (artifact, part, data) VALUES (v_file.id, p_part, p_data)
+    ON CONFLICT (artifact, part) DO UPDATE SET data = excluded.data;
+END $$;
+
+-- Let everybody see the file, in place of the one that was there before.
+CREATE OR REPLACE FUNCTION hopaas.finish_artifact_v1(p_upload text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_user text := hopaas.caller();
+    v_file hopaas.artifacts := hopaas.begun(p_upload, v_user);
+    v_there bigint;
+BEGIN
+    PERFORM hopaas.check_session();
+    IF v_file.whole THEN
+        RETURN;
+    END IF;
+    PERFORM hopaas.log_of_key(v_file.key, v_user, 'worker');  -- a grant may have gone meanwhile, or the study
+    SELECT coalesce(sum(octet_length(data)), 0) INTO v_there FROM hopaas.artifact_parts WHERE artifact = v_file.id;
+    IF v_there <> v_file.size THEN
+        RAISE EXCEPTION '% of % bytes came: the file changed while it was sent', v_there, v_file.size
+            USING ERRCODE = 'ZH409';
+    END IF;
+    LOOP
+        PERFORM hopaas.check_author(v_file.key, v_user);
+        BEGIN
+            DELETE FROM hopaas.artifacts WHERE key = v_file.key AND whole;
+            UPDATE hopaas.artifacts SET whole = true, at = now() WHERE id = v_file.id;
+            RETURN;
+        EXCEPTION WHEN unique_violation THEN
+            NULL;  -- somebody finished another file under this key at this moment; ours is the later one
+        END;
+    END LOOP;
+END $$;
+
+-- A part of a file: of the one that is there now, or of the one that was read before (p_id); nothing if it is gone.
+CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
+RETURNS TABLE (id bigint, size bigint, data text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM hopaas.log_of_key(p_key, hopaas.caller(), 'viewer');
+    RETURN QUERY
+        SELECT a.id, a.size, encode(p.data, 'base64')
+        FROM hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
+        WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id);
+END $$;
+
+-- Remove a file, if it is there.
+CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_user text := hopaas.caller();
+BEGIN
+    PERFORM hopaas.check_session();
+    PERFORM hopaas.log_of_key(p_key, v_user, 'worker');
+    PERFORM hopaas.check_author(p_key, v_user);
+    DELETE FROM hopaas.artifacts WHERE key = p_key AND whole;
+END $$;
+
+-- The keys that begin so, of the user's studies and of the user's own.
+CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_user text := hopaas.caller();
+BEGIN
+    RETURN QUERY
+        SELECT a.key FROM hopaas.artifacts a
+        WHERE a.whole AND starts_with(a.key, p_prefix)
+          AND CASE WHEN a.log IS NULL THEN a.author = v_user OR hopaas.is_administrator()
+                   ELSE hopaas.role_in(a.log, '', v_user) IS NOT NULL END
+        ORDER BY a.key COLLATE "C";
+END $$;
