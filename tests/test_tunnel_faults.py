@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -357,6 +358,34 @@ def test_a_hundred_megabytes_for_postgres_are_taken_as_it_takes_them(centre: Cen
     connection.close()
     assert gateway.process is not None
     assert peak_of(gateway.process.pid) < 64
+
+
+def test_a_peer_that_postgres_makes_wait_is_not_taken_for_dead(centre: Centre, token: Secret) -> None:
+    """Its data fill every buffer, so its answers to pings are not heard for many pings' time."""
+    gateway = centre.gateway("--ping", "0.3")
+    blocking, copying = (connects(gateway, user=OWNER, password=centre.server.password) for _ in range(2))
+    scalar(blocking, "CREATE TABLE IF NOT EXISTS public.much (x text); SELECT 1")
+    blocking.commit()
+    scalar(blocking, "LOCK TABLE public.much IN EXCLUSIVE MODE; SELECT 1")
+    copied: list[int] = []
+
+    def copy() -> None:
+        with copying.cursor() as cursor, io.BytesIO((b"x" * 999 + b"\n") * 20_000) as data:
+            cursor.copy_expert("COPY public.much FROM STDIN", data)
+            copied.append(cursor.rowcount)
+        copying.rollback()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    until(lambda: centre.server.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
+    scalar(blocking, "SELECT 1 FROM pg_sleep(2)")
+    blocking.rollback()
+    thread.join(60)
+    assert copied == [20_000]
+    scalar(blocking, "DROP TABLE public.much; SELECT 1")
+    blocking.commit()
+    for one in (blocking, copying):
+        one.close()
 
 
 def test_a_reader_that_reads_nothing_is_cut_off_at_last(centre: Centre, token: Secret, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import ssl
 import time
@@ -31,6 +32,7 @@ from hopaas_p2p.tunnel.gateway_tokens import EVERY, Tokens, TooMany, Verdict
 
 _BACKLOG: Final = 1024
 _PENDING: Final = 512  # connections that have not finished their handshake; the oldest of the busiest address gives way
+_LINES: Final = 20  # addresses turned away that the log tells of, a second
 _LAST_WORDS: Final = 2.0  # seconds
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
@@ -92,6 +94,8 @@ class Gateway:
         self.draining = False
         self.metrics = Metrics()
         self.carried_up = self.carried_down = 0
+        self.turned_away: Counter[tuple[str, int]] = Counter()
+        """Since the last look, by address and status: a line for each would let a guesser fill the log."""
         self.tokens = Tokens(target, every=self.limits.recheck)
         self._behind, self._metrics_from = behind, metrics_from
         self._sessions: dict[int, Session] = {}
@@ -105,9 +109,18 @@ class Gateway:
     # --- life ---
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port."""
+        """Listen; returns the port.
+
+        Raises:
+            ConfigurationError: that address is taken, not ours, or needs more rights.
+
+        """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
+        try:
+            self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise ConfigurationError(f"cannot listen on {host}:{port}: {why}") from None
         self._ticker = loop.create_task(self._tick())
         bound = int(self._server.sockets[0].getsockname()[1])
         event("listening", host=host, port=bound, tls=not self.plain, database=self.target.database)
@@ -224,6 +237,9 @@ class Gateway:
                 due = now - live.checked >= self.limits.recheck or (live.until is not None and now >= live.until)
                 if due and live.task is None:
                     live.task = asyncio.get_running_loop().create_task(self._recheck(token, live))
+            for (address, status), count in self.turned_away.most_common(_LINES):
+                event("turned away", address=address, status=status, times=count)
+            self.turned_away.clear()
             self._look_at_certificate(now)
 
     async def _recheck(self, token: tuple[str, Secret], live: _Live) -> None:

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.stores.postgres_connect import Address
-from hopaas_p2p.tunnel.proxies import tune
 from hopaas_p2p.tunnel.wire import Owner, Wire, client_side
 
 _TLS_REQUEST: Final = struct.pack("!II", 8, 80877103)
@@ -61,8 +60,7 @@ class Target(NamedTuple):
             path = str(PurePosixPath(self.host) / f".s.PGSQL.{self.port}")
             _, wire = await loop.create_unix_connection(lambda: Wire(greeter, None), path)
         else:
-            transport, wire = await loop.create_connection(lambda: Wire(greeter, None), self.host, self.port)
-            tune(transport.get_extra_info("socket"))
+            _, wire = await loop.create_connection(lambda: Wire(greeter, None), self.host, self.port)
         try:
             await self._secure(wire, greeter)
         except BaseException:

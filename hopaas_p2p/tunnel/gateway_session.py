@@ -63,6 +63,8 @@ class Session:
         self.idle = False
         """Whether Postgres waits for a command, outside a transaction."""
         self._taken = 0
+        self._deaf = False
+        """Whether the client is not listened to, because Postgres does not read; TCP alone has to notice its death."""
         self._startup: Startup | None = Startup()
         self._offer: Offer | None = Offer()
         self._task: asyncio.Task[None] | None = None
@@ -103,6 +105,7 @@ class Session:
 
     def congested(self, wire: Wire, yes: bool) -> None:
         if wire is self.back:
+            self._deaf = yes
             self.front.listen(not yes)
         elif self.back is not None:
             self.back.listen(not yes)
@@ -242,7 +245,7 @@ class Session:
             self.stage = Stage.STARTING
             self.front.listen(True)
         else:
-            event("turned away", connection=self.number, address=self.address, status=response.status_code)
+            self.gateway.turned_away[self.address, response.status_code] += 1
             self.stage = Stage.CLOSING
             self.began = time.monotonic()
             self._let_go_of_postgres()
@@ -261,8 +264,8 @@ class Session:
             if now - self.began > _FAREWELL:
                 self.end("closed")
             return
-        if self.front.waiting and self.front.taken > self._taken:
-            self.heard = now  # it reads, if slowly
+        if self._deaf or (self.front.waiting and self.front.taken > self._taken):
+            self.heard = now  # it cannot be heard, or it reads, if slowly
         self._taken = self.front.taken
         if now - self.heard > 2.0 * self.gateway.ping:
             self.end("silent")
@@ -304,7 +307,11 @@ class Session:
 
     def _let_go_of_postgres(self) -> None:
         back, self.back = self.back, None
-        if back is not None:
+        if back is None:
+            return
+        if back.waiting:  # Postgres does not read: nobody waits for that
+            back.abort()
+        else:
             back.close()
 
 

@@ -177,6 +177,10 @@ def log_in(target: Target, role: str, secret: Secret) -> Verdict:
             password=secret.reveal(),
             application_name="hopaas-p2p gateway",
             connect_timeout=_CONNECT,
+            keepalives_idle=5,
+            keepalives_interval=5,
+            keepalives_count=2,
+            tcp_user_timeout=10_000,
             gssencmode="disable",
         )
     except (psycopg2.OperationalError, UnicodeError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from hopaas_p2p.tunnel import FRAME
+from hopaas_p2p.tunnel.proxies import tune
 
 _HIGH: Final = FRAME  # bytes waiting to be written, at which the other side is no longer read
 _arrived: Final = memoryview(bytearray(FRAME))
@@ -60,7 +61,9 @@ class Wire(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=_HIGH)
         peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        if isinstance(peer, tuple):  # not a Unix socket
+            self.address = str(peer[0])
+            tune(transport.get_extra_info("socket"))
         if self.connected is not None:
             self.connected(self)
         if self._make_tls is None:
