@@ -45,6 +45,7 @@ from hopaas_p2p.stores.bridge_lane import Lane
 _log: Final = logging.getLogger("hopaas_p2p")
 _PAUSES: Final = (0.1, 10.0)  # seconds between tries when the far side does not answer
 _SAVE_EVERY: Final = 1.0  # seconds between notes of how far the box was dealt with
+_BEATS: Final = 0.5  # seconds between looks for beats of local peers, who wait for them to be carried
 _QUICK: Final = 0.004  # seconds between looks into a box that was in use a moment ago
 _SLOW: Final = 0.05
 _RECENT: Final = 5.0
@@ -86,6 +87,7 @@ class Bridge:
         self._save_at = 0.0
         self._active_at = 0.0
         self._round_at = 0.0
+        self._send_at = 0.0
         self._lanes: dict[str, Lane] = {}
         self._beats = Beats(near, far)
         self._crew = Crew(crew)
@@ -130,7 +132,9 @@ class Bridge:
             if now >= lane.retry_at:
                 self._tend(lane, now)
         if now >= self._round_at:
-            self._round(now)
+            self._reach(now, self._round)
+        elif now >= self._send_at:
+            self._reach(now, self._send_beats)
         self._save(now)
 
     # --- the box ---
@@ -260,22 +264,31 @@ class Bridge:
 
     # --- beats ---
 
-    def _round(self, now: float) -> None:
-        """Carry beats both ways; if the far side was reached, say that too."""
-        self._round_at = now + self.pace
-        seen = self._box_at
+    def _reach(self, now: float, act: Callable[[float], None]) -> None:
+        """Do something that takes the far side, unless that is known to be away."""
         catalog = self._lanes[CATALOG]
+        if now < catalog.retry_at:
+            return
         try:
-            if now < catalog.retry_at:
-                return
-            catalog.pull()
-            self._beats.carry(now)
+            act(now)
         except HopaasError as error:
             self._stumbled(catalog, error, now)
-            return
-        catalog.pause, catalog.trouble = 0.0, None
+        else:
+            catalog.pause, catalog.trouble = 0.0, None
+
+    def _send_beats(self, now: float) -> None:
+        self._send_at = now + min(self.pace, max(_BEATS, self.near.freshness))
+        self._beats.send()
+
+    def _round(self, now: float) -> None:
+        """Carry beats both ways, see which studies there are, and say that the far side was reached."""
+        self._round_at = now + self.pace
+        seen = self._box_at
+        self._lanes[CATALOG].pull()
+        self._send_beats(now)
+        self._beats.bring(now)
         self.rounds += 1
-        self.near.beat(Beat(STATUS, f"{self._id}:{self.rounds}:{seen}"))
+        self.near.beat(Beat(STATUS, f"{self._id}:{self.rounds}:{self.pace:.3g}:{seen}"))
 
     # --- taking over ---
 

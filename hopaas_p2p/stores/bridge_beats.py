@@ -28,18 +28,21 @@ class Beats:
         self.alive.update({peer: now + WANTED for peer in alive if len(peer) <= NAME})
         self.looked_at.update({peer: now + WANTED for peer in looked_at if len(peer) <= NAME})
 
-    def carry(self, now: float) -> None:
-        """One round, both ways."""
+    def bring(self, now: float) -> None:
+        """Show here what the far side has of those that are looked at."""
         for interests in (self.alive, self.looked_at):
             for peer in [peer for peer, until in interests.items() if until < now]:
                 del interests[peer]
+        for peer, value in self.far.beats(list(self.looked_at)).items():
+            self._show(peer, value)
+
+    def send(self) -> None:
+        """Carry to the far side what has changed here."""
         for peer, value in self.near.beats(list(self.alive)).items():
             if self._forwarded.get(peer) != value:
                 self.far.beat(Beat(peer, value))
                 self._forwarded[peer] = value
                 self._show(peer, value)
-        for peer, value in self.far.beats(list(self.looked_at)).items():
-            self._show(peer, value)
 
     def _show(self, peer: str, value: str) -> None:
         """Let local peers see a beat as the far side has it."""

@@ -6,6 +6,7 @@ not decode is passed over: it was not written by us.
 
 from __future__ import annotations
 
+import secrets
 import zlib
 from typing import Final, NamedTuple, TypeVar
 
@@ -120,6 +121,11 @@ _request: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Requ
 _decoders: Final[dict[type, msgspec.msgpack.Decoder[object]]] = {
     kind: msgspec.msgpack.Decoder(kind) for kind in (Answer, Piece, Kept, Interest)
 }
+
+
+def nonce() -> str:
+    """Makes a request differ from all before it."""
+    return secrets.token_urlsafe(9)
 
 
 def seal(frame: msgspec.Struct) -> bytes:

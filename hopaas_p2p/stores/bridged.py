@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from typing import Final
 
 from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores.base import Artifacts, Beat, Entry, Log, Outgoing, Receipt, Store
+from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Store
 from hopaas_p2p.stores.bridge_frames import (
     ANSWERS,
     BOX,
@@ -31,106 +30,23 @@ from hopaas_p2p.stores.bridge_frames import (
     STATUS,
     Alive,
     Answer,
-    Append,
-    Destroy,
     Look,
     Request,
-    Snapshot,
-    Watch,
+    nonce,
     opened,
     seal,
 )
-from hopaas_p2p.stores.bridge_mirror import Mirror
+from hopaas_p2p.stores.bridged_log import RENEWAL, BridgedLog
 from hopaas_p2p.stores.directory import DirectoryStore
 
 PATIENCE: Final = 5.0
 """Seconds for which a call waits for the bridge."""
-RENEWAL: Final = 300.0
-"""Seconds after which a bridge is told again what interests this process."""
+_ROUNDS: Final = 3  # of the bridge, for which a look waits at most
+_LONGEST_PACE: Final = 20.0  # seconds that are believed
 _PAUSES: Final = (0.002, 0.02)  # seconds between looks into the mirror: at first, and at most
 _PEER: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{NAME}}}")
 _BEAT: Final = 64  # characters of a beat that every store keeps
 _ERRORS: Final[dict[str, type[HopaasError]]] = {error.__name__: error for error in (Denied, StudyDeleted)}
-
-
-def nonce() -> str:
-    """Makes a request differ from all before it."""
-    return secrets.token_urlsafe(9)
-
-
-class BridgedLog:
-    """One log of the far store, through its mirror."""
-
-    def __init__(self, store: BridgedStore, name: str) -> None:
-        self._store = store
-        self._name = name
-        self._mirror = Mirror(store.near_log(name))
-        self._watched_at = -1e9
-        self._posted: tuple[bytes, int] | None = None
-        """The commit last put into the box, and its place there."""
-
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        entries = self._mirror.read(since)
-        self._watch()
-        if outgoing is None:
-            if not self._mirror.begun:
-                self._wait(self._watch_place, entries, lambda: self._mirror.begun)
-            return Receipt(entries)
-        payload = outgoing.payload
-        if not _holds(entries, payload):
-            if self._posted is None or self._posted[0] != payload:
-                place = self._store.post(Append(self._name, outgoing.nonce, payload, since))
-                self._posted = (payload, place)
-            self._wait(self._posted[1], entries, lambda: _holds(entries, payload))
-        self._posted = None
-        return Receipt(entries)
-
-    def _watch(self) -> None:
-        """Say now and then that somebody reads this."""
-        now = self._store.clock()
-        if now - self._watched_at > RENEWAL:
-            self._watch_place = self._store.post(Watch(self._name, nonce()))
-            self._watched_at = now
-
-    _watch_place = 0
-
-    def _wait(self, place: int, entries: list[Entry], done: Callable[[], bool]) -> None:
-        """Read on until `done`, or until the request at this place was answered otherwise."""
-
-        def look() -> bool:
-            if self._mirror.changed() is not False:
-                entries.extend(self._mirror.read(self._mirror.lsn))
-            return done()
-
-        try:
-            self._store.wait(place, look)
-        except StoreUnreachable:
-            raise
-        except HopaasError:
-            self._posted = None
-            self._watched_at = -1e9
-            raise
-
-    def changed(self, since: int) -> bool | None:
-        return True if since != self._mirror.lsn else self._mirror.changed()
-
-    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
-        return self._mirror.newest_snapshot(before=before)
-
-    def put_snapshot(self, lsn: int, data: bytes) -> None:
-        self._mirror.put_snapshot(lsn, data)
-        self._store.post(Snapshot(self._name, lsn, nonce()))
-
-    def destroy(self) -> None:
-        place = self._store.post(Destroy(self._name, nonce()))
-        try:
-            self._store.wait(place, lambda: False)
-        except StudyDeleted:
-            return
-
-
-def _holds(entries: list[Entry], payload: bytes) -> bool:
-    return any(entry.payload == payload for entry in entries)
 
 
 class BridgedStore:
@@ -283,6 +199,7 @@ class BridgedStore:
         if self._round is None:
             self._round = self._status()
         place = self._look_at(names)
+        patience = max(patience, _ROUNDS * self._pace())
         self.wait(0, lambda: self._new_round(place), patience=patience)
 
     def _look_at(self, names: Sequence[str]) -> int:
@@ -303,6 +220,14 @@ class BridgedStore:
             return False
         self._round = said
         return True
+
+    def _pace(self) -> float:
+        """Seconds between the rounds of the bridge, as it told."""
+        parts = (self._round or "").split(":")
+        try:
+            return min(float(parts[2]), _LONGEST_PACE)
+        except (ValueError, IndexError):
+            return 0.0
 
     def _status(self) -> str:
         return self.near.beats([STATUS]).get(STATUS, "")
