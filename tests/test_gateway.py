@@ -330,7 +330,10 @@ def test_pages_for_machines(centre: Centre) -> None:
     assert "ann" not in text
     for path in ("/", "/v1", "/v1/pg/", "/../etc/passwd", "/metrics/"):
         assert fetch(gateway.port, path, centre.authority) == (404, "")
+    assert gateway.events("turned away") == []
     assert fetch(gateway.port, "/v1/pg", centre.authority)[0] == 401
+    (told,) = until(lambda: gateway.events("turned away"))
+    assert (told["status"], told["times"]) == (401, 1)
     connection.close()
     assert status == 200
 

@@ -180,7 +180,7 @@ class Session:
             self._task = asyncio.get_running_loop().create_task(self._admit(request))
             return
         status, text = self.gateway.page(path, self.address)
-        self._answer(self._protocol.reject(status, text))
+        self._send_away(self._protocol.reject(status, text))
 
     async def _admit(self, request: Request) -> None:
         try:
@@ -240,15 +240,20 @@ class Session:
     def _answer(self, response: Response) -> None:
         self._task = None
         self.gateway.metrics.count("handshakes_total", f'status="{response.status_code}"')
-        self._protocol.send_response(response)
-        if response.status_code == 101:
-            self.stage = Stage.STARTING
-            self.front.listen(True)
-        else:
+        if response.status_code != 101:
             self.gateway.turned_away[self.address, response.status_code] += 1
-            self.stage = Stage.CLOSING
-            self.began = time.monotonic()
-            self._let_go_of_postgres()
+            self._send_away(response)
+            return
+        self._protocol.send_response(response)
+        self.stage = Stage.STARTING
+        self.front.listen(True)
+        self._send()
+
+    def _send_away(self, response: Response) -> None:
+        self.stage = Stage.CLOSING
+        self.began = time.monotonic()
+        self._let_go_of_postgres()
+        self._protocol.send_response(response)
         self._send()
 
     # --- the end ---
