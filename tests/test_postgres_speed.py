@@ -175,6 +175,6 @@ def test_what_a_reader_pulls_is_in_proportion_to_what_is_new_and_not_to_what_the
     (_, hundred, _), (_, two, _), (_, three, trips) = cost(300), cost(200), cost(100)
     assert three - two == two - hundred
     assert trips == 1
-    assert (two - hundred) / 100 < 2 * 500 + 100, "bytes a commit of 500"
+    assert (two - hundred) / 100 < 500 * 4 / 3 + 100, "bytes a commit of 500"
     for store in (near, far):
         store.close()

@@ -54,13 +54,13 @@ class PostgresLog:
             log=self._uuid,
             since=since,
             nonce=outgoing.nonce if outgoing else None,
-            payload=outgoing.payload if outgoing else None,
+            payload=_text(outgoing.payload) if outgoing else None,
             about=self._about(outgoing),
             peer=beat.peer if beat else None,
             beat=beat.value if beat else None,
             limit=_REPLY,
         )
-        entries = [Entry(lsn, bytes(payload), author, role, at) for lsn, payload, author, role, at, _ in rows]
+        entries = [Entry(lsn, base64.b64decode(payload), author, role, at) for lsn, payload, author, role, at, _ in rows]
         return Receipt(entries, more=bool(rows) and rows[-1][0] < rows[-1][5])
 
     def _about(self, outgoing: Outgoing | None) -> str | None:
@@ -81,10 +81,14 @@ class PostgresLog:
         return (rows[0][0], base64.b64decode(rows[0][1])) if rows else None
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        self._store.call("put_snapshot", log=self._uuid, lsn=lsn, data=data, kept=SNAPSHOTS_KEPT)
+        self._store.call("put_snapshot", log=self._uuid, lsn=lsn, data=_text(data), kept=SNAPSHOTS_KEPT)
 
     def destroy(self) -> None:
         self._store.call("destroy", log=self._uuid)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 class PostgresStore:

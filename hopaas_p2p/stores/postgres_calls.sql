@@ -1,16 +1,20 @@
 -- What the client says to the schema: one statement each, and one round trip. See postgres.sql for what they promise.
+-- Bytes travel in base64: a third larger than they are, where Postgres' own form doubles them.
 
 -- name: exchange
 -- Push a commit, pull what is new, renew the beat.
-SELECT * FROM hopaas.exchange_v1(%(log)s, %(since)s, %(nonce)s, %(payload)s, %(about)s, %(peer)s, %(beat)s, %(limit)s)
+SELECT lsn, encode(payload, 'base64'), author, role, at, head
+FROM hopaas.exchange_v1(
+  %(log)s, %(since)s, %(nonce)s, decode(%(payload)s, 'base64'), %(about)s, %(peer)s, %(beat)s, %(limit)s
+)
 
 -- name: newest_snapshot
--- (lsn, base64) of the newest snapshot: a third larger than the bytes, where Postgres' own form doubles them.
+-- (lsn, base64) of the newest snapshot.
 SELECT * FROM hopaas.newest_snapshot_v1(%(log)s)
 
 -- name: put_snapshot
 -- Keep a snapshot.
-SELECT hopaas.put_snapshot_v1(%(log)s, %(lsn)s, %(data)s, %(kept)s)
+SELECT hopaas.put_snapshot_v1(%(log)s, %(lsn)s, decode(%(data)s, 'base64'), %(kept)s)
 
 -- name: destroy
 -- Remove a log for ever.
