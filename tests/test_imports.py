@@ -16,7 +16,7 @@ LAYERS = (
     {"stores", "tunnel"},
     {"peer", "frozen", "translate", "checkpoints", "notes", "access", "artifacts"},
     {"storage"},
-    {"trial", "study", "trackers", "notebook", "report"},
+    {"trial", "study", "trackers", "training", "notebook", "report"},
     {
         "ticket",
         "client",

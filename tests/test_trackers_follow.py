@@ -335,3 +335,13 @@ def test_a_fork_leaves_the_threads_to_its_parent(peers: Callable[[], Study], not
 
     for one in followers._all:
         one.join(60)
+
+
+def test_a_study_is_opened_with_its_trackers_and_closed_with_them(tmp_path: Path, notebook: Notebook) -> None:
+    study = campaign(tmp_path, budget=2, trackers=[Pen(notebook)])
+    study.optimize(lambda trial: trial.params["lr"])
+
+    study.close()
+
+    assert notebook.states == {0: "COMPLETE", 1: "COMPLETE"}
+    assert notebook.final

@@ -23,9 +23,12 @@ from hopaas_p2p.study.control import Control
 from hopaas_p2p.study.definition import Space, as_record, check_definition, compare, made_with
 from hopaas_p2p.study.interrupts import describe
 from hopaas_p2p.study.optimizing import Optimizing
+from hopaas_p2p.study.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hopaas_p2p.trackers import Followers, MLflow, Registered, Tracker
 
 
 def open_study(
@@ -44,6 +47,7 @@ def open_study(
     progress_timeout: float | None = None,
     interrupted: str | None = None,
     create: bool = True,
+    trackers: Sequence[str | Tracker] = (),
     **storage_options: Any,
 ) -> Study:
     """Create the study, or join it if it is there: every process makes the same call.
@@ -54,7 +58,8 @@ def open_study(
         space: parameter -> distribution (ours or Optuna's). With it, `trial.params` are all there at `ask`; without,
             the objective suggests as it goes. A joiner may leave it out.
         direction: "minimize" or "maximize"; `directions` for several objectives.
-        sampler, pruner: Optuna's, of this process alone; they are not stored.
+        sampler: Optuna's, of this process alone; it is not stored.
+        pruner: the same.
         budget: COMPLETE + PRUNED trials wanted over all processes, exactly. None: no end.
         attempts: how often one set of parameters may be started when its peers die or are pre-empted; 3 if not said.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
@@ -64,6 +69,8 @@ def open_study(
         interrupted: what becomes of a trial whose attempts are used up: "fail" (its place is given back), or "prune"
             at its last report.
         create: False joins only.
+        trackers: where else the study shall be seen: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers
+            may say the same; one of them exports for all, in a thread of its own. Call `close` in the end.
         storage_options: passed on to `open_storage`.
 
     Raises:
@@ -100,7 +107,12 @@ def open_study(
         "interrupted": interrupted is not None,
     }
     compare(storage, study_id, wanted, {what for what, given in said.items() if given})
-    return Study(storage, study_id, name, sampler=sampler, pruner=pruner)
+    study = Study(storage, study_id, name, sampler=sampler, pruner=pruner)
+    if trackers:
+        from hopaas_p2p.trackers import Followers
+
+        study._followers = Followers(study, trackers)
+    return study
 
 
 def _join_or_create(storage: Storage, wanted: StudyDefine, *, create: bool) -> int:
@@ -113,7 +125,7 @@ def _join_or_create(storage: Storage, wanted: StudyDefine, *, create: bool) -> i
     return storage.get_study_id_from_name(wanted.name)
 
 
-class Study(Optimizing, Control):
+class Study(Optimizing, Control, Shown):
     """A study as this process takes part in it. Get one from `open_study`. Methods may be called from any thread."""
 
     def __init__(
@@ -131,6 +143,7 @@ class Study(Optimizing, Control):
         self.optuna = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
         """The same study as Optuna's own object."""
         self._pid = os.getpid()
+        self._followers: Followers | None = None
 
     def __repr__(self) -> str:
         return f"hopaas_p2p.open_study({self.storage.url!r}, {self.name!r})"
@@ -170,8 +183,18 @@ class Study(Optimizing, Control):
         """The files of this study and its trials; also an artifact store for Optuna and optuna-dashboard."""
         return StudyArtifacts(self.storage, self.study_id)
 
+    def register_best(
+        self, model_artifact: str | os.PathLike[str], name: str, *, tracker: MLflow | str | None = None
+    ) -> Registered:
+        """Put the best trial's model into MLflow's registry: see `hopaas_p2p.trackers.register_best`."""
+        from hopaas_p2p.trackers import register_best
+
+        return register_best(self, model_artifact, name, tracker=tracker)
+
     def close(self) -> None:
-        """Send what is queued and let go of the store."""
+        """Send what is queued and let go of the store; with trackers, the last of it goes there first, for 30 s."""
+        if self._followers is not None:
+            self._followers.close()
         self.storage.close()
 
 

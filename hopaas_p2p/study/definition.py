@@ -16,12 +16,14 @@ Space = Mapping[str, BaseDistribution | records.Distribution]
 
 
 def as_record(distribution: BaseDistribution | records.Distribution) -> records.Distribution:
-    """As the log gives it back to others: Float(0, 1) has bounds 0.0 and 1.0, here too."""
+    """As the log gives it back to others: bounds of a Float are 0.0 and 1.0, choices are a tuple, here too."""
     if isinstance(distribution, BaseDistribution):
         return to_record(distribution)
     if isinstance(distribution, records.Float):
         step = None if distribution.step is None else float(distribution.step)
         return records.Float(float(distribution.low), float(distribution.high), distribution.log, step)
+    if isinstance(distribution, records.Categorical):
+        return records.Categorical(tuple(distribution.choices))
     return distribution
 
 
