@@ -60,7 +60,7 @@ class PostgresLog:
             beat=beat.value if beat else None,
             limit=_REPLY,
         )
-        entries = [Entry(lsn, base64.b64decode(payload), author, role, at) for lsn, payload, author, role, at, _ in rows]
+        entries = [Entry(lsn, base64.b64decode(text), author, role, at) for lsn, text, author, role, at, _ in rows]
         return Receipt(entries, more=bool(rows) and rows[-1][0] < rows[-1][5])
 
     def _about(self, outgoing: Outgoing | None) -> str | None:
