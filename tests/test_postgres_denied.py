@@ -76,6 +76,23 @@ def test_denied_to_a_peer(peers_session: dict[str, Any], sql: str) -> None:
         assert refused.value.pgcode in ("42501", "0LP01", "0A000"), refused.value
 
 
+def test_every_table_and_every_function_is_among_those(place: Place) -> None:
+    """What is added to the schema later is either in these lists, or for peers to call: then it checks who calls."""
+    tables = place.server.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'hopaas'", database="store")
+    assert {name for (name,) in tables} == set(_TABLES)
+    functions = place.server.execute(
+        "SELECT proname, prosecdef, array_to_string(proconfig, ' '), has_function_privilege('hopaas_store_peers', "
+        "oid, 'EXECUTE'), has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc "
+        "WHERE pronamespace = 'hopaas'::regnamespace",
+        database="store",
+    )
+    assert functions
+    for name, definer, settings, for_peers, for_all in functions:
+        assert "search_path=pg_catalog, pg_temp" in settings, name
+        assert definer == for_peers == (name.rpartition("_v")[2].isdigit()), name
+        assert not for_all, name
+
+
 @pytest.fixture(scope="module")
 def peers_session(postgres_servers: Any) -> Iterator[dict[str, Any]]:
     """Ann's session on a server of each version, with bob beside her, and a session of the administrator open."""
