@@ -37,6 +37,11 @@ class Trial(optuna.trial.Trial):
 
     storage: Storage
 
+    def _repr_html_(self) -> str:
+        from hopaas_p2p.notebook.summary import trial_html
+
+        return trial_html(self)
+
     def should_prune(self) -> bool:
         """Whether to give this trial up now.
 

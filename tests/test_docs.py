@@ -25,6 +25,7 @@ def _pages() -> list[Path]:
         "docs/tutorials/first-study.md",
         "docs/from-hopaas.md",
         "docs/moving.md",
+        "docs/notebooks.md",
     ],
 )
 def test_every_block_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:

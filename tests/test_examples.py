@@ -128,30 +128,6 @@ def test_the_kubernetes_manifest_asks_for_what_the_worker_offers() -> None:
     assert "PASSWORD" not in text.upper()
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("nbclient")
-    monkeypatch.setenv("HOPAAS_STORE", str(tmp_path / "store"))
-    program = (
-        "import nbformat, nbclient, sys\n"
-        "book = nbformat.read(sys.argv[1], as_version=4)\n"
-        "nbclient.NotebookClient(book, timeout=60).execute()\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(EXAMPLES / "campaign.ipynb")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    study = hopaas_p2p.open_study(str(tmp_path / "store"), "notebook", create=False)
-    assert states(study) == ["COMPLETE"] * 20
-    study.close()
-
-
 @pytest.fixture
 def judged(tmp_path: Path) -> Any:
     """A study with a pruner that gives up whatever reports more than 5."""
