@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from hopaas_p2p.core.records import TrialFinish, TrialRelease, TrialSet, TrialState
-from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
+from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial, StoreUnreachable
 from hopaas_p2p.stores.base import Beat
 
 if TYPE_CHECKING:
@@ -94,7 +94,13 @@ class CarriedTrial:
         self.storage = storage
         self.study = open_study(storage, ticket.study, create=False)
         self._membership = storage.part(self.study.study_id).membership
-        self._show_life()
+        try:
+            self._show_life()
+        except StoreUnreachable as error:  # a tell is kept on disk all the same
+            self._unseen = error
+
+    _unseen: StoreUnreachable | None = None
+    """Why the sign of life did not arrive."""
 
     def _show_life(self) -> None:
         courier = self.storage.courier
@@ -191,6 +197,8 @@ class CarriedTrial:
 
     def renew(self) -> None:
         """Nothing but a sign of life, and a look whether the lease still holds."""
+        if self._unseen is not None:
+            raise self._unseen
         self._trial()
 
     def release(self, reason: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import everything
 from tests.bridge_process import BridgeProcess
@@ -84,6 +86,50 @@ def test_the_near_side_may_be_a_database_and_the_far_side_a_directory(postgres_u
             study.close()
     finally:
         bridge.kill()
+
+
+def test_a_bucket_may_be_the_far_side(s3_url: str, tmp_path: Path) -> None:
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    bridge = BridgeProcess(tmp_path / "near", s3_url, tmp_path, pace=None, **keys).start()
+    try:
+        study = hopaas_p2p.open_study(str(tmp_path / "near"), "s", space={"x": hopaas_p2p.Float(0, 1)}, budget=3)
+        study.optimize(lambda trial: trial.params["x"])
+        assert study.storage.courier.lease_valid(
+            study.storage.part(study.study_id).membership, study.storage.courier.uuid
+        ), "its beat has crossed"
+        study.close()
+        found = hopaas_p2p.open_study(s3_url, "s", create=False)
+        assert [trial.state.name for trial in found.state.trials] == ["COMPLETE"] * 3
+        found.close()
+    finally:
+        bridge.kill()
+
+
+def test_a_result_that_was_told_without_a_bridge_lies_in_box_and_spool_and_counts_once(
+    bridge: BridgeProcess, near: Path, postgres_url: str, tmp_path: Path
+) -> None:
+    here = {"HOPAAS_STORE": str(near), "HOPAAS_STUDY": "s", "XDG_STATE_HOME": str(tmp_path / "state")}
+    cli("study", "create", "s", "--budget", "5", "--space", "x=float(0,1)", **here)
+    ticket = json.loads(cli("ask", "--json", **here).stdout)["ticket"]
+    bridge.kill()
+    told = cli("tell", "0.25", check=False, HOPAAS_TICKET=ticket, HOPAAS_PATIENCE="1", **here)
+    assert told.returncode in (0, 69), told.stderr
+    assert "Traceback" not in told.stderr
+    assert len(list((tmp_path / "state").rglob("*.commits"))) == 1
+    bridge.start()
+    state = until(lambda: _finished(postgres_url), 60)
+    cli("spool", "send", **here)
+    assert list((tmp_path / "state").rglob("*.commits")) == []
+    assert [trial.values for trial in state.trials] == [(0.25,)]
+    assert _finished(postgres_url).trials == state.trials
+
+
+def _finished(url: str) -> State | None:
+    """The study's state, when its trial has ended."""
+    study = hopaas_p2p.open_study(url, "s", create=False)
+    state = study.state
+    study.close()
+    return state if not state.running else None
 
 
 def test_a_study_is_begun_and_ended_from_the_near_side(bridge: BridgeProcess, near: Path, postgres_url: str) -> None:
