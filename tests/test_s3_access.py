@@ -394,7 +394,8 @@ def test_policies_are_the_least() -> None:
         "bucket/prefix/v1/artifacts/u/*",
     }
     assert allowed(owner, "s3:DeleteObject") == {"bucket/prefix/v1/*"}
-    assert any(one["Effect"] == "Deny" for one in worker["Statement"])
+    denied = [one["Resource"] for one in worker["Statement"] if one["Effect"] == "Deny"]
+    assert {name.partition("v1/")[2] for name in denied[0]} == {"study/u/log/*", "study/u/snapshot/*", "meta.json"}
     assert not any(one["Effect"] == "Deny" for one in policy(ADDRESS, "worker")["Statement"])
 
 

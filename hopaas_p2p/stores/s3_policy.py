@@ -44,12 +44,13 @@ def policy(address: Address, role: Role, *, uuid: str | None = None) -> dict[str
             _allow("Files", ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], [files]),
         ]
         if address.is_aws:
-            statements.append(_never_overwrite(logs))
+            statements.append(_never_overwrite([*logs, f"{study}/snapshot/*"]))
     if role == "owner":
         actions = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         statements.append(_allow("Write", actions, [f"{root}*"]))
         if address.is_aws:
-            statements.append(_never_overwrite([f"{root}study/*/log/*", f"{root}studies/log/*", f"{root}meta.json"]))
+            history = ["study/*/log/*", "study/*/snapshot/*", "studies/log/*", "meta.json"]
+            statements.append(_never_overwrite([f"{root}{one}" for one in history]))
     return {"Version": "2012-10-17", "Statement": statements}
 
 
