@@ -55,24 +55,24 @@ def gateway(
     """
     import asyncio
 
-    from hopaas_p2p.tunnel import gateway as gateways
-    from hopaas_p2p.tunnel import gateway_log
+    from hopaas_p2p.tunnel import gateway_log, gateway_process
+    from hopaas_p2p.tunnel.gateway import LOOPBACK, Limits
 
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit():
         raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
-    limits = gateways.Limits(connections, per_token, handshake=handshake, ping=ping, recheck=recheck, drain=drain)
+    limits = Limits(connections, per_token, handshake=handshake, ping=ping, recheck=recheck, drain=drain)
     gateway_log.to_stderr()
-    gateways.make_room(connections)
+    gateway_process.make_room(connections)
     asyncio.run(
-        gateways.serve(
+        gateway_process.serve(
             postgres,
             host=host.strip("[]"),
             port=int(port),
             certificate=tls_cert,
             key=tls_key,
             behind=_networks(behind_proxy),
-            metrics_from=_networks(metrics_from) or gateways.LOOPBACK,
+            metrics_from=_networks(metrics_from) or LOOPBACK,
             limits=limits,
             listening=lambda bound: output.say(f"gateway listening on {host}:{bound}"),
         )

@@ -11,14 +11,11 @@ import contextlib
 import ipaddress
 import logging
 import os
-import signal
 import ssl
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.settings import Secret
@@ -31,7 +28,8 @@ from hopaas_p2p.tunnel.gateway_tls import WARNING, Certificate
 from hopaas_p2p.tunnel.gateway_tokens import EVERY, Tokens, TooMany, Verdict
 
 _BACKLOG: Final = 1024
-_PENDING: Final = 512  # connections that have not finished their handshake; the oldest of the busiest address gives way
+PENDING: Final = 512
+"""Connections that have not finished their handshake; of more, the oldest of the busiest address gives way."""
 _LINES: Final = 20  # addresses turned away that the log tells of, a second
 _LAST_WORDS: Final = 2.0  # seconds
 
@@ -178,7 +176,7 @@ class Gateway:
             front.abort()
             return
         pending = [one for one in self._sessions.values() if one.unfinished]
-        if len(pending) > _PENDING:
+        if len(pending) > PENDING:
             busiest = Counter(one.front.address for one in pending).most_common(1)[0][0]
             oldest = next(one for one in pending if one.front.address == busiest)
             self.metrics.count("shed_total", 'cause="crowd"')
@@ -296,63 +294,9 @@ class Gateway:
         return self.metrics.render(gauges)
 
 
-def _note_trouble(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What went wrong in a callback: one connection's trouble, told without what it was about."""
-    error = context.get("exception")
-    where = traceback.extract_tb(error.__traceback__)[-1] if error is not None and error.__traceback__ else None
-    event(
-        "failed",
-        level=logging.ERROR,
-        why=type(error).__name__ if error is not None else context.get("message"),
-        where=f"{Path(where.filename).name}:{where.lineno}" if where is not None else None,
-    )
-
-
 def _within(address: str, networks: Networks) -> bool:
     with contextlib.suppress(ValueError):
         found = ipaddress.ip_address(address)
         mapped = getattr(found, "ipv4_mapped", None)
         return any((mapped or found) in network for network in networks)
     return False
-
-
-def make_room(connections: int) -> None:
-    """Let this process have as many descriptors as so many tunnels need: two each, and those at the door."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * connections + 2 * _PENDING + 64
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-        if possible < wanted:
-            event("few descriptors", level=logging.WARNING, have=possible, want=wanted)
-
-
-async def serve(
-    url: str,
-    *,
-    host: str,
-    port: int,
-    certificate: Path | None,
-    key: Path | None,
-    behind: Networks = (),
-    metrics_from: Networks = LOOPBACK,
-    limits: Limits | None = None,
-    listening: Callable[[int], None] | None = None,
-) -> None:
-    """Run a gateway until SIGTERM or SIGINT, then drain it. See `Gateway` for the arguments."""
-    if (certificate is None) != (key is None):
-        raise ConfigurationError("--tls-cert and --tls-key belong together")
-    pair = None if certificate is None or key is None else Certificate(certificate, key)
-    gateway = Gateway(Target.of(url), certificate=pair, behind=behind, metrics_from=metrics_from, limits=limits)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_note_trouble)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    bound = await gateway.start(host, port)
-    if listening is not None:
-        listening(bound)
-    await stop.wait()
-    await gateway.drain()
