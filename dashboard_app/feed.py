@@ -36,28 +36,36 @@ _BEATS: Final = 5.0  # seconds at least between looks at the peers' signs of lif
 
 
 _FREEZE_AFTER: Final = 2000  # trials read since; the objects of 10,000 cost each collection 0.15 s
+_COLLECT: Final = 60.0  # seconds between collections of garbage, which Streamlit would make after every run
 
 
 class _Collector:
-    """Takes the trials that were read out of the garbage collector's sight.
+    """Takes the trials that were read out of the garbage collector's sight, and collects now and then.
 
-    Streamlit collects all garbage after every run of a session, and would look at each report of each trial every
-    time. Trials hold no cycles; they go when nobody refers to them.
+    A collection looks at each report of each trial. Trials hold no cycles; they go when nobody refers to them.
     """
 
     def __init__(self) -> None:
         self._seen = 0
+        self._due = 0.0
         self._lock = threading.Lock()
 
     def read(self, trials: int) -> None:
         """So many trials were read."""
         with self._lock:
             self._seen += trials
-            if self._seen < _FREEZE_AFTER:
+
+    def collect(self, now: float) -> None:
+        """Collect, if it is due."""
+        with self._lock:
+            if now < self._due:
                 return
-            self._seen = 0
+            self._due = now + _COLLECT
+            many = self._seen >= _FREEZE_AFTER
+            self._seen = 0 if many else self._seen
         gc.collect()
-        gc.freeze()
+        if many:
+            gc.freeze()
 
 
 _collector: Final = _Collector()
@@ -271,6 +279,7 @@ class Feed:
             self._wake.clear()
             try:
                 self.tick()
+                _collector.collect(time.monotonic())
             except Exception:  # noqa: BLE001  # the pages would freeze for ever
                 _log.exception("the feed stumbled and goes on")
             self._wake.wait(_TICK)

@@ -35,6 +35,7 @@ def settings(told: Options) -> dict[str, Any]:
         "server.headless": True,  # the browser is opened by us; else Streamlit asks for an e-mail address
         "server.fileWatcherType": "none",
         "server.runOnSave": False,
+        "runner.postScriptGC": False,  # the feed collects: after every run it would cost more than the run
         "server.maxUploadSize": 512,
         "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
