@@ -80,6 +80,18 @@ def test_a_commit_that_stood_in_the_far_log_before_is_not_appended_again() -> No
     assert len(everything(world.far.log(STUDY))) == 2
 
 
+def test_a_commit_that_its_sender_has_passed_already_is_answered_and_not_appended_again() -> None:
+    world = World()
+    founded(world)
+    near = world.near_peer("near")
+    near.say(TrialCreate())
+    sent = everything(world.far.log(STUDY))[-1].payload
+    other = world.near_peer("other")
+    other.read()
+    other.replica.send_for_another("near:1", sent)
+    assert len(everything(world.far.log(STUDY))) == 2
+
+
 def test_several_pieces_hold_a_long_log_and_it_is_read_from_anywhere() -> None:
     world = World()
     append_many(world.far.log(STUDY), "a", 700)

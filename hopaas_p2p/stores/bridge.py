@@ -206,7 +206,8 @@ class Bridge:
         """One request. What it is refused for is answered; trouble of other kinds is raised."""
         place, request = placed
         try:
-            self._do(lane, request)
+            if self._do(lane, request):
+                self._answer(place, None)
         except Denied as error:
             if not self._logged_in():
                 raise
@@ -217,17 +218,20 @@ class Bridge:
         if isinstance(request, Destroy):
             self._end(lane)
 
-    def _do(self, lane: Lane, request: Request) -> None:
+    def _do(self, lane: Lane, request: Request) -> bool:
+        """Carry out a request; whether its sender has to be told that it was."""
         if isinstance(request, Append):
-            lane.carry(request)
+            shown = lane.carry(request)
             lane.pull_at = self.clock() + self.pace  # what others said came along
             self.carried += 1
-        elif isinstance(request, Watch):
+            return not shown
+        if isinstance(request, Watch):
             lane.pull()
         elif isinstance(request, Snapshot):
             lane.send_snapshot(request)
         elif isinstance(request, Destroy):
             lane.destroy(request)
+        return False
 
     def _logged_in(self) -> bool:
         """Whether the far store lets this bridge in at all."""

@@ -36,7 +36,7 @@ class Lane:
         self.trouble: str | None = None
         self._mirror = Mirror(near)
         self._read = False
-        self._digests: dict[bytes, None] = {}
+        self._digests: dict[bytes, int] = {}
         self._digests_from = 0
         """All entries after this lsn are among the digests."""
         self._snapshot = 0
@@ -44,11 +44,15 @@ class Lane:
 
     # --- what requests ask for ---
 
-    def carry(self, request: Append) -> None:
-        """Append to the far log what is not there yet; it stands in the mirror when this returns."""
+    def carry(self, request: Append) -> bool:
+        """Append to the far log what is not there yet; it stands in the mirror when this returns.
+
+        Returns whether it stands after `request.since`, where its sender looks.
+        """
         self._look()
-        if self._holds(request):
-            return
+        found = self._find(request)
+        if found is not None:
+            return found > request.since
         if request.since > self._mirror.lsn:  # somebody has seen more of this log than there is
             raise StudyDeleted
         outgoing = Outgoing(request.nonce, request.payload)
@@ -61,13 +65,14 @@ class Lane:
                 continue
             self._copy(receipt.entries)
             more = receipt.more and not any(entry.payload == request.payload for entry in receipt.entries)
+        return True
 
     def carry_together(self, crew: Crew) -> None:
         """Send commits that wait for this log side by side. `carry` still sees to each of them."""
         self._look()
         waiting = itertools.takewhile(lambda request: isinstance(request, Append), (one.request for one in self.queue))
         end = self._mirror.lsn
-        new = [one for one in waiting if isinstance(one, Append) and one.since <= end and not self._holds(one)]
+        new = [one for one in waiting if isinstance(one, Append) and one.since <= end and self._find(one) is None]
         for receipt in crew.send(self.name, new, end):
             self._copy(receipt.entries)
 
@@ -144,21 +149,23 @@ class Lane:
 
     # --- what was carried before ---
 
-    def _holds(self, request: Append) -> bool:
-        """Whether the mirror holds this commit: carried before, by this bridge or another."""
-        if request.since >= self._digests_from:
-            return _digest(request.payload) in self._digests
+    def _find(self, request: Append) -> int | None:
+        """Where this commit stands in the mirror, if it does: carried before, by this bridge or another."""
+        known = self._digests.get(_digest(request.payload))
+        if known is not None or request.since >= self._digests_from:
+            return known
         end = self._mirror.lsn
         try:
-            return any(entry.payload == request.payload for entry in self._mirror.read(request.since))
+            entries = self._mirror.read(request.since)
         except SleptThrough:
-            return _digest(request.payload) in self._digests
+            return None
         finally:
             self._mirror.read(end)
+        return next((entry.lsn for entry in entries if entry.payload == request.payload), None)
 
     def _remember(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            self._digests[_digest(entry.payload)] = None
+            self._digests[_digest(entry.payload)] = entry.lsn
         if len(self._digests) > _REMEMBERED:
             self._digests_from = self._mirror.lsn
             self._digests.clear()
