@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -550,6 +551,23 @@ def test_a_client_shows_no_secret_and_knows_its_port(tmp_path: Path) -> None:
     assert "geheim" not in repr(client) + json.dumps(client.server)
     assert str(client.token) == "***"
     assert client.backend_version == hopaas_p2p.__version__
+
+
+def test_a_study_travels_to_other_processes_without_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPAAS_TOKEN", "")
+    monkeypatch.delenv("HOPAAS_TOKEN")
+    study = joined(tmp_path, client=hpc.Client(str(tmp_path / "store"), token="t0p-secret"))
+    with study.trial() as trial:
+        trial.loss = 1
+
+    packed = pickle.dumps(study)
+    again = pickle.loads(packed)
+
+    assert b"t0p-secret" not in packed
+    assert "HOPAAS_TOKEN" not in os.environ
+    assert again.best_trial_id == 0
+    pickle.dumps(hpc.Client("postgresql+https://gate.example.org/db", token="for the gateway"))
+    assert os.environ["HOPAAS_TOKEN"] == "for the gateway"
 
 
 @pytest.mark.parametrize("text", ["", "[server]\nport = 1\n", "nonsense", "[server]\naddress =\n"])

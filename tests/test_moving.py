@@ -77,10 +77,11 @@ def contents(study: Study, directory: Path) -> dict[str, bytes]:
 FILES = {"0 model.bin": b"weights" * 1000, "None plot.svg": b"<svg/>", "0 late.svg": b"<svg/>"}
 
 
-@pytest.fixture(params=["memory", "directory", "s3"])
-def target_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "s3":
-        url: str = request.getfixturevalue("s3_url")
+@pytest.fixture(params=["memory", "directory", "s3", "postgres"])
+def target_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param in ("s3", "postgres"):
+        monkeypatch.setenv("HOPAAS_ARTIFACTS", str(tmp_path / "artifacts"))  # for the database, which keeps no files
+        url: str = request.getfixturevalue(f"{request.param}_url")
         return url
     return f"memory://moving-{next(_names)}" if request.param == "memory" else str(tmp_path / "to")
 
@@ -111,6 +112,9 @@ def test_a_copy_has_what_was_finished_with_notes_tags_and_files(
     assert contents(copy, tmp_path) == FILES
     uuid = target.part(copy.study_id).membership.uuid
     assert {one.id[:32] for one in copy.artifacts().list()} == {uuid}
+    back = opened(f"memory://back-{next(_names)}")
+    copy_study(copy, back, name="back")
+    assert contents(hopaas_p2p.open_study(back, "back", create=False), tmp_path) == FILES
     assert states(source) == ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
 
 
@@ -203,17 +207,39 @@ def test_a_lost_file_is_a_note_and_a_changed_one_is_left_behind(
 
 
 def test_a_store_without_files_says_so_before_anything_is_copied(
-    source: Study, opened: Callable[[str], Storage], postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HOPAAS_ARTIFACTS", raising=False)
-    target = opened(postgres_url)
+    target = opened(str(tmp_path / "to"))
 
-    with pytest.raises(ConfigurationError, match="HOPAAS_ARTIFACTS"):
+    def refuse() -> None:
+        raise ConfigurationError("this store keeps no files")
+
+    monkeypatch.setattr(target.courier.store, "artifacts", refuse)
+
+    with pytest.raises(ConfigurationError, match="keeps no files"):
         copy_study(source, target)
-    assert "moved" not in [one.study_name for one in target.get_all_studies()]
+    assert target.get_all_studies() == []
     copy_study(source, target, with_files=False)
 
     assert states(hopaas_p2p.open_study(target, "moved", create=False)) == ["COMPLETE", "FAIL"]
+
+
+def test_a_file_that_is_too_large_for_the_store_is_left_behind_with_a_note(
+    source: Study, opened: Callable[[str], Storage], postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOPAAS_ARTIFACTS", raising=False)
+    with (tmp_path / "huge.bin").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    huge = source.artifacts().put(tmp_path / "huge.bin", trial=0)
+    target = opened(postgres_url)
+
+    result = copy_study(source, target)
+
+    assert (result.trials, result.files) == (2, 3)
+    (warning,) = result.warnings
+    assert warning.startswith(f"the file {huge.id}: ")
+    copy = hopaas_p2p.open_study(target, "moved", create=False)
+    assert sorted(one.filename for one in copy.artifacts().list()) == ["huge.bin", "late.svg", "model.bin", "plot.svg"]
 
 
 def test_the_command_copies_one_study_or_all(source: Study, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from hopaas_p2p.artifacts import SUM, key_of, named_after
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.export.portable import Portable
 
 if TYPE_CHECKING:
@@ -144,7 +144,10 @@ def _send(old: str, new: str, total: dict[str, Any], fetch: Fetch, files: Artifa
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != total["sha256"]:
                     return "its bytes are not what was put there; it was left behind"
-        files.put(key_of(new), path)
+        try:
+            files.put(key_of(new), path)
+        except (InvalidInput, ConfigurationError) as error:  # for example too large for this store
+            return f"{error} It was left behind."
     return None
 
 

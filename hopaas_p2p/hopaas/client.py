@@ -62,6 +62,15 @@ class Client:
     def __repr__(self) -> str:
         return f"hopaas.Client({self.server!r})"
 
+    def __reduce__(self) -> tuple[type[Client], tuple[str]]:
+        self._leave_token()  # a secret is not pickled; a child has its parent's environment
+        return Client, (self._store,)
+
+    def _leave_token(self) -> None:
+        """Put the token where the client of a gateway looks for it, if the store is behind one."""
+        if self._token is not None and urlsplit(self._store).scheme.endswith("+https"):
+            os.environ.setdefault("HOPAAS_TOKEN", self._token.reveal())
+
     @property
     def server(self) -> str:
         """The store, as it may be shown."""
@@ -88,8 +97,7 @@ class Client:
 
         with _lock, translated():
             if self._store not in _storages:
-                if self._token is not None and urlsplit(self._store).scheme.endswith("+https"):
-                    os.environ.setdefault("HOPAAS_TOKEN", self._token.reveal())  # where a gateway's client looks
+                self._leave_token()
                 _storages[self._store] = open_storage(self._store)
             return _storages[self._store]
 

@@ -74,6 +74,8 @@ class Plot:
 
     def importances(self) -> Chart:
         """Which parameters matter: PED-ANOVA, over a sample of the trials where they are many."""
+        import optuna.importance  # takes a second the first time, which nobody else shall wait for  # noqa: F401
+
         with looking_at(self._study) as state:
             found = importance(state)
         if not found.shares:
