@@ -170,10 +170,9 @@ class S3Store:
         if not self._create:
             raise ConfigurationError(f"there is no store in {self.url}; create one with: hopaas-p2p study create")
         data = json.dumps({"format": FORMAT, "uuid": secrets.token_hex(16)}).encode() + b"\n"
-        if self.objects.create(META, data):
-            return data
+        created = self.objects.create(META, data)
         found = self.objects.get(META, limit=_META)
-        if found is None:
+        if found is None or (created and found.data != data):
             raise ConfigurationError(f"{self.url}: what was just written cannot be read; the server is not consistent")
         return found.data
 
