@@ -98,6 +98,8 @@ def test_a_sweep_becomes_a_study_with_all_that_its_file_says(tmp_path: Path) -> 
         ("{distribution: inv_log_uniform, min: 0, max: 2}", Float(math.exp(-2), 1.0, log=True)),
         ("{distribution: inv_log_uniform_values, min: 0.5, max: 2}", Float(0.5, 2.0, log=True)),
         ("{distribution: q_log_uniform_values, min: 16, max: 256}", Int(16, 256, log=True)),
+        ("{distribution: q_log_uniform_values, min: 32, max: 256, q: 8}", Int(32, 256, log=True)),
+        ("{distribution: q_log_uniform, min: 0, max: 1, q: 0.1}", Float(1.0, math.e, log=True)),
         ("{distribution: categorical, values: [a, 1, true, null, '1e-3']}", Categorical(("a", 1, True, None, "1e-3"))),
         ("{distribution: categorical_w_probabilities, values: [a, b], probabilities: [1, 0]}", Categorical(("a", "b"))),
     ],
@@ -132,7 +134,7 @@ def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: st
         ("method: random\nparameters: {p: {distribution: normal, mu: 5, sigma: 2}}", "uniform, min: 1, max: 9"),
         ("method: random\nparameters: {p: {distribution: log_uniform_values, min: 0, max: 2}}", "needs min > 0"),
         ("method: random\nparameters: {p: {distribution: log_uniform, min: 1, max: 1000}}", "log_uniform_values"),
-        ("method: random\nparameters: {p: {distribution: q_log_uniform_values, min: 1, max: 9, q: 2}}", "no grid of q"),
+        ("method: random\nparameters: {p: {distribution: q_log_uniform_values, min: 0, max: 9, q: 2}}", "begins at 1"),
         ("method: random\nparameters: {p: {distribution: unifrom, min: 1, max: 9}}", "no distribution 'unifrom'"),
         ("method: grid\nparameters: {p: {min: 0.0, max: 1.0}}", "a grid needs values"),
         ("method: grid\nparameters: {p: {min: 1, max: 99}, q: {min: 1, max: 999}}", "98,901 points"),
@@ -250,6 +252,17 @@ def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
     assert sorted(points) == [(a, b) for a in "xy" for b in (1, 2, 3)]
     assert [trial.value for trial in study.trials] == [float(b) for _, b in points]
     study.close()
+
+
+def test_what_optuna_has_no_counterpart_for_is_left_out_with_a_note(tmp_path: Path) -> None:
+    told = read(
+        tmp_path,
+        "method: random\nparameters:\n  batch: {distribution: q_log_uniform_values, min: 32, max: 256, q: 8}\n"
+        "  kind: {values: [a, b], probabilities: [0.9, 0.1]}\n",
+    )
+
+    assert told.notes[0] == "the grid of 'batch' is left out: Optuna's log ranges have none; let the job round"
+    assert told.notes[1].startswith("the probabilities of 'kind' are left out")
 
 
 def test_the_command_of_a_sweep_becomes_that_of_a_worker(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def _parameters(
             constants[name] = entry["value"]
         else:
             space[name] = _distribution(name, entry)
+            if str(entry.get("distribution")).startswith("q_log") and entry.get("q", 1) != 1:
+                notes.append(f"the grid of {name!r} is left out: Optuna's log ranges have none; let the job round")
             if "probabilities" in entry:
                 notes.append(f"the probabilities of {name!r} are left out: the sampler finds out which values are good")
     return space, constants
@@ -152,11 +154,7 @@ def _range(what: str, kind: str, low: float, high: float, q: float) -> Distribut
             return _log(what, low, high)
         case "q_log_uniform_values" | "q_log_uniform":
             bounds = (low, high) if kind.endswith("values") else (_exp(what, low), _exp(what, high))
-            if q != 1:
-                raise InvalidInput(f"{what}: Optuna's log ranges have no grid of q = {q}; use values, or q: 1")
-            if bounds[0] < 0.5:
-                raise InvalidInput(f"{what}: a range of whole numbers with a logarithm begins at 1")
-            return Int(max(1, round(bounds[0])), round(bounds[1]), log=True)
+            return _log(what, *bounds) if not float(q).is_integer() else _whole_log(what, *bounds)
         case _:
             raise InvalidInput(f"{what}: W&B has no distribution {kind!r}")
 
@@ -186,6 +184,12 @@ def _log(what: str, low: float, high: float) -> Float:
     if low <= 0:
         raise InvalidInput(f"{what}: a logarithm needs min > 0, got {low}")
     return Float(float(low), float(high), log=True)
+
+
+def _whole_log(what: str, low: float, high: float) -> Int:
+    if low < 0.5:
+        raise InvalidInput(f"{what}: a range of whole numbers with a logarithm begins at 1")
+    return Int(max(1, round(low)), round(high), log=True)
 
 
 def _instead(entry: Mapping[str, Any]) -> str:
