@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Final
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
@@ -123,38 +124,37 @@ class Scribe:
             store.close()
 
 
+_BATCH: Final = 5  # trials that end in one commit
+
+
 def large(count: int, *, reports: int = 10, name: str = "large", params: int = 5) -> Scribe:
-    """A study of so many finished trials from four sites: every fourth pruned, every fiftieth failed. Quick to make."""
+    """A study of so many ended trials from four sites: every fourth pruned, every fiftieth failed. Quick to make."""
     space: dict[str, Distribution] = {f"p{at}": Float(0.0, 1.0) for at in range(params - 1)}
     space["opt"] = Categorical(("adam", "sgd", "lion"))
     scribe = Scribe(name=name, space=space)
     for at in range(4):
         scribe.join(f"peer-{at}", f"site-{at}")
-    batch: list[TrialCreate] = []
-    for record in _large_trials(count, reports, params, int(scribe.clock * 1e6)):
-        batch.append(record)
-        if len(batch) == 250:
-            scribe.say(f"importer-{len(scribe.commits) % 4}", *batch)
-            batch = []
-    if batch:
-        scribe.say("importer-0", *batch)
-    scribe.clock += count
+    for first in range(0, count, _BATCH):
+        numbers = range(first, min(first + _BATCH, count))
+        began = int(scribe.clock * 1e6)
+        records: list[object] = []
+        for number in numbers:
+            records += _one_of_many(number, reports, params, began)
+        scribe.clock += 30.0
+        scribe.say(f"peer-{first // _BATCH % 4}", *records)
+        scribe.clock -= 29.0  # the four work beside each other
+    scribe.clock += 60.0
     return scribe
 
 
-def _large_trials(count: int, reports: int, params: int, began: int) -> Iterator[TrialCreate]:
-    for at in range(count):
-        spots = [(at * (0.6180339887 + 0.1 * k)) % 1 for k in range(params - 1)]
-        value = sum((spot - 0.3) ** 2 for spot in spots) + 1 / (1 + at)
-        state = FAIL if at % 50 == 49 else PRUNED if at % 4 == 3 else COMPLETE
-        made = reports if state is not PRUNED else 1 + at % max(1, reports - 1)
-        curve = {step: value + math.exp(-step / 3) for step in range(1, made + 1)}
-        yield TrialCreate(
-            state,
-            params={**{f"p{k}": spot for k, spot in enumerate(spots)}, "opt": float(at % 3)},
-            reports=curve if state is not FAIL else {},
-            values=(value,) if state is COMPLETE else None,
-            reason=f"ValueError: step {at} diverged" if state is FAIL else None,
-            start=began + at * 1_000_000,
-            end=began + at * 1_000_000 + 30_000_000 * made // max(1, reports),
-        )
+def _one_of_many(at: int, reports: int, params: int, began: int) -> Iterator[object]:
+    spots = [(at * (0.6180339887 + 0.1 * k)) % 1 for k in range(params - 1)]
+    value = sum((spot - 0.3) ** 2 for spot in spots) + 1 / (1 + at)
+    state = FAIL if at % 50 == 49 else PRUNED if at % 4 == 3 else COMPLETE
+    made = reports if state is not PRUNED else 1 + at % max(1, reports - 1)
+    curve = {step: value + math.exp(-step / 3) for step in range(1, made + 1)} if state is not FAIL else {}
+    given = {**{f"p{k}": spot for k, spot in enumerate(spots)}, "opt": float(at % 3)}
+    start = began + 30_000_000 - 30_000_000 * made // max(1, reports)
+    yield TrialCreate(params=given, reports=curve, start=start)
+    reason = f"ValueError: step {at} diverged" if state is FAIL else None
+    yield TrialFinish(at, 1, state, (value,) if state is COMPLETE else None, reason)
