@@ -92,7 +92,7 @@ class StudyArtifacts:
         Raises:
             InvalidInput: no such file.
             NoSuchTrial: there is no such trial.
-            ConfigurationError: the store keeps no files; the message says what to do.
+            ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
             Denied: the study's owner has not allowed it.
 
         """

@@ -89,7 +89,7 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             LeaseLost: another peer runs the trial now.
-            ConfigurationError: the store keeps no files; the message says what to do.
+            ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
         checkpoints.save(self.storage, self._trial_id, source, step)
 
@@ -100,7 +100,7 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             InvalidInput: there is no such file.
-            ConfigurationError: the store keeps no files; the message says what to do.
+            ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
         files = StudyArtifacts(self.storage, self.study._study_id)
         return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)

@@ -157,6 +157,20 @@ def test_a_snapshot_that_is_there_is_not_overwritten(campaign: Campaign) -> None
     assert snapshot.load(found[1]).lsn == found[0] == 5
 
 
+def test_snapshots_of_lsns_that_never_were_drive_no_sound_one_out(campaign: Campaign) -> None:
+    log = campaign.store.log("u")
+    for lsn in (10**15, 10**16, 10**17):
+        log.put_snapshot(lsn, b"forged")
+    for _ in range(5):
+        campaign.run_trials(1)
+        campaign.founder.write_snapshot()
+    joined = campaign.peer("joiner")
+    joined.exchange()
+    assert snapshot.digest(joined.state) == snapshot.digest(campaign.founder.state)
+    kept = [int(one.key.rpartition("/")[2]) for one in campaign.store.objects.listed("study/u/snapshot/")]
+    assert [lsn for lsn in kept if lsn < 100] == [7, 9, 11]
+
+
 def test_a_zombie_after_gc_joins_again_and_its_result_counts(campaign: Campaign) -> None:
     zombie = campaign.peer("zombie")
     number = started_by(zombie, "zombie")

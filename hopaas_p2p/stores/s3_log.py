@@ -165,7 +165,8 @@ class S3Log:
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         self._writable()
         self.objects.create(f"{self.root}snapshot/{lsn:020d}", data)  # history is not overwritten, here neither
-        self.objects.delete([key for _, key in self._snapshots()[:-SNAPSHOTS_KEPT]])
+        older = [key for found, key in self._snapshots() if found <= lsn]  # one of a false lsn drives none out
+        self.objects.delete(older[:-SNAPSHOTS_KEPT])
 
     def _snapshots(self) -> list[tuple[int, str]]:
         listed = [(one.key.rpartition("/")[2], one.key) for one in self.objects.listed(f"{self.root}snapshot/")]
