@@ -12,7 +12,8 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.stores.s3_log import S3Log
-from hopaas_p2p.testing.s3_faults import FaultProxy, Request
+from hopaas_p2p.testing.http_messages import Request
+from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.processes import until
 

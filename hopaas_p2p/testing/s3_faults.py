@@ -22,18 +22,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
-_HEAD: Final = 1 << 16
+from hopaas_p2p.testing.http_messages import LIMIT, Answer, Request, Upstream, read_request
+
 T = TypeVar("T")
-
-
-class Request(NamedTuple):
-    """What came in."""
-
-    kind: str
-    """PUT, GET, LIST, DELETE, HEAD or POST."""
-    path: str
-    headers: list[tuple[str, str]]
-    body: bytes
 
 
 class Fault(NamedTuple):
@@ -151,7 +142,7 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_HEAD, ssl=self._tls)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=LIMIT, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _shut(self) -> None:
@@ -165,9 +156,9 @@ class FaultProxy:
     # --- one connection ---
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = _Upstream(self.target)
+        upstream = Upstream(self.target)
         try:
-            while (request := await _read_request(reader)) is not None:
+            while (request := await read_request(reader)) is not None:
                 self.requests[request.kind] += 1
                 if not await self._handle(request, writer, upstream):
                     return
@@ -177,14 +168,14 @@ class FaultProxy:
             writer.transport.abort()
             upstream.close()
 
-    async def _handle(self, request: Request, writer: asyncio.StreamWriter, upstream: _Upstream) -> bool:
+    async def _handle(self, request: Request, writer: asyncio.StreamWriter, upstream: Upstream) -> bool:
         """Answer one request; whether the connection goes on."""
         fault = self._fault_for(request)
         half = (self.get if request.kind in ("GET", "HEAD") else self.put) / 2
         await _pause(half)
         if fault.late:
             self._held.append(request)
-        answer = _Answer(200, [("Date", _date(0.0))], b"")
+        answer = Answer(200, [("Date", _date(0.0))], b"")
         if fault.forward:
             answer = await upstream.ask(_without(request, fault.strip))
         await _pause(half)
@@ -209,46 +200,14 @@ class FaultProxy:
         return fault
 
     async def _send_late(self, request: Request) -> int:
-        upstream = _Upstream(self.target)
+        upstream = Upstream(self.target)
         try:
             return (await upstream.ask(request)).status
         finally:
             upstream.close()
 
 
-class _Answer(NamedTuple):
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-class _Upstream:
-    """A connection to the server, made when needed."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, request: Request) -> _Answer:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=_HEAD)
-        reader, writer = self._streams
-        method = "GET" if request.kind == "LIST" else request.kind
-        lines = [f"{method} {request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers)]
-        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
-        await writer.drain()
-        status_line, headers = await _read_head(reader)
-        status = int(status_line.split(" ", 2)[1])
-        body = b"" if method == "HEAD" or status in (204, 304) else await _read_body(reader, headers)
-        kept = [(name, value) for name, value in headers if name.lower() != "transfer-encoding"]
-        return _Answer(status, kept, body)
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].transport.abort()
-
-
-def _as_told(answer: _Answer, fault: Fault, *, head_only: bool) -> bytes:
+def _as_told(answer: Answer, fault: Fault, *, head_only: bool) -> bytes:
     """The bytes that the client gets."""
     status, headers, body = answer
     if fault.hide == status:
@@ -278,41 +237,6 @@ def _date(ahead: float) -> str:
 async def _pause(seconds: float) -> None:
     if seconds:
         await asyncio.sleep(seconds)
-
-
-async def _read_request(reader: asyncio.StreamReader) -> Request | None:
-    try:
-        line, headers = await _read_head(reader)
-    except asyncio.IncompleteReadError:
-        return None
-    method, path, _ = line.split(" ", 2)
-    body = await _read_body(reader, headers) if method in ("PUT", "POST") else b""
-    kind = "LIST" if method == "GET" and "list-type=" in path else method
-    return Request(kind, path, headers, body)
-
-
-async def _read_head(reader: asyncio.StreamReader) -> tuple[str, list[tuple[str, str]]]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    first, *lines = head[:-4].split("\r\n")
-    pairs = [line.partition(":") for line in lines]
-    return first, [(name.strip(), value.strip()) for name, _, value in pairs]
-
-
-async def _read_body(reader: asyncio.StreamReader, headers: list[tuple[str, str]]) -> bytes:
-    named = {name.lower(): value for name, value in headers}
-    if "chunked" in named.get("transfer-encoding", "").lower():
-        return await _read_chunks(reader)
-    return await reader.readexactly(int(named.get("content-length", "0")))
-
-
-async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
-    parts = []
-    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-        parts.append(await reader.readexactly(size))
-        await reader.readexactly(2)
-    while await reader.readuntil(b"\r\n") != b"\r\n":
-        pass
-    return b"".join(parts)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import optuna
 
-from hopaas_p2p.testing.s3_faults import FaultProxy, Request
+from hopaas_p2p.testing.http_messages import Request
+from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
 
 PUT, GET = 0.045, 0.020
@@ -42,6 +43,8 @@ class Link:
         self.asked[request.kind] += 1
         if "/beats/" in request.path:
             self.asked[f"{request.kind} beat"] += 1
+        if request.kind == "LIST" and "snapshot" in request.path:
+            self.asked["LIST snapshot"] += 1
 
     def clear(self) -> None:
         self.asked.clear()
