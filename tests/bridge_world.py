@@ -12,7 +12,7 @@ from hopaas_p2p.core.records import Record, Stamp
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.replica import Replica, study_replica
-from hopaas_p2p.stores.base import Beat, Entry, Log, Store
+from hopaas_p2p.stores.base import Artifacts, Beat, Entry, Log, Store
 from hopaas_p2p.stores.bridge import Bridge
 from hopaas_p2p.stores.bridged import BridgedStore
 from hopaas_p2p.stores.memory import MemoryStore
@@ -53,6 +53,11 @@ class _Link(FaultyStore):
         if self.cut:
             raise StoreUnreachable
         return super().beats(peers)
+
+    def artifacts(self) -> Artifacts:
+        if self.cut:
+            raise StoreUnreachable
+        return super().artifacts()
 
 
 class World:

@@ -18,27 +18,25 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores.base import Beat, Outgoing, Store
+from hopaas_p2p.stores.base import Beat, Store
 from hopaas_p2p.stores.bridge_beats import WANTED, Beats
+from hopaas_p2p.stores.bridge_box import Box
 from hopaas_p2p.stores.bridge_crew import Crew
+from hopaas_p2p.stores.bridge_files import Files
 from hopaas_p2p.stores.bridge_frames import (
-    ANSWERS,
-    BOX,
     CATALOG,
     STATUS,
     Alive,
     Answer,
     Append,
     Destroy,
+    File,
     Interest,
     Look,
     Placed,
     Request,
     Snapshot,
     Watch,
-    opened,
-    request_in,
-    seal,
 )
 from hopaas_p2p.stores.bridge_lane import Lane
 
@@ -80,10 +78,7 @@ class Bridge:
         """Commits carried to the far side, by this bridge."""
         self.rounds = 0
         self._id = secrets.token_hex(4)
-        self._box, self._answers = near.log(BOX), near.log(ANSWERS)
-        self._answers_at = 0
-        self._box_at: int | None = None
-        self._saved = 0
+        self._box = Box(near)
         self._save_at = 0.0
         self._active_at = 0.0
         self._round_at = 0.0
@@ -91,6 +86,7 @@ class Bridge:
         self._lanes: dict[str, Lane] = {}
         self._beats = Beats(near, far)
         self._crew = Crew(crew)
+        self._files = Files(near, far)
         self._lanes[CATALOG] = Lane(CATALOG, near.catalog(), far.catalog())
 
     @property
@@ -121,6 +117,7 @@ class Bridge:
             pause = _QUICK if recent else _SLOW
         with contextlib.suppress(StoreUnreachable):
             self._save(self.clock(), at_once=True)
+        self._files.close()
         self._crew.close()
 
     def step(self) -> None:
@@ -128,6 +125,9 @@ class Bridge:
         now = self.clock()
         if self._read_box(now):
             self._active_at = now
+        answer = self._files.step(now)
+        if answer is not None:
+            self._box.answer(answer)
         for lane in list(self._lanes.values()):
             if now >= lane.retry_at:
                 self._tend(lane, now)
@@ -141,28 +141,24 @@ class Bridge:
 
     def _read_box(self, now: float) -> bool:
         """Take in what was asked; whether there was anything."""
-        if self._box_at is None:
-            self._box_at = self._saved = self._take_over(now)
-        elif self._box.changed(self._box_at) is False:
-            return False
-        found, more = False, True
-        while more:
-            receipt = self._box.exchange(None, self._box_at)
-            for entry in receipt.entries:
-                self._box_at = entry.lsn
-                request = request_in(entry)
-                if request is not None:
-                    self._accept(Placed(entry.lsn, request), now)
-                    found = True
-            more = receipt.more
-        return found
+        interest = self._box.take_over()
+        if interest is not None:
+            for name in interest.logs:
+                self._want(name, now)
+            self._beats.want(alive=interest.alive, looked_at=interest.looked_at, now=now)
+        requests = self._box.read()
+        for placed in requests:
+            self._accept(placed, now)
+        return bool(requests)
 
     def _accept(self, placed: Placed, now: float) -> None:
-        request = placed.request
+        place, request = placed
         if isinstance(request, Alive | Look):
             alive, looked_at = ([request.peer], []) if isinstance(request, Alive) else ([], request.peers)
             self._beats.want(alive=alive, looked_at=looked_at, now=now)
             self._round_at = now
+        elif isinstance(request, File):
+            self._files.accept(place, request)
         else:
             lane = self._want(request.log, now)
             if lane is not None:
@@ -257,14 +253,7 @@ class Bridge:
         lane.trouble = str(error)
 
     def _answer(self, place: int, error: HopaasError | None) -> None:
-        kind = type(error).__name__ if error is not None else ""
-        payload = seal(Answer(place, kind, str(error or "")))
-        done = False
-        while not done:
-            receipt = self._answers.exchange(Outgoing(f"{place}:{kind}", payload), self._answers_at)
-            if receipt.entries:
-                self._answers_at = receipt.entries[-1].lsn
-            done = not receipt.more
+        self._box.answer(Answer(place, type(error).__name__ if error is not None else "", str(error or "")))
 
     # --- beats ---
 
@@ -287,36 +276,20 @@ class Bridge:
     def _round(self, now: float) -> None:
         """Carry beats both ways, see which studies there are, and say that the far side was reached."""
         self._round_at = now + self.pace
-        seen = self._box_at
+        seen = self._box.place
         self._lanes[CATALOG].pull()
         self._send_beats(now)
         self._beats.bring(now)
         self.rounds += 1
         self.near.beat(Beat(STATUS, f"{self._id}:{self.rounds}:{self.pace:.3g}:{seen}"))
 
-    # --- taking over ---
-
-    def _take_over(self, now: float) -> int:
-        """Go on where the last bridge said it was; the place in the box."""
-        found = self._box.newest_snapshot()
-        interest = opened(found[1], Interest) if found is not None else None
-        if found is None or interest is None:
-            return 0
-        for name in interest.logs:
-            self._want(name, now)
-        self._beats.want(alive=interest.alive, looked_at=interest.looked_at, now=now)
-        return found[0]
-
     def _save(self, now: float, *, at_once: bool = False) -> None:
-        """Note how far the box was dealt with, and what is wanted. A guess will do: what is done again does no harm."""
+        """Note how far the box was dealt with, and what is wanted."""
         if now < self._save_at and not at_once:
             return
         self._save_at = now + _SAVE_EVERY
         pending = [lane.queue[0].place for lane in self._lanes.values() if lane.queue]
-        done = min(pending) - 1 if pending else (self._box_at or 0)
-        if done <= self._saved:
-            return
+        pending += [self._files.first] if self._files.first is not None else []
         wanted = [name for name, lane in self._lanes.items() if now < lane.wanted_until and name != CATALOG]
         interest = Interest(wanted, list(self._beats.alive), list(self._beats.looked_at))
-        self._box.put_snapshot(done, seal(interest))
-        self._saved = done
+        self._box.note(min(pending) - 1 if pending else self._box.place, interest)

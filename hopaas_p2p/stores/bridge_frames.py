@@ -25,6 +25,8 @@ STATUS: Final = "bridge-status"
 """The peer whose beat changes with every round in which a bridge reached the far store."""
 FAR: Final = "-far"
 """A far beat is kept near under the peer's name and this."""
+MISSING: Final = "KeyError"
+"""The kind of an answer that says there is no such file."""
 NAME: Final = 60
 """The longest name of a peer that beats across a bridge."""
 
@@ -76,7 +78,15 @@ class Look(msgspec.Struct, array_like=True, frozen=True, tag="look"):
     nonce: str
 
 
-Request = Append | Watch | Destroy | Snapshot | Alive | Look
+class File(msgspec.Struct, array_like=True, frozen=True, tag="file"):
+    """Do something about artifacts: put the near one there, get the far one here, delete it, list those of a prefix."""
+
+    what: str
+    key: str
+    nonce: str
+
+
+Request = Append | Watch | Destroy | Snapshot | Alive | Look | File
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):

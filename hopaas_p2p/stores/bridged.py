@@ -36,6 +36,7 @@ from hopaas_p2p.stores.bridge_frames import (
     opened,
     seal,
 )
+from hopaas_p2p.stores.bridged_files import BridgedArtifacts
 from hopaas_p2p.stores.bridged_log import RENEWAL, BridgedLog
 from hopaas_p2p.stores.directory import DirectoryStore
 
@@ -138,10 +139,9 @@ class BridgedStore:
         deadline = self.clock() + patience
         pause = _PAUSES[0]
         while not done():
-            answer = self._answer_to(place)
+            answer = self.answer_to(place)
             if answer is not None:
-                if answer.kind:
-                    raise _ERRORS.get(answer.kind, StoreCorrupt)(answer.message)
+                self.judge(answer)
                 return
             if self.clock() >= deadline:
                 raise StoreUnreachable(
@@ -151,7 +151,14 @@ class BridgedStore:
             self._sleep(pause * random.uniform(0.7, 1.3))
             pause = min(1.5 * pause, _PAUSES[1])
 
-    def _answer_to(self, place: int) -> Answer | None:
+    @staticmethod
+    def judge(answer: Answer) -> None:
+        """Raise what the far store said against a request."""
+        if answer.kind:
+            raise _ERRORS.get(answer.kind, ConfigurationError)(answer.message)
+
+    def answer_to(self, place: int) -> Answer | None:
+        """What the bridge wrote about the request at this place, if it did."""
         with self._lock:
             more = self._answers.changed(self._answers_at) is not False
             while more:
@@ -235,13 +242,10 @@ class BridgedStore:
     # --- the rest ---
 
     def artifacts(self) -> Artifacts:
+        url = settings.artifacts_url()
+        if url is None:
+            return BridgedArtifacts(self)
         if self._files is None:
-            url = settings.artifacts_url()
-            if url is None:
-                raise ConfigurationError(
-                    "no files go over a bridge. Give artifacts and checkpoints a place of their own, that all peers "
-                    "reach: HOPAAS_ARTIFACTS=s3://bucket/prefix?endpoint=…, or a directory if no other site needs them"
-                )
             from hopaas_p2p.stores.url import open_store
 
             self._files = open_store(url)
