@@ -147,7 +147,8 @@ def curves(state: State, columns: Columns, shown: Mask | None = None) -> Chart |
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
     about += [f"the best, trial {numbers[best]}"] if best is not None else []
-    return Chart("Learning curves", option, f"Learning curves: {', '.join(about)}.", ", ".join(about), height=400)
+    caption = f"{', '.join(about)}; of trials with two reports or more"
+    return Chart("Learning curves", option, f"Learning curves: {', '.join(about)}.", caption, height=400)
 
 
 def _trials(state: State, numbers: Sequence[int]) -> list[Trial]:
