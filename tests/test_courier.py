@@ -11,7 +11,7 @@ import pytest
 from scribe import COMPLETE, defined
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialFinish
+from hopaas_p2p.core.records import Commit, Policy, StudyDefine, StudySet, TrialCreate, TrialFinish
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NewerFormat, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.courier import Courier
@@ -212,6 +212,17 @@ def test_reports_linger_as_long_as_a_crowded_log_says_unless_somebody_knows_bett
     draft(courier, membership, 1)
     tick_for(courier, clock, min(expected, 1.0) - 0.2)
     assert membership.replica.waiting, "a second at least"
+    courier.close()
+
+
+def test_reports_do_not_linger_until_the_trial_seems_stuck(crowded: CrowdedStore, clock: Clock) -> None:
+    define = StudyDefine("s", ("minimize",), Policy(progress_timeout=10.0))
+    log = crowded.log("watched")
+    log.exchange(Outgoing("f", codec.encode(Commit("founder", 1, "founder", 0, (define,)))), 0)
+    courier = Courier(crowded, clock=clock, threaded=False, describe=dict)
+    membership = courier.membership(0, "watched")
+    courier.commit(membership, TrialCreate())
+    assert courier.linger_of(membership) == 2.5
     courier.close()
 
 

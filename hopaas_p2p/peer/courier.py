@@ -170,8 +170,9 @@ class Courier(Exchanges):
         """Seconds for which reports of this study wait for company."""
         if self._linger is not None:
             return self._linger
-        log = membership.replica.log
-        return max(_LINGER, self.store.freshness, log.linger if isinstance(log, Crowded) else 0.0)
+        log, timeout = membership.replica.log, membership.replica.state.policy.progress_timeout
+        linger = max(_LINGER, self.store.freshness, log.linger if isinstance(log, Crowded) else 0.0)
+        return linger if timeout is None else min(linger, timeout / 4)  # reports are what it waits for
 
     def lease_valid(self, membership: Membership[State], owner: str) -> bool:
         """Whether this process may still trust the lease of a trial it runs for `owner`."""

@@ -36,6 +36,7 @@ class Link:
         self.url = server.url(self.prefix, endpoint=proxy.endpoint)
         self.direct = server.url(self.prefix)
         self.asked: Counter[str] = Counter()
+        """By kind; those of beats, snapshots' listings and studies' logs once more by themselves."""
         self.seen: Counter[str] = Counter()
         proxy.always = self._note
 
@@ -43,11 +44,18 @@ class Link:
         self.asked[request.kind] += 1
         if "/beats/" in request.path:
             self.asked[f"{request.kind} beat"] += 1
+        if "/study/" in request.path and "/log/" in request.path:
+            self.asked["of a study's log"] += 1
         if request.kind == "LIST" and "snapshot" in request.path:
             self.asked["LIST snapshot"] += 1
 
     def clear(self) -> None:
         self.asked.clear()
+
+    @property
+    def requests(self) -> int:
+        """All of them."""
+        return sum(self.asked[kind] for kind in PRICES)
 
 
 @contextlib.contextmanager
