@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,8 +46,9 @@ def run_page(
     stands_in: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
     seconds: float = 120,
+    sql: Callable[[str], None] | None = None,
 ) -> str:
-    """Run every block of a page in a directory; returns all that the blocks printed."""
+    """Run every block of a page in a directory; returns all that the blocks printed. `sql` runs blocks of that."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HOPAAS_")}
     environment |= {"PATH": path, "PYTHONWARNINGS": "", "HOME": str(directory), **(env or {})}
@@ -60,6 +61,9 @@ def run_page(
             text = text.replace(shown, real)
         if block.file is not None:
             (directory / block.file).write_text(text)
+            continue
+        if block.language == "sql" and sql is not None:
+            sql(text)
             continue
         command = {"python": [sys.executable, "-c", text], "sh": ["bash", "-euo", "pipefail", "-c", text]}
         ran = subprocess.run(

@@ -1,0 +1,120 @@
+"""Tutorials and how-tos, run as a reader would, on a real Postgres, a real bucket, a real MLflow."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from hopaas_p2p.testing import seaweed
+from hopaas_p2p.testing.postgres import Server, find_binaries
+from hopaas_p2p.testing.seaweed import Seaweed
+from tests.connect_proxy import ConnectProxy
+from tests.mlflow_fixtures import mlflow_server
+from tests.pages import run_page
+from tests.postgres_fixtures import OWNER, missing
+from tests.tunnel_fixtures import HOST, Centre
+
+__all__ = ["mlflow_server"]
+
+
+def test_three_clusters_share_one_study(centre: Centre, tmp_path: Path) -> None:
+    gateway = centre.gateway()
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {
+        "HOPAAS_CA_FILE": str(centre.authority.file),
+        "NO_PROXY": "",
+        "PGPASSFILE": str(_passwords(centre.server, home)),
+    }
+    with ConnectProxy("user", "password") as proxy:
+        said = run_page(
+            "docs/tutorials/three-clusters.md",
+            home,
+            stands_in={
+                "owner@db.example.org/tuning": f"{OWNER}@127.0.0.1:{centre.server.port}/store",
+                "db.example.org/tuning": f"127.0.0.1:{centre.server.port}/store",
+                "gateway.example.org/tuning": f"{HOST}:{gateway.port}/store",
+                "proxy.site.example:3128": f"127.0.0.1:{proxy.port}",
+            },
+            env=env,
+        )
+        assert proxy.tunnels > 0
+    assert [site for site in ("north", "south", "east") if site not in said] == []
+    assert "9 of 9" in said or "9/9" in said, said
+
+
+def _passwords(server: Server, directory: Path) -> Path:
+    path = directory / "passwords"
+    path.write_text(f"*:*:*:{OWNER}:{server.password}\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_a_group_works_on_postgres(tmp_path: Path) -> None:
+    found = find_binaries()
+    if not found:
+        missing("a Postgres server")
+    server = Server(found[max(found)]).start()  # one of its own: the page makes users, who are a server's
+
+    def run(text: str) -> None:
+        for statement in text.strip().split("\n"):
+            server.execute(statement)
+
+    try:
+        said = run_page(
+            "docs/tutorials/postgres-group.md",
+            tmp_path,
+            stands_in={"db.example.org/tuning": f"127.0.0.1:{server.port}/tuning", "db.example.org": "127.0.0.1"},
+            sql=run,
+        )
+    finally:
+        server.stop()
+    assert "digits" in said
+    assert "secret" not in said
+
+
+def test_a_bucket_is_enough(s3_server: Seaweed, tmp_path: Path) -> None:
+    said = run_page(
+        "docs/tutorials/bucket.md",
+        tmp_path,
+        stands_in={
+            "s3://tuning/first": f"s3://{seaweed.BUCKET}/{s3_server.new_prefix()}",
+            "https://s3.example.org": s3_server.endpoint,
+            "AKIAEXAMPLE": seaweed.KEY,
+            "an-example": seaweed.SECRET,
+        },
+    )
+    assert "weights for" in said
+
+
+def test_behind_a_proxy(centre: Centre, tmp_path: Path) -> None:
+    gateway = centre.gateway()
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "ann.token").write_text(centre.token("ann").secret.reveal())
+    with ConnectProxy("user", "password") as proxy:
+        said = run_page(
+            "docs/tutorials/proxy.md",
+            home,
+            stands_in={
+                "gateway.example.org/tuning": f"{HOST}:{gateway.port}/store",
+                "proxy.site.example:3128": f"127.0.0.1:{proxy.port}",
+            },
+            env={"HOPAAS_CA_FILE": str(centre.authority.file), "NO_PROXY": ""},
+        )
+        assert proxy.tunnels > 0
+    assert "4 of 4" in said or "4/4" in said, said
+
+
+def test_trackers_and_the_registry(mlflow_server: str, tmp_path: Path) -> None:
+    said = run_page("docs/howto/trackers.md", tmp_path, stands_in={"http://mlflow.example.org:5000": mlflow_server})
+    assert "exported 6 trials to mlflow" in said
+    assert "exported 6 trials to wandb" in said
+    assert "models:/detector/1" in said
+
+
+def test_training_libraries(tmp_path: Path) -> None:
+    for module in ("torch", "keras", "xgboost", "optuna_integration"):
+        if importlib.util.find_spec(module) is None:
+            missing(f"{module} (pip install 'hopaas-p2p[integrations]')")
+    run_page("docs/howto/training.md", tmp_path, env={"OMP_NUM_THREADS": "1"}, seconds=300)
