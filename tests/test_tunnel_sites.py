@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 import hopaas_p2p
+from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import append_many, everything
 from hopaas_p2p.testing.postgres import free_port
-from hopaas_p2p.tunnel import proxies
+from hopaas_p2p.tunnel import dial, proxies
+from hopaas_p2p.tunnel.dial import Gateway
 from tests.processes import SPACE, until
 from tests.site_fixtures import PASSWORD, USER, Socks5, Squid, nginx
 from tests.tunnel_fixtures import HOST, Centre, fetch
@@ -115,6 +121,30 @@ def test_a_study_goes_on_while_the_proxy_is_restarted_again_and_again(
     assert states == ["COMPLETE"] * 40
     assert restarts >= 2
     study.close()
+
+
+# --- names with several addresses ---------------------------------------------------------------------------------
+
+
+def test_an_address_that_does_not_answer_does_not_keep_the_others_from_being_tried(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a name has an IPv6 address and the site's firewall swallows IPv6."""
+    port = make_url(url).port
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, contextlib.ExitStack() as waiting:
+        for _ in range(3):  # the queue of a server that never accepts is full, and the next packet is not answered
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(hole.getsockname())
+        real = socket.getaddrinfo
+
+        def both(host: str, asked: int, *rest: Any, **more: Any) -> list[Any]:
+            found = [one for one in real("127.0.0.1", asked, *rest, **more) if one[1] == socket.SOCK_STREAM]
+            return [(*one[:4], hole.getsockname()) for one in found] + found
+
+        monkeypatch.setattr(socket, "getaddrinfo", both)
+        line = dial.dial(Gateway(HOST, port or 0), settings.token() or Secret(""), timeout=8)
+        line.socket.close()
 
 
 # --- SOCKS -------------------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ async def serve(
     loop.set_exception_handler(_note_trouble)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # "reload": files are looked at every second anyway
     bound = await gateway.start(host, port)
     if listening is not None:
         listening(bound)

@@ -288,10 +288,10 @@ class Session:
             return
         self._let_go_of_postgres()
         self.stage = Stage.CLOSING
-        self.began = time.monotonic()
+        lasted, self.began = time.monotonic() - self.began, time.monotonic()
         if self._protocol.state is OPEN:
             self.gateway.metrics.count("ended_total", f'code="{code}"')
-            event("closed", connection=self.number, code=code, reason=reason)
+            event("closed", connection=self.number, code=code, reason=reason, seconds=round(lasted))
             self._protocol.send_close(code, reason)
         self.front.listen(True)
         self._send()
@@ -301,7 +301,7 @@ class Session:
         if self.stage is Stage.ENDED:
             return
         if self.stage is Stage.RELAYING:
-            event("ended", connection=self.number, why=why)
+            event("ended", connection=self.number, why=why, seconds=round(time.monotonic() - self.began))
             self.gateway.metrics.count("ended_total", 'code="1006"')
         self.stage = Stage.ENDED
         if self._task is not None:

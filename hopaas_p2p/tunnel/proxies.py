@@ -11,7 +11,7 @@ import contextlib
 import http.client
 import socket
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _SOCKS: Final = ("socks5", "socks5h")
 _PORTS: Final = {"http": 3128, "socks5": 1080, "socks5h": 1080}
+_leads_nowhere: Final[set[int]] = set()
+"""Families of addresses by which the last connection of this process could not be made."""
 _UNANSWERED: Final = 30_000  # milliseconds until an unacknowledged packet ends the connection
 
 
@@ -108,7 +110,7 @@ def left(deadline: float) -> float:
 
 def _connect(host: str, port: int, deadline: float, shown: str) -> socket.socket:
     try:
-        return socket.create_connection((host, port), timeout=left(deadline))
+        return _first_that_answers(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline)
     except socket.gaierror as error:
         raise StoreUnreachable(
             f"the name {host!r} is not known on this node ({error.strerror}). Check the URL; where only a proxy is "
@@ -119,6 +121,28 @@ def _connect(host: str, port: int, deadline: float, shown: str) -> socket.socket
             f"{shown} cannot be reached from here ({error.strerror or error}). Check the address, and whether this "
             "site needs HTTPS_PROXY"
         ) from None
+
+
+def _first_that_answers(found: list[Any], deadline: float) -> socket.socket:
+    """A connection to one of a name's addresses, in their order; each gets its share of the time that is left.
+
+    Where one family leads nowhere, as IPv6 does at some sites, its addresses are tried last from then on.
+    """
+    found = sorted(found, key=lambda one: one[0] in _leads_nowhere)
+    failure: OSError = OSError("no address")
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(left(deadline) / (len(found) - number))
+            made.connect(address)
+        except OSError as error:
+            made.close()
+            failure = error
+            _leads_nowhere.add(family)
+            continue
+        _leads_nowhere.discard(family)
+        return made
+    raise failure
 
 
 def _through_socks(proxy: Proxy, host: str, port: int, deadline: float) -> socket.socket:
