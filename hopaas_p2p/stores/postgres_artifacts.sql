@@ -19,7 +19,7 @@ CREATE TABLE hopaas.artifacts (
     size bigint NOT NULL CHECK (size >= 0),
     whole boolean NOT NULL DEFAULT false
 );
-CREATE UNIQUE INDEX artifacts_by_key ON hopaas.artifacts (key COLLATE "C") WHERE whole;
+CREATE UNIQUE INDEX artifacts_by_key ON hopaas.artifacts (key) WHERE whole;
 CREATE INDEX artifacts_by_log ON hopaas.artifacts (log);
 
 CREATE TABLE hopaas.artifact_parts (
