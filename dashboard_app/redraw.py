@@ -1,9 +1,9 @@
 """Draws a study again when its log has moved on, and only then.
 
-The browser asks for the version of what it shows, see `pulse`. When that is not what is drawn, it has the body drawn
-again: one fragment, and nothing else of the page runs or is sent. Elements that only count with the time do so in the
-browser, at every beat: `data-lease="12"` (seconds left), `data-since="1700000000"` (how long ago), `data-for=…` (how
-long by now).
+The browser asks for the version of what it shows, see `pulse`. When that is not what is drawn, an element in the body
+fires, as a button of a fragment would: the body is drawn again, and nothing else of the page runs or is sent. Elements
+that only count with the time do so in the browser, at every beat: `data-lease="12"` (seconds left),
+`data-since="1700000000"` (how long ago), `data-for=…` (how long by now).
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ def follow(
     auto: bool = True,
 ) -> None:
     """As `live`, for anything: `draw` returns the version that it drew; `version` tells the newest, from memory."""
-    name = f"hopaas-body-{key}"
 
     def answer() -> dict[str, Any]:
         fresh = freshness()
@@ -91,16 +90,20 @@ def follow(
     place = f"hopaas-ticket-{key}"
     ticket = st.session_state[place] = pulse.issue(st.session_state.get(place), answer)
     base = options.current().base_path.strip("/")
-    data = {"ask": f"{'/' + base if base else ''}{pulse.PATH}?ticket={ticket}", "auto": auto, "body": name}
-    _component()(data=data, key=f"hopaas-pulse-{key}", on_moved_change=lambda: st.rerun(name))
+    data = {"ask": f"{'/' + base if base else ''}{pulse.PATH}?ticket={ticket}", "auto": auto}
 
-    @st.fragment(key=name)
+    @st.fragment
     def body() -> None:
-        mark = st.empty()
+        top = st.container()
         shown = draw()
-        mark.html(f'<span hidden data-hopaas-drawn="{theme.safe(shown)}" data-hopaas-body="{theme.safe(name)}"></span>')
+        with top:
+            _component()(data={**data, "drawn": shown}, key=f"hopaas-pulse-{key}", on_moved_change=_nothing)
 
     body()
+
+
+def _nothing() -> None:
+    """A trigger needs a callback; that the fragment runs again is all that it is for."""
 
 
 @cache

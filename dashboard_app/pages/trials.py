@@ -51,6 +51,7 @@ def _body(_here: Here, frame: Frame) -> None:
         hide_index=True,
         height=560,
         lazy=True if count > 500 else None,
+        placeholder="",
         key="trials",
         column_config={
             "trial": st.column_config.LinkColumn("trial", display_text=_LINK, pinned=True, width="small"),

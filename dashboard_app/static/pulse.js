@@ -14,74 +14,92 @@ const write = (element, text) => {
 };
 const each = (name, action) => document.querySelectorAll(`[data-${name}]`).forEach((e) => action(e, e.dataset[name]));
 
-export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  let line = parentElement.querySelector(".hp-asof");
-  if (!line) {
-    line = document.createElement("div");
-    line.className = "hp-asof";
-    line.append(document.createElement("span"), document.createElement("button"));
-    line.lastChild.textContent = "Show what is new";
-    line.lastChild.hidden = true;
-    parentElement.appendChild(line);
-  }
+// Streamlit leaves a page blank for good if news of the page before arrives while another one is being opened.
+if (!window.hopaasHealer) {
+  window.hopaasHealer = true;
+  window.addEventListener("error", (event) => {
+    if (/Bad delta path/.test(event.message)) location.reload();
+  });
+}
+
+function start(parent) {
+  const line = document.createElement("div");
+  line.className = "hp-asof";
+  line.append(document.createElement("span"), document.createElement("button"));
   const [text, button] = line.children;
+  button.textContent = "Show what is new";
+  button.hidden = true;
+  parent.appendChild(line);
+  const self = { data: null, trigger: null };
   let beat = null, came = 0, lost = null, asked = null, stopped = false;
 
   const show = () => {
+    if (!beat) return write(text, lost || "Reading the store…");
     const passed = (performance.now() - came) / 1000;
-    if (!beat) {
-      write(text, lost || "Reading the store…");
-    } else {
-      const trouble = lost || beat.trouble;
-      const lag = beat.lag === null ? null : beat.lag + passed;
-      const at = lag === null ? "" : new Date(Date.now() - lag * 1000).toLocaleTimeString();
-      write(text, (lag === null ? "not read yet" : `data as of ${at} (lag ${words(lag)})`) + (trouble ? ` · ${trouble}` : ""));
-      line.classList.toggle("hp-trouble", Boolean(trouble));
-      const now = beat.now + passed;
-      each("since", (e, at) => write(e, now - at < 2 ? "just now" : `${words(now - at)} ago`));
-      each("for", (e, at) => write(e, words(now - at)));
-      each("lease", (e, name) => {
-        const left = beat.leases?.[name];
-        if (left !== undefined) write(e, left > passed ? `${Math.ceil(left - passed)} s left` : "may be taken over");
-      });
-    }
+    const trouble = lost || beat.trouble;
+    const lag = beat.lag === null ? null : beat.lag + passed;
+    const at = lag === null ? "" : new Date(Date.now() - lag * 1000).toLocaleTimeString();
+    const known = lag === null ? "not read yet" : `data as of ${at} (lag ${words(lag)})`;
+    write(text, known + (trouble ? ` · ${trouble}` : ""));
+    line.classList.toggle("hp-trouble", Boolean(trouble));
+    const now = beat.now + passed;
+    each("since", (e, at) => write(e, now - at < 2 ? "just now" : `${words(now - at)} ago`));
+    each("for", (e, at) => write(e, words(now - at)));
+    each("lease", (e, name) => {
+      const left = beat.leases?.[name];
+      if (left !== undefined) write(e, left > passed ? `${Math.ceil(left - passed)} s left` : "may be taken over");
+    });
   };
   const redraw = () => {
     asked = beat.version;
     button.hidden = true;
-    setTriggerValue("moved", beat.version);
+    self.trigger("moved", beat.version);
   };
   button.onclick = redraw;
   const look = async () => {
     if (document.hidden || stopped) return;
     try {
-      const reply = await fetch(data.ask, { cache: "no-store", credentials: "same-origin" });
+      const reply = await fetch(self.data.ask, { cache: "no-store", credentials: "same-origin" });
+      lost = reply.ok ? null : "this page is too old: load it again";
       if (reply.ok) {
         beat = await reply.json();
         came = performance.now();
-        lost = null;
-      } else {
-        lost = "this page is too old: load it again";
       }
     } catch {
       lost = "the dashboard's server does not answer";
     }
-    if (stopped) return;
+    if (stopped || !line.isConnected) return;
     show();
-    const mark = document.querySelector(`[data-hopaas-body="${CSS.escape(data.body)}"]`);
-    const moved = beat && mark && mark.dataset.hopaasDrawn !== beat.version;
-    if (moved && data.auto && asked !== beat.version) redraw();
-    else button.hidden = !(moved && !data.auto);
+    const moved = beat && self.data.drawn !== beat.version;
+    if (moved && self.data.auto && asked !== beat.version) redraw();
+    else button.hidden = !(moved && !self.data.auto);
   };
-  look();
   const looking = setInterval(look, EVERY);
   const showing = setInterval(show, 1000);
   document.addEventListener("visibilitychange", look);
-  return () => {
+  self.look = look;
+  self.stop = () => {
     stopped = true;
     clearInterval(looking);
     clearInterval(showing);
     document.removeEventListener("visibilitychange", look);
+    line.remove();
+  };
+  return self;
+}
+
+const running = new WeakMap();
+
+export default function (component) {
+  const { data, parentElement, setTriggerValue } = component;
+  const first = !running.has(parentElement);
+  if (first) running.set(parentElement, start(parentElement));
+  const self = running.get(parentElement);
+  self.data = data;
+  self.trigger = setTriggerValue;
+  if (first) self.look();
+  return () => {
+    self.stop();
+    running.delete(parentElement);
   };
 }
