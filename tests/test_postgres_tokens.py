@@ -13,6 +13,7 @@ import pytest
 
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.testing.conformance import outgoing
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_people import Place
@@ -157,7 +158,7 @@ def test_commands_print_data_on_stdout_and_messages_on_stderr(place: Place, monk
         assert place.server.password not in result.output
         return result
 
-    assert json.loads(run(commands.init, place.admin, "--json").stdout)["was"] == 1
+    assert json.loads(run(commands.init, place.admin, "--json").stdout)["was"] == schema.SCHEMA_VERSION
     run(commands.user, "add", "ann")
     made = run(commands.token, "create", "ann", "--valid", "day", "--label", "here")
     role, _, password = made.stdout.strip().partition(":")
