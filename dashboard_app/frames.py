@@ -29,7 +29,7 @@ class Frame:
         self.counts = tuple(state.counts)
         self.columns: Columns = columns(state, before.columns if before is not None else None)
         self._made: dict[Hashable, Any] = {}
-        self._making = threading.Lock()
+        self._making = threading.RLock()  # one view may build on another
 
     @property
     def uuid(self) -> str:

@@ -27,11 +27,22 @@ def show(here: Here) -> None:
     if not count:
         theme.nothing("No trial yet.")
         return
-    number = st.number_input("Number", 0, count - 1, step=1, key="trial", bind="query-params", width=180)
-    live(here, lambda here, frame: _body(here, frame, int(number or 0)), auto=False)
-    note_of(here, int(number or 0))
-    tags_of(here, int(number or 0))
-    files_of(here, int(number or 0))
+    assert frame is not None
+    given = st.number_input(
+        "Number", 0, count - 1, value=_first(frame), step=1, key="trial", bind="query-params", width=180
+    )
+    number = int(given or 0)
+    goes_on = frame.state.trials[number].state in (TrialState.RUNNING, TrialState.WAITING)
+    live(here, lambda here, frame: _body(here, frame, number), auto=goes_on)
+    note_of(here, number)
+    tags_of(here, number)
+    files_of(here, number)
+
+
+def _first(frame: Frame) -> int:
+    """The trial to begin with: the best, else the newest."""
+    row = frame.columns.best() if len(frame.columns.directions) == 1 else None
+    return len(frame.columns) - 1 if row is None else int(frame.columns.number[row])
 
 
 def _body(here: Here, frame: Frame, number: int) -> None:
