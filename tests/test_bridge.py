@@ -15,7 +15,7 @@ from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.bridge import Bridge
 from hopaas_p2p.stores.bridge_ends import open_ends
-from hopaas_p2p.stores.bridge_frames import ANSWERS, BOX
+from hopaas_p2p.stores.bridge_frames import ANSWERS, BOX, Append
 from hopaas_p2p.stores.bridged import BridgedStore
 from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
@@ -410,6 +410,19 @@ def test_a_bridge_that_may_not_log_in_refuses_nobody_and_goes_on_with_a_new_toke
     world.settle(30)
     assert finishes(same_study_on_both_sides(world)) == ["COMPLETE"]
     assert world.bridges[0].trouble is None
+
+
+def test_who_has_seen_more_than_there_is_is_told_so_and_the_mirror_stays() -> None:
+    world = World()
+    founded(world)
+    near = world.near_peer("near")
+    near.say(TrialCreate())
+    stranger = Append(STUDY, "zombie:9", outgoing("z").payload, 1000)
+    store = world.store()
+    with pytest.raises(StudyDeleted):
+        store.wait(store.post(stranger), lambda: False)
+    tell(near, Verdict(True, 0))
+    assert finishes(same_study_on_both_sides(world)) == ["COMPLETE"]
 
 
 def test_a_study_that_is_deleted_far_away_ends_here_too() -> None:

@@ -38,7 +38,7 @@ from hopaas_p2p.stores.bridge_frames import (
     Snapshot,
     Watch,
 )
-from hopaas_p2p.stores.bridge_lane import Lane
+from hopaas_p2p.stores.bridge_lane import Lane, NotThere
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _PAUSES: Final = (0.1, 10.0)  # seconds between tries when the far side does not answer
@@ -83,6 +83,7 @@ class Bridge:
         self._active_at = 0.0
         self._round_at = 0.0
         self._send_at = 0.0
+        self._look_at = 0.0
         self._lanes: dict[str, Lane] = {}
         self._beats = Beats(near, far)
         self._crew = Crew(crew)
@@ -146,6 +147,9 @@ class Bridge:
             for name in interest.logs:
                 self._want(name, now)
             self._beats.want(alive=interest.alive, looked_at=interest.looked_at, now=now)
+        if now >= self._look_at:
+            self._box.look_anew()
+            self._look_at = now + _SLOW
         requests = self._box.read()
         for placed in requests:
             self._accept(placed, now)
@@ -204,6 +208,8 @@ class Bridge:
         try:
             if self._do(lane, request):
                 self._answer(place, None)
+        except NotThere:
+            self._answer(place, StudyDeleted())
         except Denied as error:
             if not self._logged_in():
                 raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from hopaas_p2p.stores.base import Outgoing, Store
 from hopaas_p2p.stores.bridge_frames import ANSWERS, BOX, Answer, Interest, Placed, opened, request_in, seal
+from hopaas_p2p.stores.directory_log import DirectoryLog
 
 
 class Box:
@@ -31,6 +32,11 @@ class Box:
             self.place = self._noted = found[0]
         self._begun = True
         return interest
+
+    def look_anew(self) -> None:
+        """Before the next look: a network file system shows for seconds what it saw of a file that is kept open."""
+        if isinstance(self._box, DirectoryLog):
+            self._box.close()
 
     def read(self) -> list[Placed]:
         """The requests that have come since."""

@@ -13,13 +13,17 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from hopaas_p2p.errors import HopaasError, SleptThrough, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import HopaasError, SleptThrough, StoreUnreachable
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Log, Outgoing
 from hopaas_p2p.stores.bridge_crew import Crew
 from hopaas_p2p.stores.bridge_frames import Append, Destroy, Placed, Snapshot
 from hopaas_p2p.stores.bridge_mirror import Mirror
 
 _REMEMBERED: Final = 50_000  # entries whose digests are kept
+
+
+class NotThere(Exception):
+    """A commit's writer has seen more of this log than there is: it speaks of one that was deleted."""
 
 
 class Lane:
@@ -53,8 +57,10 @@ class Lane:
         found = self._find(request)
         if found is not None:
             return found > request.since
-        if request.since > self._mirror.lsn:  # somebody has seen more of this log than there is
-            raise StudyDeleted
+        if request.since > self._mirror.lsn:  # another bridge has brought more than this one sees yet
+            self.pull()
+        if request.since > self._mirror.lsn:
+            raise NotThere
         outgoing = Outgoing(request.nonce, request.payload)
         more = True
         while more:

@@ -15,6 +15,7 @@ from typing import Final
 from hopaas_p2p.errors import SleptThrough, StoreCorrupt
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Log, Outgoing
 from hopaas_p2p.stores.bridge_frames import Kept, Piece, opened, seal
+from hopaas_p2p.stores.directory_log import DirectoryLog
 
 _PIECE: Final = 1 << 20  # bytes of entries in one piece, unless a single one is larger
 _MARKS: Final = 4096  # places remembered
@@ -38,6 +39,11 @@ class Mirror:
     def changed(self) -> bool | None:
         """Whether there is more, if that can be told without a round trip."""
         return self.log.changed(self._near) if self.begun else True
+
+    def look_anew(self) -> None:
+        """Before the next look: a network file system shows for seconds what it saw of a file that is kept open."""
+        if isinstance(self.log, DirectoryLog):
+            self.log.close()
 
     def read(self, since: int) -> list[Entry]:
         """The entries after `since` that are here.

@@ -13,6 +13,7 @@ from hopaas_p2p.stores.bridge_mirror import Mirror
 if TYPE_CHECKING:
     from hopaas_p2p.stores.bridged import BridgedStore
 
+_ANEW: Final = 0.05  # seconds
 RENEWAL: Final = 300.0
 """Seconds after which a bridge is told again what interests this process."""
 
@@ -55,8 +56,14 @@ class BridgedLog:
 
     def _wait(self, place: int, entries: list[Entry], done: Callable[[], bool]) -> None:
         """Read on until `done`, or until the request at this place was answered otherwise."""
+        looked = self._store.clock()
 
         def look() -> bool:
+            nonlocal looked
+            now = self._store.clock()
+            if now - looked > _ANEW:
+                looked = now
+                self._mirror.look_anew()
             if self._mirror.changed() is not False:
                 entries.extend(self._mirror.read(self._mirror.lsn))
             return done()

@@ -99,6 +99,7 @@ class Tempo:
 
     def lost(self) -> None:
         """A PUT of this peer came second."""
+        self._others += 1.0
         self._losing = 0.7 * self._losing + 0.3
         self._beaten += 1
 
