@@ -140,7 +140,8 @@ def namespaces_or_skip(folder: Path) -> Namespaces:
         pytest.skip("network namespaces take root and iproute2; what they would show is tested on one host, too")
     made = Namespaces(folder)
     try:
-        made.make("probe")
+        made.make("probe", "other")
+        made.cable("probe", "other")
     except subprocess.CalledProcessError as error:
         made.end()
         pytest.skip(f"this machine allows no network namespaces: {error.stderr.decode(errors='replace').strip()}")

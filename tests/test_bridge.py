@@ -200,6 +200,8 @@ def test_garbage_in_the_box_and_in_the_mirror_is_passed_over() -> None:
     for name in (BOX, ANSWERS, STUDY):
         for body in (b"", b"nonsense", b"\x93\xa6append\xa1x", b"\x92\xa5watch\xa9../../etc", bytes(range(256))):
             world.near.log(name).exchange(Outgoing("g", sealed(body)), 10**6)
+    for name in (BOX, ANSWERS, "../../etc/passwd", "x" * 1000):
+        world.store().post(Append(name, "e:1", outgoing("e").payload, 0))
     tell(near, near.say(TrialCreate()))
     assert finishes(same_study_on_both_sides(world)) == ["COMPLETE"]
 
@@ -265,6 +267,21 @@ def test_a_log_that_no_bridge_has_brought_yet_is_not_taken_for_an_empty_one(how:
         world.store().log(STUDY).exchange(None, 0)
     world.restore()
     assert len(world.store().log(STUDY).exchange(None, 0).entries) == 1
+
+
+def test_who_may_only_look_into_the_directory_reads_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    founded(world)
+    assert len(world.mirror()) == 1
+    looker = world.store()
+
+    def refuse(_request: object) -> int:
+        raise StoreUnreachable("Permission denied")
+
+    monkeypatch.setattr(looker, "post", refuse)
+    assert len(looker.log(STUDY).exchange(None, 0).entries) == 1
+    with pytest.raises(StoreUnreachable):
+        looker.log("another").exchange(None, 0)
 
 
 # --- leases ------------------------------------------------------------------------------------------------------

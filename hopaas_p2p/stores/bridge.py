@@ -24,6 +24,8 @@ from hopaas_p2p.stores.bridge_box import Box
 from hopaas_p2p.stores.bridge_crew import Crew
 from hopaas_p2p.stores.bridge_files import Files
 from hopaas_p2p.stores.bridge_frames import (
+    ANSWERS,
+    BOX,
     CATALOG,
     STATUS,
     Alive,
@@ -170,6 +172,8 @@ class Bridge:
 
     def _want(self, name: str, now: float) -> Lane | None:
         lane = self._lanes.get(name)
+        if name in (BOX, ANSWERS):
+            return None  # from a hostile peer: these are no studies
         if lane is None:
             try:
                 near, far = (store.catalog() if name == CATALOG else store.log(name) for store in (self.near, self.far))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -49,8 +50,9 @@ class BridgedLog:
         """Say now and then that somebody reads this."""
         now = self._store.clock()
         if now - self._watched_at > RENEWAL:
-            self._watch_place = self._store.post(Watch(self._name, nonce()))
             self._watched_at = now
+            with contextlib.suppress(StoreUnreachable):  # who may only look into the directory, looks
+                self._watch_place = self._store.post(Watch(self._name, nonce()))
 
     _watch_place = 0
 
