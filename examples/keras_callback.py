@@ -1,30 +1,44 @@
-"""A Keras callback: reports after each epoch, and ends the training of a trial that should be given up.
+"""Train with Keras: report, be pruned, and go on where a pre-empted job stopped.
 
-model.fit(x, y, callbacks=[ReportToTrial(trial, "val_loss")])
+Start it as often as you like: python keras_callback.py ./campaign
 """
 
-try:
-    from keras.callbacks import Callback
-except ImportError:  # Keras is not installed: the class can be read and tested all the same
-    Callback = object
+import sys
+
+import keras
+from sklearn.datasets import load_digits
+
+import hopaas_p2p
+from hopaas_p2p.training.keras import ReportToTrial
+
+SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "width": hopaas_p2p.Int(16, 128)}
 
 
-class ReportToTrial(Callback):
-    """Give it the trial of `study.ask()` or of `optimize`."""
+def objective(trial, epochs=10):
+    x, y = load_digits(return_X_y=True)
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(trial.params["width"], "relu"), keras.layers.Dense(10, "softmax")]
+    )
+    model.compile(keras.optimizers.Adam(trial.params["lr"]), "sparse_categorical_crossentropy")
+    callback = ReportToTrial(trial, "val_loss", checkpoint_every=5)
+    history = model.fit(
+        x / 16,
+        y,
+        validation_split=0.2,
+        epochs=epochs,
+        initial_epoch=callback.initial_epoch,
+        callbacks=[callback],
+        verbose=0,
+    )
+    return history.history["val_loss"][-1]
 
-    def __init__(self, trial, monitor="val_loss"):
-        super().__init__()
-        self.trial, self.monitor, self.pruned = trial, monitor, False
 
-    def on_epoch_end(self, epoch, logs=None):
-        value = (logs or {}).get(self.monitor)
-        if value is None:
-            raise KeyError(f"{self.monitor!r} is not among what Keras measures: {', '.join(logs or {})}")
-        self.trial.report(float(value), epoch)
-        if self.trial.should_prune():
-            self.pruned = True
-            self.model.stop_training = True
+def main(store, budget=20, epochs=10):
+    study = hopaas_p2p.open_study(store, "keras", space=SPACE, budget=budget)
+    study.optimize(lambda trial: objective(trial, epochs))
+    print(f"best: {study.best_trial.value:.4f} with {study.best_trial.params}")
+    study.close()
 
-    def on_train_end(self, logs=None):
-        if self.pruned:
-            self.trial.prune()  # `optimize` and `with study.trial()` end the trial as PRUNED
+
+if __name__ == "__main__":
+    main(sys.argv[1])

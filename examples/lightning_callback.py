@@ -1,35 +1,62 @@
-"""A Lightning callback: reports after each validation, and ends the training of a trial that should be given up.
+"""Train with Lightning: report, be pruned, and go on where a pre-empted job stopped.
 
-trainer = lightning.Trainer(callbacks=[ReportToTrial(trial, "val_loss")])
+Start it as often as you like: python lightning_callback.py ./campaign
 """
 
-try:
-    from lightning.pytorch.callbacks import Callback
-except ImportError:  # Lightning is not installed: the class can be read and tested all the same
-    Callback = object
+import sys
+
+import lightning
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+import hopaas_p2p
+from hopaas_p2p.training.lightning import ReportToTrial
+
+SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "width": hopaas_p2p.Int(16, 128)}
 
 
-class ReportToTrial(Callback):
-    """Give it the trial of `study.ask()` or of `optimize`. Only the first of several ranks talks to the trial."""
-
-    def __init__(self, trial, monitor="val_loss"):
+class Digits(lightning.LightningModule):
+    def __init__(self, lr, width):
         super().__init__()
-        self.trial, self.monitor, self.pruned = trial, monitor, False
+        self.lr = lr
+        self.layers = torch.nn.Sequential(torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Linear(width, 10))
 
-    def on_validation_end(self, trainer, module):
-        if trainer.sanity_checking:
-            return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None:
-            raise KeyError(f"{self.monitor!r} was not logged; there are {', '.join(trainer.callback_metrics)}")
-        prune = False
-        if trainer.is_global_zero:
-            self.trial.report(float(value), trainer.current_epoch)
-            prune = self.trial.should_prune()
-        prune = trainer.strategy.broadcast(prune)
-        trainer.should_stop = trainer.should_stop or prune
-        self.pruned = self.pruned or prune
+    def training_step(self, batch, _):
+        return torch.nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
 
-    def on_fit_end(self, trainer, module):
-        if self.pruned:
-            self.trial.prune()
+    def validation_step(self, batch, _):
+        self.log("val_loss", self.training_step(batch, None))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.lr)
+
+
+def objective(trial, epochs=10):
+    x, y = load_digits(return_X_y=True)
+    data = TensorDataset(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y))
+    train, valid = random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))
+    callback = ReportToTrial(trial, "val_loss", checkpoint_every=5)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    loaders = DataLoader(train, 64, shuffle=True), DataLoader(valid, 360)
+    trainer.fit(Digits(**trial.params), *loaders, ckpt_path=callback.resume_path)
+    return float(trainer.callback_metrics["val_loss"])
+
+
+def main(store, budget=20, epochs=10):
+    study = hopaas_p2p.open_study(store, "lightning", space=SPACE, budget=budget)
+    study.optimize(lambda trial: objective(trial, epochs))
+    print(f"best: {study.best_trial.value:.4f} with {study.best_trial.params}")
+    study.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

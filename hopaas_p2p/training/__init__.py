@@ -53,7 +53,8 @@ class Training:
 
     Args:
         trial: of `study.ask()` or of `optimize`; None on ranks above 0.
-        save, load: write the state of the training to a path, and read it back. Without them there are no checkpoints.
+        save: writes the state of the training to a path. Without it there are no checkpoints.
+        load: reads it back.
         report_every: steps between two reports; the last step is always reported.
         checkpoint_every: steps between two checkpoints. None: only when the job is pre-empted.
         broadcast: gives rank 0's object to all ranks; with PyTorch, by `torch.distributed.broadcast_object_list`.
