@@ -445,6 +445,25 @@ def test_a_block_without_a_loss_fails_its_trial(tmp_path: Path) -> None:
     assert [(one.state, one.loss) for one in study.trials.values()] == [("FAIL", None)]
 
 
+@pytest.mark.parametrize("code", [0, None, 3, "no GPU"])
+def test_leaving_the_program_inside_the_block_fails_the_trial_so_that_no_other_job_repeats_it(
+    tmp_path: Path, code: Any
+) -> None:
+    study = joined(tmp_path)
+
+    with pytest.raises(SystemExit) as left, study.trial() as trial:
+        trial.loss = 0.5
+        sys.exit(code)
+
+    looked = opened(tmp_path)
+    (told,) = looked.state.trials
+    assert left.value.code == code
+    assert (told.state.name, told.values) == ("FAIL", None)
+    assert told.reason is not None
+    assert f"the script left by sys.exit({code!r})" in told.reason
+    looked.close()
+
+
 def test_a_lost_lease_is_a_warning_and_the_loss_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study = joined(tmp_path)
     looker = None

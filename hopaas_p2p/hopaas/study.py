@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import signal
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     import hopaas_p2p
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_TERMINATED: Final = 128 + signal.SIGTERM  # what `Study.trial` makes of the signal
+
+
+class LeftByExit(Exception):
+    """The script called `sys.exit` inside the block of a trial; the reason of its failure."""
 
 
 class Study:
@@ -143,8 +149,8 @@ class Study:
     def trial(self) -> Iterator[Trial]:
         """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
 
-        The last loss that was set is the result. No loss, NaN, or an exception fails the trial, with the reason;
-        SIGTERM and Ctrl-C give it back, to be run again. An exception goes on its way.
+        The last loss that was set is the result. No loss, NaN, an exception, or `sys.exit` inside the block fails the
+        trial, with the reason; SIGTERM and Ctrl-C give it back, to be run again. All of them go on their way.
 
         Raises:
             NoMoreTrials: the study gives out no trial; a script that does not catch it ends, with exit code 0.
@@ -160,8 +166,13 @@ class Study:
                 except BaseException as error:
                     stopped = error
                     trial._ended = True
+                    if isinstance(error, SystemExit) and error.code != _TERMINATED:
+                        raise LeftByExit(f"the script left by sys.exit({error.code!r})") from error
                     raise
                 trial._conclude()
+        except LeftByExit:
+            assert stopped is not None
+            raise stopped from None
         except OwnError as error:
             if error is stopped:
                 raise
