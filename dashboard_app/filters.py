@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import streamlit as st
 
+from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.views.choice import Choice
 from dashboard_app.views.columns import Mask, Parameter
@@ -26,8 +27,12 @@ def shared_filter(frame: Frame, *, states: bool = True) -> tuple[Choice, Mask]:
         chosen_sites = right.multiselect(
             "Sites", sites, key="sites", bind="query-params", placeholder="all", disabled=len(sites) < 2
         )
-        first = left.number_input("From trial", min_value=0, value=None, step=1, key="from", placeholder="the first")
-        last = right.number_input("To trial", min_value=0, value=None, step=1, key="to", placeholder="the last")
+        first = left.number_input(
+            "From trial", min_value=0, value=None, step=1, key="from", bind="query-params", placeholder="the first"
+        )
+        last = right.number_input(
+            "To trial", min_value=0, value=None, step=1, key="to", bind="query-params", placeholder="the last"
+        )
         names = st.multiselect(
             "Parameters", list(columns.parameters), key="by", bind="query-params", placeholder="any value"
         )
@@ -42,18 +47,22 @@ def _whole(value: float | None) -> int | None:
 
 
 def _range(one: Parameter | None) -> list[tuple[str, float, float]]:
-    """A slider over the parameter's range; for choices, the choices."""
+    """A slider over the parameter's range; for choices, the choices. Labels are Markdown, so names are escaped."""
     if one is None or one.low == one.high:
         return []
+    label, key = theme.plain(one.name, longest=60), f"range-{one.name}"
     if one.choices is not None:
-        picked = st.pills(one.name, range(len(one.choices)), format_func=one.choices.__getitem__,
-                          selection_mode="single", key=f"range-{one.name}")  # fmt: skip
+        words = [theme.plain(choice, longest=40) for choice in one.choices]
+        picked = st.pills(
+            label, range(len(words)), format_func=words.__getitem__, selection_mode="single", key=key,
+            bind="query-params",
+        )  # fmt: skip
         return [] if picked is None else [(one.name, float(picked), float(picked))]
     if one.log:
-        low, high = st.select_slider(
-            one.name, [f"{v:.3g}" for v in np.geomspace(one.low, one.high, 41)], key=f"range-{one.name}",
-            value=(f"{one.low:.3g}", f"{one.high:.3g}"),
-        )  # fmt: skip
-        return [(one.name, float(low) * (1 - 1e-9), float(high) * (1 + 1e-9))]
-    bounds = st.slider(one.name, one.low, one.high, (one.low, one.high), key=f"range-{one.name}")
-    return [(one.name, bounds[0], bounds[1])]
+        steps = [f"{value:.3g}" for value in np.geomspace(one.low, one.high, 41)]
+        ends = (steps[0], steps[-1])
+        picked_ends = st.select_slider(label, steps, value=ends, key=key, bind="query-params")
+        low, high = float(picked_ends[0]) * (1 - 1e-9), float(picked_ends[1]) * (1 + 1e-9)
+        return [(one.name, low, high)] if picked_ends != ends else []
+    low, high = st.slider(label, one.low, one.high, (one.low, one.high), key=key, bind="query-params")
+    return [(one.name, low, high)] if (low, high) != (one.low, one.high) else []

@@ -108,6 +108,18 @@ def test_every_chart_is_drawn_or_says_why_not(chart: str, kind: str, stores: dic
     calm(page("explore", stores[kind], "study", query={"chart": chart}))
 
 
+def test_a_filter_is_a_part_of_the_address(stores: dict[str, str]) -> None:
+    query = {"from": "100", "to": "299", "sites": "site-1", "by": "p0"}
+    test = calm(page("explore", stores["ten thousand"], "study", query=query))
+    assert "50 of 10,000 trials pass the filter" in texts(test)
+    assert test.number_input(key="from").value == 100
+    test.slider(key="range-p0").set_value((0.0, 0.5))
+    low = [n for n in range(100, 300) if n // 5 % 4 == 1 and n * 0.6180339887 % 1 <= 0.5]
+    assert f"{len(low)} of 10,000 trials pass the filter" in texts(calm(test))
+    test.number_input(key="to").set_value(None)
+    assert test.query_params["from"] == ["100"]
+
+
 @pytest.mark.parametrize("name", OF_A_STUDY)
 def test_a_store_that_is_away_leaves_the_last_picture(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
