@@ -252,6 +252,12 @@ def test_the_command_copies_one_study_or_all(source: Study, tmp_path: Path) -> N
     assert "holds 2 studies" in unclear.stderr
     assert "2 were there" in everything.stderr
     assert "into 'other'" in named.stderr
+    wrong = [("nothing", "there", "--all"), ("from", "there", "--study", "missing"), ("from", "there")]
+    for words in wrong:
+        failed = cli("study", "copy", *words, cwd=tmp_path, check=False)
+        assert failed.returncode != 0
+        assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "there").exists()
     listed = json.loads(cli("study", "list", "-s", "to", "--json", cwd=tmp_path).stdout)
     assert [one["name"] for one in listed] == ["moved", "first", "other"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import jupyter_client
 import nbclient
 import nbformat
+import optuna
 import pytest
 
 import hopaas_p2p
@@ -171,6 +172,23 @@ def test_infinities_and_missing_parameters_are_left_out(new: Callable[..., Study
         shown(getattr(study.plot, plot)())
     assert any("2 complete trials" in text for text in shown(study.plot.parallel(["x"])).texts)
     assert any("1 complete trials" in text for text in shown(study.plot.parallel(["x", "y"])).texts)
+
+
+def test_ranges_of_one_value_and_values_at_the_edge_of_what_numbers_hold_are_drawn(new: Callable[..., Study]) -> None:
+    study = new(space=None, sampler=optuna.samplers.RandomSampler(seed=1))
+    for number in range(12):
+        with study.trial() as trial:
+            trial.suggest_float("one", 1, 1)
+            trial.suggest_categorical("only", ["a"])
+            trial.suggest_float("tiny", 1e-300, 1e300, log=True)
+            trial.suggest_int("huge", 0, 2**53)
+            trial.report(1e308, step=0)
+            trial.report(-1e308, step=10**12)
+            trial.tell(1e308 if number % 2 else -1e308)
+
+        for plot in PLOTS:
+            shown(getattr(study.plot, plot)())
+        shown(study)
 
 
 def test_a_chart_is_saved_as_a_page_of_its_own(new: Callable[..., Study], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.errors import NoSuchStudy
 
 if TYPE_CHECKING:
+    from hopaas_p2p.export import Copied
     from hopaas_p2p.storage import Storage
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -96,19 +97,25 @@ def copy(
     if everything and new_name is not None:
         raise click.UsageError("--as names one study; it does not go with --all")
     results = []
-    with opened(session, source, create=False) as there, opened(session, target, create=True) as here:
-        for name in _chosen(session, [one.study_name for one in there.get_all_studies()], everything=everything):
-            study = open_study(there, name, create=False)
-            result = copy_study(study, here, name=new_name, unfinished=unfinished, with_files=not no_files)
-            results.append(result._asdict())
-            for warning in result.warnings:
-                output.say(f"note: {warning}")
-            if not session.as_json:
-                before = f"; {result.already_there} were there" if result.already_there else ""
-                also = f" and {result.files} files" if result.files else ""
-                output.say(f"copied {result.trials} trials{also} of {name!r} into {result.study!r}{before}")
+    with opened(session, source, create=False) as there:
+        names = _chosen(session, [one.study_name for one in there.get_all_studies()], everything=everything)
+        studies = [open_study(there, name, create=False) for name in names]
+        with opened(session, target, create=True) as here:
+            for study in studies:
+                result = copy_study(study, here, name=new_name, unfinished=unfinished, with_files=not no_files)
+                results.append(result._asdict())
+                _tell(session, study.name, result)
     if session.as_json:
         output.print_json(results)
+
+
+def _tell(session: Session, name: str, result: Copied) -> None:
+    for warning in result.warnings:
+        output.say(f"note: {warning}")
+    if not session.as_json:
+        before = f"; {result.already_there} were there" if result.already_there else ""
+        also = f" and {result.files} files" if result.files else ""
+        output.say(f"copied {result.trials} trials{also} of {name!r} into {result.study!r}{before}")
 
 
 @contextlib.contextmanager
