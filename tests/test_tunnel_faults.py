@@ -153,11 +153,15 @@ def test_a_gateway_that_drains_lets_transactions_end_and_peers_notice_nothing(ce
     peer.close()
 
 
-def test_a_gateway_that_drains_does_not_wait_for_ever(centre: Centre, token: Secret) -> None:
-    gateway = centre.gateway("--drain", "0.5")
+@pytest.mark.parametrize(("drain", "signals"), [("0.5", 1), ("300", 2)])
+def test_a_gateway_that_drains_does_not_wait_for_ever(centre: Centre, token: Secret, drain: str, signals: int) -> None:
+    """A second signal, as a second Ctrl-C, ends the waiting."""
+    gateway = centre.gateway("--drain", drain)
     busy = connects(gateway)
     scalar(busy, "SELECT 1")
-    gateway.signal(signal.SIGTERM)
+    for _ in range(signals):
+        gateway.signal(signal.SIGTERM)
+        until(lambda: gateway.events("draining"))
     assert gateway.process is not None
     assert gateway.process.wait(60) == 0
     with pytest.raises(psycopg2.OperationalError):

@@ -20,12 +20,13 @@ from typing import Final, NamedTuple
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.tunnel import PING, wire
+from hopaas_p2p.tunnel.gateway_guesses import TooMany
 from hopaas_p2p.tunnel.gateway_log import event
 from hopaas_p2p.tunnel.gateway_metrics import Metrics
 from hopaas_p2p.tunnel.gateway_postgres import Target
 from hopaas_p2p.tunnel.gateway_session import Session, Stage
 from hopaas_p2p.tunnel.gateway_tls import WARNING, Certificate
-from hopaas_p2p.tunnel.gateway_tokens import EVERY, Tokens, TooMany, Verdict
+from hopaas_p2p.tunnel.gateway_tokens import EVERY, Tokens, Verdict
 
 _BACKLOG: Final = 1024
 PENDING: Final = 512
@@ -138,6 +139,10 @@ class Gateway:
             session.close(1001, "the gateway stops")
         await self._wait_until_empty(_LAST_WORDS)
         self.stop()
+
+    def hurry(self) -> None:
+        """Wait no longer for anybody."""
+        self._empty.set()
 
     async def _wait_until_empty(self, seconds: float) -> None:
         self._empty = asyncio.Event()

@@ -23,8 +23,9 @@ from websockets.typing import Subprotocol
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.tunnel import FRAME, PATH, SUBPROTOCOL, unwrapped, wrapped
+from hopaas_p2p.tunnel.gateway_guesses import TooMany
 from hopaas_p2p.tunnel.gateway_log import event
-from hopaas_p2p.tunnel.gateway_tokens import TooMany, Verdict
+from hopaas_p2p.tunnel.gateway_tokens import Verdict
 from hopaas_p2p.tunnel.quiet import LOGGER
 from hopaas_p2p.tunnel.startup import BadStartup, Offer, Startup, check, fatal
 from hopaas_p2p.tunnel.wire import Wire

@@ -1,8 +1,8 @@
 """Is this token good? Asked of Postgres by logging in with it, and remembered for a while.
 
 Postgres is the one judge, so an expiry, a revocation or a changed password needs no second list here. A good verdict
-holds for `every` seconds, a bad one for ten. Guessing is slow: an address has twenty wrong tokens free and then one a
-second, and only so many logins are under way at once. Tokens that are known to be good are not touched by that.
+holds for `every` seconds, a bad one for ten. Who comes at once with the same token costs one login, and only so many
+logins are under way.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.postgres_errors import refusal
+from hopaas_p2p.tunnel.gateway_guesses import Guesses, TooMany
 from hopaas_p2p.tunnel.gateway_postgres import Target
 
 EVERY: Final = 30.0
@@ -26,8 +27,6 @@ EVERY: Final = 30.0
 _REFUSED_FOR: Final = 10.0  # seconds
 _LOGINS: Final = 4  # under way at once
 _QUEUE: Final = 64  # more who wait are sent away
-_FREE: Final = 20  # wrong tokens of an address, before it has to wait
-_REFILL: Final = 1.0  # more a second
 _REMEMBERED: Final = 4096
 _CONNECT: Final = "5"  # seconds
 _FULL: Final = "too many connections for role"
@@ -41,16 +40,6 @@ class Verdict(NamedTuple):
     """When it ends, by this machine's monotonic clock."""
     expires: str | None = None
     """The same for people, in ISO 8601."""
-
-
-class TooMany(Exception):
-    """Come again later."""
-
-    def __init__(self, retry_after: float, *, guessing: bool) -> None:
-        super().__init__()
-        self.retry_after = retry_after
-        self.guessing = guessing
-        """Whether this address guesses (429), or everybody has to wait (503)."""
 
 
 class _Known:
@@ -82,7 +71,7 @@ class Tokens:
         self._salt = secrets.token_bytes(16)
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._asking: dict[bytes, asyncio.Future[Verdict]] = {}
-        self._guesses: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._guesses = Guesses()
         self._pool = ThreadPoolExecutor(_LOGINS, thread_name_prefix="hopaas-token")
         self.asked = 0
         """Logins at Postgres so far."""
@@ -110,18 +99,19 @@ class Tokens:
         asking = self._asking.get(key)
         if asking is None:
             if not trusted:
-                self._may_ask(address)
+                self._guesses.check(address)
+            if len(self._asking) >= _QUEUE and not fresh:
+                raise TooMany(1.0, guessing=False)
             asking = self._asking[key] = asyncio.ensure_future(self._ask(key, role, secret))
-            asking.add_done_callback(lambda done: self._asked(key, done))
-        verdict = await asyncio.shield(asking)
-        if not verdict.good and not trusted:
-            self._note_guess(address)
-        return verdict
+            asking.add_done_callback(lambda done: self._asked(key, done, None if trusted else address))
+        return await asyncio.shield(asking)
 
-    def _asked(self, key: bytes, done: asyncio.Future[Verdict]) -> None:
+    def _asked(self, key: bytes, done: asyncio.Future[Verdict], guesser: str | None) -> None:
         self._asking.pop(key, None)
-        if not done.cancelled():
-            done.exception()  # whoever waited for it has it; and if nobody does any more, so be it
+        if done.cancelled() or done.exception() is not None:
+            return  # whoever waits for it has the error; and if nobody does any more, so be it
+        if guesser is not None and not done.result().good:
+            self._guesses.note(guesser)
 
     async def _ask(self, key: bytes, role: str, secret: Secret) -> Verdict:
         self.asked += 1
@@ -137,24 +127,6 @@ class Tokens:
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return verdict
-
-    def _may_ask(self, address: str) -> None:
-        left = self._left(address)
-        if left < 1.0:
-            raise TooMany((1.0 - left) / _REFILL, guessing=True)
-        if len(self._asking) >= _QUEUE:
-            raise TooMany(1.0, guessing=False)
-
-    def _left(self, address: str) -> float:
-        """How many wrong tokens this address may still try."""
-        left, since = self._guesses.get(address, (float(_FREE), 0.0))
-        return min(float(_FREE), left + (time.monotonic() - since) * _REFILL)
-
-    def _note_guess(self, address: str) -> None:
-        self._guesses[address] = (self._left(address) - 1.0, time.monotonic())
-        self._guesses.move_to_end(address)
-        while len(self._guesses) > _REMEMBERED:
-            self._guesses.popitem(last=False)
 
     def close(self) -> None:
         """Let go of the threads."""
