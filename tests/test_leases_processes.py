@@ -363,7 +363,7 @@ def test_clocks_that_are_days_apart_take_no_trial_away_and_save_none(
     peers = []
     for days in (-1, 0, 1):
         study = studies(linger=0.05)
-        study.storage.courier.now_us = study.storage._parts[study.study_id].replica._now_us = lambda days=days: (
+        study.storage.courier.now_us = study.storage._parts[study.study_id].replica._outbox._now_us = lambda days=days: (
             1_700_000_000_000_000 + days * DAY
         )
         peers.append((study, study.ask()))
