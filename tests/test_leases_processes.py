@@ -363,9 +363,8 @@ def test_clocks_that_are_days_apart_take_no_trial_away_and_save_none(
     peers = []
     for days in (-1, 0, 1):
         study = studies(linger=0.05)
-        study.storage.courier.now_us = study.storage._parts[study.study_id].replica._outbox._now_us = lambda days=days: (
-            1_700_000_000_000_000 + days * DAY
-        )
+        outbox = study.storage._parts[study.study_id].replica._outbox
+        study.storage.courier.now_us = outbox._now_us = lambda days=days: 1_700_000_000_000_000 + days * DAY
         peers.append((study, study.ask()))
     process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
     number, _ = hear(pipe)
