@@ -7,6 +7,7 @@ import socket
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import make_url
@@ -17,9 +18,11 @@ from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnre
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import append_many, everything
+from hopaas_p2p.testing.pgbouncer import find_pgbouncer, transaction_pooler
 from hopaas_p2p.testing.postgres import free_port
 from hopaas_p2p.tunnel import dial, proxies
 from hopaas_p2p.tunnel.dial import Gateway
+from tests.postgres_fixtures import OWNER, missing
 from tests.processes import SPACE, until
 from tests.site_fixtures import PASSWORD, USER, Socks5, Squid, nginx
 from tests.tunnel_fixtures import HOST, Centre, fetch
@@ -209,3 +212,21 @@ def test_nginx_before_a_gateway_that_is_down_is_worth_another_try(
     monkeypatch.setenv("HOPAAS_TOKEN", "ann.1:any")
     with nginx(*centre.pair, free_port(), tmp_path) as port, pytest.raises(StoreUnreachable, match="502"):
         asks(centre.url(port))
+
+
+# --- a pooler ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pooler_may_stand_between_gateway_and_database(centre: Centre) -> None:
+    if find_pgbouncer() is None:
+        missing("pgbouncer")
+    login = f"{OWNER}:{quote(centre.server.password)}@"
+    with transaction_pooler(centre.server, OWNER, size=2) as port:
+        gateway = centre.gateway(target=f"postgresql://127.0.0.1:{port}/store")
+        stores = [open_store(centre.url(gateway.port).replace("//", f"//{login}")) for _ in range(5)]
+        for number, store in enumerate(stores):
+            append_many(store.log("u"), f"peer{number}", 2)
+        assert len(everything(stores[0].log("u"))) == 10
+        for store in stores:
+            store.close()
+        assert len(gateway.events("opened")) == 5
