@@ -601,6 +601,20 @@ def test_a_file_without_an_address_is_one_clear_line(tmp_path: Path, text: str) 
         hpc.Client(config_filename=str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("kind", ["postgres_url", "s3_url"])
+def test_the_store_may_be_a_database_or_a_bucket(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    client = hpc.Client(server=request.getfixturevalue(kind))
+    study = joined(tmp_path, client=client)
+
+    with study.trial() as trial:
+        for loss in (3.0, 2.0):
+            trial.loss = loss
+            assert trial.should_prune is False
+
+    assert [(one.state, one.loss) for one in study.trials.values()] == [("COMPLETE", 2.0)]
+    client.close()
+
+
 def test_a_store_out_of_reach_is_the_servers_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     study = joined(tmp_path, client=hpc.Client(str(tmp_path / "file" / "store")))
