@@ -83,6 +83,13 @@ def mlflow_server() -> Iterator[str]:
     """The URI of a server that starts empty; tests use experiments of their own."""
     if os.environ.get("HOPAAS_TEST_REQUIRE") != "all":
         pytest.importorskip("mlflow.server", reason="MLflow is not here: pip install 'hopaas-p2p[integrations]'")
+    with a_server() as uri:
+        yield uri
+
+
+@contextlib.contextmanager
+def a_server() -> Iterator[str]:
+    """A server that starts empty, by its URI."""
     memory = Path("/dev/shm")  # where its forty migrations take a second, and not ten
     place = Path(tempfile.mkdtemp(prefix="hopaas-mlflow-", dir=memory if memory.is_dir() else None))
     port = free_port()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from hopaas_p2p.cli.main import cli
 from tests import docs_generated
-from tests.pages import ROOT, run_page
+from tests.pages import ROOT, blocks, run_page
 
 
 def _pages() -> list[Path]:
@@ -94,3 +98,39 @@ def test_decisions_are_numbered_without_gaps_and_say_what_was_rejected() -> None
         text = path.read_text()
         assert text.startswith(f"# {int(path.name[:4])}. "), path.name
         assert "**Decision.**" in text, path.name
+
+
+_COMMAND = re.compile(
+    r"^\s*(?:\$ |[A-Z_]+=\S+ |nohup |srun |exec )*(hopaas-p2p [^|>&;#\n]+)|`(hopaas-p2p [^`|]+)", re.MULTILINE
+)
+
+
+def _shown_commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command of ours that a page shows, in a block or in a line."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for found in _COMMAND.finditer(text):
+        words = (found[1] or found[2]).split("\n")[0]
+        if not any(letter in words for letter in "│…·"):  # a picture, a line of a list
+            yield shlex.split(words.replace("'", " ").replace('"', " "))
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_is_shown_is_one_that_there_is(page: Path) -> None:
+    for words in _shown_commands(page):
+        command: click.Command = cli
+        for word in words[1:]:
+            if isinstance(command, click.Group) and not word.startswith("-"):
+                context = click.Context(command)
+                command = command.get_command(context, word) or pytest.fail(f"{page.name}: {' '.join(words)}: {word}?")
+            elif word == "--":
+                break
+            elif re.match(r"--[a-z]", word):
+                known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+                assert word.partition("=")[0] in known | {"--help", "--version"}, f"{page.name}: {' '.join(words)}"
+
+
+def test_every_page_with_blocks_to_run_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for page in _pages():
+        if any(block.language in ("sh", "python") for block in blocks(page)):
+            assert f'"{page.relative_to(ROOT)}"' in tests, f"{page.name} has blocks that no test runs"

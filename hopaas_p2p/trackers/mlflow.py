@@ -299,6 +299,15 @@ class MLflow:
 
 
 def _short(error: Exception) -> str:
+    """Why, without the library's own story of how it came about."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return f"nothing came within {_PATIENCE:g} s"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy does not let us through"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
     return redacted(f"{type(error).__name__}: {error}")[:200]
 
 
