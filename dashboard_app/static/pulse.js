@@ -14,13 +14,19 @@ const write = (element, text) => {
 };
 const each = (name, action) => document.querySelectorAll(`[data-${name}]`).forEach((e) => action(e, e.dataset[name]));
 
-// Streamlit leaves a page blank for good if news of the page before arrives while another one is being opened.
-if (!window.hopaasHealer) {
-  window.hopaasHealer = true;
+// Between a click on a link and the new page, Streamlit takes a trigger for a wish to stay on the old page, or shows
+// nothing any more. So none is sent while it is busy; and should it happen all the same, the page is loaded again.
+if (window.hopaasClicked === undefined) {
+  window.hopaasClicked = -Infinity;
+  document.addEventListener("click", () => (window.hopaasClicked = performance.now()), true);
   window.addEventListener("error", (event) => {
     if (/Bad delta path/.test(event.message)) location.reload();
   });
 }
+const busy = () => {
+  const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
+  return (state && state !== "notRunning") || performance.now() - window.hopaasClicked < 500;
+};
 
 function start(parent) {
   const line = document.createElement("div");
@@ -71,8 +77,8 @@ function start(parent) {
     if (stopped || !line.isConnected) return;
     show();
     const moved = beat && self.data.drawn !== beat.version;
-    if (moved && self.data.auto && asked !== beat.version) redraw();
-    else button.hidden = !(moved && !self.data.auto);
+    if (moved && self.data.auto && asked !== beat.version && !busy()) redraw();
+    else if (!self.data.auto) button.hidden = !moved;
   };
   const looking = setInterval(look, EVERY);
   const showing = setInterval(show, 1000);
