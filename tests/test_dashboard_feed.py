@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+import hopaas_p2p
 from dashboard_app import pulse
 from dashboard_app.feed import Feed
 from dashboard_app.frames import Frame
@@ -332,3 +333,30 @@ def test_optunas_dashboard_changes_nothing_when_we_are_read_only() -> None:
 
     assert asked == ["GET"]
     assert answers == ["403 Forbidden"] * 3
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres", "s3"])
+def test_the_feed_reads_every_kind_of_store(kind: str, request: pytest.FixtureRequest) -> None:
+    url = "memory://dashboard-feed" if kind == "memory" else request.getfixturevalue(f"{kind}_url")
+    study = hopaas_p2p.open_study(url, "shared", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=30.0)
+    feed = Feed(url)
+    try:
+        (listing,) = feed.studies()
+        before = feed.frame(listing.uuid)
+        assert before is not None
+
+        trial = study.ask()
+        until(lambda: feed.lsn(listing.uuid) > before.lsn, 30, what="the trial")
+        running = feed.frame(listing.uuid)
+        assert running is not None
+        (number,) = running.state.running
+        owner = running.state.trials[number].owner
+        left = until(lambda: feed.lease_left(listing.uuid, owner or ""), 30, what="the lease")
+        study.tell(trial, 1.0)
+
+        assert 0 < left <= 30.0
+        assert feed.freshness(listing.uuid).trouble is None
+        assert feed.round_trip is not None
+    finally:
+        feed.close()
+        study.close()
