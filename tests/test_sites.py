@@ -31,16 +31,16 @@ from tests.tunnel_fixtures import Authority
 
 CENTRE: Final = "centre.example.org"
 URL: Final = f"postgresql+https://{CENTRE}/store"
+_SHARE: Final = 4  # trials that each peer runs
 _PEER: Final = """
-import os, sys, time
-from pathlib import Path
+import sys
 import hopaas_p2p
-url, folder, count = sys.argv[1:]
-study = hopaas_p2p.open_study(url, "campaign", create=False, patience=120)
-Path(folder, f"{os.getpid()}.ready").touch()
-while len(list(Path(folder).glob("*.ready"))) < int(count):  # so that all take part
-    time.sleep(0.05)
-study.optimize(lambda trial: sum(trial.report(trial.params["x"], step) or 0 for step in range(3)) + trial.params["x"])
+study = hopaas_p2p.open_study(sys.argv[1], "campaign", create=False, patience=120)
+def objective(trial):
+    for step in range(3):
+        trial.report(trial.params["x"], step)
+    return trial.params["x"]
+study.optimize(objective, n_trials=int(sys.argv[2]))
 study.close()
 """
 
@@ -98,9 +98,9 @@ class World:
         """The environment of a process at that site."""
         return {**self.env, "HTTPS_PROXY": self.squids[number].proxy(), "HOPAAS_SITE": f"site{number}"}
 
-    def peer(self, name: str, url: str, *, of: int, **env: str) -> subprocess.Popen[str]:
-        """Start a peer there, one of so many that begin together."""
-        words = [sys.executable, "-c", _PEER, url, self.folder, str(of)]
+    def peer(self, name: str, url: str, **env: str) -> subprocess.Popen[str]:
+        """Start a peer there, which runs its share."""
+        words = [sys.executable, "-c", _PEER, url, str(_SHARE)]
         return self.spaces.start(name, words, log=f"{name}.log", **env)
 
     def study(self, budget: int) -> None:
@@ -150,10 +150,10 @@ def test_three_peers_at_each_of_two_sites_run_a_campaign_to_its_end_through_both
     assert not world.spaces.reaches("site1", "127.0.0.1", 443)
     assert not world.spaces.reaches("site1", world.squids["2"].address, world.squids["2"].port)
     assert not world.spaces.reaches("login1", "127.0.0.1", world.server.port)
-    world.study(budget=24)
-    peers = [world.peer(f"site{number}", URL, of=6, **world.through(number)) for number in "121212"]
+    world.study(budget=6 * _SHARE)
+    peers = [world.peer(f"site{number}", URL, **world.through(number)) for number in "121212"]
     state = finished(world, peers, ["site1.log", "site2.log"])
-    assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 24
+    assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 6 * _SHARE
     assert sites(state) == {"site1", "site2"}
     asked = {line.split()[6] for other in world.squids.values() for line in other.requests() if " CONNECT " in line}
     assert asked == {f"{CENTRE}:443"}
@@ -176,13 +176,13 @@ def test_the_doctor_at_a_site_tells_the_proxys_refusal_from_the_rest(world: Worl
 
 def test_peers_without_any_network_take_part_over_a_bridge_on_the_login_node(world: World, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
-    world.study(budget=12)
+    world.study(budget=3 * _SHARE)
     world.spaces.start("login2", [*CLI, "bridge", shared, URL], log="bridge.log", **world.through("2"))
     world.spaces.wait_for("bridge.log", "carrying between")
-    peers = [world.peer("site3", str(shared), of=3, HOPAAS_SITE="site3") for _ in range(2)]
-    peers.append(world.peer("site1", URL, of=3, **world.through("1")))
+    peers = [world.peer("site3", str(shared), HOPAAS_SITE="site3") for _ in range(2)]
+    peers.append(world.peer("site1", URL, **world.through("1")))
     state = finished(world, peers, ["site1.log", "site3.log", "bridge.log"])
-    assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 12
+    assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 3 * _SHARE
     assert sites(state) == {"site1", "site3"}
 
 
@@ -191,10 +191,8 @@ def test_a_site_goes_through_the_relay_of_its_login_node(world: World, tmp_path:
     words = ["relay", "--listen", f"{address}:{port}", "--to", URL, "--login-file", str(login)]
     world.spaces.start("login2", [*CLI, *words], log="relay.log", **world.through("2"))
     world.spaces.wait_for("relay.log", "relay listening on")
-    world.study(budget=4)
+    world.study(budget=_SHARE)
     peers = [
-        world.peer(
-            "site2", URL, of=1, **{**world.env, "HOPAAS_SITE": "site2", "HTTPS_PROXY": login.read_text().strip()}
-        )
+        world.peer("site2", URL, **{**world.env, "HOPAAS_SITE": "site2", "HTTPS_PROXY": login.read_text().strip()})
     ]
     assert sites(finished(world, peers, ["site2.log", "relay.log"])) == {"site2"}
