@@ -57,8 +57,7 @@ class Running:
 
     def close(self) -> None:
         self._call(self.relay.close())
-        self.server.close()
-        self._call(asyncio.sleep(0))
+        self._call(_closed(self.server))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
