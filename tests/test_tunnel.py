@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -158,6 +159,7 @@ def test_a_url_lists_gateways(url: str, gateways: list[str]) -> None:
         ("postgresql+https://gw/d?host=/tmp", "a name is needed"),
         ("postgresql+https://gw/d?sslmode=disable", "option sslmode"),
         ("postgresql+https://gw/d?sslrootcert=/x", "option sslrootcert"),
+        ("postgresql+https://gw/d?channel_binding=require", "option channel_binding"),
     ],
 )
 def test_a_url_that_cannot_be_a_gateways_is_refused(url: str, complaint: str) -> None:
@@ -296,6 +298,24 @@ def test_nothing_survives_a_fork(through: Callable[..., Any]) -> None:
     assert says(connection, "SELECT pg_backend_pid()") == pid, "the parent's connection goes on"
     connection.close()
     until(lambda: tunnels() == 0)
+
+
+def test_a_process_with_many_files_open_connects_too(through: Callable[..., Any]) -> None:
+    """Beyond the 1024 descriptors that select() can take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this system does not let a process open 2048 files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        connection = through()
+        assert connection.fileno() > 1024
+        assert says(connection, "SELECT 1") == 1
+        connection.close()
+    finally:
+        for one in many:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_five_hundred_connections_leave_no_descriptor_and_no_thread(

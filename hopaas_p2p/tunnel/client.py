@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import select
 import shutil
 import socket
 import struct
@@ -34,6 +33,8 @@ from hopaas_p2p.tunnel.pump import Pump
 
 _PORT: Final = "5432"  # a part of the socket's name, and no more
 _CALL: Final = 30.0  # seconds that libpq gets to come
+_NOT_TWICE: Final = {"sslmode": "disable", "gssencmode": "disable", "channel_binding": "disable"}
+"""The gateway is spoken to in TLS; the Unix socket that leads there needs none."""
 _LAST_CHOICE: Final = 60.0  # seconds
 _LEADS_ELSEWHERE: Final = ("PGHOSTADDR", "PGSERVICE")
 
@@ -73,8 +74,7 @@ def connect(
     tunnel = Tunnel(reach(gateways, Secret(f"{role}:{secret.reveal()}")))
     try:
         connection = psycopg2.connect(
-            **{**options, "host": tunnel.folder, "port": _PORT, "sslmode": "disable", "gssencmode": "disable"},
-            channel_binding="disable",
+            **{**options, "host": tunnel.folder, "port": _PORT, **_NOT_TWICE},
             dbname=dbname,
             user=role,
             password=secret.reveal(),
@@ -177,8 +177,7 @@ class Tunnel:
         try:
             deadline = time.monotonic() + _CALL
             while (rest := deadline - time.monotonic()) > 0:
-                if not select.select([self._listener], [], [], rest)[0]:
-                    return None
+                self._listener.settimeout(rest)
                 made, _ = self._listener.accept()
                 if _is_ours(made):
                     return made
