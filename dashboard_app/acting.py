@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
-from streamlit.errors import StreamlitAPIException
 
 from dashboard_app import theme
 from dashboard_app.here import Here
@@ -27,14 +26,6 @@ def act(here: Here, do: Callable[[Study], Any], *, done: str) -> bool:
         return False
     st.toast(theme.plain(done), icon=":material/check:")
     return True
-
-
-def look_again() -> None:
-    """Draw anew what the click was in: the fragment, or where the whole page ran, the page."""
-    try:
-        st.rerun(scope="fragment")
-    except StreamlitAPIException:  # the whole page runs
-        st.rerun()
 
 
 def attempt(here: Here, do: Callable[[Study], Any]) -> str | None:

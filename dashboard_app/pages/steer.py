@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import streamlit as st
 
 from dashboard_app import theme, url
-from dashboard_app.acting import attempt, look_again
+from dashboard_app.acting import attempt
 from dashboard_app.frames import Frame
 from dashboard_app.here import Here
 from dashboard_app.redraw import live
@@ -38,12 +38,16 @@ def show(here: Here) -> None:
             f"You may look at this study ({here.role()}), not change it. Ask its owner for a grant: hopaas-p2p grant"
         )
         return
-    live(here, _body)
+    live(here, _now)
+    live(here, _choices, key="choices", auto=False)  # a list that changed while one chooses would close
 
 
-def _body(here: Here, frame: Frame) -> None:
+def _now(here: Here, frame: Frame) -> None:
     _status(here, frame)
     _requests(here, frame)
+
+
+def _choices(here: Here, frame: Frame) -> None:
     _running(here, frame)
     left, right = st.columns([3, 2])
     with left:
@@ -125,12 +129,12 @@ def _status(here: Here, frame: Frame) -> None:
                 here, "control", f"budget {wanted:,}" if wanted else "no end to the budget",
                 lambda study: study.set_budget(int(wanted) if wanted else None), budget=int(wanted) if wanted else -1,
             )  # fmt: skip
-            look_again()
+            st.rerun()
 
 
 def _control(here: Here, what: str, status: str, do: Callable[[Study], Any]) -> None:
     ask(here, "control", what, do, status=status)
-    look_again()
+    st.rerun()
 
 
 @st.dialog("Stop the study?")
@@ -253,7 +257,7 @@ def _again(here: Here, frame: Frame) -> None:
                 st.error(f"Trial {number} is {ended.name}.")
                 return
             ask(here, "run", f"queue trial {number} again", lambda study: study.requeue(number))
-            look_again()
+            st.rerun()
 
 
 def _enqueue(here: Here, frame: Frame) -> None:
@@ -269,4 +273,4 @@ def _enqueue(here: Here, frame: Frame) -> None:
             words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "all as the sampler chooses"
             for _ in range(times):
                 ask(here, "run", f"queue {words}", lambda study: study.enqueue(given))
-            look_again()
+            st.rerun()

@@ -62,9 +62,9 @@ class Tab:
         self.page.add_init_script(_LONG_TASKS)
         self.received = 0
         self._under_way: set[Any] = set()
-        self.page.on("request", self._under_way.add)
-        self.page.on("requestfinished", self._under_way.discard)
-        self.page.on("requestfailed", self._under_way.discard)
+        self.page.on("request", lambda request: self._under_way.add(request))
+        self.page.on("requestfinished", lambda request: self._under_way.discard(request))
+        self.page.on("requestfailed", lambda request: self._under_way.discard(request))
         session = self._context.new_cdp_session(self.page)
         session.send("Network.enable")
         session.on("Network.loadingFinished", lambda event: self._add(int(event["encodedDataLength"])))
