@@ -41,9 +41,22 @@ def main() -> None:
 
 
 def _store(told: options.Options) -> str:
-    asked = url.given("store")
-    names = {redacted(one): one for one in told.stores}
-    return names.get(asked) or told.stores[0]  # never a URL that only the address names
+    """The store that the address names, else the one looked at before, else the first.
+
+    Never a URL that only the address names: it has to be one that we serve.
+    """
+    known = _stores(told)
+    for name in (url.given("store"), st.session_state.get("store", "")):
+        if name in known:
+            st.session_state["store"] = name
+            url.set_("store", name)
+            return known[name]
+    return told.stores[0]
+
+
+def _stores(told: options.Options) -> dict[str, str]:
+    """The stores we serve: as they may be shown -> as they were given."""
+    return {feed_of(one).url: one for one in told.stores} if len(told.stores) > 1 else {}
 
 
 def _signed_in() -> bool:
@@ -101,9 +114,10 @@ def _sidebar(here: Here, studies: list[Listing]) -> None:
             url.set_("study", picked)
             st.rerun()
     if len(here.options.stores) > 1:
-        known = [redacted(one) for one in here.options.stores]
-        store = st.selectbox("Store", known, index=known.index(redacted(_store(here.options))), key="pick-store")
-        if store != redacted(_store(here.options)):
+        known = list(_stores(here.options))
+        store = st.selectbox("Store", known, index=known.index(here.feed.url), key="pick-store")
+        if store != here.feed.url:
+            st.session_state["store"] = store
             url.set_("study", None)
             url.set_("store", store)
             st.session_state.pop("study", None)
