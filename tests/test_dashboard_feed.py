@@ -18,20 +18,23 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from streamlit.testing.v1 import AppTest
 
 import hopaas_p2p
-from dashboard_app import pulse
-from dashboard_app.feed import Feed
+from dashboard_app import options, pulse
+from dashboard_app.feed import Feed, close_all, feeds
 from dashboard_app.frames import Frame
 from dashboard_app.front import Front
 from dashboard_app.notebook import tame
 from dashboard_app.optunas import _read_only
+from dashboard_app.server import SCRIPT
 from dashboard_app.theme import plain, safe
 from hopaas_p2p.core.records import StudySet, TrialCreate
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.replica import study_replica
 from hopaas_p2p.stores.base import Beat
 from hopaas_p2p.stores.url import open_store
+from tests.dashboard_pages import calm, texts
 from tests.dashboard_studies import Scribe
 from tests.processes import until
 
@@ -292,6 +295,33 @@ def test_every_answer_keeps_the_page_to_this_server(behind: Starlette) -> None:
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "http:" not in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
+
+
+# --- which store -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_stores(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    for name in ("first", "second"):
+        Scribe(name=f"study of the {name}").put_into(str(tmp_path / name))
+    pair = (str(tmp_path / "first"), str(tmp_path / "second"))
+    options.use(options.Options(stores=pair))
+    yield pair
+    close_all()
+    options.use(options.Options())
+
+
+@pytest.mark.parametrize(("asked", "shown"), [("", "first"), ("second", "second"), ("elsewhere", "first")])
+def test_the_address_names_one_of_our_stores_and_no_other(two_stores: tuple[str, str], asked: str, shown: str) -> None:
+    """A URL that only an address names is never opened: whoever sends the link does not choose what we connect to."""
+    test = AppTest.from_file(str(SCRIPT), default_timeout=60)
+    if asked:
+        test.query_params["store"] = str(Path(two_stores[0]).parent.as_uri()) + f"/{asked}"
+
+    ran = calm(test)
+
+    assert f"study of the {shown}" in texts(ran)
+    assert len({one.url for one in feeds()}) <= 2
 
 
 # --- texts from others -------------------------------------------------------------------------------------------
