@@ -6,14 +6,18 @@ for the store. What a page draws is computed once for each (study, lsn) and shar
     feed.py       Feed: the replica behind all sessions; `feed.frame(uuid)`, beats, outage, "data as of"
     frames.py     Frame: one study at one lsn. `frame.state`, `frame.columns`, `frame.once(function)`
     views/        plain functions of a Frame's State and Columns -> tables, `spec.Chart`. No Streamlit. Unit-tested
-    charts.py     `draw(chart, key=...)`: the one place that renders a chart
-    theme.py      colours by state, CSS, `cards`, `pill`: HTML in which every text from a store is escaped
-    url.py        which study the URL names, links to pages, filters kept in the URL
-    redraw.py     `live(feed, uuid, body)`: draws `body` now, and again only when the study's lsn has changed
+    here.py       Here: the store, the study, and what this person may do (`roles.py`); given to every page
     registry.py   PAGES: the pages by name, in the order of the menu
     pages/        one module a page
+    redraw.py     `live(here, body)`: draws `body` now, and again only when the study's lsn has changed
+    pulse.py      the route by which a browser learns that: 100 bytes every two seconds, no Streamlit run
+    charts.py     `draw(chart, key=...)`: the one place that renders a chart
+    theme.py      colours by state, CSS, `tiles`, `table`, `pill`: HTML in which every text from a store is escaped
+    notebook.py   notes, tags and files, on the pages of the study and of a trial
+    filters.py    the filter that pages share, kept in the address; `url.py`: links, and what the address says
+    acting.py     does what somebody asked for, through `actor.py`'s storage, and says what became of it
     app.py        one run of one session: signs in, picks the study, shows the page (`entry/app.py` calls it)
-    server.py     the server around it: options, routes, compression
+    server.py     the server around it: options, `routes.py`, `front.py` (compression, policy), `optunas.py`
 
 A view: a function in `views/`, such as `def savings(columns: Columns) -> Savings`. It takes State, Columns or both,
 returns plain data or a `Chart`, imports no Streamlit, and has a test on a hand-made study with a known answer. A page
