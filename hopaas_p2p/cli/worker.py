@@ -16,7 +16,7 @@ from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
-    from hopaas_p2p.worker import Worker
+    from hopaas_p2p.worker.loop import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -111,8 +111,8 @@ def _worker(
     max_trials: int | None = None,
     stay: bool = False,
 ) -> Worker:
-    from hopaas_p2p.worker import Worker
     from hopaas_p2p.worker.limits import parse_duration
+    from hopaas_p2p.worker.loop import Worker
 
     if site is not None:
         os.environ["HOPAAS_SITE"] = site
