@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import select
 import shutil
@@ -17,7 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres_fixtures import missing
 from tests.processes import until
+
+
+def needed(module: str) -> None:
+    """At the top of a file whose tests all need it: skip them, or fail where everything has to be there."""
+    if importlib.util.find_spec(module) is None:
+        if os.environ.get("HOPAAS_TEST_REQUIRE") == "all":
+            raise ModuleNotFoundError(f"{module} is not here, and HOPAAS_TEST_REQUIRE=all")
+        pytest.skip(f"{module} is not here: pip install 'hopaas-p2p[integrations]'", allow_module_level=True)
 
 
 def free_port() -> int:
@@ -81,8 +91,8 @@ def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
 @pytest.fixture(scope="session")
 def mlflow_server() -> Iterator[str]:
     """The URI of a server that starts empty; tests use experiments of their own."""
-    if os.environ.get("HOPAAS_TEST_REQUIRE") != "all":
-        pytest.importorskip("mlflow.server", reason="MLflow is not here: pip install 'hopaas-p2p[integrations]'")
+    if importlib.util.find_spec("mlflow") is None:
+        missing("MLflow (pip install 'hopaas-p2p[integrations]')")
     with a_server() as uri:
         yield uri
 

@@ -14,10 +14,10 @@ import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
-from tests.mlflow_fixtures import Relay, mlflow_server, relay
+from tests.mlflow_fixtures import Relay, mlflow_server, needed, relay
 from tests.processes import campaign, cli, start, until
 
-pytest.importorskip("mlflow", reason="MLflow is not here: pip install 'hopaas-p2p[integrations]'")
+needed("mlflow")
 
 __all__ = ["mlflow_server", "relay"]
 

@@ -12,10 +12,10 @@ import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import MLflow, register_best
-from tests.mlflow_fixtures import mlflow_server
+from tests.mlflow_fixtures import mlflow_server, needed
 from tests.processes import campaign
 
-pytest.importorskip("mlflow", reason="MLflow is not here: pip install 'hopaas-p2p[integrations]'")
+needed("mlflow")
 
 __all__ = ["mlflow_server"]
 

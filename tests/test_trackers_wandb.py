@@ -14,9 +14,10 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, TrackerUnreachable, WandB, export_to
-from tests.processes import campaign, cli
+from tests.mlflow_fixtures import needed
+from tests.processes import campaign, cli, until
 
-pytest.importorskip("wandb", reason="W&B is not here: pip install 'hopaas-p2p[integrations]'")
+needed("wandb")
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ def records(path: Path) -> Iterator[Any]:
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
             continue
+        if len(data) < at + 7:
+            return
         _, length, kind = struct.unpack_from("<IHB", data, at)
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
@@ -103,10 +106,16 @@ class Run:
         return [(row["_step"], row[name]) for row in self.history if name in row]
 
 
+def ended(part: Path) -> bool:
+    """Whether all of it is on disk: W&B's service writes on for a moment after `finish`."""
+    return any(one.WhichOneof("record_type") == "exit" for file in part.glob("*.wandb") for one in records(file))
+
+
 def runs(tmp_path: Path) -> dict[str, Run]:
     """Every run that was written there, by the last part of its id."""
     parts: dict[str, list[Path]] = {}
     for path in sorted((tmp_path / "wandb").glob("offline-run-*")):
+        until(lambda path=path: ended(path), 60, what=str(path))
         parts.setdefault(path.name.rpartition("-")[2], []).append(path)
     return {key: Run(several) for key, several in parts.items()}
 
@@ -225,3 +234,24 @@ def test_the_command_writes_for_wandb_sync(study: Study, tmp_path: Path) -> None
     assert done.stdout == ""
     assert done.stderr == f"exported 3 trials to wandb: {Path('wandb')}\n"
     assert sorted(runs(tmp_path)) == ["0", "1", "2", "study"]
+
+
+def test_peers_keep_wandb_current_beside_a_run_of_the_programs_own(tmp_path: Path) -> None:
+    import wandb
+
+    own = wandb.init(mode="offline", dir=str(tmp_path / "own"), project="mine", settings=wandb.Settings(silent=True))
+    study = campaign(tmp_path, budget=2, trackers=[WandB("tuning", offline=True, directory=tmp_path)])
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        trial.report(0.5, 1)
+        own.log({"mine": 1.0})
+        return 0.5
+
+    study.optimize(objective)
+    study.close()
+    own.finish()
+
+    found = runs(tmp_path)
+    assert [found[key].steps("report") for key in "01"] == [[(1, 0.5)]] * 2
+    assert found["study"].summary["state"] == "done"
+    assert found["study"].exits == [0]

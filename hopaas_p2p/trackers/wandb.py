@@ -96,7 +96,7 @@ class WandB:
             last = entry.get("step", -1)
             for step, value in trial.reports.items():
                 if step > last:
-                    run.log({"report": value}, step=step)
+                    run.log({"report": value}, step=step, commit=True)
             run.config.update({"hopaas": trial.tags}, allow_val_change=True)
             run.summary.update({**trial.values, "state": trial.state, "hopaas_mark": trial.mark})
             self._upload(run, entry, trial.files, files)
@@ -117,7 +117,7 @@ class WandB:
             last = entry.get("step", -1)
             for number, value in study.best:
                 if number > last:
-                    run.log({"best_value": value}, step=number)
+                    run.log({"best_value": value}, step=number, commit=True)
             run.config.update({"hopaas": study.tags}, allow_val_change=True)
             counts = {f"trials_{word.lower()}": count for word, count in study.counts.items()}
             run.summary.update({**counts, "state": study.state, "hopaas_mark": mark})
