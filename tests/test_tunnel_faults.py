@@ -100,7 +100,7 @@ def test_commits_take_effect_once_though_the_gateway_is_killed_again_and_again(c
     killing.start()
     try:
         number = 0
-        while kills < 5:
+        while kills < 4:
             payload = b"n%d" % number
             again(lambda payload=payload: log.exchange(Outgoing(payload.decode(), payload), 0))
             number += 1

@@ -12,21 +12,25 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 import trustme
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.postgres import Server, free_port
-from hopaas_p2p.tunnel import client, dial
+from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial
 from hopaas_p2p.tunnel.dial import Gateway
 from hopaas_p2p.tunnel.gateway import Gateway as Serving
 from hopaas_p2p.tunnel.gateway_postgres import Target
 from hopaas_p2p.tunnel.gateway_tls import Certificate
 from tests.postgres_fixtures import missing
 from tests.processes import cli, until
-from tests.tunnel_fixtures import HOST, PROXIES, Authority, Centre
+from tests.tunnel_fixtures import HOST, PROXIES, Authority, Centre, tunnels
 
 TOKEN = Secret("ann.12345678:canary")
 
@@ -210,6 +214,49 @@ def test_authorities_that_cannot_be_read_are_a_clear_line(
         empty.write_text("nothing")
         monkeypatch.setenv("HOPAAS_CA_FILE", str(empty))
         assert "holds no certificate authorities" in str(refused(port))
+
+
+class FalseGateway(Impostor):
+    """One that lets everybody in, and then says these bytes for ever."""
+
+    def __init__(self, pair: tuple[Path, Path], says: bytes) -> None:
+        super().__init__(pair, b"")
+        self._says = says
+
+    def _serve(self) -> None:
+        assert self._context is not None
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                with contextlib.suppress(OSError), self._context.wrap_socket(plain, server_side=True) as secured:
+                    protocol = ServerProtocol(subprotocols=[Subprotocol(SUBPROTOCOL)])
+                    protocol.receive_data(secured.recv(65536))
+                    (request,) = protocol.events_received()
+                    assert isinstance(request, Request)
+                    protocol.send_response(protocol.accept(request))
+                    secured.sendall(b"".join(protocol.data_to_send()))
+                    while True:
+                        secured.sendall(self._says)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"\xff\xff\xff",
+        b"\x81\x02\xff\xff",
+        b"\x82\x81\0\0\0\0x",
+        b"\x82\x7f\0\0\0\xff\0\0\0\0",
+        b"\x88\x02\x03\xe8",
+        b"\x82\x09R\0\0\0\x08\0\0\0\x63",
+        b"\x82\x05E\0\0\0\x04",
+    ],
+    ids=["no frame", "text", "masked", "too large", "close", "an unknown demand", "an empty error"],
+)
+def test_a_gateway_that_talks_nonsense_is_left(authority: Authority, says: bytes) -> None:
+    with FalseGateway(authority.certificate(), says) as server:
+        with pytest.raises(psycopg2.OperationalError):
+            client.connect([Gateway(HOST, server.port)], dbname="d", user="u", password="p", connect_timeout=5)
+        until(lambda: tunnels() == 0)
 
 
 # --- the gateway's own -------------------------------------------------------------------------------------------

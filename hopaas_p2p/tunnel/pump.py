@@ -62,8 +62,9 @@ class Pump:
     def run(self) -> str:
         """Copy until the end, and close both. Returns why it ended, for people to read."""
         from websockets.frames import Opcode
+        from websockets.protocol import State
 
-        self._data, self._last = (Opcode.BINARY, Opcode.CONT), Opcode.CLOSE
+        self._data, self._text, self._established = (Opcode.BINARY, Opcode.CONT), Opcode.TEXT, State.OPEN
         self._unix.setblocking(False)
         self._tls.setblocking(False)
         poll = _Poll(self._unix.fileno(), self._tls.fileno())
@@ -83,6 +84,8 @@ class Pump:
             if close is not None:
                 self.deserted = close.code == _GOING_AWAY
                 why = f"the gateway closed the connection: {close.code} {close.reason}".rstrip()
+            elif self._protocol.parser_exc is not None:
+                why = f"the gateway said what is no WebSocket: {self._protocol.parser_exc}"
         except (OSError, EOFError) as error:
             why = f"the connection to the gateway broke ({error})"
         finally:
@@ -148,12 +151,14 @@ class Pump:
             if parts:
                 self._to_libpq += b"".join(parts)
                 self._flush_libpq()
-            if any(event.opcode is self._last for event in events):  # type: ignore[union-attr]
+            if any(event.opcode is self._text for event in events):  # type: ignore[union-attr]
                 self._open = False
         outgoing = self._protocol.data_to_send()
         if outgoing:
             self._to_gateway += b"".join(outgoing)
             self._flush_gateway()
+        if self._protocol.state is not self._established:  # a close frame, or bytes that are no frames
+            self._open = False
 
     def _flush_libpq(self) -> None:
         with contextlib.suppress(BlockingIOError):
