@@ -5,7 +5,7 @@ remembers who committed lately, how often, and how long a PUT takes. All are gue
 never what becomes of it.
 
 While a log has room, everybody writes at once and who comes second waits a little, at random. When it has none, that
-would let three in four PUTs come second. Then the peers take turns, without a word between them: who has waited the
+would let every other PUT come second. Then the peers take turns, without a word between them: who has waited the
 longest since its last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself.
 """
 
