@@ -507,6 +507,19 @@ def test_snapshots_cross_both_ways() -> None:
     assert [entry.lsn for entry in log.exchange(None, 256).entries] == list(range(257, 305))
 
 
+def test_a_snapshot_that_nobody_has_written_is_not_asked_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    append_many(world.far.log(STUDY), "far", 300)
+    asked = []
+    monkeypatch.setattr(world.far.log(STUDY), "newest_snapshot", lambda **_: asked.append(1))
+    world.mirror()
+    world.settle(60)
+    assert len(asked) == 1
+    append_many(world.far.log(STUDY), "more", 20, 300)
+    world.settle(60)
+    assert len(asked) == 2
+
+
 class _Collected(MemoryLog):
     """A far log whose first 300 commits were removed by `gc`."""
 

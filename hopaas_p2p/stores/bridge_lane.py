@@ -19,6 +19,7 @@ from hopaas_p2p.stores.bridge_crew import Crew
 from hopaas_p2p.stores.bridge_frames import Append, Destroy, Placed, Snapshot
 from hopaas_p2p.stores.bridge_mirror import Mirror
 
+_ASK_EVERY: Final = 16  # commits between two requests for a snapshot, which may be large, and not be there yet
 _REMEMBERED: Final = 50_000  # entries whose digests are kept
 
 
@@ -45,6 +46,7 @@ class Lane:
         """All entries after this lsn are among the digests."""
         self._snapshot = 0
         """The lsn of the newest snapshot that is on both sides."""
+        self._asked_at = -_ASK_EVERY
 
     # --- what requests ask for ---
 
@@ -97,7 +99,9 @@ class Lane:
             self._copy(receipt.entries)
             more = receipt.more
         self._mirror.begin()
-        if self._mirror.lsn // SNAPSHOT_EVERY > self._snapshot // SNAPSHOT_EVERY:
+        due = self._mirror.lsn // SNAPSHOT_EVERY > self._snapshot // SNAPSHOT_EVERY
+        if due and self._mirror.lsn - self._asked_at >= _ASK_EVERY:
+            self._asked_at = self._mirror.lsn
             self._bring_snapshot()
 
     def destroy(self, _request: Destroy) -> None:
