@@ -31,6 +31,7 @@ _TICK: Final = 0.5  # seconds between looks for what is due
 _EVERY: Final = 1.0  # seconds between pulls of a study that is looked at, where the store is not slower
 _LOOKED_AT: Final = 30.0  # seconds for which a study is kept fresh after the last look
 _PATIENCE: Final = 30.0  # seconds that the first sight of a study may take
+_TROUBLED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
 _AWAY: Final = 5.0  # seconds between tries of a store that does not answer
 _BEATS: Final = 5.0  # seconds at least between looks at the peers' signs of life
 
@@ -282,6 +283,7 @@ class Feed:
                 _collector.collect(time.monotonic())
             except Exception:  # noqa: BLE001  # the pages would freeze for ever
                 _log.exception("the feed stumbled and goes on")
+                self._wake.wait(_AWAY)
             self._wake.wait(_TICK)
 
     def _source(self, uuid: str) -> _Source | None:
@@ -319,22 +321,29 @@ class Feed:
             self._pull(source.replica)
             if now >= source.beats_due:
                 self._look_at_beats(source, now)
+            self._take(source)
         except StudyDeleted:
             source.deleted = True
         except HopaasError as error:
-            source.trouble, source.due = str(error), now + (_AWAY if isinstance(error, StoreUnreachable) else 60.0)
+            source.trouble, source.due = str(error), now + (_AWAY if isinstance(error, StoreUnreachable) else _TROUBLED)
+        except Exception as error:  # noqa: BLE001  # one study that cannot be shown keeps no other from being shown
+            _log.exception("the study %r cannot be shown", source.listing.name)
+            source.trouble, source.due = f"this study cannot be shown: {type(error).__name__}", now + _TROUBLED
         else:
             source.trouble, source.due, source.pulled = None, now + self._every, now
-            state = source.replica.state
-            state.changed.clear()
-            if state.define is not None and (source.frame is None or source.frame.lsn != state.lsn):
-                before = len(source.frame.columns) if source.frame is not None else 0
-                with source.replica.lock:
-                    source.frame = Frame(source.listing, state, source.frame)
-                _collector.read(len(source.frame.columns) - before)
-                source.note_clocks(source.frame, time.time())
         source.first_sight.set()
         self._read.set()
+
+    def _take(self, source: _Source) -> None:
+        """Make a frame of what was pulled, if there is anything new."""
+        state, before = source.replica.state, source.frame
+        state.changed.clear()
+        if state.define is None or (before is not None and before.lsn == state.lsn):
+            return
+        with source.replica.lock:
+            source.frame = Frame(source.listing, state, before)
+        _collector.read(len(source.frame.columns) - (len(before.columns) if before is not None else 0))
+        source.note_clocks(source.frame, time.time())
 
     def _pull(self, replica: Replica[Any]) -> None:
         if replica.joined and replica.log.changed(replica.state.lsn) is False:

@@ -17,6 +17,7 @@ from dashboard_app import theme
 from dashboard_app.acting import act
 from dashboard_app.frames import Frame
 from dashboard_app.here import Here
+from dashboard_app.views.campaigns import ARCHIVED
 from hopaas_p2p import artifacts, notes
 from hopaas_p2p.artifacts import Artifact
 
@@ -50,7 +51,7 @@ def note_of(here: Here, number: int | None = None) -> None:
             )
             saved = st.form_submit_button("Save", type="primary")
         if saved and act(here, lambda study: notes.save_note(study, new, number), done="The note is saved."):
-            _again(here, frame)
+            show_anew(here, frame)
 
 
 def tags_of(here: Here, number: int | None = None) -> None:
@@ -80,7 +81,19 @@ def tags_of(here: Here, number: int | None = None) -> None:
     if changed and act(
         here, lambda study: notes.change_tags(study, number, add=add, remove=remove), done="The tags are saved."
     ):
-        _again(here, frame)
+        show_anew(here, frame)
+
+
+def archive(here: Here) -> None:
+    """Take the study off the list of campaigns, or put it back."""
+    frame = here.frame
+    if frame is None or not here.may_act:
+        return
+    before = ARCHIVED in frame.tags
+    after = st.toggle("Archived: not among the campaigns", value=before, key=f"archive-{frame.lsn}")
+    add, remove = ((ARCHIVED,), ()) if after else ((), (ARCHIVED,))
+    if after != before and act(here, lambda study: notes.change_tags(study, add=add, remove=remove), done="Saved."):
+        show_anew(here, frame)
 
 
 def files_of(here: Here, number: int | None = None) -> None:
@@ -145,10 +158,10 @@ def _upload(here: Here, frame: Frame, number: int | None) -> None:
         path.write_bytes(given.getbuffer())
         name = artifacts.safe_name(given.name)
         if act(here, lambda study: study.artifacts().put(path, trial=number, filename=name), done=f"{name} is stored."):
-            _again(here, frame)
+            show_anew(here, frame)
 
 
-def _again(here: Here, before: Frame) -> None:
+def show_anew(here: Here, before: Frame) -> None:
     """Show what was just written as soon as the feed has read it."""
     here.feed.await_news(here.uuid, before.lsn)
     st.rerun()

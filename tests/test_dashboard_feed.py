@@ -162,6 +162,27 @@ def test_a_store_that_is_away_is_said_to_be_and_comes_back(feed: Feed, monkeypat
     assert feed.freshness(UUID).trouble is None
 
 
+def test_a_study_that_cannot_be_shown_keeps_no_other_from_being_shown(
+    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Scribe(name="bad").put_into(store, uuid="bad")
+    make = Frame.__init__
+
+    def choosy(self: Frame, listing: Any, *more: Any) -> None:
+        if listing.name == "bad":
+            raise ZeroDivisionError
+        make(self, listing, *more)
+
+    monkeypatch.setattr(Frame, "__init__", choosy)
+    feed = Feed(store, threaded=False)
+
+    assert feed.frame("bad") is None
+    assert feed.frame(UUID) is not None
+    assert feed.freshness("bad").trouble == "this study cannot be shown: ZeroDivisionError"
+    assert "cannot be shown" in caplog.text
+    feed.close()
+
+
 def test_a_lease_counts_from_the_last_change_of_a_beat(store: str, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 1000.0
     monkeypatch.setattr("dashboard_app.feed.time.monotonic", lambda: clock)

@@ -7,7 +7,7 @@ import streamlit as st
 from dashboard_app import theme, url
 from dashboard_app.frames import Frame
 from dashboard_app.here import Here
-from dashboard_app.notebook import files_of, note_of, tags_of
+from dashboard_app.notebook import archive, files_of, note_of, tags_of
 from dashboard_app.views.notes import Noted, noted
 
 
@@ -20,6 +20,7 @@ def show(here: Here) -> None:
         return
     note_of(here)
     tags_of(here)
+    archive(here)
     _trials(frame, frame.once(_noted))
     files_of(here)
 
