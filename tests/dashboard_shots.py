@@ -109,9 +109,9 @@ def _keep(visit: Visit, name: str) -> None:
 
 def _steer(visit: Visit, study: hopaas_p2p.Study) -> None:
     page = visit.page
-    page.set_viewport_size({"width": 1180, "height": 900})
+    page.set_viewport_size({"width": 1180, "height": 980})
     visit.go("/steer?study=jet+tagger")
-    number = min(study.state.running)
+    number = max(study.state.running)  # the one that has longest to go
     page.get_by_role("combobox", name="Trial", exact=True).click()
     page.get_by_role("option", name=f"{number} |").click()
     page.get_by_role("button", name="Stop it").click()

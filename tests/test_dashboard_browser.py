@@ -167,13 +167,32 @@ def test_what_runs_changes_by_itself(live: tuple[Campaign, Monitor], visits: Cal
 def test_a_request_to_stop_reaches_the_peer(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
     campaign, monitor = live
     state = campaign.study.state
-    until(lambda: any(number % 4 == 0 for number in campaign.study.state.running), 60)  # one of those that take long
-    number = next(number for number in state.running if number % 4 == 0)
+
+    def fresh() -> list[int]:
+        """Trials of the kind that takes long, with most of it before them."""
+        return [
+            number
+            for number in campaign.study.state.running
+            if number % 4 == 0 and len(state.trials[number].reports) < 60
+        ]
+
+    until(fresh, 120, what="no trial that takes long has begun")
+    number = fresh()[-1]
     epoch = state.trials[number].epoch
     visit = visits(monitor)
     page = visit.go("/steer?study=live")
-    page.get_by_role("combobox", name="Trial", exact=True).click()
-    page.get_by_role("option", name=f"{number} |").click()
+    option = page.get_by_role("option", name=f"{number} |")
+
+    def offered() -> bool:
+        page.keyboard.press("Escape")
+        for button in page.get_by_text("Show what is new").all():
+            button.click()
+        visit.settled()
+        page.get_by_role("combobox", name="Trial", exact=True).click()
+        return option.count() > 0
+
+    until(offered, 60, what=f"trial {number} is not offered")
+    option.click()
     page.get_by_role("button", name="Stop it").click()
     page.get_by_role("dialog").get_by_label("Why").fill("it smells")
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()

@@ -39,7 +39,9 @@ def show(here: Here) -> None:
         )
         return
     live(here, _now)
-    live(here, _choices, key="choices", auto=False)  # a list that changed while one chooses would close
+    frame = here.frame
+    to_choose = frame is not None and bool(frame.state.running)
+    live(here, _choices, key="choices", auto=not to_choose)  # a list that changed while one chooses would close
 
 
 def _now(here: Here, frame: Frame) -> None:
