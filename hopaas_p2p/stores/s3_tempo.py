@@ -11,6 +11,7 @@ longest since its last commit goes next, as all can tell from the log. A turn th
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import deque
@@ -29,7 +30,8 @@ _LATELY: Final = 3.0  # seconds, by the server's clock, over which commits are c
 _FULL: Final = 0.4  # of the time somebody's PUT is under way: no room for those who come as they please
 _LOSING: Final = 0.5  # of this peer's PUTs, as far as it remembers: no room either
 _TURN: Final = 1.5  # slots for which a turn is left to whose it is
-_ROUND: Final = 8  # commits by which a round may be longer than there are writers
+_ROUND: Final = 1.9  # slots that a round has for each writer; as the rest, tried out in tests/test_s3_tempo.py
+_HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
 _LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between looks of who is next
 _CROWD: Final = 60.0  # seconds for which a writer counts as one of those who report
@@ -116,18 +118,19 @@ class Tempo:
         return self.expected(now) > _LOOK
 
     def windows(self, now: float) -> Iterator[int]:
-        """How many commits to ask for at once, time after time: as many as are surely there, then a few, then more.
+        """How many commits to ask for at once, time after time: as many as are probably there, then a few, then more.
 
         The last look before a PUT had better be a narrow one: what is written while it lasts comes first.
         """
         expected = self.expected(now)
-        width = 1
-        sure = int(expected - math.sqrt(expected))
+        sure = int(expected + math.sqrt(expected) / 2)
         while sure > WIDEST:
             yield WIDEST
             sure -= WIDEST
-        if sure > width:
+        width = 1
+        if sure > 1:
             yield sure
+            width = 2
         while True:
             yield width
             width = min(2 * width, WIDEST)
@@ -135,12 +138,15 @@ class Tempo:
     # --- whose turn it is ---
 
     @property
-    def _full(self) -> bool:
-        if self._losing >= _LOSING:
-            return True
+    def _busy(self) -> float:
+        """The part of the time for which somebody's PUT is under way."""
         newest = max([sight.modified for sight in self._recent], default=0.0)
         lately = sum(newest - sight.modified <= _LATELY for sight in self._recent)
-        return lately / (_LATELY + 0.5) * self._slot >= _FULL
+        return lately / (_LATELY + 0.5) * self._slot
+
+    @property
+    def _full(self) -> bool:
+        return self._losing >= _LOSING or self._busy >= _FULL
 
     def pause(self, now: float) -> float:
         """Seconds after which to look again, because it is not this peer's turn to write; 0 if it is."""
@@ -161,17 +167,18 @@ class Tempo:
     def _line(self) -> dict[str | None, int]:
         """Who stands in line, with the place of each one's last commit among those that were seen.
 
-        Everybody who wrote again and again lately: an own commit in each of the last two rounds, of as many turns as
-        there are writers. Who misses two rounds has nothing more to say.
+        The largest number of writers of whom all wrote within a round of theirs: who misses it has nothing to say just
+        now. Where PUTs come second, more of them are under way than come through.
         """
-        found: dict[str | None, int] = {}
+        busy = max(self._busy, _HIDDEN * self._losing)
+        seen: dict[str | None, int] = {}
+        standing = 0
         for back, sight in enumerate(reversed(self._recent)):
-            if back > 2 * len(found) + _ROUND:
-                break
-            found.setdefault(sight.writer, len(self._recent) - 1 - back)
-        newest = self._recent[-1].modified
-        patience = _RECENT + 1.0 + _TURN * len(found) * self._slot
-        return {writer: place for writer, place in found.items() if newest - self._recent[place].modified <= patience}
+            if sight.writer not in seen:
+                seen[sight.writer] = len(self._recent) - 1 - back
+                if back <= _ROUND * len(seen) * busy + 2:
+                    standing = len(seen)
+        return dict(itertools.islice(seen.items(), standing))
 
     def after_losing(self) -> float:
         """Seconds to stay away after another's PUT came first: at random, unless this peer stands in line."""
