@@ -9,7 +9,7 @@ import streamlit as st
 
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 
-_LEFT: Final = "the sampler's choice"
+_LEFT: Final = "left open"
 
 
 def space_form(space: Mapping[str, Distribution]) -> dict[str, Any]:

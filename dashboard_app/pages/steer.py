@@ -269,6 +269,7 @@ def _enqueue(here: Here, frame: Frame) -> None:
         theme.nothing("The study has no search space yet: its training code names the parameters as it goes.")
         return
     with st.form("enqueue"):
+        theme.caption("What is left open, the sampler chooses.")
         given = space_form(frame.state.dists)
         times = int(st.number_input("How often", 1, 100, value=1, step=1))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
