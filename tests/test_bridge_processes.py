@@ -20,6 +20,8 @@ from tests.bridge_process import BridgeProcess
 from tests.bridge_world import replayed
 from tests.peers import Peers, check
 from tests.processes import cli, until
+from tests.site_fixtures import Squid
+from tests.tunnel_fixtures import Centre
 
 
 @pytest.fixture
@@ -57,6 +59,38 @@ def test_a_bridge_that_is_killed_again_and_again_loses_and_doubles_nothing(
     assert snapshot.digest(check(str(near), acknowledged)) == snapshot.digest(state)
     owners = {trial.owner or trial.history[-1].owner for trial in state.trials if trial.owner or trial.history}
     assert len({state.peers[owner]["pid"] for owner in owners if owner}) >= 3, "peers of both sides took part"
+
+
+def test_proxy_and_gateway_may_go_down_under_a_bridge_and_it_finds_them_again(
+    centre: Centre, squid: Squid, near: Path, postgres_url: str, tmp_path: Path
+) -> None:
+    gateway = centre.gateway()
+    way = {
+        "HTTPS_PROXY": squid.url(),
+        "HOPAAS_TOKEN": centre.token().secret.reveal(),
+        "HOPAAS_CA_FILE": str(centre.authority.file),
+    }
+    bridge = BridgeProcess(near, centre.url(gateway.port), tmp_path, **way).start()
+    peers = Peers(str(near), tmp_path, 2, lease_ttl=20.0)
+    try:
+        for broken in (squid, gateway, squid):
+            told = len(peers.acknowledged())
+            until(lambda told=told: len(peers.acknowledged()) > told + 3, 60, what=bridge.log)
+            seen = len(bridge.log())
+            broken.kill()
+            until(lambda seen=seen: len(bridge.log()) > seen, 60)  # it has noticed
+            broken.start()
+        told = len(peers.acknowledged())
+        until(lambda: len(peers.acknowledged()) > told + 3, 60, what=bridge.log)
+        peers.finish()
+    finally:
+        peers.kill()
+        bridge.kill()
+    acknowledged = peers.acknowledged()
+    state = check(postgres_url, acknowledged)
+    assert snapshot.digest(check(str(near), acknowledged)) == snapshot.digest(state)
+    assert bridge.log().count("the other side answers again") >= 3
+    assert way["HOPAAS_TOKEN"].partition(":")[2] not in bridge.log()
 
 
 def test_two_bridges_may_run_at_once(bridge: BridgeProcess, near: Path, postgres_url: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 
@@ -31,6 +32,8 @@ def bridge(session: Session, near: str, far: str, pace: float | None) -> None:
     from hopaas_p2p.stores.bridge_ends import open_ends
 
     session.settings.publish()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

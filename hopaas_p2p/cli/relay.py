@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -35,6 +36,7 @@ def relay(session: Session, listen: str, url: str, login_file: str | None, known
     from hopaas_p2p.tunnel.relay import Relay, login_in, targets_of, write_address
 
     session.settings.publish()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     targets = targets_of(url)
     at_socket = "/" in listen
     if not at_socket and login_file is None:

@@ -204,7 +204,7 @@ class Bridge:
         except HopaasError as error:
             self._stumbled(lane, error, now)
         else:
-            lane.pause, lane.trouble = 0.0, None
+            self._well(lane)
 
     def _serve(self, lane: Lane, placed: Placed) -> None:
         """One request. What it is refused for is answered; trouble of other kinds is raised."""
@@ -262,6 +262,13 @@ class Bridge:
             _log.warning("%s", error)
         lane.trouble = str(error)
 
+    def _well(self, lane: Lane) -> None:
+        """The far side answers."""
+        before = self.trouble
+        lane.pause, lane.trouble = 0.0, None
+        if before and not self.trouble:
+            _log.info("the other side answers again")
+
     def _answer(self, place: int, error: HopaasError | None) -> None:
         self._box.answer(Answer(place, type(error).__name__ if error is not None else "", str(error or "")))
 
@@ -277,7 +284,7 @@ class Bridge:
         except HopaasError as error:
             self._stumbled(catalog, error, now)
         else:
-            catalog.pause, catalog.trouble = 0.0, None
+            self._well(catalog)
 
     def _send_beats(self, now: float) -> None:
         self._send_at = now + min(self.pace, max(_BEATS, self.near.freshness))
