@@ -172,15 +172,16 @@ def _drain(here: Here) -> None:
     theme.caption("Ask a peer, or a whole site, to finish what it runs and to take no more trials.")
     state = frame.state
     labels = views.labels_of(state, list(state.peers))
-    places = sorted({said.get("site") or "?" for said in state.peers.values()})
-    choices = [*(f"site:{place}" for place in places), *state.peers]
+    places = sorted({said.get("site") or "?" for said in list(state.peers.values())})
+    named = {peer: f"{said.get('site') or '?'}: {labels[peer]}" for peer, said in list(state.peers.items())}
+    choices = [*(f"site:{place}" for place in places), *named]
     left, right, last = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Whom",
         choices,
         index=None,
         placeholder="a site or a peer",
-        format_func=lambda one: f"all of {one[5:]}" if one.startswith("site:") else labels.get(one, one),
+        format_func=lambda one: f"all of {one[5:]}" if one.startswith("site:") else named[one],
         key="drain",
     )
     names = {"site": chosen[5:]} if chosen and chosen.startswith("site:") else {"peer": chosen}
