@@ -310,6 +310,9 @@ def test_the_command_exports_and_says_where_to_look(study: Study, mlflow_server:
     assert done.stdout == ""
     assert done.stderr.startswith(f"exported 3 trials to mlflow: {mlflow_server}/#/experiments/")
     assert len(runs(mlflow_server, tmp_path)) == 4
+    assert (
+        f"seen at     {mlflow_server}/#/experiments/" in cli("study", "show", "s", "-s", "store", cwd=tmp_path).stdout
+    )
 
 
 def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study, relay: Relay, tmp_path: Path) -> None:

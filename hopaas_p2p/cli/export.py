@@ -82,7 +82,7 @@ def wandb(
 
 
 def _export(session: Session, tracker: Tracker, *, follow: bool, interval: float) -> None:
-    from hopaas_p2p.trackers import Export
+    from hopaas_p2p.trackers import Export, leave_link
 
     if not interval > 0:
         raise click.UsageError(f"--interval must be positive seconds, got {interval}")
@@ -90,6 +90,7 @@ def _export(session: Session, tracker: Tracker, *, follow: bool, interval: float
     export_ = Export(study, tracker)
     try:
         sent = _until_done(export_, session, interval) if follow else export_.sync()
+        leave_link(study, tracker)
     finally:
         tracker.close()
     message = f"exported {sent} trials to {tracker.name}: {tracker.link()}"
@@ -101,9 +102,11 @@ def _until_done(export_: object, session: Session, interval: float) -> int:
     from hopaas_p2p.trackers import Export
 
     assert isinstance(export_, Export)
+    study = session.study()
     sent, away = 0, False
     while True:
         try:
+            done = study.state.finished() and not study.state.running  # before the look, or its last trials were missed
             sent += export_.sync()
         except HopaasError as error:
             if not error.retry:
@@ -115,7 +118,6 @@ def _until_done(export_: object, session: Session, interval: float) -> int:
             if away:
                 output.say("it is back, and has what was missing")
             away = False
-            state = session.study().state
-            if state.finished() and not state.running:
+            if done:
                 return sent
         time.sleep(interval)

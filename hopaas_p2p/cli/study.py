@@ -108,6 +108,8 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     facts["space"] = "\n".join(f"{name}: {one}" for name, one in data["space"].items()) or "define-by-run"
     policy = {name: value for name, value in data["policy"].items() if value is not None}
     facts["policy"] = ", ".join(f"{name.replace('_', ' ')} {output.number(value)}" for name, value in policy.items())
+    if data["seen_at"]:
+        facts["seen at"] = "\n".join(data["seen_at"].values())
     if data["tags"]:
         facts["tags"] = ", ".join(data["tags"])
     if data["note"]:

@@ -42,6 +42,8 @@ def of_study(study: Study) -> dict[str, Any]:
 
 def more_of_study(study: Study) -> dict[str, Any]:
     """What `study show` adds."""
+    from hopaas_p2p.trackers import links
+
     state = study.state
     define = state.define
     assert define is not None
@@ -58,6 +60,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
         "failures_in_a_row": state.failures_in_a_row,
         "user_attrs": study.storage.get_study_user_attrs(study.study_id),
         "made_with": dict(define.info),
+        "seen_at": links(study.storage.get_study_system_attrs(study.study_id)),
         "commits": state.lsn,
         "refused": dict(state.refusals),
     }

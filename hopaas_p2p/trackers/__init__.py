@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
-from hopaas_p2p.trackers.follow import Followers, tracker_of
+from hopaas_p2p.trackers.follow import Followers, leave_link, tracker_of
 from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.registry import Registered, register_best
+from hopaas_p2p.trackers.view import links
 from hopaas_p2p.trackers.wandb import WandB
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ __all__ = [
     "TrackerUnreachable",
     "WandB",
     "export_to",
+    "leave_link",
+    "links",
     "register_best",
     "tracker_of",
 ]
@@ -41,6 +44,8 @@ def export_to(study: Study, tracker: Tracker) -> int:
 
     """
     try:
-        return Export(study, tracker).sync()
+        sent = Export(study, tracker).sync()
+        leave_link(study, tracker)
+        return sent
     finally:
         tracker.close()

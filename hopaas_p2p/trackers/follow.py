@@ -27,14 +27,13 @@ from hopaas_p2p.core.leases import Watch, ttl_of
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput
 from hopaas_p2p.trackers.base import Export, Tracker
 from hopaas_p2p.trackers.mlflow import MLflow
+from hopaas_p2p.trackers.view import EXPORTER
 from hopaas_p2p.trackers.wandb import WandB
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_EXPORTER: Final = "hopaas:exporter:"
-"""The study's attribute that names the exporter ends with a digest of the tracker's place."""
 _LONGEST_PAUSE: Final = 300.0
 _GIVES_UP: Final = 3  # tries in a row after which the exporter lets another peer try
 _FAREWELL: Final = 30.0  # seconds that `close` waits for the last of it
@@ -92,7 +91,6 @@ class _Follower(threading.Thread):
         self._every = every
         self._export = Export(study, tracker)
         self._beats = Watch()
-        self._key = _EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
         self._pid = os.getpid()
         self._failures = 0
         self._linked = False
@@ -172,20 +170,11 @@ class _Follower(threading.Thread):
         return last or self._exporter() == me
 
     def _exporter(self) -> str | None:
-        text = self._study.state.system.get(self._key, "null")
-        try:
-            said = json.loads(text)
-        except ValueError:
-            return None
-        return said.get("peer") if isinstance(said, dict) else None
+        peer = _said(self._study, self._tracker).get("peer")
+        return peer if isinstance(peer, str) else None
 
     def _appoint(self, peer: str | None) -> None:
-        from hopaas_p2p.core.records import StudySet
-
-        said: dict[str, Any] = {"peer": peer, "tracker": self._tracker.name, "place": self._tracker.place}
-        if self._linked:
-            said["link"] = self._tracker.link()
-        self._study.storage.say(self._study.study_id, StudySet(system={self._key: json.dumps(said)}))
+        _say(self._study, self._tracker, peer=peer, **({"link": self._tracker.link()} if self._linked else {}))
 
     def _give_back(self) -> None:
         """Let another peer try, which may be nearer to the tracker."""
@@ -199,3 +188,31 @@ class _Follower(threading.Thread):
         now = time.monotonic()
         self._beats.look(self._study.storage.courier.store.beats({peer}), {peer}, now)
         return self._beats.silence(peer, now) >= ttl_of(self._study.state, peer)
+
+
+def leave_link(study: Study, tracker: Tracker) -> None:
+    """Say in the study where the tracker shows it, if that is not there already and this user may."""
+    link = tracker.link()
+    if _said(study, tracker).get("link") != link:
+        with contextlib.suppress(Denied):
+            _say(study, tracker, link=link)
+
+
+def _key(tracker: Tracker) -> str:
+    return EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
+
+
+def _said(study: Study, tracker: Tracker) -> dict[str, Any]:
+    """What the study's attribute says of this tracker. Others may have written anything."""
+    try:
+        said = json.loads(study.state.system.get(_key(tracker), "{}"))
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _say(study: Study, tracker: Tracker, **said: str | None) -> None:
+    from hopaas_p2p.core.records import StudySet
+
+    text = json.dumps({**_said(study, tracker), "tracker": tracker.name, "place": tracker.place, **said})
+    study.storage.say(study.study_id, StudySet(system={_key(tracker): text}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p import notes
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "hopaas."
 """What the names of our tags begin with."""
+EXPORTER: Final = "hopaas:exporter:"
+"""The study's attribute that says who exports it, and where it is seen, ends with a digest of the tracker's place."""
 FINAL: Final = ("COMPLETE", "PRUNED", "FAIL")
 _PLACES: Final = {"site": "site", "host": "node"}
 
@@ -128,6 +130,12 @@ def look(study: Study, *, settled: set[int] | None = None) -> StudyView:
             trials=trials,
             files=tuple(files[None]),
         )
+
+
+def links(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Tracker -> where the study is seen there, from the study's system attributes, read."""
+    said = [value for key, value in attributes.items() if key.startswith(EXPORTER) and isinstance(value, dict)]
+    return {str(one.get("tracker")): str(one["link"]) for one in said if one.get("link")}
 
 
 class _Back:
