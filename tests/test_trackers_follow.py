@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.study import Study
-from hopaas_p2p.trackers import Followers, MLflow, TrackerUnreachable, WandB, follow, tracker_of
+from hopaas_p2p.testing.postgres import Server
+from hopaas_p2p.trackers import Followers, MLflow, TrackerUnreachable, WandB, export_to, follow, links, tracker_of
 from tests.mlflow_fixtures import Relay, mlflow_server, relay
 from tests.processes import campaign, environment, script, until
 
@@ -345,3 +347,25 @@ def test_a_study_is_opened_with_its_trackers_and_closed_with_them(tmp_path: Path
 
     assert notebook.states == {0: "COMPLETE", 1: "COMPLETE"}
     assert notebook.final
+
+
+def test_a_viewer_on_postgres_exports_though_it_may_not_say_so(
+    postgres: Server, postgres_url: str, notebook: Notebook
+) -> None:
+    study = hopaas_p2p.open_study(postgres_url, "s", space={"x": hopaas_p2p.Float(0, 1)}, budget=2)
+    study.optimize(lambda trial: trial.params["x"])
+    access.add_user(postgres_url, "vera")
+    role, _, password = access.create_token(postgres_url, "vera").secret.reveal().partition(":")
+    access.grant(postgres_url, "s", "vera", "viewer")
+    looking = hopaas_p2p.open_study(postgres.url("store", user=role, password=password), "s", create=False)
+
+    followers = Followers(looking, [Pen(notebook)], every=0.1)
+    until(lambda: notebook.states == {0: "COMPLETE", 1: "COMPLETE"}, 60)
+    followers.close()
+    export_to(looking, Pen(notebook))
+
+    assert links(study.storage.get_study_system_attrs(study.study_id)) == {}
+    export_to(study, Pen(notebook))
+    assert links(study.storage.get_study_system_attrs(study.study_id)) == {"notebook": "desk://page/1"}
+    looking.close()
+    study.close()
