@@ -18,6 +18,8 @@ from hopaas_p2p.errors import InvalidInput, NoSuchTrial
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
+AGAIN: Final = "hopaas:again"
+"""The system attribute of a trial that was queued again by hand: the number of the one that it repeats."""
 _PIECE: Final = 2045  # characters; optuna-dashboard's SYSTEM_ATTR_MAX_LENGTH
 _MAX_NOTE: Final = 1 << 18  # characters
 _MAX_TAG: Final = 64  # characters

@@ -10,6 +10,9 @@ import pytest
 pytest.importorskip("streamlit")
 
 import hopaas_p2p
+from dashboard_app.here import Here
+from dashboard_app.options import Options
+from dashboard_app.pages.failures import queue_again
 from dashboard_app.registry import PAGES
 from hopaas_p2p import access
 from hopaas_p2p.core.records import Categorical, Float
@@ -221,3 +224,77 @@ def test_a_viewer_is_refused_by_the_store_and_told_so(postgres: Server, postgres
     assert "grant" in texts(test).split("✕ refused")[1][:200]
     assert study.state.status == "running"
     study.close()
+
+
+def test_a_group_of_failures_is_queued_again_at_once(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    scribe = Scribe()
+    scribe.join("a", "north", "n1")
+    for at in range(4):
+        scribe.trial("a", state=FAIL, reason=f"ValueError: {at} is too much", lr=1e-3 * (1 + at), units=8.0, opt=0.0)
+    scribe.trial("a", 1.0, lr=1e-3, units=8.0, opt=0.0)
+    scribe.put_into(url)
+    test = calm(page("failures", url, "study"))
+    assert "ValueError: N is too much" in texts(test)
+    test.session_state["group"] = ("error", "ValueError: N is too much", "north", "n1")
+    calm(test)
+    assert "Queue 4 again" in [one.label for one in test.button]
+    here = Here(feed(url), Options(actions=True), feed(url).find("study"))
+    assert queue_again(here, [0, 1, 2, 3]) == "Queued 4 as trials 5 to 8."
+    assert queue_again(here, [0, 1, 2, 3]) == "Queued 0; 4 were retried meanwhile."
+    study = hopaas_p2p.open_study(url, "study")
+    assert [study.trials[number].system_attrs["fixed_params"]["lr"] for number in (5, 8)] == [1e-3, 4e-3]
+    study.close()
+
+
+# --- administration ---
+
+
+def test_users_tokens_and_grants_are_managed(postgres: Server, postgres_url: str) -> None:
+    hopaas_p2p.open_study(postgres_url, "study", space=SPACE).close()
+    test = calm(page("admin", postgres_url, query={"part": "People"}))
+    test.text_input[0].set_value("vera")
+    click(test, "Add")
+    calm(test)
+    assert [user.name for user in access.users(postgres_url)] == ["vera"]
+    next(one for one in test.selectbox if one.label == "Token for").set_value("vera")
+    click(test, "Make a token")
+    calm(test)
+    (token,) = access.tokens(postgres_url)
+    secret = test.code[0].value
+    assert secret.startswith(f"{token.name}:")
+    assert secret not in texts(calm(test)).replace("\\", "")  # shown once
+    test = calm(page("admin", postgres_url, query={"part": "Grants"}))
+    next(one for one in test.text_input if one.label == "User").set_value("vera")
+    click(test, "Share")
+    calm(test)
+    assert {(one.user, one.role) for one in access.grants(postgres_url, "study")} >= {("vera", "viewer")}
+    test = calm(page("admin", postgres_url, query={"part": "People"}))
+    next(one for one in test.selectbox if one.label == "End a token").set_value(token.name)
+    click(test, "Revoke it")
+    calm(test)
+    assert access.tokens(postgres_url) == []
+
+
+def test_a_store_without_users_says_so(stores: dict[str, str]) -> None:
+    for part in ("People", "Grants"):
+        assert "no users of its own" in texts(calm(page("admin", stores["one trial"], query={"part": part})))
+
+
+def test_who_did_what_is_read_from_the_log(stores: dict[str, str]) -> None:
+    test = calm(page("admin", stores["conditional"], query={"part": "Who did what"}))
+    click(test, "Read the log")
+    lines = calm(test).dataframe[0].value
+    assert {"trial.create", "trial.finish", "trial.reclaim"} <= set(lines["record"])
+    assert "ann@north-1" in set(lines["who"])
+    test.text_input[0].set_value("reclaim")
+    assert set(calm(test).dataframe[0].value["record"]) == {"trial.reclaim"}
+
+
+def test_a_log_is_measured_and_the_store_examined(stores: dict[str, str]) -> None:
+    test = calm(page("admin", stores["ten thousand"]))
+    click(test, "Measure the log and its newest snapshot")
+    assert "2,005 commits" in texts(calm(test))
+    test = calm(page("admin", stores["one trial"], query={"part": "Doctor"}))
+    click(test, "Examine the store")
+    assert "checks passed" in texts(calm(test))

@@ -110,15 +110,21 @@ def _confirm(here: Here, numbers: list[int]) -> None:
     if not st.button("Queue them", type="primary", key="requeue-now"):
         return
     try:
-        study = here.study()
-        state = study.state
-        still = [number for number in numbers if state.trials[number].retried_by is None]
-        made = [study.requeue(number) for number in still]
+        said = queue_again(here, numbers)
     except HopaasError as error:
         st.error(theme.plain(error, longest=1000))
         return
+    st.success(theme.plain(said))
+
+
+def queue_again(here: Here, numbers: list[int]) -> str:
+    """Queue these trials again, but for those that were retried meanwhile; says what was done."""
+    study = here.study()
+    state = study.state
+    again = failures.queued_again(state)
+    still = [number for number in numbers if state.trials[number].retried_by is None and number not in again]
+    queued = [number for number in map(study.requeue, still) if number is not None]
     here.feed.hurry(here.uuid)
-    queued = [number for number in made if number is not None]
-    skipped = f"; {len(numbers) - len(still):,} were retried meanwhile" if len(still) < len(numbers) else ""
     span = f" as trials {queued[0]} to {queued[-1]}" if queued else ""
-    st.success(f"Queued {len(queued):,}{span}{skipped}.")
+    skipped = f"; {len(numbers) - len(still):,} were retried meanwhile" if len(still) < len(numbers) else ""
+    return f"Queued {len(queued):,}{span}{skipped}."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.notes import AGAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,15 +42,22 @@ class Failure(NamedTuple):
 
 def failures(state: State) -> list[Failure]:
     """All of them, by trial. A lease that was lost counts, also when a retry made up for it."""
-    return [failure for trial in list(state.trials) for failure in _of(trial, state)]
+    again = queued_again(state)
+    return [failure for trial in list(state.trials) for failure in _of(trial, state, again)]
 
 
-def _of(trial: Trial, state: State) -> Iterator[Failure]:
+def queued_again(state: State) -> frozenset[int]:
+    """The numbers of trials that somebody queued again by hand."""
+    said = [trial.system[AGAIN] for trial in list(state.trials) if AGAIN in trial.system]
+    return frozenset(int(text) for text in said if text.isascii() and text.isdigit())
+
+
+def _of(trial: Trial, state: State, again: frozenset[int]) -> Iterator[Failure]:
     for tenure in trial.history:
-        yield _failure(_kind(tenure.why), tenure.why, tenure.owner, trial, state)
+        yield _failure(_kind(tenure.why), tenure.why, tenure.owner, trial, state, again)
     if trial.state is TrialState.FAIL and not _ended_with_its_lease(trial):
         why = trial.reason or "no reason given"
-        yield _failure("withdrawn" if why.startswith(_WITHDRAWN) else "error", why, trial.owner, trial, state)
+        yield _failure("withdrawn" if why.startswith(_WITHDRAWN) else "error", why, trial.owner, trial, state, again)
 
 
 def _ended_with_its_lease(trial: Trial) -> bool:
@@ -61,9 +69,9 @@ def _kind(why: str) -> Kind:
     return "withdrawn" if why.startswith(_WITHDRAWN) else "lease"
 
 
-def _failure(kind: Kind, why: str, owner: str | None, trial: Trial, state: State) -> Failure:
+def _failure(kind: Kind, why: str, owner: str | None, trial: Trial, state: State, again: frozenset[int]) -> Failure:
     peer = state.peers.get(owner or "", {})
-    lost_for_good = trial.state is TrialState.FAIL and trial.retried_by is None
+    lost_for_good = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
     return Failure(
         kind, alike(why), peer.get("site", "?"), peer.get("host", "?"), trial.number, why, lost_for_good
     )  # fmt: skip

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from hopaas_p2p.core import records
 from hopaas_p2p.core.records import PeerDrain, StudyControl, TrialReclaim, TrialStop
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+from hopaas_p2p.notes import AGAIN
 from hopaas_p2p.study.handle import Handle
 
 
@@ -88,6 +89,7 @@ class Control(Handle):
             attrs = {
                 **frozen.system_attrs,
                 "fixed_params": frozen.params or frozen.system_attrs.get("fixed_params", {}),
+                AGAIN: number,
             }
             again = optuna.trial.create_trial(
                 state=TrialState.WAITING, system_attrs=attrs, user_attrs=frozen.user_attrs
