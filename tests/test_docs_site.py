@@ -69,7 +69,9 @@ def test_the_reference_has_what_the_package_offers(site: Path) -> None:
 
     text = "".join(page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html"))
 
-    assert [name for name in hopaas_p2p.__all__ if f'id="hopaas_p2p.{name}"' not in text] == []
+    methods = [f"Study.{name}" for name in ("ask", "tell", "optimize", "trial", "pause", "enqueue", "register_best")]
+    wanted = [*hopaas_p2p.__all__, *methods]
+    assert [name for name in wanted if f'id="hopaas_p2p.{name}"' not in text] == []
 
 
 def test_every_fence_is_drawn_as_a_block(site: Path) -> None:

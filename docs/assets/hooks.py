@@ -23,6 +23,7 @@ _PLACES = {
     "PRUNED": (620, 150),
     "FAIL": (620, 260),
 }
+_WIDE = ("comparison.md",)
 _HALF_WIDTH, _HALF_HEIGHT = 58, 18
 
 
@@ -53,8 +54,10 @@ def _existing(nav: list[Any], docs: Path, named: set[str]) -> list[Any]:
     return [entry for entry in kept if next(iter(entry.values()))]
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """State diagrams, drawn."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """State diagrams, drawn; and room for tables that need it."""
+    if page.file.src_uri in _WIDE:
+        page.meta["hide"] = ["navigation", "toc"]
     return _DIAGRAM.sub(lambda found: _drawn(_ARROW.findall(found[1])), markdown)
 
 
