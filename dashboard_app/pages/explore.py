@@ -24,21 +24,23 @@ _IMPORTANCE: Final[dict[tuple[str, int, bytes], tuple[int, tuple[Chart | None, s
 
 
 def show(here: Here) -> None:
-    """The page."""
+    """The page. What is brushed would be lost with every trial that ends, so parallel coordinates wait for a click."""
     theme.title("Explore", here)
-    live(here, _body)
-
-
-def _body(_here: Here, frame: Frame) -> None:
-    many = len(frame.columns.directions) > 1
+    frame = here.frame
+    many = frame is not None and len(frame.columns.directions) > 1
     charts = list(_CHARTS) if many else [name for name in _CHARTS if name != "Pareto front"]
     chosen = st.segmented_control(
         "Chart", charts, default=charts[0], key="chart", bind="query-params", label_visibility="collapsed",
         required=True,
     )  # fmt: skip
     chosen = chosen if chosen in charts else charts[0]
+    live(here, lambda _here, frame: _body(frame, chosen), key=chosen, auto=chosen != "Parallel")
+
+
+def _body(frame: Frame, chosen: str) -> None:
     _, mask = shared_filter(frame, states=False)
-    objective = _objective(frame) if many and chosen != "Pareto front" else 0
+    many = len(frame.columns.directions) > 1 and chosen != "Pareto front"
+    objective = _objective(frame) if many else 0
     if not mask.all():
         theme.caption(f"{int(mask.sum()):,} of {len(mask):,} trials pass the filter.")
     if not frame.columns.told(objective).any():
