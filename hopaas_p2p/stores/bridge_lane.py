@@ -81,8 +81,9 @@ class Lane:
         waiting = itertools.takewhile(lambda request: isinstance(request, Append), (one.request for one in self.queue))
         end = self._mirror.lsn
         new = [one for one in waiting if isinstance(one, Append) and one.since <= end and self._find(one) is None]
-        for receipt in crew.send(self.name, new, end):
-            self._copy(receipt.entries)
+        receipts = crew.send(self.name, new, end)
+        for receipt in sorted(receipts, key=lambda receipt: len(receipt.entries), reverse=True):
+            self._copy(receipt.entries)  # the longest holds the others: one piece, and one flush
 
     def pull(self) -> None:
         """Bring the mirror up to date."""

@@ -45,6 +45,7 @@ PATIENCE: Final = 5.0
 _ROUNDS: Final = 3  # of the bridge, for which a look waits at most
 _LONGEST_PACE: Final = 20.0  # seconds that are believed
 _PAUSES: Final = (0.002, 0.02)  # seconds between looks into the mirror: at first, and at most
+_SHARE: Final = 0.1  # of the wait so far that the next pause may add to it
 _PEER: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{NAME}}}")
 _BEAT: Final = 64  # characters of a beat that every store keeps
 _ERRORS: Final[dict[str, type[HopaasError]]] = {error.__name__: error for error in (Denied, StudyDeleted)}
@@ -136,20 +137,20 @@ class BridgedStore:
 
         """
         patience = self.patience if patience is None else patience
-        deadline = self.clock() + patience
-        pause = _PAUSES[0]
+        began = self.clock()
         while not done():
             answer = self.answer_to(place)
             if answer is not None:
                 self.judge(answer)
                 return
-            if self.clock() >= deadline:
+            waited = self.clock() - began
+            if waited >= patience:
                 raise StoreUnreachable(
                     f"the bridge of {self.url} has not carried this over within {patience:.0f} s. Is it running, "
                     "and does it reach the other side? Nothing is lost: what was sent lies in the box, and goes then."
                 )
+            pause = min(max(_PAUSES[0], _SHARE * waited), _PAUSES[1])
             self._sleep(pause * random.uniform(0.7, 1.3))
-            pause = min(1.5 * pause, _PAUSES[1])
 
     @staticmethod
     def judge(answer: Answer) -> None:
