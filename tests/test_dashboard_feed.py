@@ -24,7 +24,7 @@ import hopaas_p2p
 from dashboard_app import options, pulse
 from dashboard_app.feed import Feed, close_all, feeds
 from dashboard_app.frames import Frame
-from dashboard_app.front import Front
+from dashboard_app.front import Front, policy
 from dashboard_app.notebook import tame
 from dashboard_app.optunas import _read_only
 from dashboard_app.server import SCRIPT
@@ -311,11 +311,19 @@ def test_who_takes_no_compression_gets_the_file_from_behind(behind: Starlette) -
 
 
 def test_every_answer_keeps_the_page_to_this_server(behind: Starlette) -> None:
-    headers = get(behind, "/").headers
+    headers = get(behind, "/", host="lab.example.org:8501").headers
 
+    assert (
+        "connect-src 'self' ws://lab.example.org:8501 wss://lab.example.org:8501 data:"
+        in headers["content-security-policy"]
+    )
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "http:" not in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_host_that_is_none_adds_nothing_to_the_policy() -> None:
+    assert policy("evil.example; script-src *") == policy("")
 
 
 # --- which store -------------------------------------------------------------------------------------------------
