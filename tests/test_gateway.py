@@ -9,6 +9,7 @@ import ssl
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -220,6 +221,23 @@ def test_a_store_whose_token_was_revoked_says_so(centre: Centre, monkeypatch: py
         assert _handshakes(centre, gateway) == asked_so_far, "a refusal is remembered, not asked for again"
 
 
+def test_a_renewed_token_is_taken_up_by_a_running_program(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gateway = centre.gateway("--recheck", "0.4")
+    old, new = centre.token(), centre.token()
+    file = tmp_path / "token"
+    file.write_text(old.secret.reveal())
+    monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(file))
+    with contextlib.closing(open_store(centre.url(gateway.port))) as store:
+        store.catalog().exchange(None, 0)
+        centre.server.execute(f"ALTER ROLE \"{old.name}\" VALID UNTIL '2001-01-01'")
+        with pytest.raises(Denied):
+            until(lambda: store.catalog().exchange(None, 0) and None)
+        file.write_text(new.secret.reveal())
+        store.catalog().exchange(None, 0)
+
+
 def _handshakes(centre: Centre, gateway: GatewayProcess) -> float:
     return sum(count for name, count in gateway.metrics(centre.authority).items() if "handshakes_total" in name)
 
@@ -260,6 +278,16 @@ def _dials(gateway: GatewayProcess, secret: Secret) -> bool:
         dial.dial(Gateway(HOST, gateway.port), secret).socket.close()
         return True
     return False
+
+
+def test_the_target_may_be_a_unix_socket(centre: Centre) -> None:
+    folder = centre.server.settings["unix_socket_directories"]
+    gateway = centre.gateway(target=f"postgresql:///store?host={folder}&port={centre.server.port}")
+    connection = connects(gateway, centre.token().secret)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT inet_server_addr() IS NULL")
+        assert cursor.fetchone()[0]
+    connection.close()
 
 
 # --- what a token lets one do ------------------------------------------------------------------------------------
