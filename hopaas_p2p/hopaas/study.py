@@ -45,7 +45,8 @@ class Study:
         special_properties: facts of this job (its node, its address). They are kept with each trial, and do not decide
             which study this is.
         direction: "minimize" or "maximize".
-        pruner, sampler: of `hopaas_p2p.hopaas.pruners` and `samplers`.
+        pruner: of `hopaas_p2p.hopaas.pruners`.
+        sampler: of `hopaas_p2p.hopaas.samplers`.
         client: where the study is; `Client()` if not said.
 
     Raises:
