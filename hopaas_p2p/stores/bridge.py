@@ -168,6 +168,8 @@ class Bridge:
         else:
             lane = self._want(request.log, now)
             if lane is not None:
+                if not lane.queue:
+                    lane.waiting_since = now
                 lane.queue.append(placed)
 
     def _want(self, name: str, now: float) -> Lane | None:
@@ -189,7 +191,9 @@ class Bridge:
     def _tend(self, lane: Lane, now: float) -> None:
         """Serve what waits for this log, in order, and bring what is new."""
         try:
-            if len(lane.queue) > 1 and not lane.pause:
+            if self._crew.large and lane.queue and not lane.pause:
+                if lane.gathering(now):
+                    return
                 lane.carry_together(self._crew)
             while lane.queue:
                 self._serve(lane, lane.queue[0])

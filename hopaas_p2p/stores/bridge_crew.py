@@ -22,6 +22,11 @@ class Crew:
         self._stores = stores
         self._threads: ThreadPoolExecutor | None = None
 
+    @property
+    def large(self) -> bool:
+        """Whether there is anybody to share the work with."""
+        return len(self._stores) > 1
+
     def send(self, name: str, requests: Iterable[Append], since: int) -> list[Receipt]:
         """Append the first commit of each writer to the log of this name; what came of those that went well."""
         first: dict[str, Append] = {}

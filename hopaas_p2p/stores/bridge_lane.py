@@ -20,6 +20,7 @@ from hopaas_p2p.stores.bridge_frames import Append, Destroy, Placed, Snapshot
 from hopaas_p2p.stores.bridge_mirror import Mirror
 
 _ASK_EVERY: Final = 16  # commits between two requests for a snapshot, which may be large, and not be there yet
+_GATHER: Final = 0.008  # seconds; a peer needs some to take in what it was told, and to speak again
 _REMEMBERED: Final = 50_000  # entries whose digests are kept
 
 
@@ -34,11 +35,15 @@ class Lane:
         self.name = name
         self.near, self.far = near, far
         self.queue: deque[Placed] = deque()
+        self.waiting_since = 0.0
+        """When the first request of the queue came."""
         self.wanted_until = 0.0
         self.pull_at = 0.0
         self.retry_at = 0.0
         self.pause = 0.0
         self.trouble: str | None = None
+        self._crowd = 1
+        """How many lately came at once."""
         self._mirror = Mirror(near)
         self._read = False
         self._digests: dict[bytes, int] = {}
@@ -75,8 +80,13 @@ class Lane:
             more = receipt.more and not any(entry.payload == request.payload for entry in receipt.entries)
         return True
 
+    def gathering(self, now: float) -> bool:
+        """Whether the others, who were told at the same moment, are probably about to speak as well."""
+        return 0 < len(self.queue) < self._crowd and now - self.waiting_since < _GATHER
+
     def carry_together(self, crew: Crew) -> None:
         """Send commits that wait for this log side by side. `carry` still sees to each of them."""
+        self._crowd = max(len(self.queue), self._crowd - 1)
         self._look()
         waiting = itertools.takewhile(lambda request: isinstance(request, Append), (one.request for one in self.queue))
         end = self._mirror.lsn
