@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import threading
 from collections import Counter
@@ -278,6 +279,16 @@ def test_the_study_says_where_it_is_to_be_found(peers: Callable[[], Study], note
     followers = Followers(study, [Pen(notebook)], every=0.05)
     until(lambda: any("desk://page/1" in text for text in study.state.system.values()))
     followers.close()
+
+
+def test_a_study_that_travels_leaves_its_trackers_behind(tmp_path: Path, notebook: Notebook) -> None:
+    study = campaign(tmp_path, trackers=[Pen(notebook)])
+
+    copy = pickle.loads(pickle.dumps(study))
+
+    assert copy.name == study.name
+    copy.close()
+    study.close()
 
 
 def test_a_tracker_is_named_or_made() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import hopaas_p2p
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, TrackerUnreachable, WandB, export_to
 from tests.mlflow_fixtures import needed
-from tests.processes import campaign, cli, until
+from tests.processes import campaign, cli, environment, until
 
 needed("wandb")
 
@@ -221,11 +223,28 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
         return types.SimpleNamespace(runs=lambda *words, **more: asked.append((words, more)) or there)
 
     monkeypatch.setattr(wandb, "Api", api)
+    monkeypatch.setattr("hopaas_p2p.trackers.wandb._has_key", lambda: True)
 
     known = WandB("tuning", entity="group", offline=False, directory=tmp_path).begin(view)
 
     assert known == marks
     assert asked == [(("group/tuning",), {"filters": {"group": "s"}, "lazy": False})]
+
+
+def test_without_a_key_nobody_is_asked_for_one(study: Study, tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
+
+    done = cli("export", "wandb", "s", "-s", "store", cwd=tmp_path, check=False, **home)
+
+    assert done.returncode == 78
+    assert done.stderr == ("hopaas-p2p: W&B has no key: run `wandb login`, set WANDB_API_KEY, or export offline\n")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
+    home["WANDB_BASE_URL"] = "https://api.wandb.ai"
+    program = "from hopaas_p2p.trackers.wandb import _has_key; print(_has_key())"
+    asked = subprocess.run(
+        [sys.executable, "-c", program], env=environment(**home), capture_output=True, text=True, timeout=60
+    )
+    assert asked.stdout == "True\n"
 
 
 def test_the_command_writes_for_wandb_sync(study: Study, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.core.leases import Watch, ttl_of
@@ -72,6 +72,9 @@ class Followers:
             one.start()
         atexit.register(self.close)
 
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nobody, ()  # a study that travels leaves them behind
+
     def close(self) -> None:
         """Export the last of it, and end. Blocks for 30 s at most; what is missing then is told."""
         atexit.unregister(self.close)
@@ -80,6 +83,10 @@ class Followers:
             one.ending.set()
         for one in self._all:
             one.join_until(deadline)
+
+
+def _nobody() -> None:
+    """What followers are in another process."""
 
 
 class _Follower(threading.Thread):

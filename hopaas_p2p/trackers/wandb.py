@@ -77,7 +77,8 @@ class WandB:
     # --- the tracker ---
 
     def begin(self, study: StudyView) -> dict[int, str]:
-        _module()
+        if not self.offline and not _has_key():
+            raise ConfigurationError("W&B has no key: run `wandb login`, set WANDB_API_KEY, or export offline")
         self._close_runs()
         self._uuid, self._group = study.uuid, study.name
         self._ledger = self._read_ledger()
@@ -258,6 +259,21 @@ def _module() -> Any:
     except ImportError:
         raise ConfigurationError("W&B is not installed: pip install 'hopaas-p2p[wandb]'") from None
     return wandb
+
+
+def _has_key() -> bool:
+    """Whether W&B knows who we are; it would ask on the terminal, in the middle of a training."""
+    import netrc
+    from urllib.parse import urlsplit
+
+    settings = _module().setup().settings
+    if settings.api_key or settings.identity_token_file:
+        return True
+    file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
+    try:
+        return netrc.netrc(str(file)).authenticators(urlsplit(settings.base_url).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _labels(trial: TrialView) -> tuple[str, ...]:
