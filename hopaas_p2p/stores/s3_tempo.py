@@ -31,6 +31,8 @@ _FULL: Final = 0.4  # of the time somebody's PUT is under way: no room for those
 _LOSING: Final = 0.5  # of this peer's PUTs, as far as it remembers: no room either
 _TURN: Final = 1.5  # slots for which a turn is left to whose it is
 _ROUND: Final = 1.9  # slots that a round has for each writer; as the rest, tried out in tests/test_s3_tempo.py
+_LATEST: Final = 3.0  # slots for each writer ahead, after which this peer goes
+_STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
 _HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
 _LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between looks of who is next
@@ -68,6 +70,8 @@ class Tempo:
         self._head_at: float | None = None
         self._slot = 0.05
         self._losing = 0.0
+        self._faded_at = 0.0
+        self._due: float | None = None
         self._beaten = 0
         self._recent: deque[_Sight] = deque(maxlen=256)
 
@@ -93,17 +97,26 @@ class Tempo:
     def won(self, now: float, took: float) -> None:
         """A PUT of this peer became a commit."""
         self.reached_head(0, now)
+        self._fade(now)
         self._losing *= 0.7
         self._beaten = 0
+        self._due = None
         self._slot = min(max(0.7 * self._slot + 0.3 * took, _SLOT[0]), _SLOT[1])
         before = self._recent[-1] if self._recent else _Sight(_ME, 0.0, now)
         self._recent.append(_Sight(_ME, before.modified + now - before.seen, now))
 
-    def lost(self) -> None:
+    def lost(self, now: float) -> None:
         """A PUT of this peer came second."""
+        self._fade(now)
+        self._due = None
         self._others += 1.0
         self._losing = 0.7 * self._losing + 0.3
         self._beaten += 1
+
+    def _fade(self, now: float) -> None:
+        """A storm that is over says nothing about what comes."""
+        self._losing *= math.exp(-max(now - self._faded_at, 0.0) / _STORM)
+        self._faded_at = now
 
     # --- how far to look ---
 
@@ -150,11 +163,14 @@ class Tempo:
 
     def pause(self, now: float) -> float:
         """Seconds after which to look again, because it is not this peer's turn to write; 0 if it is."""
+        self._fade(now)
         if not self._recent or not self._full:
             return 0.0
         ahead = self._ahead()
+        if self._due is None:
+            self._due = now + _LATEST * ahead * self._slot  # for whoever is taken to stand in line, and does not
         waited = now - self._recent[-1].seen
-        if not ahead or waited >= ahead * _TURN * self._slot:
+        if not ahead or now >= self._due or waited >= ahead * _TURN * self._slot:
             return 0.0
         return max((ahead - 1) * self._slot - waited, _POLL * self._slot) * self._rng.uniform(0.8, 1.2)
 
