@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+import hopaas_p2p
 from hopaas_p2p.testing import seaweed
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from hopaas_p2p.testing.seaweed import Seaweed
@@ -50,27 +54,53 @@ def _passwords(server: Server, directory: Path) -> Path:
     return path
 
 
-def test_a_group_works_on_postgres(tmp_path: Path) -> None:
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server of the page's own: it makes users, who are a server's."""
     found = find_binaries()
     if not found:
         missing("a Postgres server")
-    server = Server(found[max(found)]).start()  # one of its own: the page makes users, who are a server's
+    server = Server(found[max(found)]).start()
+    yield server
+    server.stop()
 
+
+def _on(server: Server, page: str, directory: Path, **env: str) -> str:
     def run(text: str) -> None:
         for statement in text.strip().split("\n"):
             server.execute(statement)
 
-    try:
-        said = run_page(
-            "docs/tutorials/postgres-group.md",
-            tmp_path,
-            stands_in={"db.example.org/tuning": f"127.0.0.1:{server.port}/tuning", "db.example.org": "127.0.0.1"},
-            sql=run,
-        )
-    finally:
-        server.stop()
+    return run_page(
+        page,
+        directory,
+        stands_in={"db.example.org/tuning": f"127.0.0.1:{server.port}/tuning", "db.example.org": "127.0.0.1"},
+        sql=run,
+        env=env,
+    )
+
+
+def test_a_group_works_on_postgres(own_server: Server, tmp_path: Path) -> None:
+    said = _on(own_server, "docs/tutorials/postgres-group.md", tmp_path)
     assert "digits" in said
     assert "secret" not in said
+
+
+def test_the_commands_of_the_page_on_postgres_run(own_server: Server, tmp_path: Path) -> None:
+    said = _on(own_server, "docs/postgres.md", tmp_path, PGPASSWORD="secret")
+    assert "mnist" in said
+
+
+def test_the_commands_of_the_page_on_leases_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPAAS_SITE", "north")
+    store = str(tmp_path / "store")
+    study = hopaas_p2p.open_study(store, "demo", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=300)
+    trials = [study.ask() for _ in range(18)]
+
+    run_page("docs/leases.md", tmp_path, env={"HOPAAS_STORE": store, "XDG_STATE_HOME": str(tmp_path / "state")})
+
+    assert trials[17].stop_requested == "diverged"
+    assert study.state.draining == {}
+    study.close()
 
 
 def test_a_bucket_is_enough(s3_server: Seaweed, tmp_path: Path) -> None:
