@@ -1,4 +1,4 @@
-"""A process that runs bridges for tests: lines `near far pace` come in, and each pair's bridge runs until the end."""
+"""A process that runs one bridge after another: the line `near far pace` starts one, and the next line ends it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hopaas_p2p.stores.bridge_ends import open_ends
 
 
 def main() -> None:
-    stop = threading.Event()
-    threads = []
     for line in sys.stdin:
         near, far, pace = line.split()
-        ends = open_ends(near, far)
+        ends, stop = open_ends(near, far), threading.Event()
         bridge = Bridge(ends.near, ends.far, crew=ends.crew, pace=float(pace))
-        threads.append(threading.Thread(target=bridge.run, args=(stop.wait,)))
-        threads[-1].start()
+        thread = threading.Thread(target=bridge.run, args=(stop.wait,))
+        thread.start()
         print("running", flush=True)
-    stop.set()
-    for thread in threads:
+        sys.stdin.readline()
+        stop.set()
         thread.join()
+        ends.close()
+        print("stopped", flush=True)
 
 
 if __name__ == "__main__":

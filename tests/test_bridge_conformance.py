@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,12 +30,18 @@ class Host:
             env=environment(**env),
         )
 
-    def bridge(self, near: Path, far: str) -> None:
+    @contextlib.contextmanager
+    def bridge(self, near: Path, far: str) -> Iterator[None]:
+        self._say(f"{near} {far} 0.05", "running")
+        yield
+        self._say("", "stopped")
+
+    def _say(self, line: str, answer: str) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{near} {far} 0.05\n")
+        self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-        assert self._process.stdout.readline() == "running\n"
+        assert self._process.stdout.readline() == f"{answer}\n"
 
     def stop(self) -> None:
         self._process.communicate(timeout=60)
@@ -52,25 +59,25 @@ class _Bridged(StoreConformance):
     racers = 3
     commits = 12
 
-    def bridged(self, host: Host, near: Path, far: str) -> Store:
-        host.bridge(near, far)
-        store = open_store(str(near))
-        assert isinstance(store, BridgedStore)
-        store.patience = 60.0
-        return store
+    @contextlib.contextmanager
+    def bridged(self, host: Host, near: Path, far: str) -> Iterator[Store]:
+        with host.bridge(near, far):
+            store = open_store(str(near))
+            assert isinstance(store, BridgedStore)
+            store.patience = 60.0
+            yield store
+            store.close()
 
 
 class TestBridgeToADirectory(_Bridged):
     @pytest.fixture
     def store(self, host: Host, tmp_path: Path) -> Iterator[Store]:
-        store = self.bridged(host, tmp_path / "near", str(tmp_path / "far"))
-        yield store
-        store.close()
+        with self.bridged(host, tmp_path / "near", str(tmp_path / "far")) as store:
+            yield store
 
 
 class TestBridgeToPostgres(_Bridged):
     @pytest.fixture
     def store(self, host: Host, tmp_path: Path, postgres_url: str) -> Iterator[Store]:
-        store = self.bridged(host, tmp_path / "near", postgres_url)
-        yield store
-        store.close()
+        with self.bridged(host, tmp_path / "near", postgres_url) as store:
+            yield store
