@@ -20,6 +20,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores import postgres_watch
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import append_many, everything
@@ -173,30 +174,80 @@ def test_a_gateway_that_drains_does_not_wait_for_ever(centre: Centre, token: Sec
 
 
 def test_a_study_goes_on_after_postgres_was_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hopaas_p2p import access
-
-    server = Server().start()
-    centre = Centre(server, server.url("store"), tmp_path)
-    try:
-        server.execute("CREATE DATABASE store")
-        access.initialise(centre.store)
-        monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
-        monkeypatch.setenv("HOPAAS_CA_FILE", str(centre.authority.file))
-        gateway = centre.gateway()
-        study = hopaas_p2p.open_study(centre.url(gateway.port), "s", space=SPACE, budget=6)
+    with contextlib.closing(_own_centre(tmp_path, monkeypatch)) as own:
+        study = hopaas_p2p.open_study(own.url, "s", space=SPACE, budget=6)
 
         def objective(trial: hopaas_p2p.Trial) -> float:
             if trial.number in (1, 3):
-                server.kill() if trial.number == 1 else server.halt()
-                server.start()
+                own.server.kill() if trial.number == 1 else own.server.halt()
+                own.server.start()
             return trial.params["lr"]
 
         study.optimize(objective)
         assert [trial.state.name for trial in study.state.trials] == ["COMPLETE"] * 6
         study.close()
-    finally:
-        centre.stop()
-        server.stop()
+
+
+def test_a_postgres_that_hangs_behind_a_gateway_is_given_up_as_on_a_direct_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway answers and pings as ever; but of Postgres' protocol nothing moves."""
+    monkeypatch.setattr(postgres_watch, "SILENCE", 1.0)
+    monkeypatch.setattr(postgres_watch, "_BLIND_LOOKS", 1 << 30)
+    with (
+        contextlib.closing(_own_centre(tmp_path, monkeypatch)) as own,
+        contextlib.closing(open_store(own.url)) as store,
+    ):
+        log = store.log("u")
+        append_many(log, "a", 1)
+        own.server.freeze()
+        try:
+            with pytest.raises(StoreUnreachable):
+                log.exchange(Outgoing("n", b"while it hangs"), 0)
+        finally:
+            own.server.freeze(False)
+        again(lambda: log.exchange(Outgoing("n", b"while it hangs"), 0))
+        assert [entry.payload for entry in everything(log)][1:] == [b"while it hangs"]
+
+
+def test_a_long_answer_through_a_gateway_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the watch over silence looks at is whether bytes move, and the tunnel tells how many."""
+    with contextlib.closing(_own_centre(tmp_path, monkeypatch)) as own:
+        connection = client.connect([Gateway(HOST, own.port)], dbname="store")
+        inode = os.fstat(connection.fileno()).st_ino
+        before = client.bytes_moved(inode)
+        assert before is not None
+        scalar(connection, "SELECT repeat('x', 1000000)")
+        after = client.bytes_moved(inode)
+        assert after is not None
+        assert 1_000_000 < after - before < 1_100_000
+        connection.close()
+        until(lambda: client.bytes_moved(inode) is None)
+
+
+class _Own:
+    """A centre with a Postgres that may be broken."""
+
+    def __init__(self, server: Server, centre: Centre, port: int) -> None:
+        self.server, self._centre, self.port = server, centre, port
+        self.url = centre.url(port)
+
+    def close(self) -> None:
+        self._centre.stop()
+        self.server.stop()
+
+
+def _own_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Own:
+    from hopaas_p2p import access
+
+    server = Server().start()
+    server.execute("CREATE DATABASE store")
+    access.initialise(server.url("store"))
+    centre = Centre(server, server.url("store"), tmp_path)
+    monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
+    monkeypatch.setenv("HOPAAS_CA_FILE", str(centre.authority.file))
+    client.forget_gateways()
+    return _Own(server, centre, centre.gateway().port)
 
 
 # --- the link ends without a word --------------------------------------------------------------------------------

@@ -143,14 +143,16 @@ class Tunnel:
         """Why it ended."""
         self._line: Final = line
         self._unix: socket.socket | None = None
-        self._libpq: int | None = None
+        self.libpq: int | None = None
+        """The inode of libpq's end."""
+        self.pump: Pump | None = None
         self._thread = threading.Thread(target=self._run, name="hopaas-tunnel", daemon=True)
         _tunnels.add(self)
         self._thread.start()
 
     def adopt(self, descriptor: int) -> None:
         """Tell which descriptor is libpq's end, which a forked child must not use, nor any duplicate of it."""
-        self._libpq = os.fstat(descriptor).st_ino
+        self.libpq = os.fstat(descriptor).st_ino
 
     def close(self) -> None:
         """Give up on a connection that libpq did not make."""
@@ -165,9 +167,9 @@ class Tunnel:
                 self.why = "libpq did not come"
                 self._line.socket.close()
                 return
-            pump = Pump(self._unix, self._line)
-            self.why = pump.run()
-            if pump.deserted:
+            self.pump = Pump(self._unix, self._line)
+            self.why = self.pump.run()
+            if self.pump.deserted:
                 _failed[self._line.gateway] = time.monotonic() + _LAST_CHOICE
         finally:
             _tunnels.discard(self)
@@ -195,7 +197,7 @@ class Tunnel:
             if one is not None:
                 with contextlib.suppress(OSError):
                     os.close(one.detach())
-        return self._libpq
+        return self.libpq
 
 
 def _listen() -> tuple[str, socket.socket]:
@@ -247,6 +249,14 @@ def _make_useless(inodes: set[int | None]) -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def bytes_moved(inode: int) -> int | None:
+    """Bytes carried so far for the connection whose socket at libpq's end has this inode; None if it is no tunnel's."""
+    for tunnel in list(_tunnels):
+        if tunnel.libpq == inode and tunnel.pump is not None:
+            return tunnel.pump.moved
+    return None
 
 
 def forget_gateways() -> None:

@@ -56,6 +56,8 @@ class Pump:
         self._to_libpq = b""
         self._heard = time.monotonic()
         self._open = True
+        self.moved = 0
+        """Bytes of Postgres' protocol carried so far, both ways."""
         self.deserted = False
         """Whether this gateway is better left alone for now: it hangs, or is about to stop."""
 
@@ -122,6 +124,7 @@ class Pump:
         if not data:
             self._open = False
             return
+        self.moved += len(data)
         self._protocol.send_binary(data)
         self._collect()
         self._flush_gateway()
@@ -149,7 +152,9 @@ class Pump:
         if events:
             parts = [event.data for event in events if event.opcode in self._data]  # type: ignore[union-attr]
             if parts:
-                self._to_libpq += b"".join(parts)
+                data = b"".join(parts)
+                self.moved += len(data)
+                self._to_libpq += data
                 self._flush_libpq()
             if any(event.opcode is self._text for event in events):  # type: ignore[union-attr]
                 self._open = False
