@@ -33,6 +33,7 @@ _LOOKED_AT: Final = 30.0  # seconds for which a study is kept fresh after the la
 _PATIENCE: Final = 30.0  # seconds that the first sight of a study may take
 _TROUBLED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
 _AWAY: Final = 5.0  # seconds between tries of a store that does not answer
+_MOMENT: Final = 1.5  # seconds for which a visit waits for news of a study that nobody looked at
 _BEATS: Final = 5.0  # seconds at least between looks at the peers' signs of life
 
 
@@ -173,7 +174,7 @@ class Feed:
     def frame(self, uuid: str, *, wait: bool = True) -> Frame | None:
         """The study as last seen; None when there is none, or it could not be read yet. Keeps it fresh for a while.
 
-        `wait` for the first sight of it, if there was none.
+        `wait` for the first sight of it, if there was none; for a moment only, if nobody has looked for a while.
         """
         source = self._source(uuid)
         if source is None:
@@ -184,7 +185,21 @@ class Feed:
             self._start()
             if wait:
                 self._await(source.first_sight)
+        elif wait and self._threaded and source.trouble is None:
+            self._catch_up(source)
         return source.frame
+
+    def _catch_up(self, source: _Source) -> None:
+        """Let a visit begin with what is so now, if that can be had in a moment."""
+        stale = source.pulled
+        if time.monotonic() - stale < 2 * self._every + _TICK:
+            return
+        source.due = 0.0
+        deadline = time.monotonic() + _MOMENT
+        while source.pulled == stale and source.trouble is None and time.monotonic() < deadline:
+            self._wake.set()
+            self._read.wait(0.05)
+            self._read.clear()
 
     def lsn(self, uuid: str) -> int:
         """Up to where the study was read; -1 when it is gone."""

@@ -143,6 +143,25 @@ def test_one_thread_serves_many_sessions_and_sees_what_is_new(store: str) -> Non
         feed.close()
 
 
+def test_a_visit_after_a_while_begins_with_what_is_so_now(store: str) -> None:
+    feed = Feed(store)
+    try:
+        assert feed.frame(UUID) is not None
+        source = feed._sources[UUID]
+        source.wanted_until = 0.0  # as if nobody had looked for a while
+        feed._catalog_due = 0.0
+        until(lambda: feed._catalog_due > 0.0, 30, what="a turn of the thread that leaves the study alone")
+        add_trial(store)
+        source.pulled -= 60.0
+
+        frame = feed.frame(UUID)
+
+        assert frame is not None
+        assert len(frame.columns) == 3
+    finally:
+        feed.close()
+
+
 def test_a_store_that_is_away_is_said_to_be_and_comes_back(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = feed.frame(UUID)
     exchange = feed._pull
