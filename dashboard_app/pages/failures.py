@@ -82,15 +82,15 @@ def _members(here: Here, frame: Frame, found: list[Failure]) -> None:
     if chosen is None:
         return
     members = failures.members(found, *chosen)
+    if here.may_act:
+        _requeue(here, members)
     cells = [
-        [_trial(frame, one.number), f'<pre class="hp-pre">{theme.safe(one.full, longest=2000)}</pre>']
+        [_trial(frame, one.number), f'<pre class="hp-reason">{theme.safe(one.full, longest=2000)}</pre>']
         for one in members[:_SHOWN]
     ]
     theme.table(("trial", "reason in full"), cells, label="trials of this group", numeric=(0,))
     if len(members) > _SHOWN:
         theme.caption(f"The newest {_SHOWN} of {len(members):,} are shown.")
-    if here.may_act:
-        _requeue(here, members)
 
 
 def _requeue(here: Here, members: list[Failure]) -> None:
