@@ -66,7 +66,7 @@ def test_a_stranger_sees_nothing_but_the_door(browser: Browser, monitor: Monitor
 
     page = visit.go("/live?study=digits")
 
-    assert page.get_by_role("button", name="Sign in").is_visible()
+    page.get_by_role("button", name="Sign in").wait_for()
     assert "digits" not in page.locator("body").inner_text()
     assert monitor.get("/metrics")[0] == 401
     assert monitor.get("/healthz")[0] == 200
