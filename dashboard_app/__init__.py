@@ -4,6 +4,7 @@ One background thread a store (`feed.Feed`) replays the logs; all browser sessio
 for the store. What a page draws is computed once for each (study, lsn) and shared.
 
     feed.py       Feed: the replica behind all sessions; `feed.frame(uuid)`, beats, outage, "data as of"
+    source.py     what the feed knows of one study; `collector.py`: when garbage is collected
     frames.py     Frame: one study at one lsn. `frame.state`, `frame.columns`, `frame.once(function)`
     views/        plain functions of a Frame's State and Columns -> tables, `spec.Chart`. No Streamlit. Unit-tested
     here.py       Here: the store, the study, and what this person may do (`roles.py`); given to every page

@@ -7,18 +7,16 @@ nobody: a viewer's token is enough.
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
+from dashboard_app.collector import collector
 from dashboard_app.frames import Frame
+from dashboard_app.source import Source
 from hopaas_p2p.core.catalog import Catalog, Listing
-from hopaas_p2p.core.leases import Watch, ttl_of
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.leases import ttl_of
 from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.courier import microseconds
 from hopaas_p2p.peer.identity import new_uuid
@@ -37,42 +35,6 @@ _MOMENT: Final = 1.5  # seconds for which a visit waits for news of a study that
 _BEATS: Final = 5.0  # seconds at least between looks at the peers' signs of life
 
 
-_FREEZE_AFTER: Final = 2000  # trials read since; the objects of 10,000 cost each collection 0.15 s
-_COLLECT: Final = 60.0  # seconds between collections of garbage, which Streamlit would make after every run
-
-
-class _Collector:
-    """Takes the trials that were read out of the garbage collector's sight, and collects now and then.
-
-    A collection looks at each report of each trial. Trials hold no cycles; they go when nobody refers to them.
-    """
-
-    def __init__(self) -> None:
-        self._seen = 0
-        self._due = 0.0
-        self._lock = threading.Lock()
-
-    def read(self, trials: int) -> None:
-        """So many trials were read."""
-        with self._lock:
-            self._seen += trials
-
-    def collect(self, now: float) -> None:
-        """Collect, if it is due."""
-        with self._lock:
-            if now < self._due:
-                return
-            self._due = now + _COLLECT
-            many = self._seen >= _FREEZE_AFTER
-            self._seen = 0 if many else self._seen
-        gc.collect()
-        if many:
-            gc.freeze()
-
-
-_collector: Final = _Collector()
-
-
 class Freshness(NamedTuple):
     """How old what is shown is."""
 
@@ -80,46 +42,6 @@ class Freshness(NamedTuple):
     """Seconds since the last successful look at the store began; infinite before the first."""
     trouble: str | None
     """Why the store could not be read the last time; None when it could."""
-
-
-class _Source:
-    """One study's replica, and what was last seen of it."""
-
-    def __init__(self, listing: Listing, replica: Replica[State]) -> None:
-        self.listing = listing
-        self.replica = replica
-        self.frame: Frame | None = None
-        self.wanted_until = 0.0
-        self.due = 0.0
-        self.pulled = -float("inf")
-        self.trouble: str | None = None
-        self.deleted = False
-        self.watch = Watch()
-        self.beats_due = 0.0
-        self.first_sight = threading.Event()
-        self.latest: dict[str, float] = {}
-        self.clocks: dict[str, float] = {}
-
-    def note_clocks(self, frame: Frame, wall: float) -> None:
-        """Compare what peers just said of the time with this machine's clock."""
-        known = bool(self.latest)
-        for owner, at in _latest(frame).items():
-            if at > self.latest.get(owner, -np.inf):
-                if known:
-                    behind = wall - at
-                    self.clocks[owner] = min(behind, self.clocks.get(owner, behind))
-                self.latest[owner] = at
-
-
-def _latest(frame: Frame) -> dict[str, float]:
-    """The last moment that each peer told of, by its own clock."""
-    columns = frame.columns
-    newest = np.full(len(columns.owners), -np.inf)
-    ran = columns.owner >= 0
-    for times in (columns.start, columns.end):
-        known = ran & np.isfinite(times)
-        np.maximum.at(newest, columns.owner[known], times[known])
-    return {owner: float(at) for owner, at in zip(columns.owners, newest, strict=True) if np.isfinite(at)}
 
 
 class Feed:
@@ -150,7 +72,7 @@ class Feed:
         self._catalog_due = 0.0
         self._catalog_trouble: str | None = None
         self._catalog_seen = threading.Event()
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Source] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._read = threading.Event()
@@ -189,7 +111,7 @@ class Feed:
             self._catch_up(source)
         return source.frame
 
-    def _catch_up(self, source: _Source) -> None:
+    def _catch_up(self, source: Source) -> None:
         """Let a visit begin with what is so now, if that can be had in a moment."""
         stale = source.pulled
         if time.monotonic() - stale < 2 * self._every + _TICK:
@@ -295,13 +217,13 @@ class Feed:
             self._wake.clear()
             try:
                 self.tick()
-                _collector.collect(time.monotonic())
+                collector.collect(time.monotonic())
             except Exception:  # noqa: BLE001  # the pages would freeze for ever
                 _log.exception("the feed stumbled and goes on")
                 self._wake.wait(_AWAY)
             self._wake.wait(_TICK)
 
-    def _source(self, uuid: str) -> _Source | None:
+    def _source(self, uuid: str) -> Source | None:
         source = self._sources.get(uuid)
         if source is not None:
             return None if source.deleted else source
@@ -311,7 +233,7 @@ class Feed:
         with self._lock:
             if uuid not in self._sources:
                 replica = study_replica(self.store.log(uuid), writer=self._writer, now_us=microseconds)
-                self._sources[uuid] = _Source(listing, replica)
+                self._sources[uuid] = Source(listing, replica)
             return self._sources[uuid]
 
     @property
@@ -331,7 +253,7 @@ class Feed:
                 source.deleted = uuid not in here
         self._catalog_seen.set()
 
-    def _look_at(self, source: _Source, now: float) -> None:
+    def _look_at(self, source: Source, now: float) -> None:
         try:
             self._pull(source.replica)
             if now >= source.beats_due:
@@ -349,7 +271,7 @@ class Feed:
         source.first_sight.set()
         self._read.set()
 
-    def _take(self, source: _Source) -> None:
+    def _take(self, source: Source) -> None:
         """Make a frame of what was pulled, if there is anything new."""
         state, before = source.replica.state, source.frame
         state.changed.clear()
@@ -357,7 +279,7 @@ class Feed:
             return
         with source.replica.lock:
             source.frame = Frame(source.listing, state, before)
-        _collector.read(len(source.frame.columns) - (len(before.columns) if before is not None else 0))
+        collector.read(len(source.frame.columns) - (len(before.columns) if before is not None else 0))
         source.note_clocks(source.frame, time.time())
 
     def _pull(self, replica: Replica[Any]) -> None:
@@ -367,7 +289,7 @@ class Feed:
         replica.exchange()
         self.round_trip = time.monotonic() - began
 
-    def _look_at_beats(self, source: _Source, now: float) -> None:
+    def _look_at_beats(self, source: Source, now: float) -> None:
         state = source.replica.state
         owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
         source.watch.look(self.store.beats(owners), owners, time.monotonic())
