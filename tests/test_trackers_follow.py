@@ -19,10 +19,8 @@ from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.postgres import Server
 from hopaas_p2p.trackers import Followers, MLflow, TrackerUnreachable, WandB, export_to, follow, links, tracker_of
-from tests.mlflow_fixtures import Relay, mlflow_server, relay
+from tests.mlflow_fixtures import Relay
 from tests.processes import campaign, environment, script, until
-
-__all__ = ["mlflow_server", "relay"]
 
 
 class Notebook:

@@ -14,12 +14,10 @@ import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
-from tests.mlflow_fixtures import Relay, mlflow_server, needed, relay
+from tests.mlflow_fixtures import Relay, needed
 from tests.processes import campaign, cli, start, until
 
 needed("mlflow")
-
-__all__ = ["mlflow_server", "relay"]
 
 
 @pytest.fixture

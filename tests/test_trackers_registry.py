@@ -12,12 +12,10 @@ import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import MLflow, register_best
-from tests.mlflow_fixtures import mlflow_server, needed
+from tests.mlflow_fixtures import needed
 from tests.processes import campaign
 
 needed("mlflow")
-
-__all__ = ["mlflow_server"]
 
 
 @pytest.fixture

@@ -13,12 +13,9 @@ from hopaas_p2p.testing import seaweed
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.connect_proxy import ConnectProxy
-from tests.mlflow_fixtures import mlflow_server
 from tests.pages import run_page
 from tests.postgres_fixtures import OWNER, missing
 from tests.tunnel_fixtures import HOST, Centre
-
-__all__ = ["mlflow_server"]
 
 
 def test_three_clusters_share_one_study(centre: Centre, tmp_path: Path) -> None:
