@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,11 +325,24 @@ def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study
     assert "geheim" not in done.stderr + done.stdout
 
 
-def test_following_outlasts_an_outage_of_the_tracker(tmp_path: Path, mlflow_server: str, relay: Relay) -> None:
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands that a test leaves running, should it fail."""
+    running: list[subprocess.Popen[str]] = []
+    yield running
+    for one in running:
+        one.kill()
+        one.wait()
+
+
+def test_following_outlasts_an_outage_of_the_tracker(
+    tmp_path: Path, mlflow_server: str, relay: Relay, started: list[subprocess.Popen[str]]
+) -> None:
     study = campaign(tmp_path, budget=2)
     trial = study.ask()
     words = ["export", "mlflow", "s", "-s", "store", "--to", relay.uri, "--experiment", tmp_path.name]
     process = start(*words, "--follow", "--interval", "0.2", cwd=tmp_path)
+    started.append(process)
     errors = tmp_path / "worker.err"
     until(lambda: "trying again" in errors.read_text(), 60)
     relay.open()
