@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
+
 import streamlit as st
 
 from dashboard_app import theme, url
 from dashboard_app.charts import draw
 from dashboard_app.frames import Frame
 from dashboard_app.here import Here
+from dashboard_app.redraw import follow
 from dashboard_app.views import compare
-from dashboard_app.views.history import ALONG
+from dashboard_app.views.history import ALONG, Along
 from dashboard_app.views.spec import number
-
-_EVERY = 5.0
 
 
 def show(here: Here) -> None:
@@ -33,34 +34,46 @@ def show(here: Here) -> None:
         "Along", words, format_func=ALONG.__getitem__, default="number", key="along", bind="query-params", required=True
     )
 
-    @st.fragment(run_every=_EVERY)
-    def drawn() -> None:
+    def shown() -> str:
         frames = _frames(here, chosen)
-        if not frames:
+        if frames:
+            _body(frames, along or "number")
+        else:
             theme.nothing("Choose studies.")
-            return
-        pairs = [(frame.name, frame.columns) for frame in frames]
-        if len({columns.directions[0] for _, columns in pairs}) > 1:
-            theme.caption("These studies do not optimise in the same direction.")
-        if any(len(columns.directions) > 1 for _, columns in pairs):
-            theme.caption("Of studies with several objectives the first is shown.")
-        _table(frames)
-        draw(compare.best_so_far(pairs, along=along or "number"), key="best", empty="No complete trial yet.")
-        draw(compare.distributions(pairs), key="edf", empty="")
+        return _version(frames)
 
-    drawn()
+    follow(
+        shown, version=lambda: _version(_frames(here, chosen)), freshness=here.feed.freshness,
+        key=f"compare-{zlib.crc32(repr((chosen, along)).encode()):08x}",
+    )  # fmt: skip
+
+
+def _version(frames: list[Frame]) -> str:
+    return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames)
+
+
+def _body(frames: list[Frame], along: Along) -> None:
+    pairs = [(frame.name, frame.columns) for frame in frames]
+    if len({columns.directions[0] for _, columns in pairs}) > 1:
+        theme.caption("These studies do not optimise in the same direction.")
+    if any(len(columns.directions) > 1 for _, columns in pairs):
+        theme.caption("Of studies with several objectives the first is shown.")
+    _table(frames)
+    draw(compare.best_so_far(pairs, along=along), key="best", empty="No complete trial yet.")
+    draw(compare.distributions(pairs), key="edf", empty="")
 
 
 def _has_results(here: Here, name: str) -> bool:
-    return any(frame.columns.best() is not None for frame in _frames(here, [name]))
+    """As far as that is known without waiting."""
+    return any(frame.columns.best() is not None for frame in _frames(here, [name], wait=False))
 
 
-def _frames(here: Here, names: list[str]) -> list[Frame]:
+def _frames(here: Here, names: list[str], *, wait: bool = True) -> list[Frame]:
     found = []
     known = {one.name: one for one in here.studies()}
     for name in names:
         listing = known.get(name)
-        frame = here.feed.frame(listing.uuid) if listing is not None else None
+        frame = here.feed.frame(listing.uuid, wait=wait) if listing is not None else None
         if frame is not None:
             found.append(frame)
     return found
