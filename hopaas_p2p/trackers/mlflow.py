@@ -94,6 +94,7 @@ class MLflow:
         """MLflow's client for this server."""
         if self._client is None:
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line a trial
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # an export tells nobody else, nor waits for them
             try:
                 from mlflow import MlflowClient
             except ImportError:
