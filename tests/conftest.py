@@ -1,5 +1,12 @@
 """Fixtures that several files use; each group lives in a file of its own."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
 pytest_plugins = [
     "tests.postgres_fixtures",
     "tests.s3_fixtures",
@@ -7,3 +14,11 @@ pytest_plugins = [
     "tests.site_fixtures",
     "tests.mlflow_fixtures",
 ]
+
+
+@pytest.fixture(autouse=True)
+def main_module() -> Iterator[None]:
+    """Streamlit's AppTest puts its script in the place of `__main__`, which later child processes would run again."""
+    before = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = before

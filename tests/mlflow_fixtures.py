@@ -1,4 +1,4 @@
-"""A real `mlflow server` on SQLite, and a relay before it that can be cut."""
+"""A real `mlflow server` on SQLite, and a way to it that can be cut."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Relay:
+class Way:
     """127.0.0.1:port -> the server, while it is open; closing it cuts what goes through."""
 
     def __init__(self, target: int) -> None:
@@ -62,13 +62,17 @@ class Relay:
 
     def _pump(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._target)) as server, contextlib.suppress(OSError):
-            other = {client: server, server: client}
+            other = {client.fileno(): (client, server), server.fileno(): (server, client)}
+            ready = select.poll()  # unlike select, it takes descriptors of any number
+            for number in other:
+                ready.register(number, select.POLLIN)
             while True:
-                for one in select.select(list(other), [], [])[0]:
-                    data = one.recv(65536)
+                for number, _ in ready.poll():
+                    here, there = other[number]
+                    data = here.recv(65536)
                     if not data:
                         return
-                    other[one].sendall(data)
+                    there.sendall(data)
 
     def close(self) -> None:
         if self._listener is not None:
@@ -123,8 +127,8 @@ def a_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def relay(mlflow_server: str) -> Iterator[Relay]:
+def way(mlflow_server: str) -> Iterator[Way]:
     """A way to the server, closed at first."""
-    one = Relay(int(mlflow_server.rpartition(":")[2]))
+    one = Way(int(mlflow_server.rpartition(":")[2]))
     yield one
     one.close()

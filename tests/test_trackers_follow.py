@@ -19,7 +19,7 @@ from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.postgres import Server
 from hopaas_p2p.trackers import Followers, MLflow, TrackerUnreachable, WandB, export_to, follow, links, tracker_of
-from tests.mlflow_fixtures import Relay
+from tests.mlflow_fixtures import Way
 from tests.processes import campaign, environment, script, until
 
 
@@ -309,14 +309,14 @@ def test_mlflow_without_an_address_says_what_to_set(monkeypatch: pytest.MonkeyPa
 
 
 def test_mlflow_catches_up_after_an_outage_while_training_goes_on(
-    tmp_path: Path, mlflow_server: str, relay: Relay, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, mlflow_server: str, way: Way, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = campaign(tmp_path, budget=4)
-    followers = Followers(study, [MLflow(relay.uri, experiment=tmp_path.name)], every=0.1)
+    followers = Followers(study, [MLflow(way.uri, experiment=tmp_path.name)], every=0.1)
     until(lambda: "does not answer" in caplog.text, 60)
     study.optimize(lambda trial: trial.params["lr"], n_trials=2)
 
-    relay.open()
+    way.open()
     until(lambda: _states(mlflow_server, tmp_path) == ["FINISHED", "FINISHED"], 60)
     study.optimize(lambda trial: trial.params["lr"])
     followers.close()

@@ -15,7 +15,7 @@ import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
-from tests.mlflow_fixtures import Relay, needed
+from tests.mlflow_fixtures import Way, needed
 from tests.processes import campaign, cli, start, until
 
 needed("mlflow")
@@ -314,8 +314,8 @@ def test_the_command_exports_and_says_where_to_look(study: Study, mlflow_server:
     )
 
 
-def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study, relay: Relay, tmp_path: Path) -> None:
-    uri = relay.uri.replace("//", "//ann:geheim@")
+def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study, way: Way, tmp_path: Path) -> None:
+    uri = way.uri.replace("//", "//ann:geheim@")
 
     done = cli("export", "mlflow", "s", "-s", "store", "--to", uri, cwd=tmp_path, check=False)
 
@@ -336,22 +336,22 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def test_following_outlasts_an_outage_of_the_tracker(
-    tmp_path: Path, mlflow_server: str, relay: Relay, started: list[subprocess.Popen[str]]
+    tmp_path: Path, mlflow_server: str, way: Way, started: list[subprocess.Popen[str]]
 ) -> None:
     study = campaign(tmp_path, budget=2)
     trial = study.ask()
-    words = ["export", "mlflow", "s", "-s", "store", "--to", relay.uri, "--experiment", tmp_path.name]
+    words = ["export", "mlflow", "s", "-s", "store", "--to", way.uri, "--experiment", tmp_path.name]
     process = start(*words, "--follow", "--interval", "0.2", cwd=tmp_path)
     started.append(process)
     errors = tmp_path / "worker.err"
     until(lambda: "trying again" in errors.read_text(), 60)
-    relay.open()
+    way.open()
     until(lambda: [run.info.status for run in runs(mlflow_server, tmp_path)] == ["RUNNING", "RUNNING"], 60)
     until(lambda: "it is back" in errors.read_text(), 60)
-    relay.close()
+    way.close()
     study.tell(trial, 1.0)
     until(lambda: errors.read_text().count("trying again") == 2, 60)
-    relay.open()
+    way.open()
     until(lambda: [run.info.status for run in runs(mlflow_server, tmp_path)] == ["RUNNING", "FINISHED"], 60)
 
     study.tell(study.ask(), 2.0)

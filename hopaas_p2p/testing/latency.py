@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 Cut = Literal["request", "reply", "mid-reply"]
 _CHUNK: Final = 1 << 16
+_SELECTABLE: Final = 512  # of 1,024, which leaves room for connections
 
 
 class Relay:
@@ -53,9 +54,14 @@ class Relay:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._open: set[_Link] = set()
-        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())  # epoll's timer has steps of 1 ms
+        self._loop = asyncio.SelectorEventLoop(self._selector())
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
         self._server: asyncio.Server | None = None
+
+    def _selector(self) -> selectors.BaseSelector:
+        """The finest clock there is: that of epoll has steps of 1 ms, and select takes small descriptors only."""
+        crowded = self._listener.fileno() > _SELECTABLE
+        return selectors.DefaultSelector() if crowded else selectors.SelectSelector()
 
     @property
     def round_trips(self) -> float:
