@@ -25,6 +25,7 @@ TOPICS: Final = {
     "bridge": "The bridge",
     "monitor": "The monitor",
     "notebook": "Plots in notebooks",
+    "trackers": "Trackers",
 }
 _INTRODUCTION: Final = """# Benchmarks
 
