@@ -92,6 +92,8 @@ class Lock:
             os.close(self._fd)
         self._fd, self._soft = -1, None
 
+    __del__ = forget
+
 
 def hard_locks_work(directory: Path) -> bool:
     """Whether flock excludes here: a second descriptor must not get what the first one holds, on no node."""

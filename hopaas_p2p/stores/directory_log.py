@@ -89,6 +89,8 @@ class DirectoryLog:
             os.close(self._fd)
         self._fd = self._fd_segment = -1
 
+    __del__ = close
+
     def after_fork(self) -> None:
         """Forget where the last read ended: another thread of the parent may have been in the middle of one."""
         self.close()
