@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,8 @@ SECONDS = 30.0
 
 
 @pytest.fixture
-def courier() -> Iterator[Courier]:
+def courier(monkeypatch: pytest.MonkeyPatch) -> Iterator[Courier]:
+    monkeypatch.setattr(forks, "_couriers", weakref.WeakSet())  # those of other tests have no part in these
     store = MemoryStore()
     for uuid in ("first", "second"):
         commit = Commit("founder", 1, "founder", 0, (defined(),))
@@ -85,9 +87,9 @@ def test_a_fork_and_a_first_report_do_not_wait_for_each_other(courier: Courier) 
     forker.join(SECONDS)
     assert not forker.is_alive()
     membership.replica.lock = lock._lock
-    forks._held.clear()  # its thread is gone, and so are the locks it held
-    for replica in courier.replicas():
+    for replica in forks._held:  # its thread is gone, and holds their locks for ever
         replica.lock = threading.RLock()
+    forks._held.clear()
 
 
 def test_a_study_opened_while_the_process_forks_is_left_alone(courier: Courier) -> None:
