@@ -99,6 +99,7 @@ def secure(plain: socket.socket, host: str, *, deadline: float) -> ssl.SSLSocket
     """
     try:
         plain.settimeout(proxies.left(deadline))
+        plain.getpeername()  # of a connection that is gone already, wrap_socket would lose the descriptor
         return trust().wrap_socket(plain, server_hostname=host)
     except ssl.SSLCertVerificationError as error:
         raise _distrust(host, error) from None
