@@ -391,6 +391,7 @@ def test_a_hundred_megabytes_for_a_slow_reader_stay_where_they_are(
     assert peak_of(gateway.process.pid) < 64
 
 
+@pytest.mark.soak  # it stood still twice on a crowded machine, and nobody knows why yet
 def test_a_hundred_megabytes_for_postgres_are_taken_as_it_takes_them(centre: Centre, token: Secret) -> None:
     gateway = centre.gateway()
     connection = connects(gateway, user=OWNER, password=centre.server.password)
