@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -92,7 +93,10 @@ class Lock:
             os.close(self._fd)
         self._fd, self._soft = -1, None
 
-    __del__ = forget
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self._fd >= 0:  # at the end of the program `os` may be gone already
+            close(self._fd)
+            self._fd = -1
 
 
 def hard_locks_work(directory: Path) -> bool:

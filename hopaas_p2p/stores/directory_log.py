@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -89,7 +90,10 @@ class DirectoryLog:
             os.close(self._fd)
         self._fd = self._fd_segment = -1
 
-    __del__ = close
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self._fd >= 0:  # at the end of the program `os` may be gone already
+            close(self._fd)
+            self._fd = -1
 
     def after_fork(self) -> None:
         """Forget where the last read ended: another thread of the parent may have been in the middle of one."""
