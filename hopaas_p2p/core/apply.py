@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hopaas_p2p.core import trial_rules
-from hopaas_p2p.core.changes import count, refuse
+from hopaas_p2p.core.changes import count, find, refuse
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
     UNSTAMPED,
@@ -33,7 +33,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
 )
 from hopaas_p2p.core.sanity import possible_definition
-from hopaas_p2p.core.state import LastCommit, State, Verdict
+from hopaas_p2p.core.state import LastCommit, State, Trial, Verdict
 
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop})
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
@@ -121,6 +121,16 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> Verdict:
     return _ACCEPTED
 
 
+def _of_a_trial(rule: Callable[[State, Trial, Any, Commit], Verdict]) -> Callable[[State, Any, Commit], Verdict]:
+    """The rule for a record that names a trial, which is looked up for it."""
+
+    def looked_up(state: State, record: Any, commit: Commit) -> Verdict:
+        trial = find(state, record.number)
+        return refuse(state, "no such trial") if trial is None else rule(state, trial, record, commit)
+
+    return looked_up
+
+
 _RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
     StudyDefine: _define,
     StudySet: _set_study,
@@ -128,12 +138,12 @@ _RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
     PeerJoin: _join,
     PeerDrain: _drain,
     TrialCreate: trial_rules.create,
-    TrialClaim: trial_rules.claim,
-    TrialSet: trial_rules.set_trial,
-    TrialCheckpoint: trial_rules.checkpoint,
-    TrialFinish: trial_rules.finish,
-    TrialRelease: trial_rules.release,
-    TrialReclaim: trial_rules.reclaim,
-    TrialStop: trial_rules.stop,
+    TrialClaim: _of_a_trial(trial_rules.claim),
+    TrialSet: _of_a_trial(trial_rules.set_trial),
+    TrialCheckpoint: _of_a_trial(trial_rules.checkpoint),
+    TrialFinish: _of_a_trial(trial_rules.finish),
+    TrialRelease: _of_a_trial(trial_rules.release),
+    TrialReclaim: _of_a_trial(trial_rules.reclaim),
+    TrialStop: _of_a_trial(trial_rules.stop),
     Opaque: lambda state, _record, _commit: refuse(state, "malformed"),
 }

@@ -12,7 +12,6 @@ from hopaas_p2p.core.changes import (
     count,
     describes_a_trial,
     end_tenure,
-    find,
     has_lease,
     has_place_for,
     merge,
@@ -79,11 +78,8 @@ def _start(state: State, trial: Trial, commit: Commit) -> Verdict:
     return Verdict(True, trial.number)
 
 
-def claim(state: State, record: TrialClaim, commit: Commit) -> Verdict:
+def claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict:
     """A WAITING trial is started by name."""
-    trial = find(state, record.number)
-    if trial is None:
-        return refuse(state, "no such trial")
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
     closed = state.closed_because() or ("draining" if state.is_draining(commit.owner) else None)
@@ -92,11 +88,8 @@ def claim(state: State, record: TrialClaim, commit: Commit) -> Verdict:
     return _start(state, trial, commit)
 
 
-def set_trial(state: State, record: TrialSet, commit: Commit) -> Verdict:
+def set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> Verdict:
     """Parameters, reports, attributes."""
-    trial = find(state, record.number)
-    if trial is None:
-        return refuse(state, "no such trial")
     if not can_be_merged(state, record):
         return refuse(state, "malformed", trial.number)
     rule = TRANSITIONS.get((trial.state, TrialSet))
@@ -112,22 +105,16 @@ def set_trial(state: State, record: TrialSet, commit: Commit) -> Verdict:
     return Verdict(True, trial.number)
 
 
-def checkpoint(state: State, record: TrialCheckpoint, commit: Commit) -> Verdict:
+def checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
     """A place to resume from; the newest two are kept."""
-    trial = find(state, record.number)
-    if trial is None:
-        return refuse(state, "no such trial")
     if (trial.state, TrialCheckpoint) not in TRANSITIONS or not has_lease(trial, record.epoch, commit):
         return refuse(state, "fenced", trial.number)
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
     return Verdict(True, trial.number)
 
 
-def finish(state: State, record: TrialFinish, commit: Commit) -> Verdict:
+def finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict:
     """COMPLETE, PRUNED or FAIL. A result that comes after the lease is kept, see `_keep_late`."""
-    trial = find(state, record.number)
-    if trial is None:
-        return refuse(state, "no such trial")
     if record.state not in (COMPLETE, PRUNED, FAIL) or not can_end(state, record.state, record.values):
         return refuse(state, "malformed", trial.number)
     rule = TRANSITIONS.get((trial.state, TrialFinish))
@@ -199,11 +186,8 @@ def _last_retry(state: State, trial: Trial) -> Trial | None:
     return retry
 
 
-def release(state: State, record: TrialRelease, commit: Commit) -> Verdict:
+def release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> Verdict:
     """The owner gives the trial back: WAITING again, or failed for good."""
-    trial = find(state, record.number)
-    if trial is None:
-        return refuse(state, "no such trial")
     if (trial.state, TrialRelease) not in TRANSITIONS:
         return refuse(state, "not running", trial.number)
     if not has_lease(trial, record.epoch, commit):
@@ -220,11 +204,8 @@ def release(state: State, record: TrialRelease, commit: Commit) -> Verdict:
     return Verdict(True, trial.number)
 
 
-def reclaim(state: State, record: TrialReclaim, commit: Commit) -> Verdict:
+def reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> Verdict:
     """Somebody saw the owner's silence: the trial fails, and its parameters are queued again."""
-    trial = find(state, record.number)
-    if trial is None:
-        return refuse(state, "no such trial")
     if (trial.state, TrialReclaim) not in TRANSITIONS:
         return refuse(state, "not running", trial.number)
     if trial.epoch != record.epoch:
@@ -271,11 +252,8 @@ def _queue_retry(state: State, trial: Trial) -> None:
     }
 
 
-def stop(state: State, record: TrialStop, _commit: Commit) -> Verdict:
+def stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Verdict:
     """A request to the owner of this epoch."""
-    trial = find(state, record.number)
-    if trial is None:
-        return refuse(state, "no such trial")
     if (trial.state, TrialStop) not in TRANSITIONS:
         return refuse(state, "not running", trial.number)
     if trial.epoch != record.epoch:
