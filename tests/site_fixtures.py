@@ -10,13 +10,13 @@ import socket
 import struct
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hopaas_p2p.testing.postgres import free_port
+from tests.listening import Listening, join
 from tests.postgres_fixtures import missing
 from tests.processes import ROOT, until
 
@@ -167,34 +167,17 @@ uwsgi_temp_path {folder}; scgi_temp_path {folder};
         process.wait(30)
 
 
-class Socks5:
+class Socks5(Listening):
     """A SOCKS5 proxy (RFC 1928) with a login (RFC 1929), to any port of 127.0.0.1."""
 
     def __init__(self, user: str = "", password: str = "") -> None:
+        super().__init__()
         self._login = (user.encode(), password.encode())
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self.asked: list[str] = []
         """The names or addresses that were asked for."""
-        self._thread = threading.Thread(target=self._accept, daemon=True)
 
-    def __enter__(self) -> Socks5:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(30)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError, EOFError), client.makefile("rb") as reader:
+    def serve(self, client: socket.socket) -> None:
+        with client.makefile("rb") as reader:
             _, methods = reader.read(2)
             reader.read(methods)
             if self._login[0]:
@@ -220,15 +203,4 @@ class Socks5:
             with there:
                 there.settimeout(None)
                 client.sendall(b"\x05\x00\x00\x01" + bytes(6))
-                back = threading.Thread(target=_copy, args=(there, client), daemon=True)
-                back.start()
-                _copy(client, there)
-                back.join()
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+                join(client, there)

@@ -7,7 +7,6 @@ import logging
 import socket
 import ssl
 import struct
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from hopaas_p2p.testing.postgres import free_port
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial, wrapped
 from hopaas_p2p.tunnel.dial import Gateway
 from hopaas_p2p.tunnel.startup import BadStartup, Offer, Startup, check, fatal
+from tests.listening import Listening, join
 from tests.processes import until
 from tests.tunnel_fixtures import HOST, Authority, Centre, GatewayProcess, Raw, startup
 
@@ -200,42 +200,24 @@ def test_who_speaks_before_being_let_in_is_cut_off(centre: Centre) -> None:
         assert plain.recv(65536) == b""
 
 
-class Dribble:
+class Dribble(Listening):
     """Terminates TLS before a gateway that speaks plainly, and hands every byte on in a record of its own."""
 
     def __init__(self, authority: Authority, target: int) -> None:
+        super().__init__()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(*authority.certificate(name="dribble"))
         self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve, daemon=True)
 
-    def __enter__(self) -> Dribble:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(30)
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                accepted, _ = self._listener.accept()
-                with (
-                    contextlib.suppress(OSError),
-                    self._context.wrap_socket(accepted, server_side=True) as client,
-                    socket.create_connection(("127.0.0.1", self._target)) as there,
-                ):
-                    for one in (client, there):
-                        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    there.sendall(client.recv(65536).replace(b"\r\n\r\n", b"\r\nX-Forwarded-Proto: https\r\n\r\n"))
-                    back = threading.Thread(target=_dribble, args=(there, client), daemon=True)
-                    back.start()
-                    _dribble(client, there)
-                    back.join()
+    def serve(self, client: socket.socket) -> None:
+        with (
+            self._context.wrap_socket(client, server_side=True) as secured,
+            socket.create_connection(("127.0.0.1", self._target)) as there,
+        ):
+            for one in (secured, there):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            there.sendall(secured.recv(65536).replace(b"\r\n\r\n", b"\r\nX-Forwarded-Proto: https\r\n\r\n"))
+            join(secured, there, _dribble)
 
 
 def _dribble(source: socket.socket, target: socket.socket) -> None:

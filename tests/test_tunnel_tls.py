@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import ssl
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from hopaas_p2p.tunnel.dial import Gateway
 from hopaas_p2p.tunnel.gateway import Gateway as Serving
 from hopaas_p2p.tunnel.gateway_postgres import Target
 from hopaas_p2p.tunnel.gateway_tls import Certificate
+from tests.listening import Listening
 from tests.postgres_fixtures import missing
 from tests.processes import cli, until
 from tests.tunnel_fixtures import HOST, PROXIES, Authority, Centre, tunnels
@@ -46,10 +46,11 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     return made
 
 
-class Impostor:
+class Impostor(Listening):
     """A server that answers whatever it is asked in one way, and remembers what it was told."""
 
     def __init__(self, pair: tuple[Path, Path] | None, answer: bytes, *, newest: ssl.TLSVersion | None = None) -> None:
+        super().__init__()
         self._answer = answer
         self._context: ssl.SSLContext | None = None
         if pair is not None:
@@ -61,32 +62,16 @@ class Impostor:
                     warnings.simplefilter("ignore", DeprecationWarning)
                     self._context.minimum_version = ssl.TLSVersion.TLSv1
                     self._context.maximum_version = newest
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self.told = b""
-        self._thread = threading.Thread(target=self._serve, daemon=True)
 
-    def __enter__(self) -> Impostor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(30)
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                plain, _ = self._listener.accept()
-                with contextlib.suppress(OSError), plain:
-                    plain.settimeout(30)
-                    wrapped = plain if self._context is None else self._context.wrap_socket(plain, server_side=True)
-                    with wrapped:
-                        self.told += wrapped.recv(65536)
-                        wrapped.sendall(self._answer)
-                        while data := wrapped.recv(65536):
-                            self.told += data
+    def serve(self, client: socket.socket) -> None:
+        client.settimeout(30)
+        wrapped = client if self._context is None else self._context.wrap_socket(client, server_side=True)
+        with wrapped:
+            self.told += wrapped.recv(65536)
+            wrapped.sendall(self._answer)
+            while data := wrapped.recv(65536):
+                self.told += data
 
 
 def http(status: str, *headers: str) -> bytes:
@@ -223,20 +208,17 @@ class FalseGateway(Impostor):
         super().__init__(pair, b"")
         self._says = says
 
-    def _serve(self) -> None:
+    def serve(self, client: socket.socket) -> None:
         assert self._context is not None
-        with contextlib.suppress(OSError):
+        with self._context.wrap_socket(client, server_side=True) as secured:
+            protocol = ServerProtocol(subprotocols=[Subprotocol(SUBPROTOCOL)])
+            protocol.receive_data(secured.recv(65536))
+            (request,) = protocol.events_received()
+            assert isinstance(request, Request)
+            protocol.send_response(protocol.accept(request))
+            secured.sendall(b"".join(protocol.data_to_send()))
             while True:
-                plain, _ = self._listener.accept()
-                with contextlib.suppress(OSError), self._context.wrap_socket(plain, server_side=True) as secured:
-                    protocol = ServerProtocol(subprotocols=[Subprotocol(SUBPROTOCOL)])
-                    protocol.receive_data(secured.recv(65536))
-                    (request,) = protocol.events_received()
-                    assert isinstance(request, Request)
-                    protocol.send_response(protocol.accept(request))
-                    secured.sendall(b"".join(protocol.data_to_send()))
-                    while True:
-                        secured.sendall(self._says)
+                secured.sendall(self._says)
 
 
 @pytest.mark.parametrize(
