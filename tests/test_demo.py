@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna_dashboard
@@ -24,6 +23,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.demo.run import dashboard, further
 from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, event_lines, screen_for
 from hopaas_p2p.demo.story import Event, Scene, Story, scene
+from tests.processes import until
 
 DEMO = [sys.executable, "-m", "hopaas_p2p.cli.main", "demo"]
 PLAIN = {**os.environ, "NO_COLOR": "1", "COLUMNS": "100"}
@@ -214,10 +214,10 @@ def test_peers_end_when_the_demo_itself_is_killed(tmp_path: Path) -> None:
     demo.wait()
     demo.stdout.close()
 
-    deadline = time.monotonic() + 60
-    while any(peer.is_running() and peer.status() != psutil.STATUS_ZOMBIE for peer in peers):
-        assert time.monotonic() < deadline, "a peer outlived the demo"
-        time.sleep(0.1)
+    def gone(peer: psutil.Process) -> bool:
+        return not peer.is_running() or peer.status() == psutil.STATUS_ZOMBIE
+
+    until(lambda: all(map(gone, peers)), 60, what="a peer outlived the demo")
 
 
 # --- the story and the screen, without processes -------------------------------------------------------------------
