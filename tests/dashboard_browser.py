@@ -137,7 +137,7 @@ class Visit:
         context = browser.new_context(viewport=WIDE, color_scheme="dark" if dark else "light")  # type: ignore[arg-type]
         context.set_default_timeout(_PATIENCE)
         self.page: Page = context.new_page()
-        self._timeout = _timeout_error()
+        self.late = _timeout_error()
         self.monitor = monitor
         self.wrong: list[str] = []
         self.page.on("console", self._hear)
@@ -160,7 +160,7 @@ class Visit:
 
         def turned() -> bool:
             link.click()
-            with contextlib.suppress(self._timeout):
+            with contextlib.suppress(self.late):
                 there.wait_for(timeout=10_000)
             return there.count() > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -176,24 +177,26 @@ def test_a_request_to_stop_reaches_the_peer(live: tuple[Campaign, Monitor], visi
             if number % 4 == 0 and len(state.trials[number].reports) < 60
         ]
 
-    until(fresh, 120, what="no trial that takes long has begun")
-    number = fresh()[-1]
-    epoch = state.trials[number].epoch
     visit = visits(monitor)
     page = visit.go("/steer?study=live")
-    option = page.get_by_role("option", name=f"{number} |")
 
-    def offered() -> bool:
+    def chosen() -> list[int]:
+        """A fresh trial that the page offers, and that is chosen now; the offer is as old as the last redraw."""
         page.keyboard.press("Escape")
-        page.evaluate(
-            "[...document.querySelectorAll('button')].find(one => /what is new/.test(one.innerText))?.click()"
-        )
+        page.evaluate("[...document.querySelectorAll('.hp-asof button')].find(one => !one.hidden)?.click()")
         visit.settled()
         page.get_by_role("combobox", name="Trial", exact=True).click()
-        return option.count() > 0
+        with contextlib.suppress(visit.late):  # closed again by the redraw
+            page.get_by_role("option").first.wait_for(timeout=2_000)
+        for number in fresh():
+            option = page.get_by_role("option", name=f"{number} |")
+            if option.count():
+                option.click()
+                return [number]
+        return []
 
-    until(offered, 60, what=f"trial {number} is not offered")
-    option.click()
+    (number,) = until(chosen, 120, what="no fresh trial is offered")
+    epoch = state.trials[number].epoch
     page.get_by_role("button", name="Stop it").click()
     page.get_by_role("dialog").get_by_label("Why").fill("it smells")
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()

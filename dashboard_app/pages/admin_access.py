@@ -79,7 +79,7 @@ def _show_secret() -> None:
     made = st.session_state.pop(_MADE, None)
     if made is not None:
         st.warning("This is the only time that this token is shown. Keep it in a file of mode 600 (HOPAAS_TOKEN_FILE).")
-        st.code(made.secret.reveal(), language=None)
+        st.code(made.secret.reveal(), language=None, wrap_lines=True)
 
 
 def _end(here: Here, users: list[str], tokens: list[str]) -> None:

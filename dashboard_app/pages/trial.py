@@ -65,7 +65,8 @@ def _body(here: Here, frame: Frame, number: int) -> None:
     _attributes(trial)
     theme.heading("Run it again")
     python, shell = st.tabs(["Python", "Shell"])
-    python.code(views.as_python(frame.name, here.feed.url, frame.state, trial), language="python")
+    # wrapped: what only a mouse can scroll shuts out who has a keyboard
+    python.code(views.as_python(frame.name, here.feed.url, frame.state, trial), language="python", wrap_lines=True)
     shell.code(views.as_shell(frame.name, here.feed.url, frame.state, trial), language="shell", wrap_lines=True)
 
 
