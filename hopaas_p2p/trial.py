@@ -48,10 +48,11 @@ class Trial(optuna.trial.Trial):
         True when the pruner says so, when somebody asked this trial to stop, or when its lease was lost. Reads the
         replica: costs no round trip.
         """
-        if self.stop_requested is not None:
+        asked, held = self.storage.standing(self._trial_id)
+        if asked is not None:
             self.storage.acknowledge_stop(self._trial_id)
             return True
-        return not self.lease_held or super().should_prune()
+        return not held or super().should_prune()
 
     def prune(self) -> NoReturn:
         """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` await."""

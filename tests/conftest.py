@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +20,14 @@ pytest_plugins = [
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job; what the tests start must hear it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_directory() -> Iterator[None]:
+    """What tests leave in the spool is not this user's, and no other process reads it again and again."""
+    with tempfile.TemporaryDirectory(prefix="state-") as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "XDG_STATE_HOME", directory)
+        yield
 
 
 @pytest.fixture(autouse=True)

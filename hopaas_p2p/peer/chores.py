@@ -98,7 +98,7 @@ class Chores:
             self._hear_of_others(membership, now)
             self._look_after_others(membership, now)
             wait = min(wait, replica.state.policy.ttl / 8)
-        if replica.snapshot_due:
+        if replica.snapshot_due and self._courier.store.snapshots:
             replica.write_snapshot()
         return wait
 

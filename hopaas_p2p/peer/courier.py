@@ -29,7 +29,6 @@ from hopaas_p2p.peer.keeper import Keeper
 from hopaas_p2p.peer.membership import Membership
 from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.peer.replica import Replica, catalog_replica, study_replica
-from hopaas_p2p.stores.base import Crowded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,18 +159,17 @@ class Courier(Exchanges):
                 self._beaten_at = now
 
     def note_draft(self, membership: Membership[State]) -> None:
-        """A report or attribute waits: it leaves with the next exchange, or by itself after `linger`."""
-        if membership.drafted_at is None:
-            membership.drafted_at = membership.noted_at = self.clock()
-            self._background.start()
-            self._background.wake(after=self.linger_of(membership))
+        """The first report or attribute waits: it leaves with the next exchange, or by itself after `linger`."""
+        membership.drafted_at = membership.noted_at = self.clock()
+        self._background.start()
+        self._background.wake(after=self.linger_of(membership))
 
     def linger_of(self, membership: Membership[State]) -> float:
         """Seconds for which reports of this study wait for company."""
         if self._linger is not None:
             return self._linger
-        log, timeout = membership.replica.log, membership.replica.state.policy.progress_timeout
-        linger = max(_LINGER, self.store.freshness, log.linger if isinstance(log, Crowded) else 0.0)
+        crowded, timeout = membership.replica.crowded, membership.replica.state.policy.progress_timeout
+        linger = max(_LINGER, self.store.freshness, crowded.linger if crowded is not None else 0.0)
         return linger if timeout is None else min(linger, timeout / 4)  # reports are what it waits for
 
     def lease_valid(self, membership: Membership[State], owner: str) -> bool:

@@ -155,10 +155,11 @@ class Exchanges:
             self.delivery.forget(membership)
         if beat is not None and not self.adopted:  # theirs do not ride along
             self._keeper.has_beaten(ttl=membership.replica.state.policy.ttl, now=began)
-        if membership.replica.snapshot_due:
+        if membership.replica.snapshot_due and self.store.snapshots:
             self._background.wake()
         elif membership.introduced:  # the thread may have gone to sleep for long before there was a lease to keep
             self._background.wake(after=membership.replica.state.policy.ttl / 8)
+        self._background.let_work()
 
     def _riding_beat(self, membership: Membership[Any]) -> Beat | None:
         if not self.store.beats_ride or not membership.introduced:

@@ -62,7 +62,8 @@ class Replica(Generic[S]):
         self.turn = Turn()
         self._empty, self._apply, self._load, self._now_us = empty, apply, load, now_us
         self._outbox = Outbox(writer, now_us)
-        self._crowded = log if isinstance(log, Crowded) else None
+        self.crowded = log if isinstance(log, Crowded) else None
+        """The log, if its commits are dear: asked once, for a protocol's isinstance costs as much as a commit."""
         self._trusted = False
         self.state = empty()
         self.snapshot_due = False
@@ -129,8 +130,8 @@ class Replica(Generic[S]):
             self._join()
             if beat is None and not self.waiting:
                 return
-        if self._crowded is not None and self.waiting:
-            self._approach(self._crowded)
+        if self.crowded is not None and self.waiting:
+            self._approach(self.crowded)
         with self.lock:
             following = self._outbox.next()
             outgoing = following.outgoing if following else None
@@ -148,16 +149,17 @@ class Replica(Generic[S]):
         """Wait for a good moment before the commit is made: what others queue meanwhile goes along."""
         more = True
         while more:
-            receipt = self._heard(lambda: log.approach(self.state.lsn))
+            try:
+                receipt = log.approach(self.state.lsn)
+            except SleptThrough:
+                self._trusted = False
+                raise
             self._take(receipt.entries)
             more = receipt.more
 
     def _ask(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        return self._heard(lambda: self.log.exchange(outgoing, since, beat))
-
-    def _heard(self, ask: Callable[[], Receipt]) -> Receipt:
         try:
-            return ask()
+            return self.log.exchange(outgoing, since, beat)
         except SleptThrough:
             self._trusted = False  # the next exchange begins with a snapshot; what is in flight stays so
             raise

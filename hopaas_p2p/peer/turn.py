@@ -21,25 +21,34 @@ class Turn:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._taken = False
+        self._taken = threading.Lock()
+        self._given = threading.Condition(threading.Lock())
+        self._waiting = 0
 
     def take(self, ticket: Decidable | None = None) -> bool:
         """Wait for the turn; whether this thread has it now, or need not exchange because its ticket is decided."""
-        with self._changed:
-            while True:
-                if ticket is not None and ticket.decided:
-                    return False
-                if not self._taken:
-                    self._taken = True
-                    return True
-                self._changed.wait()
+        if ticket is not None and ticket.decided:
+            return False
+        return self._taken.acquire(blocking=False) or self._wait(ticket)
+
+    def _wait(self, ticket: Decidable | None) -> bool:
+        with self._given:
+            self._waiting += 1  # before the next look, so that a turn which is given after it is told
+            try:
+                while ticket is None or not ticket.decided:
+                    if self._taken.acquire(blocking=False):
+                        return True
+                    self._given.wait()
+                return False
+            finally:
+                self._waiting -= 1
 
     def give(self) -> None:
         """Let go of it. Everyone who waits looks at its ticket."""
-        with self._changed:
-            self._taken = False
-            self._changed.notify_all()
+        self._taken.release()
+        if self._waiting:
+            with self._given:
+                self._given.notify_all()
 
     def __enter__(self) -> None:
         self.take()

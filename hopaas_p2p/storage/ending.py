@@ -147,27 +147,19 @@ class Ending(Running):
         return self.courier.settle(part.membership, ticket)[-1].accepted
 
     @contextlib.contextmanager
-    def telling(self, *, defer: bool = False, strict: bool = False) -> Iterator[None]:
+    def telling(self, *, defer: bool = False, strict: bool = False, reason: str | None = None) -> Iterator[None]:
         """How trials end in this block, on this thread.
 
         Args:
             defer: queue the end; it leaves with the next exchange, and `settle_deferred` tells its fate.
             strict: raise when the lease is lost, where Optuna's own `optimize` only gets a warning in the log.
+            reason: why they end so.
         """
-        self._mode.defer, self._mode.strict = defer, strict
+        self._mode.defer, self._mode.strict, self._mode.reason = defer, strict, reason
         try:
             yield
         finally:
             self._mode.__dict__.clear()
-
-    @contextlib.contextmanager
-    def because(self, reason: str | None) -> Iterator[None]:
-        """Trials that end in this block, on this thread, carry this reason."""
-        self._mode.reason = reason
-        try:
-            yield
-        finally:
-            self._mode.reason = None
 
     def settle_deferred(self, study_id: int) -> list[tuple[int, Verdict]]:
         """Wait until every deferred end is durable; the trials and verdicts of those that were refused."""

@@ -6,6 +6,7 @@ from hopaas_p2p.core import records
 from hopaas_p2p.core.records import TrialCheckpoint
 from hopaas_p2p.errors import NotYourTrial
 from hopaas_p2p.storage.ending import Ending
+from hopaas_p2p.storage.part import Part
 
 
 class Leases(Ending):
@@ -15,11 +16,21 @@ class Leases(Ending):
         """Whether the log, as far as it was read, says that this process runs the trial."""
         part, number = self._locate(trial_id)
         with part.lock:
-            trial = part.replica.state.trials[number]
-            live = part.view.live.get(number)
-            if live is None:
-                return trial.end is None and self.courier.is_mine(trial.owner)
-            return (trial.owner, trial.epoch) == live.lease
+            return self._held(part, number)
+
+    def _held(self, part: Part, number: int) -> bool:
+        trial = part.replica.state.trials[number]
+        live = part.view.live.get(number)
+        if live is None:
+            return trial.end is None and self.courier.is_mine(trial.owner)
+        return (trial.owner, trial.epoch) == live.lease
+
+    def standing(self, trial_id: int) -> tuple[str | None, bool]:
+        """(why somebody asked this trial to end, or None; whether its lease is held). Reads the replica."""
+        part, number = self._locate(trial_id)
+        self._refresh(part)
+        with part.lock:
+            return part.replica.state.trials[number].stop, self._held(part, number)
 
     def lease_valid(self, trial_id: int) -> bool:
         """Whether this process may still trust that nobody takes the trial over."""
@@ -37,9 +48,7 @@ class Leases(Ending):
 
     def stop_requested(self, trial_id: int) -> str | None:
         """Why somebody asked this trial to end, if somebody did. Reads the replica."""
-        part, number = self._locate(trial_id)
-        self._read(part.view.study_id)
-        return part.replica.state.trials[number].stop
+        return self.standing(trial_id)[0]
 
     def check_writable(self, trial_id: int) -> None:
         """Raises NotYourTrial or UpdateFinishedTrialError if this process may not end the trial."""

@@ -18,6 +18,7 @@ from hopaas_p2p.peer.membership import Membership
 from hopaas_p2p.peer.outbox import Ticket
 
 NUMBER_BITS: Final = 32
+_NUMBERS: Final = (1 << NUMBER_BITS) - 1
 NO_WORK: Final = {
     "budget": "the study's budget is used up",
     "paused": "the study is paused; go on with: hopaas-p2p study resume",
@@ -39,7 +40,7 @@ class Options(NamedTuple):
 
 
 class Mode(threading.local):
-    """How trials end in a block of code, on one thread: see `Storage.telling` and `Storage.because`."""
+    """How trials end in a block of code, on one thread: see `Storage.telling`."""
 
     defer = False
     strict = False
@@ -85,12 +86,16 @@ class Parts:
     def _read(self, study_id: int) -> Part:
         """The part, as fresh as a read may expect. Costs no round trip in steady state."""
         part = self.part(study_id)
+        self._refresh(part)
+        return part
+
+    def _refresh(self, part: Part) -> None:
+        """See that a read finds what it may expect to."""
         try:
             self.courier.refresh_for_reading(part.membership)
         except StudyDeleted:
-            self._parts.pop(study_id, None)
-            raise KeyError(f"No study with study_id {study_id} exists any more.") from None
-        return part
+            self._parts.pop(part.view.study_id, None)
+            raise KeyError(f"No study with study_id {part.view.study_id} exists any more.") from None
 
     def _listing(self, study_id: int) -> Listing:
         self._refresh_catalog()
@@ -107,11 +112,13 @@ class Parts:
         return View(study_id, allow_pickles=self._options.allow_pickles)
 
     def _locate(self, trial_id: int) -> tuple[Part, int]:
-        study_id, number = trial_id >> NUMBER_BITS, trial_id & ((1 << NUMBER_BITS) - 1)
-        try:
-            part = self.part(study_id)
-        except KeyError:
-            raise KeyError(f"No trial with trial_id {trial_id} exists.") from None
+        study_id, number = trial_id >> NUMBER_BITS, trial_id & _NUMBERS
+        part = self._parts.get(study_id)
+        if part is None:
+            try:
+                part = self.part(study_id)
+            except KeyError:
+                raise KeyError(f"No trial with trial_id {trial_id} exists.") from None
         if number >= len(part.replica.state.trials):
             self.courier.catch_up(part.membership)
             if number >= len(part.replica.state.trials):

@@ -19,7 +19,7 @@ class Reading(Parts):
         with part.lock:
             if number in part.view.live:
                 return part.view.trial(number)
-        self._read(part.view.study_id)
+        self._refresh(part)
         with part.lock:
             part.view.catch_up(part.replica.state)
             return part.view.trial(number)

@@ -144,7 +144,8 @@ class Running(Parts):
             draft.dists[name] = record
 
     def _draft(self, part: Part, number: int, live: Live) -> Draft:
-        self.courier.note_draft(part.membership)
+        if part.membership.drafted_at is None:
+            self.courier.note_draft(part.membership)
         return part.replica.draft(number, live.lease.epoch, live.lease.owner)
 
     def set_trial_param(

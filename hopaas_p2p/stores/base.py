@@ -132,6 +132,8 @@ class Store(Protocol):
     """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, ask it on every read."""
     beats_ride: bool
     """Whether a beat costs nothing extra inside `exchange`."""
+    snapshots: bool
+    """Whether a snapshot spares a joiner something: not where the log itself is as near."""
 
     def catalog(self) -> Log:
         """The directory log."""

@@ -63,6 +63,7 @@ class BridgedStore:
     """
 
     beats_ride = False
+    snapshots = True
 
     def __init__(
         self,

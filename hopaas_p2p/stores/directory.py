@@ -51,6 +51,7 @@ class DirectoryStore:
 
     freshness = 0.0
     beats_ride = False
+    snapshots = True
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = Path(path).expanduser().absolute()

@@ -111,13 +111,19 @@ class DirectoryLog:
 
     def _open(self, lsn: int, *, for_writing: bool, create: bool = False) -> int:
         """The descriptor of the segment that holds `lsn`, kept open between calls."""
+        return self._look(lsn, for_writing=for_writing, create=create)[0]
+
+    def _look(self, lsn: int, *, for_writing: bool, create: bool = False) -> tuple[int, int]:
+        """The descriptor of the segment that holds `lsn`, and its size."""
         segment = self._segment(lsn)
-        kept = self._fd_segment == segment and (self._fd_writable or not for_writing)
-        if not kept or os.fstat(self._fd).st_nlink == 0:
-            self.close()
-            self._fd = self._open_anew(self._path(lsn), for_writing=for_writing, create=create)
-            self._fd_segment = segment
-        return self._fd
+        if self._fd_segment == segment and (self._fd_writable or not for_writing):
+            now = os.fstat(self._fd)
+            if now.st_nlink:
+                return self._fd, now.st_size
+        self.close()
+        self._fd = self._open_anew(self._path(lsn), for_writing=for_writing, create=create)
+        self._fd_segment = segment
+        return self._fd, os.fstat(self._fd).st_size
 
     def _open_anew(self, path: Path, *, for_writing: bool, create: bool) -> int:
         try:
@@ -136,12 +142,12 @@ class DirectoryLog:
         entries: list[Entry] = []
         while True:
             try:
-                fd = self._open(self._lsn + 1, for_writing=for_writing)
+                fd, size = self._look(self._lsn + 1, for_writing=for_writing)
             except FileNotFoundError:
                 if self._lsn and not self._log.is_dir():
                     self._explain_loss()
                 break
-            if not self._take(fd, entries, for_writing=for_writing) or self._lsn % _SEGMENT:
+            if not self._take(fd, size, entries, for_writing=for_writing) or self._lsn % _SEGMENT:
                 break
             self._offset = 0
         return entries
@@ -152,9 +158,8 @@ class DirectoryLog:
             raise StudyDeleted
         raise FileNotFoundError(errno.ENOENT, NOT_MOUNTED)
 
-    def _take(self, fd: int, entries: list[Entry], *, for_writing: bool) -> bool:
-        """Read frames from the offset to the end of this segment; whether there was any."""
-        size = os.fstat(fd).st_size
+    def _take(self, fd: int, size: int, entries: list[Entry], *, for_writing: bool) -> bool:
+        """Read frames from the offset to the end of this segment, `size`; whether there was any."""
         if size < self._offset:
             raise StoreCorrupt(f"{self._path(self._lsn + 1)} became shorter than what was read from it")
         data = os.pread(fd, size - self._offset, self._offset) if size > self._offset else b""
@@ -216,7 +221,8 @@ class DirectoryLog:
         fresh = self._offset == 0
         if fresh:
             self._log.mkdir(parents=True, exist_ok=True)
-        fd = self._open(lsn, for_writing=True, create=True)
+            self._open(lsn, for_writing=True, create=True)
+        fd = self._fd  # of the segment's end, which was read under this lock
         self._lock.still_held()
         frame = b"%08x %b\n" % (len(payload), payload)
         if os.pwrite(fd, frame, self._offset) != len(frame):

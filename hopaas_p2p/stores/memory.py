@@ -82,6 +82,7 @@ class MemoryStore:
 
     freshness = 0.0
     beats_ride = False
+    snapshots = False
 
     def __init__(self, name: str = "") -> None:
         self.url = f"memory://{name}"

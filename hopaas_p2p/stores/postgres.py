@@ -101,6 +101,7 @@ class PostgresStore:
 
     freshness = 1.0
     beats_ride = True
+    snapshots = True
 
     def __init__(self, url: str) -> None:
         self._door = Door(Address(url))

@@ -72,6 +72,7 @@ class S3Store:
 
     freshness = 5.0
     beats_ride = False
+    snapshots = True
 
     def __init__(self, url: str, *, create: bool = True, objects: ObjectStore | None = None) -> None:
         address = parse(url)

@@ -64,16 +64,6 @@ class Asking(Handle):
             NotYourTrial: this process never ran it.
             InvalidInput: values that are not numbers, NaN, or too many or few. The trial goes on.
         """
-        with self.storage.telling(strict=True):
-            self._tell(trial, values, state, reason)
-
-    def _tell(
-        self,
-        trial: Trial | int,
-        values: float | Sequence[float] | None,
-        state: TrialState | str | None,
-        reason: str | None,
-    ) -> None:
         to = _state_named(state) if isinstance(state, str) else state
         if to is None:
             to = TrialState.COMPLETE if values is not None else TrialState.FAIL
@@ -84,8 +74,11 @@ class Asking(Handle):
             told = as_values(values, expected=len(self.optuna.directions))
         number = trial if isinstance(trial, int) else trial.number
         self._refuse_unless_ours(number)
-        with self.storage.because(reason):
-            _tell_with_warning(self.optuna, trial, None if told is None else list(told), state=to)
+        with self.storage.telling(strict=True, reason=reason):
+            self._tell(trial, told, to)
+
+    def _tell(self, trial: Trial | int, values: tuple[float, ...] | None, state: TrialState) -> None:
+        _tell_with_warning(self.optuna, trial, None if values is None else list(values), state=state)
 
     def _refuse_unless_ours(self, number: int) -> None:
         """Say so in our words before Optuna says it in its own."""

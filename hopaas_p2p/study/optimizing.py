@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.errors import InvalidInput, LeaseLost, NoWork
+from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.study.asking import Asking, Objective
 from hopaas_p2p.study.interrupts import describe, sigterm_raises
 from hopaas_p2p.trial import Trial, as_values
@@ -110,8 +110,6 @@ class Optimizing(Asking):
     def _end(
         self, trial: Trial, values: tuple[float, ...] | None = None, *, state: TrialState, reason: str | None = None
     ) -> None:
-        try:
-            with self.storage.telling(defer=True):
-                self._tell(trial, values, state, reason)
-        except LeaseLost as lost:
-            _log.warning("%s", lost)
+        self.storage.check_writable(trial._trial_id)
+        with self.storage.telling(defer=True, reason=reason):
+            self._tell(trial, values, state)

@@ -60,6 +60,7 @@ class FaultyStore:
         self.url = inner.url
         self.freshness = inner.freshness
         self.beats_ride = inner.beats_ride
+        self.snapshots = inner.snapshots
         self.happened: Counter[Fault] = Counter()
         self.sent: list[Outgoing] = []
         """Every commit that somebody tried to append, in order."""

@@ -82,6 +82,7 @@ class _Link:
         self.url = inner.url
         self.freshness = 0.0
         self.beats_ride = False
+        self.snapshots = True
         self.cut_until = -1.0
 
     def through(self) -> None:
