@@ -123,7 +123,7 @@ def checked_parameter(name: str) -> str:
     """
     if not _encodable(name):
         raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
-    return name
+    return str(name)
 
 
 def to_datetime(microseconds: int | None) -> datetime.datetime | None:

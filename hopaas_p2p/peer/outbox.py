@@ -26,9 +26,10 @@ _REPORT: Final = 20  # characters that a report counts for
 class Ticket:
     """The fate of some records: their verdicts, once the log has decided."""
 
-    __slots__ = ("abandoned", "error", "records", "verdicts")
+    __slots__ = ("abandoned", "error", "owner", "records", "verdicts")
 
-    def __init__(self, records: tuple[Record, ...]) -> None:
+    def __init__(self, owner: str, records: tuple[Record, ...]) -> None:
+        self.owner = owner
         self.records = records
         self.verdicts: tuple[Verdict, ...] | None = None
         self.abandoned = False
@@ -42,6 +43,10 @@ class Ticket:
     def decide(self, verdict: Verdict) -> None:
         """The same verdict for each of its records."""
         self.verdicts = (verdict,) * len(self.records)
+
+    def weight(self) -> int:
+        """Characters, roughly, by which it can make a commit large."""
+        return sum([_weight(record) for record in self.records])
 
 
 class Draft:
@@ -89,14 +94,6 @@ class Draft:
                 yield field, key, value
 
 
-class _Pending(NamedTuple):
-    owner: str
-    ticket: Ticket
-
-    def weight(self) -> int:
-        return sum([_weight(record) for record in self.ticket.records])
-
-
 class InFlight(NamedTuple):
     """A commit that was sent, or is about to be."""
 
@@ -115,7 +112,7 @@ class Outbox:
         """In the order in which they must be sent; more than one only after a spell on disk."""
         self._writer = writer
         self._now_us = now_us
-        self._queue: list[_Pending] = []
+        self._queue: list[Ticket] = []
         self._seq = 0
 
     def __bool__(self) -> bool:
@@ -124,14 +121,14 @@ class Outbox:
 
     def put(self, owner: str, records: tuple[Record, ...]) -> Ticket:
         """Queue records that `owner` says; they leave together."""
-        ticket = Ticket(records)
-        self._queue.append(_Pending(owner, ticket))
+        ticket = Ticket(owner, records)
+        self._queue.append(ticket)
         return ticket
 
     def take_back(self, ticket: Ticket) -> None:
         """Forget a ticket that has not left; one that has is only marked."""
         ticket.abandoned = True
-        self._queue = [pending for pending in self._queue if pending.ticket is not ticket]
+        self._queue = [one for one in self._queue if one is not ticket]
 
     def draft(self, number: int, epoch: int, owner: str) -> Draft:
         """The draft of this lease."""
@@ -154,7 +151,7 @@ class Outbox:
 
     def ends(self) -> list[int]:
         """The trials whose end is among it."""
-        tickets = [ticket for one in self.in_flight for ticket in one.tickets] + [one.ticket for one in self._queue]
+        tickets = [ticket for one in self.in_flight for ticket in one.tickets] + self._queue
         return [record.number for one in tickets for record in one.records if isinstance(record, TrialFinish)]
 
     def settled(self, last: LastCommit | None) -> list[Ticket]:
@@ -183,26 +180,26 @@ class Outbox:
             if not self._queue:
                 return
             if len(self._queue) == 1:  # as nearly always: one ask, or one tell with all that was said before it
-                (pending,) = self._queue
+                (ticket,) = self._queue
                 self._queue = []
-                self._launch(pending.owner, (pending.ticket,), pending.ticket.records)
+                self._launch(ticket.owner, (ticket,), ticket.records)
                 return
         self._queue_heavy_drafts()
         owner = self._queue[0].owner if self._queue else next(iter(self.drafts.values())).owner
         tickets: list[Ticket] = []
         weight = count = 0
-        kept: list[_Pending] = []
-        for pending in self._queue:
-            heavier = weight + pending.weight()
-            fits = count + len(pending.ticket.records) <= _MAX_RECORDS and heavier <= _MAX_TEXT
-            if pending.owner != owner or kept or (tickets and not fits):
-                kept.append(pending)
+        kept: list[Ticket] = []
+        for ticket in self._queue:
+            heavier = weight + ticket.weight()
+            fits = count + len(ticket.records) <= _MAX_RECORDS and heavier <= _MAX_TEXT
+            if ticket.owner != owner or kept or (tickets and not fits):
+                kept.append(ticket)
                 continue
-            tickets.append(pending.ticket)
+            tickets.append(ticket)
             weight = heavier
-            count += len(pending.ticket.records)
+            count += len(ticket.records)
         drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
-        drafted = Ticket(tuple([draft.record() for draft in drafts]))
+        drafted = Ticket(owner, tuple([draft.record() for draft in drafts]))
         self._queue = kept
         for draft in drafts:
             del self.drafts[draft.number]
@@ -225,7 +222,7 @@ class Outbox:
         """Put drafts that need several commits before what is queued."""
         for draft in [draft for draft in self.drafts.values() if draft.weight() > _MAX_TEXT]:
             del self.drafts[draft.number]
-            heavy = [_Pending(draft.owner, Ticket((record,))) for record in draft.records()]
+            heavy = [Ticket(draft.owner, (record,)) for record in draft.records()]
             self._queue = heavy + self._queue
 
     def _drafts_that_fit(self, owner: str, room: int) -> list[Draft]:

@@ -163,12 +163,12 @@ class Running(Parts):
                 live.frozen._params[param_name] = external(distribution, value)
                 live.frozen._distributions[param_name] = distribution
                 draft = self._draft(part, number, live)
-                draft.params[str(param_name)] = value
+                draft.params[param_name] = value
                 if known != record:
-                    draft.dists[str(param_name)] = record
+                    draft.dists[param_name] = record
                 return
         self._set_waiting(
-            part, number, params={str(param_name): value}, dists={} if known == record else {str(param_name): record}
+            part, number, params={param_name: value}, dists={} if known == record else {param_name: record}
         )
 
     @staticmethod
