@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores import s3_client
@@ -213,6 +214,17 @@ def test_a_trial_is_told_across_an_outage(s3_server: Seaweed, proxy: FaultProxy,
 
 
 # --- bodies ------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_told_across_a_minute_of_500s(s3_server: Seaweed, proxy: FaultProxy, prefix: str) -> None:
+    study = hopaas_p2p.open_study(s3_server.url(prefix, endpoint=proxy.endpoint), "s", patience=300.0)
+    trial = study.ask()
+    end = time.monotonic() + 60.0
+    proxy.always = lambda _: s3_faults.BROKEN if time.monotonic() < end else None
+    study.tell(trial, 1.0)
+    assert time.monotonic() >= end
+    assert [trial.state.name for trial in study.state.trials] == ["COMPLETE"]
+    study.storage.close()
 
 
 def test_a_server_that_does_not_give_back_what_it_took_is_refused(store: S3Store, proxy: FaultProxy) -> None:
