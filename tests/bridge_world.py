@@ -16,7 +16,7 @@ from hopaas_p2p.stores.base import Artifacts, Beat, Entry, Log, Store
 from hopaas_p2p.stores.bridge import Bridge
 from hopaas_p2p.stores.bridged import BridgedStore
 from hopaas_p2p.stores.memory import MemoryStore
-from hopaas_p2p.testing.conformance import everything
+from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.faults import Crash, Fault, FaultyLog, FaultyStore
 from tests.scribe import defined
 

@@ -20,7 +20,7 @@ from hopaas_p2p.stores.bridged import BridgedStore
 from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append_many, everything, outgoing, sealed
+from hopaas_p2p.testing.commits import append_many, everything, outgoing, sealed
 from hopaas_p2p.testing.faults import SURVIVABLE, Fault, at_random
 from tests.bridge_world import STUDY, Peer, World, founded, replayed, same_study_on_both_sides
 from tests.scribe import COMPLETE, FAIL, RUNNING

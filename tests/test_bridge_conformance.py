@@ -13,7 +13,7 @@ import pytest
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.bridged import BridgedStore
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import StoreConformance
+from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 from tests.processes import ROOT, environment
 
 
@@ -55,7 +55,7 @@ def host() -> Iterator[Host]:
     made.stop()
 
 
-class _Bridged(StoreConformance):
+class _Bridged(StoreConformance, AcrossProcesses):
     racers = 3
     commits = 12
 

@@ -9,7 +9,7 @@ import pytest
 from hopaas_p2p.errors import Denied, StoreUnreachable
 from hopaas_p2p.stores.bridge_frames import BOX
 from hopaas_p2p.stores.memory import MemoryArtifacts
-from hopaas_p2p.testing.conformance import everything
+from hopaas_p2p.testing.commits import everything
 from tests.bridge_process import BridgeProcess
 from tests.bridge_world import World
 from tests.processes import SPACE, until

@@ -15,7 +15,7 @@ import hopaas_p2p
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import everything
+from hopaas_p2p.testing.commits import everything
 from tests.bridge_process import BridgeProcess
 from tests.bridge_world import replayed
 from tests.peers import Peers, check

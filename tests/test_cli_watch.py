@@ -148,7 +148,7 @@ def test_a_store_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_unreadable_commits_are_counted_and_named(here: dict[str, Any], tmp_path: Path, study: Study) -> None:
-    from hopaas_p2p.testing.conformance import outgoing
+    from hopaas_p2p.testing.commits import outgoing
 
     uuid = study.storage.part(study.study_id).membership.uuid
     log = DirectoryStore(tmp_path / "store").log(uuid)

@@ -19,7 +19,7 @@ from hopaas_p2p.peer.membership import Membership
 from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
-from hopaas_p2p.testing.conformance import everything, sealed
+from hopaas_p2p.testing.commits import everything, sealed
 from hopaas_p2p.testing.faults import Fault, FaultyStore
 from tests.processes import until
 

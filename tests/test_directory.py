@@ -21,7 +21,7 @@ from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.stores.directory_lock import hard_locks_work
 from hopaas_p2p.stores.directory_log import DirectoryLog
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append, append_many, everything, outgoing
+from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 
 NOBODY = 65534
 
@@ -118,7 +118,7 @@ def test_another_process_goes_on_after_a_torn_tail(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from hopaas_p2p.stores.url import open_store\n"
-        "from hopaas_p2p.testing.conformance import append, outgoing\n"
+        "from hopaas_p2p.testing.commits import append, outgoing\n"
         "print(append(open_store(sys.argv[1]).log('study'), outgoing('new')).entries[-1].lsn)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -133,7 +133,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_write_loses_only_what_it_wa
     code = (
         "import os, signal, sys\n"
         "from hopaas_p2p.stores.url import open_store\n"
-        "from hopaas_p2p.testing.conformance import append, outgoing\n"
+        "from hopaas_p2p.testing.commits import append, outgoing\n"
         "write = os.pwrite\n"
         "def dying(fd, data, at):\n"
         "    write(fd, data[: len(data) // 2], at)\n"
@@ -309,7 +309,7 @@ from hopaas_p2p.stores import directory
 if sys.argv[2] == "lockfile":
     directory.hard_locks_work = lambda _: False
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append, outgoing
+from hopaas_p2p.testing.commits import append, outgoing
 def hold(fd):
     print("holding", flush=True)
     time.sleep(600)
@@ -513,7 +513,7 @@ import os, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import everything, outgoing
+from hopaas_p2p.testing.commits import everything, outgoing
 try:
     log = open_store(sys.argv[1]).log("study")
     print(len(everything(log)), log.newest_snapshot() is not None)
@@ -529,7 +529,7 @@ def as_nobody(*arguments: str) -> str:
     if os.getuid() != 0:
         pytest.skip("needs root to become somebody else")
     # imported before the rights are dropped: the checkout may be readable by its owner only
-    code = "import hopaas_p2p.stores.directory, hopaas_p2p.testing.conformance\n" + _AS_NOBODY
+    code = "import hopaas_p2p.stores.directory, hopaas_p2p.testing.commits\n" + _AS_NOBODY
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.stdout

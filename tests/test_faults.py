@@ -23,7 +23,7 @@ from hopaas_p2p.peer.replica import Replica, study_replica
 from hopaas_p2p.stores.base import Log, Store
 from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryStore
-from hopaas_p2p.testing.conformance import append, everything, outgoing
+from hopaas_p2p.testing.commits import append, everything, outgoing
 from hopaas_p2p.testing.faults import SURVIVABLE, Crash, Fault, FaultyStore, at_random
 from hopaas_p2p.testing.invariants import Witness
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append_many
+from hopaas_p2p.testing.commits import append_many
 from hopaas_p2p.testing.postgres import free_port
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial, wrapped
 from hopaas_p2p.tunnel.dial import Gateway

@@ -14,7 +14,7 @@ import pytest
 
 from hopaas_p2p.cli.gateway import gateway
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append_many, everything
+from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.testing.postgres import free_port
 from tests.postgres_fixtures import missing
 from tests.processes import ROOT, until

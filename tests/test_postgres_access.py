@@ -12,7 +12,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyControl
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, NoSuchStudy
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.testing.conformance import outgoing
+from hopaas_p2p.testing.commits import outgoing
 from tests.postgres_people import Place
 from tests.processes import cli
 

@@ -15,7 +15,7 @@ from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt, StoreUnr
 from hopaas_p2p.stores import postgres_artifacts, postgres_schema
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.postgres import PostgresStore
-from hopaas_p2p.testing.conformance import outgoing
+from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_fixtures import OWNER

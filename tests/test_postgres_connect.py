@@ -20,7 +20,7 @@ from hopaas_p2p.stores import postgres_watch
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.postgres_connect import Address
 from hopaas_p2p.stores.url import open_store, redacted
-from hopaas_p2p.testing.conformance import append_many, everything, outgoing
+from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.pgbouncer import find_pgbouncer, transaction_pooler
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from tests.postgres_fixtures import OWNER, missing

@@ -15,7 +15,7 @@ from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.stores.postgres import PostgresStore
-from hopaas_p2p.testing.conformance import outgoing
+from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_fixtures import MAJORS, missing
 

@@ -20,7 +20,7 @@ from hopaas_p2p.stores import postgres_watch
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.postgres import PostgresLog, PostgresStore
 from hopaas_p2p.stores.postgres_watch import Watched
-from hopaas_p2p.testing.conformance import everything, outgoing
+from hopaas_p2p.testing.commits import everything, outgoing
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.pgbouncer import find_pgbouncer, transaction_pooler
 from hopaas_p2p.testing.postgres import Server, find_binaries

@@ -11,7 +11,7 @@ from optuna.testing.pytest_storages import StorageTestCase
 import hopaas_p2p
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import StoreConformance
+from hopaas_p2p.testing.conformance import AcrossProcesses, RidingBeats, StoreConformance
 from hopaas_p2p.testing.postgres import Server
 
 
@@ -23,7 +23,7 @@ class TestPostgres(StorageTestCase):
         storage.close()
 
 
-class TestPostgresStore(StoreConformance):
+class TestPostgresStore(StoreConformance, AcrossProcesses, RidingBeats):
     @pytest.fixture
     def store(self, any_postgres: Server, any_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         monkeypatch.setenv("HOPAAS_TOKEN", any_postgres.password)  # for the other processes, which get the URL alone

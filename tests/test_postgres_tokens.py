@@ -14,7 +14,7 @@ import pytest
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.stores import postgres_schema as schema
-from hopaas_p2p.testing.conformance import outgoing
+from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_people import Place
 from tests.processes import until

@@ -19,7 +19,7 @@ import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append_many
+from hopaas_p2p.testing.commits import append_many
 from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
 from hopaas_p2p.tunnel import relay as relays

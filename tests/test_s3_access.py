@@ -28,7 +28,7 @@ from hopaas_p2p.stores.s3_minio import MinioObjects
 from hopaas_p2p.stores.s3_policy import policy
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing import s3_faults, seaweed
-from hopaas_p2p.testing.conformance import append_many, everything, outgoing
+from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.s3_faults import Fault, FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.connect_proxy import ConnectProxy

@@ -16,7 +16,7 @@ from hopaas_p2p.stores.base import Outgoing, Receipt
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.testing import seaweed
-from hopaas_p2p.testing.conformance import everything, outgoing, together
+from hopaas_p2p.testing.commits import everything, outgoing, together
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.peers import Peers, check
 from tests.processes import until

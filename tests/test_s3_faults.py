@@ -18,7 +18,7 @@ from hopaas_p2p.stores import s3_client
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.testing import s3_faults, seaweed
-from hopaas_p2p.testing.conformance import append_many, everything, outgoing
+from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.http_messages import Request
 from hopaas_p2p.testing.s3_faults import Fault, FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed

@@ -11,10 +11,10 @@ from optuna.testing.pytest_storages import StorageTestCase
 import hopaas_p2p
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import StoreConformance
+from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 
 
-class TestS3Store(StoreConformance):
+class TestS3Store(StoreConformance, AcrossProcesses):
     commits = 8
 
     @pytest.fixture

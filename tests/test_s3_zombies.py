@@ -17,7 +17,7 @@ from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_awake import Clocks, clocks
 from hopaas_p2p.stores.s3_gc import Finding
 from hopaas_p2p.stores.s3_log import S3Log
-from hopaas_p2p.testing.conformance import append_many, everything, outgoing
+from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.scribe import defined

@@ -12,20 +12,18 @@ from hopaas_p2p.stores import directory
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.directory import DirectoryStore
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import StoreConformance
+from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 
 _names = itertools.count()
 
 
 class TestMemory(StoreConformance):
-    across_processes = False
-
     @pytest.fixture
     def store(self) -> Store:
         return open_store(f"memory://conformance-{next(_names)}")
 
 
-class TestDirectoryWithFlock(StoreConformance):
+class TestDirectoryWithFlock(StoreConformance, AcrossProcesses):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[Store]:
         store = DirectoryStore(tmp_path / "a store")
@@ -34,7 +32,7 @@ class TestDirectoryWithFlock(StoreConformance):
         store.close()
 
 
-class TestDirectoryWithLockFile(StoreConformance):
+class TestDirectoryWithLockFile(StoreConformance, AcrossProcesses):
     @pytest.fixture
     def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         monkeypatch.setattr(directory, "hard_locks_work", lambda _: False)

@@ -26,7 +26,7 @@ from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append_many, everything
+from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.testing.postgres import free_port
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import Gateway, dial

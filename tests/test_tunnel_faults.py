@@ -23,7 +23,7 @@ from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import postgres_watch
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append_many, everything
+from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.testing.postgres import Server
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import Gateway

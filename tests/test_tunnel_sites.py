@@ -17,7 +17,7 @@ from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append_many, everything
+from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.testing.pgbouncer import find_pgbouncer, transaction_pooler
 from hopaas_p2p.testing.postgres import free_port
 from hopaas_p2p.tunnel import dial, proxies

@@ -28,7 +28,7 @@ from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study, open_study
-from hopaas_p2p.testing.conformance import everything
+from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.invariants import Witness
 from hopaas_p2p.trial import Trial
 

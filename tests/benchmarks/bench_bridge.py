@@ -22,7 +22,7 @@ from hopaas_p2p.stores.base import Log, Outgoing, Store
 from hopaas_p2p.stores.bridged import BridgedStore
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import append, append_many, everything, outgoing
+from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server
 from tests.bridge_process import BridgeProcess

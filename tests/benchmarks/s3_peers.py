@@ -21,7 +21,7 @@ from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.conformance import everything, sealed
+from hopaas_p2p.testing.commits import everything, sealed
 
 STUDY = "crowd"
 _THREADS = 8
