@@ -190,7 +190,7 @@ class CarriedTrial:
         if to is TrialState.COMPLETE:
             expected = len(self.study.optuna.directions)
             if told is None or len(told) != expected:
-                raise InvalidInput(f"{len(told or ())} values, but the study has {expected} directions")
+                raise InvalidInput(f"the study wants {expected} value{'s' * (expected > 1)}, got {len(told or ())}")
             if any(math.isnan(value) for value in told):
                 raise InvalidInput("NaN is no result; say --state fail")
         self._say(TrialFinish(self.ticket.number, self.ticket.epoch, to, told, reason))

@@ -104,6 +104,12 @@ def test_a_budget_that_was_moved_is_what_joiners_may_say(studies: Any) -> None:
     assert studies(budget=9).state.budget == 9
 
 
+def test_a_store_may_be_a_path(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(tmp_path / "store", "s")
+    assert study.storage.url == f"file://{tmp_path}/store"
+    study.close()
+
+
 def test_joining_only_says_that_there_is_no_such_study(studies: Any) -> None:
     studies("other")
     with pytest.raises(NoSuchStudy, match="'s'"):
@@ -116,12 +122,18 @@ def test_joining_only_says_that_there_is_no_such_study(studies: Any) -> None:
         {"direction": "up"},
         {"directions": []},
         {"budget": 0},
+        {"budget": 1e3},
         {"attempts": 0},
+        {"max_failures": 0},
+        {"progress_timeout": -1},
         {"lease_ttl": 0},
+        {"lease_ttl": "2 minutes"},
         {"lease_ttl": float("nan")},
         {"space": {"x": hopaas_p2p.Float(2, 1)}},
         {"space": {"x": hopaas_p2p.Float(0, 1, log=True)}},
         {"space": {"x": hopaas_p2p.Categorical(())}},
+        {"space": {"x": hopaas_p2p.Int(1, float("nan"))}},  # type: ignore[arg-type]
+        {"space": {"x": 5}},
         {"space": {"x": hopaas_p2p.Categorical((("a", "tuple"),))}},  # type: ignore[arg-type]
     ],
     ids=str,
@@ -657,7 +669,7 @@ def test_several_objectives(studies: Any) -> None:
     study.optimize(lambda trial: (trial.params["lr"], trial.params["depth"]), n_trials=3)
     study.optimize(lambda _: 1.0, n_trials=1)
     assert states(study) == ["COMPLETE"] * 3 + ["FAIL"]
-    assert "2 directions" in (study.state.trials[3].reason or "")
+    assert "wants 2 values" in (study.state.trials[3].reason or "")
 
 
 def test_define_by_run_needs_no_space(studies: Any) -> None:

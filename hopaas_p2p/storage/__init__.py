@@ -29,7 +29,7 @@ from hopaas_p2p.stores.url import open_store
 
 
 def open_storage(
-    url: str,
+    url: str | os.PathLike[str],
     *,
     lease_ttl: float = 120.0,
     attempts: int = 3,

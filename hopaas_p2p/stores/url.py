@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -20,7 +21,7 @@ _memories: Final[dict[str, MemoryStore]] = {}
 _memories_lock: Final = threading.Lock()
 
 
-def open_store(url: str, *, create: bool = True) -> Store:
+def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
     """The store at this URL; see DESIGN for the list.
 
     Args:
@@ -31,6 +32,7 @@ def open_store(url: str, *, create: bool = True) -> Store:
         ConfigurationError: unknown scheme, or a store that cannot be used; the message says what to change.
 
     """
+    url = os.fspath(url)
     scheme, separator, _ = url.partition("://")
     if not separator:
         return _directory(Path(url), create=create)

@@ -16,11 +16,11 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial
 
 from hopaas_p2p.artifacts import StudyArtifacts
-from hopaas_p2p.core.records import Policy, StudyDefine
+from hopaas_p2p.core.records import StudyDefine
 from hopaas_p2p.errors import NoSuchStudy, NoSuchTrial
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study.control import Control
-from hopaas_p2p.study.definition import Space, as_record, check_definition, compare, made_with
+from hopaas_p2p.study.definition import Given, Space, compare, made_with
 from hopaas_p2p.study.interrupts import describe
 from hopaas_p2p.study.optimizing import Optimizing
 from hopaas_p2p.study.shown import Shown
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def open_study(
-    store: str | Storage,
+    store: str | os.PathLike[str] | Storage,
     name: str,
     *,
     space: Space | None = None,
@@ -79,39 +79,24 @@ def open_study(
         ConfigurationError: the store cannot be used.
     """
     storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
-    defaults = Policy()
-    wanted = StudyDefine(
-        name=name,
-        directions=tuple(directions) if directions is not None else (direction,),
-        policy=Policy(
-            budget=budget,
-            attempts=defaults.attempts if attempts is None else attempts,
-            ttl=defaults.ttl if lease_ttl is None else float(lease_ttl),
-            max_failures=max_failures,
-            progress_timeout=None if progress_timeout is None else float(progress_timeout),
-            interrupted=defaults.interrupted if interrupted is None else interrupted,
-        ),
-        space={key: as_record(value) for key, value in (space or {}).items()},
-        info=made_with(sampler, pruner),
+    if directions is None and direction != "minimize":
+        directions = (direction,)
+    given = Given(
+        directions=None if directions is None else tuple(directions),
+        space=space,
+        budget=budget,
+        attempts=attempts,
+        lease_ttl=lease_ttl,
+        max_failures=max_failures,
+        progress_timeout=progress_timeout,
+        interrupted=interrupted,
     )
-    check_definition(wanted)
+    wanted = given.definition(name, made_with(sampler, pruner))
     study_id = _join_or_create(storage, wanted, create=create)
-    said = {
-        "directions": directions is not None or direction != "minimize",
-        "space": space is not None,
-        "budget": budget is not None,
-        "attempts": attempts is not None,
-        "lease_ttl": lease_ttl is not None,
-        "max_failures": max_failures is not None,
-        "progress_timeout": progress_timeout is not None,
-        "interrupted": interrupted is not None,
-    }
-    compare(storage, study_id, wanted, {what for what, given in said.items() if given})
+    compare(storage, study_id, wanted, given.said())
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner)
     if trackers:
-        from hopaas_p2p.trackers import Followers
-
-        study._followers = Followers(study, trackers)
+        study._follow(trackers)
     return study
 
 
@@ -190,6 +175,11 @@ class Study(Optimizing, Control, Shown):
         from hopaas_p2p.trackers import register_best
 
         return register_best(self, model_artifact, name, tracker=tracker)
+
+    def _follow(self, trackers: Sequence[str | Tracker]) -> None:
+        from hopaas_p2p.trackers import Followers
+
+        self._followers = Followers(self, trackers)
 
     def close(self) -> None:
         """Send what is queued and let go of the store; with trackers, the last of it goes there first, for 30 s."""

@@ -14,6 +14,7 @@ from hopaas_p2p.core.records import PeerDrain, StudyControl, TrialReclaim, Trial
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
 from hopaas_p2p.notes import AGAIN
 from hopaas_p2p.study.handle import Handle
+from hopaas_p2p.translate import to_record
 
 
 class Control(Handle):
@@ -30,7 +31,7 @@ class Control(Handle):
             if space and name not in space:
                 raise InvalidInput(f"the study has no parameter {name!r}; it has {', '.join(space)}")
             if name in space and not _contains(space[name], value):
-                raise InvalidInput(f"{name} = {value!r} is outside {space[name]}")
+                raise InvalidInput(f"{name} = {value!r} is outside {to_record(space[name])}")
         before = optuna.trial.create_trial(
             state=TrialState.WAITING,
             system_attrs={"fixed_params": dict(params)},
