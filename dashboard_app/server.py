@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
+import threading
 import webbrowser
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def settings(told: Options) -> dict[str, Any]:
         "server.fileWatcherType": "none",
         "server.runOnSave": False,
         "runner.postScriptGC": False,  # the feed collects: after every run it would cost more than the run
-        "server.maxUploadSize": 512,
+        "server.maxUploadSize": 500,
         "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
@@ -102,7 +102,11 @@ def app(told: Options) -> App:
     """The application, for any ASGI server."""
     front = Middleware(Front, base_path=told.base_path)
     return App(
-        SCRIPT, routes=[*routes(feed.feeds), pulse.route(told.base_path)], middleware=[front], on_script_error=_noted
+        SCRIPT,
+        lifespan=_opening,
+        routes=[*routes(feed.feeds), pulse.route(told.base_path)],
+        middleware=[front],
+        on_script_error=_noted,
     )
 
 
@@ -114,7 +118,9 @@ async def _opening(_app: App) -> AsyncIterator[None]:
         host = "127.0.0.1" if told.host in ("0.0.0.0", "::") else told.host  # noqa: S104  # compared, not bound
         base = told.base_path.strip("/")
         address = f"http://{f'[{host}]' if ':' in host else host}:{told.port}/{base}"
-        asyncio.get_running_loop().call_later(_SOON, webbrowser.open, address)
+        opening = threading.Timer(_SOON, webbrowser.open, [address])  # a text browser blocks until it is left
+        opening.daemon = True
+        opening.start()
     yield
 
 

@@ -54,10 +54,10 @@ def ask(address: str, method: str = "GET", **headers: str) -> tuple[int, dict[st
 
 
 @contextmanager
-def serving(cwd: Path, *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(cwd: Path, *words: str, **env: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The dashboard, answering at the address that is given."""
     port = free_port()
-    process = start("dashboard", *words, "--port", str(port), cwd=cwd)
+    process = start("dashboard", *words, "--port", str(port), cwd=cwd, **env)
     address = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -89,6 +89,17 @@ def test_the_server_answers_and_ends_with_ctrl_c(store: Path, tmp_path: Path) ->
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)
     assert "Traceback" not in (tmp_path / "worker.err").read_text()
+
+
+def test_a_browser_is_opened_if_that_was_asked_for(store: Path, tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+
+    with serving(tmp_path, str(store), "--base-path", "ml", "--open", BROWSER=str(browser)) as (address, _):
+        until(lambda: opened.exists() and opened.read_text(), 60, what="no browser was opened")
+
+    assert opened.read_text() == f"{address}/ml\n"
 
 
 def test_behind_a_proxy_everything_is_under_its_path(store: Path, tmp_path: Path) -> None:
