@@ -14,7 +14,7 @@ pytest.importorskip("streamlit")
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 
 from dashboard_app import pulse
@@ -173,3 +173,47 @@ def test_optunas_dashboard_changes_nothing_when_we_are_read_only() -> None:
 
     assert asked == ["GET"]
     assert answers == ["403 Forbidden"] * 3
+
+
+# --- the way through the sign-in ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def door() -> Starlette:
+    """Streamlit's two redirects: to the provider, and back to the first page."""
+    away = Route("/mon/auth/login", lambda _: RedirectResponse("https://provider.example.org/authorize", 302))
+    back = Route("/mon/oauth2callback", lambda _: RedirectResponse("/mon/", 302))
+    return Starlette(routes=[away, back], middleware=[Middleware(Front, base_path="mon")])
+
+
+def test_the_address_asked_for_outlasts_the_sign_in(door: Starlette) -> None:
+    asked = "/mon/trial?study=a+b%3Bc&trial=3"
+    left = get(door, "/mon/auth/login", host="here:1", referer=f"http://here:1{asked}")
+    kept = left.headers["set-cookie"].split(";")[0]
+
+    came = get(door, "/mon/oauth2callback?code=1", host="here:1", cookie=f"other=1; {kept}")
+    again = get(door, "/mon/oauth2callback?code=1", host="here:1")
+
+    assert left.headers["location"] == "https://provider.example.org/authorize"
+    assert came.headers["location"] == asked
+    assert "Max-Age=0" in came.headers["set-cookie"]
+    assert again.headers["location"] == "/mon/"
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["http://elsewhere/mon/live", "http://here:1//elsewhere/x", "http://here:1/other", "http://here:1/monday", ""],
+)
+def test_no_other_page_is_where_a_sign_in_leads(page: str, door: Starlette) -> None:
+    left = get(door, "/mon/auth/login", host="here:1", referer=page)
+
+    assert "set-cookie" not in left.headers
+
+
+@pytest.mark.parametrize(
+    "way", ["//elsewhere", "/%5Celsewhere", "https://elsewhere", "/mon/%0D%0AX-Evil:1", "live", ""]
+)
+def test_a_cookie_made_by_others_leads_nowhere_else(way: str, door: Starlette) -> None:
+    came = get(door, "/mon/oauth2callback?code=1", host="here:1", cookie=f"hopaas_asked={way}")
+
+    assert came.headers["location"] == "/mon/"

@@ -74,6 +74,22 @@ def test_a_stranger_sees_nothing_but_the_door(browser: Browser, monitor: Monitor
     visit.close()
 
 
+def test_who_signs_in_comes_to_the_page_that_was_asked_for(
+    browser: Browser, monitor: Monitor, provider: Provider
+) -> None:
+    provider.person = "ann"
+    visit = Visit(browser, monitor)
+    page = visit.go("/explore?study=digits&chart=Slice")
+
+    page.get_by_role("button", name="Sign in").click()
+
+    page.locator("h1.hp-title", has_text="Explore").wait_for()
+    visit.settled()
+    assert page.url == monitor.address("/explore?study=digits&chart=Slice")
+    visit.check()
+    visit.close()
+
+
 def test_who_signed_in_sees_studies_and_its_owner_may_steer(
     browser: Browser, monitor: Monitor, provider: Provider
 ) -> None:
