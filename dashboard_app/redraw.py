@@ -29,6 +29,7 @@ def live(
     more: Callable[[Here, Frame], dict[str, Any]] | None = None,
     key: str = "",
     auto: bool = True,
+    age: bool = True,
 ) -> None:
     """Draw `body(here, frame)` now, and again whenever the study's lsn has changed.
 
@@ -39,6 +40,7 @@ def live(
             55.0}}` counts down in elements with `data-lease="12"`.
         key: tells several on one page apart.
         auto: False only offers a button when there is something new: for what people read or scroll in.
+        age: False shows no "data as of": where another part of the page does.
 
     """
 
@@ -63,6 +65,7 @@ def live(
         more=extra,
         key=f"{key}-{here.uuid}",
         auto=auto,
+        age=age,
     )
 
 
@@ -74,6 +77,7 @@ def follow(
     more: Callable[[], dict[str, Any]] = dict,
     key: str,
     auto: bool = True,
+    age: bool = True,
 ) -> None:
     """As `live`, for anything: `draw` returns the version that it drew; `version` tells the newest, from memory."""
 
@@ -90,7 +94,7 @@ def follow(
     place = f"hopaas-ticket-{key}"
     ticket = st.session_state[place] = pulse.issue(st.session_state.get(place), answer)
     base = options.current().base_path.strip("/")
-    data = {"ask": f"{'/' + base if base else ''}{pulse.PATH}?ticket={ticket}", "auto": auto}
+    data = {"ask": f"{'/' + base if base else ''}{pulse.PATH}?ticket={ticket}", "auto": auto, "age": age}
 
     @st.fragment
     def body() -> None:

@@ -122,13 +122,18 @@ def pill(word: str) -> str:
 def ago(at: float) -> str:
     """How long ago a moment was (seconds since 1970), as HTML that goes on counting."""
     seconds = max(0.0, time.time() - at)
-    words = "just now" if seconds < 2 else f"{duration(round(seconds))} ago"
+    words = "just now" if seconds < 2 else f"{_whole(seconds)} ago"
     return f'<time data-since="{at:.0f}">{words}</time>'
 
 
 def lasting(since: float) -> str:
     """For how long something has lasted since a moment, as HTML that goes on counting."""
-    return f'<time data-for="{since:.0f}">{duration(round(max(0.0, time.time() - since)))}</time>'
+    return f'<time data-for="{since:.0f}">{_whole(max(0.0, time.time() - since))}</time>'
+
+
+def _whole(seconds: float) -> str:
+    """As the browser says it when it goes on counting: no parts of a second."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def tag(text: str) -> str:

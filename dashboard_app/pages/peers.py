@@ -149,7 +149,7 @@ def _timeline(frame: Frame, now: float) -> None:
                 "kind:N",
                 title=None,
                 scale=alt.Scale(domain=kinds, range=[_COLOURS[kind] for kind in kinds]),
-                legend=alt.Legend(orient="top"),
+                legend=alt.Legend(orient="top", columns=3),  # a telephone has no room for more in a row
             ),
             stroke=alt.condition(alt.datum.kind == "taken away", alt.value("#b0306a"), alt.value(None)),
             strokeDash=alt.condition(alt.datum.kind == "taken away", alt.value([3, 2]), alt.value([1, 0])),

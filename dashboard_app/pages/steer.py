@@ -41,7 +41,8 @@ def show(here: Here) -> None:
     live(here, _now)
     frame = here.frame
     to_choose = frame is not None and bool(frame.state.running)
-    live(here, _choices, key="choices", auto=not to_choose)  # a list that changed while one chooses would close
+    # a list that changed while one chooses would close
+    live(here, _choices, key="choices", auto=not to_choose, age=False)
 
 
 def _now(here: Here, frame: Frame) -> None:

@@ -30,9 +30,7 @@ def show(here: Here) -> None:
 
 def _body(_here: Here, frame: Frame) -> None:
     tags = frame.once(_tags)
-    text = st.text_input(
-        "Find", key="find", bind="query-params", placeholder="in reasons, tags, sites, nodes and users; or a number"
-    )
+    text = st.text_input("Find", key="find", bind="query-params", placeholder="reason, tag, site, node, user or number")
     _, mask = shared_filter(frame)
     if text:
         mask = mask & views.matching(frame.state, frame.columns, text, tags)

@@ -40,6 +40,7 @@ function start(parent) {
   let beat = null, came = 0, lost = null, asked = null, stopped = false;
 
   const show = () => {
+    text.hidden = !self.data.age;
     if (!beat) return write(text, lost || "Reading the store…");
     const passed = (performance.now() - came) / 1000;
     const trouble = lost || beat.trouble;
