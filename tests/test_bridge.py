@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,25 @@ def test_a_log_that_no_bridge_has_brought_yet_is_not_taken_for_an_empty_one(how:
         world.store().log(STUDY).exchange(None, 0)
     world.restore()
     assert len(world.store().log(STUDY).exchange(None, 0).entries) == 1
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_link_that_is_down_is_said_once_and_so_is_its_return(
+    caplog: pytest.LogCaptureFixture, followed: bool
+) -> None:
+    caplog.set_level(logging.INFO, "hopaas_p2p")
+    world = World()
+    founded(world)
+    if followed:
+        world.near_peer("near").read()
+    world.break_off("link")
+    world.settle(600)
+    assert len(caplog.messages) == 1
+    assert world.bridges[0].trouble is not None
+    world.restore()
+    world.settle(60)
+    assert caplog.messages[1:] == ["the other side answers again"]
+    assert world.bridges[0].trouble is None
 
 
 def test_who_may_only_look_into_the_directory_reads_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:

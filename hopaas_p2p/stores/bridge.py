@@ -189,26 +189,36 @@ class Bridge:
     # --- one log ---
 
     def _tend(self, lane: Lane, now: float) -> None:
-        """Serve what waits for this log, in order, and bring what is new."""
+        """Work for a log, and take note of how that went."""
         try:
-            if self._crew.large and lane.queue and not lane.pause:
-                if lane.gathering(now):
-                    return
-                lane.carry_together(self._crew)
-            while lane.queue:
-                self._serve(lane, lane.queue[0])
-                if lane.queue:  # else the log has ended
-                    lane.queue.popleft()
-            if lane.pull_at <= now < lane.wanted_until:
-                lane.pull()
-                lane.pull_at = now + (_SLOW if self.far.freshness == 0.0 else self.pace)  # where a look costs nothing
+            asked = self._work(lane, now)
         except StudyDeleted:
             lane.forget()
             self._end(lane)
         except HopaasError as error:
             self._stumbled(lane, error, now)
         else:
-            self._well(lane)
+            if asked:
+                self._well(lane)
+            elif now >= lane.wanted_until and lane.name != CATALOG:
+                lane.trouble = None  # nobody wants to know any more
+
+    def _work(self, lane: Lane, now: float) -> bool:
+        """Serve what waits for this log, in order, and bring what is new; whether there was anything to do."""
+        if self._crew.large and lane.queue and not lane.pause:
+            if lane.gathering(now):
+                return False
+            lane.carry_together(self._crew)
+        asked = bool(lane.queue)
+        while lane.queue:
+            self._serve(lane, lane.queue[0])
+            if lane.queue:  # else the log has ended
+                lane.queue.popleft()
+        if lane.pull_at <= now < lane.wanted_until:
+            asked = True
+            lane.pull()
+            lane.pull_at = now + (_SLOW if self.far.freshness == 0.0 else self.pace)  # where a look costs nothing
+        return asked
 
     def _serve(self, lane: Lane, placed: Placed) -> None:
         """One request. What it is refused for is answered; trouble of other kinds is raised."""
