@@ -1,4 +1,4 @@
-"""A peer of the simulator: the real courier on a made-up clock, behind a network that fails; its training is made up."""
+"""A peer of the simulator: the real courier, on a clock, behind a network and at a training that are made up."""
 
 from __future__ import annotations
 
