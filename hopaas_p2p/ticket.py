@@ -3,7 +3,8 @@
 A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. Between two commands
 no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be granted to it
 (`peer_ttl`); each later command is a sign of life. What they write are records in the owner's name; if somebody took
-the trial over, the epoch has passed, and the log refuses them.
+the trial over, the epoch has passed, and the log refuses them. The end of a trial that finds the store closed is kept
+in the spool, so a ticket names its study by uuid, too.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from hopaas_p2p.core.records import TrialFinish, TrialRelease, TrialSet, TrialState
-from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial, StoreUnreachable
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    InvalidInput,
+    LeaseLost,
+    NoSuchTrial,
+    NotYourTrial,
+    StoreUnreachable,
+)
 from hopaas_p2p.stores.base import Beat
 
 if TYPE_CHECKING:
@@ -41,6 +51,8 @@ class Ticket(NamedTuple):
     number: int
     owner: str
     epoch: int
+    uuid: str
+    """The study's: names may be used again."""
 
     def __str__(self) -> str:
         body = msgspec.msgpack.encode(tuple(self))
@@ -61,7 +73,7 @@ class Ticket(NamedTuple):
             data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
             if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
                 raise ValueError
-            return cls(*msgspec.msgpack.decode(data[4:], type=tuple[str, str, int, str, int]))
+            return cls(*msgspec.msgpack.decode(data[4:], type=tuple[str, str, int, str, int, str]))
         except (ValueError, binascii.Error, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
             raise InvalidInput(f"{shown!r} is no ticket, or only a part of one; take all that `ask` printed") from None
@@ -74,7 +86,8 @@ def ticket_of(study: Study, trial_number: int) -> Ticket:
     if trial.state is not TrialState.RUNNING or not study.storage.courier.is_mine(trial.owner):
         raise NotYourTrial(f"trial {trial_number} is not run by this process")
     assert trial.owner is not None
-    return Ticket(study.storage.url, study.name, trial_number, trial.owner, trial.epoch)
+    uuid = study.storage.part(study.study_id).membership.uuid
+    return Ticket(study.storage.url, study.name, trial_number, trial.owner, trial.epoch, uuid)
 
 
 class CarriedTrial:
@@ -206,13 +219,66 @@ class CarriedTrial:
         self._say(TrialRelease(self.ticket.number, self.ticket.epoch, reason=reason))
 
 
+def ending(
+    ticket: Ticket, values: Sequence[float] | None, *, state: TrialState | None = None, reason: str | None = None
+) -> TrialFinish:
+    """The record that ends the trial; raises InvalidInput for NaN."""
+    to = state if state is not None else TrialState.COMPLETE
+    told = None if values is None else tuple([float(value) for value in values])
+    if to is TrialState.COMPLETE and any(math.isnan(value) for value in told or ()):
+        raise InvalidInput("NaN is no result; say --state fail")
+    return TrialFinish(ticket.number, ticket.epoch, to, told, reason)
+
+
 @contextmanager
-def carry(ticket: Ticket, *, store: str | None = None, patience: float = 60.0) -> Iterator[CarriedTrial]:
-    """Go on with the trial of a ticket. `store` is where the store is, if it has another path or URL here."""
+def carry(
+    ticket: Ticket, *, store: str | None = None, patience: float = 60.0, end: TrialFinish | None = None
+) -> Iterator[CarriedTrial]:
+    """Go on with the trial of a ticket.
+
+    Args:
+        ticket: what `ticket_of` gave.
+        store: where the store is, if it has another path or URL here.
+        patience: seconds for which a store that does not answer is tried.
+        end: what is going to be told. If the store cannot be opened, it is kept on disk and sent at the next contact.
+
+    """
     from hopaas_p2p.storage import open_storage
 
-    storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
+    storage = None
     try:
-        yield CarriedTrial(ticket, storage)
+        storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
+        trial = CarriedTrial(ticket, storage)
+    except (StoreUnreachable, Denied, ConfigurationError) as error:
+        if storage is not None:
+            storage.close()
+        if end is None:
+            raise
+        path = _keep(ticket, store or ticket.store, end)
+        kept = f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p spool send"
+        raise type(error)(f"{str(error).rstrip('.')}. {kept}") from None
+    try:
+        yield trial
     finally:
         storage.close()
+
+
+def _keep(ticket: Ticket, store: str, end: TrialFinish) -> Path:
+    """Put the end of the trial into this user's spool."""
+    from hopaas_p2p.peer import spool
+    from hopaas_p2p.peer.courier import microseconds
+    from hopaas_p2p.peer.identity import new_uuid
+    from hopaas_p2p.peer.outbox import Outbox
+    from hopaas_p2p.stores.url import redacted
+
+    outbox = Outbox(new_uuid(), microseconds)
+    outbox.put(ticket.owner, (end,))
+    kept = spool.spooled_now(
+        store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
+        study=ticket.uuid,
+        name=ticket.study,
+        trials=[ticket.number],
+        at=microseconds(),
+        commits=[(one.nonce, one.payload) for one in outbox.everything()],
+    )
+    return spool.write(kept)

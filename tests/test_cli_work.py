@@ -165,6 +165,28 @@ def test_a_lost_ticket_is_an_exit_code_and_a_result_is_kept(here: dict[str, Any]
     assert late.values == (0.5,)
 
 
+def test_a_result_that_finds_the_store_closed_is_kept_and_sent_at_the_next_contact(
+    here: dict[str, Any], study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    ticket = asked(here)["ticket"]
+    (tmp_path / "store").rename(tmp_path / "away")
+    assert code("report", "1", "--step", "1", "--ticket", ticket, **here) == 78
+    assert code("tell", "nan", "--ticket", ticket, **here) == 2
+    told = run("tell", "0.25", "--ticket", ticket, check=False, **here)
+    assert told.returncode == 78
+    assert len(told.stderr.splitlines()) == 1
+    assert "hopaas-p2p spool send" in told.stderr
+    listed = json.loads(run("spool", "list", "--json").stdout)
+    assert [(row["study"], row["trials"], row["store"]) for row in listed] == [("s", [0], study.storage.url)]
+    assert run("spool", "send", check=False).returncode == 78
+    (tmp_path / "away").rename(tmp_path / "store")
+    assert run("spool", "send").stderr == "sent 1, 0 have to stay\n"
+    assert study.trials[0].values == [0.25]
+    assert len(study.state.peers) == 1
+    assert run("tell", "0.25", "--ticket", ticket, check=False, **here).returncode == 1, "it is finished"
+
+
 def test_a_study_without_a_space_takes_one_at_ask(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "free")
     there = {"cwd": tmp_path, "HOPAAS_STORE": "./store", "HOPAAS_STUDY": "free"}
@@ -190,7 +212,7 @@ def test_asking_starts_nothing_when_its_output_goes_nowhere(here: dict[str, Any]
 
 
 def test_a_ticket_is_text_and_comes_back() -> None:
-    ticket = Ticket("file:///shared/campaign", "наука / 7", 12, "abc_-DEF", 3)
+    ticket = Ticket("file:///shared/campaign", "наука / 7", 12, "abc_-DEF", 3, "uuid")
     text = str(ticket)
     assert text.isascii()
     assert not set(text) & set(" '\"$`\\\n=")
@@ -199,7 +221,7 @@ def test_a_ticket_is_text_and_comes_back() -> None:
 
 @pytest.mark.parametrize("change", [lambda t: t[:-3], lambda t: t[4:], lambda t: t[:9] + "X" + t[10:], lambda _: ""])
 def test_a_ticket_that_was_cut_or_changed_is_refused(change: Any) -> None:
-    text = str(Ticket("file:///x", "s", 0, "o", 1))
+    text = str(Ticket("file:///x", "s", 0, "o", 1, "u"))
     with pytest.raises(InvalidInput, match="no ticket"):
         Ticket.parse(change(text))
 

@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,8 @@ from hopaas_p2p.worker import desk
 from hopaas_p2p.worker.desk import SocketTrial
 
 if TYPE_CHECKING:
-    from hopaas_p2p.ticket import CarriedTrial
+    from hopaas_p2p.core.records import TrialFinish
+    from hopaas_p2p.ticket import CarriedTrial, Ticket
 
 PRUNE: Final = 10
 """Exit code of `should-prune` when the trial should be given up."""
@@ -92,10 +93,13 @@ def _text(value: object) -> str:
 
 
 @contextmanager
-def _carried(session: Session, text: str | None) -> Iterator[CarriedTrial | SocketTrial]:
+def _carried(
+    session: Session, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
+) -> Iterator[CarriedTrial | SocketTrial]:
     """The trial of the ticket. A store given by option is believed more than the ticket: paths differ between nodes.
 
-    Under a worker the ticket is its socket, and nothing of ours but the socket is opened.
+    Under a worker the ticket is its socket, and nothing of ours but the socket is opened. `end` makes what is going to
+    be told, so that it can be kept if the store is away.
     """
     found = session.settings.get("ticket", text)
     if not found:
@@ -106,8 +110,9 @@ def _carried(session: Session, text: str | None) -> Iterator[CarriedTrial | Sock
         return
     from hopaas_p2p.ticket import Ticket, carry
 
-    ticket = Ticket.parse(found)
-    with carry(ticket, store=session.given["store"], patience=session.settings.seconds("patience")) as trial:
+    ticket, patience = Ticket.parse(found), session.settings.seconds("patience")
+    last = end(ticket) if end is not None else None
+    with carry(ticket, store=session.given["store"], patience=patience, end=last) as trial:
         yield trial
 
 
@@ -164,9 +169,11 @@ def _judge(session: Session, trial: CarriedTrial | SocketTrial, pruner: str | No
 def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None) -> None:
     """End the ticket's trial: with its value (one for each objective), or as pruned or failed.
 
-    When another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11.
+    When another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. When the
+    store cannot be reached, it is kept on disk, see `spool`, and the exit code is that of the trouble, such as 69.
     """
     from hopaas_p2p.core.records import TrialState
+    from hopaas_p2p.ticket import ending
 
     to = TrialState[(state or "complete").upper()]
     told = [_number(value) for value in values]
@@ -174,7 +181,7 @@ def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: s
         raise click.UsageError("give the trial's value, or --state pruned, or --state fail")
     if to is not TrialState.COMPLETE and told:
         raise click.UsageError(f"a trial that is {state} has no value")
-    with _carried(session, ticket) as trial:
+    with _carried(session, ticket, end=lambda held: ending(held, told or None, state=to, reason=reason)) as trial:
         trial.tell(told or None, state=to, reason=reason)
         session.done(
             {"number": trial.ticket.number, "state": to.name, "values": told or None},
