@@ -46,31 +46,24 @@ def test_a_new_secret_is_tried_at_once(
     store.close()
 
 
-def test_a_server_that_may_lose_commits_is_refused(postgres: Server, postgres_url: str) -> None:
-    postgres.execute("ALTER DATABASE store SET synchronous_commit = off")
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("synchronous_commit", "off", "synchronous_commit"),
+        ("default_transaction_isolation", "'serializable'", "read committed"),
+        ("default_transaction_read_only", "on", "read-only"),
+    ],
+    ids=["may lose commits", "another isolation", "takes no writes"],
+)
+def test_a_database_that_cannot_keep_the_promises_is_refused(
+    postgres: Server, postgres_url: str, setting: str, value: str, said: str
+) -> None:
+    postgres.execute(f"ALTER DATABASE store SET {setting} = {value}")
     try:
-        with pytest.raises(ConfigurationError, match="synchronous_commit"):
-            PostgresStore(postgres_url).log("u").exchange(outgoing("a"), 0)
-    finally:
-        postgres.execute("ALTER DATABASE store RESET synchronous_commit")
-
-
-def test_another_isolation_is_refused(postgres: Server, postgres_url: str) -> None:
-    postgres.execute("ALTER DATABASE store SET default_transaction_isolation = 'serializable'")
-    try:
-        with pytest.raises(ConfigurationError, match="read committed"):
-            PostgresStore(postgres_url).log("u").exchange(outgoing("a"), 0)
-    finally:
-        postgres.execute("ALTER DATABASE store RESET default_transaction_isolation")
-
-
-def test_a_database_that_takes_no_writes_is_refused(postgres: Server, postgres_url: str) -> None:
-    postgres.execute("ALTER DATABASE store SET default_transaction_read_only = on")
-    try:
-        with pytest.raises(ConfigurationError, match="read-only"):
+        with pytest.raises(ConfigurationError, match=said):
             PostgresStore(postgres_url).log("u").exchange(outgoing("a"), 0, Beat("p", "1"))
     finally:
-        postgres.execute("ALTER DATABASE store RESET default_transaction_read_only")
+        postgres.execute(f"ALTER DATABASE store RESET {setting}")
 
 
 def test_a_log_that_is_shorter_than_a_peer_has_seen_is_told(postgres: Server, postgres_url: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any, Final
 
 import optuna
@@ -16,24 +15,11 @@ from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.testing.latency import Relay
-from hopaas_p2p.testing.postgres import Server
-from tests.postgres_fixtures import OWNER
 from tests.processes import until
 from tests.scribe import defined
 
 TRIALS: Final = 10
 _NEVER: Final = 1e6  # seconds
-
-
-@pytest.fixture
-def relay(postgres: Server) -> Iterator[Relay]:
-    with Relay(postgres.port) as relay:
-        yield relay
-
-
-@pytest.fixture
-def far_url(postgres: Server, postgres_url: str, relay: Relay) -> str:
-    return postgres.url("store", user=OWNER, port=relay.port)
 
 
 @pytest.fixture
