@@ -139,6 +139,7 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
     [
         (["studdy"], 2, "did you mean 'study'"),
         (["study", "show", "--nope"], 2, "--nope"),
+        (["--store", "./store", "study", "list"], 2, "'--store' is no option here; what a command takes comes after"),
         (["study", "show", "-s", "./store"], 78, "which study? Say --study NAME, or set HOPAAS_STUDY"),
         (["study", "list", "-s", "./nowhere"], 78, "there is no store"),
         (["study", "list", "-s", "gopher://x"], 78, "no store has the scheme 'gopher'"),
@@ -340,6 +341,7 @@ def test_trial_show_tells_the_whole_story(here: dict[str, Any], study: Study) ->
 
 def test_enqueue_requeue_and_stop(here: dict[str, Any], study: Study) -> None:
     (number,) = run("trial", "enqueue", "lr=0.01", "depth=3", "--attr", "why=hunch", **here).stdout.split()
+    assert "lr=0.01 depth=3" in run("trial", "list", "--state", "waiting", **here).stdout
     trial = study.ask()
     assert (trial.number, trial.params) == (int(number), {"lr": 0.01, "depth": 3})
     assert trial.user_attrs == {"why": "hunch"}

@@ -11,16 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import optuna_dashboard
 import psutil
 import pytest
 from rich.console import Console
 
 import hopaas_p2p
+from dashboard_app.options import Options
+from hopaas_p2p.cli.main import run as run_command
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyDefine, TrialCreate, TrialFinish, TrialReclaim, TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.demo.run import dashboard, further
+from hopaas_p2p.demo.run import dashboard, further, program
 from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, event_lines, screen_for
 from hopaas_p2p.demo.story import Event, Scene, Story, scene
 from tests.processes import until
@@ -80,40 +81,42 @@ def test_the_end_tells_results_savings_and_where_to_look_further(
     assert "\x1b" not in done.stdout
 
 
-def test_the_commands_at_the_end_work(finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_the_commands_at_the_end_work_as_they_are_printed(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """Also where no environment is active, as after `make demo`."""
     folder, done = finished
 
     killed = re.search(r"epoch \d+ of #(\d+)", done.stdout)
     assert killed is not None
     for command in further(str(folder), "digits", int(killed[1])):
         assert command in done.stdout
-        program, *arguments = shlex.split(command)
-        assert program == "hopaas-p2p"
-        ran = subprocess.run(
-            [sys.executable, "-m", "hopaas_p2p.cli.main", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=60,
-        )
+        ran = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, command + ran.stdout + ran.stderr
         assert ran.stdout or ran.stderr
 
 
-def test_the_command_for_the_dashboard_opens_the_store(
+def test_the_command_for_the_browser_serves_the_store(
     finished: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, done = finished
     command = dashboard(str(folder))
     assert command in done.stdout
-    served = []
-    monkeypatch.setattr(optuna_dashboard, "run_server", served.append)
+    served: list[Options] = []
+    monkeypatch.setattr("dashboard_app.server.serve", served.append)
 
-    exec(shlex.split(command)[2], {})
+    assert run_command(shlex.split(command)[1:]) == 0
 
-    (storage,) = served
-    assert storage.get_all_studies()[0].study_name == "digits"
-    storage.close()
+    (told,) = served
+    assert (told.stores, told.open_browser) == ((str(folder),), True)
+
+
+def test_a_program_is_called_by_its_name_where_the_shell_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = Path(sys.executable).with_name("hopaas-p2p")
+    monkeypatch.setenv("PATH", str(beside.parent))
+    assert program() == "hopaas-p2p"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program() == str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def test_a_second_demo_in_the_same_store_is_a_study_of_its_own(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from hopaas_p2p.cli.made_with import made
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.settings import SETTINGS, Secret, Settings, token, user_file, variable
 from tests.processes import cli
@@ -98,6 +100,17 @@ def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
     assert "postgresql://me:***@db/x" in lines["store"]
     optioned = cli("config", "show", "--origin", "-s", "./there", cwd=tmp_path, **home)
     assert "option --store" in optioned.stdout
+
+
+@pytest.mark.parametrize("kind", ["sampler", "pruner"])
+def test_a_setting_that_names_no_sampler_or_pruner_is_told_with_its_origin(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "hopaas.toml").write_text(f'{kind} = "oracle"\n')
+    with pytest.raises(ConfigurationError, match=rf"{kind} = 'oracle' \(./hopaas.toml\); there are \w+, "):
+        made(_Here(Settings(env={}, directory=tmp_path)), kind, None, None)  # type: ignore[arg-type]
+
+
+class _Here(NamedTuple):
+    settings: Settings
 
 
 def test_every_setting_has_its_variable() -> None:

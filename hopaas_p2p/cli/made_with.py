@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
     from hopaas_p2p.cli.options import Session
@@ -35,7 +35,7 @@ def made(session: Session, kind: str, given: str | None, study: Study | None) ->
     """Optuna's sampler or pruner that this command is to use.
 
     Raises:
-        InvalidInput: a setting names none.
+        ConfigurationError: a setting names none.
 
     """
     found = session.settings.find(kind, given)
@@ -45,7 +45,7 @@ def made(session: Session, kind: str, given: str | None, study: Study | None) ->
             return from_file
     name = _KNOWN[kind].get((found.value or "").lower())
     if name is None:
-        raise InvalidInput(f"{kind} = {found.value!r} ({found.origin}); there are {', '.join(_KNOWN[kind])}")
+        raise ConfigurationError(f"{kind} = {found.value!r} ({found.origin}); there are {', '.join(_KNOWN[kind])}")
     return _new(kind, name, {})
 
 

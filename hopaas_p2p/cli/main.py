@@ -18,7 +18,7 @@ PROGRAM: Final = "hopaas-p2p"
 _CLI: Final = "hopaas_p2p.cli"
 
 VERBS: Final = {
-    "demo": Verb(f"{_CLI}.demo:demo", "See the main job done on real data, in under a minute."),
+    "demo": Verb(f"{_CLI}.demo:demo", "See the main job done on real data, in about a minute."),
     "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
     "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
     "export": Verb(f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases, and keep the copy current."),
@@ -63,7 +63,8 @@ VERBS: Final = {
 def cli() -> None:
     """Tune hyperparameters together: every process runs Optuna, and they meet in a shared log.
 
-    Where the log is, say with --store, HOPAAS_STORE or hopaas.toml: a directory such as ./campaign, or a URL.
+    Where the log is, say with --store after the command, with HOPAAS_STORE, or in hopaas.toml: a directory such as
+    ./campaign, or a URL.
     """
 
 
@@ -102,6 +103,8 @@ def run(arguments: list[str]) -> int:
 
 def _with_usage(error: click.ClickException) -> str:
     message = error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
+        message = f"{error.option_name!r} is no option here; what a command takes comes after its name"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{message} (see: {error.ctx.command_path} --help)"
     return message

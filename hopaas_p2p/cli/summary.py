@@ -96,7 +96,7 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
         "number": trial.number,
         "state": frozen.state.name,
         "values": frozen.values,
-        "params": frozen.params,
+        "params": frozen.params or _fixed(frozen),
         "start": iso_time(trial.start),
         "end": iso_time(trial.end),
         "seconds": (trial.end - trial.start) / 1e6 if ended and trial.end and trial.start else None,
@@ -106,6 +106,12 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
         "reason": trial.reason,
         "tags": notes.read_tags(attributes, trial.number),
     }
+
+
+def _fixed(frozen: FrozenTrial) -> dict[str, Any]:
+    """What a queued trial will be run with: it has no parameters until somebody asks for it."""
+    fixed = frozen.system_attrs.get("fixed_params")
+    return fixed if frozen.state.name == "WAITING" and isinstance(fixed, dict) else {}
 
 
 def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -175,7 +176,7 @@ def _tell_the_end(plan: Plan, stage: Stage, console: Console, kill: Kill | None)
     say("Look further:")
     for command in further(stage.store, study.name, kill.number if kill is not None else top.number):
         say(f"  {command}")
-    say("And with optuna-dashboard, once it is installed (pip install optuna-dashboard):")
+    say("In a browser, with the extra hopaas-p2p[dashboard]:")
     say(f"  {dashboard(stage.store)}")
 
 
@@ -205,18 +206,23 @@ def _fate(kill: Kill, state: State) -> str:
 def further(store: str, name: str, trial: int) -> list[str]:
     """Commands that show more of this study; all of them are run by the tests."""
     where = f"--store {shlex.quote(store)} --study {shlex.quote(name)}"
-    return [
-        f"hopaas-p2p study show {where}",
-        f"hopaas-p2p trial list {where}",
-        f"hopaas-p2p trial show {trial} {where}",
-        f"hopaas-p2p watch {where}",
-    ]
+    verbs = ("study show", "trial list", f"trial show {trial}", "watch")
+    return [f"{program()} {verb} {where}" for verb in verbs]
 
 
 def dashboard(store: str) -> str:
-    """The command that opens the store in optuna-dashboard, which has to be installed."""
-    code = f"import hopaas_p2p, optuna_dashboard; optuna_dashboard.run_server(hopaas_p2p.open_storage({store!r}))"
-    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    """The command that shows the store in a browser, for which the extra has to be installed."""
+    return f"{program()} dashboard {shlex.quote(store)} --open"
+
+
+def program() -> str:
+    """How a shell here calls this program: by its name if that finds it, else by its path, as after `make demo`."""
+    ours = Path(sys.executable).with_name("hopaas-p2p")
+    found = shutil.which("hopaas-p2p")
+    if not ours.exists() or (found is not None and ours.samefile(found)):
+        return "hopaas-p2p"
+    here = Path.cwd()
+    return shlex.quote(str(ours.relative_to(here) if ours.is_relative_to(here) else ours))
 
 
 @contextlib.contextmanager

@@ -150,8 +150,8 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
         apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
         if found is not None and entry.lsn == found[0]:
             said = snapshot.digest(state)
-    refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "nothing refused"
-    detail = f"{state.lsn} commits, {len(state.trials)} trials; {refused}"
+    refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "nothing"
+    detail = f"{state.lsn} commits, {len(state.trials)} trials; refused: {refused}"
     cure = "" if not unreadable else "somebody wrote bytes that are no commit; they are passed over, nothing is lost"
     yield Finding(name, passed=not unreadable, detail=detail, cure=cure)
     if found is not None:
