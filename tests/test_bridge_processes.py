@@ -109,19 +109,6 @@ def test_two_bridges_may_run_at_once(bridge: BridgeProcess, near: Path, postgres
     assert state.refusals == {}
 
 
-def test_the_near_side_may_be_a_database_and_the_far_side_a_directory(postgres_url: str, tmp_path: Path) -> None:
-    bridge = BridgeProcess(postgres_url, str(tmp_path / "far"), tmp_path).start()
-    try:
-        space = {"x": hopaas_p2p.Float(0, 1)}
-        for store in (f"bridged+{postgres_url}", str(tmp_path / "far")):
-            study = hopaas_p2p.open_study(store, "s", space=space, budget=6)
-            study.optimize(lambda trial: trial.params["x"], n_trials=3)
-            assert len(study.state.trials) == (3 if store.startswith("bridged") else 6)
-            study.close()
-    finally:
-        bridge.kill()
-
-
 def test_a_bucket_may_be_the_far_side(s3_url: str, tmp_path: Path) -> None:
     keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     bridge = BridgeProcess(tmp_path / "near", s3_url, tmp_path, pace=None, **keys).start()
@@ -207,7 +194,15 @@ def test_no_secret_stands_in_the_directory_or_in_the_log(bridge: BridgeProcess, 
 
 
 def test_wrong_ends_are_refused_in_one_line(tmp_path: Path) -> None:
-    result = cli("bridge", str(tmp_path / "a"), str(tmp_path / "a"), check=False)
-    assert result.returncode == 78
-    assert "two stores" in result.stderr
-    assert result.stderr.count("\n") == 1
+    here, away = str(tmp_path / "a"), "postgresql://dba@127.0.0.1:1/store"
+    bucket = "s3://tuning/near?endpoint=http://127.0.0.1:1&region=us-east-1"
+    for near, far, complaint in (
+        (here, here, "two stores"),
+        (bucket, away, "the near side of a bridge is a directory"),
+        (away, here, "the near side of a bridge is a directory"),
+        (here, "ftp://there", "no store has the scheme"),
+    ):
+        result = cli("bridge", near, far, check=False)
+        assert result.returncode == 78
+        assert complaint in result.stderr
+        assert result.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ CREW: Final = 8
 class Ends(NamedTuple):
     """Both stores of a bridge, for the bridge alone."""
 
-    near: Store
+    near: DirectoryStore
     far: Store
     crew: tuple[Store, ...] = ()
     """Further handles on the far one, where commits side by side are quicker than one after another."""
@@ -33,7 +33,8 @@ def open_ends(near_url: str, far_url: str) -> Ends:
     """Open both stores, and make the near one the mirror of the far one if it is nobody's yet.
 
     Raises:
-        ConfigurationError: the near store has studies of its own, mirrors another store, or is the far one.
+        ConfigurationError: the near store is no directory, has studies of its own, mirrors another store, or is the
+            far one.
 
     """
     far = open_store(far_url)
@@ -42,6 +43,12 @@ def open_ends(near_url: str, far_url: str) -> Ends:
     near = open_store(near_url)
     if isinstance(near, BridgedStore):
         near = near.near
+    if not isinstance(near, DirectoryStore):
+        near.close()
+        raise ConfigurationError(
+            f"{near.url}: the near side of a bridge is a directory that local peers share, such as ./campaign. Peers "
+            "that reach a bucket or a database use it as their store, without a bridge"
+        )
     if near.url == far.url:
         raise ConfigurationError(f"{near.url}: a bridge needs two stores; this is the same one twice")
     _claim(near, far)
@@ -49,8 +56,8 @@ def open_ends(near_url: str, far_url: str) -> Ends:
     return Ends(near, far, crew)
 
 
-def _claim(near: Store, far: Store) -> None:
-    known = near.bridged_to if isinstance(near, DirectoryStore) else None
+def _claim(near: DirectoryStore, far: Store) -> None:
+    known = near.bridged_to
     if known == far.url:
         return
     commits = near.catalog().exchange(None, 0).entries
@@ -63,5 +70,4 @@ def _claim(near: Store, far: Store) -> None:
     first = next((piece.entries[0][0] for piece in pieces if piece.entries), None)
     if first is not None and first != next((e.payload for e in far.catalog().exchange(None, 0).entries), None):
         raise ConfigurationError(f"{near.url} is the mirror of another store, {known}. Choose an empty directory")
-    if isinstance(near, DirectoryStore):
-        near.bridge_to(far.url)
+    near.bridge_to(far.url)

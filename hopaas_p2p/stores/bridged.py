@@ -56,7 +56,6 @@ class BridgedStore:
 
     Args:
         near: where box and mirrors are.
-        url: what opens this again.
         patience: seconds for which a call waits for the bridge.
         clock, sleep: monotonic seconds, and how to let them pass; a test passes its own.
 
@@ -69,7 +68,6 @@ class BridgedStore:
         self,
         near: Store,
         *,
-        url: str | None = None,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -77,7 +75,7 @@ class BridgedStore:
         self.near = near
         self.clock = clock
         self._sleep = sleep
-        self.url = url or f"bridged+{near.url}"
+        self.url = near.url
         self.freshness = near.freshness
         self.patience = patience
         self._files: Store | None = None

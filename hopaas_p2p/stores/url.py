@@ -36,7 +36,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
     scheme, separator, _ = url.partition("://")
     if not separator:
         return _directory(Path(url), create=create)
-    opener = _bridged if scheme.lower().startswith("bridged+") else _SCHEMES.get(scheme.lower())
+    opener = _SCHEMES.get(scheme.lower())
     if opener is None:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
@@ -56,7 +56,7 @@ def _directory(path: Path, *, create: bool) -> Store:
         return store
     from hopaas_p2p.stores.bridged import BridgedStore
 
-    return BridgedStore(store, url=store.url)
+    return BridgedStore(store)
 
 
 def _file(url: str, create: bool) -> Store:
@@ -72,12 +72,6 @@ def _memory(url: str, _create: bool) -> Store:
     name = url.partition("://")[2]
     with _memories_lock:
         return _memories.setdefault(name, MemoryStore(name))
-
-
-def _bridged(url: str, create: bool) -> Store:
-    from hopaas_p2p.stores.bridged import BridgedStore
-
-    return BridgedStore(open_store(url.partition("+")[2], create=create))
 
 
 def _postgres(url: str, _create: bool) -> Store:
