@@ -330,6 +330,13 @@ def test_a_file_is_there_whole_or_not_at_all(study: Study, tmp_path: Path, monke
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_place_that_is_not_there_is_named_as_it_was_said(study: Study, tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "x.csv"
+    with pytest.raises(FileNotFoundError) as caught:
+        export_study(study, target)
+    assert caught.value.filename == str(target)
+
+
 def test_without_pyarrow_parquet_says_what_to_install(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

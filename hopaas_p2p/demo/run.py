@@ -58,9 +58,11 @@ def run(plan: Plan, console: Console) -> None:
 
     Raises:
         DemoFailed: a peer failed, or a killed peer's trial did not come back.
-        ConfigurationError: the store cannot be used.
+        ConfigurationError: the store cannot be used, or the report would have no place.
 
     """
+    if plan.report is not None and not plan.report.parent.is_dir():
+        raise ConfigurationError(f"--report {plan.report}: there is no directory {plan.report.parent}")
     with _sigterm_interrupts():
         stage = _set_up(plan)
         try:

@@ -103,6 +103,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield draft
         draft.replace(path)
+    except OSError as error:
+        if error.filename == str(draft):
+            error.filename = str(path)  # the draft is nobody's business
+        raise
     finally:
         draft.unlink(missing_ok=True)
 
