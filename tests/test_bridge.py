@@ -304,6 +304,31 @@ def test_who_may_only_look_into_the_directory_reads_the_mirror(monkeypatch: pyte
         looker.log("another").exchange(None, 0)
 
 
+def _box(world: World) -> list[Entry]:
+    return everything(world.near.log(BOX))
+
+
+def test_the_box_grows_with_what_peers_say_and_hardly_otherwise() -> None:
+    world = World()
+    founded(world)
+    near, told = world.near_peer("near"), 20
+    for _ in range(told):
+        tell(near, near.say(TrialCreate()))
+    carried = world.far.log(STUDY).exchange(None, 1).entries
+    assert sum(len(one.payload) for one in _box(world)) < sum(len(one.payload) + 80 for one in carried) + 200
+    before = len(_box(world))
+    here = world.store()
+    log = here.log(STUDY)
+    for number in range(90):  # an hour of a peer that beats, reads, and looks at another
+        here.beat(Beat("near", f"near:{number}"))
+        here.beats(["other"])
+        log.exchange(None, len(carried) + 1)
+        world.settle(40)
+    said = _box(world)[before:]
+    assert len(said) <= 3 * (3600 / 300 + 2)
+    assert sum(len(one.payload) for one in said) < 3000
+
+
 # --- leases ------------------------------------------------------------------------------------------------------
 
 

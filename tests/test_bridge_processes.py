@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import random
 import signal
 from collections.abc import Iterator
@@ -167,14 +168,17 @@ def test_the_doctor_sees_the_bridge_and_its_absence(bridge: BridgeProcess, near:
     result = cli("doctor", str(near), "--json", check=False)
     found = {one["check"]: one for one in json.loads(result.stdout)}
     assert result.returncode == 0, result.stdout
-    assert {"lock", "room", "bridge", "write and read", "exchange", "beat", "study s"} <= found.keys()
+    assert {"lock", "room", "bridge", "box", "write and read", "exchange", "beat", "study s"} <= found.keys()
     assert "postgresql://dba:***@127.0.0.1" in found["bridge"]["detail"]
+    until(lambda: "box: nothing waits" in cli("doctor", str(near)).stdout, 60)
     bridge.kill()
+    cli("study", "list", "--store", str(near))  # says that it would like to know
     result = cli("doctor", str(near), "--json", check=False)
     found = {one["check"]: one for one in json.loads(result.stdout)}
     assert result.returncode == 1
     assert [name for name, one in found.items() if not one["passed"]] == ["bridge"]
     assert "hopaas-p2p bridge NEAR FAR" in found["bridge"]["cure"]
+    assert re.search(r"\d+ requests? waits? in the box", found["bridge"]["detail"])
     assert "write and read" not in found
 
 

@@ -127,6 +127,12 @@ class BridgedStore:
                 if place is not None:
                     return place
 
+    def waiting(self) -> int:
+        """How many requests lie in the box of which no bridge has noted that they were carried out."""
+        with self._lock:
+            found = self._box.newest_snapshot()
+            return len(self._box.exchange(None, found[0] if found is not None else 0).entries)
+
     def wait(self, place: int, done: Callable[[], bool], *, patience: float | None = None) -> None:
         """Return when `done` says so, or when the request at this place was carried out.
 

@@ -28,9 +28,16 @@ def checks(store: BridgedStore) -> Generator[Finding, None, bool]:
         store.wait_for_round(_PATIENCE)
     except StoreUnreachable:
         waited = time.monotonic() - began
-        detail = f"no bridge has reached {store.leads_to} for {waited:.0f} s; what peers say waits in the box"
+        detail = f"no bridge has reached {store.leads_to} for {waited:.0f} s; {_waiting(store)}"
         yield Finding("bridge", passed=False, detail=detail, cure=_CURE)
         return False
     taken = time.monotonic() - began
     yield Finding("bridge", passed=True, detail=f"reaches {store.leads_to}; its round came after {taken:.1f} s")
+    yield Finding("box", passed=True, detail=_waiting(store))
     return True
+
+
+def _waiting(store: BridgedStore) -> str:
+    count = store.waiting()
+    said = {0: "nothing waits", 1: "1 request waits"}.get(count, f"{count} requests wait")
+    return f"{said} in the box"
