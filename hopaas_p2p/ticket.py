@@ -198,15 +198,18 @@ class CarriedTrial:
             InvalidInput: values that are not numbers, or as many as the study has directions. The trial goes on.
 
         """
-        to = state if state is not None else TrialState.COMPLETE
-        told = None if values is None else tuple([float(value) for value in values])
-        if to is TrialState.COMPLETE:
-            expected = len(self.study.optuna.directions)
-            if told is None or len(told) != expected:
-                raise InvalidInput(f"the study wants {expected} value{'s' * (expected > 1)}, got {len(told or ())}")
-            if any(math.isnan(value) for value in told):
-                raise InvalidInput("NaN is no result; say --state fail")
-        self._say(TrialFinish(self.ticket.number, self.ticket.epoch, to, told, reason))
+        end = ending(self.ticket, values, state=state, reason=reason or self._why_stopped(state))
+        expected, given = len(self.study.optuna.directions), len(end.values or ())
+        if end.state is TrialState.COMPLETE and given != expected:
+            raise InvalidInput(f"the study wants {expected} value{'s' * (expected > 1)}, got {given}")
+        self._say(end)
+
+    def _why_stopped(self, state: TrialState | None) -> str | None:
+        """What the ticket was asked to stop for, if this is the answer."""
+        trials, number = self.study.state.trials, self.ticket.number
+        if state in (None, TrialState.COMPLETE) or number >= len(trials):
+            return None
+        return trials[number].stop if trials[number].epoch == self.ticket.epoch else None
 
     def renew(self) -> None:
         """Nothing but a sign of life, and a look whether the lease still holds."""

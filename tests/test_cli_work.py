@@ -139,6 +139,8 @@ def test_a_stop_request_prunes(here: dict[str, Any], study: Study) -> None:
     result = run("should-prune", "--ticket", ticket, check=False, **here)
     assert result.returncode == 10
     assert "too slow" in result.stderr
+    run("tell", "--state", "pruned", "--ticket", ticket, **here)
+    assert study.state.trials[0].reason == "too slow"
 
 
 @pytest.mark.parametrize("why", ["budget", "paused", "stopped"])

@@ -400,20 +400,24 @@ def test_a_ticket_is_kept_by_renewing_it_from_the_shell_and_lost_by_silence(stor
     assert [one.values for one in study.state.trials if one.late_of == number] == [(0.5,)]
 
 
-def test_a_stop_is_requested_then_acknowledged_then_done(studies: Any) -> None:
+def test_a_stop_is_requested_then_acknowledged_then_done_and_seen_at_each_step(store: str, studies: Any) -> None:
     owner, other = studies(linger=0.05), studies()
     trial = owner.ask()
     seen = lambda: other.state.trials[trial.number]  # noqa: E731
+    shown = lambda: cli("trial", "show", str(trial.number), HOPAAS_STORE=store, HOPAAS_STUDY="s").stdout  # noqa: E731
 
-    other.stop_trial(trial.number, reason="enough of it")
+    asked = cli("trial", "stop", "0", "--reason", "enough of it", HOPAAS_STORE=store, HOPAAS_STUDY="s")
+    assert asked.stderr == "trial 0 was asked to end\n"
     assert (seen().stop, seen().stopping, seen().state.name) == ("enough of it", False, "RUNNING")
+    assert "stop asked  enough of it (not yet acknowledged)\n" in shown()
 
     assert trial.should_prune()
     until(lambda: seen().stopping)
     assert (seen().stop, seen().state.name) == ("enough of it", "RUNNING")
+    assert "stop asked  enough of it (acknowledged)\n" in shown()
 
     owner.tell(trial, state="pruned")
-    assert seen().state.name == "PRUNED"
+    assert (seen().state.name, seen().reason) == ("PRUNED", "enough of it")
 
 
 def test_a_drained_peer_finishes_its_trial_and_takes_no_more(store: str, studies: Any) -> None:

@@ -124,6 +124,7 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
         "owner": trial.owner,
         "epoch": trial.epoch,
         "stop_requested": trial.stop,
+        "stop_acknowledged": trial.stopping,
         "retry_of": trial.retry_of,
         "retried_by": trial.retried_by,
         "late_of": trial.late_of,

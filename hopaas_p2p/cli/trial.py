@@ -128,7 +128,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "time": output.duration(data["seconds"]),
         "attempt": ", ".join([str(data["attempt"]), *links]),
         "reason": data["reason"] or "",
-        "stop asked": data["stop_requested"] or "",
+        "stop asked": _stop_asked(data),
         "reports": ", ".join(reports[-20:]) + hidden,
         "owners": "\n".join(history),
         "ran with": ", ".join(f"{name} {value}" for name, value in data["provenance"].items()),
@@ -136,6 +136,13 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "note": data["note"],
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _stop_asked(data: dict[str, Any]) -> str:
+    """Why it was asked to end, and whether its peer knows."""
+    if not data["stop_requested"]:
+        return ""
+    return f"{data['stop_requested']} ({'acknowledged' if data['stop_acknowledged'] else 'not yet acknowledged'})"
 
 
 def _value(value: object) -> str:
@@ -204,16 +211,19 @@ def tag(session: Session, number: int, add: tuple[str, ...], remove: tuple[str, 
 @click.argument("numbers", nargs=-1, required=True, type=int)
 @click.option("--reason", help="Why; the trial's peer sees it.")
 def stop(session: Session, numbers: tuple[int, ...], reason: str | None) -> None:
-    """Ask running trials to end: their next should_prune() is true. A waiting one is withdrawn."""
+    """Ask running trials to end: their next should_prune() is true. A waiting one is withdrawn.
+
+    `trial show` says whether the trial's peer knows; when it has ended, the state says so.
+    """
     study = session.study()
     for number in numbers:
         _exists(study, number)
-    for number in numbers:
-        _stop(study, number, reason)
-    session.done({"numbers": list(numbers)}, f"asked {len(numbers)} trials to end")
+    done = [f"trial {number} {_stop(study, number, reason)}" for number in numbers]
+    session.done({"numbers": list(numbers)}, "\n".join(done))
 
 
-def _stop(study: Study, number: int, reason: str | None) -> None:
+def _stop(study: Study, number: int, reason: str | None) -> str:
+    """Stop it; returns what was done."""
     from optuna.trial import TrialState as OptunaState
 
     from hopaas_p2p.core.records import TrialState
@@ -221,8 +231,9 @@ def _stop(study: Study, number: int, reason: str | None) -> None:
     if study.state.trials[number].state is TrialState.WAITING:
         trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
         study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand")
-        return
+        return "is withdrawn"
     try:
         study.stop_trial(number, reason=reason)
     except InvalidInput as error:
         raise NoSuchTrial(str(error)) from None
+    return "was asked to end"

@@ -70,7 +70,8 @@ class Ending(Running):
                 epoch = part.replica.state.trials[number].epoch
                 ticket = self.courier.put(part.membership, TrialFinish(number, epoch, to, values, reason))
             else:
-                ticket = self._put_finish(part, number, live, to, values, reason)
+                why = reason or self._why_stopped(part, number, live, to)
+                ticket = self._put_finish(part, number, live, to, values, why)
                 live.frozen.state = state
                 live.frozen._values = live.frozen._values if values is None else list(values)
         if self._mode.defer:
@@ -82,6 +83,13 @@ class Ending(Running):
             self._spool(part, number, error)
             return
         self._check_finish(part, number, ticket)
+
+    @staticmethod
+    def _why_stopped(part: Part, number: int, live: Live, to: records.TrialState) -> str | None:
+        """What the owner was asked to stop for, if this is the answer: a request goes with its lease."""
+        trial = part.replica.state.trials[number]
+        asked = to is not records.TrialState.COMPLETE and (trial.owner, trial.epoch) == live.lease
+        return trial.stop if asked else None
 
     def _spool(self, part: Part, number: int, error: StoreUnreachable) -> None:
         """Keep the end of a trial on disk when the store is out of reach; raise if it cannot even go there."""
