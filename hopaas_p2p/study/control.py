@@ -79,12 +79,14 @@ class Control(Handle):
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
 
         None when the policy's attempts are used up. With `epoch`, a running trial is taken away only if that is still
-        its lease, and InvalidInput says that it is not.
+        its lease, else InvalidInput says that it is not, and nothing is queued.
         """
         state = self.state
         if not 0 <= number < len(state.trials):
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
         trial = state.trials[number]
+        if epoch is not None:
+            self._running(number)
         if trial.state is not records.TrialState.RUNNING:
             frozen = self.storage.get_trial((self.study_id << 32) + number)
             attrs = {
