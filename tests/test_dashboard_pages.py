@@ -123,6 +123,21 @@ def test_a_filter_is_a_part_of_the_address(stores: dict[str, str]) -> None:
     assert test.query_params["from"] == "100"
 
 
+def test_the_address_of_a_trial_stays_when_another_is_the_best(stores: dict[str, str]) -> None:
+    best = int(calm(page("trial", stores["ten thousand"], "study")).number_input(key="trial").value)
+    test = calm(page("trial", stores["ten thousand"], "study", query={"trial": str(best)}))
+
+    assert test.number_input(key="trial").value == best
+    assert test.query_params["trial"] == str(best)
+
+
+def test_a_trial_that_is_not_there_is_said_to_be_missing(stores: dict[str, str]) -> None:
+    test = calm(page("trial", stores["one trial"], "study", query={"trial": "7"}))
+
+    assert "There is no trial 7" in texts(test)
+    assert test.number_input(key="trial").value == 0
+
+
 @pytest.mark.parametrize("name", OF_A_STUDY)
 def test_a_store_that_is_away_leaves_the_last_picture(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,10 +28,14 @@ def show(here: Here) -> None:
         theme.nothing("No trial yet.")
         return
     assert frame is not None
-    given = st.number_input(
-        "Number", 0, count - 1, value=_first(frame), step=1, key="trial", bind="query-params", width=180
-    )
-    number = int(given or 0)
+    asked = url.given("trial")
+    if not asked.isdecimal() or int(asked) >= count:
+        if asked:
+            theme.nothing(f"There is no trial {asked}; this is another.")
+        # a default would be left out of the address, and the best trial is another tomorrow
+        st.session_state.setdefault("trial", _first(frame))
+    given = st.number_input("Number", 0, count - 1, value=None, step=1, key="trial", bind="query-params", width=180)
+    number = _first(frame) if given is None else int(given)
     goes_on = frame.state.trials[number].state in (TrialState.RUNNING, TrialState.WAITING)
     live(here, lambda here, frame: _body(here, frame, number), auto=goes_on)
     note_of(here, number)
