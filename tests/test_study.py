@@ -586,7 +586,7 @@ def test_a_running_trial_can_be_taken_away(study: Study, studies: Any) -> None:
 def test_a_trial_is_taken_away_once_however_many_ask(study: Study, studies: Any) -> None:
     trial = study.ask()
     studies().requeue(trial.number, epoch=1)
-    with pytest.raises(hopaas_p2p.InvalidInput, match="FAIL, not RUNNING"):
+    with pytest.raises(InvalidInput, match="FAIL, not RUNNING"):
         study.requeue(trial.number, epoch=1)
     assert states(study) == ["FAIL", "WAITING"]
 
