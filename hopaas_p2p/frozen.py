@@ -27,7 +27,7 @@ _PICKLES: Final = "cma:"
 class Live:
     """A running trial of this process, as its owner sees it: ahead of the log by what waits in the outbox."""
 
-    __slots__ = ("frozen", "lease", "shown", "writer")
+    __slots__ = ("frozen", "lease", "lent", "shown", "writer")
 
     def __init__(self, frozen: FrozenTrial, lease: Lease, writer: str) -> None:
         self.frozen = frozen
@@ -36,6 +36,24 @@ class Live:
         """Who sent what `frozen` holds; another process must send it all again, for it cannot know what has left."""
         self.shown: FrozenTrial | None = None
         """A copy for readers, until the next write."""
+        self.lent = False
+        """Whether another process, which the trial travelled to, was heard to write to it too."""
+
+    def lacks(self, trial: Trial) -> bool:
+        """Whether the log knows of this lease what was not said here."""
+        mine = self.frozen
+        return self.lease == (trial.owner, trial.epoch) and not (
+            trial.reports.keys() <= mine.intermediate_values.keys()
+            and trial.params.keys() <= mine._params.keys()
+            and trial.user.keys() <= mine._user_attrs.keys()
+            and trial.system.keys() <= mine._system_attrs.keys()
+        )
+
+    def hear(self, logged: FrozenTrial) -> None:
+        """Take in what the log has; of what was said here too, our own word is the newer."""
+        self.lent = True
+        for field in ("intermediate_values", "_params", "_distributions", "_user_attrs", "_system_attrs"):
+            setattr(self.frozen, field, {**getattr(logged, field), **getattr(self.frozen, field)})
 
 
 class View:
@@ -72,12 +90,7 @@ class View:
         fresh: dict[TrialState, list[FrozenTrial]] = {}
         for number in numbers:
             trial = state.trials[number]
-            live = self.live.get(number)
-            if live is not None and trial.end is None:
-                live.shown = None
-                frozen = live.frozen  # holds the place; readers of the list get a copy
-            else:
-                frozen = self.build(trial, state)
+            frozen = self._own(trial, state) if trial.end is None and number in self.live else self.build(trial, state)
             if number < len(self._all):
                 self._all[number] = frozen
             else:
@@ -87,6 +100,14 @@ class View:
                 fresh.setdefault(frozen.state, []).append(frozen)
         for trial_state, finished in fresh.items():
             self._file(trial_state, finished, state)
+
+    def _own(self, trial: Trial, state: State) -> FrozenTrial:
+        """What holds the place of a running trial of this process; readers of the list get a copy."""
+        live = self.live[trial.number]
+        if live.lacks(trial):
+            live.hear(self.build(trial, state))
+        live.shown = None
+        return live.frozen
 
     def _own_all(self) -> None:
         """Make the list of all trials fit to be changed."""

@@ -33,6 +33,10 @@ class Trial(optuna.trial.Trial):
 
     `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: what they say leaves with
     the next exchange, or after a second by itself.
+
+    It may be lent to a child process, by a fork or a pickle (a process pool, joblib, Dask): there it is the same trial,
+    under the same lease. What the child says reaches the parent by the store, a second or so later; so let the child
+    ask `should_prune`, and let one of the two `tell`, when the other has ended.
     """
 
     storage: Storage
@@ -52,7 +56,13 @@ class Trial(optuna.trial.Trial):
         if asked is not None:
             self.storage.acknowledge_stop(self._trial_id)
             return True
+        self._listen()
         return not held or super().should_prune()
+
+    def _listen(self) -> None:
+        """Take in what was said of this trial in a process that it was lent to."""
+        if self.storage.was_lent(self._trial_id):
+            self._cached_frozen_trial = self.storage.get_trial(self._trial_id)
 
     def prune(self) -> NoReturn:
         """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` await."""
@@ -130,7 +140,12 @@ class Trial(optuna.trial.Trial):
 
     @property
     def intermediate_values(self) -> dict[int, float]:
-        """What was reported, by step; with the earlier attempt's up to the step of `resume`."""
+        """What was reported, by step; with the earlier attempt's up to the step of `resume`.
+
+        Of a trial that was lent to a child process, also what has come to the log from there.
+        """
+        self.storage.standing(self._trial_id)
+        self._listen()
         return dict(self._cached_frozen_trial.intermediate_values)
 
     _resume: tuple[int, Path] | None = _NOT_FETCHED

@@ -160,6 +160,32 @@ def test_a_trial_asked_here_is_finished_in_a_fork_that_pickled_nothing(tmp_path:
         reader.close()
 
 
+def report(trial: hopaas_p2p.Trial) -> None:
+    """In another process: report on a trial that goes on here."""
+    trial.report(99.0, 7)
+    trial.set_user_attr("pid", os.getpid())
+    trial.storage.flush()
+
+
+def test_what_a_child_says_of_a_trial_that_was_lent_to_it_is_heard_here(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    study.optuna.pruner = optuna.pruners.ThresholdPruner(upper=10.0)
+    trial = study.ask()
+    trial.report(0.5, 1)
+    assert not trial.should_prune()
+
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(report, trial).result()
+
+    assert trial.intermediate_values == {1: 0.5, 7: 99.0}
+    assert trial.should_prune()
+    assert trial.user_attrs.keys() == {"pid"}
+    assert study.trials[0].intermediate_values == {1: 0.5, 7: 99.0}
+    study.tell(trial, state="pruned")
+    assert study.trials[0].value == 99.0
+    study.close()
+
+
 # --- threads -----------------------------------------------------------------------------------------------------
 
 

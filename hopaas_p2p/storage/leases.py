@@ -32,6 +32,15 @@ class Leases(Ending):
         with part.lock:
             return part.replica.state.trials[number].stop, self._held(part, number)
 
+    def was_lent(self, trial_id: int) -> bool:
+        """Whether another process that acts for this one was heard to write to its trial. Reads the replica."""
+        part, number = self._locate(trial_id)
+        with part.lock:
+            if number in part.replica.state.changed:
+                part.view.catch_up(part.replica.state)
+            live = part.view.live.get(number)
+            return live is not None and live.lent
+
     def lease_valid(self, trial_id: int) -> bool:
         """Whether this process may still trust that nobody takes the trial over."""
         part, number = self._locate(trial_id)
