@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 import hopaas_p2p
 from hopaas_p2p import storage as storage_module
@@ -445,6 +445,24 @@ def test_reading_costs_no_exchange(counted: tuple[Storage, CountingStore]) -> No
     for _ in range(20):
         _ = study.trials, study.best_trial, study.user_attrs, storage.get_n_trials(study._study_id, TrialState.RUNNING)
     assert store.exchanges == before
+
+
+def test_asking_what_waits_looks_at_nothing_else(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `study.ask` of plain Optuna does it; with 10,000 finished trials it must not walk through them."""
+
+    class NotToBeWalked(list[FrozenTrial]):
+        def __iter__(self) -> Iterator[FrozenTrial]:
+            raise AssertionError("walked through all trials")
+
+    study = optuna.create_study(storage=storage)
+    study.optimize(objective, n_trials=5)
+    study.enqueue_trial({"x": 0.25})
+    view = storage.part(study._study_id).view
+    monkeypatch.setattr(view, "_all", NotToBeWalked(view._all))
+
+    (waiting,) = storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,))
+
+    assert waiting.number == 5
 
 
 def test_trials_are_shared_with_readers_that_do_not_ask_for_copies(storage: Storage) -> None:

@@ -37,6 +37,7 @@ _PACKAGES: Final = {
     "lightgbm": "lightgbm",
     "sklearn": "scikit-learn",
 }
+_NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 
 
 def new_uuid() -> str:
@@ -48,9 +49,14 @@ def site() -> str:
     """`HOPAAS_SITE`, else the cluster's name, else the host's domain, else the host."""
     env = os.environ
     named = env.get("HOPAAS_SITE") or env.get("SLURM_CLUSTER_NAME")
-    if named:
-        return named
-    host = socket.getfqdn()
+    return named or _domain()
+
+
+@functools.cache
+def _domain() -> str:
+    """The host's domain, else the host. A node without a name service may take seconds to find out: asked once."""
+    full = socket.getfqdn()
+    host = socket.gethostname() if full.startswith("localhost") else full
     return host.partition(".")[2] or host
 
 
@@ -108,7 +114,7 @@ def _gpus() -> str:
     """Models of the GPUs that this process may use, from the driver's own files."""
     models = []
     with contextlib.suppress(OSError):
-        for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for path in sorted(_NVIDIA.glob("*/information")):
             lines = path.read_text(errors="replace").splitlines()
             models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
