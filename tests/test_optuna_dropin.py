@@ -454,6 +454,9 @@ def test_asking_what_waits_looks_at_nothing_else(storage: Storage, monkeypatch: 
         def __iter__(self) -> Iterator[FrozenTrial]:
             raise AssertionError("walked through all trials")
 
+        def copy(self) -> list[FrozenTrial]:
+            raise AssertionError("copied all trials")
+
     study = optuna.create_study(storage=storage)
     study.optimize(objective, n_trials=5)
     study.enqueue_trial({"x": 0.25})
