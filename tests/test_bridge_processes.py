@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hopaas_p2p.testing.commits import everything
 from tests.bridge_process import BridgeProcess
 from tests.bridge_world import replayed
 from tests.peers import Peers, check
-from tests.processes import cli, until
+from tests.processes import CLI, cli, environment, until
 from tests.site_fixtures import Squid
 from tests.tunnel_fixtures import Centre
 
@@ -188,6 +189,18 @@ def test_a_bridge_ends_politely_and_says_what_it_did(bridge: BridgeProcess, near
     bridge.process.send_signal(signal.SIGTERM)
     assert bridge.process.wait(30) == 0
     assert "stopped; carried" in bridge.log()
+
+
+def test_a_bridge_speaks_json(tmp_path: Path) -> None:
+    words = [*CLI, "bridge", str(tmp_path / "near"), str(tmp_path / "far"), "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        begun = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        ended = json.loads(process.stdout.readline())
+    assert begun == {"near": (tmp_path / "near").as_uri(), "far": (tmp_path / "far").as_uri()}
+    assert ended == {"carried": 0}
+    assert process.returncode == 0
 
 
 def test_no_secret_stands_in_the_directory_or_in_the_log(bridge: BridgeProcess, near: Path, postgres_url: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import signal
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
 from hopaas_p2p.tunnel import relay as relays
 from hopaas_p2p.tunnel.relay import Relay, Target, login_in, targets_of
-from tests.processes import cli, until
+from tests.processes import CLI, cli, environment, until
 from tests.relay_process import RelayProcess
 from tests.site_fixtures import Squid
 from tests.tunnel_fixtures import HOST, Centre
@@ -293,3 +295,35 @@ def test_a_relay_without_a_place_for_its_login_is_refused() -> None:
     result = cli("relay", "--listen", "127.0.0.1:0", "--to", "https://example.org", check=False)
     assert result.returncode == 78
     assert "--login-file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("listen", "complaint"),
+    [("./notes.txt", "already in use"), ("./none/relay.sock", "No such file"), ("{taken}", "in use")],
+)
+def test_a_place_that_cannot_be_listened_at_is_one_clear_line_and_left_as_it_is(
+    tmp_path: Path, listen: str, complaint: str
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("not a socket")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = listen.replace("{taken}", f"127.0.0.1:{taken.getsockname()[1]}")
+        words = ["relay", "--listen", where, "--to", "https://example.org", "--login-file", "login"]
+        result = cli(*words, cwd=tmp_path, check=False)
+    assert result.returncode == 78
+    assert result.stderr.startswith("hopaas-p2p: cannot listen on ")
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert notes.read_text() == "not a socket"
+
+
+def test_a_relay_speaks_json(tmp_path: Path) -> None:
+    words = [*CLI, "relay", "--listen", str(tmp_path / "sock"), "--to", "https://example.org", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        begun = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        ended = json.loads(process.stdout.readline())
+    assert begun == {"listening": str(tmp_path / "sock"), "to": ["example.org:443"]}
+    assert ended == {"carried": 0, "refused": 0}
+    assert process.returncode == 0

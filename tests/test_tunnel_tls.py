@@ -297,6 +297,8 @@ def test_a_gateway_without_tls_is_refused_unless_it_is_told_who_terminates_it(tm
         ("postgresql://ann:secret@127.0.0.1/d", "leave the login out"),
         ("postgresql://one,two/d", "name one host"),
         ("postgresql:///d", "name one host"),
+        ("mysql://db.example.org/d", "no Postgres"),
+        ("postgresql+https://gateway.example.org/d", "leads to a database"),
         ("postgresql://db.example.org/d?sslmode=require", "would let others read"),
     ],
 )

@@ -8,7 +8,6 @@ import threading
 
 import click
 
-from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import Session, options
 
 
@@ -39,9 +38,9 @@ def bridge(session: Session, near: str, far: str, pace: float | None) -> None:
         signal.signal(number, lambda *_: stop.set())
     ends = open_ends(near, far)
     bridge = Bridge(ends.near, ends.far, crew=ends.crew, pace=pace)
-    output.say(f"carrying between {ends.near.url} and {ends.far.url}")
+    session.done({"near": ends.near.url, "far": ends.far.url}, f"carrying between {ends.near.url} and {ends.far.url}")
     try:
         bridge.run(stop.wait)
     finally:
         ends.close()
-    output.say(f"stopped; carried {bridge.carried} commits")
+    session.done({"carried": bridge.carried}, f"stopped; carried {bridge.carried} commits")

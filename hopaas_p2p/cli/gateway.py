@@ -29,7 +29,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--connections", default=1000, show_default=True, type=click.IntRange(1), help="Tunnels at once.")
 @click.option("--per-token", default=256, show_default=True, type=click.IntRange(1), help="Tunnels of one token.")
-@click.option("--drain", default=30.0, show_default=True, help="Seconds that transactions get to end at SIGTERM.")
+@click.option(
+    "--drain",
+    metavar="SECONDS",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="That transactions get to end at SIGTERM.",
+)
 @click.option("--ping", default=20.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 50.0))
 @click.option("--recheck", default=30.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 300.0))
 @click.option("--handshake", default=10.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 60.0))
@@ -59,7 +66,7 @@ def gateway(
     from hopaas_p2p.tunnel.gateway import LOOPBACK, Limits
 
     host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit():
+    if not colon or not port.isdigit() or int(port) > 65535:
         raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
     limits = Limits(connections, per_token, handshake=handshake, ping=ping, recheck=recheck, drain=drain)
     gateway_log.to_stderr()

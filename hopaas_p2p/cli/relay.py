@@ -60,10 +60,14 @@ def relay(session: Session, listen: str, url: str, login_file: str | None, known
             if file is not None:
                 write_address(file, known, bound, password)
                 output.say(f"on compute nodes: export HTTPS_PROXY=$(cat {file})")
-        output.say(f"relay listening on {where}, to {', '.join(map(str, targets))}")
+        names = [str(target) for target in targets]
+        session.done({"listening": where, "to": names}, f"relay listening on {where}, to {', '.join(names)}")
         await ending.wait()
         await relay.close()
-        output.say(f"stopped; carried {relay.carried} connections, refused {relay.refused}")
+        session.done(
+            {"carried": relay.carried, "refused": relay.refused},
+            f"stopped; carried {relay.carried} connections, refused {relay.refused}",
+        )
 
     asyncio.run(run())
 

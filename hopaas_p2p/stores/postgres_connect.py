@@ -28,6 +28,7 @@ _OPTIONS: Final = frozenset(
     | {"application_name", "target_session_attrs", "krbsrvname"}
 )
 _TUNNEL_OPTIONS: Final = frozenset({"host", "connect_timeout", "application_name"})
+_SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2", "postgresql+https"})
 _PORT: Final = 5432
 _CONNECT_TIMEOUT: Final = "10"  # seconds
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
@@ -50,6 +51,8 @@ class Address:
 
         shown = redacted(text)
         url = _parsed(text, shown)
+        if url.drivername not in _SCHEMES:
+            raise ConfigurationError(f"{shown}: this is no Postgres; write postgresql://host/database")
         if not url.database:
             raise ConfigurationError(f"{shown}: name the database, as in postgresql://user@host/database")
         self.tunnelled = url.drivername == "postgresql+https"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import socket
 from typing import Final
 
 SUBPROTOCOL: Final = "hopaas.pg.v1"
@@ -26,3 +28,10 @@ def unwrapped(text: str) -> str:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except (binascii.Error, ValueError):
         return ""
+
+
+def plainly(error: OSError) -> str:
+    """What the system says is wrong, without the words that event loops put around it."""
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)

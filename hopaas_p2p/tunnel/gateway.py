@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import os
 import ssl
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.tunnel import PING, wire
+from hopaas_p2p.tunnel import PING, plainly, wire
 from hopaas_p2p.tunnel.gateway_guesses import TooMany
 from hopaas_p2p.tunnel.gateway_log import event
 from hopaas_p2p.tunnel.gateway_metrics import Metrics
@@ -118,8 +117,7 @@ class Gateway:
         try:
             self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            raise ConfigurationError(f"cannot listen on {host}:{port}: {why}") from None
+            raise ConfigurationError(f"cannot listen on {host}:{port}: {plainly(error)}") from None
         self._ticker = loop.create_task(self._tick())
         bound = int(self._server.sockets[0].getsockname()[1])
         event("listening", host=host, port=bound, tls=not self.plain, database=self.target.database)

@@ -29,11 +29,13 @@ class Target(NamedTuple):
         """The target of a postgresql:// URL without a login.
 
         Raises:
-            ConfigurationError: it names no single host, or a password.
+            ConfigurationError: it is no Postgres, names no single host, or a login.
 
         """
         address = Address(url)
         parts = address.sqlalchemy_url
+        if address.tunnelled:
+            raise ConfigurationError(f"{address.url}: a gateway leads to a database, as in postgresql://host/database")
         asked = parts.query.get("host", "")
         host = parts.host or (asked if isinstance(asked, str) else ",".join(asked))
         if not host or "," in host:

@@ -62,10 +62,13 @@ class Certificate:
         context.set_alpn_protocols(["http/1.1"])
         context.num_tickets = 0  # nobody resumes: a peer stays for hours
         try:
-            context.load_cert_chain(*self._files)
+            context.load_cert_chain(*self._files, password=b"")  # rather than ask for it
         except (OSError, ssl.SSLError) as error:
-            why = getattr(error, "reason", None) or error.strerror or str(error)
-            raise ConfigurationError(f"certificate {self._files[0]} with key {self._files[1]}: {why}") from None
+            why = (error.reason or "not to be read") if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigurationError(
+                f"certificate {self._files[0]} with key {self._files[1]}: {why}. Both are to be PEM, the key is "
+                "to be the certificate's, and without a passphrase"
+            ) from None
         return context
 
 

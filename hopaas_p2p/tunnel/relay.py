@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.tunnel import proxies
+from hopaas_p2p.tunnel import plainly, proxies
 
 _log: Final = logging.getLogger("hopaas_p2p")
 USER: Final = "relay"
@@ -130,17 +130,31 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> int:
-        """Listen on TCP; the port."""
-        self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD)
+        """Listen on TCP; the port.
+
+        Raises:
+            ConfigurationError: that address is taken, not ours, or needs more rights.
+
+        """
+        try:
+            self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD)
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen on {host}:{port}: {plainly(error)}") from None
         return int(self._server.sockets[0].getsockname()[1])
 
     async def listen_at(self, path: Path) -> None:
-        """Listen on a Unix socket, for processes of this user, who need no login."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108  # what an earlier relay left
+        """Listen on a Unix socket, for processes of this user, who need no login.
+
+        Raises:
+            ConfigurationError: something else stands there, or it cannot be made.
+
+        """
         before = os.umask(0o177)
         try:
+            _clear(path)
             self._server = await asyncio.start_unix_server(self._accept, path, limit=_HEAD)
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen on {path}: {plainly(error)}") from None
         finally:
             os.umask(before)
 
@@ -228,6 +242,12 @@ class Relay:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 await writer.wait_closed()
+
+
+def _clear(path: Path) -> None:
+    """Remove the socket that an earlier relay left; nothing else."""
+    if path.is_socket():
+        path.unlink()
 
 
 def _same_user(writer: asyncio.StreamWriter) -> bool:
