@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.study import Study
 from tests.processes import campaign, cli, script, start, states, until
 
@@ -474,14 +475,39 @@ def test_the_exit_code_says_whether_to_run_again(tmp_path: Path, happens: str, c
     study.close()
 
 
-@pytest.mark.parametrize(("command", "code"), [("echo '{{\"value\": 1}}'", 0), ("exit 4", 1), ("sleep 60", 75)])
-def test_run_runs_one_trial_and_says_how_it_ended(study: Study, tmp_path: Path, command: str, code: int) -> None:
-    words = ["run", "--store", "store", "--study", "s", "--time-limit", "2.4s", "--grace", "0.2"]
+@pytest.mark.parametrize(
+    ("command", "code", "state"),
+    [("echo '{{\"value\": 1}}'", 0, "COMPLETE"), ("exit 4", 1, "FAIL"), ("sleep 60", 75, "WAITING")],
+)
+def test_run_runs_one_trial_and_says_how_it_ended(
+    study: Study, tmp_path: Path, command: str, code: int, state: str
+) -> None:
+    words = ["run", "--store", "store", "--study", "s", "--time-limit", "2.4s", "--grace", "0.2", "--json"]
 
     done = cli(*words, "--", "sh", "-c", command, cwd=tmp_path, check=False)
 
     assert done.returncode == code, done.stderr
-    assert len(states(study)) == 1
+    assert json.loads(done.stdout) == {"trials": [{"number": 0, "state": state}]}
+    assert states(study) == [state]
+
+
+def test_run_says_that_the_trial_of_a_result_was_taken_over(study: Study, tmp_path: Path) -> None:
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    body = f"""
+    import pathlib, time
+    pathlib.Path({str(ready)!r}).touch()
+    while not pathlib.Path({str(go)!r}).exists():
+        time.sleep(0.02)
+    from hopaas_p2p.client import Trial
+    Trial().tell(0.5)
+    """
+    running = start("run", *WORKER[1:], "--", *script(tmp_path, body), cwd=tmp_path)
+    until(ready.exists)
+    study.storage.say(study.study_id, TrialReclaim(0, study.state.trials[0].epoch))
+    go.touch()
+
+    assert running.wait(30) == 11
+    assert [one.values for one in study.state.trials if one.late_of == 0] == [(0.5,)]
 
 
 def test_run_without_work_exits_with_3(study: Study, tmp_path: Path) -> None:

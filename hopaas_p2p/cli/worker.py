@@ -79,7 +79,7 @@ def worker(session: Session, max_trials: int | None, stay: bool, command: tuple[
     study needs no more from here, 75 run me again, 1 too many failures.
     """  # noqa: D301  # click's mark for lines that stay as they are
     made = _worker(session, command, max_trials=max_trials, stay=stay, **terms)
-    return made.work()
+    return _work(session, made)
 
 
 @click.command(context_settings=_TAKES_ALL)
@@ -91,10 +91,18 @@ def run(session: Session, command: tuple[str, ...], **terms: Any) -> int:
     Exit code: 0 complete or pruned, 1 failed, 3 no work, 11 taken over by another peer, 75 run me again.
     """
     made = _worker(session, command, max_trials=1, **terms)
-    code = made.work()
+    code = _work(session, made)
     if made.last is None:
         return code or 3
     return {"FAIL": 1, "LOST": 11, "WAITING": code or 75}.get(made.last, 0)
+
+
+def _work(session: Session, made: Worker) -> int:
+    """Run it; with --json, what it ran is told at the end."""
+    code = made.work()
+    if session.as_json:
+        output.print_json({"trials": [{"number": number, "state": state} for number, state in made.ran]})
+    return code
 
 
 def _worker(

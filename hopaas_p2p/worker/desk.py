@@ -43,7 +43,7 @@ class Desk:
         self._study, self._trial = study, trial
         self._lock = threading.Lock()
         self.told: str | None = None
-        """The state that the command told; it is in the store."""
+        """The state that the command told, which is in the store; or "lost"."""
         self.pruned: str | None = None
         """Why the command was told to end, if it was."""
         self.released: str | None = None
@@ -140,7 +140,7 @@ class Desk:
         try:
             self._study.tell(self._trial, told, state=state, reason=request.get("reason"))
         except LeaseLost:
-            self.told = state
+            self.told = "lost"
             raise
         self.told = state
         return {}

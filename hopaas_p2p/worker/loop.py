@@ -79,9 +79,10 @@ class Worker(Running):
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
         self._received: list[int] = []
-        self._count = 0
         self.last: str | None = None
-        """How the last trial ended: a trial's state, or WAITING when it was given back."""
+        """How the last trial ended: a trial's state, WAITING when it was given back, LOST when it was taken over."""
+        self.ran: list[tuple[int, str]] = []
+        """The number and `last` of each trial."""
         self._check()
 
     def _check(self) -> None:
@@ -104,7 +105,7 @@ class Worker(Running):
                     if isinstance(found, int):
                         return found
                     self._run(found)
-                    self._count += 1
+                    self.ran.append((found.number, self.last or "?"))
             except StoreUnreachable as error:
                 self._say(f"{error} Run me again later.")
                 return AGAIN
@@ -128,7 +129,7 @@ class Worker(Running):
         while True:
             if self._received:
                 return self._interrupted_code()
-            if self._max_trials is not None and self._count >= self._max_trials:
+            if self._max_trials is not None and len(self.ran) >= self._max_trials:
                 return DONE
             if not self._fits():
                 return AGAIN
@@ -164,7 +165,7 @@ class Worker(Running):
             return True
         if typical is not None and needed > self._deadline - self._began:
             if any(trial.checkpoints for trial in self.study.state.trials):
-                return self._count == 0 and left > self._reserve  # it goes on from job to job
+                return not self.ran and left > self._reserve  # it goes on from job to job
             raise ConfigurationError(
                 f"a trial of {self.study.name!r} takes {typical:.0f} s (median), and this job has only "
                 f"{self._deadline - self._began:.0f} s: ask for more time, or let the command write checkpoints"
