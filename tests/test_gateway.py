@@ -326,6 +326,20 @@ def test_other_first_messages_are_refused(centre: Centre, code: int) -> None:
     assert (closed, said[:1]) == (1008, b"E")
 
 
+def test_a_tunnel_that_its_client_closes_is_told_of_and_counted(centre: Centre) -> None:
+    gateway = centre.gateway()
+    token = centre.token()
+    raw = Raw(dial.dial(Gateway(HOST, gateway.port), token.secret))
+    raw.send(startup(user=token.name, database="store"))
+    assert raw.receive()[:1] == b"R", "Postgres asks for the login"
+    raw.line.protocol.send_close(1000)
+    raw.flush()
+    assert raw.until_closed()[1] == 1000
+    until(lambda: gateway.events("closed"))
+    assert [one["connection"] for one in gateway.events("opened")] == [gateway.events("closed")[0]["connection"]]
+    assert gateway.metrics(centre.authority)['hopaas_gateway_ended_total{code="1000"}'] == 1
+
+
 def test_text_is_not_taken_for_bytes(centre: Centre) -> None:
     gateway = centre.gateway()
     raw = Raw(dial.dial(Gateway(HOST, gateway.port), centre.token().secret))

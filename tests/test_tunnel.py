@@ -257,6 +257,18 @@ def test_a_login_that_postgres_refuses_says_what_postgres_said(through: Callable
     until(lambda: tunnels() == 0)
 
 
+def test_a_database_that_the_gateway_does_not_lead_to_is_one_clear_line_at_once(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = centre.gateway()
+    monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
+    store = open_store(f"postgresql+https://{HOST}:{gateway.port}/other")
+    with pytest.raises(ConfigurationError, match="leads to another database: correct the name") as caught:
+        store.catalog().exchange(None, 0)
+    assert "socket" not in str(caught.value)
+    until(lambda: len(gateway.events("refused")) == 1)
+
+
 def _inodes() -> set[int]:
     """What this process has open."""
     found = set()

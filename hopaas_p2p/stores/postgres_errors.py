@@ -52,6 +52,8 @@ _PASSING: Final = {
     "57P03": "the server is starting or stopping",
 }
 
+_OWN_SOCKET: Final = re.compile(r'connection to server on socket "[^"]*/hopaas-[^"]*" failed:\s*')
+"""Where libpq met our tunnel's end: nothing that anybody could look at."""
 _REFUSALS: Final = (
     # words of libpq or of the server when it lets nobody in; what to do
     (
@@ -69,6 +71,7 @@ _REFUSALS: Final = (
     (r"no pg_hba\.conf entry", Denied, "the server lets nobody in from here under that name, or only with TLS"),
     (r"permission denied for database", Denied, "this user may not use that database"),
     (r'database "[^"]*" does not exist', ConfigurationError, "check the name in the URL, or create it: createdb"),
+    (r"leads to another database", ConfigurationError, "correct the name at the end of the URL"),
     (
         r"certificate verify failed|root certificate|server certificate for",
         ConfigurationError,
@@ -90,7 +93,7 @@ _REFUSALS: Final = (
 
 def refusal(text: str) -> HopaasError:
     """The error for a connection that was not made."""
-    line = _one_line(text)
+    line = _one_line(_OWN_SOCKET.sub("", text))
     for pattern, kind, advice in _REFUSALS:
         if kind is not None and re.search(pattern, text, re.IGNORECASE):
             return kind(f"{line}: {advice}.")

@@ -150,7 +150,7 @@ class Session:
         except BadStartup as error:
             event("refused", connection=self.number, role=self.token[0], why=str(error))
             if self._protocol.state is OPEN:
-                self._protocol.send_binary(fatal(f"the gateway refuses {error}"))
+                self._protocol.send_binary(fatal(f"refused by the gateway: {error}"))
             self.close(1008, str(error))
             return b""
         self._startup = None
@@ -288,11 +288,12 @@ class Session:
             self.end("closed")
             return
         self._let_go_of_postgres()
-        self.stage = Stage.CLOSING
+        relayed, self.stage = self.stage is Stage.RELAYING, Stage.CLOSING
         lasted, self.began = time.monotonic() - self.began, time.monotonic()
-        if self._protocol.state is OPEN:
+        if relayed or self._protocol.state is OPEN:
             self.gateway.metrics.count("ended_total", f'code="{code}"')
             event("closed", connection=self.number, code=code, reason=reason, seconds=round(lasted))
+        if self._protocol.state is OPEN:
             self._protocol.send_close(code, reason)
         self.front.listen(True)
         self._send()
