@@ -57,6 +57,8 @@ STATE_SYMBOLS: Final = {
     "failing": "✕",
     "done": "✓",
 }
+_WIDE: Final = 8  # characters; more are written smaller, for a number that is broken in two is read wrongly
+_LONG: Final = ' class="hp-long"'
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|>~:$<&])")
 
 
@@ -144,7 +146,8 @@ def tag(text: str) -> str:
 def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
     """A row of numbers: (what it is, the number, a small line below)."""
     parts = [
-        f'<div class="hp-tile"><span>{safe(what)}</span><b>{safe(value)}</b><i>{safe(more)}</i></div>'
+        f'<div class="hp-tile"><span>{safe(what)}</span><b{_LONG if len(value) > _WIDE else ""}>{safe(value)}</b>'
+        f"<i>{safe(more)}</i></div>"
         for what, value, more in facts
     ]
     st.html(f'<div class="hp-tiles">{"".join(parts)}</div>')

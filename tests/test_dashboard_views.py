@@ -249,6 +249,16 @@ def test_the_edf_steps_at_every_value() -> None:
     assert share.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
+def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
+    near = np.linspace(0.0811657809940203, 0.15, 40)
+    drawn = spread.edf_chart([("all", near)])
+    cut = spread.edf_chart([("all", np.append(near, [900.0, 1000.0]))])
+
+    assert (drawn.option["xAxis"]["min"], drawn.option["xAxis"]["max"], drawn.caption) == (None, None, "")
+    assert cut.option["xAxis"]["max"] == 0.157  # few digits, for it stands beside the axis
+    assert cut.caption == "2 values far out are beyond the edge."
+
+
 def test_the_front_holds_what_nothing_beats() -> None:
     scribe = Scribe("minimize", "maximize")
     for pair in ((1.0, 1.0), (2.0, 2.0), (2.0, 1.5), (3.0, 2.0), (0.5, 0.5), (1.0, 1.0), (0.7, 0.4)):

@@ -149,7 +149,7 @@ def _timeline(frame: Frame, now: float) -> None:
                 "kind:N",
                 title=None,
                 scale=alt.Scale(domain=kinds, range=[_COLOURS[kind] for kind in kinds]),
-                legend=alt.Legend(orient="top", columns=3),  # a telephone has no room for more in a row
+                legend=alt.Legend(orient="top", columns=2),  # a telephone has no room for more in a row
             ),
             stroke=alt.condition(alt.datum.kind == "taken away", alt.value("#b0306a"), alt.value(None)),
             strokeDash=alt.condition(alt.datum.kind == "taken away", alt.value([3, 2]), alt.value([1, 0])),
@@ -158,7 +158,8 @@ def _timeline(frame: Frame, now: float) -> None:
         )
     )
     told = ", ".join(f"{count:,} {kind}" for kind, count in bars["kind"].value_counts().items())
-    st.altair_chart(chart, key="gantt", height=26 * rows + 90, alt=f"Timeline of {rows} peers: {told}.")
+    height = 26 * rows + 100 + 18 * -(-len(kinds) // 2)  # rows, the axis and its room, the legend
+    st.altair_chart(chart, key="gantt", height=height, alt=f"Timeline of {rows} peers: {told}.")
     notes = [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
     notes += [f"{found.bars_left_out:,} earlier stretches are not drawn"] if found.bars_left_out else []
     theme.caption(". ".join(["Times are by each peer's own clock", *notes]) + ".")

@@ -93,7 +93,7 @@ def base(layers: Sequence[Layer] = (), **more: Any) -> Option:
     """An option that draws these layers, with what all charts share. Each layer's rows are a data set of their own."""
     option: Option = {
         "animation": False,
-        "grid": {"left": 46, "right": 18, "top": 40, "bottom": 34, "containLabel": True},
+        "grid": {"left": 46, "right": 28, "top": 40, "bottom": 34, "containLabel": True},
         "tooltip": {"confine": True},
         "legend": {"top": 0, "type": "scroll", "show": len(layers) > 1, "itemWidth": 16, "itemHeight": 10},
     }
@@ -160,5 +160,11 @@ def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> t
     low, high = float(kept[0]), float(kept[-1])
     room = max(high - low, 1e-12)
     if minimize:
-        return (None, high + 0.1 * room) if ordered[-1] > high + 3 * room else (None, None)
-    return (low - 0.1 * room, None) if ordered[0] < low - 3 * room else (None, None)
+        return (None, _round(high + 0.1 * room, room)) if ordered[-1] > high + 3 * room else (None, None)
+    return (_round(low - 0.1 * room, room), None) if ordered[0] < low - 3 * room else (None, None)
+
+
+def _round(edge: float, room: float) -> float:
+    """An edge that reads well beside its axis: as fine as a fiftieth or so of what the axis shows."""
+    digits = 1 - math.floor(math.log10(room))
+    return round(edge, digits)

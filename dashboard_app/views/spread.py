@@ -50,13 +50,16 @@ def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
             )
         )
     everything = np.concatenate([values for _, values in groups])
-    low, high = np.quantile(everything, [0.0, 0.98])
-    limits: dict[str, Any] = {"min": float(low), "max": float(high)} if high > low else {}
+    low, high = spec.robust_limits(everything, minimize=False)[0], spec.robust_limits(everything, minimize=True)[1]
+    limits: dict[str, Any] = {"min": low, "max": high}
     option = spec.base(
         layers, xAxis=spec.axis("value", **limits), yAxis=spec.axis("share of trials", min=0, max=1, nameGap=44)
     )
     medians = ", ".join(f"{name} {spec.number(float(np.median(values)))}" for name, values in groups)
-    return Chart("Distribution of values (EDF)", option, f"Share of trials up to each value; medians: {medians}.")
+    alt = f"Share of trials up to each value; medians: {medians}."
+    cut = (low is not None and (everything < low).sum()) + (high is not None and (everything > high).sum())
+    caption = f"{cut:,} values far out are beyond the edge." if cut else ""
+    return Chart("Distribution of values (EDF)", option, alt, caption)
 
 
 def pareto_rows(columns: Columns, shown: Mask | None = None) -> Ints:
