@@ -138,8 +138,11 @@ def test_a_study_keeps_an_owner(place: Place) -> None:
     place.person("bob")
     place.study(ann)
     for attempt in (lambda: access.revoke(ann, "s", "ann"), lambda: access.grant(ann, "s", "ann", "viewer")):
-        with pytest.raises(Denied, match="only owner"):
+        with pytest.raises(Denied, match=r"somebody else an owner first. With: hopaas-p2p grant STUDY USER owner$"):
             attempt()
+    access.grant(ann, "s", "bob", "worker")
+    with pytest.raises(Denied, match=r"bob is only a worker .* takes an owner. Ask an owner .* STUDY USER owner$"):
+        access.grant(place.person("bob"), "s", "bob", "owner")
     access.grant(ann, "s", "bob", "owner")
     access.revoke(ann, "s", "ann")
 

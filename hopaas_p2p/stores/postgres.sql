@@ -164,8 +164,8 @@ BEGIN
     END IF;
     IF array_position(ARRAY['viewer', 'worker', 'owner'], v_role)
        < array_position(ARRAY['viewer', 'worker', 'owner'], p_least) THEN
-        RAISE EXCEPTION 'user % is only a % of this study, and this takes a %', p_user, v_role, p_least
-            USING ERRCODE = 'ZH401';
+        RAISE EXCEPTION 'user % is only a % of this study, and this takes % %', p_user, v_role,
+            CASE p_least WHEN 'owner' THEN 'an' ELSE 'a' END, p_least USING ERRCODE = 'ZH401';
     END IF;
     RETURN v_log;
 END $$;

@@ -110,12 +110,19 @@ def _parsed(text: str, shown: str) -> URL:
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
+    if not text.lower().startswith("postgresql"):
+        raise ConfigurationError(f"{shown} is no Postgres store; users, tokens and grants are a database's")
     try:
-        return make_url(text)
+        url = make_url(text)
     except (ArgumentError, ValueError):
         raise ConfigurationError(
             f"{shown} cannot be read as a URL; it should look like postgresql://user@host:5432/database"
         ) from None
+    if "@" in (url.host or ""):  # else a part of the password would be taken, and shown, for the host
+        raise ConfigurationError(
+            f"{shown}: in a password write %40 for @, or leave it out and put it into HOPAAS_TOKEN_FILE or PGPASSFILE"
+        )
+    return url
 
 
 def _look_at_gateways(url: URL) -> None:

@@ -16,13 +16,13 @@ SCHEMA_VERSION: Final = 2
 """What this code needs; see postgres.sql."""
 
 READ_ONLY: Final = "25006"
+_NOT_ALLOWED: Final = "ZH401"
 LOGIN_ENDED: Final = "ZH403"
 """The session goes on, and may no longer be used; another login may come in."""
 NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
 """No such schema, function or table: `hopaas-p2p init` was not run, or by another version."""
 
 _OURS: Final[dict[str, type[HopaasError]]] = {
-    "ZH401": Denied,
     LOGIN_ENDED: Denied,
     "ZH404": ConfigurationError,
     "ZH409": StoreCorrupt,
@@ -31,9 +31,8 @@ _OURS: Final[dict[str, type[HopaasError]]] = {
     "ZH413": ConfigurationError,
 }
 _ADVICE: Final = {
-    "ZH401": "Ask an owner of the study for a grant: hopaas-p2p grant STUDY USER worker",
     LOGIN_ENDED: "Get a new one: hopaas-p2p token create",
-    "ZH404": "List them with: hopaas-p2p user list",
+    "ZH404": "Who there is, an administrator lists with: hopaas-p2p user list",
     "ZH409": "Was an older backup of the database restored, or a standby promoted that lagged behind? "
     "Start this program anew to go on with what the server has.",
     "ZH410": "Its peers may stop.",
@@ -97,20 +96,23 @@ def refusal(text: str) -> HopaasError:
     for pattern, kind, advice in _REFUSALS:
         if kind is not None and re.search(pattern, text, re.IGNORECASE):
             return kind(f"{line}: {advice}.")
-    return StoreUnreachable(f"{line}. Nothing acknowledged is lost.")
+    return StoreUnreachable(f"{line}. Nothing acknowledged is lost; hopaas-p2p doctor looks step by step.")
 
 
 def failure(code: str | None, text: str) -> HopaasError:
     """The error for a statement that failed."""
     line = _one_line(text)
+    if code == _NOT_ALLOWED:
+        last_owner = "the only owner" in line
+        who = "With" if last_owner else "Ask an owner of the study for a grant"
+        least = "owner" if last_owner or "takes an owner" in line else "worker"
+        return Denied(f"{line}. {who}: hopaas-p2p grant STUDY USER {least}")
     if code in _OURS:
         return _OURS[code](f"{line}. {_ADVICE[code]}")
     if code == "42501":
-        stranger = "schema hopaas" in line
-        return Denied(
-            f"{line}. "
-            + ("Ask an administrator for access: hopaas-p2p user add" if stranger else "That is for administrators")
-        )
+        if "schema hopaas" in line:
+            return Denied(f"{line}. Ask an administrator for access: hopaas-p2p user add")
+        return Denied(f"that is for administrators: use the login that ran hopaas-p2p init ({line})")
     reason = _PASSING.get(code or "")
     return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
 
