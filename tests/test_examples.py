@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ import sys
 import types
 from pathlib import Path
 
+import click
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.cli import main
 from hopaas_p2p.peer import identity
 from tests.postgres_fixtures import missing
 from tests.processes import ROOT, campaign, cli, environment, states
@@ -120,11 +123,45 @@ def test_the_kubernetes_manifest_asks_for_what_the_worker_offers() -> None:
     (container,) = pod["containers"]
     grace = int(container["command"][container["command"].index("--grace") + 1])
     assert pod["terminationGracePeriodSeconds"] >= grace + 30
-    offered = cli("worker", "--help").stdout
-    assert all(word in offered for word in container["command"] if word.startswith("--") and word != "--")
+    program, *words = [*container["command"], *container["args"]]
+    command, rest = _command(words)
+    assert program == "hopaas-p2p"
+    command.make_context("worker", rest)  # complains about what it does not take
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
     assert "PASSWORD" not in text.upper()
+
+
+def _command(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command of ours that a line begins with, and what comes after its name."""
+    command: click.Command = main.cli
+    while isinstance(command, click.Group):
+        found = command.get_command(click.Context(command), words[0])
+        assert found is not None, words
+        command, words = found, words[1:]
+    return command, words
+
+
+def _lines() -> list[str]:
+    """What the examples have our program do, comments included, up to what they have it run."""
+    found = []
+    for path in sorted(EXAMPLES.rglob("*.*")):
+        joined = re.sub(r"\s*\\\n#?\s*", " ", path.read_text())
+        found += re.findall(r"(?<![\w-])hopaas-p2p ([a-z][^\n·;#]*?)(?= -- | *[\n·;#])", joined)
+    return found
+
+
+@pytest.mark.parametrize("line", _lines())
+def test_every_command_in_an_example_is_one_of_ours(line: str) -> None:
+    command, rest = _command(line.split())
+    offered = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in rest if re.fullmatch("--[a-z-]+|-[a-z]", word)} <= offered
+
+
+def test_every_kind_of_example_has_commands_of_ours() -> None:
+    verbs = [line.split()[0] for line in _lines()]
+    assert verbs.count("worker") >= 3
+    assert verbs.count("gateway") >= 3
 
 
 @pytest.mark.parametrize("library", ["keras", "lightning"])

@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +51,23 @@ def test_options_that_the_page_names_exist() -> None:
     section = page[page.index("## Run a gateway") :]
     known = {option for parameter in gateway.params for option in parameter.opts}
     assert set(re.findall(r"`(--[a-z-]+)", section)) <= known
+
+
+def test_what_the_container_file_copies_is_enough_to_install_from(tmp_path: Path) -> None:
+    copied = re.findall(r"^COPY (.*)$", (EXAMPLES / "Containerfile").read_text(), re.MULTILINE)
+    for *sources, target in map(str.split, copied):
+        for source in sources:
+            here, there = ROOT / source, tmp_path / target.lstrip("/")
+            if here.is_dir():
+                shutil.copytree(here, there, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                there.mkdir(parents=True, exist_ok=True)
+                shutil.copy(here, there)
+    words = ["-m", "pip", "--quiet", "--disable-pip-version-check", "wheel", "--no-deps", "-w", "wheels", "./src"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "wheels").glob("hopaas_p2p-*.whl")
+    assert "hopaas_p2p/cli/gateway.py" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
