@@ -72,7 +72,7 @@ def import_(session: Session, source: str, form: str | None, source_study: str |
 @click.argument("target", metavar="TO")
 @click.option("--all", "everything", is_flag=True, help="Every study of FROM.")
 @click.option("--as", "new_name", metavar="NAME", help="What the study is called in TO. [default: as in FROM]")
-@click.option("--unfinished", is_flag=True, help="Bring waiting and running trials too; they wait there to be run.")
+@click.option("--unfinished", is_flag=True, help="Bring waiting and running trials too, to be run anew there.")
 @click.option("--no-files", is_flag=True, help="Leave the files of the study and its trials where they are.")
 def copy(
     session: Session,
@@ -86,7 +86,7 @@ def copy(
     """Copy a study from one store to another: finished trials, notes, tags and files.
 
     FROM and TO are directories or URLs. Without --study, FROM must hold one study. Copied again, only what has been
-    finished since comes along. Nothing in FROM changes; others may go on working there.
+    finished since comes along. Nothing in FROM changes; others may go on working there. Checkpoints are not copied.
 
     \b
     hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist
