@@ -364,6 +364,12 @@ for _ in range(int(sys.argv[1])):
     study.close()
 
 
+def test_a_script_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "hopaas_p2p.hopaas", "train.py"], cwd=tmp_path, capture_output=True)
+
+    assert (done.returncode, done.stderr) == (1, b"there is no script 'train.py'\n")
+
+
 # --- the interface, piece by piece ---
 
 

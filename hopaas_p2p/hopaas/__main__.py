@@ -13,6 +13,8 @@ def main() -> None:
     """The first argument is the script, the others are its own."""
     if len(sys.argv) < 2:
         sys.exit("usage: python -m hopaas_p2p.hopaas SCRIPT [ARGUMENT …]")
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f"there is no script {sys.argv[1]!r}")
     own = hopaas_client.__name__
     for name, module in list(sys.modules.items()):
         if name == own or name.startswith(f"{own}."):
