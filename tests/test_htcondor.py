@@ -43,6 +43,14 @@ def submit(condor: Condor, place: Path, more: str, *settings: str, **env: str) -
     return condor.submit(*appended, "worker.sub", cwd=place, **env)
 
 
+def test_a_secret_does_not_go_into_the_job_ad(condor: Condor, place: Path) -> None:
+    """Whoever may ask the pool sees all of it."""
+    env = {"HOPAAS_TOKEN": "hunter2", "HOPAAS_WEBHOOK": "https://hunter2", "HOPAAS_TOKEN_FILE": "/there"}
+    ad = condor.run("condor_submit", "-dry-run", "-", "worker.sub", cwd=place, PWD=str(place), **env)
+    assert "HOPAAS_TOKEN_FILE=/there" in ad
+    assert "hunter2" not in ad
+
+
 def epochs(study: Study, number: int = 0) -> int:
     trials = study.state.trials
     return len(trials[number].reports) if len(trials) > number else 0

@@ -7,6 +7,7 @@ import json
 import optuna
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyControl
@@ -65,6 +66,8 @@ def test_a_worker_works_and_a_viewer_looks(place: Place) -> None:
     access.grant(ann, "s", "eve", "viewer")
     work = optuna.load_study(study_name="s", storage=place.storage(bob))
     work.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    with pytest.raises(Denied, match="hopaas-p2p grant STUDY USER owner"):
+        hopaas_p2p.open_study(place.storage(bob), "s", create=False).stop()
     look = optuna.load_study(study_name="s", storage=place.storage(eve))
     assert len(look.trials) == 4
     with pytest.raises(Denied, match="only a viewer"):

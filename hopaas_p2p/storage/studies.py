@@ -127,7 +127,9 @@ class Studies(Parts):
         """
         (verdict,) = self.courier.commit(self.part(study_id).membership, record)
         if verdict.refusal == "role":
-            raise Denied
+            raise Denied(
+                "Only an owner of the study may do that. Ask one for a grant: hopaas-p2p grant STUDY USER owner"
+            )
         if not verdict.accepted:
             raise InvalidInput(REFUSALS.get(verdict.refusal or "", verdict.refusal))
         return verdict
