@@ -136,6 +136,7 @@ def test_certificates_that_are_not_to_be_trusted_are_named_for_what_is_wrong(
 def test_a_name_that_is_not_known_and_a_port_where_nobody_listens(trust: ssl.SSLContext) -> None:
     nowhere = one(way_checks.checks(Way("no-such-host.invalid", 443, trust)))
     assert (nowhere.check, "name server" in nowhere.cure) == ("name", True)
+    assert "Errno" not in nowhere.detail
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     closed = one(way_checks.checks(Way("127.0.0.1", port, trust)))

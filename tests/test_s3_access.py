@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import ssl
 import threading
 import time
@@ -17,9 +18,10 @@ from urllib.parse import parse_qs
 
 import pytest
 import trustme
+import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
-from hopaas_p2p.stores import s3_http, s3_key_services
+from hopaas_p2p.stores import s3_errors, s3_http, s3_key_services
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_address import parse
 from hopaas_p2p.stores.s3_credentials import chain
@@ -375,6 +377,25 @@ def test_a_missing_bucket_and_a_store_that_is_none_are_named(s3_server: Seaweed)
         S3Store(s3_server.url("x", bucket="not-there-at-all")).log("u").exchange(outgoing("a"), 0)
     with pytest.raises(ConfigurationError, match="there is no store"):
         S3Store(s3_server.url(s3_server.new_prefix()), create=False).log("u").exchange(None, 0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (urllib3.exceptions.NewConnectionError, "Connection refused"),
+        (urllib3.exceptions.ReadTimeoutError, "no answer in time"),
+    ],
+)
+def test_a_server_that_is_away_is_one_plain_line(raised: type[Exception], said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if raised is urllib3.exceptions.NewConnectionError:
+            listener.close()
+        with pytest.raises(raised) as caught:
+            s3_http.pool(url, read=0.05).request("GET", url)
+    error = s3_errors.unreachable(parse(f"s3://bucket/x?endpoint={url}"), caught.value)
+    assert str(error).startswith(f"{url} cannot be reached ({said}). ")
+    assert "hopaas-p2p doctor" in str(error)
 
 
 def test_policies_are_the_least() -> None:

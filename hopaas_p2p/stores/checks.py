@@ -23,7 +23,7 @@ from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store
-from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.findings import AGAIN, Finding
 
 _EXCHANGES: Final = 5
 _SLOW: Final = 5.0  # seconds for an exchange: ask and tell would be felt
@@ -67,7 +67,7 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         cure = "who may only look cannot take part; ask an owner for a grant, or for a key that may write"
         yield Finding(name, passed=False, detail=str(error), cure=cure)
     except HopaasError as error:
-        cure = "try again when the store can be reached" if error.retry else "see the message"
+        cure = "try again when the store can be reached" if error.retry else AGAIN
         yield Finding(name, passed=False, detail=str(error), cure=cure)
     except Exception as error:  # noqa: BLE001  # a doctor that stumbles says so and goes on
         detail = f"{type(error).__name__}: {error}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+AGAIN: Final = "set that right, and ask the doctor again"
+"""The cure where the detail has said already what is to be changed."""
 
 
 class Finding(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import way_checks
-from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.findings import AGAIN, Finding
 from hopaas_p2p.stores.postgres_connect import Address
 from hopaas_p2p.stores.way_checks import Way
 from hopaas_p2p.tunnel import client, dial, proxies
@@ -24,7 +24,7 @@ def way(address: Address) -> Generator[Finding, None, bool]:
         try:
             there = Way(gateway.host, gateway.port, dial.trust(), proxies.proxy_for(gateway.host, gateway.port))
         except HopaasError as error:
-            yield Finding("settings", passed=False, detail=str(error), cure="see the message")
+            yield Finding("settings", passed=False, detail=str(error), cure=AGAIN)
             return False
         if (yield from way_checks.checks(there)):
             finding = _greeted(address, gateway)
@@ -42,7 +42,7 @@ def _greeted(address: Address, gateway: Gateway) -> Finding:
     except HopaasError as error:
         cure = "get a new token: hopaas-p2p token create, and put it where HOPAAS_TOKEN_FILE says"
         if not isinstance(error, Denied):
-            cure = "the gateway's administrator finds the reason in its log" if error.retry else "see the message"
+            cure = "the gateway's administrator finds the reason in its log" if error.retry else AGAIN
         return Finding("gateway", passed=False, detail=str(error), cure=cure)
     line.socket.close()
     return Finding("gateway", passed=True, detail=f"{gateway} lets in {line.role or role}{_until(line.expires)}")

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import s3_http, way_checks
-from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.findings import AGAIN, Finding
 from hopaas_p2p.stores.s3 import META, S3Store
 from hopaas_p2p.stores.s3_address import parse
 from hopaas_p2p.stores.s3_objects import ObjectStore
@@ -41,7 +41,7 @@ def way(store: S3Store) -> Generator[Finding, None, bool]:
         proxy = _proxy(parts.geturl())
         trust = way_checks.trust_in(s3_http.certificates()) if tls else None
     except HopaasError as error:
-        yield Finding("settings", passed=False, detail=str(error), cure="see the message")
+        yield Finding("settings", passed=False, detail=str(error), cure=AGAIN)
         return False
     if proxy is not None and proxy.scheme == "https":
         yield Finding(

@@ -39,7 +39,22 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
         return ConfigurationError(
             f"the proxy on the way to {endpoint} wants a login: set HTTPS_PROXY=http://user:password@host:port"
         )
-    return StoreUnreachable(f"{endpoint} cannot be reached ({reason}). Nothing acknowledged is lost.")
+    return StoreUnreachable(
+        f"{endpoint} cannot be reached ({_plainly(error) or reason}). Nothing acknowledged is lost. "
+        "What is the matter says: hopaas-p2p doctor"
+    )
+
+
+def _plainly(error: Exception) -> str | None:
+    """What the system said at the bottom of an error of urllib3's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TimeoutError):
+            return "no answer in time"
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def refusal(address: Address, refused: Refused, what: str) -> HopaasError:

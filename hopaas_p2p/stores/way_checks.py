@@ -80,7 +80,8 @@ def _name(way: Way) -> Finding:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         cure = "check the spelling, and that this node may ask a name server; compute nodes often may not"
-        raise _Failed(Finding("name", passed=False, detail=f"{whose} has no address: {error}", cure=cure)) from None
+        detail = f"{whose} has no address: {_plainly(error)}"
+        raise _Failed(Finding("name", passed=False, detail=detail, cure=cure)) from None
     addresses = ", ".join(sorted({str(entry[4][0]) for entry in found}))
     return Finding("name", passed=True, detail=whose if addresses == host else f"{whose} is {addresses}")
 
