@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import optuna
@@ -77,8 +78,8 @@ def test_a_sweep_becomes_a_study_with_all_that_its_file_says(tmp_path: Path) -> 
         "sampler": {"name": "TPESampler"},
         "pruner": {"name": "SuccessiveHalvingPruner", "min_resource": 3, "reduction_factor": 3},
     }
-    assert told.notes[-1].endswith(
-        "-- python train.py --epochs=27 --lr={lr} --batch={batch} --layers={layers} "
+    assert told.job == (
+        "python train.py --epochs=27 --lr={lr} --batch={batch} --layers={layers} "
         "--dropout={dropout} --optimizer.name={optimizer.name} "
         "--optimizer.momentum={optimizer.momentum}"
     )
@@ -246,7 +247,7 @@ def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
 
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "g", create=False)
     assert "with 6 trials to run" in created.stderr
-    assert "hopaas-p2p worker -- python train.py --c=9 --a={a} --b={b}" in created.stderr
+    assert "hopaas-p2p worker --store store --study g -- python train.py --c=9 --a={a} --b={b}" in created.stderr
     assert states(study) == ["COMPLETE"] * 6
     points = [(trial.params["a"], trial.params["b"]) for trial in study.trials]
     assert sorted(points) == [(a, b) for a in "xy" for b in (1, 2, 3)]
@@ -270,9 +271,23 @@ def test_the_command_of_a_sweep_becomes_that_of_a_worker(tmp_path: Path) -> None
 
     told = read(tmp_path, f"method: random\nprogram: t.py\ncommand: {words}\nparameters: {{a: {{min: 1, max: 2}}}}")
 
-    assert told.notes == ("start the jobs with: hopaas-p2p worker -- python -u t.py --quiet a={a}",)
+    assert told.job == "python -u t.py --quiet a={a}"
     with pytest.raises(InvalidInput, match="give a list of words"):
         read(tmp_path, "method: random\ncommand: python\nparameters: {a: {min: 1, max: 2}}")
+
+
+def test_the_line_that_starts_the_jobs_works_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "method: random\nname: two words\nprogram: t.py\nrun_cap: 2\nparameters: {a: {min: 1, max: 2}}"
+    )
+    (tmp_path / "t.py").write_text("print('{\"value\": 1}')")
+
+    made = cli("study", "create", "-s", "a store", "--from-yaml", "s.yaml", cwd=tmp_path)
+    words = shlex.split(made.stderr.splitlines()[-1].removeprefix("start the jobs with: "))
+    done = cli(*words[1:], cwd=tmp_path)
+
+    assert words[0] == "hopaas-p2p"
+    assert "trial 1: COMPLETE" in done.stdout + done.stderr
 
 
 def test_a_grid_with_a_cap_is_cut_short(tmp_path: Path) -> None:

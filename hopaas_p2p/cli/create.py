@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from hopaas_p2p.cli import space
 from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.cli.described import Described
@@ -75,9 +77,16 @@ def create(
     made = open_study(storage, name, space=parameters or None, directions=wanted or None, **{**told.policy, **given})
     if not there:
         _furnish(made, told)
-    data = {"name": made.name, "store": storage.url, "notes": list(told.notes)}
+    notes = [*told.notes, *([_started(session, made.name, told.job)] if told.job else [])]
+    data = {"name": made.name, "store": storage.url, "notes": notes}
     queued = f", with {len(told.grid)} trials to run" if told.grid and not there else ""
-    session.done(data, "\n".join([f"created study {made.name!r} in {storage.url}{queued}", *told.notes]))
+    session.done(data, "\n".join([f"created study {made.name!r} in {storage.url}{queued}", *notes]))
+
+
+def _started(session: Session, name: str, job: str) -> str:
+    """How jobs are started: a line that works where this command was typed."""
+    where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
+    return f"start the jobs with: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {job}"
 
 
 def _space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:

@@ -51,7 +51,9 @@ class Described(NamedTuple):
     """Every point of a grid search."""
     user_attrs: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
-    """What the user should know: what was left out, and how the jobs are started."""
+    """What the user should know: what was left out."""
+    job: str = ""
+    """The command of a trial, for `hopaas-p2p worker`."""
 
 
 def read(path: Path) -> Described:

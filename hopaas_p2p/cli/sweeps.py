@@ -67,7 +67,6 @@ def described(content: Mapping[str, Any]) -> Described:
     made_with = {"sampler": {"name": _METHODS[method]}}
     if content.get("early_terminate") is not None:
         made_with["pruner"] = _pruner(mapping(content["early_terminate"], "early_terminate"))
-    notes.append(f"start the jobs with: hopaas-p2p worker -- {_command(content, space, constants)}")
     return Described(
         name=None if content.get("name") is None else str(content["name"]),
         directions=(direction,),
@@ -78,6 +77,7 @@ def described(content: Mapping[str, Any]) -> Described:
         grid=grid,
         user_attrs=constants | ({"description": content["description"]} if content.get("description") else {}),
         notes=tuple(notes),
+        job=_command(content, space, constants),
     )
 
 
