@@ -137,6 +137,7 @@ def test_a_port_that_is_taken_is_said_at_once(store: Path) -> None:
     [
         (("nowhere", "--port", "1"), 78, ""),
         (("--auth", "oidc", "--optuna"), 2, "leave out --optuna or --auth"),
+        (("--port", "65535", "--optuna"), 2, "choose another --port"),
         ((), 78, "--store URL"),
     ],
 )

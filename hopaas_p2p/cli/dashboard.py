@@ -12,6 +12,7 @@ from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.errors import ConfigurationError
 
 _EXTRA: Final = "hopaas-p2p[dashboard]"
+_LAST_PORT: Final = 65535
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -19,7 +20,7 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @options(study="none")
 @click.argument("stores", nargs=-1, metavar="[STORE]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="The port.")
+@click.option("--port", type=click.IntRange(1, _LAST_PORT), default=8501, show_default=True, help="The port.")
 @click.option(
     "--allow-actions/--read-only",
     "actions",
@@ -54,6 +55,8 @@ def dashboard(
         _require("optuna_dashboard")
     if with_optuna and auth != "none":
         raise click.UsageError("optuna-dashboard knows no sign-in; leave out --optuna or --auth")
+    if with_optuna and port == _LAST_PORT:
+        raise click.UsageError(f"--optuna takes the next port, and {port} is the last; choose another --port")
     urls = stores or (session.store_url,)
     session.settings.publish()
     from dashboard_app.options import Options
