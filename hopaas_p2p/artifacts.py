@@ -159,8 +159,8 @@ class StudyArtifacts:
             return found[0]
         if not found:
             raise InvalidInput(f"there is no file {what!r} in this study; list them with: hopaas-p2p artifact ls")
-        ids = ", ".join(one.id for one in found)
-        raise InvalidInput(f"{what!r} may be any of {len(found)} files; say which by its id: {ids}")
+        some = ", ".join(map(short_id, found[:3])) + ("" if len(found) <= 3 else ", …; see: hopaas-p2p artifact ls")
+        raise InvalidInput(f"{what!r} may be any of {len(found)} files; say which by its id: {some}")
 
     def get(self, what: Artifact | str, target: str | Path, *, progress: Progress | None = None) -> Path:
         """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there when it is whole.
@@ -275,6 +275,12 @@ def safe_name(name: str) -> str:
     last = re.split(r"[/\\]", name)[-1]
     shown = "".join("_" if unicodedata.category(letter)[0] == "C" else letter for letter in last).lstrip(".").strip()
     return shown[:_MAX_NAME] or "file"
+
+
+def short_id(one: Artifact) -> str:
+    """As much of a file's id as people need to tell it from others of its study; `find` takes it."""
+    own = _OWN_ID.fullmatch(one.id)
+    return (own[2] if own is not None else one.id)[:12]
 
 
 def _by_beginning(everything: list[Artifact], what: str) -> list[Artifact]:

@@ -244,6 +244,14 @@ def test_the_shell_puts_lists_gets_and_removes(tmp_path: Path, file: Callable[..
     assert "--force" in there.stderr
     cli("artifact", "get", line, "copy.pt", *where, cwd=tmp_path)
     assert (tmp_path / "copy.pt").read_bytes() == b"weights"
-    cli("artifact", "rm", "model.pt", *where, cwd=tmp_path)
+    for _ in range(4):
+        cli("artifact", "put", "model.pt", *where, cwd=tmp_path)
+    vague = cli("artifact", "rm", "model.pt", *where, cwd=tmp_path, check=False)
+    assert vague.returncode == 2
+    assert vague.stderr.endswith(", …; see: hopaas-p2p artifact ls\n")
+    table = cli("artifact", "ls", *where, cwd=tmp_path).stdout.splitlines()[1:]
+    assert max(map(len, table)) < 80
+    for row in table:
+        cli("artifact", "rm", row.split()[-1], *where, cwd=tmp_path)
     assert json.loads(cli("artifact", "ls", "--json", *where, cwd=tmp_path).stdout) == []
     shutil.rmtree(tmp_path / "store")

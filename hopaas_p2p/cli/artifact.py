@@ -72,12 +72,14 @@ def get(session: Session, what: str, target: Path | None, force: bool) -> None:
 @options()
 @click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Of this trial only.")
 def ls(session: Session, trial: int | None) -> None:
-    """List the files of a study and its trials."""
+    """List the files of a study and its trials. The beginning of an id will do; --json has the whole."""
+    from hopaas_p2p.artifacts import short_id
+
     found = session.study().artifacts().list(trial)
 
     def show() -> None:
         rows = [
-            ("-" if one.trial is None else str(one.trial), one.filename, _size(one.size), one.mimetype, one.id)
+            ("-" if one.trial is None else str(one.trial), one.filename, _size(one.size), one.mimetype, short_id(one))
             for one in found
         ]
         output.print_table(("trial", "name", "size", "type", "id"), rows, right=("trial", "size"))
