@@ -460,6 +460,7 @@ def test_asking_what_waits_looks_at_nothing_else(storage: Storage, monkeypatch: 
     study = optuna.create_study(storage=storage)
     study.optimize(objective, n_trials=5)
     study.enqueue_trial({"x": 0.25})
+    assert len(study.trials) == 6
     view = storage.part(study._study_id).view
     monkeypatch.setattr(view, "_all", NotToBeWalked(view._all))
 
