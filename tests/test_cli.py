@@ -273,12 +273,14 @@ def test_control(here: dict[str, Any], study: Study) -> None:
     assert (study.state.status, study.state.budget) == ("running", None)
 
 
-def test_rm_asks_first(here: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("answer", "said"), [("n\n", "nothing was deleted"), ("", "--yes does not ask")])
+def test_rm_asks_first(here: dict[str, Any], answer: str, said: str) -> None:
     env = environment(HOPAAS_STORE="./store", HOPAAS_STUDY="s")
     command = [*CLI, "study", "rm"]
-    no = subprocess.run(command, input="n\n", capture_output=True, text=True, check=False, cwd=here["cwd"], env=env)
-    assert no.returncode == 130
+    no = subprocess.run(command, input=answer, capture_output=True, text=True, check=False, cwd=here["cwd"], env=env)
+    assert no.returncode == 1
     assert "Delete 's' with 3 trials, for ever?" in no.stderr
+    assert said in no.stderr
     assert run("study", "rm", "--yes", **here).stdout == ""
     assert run("study", "list", "--json", **here).stdout.strip() == "[]"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -204,7 +205,18 @@ def rm(session: Session, yes: bool) -> None:
     state = doomed.state
     if not yes:
         running = f", {len(state.running)} of them running" if state.running else ""
-        question = f"Delete {doomed.name!r} with {len(state.trials)} trials{running}, for ever?"
-        click.confirm(output.printable(question), abort=True, err=True)
+        _confirm(f"Delete {doomed.name!r} with {len(state.trials)} trials{running}, for ever?")
     doomed.storage.delete_study(doomed.study_id)
     session.done({"deleted": doomed.name}, f"deleted {doomed.name!r}")
+
+
+def _confirm(question: str) -> None:
+    try:
+        yes = click.confirm(output.printable(question), err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        output.say("")
+        raise click.ClickException("nobody answered, so nothing was deleted; --yes does not ask") from None
+    if not yes:
+        raise click.ClickException("nothing was deleted")

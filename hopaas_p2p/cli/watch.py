@@ -17,7 +17,7 @@ from hopaas_p2p.core.leases import Watch, reclaims
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from hopaas_p2p.alerts import Post
     from hopaas_p2p.study import Study
@@ -189,11 +189,13 @@ def _screen() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda look: live.update(_table(look), refresh=True)
 
 
-def _table(look: dict[str, Any]) -> Table:
+def _table(look: dict[str, Any]) -> Group:
+    """How the study stands, and what runs where."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(_sentence(look)), title_justify="left", box=None, expand=False)
+    table = Table(box=None)
     table.add_column("#", justify="right")
     table.add_column("where")
     for header in ("for", "step", "report"):
@@ -208,4 +210,4 @@ def _table(look: dict[str, Any]) -> Table:
     hidden = len(look["running"]) - _ROWS
     if hidden > 0:
         table.add_row("…", f"and {hidden} more")
-    return table
+    return Group(Text(_sentence(look)), table)
