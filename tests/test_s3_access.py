@@ -412,11 +412,15 @@ def test_policies_are_the_least() -> None:
     assert not any("studies" in one or "boundary" in one for one in allowed(worker, "s3:PutObject"))
     assert allowed(worker, "s3:DeleteObject") == {
         "bucket/prefix/v1/study/u/snapshot/*",
+        "bucket/prefix/v1/study/doctor-*/snapshot/*",
         "bucket/prefix/v1/artifacts/u/*",
     }
     assert allowed(owner, "s3:DeleteObject") == {"bucket/prefix/v1/*"}
     denied = [one["Resource"] for one in worker["Statement"] if one["Effect"] == "Deny"]
-    assert {name.partition("v1/")[2] for name in denied[0]} == {"study/u/log/*", "study/u/snapshot/*", "meta.json"}
+    assert {name.partition("v1/")[2] for name in denied[0]} == {
+        *(f"study/{name}/{kind}/*" for name in ("u", "doctor-*") for kind in ("log", "snapshot")),
+        "meta.json",
+    }
     assert not any(one["Effect"] == "Deny" for one in policy(ADDRESS, "worker")["Statement"])
 
 

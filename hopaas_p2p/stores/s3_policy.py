@@ -32,19 +32,20 @@ def policy(address: Address, role: Role, *, uuid: str | None = None) -> dict[str
         _allow("Read", ["s3:GetObject"], [f"{root}*"]),
     ]
     if role == "worker":
-        study = f"{root}study/{uuid or '*'}"
-        files = f"{root}artifacts/{uuid or '*'}/*"
-        logs = [f"{study}/log/*", f"{root}meta.json"]
+        names = ["*"] if uuid is None else [uuid, "doctor-*"]  # the scratch of `hopaas-p2p doctor`
+        snapshots = [f"{root}study/{name}/snapshot/*" for name in names]
+        files = f"{root}artifacts/{names[0]}/*"
+        logs = [*(f"{root}study/{name}/log/*" for name in names), f"{root}meta.json"]
         if uuid is None:
             logs.append(f"{root}studies/log/*")  # it may create studies
         statements += [
             _allow("Add", ["s3:PutObject"], logs),
             _allow("Live", ["s3:PutObject"], [f"{root}beats/*"]),
-            _allow("Keep", ["s3:PutObject", "s3:DeleteObject"], [f"{study}/snapshot/*"]),
+            _allow("Keep", ["s3:PutObject", "s3:DeleteObject"], snapshots),
             _allow("Files", ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], [files]),
         ]
         if address.is_aws:
-            statements.append(_never_overwrite([*logs, f"{study}/snapshot/*"]))
+            statements.append(_never_overwrite([*logs, *snapshots]))
     if role == "owner":
         actions = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         statements.append(_allow("Write", actions, [f"{root}*"]))
