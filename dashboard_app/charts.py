@@ -27,19 +27,5 @@ def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") 
         theme.caption(chart.caption)
 
 
-def draw_to_choose(chart: Chart, *, key: str) -> Mapping[str, Any]:
-    """As `draw`, for an option with a brush or `selectedMode`: reruns the page, and gives what was selected.
-
-    `["selected"]` and `["areas"]` are as in `streamlit.elements.echarts_chart.EChartsSelectionState`.
-    """
-    if chart.title:
-        theme.heading(chart.title)
-    event = st.echarts_chart(_dressed(chart.option), height=chart.height, key=key, alt=chart.alt, on_select="rerun")
-    if chart.caption:
-        theme.caption(chart.caption)
-    selection: Mapping[str, Any] = event.selection
-    return selection
-
-
 def _dressed(option: Mapping[str, Any]) -> dict[str, Any]:
     return {"animation": False, **option}

@@ -64,5 +64,8 @@ def _range(one: Parameter | None) -> list[tuple[str, float, float]]:
         picked_ends = st.select_slider(label, steps, value=ends, key=key, bind="query-params")
         low, high = float(picked_ends[0]) * (1 - 1e-9), float(picked_ends[1]) * (1 + 1e-9)
         return [(one.name, low, high)] if picked_ends != ends else []
-    low, high = st.slider(label, one.low, one.high, (one.low, one.high), key=key, bind="query-params")
+    low, high = st.slider(
+        label, one.low, one.high, (one.low, one.high), step=1.0 if one.whole else (one.high - one.low) / 100,
+        format="%.6g", key=key, bind="query-params",
+    )  # fmt: skip
     return [(one.name, low, high)] if (low, high) != (one.low, one.high) else []

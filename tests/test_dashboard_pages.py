@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dashboard_app.options import Options
 from dashboard_app.pages.failures import queue_again
 from dashboard_app.registry import PAGES
 from hopaas_p2p import access
-from hopaas_p2p.core.records import Categorical, Float
+from hopaas_p2p.core.records import Categorical, Float, Int
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.testing.postgres import Server
 from tests.dashboard_pages import calm, close_all, feed, page, texts
@@ -121,6 +122,27 @@ def test_a_filter_is_a_part_of_the_address(stores: dict[str, str]) -> None:
     assert f"{len(low)} of 10,000 trials pass the filter" in texts(calm(test))
     test.number_input(key="to").set_value(None)
     assert test.query_params["from"] == "100"
+
+
+def test_a_small_number_is_not_shown_as_nothing(stores: dict[str, str]) -> None:
+    shown = json.loads(calm(page("trials", stores["one trial"], "study")).dataframe[0].proto.columns)
+
+    assert shown["lr"]["type_config"]["format"] == "%.6g"
+    assert "format" not in shown.get("units", {}).get("type_config", {})
+
+
+def test_a_small_range_can_be_filtered(tmp_path: Path) -> None:
+    scribe = Scribe(space={"decay": Float(0.0, 1e-4), "units": Int(8, 256)})
+    scribe.join("a", "north")
+    for at in range(4):
+        scribe.trial("a", 1.0, decay=2e-5 * at, units=8.0 + at)
+    scribe.put_into(str(tmp_path / "store"))
+    test = calm(page("trials", str(tmp_path / "store"), "study", query={"by": "decay"}))
+
+    test.slider(key="range-decay").set_value((1e-5, 5e-5))
+
+    assert "2 of 4 trials" in texts(calm(test))
+    assert test.slider(key="range-decay").step < 1e-5
 
 
 def test_the_address_of_a_trial_stays_when_another_is_the_best(stores: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import streamlit as st
 
@@ -52,6 +52,7 @@ def _body(_here: Here, frame: Frame) -> None:
         placeholder="",
         key="trials",
         column_config={
+            **{name: _number(name) for name in found.select_dtypes("float64").columns if name != "seconds"},
             "trial": st.column_config.LinkColumn("trial", display_text=_LINK, pinned=True, width="small"),
             "started": st.column_config.DatetimeColumn("started", format="YYYY-MM-DD HH:mm:ss"),
             "reason": st.column_config.TextColumn("reason", width="large"),
@@ -59,6 +60,11 @@ def _body(_here: Here, frame: Frame) -> None:
         alt=f"{count} trials with their state, values, parameters, and where they ran",
     )
     _downloads(frame, mask)
+
+
+def _number(name: str) -> Any:
+    """A column of numbers: by itself it would show four decimals, and be as wide as its first rows, also empty ones."""
+    return st.column_config.NumberColumn(width=min(200, max(112, 28 + 8 * len(name))), format="%.6g")
 
 
 def _tags(frame: Frame) -> dict[int, list[str]]:
