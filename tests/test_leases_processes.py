@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import hopaas_p2p
@@ -351,6 +352,28 @@ def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(
     assert "sent 0, 1 have to stay" in done.stderr
     assert "there is no store in" in done.stderr
     assert len(list(spool.waiting())) == 1
+
+
+def test_a_result_that_no_store_takes_any_more_holds_up_no_other(
+    store: str, studies: Any, processes: list[BaseProcess]
+) -> None:
+    study = studies(lease_ttl=60.0)
+    process, pipe = talk(processes, lease_peer.tell_while_the_store_is_away, store)
+    number, _ = hear(pipe)
+    pipe.send("lose it")
+    hear(pipe)
+    pipe.send("tell")
+    hear(pipe)
+    kill(process)
+    ((_, good),) = spool.waiting()
+    bad = spool.write(msgspec.structs.replace(good, study="../elsewhere"))
+    bad.rename(bad.with_name(f"00{bad.name[2:]}"))  # the first in line
+
+    taking_part = studies()
+    taking_part.tell(taking_part.ask(), 1.0)
+
+    until(lambda: study.trials[number].value == 0.5)
+    assert [one.study for _, one in spool.waiting()] == ["../elsewhere"]
 
 
 # --- clocks, tickets, stop, drain, progress, checkpoints -------------------------------------------------------------

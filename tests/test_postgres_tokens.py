@@ -11,8 +11,10 @@ import optuna
 import psycopg2
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.peer import spool
 from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.postgres import Server
@@ -118,6 +120,34 @@ def test_a_revoked_tokens_open_session_ends_at_once_and_no_other_begins(place: P
     assert [token.name for token in access.tokens(place.admin)] == [other[0]]
     with pytest.raises(InvalidInput, match="no token"):
         access.revoke_token(place.admin, mine[0])
+
+
+def test_a_token_that_ends_under_a_running_trial_ends_no_training_and_loses_no_result(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    token = place.token("ann")
+    study = hopaas_p2p.open_study(
+        place.storage(place.url(token)), "s", space={"x": hopaas_p2p.Float(0, 1)}, pruner=optuna.pruners.NopPruner()
+    )
+    trial = study.ask()
+    access.revoke_token(place.admin, token[0])
+
+    study.storage.part(study.study_id).membership.pulled_at = -1e9  # a read would like to have it fresher
+    trial.report(0.5, 1)
+    assert not trial.should_prune()
+    with pytest.raises(Denied, match=r"is kept in .* hopaas-p2p spool send"):
+        study.tell(trial, 0.25)
+    with pytest.raises(Denied):
+        study.ask()
+
+    ((path, kept),) = spool.waiting()
+    assert kept.trials == [0]
+    admin = place.storage(place.admin)
+    admin.courier.deliver(path, kept)
+    (told,) = optuna.load_study(study_name="s", storage=admin).trials
+    assert (told.value, told.intermediate_values) == (0.25, {1: 0.5})
+    assert not list(spool.waiting())
 
 
 def test_a_token_serves_no_more_processes_than_it_may(place: Place) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.peer import spool
 from hopaas_p2p.peer.replica import study_replica
 
@@ -26,6 +27,8 @@ class Delivery:
         self._store = store
         self._now_us = now_us
         self._next = 0.0
+        self._left: set[Path] = set()
+        """Files that the store does not take from this process, as of a study that was deleted."""
 
     def keep(self, membership: Membership[State]) -> Path | None:
         """Put what could not be sent on disk, if the end of a trial is among it; any process of this user sends it."""
@@ -70,8 +73,15 @@ class Delivery:
         self._next = now + _EVERY
         own = {path for membership in memberships.values() for path in membership.spooled}
         for path, spooled in spool.waiting(self._store.url):
-            if path not in own:
+            if path in own or path in self._left:
+                continue
+            try:
                 self.deliver(path, spooled, memberships, writer=writer)
+            except StoreUnreachable:
+                raise
+            except HopaasError as error:  # the others are not held up by it
+                self._left.add(path)
+                _log.warning("%s stays there: %s", path, error)
 
     def deliver(
         self, path: Path, spooled: spool.Spooled, memberships: Mapping[str, Membership[State]], *, writer: str

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.background import Background
 from hopaas_p2p.peer.delivery import Delivery
 from hopaas_p2p.peer.keeper import Keeper
@@ -120,13 +120,18 @@ class Exchanges:
             self._background.wake(after=store.freshness)
 
     def _pull_if_possible(self, membership: Membership[Any]) -> None:
-        """A read gets by with what is known, if anything is: training does not stop because a store is away."""
+        """A read gets by with what is known, if anything is: training does not stop because a store is away.
+
+        Nor because a token ended under it; who takes no part is told so.
+        """
         if not membership.replica.joined:
             self.catch_up(membership)
             return
         try:
             self.pull(membership)
-        except StoreUnreachable:
+        except (StoreUnreachable, Denied) as error:
+            if isinstance(error, Denied) and not membership.introduced:
+                raise
             self.retry_at = self.clock() + self.store.freshness  # until then nobody asks again
 
     def catch_up(self, membership: Membership[Any]) -> None:

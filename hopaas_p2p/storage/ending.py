@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from hopaas_p2p.core import records
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialFinish, TrialRelease
 from hopaas_p2p.core.state import Verdict
-from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
+from hopaas_p2p.errors import Denied, InvalidInput, LeaseLost, StoreUnreachable
 from hopaas_p2p.frozen import Live
 from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.storage.part import Part
@@ -61,6 +61,7 @@ class Ending(Running):
         Raises:
             LeaseLost: somebody took the trial over; a complete result was kept as a trial of its own. (Only a
                 warning in the log when Optuna itself tells, so that its `optimize` goes on.)
+            Denied: the store lets this user in no more; the end is kept on disk.
         """
         part, number = self._locate(trial_id)
         to = records.TrialState(state.value)
@@ -79,7 +80,7 @@ class Ending(Running):
             return
         try:
             self.courier.settle(part.membership, ticket)
-        except StoreUnreachable as error:
+        except (StoreUnreachable, Denied) as error:
             self._spool(part, number, error)
             return
         self._check_finish(part, number, ticket)
@@ -91,17 +92,15 @@ class Ending(Running):
         asked = to is not records.TrialState.COMPLETE and (trial.owner, trial.epoch) == live.lease
         return trial.stop if asked else None
 
-    def _spool(self, part: Part, number: int, error: StoreUnreachable) -> None:
-        """Keep the end of a trial on disk when the store is out of reach; raise if it cannot even go there."""
+    def _spool(self, part: Part, number: int, error: StoreUnreachable | Denied) -> None:
+        """Keep the end of a trial on disk; raise if it cannot even go there, or if the store lets us in no more."""
         path = self.courier.keep_on_disk(part.membership)
         if path is None:
             raise error
-        _log.warning(
-            "trial %d: %s It is kept in %s and sent at the next contact, or with: hopaas-p2p spool send",
-            number,
-            error,
-            path,
-        )
+        kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p spool send"
+        if isinstance(error, Denied):
+            raise Denied(f"trial {number}: {error} {kept}")
+        _log.warning("trial %d: %s %s", number, error, kept)
 
     def _put_finish(
         self,
@@ -178,7 +177,7 @@ class Ending(Running):
         for number, ticket in deferred:
             try:
                 verdict = self.courier.settle(part.membership, ticket)[-1]
-            except StoreUnreachable as error:
+            except (StoreUnreachable, Denied) as error:
                 self._spool(part, number, error)
                 continue
             with part.lock:
