@@ -10,7 +10,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import Session, options
 
 if TYPE_CHECKING:
-    from hopaas_p2p.stores.findings import Finding
+    from hopaas_p2p.stores.findings import AGAIN, Finding
 
 
 @click.command()
@@ -25,7 +25,7 @@ def doctor(session: Session, url: str | None) -> int:
     """
     from hopaas_p2p.errors import HopaasError
     from hopaas_p2p.stores.checks import examine
-    from hopaas_p2p.stores.findings import Finding
+    from hopaas_p2p.stores.findings import AGAIN, Finding
     from hopaas_p2p.stores.url import open_store
 
     session.settings.publish()
@@ -40,7 +40,7 @@ def doctor(session: Session, url: str | None) -> int:
     try:
         store = open_store(place, create=False)
     except HopaasError as error:
-        note(Finding("open", passed=False, detail=str(error), cure="say where the store is, or create it"))
+        note(Finding("open", passed=False, detail=str(error), cure=AGAIN))
     else:
         try:
             for finding in examine(store):

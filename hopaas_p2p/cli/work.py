@@ -60,7 +60,7 @@ def ask(session: Session, ttl: float, sampler: str | None, specs: tuple[str, ...
     if not wanted and not study.space:
         waiting = study.state.waiting
         if not waiting:
-            raise InvalidInput(f"the study {study.name!r} has no search space; say one with --space '{space.SHAPES}'")
+            raise InvalidInput(f"the study {study.name!r} has no search space; say --space NAME={space.SHAPES}")
     trial = study.ask()
     try:
         for name, distribution in wanted.items():
