@@ -19,7 +19,7 @@ from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_people import Place
-from tests.processes import until
+from tests.processes import script, start, until
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -148,6 +148,38 @@ def test_a_token_that_ends_under_a_running_trial_ends_no_training_and_loses_no_r
     (told,) = optuna.load_study(study_name="s", storage=admin).trials
     assert (told.value, told.intermediate_values) == (0.25, {1: 0.5})
     assert not list(spool.waiting())
+
+
+def test_a_worker_whose_token_ends_leaves_with_the_result_on_disk(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    token, ready, go = place.token("ann"), tmp_path / "ready", tmp_path / "go"
+    (tmp_path / "token").write_text(":".join(token))
+    admin = hopaas_p2p.open_study(place.storage(place.admin), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    access.grant(place.admin, "s", "ann", "worker")
+    body = f"""
+    import pathlib, time
+    from hopaas_p2p.client import Trial
+    trial = Trial()
+    pathlib.Path({str(ready)!r}).touch()
+    while not pathlib.Path({str(go)!r}).exists():
+        time.sleep(0.02)
+    trial.report(0.5, 1)
+    trial.tell(0.25)
+    """
+    url = f"postgresql://127.0.0.1:{place.server.port}/store"
+    words = ["worker", "--store", url, "--study", "s", "--", *script(tmp_path, body)]
+    worker = start(*words, cwd=tmp_path, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
+    until(ready.exists)
+    access.revoke_token(place.admin, token[0])
+    go.touch()
+
+    assert worker.wait(60) == 77, (tmp_path / "worker.err").read_text()
+    assert "Traceback" not in (tmp_path / "worker.err").read_text()
+    ((path, kept),) = spool.waiting()
+    admin.storage.courier.deliver(path, kept)
+    assert [trial.value for trial in admin.trials] == [0.25]
 
 
 def test_a_token_serves_no_more_processes_than_it_may(place: Place) -> None:

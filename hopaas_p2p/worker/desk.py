@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p.errors import HopaasError, InvalidInput, LeaseLost, NotYourTrial, StoreUnreachable
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, StoreUnreachable
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import TrialState
@@ -43,7 +43,7 @@ class Desk:
         self._study, self._trial = study, trial
         self._lock = threading.Lock()
         self.told: str | None = None
-        """The state that the command told, which is in the store; or "lost"."""
+        """The state that the command told, which is in the store or on disk; or "lost"."""
         self.pruned: str | None = None
         """Why the command was told to end, if it was."""
         self.released: str | None = None
@@ -141,6 +141,9 @@ class Desk:
             self._study.tell(self._trial, told, state=state, reason=request.get("reason"))
         except LeaseLost:
             self.told = "lost"
+            raise
+        except Denied:  # it is kept on disk
+            self.told = state
             raise
         self.told = state
         return {}
