@@ -10,7 +10,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import Session, options
 
 if TYPE_CHECKING:
-    from hopaas_p2p.stores.findings import AGAIN, Finding
+    from hopaas_p2p.stores.findings import Finding
 
 
 @click.command()
