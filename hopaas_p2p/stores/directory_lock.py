@@ -23,7 +23,6 @@ _SPINS: Final = 20
 _LOCK_LIFETIME: Final = 20.0  # seconds after which a lock file of a node that died is broken; a write takes some 10 ms
 _LOCAL_LOCKS: Final = frozenset({"nolock", "localflock", "local_lock=all", "local_lock=flock"})
 """Mount options (NFS, Lustre) with which flock excludes nobody on other nodes."""
-"""Mount options (NFS, Lustre) with which flock excludes nobody on other nodes."""
 NOT_MOUNTED: Final = "the store is not there; is its file system mounted?"
 
 
