@@ -19,7 +19,7 @@ from hopaas_p2p.stores import postgres_schema as schema
 from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_people import Place
-from tests.processes import script, start, until
+from tests.processes import cli, script, start, until
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -177,8 +177,11 @@ def test_a_worker_whose_token_ends_leaves_with_the_result_on_disk(
 
     assert worker.wait(60) == 77, (tmp_path / "worker.err").read_text()
     assert "Traceback" not in (tmp_path / "worker.err").read_text()
-    ((path, kept),) = spool.waiting()
-    admin.storage.courier.deliver(path, kept)
+    ((_, kept),) = spool.waiting()
+    assert kept.trials == [0]
+    stays = cli("spool", "send", check=False, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
+    assert (stays.returncode, "1 have to stay" in stays.stderr) == (77, True)
+    assert cli("spool", "send", "--store", place.admin).stderr == "sent 1, 0 have to stay\n"
     assert [trial.value for trial in admin.trials] == [0.25]
 
 

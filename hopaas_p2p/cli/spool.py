@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def spool() -> None:
     """List and send results that could not reach their store.
 
-    They lie in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that opens the same
-    store sends them too; each counts once, however often it is sent.
+    They lie in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in a study
+    of the same store sends them too; each counts once, however often it is sent.
     """
 
 
@@ -69,17 +69,21 @@ def _row(path: Path, spooled: Spooled) -> dict[str, Any]:
 @spool.command()
 @options(study="none")
 def send(session: Session) -> int:
-    """Send what waits: all of it, or what is for the store of --store. Exits with 69 when something has to stay."""
+    """Send what waits: all of it, or what is for the store of --store, with that URL's login.
+
+    When something has to stay, the exit code is that of the trouble, such as 69.
+    """
     from hopaas_p2p.peer import spool as waiting
     from hopaas_p2p.stores.url import open_store
 
-    only = None if session.given["store"] is None else open_store(session.given["store"], create=False).url
+    given = session.given["store"]
+    only = None if given is None else open_store(given, create=False).url
     sent: list[str] = []
     stay: list[dict[str, str]] = []
     code = 0
     for path, spooled in list(waiting.waiting(only)):
         try:
-            _send(path, spooled)
+            _send(path, spooled, given or spooled.store)
         except HopaasError as error:
             code = error.exit_code
             stay.append({"file": str(path), "why": str(error)})
@@ -95,10 +99,10 @@ def send(session: Session) -> int:
     return code
 
 
-def _send(path: Path, spooled: Spooled) -> None:
+def _send(path: Path, spooled: Spooled, store: str) -> None:
     from hopaas_p2p.storage import open_storage
 
-    storage = open_storage(spooled.store, create=False)
+    storage = open_storage(store, create=False)
     try:
         storage.courier.deliver(path, spooled)
     finally:
