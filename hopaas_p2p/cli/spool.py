@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def spool() -> None:
     """List and send results that could not reach their store.
 
-    They lie in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in a study
-    of the same store sends them too; each counts once, however often it is sent.
+    They lie in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in a
+    study of the same store sends them too; each counts once, however often it is sent.
     """
 
 
