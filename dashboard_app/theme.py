@@ -57,7 +57,7 @@ STATE_SYMBOLS: Final = {
     "failing": "✕",
     "done": "✓",
 }
-_WIDE: Final = 8  # characters; more are written smaller, for a number that is broken in two is read wrongly
+_WIDE: Final = 8  # characters of a word; more are written smaller, for a number that is broken in two is read wrongly
 _LONG: Final = ' class="hp-long"'
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|>~:$<&])")
 
@@ -143,10 +143,14 @@ def tag(text: str) -> str:
     return f'<span class="hp-tag">{safe(text, longest=64)}</span>'
 
 
+def _is_long(value: str) -> bool:
+    return any(len(word) > _WIDE for word in value.split())
+
+
 def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
     """A row of numbers: (what it is, the number, a small line below)."""
     parts = [
-        f'<div class="hp-tile"><span>{safe(what)}</span><b{_LONG if len(value) > _WIDE else ""}>{safe(value)}</b>'
+        f'<div class="hp-tile"><span>{safe(what)}</span><b{_LONG if _is_long(value) else ""}>{safe(value)}</b>'
         f"<i>{safe(more)}</i></div>"
         for what, value, more in facts
     ]

@@ -12,12 +12,13 @@ pytest.importorskip("streamlit")
 
 import hopaas_p2p
 from tests.dashboard_browser import Monitor, Visit, chromium
-from tests.dashboard_studies import Scribe
+from tests.dashboard_studies import FAIL, Scribe
 from tests.processes import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+FAILED = 3  # trials
 TAKE, END = "Take it away …", "Stop …"
 
 
@@ -89,6 +90,31 @@ def test_a_lease_that_ended_meanwhile_is_not_touched(page: Page, study: hopaas_p
     seen.or_(told).wait_for()
     assert study.state.lsn == lsn
     assert len(study.state.trials) == 4  # not queued once more
+
+
+def test_failures_are_queued_again_after_a_second_word(tmp_path: Path) -> None:
+    scribe = Scribe()
+    scribe.join("ann", "north")
+    for at in range(FAILED):
+        scribe.trial("ann", state=FAIL, reason=f"ValueError: {at}", lr=1e-3 * (1 + at), units=8.0, opt=0.0)
+    scribe.put_into(str(tmp_path / "store"))
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "study")
+    with Monitor(str(tmp_path / "store"), "--allow-actions", cwd=tmp_path) as monitor, chromium() as browser:
+        visit = Visit(browser, monitor)
+        page = visit.go("/failures?study=study")
+        page.get_by_role("combobox", name="Reason, site, node").click()
+        page.get_by_role("option").first.click()
+        page.get_by_role("button", name=f"Queue {FAILED} again").click()
+        page.get_by_role("dialog").get_by_text("0, 1, 2").wait_for()
+        assert len(study.state.trials) == FAILED
+
+        page.get_by_role("dialog").get_by_role("button", name="Queue them").click()
+
+        page.get_by_role("dialog").get_by_text(f"Queued {FAILED} as trials 3 to 5.").wait_for()
+        assert list(study.state.waiting) == [3, 4, 5]
+        visit.check()
+        visit.close()
+    study.close()
 
 
 def test_the_two_parts_of_the_page_say_once_how_old_they_are(page: Page) -> None:

@@ -249,6 +249,10 @@ def test_the_edf_steps_at_every_value() -> None:
     assert share.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
+def test_rough_numbers_are_never_powers_of_ten() -> None:
+    assert [spec.rough(one) for one in (0.00123, 0.0, 3.41, 154.0, 98_765.0)] == ["0.0012", "0", "3.4", "150", "99,000"]
+
+
 def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
     near = np.linspace(0.0811657809940203, 0.15, 40)
     drawn = spread.edf_chart([("all", near)])

@@ -21,14 +21,13 @@ def show(here: Here) -> None:
     theme.title("Compare")
     names = [one.name for one in here.studies()]
     if len(names) < 2:
-        theme.nothing("There are fewer than two studies in this store.")
+        theme.nothing("It takes two studies in this store to compare.")
         return
     before = st.session_state.get("study")
     ordered = sorted(names, key=lambda name: (name != before, not _has_results(here, name)))
-    default = ordered[:2]
-    chosen = st.multiselect(
-        "Studies", names, default=default, key="studies", bind="query-params", max_selections=compare.MOST_STUDIES
-    )
+    if not url.given("studies"):  # a default would be left out of the address, and is another one for others
+        st.session_state.setdefault("studies", ordered[:2])
+    chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=compare.MOST_STUDIES)
     words = list(ALONG)
     along = st.segmented_control(
         "Along", words, format_func=ALONG.__getitem__, default="number", key="along", bind="query-params", required=True

@@ -14,7 +14,7 @@ from dashboard_app.here import Here
 from dashboard_app.redraw import live
 from dashboard_app.views import campaigns, history, pruning, spread
 from dashboard_app.views import live as views
-from dashboard_app.views.spec import Chart, number
+from dashboard_app.views.spec import Chart, number, rough
 from hopaas_p2p.report.facts import duration
 
 _POINTS = 1600  # of the history: what is sent again with every new trial
@@ -98,8 +98,7 @@ def _tiles(here: Here, frame: Frame, now: float) -> None:
 def _said(saved: pruning.Saved | None) -> str:
     if saved is None:
         return "none saved by pruning"
-    hours = number(round(saved.hours, 2))
-    return f"pruning saved about {hours} h ({saved.low:.2g} to {saved.high:.2g})"
+    return f"pruning saved about {rough(saved.hours)} h ({rough(saved.low)} to {rough(saved.high)})"
 
 
 def _eta(pace: views.Pace, word: str) -> str:

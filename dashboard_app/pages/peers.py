@@ -13,6 +13,7 @@ from dashboard_app.frames import Frame
 from dashboard_app.here import Here
 from dashboard_app.redraw import live
 from dashboard_app.views import peers as views
+from dashboard_app.views.spec import rough
 from hopaas_p2p.report.facts import duration
 
 _ROWS = 60
@@ -59,7 +60,7 @@ def _body(here: Here, frame: Frame) -> None:
             ("sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
             ("leases lost", f"{lost:,}", "taken from silent peers, or given back"),
             ("lease", f"{frame.state.policy.ttl:g} s", "of silence until a trial is taken over"),
-            ("round trip", "unknown" if trip is None else f"{1000 * trip:.2g} ms", "to the store, from this server"),
+            ("round trip", "unknown" if trip is None else f"{rough(1000 * trip)} ms", "to the store, from this server"),
         ]
     )
     theme.heading("Who ran what")

@@ -82,6 +82,11 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def rough(value: float) -> str:
+    """A number of which only two digits mean something: 0.0012, 3.4, 150."""
+    return f"{float(f'{value:.2g}'):,g}"
+
+
 class Layer(NamedTuple):
     """A series, and the rows it draws."""
 
