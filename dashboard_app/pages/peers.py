@@ -25,6 +25,8 @@ _COLOURS = {
     "taken away": "#b0306a",
     "given back": "#7c8798",
 }
+_HEIGHTS = {"complete": 0.85, "taken away": 0.85, "running": 0.65, "pruned": 0.45, "given back": 0.35, "failed": 0.25}
+"""By height too, for who does not tell these colours apart; what was taken away is dashed."""
 
 
 def show(here: Here) -> None:
@@ -139,29 +141,35 @@ def _timeline(frame: Frame, now: float) -> None:
     bars = found.bars
     rows = bars["peer"].nunique()
     kinds = [kind for kind in _COLOURS if kind in set(bars["kind"])]
-    chart = (
-        alt.Chart(bars)
-        .mark_bar(height={"band": 0.72}, cornerRadius=2)
-        .encode(
-            x=alt.X("start:T", title=None, axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True)),
-            x2="end:T",
-            y=alt.Y("peer:N", title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False)),
-            color=alt.Color(
-                "kind:N",
-                title=None,
-                scale=alt.Scale(domain=kinds, range=[_COLOURS[kind] for kind in kinds]),
-                legend=alt.Legend(orient="top", columns=2),  # a telephone has no room for more in a row
-            ),
-            stroke=alt.condition(alt.datum.kind == "taken away", alt.value("#b0306a"), alt.value(None)),
-            strokeDash=alt.condition(alt.datum.kind == "taken away", alt.value([3, 2]), alt.value([1, 0])),
-            fillOpacity=alt.condition(alt.datum.kind == "taken away", alt.value(0.3), alt.value(1.0)),
-            tooltip=["trial:Q", "kind:N", "site:N", "peer:N", alt.Tooltip("took:Q", title="seconds")],
+    base = alt.Chart(bars).encode(
+        x=alt.X("start:T", title=None, axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True)),
+        x2="end:T",
+        y=alt.Y("peer:N", title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False)),
+        color=alt.Color(
+            "kind:N",
+            title=None,
+            scale=alt.Scale(domain=kinds, range=[_COLOURS[kind] for kind in kinds]),
+            legend=alt.Legend(
+                orient="top", columns=2, symbolStrokeWidth=0
+            ),  # a telephone has no room for more in a row
+        ),
+        tooltip=["trial:Q", "kind:N", "site:N", "peer:N", alt.Tooltip("took:Q", title="seconds")],
+    )
+    dashed: dict[str, Any] = {"stroke": "#b0306a", "strokeDash": [3, 2], "fillOpacity": 0.3}
+    chart = alt.layer(
+        *(
+            base.transform_filter(alt.datum.kind == kind).mark_bar(
+                height={"band": _HEIGHTS[kind]}, cornerRadius=2, **(dashed if kind == "taken away" else {})
+            )
+            for kind in kinds
         )
     )
     told = ", ".join(f"{count:,} {kind}" for kind, count in bars["kind"].value_counts().items())
     height = 26 * rows + 100 + 18 * -(-len(kinds) // 2)  # rows, the axis and its room, the legend
     st.altair_chart(chart, key="gantt", height=height, alt=f"Timeline of {rows} peers: {told}.")
-    notes = [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
+    tall = sorted(kinds, key=lambda kind: -_HEIGHTS[kind])
+    notes = [f"The tallest bars are {', then '.join(tall)}"] if len(kinds) > 1 else []
+    notes += [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
     notes += [f"{found.bars_left_out:,} earlier stretches are not drawn"] if found.bars_left_out else []
     theme.caption(". ".join(["Times are by each peer's own clock", *notes]) + ".")
 
