@@ -103,6 +103,7 @@ def _picture(visit: Visit, path: str, name: str, *, height: int, width: int = 11
 def _keep(visit: Visit, name: str) -> None:
     from PIL import Image
 
+    visit.page.evaluate("document.querySelector('[data-testid=stMain]').scrollTo(0, 0)")
     picture = Image.open(io.BytesIO(visit.page.screenshot()))
     picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(PICTURES / f"{name}.png", optimize=True)
 
