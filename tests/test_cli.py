@@ -339,6 +339,7 @@ def test_trial_show_tells_the_whole_story(here: dict[str, Any], study: Study) ->
     text = run("trial", "show", str(trial.number), **here).stdout
     assert re.search(r"^reason +requeued by hand", text, re.MULTILINE)
     assert re.search(r"^attempt +1, retried by #4", text, re.MULTILINE)
+    assert "epoch 2" not in text, "nobody had it after it was taken away"
 
 
 def test_enqueue_requeue_and_stop(here: dict[str, Any], study: Study) -> None:

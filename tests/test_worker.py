@@ -403,7 +403,7 @@ def test_a_trial_that_nears_the_time_limit_is_given_back(study: Study, tmp_path:
 
     assert states(study) == ["WAITING"]
     assert study.state.trials[0].history[-1].why == "out of time"
-    assert "WAITING after" in said
+    assert "trial 0 is given back: out of time" in said
 
 
 def test_what_never_ends_in_time_and_writes_no_checkpoint_fails_in_the_end(study: Study, tmp_path: Path) -> None:
@@ -447,6 +447,14 @@ def test_trials_longer_than_the_job_are_refused_with_the_cure(study: Study, tmp_
 
     assert "takes 3600 s (median), and this job has only 1800 s: ask for more time" in said
     assert states(study) == ["COMPLETE"]
+
+
+def test_a_job_shorter_than_the_grace_is_refused_and_not_run_again_for_ever(study: Study, tmp_path: Path) -> None:
+    said = work(tmp_path, ["true"], "--time-limit", "5m", code=78)
+
+    assert "this job has 300 s, of which 315 s are kept" in said
+    assert "--grace" in said
+    assert states(study) == []
 
 
 # --- exit codes ------------------------------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         + (f"; its late result is trial {one['kept_as']}" if one["kept_as"] is not None else "")
         for one in data["history"]
     ]
-    if data["owner"]:
+    taken_away = data["end"] is not None and any(one["end"] == data["end"] for one in data["history"])
+    if data["owner"] and not taken_away:
         history.append(f"epoch {data['epoch']}: {data['owner']} at {data['host'] or '?'}")
     related = {"retry of": data["retry_of"], "retried by": data["retried_by"], "late result of": data["late_of"]}
     links = [f"{what} #{other}" for what, other in related.items() if other is not None]

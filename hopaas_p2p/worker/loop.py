@@ -163,12 +163,18 @@ class Worker(Running):
         left = self._deadline - time.monotonic()
         if left >= needed:
             return True
-        if typical is not None and needed > self._deadline - self._began:
+        whole = self._deadline - self._began
+        if self._reserve >= whole:
+            raise ConfigurationError(
+                f"this job has {whole:.0f} s, of which {self._reserve:.0f} s are kept for a command to save its work: "
+                "ask for more time, or say a shorter --grace"
+            )
+        if typical is not None and needed > whole:
             if any(trial.checkpoints for trial in self.study.state.trials):
                 return not self.ran and left > self._reserve  # it goes on from job to job
             raise ConfigurationError(
-                f"a trial of {self.study.name!r} takes {typical:.0f} s (median), and this job has only "
-                f"{self._deadline - self._began:.0f} s: ask for more time, or let the command write checkpoints"
+                f"a trial of {self.study.name!r} takes {typical:.0f} s (median), and this job has only {whole:.0f} s: "
+                "ask for more time, or let the command write checkpoints"
             )
         self._say(f"no trial fits into the {max(left, 0.0):.0f} s that are left; run me again")
         return False

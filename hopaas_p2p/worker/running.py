@@ -203,6 +203,7 @@ class Running:
 
     def _give_back(self, trial: Trial, why: str) -> None:
         self.last = TrialState.WAITING.name
+        self._say(f"trial {trial.number} is given back: {why}")
         try:
             self.study.storage.release(trial._trial_id, reason=why)
         except StoreUnreachable as error:  # its lease ends by itself, and others take it over
