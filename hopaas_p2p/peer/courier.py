@@ -94,6 +94,8 @@ class Courier(Exchanges):
         self._beaten_at = -1e9
         self._lock = threading.Lock()
         self._closed = False
+        self._kept = False
+        """Whether what could not be sent before the end is on disk, and was told of."""
         self._chores = Chores(cast("Courier", weakref.proxy(self)))  # it does not outlive this
         forks.remember(self)
 
@@ -239,13 +241,16 @@ class Courier(Exchanges):
         self.store.close()
 
     def say_farewell(self) -> None:
-        """Send what is queued; leave on disk what cannot be sent."""
+        """Send what is queued; leave on disk what cannot be sent. Once that was so, a second call does nothing."""
+        if self._kept:
+            return
         patience, self.patience = self.patience, _FAREWELL
         try:
             self.flush()
         except HopaasError as error:
             _log.warning("some records could not be sent before the end: %s", error)
             self.delivery.keep_all(self.memberships.values())
+            self._kept = True
         finally:
             self.patience = patience
 
@@ -259,6 +264,7 @@ class Courier(Exchanges):
         """Go on as a new peer, which may act for the old one's trials."""
         self.acts_for = self.acts_for | {self.uuid}
         self.adopted = set()
+        self._kept = False
         self.uuid = identity.new_uuid()
         self._lock = threading.Lock()
         self._background = Background(self.tick, allowed=self._background.allowed)
