@@ -149,9 +149,7 @@ def _timeline(frame: Frame, now: float) -> None:
             "kind:N",
             title=None,
             scale=alt.Scale(domain=kinds, range=[_COLOURS[kind] for kind in kinds]),
-            legend=alt.Legend(
-                orient="top", columns=2, symbolStrokeWidth=0
-            ),  # a telephone has no room for more in a row
+            legend=alt.Legend(orient="top", columns=2, symbolStrokeWidth=0),  # a telephone has room for two
         ),
         tooltip=["trial:Q", "kind:N", "site:N", "peer:N", alt.Tooltip("took:Q", title="seconds")],
     )
