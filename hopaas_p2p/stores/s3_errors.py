@@ -51,8 +51,8 @@ def _plainly(error: Exception) -> str | None:
     while seen is not None:
         if isinstance(seen, TimeoutError):
             return "no answer in time"
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
+        if isinstance(seen, OSError) and (said := seen.strerror or str(seen)):
+            return said
         seen = seen.__cause__ or seen.__context__
     return None
 
