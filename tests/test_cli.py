@@ -207,8 +207,12 @@ def test_create_defines_what_was_said(tmp_path: Path) -> None:
     assert "created study 's'" in done.stderr
     shown = json.loads(run("study", "show", "s", "-s", "./store", "--json", cwd=tmp_path).stdout)
     assert shown["space"] == {"lr": "float(1e-05,0.1,log)", "n": "int(1,8)", "opt": "cat(adam,sgd)"}
-    assert shown["policy"] == {"attempts": 2, "lease_ttl": 7.5, "max_failures": 4, "progress_timeout": 60.0} | {
-        key: value for key, value in shown["policy"].items() if key == "interrupted"
+    assert shown["policy"] == {
+        "attempts": 2,
+        "lease_ttl": 7.5,
+        "max_failures": 4,
+        "progress_timeout": 60.0,
+        "interrupted": "fail",
     }
     assert (shown["budget"], shown["directions"], shown["state"]) == (9, ["maximize"], "running")
     again = run("study", "create", "s", "-s", "./store", "--exist-ok", *words.split(), *spaces, cwd=tmp_path)

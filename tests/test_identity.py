@@ -32,6 +32,13 @@ def test_the_commit_of_the_checkout_is_told(checkout: Path, then: tuple[str, ...
     assert identity.describe()["git_commit"] == git("rev-parse", "HEAD", cwd=checkout)[:12]
 
 
+def test_a_worktree_is_a_checkout_too(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("worktree", "add", "--quiet", "-b", "beside", "worktree", cwd=checkout)
+    monkeypatch.chdir(checkout / "worktree")
+    git("commit", "--quiet", "--allow-empty", "--message", "second", cwd=checkout / "worktree")
+    assert identity.describe()["git_commit"] == git("rev-parse", "beside", cwd=checkout)[:12]
+
+
 def test_outside_of_a_checkout_no_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "git_commit" not in identity.describe()

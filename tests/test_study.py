@@ -164,6 +164,13 @@ def test_bounds_are_the_same_numbers_for_the_creator_and_everybody_else(studies:
     assert snapshot.digest(creator.state) == snapshot.digest(studies().state)
 
 
+def test_what_cannot_be_called_starts_no_trial(studies: Any) -> None:
+    study = studies()
+    with pytest.raises(InvalidInput, match="got 5"):
+        study.optimize(5)
+    assert not study.state.trials
+
+
 # --- budget ------------------------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,8 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     facts["running at"] = ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-"
     facts["space"] = "\n".join(f"{name}: {one}" for name, one in data["space"].items()) or "define-by-run"
     policy = {name: value for name, value in data["policy"].items() if value is not None}
-    facts["policy"] = ", ".join(f"{name.replace('_', ' ')} {output.number(value)}" for name, value in policy.items())
+    said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
+    facts["policy"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
     if data["seen_at"]:
         facts["seen at"] = "\n".join(data["seen_at"].values())
     if data["tags"]:

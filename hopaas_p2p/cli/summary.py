@@ -56,6 +56,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
             "lease_ttl": policy.ttl,
             "max_failures": policy.max_failures,
             "progress_timeout": policy.progress_timeout,
+            "interrupted": policy.interrupted,
         },
         "failures_in_a_row": state.failures_in_a_row,
         "user_attrs": study.storage.get_study_user_attrs(study.study_id),

@@ -127,17 +127,24 @@ def _git_commit(start: Path) -> str | None:
     """The commit that the working directory's checkout is at, read from git's files."""
     with contextlib.suppress(OSError):
         for directory in (start, *start.parents):
-            head = directory / ".git" / "HEAD"
-            if not head.is_file():
-                continue
-            said = head.read_text().strip()
-            if not said.startswith("ref: "):
-                return said[:12]
-            ref = directory / ".git" / said[5:]
-            if ref.is_file():
-                return ref.read_text().strip()[:12]
-            packed = (directory / ".git" / "packed-refs").read_text()
-            for line in packed.splitlines():
-                if line.endswith(said[4:]):
-                    return line[:12]
+            found = directory / ".git"
+            if found.is_file():  # a worktree or a submodule: it says where its files are
+                found = directory / found.read_text().partition(": ")[2].strip()
+            if (found / "HEAD").is_file():
+                return _head(found)
+    return None
+
+
+def _head(git: Path) -> str | None:
+    said = (git / "HEAD").read_text().strip()
+    if not said.startswith("ref: "):
+        return said[:12]
+    elsewhere = git / "commondir"
+    common = git / elsewhere.read_text().strip() if elsewhere.is_file() else git
+    ref = common / said[5:]
+    if ref.is_file():
+        return ref.read_text().strip()[:12]
+    for line in (common / "packed-refs").read_text().splitlines():
+        if line.endswith(said[4:]):
+            return line[:12]
     return None

@@ -53,7 +53,8 @@ def open_study(
     """Create the study, or join it if it is there: every process makes the same call.
 
     Args:
-        store: a directory or URL that all processes reach, or a storage from `open_storage`.
+        store: a directory or URL that all processes reach, or a storage from `open_storage`, which several studies of
+            this process then share: one peer, one connection.
         name: the study's name in that store.
         space: parameter -> distribution (ours or Optuna's). With it, `trial.params` are all there at `ask`; without,
             the objective suggests as it goes. A joiner may leave it out.

@@ -43,7 +43,12 @@ class Optimizing(Asking):
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
             catch: exceptions that fail the trial and let this go on; others fail it and are raised.
             callbacks: called after each trial with this study and the finished trial.
+
+        Raises:
+            InvalidInput: the objective cannot be called. No trial is started.
         """
+        if not callable(objective):
+            raise InvalidInput(f"optimize wants a function that gets a trial and returns its value, got {objective!r}")
         caught = (catch,) if isinstance(catch, type) else tuple(catch)
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
