@@ -562,6 +562,16 @@ def test_a_store_out_of_reach_means_run_me_again(study: Study, tmp_path: Path) -
     assert states(study) == ["COMPLETE"]
 
 
+@pytest.mark.parametrize("verb", ["worker", "run"])
+def test_a_store_that_is_away_when_a_job_begins_means_run_me_again_too(tmp_path: Path, verb: str) -> None:
+    nobody = "postgresql://u@127.0.0.1:1/d"
+
+    done = cli(verb, "-s", nobody, "--study", "s", "--", "true", cwd=tmp_path, check=False, HOPAAS_PATIENCE="0.1")
+
+    assert done.returncode == 75
+    assert "Run me again later" in done.stderr
+
+
 def test_the_help_is_quick_and_complete() -> None:
     done = cli("worker", "--help")
 

@@ -13,7 +13,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.made_with import PRUNERS, SAMPLERS, made
 from hopaas_p2p.cli.options import Session, options
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 
 if TYPE_CHECKING:
     from hopaas_p2p.worker.loop import Worker
@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _TAKES_ALL: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 _SIGNALS: Final = "TERM,USR1"
+_AGAIN: Final = os.EX_TEMPFAIL
 
 
 def _shared(function: F) -> F:
@@ -78,8 +79,8 @@ def worker(session: Session, max_trials: int | None, stay: bool, command: tuple[
     Signals go to the command, and its trial is given back, to be gone on with by another worker. Exit code: 0 the
     study needs no more from here, 75 run me again, 1 too many failures.
     """  # noqa: D301  # click's mark for lines that stay as they are
-    made = _worker(session, command, max_trials=max_trials, stay=stay, **terms)
-    return _work(session, made)
+    code, _ = _work(session, command, max_trials=max_trials, stay=stay, **terms)
+    return code
 
 
 @click.command(context_settings=_TAKES_ALL)
@@ -90,19 +91,24 @@ def run(session: Session, command: tuple[str, ...], **terms: Any) -> int:
 
     Exit code: 0 complete or pruned, 1 failed, 3 no work, 11 taken over by another peer, 75 run me again.
     """
-    made = _worker(session, command, max_trials=1, **terms)
-    code = _work(session, made)
-    if made.last is None:
+    code, ran = _work(session, command, max_trials=1, **terms)
+    if not ran:
         return code or 3
-    return {"FAIL": 1, "LOST": 11, "WAITING": code or 75}.get(made.last, 0)
+    return {"FAIL": 1, "LOST": 11, "WAITING": code or _AGAIN}.get(ran[0][1], 0)
 
 
-def _work(session: Session, made: Worker) -> int:
-    """Run it; with --json, what it ran is told at the end."""
-    code = made.work()
+def _work(session: Session, command: tuple[str, ...], **terms: Any) -> tuple[int, list[tuple[int, str]]]:
+    """Run a worker: its exit code, and what it ran, which with --json is told at the end."""
+    ran: list[tuple[int, str]] = []
+    try:
+        made = _worker(session, command, **terms)
+        code, ran = made.work(), made.ran
+    except StoreUnreachable as error:
+        output.say(f"{error} Run me again later.")
+        code = _AGAIN
     if session.as_json:
-        output.print_json({"trials": [{"number": number, "state": state} for number, state in made.ran]})
-    return code
+        output.print_json({"trials": [{"number": number, "state": state} for number, state in ran]})
+    return code, ran
 
 
 def _worker(
