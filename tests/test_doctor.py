@@ -395,6 +395,7 @@ def test_a_sound_bucket_passes_and_nothing_of_the_race_stays(s3_url: str) -> Non
     expected = ["name", "connect", "condition", "round trip", "clock", "race", "reach", "write and read"]
     assert list(found)[: len(expected)] == expected
     assert "exactly one winner each" in found["race"].detail
+    assert found["clock"].detail == "the server's is as ours, to the second"
     assert [item.key for item in store.objects.listed("study/") if "/snapshot/" in item.key] == []
     store.close()
 

@@ -90,7 +90,8 @@ def _clock(objects: ObjectStore) -> Finding:
     cure = (
         "" if well else "requests are signed with the server's time, so it works; but times are shown wrongly: run NTP"
     )
-    return Finding("clock", passed=well, detail=f"the server's is {apart:+.0f} s from ours", cure=cure)
+    said = "as ours, to the second" if abs(apart) < 1.5 else f"{apart:+.0f} s from ours"  # it tells whole seconds
+    return Finding("clock", passed=well, detail=f"the server's is {said}", cure=cure)
 
 
 def race(objects: ObjectStore, *, racers: int = RACERS, rounds: int = ROUNDS) -> Finding:
