@@ -174,6 +174,7 @@ def test_commits_that_cross_side_by_side_count_once_each_and_each_writers_in_ord
             peer.read()
     for peer, number in zip(peers, asked, strict=True):
         assert tell(peer, Verdict(True, number)).accepted
+    world.settle()  # who was told last is told of it while others still hear
     state = same_study_on_both_sides(world)
     assert finishes(state) == ["COMPLETE"] * 6
     assert [state.writers[peer.name].seq for peer in peers] == [5] * 6

@@ -498,8 +498,15 @@ def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
 
 def test_a_file_where_a_parent_of_the_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ConfigurationError, match="cannot use"):
+    with pytest.raises(ConfigurationError, match="there is no directory"):
         open_store(str(tmp_path / "file" / "store"))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_below_a_directory_that_is_not_there_no_store_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is its file system mounted"):
+        open_store(str(tmp_path / "not-mounted" / "store"))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_directory_that_is_no_store_is_left_alone_when_none_is_to_be_created(tmp_path: Path) -> None:

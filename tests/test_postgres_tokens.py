@@ -182,7 +182,7 @@ def test_a_worker_whose_token_ends_leaves_with_the_result_on_disk(
     stays = cli("spool", "send", check=False, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
     assert (stays.returncode, "1 have to stay" in stays.stderr) == (77, True)
     assert cli("spool", "send", "--store", place.admin).stderr == "sent 1, 0 have to stay\n"
-    assert [trial.value for trial in admin.trials] == [0.25]
+    until(lambda: [trial.value for trial in admin.trials] == [0.25])
 
 
 def test_a_token_serves_no_more_processes_than_it_may(place: Place) -> None:

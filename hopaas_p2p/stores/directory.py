@@ -43,8 +43,8 @@ class DirectoryStore:
     """Logs, snapshots and beats under one directory, which it creates if its parent exists.
 
     Raises:
-        ConfigurationError: a file stands where the directory should be, it cannot be read or created, or it was made
-            with another kind of lock than this node can keep.
+        ConfigurationError: a file stands where the directory should be, or nothing where its parent should; it cannot
+            be read or created, or it was made with another kind of lock than this node can keep.
         NewerFormat: a newer version wrote it.
 
     """
@@ -72,6 +72,11 @@ class DirectoryStore:
         if not meta.exists():
             if not create:
                 raise ConfigurationError(f"there is no store in {self.path}; create one with: hopaas-p2p study create")
+            if not self.path.parent.is_dir():  # a typo, or a file system that is not mounted here
+                raise ConfigurationError(
+                    f"there is no directory {self.path.parent} to make the store {self.path.name!r} in; "
+                    f"is its file system mounted? Else: mkdir -p {self.path.parent}"
+                )
             (self._root / "beats").mkdir(parents=True, exist_ok=True)
             self._agree(meta)
         try:

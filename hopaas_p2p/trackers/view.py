@@ -95,6 +95,7 @@ def look(study: Study, *, settled: set[int] | None = None) -> StudyView:
     files: defaultdict[int | None, list[Artifact]] = defaultdict(list)
     for one in study.artifacts().list():
         files[one.trial].append(one)
+    space = {name: str(one) for name, one in study.space.items()}  # may exchange: not under the lock
     part = study.storage.part(study.study_id)
     with part.lock:
         state = part.replica.state
@@ -111,7 +112,7 @@ def look(study: Study, *, settled: set[int] | None = None) -> StudyView:
             name=study.name,
             state=_state_word(state),
             final=state.finished() and not state.running,
-            params={"directions": ",".join(define.directions), **{name: str(one) for name, one in study.space.items()}},
+            params={"directions": ",".join(define.directions), **space},
             tags={
                 "study": part.membership.uuid,
                 "store": back.store,
