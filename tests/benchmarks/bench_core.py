@@ -311,6 +311,7 @@ def _cpu_a_trial(
         optimize = hopaas_p2p.open_study(storage, "s", sampler=sampler, pruner=pruner).optimize
     else:
         optimize = optuna.create_study(storage=storage, sampler=sampler, pruner=pruner).optimize
+    gc.collect()  # what earlier runs left is not collected in this one
     before = resource.getrusage(resource.RUSAGE_SELF)
     optimize(_objective, n_trials=trials)
     after = resource.getrusage(resource.RUSAGE_SELF)
