@@ -41,6 +41,18 @@ class Listening:
         raise NotImplementedError
 
 
+class Answering(Listening):
+    """Says the same to each client, as soon as that has said anything."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def serve(self, client: socket.socket) -> None:
+        client.recv(4096)
+        client.sendall(self._answer)
+
+
 def copy(source: socket.socket, target: socket.socket) -> None:
     """Hand on what comes, and then that nothing more will."""
     with contextlib.suppress(OSError):

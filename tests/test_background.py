@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p.peer.background import Background
 from hopaas_p2p.peer.turn import Turn
 from tests.processes import until
@@ -53,6 +54,15 @@ def test_a_thread_that_is_woken_is_let_work_by_a_program_that_never_rests() -> N
             tries[-1] += 1
     background.stop(within=5.0)
     assert statistics.median(tries) <= 3, tries  # without a pause, some fifty
+
+
+def test_whoever_has_waited_for_the_store_lets_the_thread_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = hopaas_p2p.open_study("memory://let-work", "s")
+    paused: list[Background] = []
+    monkeypatch.setattr(Background, "let_work", lambda background: paused.append(background))
+    study.tell(study.ask(), 1.0)
+    assert len(paused) == 2  # outside of the turn, once for the ask and once for the tell
+    study.close()
 
 
 def test_without_a_thread_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

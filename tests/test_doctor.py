@@ -30,6 +30,7 @@ from hopaas_p2p.testing.postgres import Server, find_binaries
 from hopaas_p2p.testing.seaweed import Seaweed
 from hopaas_p2p.tunnel.proxies import Proxy
 from tests.connect_proxy import ConnectProxy
+from tests.listening import Answering
 from tests.postgres_fixtures import missing
 from tests.processes import cli
 from tests.tunnel_fixtures import Centre
@@ -144,18 +145,8 @@ def test_a_name_that_is_not_known_and_a_port_where_nobody_listens(trust: ssl.SSL
 
 
 def test_a_server_that_speaks_something_else_is_told_from_a_bad_certificate(trust: ssl.SSLContext) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            client, _ = listener.accept()
-            with client:
-                client.recv(4096)
-                client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        found = one(way_checks.checks(Way("localhost", listener.getsockname()[1], trust)))
-        thread.join()
+    with Answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
+        found = one(way_checks.checks(Way("localhost", server.port, trust)))
     assert found.check == "tls"
     assert "no TLS" in found.detail
 

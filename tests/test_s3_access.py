@@ -34,6 +34,7 @@ from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.s3_faults import Fault, FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.connect_proxy import ConnectProxy
+from tests.listening import Answering
 
 ADDRESS = parse("s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1", {})
 NO_MACHINE = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}
@@ -399,21 +400,11 @@ def test_a_server_that_is_away_is_one_plain_line(raised: type[Exception], said: 
 
 
 def test_a_proxy_that_does_not_lead_there_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def refuse() -> None:
-            client, _ = listener.accept()
-            with client:
-                client.recv(4096)
-                client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
-
-        proxy = threading.Thread(target=refuse)
-        proxy.start()
-        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+    with Answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.delenv("NO_PROXY", raising=False)
         with pytest.raises(urllib3.exceptions.HTTPError) as caught:
             s3_http.pool("https://s3.example.org").request("GET", "https://s3.example.org")
-        proxy.join()
     error = s3_errors.unreachable(parse("s3://bucket/x?endpoint=https://s3.example.org"), caught.value)
     assert "cannot be reached (Tunnel connection failed: 403 Forbidden)" in str(error)
 

@@ -77,6 +77,7 @@ class Exchanges:
         """
         while ticket.verdicts is None:
             self._insist(membership, ticket)
+        self._background.let_work()
         if ticket.error is not None:
             raise ticket.error
         return ticket.verdicts
@@ -164,7 +165,6 @@ class Exchanges:
             self._background.wake()
         elif membership.introduced:  # the thread may have gone to sleep for long before there was a lease to keep
             self._background.wake(after=membership.replica.state.policy.ttl / 8)
-        self._background.let_work()
 
     def _riding_beat(self, membership: Membership[Any]) -> Beat | None:
         if not self.store.beats_ride or not membership.introduced:
