@@ -124,7 +124,8 @@ def free_ports() -> int:
     raise AssertionError("no two free ports beside each other")
 
 
-def _timeout_error() -> type[Exception]:
+def timed_out() -> type[Exception]:
+    """What Playwright raises when something did not come."""
     from playwright.sync_api import TimeoutError as Late
 
     return Late
@@ -137,7 +138,7 @@ class Visit:
         context = browser.new_context(viewport=WIDE, color_scheme="dark" if dark else "light")  # type: ignore[arg-type]
         context.set_default_timeout(_PATIENCE)
         self.page: Page = context.new_page()
-        self.late = _timeout_error()
+        self.late = timed_out()
         self.monitor = monitor
         self.wrong: list[str] = []
         self.page.on("console", self._hear)

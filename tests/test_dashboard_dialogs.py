@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 import hopaas_p2p
-from tests.dashboard_browser import Monitor, Visit, chromium
+from tests.dashboard_browser import Monitor, Visit, chromium, timed_out
 from tests.dashboard_studies import FAIL, Scribe
 from tests.processes import until
 
@@ -47,8 +48,18 @@ def page(study: hopaas_p2p.Study, tmp_path: Path) -> Iterator[Page]:
 
 
 def choose(page: Page, number: int) -> None:
-    page.get_by_role("combobox", name="Trial", exact=True).click()
-    page.get_by_role("option", name=f"{number} |").click()
+    option = page.get_by_role("option", name=f"{number} |")
+
+    def chosen() -> bool:
+        """A redraw closes the list, so it may have to be opened again."""
+        page.keyboard.press("Escape")
+        page.get_by_role("combobox", name="Trial", exact=True).click()
+        with contextlib.suppress(timed_out()):
+            option.click(timeout=3_000)
+            return True
+        return False
+
+    until(chosen, 60, what=f"trial {number} is not offered")
     page.get_by_role("button", name=TAKE).and_(page.locator(":enabled")).wait_for()
 
 
