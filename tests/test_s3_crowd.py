@@ -16,7 +16,7 @@ from hopaas_p2p.stores.base import Outgoing, Receipt
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.testing import seaweed
-from hopaas_p2p.testing.commits import everything, outgoing, together
+from hopaas_p2p.testing.commits import everything, outgoing_of, together
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.peers import Peers, check
 from tests.processes import until
@@ -71,7 +71,7 @@ def test_a_server_killed_under_eight_peers_and_started_again_loses_nothing(monke
             for turn in range(10_000):
                 if killed.is_set():
                     turns_after -= 1
-                commit = outgoing(f"{peer}-{turn}")
+                commit = outgoing_of(f"peer-{peer}", f"{peer}-{turn}")
                 entries = insist(log, commit, since, deadline).entries
                 while not any(entry.payload == commit.payload for entry in entries):
                     since = entries[-1].lsn

@@ -138,7 +138,7 @@ class S3Log:
                 if self.objects.create(key, payload):
                     self.tempo.won(time.monotonic(), time.monotonic() - began)
                     return Entry(lsn, payload), True
-                self.tempo.lost(time.monotonic())
+                self.tempo.lost(time.monotonic(), time.monotonic() - began)
             except StoreUnreachable as error:
                 unknown = error
             found = self.tail.get(lsn, deadline)

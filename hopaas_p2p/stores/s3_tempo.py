@@ -6,7 +6,8 @@ never what becomes of it.
 
 While a log has room, everybody writes at once and who comes second waits a little, at random. When it has none, that
 would let every other PUT come second. Then the peers take turns, without a word between them: who has waited the
-longest since its last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself.
+longest since its last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself. And who
+writes without a break, to a server so near that everybody else comes second and is never seen, lets go now and then.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ _ROUND: Final = 1.9  # slots that a round has for each writer; as the rest, trie
 _LATEST: Final = 3.0  # slots for each writer ahead, after which this peer goes
 _STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
 _HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
+_ALONE: Final = (
+    16,
+    256,
+)  # commits of this peer and nobody else in a full log, after which it lets go: less and less often
+_GAP: Final = 3.0  # slots for which it does: a look and a PUT of somebody else
 _LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between looks of who is next
 _CROWD: Final = 60.0  # seconds for which a writer counts as one of those who report
@@ -73,6 +79,7 @@ class Tempo:
         self._faded_at = 0.0
         self._due: float | None = None
         self._beaten = 0
+        self._alone, self._run = 0, _ALONE[0]
         self._recent: deque[_Sight] = deque(maxlen=256)
 
     # --- what was seen ---
@@ -84,6 +91,7 @@ class Tempo:
         except (msgspec.MsgspecError, ValueError):
             writer = ""
         self._recent.append(_Sight(writer, modified, now))
+        self._alone, self._run = 0, _ALONE[0]
 
     def reached_head(self, others: int, now: float) -> None:
         """All was read up to the end of the log, `others` commits since the last time."""
@@ -102,12 +110,14 @@ class Tempo:
         self._beaten = 0
         self._due = None
         self._slot = min(max(0.7 * self._slot + 0.3 * took, _SLOT[0]), _SLOT[1])
+        self._alone += 1
         before = self._recent[-1] if self._recent else _Sight(_ME, 0.0, now)
         self._recent.append(_Sight(_ME, before.modified + now - before.seen, now))
 
-    def lost(self, now: float) -> None:
+    def lost(self, now: float, took: float) -> None:
         """A PUT of this peer came second."""
         self._fade(now)
+        self._slot = max(min(self._slot, 2 * took), _SLOT[0])  # before it has won, it does not know a near server
         self._due = None
         self._others += 1.0
         self._losing = 0.7 * self._losing + 0.3
@@ -155,7 +165,9 @@ class Tempo:
         """The part of the time for which somebody's PUT is under way."""
         newest = max([sight.modified for sight in self._recent], default=0.0)
         lately = sum(newest - sight.modified <= _LATELY for sight in self._recent)
-        return lately / (_LATELY + 0.5) * self._slot
+        full = len(self._recent) == self._recent.maxlen
+        seconds = min(newest - self._recent[0].modified, _LATELY) if full else _LATELY
+        return lately / (seconds + 0.5) * self._slot
 
     @property
     def _full(self) -> bool:
@@ -166,10 +178,14 @@ class Tempo:
         self._fade(now)
         if not self._recent or not self._full:
             return 0.0
+        waited = now - self._recent[-1].seen
+        if self._alone >= self._run:
+            if waited < _GAP * self._slot:
+                return _GAP * self._slot - waited
+            self._alone, self._run = 0, min(2 * self._run, _ALONE[1])
         ahead = self._ahead()
         if self._due is None:
             self._due = now + _LATEST * ahead * self._slot  # for whoever is taken to stand in line, and does not
-        waited = now - self._recent[-1].seen
         if not ahead or now >= self._due or waited >= ahead * _TURN * self._slot:
             return 0.0
         return max((ahead - 1) * self._slot - waited, _POLL * self._slot) * self._rng.uniform(0.8, 1.2)

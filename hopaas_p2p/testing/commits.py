@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt
 
 PATIENCE: Final = 60.0
@@ -21,6 +23,11 @@ def sealed(body: bytes) -> bytes:
 def outgoing(name: str, size: int = 0) -> Outgoing:
     """A commit's bytes, different for every name."""
     return Outgoing(name, sealed(name.encode() + b"." * size))
+
+
+def outgoing_of(writer: str, name: str) -> Outgoing:
+    """The same, with its writer where peers' commits have theirs: by that, peers of one bucket take turns."""
+    return Outgoing(name, sealed(msgspec.msgpack.encode([1, writer, name])))
 
 
 def everything(log: Log, since: int = 0) -> list[Entry]:
