@@ -174,6 +174,20 @@ class Visit:
         self.page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
         return self.page
 
+    def choose(self, name: str, option: str = "") -> None:
+        """Take the first option of a list with this in its name. A redraw closes the list: it is opened again then."""
+        offered = self.page.get_by_role("option", name=option).first
+
+        def chosen() -> bool:
+            self.page.keyboard.press("Escape")
+            self.page.get_by_role("combobox", name=name, exact=True).click()
+            with contextlib.suppress(self.late):
+                offered.click(timeout=3_000)
+                return True
+            return False
+
+        until(chosen, 60, what=f"{option or 'nothing'} is not offered in {name}")
+
     def check(self) -> None:
         """That there is no exception box and nothing went wrong."""
         assert self.page.get_by_test_id("stException").count() == 0, self.page.get_by_test_id(

@@ -113,8 +113,7 @@ def _steer(visit: Visit, study: hopaas_p2p.Study) -> None:
     page.set_viewport_size({"width": 1180, "height": 980})
     visit.go("/steer?study=jet+tagger")
     number = max(study.state.running)  # the one that has longest to go
-    page.get_by_role("combobox", name="Trial", exact=True).click()
-    page.get_by_role("option", name=f"{number} |").click()
+    visit.choose("Trial", f"{number} |")
     page.get_by_role("button", name="Stop it").click()
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()
     page.locator("tr", has_text=f"stop trial {number}").get_by_text("done").wait_for()

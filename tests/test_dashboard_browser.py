@@ -188,11 +188,11 @@ def test_a_request_to_stop_reaches_the_peer(live: tuple[Campaign, Monitor], visi
         page.get_by_role("combobox", name="Trial", exact=True).click()
         with contextlib.suppress(visit.late):  # closed again by the redraw
             page.get_by_role("option").first.wait_for(timeout=2_000)
-        for number in fresh():
-            option = page.get_by_role("option", name=f"{number} |")
-            if option.count():
-                option.click()
-                return [number]
+            for number in fresh():
+                option = page.get_by_role("option", name=f"{number} |")
+                if option.count():
+                    option.click(timeout=2_000)
+                    return [number]
         return []
 
     (number,) = until(chosen, 120, what="no fresh trial is offered")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 import hopaas_p2p
-from tests.dashboard_browser import Monitor, Visit, chromium, timed_out
+from tests.dashboard_browser import Monitor, Visit, chromium
 from tests.dashboard_studies import FAIL, Scribe
 from tests.processes import until
 
@@ -38,29 +37,21 @@ def study(tmp_path: Path) -> Iterator[hopaas_p2p.Study]:
 
 
 @pytest.fixture
-def page(study: hopaas_p2p.Study, tmp_path: Path) -> Iterator[Page]:
+def visit(study: hopaas_p2p.Study, tmp_path: Path) -> Iterator[Visit]:
     """Steer, on that study."""
     with Monitor(str(tmp_path / "store"), "--allow-actions", cwd=tmp_path) as monitor, chromium() as browser:
         visit = Visit(browser, monitor)
-        yield visit.go("/steer?study=study")
+        visit.go("/steer?study=study")
+        yield visit
         visit.check()
         visit.close()
 
 
-def choose(page: Page, number: int) -> None:
-    option = page.get_by_role("option", name=f"{number} |")
-
-    def chosen() -> bool:
-        """A redraw closes the list, so it may have to be opened again."""
-        page.keyboard.press("Escape")
-        page.get_by_role("combobox", name="Trial", exact=True).click()
-        with contextlib.suppress(timed_out()):
-            option.click(timeout=3_000)
-            return True
-        return False
-
-    until(chosen, 60, what=f"trial {number} is not offered")
-    page.get_by_role("button", name=TAKE).and_(page.locator(":enabled")).wait_for()
+def choose(visit: Visit, number: int) -> Page:
+    """Steer, with this trial chosen."""
+    visit.choose("Trial", f"{number} |")
+    visit.page.get_by_role("button", name=TAKE).and_(visit.page.locator(":enabled")).wait_for()
+    return visit.page
 
 
 def leave(page: Page) -> None:
@@ -68,8 +59,8 @@ def leave(page: Page) -> None:
     page.get_by_role("dialog").wait_for(state="detached")
 
 
-def test_a_trial_is_taken_away_after_a_second_word(page: Page, study: hopaas_p2p.Study) -> None:
-    choose(page, 1)
+def test_a_trial_is_taken_away_after_a_second_word(visit: Visit, study: hopaas_p2p.Study) -> None:
+    page = choose(visit, 1)
     page.get_by_role("button", name=TAKE).click()
     page.get_by_role("dialog").get_by_text("epoch 1").wait_for()
     leave(page)
@@ -87,8 +78,8 @@ def test_a_trial_is_taken_away_after_a_second_word(page: Page, study: hopaas_p2p
     assert study.state.trials[2].state.name == "RUNNING"
 
 
-def test_a_lease_that_ended_meanwhile_is_not_touched(page: Page, study: hopaas_p2p.Study) -> None:
-    choose(page, 1)
+def test_a_lease_that_ended_meanwhile_is_not_touched(visit: Visit, study: hopaas_p2p.Study) -> None:
+    page = choose(visit, 1)
     page.get_by_role("button", name=TAKE).click()
     page.get_by_role("dialog").get_by_text("epoch 1").wait_for()
 
@@ -113,8 +104,7 @@ def test_failures_are_queued_again_after_a_second_word(tmp_path: Path) -> None:
     with Monitor(str(tmp_path / "store"), "--allow-actions", cwd=tmp_path) as monitor, chromium() as browser:
         visit = Visit(browser, monitor)
         page = visit.go("/failures?study=study")
-        page.get_by_role("combobox", name="Reason, site, node").click()
-        page.get_by_role("option").first.click()
+        visit.choose("Reason, site, node")
         page.get_by_role("button", name=f"Queue {FAILED} again").click()
         page.get_by_role("dialog").get_by_text("0, 1, 2").wait_for()
         assert len(study.state.trials) == FAILED
@@ -128,7 +118,8 @@ def test_failures_are_queued_again_after_a_second_word(tmp_path: Path) -> None:
     study.close()
 
 
-def test_the_two_parts_of_the_page_say_once_how_old_they_are(page: Page) -> None:
+def test_the_two_parts_of_the_page_say_once_how_old_they_are(visit: Visit) -> None:
+    page = visit.page
     page.get_by_text("data as of").first.wait_for()
     page.get_by_text("Queue a trial again").wait_for()
 
@@ -136,7 +127,10 @@ def test_the_two_parts_of_the_page_say_once_how_old_they_are(page: Page) -> None
     assert page.locator(".hp-asof span:visible").count() == 1
 
 
-def test_the_study_is_stopped_after_a_second_word_and_its_trials_if_wanted(page: Page, study: hopaas_p2p.Study) -> None:
+def test_the_study_is_stopped_after_a_second_word_and_its_trials_if_wanted(
+    visit: Visit, study: hopaas_p2p.Study
+) -> None:
+    page = visit.page
     page.get_by_role("button", name=END).click()
     page.get_by_role("dialog").get_by_text("2 are running now").wait_for()
     leave(page)

@@ -6,8 +6,9 @@ never what becomes of it.
 
 While a log has room, everybody writes at once and who comes second waits a little, at random. When it has none, that
 would let every other PUT come second. Then the peers take turns, without a word between them: who has waited the
-longest since its last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself. And who
-writes without a break, to a server so near that everybody else comes second and is never seen, lets go now and then.
+longest since its last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself.
+
+Who writes without a break to a server nearby is always first, and never sees the others. So it lets go now and then.
 """
 
 from __future__ import annotations
