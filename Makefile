@@ -29,7 +29,7 @@ demo: $(VENV)/.run  ## three peers tune a classifier; one is killed on the way
 	$(BIN)/hopaas-p2p demo
 
 test: $(VENV)/.test  ## the whole suite, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_OPTIONS)
 
 check: $(VENV)/.check  ## style and types; the import rules are a test
 	$(BIN)/ruff check .
