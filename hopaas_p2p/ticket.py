@@ -276,12 +276,11 @@ def _keep(ticket: Ticket, store: str, end: TrialFinish) -> Path:
 
     outbox = Outbox(new_uuid(), microseconds)
     outbox.put(ticket.owner, (end,))
-    kept = spool.spooled_now(
+    return spool.keep(
+        outbox.everything(),
         store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
         study=ticket.uuid,
         name=ticket.study,
         trials=[ticket.number],
         at=microseconds(),
-        commits=[(one.nonce, one.payload) for one in outbox.everything()],
     )
-    return spool.write(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import optuna
 import pytest
@@ -12,6 +13,7 @@ from hopaas_p2p import access
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyControl
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, NoSuchStudy
+from hopaas_p2p.peer import spool
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.testing.commits import outgoing
 from tests.postgres_people import Place
@@ -134,6 +136,35 @@ def test_a_grant_ends_when_it_is_revoked(place: Place) -> None:
     access.revoke(ann, "s", "bob")
     with pytest.raises(Denied):
         study.tell(trial, 1.0)
+
+
+def test_a_worker_that_is_made_a_viewer_under_its_trial_keeps_the_result_with_all_that_was_reported(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    storage = place.storage(bob, linger=3600.0)
+    study = hopaas_p2p.open_study(storage, "s", create=False)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.report(0.5, 1)
+    access.grant(ann, "s", "bob", "viewer")
+    with pytest.raises(Denied):
+        storage.flush()  # as the courier does when reports have lingered
+    assert not trial.should_prune()
+
+    with pytest.raises(Denied, match=r"^trial 2: .*only a viewer.* is kept in .* hopaas-p2p spool send$"):
+        study.tell(trial, 0.25)
+    assert len(study.trials) == 3, "it goes on reading"
+    ((path, kept),) = spool.waiting()
+    assert kept.trials == [2]
+
+    access.grant(ann, "s", "bob", "worker")
+    place.storage(bob).courier.deliver(path, kept)
+    told = optuna.load_study(study_name="s", storage=place.storage(ann)).trials[2]
+    assert (told.value, told.intermediate_values, list(told.params)) == (0.25, {1: 0.5}, ["x"])
 
 
 def test_a_study_keeps_an_owner(place: Place) -> None:

@@ -99,7 +99,6 @@ def move(state: State, trial: Trial, to: TrialState) -> None:
 
 def merge(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
     """Take what is said of a trial into it."""
-    """Take what is said of a trial into it."""
     if record.params:
         if record.dists or trial.dists:
             _merge_distributions(state, trial, record)

@@ -36,17 +36,14 @@ class Delivery:
         ends = replica.ends()
         if not ends or self._store.url.startswith("memory:"):
             return None
-        commits = replica.pack_for_spool()
         define = replica.state.define
-        path = spool.write(
-            spool.spooled_now(
-                store=self._store.url,
-                study=membership.uuid,
-                name=define.name if define else "",
-                trials=ends,
-                at=self._now_us(),
-                commits=commits,
-            )
+        path = spool.keep(
+            replica.pack_for_spool(),
+            store=self._store.url,
+            study=membership.uuid,
+            name=define.name if define else "",
+            trials=ends,
+            at=self._now_us(),
         )
         membership.spooled.append(path)
         return path

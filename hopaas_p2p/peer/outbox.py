@@ -170,9 +170,14 @@ class Outbox:
         return found
 
     def give_up(self, verdict: Verdict) -> None:
-        """The store does not take what is in flight."""
-        for ticket in self.in_flight.pop(0).tickets if self.in_flight else ():
-            ticket.decide(verdict)
+        """Drop what is in flight: the store does not take it.
+
+        What was said of a trial that was run here stays. Its owner may have been made a viewer under it, and the result
+        is still to be kept.
+        """
+        if self.in_flight and not any(map(_of_a_lease, self.in_flight[0].commit.records)):
+            for ticket in self.in_flight.pop(0).tickets:
+                ticket.decide(verdict)
 
     def _load(self) -> None:
         """Put what is queued for one owner into a commit; it is in flight from now on."""
@@ -235,6 +240,11 @@ class Outbox:
                 break
             drafts.append(draft)
         return drafts
+
+
+def _of_a_lease(record: object) -> bool:
+    """Whether it is what a trial learnt from its owner, or how it ended; an epoch of 0 is nobody's."""
+    return isinstance(record, TrialSet | TrialFinish) and record.epoch > 0
 
 
 def _weight(record: Record) -> int:

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -45,8 +45,16 @@ def spool_directory() -> Path:
     return Path(base) / "hopaas-p2p" / "spool"
 
 
+def keep(
+    commits: Iterable[tuple[str, bytes]], *, store: str, study: str, name: str, trials: list[int], at: int
+) -> Path:
+    """Keep these commits, each with its nonce, which end `trials`: on disk when this returns."""
+    nonces, payloads = map(list, zip(*commits, strict=True))
+    return write(Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces))
+
+
 def write(spooled: Spooled) -> Path:
-    """Keep these commits: on disk when this returns."""
+    """Make a file of the spool."""
     directory = spool_directory()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = directory / f"{time.time_ns():020d}-{secrets.token_hex(4)}{_SUFFIX}"
@@ -81,11 +89,3 @@ def waiting(store: str | None = None) -> Iterator[tuple[Path, Spooled]]:
 def _is_for(store: str | None, spooled: Spooled) -> bool:
     """Whether it is for this store, whichever of the user's logins stands in the URLs; None: any."""
     return store is None or _LOGIN.sub("://", store) == _LOGIN.sub("://", spooled.store)
-
-
-def spooled_now(
-    *, store: str, study: str, name: str, trials: list[int], at: int, commits: list[tuple[str, bytes]]
-) -> Spooled:
-    """A batch to be written."""
-    nonces, payloads = [nonce for nonce, _ in commits], [payload for _, payload in commits]
-    return Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces)
