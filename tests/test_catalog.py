@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
+from hopaas_p2p.core import catalog_snapshot
 from hopaas_p2p.core.catalog import Catalog, checked_name
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import Commit, Opaque, Record, Stamp, StudyClose, StudyOpen, TrialCreate
+from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput
 
@@ -115,3 +118,41 @@ def test_a_commit_that_stands_twice_counts_once() -> None:
     assert catalog.apply(2, commit) == first
     assert len(catalog.by_id) == 1
     assert catalog.refusals == {"duplicate": 1}
+
+
+def _everything(catalog: Catalog) -> dict[str, object]:
+    return {name: getattr(catalog, name) for name in Catalog.__slots__}
+
+
+def test_snapshot_and_tail_are_the_replay_at_every_lsn() -> None:
+    chosen, clerk = random.Random(1), Clerk()
+    loaded: list[Catalog] = []
+    for lsn in range(1, 61):
+        name = chosen.choice("abcdef/")
+        record = chosen.choice([StudyOpen(f"uuid-{lsn}", name), StudyClose(f"uuid-{chosen.randrange(lsn)}")])
+        commit = Commit(chosen.choice(["ann", "bob"]), lsn, None, 0, (record,))
+        for catalog in (clerk.catalog, *loaded):
+            catalog.apply(lsn, commit, Stamp(role="owner"))
+        loaded.append(catalog_snapshot.load(catalog_snapshot.dump(clerk.catalog)))
+    assert clerk.catalog.by_id
+    assert all(_everything(one) == _everything(clerk.catalog) for one in loaded)
+
+
+@pytest.mark.parametrize("name", ["a", *(name for name in BAD_NAMES.values() if name != "\ud800")])
+def test_a_snapshot_with_a_name_that_could_harm_or_stands_twice_is_corrupt(name: str) -> None:
+    clerk = Clerk()
+    clerk.open("a")
+    clerk.open("b")
+    clerk.catalog.by_id[1] = clerk.catalog.by_id[1]._replace(name=name)
+    with pytest.raises(CorruptSnapshot):
+        catalog_snapshot.load(catalog_snapshot.dump(clerk.catalog))
+
+
+def test_a_snapshot_with_any_byte_changed_or_cut_is_corrupt() -> None:
+    clerk = Clerk()
+    clerk.open("a")
+    sound = catalog_snapshot.dump(clerk.catalog)
+    broken = [sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :] for i in range(len(sound))]
+    for data in [*broken, *(sound[:i] for i in range(len(sound)))]:
+        with pytest.raises(CorruptSnapshot):
+            catalog_snapshot.load(data)

@@ -139,7 +139,10 @@ def test_a_worker_of_one_study_can_neither_create_nor_delete(bucket: Bucket) -> 
             study.storage.delete_study(study.study_id)
         study.close()
     with bucket.key("worker", everything=True) as (url, judge):
-        hopaas_p2p.open_study(url, "another").close()
+        study = hopaas_p2p.open_study(url, "another")
+        for lsn in range(1, 6):
+            study.storage.courier.store.catalog().put_snapshot(lsn, b"a snapshot")
+        study.close()
         assert judge.refused == []
 
 

@@ -11,6 +11,8 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.core.records import StudyClose, StudyOpen
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY
 from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.testing.http_messages import Request
 from hopaas_p2p.testing.s3_faults import FaultProxy
@@ -119,6 +121,26 @@ def test_a_join_is_six_requests_and_the_tail(s3_server: Seaweed, far_url: str, p
     assert sorted(path.partition(" ")[0] for path in before) == ["GET", "GET", "GET", "GET", "GET", "LIST"], before
     assert len(count.paths) - len(before) <= 2 * tail + 16
     for one in (storage, other):
+        one.close()
+
+
+def test_a_bucket_of_many_studies_is_opened_from_a_snapshot_of_its_list(
+    s3_server: Seaweed, far_url: str, prefix: str, count: Count
+) -> None:
+    storage = hopaas_p2p.open_storage(s3_server.url(prefix))
+    for i in range(SNAPSHOT_EVERY + 3):
+        assert storage.courier.commit_to_catalog(StudyOpen(f"uuid-{i}", f"study-{i}")).number == i
+    for uuid in ("uuid-0", "uuid-7"):
+        storage.courier.commit_to_catalog(StudyClose(uuid))
+    others = [hopaas_p2p.open_storage(url) for url in (far_url, s3_server.url(prefix))]
+    for other in others:
+        other.courier.catch_up(other.courier.catalog)
+    listed = [one.courier.catalog.replica.state.by_id for one in (storage, *others)]
+    assert listed[0] == listed[1] == listed[2]
+    before = 1 + 31 + 1 + 1  # meta.json, five windows of commits, the list of snapshots, one of them
+    assert count.asked["LIST"] == 1
+    assert len(count.paths) <= before + 2 * 5 + 3
+    for one in (storage, *others):
         one.close()
 
 

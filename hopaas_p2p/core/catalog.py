@@ -16,7 +16,7 @@ from hopaas_p2p.core.state import LastCommit, Verdict
 from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
-_UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Listing(NamedTuple):
@@ -68,7 +68,7 @@ class Catalog:
         return Verdict(False, study_id, reason)
 
     def _open(self, record: StudyOpen) -> Verdict:
-        if _flaw(record.name) is not None or not _UUID.fullmatch(record.uuid):
+        if flaw(record.name) is not None or not UUID.fullmatch(record.uuid):
             return self._refuse("malformed")
         if record.name in self.by_name:
             return self._refuse("exists", self.by_name[record.name].study_id)
@@ -98,13 +98,14 @@ def checked_name(name: str) -> str:
         InvalidInput: too long, or with control characters or path parts, which would harm a terminal or a file name.
 
     """
-    flaw = _flaw(name)
-    if flaw is not None:
-        raise InvalidInput(flaw)
+    what = flaw(name)
+    if what is not None:
+        raise InvalidInput(what)
     return name
 
 
-def _flaw(name: str) -> str | None:
+def flaw(name: str) -> str | None:
+    """What is wrong with a name, if anything is."""
     if len(name) > MAX_NAME:
         return f"a study name of {len(name)} characters; at most {MAX_NAME}"
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):

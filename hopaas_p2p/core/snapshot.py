@@ -98,8 +98,21 @@ _COMMON: Final = _Rare()
 def dump(state: State) -> bytes:
     """The snapshot of this State."""
     blocks = [_block(state, first) for first in range(0, len(state.trials), BLOCK)]
-    body = _encode(_header(state, blocks))
-    return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+    return seal(_MAGIC, _encode(_header(state, blocks)))
+
+
+def seal(magic: bytes, body: bytes) -> bytes:
+    """A body that can be told from a damaged one."""
+    return magic + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
+
+
+def unseal(magic: bytes, data: bytes) -> memoryview:
+    """The body. Raises CorruptSnapshot where it is not what was sealed."""
+    start = len(magic) + _DIGEST
+    body = memoryview(data)[start:]
+    if data[: len(magic)] != magic or hashlib.blake2b(body, digest_size=_DIGEST).digest() != data[len(magic) : start]:
+        raise CorruptSnapshot
+    return body
 
 
 def digest(state: State) -> str:
@@ -143,15 +156,8 @@ def load(data: bytes) -> State:
         CorruptSnapshot: damaged, or of a version this code does not read.
 
     """
-    start = len(_MAGIC) + _DIGEST
-    body = memoryview(data)[start:]
-    if (
-        data[: len(_MAGIC)] != _MAGIC
-        or hashlib.blake2b(body, digest_size=_DIGEST).digest() != data[len(_MAGIC) : start]
-    ):
-        raise CorruptSnapshot
     try:
-        return _load(_decode_header(body))
+        return _load(_decode_header(unseal(_MAGIC, data)))
     except (msgspec.MsgspecError, zlib.error, ValueError, IndexError, RecursionError):
         raise CorruptSnapshot from None
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from hopaas_p2p.core.leases import trusted_until
 from hopaas_p2p.core.records import PeerJoin, Record, TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.peer import forks, identity
 from hopaas_p2p.peer.background import Background
 from hopaas_p2p.peer.chores import Chores
@@ -116,7 +116,11 @@ class Courier(Exchanges):
 
     def commit_to_catalog(self, record: Record) -> Verdict:
         """Say something about which studies there are, and wait for the verdict; raises as `commit` does."""
-        (verdict,) = self.settle(self.catalog, self.catalog.replica.put(self.uuid, record))
+        replica = self.catalog.replica
+        (verdict,) = self.settle(self.catalog, replica.put(self.uuid, record))
+        if replica.snapshot_due and replica.crowded is not None:
+            with contextlib.suppress(StoreUnreachable, Denied):  # the next one will do
+                replica.write_snapshot()
         return verdict
 
     def commit(self, membership: Membership[State], *records: Record, owner: str | None = None) -> tuple[Verdict, ...]:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final, Generic, Protocol, TypeVar
 
-from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core import catalog_snapshot, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import (
@@ -53,14 +53,17 @@ class Replica(Generic[S]):
         writer: str,
         empty: Callable[[], S],
         apply: Callable[[S, int, Commit | codec.Garbage, Stamp], tuple[Verdict, ...]],
-        load: Callable[[bytes], S] | None,
+        dump: Callable[[S], bytes],
+        load: Callable[[bytes], S],
+        short: bool = False,
         now_us: Callable[[], int],
     ) -> None:
         self.log = log
         self.writer = writer
         self.lock = threading.RLock()
         self.turn = Turn()
-        self._empty, self._apply, self._load, self._now_us = empty, apply, load, now_us
+        self._empty, self._apply, self._dump, self._load, self._now_us = empty, apply, dump, load, now_us
+        self._short = short
         self._outbox = Outbox(writer, now_us)
         self.crowded = log if isinstance(log, Crowded) else None
         """The log, if its commits are dear: asked once, for a protocol's isinstance costs as much as a commit."""
@@ -171,19 +174,26 @@ class Replica(Generic[S]):
             self._outbox.give_up(_NO_GRANT)
 
     def _join(self) -> None:
-        """Start from the newest snapshot that can be read, else from nothing, and read on to the end of the log."""
-        state = self._newest_readable()
+        """Start from the newest snapshot that can be read, else from nothing, and read on to the end of the log.
+
+        A log that is short as a rule is read from its first commit, if one receipt holds all of it.
+        """
+        first = self._ask(None, 0) if self._short else Receipt([], more=True)
+        snapshots = not self._short or (first.more and self.crowded is not None)
+        state = self._newest_readable() if snapshots else self._empty()
         with self.lock:
             self.state = state
-        self._pull()  # before anything is written: what is there may be of a newer format
+        self._take(first.entries)
+        if first.more:
+            self._pull()  # before anything is written: what is there may be of a newer format
         with self.lock:
             self._trusted = True
             self._settle()
 
     def _newest_readable(self) -> S:
         """A damaged snapshot is passed over; older ones matter where `gc` has removed what they stand for."""
-        found = self.log.newest_snapshot() if self._load else None
-        while found is not None and self._load is not None:
+        found = self.log.newest_snapshot()
+        while found is not None:
             lsn, data = found
             with contextlib.suppress(snapshot.CorruptSnapshot):
                 state = self._load(data)
@@ -248,10 +258,9 @@ class Replica(Generic[S]):
         """Put the present state where joiners find it."""
         with self.lock:
             self.snapshot_due = False
-            state = self.state
-            if not isinstance(state, State) or not self._trusted:
+            if not self._trusted:
                 return
-            lsn, data = state.lsn, snapshot.dump(state)
+            lsn, data = self.state.lsn, self._dump(self.state)
         self.log.put_snapshot(lsn, data)
 
     def become(self, writer: str) -> None:
@@ -268,9 +277,18 @@ def _stamp(role: str) -> Stamp:
 
 def study_replica(log: Log, *, writer: str, now_us: Callable[[], int]) -> Replica[State]:
     """A replica of a study's log, joined from a snapshot where there is one."""
-    return Replica(log, writer=writer, empty=State, apply=apply, load=snapshot.load, now_us=now_us)
+    return Replica(log, writer=writer, empty=State, apply=apply, dump=snapshot.dump, load=snapshot.load, now_us=now_us)
 
 
 def catalog_replica(log: Log, *, writer: str, now_us: Callable[[], int]) -> Replica[Catalog]:
-    """A replica of the directory log."""
-    return Replica(log, writer=writer, empty=Catalog, apply=Catalog.apply, load=None, now_us=now_us)
+    """A replica of the directory log, which is short but for a few; only where it is dear to read has it snapshots."""
+    return Replica(
+        log,
+        writer=writer,
+        empty=Catalog,
+        apply=Catalog.apply,
+        dump=catalog_snapshot.dump,
+        load=catalog_snapshot.load,
+        short=True,
+        now_us=now_us,
+    )

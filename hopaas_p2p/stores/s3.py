@@ -30,6 +30,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _BEAT: Final = 64  # bytes of a beat that are looked at
 _META: Final = 4096
+_CATALOG: Final = 2 * WIDEST - 1  # studies that are read one by one: five windows of GETs, 1, 2, 4, 8 and 16
 
 
 class S3Artifacts:
@@ -88,15 +89,17 @@ class S3Store:
         return f"S3Store({self.url!r})"
 
     def catalog(self) -> S3Log:
-        return self._log("studies/")
+        return self._log("studies/", at_first=_CATALOG)
 
     def log(self, uuid: str) -> S3Log:
         if not _NAME.fullmatch(uuid):
             raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
         return self._log(f"study/{uuid}/")
 
-    def _log(self, root: str) -> S3Log:
-        return S3Log(self.objects, root, submit=self._submit, readable=self.find, writable=self.prove)
+    def _log(self, root: str, *, at_first: int | None = None) -> S3Log:
+        return S3Log(
+            self.objects, root, submit=self._submit, readable=self.find, writable=self.prove, at_first=at_first
+        )
 
     def beat(self, beat: Beat) -> None:
         if _NAME.fullmatch(beat.peer):

@@ -43,6 +43,7 @@ class S3Log:
         submit: runs a function in another thread; None when there is none to be had any more.
         readable: called before the first request: sees that this is a store.
         writable: called before the first PUT: proves that the server keeps the condition.
+        at_first: see `Tail`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class S3Log:
         submit: Submit,
         readable: Callable[[], object],
         writable: Callable[[], object],
+        at_first: int | None = None,
         patience: float = _PATIENCE,
         rng: random.Random | None = None,
     ) -> None:
@@ -60,7 +62,7 @@ class S3Log:
         self.root = root
         self.tempo = Tempo(rng)
         self.awake = Awake(objects, root)
-        self.tail = Tail(objects, root, tempo=self.tempo, submit=submit)
+        self.tail = Tail(objects, root, tempo=self.tempo, submit=submit, at_first=at_first)
         self._readable, self._writable, self._patience = readable, writable, patience
 
     # --- exchanging ---

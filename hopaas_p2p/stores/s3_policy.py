@@ -38,6 +38,7 @@ def policy(address: Address, role: Role, *, uuid: str | None = None) -> dict[str
         logs = [*(f"{root}study/{name}/log/*" for name in names), f"{root}meta.json"]
         if uuid is None:
             logs.append(f"{root}studies/log/*")  # it may create studies
+            snapshots.append(f"{root}studies/snapshot/*")
         statements += [
             _allow("Add", ["s3:PutObject"], logs),
             _allow("Live", ["s3:PutObject"], [f"{root}beats/*"]),
@@ -50,7 +51,7 @@ def policy(address: Address, role: Role, *, uuid: str | None = None) -> dict[str
         actions = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         statements.append(_allow("Write", actions, [f"{root}*"]))
         if address.is_aws:
-            history = ["study/*/log/*", "study/*/snapshot/*", "studies/log/*", "meta.json"]
+            history = ["study/*/log/*", "study/*/snapshot/*", "studies/log/*", "studies/snapshot/*", "meta.json"]
             statements.append(_never_overwrite([f"{root}{one}" for one in history]))
     return {"Version": "2012-10-17", "Statement": statements}
 

@@ -31,13 +31,18 @@ class Tail:
         root: where in it, ending with a slash.
         tempo: how far to look at once, and who is told what was seen.
         submit: runs a function in another thread; None when there is none to be had any more.
+        at_first: commits after which who begins at the first one is told that there is more: for all the others, it
+            may look for a snapshot.
     """
 
-    def __init__(self, objects: ObjectStore, root: str, *, tempo: Tempo, submit: Submit) -> None:
+    def __init__(
+        self, objects: ObjectStore, root: str, *, tempo: Tempo, submit: Submit, at_first: int | None = None
+    ) -> None:
         self._objects = objects
         self._root = root
         self._tempo = tempo
         self._submit = submit
+        self._at_first = at_first
         self._began = False
 
     def key(self, lsn: int) -> str:
@@ -69,7 +74,8 @@ class Tail:
             if len(there) < width and not any(window[len(there) :]):
                 self._tempo.reached_head(len(entries), time.monotonic())
                 break
-            if size >= _RECEIPT:
+            enough = self._at_first is not None and not since and len(entries) >= self._at_first
+            if enough or size >= _RECEIPT:
                 return entries, True
         return entries, False
 
