@@ -181,6 +181,21 @@ def test_a_study_keeps_an_owner(place: Place) -> None:
     access.revoke(ann, "s", "ann")
 
 
+def test_who_has_a_grant_sees_who_else_has_one_and_who_gave_it(place: Place) -> None:
+    ann, bob, eve = (place.person(user) for user in ("ann", "bob", "eve"))
+    place.study(ann)
+    access.grant(ann, "s", "bob", "viewer")
+    listed = json.loads(cli("grants", "s", "--json", HOPAAS_STORE=bob).stdout)
+    assert [(one["user"], one["role"], one["granted_by"]) for one in listed] == [
+        ("ann", "owner", "ann"),
+        ("bob", "viewer", "ann"),
+    ]
+    assert "bob   viewer" in cli("grants", HOPAAS_STORE=place.admin, HOPAAS_STUDY="s").stdout
+    denied = cli("grants", "s", check=False, HOPAAS_STORE=eve)
+    assert (denied.returncode, denied.stdout) == (77, "")
+    assert "hopaas-p2p grant STUDY USER worker" in denied.stderr
+
+
 def test_grants_of_what_is_not_there_say_so(place: Place) -> None:
     ann = place.person("ann")
     place.study(ann)

@@ -1,4 +1,4 @@
-"""`hopaas-p2p init`, `user …`, `token …`, `grant` and `revoke`: who may use a Postgres store, and for what."""
+"""`hopaas-p2p init`, `user …`, `token …`, `grants`, `grant`, `revoke`: who may use a Postgres store, and for what."""
 
 from __future__ import annotations
 
@@ -164,6 +164,21 @@ def token_revoke(session: Session, token_name: str) -> None:
 
     gone = access.revoke_token(session.store_url, token_name)
     session.done({"name": gone}, f"{gone} is revoked")
+
+
+@click.command()
+@options(study="argument")
+def grants(session: Session) -> None:
+    """List who may do what in STUDY: user, role, since when, by whom. For everybody with a grant."""
+    from hopaas_p2p import access
+
+    found = access.grants(session.store_url, session.study_name)
+    session.show(
+        [{"user": g.user, "role": g.role, "granted": _iso(g.granted), "granted_by": g.granted_by} for g in found],
+        lambda: output.print_table(
+            ("user", "role", "granted", "by"), [(g.user, g.role, _local(g.granted), g.granted_by) for g in found]
+        ),
+    )
 
 
 @click.command()

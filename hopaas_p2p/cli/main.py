@@ -42,6 +42,7 @@ VERBS: Final = {
     "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),
     "user": Verb(f"{_CLI}.access:user", "Manage the users of a store."),
     "token": Verb(f"{_CLI}.access:token", "Create, list and revoke tokens."),
+    "grants": Verb(f"{_CLI}.access:grants", "List who has which role in a study."),
     "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
     "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
     "gateway": Verb(f"{_CLI}.gateway:gateway", "Let Postgres be reached through HTTPS."),
