@@ -140,6 +140,27 @@ def test_nobody_takes_anothers_nonce(place: Place) -> None:
     assert [entry.payload for entry in receipt.entries] == [b"bob's", b"ann's"]
 
 
+def test_nobody_but_an_administrator_makes_a_snapshot_of_the_catalog(place: Place) -> None:
+    """A false one would show a name that others know, and behind it a study of whoever made it."""
+    ann = place.person("ann")
+    place.study(ann)
+    forge = "SELECT hopaas.put_snapshot_v1('catalog', 1, 'false', 1)"
+    with place.session(ann) as say, pytest.raises(psycopg2.Error, match="takes an owner"):
+        say(forge)
+    with place.session(place.admin) as say:
+        say(forge)
+
+
+def test_no_reply_is_larger_than_the_server_allows_whatever_is_asked_for(place: Place) -> None:
+    ann = place.person("ann")
+    with place.session(ann) as say:
+        for number in range(5):
+            say(f"SELECT hopaas.exchange_v1('u1', 0, 'n{number}', repeat('x', 4000000)::bytea, NULL, NULL, NULL, 64)")
+        everything = "SELECT lsn, head FROM hopaas.exchange_v1('u1', -5, NULL, NULL, NULL, NULL, NULL, 2147483647)"
+        assert say(everything) == [(1, 5), (2, 5), (3, 5)]
+        assert say(everything.replace("-5", "3")) == [(4, 5), (5, 5)]
+
+
 def test_a_stranger_with_advisory_locks_stops_nobody(place: Place) -> None:
     ann, eve = place.person("ann"), place.person("eve")
     study = place.study(ann)

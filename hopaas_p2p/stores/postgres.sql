@@ -197,8 +197,8 @@ AS $$
 $$;
 
 -- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
--- after p_since, up to about p_limit bytes (with a commit 128 KiB at most); `head` is the last lsn there is. p_about
--- names the study that a commit to the catalog speaks of: it is stamped owner:<uuid> if the user owns that study.
+-- after p_since, up to about p_limit bytes (8 MiB at most, with a commit 128 KiB); `head` is the last lsn there is.
+-- p_about names the study that a commit to the catalog speaks of: it is stamped owner:<uuid> if the user owns that one.
 --
 -- The row of the log is locked, so lsn order is commit order. Not an advisory lock: anybody who may connect could take
 -- that one too, and stop studies that are none of his business. The lock is held until the reply has left, so with a
@@ -271,7 +271,8 @@ BEGIN
                 FROM hopaas.commits c
                 WHERE c.log = v_log.id AND c.lsn > p_since AND c.lsn <= p_since + 10000
             ) w
-            WHERE w.before <= CASE WHEN p_payload IS NULL THEN greatest(p_limit, 64) ELSE least(p_limit, 131072) END
+            WHERE w.before <= CASE WHEN p_payload IS NULL THEN least(greatest(p_limit, 64), 8388608)
+                                   ELSE least(p_limit, 131072) END
             ORDER BY w.lsn;
     END IF;
 END $$;
@@ -289,13 +290,14 @@ BEGIN
         FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Keep a snapshot and the two before it; sweep beats that are a month old on the way.
+-- Keep a snapshot and the two before it; sweep beats that are a month old on the way. All users may write to the
+-- catalog; but a snapshot of it that is not true would lead others to another study, under a name that they know.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
 DECLARE
     v_user text := hopaas.caller();
-    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
+    v_log hopaas.logs := hopaas.entered(p_log, v_user, CASE p_log WHEN 'catalog' THEN 'owner' ELSE 'worker' END);
 BEGIN
     PERFORM hopaas.check_session();
     PERFORM 1 FROM hopaas.commits WHERE log = v_log.id AND lsn = p_lsn;
