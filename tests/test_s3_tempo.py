@@ -186,6 +186,20 @@ def test_one_that_comes_now_and_then_is_served_among_those_at_full_speed() -> No
     assert sorted(guest.waits)[len(guest.waits) // 2] < 1.0
 
 
+@pytest.mark.parametrize(("put", "get", "pause", "longest"), [(PUT, GET, 0.5, 2.5), (0.0013, 0.0012, 0.05, 0.3)])
+def test_one_that_comes_now_and_then_does_not_starve_beside_one_that_never_pauses(
+    put: float, get: float, pause: float, longest: float
+) -> None:
+    """It always comes second, and must not be asleep whenever the other one lets go."""
+    for seed in (1, 2, 3):
+        bucket, chooser = Bucket(put, get), random.Random(seed)
+        hog = Peer(bucket, "hog", lambda chooser=chooser: put / 10 * chooser.random(), 1)  # type: ignore[misc]
+        guest = Peer(bucket, "guest", lambda chooser=chooser: pause * chooser.uniform(0.5, 1.5), 2)  # type: ignore[misc]
+        bucket.run([hog, guest], 60.0 if put == PUT else 8.0)
+        assert len(guest.waits) > 50
+        assert max(guest.waits) < longest
+
+
 def test_a_turn_that_nobody_takes_passes() -> None:
     """Seven of eight fall silent at once: the one that is left soon writes as if it were alone."""
     bucket = Bucket()

@@ -36,10 +36,7 @@ _ROUND: Final = 1.9  # slots that a round has for each writer; as the rest, trie
 _LATEST: Final = 3.0  # slots for each writer ahead, after which this peer goes
 _STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
 _HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
-_ALONE: Final = (
-    16,
-    256,
-)  # commits of this peer and nobody else in a full log, after which it lets go: less and less often
+_ALONE: Final = (16, 256)  # commits in a full log without another's, after which it lets go: less and less often
 _GAP: Final = 3.0  # slots for which it does: a look and a PUT of somebody else
 _LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between looks of who is next
@@ -214,10 +211,15 @@ class Tempo:
         return dict(itertools.islice(seen.items(), standing))
 
     def after_losing(self) -> float:
-        """Seconds to stay away after another's PUT came first: at random, unless this peer stands in line."""
+        """Seconds to stay away after another's PUT came first: at random, unless this peer stands in line.
+
+        The longer, the more often it was so, but only where many are about: who is always beaten by the same one comes
+        again soon, or it would sleep whenever that one lets go.
+        """
         if self._full and _ME in self._line():
             return 0.0
-        slots = max(min(2**self._beaten, _LONGEST_WAIT), self.writers)
+        writers = self.writers
+        slots = max(min(2**self._beaten, writers**2 + 1, _LONGEST_WAIT), writers)
         return self._rng.uniform(0.0, slots * self._slot)
 
     @property
