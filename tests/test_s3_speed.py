@@ -6,11 +6,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.cli.main import run
 from hopaas_p2p.core.records import StudyClose, StudyOpen
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
 from hopaas_p2p.stores.s3_log import S3Log
@@ -141,6 +143,22 @@ def test_a_bucket_of_many_studies_is_opened_from_a_snapshot_of_its_list(
     assert count.asked["LIST"] == 1
     assert len(count.paths) <= before + 2 * 5 + 3
     for one in (storage, *others):
+        one.close()
+
+
+def test_who_creates_a_study_reads_none_of_the_others(
+    s3_server: Seaweed, far_url: str, prefix: str, count: Count, tmp_path: Path
+) -> None:
+    storage = hopaas_p2p.open_storage(s3_server.url(prefix))
+    others = [storage.part(hopaas_p2p.open_study(storage, f"s{i}").study_id).membership.uuid for i in range(3)]
+    (tmp_path / "trials.csv").write_text("x,value\n0.5,1.0\n")
+    brought = ["study", "import", "brought", "--from", str(tmp_path / "trials.csv")]
+    for command in (["study", "create", "made"], brought):
+        assert run([*command, "--store", far_url]) == 0
+    assert [path for path in count.paths if any(uuid in path for uuid in others)] == []
+    reader = hopaas_p2p.open_storage(s3_server.url(prefix))
+    assert [one.study_name for one in reader.get_all_studies()] == ["s0", "s1", "s2", "made", "brought"]
+    for one in (storage, reader):
         one.close()
 
 

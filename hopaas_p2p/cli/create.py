@@ -71,7 +71,7 @@ def create(
     parameters = {**told.space, **_space(specs, space_file)}
     name = session.given["study"] or told.name or session.study_name
     storage = session.storage(create=True)
-    there = name in {one.study_name for one in storage.get_all_studies()}
+    there = name in storage.study_names()
     if there and not exist_ok:
         raise StudyExists(f"a study {name!r} exists already in {storage.url}; join it, or choose another name")
     made = open_study(storage, name, space=parameters or None, directions=wanted or None, **{**told.policy, **given})

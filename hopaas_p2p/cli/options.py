@@ -95,7 +95,7 @@ def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str)
     try:
         session = Session(store=ctx.params.get("store"))
         try:
-            names = [frozen.study_name for frozen in session.storage().get_all_studies()]
+            names = session.storage().study_names()
         finally:
             session.close()
     except Exception:  # noqa: BLE001  # a completion that fails completes nothing

@@ -86,7 +86,7 @@ def _new_study(store: str, budget: int) -> Study:
     if store.startswith("memory:"):
         raise ConfigurationError("memory:// lives in one process; give the demo a directory or a URL that is shared")
     storage = hopaas_p2p.open_storage(store)
-    there = {study.study_name for study in storage.get_all_studies()}
+    there = storage.study_names()
     name = _NAME
     number = 1
     while name in there:

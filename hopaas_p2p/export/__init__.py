@@ -164,7 +164,7 @@ def _read_lines(lines: TextIO, form: str, storage: Storage, name: str | None) ->
     if form == "jsonl":
         return jsonl.load(lines)
     space = {}
-    if name is not None and name in {one.study_name for one in storage.get_all_studies()}:
+    if name is not None and name in storage.study_names():
         state = storage.state(storage.get_study_id_from_name(name))
         space = {**state.dists, **(state.define.space if state.define else {})}
     return tables.load_csv(lines, space=space, name=name)

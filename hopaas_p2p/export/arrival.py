@@ -68,7 +68,7 @@ def bring_in(
         if size > codec.MAX_BYTES - 4096:
             raise InvalidInput(f"trial {trial.number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
     artifacts = None if fetch is None else storage.courier.store.artifacts()
-    fresh = name not in {one.study_name for one in storage.get_all_studies()}
+    fresh = name not in storage.study_names()
     study_id = _create(storage, portable, name) if fresh else storage.get_study_id_from_name(name)
     _check(storage.state(study_id), portable, records, name, fresh=fresh)
     arrival = _Arrival(storage, study_id, known or {})

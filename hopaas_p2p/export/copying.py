@@ -53,7 +53,7 @@ def copy_study(
     uuid = source.storage.part(source.study_id).membership.uuid
     chosen = name or source.name
     known: dict[int, int] = {}
-    if chosen in {one.study_name for one in target.get_all_studies()}:
+    if chosen in target.study_names():
         study_id = target.get_study_id_from_name(chosen)
         if target.part(study_id).membership.uuid == uuid:
             raise InvalidInput(f"{chosen!r} would be copied onto itself; give the copy another name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from optuna.exceptions import DuplicatedStudyError
@@ -19,6 +20,7 @@ from hopaas_p2p.storage.part import Part, Parts
 from hopaas_p2p.translate import attributes, directions_of, to_json
 
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
+_AT_ONCE: Final = 8  # studies that are read together
 
 
 class Studies(Parts):
@@ -97,10 +99,21 @@ class Studies(Parts):
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         self.courier.commit(self.part(study_id).membership, StudySet(system={str(key): to_json(key, value)}))
 
+    def study_names(self) -> list[str]:
+        """The names that are taken, also by studies that this user may not see. Reads the catalog, and no study."""
+        self._refresh_catalog()
+        return list(self.courier.catalog.replica.state.by_name)
+
     def get_all_studies(self) -> list[FrozenStudy]:
         self._refresh_catalog()
-        listings = list(self.courier.catalog.replica.state.by_id.values())
-        return [frozen for listing in listings if (frozen := self._frozen_study(listing)) is not None]
+        catalog = self.courier.catalog.replica
+        listings = list(catalog.state.by_id.values())
+        if catalog.crowded is None or len(listings) < 2:
+            found = [self._frozen_study(listing) for listing in listings]
+        else:  # a bucket answers many at once, and each takes a while
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                found = list(threads.map(self._frozen_study, listings))
+        return [frozen for frozen in found if frozen is not None]
 
     def _frozen_study(self, listing: Listing) -> FrozenStudy | None:
         try:
