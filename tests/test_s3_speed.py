@@ -151,7 +151,7 @@ def test_who_creates_a_study_reads_none_of_the_others(
 ) -> None:
     storage = hopaas_p2p.open_storage(s3_server.url(prefix))
     others = [storage.part(hopaas_p2p.open_study(storage, f"s{i}").study_id).membership.uuid for i in range(3)]
-    (tmp_path / "trials.csv").write_text("x,value\n0.5,1.0\n")
+    (tmp_path / "trials.csv").write_text("number,state,value,params_x\n0,COMPLETE,1.0,0.5\n")
     brought = ["study", "import", "brought", "--from", str(tmp_path / "trials.csv")]
     for command in (["study", "create", "made"], brought):
         assert run([*command, "--store", far_url]) == 0
