@@ -230,6 +230,42 @@ def test_what_was_told_while_the_link_was_down_for_hours_goes_when_it_is_back_th
 
 
 @pytest.mark.parametrize("how", ["bridge", "link"])
+def test_a_trial_that_was_asked_for_by_who_has_gone_is_not_begun_when_the_link_is_back(how: str) -> None:
+    world = World()
+    founded(world)
+    gone, other = world.near_peer("gone"), world.near_peer("other")
+    assert gone.read().lsn == other.read().lsn > 0
+    world.break_off(how)
+    for peer in (gone, other):
+        peer.replica.put(peer.name, TrialCreate())
+        with pytest.raises(StoreUnreachable):
+            peer.replica.exchange()
+    gone.replica.withdraw()
+    world.settle(5)
+    world.restore()
+    world.settle(15)
+    state = same_study_on_both_sides(world)
+    assert [trial.owner for trial in state.trials] == ["other"]
+
+
+def test_only_the_start_of_a_trial_is_called_back_and_only_before_it_was_carried() -> None:
+    world = World()
+    founded(world)
+    near = world.near_peer("near")
+    number = near.say(TrialCreate()).number or 0
+    near.replica.withdraw()
+    world.settle(5)
+    world.break_off("bridge")
+    near.replica.put("near", TrialFinish(number, 1, COMPLETE, values=(3.0,)), TrialCreate())
+    with pytest.raises(StoreUnreachable):
+        near.replica.exchange()
+    near.replica.withdraw()
+    world.restore()
+    world.settle(5)
+    assert [trial.state.name for trial in same_study_on_both_sides(world).trials] == ["COMPLETE", "RUNNING"]
+
+
+@pytest.mark.parametrize("how", ["bridge", "link"])
 def test_a_result_that_comes_after_a_reclaim_is_kept_as_a_late_one(how: str) -> None:
     world = World()
     founded(world, budget=10)

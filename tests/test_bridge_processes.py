@@ -147,6 +147,19 @@ def test_a_result_that_was_told_without_a_bridge_lies_in_box_and_spool_and_count
     assert _finished(postgres_url).trials == state.trials
 
 
+def test_a_trial_that_ask_could_not_begin_without_a_bridge_is_nobodys_later(
+    bridge: BridgeProcess, near: Path, postgres_url: str, tmp_path: Path
+) -> None:
+    here = {"HOPAAS_STORE": str(near), "HOPAAS_STUDY": "s", "XDG_STATE_HOME": str(tmp_path / "state")}
+    cli("study", "create", "s", "--budget", "1", "--space", "x=float(0,1)", **here)
+    cli("study", "show", "s", **here)
+    bridge.kill()
+    asked = cli("ask", check=False, HOPAAS_PATIENCE="1", **here)
+    assert (asked.returncode, asked.stdout) == (69, "")
+    bridge.start()
+    assert json.loads(cli("ask", "--json", **here).stdout)["number"] == 0, "the budget of one is not used up"
+
+
 def _finished(url: str) -> State | None:
     """The study's state, when its trial has ended."""
     study = hopaas_p2p.open_study(url, "s", create=False)

@@ -49,11 +49,13 @@ class Delivery:
         return path
 
     def keep_all(self, memberships: Iterable[Membership[State]]) -> None:
-        """As `keep`, at the end of the program."""
+        """As `keep`, at the end of the program. A trial that was asked for and has not begun is to be nobody's."""
         for membership in memberships:
             if not membership.spooled and not membership.deleted:
                 path = self.keep(membership)
-                if path is not None:
+                if path is None:
+                    membership.replica.withdraw()
+                else:
                     _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
 
     @staticmethod

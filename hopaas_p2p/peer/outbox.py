@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import Commit, Distribution, Record, StudySet, TrialCreate, TrialFinish, TrialSet
+from hopaas_p2p.core.records import (
+    Commit,
+    Distribution,
+    PeerJoin,
+    Record,
+    StudySet,
+    TrialClaim,
+    TrialCreate,
+    TrialFinish,
+    TrialSet,
+    TrialState,
+)
 from hopaas_p2p.core.state import LastCommit, Verdict
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import Outgoing
@@ -149,6 +160,12 @@ class Outbox:
             self._load()
         return [one.outgoing for one in self.in_flight]
 
+    def mere_start(self) -> Outgoing | None:
+        """The commit whose fate is unknown, if it does nothing but start trials."""
+        if not self.in_flight or not all(map(_starts, self.in_flight[0].commit.records)):
+            return None
+        return self.in_flight[0].outgoing
+
     def ends(self) -> list[int]:
         """The trials whose end is among it."""
         tickets = [ticket for one in self.in_flight for ticket in one.tickets] + self._queue
@@ -240,6 +257,13 @@ class Outbox:
                 break
             drafts.append(draft)
         return drafts
+
+
+def _starts(record: object) -> bool:
+    """Whether it starts a trial, or introduces the peer that does."""
+    if isinstance(record, TrialCreate):
+        return record.state is TrialState.RUNNING
+    return isinstance(record, TrialClaim | PeerJoin)
 
 
 def _of_a_lease(record: object) -> bool:

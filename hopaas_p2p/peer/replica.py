@@ -28,7 +28,7 @@ from hopaas_p2p.core.state import LastCommit, State, Verdict
 from hopaas_p2p.errors import Denied, SleptThrough
 from hopaas_p2p.peer.outbox import Draft, Outbox, Ticket
 from hopaas_p2p.peer.turn import Turn
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Crowded, Entry, Log, Outgoing, Receipt
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, Crowded, Entry, Log, Outgoing, Receipt, Revocable
 
 _NO_GRANT: Final = Verdict(False, None, "role")
 
@@ -93,6 +93,13 @@ class Replica(Generic[S]):
             if isinstance(record, TrialCreate | TrialClaim) and verdict.accepted and verdict.number in state.running:
                 trial = state.trials[verdict.number]
                 self.put(trial.owner or self.writer, TrialRelease(trial.number, trial.epoch, reason="never begun"))
+
+    def withdraw(self) -> None:
+        """Call back the start of a trial, if it is still on its way: this process ends, and nobody would run it."""
+        with self.lock:
+            start = self._outbox.mere_start()
+        if start is not None and isinstance(self.log, Revocable):
+            self.log.withdraw(start)
 
     def draft(self, number: int, epoch: int, owner: str) -> Draft:
         """The draft of this lease, to be filled under `lock`."""

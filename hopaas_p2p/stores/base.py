@@ -103,6 +103,14 @@ class Crowded(Protocol):
         """
 
 
+@runtime_checkable
+class Revocable(Protocol):
+    """A log whose commits wait on their way to it: one that has not arrived can be called back."""
+
+    def withdraw(self, outgoing: Outgoing) -> None:
+        """See that this commit is not appended, if that can still be. Whoever calls does not come with it again."""
+
+
 Progress = Callable[[int], None]
 """Told now and then how many bytes more have been moved."""
 

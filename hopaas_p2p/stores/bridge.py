@@ -39,6 +39,7 @@ from hopaas_p2p.stores.bridge_frames import (
     Request,
     Snapshot,
     Watch,
+    Withdraw,
 )
 from hopaas_p2p.stores.bridge_lane import Lane, NotThere
 
@@ -167,7 +168,9 @@ class Bridge:
             self._files.accept(place, request)
         else:
             lane = self._want(request.log, now)
-            if lane is not None:
+            if lane is not None and isinstance(request, Withdraw):
+                lane.pass_over(request)
+            elif lane is not None:
                 if not lane.queue:
                     lane.waiting_since = now
                 lane.queue.append(placed)

@@ -42,6 +42,13 @@ class Append(msgspec.Struct, array_like=True, frozen=True, tag="append"):
     since: int
 
 
+class Withdraw(msgspec.Struct, array_like=True, frozen=True, tag="withdraw"):
+    """Do not append the commit of this nonce to the far log, if it has not been carried yet."""
+
+    log: str
+    of: str
+
+
 class Watch(msgspec.Struct, array_like=True, frozen=True, tag="watch"):
     """Keep the mirror of this log up to date for a while."""
 
@@ -86,7 +93,7 @@ class File(msgspec.Struct, array_like=True, frozen=True, tag="file"):
     nonce: str
 
 
-Request = Append | Watch | Destroy | Snapshot | Alive | Look | File
+Request = Append | Withdraw | Watch | Destroy | Snapshot | Alive | Look | File
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):

@@ -16,7 +16,7 @@ from typing import Final
 from hopaas_p2p.errors import HopaasError, SleptThrough, StoreUnreachable
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Log, Outgoing
 from hopaas_p2p.stores.bridge_crew import Crew
-from hopaas_p2p.stores.bridge_frames import Append, Destroy, Placed, Snapshot
+from hopaas_p2p.stores.bridge_frames import Append, Destroy, Placed, Snapshot, Withdraw
 from hopaas_p2p.stores.bridge_mirror import Mirror
 
 _ASK_EVERY: Final = 16  # commits between two requests for a snapshot, which may be large, and not be there yet
@@ -79,6 +79,12 @@ class Lane:
             self._copy(receipt.entries)
             more = receipt.more and not any(entry.payload == request.payload for entry in receipt.entries)
         return True
+
+    def pass_over(self, request: Withdraw) -> None:
+        """Forget a commit that still waits here, for who sent it has gone, and wants it no more."""
+        self.queue = deque(
+            one for one in self.queue if not (isinstance(one.request, Append) and one.request.nonce == request.of)
+        )
 
     def gathering(self, now: float) -> bool:
         """Whether the others, who were told at the same moment, are probably about to speak as well."""

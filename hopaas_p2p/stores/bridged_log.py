@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
-from hopaas_p2p.stores.bridge_frames import Append, Destroy, Snapshot, Watch, nonce
+from hopaas_p2p.stores.bridge_frames import Append, Destroy, Snapshot, Watch, Withdraw, nonce
 from hopaas_p2p.stores.bridge_mirror import Mirror
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ class BridgedLog:
             self._wait(self._posted[1], entries, lambda: _holds(entries, payload))
         self._posted = None
         return Receipt(entries)
+
+    def withdraw(self, outgoing: Outgoing) -> None:
+        """Have the bridge pass over a commit that lies in the box."""
+        if self._posted is not None and self._posted[0] == outgoing.payload:
+            self._posted = None
+            with contextlib.suppress(StoreUnreachable):
+                self._store.post(Withdraw(self._name, outgoing.nonce))
 
     def _watch(self) -> None:
         """Say now and then that somebody reads this."""
