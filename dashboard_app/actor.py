@@ -1,4 +1,7 @@
-"""The hand that writes: one storage a store for all sessions, opened when somebody first acts."""
+"""The hand that writes: one storage a store and a person, opened when that person first acts.
+
+Each is a peer of its own, so the log tells whom the dashboard acted for, though all use the dashboard's own token.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,26 @@ from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 
 _PATIENCE: Final = 10.0  # seconds that a click may wait for the store
-_storages: Final[dict[str, Storage]] = {}
+_storages: Final[dict[tuple[str, str], Storage]] = {}
 _lock: Final = threading.Lock()
 
 
-def storage_of(url: str) -> Storage:
-    """The storage that this process writes to this store by."""
+def storage_of(url: str, person: str = "") -> Storage:
+    """The storage that this process writes to this store by, for this person."""
     with _lock:
-        if url not in _storages:
-            _storages[url] = open_storage(url, create=False, patience=_PATIENCE)
-        return _storages[url]
+        if (url, person) not in _storages:
+            _storages[url, person] = open_storage(url, create=False, patience=_PATIENCE, on_behalf_of=person)
+        return _storages[url, person]
 
 
-def study_of(url: str, listing: Listing) -> Study:
+def study_of(url: str, listing: Listing, person: str = "") -> Study:
     """The study of this listing, by its id and never by its name: a namesake made later is another study.
 
     Raises:
         NoSuchStudy: it was deleted meanwhile.
 
     """
-    storage = storage_of(url)
+    storage = storage_of(url, person)
     try:
         name = storage.get_study_name_from_id(listing.study_id)
     except KeyError:

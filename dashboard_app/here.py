@@ -78,4 +78,4 @@ class Here:
         from dashboard_app.actor import study_of
 
         assert self.listing is not None
-        return study_of(self.feed.address, self.listing)
+        return study_of(self.feed.address, self.listing, self.person)

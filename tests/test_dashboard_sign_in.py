@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 pytest.importorskip("streamlit")
 
+import hopaas_p2p
+from hopaas_p2p.cli.audit import audit, who
 from tests.dashboard_browser import Monitor, Visit, chromium, free_ports
 from tests.dashboard_studies import Scribe
 from tests.oidc_provider import Provider, serving
@@ -30,8 +34,12 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="module")
-def monitor(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[Monitor]:
-    home = tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def monitor(home: Path, provider: Provider) -> Iterator[Monitor]:
     scribe = Scribe(name="digits")
     scribe.join("ann", "north")
     scribe.trial("ann", 1.0, lr=1e-3)
@@ -111,6 +119,22 @@ def test_who_signed_in_sees_studies_and_its_owner_may_steer(
     assert viewer.page.get_by_role("button", name="Pause").count() == 0
     viewer.check()
     viewer.close()
+
+
+def test_the_log_tells_whom_the_dashboard_acted_for(
+    browser: Browser, monitor: Monitor, provider: Provider, home: Path
+) -> None:
+    visit = sign_in(browser, monitor, provider, "ann")
+    visit.page.goto(monitor.address("/steer?study=digits"))
+    visit.page.get_by_role("button", name="Pause").click()
+    visit.page.locator("tr", has_text="pause the study").get_by_text("done").wait_for()
+    visit.check()
+    visit.close()
+
+    with contextlib.closing(hopaas_p2p.open_study(str(home / "store"), "digits", create=False)) as study:
+        paused = [line for line in audit(study) if line["detail"] == "paused"]
+    assert [line["on_behalf_of"] for line in paused] == ["ann"]
+    assert who(paused[0]).endswith(" for ann")
 
 
 def test_who_signs_out_is_outside_again(browser: Browser, monitor: Monitor, provider: Provider) -> None:

@@ -107,7 +107,7 @@ def _audit(here: Here) -> None:
         return
     theme.caption(
         "Every record of the log, the newest first. Who: as the store vouches for it; where it knows no users, as the "
-        "peer said of itself."
+        "peer said of itself. Whom a dashboard with sign-in acted for, as the dashboard says."
     )
     left, right = st.columns(2)
     wanted = left.text_input("Find", key="audit-find", placeholder="a person, a trial, a word")
@@ -136,10 +136,12 @@ def _matches(line: dict[str, Any], wanted: str, *, refused: bool) -> bool:
 
 
 def _audit_row(line: dict[str, Any]) -> dict[str, Any]:
+    from hopaas_p2p.cli.audit import who
+
     return {
         "lsn": line["lsn"],
         "time (UTC)": (line["time"] or "")[:19].replace("T", " "),
-        "who": line["author"] or line["claimed"] or line["writer"] or "?",
+        "who": who(line),
         "record": line["kind"],
         "trial": line["trial"],
         "what": line["detail"],

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def audit(study: Study) -> list[dict[str, Any]]:
     """One line a record: lsn, time, author, kind, trial, what it says, and why it was refused if it was.
 
-    The author is who the store vouches for; where a store knows no users, it is who the peer said it is, marked so.
+    The author is who the store vouches for; where a store knows no users, it is who the peer said it is, marked so. A
+    dashboard that people sign in to says, too, on whose behalf it acted.
     """
     uuid = study.storage.part(study.study_id).membership.uuid
     return list(audit_of(entries_of(study.storage.courier.store.log(uuid))))
@@ -82,12 +83,14 @@ def _line(
 ) -> dict[str, Any]:
     said = state.peers.get(commit.owner) or state.peers.get(commit.writer) if commit else None
     claimed = f"{said.get('user', '?')}@{said.get('host', '?')}" if said else None
+    person = said.get("on_behalf_of") if said else None
     return {
         "lsn": entry.lsn,
         "time": output.iso_time(entry.at or (commit.at if commit else None)),
         "clock": "store" if entry.at else "peer",
         "author": entry.author or None,
         "claimed": claimed,
+        "on_behalf_of": person,
         "writer": commit.writer if commit else None,
         "owner": commit.owner if commit else None,
         "kind": kind,
@@ -95,6 +98,12 @@ def _line(
         "detail": detail,
         "refused": refusal,
     }
+
+
+def who(line: dict[str, Any]) -> str:
+    """Whose doing a line is: the login or the peer, and the person that it says it acted for."""
+    name: str = line["author"] or line["claimed"] or line["writer"] or "?"
+    return f"{name} for {line['on_behalf_of']}" if line["on_behalf_of"] else name
 
 
 def print_audit(lines: list[dict[str, Any]]) -> None:
@@ -105,7 +114,7 @@ def print_audit(lines: list[dict[str, Any]]) -> None:
             [
                 str(line["lsn"]),
                 (line["time"] or "-")[:19].replace("T", " "),
-                line["author"] or line["claimed"] or line["writer"] or "?",
+                who(line),
                 line["kind"],
                 "-" if line["trial"] is None else f"#{line['trial']}",
                 (f"REFUSED ({line['refused']}) " if line["refused"] else "") + line["detail"],

@@ -60,9 +60,11 @@ def _domain() -> str:
     return host.partition(".")[2] or host
 
 
-def describe() -> dict[str, str]:
+def describe(*, on_behalf_of: str = "") -> dict[str, str]:
     """What `peer.join` tells of this process. Costs no subprocess; what is not known is left out."""
     info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
+    if on_behalf_of:
+        info["on_behalf_of"] = on_behalf_of
     info.update(_batch_job(os.environ))
     info.update(_machine())
     commit = _git_commit(Path.cwd())

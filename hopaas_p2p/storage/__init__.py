@@ -13,6 +13,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 from optuna.storages import BaseStorage
@@ -21,6 +22,7 @@ from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.frozen import copy_of
 from hopaas_p2p.peer.courier import Courier
+from hopaas_p2p.peer.identity import describe
 from hopaas_p2p.storage.leases import Leases
 from hopaas_p2p.storage.part import Mode, Options, Part
 from hopaas_p2p.storage.reading import Reading
@@ -39,6 +41,7 @@ def open_storage(
     create: bool = True,
     acts_for: Iterable[str] = (),
     peer_ttl: float | None = None,
+    on_behalf_of: str = "",
 ) -> Storage:
     """A storage for `optuna.create_study(storage=…)`, shared by every process that opens the same URL.
 
@@ -55,6 +58,8 @@ def open_storage(
         create: whether a directory that is no store yet becomes one.
         acts_for: uuids of peers whose running trials this process may go on with, as a ticket of the shell does.
         peer_ttl: a longer silence than the study's that others shall grant this peer, in seconds.
+        on_behalf_of: the person whom a service acts for, told in the log beside the service's own login. The service
+            says so; the store does not vouch for it.
 
     Raises:
         ConfigurationError: the URL or the store cannot be used; the message says what to change.
@@ -68,6 +73,7 @@ def open_storage(
         patience=patience,
         allow_pickles=allow_pickles,
         peer_ttl=peer_ttl,
+        on_behalf_of=on_behalf_of,
     )
     return Storage(options, _open_courier(options, frozenset(acts_for)))
 
@@ -75,7 +81,12 @@ def open_storage(
 def _open_courier(options: Options, acts_for: frozenset[str] = frozenset()) -> Courier:
     store = open_store(options.url)
     return Courier(
-        store, linger=options.linger, patience=options.patience, acts_for=acts_for, peer_ttl=options.peer_ttl
+        store,
+        linger=options.linger,
+        patience=options.patience,
+        acts_for=acts_for,
+        peer_ttl=options.peer_ttl,
+        describe=partial(describe, on_behalf_of=options.on_behalf_of),
     )
 
 

@@ -37,6 +37,7 @@ class Options(NamedTuple):
     patience: float
     allow_pickles: bool
     peer_ttl: float | None
+    on_behalf_of: str = ""
 
 
 class Mode(threading.local):
