@@ -183,7 +183,6 @@ def test_a_request_to_stop_reaches_the_peer(live: tuple[Campaign, Monitor], visi
     def chosen() -> list[int]:
         """A fresh trial that the page offers, and that is chosen now; the offer is as old as the last redraw."""
         page.keyboard.press("Escape")
-        page.evaluate("[...document.querySelectorAll('.hp-asof button')].find(one => !one.hidden)?.click()")
         visit.settled()
         page.get_by_role("combobox", name="Trial", exact=True).click()
         with contextlib.suppress(visit.late):  # closed again by the redraw

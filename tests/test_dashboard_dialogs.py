@@ -94,6 +94,37 @@ def test_a_lease_that_ended_meanwhile_is_not_touched(visit: Visit, study: hopaas
     assert len(study.state.trials) == 4  # not queued once more
 
 
+def test_a_list_stays_open_and_a_field_filled_while_the_study_moves_on(visit: Visit, study: hopaas_p2p.Study) -> None:
+    page = visit.page
+    page.get_by_label("Number of a trial that ended").fill("0")
+    page.get_by_role("combobox", name="Trial", exact=True).click()
+    page.get_by_role("option", name="2 |").wait_for()
+
+    study.requeue(2, epoch=1)
+    asked_of_all(page, study)
+    assert page.get_by_role("option", name="2 |").is_visible()
+
+    page.keyboard.press("Escape")
+    page.locator(".hp-tile", has_text="waiting").get_by_text("1", exact=True).wait_for()
+
+    def offered() -> list[str]:
+        page.keyboard.press("Escape")
+        asked_of_all(page, study)
+        page.get_by_role("combobox", name="Trial", exact=True).click()
+        page.get_by_role("option", name="1 |").wait_for()
+        return page.get_by_role("option").all_inner_texts()
+
+    until(lambda: len(offered()) == 1, 60, what="the trial that ended is still offered")
+    assert page.get_by_label("Number of a trial that ended").input_value() == "0"
+
+
+def asked_of_all(page: Page, study: hopaas_p2p.Study) -> None:
+    """Wait until both parts of the page have asked twice: at the second question the first answer is acted on."""
+    for _ in range(4):
+        with page.expect_response(lambda one: "/pulse" in one.url and one.json()["version"] == str(study.state.lsn)):
+            pass
+
+
 def test_failures_are_queued_again_after_a_second_word(tmp_path: Path) -> None:
     scribe = Scribe()
     scribe.join("ann", "north")

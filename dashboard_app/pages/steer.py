@@ -39,10 +39,7 @@ def show(here: Here) -> None:
         )
         return
     live(here, _now)
-    frame = here.frame
-    to_choose = frame is not None and bool(frame.state.running)
-    # a list that changed while one chooses would close
-    live(here, _choices, key="choices", auto=not to_choose, age=False)
+    live(here, _choices, key="choices", age=False)
 
 
 def _now(here: Here, frame: Frame) -> None:
@@ -252,9 +249,13 @@ def _again(here: Here, frame: Frame) -> None:
         theme.nothing("No trial yet.")
         return
     with st.form("again"):
-        chosen = st.number_input("Number of a trial that ended", 0, count - 1, value=None, step=1)
+        # no upper end: a field whose limits move forgets what was typed
+        chosen = st.number_input("Number of a trial that ended", 0, value=None, step=1, key="again-number")
         if st.form_submit_button("Queue again") and chosen is not None:
             number = int(chosen)
+            if number >= count:
+                st.error(f"There is no trial {number}.")
+                return
             ended = frame.state.trials[number].state
             if ended in (TrialState.RUNNING, TrialState.WAITING):
                 st.error(f"Trial {number} is {ended.name}.")

@@ -1,6 +1,7 @@
 // Asks every two seconds for the version of what the page shows, and has its body drawn again when that is another one.
 // Shows how old the data is, and counts times on. Texts are set as text, never as HTML. A hidden tab asks nothing.
 const EVERY = 2000;
+const PATIENCE = 3 * EVERY; // after which a wish to be drawn again that came to nothing is said once more
 
 const words = (seconds) => {
   const s = Math.max(0, Math.round(seconds));
@@ -16,16 +17,23 @@ const each = (name, action) => document.querySelectorAll(`[data-${name}]`).forEa
 
 // Between a click on a link and the new page, Streamlit takes a trigger for a wish to stay on the old page, or shows
 // nothing any more. So none is sent while it is busy; and should it happen all the same, the page is loaded again.
+// Nor is any sent while somebody has a list open or holds something: a list of other options closes, a slider slips.
 if (window.hopaasClicked === undefined) {
   window.hopaasClicked = -Infinity;
+  window.hopaasHeld = false;
   document.addEventListener("click", () => (window.hopaasClicked = performance.now()), true);
+  document.addEventListener("pointerdown", () => (window.hopaasHeld = true), true);
+  for (const end of ["pointerup", "pointercancel"])
+    document.addEventListener(end, () => (window.hopaasHeld = false), true);
+  window.addEventListener("blur", () => (window.hopaasHeld = false));
   window.addEventListener("error", (event) => {
     if (/Bad delta path/.test(event.message)) location.reload();
   });
 }
 const busy = () => {
   const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
-  return (state && state !== "notRunning") || performance.now() - window.hopaasClicked < 500;
+  const choosing = window.hopaasHeld || document.querySelector("[role=listbox]");
+  return choosing || (state && state !== "notRunning") || performance.now() - window.hopaasClicked < 500;
 };
 
 function start(parent) {
@@ -37,7 +45,7 @@ function start(parent) {
   button.hidden = true;
   parent.appendChild(line);
   const self = { data: null, trigger: null };
-  let beat = null, came = 0, lost = null, asked = null, stopped = false;
+  let beat = null, came = 0, lost = null, asked = null, askedAt = 0, stopped = false;
 
   const show = () => {
     text.hidden = !self.data.age;
@@ -59,6 +67,7 @@ function start(parent) {
   };
   const redraw = () => {
     asked = beat.version;
+    askedAt = performance.now();
     button.hidden = true;
     self.trigger("moved", beat.version);
   };
@@ -78,7 +87,8 @@ function start(parent) {
     if (stopped || !line.isConnected) return;
     show();
     const moved = beat && self.data.drawn !== beat.version;
-    if (moved && self.data.auto && asked !== beat.version && !busy()) redraw();
+    const wish = asked !== beat?.version || performance.now() - askedAt > PATIENCE;
+    if (moved && self.data.auto && wish && !busy()) redraw();
     else if (!self.data.auto) button.hidden = !moved;
   };
   const looking = setInterval(look, EVERY);
