@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from scribe import COMPLETE, defined
@@ -14,6 +15,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, Policy, StudyDefine, StudySet, TrialCreate, TrialFinish
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NewerFormat, StoreUnreachable, StudyDeleted
+from hopaas_p2p.peer import exchanges
 from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.peer.membership import Membership
 from hopaas_p2p.peer.outbox import Ticket
@@ -329,6 +331,28 @@ def test_what_was_not_sent_when_a_call_gave_up_is_sent_at_the_next_contact(store
         courier.commit(membership, TrialFinish(0, 1, COMPLETE, (3.0,)))
     tick_for(courier, clock, 5.0)
     assert membership.replica.state.trials[0].values == (3.0,)
+    courier.close()
+
+
+def test_who_waits_for_a_store_that_does_not_answer_is_told_why_once(
+    store: MemoryStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(exchanges, "time", SimpleNamespace(sleep=sleep))
+    courier = Courier(
+        FaultyStore(store, [Fault.REFUSE] * 1000), clock=clock, threaded=False, describe=dict, patience=20.0
+    )
+    membership = courier.membership(0, "first")
+    with pytest.raises(StoreUnreachable) as raised:
+        courier.catch_up(membership)
+    assert caplog.messages == [f"still trying, for 20 s in all: {raised.value}"]
+    courier.patience = 2.0
+    caplog.clear()
+    with pytest.raises(StoreUnreachable):
+        courier.catch_up(membership)
+    assert caplog.messages == [], "it is told soon enough by the error"
     courier.close()
 
 

@@ -20,7 +20,7 @@ import trustme
 from hopaas_p2p import access
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import checks, s3_checks, way_checks
-from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.findings import AGAIN, Finding
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_minio import MinioObjects
@@ -235,13 +235,15 @@ def test_a_wrong_secret_and_a_database_without_a_store_are_said_once(
 ) -> None:
     wrong = PostgresStore(re.sub("dba:.*@", "dba:guess@", postgres_url))
     denied = one(checks.examine(wrong))
-    assert "wrong, expired or revoked" in denied.detail
+    assert denied.check == "token"
+    assert "wrong, expired or revoked. Ask an administrator of the store" in denied.detail
+    assert denied.cure == AGAIN, "and nothing about grants"
     assert "guess" not in str(denied)
     empty = PostgresStore(postgres.url(new_database(postgres), user="dba"))
     found = by_check(checks.examine(empty))
     assert not found["schema"].passed
-    assert "hopaas-p2p init" in found["schema"].cure
-    assert list(found)[-1] == "reach"
+    assert "hopaas-p2p init" in found["schema"].detail
+    assert list(found)[-1] == "schema"
     empty.close()
 
 
@@ -335,13 +337,13 @@ def test_a_sound_gateway_passes_and_a_wrong_token_does_not(centre: Centre, monke
     assert f"lets in {token.name}, whose token ends in 7.0 days" in found["gateway"].detail
     access.revoke_token(centre.store, token.name)
     revoked = one(checks.examine(PostgresStore(centre.url(gateway.port))))
-    assert revoked.check in ("gateway", "store")  # the gateway looks every 30 s, Postgres always
+    assert revoked.check in ("gateway", "token")  # the gateway looks every 30 s, Postgres always
     assert "revoked" in revoked.detail
     monkeypatch.setenv("HOPAAS_TOKEN", f"{token.name}:guess")
     denied = one(checks.examine(PostgresStore(centre.url(gateway.port))))
     assert denied.check == "gateway"
     assert "answered 401" in denied.detail
-    assert "hopaas-p2p token create" in denied.cure
+    assert "Ask an administrator of the store" in denied.detail
     assert token.secret.reveal().partition(":")[2] not in str(found) + str(denied)
 
 

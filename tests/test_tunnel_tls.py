@@ -182,6 +182,14 @@ def test_a_server_that_says_nothing_sensible_is_given_up_on_in_time(authority: A
         dial.dial(Gateway(HOST, server.port), TOKEN, timeout=1)
 
 
+def test_a_gateway_that_hangs_is_told_in_plain_words(authority: Authority) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as hung,
+        pytest.raises(StoreUnreachable, match=r"^localhost takes the connection and then says nothing. Is a gateway"),
+    ):
+        dial.dial(Gateway(HOST, hung.getsockname()[1]), TOKEN, timeout=0.2)
+
+
 @pytest.mark.parametrize("scheme", ["postgresql+http", "http", "ws"])
 def test_no_scheme_leads_around_tls(scheme: str) -> None:
     with pytest.raises(ConfigurationError, match="no store has the scheme"):

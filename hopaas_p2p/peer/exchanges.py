@@ -6,6 +6,7 @@ along, or sends with its own what has queued up. Where a caller may go on withou
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from hopaas_p2p.stores.base import Beat, Store
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
+_TOLD_AFTER: Final = 3.0  # seconds for which somebody has waited for a store that does not answer
+_log: Final = logging.getLogger("hopaas_p2p")
 
 
 class Exchanges:
@@ -84,16 +87,20 @@ class Exchanges:
 
     def _insist(self, membership: Membership[Any], ticket: Ticket | None) -> None:
         """Make one exchange, as often as it takes within `patience`; none if another thread's decided the ticket."""
-        deadline = self.clock() + self.patience
+        began, told = self.clock(), False
         pause = _FIRST_PAUSE
         turn = membership.replica.turn
         while turn.take(ticket):
             try:
                 self._exchange(membership)
                 return
-            except StoreUnreachable:
-                if self.clock() >= deadline:
+            except StoreUnreachable as error:
+                waited = self.clock() - began
+                if waited >= self.patience:
                     raise
+                if waited >= _TOLD_AFTER and not told:
+                    told = True
+                    _log.warning("still trying, for %.0f s in all: %s", self.patience, error)
             finally:
                 turn.give()
             time.sleep(pause * self.jitter.uniform(0.5, 1.5))

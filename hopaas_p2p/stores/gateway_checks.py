@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Generator
 
-from hopaas_p2p.errors import Denied, HopaasError
+from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import way_checks
 from hopaas_p2p.stores.findings import AGAIN, Finding
@@ -40,9 +40,7 @@ def _greeted(address: Address, gateway: Gateway) -> Finding:
         role, password = client.login(user, secret.reveal() if secret is not None else None)
         line = dial.dial(gateway, Secret(f"{role}:{password.reveal()}"))
     except HopaasError as error:
-        cure = "get a new token: hopaas-p2p token create, and put it where HOPAAS_TOKEN_FILE says"
-        if not isinstance(error, Denied):
-            cure = "the gateway's administrator finds the reason in its log" if error.retry else AGAIN
+        cure = "the gateway's administrator finds the reason in its log" if error.retry else AGAIN
         return Finding("gateway", passed=False, detail=str(error), cure=cure)
     line.socket.close()
     return Finding("gateway", passed=True, detail=f"{gateway} lets in {line.role or role}{_until(line.expires)}")

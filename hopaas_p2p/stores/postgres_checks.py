@@ -8,12 +8,12 @@ import ssl
 import statistics
 import struct
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.stores import gateway_checks, way_checks
-from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.findings import AGAIN, Finding
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.postgres_errors import SCHEMA_VERSION
 from hopaas_p2p.stores.way_checks import Way
@@ -55,8 +55,8 @@ def _has_tls(connection: socket.socket) -> bool:
     return connection.recv(1) == b"S"
 
 
-def checks(store: PostgresStore) -> Iterator[Finding]:
-    """The findings about the server behind that way."""
+def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
+    """The findings about the server behind that way. Without a login or a schema nothing else can be looked at."""
     from sqlalchemy.exc import DBAPIError
 
     try:
@@ -65,9 +65,15 @@ def checks(store: PostgresStore) -> Iterator[Finding]:
             yield _login(connection)
             yield _clock(connection)
             yield _round_trip(connection)
-    except DBAPIError as error:
-        raise store.translated(error) from None
-    yield _schema(store)
+    except (DBAPIError, Denied) as error:
+        refused = store.translated(error) if isinstance(error, DBAPIError) else error
+        if not isinstance(refused, Denied):
+            raise refused from None
+        yield Finding("token", passed=False, detail=str(refused), cure=AGAIN)
+        return False
+    schema = _schema(store)
+    yield schema
+    return schema.passed
 
 
 def _version(connection: Connection) -> Finding:
@@ -121,10 +127,7 @@ def _schema(store: PostgresStore) -> Finding:
     try:
         installed = store.call("version")[0][0]
     except HopaasError as error:
-        cure = "its owner makes the schema with: hopaas-p2p init URL"
-        if isinstance(error, Denied):
-            cure = "this login is no user of the store; an administrator adds it with: hopaas-p2p user add"
-        return Finding("schema", passed=False, detail=str(error), cure=cure)
+        return Finding("schema", passed=False, detail=str(error), cure=AGAIN)
     well = installed == SCHEMA_VERSION
     cure = "" if well else "bring the older of the two up to date: hopaas-p2p init URL, or pip install -U hopaas-p2p"
     detail = f"of version {installed}" + ("" if well else f", and this program is made for {SCHEMA_VERSION}")

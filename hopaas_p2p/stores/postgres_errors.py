@@ -15,6 +15,11 @@ from hopaas_p2p.stores.postgres_watch import SILENCE
 SCHEMA_VERSION: Final = 2
 """What this code needs; see postgres.sql."""
 
+ASK_FOR_ANOTHER: Final = (
+    "Ask an administrator of the store for a new one (hopaas-p2p token create), and name its file in HOPAAS_TOKEN_FILE"
+)
+"""What somebody does whose token is not good."""
+
 READ_ONLY: Final = "25006"
 _NOT_ALLOWED: Final = "ZH401"
 LOGIN_ENDED: Final = "ZH403"
@@ -31,7 +36,7 @@ _OURS: Final[dict[str, type[HopaasError]]] = {
     "ZH413": ConfigurationError,
 }
 _ADVICE: Final = {
-    LOGIN_ENDED: "Get a new one: hopaas-p2p token create",
+    LOGIN_ENDED: ASK_FOR_ANOTHER,
     "ZH404": "Who there is, an administrator lists with: hopaas-p2p user list",
     "ZH409": "Was an older backup of the database restored, or a standby promoted that lagged behind? "
     "Start this program anew to go on with what the server has.",
@@ -58,14 +63,14 @@ _REFUSALS: Final = (
     (
         r"password authentication failed|authentication failed for user",
         Denied,
-        "the token or password is wrong, expired or revoked. Get a new one: hopaas-p2p token create",
+        f"the token or password is wrong, expired or revoked. {ASK_FOR_ANOTHER}",
     ),
     (
         r"no password supplied|fe_sendauth",
         Denied,
         "no token or password was given. Set HOPAAS_TOKEN_FILE, HOPAAS_TOKEN or PGPASSFILE",
     ),
-    (r"is not permitted to log in", Denied, "this token was revoked. Get a new one: hopaas-p2p token create"),
+    (r"is not permitted to log in", Denied, f"this token was revoked. {ASK_FOR_ANOTHER}"),
     (r'role "[^"]*" does not exist', Denied, "there is no such user or token. Check the user in the URL"),
     (r"no pg_hba\.conf entry", Denied, "the server lets nobody in from here under that name, or only with TLS"),
     (r"permission denied for database", Denied, "this user may not use that database"),
@@ -85,7 +90,7 @@ _REFUSALS: Final = (
     (
         r'too many connections for role "[^"]*"',
         StoreUnreachable,
-        "the token is in use by as many processes as it may be; one token more: hopaas-p2p token create",
+        "the token is in use by as many processes as may be. An administrator makes one more: hopaas-p2p token create",
     ),
 )
 

@@ -7,6 +7,7 @@ first step that fails is named. A certificate that ends soon is a failure while 
 from __future__ import annotations
 
 import datetime
+import re
 import socket
 import ssl
 import time
@@ -116,7 +117,12 @@ def _secured(way: Way, connection: socket.socket) -> tuple[socket.socket, Findin
     if way.wants_tls is not None and not way.wants_tls(connection):
         detail = "the server speaks no TLS, so that anybody on the way could read and change everything"
         raise _Failed(
-            Finding("tls", passed=False, detail=detail, cure="switch TLS on there, or put a gateway before it")
+            Finding(
+                "tls",
+                passed=False,
+                detail=detail,
+                cure="switch TLS on there; or if that is a gateway, write postgresql+https://",
+            )
         )
     try:
         secured = way.trust.wrap_socket(connection, server_hostname=way.host)
@@ -125,7 +131,7 @@ def _secured(way: Way, connection: socket.socket) -> tuple[socket.socket, Findin
         raise _Failed(_untrusted(way, error)) from None
     except OSError as error:
         connection.close()
-        cure = "something else listens on that port, or a firewall takes part in the conversation"
+        cure = "something else listens on that port, or hangs, or a firewall takes part in the conversation"
         detail = f"no TLS with {way.host}:{way.port}: {_plainly(error)}"
         raise _Failed(Finding("tls", passed=False, detail=detail, cure=cure)) from None
     return secured, lifetime(secured.getpeercert() or {}, str(secured.version()))
@@ -164,4 +170,5 @@ def _issuer(certificate: Any) -> str:
 
 
 def _plainly(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__)
+    said = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__
+    return re.sub(r"^_ssl\.c:\d+: ", "", str(said))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.postgres_errors import ASK_FOR_ANOTHER
 from hopaas_p2p.tunnel import FRAME, PATH, PING, SUBPROTOCOL, proxies, unwrapped, wrapped
 from hopaas_p2p.tunnel.quiet import LOGGER
 
@@ -28,6 +29,7 @@ TIMEOUT: Final = 10.0
 """Seconds for all of TCP, proxy, TLS and the gateway's answer."""
 _SILENCE: Final = 2.25  # of the gateway's pings missed, and a bit: the line is dead
 _LONGEST_REST: Final = 60.0  # seconds
+_WHO_IS_THERE: Final = "Is a gateway there, and well? hopaas-p2p doctor looks step by step"
 
 
 class Gateway(NamedTuple):
@@ -109,9 +111,11 @@ def secure(plain: socket.socket, host: str, *, deadline: float) -> ssl.SSLSocket
                 f"{host} does not speak TLS (1.2 or newer) on this port, and nothing is sent without. "
                 "Check host and port; a gateway listens on 443"
             ) from None
-        raise StoreUnreachable(f"TLS with {host} broke off: {_reason(error)}") from None
+        raise StoreUnreachable(f"TLS with {host} broke off: {_reason(error)}. {_WHO_IS_THERE}") from None
+    except TimeoutError:
+        raise StoreUnreachable(f"{host} takes the connection and then says nothing. {_WHO_IS_THERE}") from None
     except OSError as error:
-        raise StoreUnreachable(f"TLS with {host} broke off: {error.strerror or error}") from None
+        raise StoreUnreachable(f"TLS with {host} broke off: {error.strerror or error}. {_WHO_IS_THERE}") from None
 
 
 def trust() -> ssl.SSLContext:
@@ -239,7 +243,7 @@ def _refusal(gateway: Gateway, response: Response) -> HopaasError:
     status = response.status_code
     answered = f"the gateway {gateway} answered {status} {response.reason_phrase}"
     if status == 401:
-        return Denied(f"{answered}: the token is wrong, expired or revoked. Get a new one: hopaas-p2p token create")
+        return Denied(f"{answered}: the token is wrong, expired or revoked. {ASK_FOR_ANOTHER}")
     if status == 403:
         return Denied(f"{answered}: this token may not come in here")
     if status in (429, 500, 502, 503, 504):
