@@ -73,9 +73,7 @@ class Plot:
             return _chart("Timeline by peer", timeline(state))
 
     def importances(self) -> Chart:
-        """Which parameters matter: PED-ANOVA, over a sample of the trials where they are many."""
-        import optuna.importance  # takes a second the first time, which nobody else shall wait for  # noqa: F401
-
+        """Which parameters matter: PED-ANOVA."""
         with looking_at(self._study) as state:
             found = importance(state)
         if not found.shares:

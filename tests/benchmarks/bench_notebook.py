@@ -148,8 +148,8 @@ def _timed(draw: Callable[[], str], times: int = 3) -> tuple[float, str]:
 
 _INTRODUCTION = f"""{_TRIALS:,} trials of 5 parameters and 10 reports, by {_PEERS} peers. `study.plot` draws SVG and
 samples what is too much to see; `optuna.visualization` draws every point with plotly, and for importances takes its
-default evaluator; ours is PED-ANOVA on a sample. Seconds until the HTML is there, both warm (the first importances of a
-process take a second more: Optuna imports scikit-learn), and the size of what goes into the notebook, without plotly's
+default evaluator, as ours is PED-ANOVA. Seconds until the HTML is there, both warm (Optuna's first importances of a
+process take a second more, for they load scikit-learn), and the size of what goes into the notebook, without plotly's
 own 5 MB.
 """
 
