@@ -304,7 +304,7 @@ def test_a_tracker_is_named_or_made() -> None:
 
 def test_mlflow_without_an_address_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_URI"):
+    with pytest.raises(ConfigurationError, match=r"--to http://host:5000\), or set MLFLOW_TRACKING_URI"):
         tracker_of("mlflow")
 
 

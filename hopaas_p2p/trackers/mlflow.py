@@ -69,7 +69,9 @@ class MLflow:
     def __init__(self, uri: str | None = None, *, experiment: str | None = None) -> None:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         if not self.uri:
-            raise ConfigurationError("which MLflow? Say its URI, or set MLFLOW_TRACKING_URI")
+            raise ConfigurationError(
+                "which MLflow? Say its address (in a shell: --to http://host:5000), or set MLFLOW_TRACKING_URI"
+            )
         self._experiment_name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         self._client: MlflowClient | None = None
         self._experiment = ""

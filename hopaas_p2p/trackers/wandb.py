@@ -78,7 +78,9 @@ class WandB:
 
     def begin(self, study: StudyView) -> dict[int, str]:
         if not self.offline and not _has_key():
-            raise ConfigurationError("W&B has no key: run `wandb login`, set WANDB_API_KEY, or export offline")
+            raise ConfigurationError(
+                "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (in a shell: --offline)"
+            )
         self._close_runs()
         self._uuid, self._group = study.uuid, study.name
         self._ledger = self._read_ledger()
