@@ -90,7 +90,7 @@ _REFUSALS: Final = (
     (
         r'too many connections for role "[^"]*"',
         StoreUnreachable,
-        "the token is in use by as many processes as may be. An administrator makes one more: hopaas-p2p token create",
+        "the token is in use by as many processes as it may be; an administrator makes more: hopaas-p2p token create",
     ),
 )
 
