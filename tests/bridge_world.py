@@ -67,6 +67,7 @@ class World:
         near_faults, far_faults: what the bridges meet at each exchange with either side.
         bridges: how many there are.
         crew: further handles on the far side, for each bridge; they meet the far faults, too.
+        pace: seconds between rounds of a bridge.
         seed: decides whose turn it is.
 
     """
@@ -78,9 +79,11 @@ class World:
         far_faults: Iterable[Fault | None] = (),
         bridges: int = 1,
         crew: int = 0,
+        pace: float = 0.05,
         seed: int = 0,
     ) -> None:
         self.now = 1000.0
+        self.pace = pace
         self.random = random.Random(seed)
         self.near, self.far = MemoryStore("near"), MemoryStore("far")
         self.near_side: Store = FaultyStore(self.near, near_faults)
@@ -99,7 +102,7 @@ class World:
         self.down = self.far_side.cut = False
 
     def new_bridge(self) -> Bridge:
-        return Bridge(self.near_side, self.far_side, crew=self.crew, pace=0.05, clock=lambda: self.now)
+        return Bridge(self.near_side, self.far_side, crew=self.crew, pace=self.pace, clock=lambda: self.now)
 
     def sleep(self, seconds: float) -> None:
         """Time passes, and a bridge works."""

@@ -307,12 +307,14 @@ def test_a_log_that_no_bridge_has_brought_yet_is_not_taken_for_an_empty_one(how:
     assert len(world.store().log(STUDY).exchange(None, 0).entries) == 1
 
 
+@pytest.mark.parametrize("pace", [0.05, 1.0])
 @pytest.mark.parametrize("followed", [True, False])
 def test_a_link_that_is_down_is_said_once_and_so_is_its_return(
-    caplog: pytest.LogCaptureFixture, followed: bool
+    caplog: pytest.LogCaptureFixture, followed: bool, pace: float
 ) -> None:
+    """Also where beats are looked for more often than the far side is asked: that is no sign of life of the link."""
     caplog.set_level(logging.INFO, "hopaas_p2p")
-    world = World()
+    world = World(pace=pace)
     founded(world)
     if followed:
         world.near_peer("near").read()

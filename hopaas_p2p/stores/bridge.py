@@ -291,23 +291,24 @@ class Bridge:
 
     # --- beats ---
 
-    def _reach(self, now: float, act: Callable[[float], None]) -> None:
-        """Do something that takes the far side, unless that is known to be away."""
+    def _reach(self, now: float, act: Callable[[float], bool]) -> None:
+        """Do something that may take the far side, and says whether it did, unless that is known to be away."""
         catalog = self._lanes[CATALOG]
         if now < catalog.retry_at:
             return
         try:
-            act(now)
+            reached = act(now)
         except HopaasError as error:
             self._stumbled(catalog, error, now)
         else:
-            self._well(catalog)
+            if reached:
+                self._well(catalog)
 
-    def _send_beats(self, now: float) -> None:
+    def _send_beats(self, now: float) -> bool:
         self._send_at = now + min(self.pace, max(_BEATS, self.near.freshness))
-        self._beats.send()
+        return self._beats.send()
 
-    def _round(self, now: float) -> None:
+    def _round(self, now: float) -> bool:
         """Carry beats both ways, see which studies there are, and say that the far side was reached."""
         self._round_at = now + self.pace
         seen = self._box.place
@@ -316,6 +317,7 @@ class Bridge:
         self._beats.bring(now)
         self.rounds += 1
         self.near.beat(Beat(STATUS, f"{self._id}:{self.rounds}:{self.pace:.3g}:{seen}"))
+        return True
 
     def _save(self, now: float, *, at_once: bool = False) -> None:
         """Note how far the box was dealt with, and what is wanted."""

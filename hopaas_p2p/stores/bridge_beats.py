@@ -36,13 +36,16 @@ class Beats:
         for peer, value in self.far.beats(list(self.looked_at)).items():
             self._show(peer, value)
 
-    def send(self) -> None:
-        """Carry to the far side what has changed here."""
+    def send(self) -> bool:
+        """Carry to the far side what has changed here; whether that was anything."""
+        reached = False
         for peer, value in self.near.beats(list(self.alive)).items():
             if self._forwarded.get(peer) != value:
                 self.far.beat(Beat(peer, value))
+                reached = True
                 self._forwarded[peer] = value
                 self._show(peer, value)
+        return reached
 
     def _show(self, peer: str, value: str) -> None:
         """Let local peers see a beat as the far side has it."""
