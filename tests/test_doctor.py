@@ -18,13 +18,17 @@ import pytest
 import trustme
 
 from hopaas_p2p import access
+from hopaas_p2p.errors import Denied
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import checks, s3_checks, way_checks
+from hopaas_p2p.stores.base import Receipt
 from hopaas_p2p.stores.findings import AGAIN, Finding
+from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.stores.postgres import PostgresStore
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_minio import MinioObjects
 from hopaas_p2p.stores.s3_objects import Found
+from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.stores.way_checks import Way
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from hopaas_p2p.testing.seaweed import Seaweed
@@ -227,6 +231,24 @@ def test_a_study_that_is_not_shared_is_no_failure(postgres_url: str, postgres: S
     store = PostgresStore(without_login(postgres_url))
     found = by_check(checks.examine(store))
     store.close()
+    assert found["study private"] == Finding("study private", passed=True, detail="not shared with this user")
+
+
+def test_nor_is_one_of_which_only_the_commits_are_denied_as_over_a_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hopaas_p2p
+
+    url = "memory://nor-is-one"
+    hopaas_p2p.open_study(url, "private").close()
+    store, exchange = open_store(url), MemoryLog.exchange
+    (private,) = store._logs.values()  # type: ignore[attr-defined]
+
+    def guarded(self: MemoryLog, *given: Any) -> Receipt:
+        if self is private:
+            raise Denied("user bob has no grant for this study")
+        return exchange(self, *given)
+
+    monkeypatch.setattr(MemoryLog, "exchange", guarded)
+    found = by_check(checks.examine(store))
     assert found["study private"] == Finding("study private", passed=True, detail="not shared with this user")
 
 

@@ -138,18 +138,18 @@ def _studies(store: Store) -> Iterator[Finding]:
 def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     """Replay the whole log; the newest snapshot must say the same as the commits up to it."""
     log = store.log(uuid)
+    state, unreadable, said = State(), 0, None
     try:
         found = log.newest_snapshot()
+        for entry in _entries(log):
+            commit = codec.decode(entry.payload)
+            unreadable += isinstance(commit, codec.Garbage)
+            apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
+            if found is not None and entry.lsn == found[0]:
+                said = snapshot.digest(state)
     except Denied:
         yield Finding(name, passed=True, detail="not shared with this user")
         return
-    state, unreadable, said = State(), 0, None
-    for entry in _entries(log):
-        commit = codec.decode(entry.payload)
-        unreadable += isinstance(commit, codec.Garbage)
-        apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
-        if found is not None and entry.lsn == found[0]:
-            said = snapshot.digest(state)
     refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "nothing"
     detail = f"{state.lsn} commits, {len(state.trials)} trials; refused: {refused}"
     cure = "" if not unreadable else "somebody wrote bytes that are no commit; they are passed over, nothing is lost"
