@@ -153,6 +153,33 @@ def test_every_page_fits_a_telephone(live: tuple[Campaign, Monitor], visits: Cal
         visit.check()
 
 
+def test_the_menu_names_the_study_and_back_goes_back(
+    live: tuple[Campaign, Monitor], visits: Callable[..., Visit]
+) -> None:
+    visit = visits(live[1])
+    page = visit.go("/live?study=live")
+    link = page.get_by_test_id("stSidebar").get_by_role("link", name="Trials", exact=True)
+    assert link.get_attribute("href") == "trials?study=live"  # also in another tab
+
+    visit.turn_to("Trials")
+    page.go_back()
+
+    page.locator("h1.hp-title").get_by_text("Live", exact=True).wait_for()
+    assert page.url == live[1].address("/live?study=live")
+    visit.check()
+
+
+def test_what_is_chosen_on_a_chart_is_a_part_of_the_address(
+    live: tuple[Campaign, Monitor], visits: Callable[..., Visit]
+) -> None:
+    visit = visits(live[1])
+    page = visit.go("/explore?study=live&chart=Parallel")
+    page.get_by_role("region", name="The best that pass the filter").get_by_role("link").first.wait_for()
+    page.get_by_test_id("stMultiSelect").last.get_by_role("button", name="Remove").first.click()
+    page.wait_for_url("**axes=**")
+    visit.check()
+
+
 def test_what_runs_changes_by_itself(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
     visit = visits(live[1])
     page = visit.go("/live?study=live")

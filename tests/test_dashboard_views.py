@@ -102,6 +102,23 @@ def test_the_best_so_far_falls_where_a_better_trial_came() -> None:
     assert "the best is trial 2 with 2" in chart.alt
 
 
+@pytest.mark.parametrize(("complete", "pruned"), [(5, 95), (95, 5), (50, 50)])
+def test_nothing_is_left_out_of_a_history_that_has_room(complete: int, pruned: int) -> None:
+    scribe = Scribe()
+    for value in range(complete):
+        scribe.trial("a", float(value))
+    for value in range(pruned):
+        scribe.trial("a", state=PRUNED, reports=(float(value),))
+
+    all_of_it = history.history(columns(scribe.state), most=100)
+    thinned = history.history(columns(scribe.state), most=80)
+
+    assert all_of_it is not None
+    assert thinned is not None
+    assert all_of_it.caption == ""
+    assert "of 100 drawn" in thinned.caption
+
+
 def test_a_study_that_maximizes_rises() -> None:
     scribe = Scribe("maximize")
     for value in (1.0, 3.0, 2.0, 4.0):
@@ -241,6 +258,21 @@ def test_parallel_leaves_a_gap_for_a_parameter_that_a_trial_does_not_have() -> N
 
 
 # --- distributions and fronts ---
+
+
+def test_the_best_lines_are_named_as_the_objective_saw_them() -> None:
+    seen = columns(five().state)
+    names = ("lr", "opt")
+    found = params.parallel(seen, names)
+    assert found is not None
+
+    leaders = params.leaders(seen, found[1], names, most=2)
+
+    values = {number: seen.values[number, 0] for number in found[1]}
+    assert [number for number, _, _ in leaders] == found[1][:-3:-1]
+    for number, value, parts in leaders:
+        assert float(value) == pytest.approx(values[number], rel=1e-3)
+        assert parts == [params.told_value(seen.parameters[name], seen.params[name][number]) for name in names]
 
 
 def test_the_edf_steps_at_every_value() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import streamlit as st
 
-from dashboard_app import theme
+from dashboard_app import theme, url
 from dashboard_app.charts import draw
 from dashboard_app.filters import shared_filter
 from dashboard_app.frames import Frame
@@ -51,7 +51,9 @@ def _body(frame: Frame, chosen: str) -> None:
 
 def _objective(frame: Frame) -> int:
     names = [f"{at + 1}: {direction}" for at, direction in enumerate(frame.columns.directions)]
-    chosen = st.segmented_control("Objective", names, default=names[0], key="objective", required=True)
+    chosen = st.segmented_control(
+        "Objective", names, default=names[0], key="objective", required=True, bind="query-params"
+    )
     return names.index(chosen) if chosen in names else 0
 
 
@@ -104,7 +106,9 @@ def _slice(frame: Frame, objective: int, mask: Mask) -> None:
     names = list(frame.columns.parameters)
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
-        chosen = st.multiselect("Parameters", names, default=names[:2], key="slices", max_selections=_SLICES)
+        chosen = st.multiselect(
+            "Parameters", names, default=names[:2], key="slices", max_selections=_SLICES, bind="query-params"
+        )
     with right:
         by_site = _by_site(frame)
     places = st.columns(2) if len(chosen) > 1 else [st.container()]
@@ -140,13 +144,30 @@ def _contour(frame: Frame, objective: int, mask: Mask) -> None:
 
 def _parallel(frame: Frame, objective: int, mask: Mask) -> None:
     names = list(frame.columns.parameters)
-    chosen = st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12)
+    chosen = st.multiselect(
+        "Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params"
+    )
     found = _made(
         frame, mask, "parallel",
         lambda: params.parallel(frame.columns, tuple(chosen), objective=objective, shown=mask),
         tuple(chosen), objective,
     )  # fmt: skip
     draw(found[0] if found else None, key="parallel", empty="Choose at least one parameter.")
+    if found:
+        _leaders(frame, objective, found[1], tuple(chosen))
+
+
+def _leaders(frame: Frame, objective: int, numbers: list[int], names: tuple[str, ...]) -> None:
+    """The best of the lines by name: what is drawn can be told apart by nobody's eye."""
+    rows = []
+    for one, value, parts in params.leaders(frame.columns, numbers, names, objective=objective):
+        address = theme.safe(url.link("trial", study=frame.name, trial=one), longest=4000)
+        rows.append([f'<a href="{address}" target="_self">{one}</a>', value, *map(theme.safe, parts)])
+    theme.heading("The best that pass the filter")
+    headers = ("trial", "value", *names)
+    theme.table(headers, rows, label="The best that pass the filter", numeric=(0, 1))
+    if len(numbers) > len(rows):
+        theme.caption("All that pass the filter are on the page Trials.")
 
 
 def _edf(frame: Frame, objective: int, mask: Mask) -> None:
@@ -163,9 +184,13 @@ def _pareto(frame: Frame, _objective: int, mask: Mask) -> None:
     first, second = 0, 1
     if len(objectives) > 2:
         left, right = st.columns(2)
-        first = left.selectbox("Across", objectives, format_func=lambda at: f"objective {at + 1}", key="first")
+        first = left.selectbox(
+            "Across", objectives, format_func=lambda at: f"objective {at + 1}", key="first", bind="query-params"
+        )
         others = [at for at in objectives if at != first]
-        second = right.selectbox("Up", others, format_func=lambda at: f"objective {at + 1}", key="second")
+        second = right.selectbox(
+            "Up", others, format_func=lambda at: f"objective {at + 1}", key="second", bind="query-params"
+        )
     by_site = _by_site(frame)
     chart = _made(
         frame, mask, "pareto",

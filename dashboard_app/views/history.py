@@ -74,8 +74,10 @@ def history(
     place = x * 1000 if along == "time" else x
     minimize = columns.directions[objective] == "minimize"
     low, high = spec.robust_limits(y[told], minimize=minimize)
-    layers = [_cut(columns, place, pruned, most // 4)] if pruned.any() else []
-    layers += _clouds(columns, place, y, told, best_rows, by_site=by_site, most=most * 3 // 4)
+    count, cut_short = int(told.sum()), int(pruned.sum())
+    # a quarter is for pruned trials; what one kind leaves is the other's
+    layers = [_cut(columns, place, pruned, max(most // 4, most - count))] if cut_short else []
+    layers += _clouds(columns, place, y, told, best_rows, by_site=by_site, most=max(most * 3 // 4, most - cut_short))
     drawn = sum(len(layer.rows) for layer in layers)
     until = float(np.nanmax(place[told | pruned]))
     layers.append(_best_so_far(place[best_rows], y[best_rows], until))
@@ -86,13 +88,12 @@ def history(
         dataZoom=[{"type": "inside", "zoomOnMouseWheel": "shift"}],
     )
     best = best_rows[-1]
-    count = int(told.sum())
     cut = int(((y[told] > (np.inf if high is None else high)) | (y[told] < (-np.inf if low is None else low))).sum())
-    notes = [f"{drawn:,} of {count + int(pruned.sum()):,} drawn"] if drawn < count + int(pruned.sum()) else []
+    notes = [f"{drawn:,} of {count + cut_short:,} drawn"] if drawn < count + cut_short else []
     notes += [f"{cut:,} far-off values lie outside"] if cut else []
     many = "" if single else f" of objective {objective + 1} ({columns.directions[objective]})"
     alt = (
-        f"History{many} along {ALONG[along]}: {count:,} complete and {int(pruned.sum()):,} pruned trials; the best is "
+        f"History{many} along {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
         f"trial {columns.number[best]} with {spec.number(float(y[best]))}; it improved {len(best_rows) - 1} times."
     )
     return Chart(f"History{many}", option, alt, ". ".join(notes))

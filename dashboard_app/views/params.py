@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BINS: Final = 20
 _LINES: Final = 600
 _SLICE: Final = 2000
+_LEADERS: Final = 10
 
 
 def importance(state: State, *, objective: int = 0, numbers: Container[int] | None = None) -> tuple[Chart | None, str]:
@@ -193,6 +194,7 @@ def parallel(
     values = spec.rounded(y[drawn])
     data = [[*row, value] for row, value in zip(lines, values, strict=True)]
     last = {"dim": len(names), "name": "value", "scale": True}
+    slanted = {"nameRotate": 60, "nameGap": 8, "nameTextStyle": {"align": "left"}}
     axes = [{**_parallel_axis(columns.parameters[name]), "dim": at} for at, name in enumerate(names)]
     span = np.quantile(y[drawn], [0.0, 0.9] if columns.directions[objective] == "minimize" else [0.1, 1.0])
     option = spec.base(
@@ -206,11 +208,38 @@ def parallel(
                    "itemHeight": 110, "inRange": {"color": ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]}},
         series=[{"type": "parallel", "data": data, "lineStyle": {"width": 1, "opacity": 0.45}, "inactiveOpacity": 0.03,
                  "activeOpacity": 0.9}],
+        media=[{
+            "query": {"maxWidth": 60 * (len(names) + 2)},
+            "option": {
+                "parallel": {"left": 16, "right": 44, "top": 110, "bottom": 62},
+                "parallelAxis": [{"dim": at, **slanted} for at in range(len(axes) + 1)],
+                "visualMap": {"orient": "horizontal", "top": "bottom", "right": "center"},
+            },
+        }],
     )  # fmt: skip
     numbers = [int(n) for n in columns.number[drawn]]
     caption = f"{len(drawn):,} of {len(rows):,} drawn, the best among them. " if len(drawn) < len(rows) else ""
     alt = f"Parallel coordinates of {len(drawn):,} trials over {', '.join(names)}; the best is trial {numbers[-1]}."
-    return Chart("Parallel coordinates", option, alt, caption + "Drag along an axis to choose.", height=430), numbers
+    caption += (
+        "Drag along an axis to see the lines that pass there, click on it to see all. A range in the filter chooses "
+        "trials on every page, and in the list below."
+    )
+    return Chart("Parallel coordinates", option, alt, caption, height=430), numbers
+
+
+def leaders(
+    columns: Columns, numbers: list[int], names: tuple[str, ...], *, objective: int = 0, most: int = _LEADERS
+) -> list[tuple[int, str, list[str]]]:
+    """The best of the lines of `parallel`, the very best first: number, value, parameters as the objective saw them."""
+    found = []
+    for number in numbers[: -most - 1 : -1]:
+        row = int(np.searchsorted(columns.number, number))
+        parts = [columns.params[name][row] for name in names]
+        told = [
+            "" if np.isnan(x) else told_value(columns.parameters[name], x) for name, x in zip(names, parts, strict=True)
+        ]
+        found.append((number, spec.number(float(columns.values[row, objective])), told))
+    return found
 
 
 def _thinned(column: Floats) -> list[float]:
