@@ -35,7 +35,7 @@ def main() -> None:
     groups = _pages(here, studies)
     page = st.navigation([page for group in groups.values() for page in group], position="hidden")
     with st.sidebar:
-        _menu(groups)
+        _menu(groups, _chosen(studies))
         _sidebar(here, studies)
     page.run()
 
@@ -87,14 +87,20 @@ def _pages(here: Here, studies: list[Listing]) -> dict[str, list[st.Page]]:
     return groups
 
 
-def _menu(groups: dict[str, list[st.Page]]) -> None:
-    """Ours: Streamlit's own, with headings, is a list that a screen reader cannot read."""
+def _menu(groups: dict[str, list[st.Page]], listing: Listing | None) -> None:
+    """Ours: Streamlit's own, with headings, is a list that a screen reader cannot read.
+
+    Each link says all of its address: it can be opened in another tab, and is one step for the button Back.
+    """
+    store = {"store": named} if (named := url.given("store")) else {}
+    of_study = {entry.path for entry in PAGES if entry.study}
     for heading, pages in groups.items():
         shown = [page for page in pages if page.visibility == "visible"]
         if shown:
             st.html(f'<p class="hp-group">{theme.safe(heading)}</p>')
         for page in shown:
-            st.page_link(page, icon=page.icon, width="stretch")
+            study = {"study": listing.name} if listing is not None and page.url_path in of_study else {}
+            st.page_link(page, icon=page.icon, width="stretch", query_params=store | study)
 
 
 def _sidebar(here: Here, studies: list[Listing]) -> None:

@@ -56,8 +56,10 @@ STATE_SYMBOLS: Final = {
     "stalled": "!",
     "failing": "✕",
     "done": "✓",
+    "new": "○",
 }
-_WIDE: Final = 8  # characters of a word; more are written smaller, for a number that is broken in two is read wrongly
+_WIDE: Final = 8  # characters; more are written smaller, for a number or a time that is broken in two is read wrongly
+_WHOLE: Final = 11  # characters of all words that shall stay in one line
 _LONG: Final = ' class="hp-long"'
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|>~:$<&])")
 
@@ -144,7 +146,7 @@ def tag(text: str) -> str:
 
 
 def _is_long(value: str) -> bool:
-    return any(len(word) > _WIDE for word in value.split())
+    return any(len(word) > _WIDE for word in value.split()) or _WIDE < len(value) <= _WHOLE
 
 
 def tiles(facts: Iterable[tuple[str, str, str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import streamlit as st
 
@@ -17,6 +17,8 @@ from dashboard_app.views.spec import rough
 from hopaas_p2p.report.facts import duration
 
 _ROWS = 60
+_TICKS: Final[dict[str, Any]] = {"seconds": ":%S", "minutes": "%H:%M", "hours": "%H:%M"}
+"""Of the day's 24 hours; Vega's own count to twelve, and do not say which twelve."""
 _COLOURS = {
     "complete": "#3b7be8",
     "pruned": "#a3854f",
@@ -142,7 +144,7 @@ def _timeline(frame: Frame, now: float) -> None:
     rows = bars["peer"].nunique()
     kinds = [kind for kind in _COLOURS if kind in set(bars["kind"])]
     base = alt.Chart(bars).encode(
-        x=alt.X("start:T", title=None, axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True)),
+        x=alt.X("start:T", title=None, axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True, format=_TICKS)),
         x2="end:T",
         y=alt.Y("peer:N", title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False)),
         color=alt.Color(
