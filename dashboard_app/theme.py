@@ -61,7 +61,8 @@ STATE_SYMBOLS: Final = {
 _WIDE: Final = 8  # characters; more are written smaller, for a number or a time that is broken in two is read wrongly
 _WHOLE: Final = 11  # characters of all words that shall stay in one line
 _LONG: Final = ' class="hp-long"'
-_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|>~:$<&])")
+_MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
+"""What would mean something. Between letters `_` and `-` mean nothing, and a screen reader is told the escape, too."""
 
 
 def safe(text: object, *, longest: int = 200) -> str:

@@ -135,8 +135,9 @@ def test_the_dark_theme_can_be_read_too(live: tuple[Campaign, Monitor], visits: 
     source = axe()
     visit = visits(live[1], dark=True)
     found = []
-    for path in ("live", "explore", "steer", "compare", "campaigns"):
-        visit.go(address(path))
+    paths = {path: address(path) for path in ("live", "explore", "steer", "compare", "campaigns")}
+    for path, asked in {**paths, "parallel": f"{address('explore')}&chart=Parallel"}.items():
+        visit.go(asked)
         found += [f"{path}: {one}" for one in visit.barriers(source)]
         visit.check()
     assert found == []

@@ -154,6 +154,11 @@ def test_text_in_markdown_means_nothing(text: str) -> None:
     assert all(shown[at - 1] == "\\" for at in marks)
 
 
+def test_a_name_that_means_nothing_in_markdown_stays_as_it_is() -> None:
+    assert plain("sgd_momentum weight-decay") == "sgd_momentum weight-decay"  # else a screen reader reads the strokes
+    assert plain("_a_ -b") == "\\_a\\_ \\-b"
+
+
 def test_a_note_fetches_no_picture_from_elsewhere() -> None:
     assert tame("see ![p](https://evil/pixel.png) and $x$") == "see \\![p](https://evil/pixel.png) and \\$x\\$"
 
