@@ -19,6 +19,7 @@ VALIDITIES: Final = {"day": "1 day", "week": "7 days", "month": "1 month", "year
 CONNECTIONS: Final = 256
 """Processes that may use one token at once, unless said otherwise."""
 
+_MOST: Final = 100_000
 _TIMEOUTS: Final = {
     # so that a stopped process holds no lock and no place for long; a snapshot over a thin link takes minutes
     "statement_timeout": "600s",
@@ -68,8 +69,8 @@ def create_token(
         InvalidInput: no such user, no such date, or one that has passed.
 
     """
-    if connections < 1:
-        raise InvalidInput(f"connections must be 1 or more, got {connections}")
+    if not 1 <= connections <= _MOST:
+        raise InvalidInput(f"connections must be from 1 to {_MOST}, got {connections}")
     name = f"{user}.{secrets.token_hex(4)}"
     password = Secret(secrets.token_urlsafe(32))
     with administration(url) as connection:

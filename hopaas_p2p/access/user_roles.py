@@ -41,15 +41,16 @@ def add_user(url: str, name: str, *, existing: bool = False) -> None:
         peers = _peers(connection)
         role = connection.exec_driver_sql(
             "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls "
+            "OR pg_has_role(rolname, %s, 'MEMBER') OR rolname = %s OR starts_with(rolname, 'pg_') "
             "FROM pg_roles WHERE rolname = %s",
-            (name,),
+            (schema.schema_owner(connection), peers, name),
         ).one_or_none()
         if existing and role is None:
             raise InvalidInput(f"there is no login {name!r} on this server; leave --existing out to make one")
         if role is not None and not existing:
             raise InvalidInput(f"{name!r} exists already on this server; choose another name, or adopt it: --existing")
         if role is not None and role[0]:
-            raise InvalidInput(f"{name!r} has powers over the server, which its tokens would have too; choose another")
+            raise InvalidInput(f"{name!r} has powers over the server or the store, which its tokens would have too")
         quoted = schema.quoted(connection, name)
         if role is None:
             connection.exec_driver_sql(f"CREATE ROLE {quoted} NOLOGIN")

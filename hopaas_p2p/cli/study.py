@@ -43,7 +43,8 @@ def list_(session: Session) -> None:
 
     def text() -> None:
         if not found:
-            output.say("no studies yet; create one with: hopaas-p2p study create NAME")
+            here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
+            output.say(f"no studies yet{here}; create one with: hopaas-p2p study create NAME")
             return
         output.print_table(
             ["STUDY", "STATE", "TRIALS", "RUN", "FAIL", "BEST", "NOTE"],

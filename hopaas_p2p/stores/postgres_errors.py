@@ -27,6 +27,9 @@ LOGIN_ENDED: Final = "ZH403"
 NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
 """No such schema, function or table: `hopaas-p2p init` was not run, or by another version."""
 
+_FOR_GOOD: Final = frozenset({"22", "23", "42"})
+"""Classes of errors that say the same however often one asks: data, a constraint, a statement."""
+
 _OURS: Final[dict[str, type[HopaasError]]] = {
     LOGIN_ENDED: Denied,
     "ZH404": ConfigurationError,
@@ -118,6 +121,8 @@ def failure(code: str | None, text: str) -> HopaasError:
         if "schema hopaas" in line:
             return Denied(f"{line}. Ask an administrator for access: hopaas-p2p user add")
         return Denied(f"that is for administrators: use the login that ran hopaas-p2p init ({line})")
+    if (code or "")[:2] in _FOR_GOOD:
+        return ConfigurationError(f"the server does not take this: {line}")
     reason = _PASSING.get(code or "")
     return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
 
