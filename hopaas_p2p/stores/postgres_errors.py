@@ -82,7 +82,7 @@ _REFUSALS: Final = (
     (
         r"certificate verify failed|root certificate|server certificate for",
         ConfigurationError,
-        "the server's certificate is not one to trust. For a private authority set HOPAAS_CA_FILE=/path/ca.pem",
+        "the server's certificate is not one to trust; hopaas-p2p doctor says why, HOPAAS_CA_FILE adds an authority",
     ),
     (
         r"server does not support SSL",
