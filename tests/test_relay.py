@@ -149,6 +149,23 @@ def test_what_is_no_request_is_refused(running: Running, sent: bytes) -> None:
         assert answer(connection)[:12] in (b"HTTP/1.1 400", b"")
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"CONNECT h:443 HTTP/1.1\r\nProxy-Authorization: Basic \xe9\xe9\r\n\r\n", 407),
+        (request("h:?").replace(b"h:?", b"h:\xb2"), 403),  # a digit to Python's isdigit, and no number
+    ],
+    ids=["login", "port"],
+)
+def test_bytes_that_are_no_ascii_are_answered_like_any_other_nonsense(
+    running: Running, sent: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running.connect() as connection:
+        connection.sendall(sent)
+        assert answer(connection).startswith(f"HTTP/1.1 {status} ".encode())
+    assert caplog.messages == []
+
+
 def test_a_plain_request_through_the_proxy_is_refused(running: Running) -> None:
     with running.connect() as connection:
         connection.sendall(request("http://127.0.0.1/", method="GET"))
@@ -206,6 +223,7 @@ def test_on_a_unix_socket_ones_own_processes_need_no_login(tmp_path: Path) -> No
     ("url", "targets"),
     [
         ("postgresql+https://gw.example.org/db", ["gw.example.org:443"]),
+        ("postgresql+https://GW.Example.org/db", ["gw.example.org:443"]),
         ("postgresql+https://one:8443/db?host=two", ["one:8443", "two:8443"]),
         ("s3://bucket/p?endpoint=https://s3.example.org:9000", ["s3.example.org:9000"]),
         ("s3://bucket/p?region=eu-1", ["s3.eu-1.amazonaws.com:443", "bucket.s3.eu-1.amazonaws.com:443"]),

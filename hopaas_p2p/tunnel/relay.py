@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import hmac
 import logging
@@ -64,7 +63,7 @@ def targets_of(url: str) -> list[Target]:
         from hopaas_p2p.stores.postgres_connect import Address
         from hopaas_p2p.tunnel.dialect import gateways_of
 
-        return [Target(gateway.host, gateway.port) for gateway in gateways_of(Address(url).sqlalchemy_url)]
+        return [Target(gateway.host.lower(), gateway.port) for gateway in gateways_of(Address(url).sqlalchemy_url)]
     if scheme == "s3":
         from hopaas_p2p.stores import s3_address
 
@@ -217,7 +216,7 @@ class Relay:
         if not trusted and not self._knows(headers.get("proxy-authorization", "")):
             return 407, None
         host, _, port = words[1].rpartition(":")
-        asked = Target(host.strip("[]").lower(), int(port) if port.isdigit() else 0)
+        asked = Target(host.strip("[]").lower(), int(port) if port.isdecimal() else 0)
         if words[0] != "CONNECT" or asked not in self.targets:
             return 403, None
         return 200, asked
@@ -226,7 +225,7 @@ class Relay:
         scheme, _, encoded = given.partition(" ")
         try:
             login = base64.b64decode(encoded, validate=True)
-        except binascii.Error:
+        except ValueError:  # no base64, or no ASCII
             return False
         return scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)
 
