@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from hopaas_p2p.core.records import StudySet, TrialState
-from hopaas_p2p.errors import InvalidInput, NoSuchTrial, StoreCorrupt
+from hopaas_p2p.errors import InvalidInput, NoSuchTrial, StoreCorrupt, StoreUnreachable
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
@@ -117,6 +117,8 @@ class StudyArtifacts:
         self._files.put(key_of(one.id), path, progress)
         try:
             self._note(one, _described(one), _sum_of(one))
+        except StoreUnreachable:
+            raise  # what is said of it goes out at the next contact, and then its bytes must be there
         except BaseException:
             self._files.delete(key_of(one.id))
             raise
@@ -216,13 +218,17 @@ class StudyArtifacts:
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
     """The files that a State speaks of: all, or those of one trial."""
     study = {key: _json(text) for key, text in list(state.system.items())}
+    later: dict[str, dict[str, Any]] = {}  # what the study says of its trials' files, by the trial's part of the key
+    for key, value in study.items():
+        if key.startswith(_DASHBOARD):
+            later.setdefault(key.rpartition(":")[0] + ":", {})[key] = value
     numbers = range(len(state.trials)) if trial is None else [trial]
     found = {} if trial is not None else dict(_read(study, _OPTUNA, study, None))
     for number in numbers:
-        if state.trials[number].system or study:
+        prefix = f"{_DASHBOARD}{(study_id << 32) + number}:"
+        found.update(_read(later.get(prefix, {}), prefix, study, number))
+        if state.trials[number].system:
             own = {key: _json(text) for key, text in list(state.trials[number].system.items())}
-            trial_id = (study_id << 32) + number
-            found.update(_read(study, f"{_DASHBOARD}{trial_id}:", study, number))
             found.update(_read(own, _OPTUNA, own, number))
     gone = {key.rpartition(":")[2] for key, value in study.items() if "artifacts:" in key and value == "null"}
     return [one for one in found.values() if one.id not in gone]

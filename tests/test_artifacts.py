@@ -19,7 +19,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 import hopaas_p2p
 from hopaas_p2p.artifacts import safe_name
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchTrial, StoreCorrupt
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchTrial, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing import s3_faults
@@ -190,6 +190,26 @@ def test_bytes_that_are_not_what_was_stored_are_refused(tmp_path: Path, file: Ca
         study.artifacts().get(one, target)
     assert target.read_bytes() == b"before"
     assert not list(tmp_path.glob(".hopaas-*"))
+    study.close()
+
+
+def test_the_bytes_stay_when_what_is_said_of_them_goes_out_later(
+    tmp_path: Path, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is away between the two: the attribute is queued, and must not come to speak of a file that is gone."""
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", patience=0.0)
+    log = study.storage.part(study.study_id).replica.log
+
+    def away(*_: object) -> None:
+        raise StoreUnreachable
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "exchange", away)
+        with pytest.raises(StoreUnreachable):
+            study.artifacts().put(file("model.pt", b"weights"))
+    study.storage.flush()
+    (one,) = study.artifacts().list()
+    assert study.artifacts().get(one, tmp_path / "copy").read_bytes() == b"weights"
     study.close()
 
 
