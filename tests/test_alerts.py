@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from dashboard_app.views import live
 from hopaas_p2p.alerts import Alert, Limits, Memory, Post, webhook
 from hopaas_p2p.alerts.post import SEAT
 from hopaas_p2p.alerts.rules import after_saying, due
@@ -220,6 +221,19 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
     assert receiver.kinds() == ["new-best"]
     assert "it answered 500" in complaints[0]
     assert "s3cr3t" not in "".join(complaints)
+
+
+def test_the_monitor_says_whether_somebody_is_told_and_how_to_be(study: Study, receiver: Receiver) -> None:
+    post = Post(study, webhook(Secret(receiver.url)), settle=0.0)
+    assert "hopaas-p2p watch 'my study' --alert" in live.alerts(study.state, "my study")
+    post.look()
+    assert "Nothing that was said is still so" in live.alerts(study.state, "my study")
+    study.set_budget(1)
+    study.optimize(lambda _trial: 1.0, n_trials=1)
+    post.look()
+    assert live.alerts(study.state, "my study").endswith("Said, and still so: budget 1, done.")
+    post.leave()
+    assert "--alert" in live.alerts(study.state, "my study")
 
 
 def test_a_seat_that_cannot_be_read_is_free(study: Study, receiver: Receiver) -> None:

@@ -48,6 +48,8 @@ def _body(here: Here, frame: Frame) -> None:
         draw(frame.once(_curves), key="curves", empty="No curves: trials have not reported values by step.")
     _running(here, frame, now)
     _events(frame)
+    theme.heading("Alerts")
+    theme.caption(views.alerts(frame.state, frame.name))
 
 
 def _history(frame: Frame) -> Chart | None:

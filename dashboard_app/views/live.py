@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from dashboard_app.views.columns import Columns
 from dashboard_app.views.history import records
 from dashboard_app.views.spec import number
 from dashboard_app.views.thin import thin_line
+from hopaas_p2p.alerts import posted
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -189,3 +191,16 @@ def _losses(state: State) -> list[Event]:
                 text += f"; its late result is kept as trial {tenure.kept_as}"
             found.append(Event(tenure.end / 1e6, trial.number, "lost", text))
     return found
+
+
+def alerts(state: State, name: str) -> str:
+    """Whether somebody is told of this study by a webhook, and of what; or how to be."""
+    said = posted(state)
+    if said is None:
+        return (
+            "This page tells only who looks. To be told by a webhook when a site falls silent, trials fail, nothing "
+            f"gets better, the budget runs out or a trial is the best: hopaas-p2p watch {shlex.quote(name)} --alert"
+        )
+    still = ", ".join(key.replace(":", " ") for key in said)
+    by = "Alerts are posted to a webhook, by the one hopaas-p2p watch --alert whose turn it is"
+    return f"{by}. Said, and still so: {still}." if still else f"{by}. Nothing that was said is still so."

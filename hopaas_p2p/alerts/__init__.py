@@ -6,7 +6,7 @@ an attribute of the study, and remembers there what was said, so that whoever ta
 
 from __future__ import annotations
 
-from hopaas_p2p.alerts.post import Post, webhook
+from hopaas_p2p.alerts.post import Post, posted, webhook
 from hopaas_p2p.alerts.rules import Alert, Limits, Memory
 
-__all__ = ["Alert", "Limits", "Memory", "Post", "webhook"]
+__all__ = ["Alert", "Limits", "Memory", "Post", "posted", "webhook"]

@@ -21,6 +21,7 @@ import msgspec
 from hopaas_p2p.alerts.rules import Alert, Limits, Memory, after_saying, due
 from hopaas_p2p.core.leases import Watch, ttl_of
 from hopaas_p2p.core.records import StudySet
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.peer.identity import new_uuid
 from hopaas_p2p.settings import Secret
@@ -42,6 +43,23 @@ Send = Callable[[dict[str, Any]], None]
 class _Seat(msgspec.Struct, frozen=True):
     sender: str = ""
     memory: Memory = Memory()
+
+
+def _seat_in(state: State) -> _Seat:
+    text = state.system.get(SEAT, "")
+    try:
+        return msgspec.json.decode(text, type=_Seat) if text else _Seat()
+    except msgspec.MsgspecError:  # another version's, or garbage
+        return _Seat()
+
+
+def posted(state: State) -> tuple[str, ...] | None:
+    """Keys of what was posted of this study and is still so; None when nobody has the seat of the sender.
+
+    Read off the log alone: a sender that fell silent keeps the seat until another takes it.
+    """
+    seat = _seat_in(state)
+    return seat.memory.active if seat.sender else None
 
 
 class Post:
@@ -112,11 +130,7 @@ class Post:
     # --- the seat ---
 
     def _seat(self) -> _Seat:
-        text = self.study.state.system.get(SEAT, "")
-        try:
-            return msgspec.json.decode(text, type=_Seat) if text else _Seat()
-        except msgspec.MsgspecError:  # another version's, or garbage
-            return _Seat()
+        return _seat_in(self.study.state)
 
     def _write(self, seat: _Seat) -> None:
         self.study.storage.say(self.study.study_id, StudySet(system={SEAT: msgspec.json.encode(seat).decode()}))
