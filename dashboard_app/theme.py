@@ -184,8 +184,14 @@ def share(part: float) -> str:
     )
 
 
-def table(headers: Iterable[str], rows: Iterable[Iterable[str]], *, label: str, numeric: Iterable[int] = ()) -> None:
-    """A small table. Cells are HTML: what comes from a store goes through `safe` first."""
+def table(
+    headers: Iterable[str], rows: Sequence[Iterable[str]], *, label: str, numeric: Iterable[int] = (),
+    empty: str = "None yet.",
+) -> None:  # fmt: skip
+    """A small table; without a row, the words for that. Cells are HTML: what comes from a store goes through `safe`."""
+    if not rows:
+        nothing(empty)
+        return
     right = frozenset(numeric)
 
     def css(column: int) -> str:

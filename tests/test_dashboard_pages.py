@@ -290,6 +290,8 @@ def test_a_group_of_failures_is_queued_again_at_once(tmp_path: Path) -> None:
 def test_users_tokens_and_grants_are_managed(postgres: Server, postgres_url: str) -> None:
     hopaas_p2p.open_study(postgres_url, "study", space=SPACE).close()
     test = calm(page("admin", postgres_url, query={"part": "People"}))
+    assert "No user yet" in texts(test)
+    assert "No token yet" in texts(test)
     test.text_input[0].set_value("vera")
     click(test, "Add")
     calm(test)

@@ -16,6 +16,7 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.base import Entry
 
 _LINES: Final = 2000
+_FEW: Final = 12  # lines that are shown without scrolling
 
 
 def show(here: Here) -> None:
@@ -125,7 +126,9 @@ def _audit(here: Here) -> None:
     if not shown:
         theme.nothing("Nothing of that kind in the log.")
         return
-    st.dataframe(shown, hide_index=True, height=480, key="audit-lines")
+    st.dataframe(
+        shown, hide_index=True, height=480 if len(shown) > _FEW else "content", placeholder="", key="audit-lines"
+    )
     theme.caption(f"{len(shown):,} of {len(found):,} records shown; {len(lines):,} in the log.")
 
 

@@ -33,7 +33,7 @@ def people(here: Here) -> None:
     theme.table(
         ("user", "since", "tokens"),
         [[theme.safe(one.name), day(one.created), str(one.tokens)] for one in users],
-        label="Users", numeric=(2,),
+        label="Users", numeric=(2,), empty="No user yet: whoever shall take part gets a name here, then a token.",
     )  # fmt: skip
     with st.form("user", clear_on_submit=True):
         left, right = st.columns([3, 1], vertical_alignment="bottom")
@@ -50,7 +50,7 @@ def people(here: Here) -> None:
         for one in tokens
     ]  # fmt: skip
     headers = ("token", "user", "label", "made", "valid until", "last used", "in use")
-    theme.table(headers, rows, label="Tokens", numeric=(6,))
+    theme.table(headers, rows, label="Tokens", numeric=(6,), empty="No token yet.")
     names = [one.name for one in users]
     left, right = st.columns(2)
     with left:
@@ -116,7 +116,7 @@ def study_grants(here: Here) -> None:
         st.error(theme.plain(error, longest=1000))
         return
     rows = [[theme.safe(one.user), one.role, day(one.granted), theme.safe(one.granted_by)] for one in found]
-    theme.table(("user", "may", "since", "granted by"), rows, label="Grants")
+    theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
     theme.caption("viewer: look. worker: also run and queue trials, write notes. owner: also control and share.")
     listing = next(one for one in here.studies() if one.name == name)
     if not (here.options.actions and here.role(listing) == "owner"):
