@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_nobody_beats_for_anothers_peer(place: Place) -> None:
     ann.beat(Beat("p", "1"))
     bob.beat(Beat("p", "2"))
     assert ann.beats(["p"]) == {"p": "1"}
+
+
+def test_a_token_also_expires_within_a_transaction_that_began_before(place: Place) -> None:
+    token = place.token("ann")
+    with place.session(place.url(token)) as say:
+        say("BEGIN")
+        call = "SELECT hopaas.exchange_v1('u1', 0, 'n', 'p', NULL, NULL, NULL, 1000)"
+        say(call)
+        place.server.execute(f"""ALTER ROLE "{token[0]}" VALID UNTIL '{datetime.datetime.now(datetime.UTC)}'""")
+        with pytest.raises(psycopg2.Error, match="this token has expired"):
+            say(call)
+        say("ROLLBACK")
 
 
 def test_nobody_takes_anothers_nonce(place: Place) -> None:

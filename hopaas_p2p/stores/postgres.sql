@@ -98,14 +98,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 
 -- Whose session this is: the user that its token belongs to, else the login itself. Postgres looks at an expiry when
--- somebody logs in, and never again; a peer's session may last for weeks.
+-- somebody logs in, and never again; a peer's session may last for weeks. (now() stands still in a transaction.)
 CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_token hopaas.tokens;
 BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = session_user AND rolvaliduntil <= now()) THEN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = session_user AND rolvaliduntil <= clock_timestamp()) THEN
         RAISE EXCEPTION 'this token has expired' USING ERRCODE = 'ZH403';
     END IF;
     SELECT * INTO v_token FROM hopaas.tokens WHERE role = session_user;
