@@ -63,7 +63,9 @@ def import_(session: Session, source: str, form: str | None, source_study: str |
         output.say(f"note: {warning}")
     also = f" and {result.files} files" if result.files else ""
     data = {"study": result.study, "trials": result.trials, "files": result.files, "warnings": result.warnings}
-    session.done(data, f"imported {result.trials} trials{also} into {result.study!r}")
+    there = len(storage.state(storage.get_study_id_from_name(result.study)).trials)
+    more = f", which has {there} now" if there > result.trials else ""
+    session.done(data, f"imported {result.trials} trials{also} into {result.study!r}{more}")
 
 
 @click.command()
