@@ -81,6 +81,7 @@ class View:
             self._start_over(state)
         if not state.changed:
             return
+        self._state = None  # until all is done: who is interrupted starts over
         numbers = sorted(state.changed)
         state.changed.clear()
         if len(self.dists) < len(state.dists):
@@ -100,6 +101,7 @@ class View:
                 fresh.setdefault(frozen.state, []).append(frozen)
         for trial_state, finished in fresh.items():
             self._file(trial_state, finished, state)
+        self._state = state
 
     def _own(self, trial: Trial, state: State) -> FrozenTrial:
         """What holds the place of a running trial of this process; readers of the list get a copy."""

@@ -78,10 +78,15 @@ def test_a_turn_passes_to_one_that_waits_and_to_none_whose_ticket_is_decided() -
         decided = False
 
     turn, ticket, came = Turn(), Ticket(), []
+
+    def take_and_give() -> None:
+        came.append(("turn", turn.take()))
+        turn.give()
+
     assert turn.take()
     waiting = [
         threading.Thread(target=lambda: came.append(("decided", turn.take(ticket)))),
-        threading.Thread(target=lambda: came.append(("turn", turn.take()))),
+        threading.Thread(target=take_and_give),
     ]
     for thread in waiting:
         thread.start()
@@ -91,5 +96,15 @@ def test_a_turn_passes_to_one_that_waits_and_to_none_whose_ticket_is_decided() -
     for thread in waiting:
         thread.join(10)
     assert sorted(came) == [("decided", False), ("turn", True)]
-    turn.give()
     assert turn.take()
+
+
+def test_a_turn_that_an_interrupted_thread_kept_without_knowing_is_free_again_when_it_takes_one() -> None:
+    turn, came = Turn(), []
+    assert turn.take()  # and Ctrl-C came before it could be given
+    assert turn.take()
+    turn.give()
+    other = threading.Thread(target=lambda: came.append(turn.take()))
+    other.start()
+    other.join(10)
+    assert came == [True]

@@ -278,8 +278,8 @@ def test_a_courier_in_a_storm_acknowledges_only_what_stands(seed: int, monkeypat
     courier = Courier(FaultyStore(inner, at_random(seed, 0.4)), threaded=False, describe=dict)
     membership = courier.membership(0, "study")
     for number in range(30):
-        (created,) = courier.start(membership, TrialCreate())
-        assert created == Verdict(True, number)
+        with courier.start(membership, TrialCreate()) as created:
+            assert created == Verdict(True, number)
         record = TrialSet(number, 1, reports={0: float(number)})
         *_, finished = courier.commit(membership, record, TrialFinish(number, 1, COMPLETE, (float(number),)))
         assert finished.accepted
@@ -294,8 +294,8 @@ def test_a_call_that_gives_up_waiting_leaves_no_trial_running(fault: Fault, monk
     inner = founded()
     courier = Courier(FaultyStore(inner, [None, fault]), threaded=False, patience=0.0, describe=dict)
     membership = courier.membership(0, "study")
-    with pytest.raises(StoreUnreachable):
-        courier.start(membership, TrialCreate())
+    with pytest.raises(StoreUnreachable), courier.start(membership, TrialCreate()):
+        pytest.fail("it did not start")
     courier.flush()
     state = replayed(inner)
     assert not state.running

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from hopaas_p2p.core.leases import trusted_until
@@ -131,11 +131,15 @@ class Courier(Exchanges):
         """
         return self.settle(membership, self.put(membership, *records, owner=owner))
 
-    def start(self, membership: Membership[State], *records: Record) -> tuple[Verdict, ...]:
-        """As `commit`, for records that start trials: if the caller stops waiting, they are given back unrun."""
-        ticket = self.put(membership, *records)
+    @contextlib.contextmanager
+    def start(self, membership: Membership[State], record: Record) -> Iterator[Verdict]:
+        """As `commit`, for a record that starts a trial: if the block that gets the verdict fails, it is given back."""
+        ticket = Ticket(self.uuid, (record,))
         try:
-            return self.settle(membership, ticket)
+            self._introduce(membership)
+            membership.replica.queue(ticket)
+            (verdict,) = self.settle(membership, ticket)
+            yield verdict
         except BaseException:
             membership.replica.abandon(ticket)
             raise
@@ -148,10 +152,14 @@ class Courier(Exchanges):
     def _introduce(self, membership: Membership[State]) -> None:
         if not membership.introduced:
             membership.introduced = True
-            info = self._describe()
-            if self._peer_ttl is not None:
-                info["ttl"] = str(self._peer_ttl)
-            membership.replica.put(self.uuid, PeerJoin(info))
+            try:
+                info = self._describe()
+                if self._peer_ttl is not None:
+                    info["ttl"] = str(self._peer_ttl)
+                membership.replica.put(self.uuid, PeerJoin(info))
+            except BaseException:  # Ctrl-C
+                membership.introduced = False
+                raise
             if not self.store.beats_ride:
                 self._beat_first()
             self._background.start()
@@ -248,13 +256,20 @@ class Courier(Exchanges):
         """Send what is queued; leave on disk what cannot be sent. Once that was so, a second call does nothing."""
         if self._kept:
             return
-        patience, self.patience = self.patience, _FAREWELL
         try:
-            self.flush()
+            with self.in_a_hurry():
+                self.flush()
         except HopaasError as error:
             _log.warning("some records could not be sent before the end: %s", error)
             self.delivery.keep_all(self.memberships.values())
             self._kept = True
+
+    @contextlib.contextmanager
+    def in_a_hurry(self) -> Iterator[None]:
+        """In this block nobody waits long for a store that does not answer: the program is about to end."""
+        patience, self.patience = self.patience, min(self.patience, _FAREWELL)
+        try:
+            yield
         finally:
             self.patience = patience
 

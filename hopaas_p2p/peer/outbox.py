@@ -2,12 +2,13 @@
 
 Records queue up until an exchange takes them along; what the owner sets on a running trial is gathered in a draft, so
 that ten reports are one record. A commit whose fate is unknown stays in flight and is sent again, byte for byte, before
-anything else. Nothing here is guarded: the replica's lock is held by whoever calls.
+anything else. Nothing here is guarded: the replica's lock is held by whoever calls. Ctrl-C may come at any call, so
+what has to change together does so in lines without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core import codec
@@ -133,8 +134,12 @@ class Outbox:
     def put(self, owner: str, records: tuple[Record, ...]) -> Ticket:
         """Queue records that `owner` says; they leave together."""
         ticket = Ticket(owner, records)
-        self._queue.append(ticket)
+        self.queue(ticket)
         return ticket
+
+    def queue(self, ticket: Ticket) -> None:
+        """As `put`, for who has to know the ticket before it may leave."""
+        self._queue.append(ticket)
 
     def take_back(self, ticket: Ticket) -> None:
         """Forget a ticket that has not left; one that has is only marked."""
@@ -175,7 +180,7 @@ class Outbox:
         """The tickets that are decided now that this writer's last commit in the log is `last`."""
         found: list[Ticket] = []
         while last is not None and self.in_flight and self.in_flight[0].commit.seq <= last.seq:
-            one = self.in_flight.pop(0)
+            one = self.in_flight[0]
             forgotten = one.commit.seq < last.seq  # decided while this process was not looking: nothing is known
             given: tuple[Verdict, ...] = () if forgotten else last.verdicts
             for ticket in one.tickets:
@@ -184,6 +189,7 @@ class Outbox:
                 if len(ticket.verdicts) < count:
                     ticket.verdicts += (_UNKNOWN,) * (count - len(ticket.verdicts))
             found += one.tickets
+            del self.in_flight[0]
         return found
 
     def give_up(self, verdict: Verdict) -> None:
@@ -193,8 +199,9 @@ class Outbox:
         is still to be kept.
         """
         if self.in_flight and not any(map(_of_a_lease, self.in_flight[0].commit.records)):
-            for ticket in self.in_flight.pop(0).tickets:
+            for ticket in self.in_flight[0].tickets:
                 ticket.decide(verdict)
+            del self.in_flight[0]
 
     def _load(self) -> None:
         """Put what is queued for one owner into a commit; it is in flight from now on."""
@@ -202,9 +209,7 @@ class Outbox:
             if not self._queue:
                 return
             if len(self._queue) == 1:  # as nearly always: one ask, or one tell with all that was said before it
-                (ticket,) = self._queue
-                self._queue = []
-                self._launch(ticket.owner, (ticket,), ticket.records)
+                self._launch(self._queue[0].owner, self._queue, kept=[])
                 return
         self._queue_heavy_drafts()
         owner = self._queue[0].owner if self._queue else next(iter(self.drafts.values())).owner
@@ -222,30 +227,31 @@ class Outbox:
             count += len(ticket.records)
         drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
         drafted = Ticket(owner, tuple([draft.record() for draft in drafts]))
-        self._queue = kept
-        for draft in drafts:
-            del self.drafts[draft.number]
-        records = tuple([record for ticket in (drafted, *tickets) for record in ticket.records])
-        self._launch(owner, (drafted, *tickets), records)
+        self._launch(owner, [drafted, *tickets], kept=kept, drafts=drafts)
 
-    def _launch(self, owner: str, tickets: tuple[Ticket, ...], records: tuple[Record, ...]) -> None:
+    def _launch(self, owner: str, tickets: list[Ticket], *, kept: list[Ticket], drafts: Iterable[Draft] = ()) -> None:
+        """Let these tickets leave, and these drafts, which are among them; what is kept stays in the queue."""
+        records = tuple([record for ticket in tickets for record in ticket.records])
         commit = Commit(self._writer, self._seq + 1, owner, self._now_us(), records)
+        gone = {draft.number for draft in drafts}
+        left = {number: draft for number, draft in self.drafts.items() if number not in gone}
         try:
-            outgoing = Outgoing(f"{self._writer}:{commit.seq}", codec.encode(commit))
+            one = InFlight(commit, Outgoing(f"{self._writer}:{commit.seq}", codec.encode(commit)), tuple(tickets))
         except InvalidInput as error:
             for ticket in tickets:
                 ticket.error = error
                 ticket.decide(_MALFORMED)
+            self._queue, self.drafts = kept, left
             return
-        self.in_flight.append(InFlight(commit, outgoing, tickets))
-        self._seq = commit.seq
+        self._queue, self.drafts, self._seq = kept, left, commit.seq
+        self.in_flight = [*self.in_flight, one]
 
     def _queue_heavy_drafts(self) -> None:
         """Put drafts that need several commits before what is queued."""
         for draft in [draft for draft in self.drafts.values() if draft.weight() > _MAX_TEXT]:
-            del self.drafts[draft.number]
             heavy = [Ticket(draft.owner, (record,)) for record in draft.records()]
             self._queue = heavy + self._queue
+            del self.drafts[draft.number]
 
     def _drafts_that_fit(self, owner: str, room: int) -> list[Draft]:
         drafts = []

@@ -78,6 +78,11 @@ class Replica(Generic[S]):
         with self.lock:
             return self._outbox.put(owner, records)
 
+    def queue(self, ticket: Ticket) -> None:
+        """As `put`, for who has to know the ticket before it may leave."""
+        with self.lock:
+            self._outbox.queue(ticket)
+
     def abandon(self, ticket: Ticket) -> None:
         """Take back what has not left; trials that start all the same are released as soon as that is known."""
         with self.lock:

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from hopaas_p2p.core import records
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialFinish, TrialRelease
 from hopaas_p2p.core.state import Verdict
-from hopaas_p2p.errors import Denied, InvalidInput, LeaseLost, StoreUnreachable
+from hopaas_p2p.errors import Denied, InvalidInput, LeaseLost, NoWork, StoreUnreachable
 from hopaas_p2p.frozen import Live
 from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.storage.part import Part
@@ -45,12 +45,14 @@ class Ending(Running):
                 raise UpdateFinishedTrialError(f"Trial#{number} has already finished and can not be updated.")
             if trial.state is records.TrialState.RUNNING:
                 return False
-        (verdict,) = verdicts = self.courier.start(part.membership, TrialClaim(number))
-        if verdict.refusal == "finished":
-            raise UpdateFinishedTrialError(f"Trial#{number} has already finished and can not be updated.")
-        if verdict.refusal == "not waiting":
-            return False
-        self._started(part, verdicts)
+        try:
+            self._start(part, TrialClaim(number))
+        except NoWork as none:
+            if none.refusal == "finished":
+                raise UpdateFinishedTrialError(f"Trial#{number} has already finished and can not be updated.") from None
+            if none.refusal == "not waiting":
+                return False
+            raise
         return True
 
     def finish(
@@ -120,11 +122,13 @@ class Ending(Running):
 
     def _put_last(self, part: Part, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> Ticket:
         """Queue this behind all that still has to be said about its trial: in the same commit, if that is not a lot."""
-        draft = part.replica.drafts.pop(record.number, None)
+        draft = part.replica.drafts.get(record.number)
         words = draft.records() if draft is not None else []
         for much in words[:-1]:
             self.courier.put(part.membership, much, owner=owner)
-        return self.courier.put(part.membership, *words[-1:], record, owner=owner)
+        ticket = self.courier.put(part.membership, *words[-1:], record, owner=owner)
+        part.replica.drafts.pop(record.number, None)
+        return ticket
 
     def _check_finish(self, part: Part, number: int, ticket: Ticket) -> None:
         assert ticket.verdicts is not None

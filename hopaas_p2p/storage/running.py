@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.leases import Lease
-from hopaas_p2p.core.records import TrialCreate, TrialSet
+from hopaas_p2p.core.records import TrialClaim, TrialCreate, TrialSet
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NotYourTrial, NoWork
 from hopaas_p2p.frozen import Live
@@ -39,7 +39,7 @@ class Running(Parts):
                     f"a {template_trial.state.name} trial with values {template_trial.values}: {refusal}"
                 )
             return self._trial_id(study_id, verdict)
-        return self._started(part, self.courier.start(part.membership, record))
+        return self._start(part, record)
 
     def take(self, study_id: int, *, prefer_waiting: bool = True) -> int:
         """Start the next trial, a WAITING one before a new one: one exchange, without a race. Returns its id.
@@ -49,17 +49,16 @@ class Running(Parts):
         """
         part = self.part(study_id)
         skip = self.courier.resting(part.membership) if prefer_waiting else ()
-        record = TrialCreate(prefer_waiting=prefer_waiting, skip=skip)
-        return self._started(part, self.courier.start(part.membership, record))
+        return self._start(part, TrialCreate(prefer_waiting=prefer_waiting, skip=skip))
 
-    def _started(self, part: Part, verdicts: tuple[Verdict, ...]) -> int:
-        (verdict,) = verdicts
-        if not verdict.accepted:
-            refusal = verdict.refusal or "refused"
-            raise NoWork(NO_WORK.get(refusal, refusal), refusal=refusal)
-        assert verdict.number is not None
-        self._make_live(part, verdict.number)
-        return self._trial_id(part.view.study_id, verdict)
+    def _start(self, part: Part, record: TrialCreate | TrialClaim) -> int:
+        with self.courier.start(part.membership, record) as verdict:
+            if not verdict.accepted:
+                refusal = verdict.refusal or "refused"
+                raise NoWork(NO_WORK.get(refusal, refusal), refusal=refusal)
+            assert verdict.number is not None
+            self._make_live(part, verdict.number)
+            return self._trial_id(part.view.study_id, verdict)
 
     def _make_live(self, part: Part, number: int) -> Live:
         """Take this process's own running trial into the view, to be written to."""

@@ -38,6 +38,13 @@ class Lock:
         self._since = 0.0
 
     def __enter__(self) -> None:
+        try:
+            self._wait()
+        except BaseException:  # Ctrl-C, perhaps behind the call that took it: others would wait for this process's end
+            self.__exit__()
+            raise
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + _LOCK_TIMEOUT
         for attempt in range(1 << 30):
             self._since = time.monotonic()
@@ -49,7 +56,8 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         if self._hard:
-            filelock.unlock_descriptor(self._fd)
+            if self._fd >= 0:
+                filelock.unlock_descriptor(self._fd)
         elif self._soft is not None:
             self._soft.release()
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study._tell import _tell_with_warning  # what optimize calls: Study.tell copies the trial, all of it
 from optuna.trial import TrialState
 
-from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchTrial
 from hopaas_p2p.study.handle import Handle
-from hopaas_p2p.study.interrupts import describe, sigterm_raises
+from hopaas_p2p.study.interrupts import INTERRUPTIONS, describe, sigterm_raises
 from hopaas_p2p.trial import Trial, as_values
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -38,9 +39,14 @@ class Asking(Handle):
             self._pid = os.getpid()
             self.optuna.sampler.reseed_rng()  # a forked child would repeat its parent's draws
         self.optuna._thread_local.cached_all_trials = None
-        trial = Trial(self.optuna, self.storage.take(self.study_id))
-        for name, distribution in self.space.items():
-            trial._suggest(name, distribution)
+        trial_id = self.storage.take(self.study_id)
+        try:
+            trial = Trial(self.optuna, trial_id)
+            for name, distribution in self.space.items():
+                trial._suggest(name, distribution)
+        except INTERRUPTIONS as error:  # a sampler may think for seconds
+            self._give_back(trial_id, error)
+            raise
         return trial
 
     def tell(
@@ -95,20 +101,36 @@ class Asking(Handle):
         The end of the block tells what `trial.tell(value)` said, else the last report. `trial.prune()` prunes. An
         exception fails the trial, with its reason, and goes on. SIGTERM and Ctrl-C release it: it will be run again.
         """
-        trial = self.ask()
         with sigterm_raises():
+            trial = self.ask()
             try:
-                yield trial
-            except optuna.TrialPruned:
-                self.tell(trial, state=TrialState.PRUNED)
-            except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
-                self.storage.release(trial._trial_id, reason=f"interrupted: {type(error).__name__}")
+                try:
+                    yield trial
+                except optuna.TrialPruned:
+                    self.tell(trial, state=TrialState.PRUNED)
+                except INTERRUPTIONS:
+                    raise
+                except BaseException as error:
+                    self.tell(trial, state=TrialState.FAIL, reason=describe(error))
+                    raise
+                else:
+                    self._tell_result(trial, self._result(trial))
+            except INTERRUPTIONS as error:
+                self._give_back(trial._trial_id, error)
                 raise
-            except BaseException as error:
-                self.tell(trial, state=TrialState.FAIL, reason=describe(error))
-                raise
-            else:
-                self._tell_result(trial, self._result(trial))
+
+    def _give_back(self, trial_id: int, error: BaseException) -> None:
+        """Release a trial that this process was interrupted in, if its end has not been told yet.
+
+        Waits a few seconds for the store; without it, the lease ends by itself.
+        """
+        try:
+            with self.storage.courier.in_a_hurry():
+                self.storage.release(trial_id, reason=f"interrupted: {type(error).__name__}")
+        except UpdateFinishedTrialError:
+            pass
+        except HopaasError as trouble:
+            _log.warning("the interrupted trial could not be given back now: %s", trouble)
 
     @staticmethod
     def _result(trial: Trial) -> tuple[float, ...] | None:

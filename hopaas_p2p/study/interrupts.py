@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
+INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends the code of a trial without telling anything of the trial."""
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.study.asking import Asking, Objective
-from hopaas_p2p.study.interrupts import describe, sigterm_raises
+from hopaas_p2p.study.interrupts import INTERRUPTIONS, describe, sigterm_raises
 from hopaas_p2p.trial import Trial, as_values
 
 if TYPE_CHECKING:
@@ -52,18 +52,24 @@ class Optimizing(Asking):
         caught = (catch,) if isinstance(catch, type) else tuple(catch)
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
+        trial = None
         with sigterm_raises():
             try:
                 while (n_trials is None or done < n_trials) and (deadline is None or time.monotonic() < deadline):
                     trial = self._next_trial(deadline)
                     if trial is None:
                         break
+                    self._settle()
                     self._run(trial, objective, caught)
                     done += 1
                     if callbacks:
                         self._settle()
                         for callback in callbacks:
                             callback(cast("Study", self), self.storage.get_trial(trial._trial_id))
+            except INTERRUPTIONS as error:
+                if trial is not None:
+                    self._give_back(trial._trial_id, error)
+                raise
             finally:
                 self._settle()
 
@@ -71,16 +77,13 @@ class Optimizing(Asking):
         """The next trial; None when there is nothing to do here, now and later."""
         while True:
             try:
-                trial = self.ask()
+                return self.ask()
             except NoWork as none:
                 self._settle()
                 if not self._may_come_back(none) or (deadline is not None and time.monotonic() >= deadline):
                     _log.info("%s", none)
                     return None
                 time.sleep(min(1.0, self.state.policy.ttl / 8))
-                continue
-            self._settle()
-            return trial
 
     def _may_come_back(self, none: NoWork) -> bool:
         """Whether work may yet turn up because the owner of a running trial is dead."""
@@ -97,18 +100,20 @@ class Optimizing(Asking):
         """Run one trial to its end, which is queued."""
         try:
             result = objective(trial)
-            values = as_values(result, expected=len(self.optuna.directions))
         except optuna.TrialPruned:
             self._end(trial, state=TrialState.PRUNED)
-        except InvalidInput as error:
-            self._end(trial, state=TrialState.FAIL, reason=str(error))
-        except (KeyboardInterrupt, SystemExit) as error:
-            self.storage.release(trial._trial_id, reason=f"interrupted: {type(error).__name__}")
+            return
+        except INTERRUPTIONS:
             raise
         except BaseException as error:
             self._end(trial, state=TrialState.FAIL, reason=describe(error))
             if not isinstance(error, caught):
                 raise
+            return
+        try:
+            values = as_values(result, expected=len(self.optuna.directions))
+        except InvalidInput as error:
+            self._end(trial, state=TrialState.FAIL, reason=str(error))
         else:
             self._end(trial, values, state=TrialState.COMPLETE)
 

@@ -140,9 +140,9 @@ class SimulatedPeer:
 
     def _ask(self) -> float | None:
         skip = self.courier.resting(self.membership)
-        (verdict,) = self.courier.start(self.membership, TrialCreate(prefer_waiting=True, skip=skip))
-        if not verdict.accepted:
-            return self._without_work(verdict)
+        with self.courier.start(self.membership, TrialCreate(prefer_waiting=True, skip=skip)) as verdict:
+            if not verdict.accepted:
+                return self._without_work(verdict)
         assert verdict.number is not None
         trial = self.membership.replica.state.trials[verdict.number]
         self.world.ledger.started(verdict.number, trial.epoch, self)
