@@ -13,8 +13,13 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.cli.main import run
+from hopaas_p2p.core import catalog_snapshot
+from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import StudyClose, StudyOpen
+from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
+from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.s3 import S3Store
 from hopaas_p2p.stores.s3_log import S3Log
 from hopaas_p2p.testing.http_messages import Request
 from hopaas_p2p.testing.s3_faults import FaultProxy
@@ -142,8 +147,17 @@ def test_a_bucket_of_many_studies_is_opened_from_a_snapshot_of_its_list(
     before = 1 + 31 + 1 + 1  # meta.json, five windows of commits, the list of snapshots, one of them
     assert count.asked["LIST"] == 1
     assert len(count.paths) <= before + 2 * 5 + 3
+    store = S3Store(s3_server.url(prefix))
+    assert _what_the_doctor_says_of_the_snapshot(store).passed
+    store.objects.put(f"studies/snapshot/{SNAPSHOT_EVERY:020d}", catalog_snapshot.dump(Catalog()))  # hostile
+    assert not _what_the_doctor_says_of_the_snapshot(store).passed
+    store.close()
     for one in (storage, *others):
         one.close()
+
+
+def _what_the_doctor_says_of_the_snapshot(store: S3Store) -> Finding:
+    return next(found for found in checks.examine(store) if found.check == "studies, snapshot")
 
 
 def test_who_creates_a_study_reads_none_of_the_others(

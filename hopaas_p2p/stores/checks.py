@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final
 
-from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core import catalog_snapshot, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError
-from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store
+from hopaas_p2p.stores.base import Beat, Crowded, Entry, Log, Outgoing, Store
 from hopaas_p2p.stores.findings import AGAIN, Finding
 
 _EXCHANGES: Final = 5
@@ -125,9 +125,12 @@ def _beat(store: Store) -> Iterator[Finding]:
 
 
 def _studies(store: Store) -> Iterator[Finding]:
-    catalog = Catalog()
-    for entry in _entries(store.catalog()):
+    catalog, log = Catalog(), store.catalog()
+    found = log.newest_snapshot() if isinstance(log, Crowded) else None
+    for entry in _entries(log):
         catalog.apply(entry.lsn, codec.decode(entry.payload), Stamp(entry.author, entry.role, entry.at))
+        if found is not None and entry.lsn == found[0]:
+            yield _snapshot("studies, snapshot", found, same=catalog_snapshot.dump(catalog) == found[1])
     if not catalog.by_name:
         yield Finding("studies", passed=True, detail=f"none yet; log format {FORMAT}")
     for listing in catalog.by_name.values():
@@ -155,17 +158,19 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     cure = "" if not unreadable else "somebody wrote bytes that are no commit; they are passed over, nothing is lost"
     yield Finding(name, passed=not unreadable, detail=detail, cure=cure)
     if found is not None:
-        yield _snapshot(f"{name}, snapshot", found, said)
+        try:
+            same = snapshot.digest(snapshot.load(found[1])) == said
+        except snapshot.CorruptSnapshot:
+            cure = "it is passed over: joining takes longer until the next one is written"
+            detail = f"the one at commit {found[0]} cannot be read"
+            yield Finding(f"{name}, snapshot", passed=False, detail=detail, cure=cure)
+        else:
+            yield _snapshot(f"{name}, snapshot", found, same=same)
 
 
-def _snapshot(name: str, found: tuple[int, bytes], said: str | None) -> Finding:
+def _snapshot(name: str, found: tuple[int, bytes], *, same: bool) -> Finding:
     lsn, data = found
-    try:
-        same = snapshot.digest(snapshot.load(data)) == said
-    except snapshot.CorruptSnapshot:
-        cure = "it is passed over: joining takes longer until the next one is written"
-        return Finding(name, passed=False, detail=f"the one at commit {lsn} cannot be read", cure=cure)
-    cure = "delete it: peers that join from it see another study than those who replay the log"
+    cure = "delete it: peers that join from it see something else than those who replay the log"
     detail = f"at commit {lsn}, {len(data):,} bytes, " + ("equal to replay" if same else "differs from replay")
     return Finding(name, passed=same, detail=detail, cure="" if same else cure)
 
