@@ -48,7 +48,8 @@ def _now(here: Here, frame: Frame) -> None:
 
 
 def _choices(here: Here, frame: Frame) -> None:
-    _running(here, frame)
+    with st.container():  # so that the forms keep their place when nothing runs any more
+        _running(here, frame)
     left, right = st.columns([3, 2])
     with left:
         _enqueue(here, frame)

@@ -17,9 +17,10 @@ const each = (name, action) => document.querySelectorAll(`[data-${name}]`).forEa
 
 // Between a click on a link and the new page, Streamlit takes a trigger for a wish to stay on the old page, or shows
 // nothing any more. So none is sent while it is busy; and should it happen all the same, the page is loaded again.
+// Two parts of a page are drawn one after the other: of two wishes at once, Streamlit forgets one, or leaves old pieces.
 // Nor is any sent while somebody has a list open or holds something: a list of other options closes, a slider slips.
 if (window.hopaasClicked === undefined) {
-  window.hopaasClicked = -Infinity;
+  window.hopaasClicked = window.hopaasAsked = -Infinity;
   window.hopaasHeld = false;
   document.addEventListener("click", () => (window.hopaasClicked = performance.now()), true);
   document.addEventListener("pointerdown", () => (window.hopaasHeld = true), true);
@@ -33,7 +34,8 @@ if (window.hopaasClicked === undefined) {
 const busy = () => {
   const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
   const choosing = window.hopaasHeld || document.querySelector("[role=listbox]");
-  return choosing || (state && state !== "notRunning") || performance.now() - window.hopaasClicked < 500;
+  const since = performance.now() - Math.max(window.hopaasClicked, window.hopaasAsked);
+  return choosing || (state && state !== "notRunning") || since < 500;
 };
 
 function start(parent) {
@@ -67,7 +69,7 @@ function start(parent) {
   };
   const redraw = () => {
     asked = beat.version;
-    askedAt = performance.now();
+    askedAt = window.hopaasAsked = performance.now();
     button.hidden = true;
     self.trigger("moved", beat.version);
   };
