@@ -76,6 +76,14 @@ def test_the_parameters_are_in_the_environment_and_the_token_is_not(study: Study
     assert states(study) == ["COMPLETE"] * 3
 
 
+def test_a_result_may_come_in_a_long_line(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "import json; print(json.dumps({'history': [0.5] * 100_000, 'value': 0.25}))")
+
+    work(tmp_path, command, "--max-trials", "1")
+
+    assert [trial.value for trial in study.trials] == [0.25]
+
+
 def test_several_values_are_told_as_a_list(tmp_path: Path) -> None:
     study = campaign(tmp_path, directions=["minimize", "maximize"], budget=1)
 

@@ -22,7 +22,7 @@ from hopaas_p2p.errors import InvalidInput
 
 _FIELD: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
-_TAIL: Final = 65536  # bytes of output kept in memory
+_TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result may hold more than its value
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 _SECRETS: Final = ("HOPAAS_TOKEN",)  # the child talks to the worker, not to the store
