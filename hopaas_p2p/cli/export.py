@@ -93,7 +93,7 @@ def _export(session: Session, tracker: Tracker, *, follow: bool, interval: float
         leave_link(study, tracker)
     finally:
         tracker.close()
-    message = f"exported {sent} trials to {tracker.name}: {tracker.link()}"
+    message = f"exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 

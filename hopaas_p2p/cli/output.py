@@ -47,6 +47,11 @@ def say(message: str) -> None:
     click.echo(printable(message, lines=True), err=True)
 
 
+def count(number: int, what: str) -> str:
+    """So many of them: `1 trial`, `2 trials`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def jsonable(value: Any) -> Any:
     """The value as strict JSON can carry it: NaN and infinities become the strings 'NaN', 'Infinity', '-Infinity'."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -37,7 +37,7 @@ def export(session: Session, form: str | None, to: str, files: Path | None) -> N
 
     count = export_study(session.study(), to, form=form, files=files)
     if to != "-":
-        session.done({"trials": count, "to": to}, f"exported {count} trials to {to}")
+        session.done({"trials": count, "to": to}, f"exported {output.count(count, 'trial')} to {to}")
 
 
 @click.command("import")
@@ -61,11 +61,11 @@ def import_(session: Session, source: str, form: str | None, source_study: str |
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     for warning in result.warnings:
         output.say(f"note: {warning}")
-    also = f" and {result.files} files" if result.files else ""
+    also = f" and {output.count(result.files, 'file')}" if result.files else ""
     data = {"study": result.study, "trials": result.trials, "files": result.files, "warnings": result.warnings}
     there = len(storage.state(storage.get_study_id_from_name(result.study)).trials)
     more = f", which has {there} now" if there > result.trials else ""
-    session.done(data, f"imported {result.trials} trials{also} into {result.study!r}{more}")
+    session.done(data, f"imported {output.count(result.trials, 'trial')}{also} into {result.study!r}{more}")
 
 
 @click.command()
@@ -116,8 +116,8 @@ def _tell(session: Session, name: str, result: Copied) -> None:
         output.say(f"note: {warning}")
     if not session.as_json:
         before = f"; {result.already_there} were there" if result.already_there else ""
-        also = f" and {result.files} files" if result.files else ""
-        output.say(f"copied {result.trials} trials{also} of {name!r} into {result.study!r}{before}")
+        also = f" and {output.count(result.files, 'file')}" if result.files else ""
+        output.say(f"copied {output.count(result.trials, 'trial')}{also} of {name!r} into {result.study!r}{before}")
 
 
 @contextlib.contextmanager
