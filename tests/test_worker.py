@@ -256,9 +256,11 @@ def test_a_stop_request_reaches_the_command_and_is_seen_on_its_way(study: Study,
     until(lambda: running(study) and study.state.trials[0].reports, what="a report")
 
     study.stop_trial(0, reason="enough")
-    assert study.state.trials[0].stop == "enough"
+    trial = study.state.trials[0]
+    assert "enough" in (trial.stop, trial.reason)  # a quick command has ended it by now
     until(lambda: study.state.trials[0].stopping or states(study) == ["PRUNED"], what="the acknowledgement")
     until(lambda: states(study) == ["PRUNED"], what="the end")
+    assert study.state.trials[0].reason == "enough"
 
     assert worker.wait(20) == 0
 
@@ -434,6 +436,18 @@ def finished_trial(study: Study, seconds: float) -> None:
     frozen = optuna.trial.create_trial(params={"lr": 0.01, "depth": 2}, distributions=study.space, value=1.0)
     frozen.datetime_start, frozen.datetime_complete = start, start + datetime.timedelta(seconds=seconds)
     study.storage.create_new_trial(study.study_id, frozen)
+
+
+def test_a_study_that_gives_out_no_more_needs_no_other_job_however_little_time_is_left(
+    study: Study, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        finished_trial(study, 20.0)
+    study.ask()  # the last of the budget: this process runs it
+
+    said = work(tmp_path, ["true"], "--time-limit", "10s", "--grace", "1", code=0)
+
+    assert "budget is used up" in said
 
 
 def test_no_trial_is_started_that_does_not_fit(study: Study, tmp_path: Path) -> None:

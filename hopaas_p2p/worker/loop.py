@@ -131,7 +131,8 @@ class Worker(Running):
                 return self._interrupted_code()
             if self._max_trials is not None and len(self.ran) >= self._max_trials:
                 return DONE
-            if not self._fits():
+            gives_out = self.study.state.closed_because() is None  # else `ask` says whether another job is needed
+            if gives_out and not self._fits():
                 return AGAIN
             try:
                 return self.study.ask()
@@ -139,6 +140,9 @@ class Worker(Running):
                 if self._may_leave(none):
                     self._say(str(none))
                     return _CODES.get(none.refusal, DONE)
+            if self._deadline is not None and time.monotonic() >= self._deadline - self._reserve:
+                self._say("no work came in the time that was left; run me again")
+                return AGAIN
             time.sleep(LOOK if self._received else min(1.0, self.study.state.policy.ttl / 8))
 
     def _interrupted_code(self) -> int:
