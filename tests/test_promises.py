@@ -64,9 +64,9 @@ def _wait(time: _Time, courier: Courier, *, until: Callable[[], bool]) -> float:
 def test_a_dead_owners_trial_is_back_within_twice_the_ttl(died_after: float) -> None:
     store, time = _store(), _Time()
     owner, of_owner = _peer(store, time, ahead=5e5)
-    owner.start(of_owner, TrialCreate())
+    owner.commit(of_owner, TrialCreate())
     observer, of_observer = _peer(store, time, ahead=3e5)
-    observer.start(of_observer, TrialCreate())
+    observer.commit(of_observer, TrialCreate())
     alive_until = time.now + died_after
     while time.now < alive_until:
         owner.tick()
@@ -86,8 +86,8 @@ def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead
     store, time = _store(), _Time()
     owner, of_owner = _peer(store, time, ahead=7e5, wrong_by=wrong_by)
     observer, of_observer = _peer(store, time, wrong_by=-wrong_by)
-    owner.start(of_owner, TrialCreate())
-    observer.start(of_observer, TrialCreate())
+    owner.commit(of_owner, TrialCreate())
+    observer.commit(of_observer, TrialCreate())
 
     for _ in range(round(10 * TTL)):
         time.now += 1.0

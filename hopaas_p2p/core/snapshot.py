@@ -1,9 +1,7 @@
 """State <-> bytes, and the digest by which two States are compared.
 
-A snapshot is a header and blocks of 1,024 trials, each compressed alone. In a block everything is a column: numbers
-as planes of bytes (the high bytes of neighbours agree, so they compress away), parameter and step sets as indexes
-into a table of the few that occur. A block whose trials are all finished never changes again: its bytes are kept in
-`State.blocks`, so a snapshot costs what is new, not what is there.
+A snapshot is a header and blocks of 1,024 trials, see `blocks`. A block whose trials are all finished never changes
+again: its bytes are kept in `State.blocks`, so a snapshot costs what is new, not what is there.
 
 Canonical: the same State gives the same bytes, before compression, everywhere. No pickle.
 """
@@ -11,23 +9,18 @@ Canonical: the same State gives the same bytes, before compression, everywhere. 
 from __future__ import annotations
 
 import hashlib
-import sys
 import zlib
-from array import array
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from hopaas_p2p.core.records import Checkpoint, Distribution, StudyDefine, TrialState
-from hopaas_p2p.core.state import BLOCK, LastCommit, State, Tenure, Trial, Verdict
+from hopaas_p2p.core import blocks
+from hopaas_p2p.core.records import Distribution, StudyDefine, TrialState
+from hopaas_p2p.core.state import BLOCK, LastCommit, State, Verdict
 
 VERSION: Final = 1
 _MAGIC: Final = b"hopaas-snapshot\n"
 _DIGEST: Final = 16
-_LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
-_STATES: Final = tuple(TrialState)
-_ABSENT: Final = -(1 << 62)
 
 
 class CorruptSnapshot(Exception):
@@ -54,51 +47,14 @@ class _Header(msgspec.Struct, array_like=True):
     blocks: list[bytes]
 
 
-class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
-    """What few trials have."""
-
-    dists: dict[str, Distribution] = {}
-    user: dict[str, str] = {}
-    system: dict[str, str] = {}
-    reason: str | None = None
-    stop: str | None = None
-    stopping: bool = False
-    attempt: int = 1
-    retry_of: int | None = None
-    retried_by: int | None = None
-    late_of: int | None = None
-    checkpoints: tuple[Checkpoint, ...] = ()
-    history: tuple[Tenure, ...] = ()
-
-
-class _Block(msgspec.Struct, array_like=True):
-    states: bytes
-    epochs: bytes
-    owners: list[str | None]
-    owner: bytes
-    starts: bytes
-    durations: bytes
-    param_sets: list[tuple[str, ...]]
-    param_set: bytes
-    params: bytes
-    step_sets: list[tuple[int, ...]]
-    step_set: bytes
-    reports: bytes
-    widths: bytes
-    values: bytes
-    rare: dict[int, _Rare]
-
-
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_header: Final = msgspec.msgpack.Decoder(_Header).decode
-_decode_block: Final = msgspec.msgpack.Decoder(_Block).decode
-_COMMON: Final = _Rare()
 
 
 def dump(state: State) -> bytes:
     """The snapshot of this State."""
-    blocks = [_block(state, first) for first in range(0, len(state.trials), BLOCK)]
-    return seal(_MAGIC, _encode(_header(state, blocks)))
+    packed = [_block(state, first) for first in range(0, len(state.trials), BLOCK)]
+    return seal(_MAGIC, _encode(_header(state, packed)))
 
 
 def seal(magic: bytes, body: bytes) -> bytes:
@@ -120,11 +76,11 @@ def digest(state: State) -> str:
 
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
-    blocks = [zlib.decompress(_block(state, first)) for first in range(0, len(state.trials), BLOCK)]
-    return hashlib.blake2b(_encode(_header(state, blocks)), digest_size=_DIGEST).hexdigest()
+    plain = [zlib.decompress(_block(state, first)) for first in range(0, len(state.trials), BLOCK)]
+    return hashlib.blake2b(_encode(_header(state, plain)), digest_size=_DIGEST).hexdigest()
 
 
-def _header(state: State, blocks: list[bytes]) -> _Header:
+def _header(state: State, packed: list[bytes]) -> _Header:
     return _Header(
         VERSION,
         state.lsn,
@@ -145,7 +101,7 @@ def _header(state: State, blocks: list[bytes]) -> _Header:
         },
         state.refusals,
         len(state.trials),
-        blocks,
+        packed,
     )
 
 
@@ -177,9 +133,9 @@ def _load(header: _Header) -> State:
         for writer, (seq, lsn, verdicts) in header.writers.items()
     }
     for index, packed in enumerate(header.blocks):
-        trials = _unpack(packed, first=index * BLOCK)
+        trials = blocks.unpack(packed, first=index * BLOCK)
         state.trials.extend(trials)
-        if _is_settled(trials):
+        if blocks.is_settled(trials):
             state.blocks[index] = packed
     if len(state.trials) != header.trials:
         raise CorruptSnapshot
@@ -198,163 +154,13 @@ def _lists(state: State, index: dict[int, None], what: TrialState) -> bool:
     )
 
 
-# --- blocks ------------------------------------------------------------------------------------------------------
-
-
 def _block(state: State, first: int) -> bytes:
     index = first // BLOCK
     kept = state.blocks.get(index)
     if kept is not None:
         return kept
     trials = state.trials[first : first + BLOCK]
-    settled = _is_settled(trials)
-    packed = zlib.compress(_encode(_pack(trials)), _LEVEL if settled else 0)  # what is packed anew soon is stored as is
-    if settled:
+    packed = blocks.pack(trials)
+    if blocks.is_settled(trials):
         state.blocks[index] = packed
     return packed
-
-
-def _is_settled(trials: Sequence[Trial]) -> bool:
-    """A full block of finished trials. The one thing that may still touch it, a late result, drops it from `blocks`."""
-    return len(trials) == BLOCK and all(trial.end is not None for trial in trials)
-
-
-def _pack(trials: Sequence[Trial]) -> _Block:
-    owners: dict[str | None, int] = {}
-    param_sets: dict[tuple[str, ...], int] = {}
-    step_sets: dict[tuple[int, ...], int] = {}
-    params, reports, values = array("d"), array("d"), array("d")
-    for trial in trials:
-        params.extend(trial.params.values())
-        reports.extend(trial.reports.values())
-        values.extend(trial.values or ())
-    starts = [_ABSENT if trial.start is None else trial.start for trial in trials]
-    return _Block(
-        states=bytes([trial.state for trial in trials]),
-        epochs=_integers(trial.epoch for trial in trials),
-        owner=_integers(owners.setdefault(trial.owner, len(owners)) for trial in trials),
-        owners=list(owners),
-        starts=_integers(_differences(starts)),
-        durations=_integers(_ABSENT if t.end is None else t.end - (t.start or 0) for t in trials),
-        param_set=_integers(param_sets.setdefault(tuple(trial.params), len(param_sets)) for trial in trials),
-        param_sets=list(param_sets),
-        params=_planes(params),
-        step_set=_integers(step_sets.setdefault(tuple(trial.reports), len(step_sets)) for trial in trials),
-        step_sets=list(step_sets),
-        reports=_planes(reports),
-        widths=_integers(-1 if trial.values is None else len(trial.values) for trial in trials),
-        values=_planes(values),
-        rare={i: rare for i, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},
-    )
-
-
-def _rare(trial: Trial) -> _Rare:
-    return _Rare(
-        trial.dists,
-        trial.user,
-        trial.system,
-        trial.reason,
-        trial.stop,
-        trial.stopping,
-        trial.attempt,
-        trial.retry_of,
-        trial.retried_by,
-        trial.late_of,
-        trial.checkpoints,
-        trial.history,
-    )
-
-
-def _unpack(packed: bytes, first: int) -> list[Trial]:
-    block = _decode_block(zlib.decompress(packed))
-    params, reports, values = _reals(block.params), _reals(block.reports), _reals(block.values)
-    param_sets, step_sets, owners = block.param_sets, block.step_sets, block.owners
-    at_param = at_report = at_value = start = 0
-    trials = []
-    columns = zip(
-        block.states,
-        _whole(block.epochs),
-        _whole(block.owner),
-        _whole(block.starts),
-        _whole(block.durations),
-        _whole(block.param_set),
-        _whole(block.step_set),
-        _whole(block.widths),
-        strict=True,
-    )
-    number = first
-    for trial_state, epoch, owner, step, duration, param_set, step_set, width in columns:
-        start += step
-        began = None if start == _ABSENT else start
-        names, steps = param_sets[param_set], step_sets[step_set]
-        to_param, to_report = at_param + len(names), at_report + len(steps)
-        if width >= 0:
-            told: tuple[float, ...] | None = tuple(values[at_value : at_value + width])
-            at_value += width
-        else:
-            told = None
-        trials.append(
-            Trial(
-                number,
-                _STATES[trial_state],
-                epoch,
-                owners[owner],
-                dict(zip(names, params[at_param:to_param], strict=True)),
-                {},
-                dict(zip(steps, reports[at_report:to_report], strict=True)),
-                {},
-                {},
-                told,
-                None,
-                began,
-                None if duration == _ABSENT else (began or 0) + duration,
-            )
-        )
-        at_param, at_report = to_param, to_report
-        number += 1
-    for index, rare in block.rare.items():
-        for name in _Rare.__struct_fields__:
-            setattr(trials[index], name, getattr(rare, name))
-    return trials
-
-
-# --- columns -----------------------------------------------------------------------------------------------------
-
-
-def _differences(numbers: Sequence[int]) -> Iterable[int]:
-    before = 0
-    for number in numbers:
-        yield number - before
-        before = number
-
-
-def _integers(numbers: Iterable[int]) -> bytes:
-    return _planes(array("q", numbers))
-
-
-def _planes(column: array[Any]) -> bytes:
-    """All first bytes, then all second bytes, …, little-endian."""
-    if sys.byteorder == "big":
-        column.byteswap()
-    raw = column.tobytes()
-    return b"".join([raw[i::8] for i in range(8)])
-
-
-def _column(planes: bytes, typecode: str) -> array[Any]:
-    count = len(planes) // 8
-    raw = bytearray(count * 8)
-    for i in range(8):
-        raw[i::8] = planes[i * count : (i + 1) * count]
-    column = array(typecode)
-    column.frombytes(raw)
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column
-
-
-def _reals(planes: bytes) -> list[float]:
-    return _column(planes, "d").tolist()
-
-
-def _whole(planes: bytes) -> list[int]:
-    return _column(planes, "q").tolist()
