@@ -303,10 +303,8 @@ def test_a_store_away_for_everybody_for_three_ttls_costs_nobody_its_trial(
     pipe.send("end")
 
 
-def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
-    study = studies(lease_ttl=60.0)
+def result_left_in_the_spool(store: str, processes: list[BaseProcess]) -> tuple[int, Path, spool.Spooled]:
+    """A peer that told while the store was away, and was killed then: the trial, and what waits to be sent."""
     process, pipe = talk(processes, lease_peer.tell_while_the_store_is_away, store)
     number, _ = hear(pipe)
     pipe.send("lose it")
@@ -314,8 +312,16 @@ def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
     pipe.send("tell")
     assert hear(pipe) is True
     kill(process)
+    ((path, waiting),) = spool.waiting()
+    return number, path, waiting
+
+
+def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
+    store: str, studies: Any, processes: list[BaseProcess]
+) -> None:
+    study = studies(lease_ttl=60.0)
+    number, path, _ = result_left_in_the_spool(store, processes)
     assert states(study) == ["RUNNING"]
-    ((path, _),) = spool.waiting()
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     copy = path.read_bytes()
@@ -337,13 +343,7 @@ def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(
     store: str, studies: Any, processes: list[BaseProcess]
 ) -> None:
     studies(lease_ttl=60.0)
-    process, pipe = talk(processes, lease_peer.tell_while_the_store_is_away, store)
-    hear(pipe)
-    pipe.send("lose it")
-    hear(pipe)
-    pipe.send("tell")
-    hear(pipe)
-    kill(process)
+    result_left_in_the_spool(store, processes)
     shutil.move(store, f"{store}-elsewhere")
 
     done = cli("spool", "send", check=False)
@@ -358,14 +358,7 @@ def test_a_result_that_no_store_takes_any_more_holds_up_no_other(
     store: str, studies: Any, processes: list[BaseProcess]
 ) -> None:
     study = studies(lease_ttl=60.0)
-    process, pipe = talk(processes, lease_peer.tell_while_the_store_is_away, store)
-    number, _ = hear(pipe)
-    pipe.send("lose it")
-    hear(pipe)
-    pipe.send("tell")
-    hear(pipe)
-    kill(process)
-    ((_, good),) = spool.waiting()
+    number, _, good = result_left_in_the_spool(store, processes)
     bad = spool.write(msgspec.structs.replace(good, study="../elsewhere"))
     bad.rename(bad.with_name(f"00{bad.name[2:]}"))  # the first in line
 
