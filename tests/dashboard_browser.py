@@ -174,8 +174,15 @@ class Visit:
         self.page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
         return self.page
 
+    def followed(self) -> Page:
+        """The page, when its parts (two at most) have followed the study; an open list would hold them up."""
+        for _ in range(4):  # at the second question of each, the answer to its first has been acted on
+            with self.page.expect_response(lambda one: "/pulse" in one.url):
+                pass
+        return self.settled()
+
     def choose(self, name: str, option: str = "") -> None:
-        """Take the first option of a list with this in its name. A redraw closes the list: it is opened again then."""
+        """Take the first option of a list with this in its name; the list is as old as its last redraw."""
         offered = self.page.get_by_role("option", name=option).first
 
         def chosen() -> bool:
@@ -184,6 +191,8 @@ class Visit:
             with contextlib.suppress(self.late):
                 offered.click(timeout=3_000)
                 return True
+            self.page.keyboard.press("Escape")
+            self.followed()
             return False
 
         until(chosen, 60, what=f"{option or 'nothing'} is not offered in {name}")
