@@ -8,7 +8,7 @@ what has to change together does so in lines without one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core import codec
@@ -229,12 +229,14 @@ class Outbox:
         drafted = Ticket(owner, tuple([draft.record() for draft in drafts]))
         self._launch(owner, [drafted, *tickets], kept=kept, drafts=drafts)
 
-    def _launch(self, owner: str, tickets: list[Ticket], *, kept: list[Ticket], drafts: Iterable[Draft] = ()) -> None:
+    def _launch(self, owner: str, tickets: list[Ticket], *, kept: list[Ticket], drafts: Sequence[Draft] = ()) -> None:
         """Let these tickets leave, and these drafts, which are among them; what is kept stays in the queue."""
         records = tuple([record for ticket in tickets for record in ticket.records])
         commit = Commit(self._writer, self._seq + 1, owner, self._now_us(), records)
-        gone = {draft.number for draft in drafts}
-        left = {number: draft for number, draft in self.drafts.items() if number not in gone}
+        left = self.drafts
+        if drafts:
+            gone = {draft.number for draft in drafts}
+            left = {number: draft for number, draft in left.items() if number not in gone}
         try:
             one = InFlight(commit, Outgoing(f"{self._writer}:{commit.seq}", codec.encode(commit)), tuple(tickets))
         except InvalidInput as error:
