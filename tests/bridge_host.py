@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 
-from hopaas_p2p.stores.bridge import Bridge
-from hopaas_p2p.stores.bridge_ends import open_ends
+from hopaas_p2p.stores.bridge.bridge import Bridge
+from hopaas_p2p.stores.bridge.ends import open_ends
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.replica import Replica, study_replica
 from hopaas_p2p.stores.base import Artifacts, Beat, Entry, Log, Store
-from hopaas_p2p.stores.bridge import Bridge
-from hopaas_p2p.stores.bridged import BridgedStore
+from hopaas_p2p.stores.bridge.bridge import Bridge
+from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.faults import Crash, Fault, FaultyLog, FaultyStore

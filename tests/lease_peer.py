@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import hopaas_p2p
 from hopaas_p2p.errors import LeaseLost, StoreUnreachable
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.stores import directory_log
-from hopaas_p2p.stores.directory import DirectoryStore
-from hopaas_p2p.stores.directory_artifacts import DirectoryArtifacts
-from hopaas_p2p.stores.directory_log import DirectoryLog
+from hopaas_p2p.stores.directory import log as directory_log
+from hopaas_p2p.stores.directory.artifacts import DirectoryArtifacts
+from hopaas_p2p.stores.directory.log import DirectoryLog
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.study import Study
 
 STEPS = 3

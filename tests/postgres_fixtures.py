@@ -14,7 +14,7 @@ import pytest
 from hopaas_p2p import access
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from tests.postgres_people import Place

@@ -13,7 +13,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.access import study_grants
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.postgres import Server
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

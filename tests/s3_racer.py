@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3.store import S3Store
 
 KEYS, PROCESSES = 300, 16
 

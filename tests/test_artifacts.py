@@ -20,7 +20,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 import hopaas_p2p
 from hopaas_p2p.artifacts import safe_name
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchTrial, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing import s3_faults
 from hopaas_p2p.testing.s3_faults import FaultProxy

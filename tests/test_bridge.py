@@ -14,11 +14,11 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import ConfigurationError, Denied, SleptThrough, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
-from hopaas_p2p.stores.bridge import Bridge
-from hopaas_p2p.stores.bridge_ends import open_ends
-from hopaas_p2p.stores.bridge_frames import ANSWERS, BOX, Append
-from hopaas_p2p.stores.bridged import BridgedStore
-from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.bridge.bridge import Bridge
+from hopaas_p2p.stores.bridge.ends import open_ends
+from hopaas_p2p.stores.bridge.frames import ANSWERS, BOX, Append
+from hopaas_p2p.stores.bridge.store import BridgedStore
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing, sealed

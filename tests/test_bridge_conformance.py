@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.stores.base import Store
-from hopaas_p2p.stores.bridged import BridgedStore
+from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 from tests.processes import ROOT, environment

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.errors import Denied, StoreUnreachable
-from hopaas_p2p.stores.bridge_frames import BOX
+from hopaas_p2p.stores.bridge.frames import BOX
 from hopaas_p2p.stores.memory import MemoryArtifacts
 from hopaas_p2p.testing.commits import everything
 from tests.bridge_process import BridgeProcess

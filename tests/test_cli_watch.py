@@ -15,7 +15,7 @@ import hopaas_p2p
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores import checks
-from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.study import Study
 from tests.processes import CLI, campaign, environment, until
 from tests.processes import cli as run
@@ -195,7 +195,7 @@ def test_a_check_that_stumbles_is_a_finding_and_the_others_go_on(
 
 
 def test_a_lock_that_does_not_exclude_any_more_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hopaas_p2p.stores import directory_checks
+    from hopaas_p2p.stores.directory import checks as directory_checks
 
     store = DirectoryStore(tmp_path / "store")
     monkeypatch.setattr(directory_checks, "hard_locks_work", lambda _: False)

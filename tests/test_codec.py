@@ -21,7 +21,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput, NewerFormat
 from hopaas_p2p.peer.replica import study_replica
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
 
 pack = msgspec.msgpack.encode

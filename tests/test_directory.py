@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores import directory, directory_lock, directory_log
-from hopaas_p2p.stores.directory import DirectoryStore
-from hopaas_p2p.stores.directory_lock import hard_locks_work
-from hopaas_p2p.stores.directory_log import DirectoryLog
+from hopaas_p2p.stores.directory import lock as directory_lock
+from hopaas_p2p.stores.directory import log as directory_log
+from hopaas_p2p.stores.directory import store as directory
+from hopaas_p2p.stores.directory.lock import hard_locks_work
+from hopaas_p2p.stores.directory.log import DirectoryLog
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 
@@ -305,7 +307,7 @@ def test_every_commit_is_synced_before_it_is_acknowledged(tmp_path: Path, monkey
 
 _HOLDER = """
 import os, sys, time
-from hopaas_p2p.stores import directory
+from hopaas_p2p.stores.directory import store as directory
 if sys.argv[2] == "lockfile":
     directory.hard_locks_work = lambda _: False
 from hopaas_p2p.stores.url import open_store
@@ -536,7 +538,7 @@ def as_nobody(*arguments: str) -> str:
     if os.getuid() != 0:
         pytest.skip("needs root to become somebody else")
     # imported before the rights are dropped: the checkout may be readable by its owner only
-    code = "import hopaas_p2p.stores.directory, hopaas_p2p.testing.commits\n" + _AS_NOBODY
+    code = "import hopaas_p2p.stores.directory.store, hopaas_p2p.testing.commits\n" + _AS_NOBODY
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.stdout

@@ -20,14 +20,15 @@ import trustme
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.stores import checks, s3_checks, way_checks
+from hopaas_p2p.stores import checks, way_checks
 from hopaas_p2p.stores.base import Receipt
 from hopaas_p2p.stores.findings import AGAIN, Finding
 from hopaas_p2p.stores.memory import MemoryLog
-from hopaas_p2p.stores.postgres import PostgresStore
-from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_minio import MinioObjects
-from hopaas_p2p.stores.s3_objects import Found
+from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.stores.s3 import checks as s3_checks
+from hopaas_p2p.stores.s3.minio import MinioObjects
+from hopaas_p2p.stores.s3.objects import Found
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.stores.way_checks import Way
 from hopaas_p2p.testing.postgres import Server, find_binaries
@@ -270,7 +271,7 @@ def test_a_wrong_secret_and_a_database_without_a_store_are_said_once(
 
 
 def test_an_older_schema_is_told_from_a_newer_one(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hopaas_p2p.stores import postgres_checks
+    from hopaas_p2p.stores.postgres import checks as postgres_checks
 
     monkeypatch.setattr(postgres_checks, "SCHEMA_VERSION", 7)
     store = PostgresStore(postgres_url)
@@ -421,7 +422,7 @@ def test_a_sound_bucket_passes_and_nothing_of_the_race_stays(s3_url: str) -> Non
 def test_a_clock_that_tells_whole_seconds_is_not_called_wrong_by_one(
     monkeypatch: pytest.MonkeyPatch, ahead: float, said: str
 ) -> None:
-    monkeypatch.setattr("hopaas_p2p.stores.s3_checks.time.time", lambda: 1e9)
+    monkeypatch.setattr("hopaas_p2p.stores.s3.checks.time.time", lambda: 1e9)
 
     class Told:
         def server_now(self) -> float:
@@ -436,7 +437,7 @@ class _LooksFirst(MinioObjects):
     """A server that looks whether the key is free, and writes some time later: with the condition, but not atomic."""
 
     def __init__(self, url: str) -> None:
-        from hopaas_p2p.stores.s3_address import parse
+        from hopaas_p2p.stores.s3.address import parse
 
         super().__init__(parse(url))
         self._gate = threading.Barrier(s3_checks.RACERS)

@@ -21,7 +21,7 @@ from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.peer.outbox import Ticket
 from hopaas_p2p.peer.replica import Replica, study_replica
 from hopaas_p2p.stores.base import Log, Store
-from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.testing.commits import append, everything, outgoing
 from hopaas_p2p.testing.faults import SURVIVABLE, Crash, Fault, FaultyStore, at_random

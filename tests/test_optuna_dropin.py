@@ -22,7 +22,7 @@ from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import ConfigurationError, NotYourTrial, NoWork
 from hopaas_p2p.peer import identity
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.testing.faults import FaultyStore
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

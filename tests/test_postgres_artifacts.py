@@ -12,9 +12,10 @@ import pytest
 
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores import postgres_artifacts, postgres_schema
 from hopaas_p2p.stores.base import Store
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres import artifacts as postgres_artifacts
+from hopaas_p2p.stores.postgres import schema as postgres_schema
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server
@@ -211,7 +212,7 @@ def test_a_store_of_schema_1_gets_room_for_files(
 ) -> None:
     url = any_postgres.url(new_database(any_postgres), user=OWNER)
     with monkeypatch.context() as past:
-        past.setattr(postgres_schema, "_FILES", ("postgres.sql",))
+        past.setattr(postgres_schema, "_FILES", ("schema.sql",))
         past.setattr(postgres_schema, "SCHEMA_VERSION", 1)
         assert access.initialise(url) == 0
     with contextlib.closing(PostgresStore(url)) as store:

@@ -16,9 +16,9 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.stores import postgres_watch
-from hopaas_p2p.stores.postgres import PostgresStore
-from hopaas_p2p.stores.postgres_connect import Address
+from hopaas_p2p.stores.postgres import watch as postgres_watch
+from hopaas_p2p.stores.postgres.connect import Address
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.url import open_store, redacted
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.pgbouncer import find_pgbouncer, transaction_pooler

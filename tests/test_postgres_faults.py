@@ -11,7 +11,7 @@ import pytest
 
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.postgres import Server, find_binaries
 from tests.peers import Peers, check

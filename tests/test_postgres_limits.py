@@ -20,7 +20,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import append_many, everything, outgoing, together
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_fixtures import reads, takes

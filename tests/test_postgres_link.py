@@ -13,7 +13,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.latency import Cut, Relay
 from hopaas_p2p.testing.postgres import Server

@@ -10,7 +10,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt
 from hopaas_p2p.stores.base import Beat
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import append_many, outgoing
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server

@@ -13,8 +13,8 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.stores import postgres_schema as schema
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres import schema
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_fixtures import MAJORS, missing

@@ -16,10 +16,10 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.stores import postgres_watch
 from hopaas_p2p.stores.base import Entry
-from hopaas_p2p.stores.postgres import PostgresLog, PostgresStore
-from hopaas_p2p.stores.postgres_watch import Watched
+from hopaas_p2p.stores.postgres import watch as postgres_watch
+from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore
+from hopaas_p2p.stores.postgres.watch import Watched
 from hopaas_p2p.testing.commits import everything, outgoing
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.pgbouncer import find_pgbouncer, transaction_pooler

@@ -13,7 +13,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate
 from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.latency import Relay
 from tests.processes import until
 from tests.scribe import defined

@@ -15,7 +15,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.peer import spool
-from hopaas_p2p.stores import postgres_schema as schema
+from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.testing.commits import outgoing
 from hopaas_p2p.testing.postgres import Server
 from tests.postgres_people import Place

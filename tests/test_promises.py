@@ -15,7 +15,7 @@ from hopaas_p2p.core.records import FORMAT, Commit, Policy, StudyDefine, TrialCr
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.courier import Courier, Membership
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.directory_log import DirectoryLog
+from hopaas_p2p.stores.directory.log import DirectoryLog
 from hopaas_p2p.stores.memory import MemoryStore
 from tests.golden.write import described
 

@@ -21,13 +21,15 @@ import trustme
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
-from hopaas_p2p.stores import s3_errors, s3_http, s3_key_services
-from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_address import parse
-from hopaas_p2p.stores.s3_credentials import chain
-from hopaas_p2p.stores.s3_keys import Chain, Keys
-from hopaas_p2p.stores.s3_minio import MinioObjects
-from hopaas_p2p.stores.s3_policy import policy
+from hopaas_p2p.stores.s3 import errors as s3_errors
+from hopaas_p2p.stores.s3 import http as s3_http
+from hopaas_p2p.stores.s3 import key_services as s3_key_services
+from hopaas_p2p.stores.s3.address import parse
+from hopaas_p2p.stores.s3.credentials import chain
+from hopaas_p2p.stores.s3.keys import Chain, Keys
+from hopaas_p2p.stores.s3.minio import MinioObjects
+from hopaas_p2p.stores.s3.policy import policy
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing import s3_faults, seaweed
 from hopaas_p2p.testing.commits import append_many, everything, outgoing

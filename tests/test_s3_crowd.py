@@ -13,8 +13,8 @@ import pytest
 
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Outgoing, Receipt
-from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_log import S3Log
+from hopaas_p2p.stores.s3.log import S3Log
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing import seaweed
 from hopaas_p2p.testing.commits import everything, outgoing_of, together
 from hopaas_p2p.testing.seaweed import Seaweed

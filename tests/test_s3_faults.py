@@ -14,9 +14,9 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores import s3_client
-from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_log import S3Log
+from hopaas_p2p.stores.s3 import client as s3_client
+from hopaas_p2p.stores.s3.log import S3Log
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing import s3_faults, seaweed
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.http_messages import Request

@@ -15,10 +15,10 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import Denied
 from hopaas_p2p.stores.checks import examine
-from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_address import parse
-from hopaas_p2p.stores.s3_gc import collect
-from hopaas_p2p.stores.s3_policy import Role, policy
+from hopaas_p2p.stores.s3.address import parse
+from hopaas_p2p.stores.s3.gc import collect
+from hopaas_p2p.stores.s3.policy import Role, policy
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing import seaweed
 from hopaas_p2p.testing.http_messages import Request
 from hopaas_p2p.testing.s3_faults import Fault, FaultProxy

@@ -19,8 +19,8 @@ from hopaas_p2p.core.records import StudyClose, StudyOpen
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
 from hopaas_p2p.stores.findings import Finding
-from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_log import S3Log
+from hopaas_p2p.stores.s3.log import S3Log
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.http_messages import Request
 from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed

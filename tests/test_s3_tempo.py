@@ -15,7 +15,7 @@ import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
-from hopaas_p2p.stores.s3_tempo import Tempo
+from hopaas_p2p.stores.s3.tempo import Tempo
 
 PUT, GET = 0.045, 0.020
 

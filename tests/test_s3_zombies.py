@@ -11,12 +11,12 @@ from hopaas_p2p.core.records import TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput, SleptThrough, StoreCorrupt, StudyDeleted
 from hopaas_p2p.peer.replica import Replica, study_replica
-from hopaas_p2p.stores import s3_gc
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.s3 import S3Store
-from hopaas_p2p.stores.s3_awake import Clocks, clocks
-from hopaas_p2p.stores.s3_gc import Finding
-from hopaas_p2p.stores.s3_log import S3Log
+from hopaas_p2p.stores.s3 import gc as s3_gc
+from hopaas_p2p.stores.s3.awake import Clocks, clocks
+from hopaas_p2p.stores.s3.gc import Finding
+from hopaas_p2p.stores.s3.log import S3Log
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from hopaas_p2p.testing.s3_faults import FaultProxy
 from hopaas_p2p.testing.seaweed import Seaweed

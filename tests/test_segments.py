@@ -9,8 +9,8 @@ import pytest
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Outgoing
-from hopaas_p2p.stores.directory import DirectoryStore
-from hopaas_p2p.stores.directory_log import DirectoryLog
+from hopaas_p2p.stores.directory.log import DirectoryLog
+from hopaas_p2p.stores.directory.store import DirectoryStore
 
 
 def _append(log: DirectoryLog, since: int, *, writer: str = "w") -> int:

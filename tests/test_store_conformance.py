@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hopaas_p2p.stores import directory
 from hopaas_p2p.stores.base import Store
-from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory import store as directory
+from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 

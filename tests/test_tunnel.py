@@ -24,7 +24,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.testing.postgres import free_port

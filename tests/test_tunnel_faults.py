@@ -20,8 +20,8 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.stores import postgres_watch
 from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.postgres import watch as postgres_watch
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.testing.postgres import Server

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.stores import postgres_schema as schema
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres import schema
+from hopaas_p2p.stores.postgres.store import PostgresStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

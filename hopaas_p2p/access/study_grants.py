@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 
 ROLES: Final = ("viewer", "worker", "owner")
 

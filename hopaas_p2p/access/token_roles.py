@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p.access.administration import administration, share
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.stores import postgres_schema as schema
+from hopaas_p2p.stores.postgres import schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -27,8 +27,8 @@ def bridge(session: Session, near: str, far: str, pace: float | None) -> None:
     Runs until it is stopped, on a node that reaches both, such as a login node. It may be stopped, killed and started
     again at any time, and two may run at once: what local peers have said waits in NEAR. They use NEAR as their store.
     """
-    from hopaas_p2p.stores.bridge import Bridge
-    from hopaas_p2p.stores.bridge_ends import open_ends
+    from hopaas_p2p.stores.bridge.bridge import Bridge
+    from hopaas_p2p.stores.bridge.ends import open_ends
 
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)

@@ -11,13 +11,13 @@ from hopaas_p2p.cli.options import Session, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
-    from hopaas_p2p.stores.s3_address import Address
+    from hopaas_p2p.stores.s3.address import Address
 
 
 def _address(session: Session) -> Address:
     if not session.store_url.lower().startswith("s3://"):
         raise ConfigurationError("this is about buckets: say which with --store s3://bucket/prefix?endpoint=…")
-    from hopaas_p2p.stores.s3_address import parse
+    from hopaas_p2p.stores.s3.address import parse
 
     return parse(session.store_url)
 
@@ -36,8 +36,8 @@ def gc(session: Session, dry_run: bool, keep: float) -> None:
         raise InvalidInput(f"--keep {keep:g}: 24 hours at least, because peers may be asleep")
     _address(session)
     session.settings.publish()
-    from hopaas_p2p.stores.s3 import S3Store
-    from hopaas_p2p.stores.s3_gc import collect
+    from hopaas_p2p.stores.s3.gc import collect
+    from hopaas_p2p.stores.s3.store import S3Store
 
     store = S3Store(session.store_url, create=False)
     found = list(collect(store, keep=keep * 3600.0, dry_run=dry_run))
@@ -64,7 +64,7 @@ def s3_policy(session: Session, role: str, all_studies: bool) -> None:
 
     Give it to the S3 server, such as with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """
-    from hopaas_p2p.stores.s3_policy import ROLES, policy
+    from hopaas_p2p.stores.s3.policy import ROLES, policy
 
     address = _address(session)
     uuid = None

@@ -1,6 +1,6 @@
 """What `hopaas-p2p doctor` looks at: checks that every store must pass, and where a store's own ones are found.
 
-A store of the module `stores.x` may have a module `stores.x_checks`. Its `way(store)`, if there is one, yields findings
+A store of a package `stores.x` may have a module `stores.x.checks`. Its `way(store)`, if there is one, yields findings
 about the way to the server and returns whether it leads there; if not, nothing else is tried. Its `checks(store)` come
 next, then the common ones.
 """
@@ -51,10 +51,10 @@ Check = Callable[[Any], Any]
 
 def _own_checks(store: Store) -> dict[str, Check]:
     """What this kind of store is to be looked at for, in order."""
-    name = f"{type(store).__module__}_checks"
-    if importlib.util.find_spec(name) is None:
+    package, _, where = type(store).__module__.rpartition(".")
+    if where != "store" or importlib.util.find_spec(f"{package}.checks") is None:
         return {}
-    module = importlib.import_module(name)
+    module = importlib.import_module(f"{package}.checks")
     parts = {"way": "way", "store": "checks"}
     return {shown: getattr(module, part) for shown, part in parts.items() if hasattr(module, part)}
 

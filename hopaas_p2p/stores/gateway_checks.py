@@ -9,7 +9,7 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import way_checks
 from hopaas_p2p.stores.findings import AGAIN, Finding
-from hopaas_p2p.stores.postgres_connect import Address
+from hopaas_p2p.stores.postgres.connect import Address
 from hopaas_p2p.stores.way_checks import Way
 from hopaas_p2p.tunnel import client, dial, proxies
 from hopaas_p2p.tunnel.dial import Gateway

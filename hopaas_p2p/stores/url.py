@@ -49,12 +49,12 @@ def redacted(url: str) -> str:
 
 
 def _directory(path: Path, *, create: bool) -> Store:
-    from hopaas_p2p.stores.directory import DirectoryStore
+    from hopaas_p2p.stores.directory.store import DirectoryStore
 
     store = DirectoryStore(path, create=create)
     if store.bridged_to is None:
         return store
-    from hopaas_p2p.stores.bridged import BridgedStore
+    from hopaas_p2p.stores.bridge.store import BridgedStore
 
     return BridgedStore(store)
 
@@ -75,13 +75,13 @@ def _memory(url: str, _create: bool) -> Store:
 
 
 def _postgres(url: str, _create: bool) -> Store:
-    from hopaas_p2p.stores.postgres import PostgresStore
+    from hopaas_p2p.stores.postgres.store import PostgresStore
 
     return PostgresStore(url)
 
 
 def _s3(url: str, create: bool) -> Store:
-    from hopaas_p2p.stores.s3 import S3Store
+    from hopaas_p2p.stores.s3.store import S3Store
 
     return S3Store(url, create=create)
 

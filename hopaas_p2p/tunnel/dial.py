@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.stores.postgres_errors import ASK_FOR_ANOTHER
+from hopaas_p2p.stores.postgres.errors import ASK_FOR_ANOTHER
 from hopaas_p2p.tunnel import FRAME, PATH, PING, SUBPROTOCOL, proxies, unwrapped, wrapped
 from hopaas_p2p.tunnel.quiet import LOGGER
 

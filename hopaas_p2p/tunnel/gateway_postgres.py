@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.stores.postgres_connect import Address
+from hopaas_p2p.stores.postgres.connect import Address
 from hopaas_p2p.tunnel.wire import Owner, Wire, client_side
 
 _TLS_REQUEST: Final = struct.pack("!II", 8, 80877103)

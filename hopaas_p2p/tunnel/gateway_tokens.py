@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.stores.postgres_errors import refusal
+from hopaas_p2p.stores.postgres.errors import refusal
 from hopaas_p2p.tunnel.gateway_guesses import Guesses, TooMany
 from hopaas_p2p.tunnel.gateway_postgres import Target
 

@@ -60,12 +60,12 @@ def targets_of(url: str) -> list[Target]:
     """
     scheme = url.partition("://")[0]
     if scheme == "postgresql+https":
-        from hopaas_p2p.stores.postgres_connect import Address
+        from hopaas_p2p.stores.postgres.connect import Address
         from hopaas_p2p.tunnel.dialect import gateways_of
 
         return [Target(gateway.host.lower(), gateway.port) for gateway in gateways_of(Address(url).sqlalchemy_url)]
     if scheme == "s3":
-        from hopaas_p2p.stores import s3_address
+        from hopaas_p2p.stores.s3 import address as s3_address
 
         address = s3_address.parse(url)
         found = _of_https(address.endpoint)

@@ -19,8 +19,8 @@ import psutil
 
 from hopaas_p2p import access
 from hopaas_p2p.stores.base import Log, Outgoing, Store
-from hopaas_p2p.stores.bridged import BridgedStore
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.bridge.store import BridgedStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 from hopaas_p2p.testing.latency import Relay

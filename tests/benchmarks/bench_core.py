@@ -32,7 +32,7 @@ from hopaas_p2p.core.records import TrialState as State_
 from hopaas_p2p.core.state import State
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.directory import DirectoryStore
+from hopaas_p2p.stores.directory.store import DirectoryStore
 
 _NAMES = "abcde"
 _TRIALS = 10_000

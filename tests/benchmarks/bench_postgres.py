@@ -21,7 +21,7 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyOpen
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server
 from tests.benchmarks import bench_core, postgres_crowd

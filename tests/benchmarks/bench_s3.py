@@ -19,7 +19,7 @@ import optuna
 from optuna.storages.journal import JournalStorage
 
 import hopaas_p2p
-from hopaas_p2p.stores.s3_log import S3Log
+from hopaas_p2p.stores.s3.log import S3Log
 from hopaas_p2p.testing import seaweed
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.benchmarks.s3_crowd import at_full_speed, at_leisure

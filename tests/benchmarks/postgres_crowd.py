@@ -13,7 +13,7 @@ import optuna
 
 import hopaas_p2p
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.postgres import Server
 from tests.benchmarks import bench_core
 from tests.benchmarks.postgres_places import Row, blocked, objective, rdb_url

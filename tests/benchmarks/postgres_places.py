@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import optuna
 
 import hopaas_p2p
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.latency import Relay
 from hopaas_p2p.testing.postgres import Server, free_port
 from tests.processes import until

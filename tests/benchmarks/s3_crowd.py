@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyDefine
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.benchmarks import s3_peers
 from tests.benchmarks.s3_link import Link, Row, link

@@ -17,7 +17,7 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyOpen
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import sealed
 from hopaas_p2p.testing.seaweed import Seaweed
 from tests.benchmarks import bench_core

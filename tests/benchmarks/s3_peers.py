@@ -19,7 +19,7 @@ from optuna.trial import TrialState as Theirs
 from hopaas_p2p.core.records import Float, TrialCreate, TrialFinish, TrialSet, TrialState
 from hopaas_p2p.peer.courier import Courier
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.s3 import S3Store
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import everything, sealed
 

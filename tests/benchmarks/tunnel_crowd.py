@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.base import Beat, Outgoing
-from hopaas_p2p.stores.postgres import PostgresStore
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.tunnel import dial
 from hopaas_p2p.tunnel.dial import Gateway
 from tests.benchmarks.bench_core import commits

@@ -1,0 +1,1 @@
+"""A directory that all peers see, also on a shared file system."""

@@ -1,0 +1,1 @@
+"""A Postgres database: functions of the server's, called in one round trip each."""

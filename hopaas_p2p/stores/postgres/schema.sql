@@ -1,0 +1,415 @@
+-- The schema `hopaas`: one store in one database. Applied by `hopaas-p2p init`, as the schema's owner.
+--
+-- Peers have no rights on tables. All they can do is to call the functions whose names end in _v1, which run with the
+-- rights of the owner and check who called. A function's meaning never changes under its name: a new one is _v2.
+-- Marked parts: a migration runs once, in order; the functions are replaced every time.
+--
+-- Our own error codes, which the client turns into its errors:
+--   ZH401 not allowed   ZH403 this login has ended   ZH404 no such thing   ZH409 the log contradicts the peer
+--   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
+
+-- == migration 1 ==
+
+CREATE TABLE hopaas.schema_version (
+    version integer PRIMARY KEY,
+    applied timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row a log: the studies, and the catalog. A deleted study's row stays, so that its uuid is never used again.
+CREATE TABLE hopaas.logs (
+    id serial PRIMARY KEY,
+    uuid text NOT NULL UNIQUE CHECK (length(uuid) BETWEEN 1 AND 64),
+    created timestamptz NOT NULL DEFAULT now(),
+    created_by text NOT NULL,
+    deleted timestamptz
+);
+
+CREATE TABLE hopaas.commits (
+    log integer NOT NULL,
+    lsn bigint NOT NULL CHECK (lsn > 0),
+    nonce text NOT NULL CHECK (length(nonce) BETWEEN 1 AND 128),
+    author text NOT NULL,
+    role text NOT NULL,
+    at bigint NOT NULL,
+    payload bytea NOT NULL CHECK (octet_length(payload) <= 4194304),
+    PRIMARY KEY (log, lsn),
+    UNIQUE (log, nonce, author)
+);
+
+CREATE TABLE hopaas.snapshots (
+    log integer NOT NULL,
+    lsn bigint NOT NULL,
+    author text NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (log, lsn)
+);
+ALTER TABLE hopaas.snapshots ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed already
+
+-- Only a beat's change means something, so losing them all in a crash of the server does no harm.
+CREATE UNLOGGED TABLE hopaas.beats (
+    peer text PRIMARY KEY CHECK (length(peer) BETWEEN 1 AND 64),
+    value text NOT NULL CHECK (length(value) <= 128),
+    author text NOT NULL,
+    at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+-- What is known of an artifact; migration 2 makes another, see artifacts.sql.
+CREATE TABLE hopaas.artifacts (
+    log integer NOT NULL,
+    id text NOT NULL CHECK (length(id) BETWEEN 1 AND 128),
+    author text NOT NULL,
+    at timestamptz NOT NULL DEFAULT now(),
+    meta jsonb NOT NULL,
+    PRIMARY KEY (log, id)
+);
+
+CREATE TABLE hopaas.grants (
+    log integer NOT NULL,
+    username text NOT NULL,
+    role text NOT NULL CHECK (role IN ('viewer', 'worker', 'owner')),
+    granted timestamptz NOT NULL DEFAULT now(),
+    granted_by text NOT NULL,
+    PRIMARY KEY (log, username)
+);
+
+-- The people. `adopted` ones had a login before, and keep it when they are removed here.
+CREATE TABLE hopaas.users (
+    username text PRIMARY KEY,
+    adopted boolean NOT NULL,
+    created timestamptz NOT NULL DEFAULT now()
+);
+
+-- Which login role is whose token. The secret itself is Postgres' business (a SCRAM verifier), as is the expiry.
+CREATE TABLE hopaas.tokens (
+    role text PRIMARY KEY,
+    username text NOT NULL REFERENCES hopaas.users ON DELETE CASCADE,
+    label text NOT NULL,
+    created timestamptz NOT NULL DEFAULT now(),
+    last_used timestamptz
+);
+
+INSERT INTO hopaas.logs (uuid, created_by) VALUES ('catalog', session_user);
+
+-- == functions ==
+
+-- Which version of this file is installed.
+CREATE OR REPLACE FUNCTION hopaas.version_v1() RETURNS integer
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT max(version) FROM hopaas.schema_version $$;
+
+-- Whose session this is: the user that its token belongs to, else the login itself. Postgres looks at an expiry when
+-- somebody logs in, and never again; a peer's session may last for weeks. (now() stands still in a transaction.)
+CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_token hopaas.tokens;
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = session_user AND rolvaliduntil <= clock_timestamp()) THEN
+        RAISE EXCEPTION 'this token has expired' USING ERRCODE = 'ZH403';
+    END IF;
+    SELECT * INTO v_token FROM hopaas.tokens WHERE role = session_user;
+    IF NOT FOUND THEN
+        RETURN session_user;
+    END IF;
+    IF NOT pg_has_role(session_user, v_token.username, 'MEMBER') THEN
+        RAISE EXCEPTION 'this token is no longer its user''s' USING ERRCODE = 'ZH403';
+    END IF;
+    IF v_token.last_used IS NULL OR v_token.last_used < now() - interval '1 minute' THEN
+        PERFORM 1 FROM hopaas.tokens WHERE role = session_user FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE hopaas.tokens SET last_used = now() WHERE role = session_user;
+        END IF;
+    END IF;
+    RETURN v_token.username;
+END $$;
+
+-- Whether the session's login is an administrator: a member of the role that owns this schema.
+CREATE OR REPLACE FUNCTION hopaas.is_administrator() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT pg_has_role(session_user, current_user, 'MEMBER') $$;
+
+-- What the user may do in a log: owner, worker, viewer, or NULL. All users may write to the catalog.
+CREATE OR REPLACE FUNCTION hopaas.role_in(p_log integer, p_uuid text, p_user text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_role text;
+BEGIN
+    SELECT role INTO v_role FROM hopaas.grants WHERE log = p_log AND username = p_user;
+    IF v_role = 'owner' OR hopaas.is_administrator() THEN
+        RETURN 'owner';
+    END IF;
+    RETURN coalesce(v_role, CASE WHEN p_uuid = 'catalog' THEN 'worker' END);
+END $$;
+
+-- The log of this uuid, when the user's role in it is at least p_least; NULL when there is no such log.
+CREATE OR REPLACE FUNCTION hopaas.entered(p_uuid text, p_user text, p_least text) RETURNS hopaas.logs
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_log hopaas.logs;
+    v_role text;
+BEGIN
+    SELECT * INTO v_log FROM hopaas.logs WHERE uuid = p_uuid;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF v_log.deleted IS NOT NULL THEN
+        RAISE EXCEPTION 'this study was deleted' USING ERRCODE = 'ZH410';
+    END IF;
+    v_role := hopaas.role_in(v_log.id, p_uuid, p_user);
+    IF v_role IS NULL THEN
+        RAISE EXCEPTION 'user % has no grant for this study', p_user USING ERRCODE = 'ZH401';
+    END IF;
+    IF array_position(ARRAY['viewer', 'worker', 'owner'], v_role)
+       < array_position(ARRAY['viewer', 'worker', 'owner'], p_least) THEN
+        RAISE EXCEPTION 'user % is only a % of this study, and this takes % %', p_user, v_role,
+            CASE p_least WHEN 'owner' THEN 'an' ELSE 'a' END, p_least USING ERRCODE = 'ZH401';
+    END IF;
+    RETURN v_log;
+END $$;
+
+-- Stop before anything is written that could be lost, or that others would not see.
+CREATE OR REPLACE FUNCTION hopaas.check_session() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a read-only replica' USING ERRCODE = 'ZH503';
+    END IF;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        RAISE EXCEPTION 'synchronous_commit is off here, so an acknowledged result could be lost'
+            USING ERRCODE = 'ZH412';
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'default_transaction_isolation is %, and has to be read committed',
+            current_setting('transaction_isolation') USING ERRCODE = 'ZH412';
+    END IF;
+END $$;
+
+-- Overwrite a peer's beat. Nobody overwrites another user's.
+CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO hopaas.beats AS b (peer, value, author) VALUES (p_peer, p_value, p_user)
+    ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
+$$;
+
+-- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
+-- after p_since, up to about p_limit bytes (8 MiB at most, with a commit 128 KiB); `head` is the last lsn there is.
+-- p_about names the study that a commit to the catalog speaks of: it is stamped owner:<uuid> if the user owns that one.
+--
+-- The row of the log is locked, so lsn order is commit order. Not an advisory lock: anybody who may connect could take
+-- that one too, and stop studies that are none of his business. The lock is held until the reply has left, so with a
+-- commit a reply is short, beyond its first entry; the rest is asked for again, without a lock. Else one peer on a thin
+-- link, far behind, would hold up all others.
+CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
+    p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer
+) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, head bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_user text;
+    v_log hopaas.logs;
+    v_role text;
+    v_head bigint;
+    v_about hopaas.logs;
+BEGIN
+    PERFORM hopaas.check_session();
+    v_user := hopaas.caller();
+    v_log := hopaas.entered(p_log, v_user, CASE WHEN p_payload IS NULL THEN 'viewer' ELSE 'worker' END);
+    IF p_peer IS NOT NULL THEN
+        PERFORM hopaas.renew_beat(p_peer, p_beat, v_user);
+    END IF;
+    IF v_log.id IS NULL THEN
+        IF p_since > 0 THEN
+            RAISE EXCEPTION 'the log is gone, of which a peer has seen % commits', p_since USING ERRCODE = 'ZH409';
+        END IF;
+        IF p_payload IS NULL THEN
+            RETURN;
+        END IF;
+        INSERT INTO hopaas.logs (uuid, created_by) VALUES (p_log, v_user) ON CONFLICT DO NOTHING RETURNING * INTO v_log;
+        IF FOUND THEN
+            INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v_log.id, v_user, 'owner', v_user);
+        ELSE
+            v_log := hopaas.entered(p_log, v_user, 'worker');  -- somebody was quicker
+        END IF;
+    END IF;
+    IF p_payload IS NOT NULL THEN
+        PERFORM 1 FROM hopaas.logs l WHERE l.id = v_log.id AND l.deleted IS NULL FOR NO KEY UPDATE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'this study was deleted' USING ERRCODE = 'ZH410';
+        END IF;
+    END IF;
+    SELECT coalesce(max(c.lsn), 0) INTO v_head FROM hopaas.commits c WHERE c.log = v_log.id;
+    IF v_head < p_since THEN
+        RAISE EXCEPTION 'the log ends at commit %, and a peer has seen commit %', v_head, p_since
+            USING ERRCODE = 'ZH409';
+    END IF;
+    IF p_payload IS NOT NULL AND NOT EXISTS (
+        SELECT FROM hopaas.commits c WHERE c.log = v_log.id AND c.nonce = p_nonce AND c.author = v_user
+    ) THEN
+        v_role := hopaas.role_in(v_log.id, p_log, v_user);
+        IF p_log = 'catalog' AND v_role <> 'owner' AND p_about IS NOT NULL THEN
+            SELECT * INTO v_about FROM hopaas.logs l WHERE l.uuid = p_about;
+            IF hopaas.role_in(v_about.id, p_about, v_user) = 'owner' THEN
+                v_role := 'owner:' || p_about;
+            END IF;
+        END IF;
+        v_head := v_head + 1;
+        INSERT INTO hopaas.commits (log, lsn, nonce, author, role, at, payload)
+        VALUES (v_log.id, v_head, p_nonce, v_user, v_role,
+                (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, p_payload);
+    END IF;
+    IF v_head > p_since THEN
+        RETURN QUERY
+            SELECT w.lsn, w.payload, w.author, w.role, w.at, v_head
+            FROM (
+                SELECT c.*, sum(octet_length(c.payload) + 64) OVER (ORDER BY c.lsn) - octet_length(c.payload) AS before
+                FROM hopaas.commits c
+                WHERE c.log = v_log.id AND c.lsn > p_since AND c.lsn <= p_since + 10000
+            ) w
+            WHERE w.before <= CASE WHEN p_payload IS NULL THEN least(greatest(p_limit, 64), 8388608)
+                                   ELSE least(p_limit, 131072) END
+            ORDER BY w.lsn;
+    END IF;
+END $$;
+
+-- The newest snapshot of a log, or nothing.
+CREATE OR REPLACE FUNCTION hopaas.newest_snapshot_v1(p_log text) RETURNS TABLE (lsn bigint, data text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+BEGIN
+    RETURN QUERY
+        SELECT s.lsn, encode(s.data, 'base64')
+        FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT 1;
+END $$;
+
+-- Keep a snapshot and the two before it; sweep beats that are a month old on the way. All users may write to the
+-- catalog; but a snapshot of it that is not true would lead others to another study, under a name that they know.
+CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_user text := hopaas.caller();
+    v_log hopaas.logs := hopaas.entered(p_log, v_user, CASE p_log WHEN 'catalog' THEN 'owner' ELSE 'worker' END);
+BEGIN
+    PERFORM hopaas.check_session();
+    PERFORM 1 FROM hopaas.commits WHERE log = v_log.id AND lsn = p_lsn;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no commit % to make a snapshot of', p_lsn USING ERRCODE = 'ZH409';
+    END IF;
+    INSERT INTO hopaas.snapshots (log, lsn, author, data) VALUES (v_log.id, p_lsn, v_user, p_data)
+    ON CONFLICT (log, lsn) DO UPDATE SET author = excluded.author, data = excluded.data;
+    DELETE FROM hopaas.snapshots WHERE log = v_log.id AND lsn NOT IN (
+        SELECT s.lsn FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT greatest(p_kept, 1)
+    );
+    DELETE FROM hopaas.beats WHERE at < now() - interval '30 days';
+END $$;
+
+-- Remove a log for ever. Its uuid stays taken, so a peer that still uses it learns that it is gone.
+CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_log hopaas.logs;
+BEGIN
+    PERFORM hopaas.check_session();
+    IF NOT EXISTS (SELECT FROM hopaas.logs WHERE uuid = p_log AND deleted IS NULL) THEN
+        RETURN;
+    END IF;
+    v_log := hopaas.entered(p_log, hopaas.caller(), 'owner');
+    IF p_log = 'catalog' THEN
+        RAISE EXCEPTION 'the catalog cannot be destroyed' USING ERRCODE = 'ZH401';
+    END IF;
+    UPDATE hopaas.logs SET deleted = now() WHERE id = v_log.id;
+    DELETE FROM hopaas.commits WHERE log = v_log.id;
+    DELETE FROM hopaas.snapshots WHERE log = v_log.id;
+    DELETE FROM hopaas.artifacts WHERE log = v_log.id;
+    DELETE FROM hopaas.grants WHERE log = v_log.id;
+END $$;
+
+-- A sign of life outside an exchange.
+CREATE OR REPLACE FUNCTION hopaas.beat_v1(p_peer text, p_value text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM hopaas.check_session();
+    PERFORM hopaas.renew_beat(p_peer, p_value, hopaas.caller());
+END $$;
+
+-- The beats of these peers, as far as they have any. Their names are 96 random bits, told only in studies' logs.
+CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM hopaas.caller();
+    RETURN QUERY SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers);
+END $$;
+
+-- Let a user view a study, work in it, or own it. For its owners.
+CREATE OR REPLACE FUNCTION hopaas.grant_v1(p_log text, p_user text, p_role text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_user text := hopaas.caller();
+    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'owner');
+BEGIN
+    PERFORM hopaas.check_session();
+    PERFORM 1 FROM hopaas.users WHERE username = p_user;
+    IF v_log.id IS NULL OR NOT FOUND THEN
+        RAISE EXCEPTION 'there is no user %', p_user USING ERRCODE = 'ZH404';
+    END IF;
+    PERFORM hopaas.keep_an_owner(v_log.id, p_user, p_role);
+    INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v_log.id, p_user, p_role, v_user)
+    ON CONFLICT (log, username) DO UPDATE
+        SET role = excluded.role, granted = excluded.granted, granted_by = excluded.granted_by;
+END $$;
+
+-- Take a user's grant for a study away. For its owners.
+CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'owner');
+BEGIN
+    PERFORM hopaas.check_session();
+    PERFORM hopaas.keep_an_owner(v_log.id, p_user, NULL);
+    DELETE FROM hopaas.grants WHERE log = v_log.id AND username = p_user;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'user % has no grant for this study', p_user USING ERRCODE = 'ZH404';
+    END IF;
+END $$;
+
+-- A study never loses its last owner: there would be nobody left to share or to delete it.
+CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM 1 FROM hopaas.logs WHERE id = p_log FOR NO KEY UPDATE;
+    IF p_role IS DISTINCT FROM 'owner'
+       AND EXISTS (SELECT FROM hopaas.grants WHERE log = p_log AND username = p_user AND role = 'owner')
+       AND NOT EXISTS (SELECT FROM hopaas.grants WHERE log = p_log AND username <> p_user AND role = 'owner') THEN
+        RAISE EXCEPTION '% is the only owner of this study; make somebody else an owner first', p_user
+            USING ERRCODE = 'ZH401';
+    END IF;
+END $$;
+
+-- Who may do what in a study. For everyone with a grant.
+CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
+RETURNS TABLE (username text, role text, granted timestamptz, granted_by text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+BEGIN
+    RETURN QUERY SELECT g.username, g.role, g.granted, g.granted_by
+        FROM hopaas.grants g WHERE g.log = v_log.id ORDER BY g.username;
+END $$;

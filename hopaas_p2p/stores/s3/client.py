@@ -1,0 +1,151 @@
+"""Signed requests by the `minio` SDK, and what the server says to them.
+
+Only this file and `s3_minio` know the SDK. Its public `put_object` cannot send a condition, so requests are made by
+the call beneath it, which a contract test watches. Its exceptions are of three kinds, by what the body of an answer
+holds: here the status decides.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import urllib3
+from minio import Minio
+from minio import time as minio_time
+
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.stores.s3 import http as s3_http
+from hopaas_p2p.stores.s3.address import Address
+from hopaas_p2p.stores.s3.errors import CLOCK, PASSING, RUN_OUT, Refused, unreachable
+from hopaas_p2p.stores.s3.http import Watch
+from hopaas_p2p.stores.s3.keys import Chain
+
+T = TypeVar("T")
+
+
+class _Client(Minio):
+    """The SDK's client, signing with the server's time instead of this machine's."""
+
+    ahead = datetime.timedelta(0)
+
+    def _build_headers(self, *args: Any, **kw: Any) -> Any:
+        headers, date = super()._build_headers(*args, **kw)
+        date += self.ahead
+        headers["x-amz-date"] = minio_time.to_amz_date(date)
+        return headers, date
+
+
+_abandoned: Final[list[object]] = []
+"""Clients of parent processes: to destroy one would take locks that a thread of the parent may have held."""
+
+
+class Signed:
+    """Clients for one bucket, made when they are needed, anew after a fork."""
+
+    def __init__(self, address: Address, keys: Chain) -> None:
+        self.address = address
+        self.watch = Watch()
+        self.keys = keys
+        self.keys.clock = self._now
+        self._client: _Client | None = None
+        self._bulk: _Client | None = None
+        self._ahead = datetime.timedelta(0)
+
+    def _now(self) -> float:
+        return self.watch.server_now() or minio_time.utcnow().timestamp()
+
+    def after_fork(self) -> None:
+        _abandoned.extend([self._client, self._bulk, self.keys, self.watch])
+        self._client = self._bulk = None
+        requests, ahead, heard = self.watch.requests, self.watch.ahead, self.watch.heard
+        self.watch = Watch()
+        self.watch.requests, self.watch.ahead, self.watch.heard = requests, ahead, heard
+        self.keys = self.keys.copy(clock=self._now)
+
+    def close(self) -> None:
+        self._client = self._bulk = None
+
+    def client(self, *, bulk: bool = False) -> _Client:
+        """The client, made at first use. The one for files may send a request again, which hurts nobody there."""
+        client = self._bulk if bulk else self._client
+        if client is None:
+            address = self.address
+            secure = address.endpoint.startswith("https://")
+            again = urllib3.Retry(total=4, backoff_factor=0.5, status_forcelist=sorted(PASSING), allowed_methods=None)
+            http = s3_http.pool(
+                address.endpoint,
+                watch=self.watch,
+                retries=again if bulk else False,
+                read=60.0 if bulk else s3_http.READ,
+            )
+            client = _Client(
+                endpoint=address.endpoint.partition("://")[2],
+                secure=secure,
+                region=address.region,
+                http_client=http,
+                credentials=self.keys,
+            )
+            client.ahead = self._ahead
+            if address.virtual:
+                client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+            else:
+                client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+            if bulk:
+                self._bulk = client
+            else:
+                self._client = client
+        return client
+
+    def ask(
+        self, method: str, key: str, *, bulk: bool = False, headers: dict[str, str] | None = None, **kw: Any
+    ) -> Any:
+        """One request, signed; raises Refused or one of our errors."""
+        name = self.address.root + key
+
+        def send() -> Any:
+            return self.client(bulk=bulk)._execute(  # type: ignore[no-untyped-call, unused-ignore]
+                method, self.address.bucket, name, headers=dict(headers or {}), no_body_trace=True, **kw
+            )
+
+        return self.guarded(send)
+
+    def guarded(self, send: Callable[[], T]) -> T:
+        """Send; once more with other keys or the server's time, if that is what it was refused for."""
+        for last in (False, True):
+            try:
+                return self._translated(send)
+            except Refused as refused:
+                if last or not self._amended(refused):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _amended(self, refused: Refused) -> bool:
+        if refused.code in RUN_OUT:
+            return self.keys.renew()
+        if refused.code in CLOCK and abs(self.watch.ahead - self._ahead.total_seconds()) > 1.0:
+            self._ahead = datetime.timedelta(seconds=self.watch.ahead)
+            for client in (self._client, self._bulk):
+                if client is not None:
+                    client.ahead = self._ahead
+            return True
+        return False
+
+    def _translated(self, send: Callable[[], T]) -> T:
+        """What the SDK raises, by the status that the server answered with: its exceptions are of three kinds."""
+        answer = self.watch.answer
+        answer.status, answer.headers = None, {}
+        try:
+            return send()
+        except HopaasError:
+            raise
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise unreachable(self.address, error) from None
+        except Exception as error:  # noqa: BLE001  # also what it trips over in a proxy's page of HTML
+            status = getattr(getattr(error, "response", None), "status", None) or answer.status  # of a part's thread
+            if status is None or status in (200, 204, 206):
+                raise StoreUnreachable(
+                    f"{self.address.endpoint} gave an answer that is not S3's: {type(error).__name__}"
+                ) from None
+            raise Refused(status, str(getattr(error, "code", None) or "")) from None

@@ -1,0 +1,83 @@
+"""What an S3 server's refusals mean, and what to do about them: one status, one code, one error of ours."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.stores.s3.address import Address
+
+PASSING: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 507, 509, 529})
+"""Statuses that say: later. What was asked for may have been done."""
+RUN_OUT: Final = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
+)
+"""Codes that say: not with these keys, perhaps with newer ones."""
+CLOCK: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
+"""Codes that say: your clock and mine differ."""
+_MANGLED: Final = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown"})
+
+
+class Refused(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(status, code)
+        self.status, self.code = status, code
+
+
+def unreachable(address: Address, error: Exception) -> HopaasError:
+    """No answer at all, or half of one."""
+    endpoint = address.endpoint
+    reason = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"[:300]
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return ConfigurationError(
+            f"{endpoint}: its certificate is signed by nobody this machine trusts. "
+            "If it is your site's own, set HOPAAS_CA_FILE to the authority's certificate"
+        )
+    if "407" in reason:
+        return ConfigurationError(
+            f"the proxy on the way to {endpoint} wants a login: set HTTPS_PROXY=http://user:password@host:port"
+        )
+    return StoreUnreachable(
+        f"{endpoint} cannot be reached ({_plainly(error) or reason}). Nothing acknowledged is lost. "
+        "What is the matter says: hopaas-p2p doctor"
+    )
+
+
+def _plainly(error: Exception) -> str | None:
+    """What the system said at the bottom of an error of urllib3's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TimeoutError):
+            return "no answer in time"
+        if isinstance(seen, OSError) and (said := seen.strerror or str(seen)):
+            return said
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def refusal(address: Address, refused: Refused, what: str) -> HopaasError:
+    """An answer that is no success, to the request to do `what`."""
+    status, code = refused.status, refused.code
+    where = f"{address.endpoint}, bucket {address.bucket!r}"
+    said = f"HTTP {status}{' ' + code if code else ''}"
+    if code in CLOCK:
+        return ConfigurationError(
+            f"{where}: this machine's clock is wrong, and the server refuses it; set the clock ({said})"
+        )
+    if code in RUN_OUT or code == "SignatureDoesNotMatch" or status == 401:
+        return ConfigurationError(f"{where}: the keys are not valid, or no longer; renew them ({said})")
+    if status in PASSING or code in _MANGLED:
+        return StoreUnreachable(f"{where}: try later ({said}). Nothing acknowledged is lost.")
+    if code == "NoSuchBucket":
+        return ConfigurationError(f"{where}: there is no such bucket; create it, or correct the URL")
+    if status == 403:
+        return Denied(
+            f"{where}: these keys may not {what} ({said}). What a key needs is printed by: hopaas-p2p s3-policy"
+        )
+    if status in (301, 307, 308) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        return ConfigurationError(f"{where}: the bucket is in another region; say which with ?region=… ({said})")
+    if status in (405, 501):
+        return ConfigurationError(f"{where}: the server knows no conditional writes, which a log needs ({said})")
+    return ConfigurationError(f"{where}: the server does not {what} ({said}); is it an S3 server?")

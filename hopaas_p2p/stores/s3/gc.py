@@ -1,0 +1,135 @@
+"""Clean up in a bucket: commits that a snapshot stands for, and what deleted studies left.
+
+Nobody has to, and nothing runs by itself: without it a study can be replayed from its first commit for ever. The order
+is what makes it safe. First the boundary is advanced, then objects go: who slept looks at the boundary before it
+believes that a free key is the end of the log. And only what the server has held for a day goes, by the server's own
+clock: an awake peer has read it long ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.errors import InvalidInput, StoreCorrupt
+from hopaas_p2p.stores.s3.awake import DELETED
+from hopaas_p2p.stores.s3.objects import Listed
+from hopaas_p2p.stores.s3.store import S3Store
+from hopaas_p2p.stores.s3.tail import TOMBSTONE
+
+DAY: Final = 86400.0
+_BEATS: Final = 40 * DAY  # the longest silence that a peer may ask for is 30
+
+
+class Finding(NamedTuple):
+    """Some objects that may go, or went."""
+
+    what: str
+    study: str
+    """The study's name, or its uuid if it has none any more."""
+    objects: int
+    size: int
+    """Bytes."""
+
+
+def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Finding]:
+    """Remove what is no longer needed; what goes is yielded, log by log.
+
+    Args:
+        store: the store.
+        keep: seconds for which everything stays, by the server's clock; a day at least.
+        dry_run: only tell.
+
+    Raises:
+        InvalidInput: less than a day.
+        StoreCorrupt: the list of studies is not whole, so nothing can be called deleted.
+
+    """
+    if keep < DAY:
+        raise InvalidInput(f"keep commits for a day at least, got {keep / 3600:.1f} hours: peers may have been asleep")
+    yield from _collect(store, keep, dry_run=dry_run)
+
+
+def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Finding]:
+    catalog = _catalog(store)
+    now = store.objects.server_now()
+    assert now is not None  # it has just answered
+    names = {listing.uuid: listing.name for listing in catalog.by_id.values()}
+    uuids = store.objects.folders("study/")
+    if uuids and not catalog.lsn:
+        raise StoreCorrupt("the list of studies is empty, but there are studies; nothing was removed")
+    for uuid in uuids:
+        if uuid in names:
+            yield from _compact(store, uuid, names[uuid], now - keep, dry_run=dry_run)
+        else:
+            yield from _clear(store, uuid, now - keep, dry_run=dry_run)
+    old = [one for one in store.objects.listed("beats/") if one.modified < now - max(keep, _BEATS)]
+    yield from _remove(store, "signs of life of peers long gone", "", old, dry_run=dry_run)
+
+
+def _catalog(store: S3Store) -> Catalog:
+    store.prove()
+    log, catalog, more = store.catalog(), Catalog(), True
+    while more:
+        receipt = log.exchange(None, catalog.lsn)
+        for entry in receipt.entries:
+            catalog.apply(entry.lsn, codec.decode(entry.payload))
+        more = receipt.more
+    return catalog
+
+
+def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bool) -> Iterator[Finding]:
+    """Remove commits that all snapshots contain, if the newest of these can be read."""
+    root = f"study/{uuid}/"
+    snapshots = store.objects.listed(f"{root}snapshot/")
+    if not snapshots or not _readable(store, uuid):
+        return
+    oldest = _lsn(snapshots[0])
+    old: list[Listed] = []
+    for one in store.objects.listed(f"{root}log/"):
+        if _lsn(one) > oldest or one.modified >= before:
+            break
+        old.append(one)
+    if old and not dry_run:
+        boundary = f"{root}boundary/{_lsn(old[-1]):020d}"
+        store.objects.create(boundary, b"commits up to this one were removed\n")
+        earlier = [one.key for one in store.objects.listed(f"{root}boundary/") if one.key < boundary]
+        store.objects.delete(earlier)
+    yield from _remove(store, "commits that snapshots contain", name, old, dry_run=dry_run)
+
+
+def _readable(store: S3Store, uuid: str) -> bool:
+    found = store.log(uuid).newest_snapshot()
+    try:
+        return found is not None and snapshot.load(found[1]).lsn == found[0]
+    except snapshot.CorruptSnapshot:
+        return False
+
+
+def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterator[Finding]:
+    """Remove a study that is in no list: deleted, or never finished to be created. A marker stays."""
+    root = f"study/{uuid}/"
+    marker = f"{root}boundary/{DELETED}"
+    found = [one for one in store.objects.listed(root) if one.key != marker]
+    if not found or max(one.modified for one in found) >= before:
+        return
+    if not dry_run:
+        store.objects.put(marker, TOMBSTONE)
+    yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
+    files = store.objects.listed(f"artifacts/{uuid}/")
+    yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
+
+
+def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> Iterator[Finding]:
+    if not found:
+        return
+    if not dry_run:
+        store.objects.delete([one.key for one in found])
+    yield Finding(what, study, len(found), sum(one.size for one in found))
+
+
+def _lsn(one: Listed) -> int:
+    name = one.key.rpartition("/")[2]
+    return int(name) if name.isdigit() else 0

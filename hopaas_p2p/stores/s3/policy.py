@@ -1,0 +1,75 @@
+"""The least that a key must be allowed to do, as a policy of the S3 server.
+
+A worker adds: it may write where nothing is, so it can change no history, but on servers that cannot be told to insist
+on the condition (only Amazon's can) a hostile worker could overwrite commits; keep versions of the bucket there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from hopaas_p2p.stores.s3.address import Address
+
+Role = Literal["viewer", "worker", "owner"]
+ROLES: Final[tuple[Role, ...]] = ("viewer", "worker", "owner")
+
+
+def policy(address: Address, role: Role, *, uuid: str | None = None) -> dict[str, Any]:
+    """A policy document for one key.
+
+    Args:
+        address: the store.
+        role: viewer reads, worker runs trials, owner may all.
+        uuid: of the one study that a worker may write to; every study if it is None.
+
+    """
+    bucket = f"arn:aws:s3:::{address.bucket}"
+    root = f"{bucket}/{address.root}"
+    prefixes = [address.root, f"{address.root}*"]
+    may_list = {"StringLike": {"s3:prefix": prefixes}}
+    statements: list[dict[str, Any]] = [
+        _allow("Look", ["s3:ListBucket"], [bucket], may_list),
+        _allow("Read", ["s3:GetObject"], [f"{root}*"]),
+    ]
+    if role == "worker":
+        names = ["*"] if uuid is None else [uuid, "doctor-*"]  # the scratch of `hopaas-p2p doctor`
+        snapshots = [f"{root}study/{name}/snapshot/*" for name in names]
+        files = f"{root}artifacts/{names[0]}/*"
+        logs = [*(f"{root}study/{name}/log/*" for name in names), f"{root}meta.json"]
+        if uuid is None:
+            logs.append(f"{root}studies/log/*")  # it may create studies
+            snapshots.append(f"{root}studies/snapshot/*")
+        statements += [
+            _allow("Add", ["s3:PutObject"], logs),
+            _allow("Live", ["s3:PutObject"], [f"{root}beats/*"]),
+            _allow("Keep", ["s3:PutObject", "s3:DeleteObject"], snapshots),
+            _allow("Files", ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], [files]),
+        ]
+        if address.is_aws:
+            statements.append(_never_overwrite([*logs, *snapshots]))
+    if role == "owner":
+        actions = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+        statements.append(_allow("Write", actions, [f"{root}*"]))
+        if address.is_aws:
+            history = ["study/*/log/*", "study/*/snapshot/*", "studies/log/*", "studies/snapshot/*", "meta.json"]
+            statements.append(_never_overwrite([f"{root}{one}" for one in history]))
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _allow(
+    name: str, actions: list[str], resources: list[str], condition: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    statement = {"Sid": name, "Effect": "Allow", "Action": actions, "Resource": resources}
+    return statement if condition is None else {**statement, "Condition": condition}
+
+
+def _never_overwrite(resources: list[str]) -> dict[str, Any]:
+    """Refuse a PUT without If-None-Match, see "Enforce conditional writes" in Amazon's S3 user guide."""
+    without = {"Null": {"s3:if-none-match": "true"}}
+    return {
+        "Sid": "NeverOverwrite",
+        "Effect": "Deny",
+        "Action": ["s3:PutObject"],
+        "Resource": resources,
+        "Condition": without,
+    }
