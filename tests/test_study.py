@@ -286,6 +286,21 @@ def test_a_moved_budget_holds_at_once(studies: Any) -> None:
     study.tell(study.ask(), 0.0)
 
 
+def test_who_asks_a_closed_study_again_and_again_writes_nothing_and_hears_when_it_is_open(studies: Any) -> None:
+    study, other = studies(space=SPACE, budget=1), studies()
+    study.optimize(square)
+    lsn = study.state.lsn
+    for _ in range(3):
+        study.optimize(square, n_trials=1)
+        with pytest.raises(NoWork, match="budget"):
+            study.ask()
+    assert study.state.lsn == lsn
+    other.set_budget(2)
+    study.optimize(square, n_trials=1)
+    assert len(states(study)) == 2
+    assert not study.state.refusals
+
+
 # --- peers that die ----------------------------------------------------------------------------------------------
 
 SLEEPER = """

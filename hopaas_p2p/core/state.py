@@ -206,6 +206,10 @@ class State:
             return "budget"
         return None
 
+    def closed_to(self, peer: str) -> str | None:
+        """Why no trial may start in this peer now, in a word of `REFUSALS`; None when one may."""
+        return self.closed_because() or ("draining" if self.is_draining(peer) else None)
+
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials, by name or with its site."""
         if not self.draining:

@@ -49,7 +49,7 @@ def create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
     if not describes_a_trial(state, record):
         return refuse(state, "malformed")
     if record.state is RUNNING:
-        closed = state.closed_because() or ("draining" if state.is_draining(commit.owner) else None)
+        closed = state.closed_to(commit.owner)
         if closed is not None:
             return refuse(state, closed)
         waiting = next((number for number in state.waiting if number not in record.skip), None)
@@ -82,7 +82,7 @@ def claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Ve
     """A WAITING trial is started by name."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
-    closed = state.closed_because() or ("draining" if state.is_draining(commit.owner) else None)
+    closed = state.closed_to(commit.owner)
     if closed is not None:
         return refuse(state, closed, trial.number)
     return _start(state, trial, commit)

@@ -136,7 +136,7 @@ class Courier(Exchanges):
         """As `commit`, for a record that starts a trial: if the block that gets the verdict fails, it is given back."""
         ticket = Ticket(self.uuid, (record,))
         try:
-            self._introduce(membership)
+            self.introduce(membership)
             membership.replica.queue(ticket)
             (verdict,) = self.settle(membership, ticket)
             yield verdict
@@ -146,10 +146,11 @@ class Courier(Exchanges):
 
     def put(self, membership: Membership[State], *records: Record, owner: str | None = None) -> Ticket:
         """Queue records without waiting. The first ones of a peer are preceded by its introduction."""
-        self._introduce(membership)
+        self.introduce(membership)
         return membership.replica.put(owner or self.uuid, *records)
 
-    def _introduce(self, membership: Membership[State]) -> None:
+    def introduce(self, membership: Membership[State]) -> None:
+        """Queue who this peer is, once; from then on it beats, and looks after the trials of others."""
         if not membership.introduced:
             membership.introduced = True
             try:

@@ -48,8 +48,27 @@ class Running(Parts):
             NoWork: the study gives out no trial: budget, paused, stopped, failing.
         """
         part = self.part(study_id)
+        self._look_again_if_closed(part)
         skip = self.courier.resting(part.membership) if prefer_waiting else ()
         return self._start(part, TrialCreate(prefer_waiting=prefer_waiting, skip=skip))
+
+    def _look_again_if_closed(self, part: Part) -> None:
+        """See what has become of a study that gave out no trial, without an ask that is refused and stays in the log.
+
+        While others run trials, one of them may die: who asks for work looks after them.
+        """
+        if self._closed(part) is None:
+            return
+        if part.replica.state.running:
+            self.courier.introduce(part.membership)
+        self.courier.catch_up(part.membership)
+        closed = self._closed(part)
+        if closed is not None:
+            raise NoWork(NO_WORK[closed], refusal=closed)
+
+    def _closed(self, part: Part) -> str | None:
+        with part.lock:
+            return part.replica.state.closed_to(self.courier.uuid)
 
     def _start(self, part: Part, record: TrialCreate | TrialClaim) -> int:
         with self.courier.start(part.membership, record) as verdict:

@@ -1,7 +1,7 @@
 """A store whose studies live elsewhere, as peers see it that reach only this side of a bridge.
 
 Nothing is decided here. What a peer wants appended goes into a box, which is a log of the near store; a bridge carries
-it to the far store, where its lsn is given, and copies the far log back, entry by entry (`bridge_mirror`). A peer's
+it to the far store, where its lsn is given, and copies the far log back, entry by entry (`mirror`). A peer's
 exchange ends when its commit appears in the mirror, so that it was acknowledged by the far store and by this one.
 
 Reads are answered from the mirror. Beats must arrive at the far side to count, since that is where others look; and

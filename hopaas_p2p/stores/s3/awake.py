@@ -1,7 +1,7 @@
 """Whether this process may have slept while commits were removed from a bucket that it has not read.
 
 A free key is the end of the log only for who was awake: `gc` leaves everything for a day. Who finds that some clock of
-its machine has gone on by more than ten minutes since the last contact looks at the boundary first, see `stores.s3_gc`.
+its machine has gone on by more than ten minutes since the last contact looks at the boundary first, see `stores.s3.gc`.
 """
 
 from __future__ import annotations

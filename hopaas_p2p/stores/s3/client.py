@@ -1,7 +1,7 @@
 """Signed requests by the `minio` SDK, and what the server says to them.
 
-Only this file and `s3_minio` know the SDK. Its public `put_object` cannot send a condition, so requests are made by
-the call beneath it, which a contract test watches. Its exceptions are of three kinds, by what the body of an answer
+Only this file and `minio` beside it know the SDK. Its public `put_object` cannot send a condition, so requests are made
+by the call beneath it, which a contract test watches. Its exceptions are of three kinds, by what the body of an answer
 holds: here the status decides.
 """
 

@@ -1,7 +1,7 @@
 """A store in an S3 bucket, with no server of ours at all: any S3 whose `If-None-Match: *` is atomic.
 
-Names in the bucket are those of a directory store, see `stores.directory`; logs are in `stores.s3_log`, requests in
-`stores.s3_objects`. Before a process writes to it, the server must prove that it honours the condition on which
+Names in the bucket are those of a directory store, see `stores.directory`; logs are in `stores.s3.log`, requests in
+`stores.s3.objects`. Before a process writes to it, the server must prove that it honours the condition on which
 everything rests: a PUT on an object that is there must be refused. One that ignores it would lose commits silently.
 """
 
