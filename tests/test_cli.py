@@ -249,9 +249,9 @@ def test_an_empty_store_lists_no_studies(tmp_path: Path) -> None:
 
 
 def test_the_audit_says_who_did_what_and_what_was_refused(here: dict[str, Any], study: Study) -> None:
-    study.pause()
+    run("study", "pause", **here)
     with pytest.raises(hopaas_p2p.errors.NoWork):
-        study.ask()
+        study.ask()  # before it has heard of the pause
     lines = json.loads(run("study", "show", "--audit", "--json", **here).stdout)
     assert lines[0]["kind"] == "study.define"
     assert [line["lsn"] for line in lines] == sorted(line["lsn"] for line in lines)
