@@ -57,18 +57,15 @@ class Running(Parts):
 
         While others run trials, one of them may die: who asks for work looks after them.
         """
-        if self._closed(part) is None:
+        if part.replica.state.closed_to(self.courier.uuid) is None:
             return
         if part.replica.state.running:
             self.courier.introduce(part.membership)
         self.courier.catch_up(part.membership)
-        closed = self._closed(part)
+        with part.lock:
+            closed = part.replica.state.closed_to(self.courier.uuid)
         if closed is not None:
             raise NoWork(NO_WORK[closed], refusal=closed)
-
-    def _closed(self, part: Part) -> str | None:
-        with part.lock:
-            return part.replica.state.closed_to(self.courier.uuid)
 
     def _start(self, part: Part, record: TrialCreate | TrialClaim) -> int:
         with self.courier.start(part.membership, record) as verdict:
