@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import socket
 import ssl
 import threading
@@ -401,14 +402,30 @@ def test_a_server_that_is_away_is_one_plain_line(raised: type[Exception], said: 
     assert "hopaas-p2p doctor" in str(error)
 
 
-def test_a_proxy_that_does_not_lead_there_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as proxy:
+def test_a_server_that_goes_away_under_commit_407_is_not_taken_for_a_proxy() -> None:
+    """Which would end a campaign: errors of the connection name what was asked for."""
+    gone = urllib3.exceptions.ProtocolError("Connection broken: IncompleteRead(407 bytes read)")
+    error = s3_errors.unreachable(parse("s3://bucket/x?endpoint=https://s3.example.org"), gone)
+    assert isinstance(error, StoreUnreachable)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("403 Forbidden", r"cannot be reached \(Tunnel connection failed: 403 Forbidden\)"),
+        ("407 Proxy Authentication Required", "wants a login: set HTTPS_PROXY"),
+    ],
+)
+def test_a_proxy_that_does_not_lead_there_is_one_plain_line(
+    monkeypatch: pytest.MonkeyPatch, status: str, said: str
+) -> None:
+    with Answering(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.delenv("NO_PROXY", raising=False)
         with pytest.raises(urllib3.exceptions.HTTPError) as caught:
             s3_http.pool("https://s3.example.org").request("GET", "https://s3.example.org")
     error = s3_errors.unreachable(parse("s3://bucket/x?endpoint=https://s3.example.org"), caught.value)
-    assert "cannot be reached (Tunnel connection failed: 403 Forbidden)" in str(error)
+    assert re.search(said, str(error))
 
 
 def test_policies_are_the_least() -> None:

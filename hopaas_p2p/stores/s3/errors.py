@@ -35,7 +35,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
             f"{endpoint}: its certificate is signed by nobody this machine trusts. "
             "If it is your site's own, set HOPAAS_CA_FILE to the authority's certificate"
         )
-    if "407" in reason:
+    if "failed: 407" in reason:  # a number alone may be an lsn's
         return ConfigurationError(
             f"the proxy on the way to {endpoint} wants a login: set HTTPS_PROXY=http://user:password@host:port"
         )
