@@ -18,6 +18,7 @@ import optuna
 from hopaas_p2p import checkpoints
 from hopaas_p2p.artifacts import Artifact, StudyArtifacts
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.interrupts import raise_again
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,11 @@ class Trial(optuna.trial.Trial):
         from hopaas_p2p.notebook.summary import trial_html
 
         return trial_html(self)
+
+    def report(self, value: float, step: int) -> None:
+        """Say how far this trial got: an intermediate value. As Optuna's; ends a trial whose SIGTERM was swallowed."""
+        raise_again()
+        super().report(value, step)
 
     def should_prune(self) -> bool:
         """Whether to give this trial up now.

@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "hopaas_p2p"
 
 LAYERS = (
-    {"errors", "__init__"},
+    {"errors", "interrupts", "__init__"},
     {"core", "settings"},
     {"stores", "tunnel"},
     {"peer", "frozen", "translate", "checkpoints", "notes", "access", "artifacts"},

@@ -509,6 +509,33 @@ def test_a_signal_releases_the_trial(tmp_path: Path, studies: Any, form: str, nu
     assert study.state.trials[0].epoch == 2
 
 
+@pytest.mark.parametrize("ends", ["report", "return"])
+def test_a_sigterm_that_somebody_swallowed_ends_the_peer_all_the_same(tmp_path: Path, studies: Any, ends: str) -> None:
+    """As a callback from C does, or a bare `except` in a library."""
+    study = studies(space=SPACE)
+    command = script(
+        tmp_path,
+        """
+        import os, signal, sys, hopaas_p2p
+        study = hopaas_p2p.open_study(sys.argv[1], "s")
+
+        def objective(trial):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except:
+                pass
+            if sys.argv[2] == "report":
+                trial.report(0.5, 1)
+            return 0.5
+
+        study.optimize(objective)
+        """,
+    )
+    done = subprocess.run([*command, str(tmp_path / "store"), ends], timeout=60, env=environment())
+    assert done.returncode == 143
+    assert states(study) == ["WAITING" if ends == "report" else "COMPLETE"]
+
+
 def test_a_handler_of_the_programs_own_stays(study: Study) -> None:
     def own(_number: int, _frame: object) -> None:
         raise AssertionError

@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.core.records import StudyDefine
 from hopaas_p2p.errors import NoSuchStudy, NoSuchTrial
+from hopaas_p2p.interrupts import describe
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study.control import Control
 from hopaas_p2p.study.definition import Given, Space, compare, made_with
-from hopaas_p2p.study.interrupts import describe
 from hopaas_p2p.study.optimizing import Optimizing
 from hopaas_p2p.study.shown import Shown
 

@@ -14,8 +14,8 @@ from optuna.study._tell import _tell_with_warning  # what optimize calls: Study.
 from optuna.trial import TrialState
 
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchTrial
+from hopaas_p2p.interrupts import INTERRUPTIONS, describe, raise_again, sigterm_raises
 from hopaas_p2p.study.handle import Handle
-from hopaas_p2p.study.interrupts import INTERRUPTIONS, describe, sigterm_raises
 from hopaas_p2p.trial import Trial, as_values
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -38,6 +38,7 @@ class Asking(Handle):
         if os.getpid() != self._pid:
             self._pid = os.getpid()
             self.optuna.sampler.reseed_rng()  # a forked child would repeat its parent's draws
+        raise_again()
         self.optuna._thread_local.cached_all_trials = None
         trial_id = self.storage.take(self.study_id)
         try:

@@ -11,8 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.errors import InvalidInput, NoWork
+from hopaas_p2p.interrupts import INTERRUPTIONS, describe, sigterm_raises
 from hopaas_p2p.study.asking import Asking, Objective
-from hopaas_p2p.study.interrupts import INTERRUPTIONS, describe, sigterm_raises
 from hopaas_p2p.trial import Trial, as_values
 
 if TYPE_CHECKING:

@@ -29,18 +29,23 @@ class _Terminated(SystemExit):
     """SIGTERM came."""
 
 
+_terminated = False
+
+
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
     """In this block SIGTERM raises SystemExit(143), unless the program has a handler of its own.
 
     Only the main thread may do that; on others nothing changes.
     """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    global _terminated
+    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
     def raise_it(_signal: int, _frame: FrameType | None) -> None:
+        global _terminated
+        _terminated = True
         raise _Terminated(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, raise_it)
@@ -48,3 +53,14 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _terminated = False
+
+
+def raise_again() -> None:
+    """Raise once more if SIGTERM came in this block: a callback from C, or a bare `except`, may have swallowed it."""
+    if _terminated and _in_main_thread():
+        raise _Terminated(128 + signal.SIGTERM)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
