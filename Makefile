@@ -17,6 +17,10 @@ $(VENV)/.run: pyproject.toml
 	$(PIP) --editable .
 	@touch $@
 
+$(VENV)/.demo: $(VENV)/.run
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) --editable '.[test]'
 	@touch $@
@@ -25,7 +29,11 @@ $(VENV)/.check: $(VENV)/.test
 	$(PIP) --editable '.[test,check]'
 	@touch $@
 
-demo: $(VENV)/.run  ## three peers tune a classifier; one is killed on the way
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) --editable '.[test,bench]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## three peers tune a classifier; one is killed on the way
 	$(BIN)/hopaas-p2p demo
 
 test: $(VENV)/.test  ## the whole suite, on two cores
@@ -42,17 +50,19 @@ format: $(VENV)/.check
 
 docs: $(VENV)/.test  ## the parts of docs/ that are generated from the code, and the site, into site/
 	$(PIP) --editable '.[docs]'
-	$(BIN)/python -m tests.docs_generated
+	$(BIN)/python -m tests.support.docs_generated
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-bench: $(VENV)/.test  ## side by side with the peers; writes docs/benchmarks.md; ONLY="core s3" measures a part
+bench: $(VENV)/.bench  ## side by side with the peers; writes docs/benchmarks.md; ONLY="core s3" measures a part
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 soak: $(VENV)/.test  ## the long ones
 	$(BIN)/python -m pytest -m soak tests
 
-wheel: $(VENV)/.run
+wheel: $(VENV)/.run  ## a wheel, and beside it a bill of what an installation takes along
+	$(PIP) packaging
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m tests.support.sbom dist/*.whl
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -1,164 +1,211 @@
-"""One run of one session: sign in, find the study, show the page. `entry/app.py` calls it."""
+"""The pages, and one run of one session: sign in, find the study, show the page. `entry/app.py` calls it."""
 
 from __future__ import annotations
 
+import importlib
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final, NamedTuple
 
 import streamlit as st
 
-from dashboard_app import options, theme, url
-from dashboard_app.feed import feed_of
-from dashboard_app.here import Here
-from dashboard_app.registry import PAGES, Entry
-from dashboard_app.roles import person
+from dashboard_app import options, sign_in, theme, url
+from dashboard_app.page_context import PageContext
+from dashboard_app.replica_cache import cache_of
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.url import redacted
 
 
+class PageEntry(NamedTuple):
+    """One page."""
+
+    path: str
+    """Its name in the address, and of its module in `dashboard_app.pages`, which has `show(page)`."""
+    title: str
+    icon: str
+    study: bool = True
+    """Whether it is about one study, else about the store."""
+    group: str = "Study"
+    actions: bool = False
+    """Whether it is only there when actions are allowed."""
+
+    def load(self) -> Callable[[PageContext], None]:
+        """The function that shows the page."""
+        show: Callable[[PageContext], None] = importlib.import_module(f"dashboard_app.pages.{self.path}").show
+        return show
+
+
+PAGES: Final = (
+    PageEntry("campaigns", "Campaigns", ":material/dashboard:", study=False, group="Store"),
+    PageEntry("live", "Live", ":material/monitoring:"),
+    PageEntry("peers", "Peers & sites", ":material/hub:"),
+    PageEntry("trials", "Trials", ":material/table_rows:"),
+    PageEntry("trial", "Trial", ":material/target:"),
+    PageEntry("explore", "Explore", ":material/scatter_plot:"),
+    PageEntry("pruning", "Pruning", ":material/content_cut:"),
+    PageEntry("failures", "Failures", ":material/report:"),
+    PageEntry("notes", "Notes & artifacts", ":material/edit_note:"),
+    PageEntry("steer", "Steer", ":material/tune:", actions=True),
+    PageEntry("compare", "Compare", ":material/compare_arrows:", study=False, group="Store"),
+    PageEntry("admin", "Admin", ":material/admin_panel_settings:", study=False, group="Store"),
+)
+
+
 def main() -> None:
     """One run of one session."""
-    told = options.current()
+    opts = options.current()
     st.set_page_config(page_title="hopaas-p2p", page_icon=theme.ICON, layout="wide")
     theme.apply()
-    if told.auth == "oidc" and not _signed_in():
+    signed_in = SignedIn() if opts.auth == "none" else _signed_in()
+    if signed_in is None:
         return
     try:
-        feed = feed_of(_store(told))
-        who = person(st.user.to_dict()) if told.auth == "oidc" else ""
-        here = Here(feed, told, person=who)
-        studies = here.studies()
+        page = PageContext(cache_of(_store(opts)), opts, person=signed_in.name, until=signed_in.until)
+        studies = page.studies()
     except HopaasError as error:
-        st.error(theme.plain(error, longest=1000), icon=":material/error:")
+        theme.error(error, icon=":material/error:")
         return
-    groups = _pages(here, studies)
-    page = st.navigation([page for group in groups.values() for page in group], position="hidden")
+    listing = _chosen(studies)
+    groups = _pages(page, listing)
+    shown = st.navigation([one for group in groups.values() for one in group], position="hidden")
     with st.sidebar:
-        _menu(groups, _chosen(studies))
-        _sidebar(here, studies)
-    page.run()
+        _menu(groups, listing)
+        _sidebar(page, studies, listing)
+    shown.run()
 
 
-def _store(told: options.Options) -> str:
-    """The store that the address names, else the one looked at before, else the first.
+class SignedIn(NamedTuple):
+    """Who looks, and for how long."""
 
-    Never a URL that only the address names: it has to be one that we serve.
+    name: str = ""
+    """Empty without sign-in."""
+    until: float = math.inf
+    """Seconds since 1970."""
+
+
+def _signed_in() -> SignedIn | None:
+    """Who signed in; None for a stranger, who is shown the way in and nothing else."""
+    claims = st.user.to_dict() if st.user.is_logged_in else {}
+    name, until = sign_in.person(claims), sign_in.ends(claims)
+    if name and time.time() < until:
+        return SignedIn(name, until)
+    theme.title("hopaas-p2p")
+    if claims and not name:
+        theme.nothing(
+            f"Your provider does not send the claim {sign_in.claim()!r}, by which people are known here. "
+            "HOPAAS_OIDC_CLAIM names another one."
+        )
+        st.button("Sign out", on_click=st.logout, type="tertiary")
+        return None
+    if claims:
+        theme.nothing("Your sign-in has ended. Please sign in again.")
+    st.button("Sign in", on_click=st.login, type="primary", icon=":material/login:")
+    return None
+
+
+def _store(opts: options.DashboardOptions) -> str:
+    """The store that the address names, else the one viewed before, else the first.
+
+    Never a URL that only the address names: it must be one that we serve.
     """
-    known = _stores(told)
+    known = _stores(opts)
     for name in (url.given("store"), st.session_state.get("store", "")):
         if name in known:
             st.session_state["store"] = name
             url.set_("store", name)
             return known[name]
-    return told.stores[0]
+    return opts.stores[0]
 
 
-def _stores(told: options.Options) -> dict[str, str]:
+def _stores(opts: options.DashboardOptions) -> dict[str, str]:
     """The stores we serve: as they may be shown -> as they were given."""
-    return {feed_of(one).url: one for one in told.stores} if len(told.stores) > 1 else {}
+    return {cache_of(one).url: one for one in opts.stores} if len(opts.stores) > 1 else {}
 
 
-def _signed_in() -> bool:
-    if st.user.is_logged_in:
-        return True
-    theme.title("hopaas-p2p")
-    st.button("Sign in", on_click=st.login, type="primary", icon=":material/login:")
-    return False
-
-
-def _pages(here: Here, studies: list[Listing]) -> dict[str, list[st.Page]]:
+def _pages(page: PageContext, listing: Listing | None) -> dict[str, list[st.Page]]:
     """The pages by the heading that they stand under."""
-    listing = _chosen(studies)
     groups: dict[str, list[st.Page]] = {}
     for entry in PAGES:
-        if entry.actions and not here.options.actions:
+        if entry.actions and not page.options.actions:
             continue
-        groups.setdefault(entry.group, []).append(
-            st.Page(
-                _shower(entry, replace(here, listing=listing if entry.study else None)),
-                title=entry.title,
-                icon=entry.icon,
-                url_path=entry.path,
-                default=entry is PAGES[0],
-                visibility="visible" if entry.listed and (listing is not None or not entry.study) else "hidden",
-            )
-        )
+        show = _show(entry, replace(page, listing=listing if entry.study else None))
+        shown = st.Page(
+            show, title=entry.title, icon=entry.icon, url_path=entry.path, default=entry is PAGES[0],
+            visibility="visible" if listing is not None or not entry.study else "hidden",
+        )  # fmt: skip
+        groups.setdefault(entry.group, []).append(shown)
     return groups
 
 
 def _menu(groups: dict[str, list[st.Page]], listing: Listing | None) -> None:
-    """Ours: Streamlit's own, with headings, is a list that a screen reader cannot read.
+    """The menu: Streamlit's own, with headings, is a list that a screen reader cannot read.
 
-    Each link says all of its address: it can be opened in another tab, and is one step for the button Back.
+    Each link is a whole address: it can be opened in another tab, and is one step for the Back button.
     """
     store = {"store": named} if (named := url.given("store")) else {}
     of_study = {entry.path for entry in PAGES if entry.study}
-    for heading, pages in groups.items():
-        shown = [page for page in pages if page.visibility == "visible"]
+    for heading, entries in groups.items():
+        shown = [entry for entry in entries if entry.visibility == "visible"]
         if shown:
             st.html(f'<p class="hp-group">{theme.safe(heading)}</p>')
-        for page in shown:
-            study = {"study": listing.name} if listing is not None and page.url_path in of_study else {}
-            st.page_link(page, icon=page.icon, width="stretch", query_params=store | study)
+        for entry in shown:
+            study = {"study": listing.name} if listing is not None and entry.url_path in of_study else {}
+            st.page_link(entry, icon=entry.icon, width="stretch", query_params=store | study)
 
 
-def _sidebar(here: Here, studies: list[Listing]) -> None:
+def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None) -> None:
     """Which study and store are shown, and where else to look."""
-    now = _chosen(studies)
     names = [one.name for one in studies]
     if names:
         picked = st.selectbox(
-            "Study",
-            names,
-            index=names.index(now.name) if now is not None else None,
-            placeholder="choose one",
-            key=f"pick-{now.uuid if now is not None else ''}",
-        )
-        if picked is not None and (now is None or picked != now.name):
+            "Study", names, index=names.index(listing.name) if listing is not None else None, placeholder="choose one",
+            key=f"pick-{listing.uuid if listing is not None else ''}",
+        )  # fmt: skip
+        if picked is not None and (listing is None or picked != listing.name):
             st.session_state["study"] = picked
             url.set_("study", picked)
             st.rerun()
-    if len(here.options.stores) > 1:
-        known = list(_stores(here.options))
-        store = st.selectbox("Store", known, index=known.index(here.feed.url), key="pick-store")
-        if store != here.feed.url:
+    if len(page.options.stores) > 1:
+        known = list(_stores(page.options))
+        store = st.selectbox("Store", known, index=known.index(page.cache.url), key="pick-store")
+        if store != page.cache.url:
             st.session_state["store"] = store
             url.set_("study", None)
             url.set_("store", store)
             st.session_state.pop("study", None)
             st.rerun()
-    if here.options.optuna_port is not None:
-        host = here.options.host
-        st.link_button("optuna-dashboard", f"http://{host}:{here.options.optuna_port}/", icon=":material/open_in_new:")
-    lines = [f"store {redacted(here.feed.url)}", "changes allowed" if here.options.actions else "read-only"]
-    lines += [f"signed in as {here.person}"] if here.person else []
-    for line in lines:
-        theme.caption(line)
-    if here.person:
+    if page.options.optuna_port is not None:
+        st.link_button("optuna-dashboard", page.options.optuna_address, icon=":material/open_in_new:")
+    theme.caption(f"store {redacted(page.cache.url)}")
+    theme.caption("changes allowed" if page.options.actions else "read-only")
+    if page.person:
+        theme.caption(f"signed in as {sign_in.shown(page.person)}")
         st.button("Sign out", on_click=st.logout, type="tertiary")
 
 
 def _chosen(studies: list[Listing]) -> Listing | None:
-    """The study that the address names, else the one looked at before."""
-    by_name = {one.name: one for one in studies}
+    """The study that the address names, else the one viewed before."""
     name = url.given("study") or st.session_state.get("study", "")
-    found = by_name.get(name)
+    found = next((one for one in studies if one.name == name), None)
     if found is not None:
         st.session_state["study"] = name
     return found
 
 
-def _shower(entry: Entry, here: Here) -> Callable[[], None]:
+def _show(entry: PageEntry, page: PageContext) -> Callable[[], None]:
     def show() -> None:
-        if entry.study:
-            if here.listing is None:
-                _no_study()
-                return
-            url.set_("study", here.listing.name)
-        entry.load()(here)
+        if not entry.study:
+            entry.load()(page)
+        elif page.listing is None:
+            _no_study()
+        else:
+            url.set_("study", page.listing.name)
+            entry.load()(page)
 
-    show.__name__ = entry.module
+    show.__name__ = entry.path
     return show
 
 
@@ -166,6 +213,6 @@ def _no_study() -> None:
     asked = url.given("study")
     theme.title("No such study" if asked else "Which study?")
     theme.nothing(
-        f"There is no study {asked!r} here; it may have been deleted." if asked else "Choose one among the campaigns."
+        f"There is no study {asked!r} here; it may have been deleted." if asked else "Choose one of the campaigns."
     )
     st.html(f'<a href="{theme.safe(url.link("campaigns"))}" target="_self">All campaigns</a>')

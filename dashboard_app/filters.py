@@ -1,49 +1,47 @@
-"""The filter that the pages of a study share, as widgets; what it says is in the address, and goes with the links."""
+"""The filter that the pages of a study share, as widgets; it is kept in the address, and travels with links."""
 
 from __future__ import annotations
-
-from typing import Final
 
 import numpy as np
 import streamlit as st
 
 from dashboard_app import theme
 from dashboard_app.frames import Frame
-from dashboard_app.views.choice import Choice
 from dashboard_app.views.columns import Mask, Parameter
+from dashboard_app.views.table import passing
 
-_STATES: Final = ("complete", "pruned", "fail", "running", "waiting")
+_STATES = ("complete", "pruned", "fail", "running", "waiting")
 
 
-def shared_filter(frame: Frame, *, states: bool = True) -> tuple[Choice, Mask]:
-    """Draw the filter, folded up, and give what it says and which trials pass."""
+def shared_filter(frame: Frame, *, states: bool = True) -> Mask:
+    """Draw the filter, folded up, and return which trials pass it."""
     columns = frame.columns
+    sites = [site for site in columns.sites if site != "-"]
     with st.expander("Filter", icon=":material/filter_list:", expanded=False, key="filter"):
         left, right = st.columns(2)
-        chosen_states = (
+        chosen = (
             left.pills("States", _STATES, selection_mode="multi", key="states", bind="query-params") if states else []
         )
-        sites = [site for site in columns.sites if site != "-"]
-        chosen_sites = right.multiselect(
-            "Sites", sites, key="sites", bind="query-params", placeholder="all", disabled=len(sites) < 2
+        return passing(
+            columns,
+            states=chosen,
+            sites=right.multiselect(
+                "Sites", sites, key="sites", bind="query-params", placeholder="all", disabled=len(sites) < 2
+            ),
+            first=left.number_input(
+                "From trial", min_value=0, value=None, step=1, key="from", bind="query-params", placeholder="the first"
+            ),
+            last=right.number_input(
+                "To trial", min_value=0, value=None, step=1, key="to", bind="query-params", placeholder="the last"
+            ),
+            ranges=[
+                one
+                for name in st.multiselect(
+                    "Parameters", list(columns.parameters), key="by", bind="query-params", placeholder="any value"
+                )
+                for one in _range(columns.parameters.get(name))
+            ],
         )
-        first = left.number_input(
-            "From trial", min_value=0, value=None, step=1, key="from", bind="query-params", placeholder="the first"
-        )
-        last = right.number_input(
-            "To trial", min_value=0, value=None, step=1, key="to", bind="query-params", placeholder="the last"
-        )
-        names = st.multiselect(
-            "Parameters", list(columns.parameters), key="by", bind="query-params", placeholder="any value"
-        )
-        ranges = tuple(one for name in names for one in _range(columns.parameters.get(name)))
-    choice = Choice(tuple(chosen_states or ()), tuple(chosen_sites), _whole(first), _whole(last), ranges)
-    mask = choice.of(columns)
-    return choice, mask
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
 
 
 def _range(one: Parameter | None) -> list[tuple[str, float, float]]:

@@ -1,7 +1,8 @@
-"""A study at one lsn, as all sessions share it."""
+"""A study at one lsn, shared by all sessions."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Hashable
@@ -17,13 +18,15 @@ T = TypeVar("T")
 
 
 class Frame:
-    """One study after commits 1..lsn. Shared by all sessions: nobody changes what it gives.
+    """One study after commits 1..lsn. Shared by all sessions: nobody may change what it returns.
 
-    `state` is the replica's own and goes on while a frame is looked at; counts and columns are those of `lsn`.
+    `state` is the replica's own and advances while a frame is in use; counts and columns are those of `lsn`.
     """
 
     def __init__(self, listing: Listing, state: State, before: Frame | None = None) -> None:
-        self.listing = listing
+        self.uuid, self.study_id = listing.uuid, listing.study_id
+        self.name = listing.name
+        """As people wrote it: escape it."""
         self.state = state
         self.lsn = state.lsn
         self.counts = tuple(state.counts)
@@ -31,25 +34,12 @@ class Frame:
         self._made: dict[Hashable, Any] = {}
         self._making = threading.RLock()  # one view may build on another
 
-    @property
-    def uuid(self) -> str:
-        return self.listing.uuid
-
-    @property
-    def name(self) -> str:
-        """The study's name, as people wrote it: escape it."""
-        return self.listing.name
-
-    @property
-    def study_id(self) -> int:
-        return self.listing.study_id
-
     def trial_id(self, number: int) -> int:
         """Optuna's id of a trial."""
         return (self.study_id << 32) + number
 
     def once(self, function: Callable[[Frame], T], *key: Hashable) -> T:
-        """`function(self)`, computed once for all sessions. `key` tells calls apart that close over something else."""
+        """`function(self)`, computed once for all sessions. `key` tells closures of one function apart."""
         name = (function, *key) if not key else (function.__module__, function.__qualname__, *key)
         with self._making:
             if name not in self._made:
@@ -59,12 +49,12 @@ class Frame:
 
     @cached_property
     def system(self) -> dict[str, Any]:
-        """The study's system attributes, read."""
+        """The study's system attributes, decoded."""
         return _read(self.state.system)
 
     @cached_property
     def user(self) -> dict[str, Any]:
-        """The study's user attributes, read."""
+        """The study's user attributes, decoded."""
         return _read(self.state.user)
 
     @property
@@ -77,10 +67,8 @@ class Frame:
 
 
 def _read(attributes: dict[str, str]) -> dict[str, Any]:
-    found = {}
-    for key, text in list(attributes.items()):
-        try:
+    found: dict[str, Any] = dict(attributes)
+    for key, text in found.items():
+        with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
             found[key] = json.loads(text)
-        except ValueError:  # another program's, or garbage: shown as it is
-            found[key] = text
     return found

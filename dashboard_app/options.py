@@ -1,4 +1,4 @@
-"""What `hopaas-p2p dashboard` was told, for every session of this process to read."""
+"""How `hopaas-p2p dashboard` was started, for every session of this process to read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DashboardOptions:
     """How the dashboard was started."""
 
     stores: tuple[str, ...] = ()
-    """URLs; the first is shown when the browser's address names none."""
+    """URLs; the first is shown unless the browser's address names another."""
     host: str = "127.0.0.1"
     port: int = 8501
     actions: bool = False
@@ -21,17 +21,27 @@ class Options:
     open_browser: bool = False
     optuna_port: int | None = None
     """Where optuna-dashboard shows the same storage, if it does."""
+    optuna_address: str = ""
+    """What opens it in a browser."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that this is served under beside its own, behind a proxy."""
+
+    @property
+    def prefix(self) -> str:
+        """The path that a proxy serves this under: empty, or with a leading slash and no trailing one."""
+        path = self.base_path.strip("/")
+        return f"/{path}" if path else ""
 
 
-_current = Options()
+_current = DashboardOptions()
 
 
-def use(options: Options) -> None:
-    """Serve with these from now on."""
+def use(options: DashboardOptions) -> None:
+    """Use these from now on."""
     global _current
     _current = options
 
 
-def current() -> Options:
+def current() -> DashboardOptions:
     """The options of this process."""
     return _current

@@ -2,127 +2,156 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import html
 import logging
+import shutil
 import socket
+import tempfile
 import threading
 import webbrowser
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import click
+import streamlit as st
 from starlette.middleware import Middleware
 from streamlit.starlette import App
 
-from dashboard_app import actor, feed, options, optunas, pulse, theme
-from dashboard_app.front import Front
-from dashboard_app.options import Options
-from dashboard_app.routes import routes
+from dashboard_app import options, optuna_server, replica_cache, sign_in, theme, version_poll
+from dashboard_app.access_guard import AccessGuard, AccessMiddleware, key_to_use
+from dashboard_app.middleware import DashboardMiddleware
+from dashboard_app.options import DashboardOptions
+from dashboard_app.routes import may_scrape, routes
 from hopaas_p2p.errors import ConfigurationError
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """What Streamlit executes."""
+_LARGEST_UPLOAD: Final = 32  # MB; Streamlit holds it in memory. `hopaas-p2p artifact put` takes any size
 _SOON: Final = 0.5  # seconds from here to when the port is open
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
 
 
-def settings(told: Options) -> dict[str, Any]:
+def settings(opts: DashboardOptions) -> dict[str, Any]:
     """Streamlit's settings, as its `config.toml` would name them."""
     return {
-        "server.address": told.host,
-        "server.port": told.port,
-        "server.baseUrlPath": told.base_path.strip("/"),
-        "server.headless": True,  # the browser is opened by us; else Streamlit asks for an e-mail address
+        "server.address": opts.host,
+        "server.port": opts.port,
+        "server.baseUrlPath": opts.base_path.strip("/"),
+        "server.headless": True,  # the browser is opened here; Streamlit would ask for an e-mail address
         "server.fileWatcherType": "none",
         "server.runOnSave": False,
-        "runner.postScriptGC": False,  # the feed collects: after every run it would cost more than the run
-        "server.maxUploadSize": 500,
+        "runner.postScriptGC": False,  # the cache collects: after every run that would cost more than the run
+        "server.maxUploadSize": _LARGEST_UPLOAD,
         "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
         "client.showSidebarNavigation": True,
         "logger.level": "warning",
-        **theme.CONFIG,
+        "logger.hideWelcomeMessage": True,  # its address lacks the key
+        "theme.base": theme.CONFIG,
     }
 
 
-def serve(told: Options) -> None:
-    """Serve until Ctrl-C. Opens the stores first, so that one that cannot be used is said at once.
+def serve(opts: DashboardOptions) -> None:
+    """Serve until Ctrl-C. Opens the stores first, so that one that cannot be used is reported at once.
 
     Raises:
-        ConfigurationError: a store cannot be used.
+        ConfigurationError: a store cannot be used, or a port is taken.
         StoreUnreachable: a store does not answer.
 
     """
-    options.use(told)
-    _check_port(told.host, told.port)
-    if told.auth == "oidc":
-        _check_sign_in()
-    for url in told.stores:
-        feed.feed_of(url)
-    beside = optunas.serve_optunas(told) if told.optuna_port is not None else None
+    _check_port(opts.host, opts.port)
+    guard = guard_of(opts)
+    if opts.optuna_port is not None:
+        opts = replace(opts, optuna_address=guard.address("/", opts.optuna_port))
+    options.use(opts)
+    for url in opts.stores:
+        replica_cache.cache_of(url)
+    beside = optuna_server.serve_optuna_dashboard(opts, guard) if opts.optuna_port is not None else None
     try:
-        app(told).run(config=settings(told))
+        app(opts, guard).run(config=settings(opts))
     finally:
         if beside is not None:
             beside.shutdown()
-        feed.close_all()
-        actor.close_all()
+        replica_cache.close_all()
 
 
 def _check_port(host: str, port: int) -> None:
-    """Streamlit would take the next free port without a word, and the address given to others would be wrong."""
+    """Streamlit would silently take the next free port, and the address given to others would be wrong."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigurationError(
-                f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
-            ) from None
+            reason = f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
+            raise ConfigurationError(reason) from None
+
+
+def guard_of(opts: DashboardOptions) -> AccessGuard:
+    """What judges the requests to this server.
+
+    Raises:
+        ConfigurationError: the secrets for the sign-in are missing, or the key cannot be used.
+
+    """
+    if opts.auth == "oidc":
+        _check_sign_in()
+        return AccessGuard(opts, None, sign_in.hosts())
+    return AccessGuard(opts, key_to_use(opts))
 
 
 def _check_sign_in() -> None:
-    import streamlit as st
-
-    try:
-        known = "auth" in st.secrets
-    except FileNotFoundError:
-        known = False
-    if not known:
-        raise ConfigurationError(
-            "--auth oidc needs [auth] in .streamlit/secrets.toml: redirect_uri, cookie_secret, client_id, "
-            "client_secret and server_metadata_url of your provider"
-        )
-
-
-def app(told: Options) -> App:
-    """The application, for any ASGI server."""
-    front = Middleware(Front, base_path=told.base_path)
-    return App(
-        SCRIPT,
-        lifespan=_opening,
-        routes=[*routes(feed.feeds), pulse.route(told.base_path)],
-        middleware=[front],
-        on_script_error=_noted,
+    sign_in.lasts()
+    with contextlib.suppress(FileNotFoundError):
+        if "auth" in st.secrets:
+            return
+    raise ConfigurationError(
+        "--auth oidc needs [auth] in .streamlit/secrets.toml: redirect_uri, cookie_secret, client_id, "
+        "client_secret and server_metadata_url of your provider"
     )
 
 
-@contextlib.asynccontextmanager
-async def _opening(_app: App) -> AsyncIterator[None]:
-    """Open the browser, if that was asked for, as soon as the server answers."""
-    told = options.current()
-    if told.open_browser:
-        host = "127.0.0.1" if told.host in ("0.0.0.0", "::") else told.host  # noqa: S104  # compared, not bound
-        base = told.base_path.strip("/")
-        address = f"http://{f'[{host}]' if ':' in host else host}:{told.port}/{base}"
-        opening = threading.Timer(_SOON, webbrowser.open, [address])  # a text browser blocks until it is left
-        opening.daemon = True
-        opening.start()
-    yield
+def app(opts: DashboardOptions, guard: AccessGuard) -> App:
+    """The application, for any ASGI server."""
+
+    @contextlib.asynccontextmanager
+    async def opening(_app: App) -> AsyncIterator[None]:
+        """Tell the address, and open a browser if that was asked for, as soon as the server answers."""
+        address = guard.address(opts.prefix or "/", opts.port)
+        click.echo(f"open {address}", err=True)
+        if opts.open_browser:
+            timer = threading.Timer(_SOON, _open_browser, [address])  # a text browser blocks until it is closed
+            timer.daemon = True
+            timer.start()
+        yield
+
+    return App(
+        SCRIPT,
+        lifespan=opening,
+        routes=[*routes(replica_cache.caches), version_poll.route(opts.prefix)],
+        middleware=[
+            Middleware(AccessMiddleware, guard=guard, scrapes=may_scrape),
+            Middleware(DashboardMiddleware, prefix=opts.prefix),
+        ],
+        on_script_error=lambda error: _log.error("a page failed", exc_info=error),
+    )
 
 
-def _noted(error: Exception) -> None:
-    _log.error("a page failed", exc_info=error)
+def _open_browser(address: str) -> None:
+    """Open a browser on a file of this user's that leads to the address: all users see a command line."""
+    folder = tempfile.mkdtemp(prefix="hopaas-open-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    page = Path(folder, "open.html")
+    shown = html.escape(address)
+    page.write_text(
+        f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={shown}">'
+        f'<a href="{shown}">hopaas-p2p</a>\n',
+        encoding="utf-8",
+    )
+    webbrowser.open(page.as_uri())

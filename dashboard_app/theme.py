@@ -6,100 +6,66 @@ import html
 import re
 import time
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import streamlit as st
 
+from dashboard_app import url
+from dashboard_app.views.spec import ChartSpec, cut
 from hopaas_p2p.report.facts import duration
 
-if TYPE_CHECKING:
-    from dashboard_app.here import Here
+T = TypeVar("T")
 
-CONFIG: Final[dict[str, Any]] = {
-    "theme.font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif",
-    "theme.baseRadius": "10px",
-    "theme.showWidgetBorder": True,
-    "theme.light.primaryColor": "#1f5fd0",
-    "theme.light.backgroundColor": "#f6f7f9",
-    "theme.light.secondaryBackgroundColor": "#ffffff",
-    "theme.light.textColor": "#1a2230",
-    "theme.light.borderColor": "#e1e5eb",
-    "theme.light.sidebar.backgroundColor": "#eef1f5",
-    "theme.dark.primaryColor": "#7aa9ff",
-    "theme.dark.backgroundColor": "#10141b",
-    "theme.dark.secondaryBackgroundColor": "#181e28",
-    "theme.dark.textColor": "#e6eaf1",
-    "theme.dark.borderColor": "#2a3341",
-    "theme.dark.sidebar.backgroundColor": "#0c1016",
-}
-"""Streamlit's own settings of the theme; the fonts are those of the reader's machine, so that none are sent."""
-
-STATE_COLOURS: Final = {
-    "running": "#0f9d8a",
-    "complete": "#3b7be8",
-    "pruned": "#a3854f",
-    "fail": "#d9485f",
-    "waiting": "#7c8798",
-}
-"""Seen on light and on dark; every use has a word or a shape beside it."""
-STATE_SYMBOLS: Final = {
-    "running": "◐",
-    "complete": "●",
-    "pruned": "◆",
-    "fail": "✕",
-    "waiting": "○",
-    "paused": "‖",
-    "stopped": "■",
-    "stalled": "!",
-    "failing": "✕",
-    "done": "✓",
-    "new": "○",
-}
-_WIDE: Final = 8  # characters; more are written smaller, for a number or a time that is broken in two is read wrongly
-_WHOLE: Final = 11  # characters of all words that shall stay in one line
+_STATIC: Final = Path(__file__).parent / "static"
+CONFIG: Final = str(_STATIC / "theme.toml")
+ICON: Final = str(_STATIC / "icon.svg")
+"""Our own: Streamlit's icons are fetched from a third party's server."""
+_SYMBOLS: Final = {
+    "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
+    "stalled": "!", "failing": "✕", "done": "✓", "new": "○",
+}  # fmt: skip
+_WIDE: Final = 8  # characters; longer words are written smaller, because a number that is broken in two is misread
+_WHOLE: Final = 11  # characters of all words that stay on one line
 _LONG: Final = ' class="hp-long"'
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
-"""What would mean something. Between letters `_` and `-` mean nothing, and a screen reader is told the escape, too."""
+"""Characters with a meaning. Between letters, `_` and `-` have none, and a screen reader would read out the escape."""
 
 
 def safe(text: object, *, longest: int = 200) -> str:
-    """Text from a store, fit to stand in HTML and in a quoted attribute."""
-    words = str(text)
-    if len(words) > longest:
-        words = words[: longest - 1] + "…"
-    return html.escape(words, quote=True)
+    """Text from a store, escaped for HTML and for a quoted attribute."""
+    return html.escape(cut(str(text), longest), quote=True)
 
 
 def plain(text: object, *, longest: int = 200) -> str:
-    """Text from a store, fit to stand in Markdown and mean nothing there: also not as an icon or a formula."""
-    words = " ".join(str(text).split())
-    if len(words) > longest:
-        words = words[: longest - 1] + "…"
-    return _MARKDOWN.sub(r"\\\1", words)
-
-
-ICON: Final = str(Path(__file__).parent / "static" / "icon.svg")
-"""Ours, for a browser would fetch one of Streamlit's from a server that it has no business with."""
-
-
-@cache
-def _style() -> str:
-    return (Path(__file__).parent / "static" / "style.css").read_text(encoding="utf-8")
+    """Text from a store, escaped for Markdown, icons and formulas included."""
+    return _MARKDOWN.sub(r"\\\1", cut(" ".join(str(text).split()), longest))
 
 
 def apply() -> None:
-    """Put the style on the page; once a run."""
-    st.html(f"<style>{_style()}</style>")
+    """Put the style on the page; once per run."""
+    st.html(_STATIC / "style.css")
 
 
-def title(text: str, here: Here | None = None) -> None:
-    """The page's heading, under the name of the study it is about."""
-    kind = ""
-    if here is not None and here.listing is not None:
-        kind = f'<p class="hp-kind">{safe(here.listing.name)}</p>'
+def error(trouble: object, *, icon: str | None = None) -> None:
+    """Say why something failed."""
+    st.error(plain(trouble, longest=1000), icon=icon)
+
+
+def link(text: object, name: str, *, study: str, trial: int | None = None) -> str:
+    """A link to a page of a study, as HTML."""
+    return f'<a href="{safe(url.link(name, study=study, trial=trial), longest=4000)}" target="_self">{safe(text)}</a>'
+
+
+def trial_link(study: str, number: int, words: str = "") -> str:
+    """A link to the page of a trial, as HTML."""
+    return link(f"{words}{number}", "trial", study=study, trial=number)
+
+
+def title(text: str, *, above: str = "") -> None:
+    """The page's heading, with a smaller line above it."""
+    kind = f'<p class="hp-kind">{safe(above)}</p>' if above else ""
     st.html(f'{kind}<h1 class="hp-title">{safe(text)}</h1>')
 
 
@@ -114,30 +80,60 @@ def caption(text: str) -> None:
 
 
 def nothing(text: str) -> None:
-    """What stands where there is nothing to show, and what to do about it."""
+    """Say that there is nothing to show, and what to do about it."""
     st.html(f'<p class="hp-nothing">{safe(text, longest=2000)}</p>')
+
+
+def draw(chart: ChartSpec | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
+    """Draw the chart under its title; without a chart, say why. Streamlit's ECharts takes data only, and no code.
+
+    Texts in an option are drawn as text by ECharts; a tooltip's `formatter` is HTML, so no name goes into one.
+    """
+    if chart is None:
+        nothing(empty)
+        return
+    if chart.title:
+        heading(chart.title)
+    st.echarts_chart(chart.option, height=chart.height, key=key, alt=chart.alt)
+    if chart.caption:
+        caption(chart.caption)
+
+
+def segments(label: str, options: Sequence[T], *, key: str, names: Any = str, visible: bool = True) -> T:
+    """One of a few options, the first by default; kept in the address."""
+    chosen = st.segmented_control(
+        label, options, default=options[0], format_func=names, key=key, bind="query-params", required=True,
+        label_visibility="visible" if visible else "collapsed",
+    )  # fmt: skip
+    return next((one for one in options if one == chosen), options[0])
 
 
 def pill(word: str) -> str:
     """A state as HTML: shape, word and colour."""
-    symbol = STATE_SYMBOLS.get(word, "")
+    symbol = _SYMBOLS.get(word, "")
     return f'<span class="hp-pill hp-{safe(word)}"><i aria-hidden="true">{symbol}</i>{safe(word)}</span>'
 
 
 def ago(at: float) -> str:
-    """How long ago a moment was (seconds since 1970), as HTML that goes on counting."""
+    """How long ago a time was (seconds since 1970), as HTML that keeps counting."""
     seconds = max(0.0, time.time() - at)
     words = "just now" if seconds < 2 else f"{_whole(seconds)} ago"
     return f'<time data-since="{at:.0f}">{words}</time>'
 
 
 def lasting(since: float) -> str:
-    """For how long something has lasted since a moment, as HTML that goes on counting."""
+    """How long something has lasted since a time, as HTML that keeps counting."""
     return f'<time data-for="{since:.0f}">{_whole(max(0.0, time.time() - since))}</time>'
 
 
+def lease(name: object, left: float | None) -> str:
+    """What is left of a lease (seconds, None while unknown), as HTML that counts down under this name."""
+    words = "watching" if left is None else f"{round(left)} s left" if left > 0 else "may be taken over"
+    return f'<span data-lease="{safe(name)}">{words}</span>'
+
+
 def _whole(seconds: float) -> str:
-    """As the browser says it when it goes on counting: no parts of a second."""
+    """As the browser writes it when it keeps counting: whole seconds."""
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
@@ -161,7 +157,7 @@ def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
 
 
 def spark(values: Sequence[float], words: str, *, wide: bool = False) -> str:
-    """A small curve as HTML: an image, for inline SVG is stripped. `words` say what it shows."""
+    """A small curve as HTML: an image, because inline SVG is stripped. `words` describe it."""
     if len(values) < 2:
         return ""
     width, height = (300, 40) if wide else (90, 22)
@@ -176,11 +172,11 @@ def spark(values: Sequence[float], words: str, *, wide: bool = False) -> str:
     return f'<img class="{css}" alt="{safe(words)}" src="data:image/svg+xml,{quote(image)}">'
 
 
-def share(part: float) -> str:
-    """A share as HTML: a bar and the number."""
+def share(part: float, words: str = "", *, css: str = "hp-complete") -> str:
+    """A share as HTML: a bar, and the number or other words."""
     return (
         '<span class="hp-progress"><span class="hp-bar" aria-hidden="true">'
-        f'<i class="hp-complete" style="width:{part:.0%}"></i></span>{part:.0%}</span>'
+        f'<i class="{css}" style="width:{part:.0%}"></i></span>{words or f"{part:.0%}"}</span>'
     )
 
 
@@ -188,7 +184,7 @@ def table(
     headers: Iterable[str], rows: Sequence[Iterable[str]], *, label: str, numeric: Iterable[int] = (),
     empty: str = "None yet.",
 ) -> None:  # fmt: skip
-    """A small table; without a row, the words for that. Cells are HTML: what comes from a store goes through `safe`."""
+    """A small table, or words if it is empty. Cells are HTML: text from a store goes through `safe`."""
     if not rows:
         nothing(empty)
         return

@@ -1,4 +1,4 @@
-"""What the browser's address says, and addresses that say it: every view of a page is a link to send around."""
+"""The browser's address, read and written: every view of a page is a link that can be shared."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def set_(name: str, value: str | None) -> None:
 
 
 def link(page: str, **parts: str | int | None) -> str:
-    """The address of a page, relative to this server: fit for an `href` once it went through `theme.safe`."""
-    base = options.current().base_path.strip("/")
+    """The address of a page, relative to this server; pass it through `theme.safe` before it enters an `href`."""
     said = {name: str(value) for name, value in parts.items() if value not in (None, "")}
     store = given("store")
     if store:
         said.setdefault("store", store)
-    path = "/" + "/".join(part for part in (base, "" if page == HOME else page) if part)
+    path = options.current().prefix + ("" if page == HOME else f"/{page}") or "/"
     return f"{path}?{urlencode(said)}" if said else path

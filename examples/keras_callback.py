@@ -1,6 +1,6 @@
 """Train with Keras: report, be pruned, and go on where a pre-empted job stopped.
 
-Start it as often as you like: python keras_callback.py ./campaign
+Needs keras and scikit-learn. Start it as often as you like: python keras_callback.py ./campaign
 """
 
 import sys
@@ -9,7 +9,7 @@ import keras
 from sklearn.datasets import load_digits
 
 import hopaas_p2p
-from hopaas_p2p.training.keras import ReportToTrial
+from hopaas_p2p.training.keras import KerasCallback
 
 SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "width": hopaas_p2p.Int(16, 128)}
 
@@ -20,7 +20,7 @@ def objective(trial, epochs=10):
         [keras.Input((64,)), keras.layers.Dense(trial.params["width"], "relu"), keras.layers.Dense(10, "softmax")]
     )
     model.compile(keras.optimizers.Adam(trial.params["lr"]), "sparse_categorical_crossentropy")
-    callback = ReportToTrial(trial, "val_loss", checkpoint_every=5)
+    callback = KerasCallback(trial, "val_loss", checkpoint_every=5)
     history = model.fit(
         x / 16,
         y,

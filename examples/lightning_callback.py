@@ -1,6 +1,6 @@
 """Train with Lightning: report, be pruned, and go on where a pre-empted job stopped.
 
-Start it as often as you like: python lightning_callback.py ./campaign
+Needs lightning and scikit-learn. Start it as often as you like: python lightning_callback.py ./campaign
 """
 
 import sys
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import hopaas_p2p
-from hopaas_p2p.training.lightning import ReportToTrial
+from hopaas_p2p.training.lightning import LightningCallback
 
 SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "width": hopaas_p2p.Int(16, 128)}
 
@@ -36,7 +36,7 @@ def objective(trial, epochs=10):
     x, y = load_digits(return_X_y=True)
     data = TensorDataset(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y))
     train, valid = random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))
-    callback = ReportToTrial(trial, "val_loss", checkpoint_every=5)
+    callback = LightningCallback(trial, "val_loss", checkpoint_every=5)
     trainer = lightning.Trainer(
         max_epochs=epochs,
         callbacks=[callback],

@@ -1,5 +1,7 @@
 """A loop with scikit-learn: run it as often as you like, on as many machines as see the directory.
 
+Install scikit-learn first. Then:
+
 python sklearn_loop.py ./campaign
 """
 

@@ -1,16 +1,23 @@
-"""Files of studies and trials: models, plots, logs. Kept beside the logs, in whatever store the study is.
+"""Files of studies and trials: models, plots, logs. Kept in the study's store, or where HOPAAS_ARTIFACTS says.
 
     trial.upload("model.pt")                    # in the objective
     files = study.artifacts()
     for file in files.list(): files.get(file, Path(file.filename))
 
-What a file is called, and its type, stand in an attribute in Optuna's own format, so that optuna-dashboard shows it;
-`study.artifacts()` is also the `ArtifactStore` that Optuna and its dashboard ask for. A name is only ever shown: keys
-are made here from an id, and every byte is checked against the sum that was taken when it was stored.
+A file's name and type are in an attribute in Optuna's own format, so that optuna-dashboard shows it;
+`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names are only shown: keys are made here
+from an id, and every byte is checked against the checksum that was taken when the file was stored.
+
+An attribute may name any id, also that of another study's file, and whoever fetches or removes it may have more rights
+than whoever wrote it. So every key begins with the uuid of the study that asks, and an id of ours says whose it is.
+Files that Optuna stored with an earlier version lie under `files/` for all studies: they are read, and stay when their
+description goes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import mimetypes
@@ -23,18 +30,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
+from hopaas_p2p import process, settings
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.records import StudySet, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
     from hopaas_p2p.storage import Storage
-    from hopaas_p2p.stores.base import Artifacts, Progress
+    from hopaas_p2p.stores.base import Artifacts, Progress, Store
 
 _OPTUNA: Final = "artifacts:"
-"""What Optuna's attributes of a trial's or study's files begin with; the dashboard's own, of any trial, stand in the
-study's: `dashboard:artifacts:<trial id>:`."""
+"""The prefix of Optuna's attributes for files, in a trial or a study."""
 _DASHBOARD: Final = "dashboard:artifacts:"
+"""The prefix of the dashboard's attributes for files of trials, in the study; a trial id follows."""
 SUM: Final = "hopaas:artifact:"
 _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")
 _OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
@@ -43,8 +53,26 @@ _MAX_NAME: Final = 200
 _CHUNK: Final = 1 << 20
 
 
+def artifacts_of(store: Store) -> Artifacts:
+    """Where the files of this store's studies are kept: at HOPAAS_ARTIFACTS if that is set, else in the store itself.
+
+    Raises:
+        ConfigurationError: that place cannot be used; the message says what to change.
+
+    """
+    url = settings.artifacts_url()
+    return (store if url is None else _artifact_store(url)).artifacts()
+
+
+@functools.cache
+def _artifact_store(url: str) -> Store:
+    store = open_store(url)
+    process.call_in_child(store.after_fork)
+    return store
+
+
 class Artifact(NamedTuple):
-    """A file of a study or trial. What others wrote about it is not to be trusted further than it can be shown."""
+    """A file of a study or trial. Its name and type were written by others: fit to be shown, and not to be trusted."""
 
     id: str
     filename: str
@@ -53,14 +81,14 @@ class Artifact(NamedTuple):
     trial: int | None
     """The number of its trial, or None for the study's own."""
     size: int | None
-    """Bytes; None when Optuna or its dashboard stored it, which take no sum."""
+    """Bytes; None if Optuna or its dashboard stored it, which record no checksum."""
     sha256: str | None
 
 
 class StudyArtifacts:
-    """The files of one study and its trials. Also an `optuna.artifacts` store: for `upload_artifact` and the dashboard.
+    """The files of one study and its trials. Also an `optuna.artifacts` store, for `upload_artifact` and the dashboard.
 
-    `put` and `get` block while the file is on its way. Any thread may call.
+    `put` and `get` block while the file is transferred. Any thread may call.
     """
 
     def __init__(self, storage: Storage, study_id: int) -> None:
@@ -68,8 +96,12 @@ class StudyArtifacts:
         self._study_id = study_id
 
     @property
+    def _uuid(self) -> str:
+        return self._storage.handle(self._study_id).uuid
+
+    @property
     def _files(self) -> Artifacts:
-        return self._storage.courier.store.artifacts()
+        return artifacts_of(self._storage.peer.store)
 
     def put(
         self,
@@ -80,33 +112,34 @@ class StudyArtifacts:
         mimetype: str | None = None,
         progress: Progress | None = None,
     ) -> Artifact:
-        """Store a file, of the study or of one trial, finished or not. Durable when this returns.
+        """Store a file of the study, or of one trial, finished or not. Durable when this returns.
 
         Args:
             source: the file; pack a directory into one first.
             trial: the number of its trial.
-            filename: what it is called there; its own name if not said.
-            mimetype: what it is; guessed from the name if not said.
-            progress: told how many bytes more have been sent.
+            filename: its name in the study; by default its own.
+            mimetype: its type; by default guessed from the name.
+            progress: called with the number of bytes sent since the last call.
 
         Raises:
             InvalidInput: no such file.
             NoSuchTrial: there is no such trial.
-            ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
-            Denied: the study's owner has not allowed it.
+            ConfigurationError: the store cannot keep it (in Postgres, files above 64 MB); the message says what to do.
+            StoreUnreachable: the store does not answer.
+            Denied: this user may not write to the study.
 
         """
         path = Path(source)
         if not path.is_file():
             raise InvalidInput(f"there is no file {path}; pack a directory into one file first")
-        part = self._storage.part(self._study_id)
+        handle = self._storage.handle(self._study_id)
         state = self._storage.state(self._study_id)
         if trial is not None and not 0 <= trial < len(state.trials):
             raise NoSuchTrial(f"the study has no trial {trial}")
         name = safe_name(filename or path.name)
         guessed, encoding = mimetypes.guess_type(name)
         one = Artifact(
-            id=f"{part.membership.uuid}-{uuid.uuid4().hex}",
+            id=f"{handle.uuid}-{uuid.uuid4().hex}",
             filename=name,
             mimetype=mimetype or guessed or _TYPE,
             encoding=encoding,
@@ -114,41 +147,48 @@ class StudyArtifacts:
             size=path.stat().st_size,
             sha256=_sha256(path),
         )
-        self._files.put(key_of(one.id), path, progress)
+        key = key_of(one.id, handle.uuid)
+        self._files.put(key, path, progress)
         try:
-            self._note(one, _described(one), _sum_of(one))
+            self._record(one)
         except StoreUnreachable:
-            raise  # what is said of it goes out at the next contact, and then its bytes must be there
+            raise  # its description is sent at the next contact, and then its bytes must be there
         except BaseException:
-            self._files.delete(key_of(one.id))
+            self._files.delete(key)
             raise
         return one
 
-    def _note(self, one: Artifact, described: str, total: str) -> None:
-        """Say it in the log: in the trial while it runs here, else in the study, where it can still be said."""
+    def _record(self, one: Artifact) -> None:
+        """Describe a file in the log: in the trial while it runs here, otherwise in the study, which never ends."""
+        fields = {"artifact_id": one.id, "filename": one.filename, "mimetype": one.mimetype, "encoding": one.encoding}
+        description = json.dumps(fields)  # Optuna keeps JSON in a string
+        checksum = {"size": one.size, "sha256": one.sha256}
         if one.trial is not None and self._runs_here(one.trial):
             trial_id = self._trial_id(one.trial)
-            self._storage.set_trial_system_attr(trial_id, SUM + one.id, json.loads(total))
-            self._storage.set_trial_system_attr(trial_id, _OPTUNA + one.id, described)
+            self._storage.set_trial_system_attr(trial_id, SUM + one.id, checksum)
+            self._storage.set_trial_system_attr(trial_id, _OPTUNA + one.id, description)
             self._storage.flush()
             return
-        prefix = _OPTUNA if one.trial is None else f"{_DASHBOARD}{self._trial_id(one.trial)}:"
-        said = {prefix + one.id: json.dumps(described), SUM + one.id: total}
-        self._storage.say(self._study_id, StudySet(system=said))
+        attributes = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
+        self._storage.say(self._study_id, StudySet(system=attributes))
+
+    def _study_key(self, one: Artifact) -> str:
+        """The attribute of the study that describes this file."""
+        return (_OPTUNA if one.trial is None else f"{_DASHBOARD}{self._trial_id(one.trial)}:") + one.id
 
     def _runs_here(self, number: int) -> bool:
         trial = self._storage.state(self._study_id).trials[number]
-        return trial.state is TrialState.RUNNING and self._storage.courier.is_mine(trial.owner)
+        return trial.state is TrialState.RUNNING and self._storage.peer.is_mine(trial.owner)
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     def list(self, trial: int | None = None) -> list[Artifact]:
-        """All files of the study and its trials; of one trial, if it is given."""
+        """All files of the study and its trials, or those of one trial."""
         return listed(self._storage.state(self._study_id), self._study_id, trial)
 
     def find(self, what: str) -> Artifact:
-        """The file of this id, or the one file of this name; the beginning of an id will do.
+        """The file with this id, or the only file with this name; the beginning of an id is enough.
 
         Raises:
             InvalidInput: there is none, or more than one.
@@ -165,27 +205,33 @@ class StudyArtifacts:
         raise InvalidInput(f"{what!r} may be any of {len(found)} files; say which by its id: {some}")
 
     def get(self, what: Artifact | str, target: str | Path, *, progress: Progress | None = None) -> Path:
-        """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there when it is whole.
+        """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there once it is complete.
 
         Raises:
             InvalidInput: there is no such file, or its bytes are gone.
-            StoreCorrupt: what is stored is not what was put there. `target` is left as it was.
+            StoreCorrupt: the stored bytes are not those that were put there. `target` is left as it was.
+            StoreUnreachable: the store does not answer.
 
         """
         one = self.find(what) if isinstance(what, str) else what
-        return fetch(self._files, one, target, progress=progress)
+        return fetch(self._files, self._uuid, one, target, progress=progress)
 
     def delete(self, what: Artifact | str) -> Artifact:
-        """Remove a file: its bytes, and what is said of it.
+        """Remove a file: its bytes, and its description.
 
-        A finished trial's attributes stay as they are; the study's then say that the file is gone.
+        The attributes of a finished trial cannot change; the study's then say that the file is gone.
+
+        Raises:
+            InvalidInput: there is no such file, or more than one.
+            Denied: this user may not write to the study.
+
         """
         one = self.find(what) if isinstance(what, str) else what
-        self._files.delete(key_of(one.id))
+        with contextlib.suppress(KeyError):  # another study's, whose bytes are not ours to remove
+            self._files.delete(key_of(one.id, self._uuid))
         if one.trial is not None and self._runs_here(one.trial):
             self._storage.set_trial_system_attr(self._trial_id(one.trial), _OPTUNA + one.id, "null")
-        prefix = _OPTUNA if one.trial is None else f"{_DASHBOARD}{self._trial_id(one.trial)}:"
-        self._storage.say(self._study_id, StudySet(system={prefix + one.id: json.dumps("null")}))
+        self._storage.say(self._study_id, StudySet(system={self._study_key(one): json.dumps("null")}))
         return one
 
     # --- Optuna's protocol ---
@@ -195,30 +241,34 @@ class StudyArtifacts:
         with tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
             path = Path(directory, "file")
             try:
-                self._files.get(key_of(artifact_id), path)
+                get_bytes(self._files, self._uuid, artifact_id, path)
             except KeyError:
                 raise _not_found(artifact_id) from None
-            return path.open("rb")  # goes on without its name
+            return path.open("rb")  # it stays readable when its name is removed
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Store what Optuna has described itself; see `optuna.artifacts`."""
+        """Store a file that Optuna describes itself; see `optuna.artifacts`."""
         with tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
             shutil.copyfileobj(content_body, file, _CHUNK)
             file.flush()
-            self._files.put(key_of(artifact_id), Path(file.name))
+            self._files.put(key_of(artifact_id, self._uuid), Path(file.name))
 
     def remove(self, artifact_id: str) -> None:
         """Remove the bytes; see `optuna.artifacts`."""
-        key = key_of(artifact_id)
-        if key not in self._files.keys(key):
+        try:
+            key = key_of(artifact_id, self._uuid)
+        except KeyError:
+            raise _not_found(artifact_id) from None
+        if key in self._files.keys(key):
+            self._files.delete(key)
+        elif _before(artifact_id) not in self._files.keys(_before(artifact_id)):
             raise _not_found(artifact_id)
-        self._files.delete(key)
 
 
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
-    """The files that a State speaks of: all, or those of one trial."""
+    """The files that a State describes: all, or those of one trial."""
     study = {key: _json(text) for key, text in list(state.system.items())}
-    later: dict[str, dict[str, Any]] = {}  # what the study says of its trials' files, by the trial's part of the key
+    later: dict[str, dict[str, Any]] = {}  # the study's descriptions of its trials' files, by the prefix of their keys
     for key, value in study.items():
         if key.startswith(_DASHBOARD):
             later.setdefault(key.rpartition(":")[0] + ":", {})[key] = value
@@ -234,39 +284,56 @@ def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifa
     return [one for one in found.values() if one.id not in gone]
 
 
-def fetch(files: Artifacts, one: Artifact, target: str | Path, *, progress: Progress | None = None) -> Path:
-    """Fetch a file of a store to `target`; raises as `StudyArtifacts.get` does."""
+def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, progress: Progress | None = None) -> Path:
+    """Fetch a file of the study of this uuid to `target`; raises as `StudyArtifacts.get` does."""
     path = Path(target)
-    with tempfile.TemporaryDirectory(prefix=".hopaas-", dir=path.absolute().parent) as directory:
-        draft = Path(directory, "file")
+    with replace_atomically(path) as draft:
         try:
-            files.get(key_of(one.id), draft, progress)
+            get_bytes(files, uuid, one.id, draft, progress=progress)
         except KeyError:
             raise InvalidInput(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, _sha256(draft)) != (one.size, one.sha256):
             raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) are not what was put there")
-        draft.replace(path)
     return path
 
 
+def get_bytes(files: Artifacts, uuid: str, artifact_id: str, target: Path, *, progress: Progress | None = None) -> None:
+    """Write the bytes of a file of the study of this uuid to `target`.
+
+    Raises:
+        KeyError: the study has no such file, whatever its attributes say.
+
+    """
+    key = key_of(artifact_id, uuid)
+    try:
+        files.get(key, target, progress)
+    except KeyError:
+        if _OWN_ID.fullmatch(artifact_id):
+            raise
+        files.get(_before(artifact_id), target, progress)
+
+
 def named_after(artifact_id: str, uuid: str) -> str:
-    """What a file is called in the study of this uuid; one that Optuna named keeps its id."""
+    """The id of a file's copy in the study of this uuid; a file that Optuna named keeps its id."""
     own = _OWN_ID.fullmatch(artifact_id)
     return artifact_id if own is None else f"{uuid}-{own[2]}"
 
 
-def key_of(artifact_id: str) -> str:
-    """Where the bytes are: with the study that made the id, or with those that Optuna made.
+def key_of(artifact_id: str, uuid: str) -> str:
+    """The key of the bytes of a file of the study of this uuid.
 
     Raises:
-        KeyError: no id of a file.
+        KeyError: this is not the id of a file, or that of another study's.
 
     """
     own = _OWN_ID.fullmatch(artifact_id)
-    if own is not None:
-        return f"{own[1]}/file/{own[2]}"
-    if not _ID.fullmatch(artifact_id):
+    if not _ID.fullmatch(artifact_id) or (own is not None and own[1] != uuid):
         raise KeyError(artifact_id)
+    return f"{uuid}/file/{artifact_id if own is None else own[2]}"
+
+
+def _before(artifact_id: str) -> str:
+    """Where an earlier version kept the bytes of a file that Optuna named."""
     return f"files/{artifact_id}"
 
 
@@ -277,14 +344,14 @@ def _not_found(artifact_id: str) -> Exception:
 
 
 def safe_name(name: str) -> str:
-    """A file name without what leads elsewhere: no directories, no control characters, no dots in front."""
+    """A file name that is safe to use: no directories, no control characters, no leading dots."""
     last = re.split(r"[/\\]", name)[-1]
     shown = "".join("_" if unicodedata.category(letter)[0] == "C" else letter for letter in last).lstrip(".").strip()
     return shown[:_MAX_NAME] or "file"
 
 
 def short_id(one: Artifact) -> str:
-    """As much of a file's id as people need to tell it from others of its study; `find` takes it."""
+    """The part of a file's id that tells it from others of its study; `find` accepts it."""
     own = _OWN_ID.fullmatch(one.id)
     return (own[2] if own is not None else one.id)[:12]
 
@@ -295,41 +362,30 @@ def _by_beginning(everything: list[Artifact], what: str) -> list[Artifact]:
     return [one for one in everything if one.id.startswith(what) or one.id.partition("-")[2].startswith(what)]
 
 
-def _described(one: Artifact) -> str:
-    """Optuna's attribute: JSON in a text."""
-    fields = {"artifact_id": one.id, "filename": one.filename, "mimetype": one.mimetype, "encoding": one.encoding}
-    return json.dumps(fields)
-
-
-def _sum_of(one: Artifact) -> str:
-    return json.dumps({"size": one.size, "sha256": one.sha256})
-
-
 def _read(
     attributes: Mapping[str, Any], prefix: str, sums: Mapping[str, Any], trial: int | None
 ) -> Iterator[tuple[str, Artifact]]:
-    """The files that these attributes speak of. Nonsense in them is passed over."""
+    """The files that these attributes describe, by id. Malformed descriptions are skipped."""
     for key, value in attributes.items():
-        if not key.startswith(prefix):
+        fields = _json(value) if key.startswith(prefix) and isinstance(value, str) else None
+        if not isinstance(fields, dict):
             continue
-        said = _json(value) if isinstance(value, str) else None
-        if not isinstance(said, dict) or not _ID.fullmatch(str(said.get("artifact_id"))):
+        id_, encoding = fields.get("artifact_id"), fields.get("encoding")
+        if not isinstance(id_, str) or not _ID.fullmatch(id_):
             continue
-        total = sums.get(SUM + said["artifact_id"])
-        total = total if isinstance(total, dict) else {}
-        size, sha256 = total.get("size"), total.get("sha256")
-        yield (
-            said["artifact_id"],
-            Artifact(
-                id=said["artifact_id"],
-                filename=safe_name(str(said.get("filename", ""))),
-                mimetype=str(said.get("mimetype") or _TYPE),
-                encoding=said["encoding"] if isinstance(said.get("encoding"), str) else None,
-                trial=trial,
-                size=size if isinstance(size, int) else None,
-                sha256=sha256 if isinstance(sha256, str) else None,
-            ),
+        checksum = sums.get(SUM + id_)
+        checksum = checksum if isinstance(checksum, dict) else {}
+        size, sha256 = checksum.get("size"), checksum.get("sha256")
+        found = Artifact(
+            id=id_,
+            filename=safe_name(str(fields.get("filename", ""))),
+            mimetype=str(fields.get("mimetype") or _TYPE),
+            encoding=encoding if isinstance(encoding, str) else None,
+            trial=trial,
+            size=size if isinstance(size, int) else None,
+            sha256=sha256 if isinstance(sha256, str) else None,
         )
+        yield id_, found
 
 
 def _json(text: str) -> Any:

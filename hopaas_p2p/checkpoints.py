@@ -1,4 +1,4 @@
-"""Checkpoints of a running trial: kept beside the logs, found by whoever runs its parameters next.
+"""Checkpoints of a running trial: kept beside the logs, for the peer that runs its parameters next.
 
 A checkpoint is a file in the store's artifacts and one record that names it, its step and its sum. The last two are
 kept, so that one torn or lost file costs one step back and no more.
@@ -6,6 +6,7 @@ kept, so that one torn or lost file costs one step back and no more.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -13,38 +14,46 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core.records import Checkpoint
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 
 if TYPE_CHECKING:
-    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.storage.handle import StudyHandle
     from hopaas_p2p.stores.base import Artifacts
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
 
-def save(storage: Storage, trial_id: int, source: str | Path | bytes, step: int) -> Checkpoint:
+def save(
+    handle: StudyHandle, number: int, source: str | Path | bytes, step: int, *, within: float | None = None
+) -> Checkpoint:
     """Store a checkpoint and tell the log. Blocks until both are durable.
 
     Raises:
+        StoreUnreachable: the store did not answer `within` so many seconds, or `store_wait`.
         InvalidInput: no such file, or a negative step.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
     if step < 0:
         raise InvalidInput(f"a checkpoint's step is 0 or more, got {step}")
-    artifacts = storage.courier.store.artifacts()
+    artifacts = artifacts_of(handle.peer.store)
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = _as_file(source, Path(directory))
-        key = storage.checkpoint_key(trial_id, step, secrets.token_hex(4))
+        key = f"{handle.uuid}/checkpoint/{number}-{step}-{secrets.token_hex(4)}"
         checkpoint = Checkpoint(step, key, path.stat().st_size, _sha256(path))
-        artifacts.put(key, path)
+        handle.peer.until_answered(lambda: artifacts.put(key, path), within=within)
     try:
-        dropped = storage.tell_checkpoint(trial_id, checkpoint)
+        dropped = handle.checkpoint(number, checkpoint, within=within)
+    except StoreUnreachable:
+        raise  # the record is sent at the next contact, and then its bytes must be there
     except BaseException:
         artifacts.delete(key)
         raise
-    for old in dropped:
-        artifacts.delete(old.key)
+    with contextlib.suppress(StoreUnreachable):  # nobody misses them
+        for old in dropped:
+            if _is_of(handle.uuid, old):
+                artifacts.delete(old.key)
     return checkpoint
 
 
@@ -59,9 +68,19 @@ def _as_file(source: str | Path | bytes, directory: Path) -> Path:
     return path
 
 
-def load(artifacts: Artifacts, checkpoints: tuple[Checkpoint, ...], directory: Path) -> tuple[int, Path] | None:
-    """(step, local file) of the newest checkpoint that is whole, or None. Blocks while it is fetched."""
+def load(
+    artifacts: Artifacts, uuid: str, checkpoints: tuple[Checkpoint, ...], directory: Path
+) -> tuple[int, Path] | None:
+    """(step, local file) of the newest checkpoint of the study of this uuid that is whole, or None.
+
+    Blocks while it is fetched.
+    """
     for checkpoint in reversed(checkpoints):
+        if not _is_of(uuid, checkpoint):
+            _log.warning(
+                "the checkpoint of step %d is not a file of this study's; trying the one before", checkpoint.step
+            )
+            continue
         path = directory / f"checkpoint-{checkpoint.step}"
         try:
             artifacts.get(checkpoint.key, path)
@@ -73,6 +92,11 @@ def load(artifacts: Artifacts, checkpoints: tuple[Checkpoint, ...], directory: P
         _log.warning("the checkpoint of step %d is damaged; trying the one before", checkpoint.step)
         path.unlink()
     return None
+
+
+def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:
+    """Whether its file is a checkpoint of this study: a record may name any file of the store."""
+    return checkpoint.key.startswith(f"{uuid}/checkpoint/")
 
 
 def _sha256(path: Path) -> str:

@@ -36,5 +36,5 @@ class Trial:
         self.ask("tell", values=values, state=state, reason=reason)
 
     def checkpoint(self, path: str | os.PathLike[str], step: int) -> None:
-        """Keep this file for whoever goes on with the trial; they find it in HOPAAS_CHECKPOINT."""
+        """Keep this file for the process that continues the trial; it finds it in HOPAAS_CHECKPOINT."""
         self.ask("checkpoint", path=os.path.abspath(path), step=step)  # noqa: PTH100

@@ -1,8 +1,8 @@
-"""Every error this package raises: what happened, whether trying again helps, and what to do next.
+"""The errors that this package raises: what happened, whether retrying helps, and what to do next.
 
-Two families. *Yours to mend*: a wrong call, a wrong setting, a study that is not there. *The world's*: a store that
-cannot be reached, a lease that somebody took over. Content written by other peers is in neither: it never raises, it
-is refused by `apply` and counted.
+Some are the caller's to fix: a wrong call, a wrong setting, a study that does not exist. Others come from outside: a
+store that cannot be reached, a lease that another peer took over. Content written by other peers never raises: `apply`
+refuses and counts it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class HopaasError(Exception):
     """Something went wrong in hopaas_p2p."""
 
     retry: ClassVar[bool] = False
-    """Whether the same call may succeed later without anybody changing anything."""
+    """Whether the same call may succeed later although nothing was changed."""
     exit_code: ClassVar[int] = 1
-    """What the command line ends with."""
+    """The exit code of the command line."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
@@ -35,20 +35,30 @@ class ConfigurationError(HopaasError):
 
 
 class NewerFormat(ConfigurationError):
-    """This store was written by a newer hopaas_p2p; upgrade with: pip install -U hopaas-p2p."""
+    """This store was written by a newer hopaas_p2p; upgrade this installation, from where it was installed."""
 
 
 class StoreCorrupt(HopaasError):
-    """The store holds bytes that no writer of ours left there; nothing was changed. Run: hopaas-p2p doctor URL."""
+    """The store holds bytes that this package did not write; nothing was changed. Run: hopaas-p2p doctor URL."""
 
     exit_code = 78
 
 
+class BrokenChain(StoreCorrupt):
+    """This log has two histories: other commits than this process has read. It writes there no more; run doctor."""
+
+
 class StoreUnreachable(HopaasError):
-    """The store did not answer; nothing is lost, what waits is sent at the next contact."""
+    """The store did not answer; nothing is lost, and what is queued is sent at the next contact."""
 
     retry = True
     exit_code = 69
+
+
+class StoreAway(StoreUnreachable):
+    """The file system of this store is not mounted here now; nothing was made in its place."""
+
+    exit_code = 75
 
 
 class SleptThrough(StoreUnreachable):
@@ -56,11 +66,11 @@ class SleptThrough(StoreUnreachable):
 
 
 class NoSuchStudy(HopaasError, LookupError):
-    """There is no study of that name in this store; list them with: hopaas-p2p study list."""
+    """This store has no study of that name; list its studies with: hopaas-p2p study list."""
 
 
 class StudyDeleted(HopaasError):
-    """This study was deleted by somebody while this process was using it."""
+    """This study was deleted while this process was using it."""
 
 
 class StudyExists(HopaasError):
@@ -72,7 +82,7 @@ class DefinitionMismatch(ConfigurationError):
 
 
 class NoSuchTrial(HopaasError, LookupError):
-    """There is no trial of that number in this study."""
+    """This study has no trial of that number."""
 
 
 class NotYourTrial(HopaasError):
@@ -87,11 +97,11 @@ class LeaseLost(HopaasError):
     def __init__(self, message: str | None = None, *, kept_as: int | None = None) -> None:
         super().__init__(message)
         self.kept_as = kept_as
-        """Number of the trial that keeps the late result, if there was one to keep."""
+        """Number of the trial that keeps the late result, if there is one."""
 
 
 class NoWork(HopaasError):
-    """The study gives out no trial now."""
+    """The study starts no trial now."""
 
     exit_code = 3
 
@@ -99,7 +109,7 @@ class NoWork(HopaasError):
         super().__init__(f"No trial to run: {reason}.")
         self.reason = reason
         self.refusal = refusal
-        """The word of `core.state.REFUSALS`: budget, paused, stopped, failing, draining."""
+        """A key of `core.state.REFUSALS`: budget, paused, stopped, failing, draining."""
 
 
 class Denied(HopaasError):

@@ -29,7 +29,8 @@ class _Terminated(SystemExit):
     """SIGTERM came."""
 
 
-_terminated = False
+terminated = False
+"""Whether SIGTERM came in a block of `sigterm_raises`."""
 
 
 @contextlib.contextmanager
@@ -38,14 +39,14 @@ def sigterm_raises() -> Iterator[None]:
 
     Only the main thread may do that; on others nothing changes.
     """
-    global _terminated
+    global terminated
     if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
     def raise_it(_signal: int, _frame: FrameType | None) -> None:
-        global _terminated
-        _terminated = True
+        global terminated
+        terminated = True
         raise _Terminated(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, raise_it)
@@ -53,12 +54,12 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _terminated = False
+        terminated = False
 
 
 def raise_again() -> None:
     """Raise once more if SIGTERM came in this block: a callback from C, or a bare `except`, may have swallowed it."""
-    if _terminated and _in_main_thread():
+    if terminated and _in_main_thread():
         raise _Terminated(128 + signal.SIGTERM)
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+from hopaas_p2p.translate import to_json
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-AGAIN: Final = "hopaas:again"
-"""The system attribute of a trial that was queued again by hand: the number of the one that it repeats."""
 _PIECE: Final = 2045  # characters; optuna-dashboard's SYSTEM_ATTR_MAX_LENGTH
 _MAX_NOTE: Final = 1 << 18  # characters
 _MAX_TAG: Final = 64  # characters
@@ -103,8 +102,6 @@ def _attributes(study: Study) -> dict[str, Any]:
 
 
 def _write(study: Study, attributes: Mapping[str, Any]) -> None:
-    from hopaas_p2p.translate import to_json
-
     study.storage.say(study.study_id, StudySet(system={key: to_json(key, value) for key, value in attributes.items()}))
 
 

@@ -1,25 +1,35 @@
-"""Settings and secrets: what is taken from options, the environment and files, and which of them won.
+"""Settings and secrets, from options, the environment and files. The first of these wins:
 
     option  >  HOPAAS_* variable  >  ./hopaas.toml  >  ~/.config/hopaas-p2p/config.toml  >  default
 
-A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets never stand in a file of settings,
-which says where they are (`token_file`), and never show themselves.
+A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets are never in a settings file, which
+names the file that holds them (`token_file`), and are never shown.
+
+A `hopaas.toml` comes along with a directory, and so may be somebody else's work. It counts only if the user owns it and
+nobody else may write to it; it names no authority to trust, no host for the token, and no secret outside its directory.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import tomllib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.ownership import read_own
+
+HERE: Final = "./hopaas.toml"
+"""The origin of what this directory's file says."""
+
+_log: Final = logging.getLogger("hopaas_p2p")
 
 
 class Secret:
-    """A text that is shown as `***` everywhere: in a repr, a log line, a traceback, a format. It cannot be pickled."""
+    """A text that is shown as `***` in a repr, a log line, a traceback or a format. It cannot be pickled."""
 
     __slots__ = ("_text",)
 
@@ -27,7 +37,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The text itself, for the one call that needs it."""
+        """The text itself."""
         return self._text
 
     def __repr__(self) -> str:
@@ -49,7 +59,7 @@ class Secret:
 
 
 def token(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The token of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None. Read anew every time, so it may be renewed.
+    """The token of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None. Read at every call, so it may be renewed.
 
     Raises:
         ConfigurationError: the file cannot be read, or is empty.
@@ -58,8 +68,20 @@ def token(env: Mapping[str, str] = os.environ) -> Secret | None:
     return _secret("HOPAAS_TOKEN", "token", env)
 
 
+def login(user: str | None, env: Mapping[str, str] = os.environ) -> tuple[str | None, Secret | None]:
+    """(role, secret) to log in with by the token, as this user if one is named; raises as `token` does.
+
+    A token without a name is the user's secret. There is no secret if the token belongs to another user.
+    """
+    secret = token(env)
+    role, separator, password = secret.reveal().partition(":") if secret is not None else ("", "", "")
+    if not separator:
+        return user, secret
+    return (role, Secret(password)) if user in (None, "", role, role.rpartition(".")[0]) else (user, None)
+
+
 def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """Where alerts go: of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
+    """The URL for alerts, of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
     return _secret("HOPAAS_WEBHOOK", "URL", env)
 
 
@@ -69,7 +91,7 @@ def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
         try:
             text = Path(path).expanduser().read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise ConfigurationError(f"{name}_FILE={path}: {why}") from None
         if not text:
             raise ConfigurationError(f"{name}_FILE={path}: the file is empty; put the {what} into it")
@@ -79,23 +101,39 @@ def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
 
 
 def ca_file(env: Mapping[str, str] = os.environ) -> str | None:
-    """The certificate authorities to trust instead of certifi's: `HOPAAS_CA_FILE`."""
+    """The file of certificate authorities to trust instead of certifi's: `HOPAAS_CA_FILE`."""
     return env.get("HOPAAS_CA_FILE") or None
 
 
+def check_token_host(servers: Iterable[tuple[str, int]], env: Mapping[str, str] = os.environ) -> None:
+    """Let the token go to these (host, port) only if `HOPAAS_TOKEN_HOST` names each of them, or is not set.
+
+    Raises:
+        ConfigurationError: it names others.
+
+    """
+    allowed = set(env.get("HOPAAS_TOKEN_HOST", "").lower().replace(",", " ").split())
+    for host, port in servers:
+        if allowed and not allowed & {host.lower(), f"{host.lower()}:{port}"}:
+            names = ", ".join(sorted(allowed))
+            raise ConfigurationError(f"the token is for {names} (HOPAAS_TOKEN_HOST), and is not sent to {host}:{port}")
+
+
 def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
-    """Where files are kept, if not in the store itself: `HOPAAS_ARTIFACTS`, a directory or a URL."""
+    """The directory or URL of files that are not kept in the store itself: `HOPAAS_ARTIFACTS`."""
     return env.get("HOPAAS_ARTIFACTS") or None
 
 
 class Setting(NamedTuple):
-    """One thing that can be set."""
+    """A setting."""
 
     help: str
     default: str | None = None
     in_files: bool = True
-    """Whether a file may hold it: not a secret, and not of one moment."""
+    """Whether a settings file may hold it; secrets and short-lived values may not be there."""
     secret: bool = False
+    in_directories: bool = True
+    """Whether `./hopaas.toml` may hold it, too: not what decides whom to trust."""
 
 
 SETTINGS: Final[dict[str, Setting]] = {
@@ -106,17 +144,18 @@ SETTINGS: Final[dict[str, Setting]] = {
     "patience": Setting("seconds for which a command tries a store that does not answer", "20"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL"),
     "site": Setting("where this process runs, for people to read"),
-    "ca_file": Setting("certificate authorities to trust instead of certifi's"),
+    "ca_file": Setting("certificate authorities to trust instead of certifi's", in_directories=False),
     "token_file": Setting("a file that holds the token of a Postgres store"),
+    "token_host": Setting("the only host, or hosts, that the token may be sent to", in_directories=False),
     "token": Setting("the token of a Postgres store, which its gateway takes too", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
     "ticket": Setting("the trial that report, tell and the like are about", in_files=False),
 }
-_READ_FROM_THE_ENVIRONMENT: Final = ("artifacts", "site", "ca_file", "token_file", "webhook_file")
+_READ_FROM_THE_ENVIRONMENT: Final = ("artifacts", "site", "ca_file", "token_file", "token_host", "webhook_file")
 
 
-class Found(NamedTuple):
+class SettingValue(NamedTuple):
     """A setting's value, and where it comes from."""
 
     value: str | None
@@ -135,30 +174,44 @@ def user_file(env: Mapping[str, str] = os.environ) -> Path:
 
 
 class Settings:
-    """All settings as this process finds them. Files are read when first needed, once."""
+    """All settings of this process. Files are read once, when first needed.
 
-    def __init__(self, *, env: MutableMapping[str, str] = os.environ, directory: Path | None = None) -> None:
+    Args:
+        env: the environment.
+        directory: where hopaas.toml is looked for; the working directory by default.
+        warn: told when it is there and does not count.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        env: MutableMapping[str, str] = os.environ,
+        directory: Path | None = None,
+        warn: Callable[[str], None] = _log.warning,
+    ) -> None:
         self._env = env
         self._directory = directory or Path()
+        self._warn = warn
         self._files: list[tuple[str, dict[str, str]]] | None = None
 
-    def find(self, name: str, given: str | None = None) -> Found:
-        """The value that wins, and its origin. `given` is what the command's option said.
+    def find(self, name: str, given: str | None = None) -> SettingValue:
+        """The value that wins, and its origin. `given` is the value of the command's option.
 
         Raises:
-            ConfigurationError: a file cannot be read, or holds what is no setting.
+            ConfigurationError: a file cannot be read, or holds an unknown setting.
 
         """
         setting = SETTINGS[name]
         if given is not None:
-            return Found(given, f"option --{name.replace('_', '-')}")
+            return SettingValue(given, f"option --{name.replace('_', '-')}")
         if self._env.get(variable(name)):
-            return Found(self._env[variable(name)], f"environment {variable(name)}")
+            return SettingValue(self._env[variable(name)], f"environment {variable(name)}")
         if setting.in_files:
             for origin, values in self._read_files():
                 if name in values:
-                    return Found(values[name], origin)
-        return Found(setting.default, "default" if setting.default is not None else "not set")
+                    return SettingValue(values[name], origin)
+        return SettingValue(setting.default, "default" if setting.default is not None else "not set")
 
     def get(self, name: str, given: str | None = None) -> str | None:
         """The value that wins; raises as `find` does."""
@@ -176,26 +229,66 @@ class Settings:
         return value
 
     def publish(self) -> None:
-        """Put what only files say, and what the library reads from the environment, into the environment."""
+        """Put the settings that the library reads from the environment there, if only files hold them."""
         for name in _READ_FROM_THE_ENVIRONMENT:
             value = self.get(name)
             if value is not None:
                 self._env[variable(name)] = value
 
+    def own(self, name: str) -> str | None:
+        """What the user said, wherever this is run: in a variable or the user's own file; raises as `find` does."""
+        if self._env.get(variable(name)):
+            return self._env[variable(name)]
+        return next((values[name] for origin, values in self._read_files() if origin != HERE and name in values), None)
+
+    def here(self, name: str) -> str | None:
+        """What this directory's file says; raises as `find` does."""
+        return next((values[name] for origin, values in self._read_files() if origin == HERE and name in values), None)
+
     def _read_files(self) -> list[tuple[str, dict[str, str]]]:
         if self._files is None:
+            self._files = []
+            here = self._directory / "hopaas.toml"
+            try:
+                self._files.append((HERE, _checked_here(here, _parsed(here, read_own))))
+            except FileNotFoundError:
+                pass
+            except PermissionError as error:
+                self._warn(f"{HERE} does not count: {error.strerror or error}")
             own = user_file(self._env)
-            places = {"./hopaas.toml": self._directory / "hopaas.toml", str(own): own}
-            self._files = [(shown, _read_file(path)) for shown, path in places.items() if path.is_file()]
+            if own.is_file():
+                try:
+                    self._files.append((str(own), _parsed(own, Path.read_text)))
+                except OSError as error:
+                    raise ConfigurationError(f"{own} cannot be read: {error}") from None
         return self._files
 
 
-def _read_file(path: Path) -> dict[str, str]:
+def _parsed(path: Path, read: Callable[[Path], str]) -> dict[str, str]:
     try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(read(path))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
     return {name: _checked(path, name, value) for name, value in content.items()}
+
+
+def _checked_here(path: Path, values: dict[str, str]) -> dict[str, str]:
+    """What a file may say that comes along with a directory."""
+    folder = path.resolve().parent
+    for name, value in values.items():
+        instead = f"put it into {user_file()}, or set {variable(name)}"
+        if not SETTINGS[name].in_directories:
+            raise ConfigurationError(f"{path}: {name} says whom to trust, which no directory may; {instead}")
+        if name.endswith("_file") and not _is_inside(folder, value):
+            raise ConfigurationError(f"{path}: {name} = {value!r} is outside this directory; {instead}")
+    return values
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    try:
+        return (folder / Path(name).expanduser()).resolve().is_relative_to(folder)
+    except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
+        return False
 
 
 def _checked(path: Path, name: str, value: object) -> str:
@@ -204,10 +297,10 @@ def _checked(path: Path, name: str, value: object) -> str:
         near = difflib.get_close_matches(name, SETTINGS, n=1)
         known = ", ".join(key for key, one in SETTINGS.items() if one.in_files)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
-        raise ConfigurationError(f"{path}: {name!r} is no setting; {hint}")
+        raise ConfigurationError(f"{path}: {name!r} is not a setting; {hint}")
     if not setting.in_files:
         instead = f"Say where it is with {name}_file." if setting.secret else f"Use {variable(name)}."
-        raise ConfigurationError(f"{path}: {name!r} does not belong into a file. {instead}")
+        raise ConfigurationError(f"{path}: {name!r} does not belong in a file. {instead}")
     if isinstance(value, dict | list):
-        raise ConfigurationError(f"{path}: {name} = {value!r}: give a text or a number")
+        raise ConfigurationError(f"{path}: {name} = {value!r}: give text or a number")
     return str(value)

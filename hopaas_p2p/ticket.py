@@ -1,16 +1,19 @@
 """A trial that is carried from command to command: `ask` starts it, and what it prints is all that `tell` needs.
 
-A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. Between two commands
-no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be granted to it
-(`peer_ttl`); each later command is a sign of life. What they write are records in the owner's name; if somebody took
-the trial over, the epoch has passed, and the log refuses them. The end of a trial that finds the store closed is kept
-in the spool, so a ticket names its study by uuid, too.
+A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with the
+token it was made with: a ticket from somebody else would send the token to a store of theirs, and is refused.
+
+Between two commands no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be
+granted to it (`peer_ttl`); each later command is a sign of life. What they write are records in the owner's name; if
+somebody took the trial over, the epoch has passed, and the log refuses them. The end of a trial that finds the store
+closed is kept in the spool, so a ticket names its study by uuid, too.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -30,6 +33,8 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StoreUnreachable,
 )
+from hopaas_p2p.settings import Settings, token
+from hopaas_p2p.stores import vouched
 from hopaas_p2p.stores.base import Beat
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _PREFIX: Final = "hp1-"
+_UNGUESSABLE: Final = 32  # characters; a shorter secret could be found from a seal by trying words
 
 
 class Ticket(NamedTuple):
@@ -53,9 +59,11 @@ class Ticket(NamedTuple):
     epoch: int
     uuid: str
     """The study's: names may be used again."""
+    seal: str = ""
+    """Shows that whoever made it had this token; empty where there is none."""
 
     def __str__(self) -> str:
-        body = msgspec.msgpack.encode(tuple(self))
+        body = msgspec.msgpack.encode(tuple(self) if self.seal else tuple(self)[:-1])
         return _PREFIX + base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
 
     @classmethod
@@ -73,7 +81,7 @@ class Ticket(NamedTuple):
             data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
             if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
                 raise ValueError
-            return cls(*msgspec.msgpack.decode(data[4:], type=tuple[str, str, int, str, int, str]))
+            return msgspec.msgpack.decode(data[4:], type=cls)
         except (ValueError, binascii.Error, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
             raise InvalidInput(f"{shown!r} is no ticket, or only a part of one; take all that `ask` printed") from None
@@ -81,20 +89,45 @@ class Ticket(NamedTuple):
 
 def ticket_of(study: Study, trial_number: int) -> Ticket:
     """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
+    study.storage.peer.handovers += 1
     study.storage.flush()
     trial = study.state.trials[trial_number]
-    if trial.state is not TrialState.RUNNING or not study.storage.courier.is_mine(trial.owner):
+    if trial.state is not TrialState.RUNNING or not study.storage.peer.is_mine(trial.owner):
         raise NotYourTrial(f"trial {trial_number} is not run by this process")
     assert trial.owner is not None
-    uuid = study.storage.part(study.study_id).membership.uuid
-    return Ticket(study.storage.url, study.name, trial_number, trial.owner, trial.epoch, uuid)
+    uuid = study.storage.handle(study.study_id).uuid
+    store = study.storage.url
+    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, uuid, _seal(store))
 
 
-class CarriedTrial:
+def _seal(store: str) -> str:
+    """What only the holder of the token can have made of this store's URL; empty without a token."""
+    secret = token()
+    if secret is None or len(secret.reveal()) < _UNGUESSABLE or not store.startswith("postgresql"):
+        return ""
+    return hmac.digest(secret.reveal().encode(), store.encode(), "sha256").hex()
+
+
+def _check_store(ticket: Ticket, *, secret: bool = False) -> None:
+    """Refuse to send the user's secrets where a ticket of somebody else's points."""
+    if not ticket.seal or not hmac.compare_digest(ticket.seal, _seal(ticket.store)):
+        vouched.check_store(ticket.store, Settings(), origin="the ticket", secret=secret)
+
+
+def _may_be_sent_later(ticket: Ticket) -> bool:
+    """Whether the store may be contacted when there is a secret, too."""
+    try:
+        _check_store(ticket, secret=True)
+    except ConfigurationError:
+        return False
+    return True
+
+
+class TicketTrial:
     """The trial of a ticket, in one command. Get one from `carry`. Every call waits for the store.
 
     Raises:
-        LeaseLost: somebody took the trial over.
+        LeaseLost: another peer took the trial over.
         NotYourTrial: the trial is finished already.
         StoreUnreachable: the store did not answer within the storage's patience.
 
@@ -106,30 +139,29 @@ class CarriedTrial:
         self.ticket = ticket
         self.storage = storage
         self.study = open_study(storage, ticket.study, create=False)
-        self._membership = storage.part(self.study.study_id).membership
+        self._log = storage.handle(self.study.study_id).log
         try:
             self._show_life()
-        except StoreUnreachable as error:  # a tell is kept on disk all the same
+        except StoreUnreachable as error:  # the end of a trial is kept on disk in that case
             self._unseen = error
 
     _unseen: StoreUnreachable | None = None
     """Why the sign of life did not arrive."""
 
     def _show_life(self) -> None:
-        courier = self.storage.courier
-        courier.store.beat(Beat(self.ticket.owner, f"{courier.uuid}:1"))
+        peer = self.storage.peer
+        peer.store.beat(Beat(self.ticket.owner, f"{peer.uuid}:1"))
 
     def _say(self, record: StudyRecord) -> Verdict:
         """Write in the owner's name, without introducing this short-lived process as one more peer."""
         self._refuse_if_waiting()
-        replica = self._membership.replica
-        (verdict,) = self.storage.courier.settle(self._membership, replica.put(self.ticket.owner, record))
+        (verdict,) = self.storage.peer.await_commit(self._log, self._log.put(self.ticket.owner, record))
         if not verdict.accepted:
             self._refused(verdict)
         return verdict
 
     def _refuse_if_waiting(self) -> None:
-        """A trial that waits may be changed by anybody, but not by who thinks that it still runs it."""
+        """Anyone may change a waiting trial, but not a holder that believes it still runs it."""
         trials = self.study.state.trials
         if self.ticket.number < len(trials) and trials[self.ticket.number].state is TrialState.WAITING:
             self._explain_loss()
@@ -175,7 +207,7 @@ class CarriedTrial:
         self._say(TrialSet(self.ticket.number, self.ticket.epoch, reports={step: float(value)}))
 
     def should_prune(self, pruner: optuna.pruners.BasePruner | None = None) -> str | None:
-        """Why to give this trial up now, or None: somebody asked for it, or the pruner says so."""
+        """Why to give this trial up now, or None: it was asked to stop, or the pruner says so."""
         trial = self._trial()
         if trial.stop is not None:
             return trial.stop
@@ -236,7 +268,7 @@ def ending(
 @contextmanager
 def carry(
     ticket: Ticket, *, store: str | None = None, patience: float = 60.0, end: TrialFinish | None = None
-) -> Iterator[CarriedTrial]:
+) -> Iterator[TicketTrial]:
     """Go on with the trial of a ticket.
 
     Args:
@@ -245,17 +277,22 @@ def carry(
         patience: seconds for which a store that does not answer is tried.
         end: what is going to be told. If the store cannot be opened, it is kept on disk and sent at the next contact.
 
+    Raises:
+        ConfigurationError: the ticket was not made with this token, and its store is not one that the user named.
+
     """
     from hopaas_p2p.storage import open_storage
 
     storage = None
+    if store is None:
+        _check_store(ticket)
     try:
         storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
-        trial = CarriedTrial(ticket, storage)
+        trial = TicketTrial(ticket, storage)
     except (StoreUnreachable, Denied, ConfigurationError) as error:
         if storage is not None:
             storage.close()
-        if end is None:
+        if end is None or (store is None and not _may_be_sent_later(ticket)):
             raise
         path = _keep(ticket, store or ticket.store, end)
         kept = f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p spool send"
@@ -268,15 +305,15 @@ def carry(
 
 def _keep(ticket: Ticket, store: str, end: TrialFinish) -> Path:
     """Put the end of the trial into this user's spool."""
-    from hopaas_p2p.peer import spool
-    from hopaas_p2p.peer.courier import microseconds
-    from hopaas_p2p.peer.identity import new_uuid
-    from hopaas_p2p.peer.outbox import Outbox
+    from hopaas_p2p import spool
+    from hopaas_p2p.peer.outbox import Outbox, PendingCommit
+    from hopaas_p2p.peer.peer import microseconds
+    from hopaas_p2p.process import new_uuid
     from hopaas_p2p.stores.url import redacted
 
     outbox = Outbox(new_uuid(), microseconds)
-    outbox.put(ticket.owner, (end,))
-    return spool.keep(
+    outbox.queue(PendingCommit(ticket.owner, (end,)))
+    path, why = spool.keep(
         outbox.everything(),
         store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
         study=ticket.uuid,
@@ -284,3 +321,6 @@ def _keep(ticket: Ticket, store: str, end: TrialFinish) -> Path:
         trials=[ticket.number],
         at=microseconds(),
     )
+    if path is None:
+        raise ConfigurationError(f"The result cannot be kept on disk, and is lost with this command: {why}")
+    return path

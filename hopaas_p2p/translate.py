@@ -1,4 +1,4 @@
-"""Between Optuna's words and the log's: distributions, parameters, attributes, times."""
+"""Conversions between Optuna and the log: distributions, parameters, attributes, times."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from optuna.study import StudyDirection
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.state import State
+from hopaas_p2p.core.validity import outliers, possible_attributes
 from hopaas_p2p.errors import InvalidInput
 
+AGAIN: Final = "hopaas:again"
+"""The system attribute of a trial that was queued again by hand: the number of the one that it repeats."""
 _LIMIT: Final = 1 << 63
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 _MAX_ATTRIBUTE: Final = 1 << 20
@@ -72,6 +75,18 @@ def to_optuna(distribution: records.Distribution) -> BaseDistribution:
     return CategoricalDistribution(distribution.choices)
 
 
+def fits(value: object, distribution: records.Distribution) -> bool:
+    """Whether a parameter of this distribution can have this value, which may be of any type.
+
+    As in Optuna, it may lie outside the range, if not absurdly far.
+    """
+    try:
+        inner = to_optuna(distribution).to_internal_repr(value)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return outliers({"": inner}, {}, {"": distribution}) is not None
+
+
 def to_json(key: str, value: object) -> str:
     """An attribute's value as the log writes it.
 
@@ -86,6 +101,8 @@ def to_json(key: str, value: object) -> str:
         raise InvalidInput(f"an attribute cannot be called {key!r}: half of a surrogate pair is no character")
     if not _encodable(text):
         text = json.dumps(value, separators=(",", ":"))
+    if not possible_attributes({key: text}):
+        raise InvalidInput(f"the attribute {key!r} is nested too deeply for some readers")
     if len(text) > _MAX_ATTRIBUTE // 4 and len(text.encode()) > _MAX_ATTRIBUTE:
         raise InvalidInput(
             f"the attribute {key!r} has {len(text.encode()):,} bytes; at most {_MAX_ATTRIBUTE:,}. "
@@ -121,6 +138,8 @@ def checked_parameter(name: str) -> str:
     Raises:
         InvalidInput: it is no text in Unicode.
     """
+    if name.__class__ is str and name.isascii():
+        return name
     if not _encodable(name):
         raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
     return str(name)
@@ -147,7 +166,7 @@ def to_microseconds(when: datetime.datetime | None) -> int | None:
 
 
 def directions_of(state: State) -> list[StudyDirection]:
-    """The study's directions in Optuna's words."""
+    """The study's directions as Optuna's."""
     assert state.define is not None
     return [StudyDirection[direction.upper()] for direction in state.define.directions]
 

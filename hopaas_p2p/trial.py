@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import optuna
 
-from hopaas_p2p import checkpoints
-from hopaas_p2p.artifacts import Artifact, StudyArtifacts
+from hopaas_p2p import checkpoints, interrupts
+from hopaas_p2p.artifacts import Artifact, StudyArtifacts, artifacts_of
+from hopaas_p2p.core.attributes import REPLICATE
+from hopaas_p2p.core.records import FROM_START
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.interrupts import raise_again
+from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial, study_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hopaas_p2p.storage import Storage
+    from hopaas_p2p.storage.handle import StudyHandle
 
 
 _NOT_FETCHED: Final = (-1, Path())
@@ -35,12 +38,24 @@ class Trial(optuna.trial.Trial):
     `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: what they say leaves with
     the next exchange, or after a second by itself.
 
-    It may be lent to a child process, by a fork or a pickle (a process pool, joblib, Dask): there it is the same trial,
-    under the same lease. What the child says reaches the parent by the store, a second or so later; so let the child
-    ask `should_prune`, and let one of the two `tell`, when the other has ended.
+    It may travel to a child process, by a fork or a pickle (a process pool, joblib, Dask): there it is the same trial,
+    under the same lease. What the child says is in the store when its call returns, which costs a round trip each, and
+    the parent reads it before it tells. Let the child ask `should_prune`, and one of the two `tell`.
+
+    Keep it until you tell it: a trial that nothing refers to any more is given back, unless it travelled.
     """
 
     storage: Storage
+
+    @property
+    def id(self) -> int:
+        """What storages know it by; people know its number."""
+        return self._trial_id
+
+    @property
+    def handle(self) -> StudyHandle:
+        """This process's part in the study."""
+        return self.storage.locate(self._trial_id)[0]
 
     def _repr_html_(self) -> str:
         from hopaas_p2p.notebook.summary import trial_html
@@ -48,27 +63,30 @@ class Trial(optuna.trial.Trial):
         return trial_html(self)
 
     def report(self, value: float, step: int) -> None:
-        """Say how far this trial got: an intermediate value. As Optuna's; ends a trial whose SIGTERM was swallowed."""
-        raise_again()
+        """Report an intermediate value. As Optuna's; also ends a trial whose SIGTERM was swallowed."""
+        if interrupts.terminated:
+            interrupts.raise_again()
         super().report(value, step)
 
     def should_prune(self) -> bool:
         """Whether to give this trial up now.
 
-        True when the pruner says so, when somebody asked this trial to stop, or when its lease was lost. Reads the
+        True when the pruner says so, when this trial was asked to stop, or when its lease was lost. Reads the
         replica: costs no round trip.
         """
-        asked, held = self.storage.standing(self._trial_id)
+        handle, number = self.storage.locate(self._trial_id, refresh=True)
+        asked, held = handle.standing(number)
         if asked is not None:
-            self.storage.acknowledge_stop(self._trial_id)
+            handle.acknowledge_stop(number)
             return True
-        self._listen()
+        self._listen(handle, number)
         return not held or super().should_prune()
 
-    def _listen(self) -> None:
-        """Take in what was said of this trial in a process that it was lent to."""
-        if self.storage.was_lent(self._trial_id):
-            self._cached_frozen_trial = self.storage.get_trial(self._trial_id)
+    def _listen(self, handle: StudyHandle, number: int) -> None:
+        """Merge what another process that this trial travelled to said about it."""
+        shared = handle.shared_trial(number)
+        if shared is not None:
+            set_cached_trial(self, shared)
 
     def prune(self) -> NoReturn:
         """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` await."""
@@ -76,39 +94,47 @@ class Trial(optuna.trial.Trial):
 
     @property
     def stop_requested(self) -> str | None:
-        """Why somebody asked for this trial to end, or None."""
-        return self.storage.stop_requested(self._trial_id)
+        """Why this trial was asked to end, or None."""
+        handle, number = self.storage.locate(self._trial_id, refresh=True)
+        return handle.standing(number)[0]
 
     @property
     def lease_held(self) -> bool:
         """Whether the log, as far as this process has read it, still says that the trial is ours."""
-        return self.storage.lease_held(self._trial_id)
+        return self.handle.standing(self.number)[1]
 
     @property
     def lease_valid(self) -> bool:
-        """Whether this process may trust that nobody takes the trial over just now.
+        """Whether this process may trust that no other peer takes the trial over now.
 
         False after ttl less a margin without contact to the store. Work may go on: a result told later is kept
         either way.
         """
-        return self.storage.lease_valid(self._trial_id)
+        return self.handle.lease_valid(self.number)
+
+    @property
+    def seed(self) -> int:
+        """Which of the trials with these parameters this is, from 0: a seed for the training, with `replicates`."""
+        replicate = cached_trial(self).system_attrs.get(REPLICATE)
+        return int(replicate["seed"]) if isinstance(replicate, dict) else 0
 
     @property
     def attempt(self) -> int:
         """1 for a first try, 2 for the retry of an interrupted one, …"""
-        return self.storage.attempt(self._trial_id)
+        return self.handle.state.trials[self.number].attempt
 
     def checkpoint(self, source: str | Path | bytes, *, step: int) -> None:
         """Store a checkpoint (a file, or bytes) taken after `step`; the last two are kept.
 
-        Blocks until the store has it. Whoever runs these parameters next, because this peer died or was pre-empted,
-        finds it in `resume`.
+        Blocks until the store has it. If this peer dies or is pre-empted, the next one that runs these parameters finds
+        it in `resume`.
 
         Raises:
             LeaseLost: another peer runs the trial now.
+            StoreUnreachable: the store did not answer for `store_wait`.
             ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
-        checkpoints.save(self.storage, self._trial_id, source, step)
+        checkpoints.save(self.handle, self.number, source, step)
 
     def upload(self, source: str | Path, *, filename: str | None = None, mimetype: str | None = None) -> Artifact:
         """Keep a file with this trial: a model, a plot. Blocks until the store has it.
@@ -119,7 +145,7 @@ class Trial(optuna.trial.Trial):
             InvalidInput: there is no such file.
             ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
-        files = StudyArtifacts(self.storage, self.study._study_id)
+        files = StudyArtifacts(self.storage, study_id_of(self.study))
         return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)
 
     @property
@@ -130,12 +156,15 @@ class Trial(optuna.trial.Trial):
         lives.
         """
         if self._resume is _NOT_FETCHED:
-            found = self.storage.checkpoints(self._trial_id)
-            self._resume = (
-                checkpoints.load(self.storage.courier.store.artifacts(), found, self._new_directory())
-                if found
-                else None
-            )
+            found = self.handle.state.trials[self.number].checkpoints
+            artifacts = artifacts_of(self.storage.peer.store) if found else None
+            if artifacts:
+                self._resume = checkpoints.load(artifacts, self.handle.uuid, found, self._new_directory())
+            else:
+                self._resume = None
+            if found:
+                step = FROM_START if self._resume is None else self._resume[0]
+                set_cached_trial(self, self.handle.resumed_from(self.number, step))
         return self._resume
 
     def _new_directory(self) -> Path:
@@ -150,9 +179,8 @@ class Trial(optuna.trial.Trial):
 
         Of a trial that was lent to a child process, also what has come to the log from there.
         """
-        self.storage.standing(self._trial_id)
-        self._listen()
-        return dict(self._cached_frozen_trial.intermediate_values)
+        self._listen(*self.storage.locate(self._trial_id, refresh=True))
+        return dict(cached_trial(self).intermediate_values)
 
     _resume: tuple[int, Path] | None = _NOT_FETCHED
 

@@ -8,20 +8,32 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from hopaas_p2p.peer.exchanges import Exchanges
-from hopaas_p2p.peer.membership import Membership
+from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.peer import Peer
 
 pytest_plugins = [
-    "tests.postgres_fixtures",
-    "tests.s3_fixtures",
-    "tests.tunnel_fixtures",
-    "tests.site_fixtures",
-    "tests.mlflow_fixtures",
+    "tests.support.postgres_fixtures",
+    "tests.support.s3_fixtures",
+    "tests.support.tunnel_fixtures",
+    "tests.support.site_fixtures",
+    "tests.support.mlflow_fixtures",
+    "tests.support.machines",
+    "tests.support.gluster",
+    "tests.support.cephfs",
+    "tests.support.rgw",
 ]
+
+# As in an activated environment: commands in tests and examples say `python`, which Debian does not have outside one.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
+settings.load_profile("patient")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job; what the tests start must hear it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,20 +49,20 @@ def state_directory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_exchange_under_a_lock() -> Iterator[None]:
-    """Who holds a replica's lock and waits for a turn waits for whoever has the turn, and needs the lock, for ever."""
+    """A thread that waits for the turn under a log's lock waits for one that needs the lock, for ever."""
 
     def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
-        def checked(self: Exchanges, membership: Membership[Any], *more: Any) -> Any:
-            lock: Any = membership.replica.lock
-            assert not lock._is_owned(), f"{method.__name__} is called under the lock of the replica"
-            return method(self, membership, *more)
+        def checked(self: Peer, log: LogDriver[Any], *more: Any, **options: Any) -> Any:
+            lock: Any = log.lock
+            assert not lock._is_owned(), f"{method.__name__} is called under the lock of the log"
+            return method(self, log, *more, **options)
 
         return checked
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("refresh_for_reading", "settle", "pull", "catch_up"):
-            patch.setattr(Exchanges, name, guarded(getattr(Exchanges, name)))
+        for name in ("refresh_for_reading", "await_commit", "pull", "catch_up"):
+            patch.setattr(Peer, name, guarded(getattr(Peer, name)))
         yield
 
 

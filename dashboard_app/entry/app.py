@@ -1,4 +1,4 @@
-"""What Streamlit executes for a run. In a folder by itself: it takes a `pages/` beside the script for its own."""
+"""What Streamlit executes for a run. In a folder of its own: Streamlit takes a `pages/` beside the script for pages."""
 
 from dashboard_app.app import main
 

@@ -1,88 +1,81 @@
-"""Admin: is the store well, how large are its logs, who did what, and who may."""
+"""Admin: whether the store works, how large its logs are, who did what, and who may."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import streamlit as st
 
 from dashboard_app import theme
-from dashboard_app.here import Here
-from dashboard_app.pages import admin_access
-from dashboard_app.views.spec import number
+from dashboard_app.page_context import PageContext
+from dashboard_app.views.spec import size
+from hopaas_p2p import access
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.base import Entry
 
 _LINES: Final = 2000
+_MADE: Final = "token-just-made"
+_NO_USERS: Final = (
+    "This store has no users of its own: the file system, or the bucket's policy, decides who may read or write it. A "
+    "Postgres store has users, tokens and grants."
+)
 _FEW: Final = 12  # lines that are shown without scrolling
 
 
-def show(here: Here) -> None:
+def show(page: PageContext) -> None:
     """The page."""
     theme.title("Admin")
-    theme.caption(f"The store is {here.feed.url}.")
-    parts: dict[str, Callable[[Here], None]] = {
+    theme.caption(f"The store is {page.cache.url}.")
+    parts: dict[str, Callable[[PageContext], None]] = {
         "Studies and logs": _logs,
         "Who did what": _audit,
         "Doctor": _doctor,
-        "People": admin_access.people,
-        "Grants": admin_access.study_grants,
+        "People": _people,
+        "Grants": _grants,
     }
-    chosen = st.segmented_control(
-        "Part", list(parts), default="Studies and logs", key="part", bind="query-params", required=True,
-        label_visibility="collapsed",
-    )  # fmt: skip
-    parts.get(chosen or "", _logs)(here)
+    part = theme.segments("Part", list(parts), key="part", visible=False)
+    if part in ("People", "Grants") and not hasattr(page.cache.store, "call"):
+        theme.nothing(_NO_USERS)
+        return
+    try:
+        parts[part](page)
+    except HopaasError as error:
+        theme.error(error)
 
 
-def _logs(here: Here) -> None:
+def _logs(page: PageContext) -> None:
     rows = []
-    for listing in here.studies():
-        frame = here.feed.frame(listing.uuid)
-        if frame is None:
-            rows.append([theme.safe(listing.name), "", "", "", "", theme.safe(listing.uuid)])
-            continue
-        refused = sum(dict(frame.state.refusals).values())
-        cells = (listing.name, f"{frame.lsn:,}", f"{len(frame.columns):,}", f"{len(frame.state.peers):,}")
-        rows.append([*map(theme.safe, cells), f"{refused:,}", theme.safe(listing.uuid)])
-    theme.table(
-        ("study", "commits", "trials", "peers", "refused records", "uuid"), rows, label="Studies", numeric=(1, 2, 3, 4)
-    )
-    chosen = _study(here, "measure")
+    for listing in page.studies():
+        frame = page.cache.frame(listing.uuid)
+        counts = [""] * 4
+        if frame is not None:
+            refused = sum(dict(frame.state.refusals).values())
+            counts = [f"{one:,}" for one in (frame.lsn, len(frame.columns), len(frame.state.peers), refused)]
+        rows.append([theme.safe(listing.name), *counts, theme.safe(listing.uuid)])
+    headers = ("study", "commits", "trials", "peers", "refused records", "uuid")
+    theme.table(headers, rows, label="Studies", numeric=(1, 2, 3, 4))
+    chosen = _study(page, "measure")
     if chosen is None:
         return
     theme.caption("Its size is found by reading all of it, once.")
     if st.button("Measure the log and its newest snapshot", key="measure-now"):
-        try:
-            entries = [len(entry.payload) for entry in _entries(here, chosen)]
-            snapshot = here.feed.store.log(chosen.uuid).newest_snapshot()
-        except HopaasError as error:
-            st.error(theme.plain(error, longest=1000))
-            return
-        behind = (
-            f"{len(entries) - snapshot[0]:,} commits behind" if snapshot else "the log is short, or nobody wrote one"
-        )
-        theme.tiles(
-            [
-                ("log", size(sum(entries)), f"{len(entries):,} commits"),
-                ("largest commit", size(max(entries, default=0)), ""),
-                ("newest snapshot", size(len(snapshot[1])) if snapshot else "none", behind),
-            ]
-        )
+        entries = [len(entry.payload) for entry in _entries(page, chosen)]
+        snapshot = page.cache.store.log(chosen.uuid).newest_snapshot()
+        behind = "the log is short, or nobody wrote one"
+        if snapshot:
+            behind = f"{len(entries) - snapshot[0]:,} commits behind"
+        theme.tiles([
+            ("log", size(sum(entries)), f"{len(entries):,} commits"),
+            ("largest commit", size(max(entries, default=0)), ""),
+            ("newest snapshot", size(len(snapshot[1])) if snapshot else "none", behind),
+        ])  # fmt: skip
 
 
-def size(count: int) -> str:
-    """Bytes as people read them."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{number(count)} B"
-
-
-def _study(here: Here, key: str) -> Listing | None:
-    studies = {one.uuid: one for one in here.studies()}
+def _study(page: PageContext, key: str) -> Listing | None:
+    studies = {one.uuid: one for one in page.studies()}
     if not studies:
         theme.nothing("No study yet.")
         return None
@@ -94,90 +87,195 @@ def _study(here: Here, key: str) -> Listing | None:
     return studies.get(chosen)
 
 
-def _entries(here: Here, listing: Listing) -> Iterator[Entry]:
-    from hopaas_p2p.cli.audit import entries_of
+def _entries(page: PageContext, listing: Listing) -> Iterator[Entry]:
+    from hopaas_p2p.stores.base import read_all
 
-    return entries_of(here.feed.store.log(listing.uuid))
+    return read_all(page.cache.store.log(listing.uuid))
 
 
-def _audit(here: Here) -> None:
-    from hopaas_p2p.cli.audit import audit_of
+def _audit(page: PageContext) -> None:
+    from hopaas_p2p.audit import audit_of, author
 
-    listing = _study(here, "audit")
+    listing = _study(page, "audit")
     if listing is None:
         return
     theme.caption(
-        "Every record of the log, the newest first. Who: as the store vouches for it; where it knows no users, as the "
-        "peer said of itself. Whom a dashboard with sign-in acted for, as the dashboard says."
+        "Every record of the log, the newest first. Who: the user that the store vouches for; where the store knows no "
+        "users, what the peer said of itself. For whom a dashboard with sign-in acted is what the dashboard said."
     )
     left, right = st.columns(2)
-    wanted = left.text_input("Find", key="audit-find", placeholder="a person, a trial, a word")
+    wanted = left.text_input("Find", key="audit-find", placeholder="a person, a trial, a word").casefold()
     refused = right.toggle("Refused ones only", key="audit-refused")
     if not st.button("Read the log", key="audit-now") and st.session_state.get("audit-read") != listing.uuid:
         return
     st.session_state["audit-read"] = listing.uuid
-    try:
-        lines = list(audit_of(_entries(here, listing)))
-    except HopaasError as error:
-        st.error(theme.plain(error, longest=1000))
-        return
-    found = [line for line in reversed(lines) if _matches(line, wanted.casefold(), refused=refused)]
-    shown = [_audit_row(line) for line in found[:_LINES]]
-    if not shown:
-        theme.nothing("Nothing of that kind in the log.")
+
+    def row(line: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "lsn": line["lsn"],
+            "time (UTC)": (line["time"] or "")[:19].replace("T", " "),
+            "who": author(line),
+            "record": line["kind"],
+            "trial": line["trial"],
+            "what": line["detail"],
+            "refused": line["refused"] or "",
+        }
+
+    rows = [row(line) for line in audit_of(_entries(page, listing))][::-1]
+    found = [
+        one
+        for one in rows
+        if (one["refused"] or not refused) and any(wanted in str(value).casefold() for value in one.values())
+    ]
+    if not found:
+        theme.nothing("The log has no such record.")
         return
     st.dataframe(
-        shown, hide_index=True, height=480 if len(shown) > _FEW else "content", placeholder="", key="audit-lines"
-    )
-    theme.caption(f"{len(shown):,} of {len(found):,} records shown; {len(lines):,} in the log.")
+        found[:_LINES], hide_index=True, height=480 if len(found) > _FEW else "content", placeholder="",
+        key="audit-lines",
+    )  # fmt: skip
+    theme.caption(f"{min(len(found), _LINES):,} of {len(found):,} records shown; {len(rows):,} in the log.")
 
 
-def _matches(line: dict[str, Any], wanted: str, *, refused: bool) -> bool:
-    if refused and not line["refused"]:
-        return False
-    return not wanted or any(wanted in str(value).casefold() for value in _audit_row(line).values())
-
-
-def _audit_row(line: dict[str, Any]) -> dict[str, Any]:
-    from hopaas_p2p.cli.audit import who
-
-    return {
-        "lsn": line["lsn"],
-        "time (UTC)": (line["time"] or "")[:19].replace("T", " "),
-        "who": who(line),
-        "record": line["kind"],
-        "trial": line["trial"],
-        "what": line["detail"],
-        "refused": line["refused"] or "",
-    }
-
-
-def _doctor(here: Here) -> None:
+def _doctor(page: PageContext) -> None:
     theme.caption(
         "Checks the store: reach, write, read, lock, clock, room, and every study's log and snapshot. It writes a "
         "scratch log and removes it, so it needs actions to be allowed."
     )
-    if not st.button("Examine the store", disabled=not here.may_administer, icon=":material/stethoscope:"):
+    if not st.button("Examine the store", disabled=not page.may_administer, icon=":material/stethoscope:"):
         return
     from hopaas_p2p.stores.checks import examine
     from hopaas_p2p.stores.url import open_store
 
-    rows = []
-    failed = 0
     with st.spinner("Examining"):
+        store = open_store(page.cache.url, create=False)
         try:
-            store = open_store(here.feed.address, create=False)
-        except HopaasError as error:
-            st.error(theme.plain(error, longest=1000))
-            return
-        try:
-            for finding in examine(store):
-                failed += not finding.passed
-                word = "✓ passed" if finding.passed else "✕ failed"
-                rows.append(
-                    [word, *(theme.safe(text, longest=500) for text in (finding.check, finding.detail, finding.cure))]
-                )
+            findings = list(examine(store))
         finally:
             store.close()
-    theme.nothing(f"{failed} of {len(rows)} checks failed." if failed else f"All {len(rows)} checks passed.")
+    failed = sum(not one.passed for one in findings)
+    theme.nothing(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
+    rows = [
+        [
+            "✓ passed" if one.passed else "✕ failed",
+            *(theme.safe(text, longest=500) for text in (one.check, one.detail, one.cure)),
+        ]
+        for one in findings
+    ]
     theme.table(("", "check", "finding", "what to do"), rows, label="Findings")
+
+
+# --- who may use the store: a Postgres store has users, tokens and grants ---
+
+
+def _people(page: PageContext) -> None:
+    """Users and their tokens."""
+    if not page.may_administer:
+        theme.nothing("Users and tokens are for administrators, on a dashboard that is started with --allow-actions.")
+        return
+    users, tokens = access.users(page.cache.url), access.tokens(page.cache.url)
+    theme.heading("Users")
+    theme.table(
+        ("user", "since", "tokens"),
+        [[theme.safe(one.name), _day(one.created), str(one.tokens)] for one in users],
+        label="Users", numeric=(2,), empty="No user yet: whoever shall take part gets a name here, then a token.",
+    )  # fmt: skip
+    with st.form("user", clear_on_submit=True):
+        left, right = st.columns([3, 1], vertical_alignment="bottom")
+        name = left.text_input("New user", max_chars=45)
+        if right.form_submit_button("Add", width="stretch") and name:
+            _do(lambda: access.add_user(page.cache.url, name), f"{name} may use this store; now make a token")
+    theme.heading("Tokens")
+    _show_secret()
+    rows = [
+        [*map(theme.safe, (one.name, one.user, one.label)), *map(_day, (one.created, one.expires, one.last_used)),
+         f"{one.sessions} of {one.connections}"]
+        for one in tokens
+    ]  # fmt: skip
+    headers = ("token", "user", "label", "made", "valid until", "last used", "in use")
+    theme.table(headers, rows, label="Tokens", numeric=(6,), empty="No token yet.")
+    names = [one.name for one in users]
+    left, right = st.columns(2)
+    with left:
+        _new_token(page, names)
+    with right:
+        _end(page, names, [one.name for one in tokens])
+
+
+def _new_token(page: PageContext, users: list[str]) -> None:
+    with st.form("token"):
+        user = st.selectbox("Token for", users, index=None)
+        valid = st.segmented_control("Valid for a", list(access.VALIDITIES), default="month", required=True)
+        label = st.text_input("Label: where it is used", max_chars=60)
+        if st.form_submit_button("Make a token", type="primary") and user:
+            _do(lambda: _keep(access.create_token(page.cache.url, user, label=label, valid=valid or "month")))
+
+
+def _keep(made: access.NewToken) -> None:
+    st.session_state[_MADE] = made
+
+
+def _show_secret() -> None:
+    """The secret of a token, once."""
+    made = st.session_state.pop(_MADE, None)
+    if made is not None:
+        st.warning("This is the only time that this token is shown. Keep it in a file of mode 600 (HOPAAS_TOKEN_FILE).")
+        st.code(made.secret.reveal(), language=None, wrap_lines=True)
+
+
+def _end(page: PageContext, users: list[str], tokens: list[str]) -> None:
+    with st.form("revoke"):
+        token = st.selectbox("End a token", tokens, index=None)
+        if st.form_submit_button("Revoke it") and token:
+            _do(lambda: access.revoke_token(page.cache.url, token), f"{token} is revoked; its sessions have ended")
+    with st.form("remove"):
+        user = st.selectbox("Remove a user, with all tokens and grants", users, index=None)
+        sure = st.text_input("Type the name again")
+        if st.form_submit_button("Remove") and user:
+            if sure != user:
+                st.error("The names differ; nothing was removed.")
+            else:
+                _do(lambda: access.remove_user(page.cache.url, user), f"{user} and its tokens and grants are gone")
+
+
+def _grants(page: PageContext) -> None:
+    """Who may do what in one study."""
+    studies = [one.name for one in page.studies()]
+    name = st.selectbox("Study", studies, key="of-grants") if studies else None
+    if name is None:
+        theme.nothing("No study yet.")
+        return
+    found = access.grants(page.cache.url, name)
+    rows = [[theme.safe(one.user), one.role, _day(one.granted), theme.safe(one.granted_by)] for one in found]
+    theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
+    theme.caption("viewer: look. worker: also run and queue trials, write notes. owner: also control and share.")
+    listing = next(one for one in page.studies() if one.name == name)
+    if not (page.options.actions and page.role(listing) == "owner"):
+        theme.caption("Grants are given by the study's owners, on a dashboard that is started with --allow-actions.")
+        return
+    with st.form("grant"):
+        left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
+        user = left.text_input("User", max_chars=63)
+        role = middle.segmented_control("May", [*access.ROLES, "nothing"], default="viewer", required=True)
+        if right.form_submit_button("Share", width="stretch") and user:
+            if role == "nothing":
+                _do(lambda: access.revoke(page.cache.url, name, user), f"{user} has no access to {name} any more")
+            else:
+                done = f"{user} is {role} of {name} now"
+                _do(lambda: access.grant(page.cache.url, name, user, role or "viewer"), done)
+
+
+def _do(what: Callable[[], Any], done: str = "") -> None:
+    try:
+        what()
+    except HopaasError as error:
+        theme.error(error)
+        return
+    if done:
+        st.toast(theme.plain(done), icon=":material/check:")
+    st.rerun()
+
+
+def _day(when: datetime.datetime | None) -> str:
+    """A moment, to the minute, in UTC."""
+    return when.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M") if when else "-"

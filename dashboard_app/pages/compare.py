@@ -7,42 +7,39 @@ import zlib
 import streamlit as st
 
 from dashboard_app import theme, url
-from dashboard_app.charts import draw
 from dashboard_app.frames import Frame
-from dashboard_app.here import Here
+from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import follow
+from dashboard_app.theme import draw
 from dashboard_app.views import compare
 from dashboard_app.views.history import ALONG, Along
 from dashboard_app.views.spec import number
 
 
-def show(here: Here) -> None:
+def show(page: PageContext) -> None:
     """The page."""
     theme.title("Compare")
-    names = [one.name for one in here.studies()]
+    names = [one.name for one in page.studies()]
     if len(names) < 2:
         theme.nothing("It takes two studies in this store to compare.")
         return
-    before = st.session_state.get("study")
-    ordered = sorted(names, key=lambda name: (name != before, not _has_results(here, name)))
-    if not url.given("studies"):  # a default would be left out of the address, and is another one for others
-        st.session_state.setdefault("studies", ordered[:2])
+    if not url.given("studies"):  # a default would be left out of the address, and differs from person to person
+        before = st.session_state.get("study")
+        results = {one.name for one in _frames(page, names, wait=False) if one.columns.best() is not None}
+        st.session_state.setdefault("studies", sorted(names, key=lambda one: (one != before, one not in results))[:2])
     chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=compare.MOST_STUDIES)
-    words = list(ALONG)
-    along = st.segmented_control(
-        "Along", words, format_func=ALONG.__getitem__, default="number", key="along", bind="query-params", required=True
-    )
+    along = theme.segments("Along", list(ALONG), names=ALONG.__getitem__, key="along")
 
     def shown() -> str:
-        frames = _frames(here, chosen)
+        frames = _frames(page, chosen)
         if frames:
-            _body(frames, along or "number")
+            _body(frames, along)
         else:
             theme.nothing("Choose studies.")
         return _version(frames)
 
     follow(
-        shown, version=lambda: _version(_frames(here, chosen)), freshness=here.feed.freshness,
+        shown, version=lambda: _version(_frames(page, chosen)), freshness=page.cache.freshness,
         key=f"compare-{zlib.crc32(repr((chosen, along)).encode()):08x}",
     )  # fmt: skip
 
@@ -57,39 +54,22 @@ def _body(frames: list[Frame], along: Along) -> None:
         theme.caption("These studies do not optimise in the same direction.")
     if any(len(columns.directions) > 1 for _, columns in pairs):
         theme.caption("Of studies with several objectives the first is shown.")
-    _table(frames)
+    summaries = [compare.summary(columns) for _, columns in pairs]
+    rows = [
+        [
+            theme.link(name, "live", study=name),
+            theme.safe(", ".join(columns.directions)),
+            *map(number, summary.values()),
+        ]
+        for (name, columns), summary in zip(pairs, summaries, strict=True)
+    ]
+    headers = ("study", "direction", *summaries[0])
+    theme.table(headers, rows, label="Studies compared", numeric=range(2, len(headers)))
     draw(compare.best_so_far(pairs, along=along), key="best", empty="No complete trial yet.")
     draw(compare.distributions(pairs), key="edf", empty="")
 
 
-def _has_results(here: Here, name: str) -> bool:
-    """As far as that is known without waiting."""
-    return any(frame.columns.best() is not None for frame in _frames(here, [name], wait=False))
-
-
-def _frames(here: Here, names: list[str], *, wait: bool = True) -> list[Frame]:
-    found = []
-    known = {one.name: one for one in here.studies()}
-    for name in names:
-        listing = known.get(name)
-        frame = here.feed.frame(listing.uuid, wait=wait) if listing is not None else None
-        if frame is not None:
-            found.append(frame)
-    return found
-
-
-def _table(frames: list[Frame]) -> None:
-    rows = compare.table([(frame.name, frame.columns) for frame in frames])
-    headers = list(rows.columns)
-    cells = []
-    for row in rows.itertuples(index=False, name=None):
-        name, direction, *numbers = row
-        href = theme.safe(url.link("live", study=name), longest=4000)
-        cells.append(
-            [
-                f'<a href="{href}" target="_self">{theme.safe(name)}</a>',
-                theme.safe(direction),
-                *(theme.safe(number(None if value is None else float(value))) for value in numbers),
-            ]
-        )
-    theme.table(headers, cells, label="Studies compared", numeric=range(2, len(headers)))
+def _frames(page: PageContext, names: list[str], *, wait: bool = True) -> list[Frame]:
+    known = {one.name: one.uuid for one in page.studies()}
+    frames = [page.cache.frame(known[name], wait=wait) for name in names if name in known]
+    return [frame for frame in frames if frame is not None]

@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
 import streamlit as st
 
-from dashboard_app import theme, url
-from dashboard_app.charts import draw
+from dashboard_app import theme
 from dashboard_app.filters import shared_filter
 from dashboard_app.frames import Frame
-from dashboard_app.here import Here
+from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
+from dashboard_app.theme import draw
 from dashboard_app.views import history, params, spread
 from dashboard_app.views.columns import Mask
-from dashboard_app.views.spec import Chart
+from dashboard_app.views.spec import ChartSpec
 
 _MOST_AXES: Final = 8
 _SLICES: Final = 6
-_REMEMBERED: Final = 32
-_IMPORTANCE: Final[dict[tuple[str, int, bytes], tuple[int, tuple[Chart | None, str]]]] = {}
+_NOTHING: Final = "No complete trial passes the filter."
 
 
-def show(here: Here) -> None:
-    """The page. What is brushed would be lost with every trial that ends, so parallel coordinates wait for a click."""
-    theme.title("Explore", here)
-    frame = here.frame
+def show(page: PageContext) -> None:
+    """The page. A brushed axis would be lost with every trial that ends, so parallel coordinates wait for a click."""
+    page.title("Explore")
+    frame = page.frame
     many = frame is not None and len(frame.columns.directions) > 1
     charts = list(_CHARTS) if many else [name for name in _CHARTS if name != "Pareto front"]
-    chosen = st.segmented_control(
-        "Chart", charts, default=charts[0], key="chart", bind="query-params", label_visibility="collapsed",
-        required=True,
-    )  # fmt: skip
-    chosen = chosen if chosen in charts else charts[0]
-    live(here, lambda _here, frame: _body(frame, chosen), key=chosen, auto=chosen != "Parallel")
+    chosen = theme.segments("Chart", charts, key="chart", visible=False)
+    live(page, lambda _page, frame: _body(frame, chosen), key=chosen, auto=chosen != "Parallel")
 
 
 def _body(frame: Frame, chosen: str) -> None:
-    _, mask = shared_filter(frame, states=False)
+    mask = shared_filter(frame, states=False)
     many = len(frame.columns.directions) > 1 and chosen != "Pareto front"
     objective = _objective(frame) if many else 0
     if not mask.all():
         theme.caption(f"{int(mask.sum()):,} of {len(mask):,} trials pass the filter.")
-    if not frame.columns.told(objective).any():
+    if not frame.columns.complete(objective).any():
         theme.nothing("No trial is complete yet. The charts begin with the first one.")
         return
     _CHARTS[chosen](frame, objective, mask)
@@ -51,15 +47,13 @@ def _body(frame: Frame, chosen: str) -> None:
 
 def _objective(frame: Frame) -> int:
     names = [f"{at + 1}: {direction}" for at, direction in enumerate(frame.columns.directions)]
-    chosen = st.segmented_control(
-        "Objective", names, default=names[0], key="objective", required=True, bind="query-params"
-    )
-    return names.index(chosen) if chosen in names else 0
+    return names.index(theme.segments("Objective", names, key="objective"))
 
 
-def _made(frame: Frame, mask: Mask, what: str, make: Callable[[], Any], *key: Any) -> Any:
-    """What `make` gives, computed once for all sessions that look at the same."""
-    return frame.once(lambda _frame: make(), what, mask.tobytes() if not mask.all() else b"", *key)
+def _computed(frame: Frame, mask: Mask, view: Callable[..., Any], *names: Any, **options: Any) -> Any:
+    """What a view gives for the trials that pass, computed once for all sessions that look at the same."""
+    key = (view.__name__, mask.tobytes() if not mask.all() else b"", names, *sorted(options.items()))
+    return frame.once(lambda _frame: view(frame.columns, *names, shown=mask, **options), *key)
 
 
 def _by_site(frame: Frame) -> bool:
@@ -69,61 +63,47 @@ def _by_site(frame: Frame) -> bool:
 def _history(frame: Frame, objective: int, mask: Mask) -> None:
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
-        words = list(history.ALONG)
-        along = st.segmented_control(
-            "Along", words, format_func=history.ALONG.__getitem__, default=words[0], key="along", bind="query-params",
-            required=True,
-        )  # fmt: skip
+        along = theme.segments("Along", list(history.ALONG), names=history.ALONG.__getitem__, key="along")
     with right:
         by_site = _by_site(frame)
-    chart: Chart | None = _made(
-        frame, mask, "history",
-        lambda: history.history(
-            frame.columns, along=along or "number", objective=objective, by_site=by_site, shown=mask
-        ),
-        along, objective, by_site,
-    )  # fmt: skip
-    draw(chart, key="history", empty="No complete trial passes the filter.")
+    chart = _computed(frame, mask, history.history, along=along, objective=objective, by_site=by_site)
+    draw(chart, key="history", empty=_NOTHING)
 
 
 def _importance(frame: Frame, objective: int, mask: Mask) -> None:
-    """Shares move slowly and take a quarter of a second: found anew when there are 2 % more complete trials."""
-    everything = bool(mask.all())
-    key = (frame.uuid, objective, b"" if everything else mask.tobytes())
-    complete = int((frame.columns.told(objective) & mask).sum())
-    found = _IMPORTANCE.get(key)
-    if found is None or not found[0] <= complete <= 1.02 * found[0]:
-        numbers = None if everything else frozenset(frame.columns.number[mask].tolist())
-        found = (complete, params.importance(frame.state, objective=objective, numbers=numbers))
-        while len(_IMPORTANCE) >= _REMEMBERED:
-            _IMPORTANCE.pop(next(iter(_IMPORTANCE)), None)
-        _IMPORTANCE[key] = found
-    chart, note = found[1]
+    complete = int((frame.columns.complete(objective) & mask).sum())
+    two_percent_steps = int(math.log(max(1, complete), 1.02))
+    chart, note = _shares(
+        frame, mask, objective, (frame.uuid, mask.tobytes() if not mask.all() else b"", two_percent_steps)
+    )
     draw(chart, key="importance", empty=note)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _shares(
+    _frame: Frame,
+    _mask: Mask,
+    objective: int,
+    key: tuple[Any, ...],  # noqa: ARG001  # what it is cached by
+) -> tuple[ChartSpec | None, str]:
+    """Shares change slowly and take a quarter of a second: computed again when there are 2 % more complete trials."""
+    numbers = None if _mask.all() else frozenset(_frame.columns.number[_mask].tolist())
+    return params.importance(_frame.state, objective=objective, numbers=numbers)
 
 
 def _slice(frame: Frame, objective: int, mask: Mask) -> None:
     names = list(frame.columns.parameters)
     left, right = st.columns([3, 2], vertical_alignment="bottom")
-    with left:
-        chosen = st.multiselect(
-            "Parameters", names, default=names[:2], key="slices", max_selections=_SLICES, bind="query-params"
-        )
+    chosen = left.multiselect(
+        "Parameters", names, default=names[:2], key="slices", max_selections=_SLICES, bind="query-params"
+    )
     with right:
         by_site = _by_site(frame)
     places = st.columns(2) if len(chosen) > 1 else [st.container()]
     for at, name in enumerate(chosen):
         with places[at % len(places)]:
-            _one_slice(frame, objective, mask, name, at, by_site=by_site)
-
-
-def _one_slice(frame: Frame, objective: int, mask: Mask, name: str, at: int, *, by_site: bool) -> None:
-    chart = _made(
-        frame, mask, "slice",
-        lambda: params.slice_(frame.columns, name, objective=objective, by_site=by_site, shown=mask),
-        name, objective, by_site,
-    )  # fmt: skip
-    draw(chart, key=f"slice-{at}", empty=f"No complete trial has {name}.")
+            chart = _computed(frame, mask, params.slice_, name, objective=objective, by_site=by_site)
+            draw(chart, key=f"slice-{at}", empty=f"No complete trial has {name}.")
 
 
 def _contour(frame: Frame, objective: int, mask: Mask) -> None:
@@ -134,49 +114,37 @@ def _contour(frame: Frame, objective: int, mask: Mask) -> None:
     left, right = st.columns(2)
     first = left.selectbox("Across", names, key="across", bind="query-params")
     second = right.selectbox("Up", [name for name in names if name != first], key="up", bind="query-params")
-    chart = _made(
-        frame, mask, "contour",
-        lambda: params.contour(frame.columns, first, second, objective=objective, shown=mask),
-        first, second, objective,
-    )  # fmt: skip
+    chart = _computed(frame, mask, params.contour, first, second, objective=objective)
     draw(chart, key="contour", empty="No complete trial has both parameters.")
 
 
 def _parallel(frame: Frame, objective: int, mask: Mask) -> None:
     names = list(frame.columns.parameters)
-    chosen = st.multiselect(
-        "Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params"
+    chosen = tuple(
+        st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params")
     )
-    found = _made(
-        frame, mask, "parallel",
-        lambda: params.parallel(frame.columns, tuple(chosen), objective=objective, shown=mask),
-        tuple(chosen), objective,
-    )  # fmt: skip
+    found = _computed(frame, mask, params.parallel, chosen, objective=objective)
     draw(found[0] if found else None, key="parallel", empty="Choose at least one parameter.")
     if found:
-        _leaders(frame, objective, found[1], tuple(chosen))
+        _leaders(frame, objective, found[1], chosen)
 
 
 def _leaders(frame: Frame, objective: int, numbers: list[int], names: tuple[str, ...]) -> None:
-    """The best of the lines by name: what is drawn can be told apart by nobody's eye."""
-    rows = []
-    for one, value, parts in params.leaders(frame.columns, numbers, names, objective=objective):
-        address = theme.safe(url.link("trial", study=frame.name, trial=one), longest=4000)
-        rows.append([f'<a href="{address}" target="_self">{one}</a>', value, *map(theme.safe, parts)])
-    theme.heading("The best that pass the filter")
-    headers = ("trial", "value", *names)
-    theme.table(headers, rows, label="The best that pass the filter", numeric=(0, 1))
+    """The best of the lines as a table: where they are drawn, they cannot be told apart."""
+    rows = [
+        [theme.trial_link(frame.name, one), value, *map(theme.safe, parts)]
+        for one, value, parts in params.leaders(frame.columns, numbers, names, objective=objective)
+    ]
+    title = "The best that pass the filter"
+    theme.heading(title)
+    theme.table(("trial", "value", *names), rows, label=title, numeric=(0, 1))
     if len(numbers) > len(rows):
-        theme.caption("All that pass the filter are on the page Trials.")
+        theme.caption("All trials that pass the filter are on the Trials page.")
 
 
 def _edf(frame: Frame, objective: int, mask: Mask) -> None:
-    by_site = _by_site(frame)
-    chart = _made(
-        frame, mask, "edf",
-        lambda: spread.edf(frame.columns, objective=objective, by_site=by_site, shown=mask), objective, by_site,
-    )  # fmt: skip
-    draw(chart, key="edf", empty="No complete trial passes the filter.")
+    chart = _computed(frame, mask, spread.edf, objective=objective, by_site=_by_site(frame))
+    draw(chart, key="edf", empty=_NOTHING)
 
 
 def _pareto(frame: Frame, _objective: int, mask: Mask) -> None:
@@ -184,20 +152,15 @@ def _pareto(frame: Frame, _objective: int, mask: Mask) -> None:
     first, second = 0, 1
     if len(objectives) > 2:
         left, right = st.columns(2)
-        first = left.selectbox(
-            "Across", objectives, format_func=lambda at: f"objective {at + 1}", key="first", bind="query-params"
-        )
+        first = left.selectbox("Across", objectives, format_func=_ordinal, key="first", bind="query-params")
         others = [at for at in objectives if at != first]
-        second = right.selectbox(
-            "Up", others, format_func=lambda at: f"objective {at + 1}", key="second", bind="query-params"
-        )
-    by_site = _by_site(frame)
-    chart = _made(
-        frame, mask, "pareto",
-        lambda: spread.pareto(frame.columns, first=first, second=second, by_site=by_site, shown=mask),
-        first, second, by_site,
-    )  # fmt: skip
-    draw(chart, key="pareto", empty="No complete trial passes the filter.")
+        second = right.selectbox("Up", others, format_func=_ordinal, key="second", bind="query-params")
+    chart = _computed(frame, mask, spread.pareto, first=first, second=second, by_site=_by_site(frame))
+    draw(chart, key="pareto", empty=_NOTHING)
+
+
+def _ordinal(at: int) -> str:
+    return f"objective {at + 1}"
 
 
 _CHARTS: Final[dict[str, Callable[[Frame, int, Mask], None]]] = {

@@ -1,32 +1,43 @@
-"""Notes & artifacts of a study; those of its trials are with the trials."""
+"""Notes, tags and files of a study, and the pieces that a trial's page shows too. Changed where actions are allowed.
+
+A note is Markdown written by somebody else: HTML in it is shown as text, and pictures from elsewhere become links, so
+that opening a page reveals nothing to third parties.
+"""
 
 from __future__ import annotations
 
+import re
+import tempfile
+from pathlib import Path
+from typing import Final
+
 import streamlit as st
 
-from dashboard_app import theme, url
+from dashboard_app import theme
 from dashboard_app.frames import Frame
-from dashboard_app.here import Here
-from dashboard_app.notebook import archive, files_of, note_of, tags_of
-from dashboard_app.views.notes import Noted, noted
+from dashboard_app.page_context import PageContext
+from dashboard_app.views.campaigns import ARCHIVED
+from dashboard_app.views.spec import size
+from dashboard_app.views.table import Noted, noted
+from hopaas_p2p import artifacts, notes
+from hopaas_p2p.artifacts import Artifact
+
+_IMAGE: Final = re.compile(r"!(?=\[)")
+_SHOWN: Final = 100  # files shown on a page
 
 
-def show(here: Here) -> None:
+def show(page: PageContext) -> None:
     """The page."""
-    theme.title("Notes & artifacts", here)
-    frame = here.frame
+    page.title("Notes & artifacts")
+    frame = page.frame
     if frame is None:
         theme.nothing("This study is being read, or was deleted.")
         return
-    note_of(here)
-    tags_of(here)
-    archive(here)
-    _trials(frame, frame.once(_noted))
-    files_of(here)
-
-
-def _noted(frame: Frame) -> list[Noted]:
-    return noted(frame.system, frame.study_id, len(frame.state.trials))
+    note_of(page, frame)
+    tags_of(page, frame)
+    archive(page, frame)
+    _trials(frame, frame.once(lambda one: noted(one.system, one.study_id, len(one.columns)), "noted"))
+    files_of(page, frame)
 
 
 def _trials(frame: Frame, found: list[Noted]) -> None:
@@ -34,16 +45,114 @@ def _trials(frame: Frame, found: list[Noted]) -> None:
     if not found:
         theme.nothing("None. Write one on the page of a trial, or with: hopaas-p2p trial note")
         return
-    rows = []
-    for one in found[:200]:
-        address = theme.safe(url.link("trial", study=frame.name, trial=one.number), longest=4000)
-        rows.append(
-            [
-                f'<a href="{address}" target="_self">{one.number}</a>',
-                " ".join(theme.tag(tag) for tag in one.tags),
-                theme.safe(one.line),
-            ]
-        )
+    rows = [
+        [theme.trial_link(frame.name, one.number), " ".join(map(theme.tag, one.tags)), theme.safe(one.line)]
+        for one in found[:200]
+    ]
     theme.table(["trial", "tags", "note"], rows, label="Trials with a note or a tag", numeric=(0,))
     if len(found) > 200:
         st.caption(f"and {len(found) - 200:,} more")
+
+
+def tame(markdown: str) -> str:
+    """A note made safe for Markdown: no pictures, which browsers would fetch from anywhere, and no directives."""
+    return _IMAGE.sub("&#33;", markdown).replace(":material/", "\\:material/").replace("$", "\\$")
+
+
+def note_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
+    """The note of the study, or of a trial."""
+    theme.heading("Note")
+    text = notes.read_note(frame.system, None if number is None else frame.trial_id(number))
+    if text.strip():
+        with st.container(border=True, key=f"hopaas-note-{number}"):
+            st.markdown(tame(text))
+    elif not page.may_act:
+        theme.nothing("There is no note.")
+    if not page.may_act:
+        return
+    with st.expander("Write" if not text else "Change", icon=":material/edit:", expanded=False):
+        with st.form(f"note-{number}", border=False):
+            new = st.text_area(
+                "Markdown; optuna-dashboard shows it too", text, height=220, max_chars=1 << 18, key=f"text-{number}"
+            )
+            saved = st.form_submit_button("Save", type="primary")
+        if saved:
+            page.act(lambda study: notes.save_note(study, new, number), done="The note is saved.")
+
+
+def tags_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
+    """The tags of the study, or of a trial."""
+    theme.heading("Tags")
+    before = notes.read_tags(frame.system, number)
+    if page.may_act:
+        after = st.multiselect(
+            "Tags", before, default=before, accept_new_options=True, placeholder="type a new one",
+            label_visibility="collapsed", key=f"tags-{number}-{frame.lsn}",
+        )  # fmt: skip
+        _change_tags(page, number, before, after, done="The tags are saved.")
+    elif before:
+        st.html(" ".join(map(theme.tag, before)))
+    else:
+        theme.nothing("There is no tag.")
+
+
+def archive(page: PageContext, frame: Frame) -> None:
+    """Take the study off the list of campaigns, or put it back."""
+    if page.may_act:
+        before = [ARCHIVED] if ARCHIVED in frame.tags else []
+        archived = st.toggle("Archived: not among the campaigns", value=bool(before), key=f"archive-{frame.lsn}")
+        _change_tags(page, None, before, [ARCHIVED] if archived else [], done="Saved.")
+
+
+def _change_tags(page: PageContext, number: int | None, before: list[str], after: list[str], *, done: str) -> None:
+    add, remove = [one for one in after if one not in before], [one for one in before if one not in after]
+    if add or remove:
+        page.act(lambda study: notes.change_tags(study, number, add=add, remove=remove), done=done)
+
+
+def files_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
+    """The files of the study and all its trials, or of one trial."""
+    theme.heading("Files")
+    found = artifacts.listed(frame.state, frame.study_id, number)
+    if not found:
+        theme.nothing("There is no file.")
+    for one in found[:_SHOWN]:
+        _file(page, one, named=number is None)
+    if len(found) > _SHOWN:
+        theme.caption(f"and {len(found) - _SHOWN:,} more; hopaas-p2p artifact ls lists all")
+    if page.may_act:
+        _upload(page, number)
+
+
+def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
+    left, right = st.columns([4, 1], vertical_alignment="center")
+    bytes_ = "unknown size" if one.size is None else size(one.size)
+    of = "" if not named else "study, " if one.trial is None else f"trial {one.trial}, "
+    left.html(
+        f'<div><b>{theme.safe(one.filename)}</b> <span class="hp-small">{of}{bytes_}, {theme.safe(one.mimetype)}</span>'
+        "</div>"
+    )
+    right.download_button(
+        "Fetch", data=lambda: _fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",
+        icon=":material/download:", width="stretch",
+        mime="application/octet-stream",  # whatever others say it is, a browser saves it and does not show it
+    )  # fmt: skip
+
+
+def _fetched(page: PageContext, one: Artifact) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
+        files = artifacts.artifacts_of(page.cache.store)
+        return artifacts.fetch(files, page.uuid, one, Path(folder, "file")).read_bytes()
+
+
+def _upload(page: PageContext, number: int | None) -> None:
+    with st.form(f"upload-{number}", clear_on_submit=True, border=False):
+        given = st.file_uploader("Add a file", key=f"upload-file-{number}")
+        sent = st.form_submit_button("Store it")
+    if not sent or given is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
+        path = Path(folder, "file")
+        path.write_bytes(given.getbuffer())
+        name = artifacts.safe_name(given.name)
+        page.act(lambda study: study.artifacts().put(path, trial=number, filename=name), done=f"{name} is stored.")

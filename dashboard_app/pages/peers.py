@@ -7,122 +7,94 @@ from typing import Any, Final
 
 import streamlit as st
 
-from dashboard_app import theme, url
-from dashboard_app.acting import act
+from dashboard_app import theme
 from dashboard_app.frames import Frame
-from dashboard_app.here import Here
+from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import peers as views
 from dashboard_app.views.spec import rough
 from hopaas_p2p.report.facts import duration
 
-_ROWS = 60
+_ROWS: Final = 60
 _TICKS: Final[dict[str, Any]] = {"seconds": ":%S", "minutes": "%H:%M", "hours": "%H:%M"}
-"""Of the day's 24 hours; Vega's own count to twelve, and do not say which twelve."""
-_COLOURS = {
-    "complete": "#3b7be8",
-    "pruned": "#a3854f",
-    "failed": "#d9485f",
-    "running": "#0f9d8a",
-    "taken away": "#b0306a",
+"""On the 24-hour clock: Vega's own formats count to twelve without AM or PM."""
+_COLOURS: Final = {
+    "complete": "#3b7be8", "pruned": "#a3854f", "failed": "#d9485f", "running": "#0f9d8a", "taken away": "#b0306a",
     "given back": "#7c8798",
-}
-_HEIGHTS = {"complete": 0.85, "taken away": 0.85, "running": 0.65, "pruned": 0.45, "given back": 0.35, "failed": 0.25}
-"""By height too, for who does not tell these colours apart; what was taken away is dashed."""
+}  # fmt: skip
+_HEIGHTS: Final = {
+    "complete": 0.85, "taken away": 0.85, "running": 0.65, "pruned": 0.45, "given back": 0.35, "failed": 0.25,
+}  # fmt: skip
+"""Height distinguishes kinds too, for those who cannot tell the colours apart; what was taken away is dashed."""
+
+_DRAINING: Final = ("", "takes no more trials")
 
 
-def show(here: Here) -> None:
+def show(page: PageContext) -> None:
     """The page."""
-    theme.title("Peers & sites", here)
-    live(here, _body, more=_leases)
-    if here.may_steer:
-        _drain(here)
+    page.title("Peers & sites")
+    live(page, _body, more=_leases)
+    if page.may_steer:
+        _drain(page)
 
 
-def _leases(here: Here, frame: Frame) -> dict[str, Any]:
-    owners = {frame.state.trials[one].owner for one in list(frame.state.running)}
-    left = {owner: here.feed.lease_left(frame.uuid, owner) for owner in owners if owner}
-    return {"leases": {owner: round(seconds) for owner, seconds in list(left.items())[:_ROWS] if seconds is not None}}
+def _leases(page: PageContext, frame: Frame) -> dict[str, Any]:
+    owners = [frame.state.trials[one].owner or "" for one in list(frame.state.running)[:_ROWS]]
+    return page.leases(frame, dict(zip(owners, owners, strict=True)))
 
 
-def _body(here: Here, frame: Frame) -> None:
+def _body(page: PageContext, frame: Frame) -> None:
     now = time.time()
-
-    def alive(owner: str) -> bool:
-        return here.alive(frame, owner)
-
-    found = views.peers(frame.state, frame.columns, now, alive)
+    found = views.peers(frame.state, frame.columns, now, page.alive)
     if not found:
         theme.nothing("Nobody has taken part yet. Start a peer: run your program, or hopaas-p2p worker.")
         return
-    places = views.sites(found, frame.state, alive)
-    lost = sum(one.lost for one in found)
-    trip = here.feed.round_trip
-    theme.tiles(
-        [
-            ("live peers", f"{sum(one.live for one in places):,}", f"of {len(found):,} that took part"),
-            ("sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
-            ("leases lost", f"{lost:,}", "taken from silent peers, or given back"),
-            ("lease", f"{frame.state.policy.ttl:g} s", "of silence until a trial is taken over"),
-            ("round trip", "unknown" if trip is None else f"{rough(1000 * trip)} ms", "to the store, from this server"),
-        ]
-    )
+    places = views.sites(found, frame.state, page.alive)
+    trip = page.cache.round_trip
+    theme.tiles([
+        ("live peers", f"{sum(one.live for one in places):,}", f"of {len(found):,} that took part"),
+        ("sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
+        ("leases lost", f"{sum(one.lost for one in found):,}", "taken from silent peers, or given back"),
+        ("lease", f"{frame.state.policy.ttl:g} s", "of silence until a trial is taken over"),
+        ("round trip", "unknown" if trip is None else f"{rough(1000 * trip)} ms", "to the store, from this server"),
+    ])  # fmt: skip
     theme.heading("Who ran what")
     _timeline(frame, now)
     theme.heading("Sites")
-    theme.table(
-        ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""],
-        [_site(one) for one in places],
-        label="Sites",
-        numeric=(1, 2, 3, 4, 5),
-    )
+    headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]
+    theme.table(headers, [_site(one) for one in places], label="Sites", numeric=(1, 2, 3, 4, 5))
     theme.heading("Peers")
-    theme.table(
-        ["peer", "site", "node", "runs", "ended", "lost", "busy", "sign of life", "clock", "machine", ""],
-        [_peer(here, frame, one) for one in found[:_ROWS]],
-        label="Peers",
-        numeric=(4, 5),
-    )
+    headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "sign of life", "clock", "machine", ""]
+    theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", numeric=(4, 5))
     if len(found) > _ROWS:
         theme.caption(f"and {len(found) - _ROWS:,} more that run nothing now")
 
 
 def _site(one: views.Site) -> list[str]:
-    drained = "takes no more trials" if one.draining else ""
     numbers = [f"{count:,}" for count in (one.live, one.peers, one.running, one.ended, one.lost)]
-    return [theme.safe(one.name), *numbers, theme.share(one.busy), drained]
+    return [theme.safe(one.name), *numbers, theme.share(one.busy), _DRAINING[one.draining]]
 
 
-def _peer(here: Here, frame: Frame, one: views.Peer) -> list[str]:
+def _peer(page: PageContext, frame: Frame, one: views.PeerRow) -> list[str]:
     safe = theme.safe
-    links = ", ".join(
-        f'<a href="{safe(url.link("trial", study=frame.name, trial=number), longest=4000)}" target="_self">{number}</a>'
-        for number in one.running[:4]
-    )
+    links = ", ".join(theme.trial_link(frame.name, number) for number in one.running[:4])
     more = f" and {len(one.running) - 4} more" if len(one.running) > 4 else ""
-    who = f'<span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>'
+    name = f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b>'
+    cells = [f'{name} <span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>', safe(one.site), safe(one.host)]
+    cells += [links + more, f"{one.ended:,}", f"{one.lost:,}", theme.share(one.busy), _sign_of_life(page, frame, one)]
+    clock = _clock(page.cache.clock_behind(frame.uuid, one.uuid))
     return [
-        f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b> {who}',
-        safe(one.site),
-        safe(one.host),
-        links + more,
-        f"{one.ended:,}",
-        f"{one.lost:,}" if one.lost else "0",
-        theme.share(one.busy),
-        _lease(here, frame, one),
-        _clock(here.feed.clock_behind(frame.uuid, one.uuid)),
+        *cells,
+        clock,
         safe(one.hardware, longest=60),
-        "takes no more trials" if one.draining else "",
+        f"{_DRAINING[one.draining]} {safe(one.differs, longest=120)}",
     ]
 
 
-def _lease(here: Here, frame: Frame, one: views.Peer) -> str:
-    if not one.running:
-        ago = "" if one.last is None else theme.ago(one.last)
-        return f'<span class="hp-small">{ago}</span>'
-    left = here.feed.lease_left(frame.uuid, one.uuid)
-    words = "watching" if left is None else f"{round(left)} s left" if left > 0 else "may be taken over"
-    return f'<span data-lease="{theme.safe(one.uuid)}">{words}</span>'
+def _sign_of_life(page: PageContext, frame: Frame, one: views.PeerRow) -> str:
+    if one.running:
+        return theme.lease(one.uuid, page.cache.lease_left(frame.uuid, one.uuid))
+    return f'<span class="hp-small">{"" if one.last is None else theme.ago(one.last)}</span>'
 
 
 def _clock(behind: float | None) -> str:
@@ -164,38 +136,35 @@ def _timeline(frame: Frame, now: float) -> None:
             for kind in kinds
         )
     )
-    told = ", ".join(f"{count:,} {kind}" for kind, count in bars["kind"].value_counts().items())
+    drawn = ", ".join(f"{count:,} {kind}" for kind, count in bars["kind"].value_counts().items())
     height = 26 * rows + 100 + 18 * -(-len(kinds) // 2)  # rows, the axis and its room, the legend
-    st.altair_chart(chart, key="gantt", height=height, alt=f"Timeline of {rows} peers: {told}.")
+    st.altair_chart(chart, key="gantt", height=height, alt=f"Timeline of {rows} peers: {drawn}.")
     tall = sorted(kinds, key=lambda kind: -_HEIGHTS[kind])
-    notes = [f"The tallest bars are {', then '.join(tall)}"] if len(kinds) > 1 else []
+    notes = ["Times are by each peer's own clock"]
+    notes += [f"The tallest bars are {', then '.join(tall)}"] if len(kinds) > 1 else []
     notes += [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
     notes += [f"{found.bars_left_out:,} earlier stretches are not drawn"] if found.bars_left_out else []
-    theme.caption(". ".join(["Times are by each peer's own clock", *notes]) + ".")
+    theme.caption(". ".join(notes) + ".")
 
 
-def _drain(here: Here) -> None:
-    frame = here.frame
+def _drain(page: PageContext) -> None:
+    frame = page.frame
     if frame is None:
         return
     theme.heading("Drain")
     theme.caption("Ask a peer, or a whole site, to finish what it runs and to take no more trials.")
-    state = frame.state
-    labels = views.labels_of(state, list(state.peers))
-    places = sorted({said.get("site") or "?" for said in list(state.peers.values())})
-    named = {peer: f"{said.get('site') or '?'}: {labels[peer]}" for peer, said in list(state.peers.items())}
-    choices = [*(f"site:{place}" for place in places), *named]
+    peers = dict(frame.state.peers)
+    labels = views.labels_of(frame.state, peers)
+    names = {
+        f"site:{place}": f"all of {place}" for place in sorted({info.get("site") or "?" for info in peers.values()})
+    }
+    names |= {peer: f"{info.get('site') or '?'}: {labels[peer]}" for peer, info in peers.items()}
     left, right, last = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
-        "Whom",
-        choices,
-        index=None,
-        placeholder="a site or a peer",
-        format_func=lambda one: f"all of {one[5:]}" if one.startswith("site:") else named[one],
-        key="drain",
+        "Whom", list(names), index=None, placeholder="a site or a peer", format_func=names.__getitem__, key="drain"
     )
-    names = {"site": chosen[5:]} if chosen and chosen.startswith("site:") else {"peer": chosen}
+    whom = {"site": chosen[5:]} if chosen and chosen.startswith("site:") else {"peer": chosen}
     if right.button("Take no more", disabled=chosen is None, width="stretch"):
-        act(here, lambda study: study.drain(**names), done="asked to take no more trials")
+        page.act(lambda study: study.drain(**whom), done="asked to take no more trials")
     if last.button("Take trials again", disabled=chosen is None, width="stretch"):
-        act(here, lambda study: study.drain(**names, off=True), done="may take trials again")
+        page.act(lambda study: study.drain(**whom, off=True), done="may take trials again")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dashboard_app import theme
-from dashboard_app.charts import draw
 from dashboard_app.frames import Frame
-from dashboard_app.here import Here
+from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
+from dashboard_app.theme import draw
 from dashboard_app.views import pruning
 from dashboard_app.views.pruning import Saved
 from dashboard_app.views.spec import number
 from hopaas_p2p.core.records import TrialState
 
 
-def show(here: Here) -> None:
+def show(page: PageContext) -> None:
     """The page."""
-    theme.title("Pruning", here)
-    live(here, _body)
+    page.title("Pruning")
+    live(page, _body)
 
 
-def _body(_here: Here, frame: Frame) -> None:
+def _body(_here: PageContext, frame: Frame) -> None:
     columns = frame.columns
     if len(columns.directions) > 1:
         theme.nothing("Optuna prunes studies with one objective only; this one has several.")

@@ -1,146 +1,127 @@
-"""Steer: pause, stop, move the budget, stop or queue trials; and what became of it.
+"""Steer: pause, stop, change the budget, stop or queue trials; and what became of it.
 
 Everything here is a record in the study's log, addressed to what the person saw: a trial by its number and the epoch of
-its lease. Whether it is done is read off the log too, so it is told the same to all.
+its lease. Whether it is done is read off the log too, so everybody is told the same.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import streamlit as st
 
-from dashboard_app import theme, url
-from dashboard_app.acting import attempt
+from dashboard_app import theme
 from dashboard_app.frames import Frame
-from dashboard_app.here import Here
+from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
-from dashboard_app.space_form import space_form
 from dashboard_app.views import requests
+from dashboard_app.views.columns import place
 from dashboard_app.views.requests import Kind, Request
-from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.records import Categorical, Distribution, Int, TrialState
 from hopaas_p2p.core.state import Trial
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
+from hopaas_p2p.study import Study
 
 _KEPT: Final = 30
 _SYMBOLS: Final = {"requested": "…", "acknowledged": "◐", "done": "✓", "refused": "✕"}
+_OPEN: Final = "left open"
+_LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
 
 
-def show(here: Here) -> None:
+def show(page: PageContext) -> None:
     """The page."""
-    theme.title("Steer", here)
-    if not here.may_act:
+    page.title("Steer")
+    if not page.may_act:
         theme.nothing(
-            f"You may look at this study ({here.role()}), not change it. Ask its owner for a grant: hopaas-p2p grant"
+            f"You may look at this study ({page.role()}), not change it. Ask its owner for a grant: hopaas-p2p grant"
         )
         return
-    live(here, _now)
-    live(here, _choices, key="choices", age=False)
+    live(page, _now)
+    live(page, _choices, key="choices", age=False)
 
 
-def _now(here: Here, frame: Frame) -> None:
-    _status(here, frame)
-    _requests(here, frame)
+def _now(page: PageContext, frame: Frame) -> None:
+    _status(page, frame)
+    _requests(page, frame)
 
 
-def _choices(here: Here, frame: Frame) -> None:
-    with st.container():  # so that the forms keep their place when nothing runs any more
-        _running(here, frame)
+def _choices(page: PageContext, frame: Frame) -> None:
+    with st.container():  # so that the forms stay in place when nothing runs any more
+        _running(page, frame)
     left, right = st.columns([3, 2])
     with left:
-        _enqueue(here, frame)
+        _enqueue(page, frame)
     with right:
-        _again(here, frame)
+        _again(page, frame)
 
 
 # --- asking ---
 
 
-def _asked(here: Here) -> list[Request]:
-    asked: list[Request] = st.session_state.setdefault(f"asked-{here.uuid}", [])
-    return asked
-
-
 def ask(
-    here: Here, kind: Kind, what: str, do: Callable[[Study], Any], *, number: int | None = None, **more: Any
+    page: PageContext, kind: Kind, what: str, do: Callable[[Study], Any], *, number: int | None = None, **more: Any
 ) -> None:
-    """Do it, and note it among what was asked for. `do` gives the number of the trial that came of it, if one did."""
+    """Do it, and note it among what was asked for. `do` returns the number of the trial that was queued, if one was."""
     made: list[int | None] = []
-    refused = attempt(here, lambda study: made.append(do(study)))
+    refused = page.attempt(lambda study: made.append(do(study)))
     number = made[0] if kind == "run" and made else number
-    asked = _asked(here)
-    asked.insert(0, Request(kind, what, time.time(), number, refused=refused, **more))
-    del asked[_KEPT:]
+    asked = Request(kind, what, time.time(), number, refused=refused, **more)
+    key = f"asked-{page.uuid}"
+    st.session_state[key] = [asked, *st.session_state.get(key, ())][:_KEPT]
 
 
-def _requests(here: Here, frame: Frame) -> None:
-    asked = _asked(here)
-    if not asked:
-        return
-    theme.heading("What you asked for")
+def _requests(page: PageContext, frame: Frame) -> None:
     rows = []
-    for one in asked:
+    for one in st.session_state.get(f"asked-{page.uuid}", ()):
         how = requests.progress(one, frame.state)
         when = time.strftime("%H:%M:%S", time.localtime(one.at))
-        rows.append(
-            [
-                when,
-                theme.safe(one.what),
-                f'<span class="hp-tag">{_SYMBOLS[how.word]} {how.word}</span>',
-                theme.safe(how.more),
-            ]
-        )
-    theme.table(("at", "what", "state", ""), rows, label="What you asked for")
+        state = f'<span class="hp-tag">{_SYMBOLS[how.word]} {how.word}</span>'
+        rows.append([when, theme.safe(one.what), state, theme.safe(how.more)])
+    if rows:
+        theme.heading("What you asked for")
+        theme.table(("at", "what", "state", ""), rows, label="What you asked for")
 
 
 # --- the study ---
 
 
-def _status(here: Here, frame: Frame) -> None:
+def _status(page: PageContext, frame: Frame) -> None:
     state = frame.state
-    budget = f"{state.used():,} of {state.budget:,}" if state.budget is not None else f"{state.used():,}, no end"
-    theme.tiles(
-        [
-            ("the study is", state.closed_because() or "running", ""),
-            ("budget used", budget, "complete, pruned and running"),
-            ("running", f"{len(state.running):,}", "trials"),
-            ("waiting", f"{len(state.waiting):,}", "trials"),
-        ]
-    )
-    if not here.may_steer:
+    closed = state.closed_because()
+    end = f" of {state.budget:,}" if state.budget is not None else ", no end"
+    theme.tiles([
+        ("the study is", closed or "running", ""),
+        ("budget used", f"{state.used():,}{end}", "complete, pruned and running"),
+        ("running", f"{len(state.running):,}", "trials"),
+        ("waiting", f"{len(state.waiting):,}", "trials"),
+    ])  # fmt: skip
+    if not page.may_steer:
         theme.caption("You may queue trials. Pause, stop, budget and stopping trials are for the study's owners.")
         return
     first, second, third, fourth = st.columns([1, 1, 1, 3], vertical_alignment="bottom")
-    running = state.status == "running" and state.closed_because() != "failing"
+    running = state.status == "running" and closed != "failing"
     if first.button("Pause", icon=":material/pause:", disabled=state.status != "running", width="stretch"):
-        _control(here, "pause the study", "paused", lambda study: study.pause())
+        ask(page, "control", "pause the study", lambda study: study.pause(), status="paused")
+        st.rerun()
     if second.button("Resume", icon=":material/play_arrow:", disabled=running, width="stretch"):
-        _control(here, "resume the study", "running", lambda study: study.resume())
+        ask(page, "control", "resume the study", lambda study: study.resume(), status="running")
+        st.rerun()
     if third.button("Stop …", icon=":material/stop:", disabled=state.status == "stopped", width="stretch"):
-        _stop_study(here)
+        _stop_study(page)
     with fourth, st.form("budget", border=False):
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         wanted = left.number_input("Budget, in trials (empty: no end)", min_value=1, value=state.budget, step=1)
         if right.form_submit_button("Set", width="stretch") and wanted != state.budget:
-            ask(
-                here, "control", f"budget {wanted:,}" if wanted else "no end to the budget",
-                lambda study: study.set_budget(int(wanted) if wanted else None), budget=int(wanted) if wanted else -1,
-            )  # fmt: skip
+            budget = int(wanted) if wanted else None
+            what = f"budget {budget:,}" if budget else "no end to the budget"
+            ask(page, "control", what, lambda study: study.set_budget(budget), budget=budget or -1)
             st.rerun()
 
 
-def _control(here: Here, what: str, status: str, do: Callable[[Study], Any]) -> None:
-    ask(here, "control", what, do, status=status)
-    st.rerun()
-
-
 @st.dialog("Stop the study?")
-def _stop_study(here: Here) -> None:
-    frame = here.frame
+def _stop_study(page: PageContext) -> None:
+    frame = page.frame
     if frame is None:
         theme.nothing("The study is gone.")
         return
@@ -149,134 +130,151 @@ def _stop_study(here: Here) -> None:
     epochs = {number: frame.state.trials[number].epoch for number in running}
     too = st.checkbox("Ask the running ones to end, too", disabled=not running)
     if st.button("Stop it", type="primary"):
-        ask(here, "control", "stop the study", lambda study: study.stop(), status="stopped")
+        ask(page, "control", "stop the study", lambda study: study.stop(), status="stopped")
         for number, epoch in epochs.items() if too else ():
-            _ask_to_stop(here, number, epoch, "the study is stopped")
+            _ask_to_stop(page, number, epoch, "the study is stopped")
         st.rerun()
 
 
 # --- trials that run ---
 
 
-def _running(here: Here, frame: Frame) -> None:
+def _running(page: PageContext, frame: Frame) -> None:
     running = [frame.state.trials[number] for number in sorted(frame.state.running)]
-    if not running or not here.may_steer:
+    if not running or not page.may_steer:
         return
     theme.heading("Trials that run")
-    leases = {(one.number, one.epoch): one for one in running}
+    leases = {(one.number, one.epoch): _where(frame, one) for one in running}
     left, middle, right = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
-        "Trial", list(leases), format_func=lambda key: _lease(frame, key, leases.get(key)), key="lease", index=None,
-        placeholder="choose one",
+        "Trial", list(leases), format_func=lambda key: f"{key[0]} | {leases.get(key, 'has ended')}", key="lease",
+        index=None, placeholder="choose one",
     )  # fmt: skip
     if middle.button("Stop it …", disabled=chosen is None, width="stretch") and chosen:
-        _confirm_stop(here, *chosen)
+        _confirm_stop(page, *chosen)
     if right.button("Take it away …", disabled=chosen is None, width="stretch") and chosen:
-        _confirm_take(here, *chosen)
-
-
-def _lease(frame: Frame, key: tuple[int, int], trial: Trial | None) -> str:
-    number, epoch = key
-    where = _where(frame, trial) if trial is not None and trial.epoch == epoch else "has ended"
-    return f"{number} | {where}"
+        _confirm_take(page, *chosen)
 
 
 def _where(frame: Frame, trial: Trial) -> str:
-    peer = frame.state.peers.get(trial.owner or "", {})
-    asked = ", asked to stop" if trial.stop else ""
-    return f"{peer.get('host', '?')} ({peer.get('site', '?')}), epoch {trial.epoch}{asked}"
+    site, host = place(frame.state, trial.owner)
+    return f"{host} ({site}), epoch {trial.epoch}" + (", asked to stop" if trial.stop else "")
 
 
-def _seen(here: Here, number: int, epoch: int) -> bool:
+def _seen(page: PageContext, number: int, epoch: int) -> bool:
     """Show the trial as it is now, read again by its number; whether it is still the lease that was seen."""
-    frame = here.frame
-    trial = frame.state.trials[number] if frame is not None and number < len(frame.state.trials) else None
-    if frame is None or trial is None:
+    frame = page.frame
+    if frame is None or number >= len(frame.state.trials):
         theme.nothing("This trial is gone.")
         return False
+    trial = frame.state.trials[number]
     step = max(trial.reports, default=None)
-    st.html(
-        f'<p><a href="{theme.safe(url.link("trial", study=frame.name, trial=number), longest=4000)}" target="_self">'
-        f"Trial {number}</a> {theme.pill(trial.state.name.lower())} {theme.safe(_where(frame, trial))}"
-        + (f", step {step}" if step is not None else "")
-        + "</p>"
-    )
+    where = _where(frame, trial) + (f", step {step}" if step is not None else "")
+    link, pill = theme.trial_link(frame.name, number, "Trial "), theme.pill(trial.state.name.lower())
+    st.html(f"<p>{link} {pill} {theme.safe(where)}</p>")
     if trial.state is not TrialState.RUNNING or trial.epoch != epoch:
-        st.warning("It is not what you chose any more: that lease has ended.")
+        st.warning("It is no longer what you chose: that lease has ended.")
         return False
     return True
 
 
 @st.dialog("Ask this trial to end?")
-def _confirm_stop(here: Here, number: int, epoch: int) -> None:
-    still = _seen(here, number, epoch)
+def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
+    still = _seen(page, number, epoch)
     reason = st.text_input("Why (its peer sees it)", max_chars=200)
     st.caption("Its next should_prune() is true; it ends as its training code then decides, usually as PRUNED.")
     if st.button("Ask it to end", type="primary", disabled=not still):
-        _ask_to_stop(here, number, epoch, reason or "stopped from the dashboard")
+        _ask_to_stop(page, number, epoch, reason or "stopped from the dashboard")
         st.rerun()
 
 
-def _ask_to_stop(here: Here, number: int, epoch: int, reason: str) -> None:
-    who = f" ({here.person})" if here.person else ""
+def _ask_to_stop(page: PageContext, number: int, epoch: int, reason: str) -> None:
+    who = f" ({page.person})" if page.person else ""
     ask(
-        here, "stop-trial", f"stop trial {number}",
+        page, "stop-trial", f"stop trial {number}",
         lambda study: study.stop_trial(number, reason=f"{reason}{who}", epoch=epoch), number=number, epoch=epoch,
     )  # fmt: skip
 
 
 @st.dialog("Take this trial away from its peer?")
-def _confirm_take(here: Here, number: int, epoch: int) -> None:
-    still = _seen(here, number, epoch)
+def _confirm_take(page: PageContext, number: int, epoch: int) -> None:
+    still = _seen(page, number, epoch)
     st.caption(
-        "It fails there, and waits again with the same parameters while attempts remain. Its peer is told at its next "
-        "word; a complete result that it still brings is kept."
+        "It fails there, and waits again with the same parameters while attempts remain. Its peer learns of it at its "
+        "next contact with the store; a complete result that it still brings is kept."
     )
     if st.button("Take it away", type="primary", disabled=not still):
-        ask(
-            here, "run", f"take trial {number} away and queue it again",
-            lambda study: study.requeue(number, epoch=epoch), epoch=epoch,
-        )  # fmt: skip
+        what = f"take trial {number} away and queue it again"
+        ask(page, "run", what, lambda study: study.requeue(number, epoch=epoch), epoch=epoch)
         st.rerun()
 
 
 # --- trials to come ---
 
 
-def _again(here: Here, frame: Frame) -> None:
+def _again(page: PageContext, frame: Frame) -> None:
     theme.heading("Queue a trial again")
-    count = len(frame.state.trials)
-    if not count:
+    trials = frame.state.trials
+    if not trials:
         theme.nothing("No trial yet.")
         return
     with st.form("again"):
-        # no upper end: a field whose limits move forgets what was typed
+        # no upper end: a field whose limits change forgets what was typed
         chosen = st.number_input("Number of a trial that ended", 0, value=None, step=1, key="again-number")
-        if st.form_submit_button("Queue again") and chosen is not None:
-            number = int(chosen)
-            if number >= count:
-                st.error(f"There is no trial {number}.")
-                return
-            ended = frame.state.trials[number].state
-            if ended in (TrialState.RUNNING, TrialState.WAITING):
-                st.error(f"Trial {number} is {ended.name}.")
-                return
-            ask(here, "run", f"queue trial {number} again", lambda study: study.requeue(number))
+        if not st.form_submit_button("Queue again") or chosen is None:
+            return
+        number = int(chosen)
+        if number >= len(trials):
+            st.error(f"There is no trial {number}.")
+        elif trials[number].state in (TrialState.RUNNING, TrialState.WAITING):
+            st.error(f"Trial {number} is {trials[number].state.name}.")
+        else:
+            ask(page, "run", f"queue trial {number} again", lambda study: study.requeue(number))
             st.rerun()
 
 
-def _enqueue(here: Here, frame: Frame) -> None:
+def _enqueue(page: PageContext, frame: Frame) -> None:
     theme.heading("Queue a trial")
-    parameters = frame.columns.parameters
-    if not parameters:
+    if not frame.columns.parameters:
         theme.nothing("The study has no search space yet: its training code names the parameters as it goes.")
         return
     with st.form("enqueue"):
-        theme.caption("What is left open, the sampler chooses.")
-        given = space_form(frame.state.dists)
+        theme.caption("Leave a field empty to let the sampler choose.")
+        given = _space_form(frame.state.dists)
         times = int(st.number_input("How often", 1, 100, value=1, step=1))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
             words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "all as the sampler chooses"
             for _ in range(times):
-                ask(here, "run", f"queue {words}", lambda study: study.enqueue(given))
+                ask(page, "run", f"queue {words}", lambda study: study.enqueue(given))
             st.rerun()
+
+
+def _space_form(space: Mapping[str, Distribution]) -> dict[str, Any]:
+    """Draw one field per parameter; return what was filled in."""
+    places = st.columns(2)
+    given: dict[str, Any] = {}
+    for at, (name, one) in enumerate(list(space.items())):
+        with places[at % 2]:
+            value = _field(name, one)
+        if value is not None:
+            given[name] = value
+    return given
+
+
+def _field(name: str, one: Distribution) -> Any:
+    label, key = theme.plain(name, longest=60), f"new-{name}"
+    if isinstance(one, Categorical):
+        at = st.selectbox(
+            label, range(len(one.choices)), index=None, placeholder=_OPEN, key=key,
+            format_func=lambda index: str(one.choices[index]),
+        )  # fmt: skip
+        return None if at is None else one.choices[at]
+    scale = ", log" if one.log else ""
+    if isinstance(one, Int):
+        label = f"{label} ({one.low} to {one.high}{scale})"
+        low, high, by = (max(-_LARGEST, min(number, _LARGEST)) for number in (one.low, one.high, one.step))
+        whole = st.number_input(label, low, high, value=None, step=by, placeholder=_OPEN, key=key)
+        return None if whole is None else int(whole)
+    label = f"{label} ({one.low:g} to {one.high:g}{scale})"
+    step = one.step or (one.high - one.low) / 100 or None
+    return st.number_input(label, one.low, one.high, value=None, step=step, placeholder=_OPEN, key=key, format="%.6g")

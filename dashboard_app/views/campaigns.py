@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns
-from dashboard_app.views.spec import number
+from dashboard_app.views.columns import Columns, place
+from dashboard_app.views.downsample import spread
+from dashboard_app.views.spec import cut, number
 from dashboard_app.views.spread import pareto_rows
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
@@ -21,7 +22,7 @@ _FIRST_LINE: Final = 140
 
 
 class Card(NamedTuple):
-    """What one wants to know of a study among others."""
+    """What distinguishes a study at a glance."""
 
     word: str
     """running, new, stalled, paused, stopped, failing or done."""
@@ -29,27 +30,22 @@ class Card(NamedTuple):
     best_of: str
     """What the best is: which trial, or how many objectives."""
     counts: dict[str, int]
-    """State in lower case -> trials, those that there are."""
+    """State in lower case -> how many trials are in it; only states that occur."""
     used: int
     budget: int | None
     sites: dict[str, int]
     """Site -> peers that run a trial there and show signs of life."""
     spark: list[float]
-    """The best value so far, over the COMPLETE trials; thinned."""
+    """The best value so far, over the COMPLETE trials; downsampled."""
     begun_by: str
-    tags: list[str]
-    note: str
-    """The first line of the study's note."""
     last: float | None
     """When a trial last began or ended: seconds since 1970, by that peer's clock."""
 
 
-def card(
-    state: State, columns: Columns, *, tags: list[str], note: str, alive: Callable[[str], bool] = lambda _owner: True
-) -> Card:
-    """The card of this study; `alive` tells whether a peer shows signs of life."""
+def card(state: State, columns: Columns, *, alive: Callable[[str], bool] = lambda _owner: True) -> Card:
+    """The card of this study; `alive(owner)`: whether that peer's lease is valid."""
     owners = {owner for one in list(state.running) if (owner := state.trials[one].owner) is not None and alive(owner)}
-    sites = Counter(state.peers.get(owner, {}).get("site") or "?" for owner in owners)
+    sites = Counter(place(state, owner)[0] for owner in owners)
     best, of = _best(columns)
     return Card(
         word=word_of(state, working=bool(owners)),
@@ -60,15 +56,13 @@ def card(
         budget=state.budget,
         sites=dict(sorted(sites.items())),
         spark=_spark(columns),
-        begun_by=next((said["user"] for said in list(state.peers.values()) if said.get("user")), ""),
-        tags=[one for one in tags if one != ARCHIVED],
-        note=first_line(note),
+        begun_by=next((info["user"] for info in list(state.peers.values()) if info.get("user")), ""),
         last=_last(columns),
     )
 
 
 def word_of(state: State, *, working: bool) -> str:
-    """The study's state in a word; `working` tells whether a living peer runs a trial of it."""
+    """The study's state in a word; `working`: whether a live peer runs one of its trials."""
     closed = state.closed_because()
     if closed is not None and closed != "budget":
         return closed
@@ -87,33 +81,23 @@ def _best(columns: Columns) -> tuple[str, str]:
     if row is None:
         return "none", "no complete trial yet"
     aim = "highest" if columns.directions[0] == "maximize" else "lowest"
-    return number(float(columns.values[row, 0])), f"{aim}, trial {columns.number[row]}"
+    return number(float(columns.values[row, 0])), f"{aim}, trial {row}"
 
 
 def _spark(columns: Columns) -> list[float]:
     if len(columns.directions) != 1:
         return []
-    told = columns.told()
-    values = columns.values[told, 0]
-    if not len(values):
-        return []
-    up = columns.directions[0] == "maximize"
-    best = np.maximum.accumulate(values) if up else np.minimum.accumulate(values)
-    if len(best) > _POINTS:
-        best = best[np.linspace(0, len(best) - 1, _POINTS).astype(int)]
-    return [float(one) for one in best]
+    values = columns.values[columns.complete(), 0]
+    best = (np.maximum if columns.directions[0] == "maximize" else np.minimum).accumulate(values)
+    return [float(one) for one in best[spread(len(best), _POINTS)]]
 
 
 def _last(columns: Columns) -> float | None:
     times = np.concatenate([columns.start, columns.end])
-    known = times[np.isfinite(times)]
-    return float(known.max()) if len(known) else None
+    return float(np.nanmax(times)) if np.isfinite(times).any() else None
 
 
 def first_line(note: str) -> str:
-    """The first line of a note that says something, without the marks of Markdown before it."""
-    for line in note.splitlines():
-        text = line.strip().lstrip("#>*- ").strip()
-        if text:
-            return text if len(text) <= _FIRST_LINE else text[: _FIRST_LINE - 1] + "…"
-    return ""
+    """The first line of a note that is not empty, without Markdown's marks before it."""
+    texts = (line.strip().lstrip("#>*- ").strip() for line in note.splitlines())
+    return cut(next(filter(None, texts), ""), _FIRST_LINE)

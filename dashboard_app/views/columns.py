@@ -1,28 +1,27 @@
-"""All trials of a study as columns: what every view reads, made from a State once for each lsn.
+"""All trials of a study as columns: what every view reads, made from a State once per lsn.
 
 A finished trial never changes, so blocks of trials that are all finished are made once and kept: a refresh costs what
-is new, also at 100,000 trials. Parameters are in the log's internal representation: a categorical is the index of its
+is new, also with 100,000 trials. Parameters are in the log's internal representation: a categorical is the index of its
 choice, and what a trial does not have is NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hopaas_p2p.core.records import Categorical, Distribution
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State, Trial
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 BLOCK: Final = 1024
-STATES: Final = (RUNNING, COMPLETE, PRUNED, FAIL, WAITING)
 _OVER: Final = frozenset({COMPLETE, PRUNED, FAIL})
 
 
@@ -39,24 +38,26 @@ class Parameter(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class _ColumnBlock:
     scalars: Floats
-    """A row a trial: see `_SCALARS`."""
+    """A row per trial: see `_SCALARS`."""
     values: Floats
     params: dict[str, Floats]
     over: bool
 
+    def column(self, name: str) -> Floats:
+        return self.params.get(name, np.full(len(self.scalars), np.nan))
 
-_SCALARS: Final = ("number", "state", "start", "end", "steps", "last_step", "last", "attempt", "owner", "epoch")
+
+_SCALARS: Final = ("state", "start", "end", "steps", "last_step", "last", "attempt", "owner")
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The trials as arrays of one length, or a choice of them."""
+    """The trials as arrays of one length, by number."""
 
     lsn: int
     directions: tuple[str, ...]
-    number: Ints
     state: Ints
     """By `TrialState`."""
     start: Floats
@@ -73,24 +74,21 @@ class Columns:
     site: Ints
     """Index into `sites`."""
     values: Floats
-    """A row a trial, a column an objective; NaN without a value."""
+    """A row per trial, a column per objective; NaN without a value."""
     params: Mapping[str, Floats]
     parameters: Mapping[str, Parameter]
     owners: tuple[str, ...]
     sites: tuple[str, ...]
-    _blocks: tuple[_Block, ...] = field(default=(), repr=False)
+    _blocks: tuple[_ColumnBlock, ...] = field(default=(), repr=False)
     _codes: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        return len(self.number)
+        return len(self.state)
 
-    def where(self, mask: Mask) -> Columns:
-        """Those trials only."""
-        if mask.all():
-            return self
-        arrays = {name: getattr(self, name)[mask] for name in _ARRAYS}
-        params = {name: column[mask] for name, column in self.params.items()}
-        return replace(self, **arrays, params=params, _blocks=())
+    @property
+    def number(self) -> Ints:
+        """The trials' numbers: a trial's row is its number."""
+        return np.arange(len(self))
 
     def seconds(self) -> Floats:
         """How long each trial took; NaN for one that is not over or whose times are not known."""
@@ -107,21 +105,16 @@ class Columns:
         column: Floats = sign * self.values[:, objective]
         return column
 
-    def told(self, objective: int = 0) -> Mask:
+    def complete(self, objective: int = 0) -> Mask:
         """COMPLETE trials with a finite value."""
         return self.is_(COMPLETE) & np.isfinite(self.values[:, objective])
 
     def best(self, objective: int = 0) -> int | None:
         """The row of the best COMPLETE trial, the earliest of equals."""
-        told = self.told(objective)
-        if not told.any():
+        complete = self.complete(objective)
+        if not complete.any():
             return None
-        return int(np.argmin(np.where(told, self.cost(objective), np.inf)))
-
-
-_ARRAYS: Final = (
-    "number", "state", "start", "end", "steps", "last_step", "last", "attempt", "owner", "site", "values",
-)  # fmt: skip
+        return int(np.argmin(np.where(complete, self.cost(objective), np.inf)))
 
 
 def columns(state: State, before: Columns | None = None) -> Columns:
@@ -134,20 +127,16 @@ def columns(state: State, before: Columns | None = None) -> Columns:
     scalars = np.concatenate([one.scalars for one in blocks]) if blocks else np.empty((0, len(_SCALARS)))
     values = np.concatenate([one.values for one in blocks]) if blocks else np.empty((0, len(directions)))
     column = dict(zip(_SCALARS, scalars.T, strict=True))
-    whole = {name: column[name].astype(np.int64) for name in ("number", "state", "steps", "attempt", "owner")}
+    whole = {name: column[name].astype(np.int64) for name in ("state", "steps", "attempt", "owner")}
     owners = tuple(codes)
     sites, site = _sites(state, owners, whole["owner"])
     return Columns(
         lsn=state.lsn,
         directions=directions,
-        **whole,
-        start=column["start"],
-        end=column["end"],
-        last_step=column["last_step"],
-        last=column["last"],
+        **(column | whole),
         site=site,
         values=values,
-        params={name: _whole_column(blocks, name) for name in state.dists},
+        params={name: np.concatenate([np.empty(0), *(one.column(name) for one in blocks)]) for name in state.dists},
         parameters=parameters,
         owners=owners,
         sites=sites,
@@ -157,8 +146,12 @@ def columns(state: State, before: Columns | None = None) -> Columns:
 
 
 def _blocks(
-    state: State, kept: tuple[_Block, ...], objectives: int, codes: dict[str, int], parameters: dict[str, Parameter]
-) -> Iterator[_Block]:
+    state: State,
+    kept: tuple[_ColumnBlock, ...],
+    objectives: int,
+    codes: dict[str, int],
+    parameters: dict[str, Parameter],
+) -> Iterator[_ColumnBlock]:
     for index in range(0, len(state.trials), BLOCK):
         block = kept[index // BLOCK] if index // BLOCK < len(kept) else None
         if block is not None and block.over and len(block.scalars) == min(BLOCK, len(state.trials) - index):
@@ -167,7 +160,9 @@ def _blocks(
             yield _block(state.trials[index : index + BLOCK], objectives, codes, parameters)
 
 
-def _block(trials: list[Trial], objectives: int, codes: dict[str, int], parameters: dict[str, Parameter]) -> _Block:
+def _block(
+    trials: list[Trial], objectives: int, codes: dict[str, int], parameters: dict[str, Parameter]
+) -> _ColumnBlock:
     nan = float("nan")
     values = np.full((len(trials), objectives), nan)
     params: dict[str, Floats] = {}
@@ -176,7 +171,6 @@ def _block(trials: list[Trial], objectives: int, codes: dict[str, int], paramete
         reports = list(trial.reports)
         last = max(reports) if reports else None
         rows.append((
-            trial.number,
             trial.state,
             nan if trial.start is None else trial.start / 1e6,
             nan if trial.end is None else trial.end / 1e6,
@@ -185,7 +179,6 @@ def _block(trials: list[Trial], objectives: int, codes: dict[str, int], paramete
             nan if last is None else trial.reports.get(last, nan),
             trial.attempt,
             -1 if trial.owner is None else codes.setdefault(trial.owner, len(codes)),
-            trial.epoch,
         ))  # fmt: skip
         if trial.values is not None and len(trial.values) == objectives:
             values[row] = trial.values
@@ -195,11 +188,11 @@ def _block(trials: list[Trial], objectives: int, codes: dict[str, int], paramete
                 column = params[name] = np.full(len(trials), nan)
             other = trial.dists.get(name)
             column[row] = value if other is None else _as_first(value, other, parameters.get(name))
-    return _Block(np.array(rows, dtype=np.float64), values, params, all(trial.state in _OVER for trial in trials))
+    return _ColumnBlock(np.array(rows, dtype=np.float64), values, params, all(trial.state in _OVER for trial in trials))
 
 
 def _as_first(value: float, other: Distribution, first: Parameter | None) -> float:
-    """A value from another distribution than the study's first, on the axis of that one; NaN if it is not there."""
+    """A value from another distribution than the study's first, on the first one's axis; NaN if it does not fit."""
     if first is None or isinstance(other, Categorical) != (first.choices is not None):
         return float("nan")
     if not isinstance(other, Categorical) or first.choices is None:
@@ -208,21 +201,22 @@ def _as_first(value: float, other: Distribution, first: Parameter | None) -> flo
     return float(first.choices.index(choice)) if choice in first.choices else float("nan")
 
 
-def _whole_column(blocks: tuple[_Block, ...], name: str) -> Floats:
-    parts: list[Any] = [one.params.get(name, np.full(len(one.scalars), np.nan)) for one in blocks]
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
 def _parameter(name: str, one: Distribution) -> Parameter:
     if isinstance(one, Categorical):
         return Parameter(name, 0, max(0, len(one.choices) - 1), choices=tuple(map(str, one.choices)))
     return Parameter(name, float(one.low), float(one.high), one.log and one.low > 0, whole=isinstance(one.low, int))
 
 
+def place(state: State, owner: str | None) -> tuple[str, str]:
+    """Site and node of a peer, as it reported them; "?" where it did not."""
+    info = state.peers.get(owner or "", {})
+    return info.get("site") or "?", info.get("host") or "?"
+
+
 def _sites(state: State, owners: tuple[str, ...], owner: Ints) -> tuple[tuple[str, ...], Ints]:
-    """The sites by name, and each trial's: what its peer said of itself; "?" when it said nothing, "-" without one."""
-    said = [state.peers.get(one, {}).get("site") or "?" for one in owners]
-    names = tuple(sorted({*said, *(("-",) if (owner < 0).any() else ())}))
+    """The sites by name, and each trial's: that of its peer, "-" without one."""
+    sites = [place(state, one)[0] for one in owners]
+    names = tuple(sorted({*sites, *(("-",) if (owner < 0).any() else ())}))
     index = {name: position for position, name in enumerate(names)}
-    of_owner = np.array([index[name] for name in said] + [index.get("-", 0)], dtype=np.int64)
+    of_owner = np.array([index[name] for name in sites] + [index.get("-", 0)], dtype=np.int64)
     return names, of_owner[owner]  # -1 takes the last one

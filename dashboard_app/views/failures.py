@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from dashboard_app.views.columns import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.notes import AGAIN
-
-if TYPE_CHECKING:
-    import pandas as pd
+from hopaas_p2p.translate import AGAIN
 
 Kind = Literal["error", "lease", "withdrawn"]
+Key = tuple[Kind, str, str, str]
+"""What the failures of a group share: kind, reason, site and node."""
 
 KINDS: Final[dict[Kind, str]] = {
     "error": "errors of the objective",
@@ -30,13 +30,13 @@ class Failure(NamedTuple):
 
     kind: Kind
     reason: str
-    """The first line, with numbers and addresses replaced, so that what is alike is counted together."""
+    """The first line, with numbers and addresses replaced, so that similar reasons are counted together."""
     site: str
     host: str
     number: int
     full: str
     """The reason as it stands."""
-    over: bool
+    final: bool
     """Whether the trial stays failed: nothing retries it."""
 
 
@@ -48,33 +48,22 @@ def failures(state: State) -> list[Failure]:
 
 def queued_again(state: State) -> frozenset[int]:
     """The numbers of trials that somebody queued again by hand."""
-    said = [trial.system[AGAIN] for trial in list(state.trials) if AGAIN in trial.system]
-    return frozenset(int(text) for text in said if text.isascii() and text.isdigit())
+    numbers = [trial.system[AGAIN] for trial in list(state.trials) if AGAIN in trial.system]
+    return frozenset(int(text) for text in numbers)
 
 
 def _of(trial: Trial, state: State, again: frozenset[int]) -> Iterator[Failure]:
+    final = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
+
+    def failure(why: str, owner: str | None, otherwise: Kind) -> Failure:
+        kind = "withdrawn" if why.startswith(_WITHDRAWN) else otherwise
+        return Failure(kind, alike(why), *place(state, owner), trial.number, why, final)
+
     for tenure in trial.history:
-        yield _failure(_kind(tenure.why), tenure.why, tenure.owner, trial, state, again)
-    if trial.state is TrialState.FAIL and not _ended_with_its_lease(trial):
-        why = trial.reason or "no reason given"
-        yield _failure("withdrawn" if why.startswith(_WITHDRAWN) else "error", why, trial.owner, trial, state, again)
-
-
-def _ended_with_its_lease(trial: Trial) -> bool:
-    """Whether the failure is the loss of the last lease, which the history holds already."""
-    return bool(trial.history) and trial.history[-1].end == trial.end
-
-
-def _kind(why: str) -> Kind:
-    return "withdrawn" if why.startswith(_WITHDRAWN) else "lease"
-
-
-def _failure(kind: Kind, why: str, owner: str | None, trial: Trial, state: State, again: frozenset[int]) -> Failure:
-    peer = state.peers.get(owner or "", {})
-    lost_for_good = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
-    return Failure(
-        kind, alike(why), peer.get("site", "?"), peer.get("host", "?"), trial.number, why, lost_for_good
-    )  # fmt: skip
+        yield failure(tenure.why, tenure.owner, "lease")
+    lost_with_its_lease = trial.history and trial.history[-1].end == trial.end  # that failure is in the history
+    if trial.state is TrialState.FAIL and not lost_with_its_lease:
+        yield failure(trial.reason or "no reason given", trial.owner, "error")
 
 
 def alike(reason: str) -> str:
@@ -83,26 +72,9 @@ def alike(reason: str) -> str:
     return _VARYING.sub(lambda found: "0x…" if found[0].startswith("0x") else "N", first) or "no reason given"
 
 
-def groups(found: list[Failure]) -> pd.DataFrame:
-    """One row a kind, reason, site and node: how many, how many stay failed, the newest trial; the most first."""
-    import pandas as pd
-
-    counted: dict[tuple[str, str, str, str], list[Failure]] = {}
-    for one in found:
-        counted.setdefault((one.kind, one.reason, one.site, one.host), []).append(one)
-    rows = [
-        {
-            "kind": kind, "reason": reason, "site": site, "node": host, "count": len(members),
-            "stay failed": sum(one.over for one in members), "newest": max(one.number for one in members),
-        }
-        for (kind, reason, site, host), members in counted.items()
-    ]  # fmt: skip
-    names = ["kind", "reason", "site", "node", "count", "stay failed", "newest"]
-    frame = pd.DataFrame(rows, columns=names)
-    return frame.sort_values(["count", "newest"], ascending=False, kind="stable", ignore_index=True)
-
-
-def members(found: list[Failure], kind: str, reason: str, site: str, host: str) -> list[Failure]:
-    """The failures of one group, the newest first."""
-    wanted = (kind, reason, site, host)
-    return [one for one in reversed(found) if (one.kind, one.reason, one.site, one.host) == wanted]
+def groups(found: list[Failure]) -> dict[Key, list[Failure]]:
+    """Failures by kind, reason, site and node, the newest first: the largest group first, of equal ones the newest."""
+    members: dict[Key, list[Failure]] = {}
+    for one in reversed(found):
+        members.setdefault((one.kind, one.reason, one.site, one.host), []).append(one)
+    return dict(sorted(members.items(), key=lambda item: (-len(item[1]), -item[1][0].number)))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 import numpy as np
 
 from dashboard_app.views import spec
 from dashboard_app.views.columns import Columns, Floats, Ints, Mask
-from dashboard_app.views.spec import Chart
-from dashboard_app.views.thin import MOST, thin_points
+from dashboard_app.views.downsample import MOST, downsample_points
+from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Along = Literal["number", "time", "compute"]
 
@@ -22,7 +20,7 @@ _SHOWN_SITES: Final = 7
 
 
 def compute_hours(columns: Columns) -> Floats:
-    """Hours of running that all trials together had taken when each trial ended; NaN where that is not known.
+    """The hours that all trials together had run when each trial ended; NaN where that is not known.
 
     Every ended trial counts: COMPLETE, PRUNED and FAIL. What still runs counts when it ends.
     """
@@ -34,15 +32,15 @@ def compute_hours(columns: Columns) -> Floats:
 
 
 def positions(columns: Columns, along: Along) -> Floats:
-    """Where each trial stands on the axis that was asked for: a number, seconds since 1970, or hours."""
+    """Each trial's position on the axis: its number, seconds since 1970, or hours."""
     if along == "number":
         return columns.number.astype(np.float64)
     return columns.end if along == "time" else compute_hours(columns)
 
 
-def records(x: Floats, cost: Floats, told: Mask) -> Ints:
+def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
     """The rows that were the best so far when they came, in the order of x; the earliest of equals."""
-    rows = np.flatnonzero(told & np.isfinite(x))
+    rows = np.flatnonzero(complete & np.isfinite(x))
     rows = rows[np.argsort(x[rows], kind="stable")]
     costs = cost[rows]
     before = np.concatenate([[np.inf], np.minimum.accumulate(costs)[:-1]]) if len(rows) else costs
@@ -57,76 +55,75 @@ def history(
     by_site: bool = False,
     shown: Mask | None = None,
     most: int = MOST,
-) -> Chart | None:
-    """The chart, of at most about `most` points; None when nothing is to be seen yet.
+) -> ChartSpec | None:
+    """The chart, of at most about `most` points; None when there is nothing to see yet.
 
     The best so far is that of the trials shown. Compute-hours are those of the whole study.
     """
     x = positions(columns, along)
     mask = np.ones(len(columns), dtype=np.bool_) if shown is None else shown
-    told = columns.told(objective) & mask & np.isfinite(x)
-    if not told.any():
+    complete = columns.complete(objective) & mask & np.isfinite(x)
+    if not complete.any():
         return None
     y = columns.values[:, objective]
-    best_rows = records(x, columns.cost(objective), told)
+    best_rows = records(x, columns.cost(objective), complete)
     single = len(columns.directions) == 1
     pruned = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last) & np.isfinite(x) & mask & single
     place = x * 1000 if along == "time" else x
-    minimize = columns.directions[objective] == "minimize"
-    low, high = spec.robust_limits(y[told], minimize=minimize)
-    count, cut_short = int(told.sum()), int(pruned.sum())
-    # a quarter is for pruned trials; what one kind leaves is the other's
-    layers = [_cut(columns, place, pruned, max(most // 4, most - count))] if cut_short else []
-    layers += _clouds(columns, place, y, told, best_rows, by_site=by_site, most=max(most * 3 // 4, most - cut_short))
-    drawn = sum(len(layer.rows) for layer in layers)
-    until = float(np.nanmax(place[told | pruned]))
-    layers.append(_best_so_far(place[best_rows], y[best_rows], until))
+    low, high = spec.robust_limits(y[complete], minimize=columns.directions[objective] == "minimize")
+    count, cut_short = int(complete.sum()), int(pruned.sum())
+
+    def points(values: Floats, rows: Ints) -> spec.Rows:
+        return spec.frame(along=place[rows], value=values[rows], trial=rows)
+
+    def drawn(values: Floats, of: Mask, room: int) -> Ints:
+        rows = np.flatnonzero(of)
+        return rows[downsample_points(place[rows], values[rows], most=room)]
+
+    layers = []  # a quarter is for pruned trials; what one kind leaves is the other's
+    if cut_short:
+        cut = points(columns.last, drawn(columns.last, pruned, max(most // 4, most - count)))
+        name = "pruned, at its last report"
+        layers.append(spec.scatter(name, cut, colour=spec.FAINT, symbol="emptyDiamond", size=5))
+    rows = np.union1d(drawn(y, complete, max(most * 3 // 4, most - cut_short)), best_rows)
+    layers += clouds(columns, rows, lambda rows: points(y, rows), by_site=by_site)
+    total, shown_points = count + cut_short, sum(len(layer.rows) for layer in layers)
+    until = float(np.nanmax(place[complete | pruned]))
+    best = best_rows[-1]
+    line = spec.frame(along=np.append(place[best_rows], until), best=np.append(y[best_rows], y[best]))
+    layers.append(spec.line("best so far", line, colour=spec.BEST, step="end", z=5))
     option = spec.base(
         layers,
         xAxis=spec.axis(ALONG[along], time=along == "time"),
         yAxis=spec.axis("value", min=low, max=high, nameGap=44),
         dataZoom=[{"type": "inside", "zoomOnMouseWheel": "shift"}],
     )
-    best = best_rows[-1]
-    cut = int(((y[told] > (np.inf if high is None else high)) | (y[told] < (-np.inf if low is None else low))).sum())
-    notes = [f"{drawn:,} of {count + cut_short:,} drawn"] if drawn < count + cut_short else []
-    notes += [f"{cut:,} far-off values lie outside"] if cut else []
+    far = int((y[complete] > (np.inf if high is None else high)).sum())
+    far += int((y[complete] < (-np.inf if low is None else low)).sum())
+    notes = [f"{shown_points:,} of {total:,} drawn"] if shown_points < total else []
+    notes += [f"{far:,} far-off values lie outside"] if far else []
     many = "" if single else f" of objective {objective + 1} ({columns.directions[objective]})"
     alt = (
         f"History{many} along {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
-        f"trial {columns.number[best]} with {spec.number(float(y[best]))}; it improved {len(best_rows) - 1} times."
+        f"trial {best} with {spec.number(float(y[best]))}; it improved {len(best_rows) - 1} times."
     )
-    return Chart(f"History{many}", option, alt, ". ".join(notes))
+    return ChartSpec(f"History{many}", option, alt, ". ".join(notes))
 
 
-def _points(columns: Columns, x: Floats, y: Floats, rows: Ints) -> pd.DataFrame:
-    return spec.frame(along=x[rows], value=y[rows], trial=columns.number[rows])
-
-
-def _cut(columns: Columns, x: Floats, pruned: Mask, most: int) -> spec.Layer:
-    rows = np.flatnonzero(pruned)
-    rows = rows[thin_points(x[rows], columns.last[rows], most=most)]
-    points = _points(columns, x, columns.last, rows)
-    return spec.scatter("pruned, at its last report", points, colour=spec.FAINT, symbol="emptyDiamond", size=5)
-
-
-def _clouds(
-    columns: Columns, x: Floats, y: Floats, told: Mask, best_rows: Ints, *, by_site: bool, most: int
+def clouds(
+    columns: Columns, rows: Ints, points: Callable[[Ints], spec.Rows], *, by_site: bool, colour: str = spec.PLAIN
 ) -> list[spec.Layer]:
-    rows = np.flatnonzero(told)
-    rows = np.union1d(rows[thin_points(x[rows], y[rows], most=most)], best_rows)
+    """These complete trials as one cloud of points, or as one per site."""
     if not by_site:
-        return [spec.scatter("complete", _points(columns, x, y, rows), colour=spec.PLAIN, size=5)]
+        return [spec.scatter("complete", points(rows), colour=colour, size=5)]
     return [
-        spec.scatter(
-            name, _points(columns, x, y, rows[mine]), colour=spec.COLOURS[place], symbol=spec.SYMBOLS[place], size=6
-        )
-        for place, name, mine in sites_of(columns, rows)
+        spec.scatter(name, points(rows[mine]), colour=spec.COLOURS[at], symbol=spec.SYMBOLS[at], size=6)
+        for at, name, mine in sites_of(columns, rows)
     ]
 
 
 def sites_of(columns: Columns, rows: Ints) -> list[tuple[int, str, Mask]]:
-    """(place in the palette, name, which of the rows), the busiest site first; what is too much is "other sites"."""
+    """(place in the palette, name, which of the rows), the busiest site first; the rest is "other sites"."""
     codes, counts = np.unique(columns.site[rows], return_counts=True)
     order = codes[np.argsort(-counts, kind="stable")]
     found = [
@@ -134,11 +131,4 @@ def sites_of(columns: Columns, rows: Ints) -> list[tuple[int, str, Mask]]:
         for place, code in enumerate(order[:_SHOWN_SITES])
     ]
     rest = np.isin(columns.site[rows], order[_SHOWN_SITES:])
-    if rest.any():
-        found.append((_SHOWN_SITES, "other sites", rest))
-    return found
-
-
-def _best_so_far(x: Floats, y: Floats, until: float) -> spec.Layer:
-    points = spec.frame(along=np.append(x, until), best=np.append(y, y[-1]))
-    return spec.line("best so far", points, colour=spec.BEST, step="end", z=5)
+    return [*found, (_SHOWN_SITES, "other sites", rest)] if rest.any() else found

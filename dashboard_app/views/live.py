@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import shlex
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns
+from dashboard_app.views.columns import Columns, Floats, place
 from dashboard_app.views.history import records
 from dashboard_app.views.spec import number
-from dashboard_app.views.thin import thin_line
 from hopaas_p2p.alerts import posted
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
@@ -19,25 +18,24 @@ from hopaas_p2p.core.state import State, Trial
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
 _EVENTS: Final = 14
-_SPARK: Final = 40
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """How fast it goes, and how long it will take."""
 
     per_hour: float
-    """COMPLETE and PRUNED trials an hour, in the last hour of work."""
+    """COMPLETE and PRUNED trials per hour, in the last hour of work."""
     failed: float
-    """Share of the trials that are over."""
+    """Share of the finished trials."""
     hours: float
-    """Hours that trials have run, those that are lost or still run included."""
+    """Hours that trials have run, lost and running ones included."""
     left: int | None
     """Trials to the budget; None without one."""
     eta: float | None
-    """Seconds to the budget at this pace; None when it cannot be told."""
+    """Seconds to the budget at this pace; None when unknown."""
 
 
-def pace(state: State, columns: Columns, now: float) -> Pace:
+def pace(state: State, columns: Columns, now: float) -> Throughput:
     """The pace at `now`, seconds since 1970. Times are by the peers' clocks."""
     counts = state.counts
     over = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]
@@ -49,7 +47,7 @@ def pace(state: State, columns: Columns, now: float) -> Pace:
         window = min(_HOUR, max(now, float(recent.max())) - float(began.min() if len(began) else recent.min()))
         per_hour = len(recent) * _HOUR / max(1.0, window)
     left = None if state.budget is None else max(0, state.budget - (over - counts[TrialState.FAIL]))
-    return Pace(
+    return Throughput(
         per_hour=per_hour,
         failed=counts[TrialState.FAIL] / over if over else 0.0,
         hours=_seconds_run(state, columns, now) / _HOUR,
@@ -60,147 +58,99 @@ def pace(state: State, columns: Columns, now: float) -> Pace:
 
 def _seconds_run(state: State, columns: Columns, now: float) -> float:
     running = columns.is_(TrialState.RUNNING) & np.isfinite(columns.start)
-    total = float(np.nansum(columns.seconds())) + float(np.maximum(0.0, now - columns.start[running]).sum())
-    for trial in list(state.trials):
-        for tenure in trial.history:
-            if tenure.start is not None and tenure.end != trial.end:  # else the trial's own times are the same
-                total += max(0, tenure.end - tenure.start) / 1e6
-    return total
+    lost = [
+        max(0, tenure.end - tenure.start) / 1e6
+        for trial in list(state.trials)
+        for tenure in trial.history
+        if tenure.start is not None and tenure.end != trial.end  # else the trial's own times are the same
+    ]
+    return float(np.nansum(columns.seconds())) + float(np.maximum(0.0, now - columns.start[running]).sum()) + sum(lost)
 
 
-class Running(NamedTuple):
-    """A trial that runs now."""
-
-    number: int
-    owner: str
-    site: str
-    host: str
-    seconds: float | None
-    """Since it was started, by its peer's clock and `now`."""
-    steps: int
-    of: int | None
-    """Steps of a whole trial: the median of the complete ones; None when nothing is known."""
-    last: float | None
-    curve: list[float]
-    """Its reports in order, thinned."""
-    attempt: int
-    stop: str | None
-    """Why it was asked to end."""
-
-
-def running(state: State, columns: Columns, now: float, *, most: int = _ROWS) -> list[Running]:
+def running(state: State, *, most: int = _ROWS) -> list[Trial]:
     """The trials that run, the oldest first; at most `most` of them."""
+    trials = (state.trials[number] for number in state.running)
+    return sorted(trials, key=lambda one: (one.start or 0, one.number))[:most]
+
+
+def steps_of_a_trial(columns: Columns) -> int | None:
+    """Steps of a whole trial: the median of the complete ones; None when nothing is known."""
     whole = columns.steps[columns.is_(TrialState.COMPLETE) & (columns.steps > 0)]
-    of = int(np.median(whole)) if len(whole) else None
-    trials = [state.trials[one] for one in sorted(state.running)]
-    trials.sort(key=lambda trial: (trial.start or 0, trial.number))
-    return [_running(trial, state, of, now) for trial in trials[:most]]
+    return int(np.median(whole)) if len(whole) else None
 
 
-def _running(trial: Trial, state: State, of: int | None, now: float) -> Running:
-    peer = state.peers.get(trial.owner or "", {})
-    values = [value for _, value in sorted(trial.reports.items()) if math.isfinite(value)]
-    kept = thin_line(np.array(values), most=_SPARK)
-    return Running(
-        number=trial.number,
-        owner=trial.owner or "",
-        site=peer.get("site") or "?",
-        host=peer.get("host") or "?",
-        seconds=None if trial.start is None else max(0.0, now - trial.start / 1e6),
-        steps=len(trial.reports),
-        of=of,
-        last=trial.reports[max(trial.reports)] if trial.reports else None,
-        curve=[values[at] for at in kept],
-        attempt=trial.attempt,
-        stop=trial.stop,
-    )
-
-
-class Event(NamedTuple):
+class TrialEvent(NamedTuple):
     """Something that happened to a trial."""
 
     at: float
-    """Seconds since 1970, by the clock of the peer that told it."""
+    """Seconds since 1970, by the clock of the peer that reported it."""
     number: int
     kind: str
     """started, complete, best, pruned, fail, lost or waiting."""
     text: str
 
 
-def events(state: State, columns: Columns, *, most: int = _EVENTS) -> list[Event]:
+def events(state: State, columns: Columns, *, most: int = _EVENTS) -> list[TrialEvent]:
     """What happened last, the newest first."""
-    found = [*_ends(state, columns, most), *_starts(state, columns, most), *_losses(state)]
+    best: set[int] = set()
+    if len(columns.directions) == 1:
+        best = set(records(columns.end, columns.cost(), columns.complete()).tolist())
+    ended = [_end(trial, best=trial.number in best) for trial in _newest(state, columns.end, most)]
+    starts = np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan)
+    started = [_start(trial, state) for trial in _newest(state, starts, most)]
+    found = [*(one for one in ended if one is not None), *started, *_losses(state)]
     return sorted(found, key=lambda one: (-one.at, -one.number))[:most]
 
 
-def _newest(times: np.ndarray[tuple[int], np.dtype[np.float64]], most: int) -> list[int]:
+def _newest(state: State, times: Floats, most: int) -> list[Trial]:
     known = np.flatnonzero(np.isfinite(times))
     if len(known) > most:
         known = known[np.argpartition(times[known], -most)[-most:]]
-    return [int(one) for one in known]
+    return [state.trials[int(row)] for row in known]
 
 
-def _ends(state: State, columns: Columns, most: int) -> list[Event]:
-    best: set[int] = set()
-    if len(columns.directions) == 1:
-        rows = records(columns.end, columns.cost(), columns.told())
-        best = {int(columns.number[row]) for row in rows}
-    found = []
-    for row in _newest(columns.end, most):
-        trial = state.trials[int(columns.number[row])]
-        if trial.end is None or (trial.history and trial.history[-1].end == trial.end):
-            continue  # its end is the loss of its lease, told as such
-        kind, text = _ending(trial, best=trial.number in best)
-        found.append(Event(trial.end / 1e6, trial.number, kind, text))
-    return found
-
-
-def _ending(trial: Trial, *, best: bool) -> tuple[str, str]:
+def _end(trial: Trial, *, best: bool) -> TrialEvent | None:
+    """How a trial ended; None if its end is the loss of its lease, which `_losses` has."""
+    if trial.end is None or (trial.history and trial.history[-1].end == trial.end):
+        return None
     if trial.state is TrialState.COMPLETE:
-        values = ", ".join(number(one) for one in trial.values or ())
-        return ("best", f"complete: {values}, the best so far") if best else ("complete", f"complete: {values}")
+        text = "complete: " + ", ".join(map(number, trial.values or ())) + (", the best so far" if best else "")
+        return TrialEvent(trial.end / 1e6, trial.number, "best" if best else "complete", text)
     if trial.state is TrialState.PRUNED:
-        return "pruned", f"pruned after step {max(trial.reports)}" if trial.reports else "pruned"
+        text = f"pruned after step {max(trial.reports)}" if trial.reports else "pruned"
+        return TrialEvent(trial.end / 1e6, trial.number, "pruned", text)
     why = (trial.reason or "no reason given").strip().split("\n", 1)[0]
-    return "fail", f"failed: {why}"
+    return TrialEvent(trial.end / 1e6, trial.number, "fail", f"failed: {why}")
 
 
-def _starts(state: State, columns: Columns, most: int) -> list[Event]:
-    times = np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan)
-    found = []
-    for row in _newest(times, most):
-        trial = state.trials[int(columns.number[row])]
-        peer = state.peers.get(trial.owner or "", {})
-        again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-        text = f"started at {peer.get('site') or '?'} on {peer.get('host') or '?'}{again}"
-        found.append(Event(float(columns.start[row]), trial.number, "started", text))
-    return found
+def _start(trial: Trial, state: State) -> TrialEvent:
+    site, host = place(state, trial.owner)
+    text = f"started at {site} on {host}" + (f", attempt {trial.attempt}" if trial.attempt > 1 else "")
+    return TrialEvent((trial.start or 0) / 1e6, trial.number, "started", text)
 
 
-def _losses(state: State) -> list[Event]:
-    found = []
+def _losses(state: State) -> Iterator[TrialEvent]:
     for trial in list(state.trials):
         for tenure in trial.history:
-            peer = state.peers.get(tenure.owner, {})
-            where = f"{peer.get('site') or '?'} ({peer.get('host') or '?'})"
-            given = tenure.why.startswith(("released", "interrupted"))
-            text = f"given back by {where}: {tenure.why}" if given else f"taken from {where}: {tenure.why}"
+            site, host = place(state, tenure.owner)
+            given = "given back by" if tenure.why.startswith(("released", "interrupted")) else "taken from"
+            text = f"{given} {site} ({host}): {tenure.why}"
             if trial.retried_by is not None and tenure.end == trial.end:
                 text += f"; it comes again as trial {trial.retried_by}"
             if tenure.kept_as is not None:
                 text += f"; its late result is kept as trial {tenure.kept_as}"
-            found.append(Event(tenure.end / 1e6, trial.number, "lost", text))
-    return found
+            yield TrialEvent(tenure.end / 1e6, trial.number, "lost", text)
 
 
 def alerts(state: State, name: str) -> str:
-    """Whether somebody is told of this study by a webhook, and of what; or how to be."""
-    said = posted(state)
-    if said is None:
+    """Whether a webhook is told of this study, and of what; or how to set that up."""
+    posted_now = posted(state)
+    if posted_now is None:
         return (
-            "This page tells only who looks. To be told by a webhook when a site falls silent, trials fail, nothing "
-            f"gets better, the budget runs out or a trial is the best: hopaas-p2p watch {shlex.quote(name)} --alert"
+            "Only people with this page open see this. To be notified by a webhook when a site falls silent, trials "
+            "fail, nothing improves, the budget runs out or a trial is the best, run: "
+            f"hopaas-p2p watch {shlex.quote(name)} --alert"
         )
-    still = ", ".join(key.replace(":", " ") for key in said)
-    by = "Alerts are posted to a webhook, by the one hopaas-p2p watch --alert whose turn it is"
-    return f"{by}. Said, and still so: {still}." if still else f"{by}. Nothing that was said is still so."
+    by = "Alerts are posted to a webhook, by one of the processes that run hopaas-p2p watch --alert"
+    still = ", ".join(key.replace(":", " ") for key in posted_now)
+    return f"{by}. Posted, and still so: {still}." if still else f"{by}. Nothing that was posted is still so."

@@ -13,6 +13,7 @@ from dashboard_app.views.columns import Columns
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
+_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _HELP: Final = {
@@ -81,11 +82,7 @@ def _of(seen: Seen) -> Iterable[tuple[str, dict[str, str], float]]:
 
 def _labels(seen: Seen, more: dict[str, str]) -> str:
     parts = {"store": seen.store, "study": seen.name, **more}
-    return "{" + ",".join(f'{name}="{_escaped(text)}"' for name, text in parts.items()) + "}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return "{" + ",".join(f'{name}="{text.translate(_ESCAPES)}"' for name, text in parts.items()) + "}"
 
 
 def _number(value: float) -> str:

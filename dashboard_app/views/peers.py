@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns
+from dashboard_app.views import spec
+from dashboard_app.views.columns import Columns, place
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import State, differences
 from hopaas_p2p.report.timeline import Stretch, stretches
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _BARS: Final = 1500
 _ROWS: Final = 40
-KINDS: Final = {
-    "complete": "complete",
-    "pruned": "pruned",
-    "failed": "failed",
-    "running": "running",
-    "lost": "taken away",
-    "given-back": "given back",
-}
+_LOST: Final = ("lost", "given-back")
+_KINDS: Final = {"lost": "taken away", "given-back": "given back"}
 
 
-class Peer(NamedTuple):
+class PeerRow(NamedTuple):
     """One peer that ran a trial."""
 
     uuid: str
-    label: str
-    """Short, and told apart from all others."""
     site: str
     host: str
     user: str
@@ -48,6 +39,8 @@ class Peer(NamedTuple):
     last: float | None
     """When it last began or ended a trial, by its own clock."""
     draining: bool
+    differs: str
+    """How it searches, if not as the study says."""
 
 
 class Site(NamedTuple):
@@ -63,86 +56,54 @@ class Site(NamedTuple):
     draining: bool
 
 
-def peers(state: State, columns: Columns, now: float, alive: Callable[[str], bool]) -> list[Peer]:
+def peers(state: State, columns: Columns, now: float, alive: Callable[[str], bool]) -> list[PeerRow]:
     """The peers: those that run something first, then the last seen first."""
-    found = stretches(state)
-    spans = _spans(found)
-    running: dict[str, list[int]] = {}
-    for one in sorted(state.running):
-        running.setdefault(state.trials[one].owner or "", []).append(one)
-    ended = np.bincount(
-        columns.owner[columns.is_(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL) & (columns.owner >= 0)],
-        minlength=len(columns.owners),
-    )
-    counts = dict(zip(columns.owners, ended.tolist(), strict=True))
-    lost: dict[str, int] = {}
-    for stretch in found:
-        if stretch.kind in ("lost", "given-back"):
-            lost[stretch.owner] = lost.get(stretch.owner, 0) + 1
-    labels = labels_of(state, [*spans, *running])
-    rows = []
-    for owner in dict.fromkeys([*running, *spans]):
-        if not owner:
-            continue
-        said = state.peers.get(owner, {})
-        span = spans.get(owner)
-        until = now if owner in running and alive(owner) else span.last if span else now
-        rows.append(
-            Peer(
-                uuid=owner,
-                label=labels.get(owner, owner[:8]),
-                site=said.get("site") or "?",
-                host=said.get("host") or "?",
-                user=said.get("user") or "?",
-                job=" ".join(part for part in (said.get("batch"), said.get("job")) if part)
-                or (f"pid {said['pid']}" if "pid" in said else "?"),
-                hardware=said.get("gpu") or f"Python {said['python']}" if "python" in said else said.get("gpu") or "",
-                running=running.get(owner, []),
-                ended=counts.get(owner, 0),
-                lost=lost.get(owner, 0),
-                busy=min(1.0, _busy(span, running.get(owner, []), state, now) / max(1e-3, until - span.first))
-                if span
-                else 0.0,
-                last=span.last if span else None,
-                draining=state.is_draining(owner),
-            )
+    by_owner: dict[str, list[Stretch]] = defaultdict(list)
+    for stretch in stretches(state):
+        by_owner[stretch.owner].append(stretch)
+    running: dict[str, list[int]] = defaultdict(list)
+    for number in sorted(state.running):
+        running[state.trials[number].owner or ""].append(number)
+    over = columns.is_(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL) & (columns.owner >= 0)
+    ended = Counter(columns.owners[at] for at in columns.owner[over].tolist())
+
+    def row(owner: str) -> PeerRow:
+        info, ran, runs = state.peers.get(owner, {}), by_owner.get(owner, []), running.get(owner, [])
+        last = max((one.end / 1e6 for one in ran), default=None)
+        busy = 0.0
+        if last is not None:
+            until = now if runs and alive(owner) else last
+            seconds = sum((one.end - one.start) / 1e6 for one in ran if one.kind != "running")
+            seconds += sum(max(0.0, now - (state.trials[one].start or now * 1e6) / 1e6) for one in runs)
+            busy = min(1.0, seconds / max(1e-3, until - min(one.start for one in ran) / 1e6))
+        job = " ".join(part for part in (info.get("batch"), info.get("job")) if part)
+        return PeerRow(
+            owner,
+            *place(state, owner),
+            user=info.get("user") or "?",
+            job=job or (f"pid {info['pid']}" if "pid" in info else "?"),
+            hardware=info.get("gpu") or (f"Python {info['python']}" if "python" in info else ""),
+            running=runs,
+            ended=ended[owner],
+            lost=sum(one.kind in _LOST for one in ran),
+            busy=busy,
+            last=last,
+            draining=state.is_draining(owner),
+            differs="; ".join(differences(info)),
         )
-    return sorted(rows, key=lambda one: (not one.running, -(one.last or 0.0), one.label))
+
+    rows = [row(owner) for owner in dict.fromkeys([*running, *by_owner]) if owner]
+    return sorted(rows, key=lambda one: (not one.running, -(one.last or 0.0), one.uuid))
 
 
-class _Span(NamedTuple):
-    first: float
-    last: float
-    seconds: float
-    """Of the stretches that are over."""
-
-
-def _spans(found: list[Stretch]) -> dict[str, _Span]:
-    spans: dict[str, _Span] = {}
-    for one in found:
-        start, end = one.start / 1e6, one.end / 1e6
-        over = 0.0 if one.kind == "running" else end - start
-        before = spans.get(one.owner)
-        if before is None:
-            spans[one.owner] = _Span(start, end, over)
-        else:
-            spans[one.owner] = _Span(min(start, before.first), max(end, before.last), before.seconds + over)
-    return spans
-
-
-def _busy(span: _Span, running: list[int], state: State, now: float) -> float:
-    going = sum(max(0.0, now - (state.trials[one].start or now * 1e6) / 1e6) for one in running)
-    return span.seconds + going
-
-
-def labels_of(state: State, owners: list[str]) -> dict[str, str]:
-    """A short name for each: site and process; told apart where they agree."""
+def labels_of(state: State, owners: Iterable[str]) -> dict[str, str]:
+    """A short name for each: node and process; where two agree, with a part of the uuid."""
     labels: dict[str, str] = {}
     taken: set[str] = set()
     for owner in dict.fromkeys(owners):
-        said = state.peers.get(owner, {})
-        where = said.get("host") or said.get("site") or "peer"
-        label = f"{where[:24]} · {said['pid'][:12]}" if "pid" in said else f"{where[:24]} · {owner[:6]}"
+        info = state.peers.get(owner, {})
+        where = (info.get("host") or info.get("site") or "peer")[:24]
+        label = f"{where} · {info['pid'][:12] if 'pid' in info else owner[:6]}"
         if label in taken:
             label = f"{label} · {owner[:6]}"
         taken.add(label)
@@ -150,11 +111,11 @@ def labels_of(state: State, owners: list[str]) -> dict[str, str]:
     return labels
 
 
-def sites(found: list[Peer], state: State, alive: Callable[[str], bool]) -> list[Site]:
+def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool]) -> list[Site]:
     """The sites of these peers, the busiest first. A site's busy share is the mean of its peers'."""
-    by_name: dict[str, list[Peer]] = {}
+    by_name: dict[str, list[PeerRow]] = defaultdict(list)
     for one in found:
-        by_name.setdefault(one.site, []).append(one)
+        by_name[one.site].append(one)
     rows = [
         Site(
             name=name,
@@ -174,8 +135,8 @@ def sites(found: list[Peer], state: State, alive: Callable[[str], bool]) -> list
 class Gantt(NamedTuple):
     """What the timeline draws, and what it leaves out."""
 
-    bars: pd.DataFrame
-    """peer, site, trial, kind, start, end (UTC), took: a row a stretch."""
+    bars: spec.Rows
+    """peer, site, trial, kind, start, end (UTC), took: a row per stretch."""
     peers_left_out: int
     bars_left_out: int
 
@@ -185,25 +146,20 @@ def gantt(state: State, now: float, *, most: int = _BARS, rows: int = _ROWS) -> 
     import pandas as pd
 
     found = sorted(stretches(state), key=lambda one: one.end)
-    if not found:
-        return Gantt(pd.DataFrame(columns=["peer", "site", "trial", "kind", "start", "end", "took"]), 0, 0)
     owners = list(dict.fromkeys(one.owner for one in reversed(found)))
     shown = set(owners[:rows])
     kept = [one for one in found if one.owner in shown]
     bars = kept[-most:]
     labels = labels_of(state, sorted(shown))
-    sites_of = {owner: state.peers.get(owner, {}).get("site") or "?" for owner in shown}
-    end_of_running = int(now * 1e6)
-    ends = [max(one.start, end_of_running) if one.kind == "running" else one.end for one in bars]
-    frame = pd.DataFrame(
-        {
-            "peer": [f"{sites_of[one.owner][:24]}: {labels[one.owner]}" for one in bars],
-            "site": [sites_of[one.owner] for one in bars],
-            "trial": [one.number for one in bars],
-            "kind": [KINDS.get(one.kind, one.kind) for one in bars],
-            "start": pd.to_datetime([one.start for one in bars], unit="us", utc=True),
-            "end": pd.to_datetime(ends, unit="us", utc=True),
-            "took": [round((end - one.start) / 1e6, 1) for one, end in zip(bars, ends, strict=True)],
-        }
-    )
+    sites_of = {owner: place(state, owner)[0] for owner in shown}
+    ends = [max(one.start, int(now * 1e6)) if one.kind == "running" else one.end for one in bars]
+    frame = pd.DataFrame({
+        "peer": [f"{sites_of[one.owner][:24]}: {labels[one.owner]}" for one in bars],
+        "site": [sites_of[one.owner] for one in bars],
+        "trial": [one.number for one in bars],
+        "kind": [_KINDS.get(one.kind, one.kind) for one in bars],
+        "start": pd.to_datetime([one.start for one in bars], unit="us", utc=True),
+        "end": pd.to_datetime(ends, unit="us", utc=True),
+        "took": [round((end - one.start) / 1e6, 1) for one, end in zip(bars, ends, strict=True)],
+    })  # fmt: skip
     return Gantt(frame, len(owners) - len(shown), len(kept) - len(bars))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Floats, Ints, Mask
-from dashboard_app.views.spec import Chart
-from dashboard_app.views.thin import spread, thin_line
+from dashboard_app.views.columns import Columns, Floats, Ints
+from dashboard_app.views.downsample import downsample_line, spread
+from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -26,7 +25,7 @@ _BARS: Final = 40
 
 
 class Saved(NamedTuple):
-    """Hours that pruning saved: an estimate, for nobody ran the pruned trials to their end."""
+    """Hours that pruning saved: an estimate, because nobody ran the pruned trials to their end."""
 
     hours: float
     low: float
@@ -41,7 +40,7 @@ class Saved(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the compute that would have been needed without pruning."""
+        """The share of the compute that would have been needed without pruning."""
         return self.hours / (self.hours + self.spent) if self.hours + self.spent > 0 else 0.0
 
 
@@ -53,15 +52,14 @@ ESTIMATOR: Final = (
 )
 
 
-def saved(columns: Columns, shown: Mask | None = None) -> Saved | None:
-    """See `ESTIMATOR`. None when no trial was pruned, or none that is complete reported anything, or times are unknown.
+def saved(columns: Columns) -> Saved | None:
+    """See `ESTIMATOR`. None when no trial was pruned, no complete trial reported anything, or times are unknown.
 
     Deterministic: the resampling is seeded.
     """
-    mask = np.ones(len(columns), dtype=np.bool_) if shown is None else shown
     seconds = columns.seconds()
-    whole = columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & mask
-    cut = columns.is_(TrialState.PRUNED) & (columns.steps > 0) & np.isfinite(seconds) & mask
+    whole = columns.is_(TrialState.COMPLETE) & (columns.steps > 0)
+    cut = columns.is_(TrialState.PRUNED) & (columns.steps > 0) & np.isfinite(seconds)
     if not whole.any() or not cut.any():
         return None
     made = columns.steps[cut].astype(np.float64)
@@ -75,13 +73,13 @@ def saved(columns: Columns, shown: Mask | None = None) -> Saved | None:
         drawn = chance.multinomial(counts.sum(), counts / counts.sum())
         draws[at] = (pace[some] * missing(lengths, drawn, made[some])).sum()
     low, high = np.quantile(draws, [0.05, 0.95])
-    spent = float(np.nansum(seconds[mask]))
+    spent = float(np.nansum(seconds))
     hours = (estimate / 3600, float(low) / 3600, float(high) / 3600, spent / 3600)
     return Saved(*hours, int(cut.sum()), float(np.average(lengths, weights=counts)))
 
 
 def missing(lengths: Floats, counts: Ints, made: Floats) -> Floats:
-    """How many steps are missing on average after so many were made, E[max(0, L - k)].
+    """The mean number of steps that remain after so many were made, E[max(0, L - k)].
 
     `counts` says how often each of the ascending `lengths` occurs.
     """
@@ -92,10 +90,9 @@ def missing(lengths: Floats, counts: Ints, made: Floats) -> Floats:
     return found
 
 
-def pruned_at(columns: Columns, shown: Mask | None = None) -> tuple[list[tuple[int, int]], Chart] | None:
+def pruned_at(columns: Columns) -> tuple[list[tuple[int, int]], ChartSpec] | None:
     """[(step, trials pruned there)], and the chart; many steps are gathered in bars of equal width."""
     mask = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last_step)
-    mask = mask if shown is None else mask & shown
     if not mask.any():
         return None
     steps, counts = np.unique(columns.last_step[mask].astype(np.int64), return_counts=True)
@@ -115,28 +112,26 @@ def pruned_at(columns: Columns, shown: Mask | None = None) -> tuple[list[tuple[i
         f"{int(mask.sum()):,} trials were pruned between steps {table[0][0]} and {table[-1][0]}, most of them, "
         f"{busiest[1]:,}, after step {busiest[0]}."
     )
-    return table, Chart("Where trials were pruned", option, alt, height=260)
+    return table, ChartSpec("Where trials were pruned", option, alt, height=260)
 
 
-def curves(state: State, columns: Columns, shown: Mask | None = None) -> Chart | None:
+def curves(state: State, columns: Columns, *, height: int = 400) -> ChartSpec | None:
     """Reports by step: the best trial, the running ones, and samples of complete and pruned ones."""
-    mask = (columns.steps > 1) & (np.ones(len(columns), dtype=np.bool_) if shown is None else shown)
+    mask = columns.steps > 1
     single = len(columns.directions) == 1
     whole = np.flatnonzero(mask & columns.is_(TrialState.COMPLETE))
     cut = np.flatnonzero(mask & columns.is_(TrialState.PRUNED))
     running = np.flatnonzero(mask & columns.is_(TrialState.RUNNING))[:_RUNNING]
     if not single or not (len(whole) or len(cut) or len(running)):
         return None
-    best = int(whole[np.argmin(np.where(columns.told()[whole], columns.cost()[whole], np.inf))]) if len(whole) else None
     some_cut, some_whole = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)]
-    numbers = columns.number
+    best = whole[np.argsort(np.where(columns.complete(), columns.cost(), np.inf)[whole], kind="stable")[:1]]
     layers = [
-        _bundle("pruned", _trials(state, numbers[some_cut].tolist()), spec.FAINT, "dotted", 1.0),
-        _bundle("complete", _trials(state, numbers[some_whole].tolist()), spec.PLAIN, "solid", 1.0),
-        _bundle("running", _trials(state, numbers[running].tolist()), "#009E73", "dashed", 1.8),
+        _bundle("pruned", state, some_cut, spec.FAINT, "dotted", 1.0),
+        _bundle("complete", state, some_whole, spec.PLAIN, "solid", 1.0),
+        _bundle("running", state, running, "#009E73", "dashed", 1.8),
+        _bundle("best", state, best, spec.BEST, "solid", 3.0),
     ]
-    if best is not None:
-        layers.append(_bundle("best", _trials(state, [int(numbers[best])]), spec.BEST, "solid", 3.0))
     layers = [layer for layer in layers if len(layer.rows)]
     everything = np.concatenate([layer.rows["value"].to_numpy(dtype=np.float64) for layer in layers])
     minimize = columns.directions[0] == "minimize"
@@ -146,32 +141,28 @@ def curves(state: State, columns: Columns, shown: Mask | None = None) -> Chart |
     )
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
-    about += [f"the best, trial {numbers[best]}"] if best is not None else []
+    about += [f"the best, trial {number}" for number in best]
     caption = f"{', '.join(about)}; of trials with two reports or more"
-    return Chart("Learning curves", option, f"Learning curves: {', '.join(about)}.", caption, height=400)
+    return ChartSpec("Learning curves", option, f"Learning curves: {', '.join(about)}.", caption, height=height)
 
 
-def _trials(state: State, numbers: Sequence[int]) -> list[Trial]:
-    return [state.trials[number] for number in numbers]
-
-
-def _bundle(name: str, trials: Sequence[Trial], colour: str, dash: str, width: float) -> spec.Layer:
-    """Several curves as one series: a gap, a row without a value, lies between two."""
+def _bundle(name: str, state: State, numbers: Ints, colour: str, dash: str, width: float) -> spec.Layer:
+    """Several curves as one series, separated by rows without a value."""
     steps: list[float] = []
     values: list[float] = []
-    numbers: list[float] = []
-    for trial in trials:
-        points = curve_of(trial)
+    trials: list[int] = []
+    for number in numbers.tolist():
+        points = curve_of(state.trials[number])
         steps += [*(step for step, _ in points), math.nan]
         values += [*(value for _, value in points), math.nan]
-        numbers += [trial.number] * (len(points) + 1)
-    rows = spec.frame(step=steps[:-1], value=values[:-1], trial=numbers[:-1])
+        trials += [number] * (len(points) + 1)
+    rows = spec.frame(step=steps[:-1], value=values[:-1], trial=trials[:-1])
     look = {"color": colour, "width": width, "type": dash, "opacity": 0.55 if width == 1.0 else 1.0}
     return spec.line(name, rows, colour=colour, connectNulls=False, lineStyle=look, symbol="none")
 
 
-def curve_of(trial: Trial) -> list[tuple[float, float]]:
-    """A trial's finite reports by step, thinned."""
+def curve_of(trial: Trial, *, most: int = _STEPS) -> list[tuple[float, float]]:
+    """A trial's finite reports by step, downsampled."""
     points = [(float(step), value) for step, value in sorted(trial.reports.items()) if math.isfinite(value)]
-    kept = thin_line(np.array([value for _, value in points]), most=_STEPS)
+    kept = downsample_line(np.array([value for _, value in points]), most=most)
     return [points[at] for at in kept]

@@ -1,9 +1,10 @@
-"""What became of something that a person asked for: requested, acknowledged, done or refused. Read off the State."""
+"""What became of a request of a person: requested, acknowledged, done or refused. Read off the State."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from dashboard_app.views.columns import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -12,7 +13,7 @@ Word = Literal["requested", "acknowledged", "done", "refused"]
 
 
 class Request(NamedTuple):
-    """One thing that was asked for, as it was asked for."""
+    """One request, as it was made."""
 
     kind: Kind
     what: str
@@ -39,7 +40,7 @@ class Progress(NamedTuple):
 
 
 def progress(request: Request, state: State) -> Progress:
-    """How far it is, as far as this State knows; an older State says less."""
+    """How far it is, as far as this State knows."""
     if request.refused is not None:
         return Progress("refused", request.refused)
     if request.kind == "control":
@@ -74,6 +75,5 @@ def _run(trial: Trial, state: State) -> Progress:
     if trial.state is TrialState.WAITING:
         return Progress("acknowledged", f"trial {trial.number} waits for a peer")
     if trial.state is TrialState.RUNNING:
-        site = state.peers.get(trial.owner or "", {}).get("site", "?")
-        return Progress("acknowledged", f"trial {trial.number} runs at {site}")
+        return Progress("acknowledged", f"trial {trial.number} runs at {place(state, trial.owner)[0]}")
     return Progress("done", f"trial {trial.number} ended as {trial.state.name}")

@@ -14,28 +14,31 @@ import numpy as np
 
 from dashboard_app.views.columns import Floats, Parameter
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it takes half a second to import
     import pandas as pd
+
+    Rows = pd.DataFrame
 
 Option = dict[str, Any]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
-"""Okabe and Ito's, told apart by the colour-blind, in both themes; none is the only sign of anything."""
+"""Okabe and Ito's, which colour-blind people can tell apart, in both themes. Colour is never the only sign."""
 SYMBOLS: Final = ("circle", "rect", "triangle", "diamond", "roundRect", "arrow", "pin", "emptyCircle")
 BEST: Final = "#D55E00"
 PLAIN: Final = "#2F86D1"
 FAINT: Final = "#7F7F7F"
 _LONGEST: Final = 40
-_FEW: Final = 300  # rows whose bytes are not worth a rounding
+_NAME: Final = {"nameLocation": "middle", "nameGap": 26}
+_FEW: Final = 300  # fewer rows are not worth rounding
 
 
-class Chart(NamedTuple):
+class ChartSpec(NamedTuple):
     """Something to draw, and the same in words."""
 
     title: str
     option: Option
     alt: str
-    """What a person who cannot see it would want to be told."""
+    """A description for people who cannot see it."""
     caption: str = ""
     height: int = 360
 
@@ -45,7 +48,7 @@ def rounded(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def frame(**parts: Any) -> pd.DataFrame:
+def frame(**parts: Any) -> Rows:
     """Columns for a chart, in as few bytes as a screen needs: whole numbers and four-byte floats.
 
     Times in milliseconds stay eight bytes wide. Underscores in the names become spaces: tooltips show them.
@@ -69,8 +72,12 @@ def _narrow(column: Any) -> Any:
 
 def label(text: str, longest: int = _LONGEST) -> str:
     """A name that fits beside an axis."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    return cut(" ".join(text.split()), longest)
+
+
+def cut(text: str, longest: int) -> str:
+    """The text, with an ellipsis if it is longer."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def number(value: float | None) -> str:
@@ -82,8 +89,16 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count} bytes"
+
+
 def rough(value: float) -> str:
-    """A number of which only two digits mean something: 0.0012, 3.4, 150."""
+    """A number with two significant digits: 0.0012, 3.4, 150."""
     return f"{float(f'{value:.2g}'):,g}"
 
 
@@ -91,7 +106,7 @@ class Layer(NamedTuple):
     """A series, and the rows it draws."""
 
     series: Option
-    rows: pd.DataFrame
+    rows: Rows
 
 
 def base(layers: Sequence[Layer] = (), **more: Any) -> Option:
@@ -111,29 +126,19 @@ def base(layers: Sequence[Layer] = (), **more: Any) -> Option:
 def axis(name: str, *, log: bool = False, time: bool = False, tight: bool = True, **more: Any) -> Option:
     """An axis for numbers, or for milliseconds since 1970. `tight`: it need not begin at zero."""
     kind = "time" if time else "log" if log else "value"
-    shown = {"nameLocation": "middle", "nameGap": 26, "nameTextStyle": {"fontSize": 12}}
-    return {"type": kind, "name": label(name), "scale": tight, **shown, **more}
+    return {"type": kind, "name": label(name), "scale": tight, "nameTextStyle": {"fontSize": 12}, **_NAME, **more}
 
 
 def parameter_axis(one: Parameter, **more: Any) -> Option:
     """The axis of a parameter, over its whole range."""
     if one.choices is not None:
-        shown = {"nameLocation": "middle", "nameGap": 26}
-        return {
-            "type": "category",
-            "name": label(one.name),
-            "data": [label(choice, 16) for choice in one.choices],
-            **shown,
-            **more,
-        }
-    same = one.low == one.high
-    limits: dict[str, Any] = {} if same else {"min": one.low, "max": one.high}
+        choices = [label(choice, 16) for choice in one.choices]
+        return {"type": "category", "name": label(one.name), "data": choices, **_NAME, **more}
+    limits: dict[str, Any] = {} if one.low == one.high else {"min": one.low, "max": one.high}
     return axis(one.name, log=one.log, **limits, **more)
 
 
-def scatter(
-    name: str, rows: pd.DataFrame, *, colour: str, symbol: str = "circle", size: float = 6, **more: Any
-) -> Layer:
+def scatter(name: str, rows: Rows, *, colour: str, symbol: str = "circle", size: float = 6, **more: Any) -> Layer:
     """A cloud of points: x and y are the first two columns; a tooltip shows them all."""
     tooltip = [*range(2, rows.shape[1]), 0, 1]
     series = {
@@ -143,7 +148,7 @@ def scatter(
     return Layer(series, rows)
 
 
-def line(name: str, rows: pd.DataFrame, *, colour: str, width: float = 2, **more: Any) -> Layer:
+def line(name: str, rows: Rows, *, colour: str, width: float = 2, **more: Any) -> Layer:
     """A line without marks through the first two columns."""
     series = {
         "type": "line", "name": label(name), "showSymbol": len(rows) < 4, "color": colour, "encode": {"x": 0, "y": 1},
@@ -152,10 +157,17 @@ def line(name: str, rows: pd.DataFrame, *, colour: str, width: float = 2, **more
     return Layer(series, rows)
 
 
-def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> tuple[float | None, float | None]:
-    """Where an axis should end, so that a few very bad values do not flatten the rest; None: by itself.
+def dashed(name: str, at: int, rows: Rows) -> Layer:
+    """One of several lines of steps, told apart by colour and by dashes."""
+    colour = COLOURS[at % len(COLOURS)]
+    look = {"type": ("solid", "dashed", "dotted")[at % 3], "width": 2, "color": colour}
+    return line(name, rows, colour=colour, step="end", lineStyle=look)
 
-    Only values that are far out, three times the range of the others away, are cut.
+
+def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> tuple[float | None, float | None]:
+    """Where an axis should end, so that a few very bad values do not flatten the rest; None: ECharts decides.
+
+    Only values that are three times the others' range away are cut off.
     """
     if len(values) < 20:
         return None, None
@@ -164,12 +176,7 @@ def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> t
     kept = ordered[:-cut] if minimize else ordered[cut:]
     low, high = float(kept[0]), float(kept[-1])
     room = max(high - low, 1e-12)
+    digits = 1 - math.floor(math.log10(room))  # an edge as fine as a fiftieth or so of what the axis shows
     if minimize:
-        return (None, _round(high + 0.1 * room, room)) if ordered[-1] > high + 3 * room else (None, None)
-    return (_round(low - 0.1 * room, room), None) if ordered[0] < low - 3 * room else (None, None)
-
-
-def _round(edge: float, room: float) -> float:
-    """An edge that reads well beside its axis: as fine as a fiftieth or so of what the axis shows."""
-    digits = 1 - math.floor(math.log10(room))
-    return round(edge, digits)
+        return (None, round(high + 0.1 * room, digits)) if ordered[-1] > high + 3 * room else (None, None)
+    return (round(low - 0.1 * room, digits), None) if ordered[0] < low - 3 * room else (None, None)

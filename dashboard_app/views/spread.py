@@ -9,20 +9,14 @@ import numpy as np
 
 from dashboard_app.views import spec
 from dashboard_app.views.columns import Columns, Floats, Ints, Mask
-from dashboard_app.views.history import sites_of
-from dashboard_app.views.spec import Chart
-from dashboard_app.views.thin import MOST, thin_line, thin_points
+from dashboard_app.views.downsample import MOST, downsample_line, downsample_points
+from dashboard_app.views.history import clouds, sites_of
+from dashboard_app.views.spec import ChartSpec
 
 
-def edf_of(values: Floats) -> tuple[Floats, Floats]:
-    """(value, share of the values that are at most this), ascending: a step at each."""
-    x = np.sort(values)
-    return x, np.arange(1, len(x) + 1) / max(1, len(x))
-
-
-def edf(columns: Columns, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None) -> Chart | None:
-    """Which share of the complete trials is at least as low as a value; one line for all, or one a site."""
-    mask = columns.told(objective)
+def edf(columns: Columns, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None) -> ChartSpec | None:
+    """The share of the complete trials that is at most as high as a value; one line for all, or one per site."""
+    mask = columns.complete(objective)
     mask = mask if shown is None else mask & shown
     rows = np.flatnonzero(mask)
     if not len(rows):
@@ -33,22 +27,13 @@ def edf(columns: Columns, *, objective: int = 0, by_site: bool = False, shown: M
     return edf_chart([(name, columns.values[mine, objective]) for name, mine in groups])
 
 
-def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
-    """One line a group. Lines differ in colour and in dashes."""
-    dashes = ("solid", "dashed", "dotted")
+def edf_chart(groups: Sequence[tuple[str, Floats]]) -> ChartSpec:
+    """One line per group. Lines differ in colour and in dashes."""
     layers = []
     for at, (name, values) in enumerate(groups):
-        x, share = edf_of(values)
-        kept = thin_line(x, most=MOST // max(1, len(groups)))
-        layers.append(
-            spec.line(
-                name,
-                spec.frame(value=x[kept], share=share[kept]),
-                colour=spec.COLOURS[at % len(spec.COLOURS)],
-                step="end",
-                lineStyle={"type": dashes[at % 3], "width": 2, "color": spec.COLOURS[at % len(spec.COLOURS)]},
-            )
-        )
+        x, share = np.sort(values), np.arange(1, len(values) + 1) / max(1, len(values))
+        kept = downsample_line(x, most=MOST // max(1, len(groups)))
+        layers.append(spec.dashed(name, at, spec.frame(value=x[kept], share=share[kept])))
     everything = np.concatenate([values for _, values in groups])
     low, high = spec.robust_limits(everything, minimize=False)[0], spec.robust_limits(everything, minimize=True)[1]
     limits: dict[str, Any] = {"min": low, "max": high}
@@ -59,19 +44,19 @@ def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
     alt = f"Share of trials up to each value; medians: {medians}."
     cut = (low is not None and (everything < low).sum()) + (high is not None and (everything > high).sum())
     caption = f"{cut:,} values far out are beyond the edge." if cut else ""
-    return Chart("Distribution of values (EDF)", option, alt, caption)
+    return ChartSpec("Distribution of values (EDF)", option, alt, caption)
 
 
 def pareto_rows(columns: Columns, shown: Mask | None = None) -> Ints:
     """The rows that no other complete trial beats in every objective, by number. Equal ones are all on the front."""
     objectives = range(len(columns.directions))
-    mask = np.logical_and.reduce([columns.told(one) for one in objectives])
+    mask = np.logical_and.reduce([columns.complete(one) for one in objectives])
     mask = mask if shown is None else mask & shown
     rows = np.flatnonzero(mask)
     if not len(rows):
         return rows
     costs = np.stack([columns.cost(one)[rows] for one in objectives], axis=1)
-    order = np.lexsort(costs.T[::-1])  # a trial is only beaten by one that comes before it
+    order = np.lexsort(costs.T[::-1])  # only an earlier trial in this order can beat a later one
     front: list[int] = []
     kept = np.empty((0, costs.shape[1]))
     for at in order:
@@ -84,31 +69,24 @@ def pareto_rows(columns: Columns, shown: Mask | None = None) -> Ints:
 
 def pareto(
     columns: Columns, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
-) -> Chart | None:
+) -> ChartSpec | None:
     """Two of the objectives against each other, and which trials are on the front of all objectives."""
     if len(columns.directions) < 2:
         return None
     front = pareto_rows(columns, shown)
     if not len(front):
         return None
-    mask = columns.told(first) & columns.told(second)
+    mask = columns.complete(first) & columns.complete(second)
     rows = np.flatnonzero(mask if shown is None else mask & shown)
     x, y = columns.values[:, first], columns.values[:, second]
-    drawn = np.union1d(rows[thin_points(x[rows], y[rows])], front)
-    groups = sites_of(columns, drawn) if by_site else [(0, "complete", np.ones(len(drawn), dtype=np.bool_))]
-    layers = [
-        spec.scatter(
-            name,
-            spec.frame(first=x[drawn[mine]], second=y[drawn[mine]], trial=columns.number[drawn[mine]]),
-            colour=spec.COLOURS[at] if by_site else spec.FAINT,
-            symbol=spec.SYMBOLS[at],
-            size=5,
-        )
-        for at, name, mine in groups
-    ]
+    drawn = np.union1d(rows[downsample_points(x[rows], y[rows])], front)
+
+    def points(rows: Ints) -> spec.Rows:
+        return spec.frame(first=x[rows], second=y[rows], trial=rows)
+
+    layers = clouds(columns, drawn, points, by_site=by_site, colour=spec.FAINT)
     along = front[np.argsort(x[front], kind="stable")]
-    marks = spec.frame(first=x[along], second=y[along], trial=columns.number[along])
-    layers.append(spec.scatter("on the front", marks, colour=spec.BEST, symbol="diamond", size=11, z=5))
+    layers.append(spec.scatter("on the front", points(along), colour=spec.BEST, symbol="diamond", size=11, z=5))
     option = spec.base(
         layers,
         xAxis=spec.axis(f"objective {first + 1} ({columns.directions[first]})"),
@@ -116,4 +94,4 @@ def pareto(
     )
     total = len(columns.directions)
     alt = f"{len(front)} of {len(rows):,} complete trials are on the Pareto front of {total} objectives."
-    return Chart("Pareto front", option, alt)
+    return ChartSpec("Pareto front", option, alt)

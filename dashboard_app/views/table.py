@@ -1,37 +1,42 @@
-"""The trials as a table for people: one row a trial, parameters as the objective saw them."""
+"""The trials as a table for people, and which of them a filter or a search selects or a note is about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns, Floats, Mask, Parameter
+from dashboard_app.views import spec
+from dashboard_app.views.campaigns import first_line
+from dashboard_app.views.columns import Columns, Floats, Mask, Parameter, place
+from hopaas_p2p import notes
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason")
 """Columns that are no value, parameter or tag; a parameter of such a name is shown as `param NAME`."""
 _REASON: Final = 200
+_NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
+_TAGS: Final = re.compile(r"hopaas:([0-9]{1,10}):tags")
 
 
-def table(state: State, columns: Columns, shown: Mask, *, tags: dict[int, list[str]] | None = None) -> pd.DataFrame:
-    """The trials that are shown, the newest first."""
+def table(state: State, columns: Columns, shown: Mask, *, tags: dict[int, list[str]] | None = None) -> spec.Rows:
+    """The trials that are shown, the newest first; parameters as the objective saw them."""
     import pandas as pd
 
     rows = np.flatnonzero(shown)[::-1]
+    numbers: list[int] = rows.tolist()
     words = np.array([one.name.lower() for one in TrialState])
-    found: dict[str, Any] = {"trial": columns.number[rows], "state": words[columns.state[rows]]}
-    for objective, name in enumerate(value_names(columns)):
-        found[name] = columns.values[rows, objective]
+    found: dict[str, Any] = {"trial": rows, "state": words[columns.state[rows]]}
+    for objective, values in enumerate(columns.values[rows].T):
+        found["value" if len(columns.directions) == 1 else f"value {objective}"] = values
     for name, column in columns.params.items():
         found[param_name(name)] = _param(column[rows], columns.parameters[name])
-    numbers = columns.number[rows].tolist()
-    hosts = [state.peers.get(owner, {}).get("host") or "?" for owner in columns.owners] + [""]
+    hosts = [place(state, owner)[1] for owner in columns.owners] + [""]
+    reasons = [(state.trials[one].reason or "").strip().split("\n", 1)[0][:_REASON] for one in numbers]
     found |= {
         "site": [columns.sites[at] if at < len(columns.sites) else "" for at in columns.site[rows]],
         "node": [hosts[at] for at in columns.owner[rows]],
@@ -40,16 +45,11 @@ def table(state: State, columns: Columns, shown: Mask, *, tags: dict[int, list[s
         "steps": columns.steps[rows],
         "last": columns.last[rows],
         "attempt": columns.attempt[rows],
-        "reason": _reasons(state, numbers),
+        "reason": reasons,
     }
     if tags:
         found["tags"] = [", ".join(tags.get(one, ())) for one in numbers]
     return pd.DataFrame(found)
-
-
-def value_names(columns: Columns) -> list[str]:
-    """The columns that hold the objectives' values."""
-    return ["value"] if len(columns.directions) == 1 else [f"value {at}" for at in range(len(columns.directions))]
 
 
 def param_name(name: str) -> str:
@@ -63,45 +63,79 @@ def _param(column: Floats, one: Parameter) -> Any:
         codes[codes >= len(one.choices)] = -1
         return np.array([*one.choices, ""], dtype=object)[codes]
     whole = one.whole and bool((column == np.rint(column)).all()) and bool((np.abs(column) < 2**53).all())
-    return column.astype(np.int64) if whole else column  # one that some trials lack has gaps, which no integer has
+    return column.astype(np.int64) if whole else column  # a trial without it has NaN
 
 
-def _reasons(state: State, numbers: Iterable[int]) -> list[str]:
-    trials = state.trials
-    return [(trials[one].reason or "").strip().split("\n", 1)[0][:_REASON] for one in numbers]
+def passing(
+    columns: Columns,
+    *,
+    states: Collection[str] = (),
+    sites: Collection[str] = (),
+    first: float | None = None,
+    last: float | None = None,
+    ranges: Collection[tuple[str, float, float]] = (),
+) -> Mask:
+    """Which trials pass the filter that pages share; an empty part lets everything through.
+
+    Args:
+        columns: all trials.
+        states: lower-case words: complete, pruned, fail, running, waiting.
+        sites: names of sites.
+        first, last: trial numbers, both inclusive.
+        ranges: (parameter, from, to), both inclusive, in the log's representation.
+
+    """
+    mask: Mask = np.ones(len(columns), dtype=np.bool_)
+    if states:
+        mask &= np.isin(columns.state, [STATES[word] for word in states])
+    if sites:
+        mask &= np.isin(columns.site, [index for index, name in enumerate(columns.sites) if name in sites])
+    if first is not None:
+        mask &= columns.number >= first
+    if last is not None:
+        mask &= columns.number <= last
+    for name, low, high in ranges:
+        column = columns.params.get(name)
+        if column is not None:
+            mask &= (column >= low) & (column <= high)
+    return mask
 
 
 def matching(state: State, columns: Columns, text: str, tags: dict[int, list[str]]) -> Mask:
-    """The trials in whose reason, site, node or tags the text stands, whatever its case; or whose number it is."""
+    """The trials whose reason, site, node or tags contain the text, whatever its case; or whose number it is."""
     wanted = text.strip().casefold()
     if not wanted:
         return np.ones(len(columns), dtype=np.bool_)
-    owners = np.array(
-        [
-            wanted in f"{said.get('site', '')}\n{said.get('host', '')}\n{said.get('user', '')}".casefold()
-            for said in (state.peers.get(owner, {}) for owner in columns.owners)
-        ]
-        + [False]
-    )
-    found: Mask = owners[columns.owner]
+    infos = [state.peers.get(owner, {}) for owner in columns.owners]
+    texts = ["\n".join(info.get(key, "") for key in ("site", "host", "user")).casefold() for info in infos]
+    found: Mask = np.array([wanted in text for text in texts] + [False])[columns.owner]
     number = wanted.lstrip("#")
-    for row, one in enumerate(columns.number.tolist()):
-        reason = state.trials[one].reason
-        if (
-            number == str(one)
-            or (reason is not None and wanted in reason.casefold())
-            or any(wanted in tag.casefold() for tag in tags.get(one, ()))
-        ):
-            found[row] = True
+    for one in range(len(columns)):
+        texts = [state.trials[one].reason or "", *tags.get(one, ())]
+        if number == str(one) or any(wanted in text.casefold() for text in texts if text):
+            found[one] = True
     return found
 
 
-def tags_by_trial(system: dict[str, Any]) -> dict[int, list[str]]:
-    """Trial -> its tags, out of a study's system attributes."""
-    found = {}
-    for key, value in system.items():
-        head, _, rest = key.partition(":")
-        number, _, tail = rest.partition(":")
-        if head == "hopaas" and tail == "tags" and number.isdigit() and isinstance(value, list):
-            found[int(number)] = [str(one) for one in value]
-    return found
+def tags_by_trial(system: Mapping[str, Any]) -> dict[int, list[str]]:
+    """Trial -> its tags, out of a study's system attributes, decoded."""
+    matches = [(_TAGS.fullmatch(key), value) for key, value in system.items() if isinstance(value, list)]
+    return {int(match[1]): [str(one) for one in value] for match, value in matches if match}
+
+
+class Noted(NamedTuple):
+    """A trial with a note or a tag."""
+
+    number: int
+    tags: list[str]
+    line: str
+    """The first line of its note."""
+
+
+def noted(system: Mapping[str, Any], study_id: int, trials: int) -> list[Noted]:
+    """The trials of this study with a note or a tag, by number. `system` are the study's attributes, decoded."""
+    tags = {number: words for number, words in tags_by_trial(system).items() if words and number < trials}
+    ids = [int(match[1]) for match in map(_NOTE.fullmatch, system) if match]
+    lines = {one - (study_id << 32): first_line(notes.read_note(system, one)) for one in ids}
+    lines = {number: line for number, line in lines.items() if 0 <= number < trials and line}
+    return [Noted(one, tags.get(one, []), lines.get(one, "")) for one in sorted({*tags, *lines})]

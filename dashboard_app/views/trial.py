@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns
+from dashboard_app.views.columns import Columns, place
 from dashboard_app.views.pruning import curve_of
-from dashboard_app.views.spec import Chart
+from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import params_of
@@ -20,36 +20,31 @@ _MEDIAN_OF: Final = 2000  # complete trials that the median curve is made of, at
 
 
 class Standing(NamedTuple):
-    """Where a parameter's value lies among those of the complete trials."""
+    """How a parameter's value compares with those of the complete trials."""
 
     name: str
     value: str
-    percentile: float | None
-    """Share of the complete trials whose value is smaller, equal ones counted half; None for a choice."""
-    share: float | None
-    """Of a choice: the share of the complete trials that had it."""
+    numeric: bool = False
+    share: float | None = None
+    """The share of the complete trials with a smaller number, equal ones counted half; or with the same choice."""
 
 
 def standings(state: State, columns: Columns, number: int) -> list[Standing]:
     """The trial's parameters in the order they were suggested."""
-    trial = state.trials[number]
     complete = columns.is_(TrialState.COMPLETE) & (columns.number != number)
-    shown = params_of(trial, state)
     found = []
-    for name, value in shown.items():
+    for name, value in params_of(state.trials[number], state).items():
         column = columns.params.get(name)
         one = columns.parameters.get(name)
         others = column[complete & np.isfinite(column)] if column is not None else np.empty(0)
-        text = _text(value)
         if one is None or column is None or not len(others):
-            found.append(Standing(name, text, None, None))
+            found.append(Standing(name, _text(value)))
             continue
-        mine = float(column[np.flatnonzero(columns.number == number)[0]])
-        if one.choices is not None:
-            found.append(Standing(name, text, None, float(np.mean(others == mine))))
-        else:
-            below = float(np.mean(others < mine)) + float(np.mean(others == mine)) / 2
-            found.append(Standing(name, text, below, None))
+        mine = float(column[number])
+        numeric = one.choices is None
+        equal = float(np.mean(others == mine))
+        share = float(np.mean(others < mine)) + equal / 2 if numeric else equal
+        found.append(Standing(name, _text(value), numeric, share))
     return found
 
 
@@ -61,15 +56,13 @@ def rank(columns: Columns, number: int) -> tuple[int, int] | None:
     """(place among the complete trials, how many there are), the best first; None if it has no value."""
     if len(columns.directions) != 1:
         return None
-    told = columns.told()
-    row = np.flatnonzero(columns.number == number)
-    if not len(row) or not told[row[0]]:
+    complete, cost = columns.complete(), columns.cost()
+    if number >= len(columns) or not complete[number]:
         return None
-    cost = columns.cost()
-    return int(np.count_nonzero(told & (cost < cost[row[0]]))) + 1, int(np.count_nonzero(told))
+    return int(np.count_nonzero(complete & (cost < cost[number]))) + 1, int(np.count_nonzero(complete))
 
 
-def curve(state: State, columns: Columns, number: int) -> Chart | None:
+def curve(state: State, columns: Columns, number: int) -> ChartSpec | None:
     """The trial's reports by step, against the best trial's and the median of the complete ones."""
     trial = state.trials[number]
     points = curve_of(trial)
@@ -80,17 +73,18 @@ def curve(state: State, columns: Columns, number: int) -> Chart | None:
     median = _median(state, columns, number)
     if median:
         layers.append(_line("median of the complete", median, spec.FAINT, "dashed", 2.0))
-    if best is not None and int(columns.number[best]) != number:
-        other = int(columns.number[best])
-        layers.append(_line(f"best, trial {other}", curve_of(state.trials[other]), spec.BEST, "solid", 2.0))
+    if best is not None and best != number:
+        layers.append(_line(f"best, trial {best}", curve_of(state.trials[best]), spec.BEST, "solid", 2.0))
     layers.append(_line(f"trial {number}", points, spec.PLAIN, "solid", 3.0, marks=len(points) < 40))
     layers = [layer for layer in layers if len(layer.rows)]
     option = spec.base(layers, xAxis=spec.axis("step"), yAxis=spec.axis("reported value", nameGap=44))
     alt = (
         f"Reports of trial {number} over {len(trial.reports):,} steps: the last is {spec.number(points[-1][1])} at "
-        f"step {points[-1][0]:.0f}" + (f"; the median there is {_at(median, points[-1][0])}." if median else ".")
+        f"step {points[-1][0]:.0f}"
     )
-    return Chart("Learning curve", option, alt, height=340)
+    there = dict(median).get(points[-1][0])
+    alt += "." if there is None else f"; the median there is {spec.number(there)}."
+    return ChartSpec("Learning curve", option, alt, height=340)
 
 
 def _line(
@@ -106,7 +100,7 @@ def _median(state: State, columns: Columns, number: int) -> list[tuple[float, fl
     rows = np.flatnonzero(columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & (columns.number != number))
     by_step: dict[int, list[float]] = {}
     for row in rows[-_MEDIAN_OF:].tolist():
-        for step, value in list(state.trials[int(columns.number[row])].reports.items()):
+        for step, value in list(state.trials[row].reports.items()):
             by_step.setdefault(step, []).append(value)
     return [
         (float(step), float(np.nanmedian(values)))
@@ -115,48 +109,37 @@ def _median(state: State, columns: Columns, number: int) -> list[tuple[float, fl
     ]
 
 
-def _at(points: list[tuple[float, float]], step: float) -> str:
-    return next((spec.number(value) for where, value in points if where == step), "not known")
-
-
-class Owner(NamedTuple):
-    """One lease of the trial."""
+class TrialLease(NamedTuple):
+    """One lease of the trial. Times are microseconds since 1970."""
 
     epoch: int
     uuid: str
     site: str
     host: str
-    start: float | None
-    """Seconds since 1970."""
-    end: float | None
+    start: int | None
+    end: int | None
     """None while it runs."""
     how: str
     """How it ended."""
     kept_as: int | None
 
 
-def owners(state: State, trial: Trial) -> list[Owner]:
+def leases(state: State, trial: Trial) -> list[TrialLease]:
     """Every lease, the first one first."""
-    found = [
-        _owner(state, one.owner, one.epoch, one.start, one.end, one.why, one.kept_as) for one in list(trial.history)
-    ]
-    last = trial.history[-1] if trial.history else None
-    if trial.owner is not None and not (last is not None and last.owner == trial.owner and last.end == trial.end):
+
+    def lease(uuid: str, epoch: int, start: int | None, end: int | None, how: str, kept_as: int | None) -> TrialLease:
+        return TrialLease(epoch, uuid, *place(state, uuid), start, end, how, kept_as)
+
+    history = list(trial.history)
+    found = [lease(one.owner, one.epoch, one.start, one.end, one.why, one.kept_as) for one in history]
+    if trial.owner is not None and not (history and (history[-1].owner, history[-1].end) == (trial.owner, trial.end)):
         how = "runs" if trial.state is TrialState.RUNNING else trial.state.name.lower()
-        found.append(_owner(state, trial.owner, trial.epoch, trial.start, trial.end, how, None))
+        found.append(lease(trial.owner, trial.epoch, trial.start, trial.end, how, None))
     return found
 
 
-def _owner(
-    state: State, uuid: str, epoch: int, start: int | None, end: int | None, how: str, kept_as: int | None
-) -> Owner:
-    said = state.peers.get(uuid, {})
-    times = (None if start is None else start / 1e6, None if end is None else end / 1e6)
-    return Owner(epoch, uuid, said.get("site") or "?", said.get("host") or "?", *times, how, kept_as)
-
-
 def family(state: State, number: int) -> list[tuple[int, str]]:
-    """Trials with the same parameters: (number, what it is to this one), attempts in order, late results last."""
+    """Trials with the same parameters: (number, its relation), attempts in order, late results last."""
     first = state.trials[number]
     while first.retry_of is not None and first.retry_of < first.number:
         first = state.trials[first.retry_of]
@@ -189,9 +172,6 @@ def as_python(name: str, store: str, state: State, trial: Trial) -> str:
 def as_shell(name: str, store: str, state: State, trial: Trial) -> str:
     """A command that queues these parameters again; every text in it is quoted."""
     words = ["hopaas-p2p", "trial", "enqueue", "--store", store, "--study", name]
-    words += [f"{key}={_said(value)}" for key, value in params_of(trial, state).items()]
+    params = params_of(trial, state)
+    words += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
     return " ".join(shlex.quote(word) for word in words)
-
-
-def _said(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -33,8 +33,8 @@ def on_config(config: Any) -> Any:
     named: set[str] = set()
     config["nav"] = _existing(config["nav"], docs, named)
     decisions = sorted(path.relative_to(docs).as_posix() for path in (docs / "adr").glob("*.md"))
-    concepts = next(section["Concepts"] for section in config["nav"] if "Concepts" in section)
-    concepts.append({"Decisions in full": decisions})
+    internals = next(section["Internals"] for section in config["nav"] if "Internals" in section)
+    internals.append({"Decisions": decisions})
     named.update(decisions)
     others = sorted({path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} - named)
     if others:

@@ -1,12 +1,12 @@
-"""Telling people what they would want to know of a campaign, by a webhook, from one place at a time.
+"""Alerts about a campaign, posted to a webhook by one process at a time.
 
-`rules` decides what there is to say: State -> alerts, pure. `post` says it: it holds the seat of the sender, which is
-an attribute of the study, and remembers there what was said, so that whoever takes the seat over does not say it again.
+`rules` decides what is due: State -> alerts, pure. `sender` posts it. The sender is elected, and an attribute of the
+study holds its name and what was posted, so that its successor does not post the same again.
 """
 
 from __future__ import annotations
 
-from hopaas_p2p.alerts.post import Post, posted, webhook
-from hopaas_p2p.alerts.rules import Alert, Limits, Memory
+from hopaas_p2p.alerts.rules import Alert, AlertMemory, AlertThresholds
+from hopaas_p2p.alerts.sender import AlertSender, posted, webhook
 
-__all__ = ["Alert", "Limits", "Memory", "Post", "posted", "webhook"]
+__all__ = ["Alert", "AlertMemory", "AlertSender", "AlertThresholds", "posted", "webhook"]

@@ -1,14 +1,14 @@
-"""What there is to say of a study, and what has been said already.
+"""Which alerts are due, and which have been posted already.
 
-A condition (a site is silent, trials fail one after another, nothing gets better, the budget is nearly spent) is said
-once when it comes true, and again only after it had passed. A new best is said for each one. Pure: no clock, no I/O.
+A condition (a site is silent, trials fail in a row, no improvement, the budget is nearly used) is posted once when it
+comes true, and again only after it was false. Every new best is posted. Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,11 +17,11 @@ from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import best, is_better, shown
 
 
-class Limits(NamedTuple):
-    """When something is worth saying."""
+class AlertThresholds(NamedTuple):
+    """When something is worth an alert."""
 
     failures: int = 5
-    """FAILs in a row by the objective's own fault."""
+    """Failures in a row that the objective caused."""
     stagnation: int = 100
     """COMPLETE trials since the best one."""
     budget: float = 0.8
@@ -29,62 +29,62 @@ class Limits(NamedTuple):
 
 
 class Alert(NamedTuple):
-    """One thing to say."""
+    """One message."""
 
     kind: str
     """site-silent, failures, stagnation, budget, new-best or done."""
     key: str
-    """The same for the same thing: a receiver that gets it twice may drop one."""
+    """Equal for equal alerts, so that a receiver can drop duplicates."""
     text: str
     details: dict[str, Any]
 
 
-class Memory(msgspec.Struct, frozen=True):
-    """What was said, kept in the study."""
+class AlertMemory(msgspec.Struct, frozen=True):
+    """What was posted; kept in the study."""
 
     best: float | None = None
     best_trial: int | None = None
     active: tuple[str, ...] = ()
-    """Keys of conditions that are true and were said."""
+    """Keys of the conditions that hold and were posted."""
     begun: bool = False
-    """Whether anybody has looked yet: what was best before that is no news."""
+    """Whether a sender has looked before; the best trial at its first look is not news."""
 
 
 def due(
-    state: State, silences: Mapping[str, float], memory: Memory, limits: Limits | None = None
-) -> tuple[list[Alert], Memory]:
-    """What is to be said now, and what to remember once it was.
+    state: State, silences: Mapping[str, float], memory: AlertMemory, thresholds: AlertThresholds | None = None
+) -> tuple[list[Alert], AlertMemory]:
+    """The alerts that are due now, and what to remember once they are posted.
 
     Args:
         state: the study.
-        silences: owner of running trials -> seconds of silence as a share of what its lease bears: 1 and more is gone.
-        memory: from the last time.
-        limits: when something is worth saying.
+        silences: owner of running trials -> its silence as a share of its ttl: 1 or more means that it is gone.
+        memory: of the previous call.
+        thresholds: when something is worth an alert.
 
     """
-    limits = limits or Limits()
+    thresholds = thresholds or AlertThresholds()
     alerts = []
     top = best(state)
     found = _improved(state, top, memory)
     if found is not None and memory.begun:
         alerts.append(found)
-    conditions = {one.key: one for one in _conditions(state, silences, top, limits)}
+    conditions = {one.key: one for one in _conditions(state, silences, top, thresholds)}
     alerts += [one for key, one in conditions.items() if key not in memory.active]
     value = top.values[0] if top is not None and top.values else None
-    after = Memory(value, top.number if top is not None else None, tuple(sorted(conditions)), begun=True)
+    after = AlertMemory(value, top.number if top is not None else None, tuple(sorted(conditions)), begun=True)
     return alerts, after
 
 
-def after_saying(said: Sequence[Alert], before: Memory, after: Memory) -> Memory:
-    """What to remember when only these of the alerts were said."""
-    keys = {one.key for one in said}
-    best_said = any(one.kind == "new-best" for one in said)
-    told = after if best_said or not before.begun else before
+def after_sending(sent: Sequence[Alert], before: AlertMemory, after: AlertMemory) -> AlertMemory:
+    """What to remember when only these of the alerts were posted."""
+    keys = {one.key for one in sent}
+    best_sent = any(one.kind == "new-best" for one in sent)
+    kept = after if best_sent or not before.begun else before
     active = tuple(key for key in after.active if key in keys or key in before.active)
-    return Memory(told.best, told.best_trial, active, begun=True)
+    return AlertMemory(kept.best, kept.best_trial, active, begun=True)
 
 
-def _improved(state: State, top: Trial | None, memory: Memory) -> Alert | None:
+def _improved(state: State, top: Trial | None, memory: AlertMemory) -> Alert | None:
     if top is None or not top.values or state.define is None:
         return None
     value, before = top.values[0], memory.best
@@ -95,18 +95,20 @@ def _improved(state: State, top: Trial | None, memory: Memory) -> Alert | None:
     return Alert("new-best", f"new-best:{top.number}", f"new best {shown(value)} (trial {top.number}{came})", details)
 
 
-def _conditions(state: State, silences: Mapping[str, float], top: Trial | None, limits: Limits) -> Iterator[Alert]:
+def _conditions(
+    state: State, silences: Mapping[str, float], top: Trial | None, thresholds: AlertThresholds
+) -> Iterator[Alert]:
     yield from _silent_sites(state, silences)
     row = state.failures_in_a_row
-    if row >= limits.failures:
+    if row >= thresholds.failures:
         why = _last_reason(state)
         yield Alert("failures", "failures", f"{row} trials in a row failed; the last: {why}", {"in_a_row": row})
     if top is not None:
         since = sum(trial.state is TrialState.COMPLETE for trial in state.trials[top.number + 1 :])
-        if since >= limits.stagnation:
+        if since >= thresholds.stagnation:
             text = f"no better trial among the last {since:,} complete ones"
             yield Alert("stagnation", f"stagnation:{top.number}", text, {"complete_since_best": since})
-    if state.budget and state.used() >= limits.budget * state.budget:
+    if state.budget and state.used() >= thresholds.budget * state.budget:
         used = state.used()
         text = f"{used:,} of {state.budget:,} trials of the budget are used"
         yield Alert("budget", f"budget:{state.budget}", text, {"used": used, "budget": state.budget})
@@ -117,7 +119,7 @@ def _conditions(state: State, silences: Mapping[str, float], top: Trial | None, 
 
 
 def _silent_sites(state: State, silences: Mapping[str, float]) -> Iterator[Alert]:
-    """A site all of whose running peers are silent for longer than their leases bear."""
+    """A site where all peers that run trials have been silent for longer than their ttl."""
     sites: dict[str, dict[str, bool]] = {}
     for number in list(state.running):
         owner = state.trials[number].owner
@@ -142,6 +144,3 @@ def _last_reason(state: State) -> str:
 
 def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
-
-
-KINDS: Final = ("site-silent", "failures", "stagnation", "budget", "new-best", "done")

@@ -1,1 +1,1 @@
-"""The command line. One file a group of verbs; built on the public names only."""
+"""The command line: one file per group of commands, on public names of the layers below."""

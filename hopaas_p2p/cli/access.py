@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.times import to_iso
 
 _ROLES: Final = ("viewer", "worker", "owner")
 
@@ -16,7 +18,7 @@ _ROLES: Final = ("viewer", "worker", "owner")
 @click.command()
 @click.argument("url", required=False)
 @options(study="none")
-def init(session: Session, url: str | None) -> None:
+def init(session: CliSession, url: str | None) -> None:
     """Prepare a database as a store, or bring its schema up to date.
 
     URL is that of the database with its owner's login, e.g. postgresql://owner@db.example.org/tuning; it may also be
@@ -45,7 +47,7 @@ def user() -> None:
 @click.argument("username", metavar="NAME")
 @options(study="none")
 @click.option("--existing", is_flag=True, help="Let a login that the server has already use this store.")
-def user_add(session: Session, username: str, existing: bool) -> None:
+def user_add(session: CliSession, username: str, existing: bool) -> None:
     """Make a user. Then give it a token: hopaas-p2p token create NAME"""
     from hopaas_p2p import access
 
@@ -55,25 +57,20 @@ def user_add(session: Session, username: str, existing: bool) -> None:
 
 @user.command("list")
 @options(study="none")
-def user_list(session: Session) -> None:
+def user_list(session: CliSession) -> None:
     """List the users."""
     from hopaas_p2p import access
 
     found = access.users(session.store_url)
-    session.show(
-        [{"user": one.name, "created": _iso(one.created), "tokens": one.tokens} for one in found],
-        lambda: output.print_table(
-            ("user", "created", "tokens"),
-            [(one.name, _local(one.created), str(one.tokens)) for one in found],
-            right=("tokens",),
-        ),
-    )
+    rows = [{"user": one.name, "created": to_iso(one.created), "tokens": one.tokens} for one in found]
+    columns: Columns = {"user": "user", "created": _time("created"), "tokens": "tokens"}
+    session.show_table(rows, columns, right=("tokens",))
 
 
 @user.command("rm")
 @click.argument("username", metavar="NAME")
 @options(study="none")
-def user_rm(session: Session, username: str) -> None:
+def user_rm(session: CliSession, username: str) -> None:
     """Remove a user with all tokens and grants. Open sessions end at once; what it did stays in the logs."""
     from hopaas_p2p import access
 
@@ -91,8 +88,12 @@ def token() -> None:
 @options(study="none")
 @click.option("--valid", default="month", show_default=True, metavar="day|week|month|year|DATE", help="How long.")
 @click.option("--label", default="", help="Where it is used, for people.")
-@click.option("--connections", type=int, default=256, show_default=True, help="Processes that may use it at once.")
-def token_create(session: Session, user: str, valid: str, label: str, connections: int) -> None:
+@click.option(
+    "--connections",
+    type=int,
+    help="Processes that may use it at once. [default: a quarter of the server's connections, at most 256]",
+)
+def token_create(session: CliSession, user: str, valid: str, label: str, connections: int | None) -> None:
     """Make a token for USER and print it: the only time that it is seen.
 
     \b
@@ -104,7 +105,7 @@ def token_create(session: Session, user: str, valid: str, label: str, connection
     made = access.create_token(session.store_url, user, valid=valid, label=label, connections=connections)
     secret = made.secret.reveal()
     session.show(
-        {"name": made.name, "user": user, "token": secret, "expires": _iso(made.expires)},
+        {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)},
         lambda: output.print_lines([secret]),
     )
     output.say(
@@ -116,49 +117,29 @@ def token_create(session: Session, user: str, valid: str, label: str, connection
 @token.command("list")
 @options(study="none")
 @click.option("--user", help="Of this user only.")
-def token_list(session: Session, user: str | None) -> None:
+def token_list(session: CliSession, user: str | None) -> None:
     """List tokens: user, label, created, expires, last used."""
     from hopaas_p2p import access
 
-    found = access.tokens(session.store_url, user=user)
-    session.show(
-        [_token_facts(one) for one in found],
-        lambda: output.print_table(
-            ("token", "user", "label", "created", "expires", "last used", "in use"),
-            [
-                (
-                    one.name,
-                    one.user,
-                    one.label or "-",
-                    _local(one.created),
-                    _local(one.expires),
-                    _local(one.last_used),
-                    f"{one.sessions}/{one.connections}",
-                )
-                for one in found
-            ],
-            right=("in use",),
-        ),
-    )
-
-
-def _token_facts(one: Any) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "user": one.user,
-        "label": one.label,
-        "created": _iso(one.created),
-        "expires": _iso(one.expires),
-        "last_used": _iso(one.last_used),
-        "connections": one.connections,
-        "sessions": one.sessions,
+    times = ("created", "expires", "last_used")
+    rows = [
+        {name: to_iso(value) if name in times else value for name, value in one._asdict().items()}
+        for one in access.tokens(session.store_url, user=user)
+    ]
+    columns: Columns = {
+        "token": "name",
+        "user": "user",
+        "label": "label",
+        **{name.replace("_", " "): _time(name) for name in times},
+        "in use": lambda row: f"{row['sessions']}/{row['connections']}",
     }
+    session.show_table(rows, columns, right=("in use",))
 
 
 @token.command("revoke")
 @click.argument("token_name", metavar="TOKEN")
 @options(study="none")
-def token_revoke(session: Session, token_name: str) -> None:
+def token_revoke(session: CliSession, token_name: str) -> None:
     """End a token, named as in `token list` or by its label. Its open sessions end at once."""
     from hopaas_p2p import access
 
@@ -168,17 +149,14 @@ def token_revoke(session: Session, token_name: str) -> None:
 
 @click.command()
 @options(study="argument")
-def grants(session: Session) -> None:
+def grants(session: CliSession) -> None:
     """List who may do what in STUDY: user, role, since when, by whom. For everybody with a grant."""
     from hopaas_p2p import access
 
     found = access.grants(session.store_url, session.study_name)
-    session.show(
-        [{"user": g.user, "role": g.role, "granted": _iso(g.granted), "granted_by": g.granted_by} for g in found],
-        lambda: output.print_table(
-            ("user", "role", "granted", "by"), [(g.user, g.role, _local(g.granted), g.granted_by) for g in found]
-        ),
-    )
+    rows = [{"user": g.user, "role": g.role, "granted": to_iso(g.granted), "granted_by": g.granted_by} for g in found]
+    columns: Columns = {"user": "user", "role": "role", "granted": _time("granted"), "by": "granted_by"}
+    session.show_table(rows, columns)
 
 
 @click.command()
@@ -186,7 +164,7 @@ def grants(session: Session) -> None:
 @click.argument("user")
 @click.argument("role", type=click.Choice(_ROLES))
 @options(study="none")
-def grant(session: Session, study_name: str, user: str, role: str) -> None:
+def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
     """Let USER view STUDY, work in it, or own it. For the study's owners."""
     from hopaas_p2p import access
 
@@ -198,7 +176,7 @@ def grant(session: Session, study_name: str, user: str, role: str) -> None:
 @click.argument("study_name", metavar="STUDY")
 @click.argument("user")
 @options(study="none")
-def revoke(session: Session, study_name: str, user: str) -> None:
+def revoke(session: CliSession, study_name: str, user: str) -> None:
     """Take USER's grant for STUDY away. For the study's owners."""
     from hopaas_p2p import access
 
@@ -206,9 +184,9 @@ def revoke(session: Session, study_name: str, user: str) -> None:
     session.done({"study": study_name, "user": user}, f"{user} has no part in {study_name} any more")
 
 
-def _iso(when: datetime.datetime | None) -> str | None:
-    return when.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z") if when else None
-
-
 def _local(when: datetime.datetime | None) -> str:
     return when.astimezone().strftime("%Y-%m-%d %H:%M") if when else "-"
+
+
+def _time(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: _local(datetime.datetime.fromisoformat(row[name]) if row[name] else None)

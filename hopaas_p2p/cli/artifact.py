@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import InvalidInput
 
 
@@ -21,7 +21,7 @@ def artifact() -> None:
 
 @contextlib.contextmanager
 def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on a terminal's stderr; nothing elsewhere."""
+    """A progress bar if stderr is a terminal."""
     if not size or not sys.stderr.isatty():
         yield None
         return
@@ -36,7 +36,7 @@ def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None] | None]
 @click.option("--as", "filename", metavar="NAME", help="What it is called there. [default: its own name]")
 @click.option("--type", "mimetype", metavar="MIME", help="What it is. [default: by its name]")
 def put(
-    session: Session, files: tuple[Path, ...], trial: int | None, filename: str | None, mimetype: str | None
+    session: CliSession, files: tuple[Path, ...], trial: int | None, filename: str | None, mimetype: str | None
 ) -> None:
     """Store files; print their ids."""
     if filename is not None and len(files) > 1:
@@ -54,8 +54,8 @@ def put(
 @click.argument("what", metavar="ID_OR_NAME")
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 @click.option("--force", "-f", is_flag=True, help="Replace a file that is there.")
-def get(session: Session, what: str, target: Path | None, force: bool) -> None:
-    """Fetch a file into TARGET, a file or a directory; into this directory, under its own name, if not said."""
+def get(session: CliSession, what: str, target: Path | None, force: bool) -> None:
+    """Fetch a file into TARGET, a file or a directory; by default into this directory, under its own name."""
     artifacts = session.study().artifacts()
     one = artifacts.find(what)
     path = target or Path()
@@ -71,26 +71,26 @@ def get(session: Session, what: str, target: Path | None, force: bool) -> None:
 @artifact.command()
 @options()
 @click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Of this trial only.")
-def ls(session: Session, trial: int | None) -> None:
-    """List the files of a study and its trials. The beginning of an id will do; --json has the whole."""
+def ls(session: CliSession, trial: int | None) -> None:
+    """List the files of a study and its trials. The beginning of an id is enough; --json shows all of it."""
     from hopaas_p2p.artifacts import short_id
 
     found = session.study().artifacts().list(trial)
-
-    def show() -> None:
-        rows = [
-            ("-" if one.trial is None else str(one.trial), one.filename, _size(one.size), one.mimetype, short_id(one))
-            for one in found
-        ]
-        output.print_table(("trial", "name", "size", "type", "id"), rows, right=("trial", "size"))
-
-    session.show([one._asdict() for one in found], show)
+    short_ids = {one.id: short_id(one) for one in found}
+    columns: Columns = {
+        "trial": "trial",
+        "name": "filename",
+        "size": lambda row: _size(row["size"]),
+        "type": "mimetype",
+        "id": lambda row: short_ids[row["id"]],
+    }
+    session.show_table([one._asdict() for one in found], columns, right=("trial", "size"))
 
 
 @artifact.command()
 @options()
 @click.argument("what", metavar="ID_OR_NAME", nargs=-1, required=True)
-def rm(session: Session, what: tuple[str, ...]) -> None:
+def rm(session: CliSession, what: tuple[str, ...]) -> None:
     """Remove files."""
     artifacts = session.study().artifacts()
     removed = [artifacts.delete(one) for one in what]

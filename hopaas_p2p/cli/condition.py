@@ -1,4 +1,4 @@
-"""What `watch --until` waits for: `done`, `best<0.1`, `failures>20`, joined by `or` and `and`. No code is evaluated."""
+"""Conditions of `watch --until`: `done`, `best<0.1`, `failures>20`, joined by `or` and `and`. No code is evaluated."""
 
 from __future__ import annotations
 
@@ -12,16 +12,7 @@ from hopaas_p2p.errors import InvalidInput
 Facts = Mapping[str, float | None]
 Condition = Callable[[Facts], bool]
 
-QUANTITIES: Final = {
-    "best": "the best value",
-    "trials": "all trials",
-    "complete": "COMPLETE trials",
-    "pruned": "PRUNED trials",
-    "failures": "FAIL trials",
-    "running": "RUNNING trials",
-    "waiting": "WAITING trials",
-    "used": "places of the budget that are taken",
-}
+QUANTITIES: Final = ("best", "trials", "complete", "pruned", "failures", "running", "waiting", "used")
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -36,7 +27,7 @@ def parse_condition(text: str) -> Condition:
     """The condition of this text. `and` binds more tightly than `or`.
 
     Raises:
-        InvalidInput: it cannot be read; the message says what can.
+        InvalidInput: it cannot be read; the message shows what is allowed.
 
     """
     sides = [[_term(term, text) for term in re.split(r"\band\b", side)] for side in re.split(r"\bor\b", text)]
@@ -49,12 +40,14 @@ def _term(term: str, whole: str) -> Condition:
     match = _TERM.fullmatch(term)
     if match is None or match[1] not in QUANTITIES:
         known = ", ".join(QUANTITIES)
-        raise InvalidInput(f"{whole!r} is no condition; write done, or best<0.1 with one of {known}, and < <= == >= >")
+        raise InvalidInput(
+            f"{whole!r} is not a condition; write done, or best<0.1 with one of {known}, and < <= == >= >"
+        )
     name, compare = match[1], _COMPARE[match[2]]
     try:
         bound = float(match[3])
     except ValueError:
-        raise InvalidInput(f"{whole!r}: {match[3]!r} is no number") from None
+        raise InvalidInput(f"{whole!r}: {match[3]!r} is not a number") from None
 
     def holds(facts: Facts) -> bool:
         value = facts[name]
@@ -67,13 +60,9 @@ def facts_of(summary: Mapping[str, Any], *, done: bool) -> dict[str, float | Non
     """The quantities of a study's summary, see `summary.of_study`."""
     counts, best = summary["counts"], summary["best"]
     return {
-        "best": best["values"][0] if isinstance(best, dict) else None,
-        "trials": summary["trials"],
-        "complete": counts["COMPLETE"],
-        "pruned": counts["PRUNED"],
+        **{name: counts[name.upper()] for name in ("complete", "pruned", "running", "waiting")},
+        **{name: summary[name] for name in ("trials", "used")},
         "failures": counts["FAIL"],
-        "running": counts["RUNNING"],
-        "waiting": counts["WAITING"],
-        "used": summary["used"],
+        "best": best["values"][0] if isinstance(best, dict) else None,
         "done": float(done),
     }

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hopaas_p2p.cli import space
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p import space
+from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.core.attributes import REPEATS_POLICIES
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
-    from hopaas_p2p.cli.described import Described
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
+    from hopaas_p2p.sweeps import StudyDescription
 
 _FILE = click.Path(path_type=Path)
 
@@ -42,14 +44,20 @@ _FILE = click.Path(path_type=Path)
     "--lease-ttl", type=float, metavar="S", help="Seconds of silence until a trial is taken over. [default: 120]"
 )
 @click.option("--progress-timeout", type=float, metavar="S", help="Seconds without a report until a trial is stopped.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes, in all peers. [default: tpe]")
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports, in all peers. [default: median]")
+@click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What was tried already. [default: avoid]")
+@click.option("--replicates", type=int, metavar="N", help="Trials of each configuration, for N seeds. [default: 1]")
 @click.option("--exist-ok", is_flag=True, help="Do not fail when the study exists with this same definition.")
 def create(
-    session: Session,
+    session: CliSession,
     directions: tuple[str, ...],
     specs: tuple[str, ...],
     space_file: Path | None,
     from_yaml: Path | None,
     exist_ok: bool,
+    sampler: str | None,
+    pruner: str | None,
     **policy: Any,
 ) -> None:
     """Create a study, and its store if that is a directory.
@@ -60,36 +68,62 @@ def create(
     hopaas-p2p study create mnist -s ./campaign --budget 100 \\
         --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)' \\
         --space 'opt=cat(adam,sgd)' --direction maximize
-    """  # noqa: D301  # click wants the backspace
-    from hopaas_p2p.cli.described import Described, read
+    """  # noqa: D301  # click needs the backspace
     from hopaas_p2p.errors import StudyExists
+    from hopaas_p2p.sampler_config import built, checked
     from hopaas_p2p.study import open_study
+    from hopaas_p2p.sweeps import StudyDescription, read
 
-    told = Described() if from_yaml is None else read(from_yaml)
-    wanted = [word.strip() for one in directions for word in one.split(",")] or told.directions
-    given = {key: value for key, value in policy.items() if value is not None}
-    parameters = {**told.space, **_space(specs, space_file)}
-    name = session.given["study"] or told.name or session.study_name
+    described = StudyDescription() if from_yaml is None else read(from_yaml)
+    wanted = [word.strip() for one in directions for word in one.split(",")] or described.directions
+    parameters = {**described.space, **given_space(specs, space_file)}
+    name = session.given["study"] or described.name or session.study_name
     storage = session.storage(create=True)
     there = name in storage.study_names()
     if there and not exist_ok:
         raise StudyExists(f"a study {name!r} exists already in {storage.url}; join it, or choose another name")
-    made = open_study(storage, name, space=parameters or None, directions=wanted or None, **{**told.policy, **given})
+    policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
+    kept = {
+        kind: built(kind, checked(kind, {"name": given}) if given else described.sampler_config[kind])
+        for kind, given in (("sampler", sampler), ("pruner", pruner))
+        if given or (kind in described.sampler_config and not there)
+    }
+    made = open_study(storage, name, space=parameters or None, directions=wanted or None, **policy, **kept)
     if not there:
-        _furnish(made, told)
-    notes = [*told.notes, *([_started(session, made.name, told.job)] if told.job else [])]
+        _write_extras(made, described)
+    notes = [*described.notes, *([_worker_command(session, made.name, described.command)] if described.command else [])]
     data = {"name": made.name, "store": storage.url, "notes": notes}
-    queued = f", with {len(told.grid)} trials to run" if told.grid and not there else ""
+    queued = f", with {len(described.grid)} trials to run" if described.grid and not there else ""
     session.done(data, "\n".join([f"created study {made.name!r} in {storage.url}{queued}", *notes]))
 
 
-def _started(session: Session, name: str, job: str) -> str:
-    """How jobs are started: a line that works where this command was typed."""
+def _worker_command(session: CliSession, name: str, job: str) -> str:
+    """The command that starts the jobs, as it works in this directory."""
     where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
     return f"start the jobs with: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {job}"
 
 
-def _space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:
+@click.command("set")
+@options(study="argument")
+@click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
+@click.option("--space-file", type=_FILE, metavar="FILE", help="The parameters from a TOML or JSON file.")
+def set_(session: CliSession, specs: tuple[str, ...], space_file: Path | None) -> None:
+    """Give a search space to a study that has none, such as an imported one, so that `worker` can go on with it.
+
+    \b
+    hopaas-p2p study set imported --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)'
+    """  # noqa: D301  # click needs the backspace
+    given = given_space(specs, space_file)
+    if not given:
+        raise click.UsageError("say the parameters: --space NAME=…, or --space-file FILE")
+    study = session.study()
+    study.set_space(given)
+    shown = {name: space.spec(one) for name, one in given.items()}
+    session.done({"space": shown}, f"the search space of {study.name!r}: {', '.join(map('='.join, shown.items()))}")
+
+
+def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:
+    """The search space of options; raises InvalidInput."""
     from hopaas_p2p.errors import InvalidInput
 
     given = space.read_space(space_file) if space_file else {}
@@ -99,45 +133,42 @@ def _space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:
     return {**given, **more}
 
 
-def _furnish(study: Study, told: Described) -> None:
-    """What a file says beyond the definition: names, attributes, who proposes and prunes, the points of a grid."""
-    from hopaas_p2p.cli.made_with import ATTRIBUTE
+def _write_extras(study: Study, described: StudyDescription) -> None:
+    """Write what a file says beyond the definition: names, attributes, the points of a grid."""
     from hopaas_p2p.core.records import StudySet
     from hopaas_p2p.translate import to_json
 
     system: dict[str, Any] = {}
-    if told.metric_names is not None:
-        system["study:metric_names"] = list(told.metric_names)  # where Optuna keeps them
-    if told.made_with:
-        system[ATTRIBUTE] = told.made_with
-    if system or told.user_attrs:
+    if described.metric_names is not None:
+        system["study:metric_names"] = list(described.metric_names)  # Optuna's own key
+    if system or described.user_attrs:
         record = StudySet(
-            user={key: to_json(key, value) for key, value in told.user_attrs.items()},
+            user={key: to_json(key, value) for key, value in described.user_attrs.items()},
             system={key: to_json(key, value) for key, value in system.items()},
         )
         study.storage.say(study.study_id, record)
-    if told.grid:
-        _queue(study.storage, study.name, told)
+    if described.grid:
+        _enqueue_grid(study.storage, study.name, described)
 
 
-def _queue(storage: Storage, name: str, told: Described) -> None:
-    """Every point as a trial that waits to be run; many go with one commit."""
+def _enqueue_grid(storage: Storage, name: str, described: StudyDescription) -> None:
+    """Queue every point of the grid, many per commit."""
     from hopaas_p2p.core.records import TrialCreate, TrialState
     from hopaas_p2p.export.arrival import bring_in
     from hopaas_p2p.export.portable import Portable, PortableTrial
     from hopaas_p2p.translate import to_optuna
 
-    dists = {key: to_optuna(one) for key, one in told.space.items()}
+    dists = {key: to_optuna(one) for key, one in described.space.items()}
     trials = [
         PortableTrial(
             number,
             TrialCreate(
                 state=TrialState.WAITING,
                 params={key: float(dists[key].to_internal_repr(value)) for key, value in point.items()},
-                dists=told.space,
+                dists=described.space,
             ),
             {},
         )
-        for number, point in enumerate(told.grid or ())
+        for number, point in enumerate(described.grid or ())
     ]
     bring_in(storage, Portable(name, None, trials), name=name)

@@ -7,11 +7,12 @@ from typing import Final
 
 import click
 
+from hopaas_p2p import extras
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.stores.url import redacted
 
-_EXTRA: Final = "hopaas-p2p[dashboard]"
 _LAST_PORT: Final = 65535
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
@@ -28,16 +29,24 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
     help="Whether people may change studies from here, as far as their grants go. [default: --read-only]",
 )
 @click.option("--auth", type=click.Choice(["none", "oidc"]), default="none", show_default=True, help="Who may look.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that this is served under, behind a proxy; may be repeated.",
+)
 @click.option("--base-path", default="", metavar="PATH", help="The path that a proxy serves this under.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
 @click.option("--optuna", "with_optuna", is_flag=True, help="Serve optuna-dashboard too, at the next port.")
 def dashboard(
-    session: Session,
+    session: CliSession,
     stores: tuple[str, ...],
     host: str,
     port: int,
     actions: bool,
     auth: str,
+    allowed_hosts: tuple[str, ...],
     base_path: str,
     open_browser: bool,
     with_optuna: bool,
@@ -45,6 +54,7 @@ def dashboard(
     """Watch studies in a browser: what runs, where, how well.
 
     It reads the store as a peer does, and needs nothing else: a viewer's token is enough. Several stores may be named.
+    The address that it prints holds a key, without which it answers nobody.
 
     \b
     hopaas-p2p dashboard ./campaign --open
@@ -57,26 +67,33 @@ def dashboard(
         raise click.UsageError("optuna-dashboard knows no sign-in; leave out --optuna or --auth")
     if with_optuna and port == _LAST_PORT:
         raise click.UsageError(f"--optuna takes the next port, and {port} is the last; choose another --port")
+    for store in (*stores, *filter(None, [session.given["store"]])):
+        if redacted(store) != store:
+            raise ConfigurationError(
+                f"{redacted(store)}: a password does not belong into an argument, which every list of processes shows. "
+                "Set HOPAAS_TOKEN_FILE, or PGPASSFILE"
+            )
     urls = stores or (session.store_url,)
     session.settings.publish()
-    from dashboard_app.options import Options
+    from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve
 
-    told = Options(
+    opts = DashboardOptions(
         stores=tuple(urls),
         host=host,
         port=port,
         actions=actions,
         auth=auth,
+        allowed_hosts=allowed_hosts,
         base_path=base_path,
         open_browser=open_browser,
         optuna_port=port + 1 if with_optuna else None,
     )
     if actions and auth == "none" and host not in _LOOPBACK:
-        output.say(f"anybody who reaches {host}:{port} may change these studies; see --auth oidc")
-    serve(told)
+        output.say(f"who has the key may change these studies, and {host}:{port} sends it unencrypted; see --auth oidc")
+    serve(opts)
 
 
 def _require(module: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise ConfigurationError(f"the dashboard needs {module}: pip install '{_EXTRA}'")
+        raise ConfigurationError(f"the dashboard needs {module}: {extras.install('dashboard')}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
 import click
+
+from hopaas_p2p import extras
+from hopaas_p2p.errors import ConfigurationError
 
 
 @click.command()
@@ -36,28 +40,15 @@ def demo(
     Every process runs Optuna; they meet in a shared directory, and there is no server. Takes about a minute on two
     cores, and ends with the best parameters, an HTML report, and commands to look further.
     """
+    if importlib.util.find_spec("sklearn") is None:
+        raise ConfigurationError(f"the demo needs scikit-learn: {extras.install('demo')}")
     from rich.console import Console
 
-    from hopaas_p2p.demo.run import Plan, run
+    from hopaas_p2p.demo.run import DemoOptions, run
 
     console = Console(highlight=False)
     try:
-        run(Plan(peers, trials, seed, store, report, timeout, kill), console)
+        run(DemoOptions(peers, trials, seed, store, report, timeout, kill), console)
     except KeyboardInterrupt:
         console.print("Interrupted: the peers gave their trials back and have ended.")
         sys.exit(130)
-
-
-def main() -> None:
-    """Run the demo without the rest of the command line."""
-    from hopaas_p2p.errors import HopaasError
-
-    try:
-        demo()
-    except HopaasError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

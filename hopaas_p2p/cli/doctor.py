@@ -1,31 +1,59 @@
-"""`hopaas-p2p doctor`: is this store fit for work, and if not, what cures it?"""
+"""`hopaas-p2p doctor`: checks a store, and says how to fix what fails."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, options
 
 if TYPE_CHECKING:
-    from hopaas_p2p.stores.findings import Finding
+    from hopaas_p2p.findings import Finding
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.stores.base import Store
 
 
 @click.command()
 @click.argument("url", required=False)
-@options(study="none")
-def doctor(session: Session, url: str | None) -> int:
+@click.option(
+    "--meet", metavar="WORD", help="Try the store together with another node that runs this at the same time."
+)
+@click.option("--rescue", is_flag=True, help="Copy each damaged study, as far as it can be read, into a new one.")
+@click.option("--from-live", is_flag=True, help="With --rescue: ask the study's live peers for what they know, first.")
+@click.option("--to", metavar="STORE", help="With --rescue: where the new studies go. [default: the same store]")
+@click.option("--as", "new_name", metavar="NAME", help="With --rescue: the new study's name. [default: OLD-rescued]")
+@options(study="option")
+def doctor(
+    session: CliSession,
+    url: str | None,
+    meet: str | None,
+    rescue: bool,
+    from_live: bool,
+    to: str | None,
+    new_name: str | None,
+) -> int:
     """Check a store from this node, line by line, and say what cures what fails.
 
-    First the way: name, proxy and certificate, with the days it has left. Then the store: version, token, clock, lock
-    or race, a write and a read, and every study's log and snapshot. Writes a scratch log and removes it. Exits with 1
-    when something failed.
+    First the way: name, proxy and certificate, with the days it has left. Then the store: version, token, file system,
+    clock, race, a write and a read, and every study's log and snapshot. Writes a scratch log and removes it. Exits
+    with 1 when something failed.
+
+    A directory that several nodes share is tried by starting the same command with --meet and the same WORD on two of
+    them: both write into one log for ten seconds, and compare what they read.
+
+    With --rescue it looks for damaged studies instead (or takes the one of --study), reads everything before and behind
+    the damage, and copies it into a new study, in which the work goes on. The damaged one stays as it is.
     """
+    if rescue:
+        return _rescue(session, url or session.store_url, from_live=from_live, to=to, new_name=new_name)
+    if from_live or to is not None or new_name is not None:
+        raise click.UsageError("--from-live, --to and --as go with --rescue")
     from hopaas_p2p.errors import HopaasError
+    from hopaas_p2p.findings import AGAIN, Finding
     from hopaas_p2p.stores.checks import examine
-    from hopaas_p2p.stores.findings import AGAIN, Finding
+    from hopaas_p2p.stores.meet import Meeting
     from hopaas_p2p.stores.url import open_store
 
     session.settings.publish()
@@ -43,7 +71,7 @@ def doctor(session: Session, url: str | None) -> int:
         note(Finding("open", passed=False, detail=str(error), cure=AGAIN))
     else:
         try:
-            for finding in examine(store):
+            for finding in examine(store) if meet is None else Meeting(store, meet).findings():
                 note(finding)
         finally:
             store.close()
@@ -53,6 +81,97 @@ def doctor(session: Session, url: str | None) -> int:
     else:
         output.say(f"{failed} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
     return 1 if failed else 0
+
+
+def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None, new_name: str | None) -> int:
+    from hopaas_p2p import rescue
+    from hopaas_p2p.errors import ConfigurationError, NoSuchStudy
+    from hopaas_p2p.storage import open_storage
+    from hopaas_p2p.stores.url import open_store
+
+    session.settings.publish()
+    store = open_store(place, create=False)
+    results = []
+    try:
+        names, whole = rescue.names_of(store)
+        chosen = session.given["study"]
+        if chosen is not None:
+            names = {uuid: name for uuid, name in names.items() if name == chosen}
+            if not names:
+                raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}")
+        reasons = {uuid: rescue.is_damaged(store.log(uuid)) for uuid in names}
+        damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
+        if not damaged:
+            output.say("no study is damaged" if whole else "no study is damaged, but the list of studies is")
+        if new_name is not None and len(damaged) > 1:
+            raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; say which: --study NAME")
+        if damaged and not whole and to is None:
+            raise ConfigurationError("the list of studies is damaged, too: copy into another store, with --to STORE")
+        target = open_storage(to or place) if damaged else None
+        try:
+            for uuid, name in damaged.items():
+                assert target is not None
+                output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
+                results.append(_rescue_one(session, store, uuid, name, target, from_live=from_live, new_name=new_name))
+        finally:
+            if target is not None:
+                target.close()
+    finally:
+        store.close()
+    if session.as_json:
+        output.print_json(results)
+    return 0
+
+
+def _rescue_one(
+    session: CliSession, store: Store, uuid: str, name: str, target: Storage, *, from_live: bool, new_name: str | None
+) -> dict[str, Any]:
+    """Rescue one study, and say what became of it."""
+    from hopaas_p2p import rescue
+
+    if from_live:
+        count = rescue.ask_live_peers(store, uuid, within=max(rescue.PATIENCE, session.settings.seconds("patience")))
+        output.say(f"{name}: {output.count(count, 'live peer')} handed over what it knows")
+    found = rescue.rescue(store, uuid)
+    damage = _lsns(found.damaged) if found.damaged else "none that is known of"
+    output.say(f"{name}: damaged commits: {damage}")
+    if found.covered:
+        output.say(f"{name}: a snapshot or a live peer stands for {_lsns(found.covered)}: nothing of them is lost")
+    if found.lost:
+        output.say(
+            f"{name}: lost: {_lsns(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are "
+            f"marked with the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
+        )
+    if found.from_spool:
+        output.say(f"{name}: {output.count(found.from_spool, 'commit')} came from this machine's spool")
+    new = new_name or f"{name}-rescued"
+    imported = rescue.into_new_study(found, store, uuid, new, target)
+    rescue.forget_handed_over(store, uuid)
+    for warning in imported.warnings:
+        output.say(f"note: {warning}")
+    output.say(f"{name}: copied {output.count(imported.trials, 'trial')} into the new study {new!r}")
+    return {
+        "study": name,
+        "new": new,
+        "trials": imported.trials,
+        "damaged": found.damaged,
+        "lost": found.lost,
+        "uncertain": sorted(found.uncertain),
+        "without_parameters": found.unknown,
+        "from_spool": found.from_spool,
+        "warnings": imported.warnings,
+    }
+
+
+def _lsns(lsns: list[int]) -> str:
+    """Numbers, with runs of them as ranges."""
+    runs: list[list[int]] = []
+    for lsn in lsns:
+        if runs and lsn == runs[-1][-1] + 1:
+            runs[-1].append(lsn)
+        else:
+            runs.append([lsn])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _print(finding: Finding) -> None:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import HopaasError
 
 if TYPE_CHECKING:
-    from hopaas_p2p.trackers import Tracker
+    from hopaas_p2p.trackers import Export, Tracker
 
 _follow = click.option("--follow", is_flag=True, help="Go on until the study is done; outages of the tracker pass.")
 _interval = click.option(
     "--interval", type=float, default=10.0, show_default=True, metavar="S", help="Seconds between two looks."
 )
-_QUICK: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""MLflow itself would try for minutes, and we try again anyway."""
+_FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow would retry for minutes by default; this command retries itself."""
 
 
 @click.group()
@@ -38,7 +38,7 @@ def export() -> None:
 @click.option("--experiment", metavar="NAME", help="[default: MLFLOW_EXPERIMENT_NAME, else the study's name]")
 @_follow
 @_interval
-def mlflow(session: Session, to: str | None, experiment: str | None, follow: bool, interval: float) -> None:
+def mlflow(session: CliSession, to: str | None, experiment: str | None, follow: bool, interval: float) -> None:
     """Copy a study to MLflow.
 
     Parameters, reports as the metric `report`, values, states, files; where and with what a trial ran, and the
@@ -47,7 +47,7 @@ def mlflow(session: Session, to: str | None, experiment: str | None, follow: boo
     """
     from hopaas_p2p.trackers import MLflow
 
-    for name, value in _QUICK.items():
+    for name, value in _FEW_RETRIES.items():
         os.environ.setdefault(name, value)
     _export(session, MLflow(to, experiment=experiment), follow=follow, interval=interval)
 
@@ -61,7 +61,7 @@ def mlflow(session: Session, to: str | None, experiment: str | None, follow: boo
 @_follow
 @_interval
 def wandb(
-    session: Session,
+    session: CliSession,
     project: str | None,
     entity: str | None,
     offline: bool,
@@ -81,7 +81,7 @@ def wandb(
     _export(session, tracker, follow=follow, interval=interval)
 
 
-def _export(session: Session, tracker: Tracker, *, follow: bool, interval: float) -> None:
+def _export(session: CliSession, tracker: Tracker, *, follow: bool, interval: float) -> None:
     from hopaas_p2p.trackers import Export, leave_link
 
     if not interval > 0:
@@ -97,16 +97,15 @@ def _export(session: Session, tracker: Tracker, *, follow: bool, interval: float
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
-def _until_done(export_: object, session: Session, interval: float) -> int:
-    """Look again and again, until everything is there of a study that is done; returns how many trials were sent."""
-    from hopaas_p2p.trackers import Export
-
-    assert isinstance(export_, Export)
+def _until_done(export_: Export, session: CliSession, interval: float) -> int:
+    """Export until the study is done and all of it is there; returns how many trials were sent."""
     study = session.study()
     sent, away = 0, False
     while True:
         try:
-            done = study.state.finished() and not study.state.running  # before the look, or its last trials were missed
+            done = (
+                study.state.finished() and not study.state.running
+            )  # asked before the export, which must have its last trials
             sent += export_.sync()
         except HopaasError as error:
             if not error.retry:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,6 +38,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.FloatRange(0),
     help="That transactions get to end at SIGTERM.",
 )
+@click.option(
+    "--remember",
+    type=_FILE,
+    help="Keeps digests of good tokens. [default: a file in the STATE_DIRECTORY that systemd sets, or none]",
+)
 @click.option("--ping", default=20.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 50.0))
 @click.option("--recheck", default=30.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 300.0))
 @click.option("--handshake", default=10.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 60.0))
@@ -51,6 +57,7 @@ def gateway(
     connections: int,
     per_token: int,
     drain: float,
+    remember: Path | None,
     ping: float,
     recheck: float,
     handshake: float,
@@ -62,28 +69,33 @@ def gateway(
     """
     import asyncio
 
-    from hopaas_p2p.tunnel import gateway_log, gateway_process
-    from hopaas_p2p.tunnel.gateway import LOOPBACK, Limits
+    from hopaas_p2p.gateway import log, server
+    from hopaas_p2p.gateway.admission import GatewayLimits
+    from hopaas_p2p.gateway.certificate import Certificate
+    from hopaas_p2p.gateway.postgres import PostgresTarget
 
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
-    limits = Limits(connections, per_token, handshake=handshake, ping=ping, recheck=recheck, drain=drain)
-    gateway_log.to_stderr()
-    gateway_process.make_room(connections)
-    asyncio.run(
-        gateway_process.serve(
-            postgres,
-            host=host.strip("[]"),
-            port=int(port),
-            certificate=tls_cert,
-            key=tls_key,
-            behind=_networks(behind_proxy),
-            metrics_from=_networks(metrics_from) or LOOPBACK,
-            limits=limits,
-            listening=lambda bound: output.say(f"gateway listening on {host}:{bound}"),
-        )
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigurationError("--tls-cert and --tls-key belong together")
+    if remember is None and os.environ.get("STATE_DIRECTORY"):
+        remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
+    log.to_stderr()
+    server.raise_descriptor_limit(connections)
+    made = server.Gateway(
+        PostgresTarget.of(postgres),
+        certificate=Certificate(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
+        behind=_networks(behind_proxy),
+        metrics_from=_networks(metrics_from) or server.LOOPBACK,
+        limits=GatewayLimits(connections, per_token, handshake=handshake, ping=ping, recheck=recheck, drain=drain),
+        remember=remember,
     )
+
+    def listening(bound: int) -> None:
+        output.say(f"gateway listening on {host}:{bound}")
+
+    asyncio.run(server.serve(made, host.strip("[]"), int(port), listening=listening))
 
 
 def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

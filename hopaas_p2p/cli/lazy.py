@@ -1,4 +1,4 @@
-"""A group of commands that imports a command when it is called, and prints its own help without importing any."""
+"""A group of commands that imports a command when it is called, and none to print its own help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 class Verb(NamedTuple):
-    """Where a command is, and the line that `--help` shows of it."""
+    """Where a command is defined, and its line in `--help`."""
 
     target: str
     """"module:attribute"."""
@@ -19,11 +19,12 @@ class Verb(NamedTuple):
 
 
 class LazyGroup(click.Group):
-    """Commands by name, imported at their first use."""
+    """Commands by name, imported when they are first used. `--help` shows them in sections."""
 
-    def __init__(self, *args: Any, verbs: Mapping[str, Verb], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, Verb]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.verbs = verbs
+        self.sections = sections
+        self.verbs = {name: verb for verbs in sections.values() for name, verb in verbs.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.verbs)
@@ -46,16 +47,18 @@ class LazyGroup(click.Group):
         if args and args[0] not in self.verbs and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], self.verbs, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.verbs)}."
-            raise click.UsageError(f"{args[0]!r} is no command; {hint}", ctx)
+            raise click.UsageError(f"{args[0]!r} is not a command; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, verb.help) for name, verb in self.verbs.items()])
+        widest = max(len(name) for name in self.verbs)
+        for title, verbs in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), verb.help) for name, verb in verbs.items()])
 
 
 def _unavailable(name: str, verb: Verb, error: ImportError) -> click.Command:
-    """A command that says what is missing, so that the others go on working."""
+    """A command that says what is missing, so that the other commands still work."""
     missing = error.name or str(error)
 
     def refuse() -> NoReturn:

@@ -1,4 +1,4 @@
-"""The entry point: finds the command, runs it, and turns whatever went wrong into one line and an exit code.
+"""The entry point: finds the command, runs it, and turns every error into one line and an exit code.
 
 0 ok · 1 failure · 2 usage · 3 no work · 10 prune · 11 lease lost · 69 store unreachable · 77 denied ·
 78 configuration · 130 interrupted. Data goes to stdout, messages to stderr; a traceback is shown with `--debug` only.
@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Final, NoReturn
@@ -17,45 +18,65 @@ from hopaas_p2p.cli.lazy import LazyGroup, Verb
 PROGRAM: Final = "hopaas-p2p"
 _CLI: Final = "hopaas_p2p.cli"
 
-VERBS: Final = {
-    "demo": Verb(f"{_CLI}.demo:demo", "See the main job done on real data, in about a minute."),
-    "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
-    "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
-    "export": Verb(f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases, and keep the copy current."),
-    "artifact": Verb(f"{_CLI}.artifact:artifact", "Put, get, list and remove files of studies and trials."),
-    "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial: signals, time limit, exit codes."),
-    "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
-    "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
-    "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
-    "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be given up."),
-    "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
-    "renew": Verb(f"{_CLI}.work:renew", "Show that the ticket's trial is alive."),
-    "release": Verb(f"{_CLI}.work:release", "Give the ticket's trial back, to be run by somebody else."),
-    "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask one, or a site, to take no more trials."),
-    "spool": Verb(f"{_CLI}.spool:spool", "List and send results that could not reach their store."),
-    "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until something is true of it."),
-    "dashboard": Verb(f"{_CLI}.dashboard:dashboard", "Watch studies in a browser: what runs, where, how well."),
-    "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, line by line, and say how to cure it."),
-    "relay": Verb(f"{_CLI}.relay:relay", "Forward connections to one target, for nodes that reach nothing else."),
-    "bridge": Verb(f"{_CLI}.bridge:bridge", "Let peers on a shared directory take part in studies elsewhere."),
-    "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),
-    "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),
-    "user": Verb(f"{_CLI}.access:user", "Manage the users of a store."),
-    "token": Verb(f"{_CLI}.access:token", "Create, list and revoke tokens."),
-    "grants": Verb(f"{_CLI}.access:grants", "List who has which role in a study."),
-    "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
-    "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
-    "gateway": Verb(f"{_CLI}.gateway:gateway", "Let Postgres be reached through HTTPS."),
-    "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
-    "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the least policy that a key of the bucket needs."),
-    "completion": Verb(f"{_CLI}.completion:completion", "Print the completion script of a shell."),
+SECTIONS: Final = {
+    "Run trials": {
+        "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial: signals, time limit, exit codes."),
+        "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
+        "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
+        "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
+        "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be given up."),
+        "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
+        "renew": Verb(f"{_CLI}.work:renew", "Show that the ticket's trial is alive."),
+        "release": Verb(f"{_CLI}.work:release", "Give the ticket's trial back, to be run by somebody else."),
+        "local": Verb(f"{_CLI}.local:local", "Let programs in any language take part, by HTTP on this machine."),
+        "mcp": Verb(f"{_CLI}.local:mcp", "Let an agent look at studies and run trials."),
+    },
+    "Studies and trials": {
+        "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
+        "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
+        "artifact": Verb(f"{_CLI}.artifact:artifact", "Put, get, list and remove files of studies and trials."),
+        "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask one, or a site, to take no more trials."),
+        "export": Verb(
+            f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases, and keep the copy current."
+        ),
+    },
+    "Look": {
+        "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until something is true of it."),
+        "dashboard": Verb(f"{_CLI}.dashboard:dashboard", "Watch studies in a browser: what runs, where, how well."),
+        "demo": Verb(f"{_CLI}.demo:demo", "See the main job done on real data, in about a minute."),
+    },
+    "Stores": {
+        "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, line by line, and say how to cure it."),
+        "backup": Verb(f"{_CLI}.backup:backup", "Write everything a store holds into one file."),
+        "restore": Verb(f"{_CLI}.backup:restore", "Fill an empty store from a backup."),
+        "spool": Verb(f"{_CLI}.spool:spool", "List, send and carry results that could not reach their store."),
+        "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
+        "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the least policy that a key of the bucket needs."),
+        "bridge": Verb(f"{_CLI}.relay:bridge", "Let peers on a shared directory take part in studies elsewhere."),
+        "relay": Verb(f"{_CLI}.relay:relay", "Forward connections to one target, for nodes that reach nothing else."),
+        "gateway": Verb(f"{_CLI}.gateway:gateway", "Let Postgres be reached through HTTPS."),
+    },
+    "Administration": {
+        "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),
+        "user": Verb(f"{_CLI}.access:user", "Manage the users of a store."),
+        "token": Verb(f"{_CLI}.access:token", "Create, list and revoke tokens."),
+        "grants": Verb(f"{_CLI}.access:grants", "List who has which role in a study."),
+        "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
+        "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
+    },
+    "This program": {
+        "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),
+        "completion": Verb(f"{_CLI}.config:completion", "Print the completion script of a shell."),
+    },
 }
+"""The commands, in the sections of `--help`."""
+VERBS: Final = {name: verb for verbs in SECTIONS.values() for name, verb in verbs.items()}
 
 
 @click.group(
     PROGRAM,
     cls=LazyGroup,
-    verbs=VERBS,
+    sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="A command's own help: hopaas-p2p COMMAND --help",
 )
@@ -64,14 +85,21 @@ VERBS: Final = {
 def cli() -> None:
     """Tune hyperparameters together: every process runs Optuna, and they meet in a shared log.
 
-    Where the log is, say with --store after the command, with HOPAAS_STORE, or in hopaas.toml: a directory such as
+    Name the store with --store after the command, with HOPAAS_STORE, or in hopaas.toml: a directory such as
     ./campaign, or a URL.
     """
 
 
 def main() -> NoReturn:
-    """Run the command line, and end the process with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    """Run the command line, and exit with its exit code."""
+    code = run(sys.argv[1:])
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by the shell
+        try:
+            stream.flush()
+        except OSError:  # disk full, reader gone; Python would flush again at exit, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or 1
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -83,8 +111,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has closed our output
         return 1
     except click.ClickException as error:
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -105,14 +132,14 @@ def run(arguments: list[str]) -> int:
 def _with_usage(error: click.ClickException) -> str:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
-        message = f"{error.option_name!r} is no option here; what a command takes comes after its name"
+        message = f"{error.option_name!r} is not an option here; the options of a command come after its name"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{message} (see: {error.ctx.command_path} --help)"
     return message
 
 
 def _explain(error: Exception) -> int:
-    """One line about an error, and the exit code that belongs to it."""
+    """Print one line about the error; returns its exit code."""
     from hopaas_p2p.errors import HopaasError
 
     if isinstance(error, HopaasError):
@@ -130,7 +157,8 @@ def _explain(error: Exception) -> int:
 def _complain(message: str) -> None:
     from hopaas_p2p.cli.output import printable
 
-    click.echo(f"{PROGRAM}: {printable(message, lines=True)}", err=True)
+    with contextlib.suppress(OSError):  # no stderr; the exit code still tells
+        click.echo(f"{PROGRAM}: {printable(message, lines=True)}", err=True)
 
 
 if __name__ == "__main__":

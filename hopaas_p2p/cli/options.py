@@ -1,48 +1,56 @@
-"""What all commands share: where the study is, `--json`, and the store's end when the command ends."""
+"""What all commands share: store, study and `--json`, and closing the store when the command ends."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from hopaas_p2p import sampler_config
 from hopaas_p2p.cli import output
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.settings import Settings, variable
+from hopaas_p2p.settings import HERE, Settings, variable
+from hopaas_p2p.stores import vouched
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
 _LAST = ("store", "study", "as_json", "debug")
+Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
+"""Header -> the key of the values in a row, or a function that gives a row's text."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Session:
-    """One command at work: its settings, its storage, and how it prints."""
+class CliSession:
+    """One run of a command: its settings, its storage, and how it prints."""
 
     def __init__(self, *, store: str | None = None, study: str | None = None, as_json: bool = False) -> None:
-        self.settings = Settings()
+        self.settings = Settings(warn=output.say)
         self.given = {"store": store, "study": study}
         self.as_json = as_json
         self._storage: Storage | None = None
 
     @property
     def store_url(self) -> str:
-        """The store the command is about.
+        """The store that the command is about.
 
         Raises:
-            ConfigurationError: nobody said it.
+            ConfigurationError: it is not set, or this directory's file would send the user's token to a stranger.
 
         """
-        return self._required("store", "--store URL")
+        url = self._required("store", "--store URL")
+        found = self.settings.find("store", self.given["store"])
+        if found.origin == HERE:
+            vouched.check_store(url, self.settings, origin=found.origin)
+        return url
 
     @property
     def study_name(self) -> str:
-        """The study the command is about; raises as `store_url` does."""
+        """The study that the command is about; raises as `store_url` does."""
         return self._required("study", "--study NAME")
 
     def _required(self, name: str, option: str) -> str:
@@ -52,7 +60,7 @@ class Session:
         return value
 
     def storage(self, *, create: bool = False, **options: Any) -> Storage:
-        """The store, opened; closed when the command ends."""
+        """The store, opened on first use and closed when the command ends."""
         if self._storage is None:
             import optuna
 
@@ -65,49 +73,70 @@ class Session:
         return self._storage
 
     def study(self, **options: Any) -> Study:
-        """The study, which must be there."""
+        """The study, which must exist."""
         from hopaas_p2p.study import open_study
 
         return open_study(self.storage(), self.study_name, create=False, **options)
 
+    def configured(self, kind: str, given: str | None, study: Study | None) -> Any:
+        """The sampler or pruner of this command; raises as `sampler_config.configured` does."""
+        return sampler_config.configured(kind, self.settings, given, study, warn=output.say)
+
     def show(self, data: Any, text: Callable[[], None]) -> None:
-        """The result: `data` as JSON if that was asked for, else what `text` prints."""
+        """Print the result: `data` as JSON with --json, else what `text` prints."""
         if self.as_json:
             output.print_json(data)
         else:
             text()
 
+    def show_table(
+        self, rows: Sequence[dict[str, Any]], columns: Columns, *, right: Sequence[str] = (), empty: str = ""
+    ) -> None:
+        """Print rows: as JSON with --json, else as a table, or the message `empty` if there are none."""
+        if not rows and empty:
+            self.show([], lambda: output.say(empty))
+        else:
+            cells = [[_cell(row, column) for column in columns.values()] for row in rows]
+            self.show(rows, lambda: output.print_table(list(columns), cells, right=right))
+
     def done(self, data: Any, message: str) -> None:
-        """A command that has no result but that it worked: JSON, or a message on stderr."""
+        """Report success: `data` as JSON with --json, else a message on stderr."""
         if self.as_json:
             output.print_json(data)
         else:
             output.say(message)
 
     def close(self) -> None:
-        """Send what is queued and let go of the store."""
+        """Send what is queued and close the store."""
         if self._storage is not None:
             self._storage.close()
 
 
+def _cell(row: dict[str, Any], column: str | Callable[[dict[str, Any]], str]) -> str:
+    if not isinstance(column, str):
+        return column(row)
+    return "-" if row[column] in (None, "") else str(row[column])
+
+
 def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of studies, for the shell's completion; none when the store cannot be asked quickly."""
+    """Names of studies for the shell's completion; none if the store does not answer."""
     try:
-        session = Session(store=ctx.params.get("store"))
+        session = CliSession(store=ctx.params.get("store"))
+        session.settings = Settings(warn=lambda _: None)
         try:
             names = session.storage().study_names()
         finally:
             session.close()
-    except Exception:  # noqa: BLE001  # a completion that fails completes nothing
+    except Exception:  # noqa: BLE001  # a failing completion completes nothing
         return []
     return [name for name in names if name.startswith(incomplete)]
 
 
 def options(*, study: Literal["none", "option", "argument"] = "option", store: bool = True) -> Callable[[F], F]:
-    """Give a command the shared options, and a Session in their place.
+    """Add the shared options to a command, which gets a CliSession instead.
 
     Args:
-        study: how it is told which study: not at all, by `--study`, or by a positional name (`--study` works too).
+        study: how the study is named: not at all, by `--study`, or by an argument (`--study` works too).
         store: whether it takes `--store`.
 
     """
@@ -123,9 +152,9 @@ def options(*, study: Literal["none", "option", "argument"] = "option", store: b
             **others: Any,
         ) -> Any:
             if name is not None and study is not None and name != study:
-                raise click.UsageError(f"two studies are named, {name!r} and --study {study!r}; say one")
-            _be_quiet()
-            session = Session(store=store, study=name if name is not None else study, as_json=as_json)
+                raise click.UsageError(f"two studies are named, {name!r} and --study {study!r}; name one")
+            warnings.simplefilter("ignore")  # they are for programmers, not for users
+            session = CliSession(store=store, study=name if name is not None else study, as_json=as_json)
             try:
                 return function(session, *args, **others)
             finally:
@@ -151,8 +180,3 @@ def _shared(study: str, *, store: bool) -> list[Callable[[Any], Any]]:
     wanted.append(click.option("--json", "as_json", is_flag=True, help="Print JSON."))
     wanted.append(click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure."))
     return wanted
-
-
-def _be_quiet() -> None:
-    """What libraries have to say to programmers does not belong on a user's terminal."""
-    warnings.simplefilter("ignore")

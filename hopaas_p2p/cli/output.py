@@ -1,10 +1,8 @@
-"""How results look: JSON for programs, short tables for people. Text that other peers wrote is made harmless first."""
+"""Output: JSON for programs, short tables for people. Untrusted text is stripped of control characters."""
 
 from __future__ import annotations
 
-import datetime
 import json
-import math
 import os
 import shutil
 import sys
@@ -14,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import click
+
+from hopaas_p2p.report import facts
+from hopaas_p2p.times import to_utc
 
 _UNSAFE: Final = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 _COLOURS: Final = {
@@ -33,7 +34,7 @@ _COLOURS: Final = {
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text without what could move a terminal's cursor; on one line unless `lines`."""
+    """The text without characters that control a terminal; on one line unless `lines`."""
     if not lines:
         text = " ".join(text.split())
     return "".join(
@@ -48,48 +49,46 @@ def say(message: str) -> None:
 
 
 def count(number: int, what: str) -> str:
-    """So many of them: `1 trial`, `2 trials`."""
+    """A number with its noun: `1 trial`, `2 trials`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def jsonable(value: Any) -> Any:
-    """The value as strict JSON can carry it: NaN and infinities become the strings 'NaN', 'Infinity', '-Infinity'."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    """The value in strict JSON: NaN and infinities become the strings 'NaN', 'Infinity', '-Infinity'."""
     if isinstance(value, dict):
         return {str(key): jsonable(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(one) for one in value]
     if isinstance(value, str | int | float | bool | None):
-        return value
+        return facts.json_number(value)
     return str(value)
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout; indented for a terminal, on one line for a program."""
+    """Print a JSON document, indented if stdout is a terminal."""
     click.echo(json.dumps(jsonable(data), indent=2 if sys.stdout.isatty() else None))
 
 
 def print_lines(values: Iterable[object]) -> None:
-    """Values on stdout, one a line."""
+    """Print values, one per line."""
     for value in values:
         click.echo(printable(str(value)))
 
 
 def number(value: float | None) -> str:
-    """A number as short as people need it."""
+    """A number with six significant digits."""
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def numbers(values: Sequence[float] | None) -> str:
-    """Some numbers, for one cell."""
+    """Numbers in one cell."""
     return ", ".join(number(value) for value in values) if values else "-"
 
 
 def parameters(params: dict[str, Any]) -> str:
-    """Parameters, for one cell."""
+    """Parameters in one cell."""
     return " ".join(
         f"{printable(name)}={number(value) if isinstance(value, float) else printable(str(value))}"
         for name, value in params.items()
@@ -98,38 +97,17 @@ def parameters(params: dict[str, Any]) -> str:
 
 def local_time(microseconds: int | None) -> str:
     """A time of the log, in this machine's time zone."""
-    when = _datetime(microseconds)
+    when = to_utc(microseconds)
     return when.astimezone().strftime("%Y-%m-%d %H:%M:%S") if when else "-"
 
 
-def iso_time(microseconds: int | None) -> str | None:
-    """A time of the log, in UTC, for programs."""
-    when = _datetime(microseconds)
-    return when.isoformat().replace("+00:00", "Z") if when else None
-
-
-def _datetime(microseconds: int | None) -> datetime.datetime | None:
-    if microseconds is None:
-        return None
-    try:
-        return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=microseconds)
-    except OverflowError:  # nonsense from a broken peer
-        return None
-
-
 def duration(seconds: float | None) -> str:
-    """Seconds, as people say them."""
-    if seconds is None:
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    """Seconds in words; see `report.facts.duration`."""
+    return "-" if seconds is None else facts.duration(seconds)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table on stdout, as wide as the terminal at most: the widest columns give way."""
+    """Print a table. On a terminal, the widest columns are cut to fit."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(headers, *cells, strict=True)]
     if sys.stdout.isatty():
@@ -147,7 +125,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 
 def print_facts(facts: dict[str, str]) -> None:
-    """Names and values, one a line; on a terminal, long lines go on below their beginning."""
+    """Print names and values, one per line; on a terminal, long values are wrapped and indented."""
     width = max(map(len, facts))
     room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0
     for name, value in facts.items():

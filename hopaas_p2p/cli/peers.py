@@ -1,4 +1,4 @@
-"""`hopaas-p2p peers list|drain`: who takes part in a study, and who shall take no more trials."""
+"""`hopaas-p2p peers list|drain`: the peers of a study, and asking them to take no more trials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,37 +22,27 @@ def peers() -> None:
 
 @peers.command("list")
 @options()
-@click.option("--all", "everybody", is_flag=True, help="Also those that run nothing now.")
-def list_(session: Session, everybody: bool) -> None:
+@click.option("--all", "show_all", is_flag=True, help="Also those that run nothing now.")
+def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
 
     A peer that died is listed until its trial is taken over, for the lease's time of silence.
     """
-    rows = [row for row in _rows(session.study().state) if everybody or row["running"] or row["draining"]]
+    rows = [row for row in _rows(session.study().state) if show_all or row["running"] or row["draining"]]
 
-    def text() -> None:
-        if not rows:
-            output.say("no peer runs a trial now; all that took part: hopaas-p2p peers list --all")
-            return
-        output.print_table(
-            ["PEER", "SITE", "HOST", "USER", "PID", "JOB", "RUNS", "ENDED", "NOTE"],
-            [
-                [
-                    row["peer"],
-                    *(row[what] or "-" for what in ("site", "host", "user", "pid", "job")),
-                    ", ".join(f"#{number}" for number in row["running"]) or "-",
-                    str(row["ended"]),
-                    "takes no more" if row["draining"] else "",
-                ]
-                for row in rows
-            ],
-            right=("PID", "ENDED"),
-        )
-
-    session.show(rows, text)
+    columns: Columns = {
+        **{name.upper(): name for name in ("peer", "site", "host", "user", "pid", "job")},
+        "RUNS": lambda row: ", ".join(f"#{number}" for number in row["running"]) or "-",
+        "ENDED": "ended",
+        "NOTE": lambda row: "; ".join([*(["takes no more"] if row["draining"] else []), *row["differs"]]),
+    }
+    empty = "no peer runs a trial now; all that took part: hopaas-p2p peers list --all"
+    session.show_table(rows, columns, right=("PID", "ENDED"), empty=empty)
 
 
 def _rows(state: State) -> list[dict[str, Any]]:
+    from hopaas_p2p.core.state import differences
+
     running: dict[str, list[int]] = {}
     for number in list(state.running):
         running.setdefault(state.trials[number].owner or "", []).append(number)
@@ -68,6 +58,7 @@ def _rows(state: State) -> list[dict[str, Any]]:
                 "running": running.get(peer, []),
                 "ended": ended[peer],
                 "draining": state.is_draining(peer),
+                "differs": differences(info),
             }
         )
     return rows
@@ -78,7 +69,7 @@ def _rows(state: State) -> list[dict[str, Any]]:
 @click.argument("names", nargs=-1, metavar="[PEER]...")
 @click.option("--site", "sites", multiple=True, metavar="SITE", help="All of a site, also those yet to come.")
 @click.option("--off", is_flag=True, help="Take it back.")
-def drain(session: Session, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
+def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
     """Ask peers, or sites, to finish the trial that they run and to take no more.
 
     A peer is named as `peers list` shows it, or by the beginning of that.

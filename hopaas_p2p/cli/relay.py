@@ -1,4 +1,4 @@
-"""`hopaas-p2p relay`: a way out for compute nodes, through a login node, to one place."""
+"""`hopaas-p2p relay` and `bridge`: ways out for compute nodes, through a login node or a shared directory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Final
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
 
-_EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # whoever comes needs the login
+_EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 
 
 @click.command()
@@ -26,14 +27,14 @@ _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # whoever comes needs 
 @click.option("--login-file", metavar="FILE", help="Keeps the relay's address and login; made if it is not there.")
 @click.option("--known-as", metavar="HOST", help="The name that compute nodes know this node by. Default: its own.")
 @options(study="none", store=False)
-def relay(session: Session, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
+def relay(session: CliSession, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
     """Forward connections to one target, for nodes that reach this one only.
 
     On a port it is an HTTP proxy with a login, which is made at the first start and kept in the login file, readable by
     you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS runs
     end to end inside.
     """
-    from hopaas_p2p.tunnel.relay import Relay, login_in, targets_of, write_address
+    from hopaas_p2p.gateway.relay import Relay, read_password, targets_of, write_address
 
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
@@ -42,7 +43,7 @@ def relay(session: Session, listen: str, url: str, login_file: str | None, known
     if not at_socket and login_file is None:
         raise ConfigurationError("say where the login is kept: --login-file FILE, which compute nodes can read as you")
     file = Path(login_file).expanduser() if login_file else None
-    password = login_in(file or Path("/nonexistent"))
+    password = read_password(file or Path("/nonexistent"))
     host, port = ("", 0) if at_socket else _address(listen)
 
     async def run() -> None:
@@ -70,6 +71,42 @@ def relay(session: Session, listen: str, url: str, login_file: str | None, known
         )
 
     asyncio.run(run())
+
+
+@click.command()
+@click.argument("near")
+@click.argument("far")
+@click.option(
+    "--pace",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.01),
+    help="Between looks for what others did; by default 1 s on Postgres, 5 s on S3.",
+)
+@options(study="none", store=False)
+def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None:
+    """Carry studies between NEAR, a directory that local peers share, and FAR, the store where they live.
+
+    Runs until it is stopped, on a node that reaches both, such as a login node. It may be stopped, killed and started
+    again at any time, and two may run at once: what local peers have said waits in NEAR. They use NEAR as their store.
+    """
+    from hopaas_p2p.artifacts import artifacts_of
+    from hopaas_p2p.stores.bridge.bridge import Bridge
+    from hopaas_p2p.stores.bridge.endpoints import open_endpoints
+
+    session.settings.publish()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    ends = open_endpoints(near, far)
+    bridge = Bridge(ends.near, ends.far, pool=ends.pool, artifacts=lambda: artifacts_of(ends.far), pace=pace)
+    session.done({"near": ends.near.url, "far": ends.far.url}, f"carrying between {ends.near.url} and {ends.far.url}")
+    try:
+        bridge.run(stop.wait)
+    finally:
+        ends.close()
+    session.done({"carried": bridge.carried}, f"stopped; carried {bridge.carried} commits")
 
 
 def _address(listen: str) -> tuple[str, int]:

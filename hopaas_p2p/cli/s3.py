@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.s3.address import Address
 
 
-def _address(session: Session) -> Address:
+def _address(session: CliSession) -> Address:
     if not session.store_url.lower().startswith("s3://"):
         raise ConfigurationError("this is about buckets: say which with --store s3://bucket/prefix?endpoint=…")
     from hopaas_p2p.stores.s3.address import parse
@@ -26,7 +26,7 @@ def _address(session: Session) -> Address:
 @options(study="none")
 @click.option("--dry-run", "-n", is_flag=True, help="Only tell what would go.")
 @click.option("--keep", default=24.0, metavar="HOURS", show_default=True, help="Remove nothing younger than this.")
-def gc(session: Session, dry_run: bool, keep: float) -> None:
+def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots stand for, and what deleted studies left in a bucket.
 
     Never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that slept
@@ -43,23 +43,25 @@ def gc(session: Session, dry_run: bool, keep: float) -> None:
     found = list(collect(store, keep=keep * 3600.0, dry_run=dry_run))
     store.close()
 
-    def show() -> None:
-        if not found:
-            output.say("nothing to remove")
-            return
-        rows = [(one.study or "-", one.what, str(one.objects), f"{one.size / 1e6:.1f} MB") for one in found]
-        output.print_table(("study", "what", "objects", "size"), rows, right=("objects", "size"))
+    columns: Columns = {
+        "study": "study",
+        "what": "what",
+        "objects": "objects",
+        "size": lambda row: f"{row['size'] / 1e6:.1f} MB",
+    }
+    rows = [one._asdict() for one in found]
+    session.show_table(rows, columns, right=("objects", "size"), empty="nothing to remove")
+    if found and not session.as_json:
         total = sum(one.objects for one in found)
         output.say(f"{total} objects would be removed" if dry_run else f"{total} objects removed")
-
-    session.show([one._asdict() for one in found], show)
 
 
 @click.command("s3-policy")
 @options()
 @click.option("--role", type=click.Choice(["viewer", "worker", "owner"]), default="worker", show_default=True)
 @click.option("--all-studies", is_flag=True, help="For every study, and those to come.")
-def s3_policy(session: Session, role: str, all_studies: bool) -> None:
+@click.option("--no-condition", is_flag=True, help="For servers where `doctor` says so: listing not only by prefix.")
+def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the least policy that a key of the bucket needs for a study.
 
     Give it to the S3 server, such as with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
@@ -70,6 +72,6 @@ def s3_policy(session: Session, role: str, all_studies: bool) -> None:
     uuid = None
     if role == "worker" and not all_studies:
         study = session.study()
-        uuid = study.storage.part(study.study_id).membership.uuid
+        uuid = study.storage.handle(study.study_id).uuid
     chosen = next(one for one in ROLES if one == role)
-    output.print_json(policy(address, chosen, uuid=uuid))
+    output.print_json(policy(address, chosen, uuid=uuid, by_prefix=not no_condition))

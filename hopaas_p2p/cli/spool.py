@@ -1,19 +1,25 @@
-"""`hopaas-p2p spool list|send`: results that could not reach their store and wait on this machine's disk."""
+"""`hopaas-p2p spool list|send|export`: results on this machine's disk that could not reach their store."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.times import from_iso, to_iso
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from hopaas_p2p.spool import Spooled
 
-    from hopaas_p2p.peer.spool import Spooled
+    _Batch = tuple[str, Path | None, Spooled]
+    """The file that it is in, its place in the spool, and what it is."""
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group()
@@ -21,89 +27,128 @@ def spool() -> None:
     """List and send results that could not reach their store.
 
     They lie in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in a
-    study of the same store sends them too; each counts once, however often it is sent.
+    study of the same store sends them too, whatever URL it uses; each counts once, however often it is sent.
     """
 
 
 @spool.command("list")
 @options(study="none", store=False)
-def list_(session: Session) -> None:
+def list_(session: CliSession) -> None:
     """List what waits to be sent."""
-    from hopaas_p2p.peer import spool as waiting
+    from hopaas_p2p import spool as waiting
 
-    rows = [_row(path, spooled) for path, spooled in waiting.waiting()]
-
-    def text() -> None:
-        if not rows:
-            output.say("nothing waits to be sent")
-            return
-        output.print_table(
-            ["SINCE", "STORE", "STUDY", "TRIALS", "FILE"],
-            [
-                [
-                    output.local_time(row["at_us"]),
-                    row["store"],
-                    row["study"],
-                    ", ".join(f"#{number}" for number in row["trials"]),
-                    row["file"],
-                ]
-                for row in rows
-            ],
-        )
-
-    session.show([{key: value for key, value in row.items() if key != "at_us"} for row in rows], text)
-
-
-def _row(path: Path, spooled: Spooled) -> dict[str, Any]:
-    return {
-        "since": output.iso_time(spooled.at),
-        "at_us": spooled.at,
-        "store": spooled.store,
-        "study": spooled.name,
-        "trials": spooled.trials,
-        "commits": len(spooled.payloads),
-        "file": str(path),
+    rows = [
+        {
+            "since": to_iso(spooled.at),
+            "store": spooled.store,
+            "study": spooled.name,
+            "trials": spooled.trials,
+            "commits": len(spooled.payloads),
+            "file": str(path),
+        }
+        for path, spooled in waiting.waiting()
+    ]
+    columns: Columns = {
+        "SINCE": lambda row: output.local_time(from_iso(row["since"]) if row["since"] else None),
+        "STORE": "store",
+        "STUDY": "study",
+        "TRIALS": lambda row: ", ".join(f"#{number}" for number in row["trials"]),
+        "FILE": "file",
     }
+    session.show_table(rows, columns, empty="nothing waits to be sent")
+
+
+@spool.command()
+@options(study="none", store=False)
+@click.argument("target", metavar="FILE", type=_FILE)
+def export(session: CliSession, target: Path) -> None:
+    """Write everything that waits into one file, to be sent from another machine: hopaas-p2p spool send FILE.
+
+    It stays in the spool, too: whichever arrives first counts, once. Only you may read the file.
+    """
+    from hopaas_p2p import spool as waiting
+
+    everything = waiting.export(target)
+    trials = sum(len(one.trials) for one in everything)
+    data = {"file": str(target), "files": len(everything), "trials": trials}
+    session.done(data, f"wrote the results of {output.count(trials, 'trial')} to {target}")
 
 
 @spool.command()
 @options(study="none")
-def send(session: Session) -> int:
-    """Send what waits: all of it, or what is for the store of --store, with that URL's login.
+@click.argument(
+    "source", metavar="[FILE]", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+def send(session: CliSession, source: Path | None) -> int:
+    """Send what waits on this machine, or what `spool export` wrote to FILE on another.
 
-    When something has to stay, the exit code is that of the trouble, such as 69.
+    What belongs to a study of the store of --store (or HOPAAS_STORE) goes there, with that URL's login, whatever URL
+    of the store its peer used. Without --store, the rest goes to the URL that its peer used. When something has to
+    stay, the exit code is that of the reason, such as 69. FILE itself stays; to send it twice does no harm.
     """
-    from hopaas_p2p.peer import spool as waiting
-    from hopaas_p2p.stores.url import open_store
+    from hopaas_p2p import spool as waiting
 
-    given = session.given["store"]
-    only = None if given is None else open_store(given, create=False).url
+    left: list[_Batch] = (
+        [(str(path), path, spooled) for path, spooled in waiting.waiting()]
+        if source is None
+        else [(str(source), None, spooled) for spooled in waiting.exported(source)]
+    )
+    stores: list[str] = []
+    configured = session.settings.get("store", session.given["store"])
+    if configured:
+        stores.append(configured)
+    if session.given["store"] is None:
+        stores += sorted({spooled.store for _, _, spooled in left} - {configured})
     sent: list[str] = []
-    stay: list[dict[str, str]] = []
-    code = 0
-    for path, spooled in list(waiting.waiting(only)):
-        try:
-            _send(path, spooled, given or spooled.store)
-        except HopaasError as error:
-            code = error.exit_code
-            stay.append({"file": str(path), "why": str(error)})
-        else:
-            sent.append(str(path))
+    stay: dict[str, tuple[str, int]] = {}
+    for store in stores:
+        left = _send(store, left, sent, stay)
+    if session.given["store"] is None or source is not None:
+        for file, _, spooled in left:
+            stay.setdefault(file, (f"no store that can be reached has the study {spooled.name!r}", 69))
 
     def text() -> None:
         output.say(f"sent {len(sent)}, {len(stay)} have to stay" if sent or stay else "nothing waits to be sent")
-        for one in stay:
-            output.say(f"{one['file']}: {one['why']}")
+        for file, (why, _) in stay.items():
+            output.say(f"{file}: {why}")
 
-    session.show({"sent": sent, "stay": stay}, text)
-    return code
+    session.show({"sent": sent, "stay": [{"file": file, "why": why} for file, (why, _) in stay.items()]}, text)
+    return max((code for _, code in stay.values()), default=0)
 
 
-def _send(path: Path, spooled: Spooled, store: str) -> None:
+def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tuple[str, int]]) -> list[_Batch]:
+    """Send what is for this store; what is for another."""
+    from hopaas_p2p.spool import is_for
     from hopaas_p2p.storage import open_storage
 
-    storage = open_storage(store, create=False)
+    left: list[_Batch] = []
     try:
-        storage.courier.deliver(path, spooled)
+        storage = open_storage(store, create=False)
+    except HopaasError as error:
+        stay.update({file: (str(error), error.exit_code) for file, _, spooled in batches if spooled.store == store})
+        return batches
+    try:
+        try:
+            storage.study_names()
+        except HopaasError as error:
+            mine = [one for one in batches if is_for(one[2], storage.peer.store.url)]
+            stay.update({file: (str(error), error.exit_code) for file, _, _ in mine})
+            return batches
+        studies = storage.peer.studies()
+        for file, path, spooled in batches:
+            if not is_for(spooled, storage.peer.store.url, studies):
+                left.append((file, path, spooled))
+                continue
+            try:
+                storage.peer.send_spooled(spooled)
+            except HopaasError as error:
+                stay[file] = (str(error), error.exit_code)
+                left += [(file, path, spooled)] if error.retry else []
+            else:
+                stay.pop(file, None)
+                sent.append(file)
+                if path is not None:
+                    path.unlink(missing_ok=True)
     finally:
         storage.close()
+    return left

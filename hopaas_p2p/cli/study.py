@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.audit import audit, print_audit
-from hopaas_p2p.cli.create import create
-from hopaas_p2p.cli.options import Session, options
-from hopaas_p2p.cli.report import report_html
-from hopaas_p2p.cli.transfer import copy, export, import_
+from hopaas_p2p.cli.annotations import add_annotations
+from hopaas_p2p.cli.create import create, set_
+from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.transfer import copy, export, import_, report_html
+from hopaas_p2p.core.attributes import REPEATS_POLICIES
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
 
 
 @click.group()
@@ -23,16 +27,14 @@ def study() -> None:
     """
 
 
-study.add_command(create)
-study.add_command(export)
-study.add_command(report_html)
-study.add_command(import_)
-study.add_command(copy)
+add_annotations(study, "the study's", options(study="argument"))
+for command in (create, set_, export, report_html, import_, copy):
+    study.add_command(command)
 
 
 @study.command("list")
 @options(study="none")
-def list_(session: Session) -> None:
+def list_(session: CliSession) -> None:
     """List the studies of the store."""
     from hopaas_p2p.cli import summary
     from hopaas_p2p.study import open_study
@@ -41,29 +43,18 @@ def list_(session: Session) -> None:
     names = [frozen.study_name for frozen in storage.get_all_studies()]
     found = [summary.of_study(open_study(storage, name, create=False)) for name in names]
 
-    def text() -> None:
-        if not found:
-            here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
-            output.say(f"no studies yet{here}; create one with: hopaas-p2p study create NAME")
-            return
-        output.print_table(
-            ["STUDY", "STATE", "TRIALS", "RUN", "FAIL", "BEST", "NOTE"],
-            [
-                [
-                    one["name"],
-                    one["state"],
-                    f"{one['trials']}" if one["budget"] is None else f"{one['used']}/{one['budget']}",
-                    str(one["counts"]["RUNNING"]),
-                    str(one["counts"]["FAIL"]),
-                    _best_value(one["best"]),
-                    " ".join([*(f"#{tag}" for tag in one["tags"]), _first_line(one["note"])]),
-                ]
-                for one in found
-            ],
-            right=("TRIALS", "RUN", "FAIL", "BEST"),
-        )
-
-    session.show(found, text)
+    columns: Columns = {
+        "STUDY": "name",
+        "STATE": "state",
+        "TRIALS": lambda one: f"{one['trials']}" if one["budget"] is None else f"{one['used']}/{one['budget']}",
+        "RUN": lambda one: str(one["counts"]["RUNNING"]),
+        "FAIL": lambda one: str(one["counts"]["FAIL"]),
+        "BEST": lambda one: _best_value(one["best"]),
+        "NOTE": lambda one: " ".join([*(f"#{tag}" for tag in one["tags"]), _first_line(one["note"])]),
+    }
+    here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
+    empty = f"no studies yet{here}; create one with: hopaas-p2p study create NAME"
+    session.show_table(found, columns, right=("TRIALS", "RUN", "FAIL", "BEST"), empty=empty)
 
 
 def _first_line(note: str) -> str:
@@ -79,17 +70,30 @@ def _best_value(best: Any) -> str:
 @study.command()
 @options(study="argument")
 @click.option("--audit", "as_audit", is_flag=True, help="List who did what and when, from the log.")
-def show(session: Session, as_audit: bool) -> None:
+def show(session: CliSession, as_audit: bool) -> None:
     """Show one study: state, trials, best, budget, and which peers run trials where."""
     from hopaas_p2p.cli import summary
 
     shown = session.study()
     if as_audit:
-        lines = audit(shown)
-        session.show(lines, lambda: print_audit(lines))
+        _show_audit(session, shown)
         return
     data = summary.of_study(shown) | summary.more_of_study(shown)
     session.show(data, lambda: output.print_facts(_facts(data)))
+
+
+def _show_audit(session: CliSession, study: Study) -> None:
+    from hopaas_p2p.audit import audit, author
+
+    columns: Columns = {
+        "LSN": "lsn",
+        "TIME (UTC)": lambda line: (line["time"] or "-")[:19].replace("T", " "),
+        "WHO": author,
+        "RECORD": "kind",
+        "TRIAL": lambda line: "-" if line["trial"] is None else f"#{line['trial']}",
+        "WHAT": lambda line: (f"REFUSED ({line['refused']}) " if line["refused"] else "") + line["detail"],
+    }
+    session.show_table(audit(study), columns, right=("LSN", "TRIAL"))
 
 
 def _facts(data: dict[str, Any]) -> dict[str, str]:
@@ -111,6 +115,9 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     policy = {name: value for name, value in data["policy"].items() if value is not None}
     said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
     facts["policy"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
+    facts["search"] = ", ".join(f"{name} {value}" for name, value in data["search"].items())
+    if data["means"]:
+        facts["best means"] = "\n".join(f"{one['text']}  {output.parameters(one['params'])}" for one in data["means"])
     if data["seen_at"]:
         facts["seen at"] = "\n".join(data["seen_at"].values())
     if data["tags"]:
@@ -122,46 +129,31 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
 
 @study.command()
 @options(study="argument")
-@click.option("--message", "-m", help="The new note, in Markdown; '' removes it.")
-@click.option("--file", "-f", type=click.File(), help="The new note from a file; - is stdin.")
-def note(session: Session, message: str | None, file: Any) -> None:
-    """Print the study's note, or write it. optuna-dashboard shows it too."""
-    from hopaas_p2p import notes
-
-    annotated = session.study()
-    write_or_print_note(session, annotated, None, message, file, notes)
-
-
-def write_or_print_note(
-    session: Session, annotated: Any, number: int | None, message: str | None, file: Any, notes: Any
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes.")
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports.")
+@click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What becomes of what was tried already.")
+@click.option("--replicates", type=int, metavar="N", help="Trials of each configuration, for N seeds.")
+def search(
+    session: CliSession, sampler: str | None, pruner: str | None, repeats: str | None, replicates: int | None
 ) -> None:
-    """The note of a study or trial: written if there is a message or a file, else printed."""
-    if message is not None and file is not None:
-        raise click.UsageError("give --message or --file, not both")
-    text = file.read() if file is not None else message
-    if text is not None:
-        notes.save_note(annotated, text, number)
-        session.done({"note": text}, "note saved" if text else "note removed")
-        return
-    found = notes.note_of(annotated, number)
-    session.show({"note": found}, lambda: click.echo(output.printable(found, lines=True)) if found else None)
+    """Change how all peers search, from their next trial on. Without an option, show it."""
+    from hopaas_p2p.cli import summary
+    from hopaas_p2p.sampler_config import built, checked
+
+    searched = session.study()
+    given = {
+        kind: built(kind, checked(kind, {"name": name}))
+        for kind, name in (("sampler", sampler), ("pruner", pruner))
+        if name
+    }
+    searched.search_with(**given, repeats=repeats, replicates=replicates)
+    data = summary.search_of(searched)
+    session.show(data, lambda: output.print_facts(data))
 
 
 @study.command()
 @options(study="argument")
-@click.option("--add", "-a", multiple=True, metavar="TAG", help="Add this tag; repeat for more.")
-@click.option("--remove", "-r", multiple=True, metavar="TAG", help="Remove this tag.")
-def tag(session: Session, add: tuple[str, ...], remove: tuple[str, ...]) -> None:
-    """Print the study's tags, or change them."""
-    from hopaas_p2p import notes
-
-    tags = notes.change_tags(session.study(), add=add, remove=remove)
-    session.show({"tags": tags}, lambda: output.print_lines(tags))
-
-
-@study.command()
-@options(study="argument")
-def pause(session: Session) -> None:
+def pause(session: CliSession) -> None:
     """Give out no trials until `resume`; running ones go on."""
     paused = session.study()
     paused.pause()
@@ -171,7 +163,7 @@ def pause(session: Session) -> None:
 @study.command()
 @options(study="argument")
 @click.option("--budget", type=int, metavar="N", help="Move the budget too; 0 lifts it.")
-def resume(session: Session, budget: int | None) -> None:
+def resume(session: CliSession, budget: int | None) -> None:
     """Give out trials again, also after `stop` and after too many failures."""
     from hopaas_p2p.report.facts import state_word
 
@@ -186,7 +178,7 @@ def resume(session: Session, budget: int | None) -> None:
 @study.command()
 @options(study="argument")
 @click.option("--trials", is_flag=True, help="Ask the running trials to end, too: their next should_prune() is true.")
-def stop(session: Session, trials: bool) -> None:
+def stop(session: CliSession, trials: bool) -> None:
     """End the study: no more trials. Running ones are finished by their peers."""
     stopped = session.study()
     stopped.stop()
@@ -201,7 +193,7 @@ def stop(session: Session, trials: bool) -> None:
 @study.command()
 @options(study="argument")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-def rm(session: Session, yes: bool) -> None:
+def rm(session: CliSession, yes: bool) -> None:
     """Delete a study, with its trials and its log, for ever."""
     doomed = session.study()
     state = doomed.state

@@ -1,14 +1,15 @@
-"""A study and its trials as plain data: what `list`, `show` and `watch` print, and what `--json` gives."""
+"""A study and its trials as plain data, for `list`, `show`, `watch` and `--json`."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import notes
-from hopaas_p2p.cli.output import iso_time
-from hopaas_p2p.cli.space import spec
 from hopaas_p2p.report.facts import state_word
+from hopaas_p2p.space import spec
+from hopaas_p2p.times import to_iso
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 
+_MEANS: Final = 5  # configurations that `study show` lists with their means
+
+
 def of_study(study: Study) -> dict[str, Any]:
-    """What one wants to know of a study at a glance."""
+    """A study at a glance."""
     from hopaas_p2p.core.records import TrialState
+    from hopaas_p2p.study.definition import definition_of
 
     state = study.state
-    define = state.define
-    assert define is not None
+    define = definition_of(state, study.name)
     attributes = study.storage.get_study_system_attrs(study.study_id)
     return {
         "name": study.name,
@@ -41,12 +45,12 @@ def of_study(study: Study) -> dict[str, Any]:
 
 
 def more_of_study(study: Study) -> dict[str, Any]:
-    """What `study show` adds."""
+    """More of a study, for `study show`."""
+    from hopaas_p2p.study.definition import definition_of
     from hopaas_p2p.trackers import links
 
     state = study.state
-    define = state.define
-    assert define is not None
+    define = definition_of(state, study.name)
     policy = define.policy
     return {
         "store": study.storage.url,
@@ -58,6 +62,8 @@ def more_of_study(study: Study) -> dict[str, Any]:
             "progress_timeout": policy.progress_timeout,
             "interrupted": policy.interrupted,
         },
+        "search": search_of(study),
+        "means": _means(study),
         "failures_in_a_row": state.failures_in_a_row,
         "user_attrs": study.storage.get_study_user_attrs(study.study_id),
         "made_with": dict(define.info),
@@ -67,8 +73,37 @@ def more_of_study(study: Study) -> dict[str, Any]:
     }
 
 
+def search_of(study: Study) -> dict[str, str]:
+    """How the study says that it is searched, in words."""
+    from hopaas_p2p.study.method import in_words
+
+    method = study.method
+    return {
+        "sampler": in_words(method.sampler),
+        "pruner": in_words(method.pruner),
+        "repeats": method.repeats or "avoid",
+        "replicates": str(method.replicates or 1),
+    }
+
+
+def _means(study: Study) -> list[dict[str, Any]]:
+    """The configurations with the best means, where each is tried several times."""
+    if (study.method.replicates or 1) == 1:
+        return []
+    return [
+        {
+            "text": str(group),
+            "params": group.params,
+            "trials": list(group.numbers),
+            "mean": group.mean,
+            "standard_error": None if math.isnan(group.standard_error) else group.standard_error,
+        }
+        for group in study.replicates()[:_MEANS]
+    ]
+
+
 def _best(study: Study, objectives: int) -> dict[str, Any] | list[dict[str, Any]] | None:
-    """The best trial; of several objectives, the trials that no other one beats in all."""
+    """The best trial; with several objectives, the Pareto front."""
     if objectives > 1:
         return [_brief(trial) for trial in study.optuna.best_trials]
     try:
@@ -82,14 +117,14 @@ def _brief(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _running_peers(state: State) -> dict[str, int]:
-    """Site -> peers that run a trial there now, as far as the log says."""
+    """Site -> number of its peers that run a trial, according to the log."""
     owners = {state.trials[number].owner for number in list(state.running)}
     sites = Counter(state.peers.get(owner or "", {}).get("site", "?") for owner in owners)
     return dict(sorted(sites.items()))
 
 
 def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
-    """What one wants to know of a trial at a glance."""
+    """A trial at a glance."""
     state = study.state
     peer = state.peers.get(trial.owner or "", {})
     ended = trial.end is not None and trial.start is not None
@@ -98,8 +133,8 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
         "state": frozen.state.name,
         "values": frozen.values,
         "params": frozen.params or _fixed(frozen),
-        "start": iso_time(trial.start),
-        "end": iso_time(trial.end),
+        "start": to_iso(trial.start),
+        "end": to_iso(trial.end),
         "seconds": (trial.end - trial.start) / 1e6 if ended and trial.end and trial.start else None,
         "attempt": trial.attempt,
         "site": peer.get("site"),
@@ -110,13 +145,15 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
 
 
 def _fixed(frozen: FrozenTrial) -> dict[str, Any]:
-    """What a queued trial will be run with: it has no parameters until somebody asks for it."""
+    """The fixed parameters of a queued trial, which has no others until it is started."""
     fixed = frozen.system_attrs.get("fixed_params")
     return fixed if frozen.state.name == "WAITING" and isinstance(fixed, dict) else {}
 
 
 def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
-    """What `trial show` adds."""
+    """More of a trial, for `trial show`."""
+    from hopaas_p2p.storage.optuna_internals import trial_id_of
+
     return {
         "reports": dict(sorted(frozen.intermediate_values.items())),
         "distributions": {name: spec(one) for name, one in frozen.distributions.items()},
@@ -133,8 +170,8 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
             {
                 "owner": tenure.owner,
                 "epoch": tenure.epoch,
-                "start": iso_time(tenure.start),
-                "end": iso_time(tenure.end),
+                "start": to_iso(tenure.start),
+                "end": to_iso(tenure.end),
                 "why": tenure.why,
                 "kept_as": tenure.kept_as,
                 "host": study.state.peers.get(tenure.owner, {}).get("host"),
@@ -142,5 +179,5 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
             for tenure in trial.history
         ],
         "provenance": study.provenance(trial.number),
-        "note": notes.read_note(attributes, frozen._trial_id),
+        "note": notes.read_note(attributes, trial_id_of(frozen)),
     }

@@ -1,4 +1,4 @@
-"""`hopaas-p2p study export|import|copy`: to and from files, Optuna's own storages, and other stores."""
+"""`hopaas-p2p study export|import|copy|report`: to and from files, Optuna's own storages, and other stores."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import NoSuchStudy
+from hopaas_p2p.space import parse_space
 
 if TYPE_CHECKING:
     from hopaas_p2p.export import Copied
@@ -26,7 +27,7 @@ _FORMATS = click.Choice(["jsonl", "csv", "parquet", "optuna"])
 @click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the end of PATH, else jsonl]")
 @click.option("--to", "-t", default="-", metavar="PATH_OR_URL", help="A file, - for stdout, or an Optuna storage.")
 @click.option("--files", type=_DIRECTORY, metavar="DIR", help="Put the files of the study and its trials there, too.")
-def export(session: Session, form: str | None, to: str, files: Path | None) -> None:
+def export(session: CliSession, form: str | None, to: str, files: Path | None) -> None:
     """Write a study to a file or to an Optuna storage.
 
     jsonl and parquet keep everything, and `study import` reads them; csv is for spreadsheets. With --format optuna,
@@ -48,17 +49,30 @@ def export(session: Session, form: str | None, to: str, files: Path | None) -> N
 @click.option("--format", "form", type=_FORMATS, help="[default: by the end of PATH, else jsonl]")
 @click.option("--source-study", metavar="NAME", help="Which study of an Optuna storage. [default: the only one]")
 @click.option("--files", type=_DIRECTORY, metavar="DIR", help="Bring the files, which lie there under their ids.")
-def import_(session: Session, source: str, form: str | None, source_study: str | None, files: Path | None) -> None:
+@click.option("--space", "specs", multiple=True, metavar="SPEC", help="A parameter to search, as in `study create`.")
+def import_(
+    session: CliSession,
+    source: str,
+    form: str | None,
+    source_study: str | None,
+    files: Path | None,
+    specs: tuple[str, ...],
+) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
 
-    Trials that were RUNNING come back as WAITING: whoever asks next runs them. Without a name, the study keeps its
-    own.
+    Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the study keeps
+    its own. A `worker` that goes on with a study of Optuna's takes the search space from its trials; say --space where
+    that is not what you want.
     """
+    space = parse_space(specs)
     from hopaas_p2p.export import import_study
+    from hopaas_p2p.study import open_study
 
     name = session.settings.get("study", session.given["study"])
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
+    if space:
+        open_study(storage, result.study, create=False).set_space(space)
     for warning in result.warnings:
         output.say(f"note: {warning}")
     also = f" and {output.count(result.files, 'file')}" if result.files else ""
@@ -66,6 +80,28 @@ def import_(session: Session, source: str, form: str | None, source_study: str |
     there = len(storage.state(storage.get_study_id_from_name(result.study)).trials)
     more = f", which has {there} now" if there > result.trials else ""
     session.done(data, f"imported {output.count(result.trials, 'trial')}{also} into {result.study!r}{more}")
+
+
+@click.command("report")
+@options(study="argument")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="Where the file goes.",
+)
+def report_html(session: CliSession, out: Path) -> None:
+    """Write the study's report: one HTML file that needs no network and no server.
+
+    \b
+    hopaas-p2p study report mnist -s ./campaign -o mnist.html
+    """  # noqa: D301  # click needs the backspace
+    from hopaas_p2p.report import write_report
+
+    path = write_report(session.study(), out)
+    session.done({"report": str(path)}, f"wrote {path}")
 
 
 @click.command()
@@ -77,7 +113,7 @@ def import_(session: Session, source: str, form: str | None, source_study: str |
 @click.option("--unfinished", is_flag=True, help="Bring waiting and running trials too, to be run anew there.")
 @click.option("--no-files", is_flag=True, help="Leave the files of the study and its trials where they are.")
 def copy(
-    session: Session,
+    session: CliSession,
     source: str,
     target: str,
     everything: bool,
@@ -92,7 +128,7 @@ def copy(
 
     \b
     hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist
-    """  # noqa: D301  # click wants the backspace
+    """  # noqa: D301  # click needs the backspace
     from hopaas_p2p.export import copy_study
     from hopaas_p2p.study import open_study
 
@@ -111,7 +147,7 @@ def copy(
         output.print_json(results)
 
 
-def _tell(session: Session, name: str, result: Copied) -> None:
+def _tell(session: CliSession, name: str, result: Copied) -> None:
     for warning in result.warnings:
         output.say(f"note: {warning}")
     if not session.as_json:
@@ -121,16 +157,16 @@ def _tell(session: Session, name: str, result: Copied) -> None:
 
 
 @contextlib.contextmanager
-def opened(session: Session, url: str, *, create: bool) -> Iterator[Storage]:
-    """A store that is named by an argument."""
-    one = Session(store=url, as_json=session.as_json)
+def opened(session: CliSession, url: str, *, create: bool) -> Iterator[Storage]:
+    """Open a store that an argument names."""
+    one = CliSession(store=url, as_json=session.as_json)
     try:
         yield one.storage(create=create)
     finally:
         one.close()
 
 
-def _chosen(session: Session, names: list[str], *, everything: bool) -> list[str]:
+def _chosen(session: CliSession, names: list[str], *, everything: bool) -> list[str]:
     if everything:
         return names
     name = session.settings.get("study", session.given["study"])

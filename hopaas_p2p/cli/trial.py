@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.cli import output, space
-from hopaas_p2p.cli.options import Session, options
-from hopaas_p2p.cli.study import write_or_print_note
+from hopaas_p2p import space
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.annotations import add_annotations
+from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
 
 if TYPE_CHECKING:
@@ -31,51 +33,37 @@ def trial() -> None:
 @click.option("--sort", type=click.Choice(_SORTS), default="number", show_default=True, help="The best come first.")
 @click.option("--reverse", "-r", is_flag=True, help="The other way round.")
 @click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="At most so many.")
-def list_(session: Session, states: tuple[str, ...], sort: str, reverse: bool, limit: int | None) -> None:
+def list_(session: CliSession, states: tuple[str, ...], sort: str, reverse: bool, limit: int | None) -> None:
     """List the trials of a study."""
     from hopaas_p2p.cli import summary
 
     study = session.study()
     wanted = {word.strip().upper() for one in states for word in one.split(",")}
     for word in sorted(wanted - {one.upper() for one in _STATES}):
-        raise click.UsageError(f"{word.lower()!r} is no state; there are {', '.join(_STATES)}")
+        raise click.UsageError(f"{word.lower()!r} is not a state; there are {', '.join(_STATES)}")
     attributes = study.storage.get_study_system_attrs(study.study_id)
     frozen = study.trials
     pairs = [(one, study.state.trials[one.number]) for one in frozen if not wanted or one.state.name in wanted]
     rows = [summary.of_trial(study, *pair, attributes) for pair in pairs]
     rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
-    rows = rows[:limit]
-    session.show(rows, lambda: _print_trials(rows))
+    columns: Columns = {
+        "#": "number",
+        "STATE": "state",
+        "VALUE": lambda row: output.numbers(row["values"]),
+        "TIME": lambda row: output.duration(row["seconds"]),
+        "TRY": "attempt",
+        "WHERE": "host",
+        "PARAMETERS": _last_cell,
+    }
+    session.show_table(rows[:limit], columns, right=("#", "VALUE", "TIME", "TRY"), empty="no trials")
 
 
 def _key(row: dict[str, Any], sort: str, direction: str) -> tuple[bool, Any]:
-    """Ascending, with the best first for `value`; what has no value comes last."""
+    """Sorts ascending, by `value` the best first; trials without a value come last."""
     value = row["values"][0] if sort == "value" and row["values"] else row.get(sort)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return (True, row["number"])
     return (False, -value if sort == "value" and direction == "MAXIMIZE" else value)
-
-
-def _print_trials(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        output.say("no trials")
-        return
-    output.print_table(
-        ["#", "STATE", "VALUE", "TIME", "TRY", "WHERE", "PARAMETERS"],
-        [
-            [
-                str(row["number"]),
-                row["state"],
-                output.numbers(row["values"]),
-                output.duration(row["seconds"]),
-                str(row["attempt"]),
-                row["host"] or "-",
-                _last_cell(row),
-            ]
-            for row in rows
-        ],
-        right=("#", "VALUE", "TIME", "TRY"),
-    )
 
 
 def _last_cell(row: dict[str, Any]) -> str:
@@ -87,7 +75,7 @@ def _last_cell(row: dict[str, Any]) -> str:
 @trial.command()
 @options()
 @click.argument("number", type=int)
-def show(session: Session, number: int) -> None:
+def show(session: CliSession, number: int) -> None:
     """Show one trial: parameters, reports, who owned it, where it ran, and why it ended."""
     from hopaas_p2p.cli import summary
 
@@ -140,7 +128,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
 
 
 def _stop_asked(data: dict[str, Any]) -> str:
-    """Why it was asked to end, and whether its peer knows."""
+    """Why the trial was asked to end, and whether its peer knows."""
     if not data["stop_requested"]:
         return ""
     return f"{data['stop_requested']} ({'acknowledged' if data['stop_acknowledged'] else 'not yet acknowledged'})"
@@ -155,7 +143,7 @@ def _value(value: object) -> str:
 @click.argument("params", nargs=-1, required=True, metavar="NAME=VALUE...")
 @click.option("--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="A user attribute of the trial.")
 @click.option("--times", type=click.IntRange(1, 1000), default=1, help="Queue it so many times.")
-def enqueue(session: Session, params: tuple[str, ...], attrs: tuple[str, ...], times: int) -> None:
+def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...], times: int) -> None:
     """Queue a trial with these parameters; the next peer that asks runs it.
 
     Parameters that are left out are chosen by that peer's sampler.
@@ -170,7 +158,7 @@ def enqueue(session: Session, params: tuple[str, ...], attrs: tuple[str, ...], t
 @trial.command()
 @options()
 @click.argument("numbers", nargs=-1, required=True, type=int)
-def requeue(session: Session, numbers: tuple[int, ...]) -> None:
+def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
     """Queue trials again with the same parameters. A running one is taken away from its peer."""
     study = session.study()
     for number in numbers:
@@ -182,36 +170,18 @@ def requeue(session: Session, numbers: tuple[int, ...]) -> None:
     session.show({"numbers": retries}, lambda: output.print_lines(one for one in retries if one is not None))
 
 
-@trial.command()
-@options()
-@click.argument("number", type=int)
-@click.option("--message", "-m", help="The new note, in Markdown; '' removes it.")
-@click.option("--file", "-f", type=click.File(), help="The new note from a file; - is stdin.")
-def note(session: Session, number: int, message: str | None, file: Any) -> None:
-    """Print a trial's note, or write it. optuna-dashboard shows it too."""
-    from hopaas_p2p import notes
-
-    write_or_print_note(session, session.study(), number, message, file, notes)
+def _one_trial(command: Callable[..., Any]) -> Callable[..., Any]:
+    return options()(click.argument("number", type=int)(command))
 
 
-@trial.command()
-@options()
-@click.argument("number", type=int)
-@click.option("--add", "-a", multiple=True, metavar="TAG", help="Add this tag; repeat for more.")
-@click.option("--remove", "-r", multiple=True, metavar="TAG", help="Remove this tag.")
-def tag(session: Session, number: int, add: tuple[str, ...], remove: tuple[str, ...]) -> None:
-    """Print a trial's tags, or change them."""
-    from hopaas_p2p import notes
-
-    tags = notes.change_tags(session.study(), number, add=add, remove=remove)
-    session.show({"tags": tags}, lambda: output.print_lines(tags))
+add_annotations(trial, "a trial's", _one_trial)
 
 
 @trial.command()
 @options()
 @click.argument("numbers", nargs=-1, required=True, type=int)
 @click.option("--reason", help="Why; the trial's peer sees it.")
-def stop(session: Session, numbers: tuple[int, ...], reason: str | None) -> None:
+def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> None:
     """Ask running trials to end: their next should_prune() is true. A waiting one is withdrawn.
 
     `trial show` says whether the trial's peer knows; when it has ended, the state says so.
@@ -224,7 +194,7 @@ def stop(session: Session, numbers: tuple[int, ...], reason: str | None) -> None
 
 
 def _stop(study: Study, number: int, reason: str | None) -> str:
-    """Stop it; returns what was done."""
+    """Stop a trial; returns what was done."""
     from optuna.trial import TrialState as OptunaState
 
     from hopaas_p2p.core.records import TrialState

@@ -1,4 +1,4 @@
-"""`hopaas-p2p watch`: follow a study, live in a terminal, as plain lines elsewhere; or wait for a condition."""
+"""`hopaas-p2p watch`: follows a study, live on a terminal, in plain lines elsewhere; or waits for a condition."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
-from hopaas_p2p.cli.options import Session, options
-from hopaas_p2p.core.leases import Watch, reclaims
+from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from hopaas_p2p.alerts import Post
+    from hopaas_p2p.alerts import AlertSender
     from hopaas_p2p.study import Study
 
-_ROWS: Final = 12  # running trials that are shown
+_ROWS: Final = 12  # running trials shown
 
 
 @click.command()
@@ -34,7 +34,13 @@ _ROWS: Final = 12  # running trials that are shown
 @click.option("--reclaim", is_flag=True, help="Also take over the trials of peers that fell silent.")
 @click.option("--alert", is_flag=True, help="Also post alerts to the webhook of HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE.")
 def watch(
-    session: Session, until: str | None, interval: float, timeout: float | None, once: bool, reclaim: bool, alert: bool
+    session: CliSession,
+    until: str | None,
+    interval: float,
+    timeout: float | None,
+    once: bool,
+    reclaim: bool,
+    alert: bool,
 ) -> int:
     """Follow a study till it is done, or till --until is true.
 
@@ -52,8 +58,8 @@ def watch(
     deadline = None if timeout is None else time.monotonic() + timeout
     live = sys.stdout.isatty() and not session.as_json and not once
     lines = _Lines(as_json=session.as_json)
-    with _posting(session, study, wanted=alert) as post, _screen() if live else nullcontext(lines) as screen:
-        watcher = _Watcher(study, reclaim=reclaim, post=post)
+    with _posting(session, study, wanted=alert) as sender, _screen() if live else nullcontext(lines) as screen:
+        watcher = _Watcher(study, reclaim=reclaim, sender=sender)
         while True:
             look = watcher.look()
             screen(look)
@@ -68,17 +74,17 @@ def watch(
 
 
 class _Watcher:
-    """One study, looked at again and again; an outage of the store is shown, and passes."""
+    """Reads one study repeatedly; an outage of the store is shown, and does not end it."""
 
-    def __init__(self, study: Study, *, reclaim: bool, post: Post | None = None) -> None:
+    def __init__(self, study: Study, *, reclaim: bool, sender: AlertSender | None = None) -> None:
         self._study = study
         self._reclaim = reclaim
-        self._post = post
-        self._beats = Watch()
+        self._sender = sender
+        self._detector = FailureDetector()
         self._last: dict[str, Any] = {}
 
     def look(self) -> dict[str, Any]:
-        """What there is to see now."""
+        """The study now; during an outage, as it was last seen."""
         try:
             self._last = {**self._look(), "outage": None}
         except StoreUnreachable as error:
@@ -95,20 +101,20 @@ class _Watcher:
         state = study.state
         owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
         now = time.monotonic()
-        self._beats.look(study.storage.courier.store.beats(owners), owners, now)
+        self._detector.look(study.storage.peer.store.beats(owners), owners, now)
         if self._reclaim:
             self._take_over(now)
-        if self._post is not None:
-            self._post.look()
+        if self._sender is not None:
+            self._sender.look()
         running = [self._running(state.trials[number], now) for number in sorted(state.running)]
         done = state.finished() and not state.running
         return seen | {"running": running, "facts": facts_of(seen, done=done)}
 
     def _take_over(self, now: float) -> None:
         study = self._study
-        due = reclaims(study.state, self._beats, now, spare=frozenset())
+        due = reclaims(study.state, self._detector, now, spare=frozenset())
         if due:
-            study.storage.courier.commit(study.storage.part(study.study_id).membership, *due)
+            study.storage.peer.commit(study.storage.handle(study.study_id).log, *due)
             output.say(f"took over {', '.join(f'#{one.number}' for one in due)}: silent for too long")
 
     def _running(self, trial: Any, now: float) -> dict[str, Any]:
@@ -119,35 +125,35 @@ class _Watcher:
             "host": peer.get("host"),
             "site": peer.get("site"),
             "seconds": None if trial.start is None else max(0.0, time.time() - trial.start / 1e6),
-            "silent": self._beats.silence(trial.owner or "", now),
+            "silent": self._detector.silence(trial.owner or "", now),
             "step": step,
             "report": None if step is None else trial.reports[step],
         }
 
 
 @contextmanager
-def _posting(session: Session, study: Study, *, wanted: bool) -> Iterator[Post | None]:
-    """The one that posts alerts; leaves its seat to others at the end."""
+def _posting(session: CliSession, study: Study, *, wanted: bool) -> Iterator[AlertSender | None]:
+    """The sender of alerts, which resigns at the end."""
     if not wanted:
         yield None
         return
-    from hopaas_p2p.alerts import Post, webhook
+    from hopaas_p2p.alerts import AlertSender, webhook
     from hopaas_p2p.settings import webhook_url
 
     session.settings.publish()
     url = webhook_url()
     if url is None:
         raise ConfigurationError("--alert: where to? Set HOPAAS_WEBHOOK_FILE, or HOPAAS_WEBHOOK, to a URL")
-    post = Post(study, webhook(url), complain=output.say)
+    sender = AlertSender(study, webhook(url), complain=output.say)
     try:
-        yield post
+        yield sender
     finally:
         with suppress(StoreUnreachable):
-            post.leave()
+            sender.resign()
 
 
 class _Lines:
-    """A line whenever something changed."""
+    """Prints a line whenever something has changed."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -181,7 +187,7 @@ def _best(look: dict[str, Any]) -> str:
 
 @contextmanager
 def _screen() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """The screen of a terminal, drawn anew at each look."""
+    """Redraws the terminal at each look."""
     from rich.console import Console
     from rich.live import Live
 
@@ -190,7 +196,7 @@ def _screen() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _table(look: dict[str, Any]) -> Group:
-    """How the study stands, and what runs where."""
+    """The study's status, and its running trials."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

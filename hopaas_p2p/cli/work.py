@@ -17,37 +17,41 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.cli import output, space
-from hopaas_p2p.cli.made_with import PRUNERS, SAMPLERS, made
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p import space
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.worker import desk
-from hopaas_p2p.worker.desk import SocketTrial
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+from hopaas_p2p.worker import trial_socket
+from hopaas_p2p.worker.trial_socket import SocketTrialClient
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import TrialFinish
-    from hopaas_p2p.ticket import CarriedTrial, Ticket
+    from hopaas_p2p.ticket import Ticket, TicketTrial
 
 PRUNE: Final = 10
 """Exit code of `should-prune` when the trial should be given up."""
 
 _ticket = click.option("--ticket", metavar="TICKET", help="What `ask` printed. [default: HOPAAS_TICKET]")
-_NUMBERS = {"ignore_unknown_options": True}  # -0.5 is a value
+_NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
 
 
 @click.command()
 @options()
 @click.option("--ttl", type=float, default=3600.0, show_default=True, metavar="S", help="Seconds of silence granted.")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes the parameters. [default: tpe]")
+@click.option(
+    "--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes the parameters. [default: the study's]"
+)
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study does not say them.")
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p ask --shell)".')
-def ask(session: Session, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
+def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
 
     Exits with 3 when there is no work: the budget is used up, or the study is paused or stopped. The ticket is what
     report, tell and the other commands need; put it into HOPAAS_TICKET. When none of them is called for --ttl seconds,
     the trial is taken over.
     """
+    from hopaas_p2p.storage.optuna_internals import suggest
     from hopaas_p2p.ticket import ticket_of
     from hopaas_p2p.translate import to_optuna
 
@@ -55,24 +59,24 @@ def ask(session: Session, ttl: float, sampler: str | None, specs: tuple[str, ...
         raise InvalidInput(f"--ttl must be positive seconds, got {ttl}")
     session.storage(peer_ttl=ttl)
     study = session.study()
-    study.optuna.sampler = made(session, "sampler", sampler, study)
+    study.use(sampler=session.configured("sampler", sampler, study))
     wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
     if not wanted and not study.space:
-        waiting = study.state.waiting
-        if not waiting:
-            raise InvalidInput(f"the study {study.name!r} has no search space; say --space NAME={space.SHAPES}")
+        why = study.infer_space()
+        if why and not study.state.waiting:
+            raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Say --space NAME={space.SHAPES}")
     trial = study.ask()
     try:
         for name, distribution in wanted.items():
-            trial._suggest(name, distribution)
+            suggest(trial, name, distribution)
         ticket = ticket_of(study, trial.number)
         _print_asked(session, trial.params, str(ticket), ticket.number, shell=shell)
     except BaseException:
-        session.storage().release(trial._trial_id, reason="never begun: `ask` was interrupted")
+        session.storage().release(trial.id, reason="never begun: `ask` was interrupted")
         raise
 
 
-def _print_asked(session: Session, params: dict[str, Any], ticket: str, number: int, *, shell: bool) -> None:
+def _print_asked(session: CliSession, params: dict[str, Any], ticket: str, number: int, *, shell: bool) -> None:
     if session.as_json:
         output.print_json({"number": number, "params": params, "ticket": ticket})
     elif shell:
@@ -93,20 +97,20 @@ def _text(value: object) -> str:
 
 
 @contextmanager
-def _carried(
-    session: Session, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
-) -> Iterator[CarriedTrial | SocketTrial]:
-    """The trial of the ticket. A store given by option is believed more than the ticket: paths differ between nodes.
+def _ticket_trial(
+    session: CliSession, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
+) -> Iterator[TicketTrial | SocketTrialClient]:
+    """The trial of the ticket. --store takes precedence over the store in the ticket: paths differ between nodes.
 
-    Under a worker the ticket is its socket, and nothing of ours but the socket is opened. `end` makes what is going to
-    be told, so that it can be kept if the store is away.
+    Under a worker the ticket is the worker's socket, and no store is opened. `end` makes the record that will be told,
+    so that it can be kept if the store is away.
     """
     found = session.settings.get("ticket", text)
     if not found:
         raise InvalidInput("which trial? Say --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed")
     found = found.strip().removeprefix("HOPAAS_TICKET=")
-    if found.startswith(desk.PREFIX):
-        yield SocketTrial(found)
+    if found.startswith(trial_socket.PREFIX):
+        yield SocketTrialClient(found)
         return
     from hopaas_p2p.ticket import Ticket, carry
 
@@ -129,11 +133,11 @@ def _number(text: str) -> float:
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="Which step this is: an epoch, for example.")
 @click.option("--should-prune", "also_prune", is_flag=True, help="Then act as should-prune does.")
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="For --should-prune. [default: median]")
-def report(session: Session, ticket: str | None, value: str, step: int, also_prune: bool, pruner: str | None) -> int:
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="For --should-prune. [default: the study's]")
+def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool, pruner: str | None) -> int:
     """Report an intermediate value of the ticket's trial. It is in the store when this ends."""
     reported = _number(value)
-    with _carried(session, ticket) as trial:
+    with _ticket_trial(session, ticket) as trial:
         trial.report(reported, step=step)
         if also_prune:
             return _judge(session, trial, pruner)
@@ -145,15 +149,15 @@ def report(session: Session, ticket: str | None, value: str, step: int, also_pru
 @click.command()
 @options(study="none")
 @_ticket
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges. [default: median]")
-def should_prune(session: Session, ticket: str | None, pruner: str | None) -> int:
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges. [default: the study's]")
+def should_prune(session: CliSession, ticket: str | None, pruner: str | None) -> int:
     """Exit with 10 when the ticket's trial should be given up, else with 0."""
-    with _carried(session, ticket) as trial:
+    with _ticket_trial(session, ticket) as trial:
         return _judge(session, trial, pruner)
 
 
-def _judge(session: Session, trial: CarriedTrial | SocketTrial, pruner: str | None) -> int:
-    judge = None if isinstance(trial, SocketTrial) else made(session, "pruner", pruner, trial.study)
+def _judge(session: CliSession, trial: TicketTrial | SocketTrialClient, pruner: str | None) -> int:
+    judge = None if isinstance(trial, SocketTrialClient) else session.configured("pruner", pruner, trial.study)
     why = trial.should_prune(judge)
     data = {"number": trial.ticket.number, "prune": why is not None, "why": why}
     session.show(data, lambda: output.say(f"prune trial {trial.ticket.number}: {why}") if why is not None else None)
@@ -166,7 +170,9 @@ def _judge(session: Session, trial: CarriedTrial | SocketTrial, pruner: str | No
 @click.argument("values", nargs=-1, metavar="VALUE...")
 @click.option("--state", type=click.Choice(["complete", "pruned", "fail"]), help="[default: complete]")
 @click.option("--reason", help="Why it failed.")
-def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None) -> None:
+def tell(
+    session: CliSession, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None
+) -> None:
     """End the ticket's trial: with its value (one for each objective), or as pruned or failed.
 
     When another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. When the
@@ -181,7 +187,7 @@ def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: s
         raise click.UsageError("give the trial's value, or --state pruned, or --state fail")
     if to is not TrialState.COMPLETE and told:
         raise click.UsageError(f"a trial that is {state} has no value")
-    with _carried(session, ticket, end=lambda held: ending(held, told or None, state=to, reason=reason)) as trial:
+    with _ticket_trial(session, ticket, end=lambda held: ending(held, told or None, state=to, reason=reason)) as trial:
         trial.tell(told or None, state=to, reason=reason)
         session.done(
             {"number": trial.ticket.number, "state": to.name, "values": told or None},
@@ -192,12 +198,12 @@ def tell(session: Session, ticket: str | None, values: tuple[str, ...], state: s
 @click.command()
 @options(study="none")
 @_ticket
-def renew(session: Session, ticket: str | None) -> None:
+def renew(session: CliSession, ticket: str | None) -> None:
     """Show that the ticket's trial is alive.
 
     Otherwise it is taken over after --ttl of `ask`. Exits with 11 when that has happened.
     """
-    with _carried(session, ticket) as trial:
+    with _ticket_trial(session, ticket) as trial:
         trial.renew()
         if session.as_json:
             output.print_json({"number": trial.ticket.number, "renewed": True})
@@ -207,9 +213,9 @@ def renew(session: Session, ticket: str | None) -> None:
 @options(study="none")
 @_ticket
 @click.option("--reason", help="Why.")
-def release(session: Session, ticket: str | None, reason: str | None) -> None:
+def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
     """Give the ticket's trial back: somebody else runs it again, with the same parameters."""
-    with _carried(session, ticket) as trial:
+    with _ticket_trial(session, ticket) as trial:
         trial.release(reason)
         number = trial.ticket.number
         session.done({"number": number, "state": "WAITING"}, f"trial {number} waits for somebody to run it")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.made_with import PRUNERS, SAMPLERS, made
-from hopaas_p2p.cli.options import Session, options
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 
 if TYPE_CHECKING:
     from hopaas_p2p.worker.loop import Worker
@@ -26,7 +26,7 @@ _AGAIN: Final = os.EX_TEMPFAIL
 
 
 def _shared(function: F) -> F:
-    """What both commands take."""
+    """The options of both commands."""
     adds: list[Callable[[Any], Any]] = [
         click.option("--time-limit", metavar="4h|auto", help="When this job ends; auto asks Slurm or HTCondor."),
         click.option(
@@ -52,8 +52,8 @@ def _shared(function: F) -> F:
             show_default=True,
             help="Where the output goes: LOGS/STUDY/NUMBER.log.",
         ),
-        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes. [default: tpe]"),
-        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports. [default: median]"),
+        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes. [default: the study's]"),
+        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports. [default: the study's]"),
         click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND..."),
     ]
     for add in reversed(adds):
@@ -66,7 +66,9 @@ def _shared(function: F) -> F:
 @click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Leave after so many trials.")
 @click.option("--stay", is_flag=True, help="Wait till the study is finished, to take over what dying workers leave.")
 @_shared
-def worker(session: Session, max_trials: int | None, stay: bool, command: tuple[str, ...], **terms: Any) -> int:
+def worker(
+    session: CliSession, max_trials: int | None, stay: bool, command: tuple[str, ...], **worker_options: Any
+) -> int:
     """Run a command for each trial, until the study needs no more.
 
     \b
@@ -76,32 +78,34 @@ def worker(session: Session, max_trials: int | None, stay: bool, command: tuple[
     in HOPAAS_CHECKPOINT. The command prints {"value": 0.12} last, or talks through HOPAAS_TICKET: hopaas-p2p report,
     should-prune, tell; in Python, hopaas_p2p.client.
 
-    Signals go to the command, and its trial is given back, to be gone on with by another worker. Exit code: 0 the
-    study needs no more from here, 75 run me again, 1 too many failures.
+    Signals go to the command, and its trial is given back, so that another worker continues it. While the study is
+    paused, the worker waits. It stops after 10 failures in a row without any success (or as many as --max-failures of
+    the study says). Exit code: 0 the study needs no more from here, 75 run me again, 1 too many failures, or none of
+    the trials succeeded.
     """  # noqa: D301  # click's mark for lines that stay as they are
-    code, _ = _work(session, command, max_trials=max_trials, stay=stay, **terms)
+    code, _ = _work(session, command, max_trials=max_trials, stay=stay, **worker_options)
     return code
 
 
 @click.command(context_settings=_TAKES_ALL)
 @options()
 @_shared
-def run(session: Session, command: tuple[str, ...], **terms: Any) -> int:
+def run(session: CliSession, command: tuple[str, ...], **worker_options: Any) -> int:
     """Run a command for exactly one trial. Everything else is as with `worker`.
 
     Exit code: 0 complete or pruned, 1 failed, 3 no work, 11 taken over by another peer, 75 run me again.
     """
-    code, ran = _work(session, command, max_trials=1, **terms)
+    code, ran = _work(session, command, max_trials=1, **worker_options)
     if not ran:
         return code or 3
     return {"FAIL": 1, "LOST": 11, "WAITING": code or _AGAIN}.get(ran[0][1], 0)
 
 
-def _work(session: Session, command: tuple[str, ...], **terms: Any) -> tuple[int, list[tuple[int, str]]]:
-    """Run a worker: its exit code, and what it ran, which with --json is told at the end."""
+def _work(session: CliSession, command: tuple[str, ...], **worker_options: Any) -> tuple[int, list[tuple[int, str]]]:
+    """Run a worker; returns its exit code and the trials that it ran, which --json prints at the end."""
     ran: list[tuple[int, str]] = []
     try:
-        made = _worker(session, command, **terms)
+        made = _worker(session, command, **worker_options)
         code, ran = made.work(), made.ran
     except StoreUnreachable as error:
         output.say(f"{error} Run me again later.")
@@ -112,7 +116,7 @@ def _work(session: Session, command: tuple[str, ...], **terms: Any) -> tuple[int
 
 
 def _worker(
-    session: Session,
+    session: CliSession,
     command: tuple[str, ...],
     *,
     time_limit: str | None,
@@ -131,8 +135,7 @@ def _worker(
     if site is not None:
         os.environ["HOPAAS_SITE"] = site
     study = session.study()
-    study.optuna.sampler = made(session, "sampler", sampler, study)
-    study.optuna.pruner = made(session, "pruner", pruner, study)
+    study.use(sampler=session.configured("sampler", sampler, study), pruner=session.configured("pruner", pruner, study))
     return Worker(
         study,
         command,
@@ -158,7 +161,7 @@ def _seconds(time_limit: str | None) -> float | None:
     seconds, who = found
     if seconds <= 0:
         raise ConfigurationError(f"{who} says that no time is left; say --time-limit 4h if that is wrong")
-    output.say(f"{who} leaves {output.duration(seconds)}")
+    output.say(f"{who}: {output.duration(seconds)} left")
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""The rules: records, how they are written down, what they do to a study, and who may run a trial.
+"""The rules: records, their encoding, what they do to a study, and who may run a trial.
 
 Pure. No I/O, no clock, no threads, no randomness, no Optuna: thousands of peers can be simulated in one process with
 the real rules. Imports the standard library and msgspec, no more.

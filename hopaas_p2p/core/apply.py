@@ -1,21 +1,28 @@
 """`apply`, the only function that changes a State: from the log's next commit to the verdicts on its records.
 
-`apply` gives the same State on every peer, Python, time zone and hash seed. It never asks "am I the writer?" and never
-raises on content: a record is accepted, or refused with a reason that the writer reads off its verdict. What a record
-may do to a trial stands in `TRANSITIONS`; who may do it is the lease: owner and epoch must be those of the log.
+`apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
+process is the writer, and never raises on content: a record is accepted, or refused with a reason that the writer reads
+off its verdict. `TRANSITIONS` says what a record may do to a trial. The lease says who may do it: owner and epoch must
+be those of the log.
+
+The file goes from `apply` to one function per kind of record, to the steps that these are made of. What no record may
+say, whoever says it, is in `validity`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from hopaas_p2p.core import trial_rules
-from hopaas_p2p.core.changes import count, find, refuse
+import msgspec
+
+from hopaas_p2p.core.attributes import MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
     UNSTAMPED,
     Commit,
+    Distribution,
     Opaque,
     PeerDrain,
     PeerJoin,
@@ -30,10 +37,38 @@ from hopaas_p2p.core.records import (
     TrialReclaim,
     TrialRelease,
     TrialSet,
+    TrialState,
     TrialStop,
 )
-from hopaas_p2p.core.sanity import possible_definition
-from hopaas_p2p.core.state import LastCommit, State, Trial, Verdict
+from hopaas_p2p.core.state import (
+    BLOCK,
+    CHECKPOINTS_KEPT,
+    COMPLETE,
+    FAIL,
+    PRUNED,
+    RUNNING,
+    TRANSITIONS,
+    WAITING,
+    LastCommit,
+    LateFinish,
+    PastLease,
+    State,
+    Trial,
+    Verdict,
+)
+from hopaas_p2p.core.validity import (
+    MAX_BUDGET,
+    MAX_WAITING,
+    outliers,
+    possible_attributes,
+    possible_definition,
+    possible_distributions,
+    possible_system,
+    possible_time,
+)
+
+LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialReclaim | TrialStop
+"""Records that name the epoch of a lease."""
 
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop})
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
@@ -48,11 +83,11 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     """
     state.lsn = lsn
     if isinstance(commit, Garbage):
-        count(state, "malformed")
+        _count(state, "malformed")
         return ()
     last = state.writers.get(commit.writer)
     if last is not None and commit.seq <= last.seq:
-        count(state, "duplicate")
+        _count(state, "duplicate")
         return last.verdicts if commit.seq == last.seq else ()
     verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts)
@@ -63,30 +98,35 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
     kind = type(record)
     rule = _RULES.get(kind)
     if rule is None:
-        return refuse(state, "malformed")
+        return _refuse(state, "malformed")
     if (state.define is None) != (kind is StudyDefine):
-        return refuse(state, "undefined")
-    if stamp.role != "owner" and not _worker_may(state, kind, stamp):
-        return refuse(state, "role")
+        return _refuse(state, "undefined")
+    if stamp.role != "owner" and not _worker_may(state, record, stamp):
+        return _refuse(state, "role")
     return rule(state, record, commit)
 
 
-def _worker_may(state: State, kind: type, stamp: Stamp) -> bool:
+def _worker_may(state: State, record: object, stamp: Stamp) -> bool:
+    kind = type(record)
     if stamp.role != "worker":
         return False
+    if isinstance(record, StudySet):
+        return OWNERS_ATTRIBUTES.isdisjoint(record.system)
     return kind not in OWNERS_ONLY or (kind is TrialStop and state.policy.progress_timeout is not None)
 
 
 def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:
     if not possible_definition(record):
-        return refuse(state, "malformed")
-    state.define = record
+        return _refuse(state, "malformed")
+    state.define, state.policy = record, record.policy
     state.budget = record.policy.budget
     state.dists.update(record.space)
     return _ACCEPTED
 
 
 def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
+    if not _can_be_read(record):
+        return _refuse(state, "malformed")
     if record.user:
         state.user = {**state.user, **record.user}
     if record.system:
@@ -95,8 +135,8 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
 
 
 def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
-    if record.status not in (None, "running", "paused", "stopped"):
-        return refuse(state, "malformed")
+    if record.status not in (None, "running", "paused", "stopped") or (record.budget or 0) > MAX_BUDGET:
+        return _refuse(state, "malformed")
     if record.status is not None:
         state.status = record.status
         if record.status == "running":
@@ -121,12 +161,419 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> Verdict:
     return _ACCEPTED
 
 
-def _of_a_trial(rule: Callable[[State, Trial, Any, Commit], Verdict]) -> Callable[[State, Any, Commit], Verdict]:
-    """The rule for a record that names a trial, which is looked up for it."""
+# --- trials ---
+
+
+def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
+    """A trial starts, is queued, or is imported; `prefer_waiting` starts the oldest that waits instead."""
+    outside = _describes_a_trial(state, record)
+    if outside is None:
+        return _refuse(state, "malformed")
+    if record.state is RUNNING:
+        closed = state.closed_to(commit.owner)
+        if closed is not None:
+            return _refuse(state, closed)
+        if record.prefer_waiting and state.waiting:
+            skip = frozenset(record.skip)
+            waiting = next((number for number in state.waiting if number not in skip), None)
+            if waiting is not None:
+                return _start(state, state.trials[waiting], commit, TrialCreate)
+    elif not _has_place_for(state, record.state):
+        return _refuse(state, "budget")
+    elif record.state is WAITING and len(state.waiting) >= MAX_WAITING:
+        return _refuse(state, "queue")
+    trial = _append(state, record.state)
+    _merge(state, trial, record, outside)
+    if record.state is RUNNING:
+        trial.owner, trial.epoch = commit.owner, 1
+        trial.start = commit.at if record.start is None else record.start
+        _queue_replicates(state, trial, record.replicates)
+        return Verdict(True, trial.number)
+    trial.start = record.start
+    if record.state is not WAITING:
+        trial.values, trial.reason = record.values, record.reason
+        trial.end = commit.at if record.end is None else record.end
+    return Verdict(True, trial.number)
+
+
+def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
+    _move(state, trial, RUNNING, by)
+    trial.owner = commit.owner
+    trial.epoch += 1
+    trial.start = commit.at
+    return Verdict(True, trial.number)
+
+
+def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict:
+    """A WAITING trial is started by name."""
+    if (trial.state, TrialClaim) not in TRANSITIONS:
+        return _refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
+    closed = state.closed_to(commit.owner)
+    if closed is not None:
+        return _refuse(state, closed, trial.number)
+    return _start(state, trial, commit, TrialClaim)
+
+
+def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> Verdict:
+    """Parameters, reports, attributes."""
+    outside = _outliers(state, record)
+    if outside is None:
+        return _refuse(state, "malformed", trial.number)
+    word = _refusal(trial, record, commit, absent="finished")
+    if word == "finished" and trial.owner is not None and not _has_lease(trial, record.epoch, commit):
+        word = "fenced"
+    if word is not None:
+        return _refuse(state, word, trial.number)
+    _merge_words(state, trial, record, outside)
+    trial.stopping = trial.stopping or (record.stopping and trial.stop is not None)
+    state.changed.add(trial.number)
+    return Verdict(True, trial.number)
+
+
+def _checkpoint(_state: State, trial: Trial, record: TrialCheckpoint, _commit: Commit) -> Verdict:
+    """A place to resume from; the newest two are kept."""
+    trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
+    return Verdict(True, trial.number)
+
+
+def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict:
+    """COMPLETE, PRUNED or FAIL. A result that comes after the lease is kept, see `_keep_late`."""
+    if record.state not in TRANSITIONS[RUNNING, TrialFinish].to or not _can_end(state, record.state, record.values):
+        return _refuse(state, "malformed", trial.number)
+    word = _refusal(trial, record, commit, absent="finished")
+    if word == "finished" and not _has_lease(trial, record.epoch, commit):
+        word = "fenced"
+    if word is None and trial.state is WAITING and not _has_place_for(state, record.state):
+        word = "budget"
+    if word is None:
+        _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
+        return Verdict(True, trial.number)
+    if word != "fenced":
+        return _refuse(state, word, trial.number)
+    lost = next((t for t in trial.history if (t.owner, t.epoch) == (commit.owner, record.epoch)), None)
+    if lost is None or record.state is not COMPLETE:
+        return _refuse(state, "fenced", trial.number)
+    if lost.kept_as is not None:
+        return _refuse(state, "finished", lost.kept_as)
+    return _keep_late(state, trial, record, commit)
+
+
+def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -> Verdict:
+    """A fenced peer's complete result becomes a trial of its own; a retry that it makes needless makes room for it.
+
+    What its owner could not send while it had the lease comes with the result, in the same commit, and is kept too.
+    The budget stays exact. Without a free place, a retry that runs is withdrawn; without one, the result is kept as
+    a FAIL trial whose attribute `hopaas:late_values` holds it.
+    """
+    _count(state, "late")
+    lost = state.trials.opened(lost.number)
+    retry = _last_retry(state, lost)
+    withdrawn = f"withdrawn: #{lost.number} came back"
+    if retry is not None and retry.state is WAITING:
+        _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
+    full = state.budget is not None and state.used() >= state.budget
+    if full and retry is not None and retry.state is RUNNING:
+        _end_lease(retry, commit.at, withdrawn)
+        _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
+        retry.epoch += 1
+        full = False
+    late = _append(state, FAIL if full else COMPLETE)
+    late.late_of = lost.number
+    late.attempt = lost.attempt
+    late.owner, late.epoch = commit.owner, record.epoch
+    late.params, late.dists, late.reports = dict(lost.params), dict(lost.dists), dict(lost.reports)
+    late.user, late.system = lost.user, {**lost.system, "late_of": str(lost.number)}
+    lease = (lost.number, record.epoch)
+    unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
+    for said in unsent:  # refused because it arrived after the reclaim, but part of the result
+        outside = _outliers(state, said)
+        if outside is not None:
+            _merge_words(state, late, said, outside)
+    late.start, late.end = lost.start, commit.at
+    if full:
+        late.reason = f"late result of #{lost.number}; the budget was used up"
+        late.system["hopaas:late_values"] = msgspec.json.encode(record.values).decode()
+    else:
+        late.values = record.values
+    lost.history = tuple(
+        msgspec.structs.replace(t, kept_as=late.number) if t.epoch == record.epoch else t for t in lost.history
+    )
+    state.changed.add(lost.number)
+    return Verdict(False, late.number, "late")
+
+
+def _last_retry(state: State, trial: Trial) -> Trial | None:
+    """The newest attempt at this trial's parameters after it, if there was another."""
+    retry = None
+    while trial.retried_by is not None:
+        retry = trial = state.trials[trial.retried_by]
+    return retry
+
+
+def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> Verdict:
+    """The owner gives the trial back: WAITING again, or failed for good."""
+    if record.fail:
+        _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
+        return Verdict(True, trial.number)
+    _end_lease(trial, commit.at, record.reason or "released")
+    _move(state, trial, WAITING, TrialRelease)
+    trial.owner = None
+    trial.stop, trial.stopping = None, False
+    trial.start = None
+    trial.reports = _reports_to_resume(trial)
+    return Verdict(True, trial.number)
+
+
+def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> Verdict:
+    """An observer found the owner silent: the trial fails, and its parameters are queued again."""
+    _end_lease(trial, commit.at, record.reason)
+    trial.epoch += 1
+    last_try = trial.attempt >= state.policy.attempts
+    if last_try and state.policy.interrupted == "prune" and trial.reports:
+        last = (trial.reports[max(trial.reports)],)
+        told = last if _can_end(state, COMPLETE, last) else None
+        _close(state, trial, PRUNED, TrialReclaim, commit.at, values=told, reason=record.reason)
+        return Verdict(True, trial.number)
+    _close(state, trial, FAIL, TrialReclaim, commit.at, reason=record.reason, own_fault=False)
+    if not last_try:
+        _queue_retry(state, trial)
+    return Verdict(True, trial.number)
+
+
+def _reports_to_resume(trial: Trial) -> dict[int, float]:
+    """What the next owner need not report again: the steps up to the newest checkpoint."""
+    if not trial.checkpoints:
+        return {}
+    last = trial.checkpoints[-1].step
+    return {step: value for step, value in trial.reports.items() if step <= last}
+
+
+def _queue_retry(state: State, trial: Trial) -> None:
+    """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
+    retry = _append(state, WAITING)
+    retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
+    retry.reports, retry.checkpoints = _reports_to_resume(trial), trial.checkpoints
+    retry.attempt = trial.attempt + 1
+    retry.retry_of = trial.number
+    trial.retried_by = retry.number
+    history = [trial.number]
+    earlier = trial
+    while earlier.retry_of is not None:
+        earlier = state.trials[earlier.retry_of]
+        history.insert(0, earlier.number)
+    retry.system = {
+        **trial.system,
+        "failed_trial": str(history[0]),
+        "retry_history": msgspec.json.encode(history).decode(),
+    }
+
+
+def _queue_replicates(state: State, trial: Trial, count: int) -> None:
+    """The same parameters for other seeds, as far as the queue has room."""
+    for seed in range(1, min(count, MAX_WAITING - len(state.waiting) + 1)):
+        replicate = _append(state, WAITING)
+        replicate.params, replicate.dists, replicate.user = dict(trial.params), dict(trial.dists), trial.user
+        replicate.system = {**trial.system, REPLICATE: f'{{"of":{trial.number},"seed":{seed}}}'}
+
+
+def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Verdict:
+    """A request to the owner of this epoch."""
+    trial.stop = record.reason or "somebody asked"
+    state.changed.add(trial.number)
+    return Verdict(True, trial.number)
+
+
+# --- the steps: they keep the counts and indexes of a State true ---
+
+
+def _count(state: State, reason: str) -> None:
+    """One refusal more for this reason."""
+    state.refusals[reason] = state.refusals.get(reason, 0) + 1
+
+
+def _refuse(state: State, reason: str, number: int | None = None) -> Verdict:
+    """Count the refusal, and give the verdict that says so."""
+    _count(state, reason)
+    return Verdict(False, number, reason)
+
+
+def _has_lease(trial: Trial, epoch: int, commit: Commit) -> bool:
+    """Whether the commit comes from the owner of this lease, and the lease is the present one."""
+    return trial.epoch == epoch and trial.owner == commit.owner
+
+
+def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribution] | None:
+    """`_outliers` of the record, or None if no trial can be like that."""
+    if not (
+        _can_end(state, record.state, record.values)
+        and 1 <= record.replicates <= MOST_REPLICATES
+        and (record.start is None or possible_time(record.start))
+        and (record.end is None or possible_time(record.end))
+    ):
+        return None
+    return _outliers(state, record)
+
+
+def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
+    """Distributions for the parameters that need one of their own; None if the record cannot be merged into a trial."""
+    known = state.dists if isinstance(record, TrialSet) else {}  # an import may come from another search space
+    if record.dists and not possible_distributions(record.dists, known):
+        return None
+    if (record.user or record.system) and not _can_be_read(record):
+        return None
+    return outliers(record.params, record.dists, state.dists)
+
+
+def _can_be_read(record: StudySet | TrialSet | TrialCreate) -> bool:
+    """Whether its attributes harm no reader."""
+    return possible_attributes(record.user, record.system) and possible_system(record.system)
+
+
+def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> bool:
+    """Whether a trial in this state may have these values: one a direction, and if COMPLETE, all of them numbers."""
+    if values is None:
+        return to is not COMPLETE
+    if state.define is None or len(values) != len(state.define.directions):
+        return False
+    return to is not COMPLETE or not any(map(math.isnan, values))
+
+
+def _has_place_for(state: State, ended: TrialState) -> bool:
+    """Whether the budget has room for one more trial that ends like this without having run."""
+    takes_one = ended is COMPLETE or ended is PRUNED
+    return not takes_one or state.budget is None or state.used() < state.budget
+
+
+def _append(state: State, trial_state: TrialState) -> Trial:
+    """A new trial in this state."""
+    number = len(state.trials)
+    trial = Trial(number, trial_state)
+    state.trials.append(trial)
+    state.counts[trial_state] += 1
+    state.changed.add(number)
+    if trial_state is WAITING:
+        state.waiting[number] = None
+    elif trial_state is RUNNING:
+        state.running[number] = None
+    return trial
+
+
+def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) -> str | None:
+    """The key in `REFUSALS` that says why the table forbids this record now; None if it does not.
+
+    `absent` is the key for a move that the table does not have.
+    """
+    allowed = TRANSITIONS.get((trial.state, type(record)))
+    if allowed is None:
+        return absent
+    if allowed.needs == "lease":
+        return None if _has_lease(trial, record.epoch, commit) else "fenced"
+    return "fenced" if allowed.needs == "epoch" and trial.epoch != record.epoch else None
+
+
+def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
+    """Give the trial another state, as a record of this kind may, and keep the counts and indexes true."""
+    assert to in TRANSITIONS[trial.state, by].to
+    number = trial.number
+    state.counts[trial.state] -= 1
+    state.counts[to] += 1
+    if trial.state is RUNNING:
+        del state.running[number]
+    elif trial.state is WAITING:
+        del state.waiting[number]
+    if to is RUNNING:
+        state.running[number] = None
+    elif to is WAITING:
+        state.waiting[number] = None
+    trial.state = to
+    state.changed.add(number)
+
+
+def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str, Distribution]) -> None:
+    """Like `_merge`; an earlier attempt's reports that this one did not resume from go first."""
+    step = record.resumed_from
+    if step is not None:
+        trial.reports = {one: value for one, value in trial.reports.items() if one <= step}
+    _merge(state, trial, record, outside)
+
+
+def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: dict[str, Distribution]) -> None:
+    """Merge what a record says into its trial. The parameters `outside` their distributions get these."""
+    if record.params:
+        if record.dists or trial.dists:
+            _merge_distributions(state, trial, record)
+        trial.params.update(record.params)
+        if outside:
+            trial.dists.update(outside)
+    if record.reports:
+        trial.reports.update(record.reports)
+    if record.user:
+        trial.user = {**trial.user, **record.user}
+    if record.system:
+        trial.system = {**trial.system, **record.system}
+
+
+def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
+    for name in record.params:
+        first = state.dists.get(name)
+        given = record.dists.get(name)
+        if first is None and given is not None:
+            state.dists[name] = given
+        elif given is not None and given != first:
+            trial.dists[name] = given
+        elif name in trial.dists:  # told again, from the first distribution this time
+            del trial.dists[name]
+
+
+def _close(
+    state: State,
+    trial: Trial,
+    to: TrialState,
+    by: type,
+    at: int,
+    *,
+    values: tuple[float, ...] | None = None,
+    reason: str | None = None,
+    own_fault: bool = True,
+) -> None:
+    """End a trial. `own_fault` tells a failure of the objective from an interruption."""
+    _move(state, trial, to, by)
+    trial.end = at
+    trial.stop, trial.stopping = None, False
+    if values is not None:
+        trial.values = values
+    if reason is not None:
+        trial.reason = reason
+    if to is not FAIL:
+        state.failures_in_a_row = 0
+    elif own_fault:
+        state.failures_in_a_row += 1
+
+
+def _end_lease(trial: Trial, at: int, why: str) -> None:
+    """Append the present lease to the history of owners."""
+    if trial.owner is not None:
+        trial.history = (*trial.history, PastLease(trial.owner, trial.epoch, trial.start, at, why))
+
+
+def _of_a_trial(
+    rule: Callable[[State, Trial, Any, Commit], Verdict], *, absent: str = ""
+) -> Callable[[State, Any, Commit], Verdict]:
+    """The rule for a record that names a trial, which is looked up for it.
+
+    With `absent`, it is called only if the table lets this record touch the trial; see `_refusal`.
+    """
 
     def looked_up(state: State, record: Any, commit: Commit) -> Verdict:
-        trial = find(state, record.number)
-        return refuse(state, "no such trial") if trial is None else rule(state, trial, record, commit)
+        number, trials = record.number, state.trials
+        if not 0 <= number < len(trials):
+            return _refuse(state, "no such trial")
+        block = trials.open.get(number // BLOCK)  # as nearly always
+        trial = trials[number] if block is None else block[number % BLOCK]
+        word = _refusal(trial, record, commit, absent=absent) if absent else None
+        if word is not None:
+            return _refuse(state, word, number)
+        return rule(state, trial, record, commit)
 
     return looked_up
 
@@ -137,13 +584,13 @@ _RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
     StudyControl: _control,
     PeerJoin: _join,
     PeerDrain: _drain,
-    TrialCreate: trial_rules.create,
-    TrialClaim: _of_a_trial(trial_rules.claim),
-    TrialSet: _of_a_trial(trial_rules.set_trial),
-    TrialCheckpoint: _of_a_trial(trial_rules.checkpoint),
-    TrialFinish: _of_a_trial(trial_rules.finish),
-    TrialRelease: _of_a_trial(trial_rules.release),
-    TrialReclaim: _of_a_trial(trial_rules.reclaim),
-    TrialStop: _of_a_trial(trial_rules.stop),
-    Opaque: lambda state, _record, _commit: refuse(state, "malformed"),
+    TrialCreate: _create,
+    TrialClaim: _of_a_trial(_claim),
+    TrialSet: _of_a_trial(_set_trial),
+    TrialCheckpoint: _of_a_trial(_checkpoint, absent="fenced"),
+    TrialFinish: _of_a_trial(_finish),
+    TrialRelease: _of_a_trial(_release, absent="not running"),
+    TrialReclaim: _of_a_trial(_reclaim, absent="not running"),
+    TrialStop: _of_a_trial(_stop, absent="not running"),
+    Opaque: lambda state, _record, _commit: _refuse(state, "malformed"),
 }

@@ -6,16 +6,17 @@ away), parameter and step sets as indexes into a table of the few that occur.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from hopaas_p2p.core.records import Checkpoint, Distribution, TrialState
-from hopaas_p2p.core.state import BLOCK, Tenure, Trial
+from hopaas_p2p.core.state import BLOCK, PastLease, State, Trial
 
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
 _STATES: Final = tuple(TrialState)
@@ -36,10 +37,10 @@ class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
     retried_by: int | None = None
     late_of: int | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
-    history: tuple[Tenure, ...] = ()
+    history: tuple[PastLease, ...] = ()
 
 
-class _Block(msgspec.Struct, array_like=True):
+class _TrialBlock(msgspec.Struct, array_like=True):
     states: bytes
     epochs: bytes
     owners: list[str | None]
@@ -58,21 +59,49 @@ class _Block(msgspec.Struct, array_like=True):
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(_Block).decode
+_decode: Final = msgspec.msgpack.Decoder(_TrialBlock).decode
 _COMMON: Final = _Rare()
 
 
-def is_settled(trials: Sequence[Trial]) -> bool:
-    """A full block of finished trials. The one thing that may still touch it, a late result, drops it from `blocks`."""
-    return len(trials) == BLOCK and all(trial.end is not None for trial in trials)
+class PackedBlock(NamedTuple):
+    """A settled block: full, and all of its trials finished. Only a late result may touch it, which opens it first."""
+
+    packed: bytes
+    first: int
+    """The number of its first trial."""
+
+    def trials(self) -> list[Trial]:
+        """The trials, made anew."""
+        return unpack(zlib.decompress(self.packed), first=self.first)
+
+    def results(self) -> list[tuple[int, float]]:
+        """Number and first value of each COMPLETE trial."""
+        block = _decode(zlib.decompress(self.packed))
+        widths, values = _whole(block.widths), _reals(block.values)
+        starts = itertools.accumulate([max(width, 0) for width in widths], initial=0)
+        rows = zip(itertools.count(self.first), block.states, widths, starts, strict=False)
+        return [(number, values[at]) for number, state, width, at in rows if state == TrialState.COMPLETE and width > 0]
+
+
+def close_settled(state: State, at_most: int | None = None) -> bool:
+    """Pack blocks that will not change, so that they take less memory; whether there are more of them.
+
+    Takes some milliseconds per block.
+    """
+    trials = state.trials
+    unsettled = {number // BLOCK for number in (*state.waiting, *state.running)}
+    settled = [one for one in trials.open if one not in unsettled and (one + 1) * BLOCK <= len(trials)]
+    for index in settled[:at_most]:
+        trials.close(index, PackedBlock(pack(trials.open[index]), index * BLOCK))
+    return at_most is not None and len(settled) > at_most
 
 
 def pack(trials: Sequence[Trial]) -> bytes:
-    """The bytes of these trials; what is packed anew soon, because it may still change, is stored as it is."""
-    return zlib.compress(_encode(_columns(trials)), _LEVEL if is_settled(trials) else 0)
+    """The bytes of these trials."""
+    return zlib.compress(_encode(_columns(trials)), _LEVEL)
 
 
-def _columns(trials: Sequence[Trial]) -> _Block:
+def _columns(trials: Sequence[Trial]) -> _TrialBlock:
     owners: dict[str | None, int] = {}
     param_sets: dict[tuple[str, ...], int] = {}
     step_sets: dict[tuple[int, ...], int] = {}
@@ -82,7 +111,7 @@ def _columns(trials: Sequence[Trial]) -> _Block:
         reports.extend(trial.reports.values())
         values.extend(trial.values or ())
     starts = [_ABSENT if trial.start is None else trial.start for trial in trials]
-    return _Block(
+    return _TrialBlock(
         states=bytes([trial.state for trial in trials]),
         epochs=_integers(trial.epoch for trial in trials),
         owner=_integers(owners.setdefault(trial.owner, len(owners)) for trial in trials),
@@ -102,25 +131,63 @@ def _columns(trials: Sequence[Trial]) -> _Block:
 
 
 def _rare(trial: Trial) -> _Rare:
-    return _Rare(
-        trial.dists,
-        trial.user,
-        trial.system,
-        trial.reason,
-        trial.stop,
-        trial.stopping,
-        trial.attempt,
-        trial.retry_of,
-        trial.retried_by,
-        trial.late_of,
-        trial.checkpoints,
-        trial.history,
-    )
+    return _Rare(*[getattr(trial, name) for name in _Rare.__struct_fields__])
 
 
-def unpack(packed: bytes, *, first: int) -> list[Trial]:
-    """The trials of a block; `first` is the number of the first."""
-    block = _decode(zlib.decompress(packed))
+class Checked(NamedTuple):
+    """What is in a block, without its trials."""
+
+    columns: bytes
+    counts: list[int]
+    """By state."""
+    finished: bool
+    """Whether all of them are."""
+
+
+def check(columns: bytes) -> Checked:
+    """Make sure that `unpack` takes these columns. Raises ValueError, IndexError or a msgspec error."""
+    block = _decode(columns)
+    count = len(block.states)
+    param_set, step_set, widths = _whole(block.param_set), _whole(block.step_set), _whole(block.widths)
+    durations = _whole(block.durations)
+    sizes = {len(column) for column in (block.epochs, block.owner, block.starts)} | {
+        8 * len(column) for column in (param_set, step_set, widths, durations)
+    }
+    params = [len(names) for names in block.param_sets]
+    steps = [len(one) for one in block.step_sets]
+    if (
+        count > BLOCK
+        or sizes - {8 * count}
+        or min(param_set, default=0) < 0
+        or min(step_set, default=0) < 0
+        or min(_whole(block.owner), default=0) < 0
+        or max(_whole(block.owner), default=-1) >= len(block.owners)
+        or max(block.states, default=0) >= len(_STATES)
+        or 8 * sum([params[one] for one in param_set]) != len(block.params)
+        or 8 * sum([steps[one] for one in step_set]) != len(block.reports)
+        or 8 * sum([one for one in widths if one > 0]) != len(block.values)
+        or any(not 0 <= index < count for index in block.rare)
+    ):
+        raise ValueError
+    counts = [block.states.count(one) for one in range(len(_STATES))]
+    ended = count - durations.count(_ABSENT)
+    if ended != counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]:
+        raise ValueError
+    return Checked(columns, counts, finished=ended == count)
+
+
+def inflated(packed: bytes, *, at_most: int) -> bytes:
+    """The columns of a block. ValueError if they are longer than `at_most` bytes, or end early."""
+    inflater = zlib.decompressobj()
+    plain = inflater.decompress(packed, max(at_most, 1))
+    if not inflater.eof:
+        raise ValueError
+    return plain
+
+
+def unpack(plain: bytes, *, first: int) -> list[Trial]:
+    """The trials of a block that was inflated; `first` is the number of the first."""
+    block = _decode(plain)
     params, reports, values = _reals(block.params), _reals(block.reports), _reals(block.values)
     param_sets, step_sets, owners = block.param_sets, block.step_sets, block.owners
     at_param = at_report = at_value = start = 0

@@ -6,17 +6,26 @@ every peer counts alike. Trial ids follow from it: `study_id * 2**32 + number`.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from typing import Final, NamedTuple
 
+import msgspec
+
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.codec import Garbage
+from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyClose, StudyOpen
+from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import LastCommit, Verdict
 from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
-UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+RESERVED: Final = frozenset({"catalog", "bridge-box", "bridge-answers"})
+"""What stores call logs of their own: no study's uuid."""
+VERSION: Final = 1
+_LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})
+_GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # the others are physicists'
 
 
 class Listing(NamedTuple):
@@ -30,10 +39,12 @@ class Listing(NamedTuple):
 class Catalog:
     """The studies after commits 1..lsn of the directory log."""
 
-    __slots__ = ("by_id", "by_name", "ids", "lsn", "refusals", "uuids", "writers")
+    __slots__ = ("by_id", "by_name", "chain", "ids", "lsn", "refusals", "uuids", "writers")
 
     def __init__(self) -> None:
         self.lsn = 0
+        self.chain = (0, 0)
+        """As in `State`."""
         self.ids = 0
         self.by_id: dict[int, Listing] = {}
         self.by_name: dict[str, Listing] = {}
@@ -68,7 +79,7 @@ class Catalog:
         return Verdict(False, study_id, reason)
 
     def _open(self, record: StudyOpen) -> Verdict:
-        if flaw(record.name) is not None or not UUID.fullmatch(record.uuid):
+        if flaw(record.name) is not None or not valid_name(record.uuid) or record.uuid in RESERVED:
             return self._refuse("malformed")
         if record.name in self.by_name:
             return self._refuse("exists", self.by_name[record.name].study_id)
@@ -92,16 +103,27 @@ class Catalog:
 
 
 def checked_name(name: str) -> str:
-    """The name, if a study may carry it.
+    """The name, if a new study may carry it.
 
     Raises:
-        InvalidInput: too long, or with control characters or path parts, which would harm a terminal or a file name.
+        InvalidInput: too long, or with control characters or path parts, which would harm a terminal or a file name;
+            or it looks like another name: it has invisible characters, or letters of several alphabets.
 
     """
-    what = flaw(name)
+    what = flaw(name) or _disguise(name)
     if what is not None:
         raise InvalidInput(what)
     return name
+
+
+def _disguise(name: str) -> str | None:
+    """What makes a name look like another, if anything does. A study that has such a name keeps it."""
+    if any(unicodedata.category(character) == "Cf" for character in name):
+        return f"the study name {name!a} holds characters that nobody sees"
+    alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
+    if "LATIN" in alphabets and (alphabets & _LIKE_LATIN or set(name) & _GREEK_LIKE_LATIN):
+        return f"the study name {name!a} mixes letters that look alike, of several alphabets"
+    return None
 
 
 def flaw(name: str) -> str | None:
@@ -113,3 +135,73 @@ def flaw(name: str) -> str | None:
     if name in (".", "..") or "/" in name or "\\" in name:
         return f"the study name {name!r} looks like a path; use a name without slashes, such as 'run-7'"
     return None
+
+
+# --- Catalog <-> bytes, framed as a study's snapshot is: for stores in which every commit is costly to read ---
+
+_MAGIC: Final = b"hopaas-catalog\n"
+
+
+class _Catalog(msgspec.Struct, array_like=True):
+    version: int
+    lsn: int
+    ids: int
+    listings: list[tuple[int, str, str]]
+    gone: list[str]
+    writers: dict[str, tuple[int, int, list[tuple[bool, int | None, str | None]]]]
+    refusals: dict[str, int]
+    chain: int | None = None
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(_Catalog).decode
+
+
+def dump(catalog: Catalog) -> bytes:
+    """The snapshot of this catalog."""
+    listings = [(one.study_id, one.uuid, one.name) for one in catalog.by_id.values()]
+    gone = sorted(catalog.uuids - {one.uuid for one in catalog.by_id.values()})
+    writers = {
+        writer: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts])
+        for writer, last in catalog.writers.items()
+    }
+    body = _Catalog(
+        VERSION, catalog.lsn, catalog.ids, listings, gone, writers, catalog.refusals, sum_at(catalog.lsn, catalog.chain)
+    )
+    return snapshot.seal(_MAGIC, _encode(body))
+
+
+def load(data: bytes) -> Catalog:
+    """The catalog of a snapshot.
+
+    Raises:
+        CorruptSnapshot: damaged, or of a version this code does not read.
+
+    """
+    try:
+        found = _decode(snapshot.unseal(_MAGIC, data))
+    except msgspec.MsgspecError:
+        raise CorruptSnapshot from None
+    if found.version != VERSION:
+        raise CorruptSnapshot
+    catalog = Catalog()
+    catalog.lsn, catalog.ids, catalog.refusals = found.lsn, found.ids, found.refusals
+    if found.chain is not None:
+        catalog.chain = found.lsn, found.chain
+    catalog.writers = {
+        writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]))
+        for writer, (seq, lsn, verdicts) in found.writers.items()
+    }
+    for listing in [Listing(*one) for one in found.listings]:
+        catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = listing
+    catalog.uuids = {uuid for _, uuid, _ in found.listings}.union(found.gone)
+    sound = (
+        len(catalog.by_id) == len(catalog.by_name) == len(found.listings)
+        and len(catalog.uuids) == len(found.listings) + len(found.gone) == found.ids
+        and all(0 <= study_id < found.ids for study_id in catalog.by_id)
+        and all(valid_name(uuid) for uuid in catalog.uuids)
+        and not any(flaw(name) for name in catalog.by_name)
+    )
+    if not sound:
+        raise CorruptSnapshot
+    return catalog

@@ -1,4 +1,4 @@
-"""Commit <-> bytes: a checksum, then msgpack. Total: any bytes decode to a Commit, to Garbage, or to `NewerFormat`.
+"""Commit <-> bytes: a checksum, then msgpack. Total: any bytes decode to a Commit or to Garbage.
 
     crc32 of the rest (4 bytes, little-endian) | msgpack [format, writer, seq, owner or nil, at, [record, ...]]
 
@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from hopaas_p2p.core.records import FORMAT, Commit, Opaque, Record
-from hopaas_p2p.errors import InvalidInput, NewerFormat
+from hopaas_p2p.core.validity import LAST_TIME
+from hopaas_p2p.errors import InvalidInput
 
 MAX_BYTES: Final = 4 << 20
 """A larger commit is neither written nor read: it would stall every peer of the study."""
@@ -39,8 +40,10 @@ class _LooseWire(msgspec.Struct, array_like=True, frozen=True):
     records: list[msgspec.Raw]
 
 
-class _Number(msgspec.Struct, array_like=True, frozen=True):
+class _Head(msgspec.Struct, array_like=True, frozen=True):
     format: int
+    writer: str
+    seq: int = 0
 
 
 class Garbage(msgspec.Struct, frozen=True):
@@ -52,7 +55,7 @@ class Garbage(msgspec.Struct, frozen=True):
 _encoder: Final = msgspec.msgpack.Encoder()
 _strict: Final = msgspec.msgpack.Decoder(_Wire)
 _loose: Final = msgspec.msgpack.Decoder(_LooseWire)
-_number: Final = msgspec.msgpack.Decoder(_Number)
+_head: Final = msgspec.msgpack.Decoder(_Head)
 _record: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
@@ -81,12 +84,28 @@ def intact(payload: bytes) -> bool:
     return len(payload) > 4 and zlib.crc32(memoryview(payload)[4:]) == int.from_bytes(payload[:4], "little")
 
 
+def writer_of(payload: bytes) -> str:
+    """The writer of this commit, read without decoding the rest; empty if the bytes are not a commit."""
+    try:
+        return _head.decode(memoryview(payload)[4:]).writer
+    except _UNREADABLE:
+        return ""
+
+
+def nonce_of(payload: bytes) -> str:
+    """The nonce under which this commit is sent, `writer:seq`; empty if the bytes are not a commit."""
+    try:
+        head = _head.decode(memoryview(payload)[4:])
+    except _UNREADABLE:
+        return ""
+    return f"{head.writer}:{head.seq}"
+
+
 def decode(payload: bytes) -> Commit | Garbage:
     """The commit in these bytes. Never raises on content.
 
-    Raises:
-        NewerFormat: an intact commit of a format this version does not know.
-
+    A format that this version does not know is garbage, too: any peer may write one, and it must not stop the others.
+    That a store needs a newer version is said where only its owner writes, in `meta.json` or the schema's version.
     """
     if len(payload) > MAX_BYTES:
         return Garbage(f"{len(payload):,} bytes, more than a commit may have")
@@ -110,7 +129,7 @@ def _plausible(wire: _Wire | _LooseWire) -> bool:
         0 < len(wire.writer) <= 64
         and (owner is None or 0 < len(owner) <= 64)
         and 0 < wire.seq < 1 << 53
-        and -(1 << 62) < wire.at < 1 << 62
+        and -LAST_TIME < wire.at < LAST_TIME
     )
 
 
@@ -119,11 +138,10 @@ def _decode_loosely(body: memoryview) -> Commit | Garbage:
     try:
         wire = _loose.decode(body)
     except _UNREADABLE:
-        _stop_if_newer(body)
         return Garbage("not a commit")
-    if wire.format > FORMAT:
-        raise NewerFormat
-    if wire.format != FORMAT or len(wire.records) > MAX_RECORDS or not _plausible(wire):
+    if wire.format != FORMAT:
+        return Garbage(f"format {wire.format}, which this version does not know")
+    if len(wire.records) > MAX_RECORDS or not _plausible(wire):
         return Garbage("header out of range")
     return Commit(
         wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(_record_or_opaque(raw) for raw in wire.records)
@@ -135,13 +153,3 @@ def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:
         return _record.decode(raw)
     except _UNREADABLE:
         return Opaque(bytes(raw))
-
-
-def _stop_if_newer(body: memoryview) -> None:
-    """A newer format may have any shape behind its number, which stays the first element of an array."""
-    try:
-        wire = _number.decode(body)
-    except _UNREADABLE:
-        return
-    if wire.format > FORMAT:
-        raise NewerFormat

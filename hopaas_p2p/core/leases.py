@@ -1,8 +1,8 @@
 """Who may touch a running trial, and when others may take it away.
 
-A lease is (owner, epoch). The log decides: an epoch only rises, and a record with an old epoch is refused by everyone
-who replays it. Time never decides who is right. It only decides when someone is *worth asking about*: an owner doubts
-itself a little before the others begin to.
+A lease is (owner, epoch). The log decides: an epoch only rises, and a record with an old epoch is refused by every
+replica that replays it. Time never decides who is right, only when an owner is *worth asking about*: an owner
+treats its lease as uncertain a little before others may reclaim it.
 
 No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw and since when,
 on its own monotonic clock; the same beat for a whole ttl is silence, and silence is what a reclaim needs. An observer
@@ -13,11 +13,12 @@ they saw no earlier than that.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.core.records import TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State
 
 MARGIN: Final = 0.1
@@ -26,7 +27,13 @@ MARGIN: Final = 0.1
 BEATS_PER_TTL: Final = 3
 
 LONGEST_TTL: Final = 30 * 86400.0
-"""Seconds: whatever an owner tells of itself, its trials are not lost for longer than a month."""
+"""Seconds. Whatever ttl an owner announces, its trials are blocked for a month at most."""
+
+_RING: Final = 8  # owners that a busy peer watches
+_UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
+_LONGEST_REST: Final = 64  # doublings, which is for ever
+_LONGEST_GAP: Final = 0.5  # of a ttl without a look: the store was away, and perhaps for the owners too
+_LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 2/8)
 
 
 class Lease(NamedTuple):
@@ -39,8 +46,8 @@ class Lease(NamedTuple):
 def ttl_of(state: State, owner: str) -> float:
     """Seconds of silence after which this owner's trials may be reclaimed.
 
-    The study's, or a longer one that the owner told in its introduction: a ticket of the shell, which nobody keeps
-    beating for between two commands.
+    The study's, or a longer one that the owner announced when it joined, as for a ticket of the shell: between two
+    commands no process beats for it.
     """
     told = state.peers.get(owner, {}).get("ttl", "")
     try:
@@ -66,7 +73,7 @@ class Sighting(NamedTuple):
     """Whether it was seen to change: proof of life, where a first sight is none."""
 
 
-class Watch:
+class FailureDetector:
     """What one observer knows of the owners it watches: the beat last seen of each, and since when.
 
     An owner that was never seen beating is watched from the moment the observer first looked.
@@ -92,6 +99,10 @@ class Watch:
             return Sighting(beat, now)
         return before if before.beat == beat else Sighting(beat, now, changed=True)
 
+    def watches(self, owner: str) -> bool:
+        """Whether this owner was among those of the last look."""
+        return owner in self._seen
+
     def silence(self, owner: str, now: float) -> float:
         """Seconds for which this owner's beat has not changed; 0 for one not watched yet."""
         seen = self._seen.get(owner)
@@ -103,7 +114,7 @@ class Watch:
         return seen is not None and seen.changed and now - seen.since <= within
 
 
-def reclaims(state: State, watch: Watch, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:
+def reclaims(state: State, watch: FailureDetector, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:
     """The reclaim records this observer may append: running trials whose owner was silent for its ttl.
 
     `spare` are owners that this process acts for itself.
@@ -115,3 +126,87 @@ def reclaims(state: State, watch: Watch, now: float, *, spare: frozenset[str]) -
         if owner is not None and owner not in spare and watch.silence(owner, now) >= ttl_of(state, owner):
             due.append(TrialReclaim(number, trial.epoch))
     return due
+
+
+class _Progress(NamedTuple):
+    """How far a trial had got when it was last seen to move, and when that was."""
+
+    epoch: int
+    reports: int
+    since: float
+
+
+class OwnerMonitor:
+    """The owners of one study's running trials, as one observer sees them."""
+
+    def __init__(self) -> None:
+        self.detector = FailureDetector()
+        self.next_look = 0.0
+        self._progress: dict[int, _Progress] = {}
+        self._rests: dict[int, float] = {}
+
+    def watched(self, state: State, spare: Collection[str]) -> list[str]:
+        """The owners to look at: all, if this peer runs no trial itself; else the few that follow it in a ring.
+
+        If every peer watched every other, a thousand would read a million beats each round. Owners stand in a ring in
+        the order of their (random) uuids, and each is watched by those before it. If these die too, they are reclaimed
+        by the ones before them, the ring closes, and the next in line looks.
+        """
+        running = {state.trials[number].owner for number in list(state.running)}
+        others = sorted(owner for owner in running if owner is not None and owner not in spare)
+        mine = [owner for owner in spare if owner in running]
+        if len(others) <= _RING or not mine:
+            return others
+        place = bisect.bisect(others, mine[0])
+        return (others[place:] + others[:place])[:_RING]
+
+    def look(
+        self, state: State, beats: Mapping[str, str], watched: Collection[str], *, spare: Collection[str], now: float
+    ) -> list[TrialReclaim | TrialStop]:
+        """Take in the beats of the watched owners, and say what may be done about them."""
+        ttl = state.policy.ttl
+        self.next_look = now + ttl / _LOOKS_PER_TTL
+        self.detector.look(beats, watched, now, gap=ttl * _LONGEST_GAP)
+        return [*reclaims(state, self.detector, now, spare=frozenset(spare)), *self._stuck(state, now)]
+
+    def _stuck(self, state: State, now: float) -> list[TrialReclaim | TrialStop]:
+        """Trials without a report for the policy's progress timeout are asked to stop; a timeout later, reclaimed."""
+        timeout = state.policy.progress_timeout
+        if timeout is None:
+            return []
+        before, self._progress = self._progress, {}
+        found: list[TrialReclaim | TrialStop] = []
+        for trial in [state.trials[number] for number in list(state.running)]:
+            seen = before.get(trial.number)
+            if seen is None or (seen.epoch, seen.reports) != (trial.epoch, len(trial.reports)):
+                seen = _Progress(trial.epoch, len(trial.reports), now)
+            self._progress[trial.number] = seen
+            idle = now - seen.since
+            if idle >= 2 * timeout and trial.stop is not None:
+                found.append(TrialReclaim(trial.number, trial.epoch, f"no report for {idle:.0f} s"))
+            elif idle >= timeout and trial.stop is None:
+                found.append(TrialStop(trial.number, trial.epoch, f"no report for {idle:.0f} s"))
+        return found
+
+    def resting(self, state: State, now: float) -> tuple[int, ...]:
+        """WAITING retries that this peer does not take yet: what killed its peer twice gets a rest first.
+
+        The second retry waits for ttl, each further one twice as long as the one before, from when it was first seen.
+        """
+        resting = []
+        for number in list(state.waiting):
+            attempt = state.trials[number].attempt
+            if attempt > _UNRESTED:
+                since = self._rests.setdefault(number, now)
+                if now - since < state.policy.ttl * 2.0 ** min(attempt - _UNRESTED - 1, _LONGEST_REST):
+                    resting.append(number)
+        return tuple(resting)
+
+    def someone_may_be_dead(self, state: State, *, spare: Collection[str], now: float) -> bool:
+        """Whether the owner of some running trial was not seen beating lately."""
+        owners = {state.trials[number].owner for number in list(state.running)} - set(spare)
+        return any(
+            owner is not None
+            and not self.detector.proven_alive(owner, now, within=1.5 * ttl_of(state, owner) / BEATS_PER_TTL)
+            for owner in owners
+        )

@@ -8,12 +8,20 @@ new fields go to the end with a default.
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 FORMAT: Final = 1
-"""The log format this code writes. A commit with a higher number stops a reader before it writes anything."""
+"""The log format this code writes. A commit of any other is garbage to it, see `codec.decode`."""
+
+Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""Of a report or checkpoint. A record with a larger one cannot be decoded, as one whose field has another type."""
+Skip = Annotated[tuple[int, ...], msgspec.Meta(max_length=1 << 16)]
+
+
+FROM_START: Final = -(1 << 63)
+"""A step before all steps: a retry that resumed from no checkpoint."""
 
 
 class TrialState(enum.IntEnum):
@@ -117,15 +125,17 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
     """Claim the first WAITING trial instead, if there is one: a race-free ask."""
     params: dict[str, float] = {}
     dists: dict[str, Distribution] = {}
-    reports: dict[int, float] = {}
+    reports: dict[Step, float] = {}
     user: dict[str, str] = {}
     system: dict[str, str] = {}
     values: tuple[float, ...] | None = None
     reason: str | None = None
     start: int | None = None
     end: int | None = None
-    skip: tuple[int, ...] = ()
+    skip: Skip = ()
     """WAITING trials that `prefer_waiting` passes over: retries that the peer gives a rest first."""
+    replicates: int = 1
+    """How many trials a new configuration gets: all but this one wait."""
 
 
 class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"):
@@ -144,17 +154,19 @@ class TrialSet(msgspec.Struct, array_like=True, frozen=True, tag="trial.set"):
     epoch: int
     params: dict[str, float] = {}
     dists: dict[str, Distribution] = {}
-    reports: dict[int, float] = {}
+    reports: dict[Step, float] = {}
     user: dict[str, str] = {}
     system: dict[str, str] = {}
     stopping: bool = False
     """The owner has seen the request to stop."""
+    resumed_from: Step | None = None
+    """The step that this attempt really resumed from, or `FROM_START`: an earlier attempt's reports end there."""
 
 
 class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where a trial may be resumed: an artifact of the store, and the step it was taken after."""
 
-    step: int
+    step: Step
     key: str
     size: int
     sha256: str

@@ -1,7 +1,12 @@
 """State <-> bytes, and the digest by which two States are compared.
 
 A snapshot is a header and blocks of 1,024 trials, see `blocks`. A block whose trials are all finished never changes
-again: its bytes are kept in `State.blocks`, so a snapshot costs what is new, not what is there.
+again: a State keeps its bytes instead of its trials, so a snapshot costs what is new, and joining takes no trial apart.
+What is known of peers that have long been quiet is packed likewise, 256 at a time. Nobody is forgotten: a commit of a
+peer may lie in a spool for as long as it likes, and counts once.
+
+A store keeps those blocks apart from the rest, see `split`: each is written once and shared by the snapshots after it,
+so a study of n trials costs a constant number of bytes per trial, however many snapshots are written.
 
 Canonical: the same State gives the same bytes, before compression, everywhere. No pickle.
 """
@@ -9,22 +14,42 @@ Canonical: the same State gives the same bytes, before compression, everywhere. 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import zlib
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 import msgspec
 
 from hopaas_p2p.core import blocks
+from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.records import Distribution, StudyDefine, TrialState
 from hopaas_p2p.core.state import BLOCK, LastCommit, State, Verdict
+from hopaas_p2p.core.validity import possible_definition, possible_distributions
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""1 has no quiet peers; a snapshot without any is still of version 1."""
+_PEERS: Final = 256
+_QUIET: Final = 4096
+"""Commits without one of a peer after which it is written with 255 neighbours once, and not with every head."""
+_MOST_PARTS: Final = 1 << 16
+_LEVEL: Final = 6
+_NAME: Final = re.compile(r"[0-9wp][0-9]{7}-[0-9a-f]{32}")
 _MAGIC: Final = b"hopaas-snapshot\n"
+_HEAD_MAGIC: Final = b"hopaas-snapshot-head\n"
 _DIGEST: Final = 16
+_ROOM: Final = 64 << 20
+_RATIO: Final = 32
+"""What a snapshot of n bytes may inflate to is _ROOM + _RATIO * n: real ones double, or are small."""
 
 
 class CorruptSnapshot(Exception):
     """These bytes are not a snapshot this version can read; the log still is, replay it instead."""
+
+
+_Last = tuple[int, int, list[tuple[bool, int | None, str | None]]]
+T = TypeVar("T")
 
 
 class _Header(msgspec.Struct, array_like=True):
@@ -41,20 +66,77 @@ class _Header(msgspec.Struct, array_like=True):
     dists: dict[str, Distribution]
     peers: dict[str, dict[str, str]]
     draining: list[str]
-    writers: dict[str, tuple[int, int, list[tuple[bool, int | None, str | None]]]]
+    writers: dict[str, _Last]
     refusals: dict[str, int]
     trials: int
     blocks: list[bytes]
+    chain: int | None = None
+    """The sum that the snapshot stands on, see `core.chain`."""
+    quiet: list[tuple[str, int, bytes]] = []
+    """Of `writers` and of `peers`, the parts of 256 of which none has written for long: which, where, and packed."""
+
+
+class _SplitSnapshot(msgspec.Struct, array_like=True):
+    """A snapshot whose settled blocks are kept elsewhere."""
+
+    pieces: list[bytes]
+    """What is before, between and behind those blocks."""
+    names: list[str]
+    """The blocks, one between any two pieces."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_header: Final = msgspec.msgpack.Decoder(_Header).decode
+_decode_writers: Final = msgspec.msgpack.Decoder(dict[str, _Last]).decode
+_decode_peers: Final = msgspec.msgpack.Decoder(dict[str, dict[str, str]]).decode
+_decode_head: Final = msgspec.msgpack.Decoder(_SplitSnapshot).decode
 
 
 def dump(state: State) -> bytes:
     """The snapshot of this State."""
-    packed = [_block(state, first) for first in range(0, len(state.trials), BLOCK)]
-    return seal(_MAGIC, _encode(_header(state, packed)))
+    blocks.close_settled(state)
+    packed = [_packed(state, index) for index in range(_count(state))]
+    header = _header(state, packed)
+    header.writers = _without_quiet(state, header, "w", header.writers)
+    header.peers = _without_quiet(state, header, "p", header.peers)
+    header.version = VERSION if header.quiet else 1
+    return seal(_MAGIC, _encode(header))
+
+
+def _without_quiet(state: State, header: _Header, kind: str, mapping: dict[str, T]) -> dict[str, T]:
+    """Move what has long been quiet from this mapping of the header to `header.quiet`; the rest, in the same order."""
+    names = list(mapping)
+    kept: dict[str, T] = {}
+    for first in range(0, len(names), _PEERS):
+        some = names[first : first + _PEERS]
+        part = {name: mapping[name] for name in some}
+        last = max([state.writers[name].lsn if name in state.writers else 0 for name in some])
+        if len(some) < _PEERS or last > state.lsn - _QUIET:
+            kept |= part
+            continue
+        before = state.quiet.get((kind, first))
+        if before is None or before[0] != last:
+            before = state.quiet[kind, first] = last, zlib.compress(_encode(part), _LEVEL)
+        header.quiet.append((kind, first // _PEERS, before[1]))
+    return kept
+
+
+def _with_quiet(
+    header: _Header, kind: str, mapping: dict[str, T], decode: Callable[[bytes], dict[str, T]], room: _Room
+) -> dict[str, T]:
+    """What `_without_quiet` took apart. Raises CorruptSnapshot."""
+    quiet = {index: packed for of, index, packed in header.quiet if of == kind}
+    if not quiet:
+        return mapping
+    names = iter(mapping.items())
+    found: dict[str, T] = {}
+    for index in range(max(quiet) + 1) if max(quiet) < _MOST_PARTS else ():
+        packed = quiet.get(index)
+        part = dict(itertools.islice(names, _PEERS)) if packed is None else decode(room.inflated(packed))
+        if len(part) != _PEERS:
+            raise CorruptSnapshot
+        found |= part
+    return found | dict(names)
 
 
 def seal(magic: bytes, body: bytes) -> bytes:
@@ -71,18 +153,84 @@ def unseal(magic: bytes, data: bytes) -> memoryview:
     return body
 
 
+# --- what stores keep apart ---
+
+
+def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """A snapshot without its settled blocks and quiet peers, and those by name; other bytes stay as they are.
+
+    A block's name holds its place and a hash of its bytes, so the same name has the same bytes whoever writes it.
+    """
+    try:
+        header = _decode_header(unseal(_MAGIC, data))
+    except (CorruptSnapshot, msgspec.MsgspecError, RecursionError):
+        return data, {}
+    unsettled = {number // BLOCK for number in (*header.waiting, *header.running)}
+    pieces: list[bytes] = []
+    apart: dict[str, bytes] = {}
+    position = 0
+    settled = [one for one in enumerate(header.blocks[: header.trials // BLOCK]) if one[0] not in unsettled]
+    parts = [(f"{index:08d}", packed) for index, packed in settled]
+    parts += [(f"{kind}{index:07d}", packed) for kind, index, packed in header.quiet if kind in ("w", "p")]
+    for place, packed in parts:
+        at = data.find(packed, position)
+        if at < 0:
+            return data, {}
+        pieces.append(data[position:at])
+        apart[block_name(place, packed)] = packed
+        position = at + len(packed)
+    if not apart:
+        return data, {}
+    return seal(_HEAD_MAGIC, _encode(_SplitSnapshot([*pieces, data[position:]], list(apart)))), apart
+
+
+def block_name(place: str, packed: bytes) -> str:
+    """The name under which a store keeps this block."""
+    return f"{place}-{hashlib.sha256(packed).hexdigest()[:32]}"
+
+
+def names_in(head: bytes) -> list[str]:
+    """The blocks that belong to what `split` made; none for other bytes. Raises CorruptSnapshot."""
+    return _opened(head).names
+
+
+def whole(head: bytes, apart: Mapping[str, bytes]) -> bytes:
+    """The snapshot that was split. Raises CorruptSnapshot for a head that is damaged, or lacks a block."""
+    opened = _opened(head)
+    try:
+        parts = [
+            part for piece, name in zip(opened.pieces, opened.names, strict=False) for part in (piece, apart[name])
+        ]
+    except KeyError:
+        raise CorruptSnapshot from None
+    return b"".join([*parts, *opened.pieces[len(opened.names) :]])
+
+
+def _opened(head: bytes) -> _SplitSnapshot:
+    if not head.startswith(_HEAD_MAGIC):
+        return _SplitSnapshot([head], [])
+    try:
+        opened = _decode_head(unseal(_HEAD_MAGIC, head))
+    except msgspec.MsgspecError:
+        raise CorruptSnapshot from None
+    if not all(map(_NAME.fullmatch, opened.names)):  # a hostile one: they become names of files
+        raise CorruptSnapshot
+    return opened
+
+
 def digest(state: State) -> str:
     """A fingerprint of the whole State: equal for any two peers at the same lsn.
 
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
-    plain = [zlib.decompress(_block(state, first)) for first in range(0, len(state.trials), BLOCK)]
-    return hashlib.blake2b(_encode(_header(state, plain)), digest_size=_DIGEST).hexdigest()
+    plain = [zlib.decompress(_packed(state, index)) for index in range(_count(state))]
+    *fields, _, _ = msgspec.structs.astuple(_header(state, plain))  # what a study is does not depend on its log's sum
+    return hashlib.blake2b(_encode(fields), digest_size=_DIGEST).hexdigest()
 
 
 def _header(state: State, packed: list[bytes]) -> _Header:
     return _Header(
-        VERSION,
+        1,
         state.lsn,
         state.define,
         state.status,
@@ -102,7 +250,21 @@ def _header(state: State, packed: list[bytes]) -> _Header:
         state.refusals,
         len(state.trials),
         packed,
+        sum_at(state.lsn, state.chain),
     )
+
+
+class _Room:
+    """How many bytes the parts of a snapshot may still inflate to."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def inflated(self, packed: bytes) -> bytes:
+        """The bytes of this part. ValueError if they are too many, or end early."""
+        plain = blocks.inflated(packed, at_most=self._left)
+        self._left -= len(plain)
+        return plain
 
 
 def load(data: bytes) -> State:
@@ -113,38 +275,50 @@ def load(data: bytes) -> State:
 
     """
     try:
-        return _load(_decode_header(unseal(_MAGIC, data)))
-    except (msgspec.MsgspecError, zlib.error, ValueError, IndexError, RecursionError):
+        return _load(_decode_header(unseal(_MAGIC, data)), _Room(_ROOM + _RATIO * len(data)))
+    except (msgspec.MsgspecError, zlib.error, ValueError, IndexError, RecursionError, MemoryError):
         raise CorruptSnapshot from None
 
 
-def _load(header: _Header) -> State:
-    if header.version != VERSION:
+def _load(header: _Header, room: _Room) -> State:
+    if not 1 <= header.version <= VERSION or not _fit_for_readers(header):
         raise CorruptSnapshot
     state = State()
+    if header.chain is not None:
+        state.chain = header.lsn, header.chain
     state.lsn, state.define, state.status, state.budget = header.lsn, header.define, header.status, header.budget
+    if header.define is not None:
+        state.policy = header.define.policy
     state.user, state.system = header.user, header.system
     state.waiting, state.running = dict.fromkeys(header.waiting), dict.fromkeys(header.running)
     state.failures_in_a_row = header.failures_in_a_row
-    state.dists, state.peers, state.refusals = header.dists, header.peers, header.refusals
+    state.dists, state.refusals = header.dists, header.refusals
+    state.peers = _with_quiet(header, "p", header.peers, _decode_peers, room)
     state.draining = dict.fromkeys(header.draining)
+    writers = _with_quiet(header, "w", header.writers, _decode_writers, room)
     state.writers = {
         writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]))
-        for writer, (seq, lsn, verdicts) in header.writers.items()
+        for writer, (seq, lsn, verdicts) in writers.items()
     }
-    for index, packed in enumerate(header.blocks):
-        trials = blocks.unpack(packed, first=index * BLOCK)
-        state.trials.extend(trials)
-        if blocks.is_settled(trials):
-            state.blocks[index] = packed
+    for packed in header.blocks:
+        first = len(state.trials)
+        checked = blocks.check(room.inflated(packed))
+        state.counts = [sum(both) for both in zip(state.counts, checked.counts, strict=True)]
+        if checked.finished and sum(checked.counts) == BLOCK:
+            state.trials.extend_closed(blocks.PackedBlock(packed, first))
+        else:
+            state.trials.extend_open(blocks.unpack(checked.columns, first=first))
+        if len(state.trials) % BLOCK and packed is not header.blocks[-1]:
+            raise CorruptSnapshot
     if len(state.trials) != header.trials:
         raise CorruptSnapshot
-    for trial in state.trials:
-        state.counts[trial.state] += 1
     if not (_lists(state, state.waiting, TrialState.WAITING) and _lists(state, state.running, TrialState.RUNNING)):
         raise CorruptSnapshot
-    state.changed.update(range(header.trials))
     return state
+
+
+def _fit_for_readers(header: _Header) -> bool:
+    return (header.define is None or possible_definition(header.define)) and possible_distributions(header.dists, {})
 
 
 def _lists(state: State, index: dict[int, None], what: TrialState) -> bool:
@@ -154,13 +328,10 @@ def _lists(state: State, index: dict[int, None], what: TrialState) -> bool:
     )
 
 
-def _block(state: State, first: int) -> bytes:
-    index = first // BLOCK
-    kept = state.blocks.get(index)
-    if kept is not None:
-        return kept
-    trials = state.trials[first : first + BLOCK]
-    packed = blocks.pack(trials)
-    if blocks.is_settled(trials):
-        state.blocks[index] = packed
-    return packed
+def _count(state: State) -> int:
+    return -(-len(state.trials) // BLOCK)
+
+
+def _packed(state: State, index: int) -> bytes:
+    closed = state.trials.closed.get(index)
+    return blocks.pack(state.trials.open[index]) if closed is None else closed.packed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
 
@@ -13,6 +14,7 @@ from hopaas_p2p.core.records import (
     StudyDefine,
     TrialCheckpoint,
     TrialClaim,
+    TrialCreate,
     TrialFinish,
     TrialReclaim,
     TrialRelease,
@@ -27,38 +29,58 @@ PRUNED: Final = TrialState.PRUNED
 FAIL: Final = TrialState.FAIL
 WAITING: Final = TrialState.WAITING
 
-TRANSITIONS: Final = {
-    # from      record          needs the lease   to
-    (WAITING, TrialClaim): (False, (RUNNING,)),
-    (WAITING, TrialSet): (False, (WAITING,)),
-    (WAITING, TrialFinish): (False, (COMPLETE, PRUNED, FAIL)),
-    (RUNNING, TrialSet): (True, (RUNNING,)),
-    (RUNNING, TrialCheckpoint): (True, (RUNNING,)),
-    (RUNNING, TrialFinish): (True, (COMPLETE, PRUNED, FAIL)),
-    (RUNNING, TrialRelease): (True, (WAITING, FAIL)),
-    (RUNNING, TrialReclaim): (False, (FAIL, PRUNED)),
-    (RUNNING, TrialStop): (False, (RUNNING,)),
-}
-"""(state, record) -> does it need the lease, and where the trial may go. What is not here is refused.
 
-A reclaim and a stop name the epoch they mean, so they cannot hit a later lease. The table in docs/concepts.md and the
-exhaustive test are generated from this one.
+class LateFinish:
+    """A `trial.finish` of an earlier attempt whose owner had lost its lease, as it affects the retry."""
+
+
+class Move(NamedTuple):
+    """What a record may do to a trial in some state."""
+
+    needs: Literal["", "lease", "epoch"]
+    """What it has to show: nothing, that it comes from the owner of the present lease, or the present epoch."""
+    to: tuple[TrialState, ...]
+    """Where the trial may go."""
+
+
+TRANSITIONS: Final[dict[tuple[TrialState, type], Move]] = {
+    # from      record           needs          to
+    (WAITING, TrialCreate): Move("", (RUNNING,)),
+    (WAITING, TrialClaim): Move("", (RUNNING,)),
+    (WAITING, TrialSet): Move("", (WAITING,)),
+    (WAITING, TrialFinish): Move("", (COMPLETE, PRUNED, FAIL)),
+    (WAITING, LateFinish): Move("", (FAIL,)),
+    (RUNNING, TrialSet): Move("lease", (RUNNING,)),
+    (RUNNING, TrialCheckpoint): Move("lease", (RUNNING,)),
+    (RUNNING, TrialFinish): Move("lease", (COMPLETE, PRUNED, FAIL)),
+    (RUNNING, TrialRelease): Move("lease", (WAITING, FAIL)),
+    (RUNNING, TrialReclaim): Move("epoch", (FAIL, PRUNED)),
+    (RUNNING, TrialStop): Move("epoch", (RUNNING,)),
+    (RUNNING, LateFinish): Move("", (FAIL,)),
+}
+"""(state, record) -> what it needs, and where the trial may go. What is not here is refused.
+
+`apply` reads this table, and the table in docs/concepts.md and the exhaustive test are generated from it. A create
+touches a trial when it starts one that waits. A late result withdraws a retry that still waits, and one that runs where
+the budget has no place for both.
 """
 
 BLOCK: Final = 1024
-"""Trials in one block of a snapshot, see `snapshot`."""
+"""Trials in one block, in memory as in a snapshot; see `blocks`."""
+_OPENED: Final = 32
+"""Closed blocks whose trials are kept after a reader asked for them: a reader of few trials finds them again."""
 
 CHECKPOINTS_KEPT: Final = 2
 
 
-class Verdict(NamedTuple):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What `apply` decided for one record."""
 
     accepted: bool
     number: int | None = None
     """The trial it concerns: for a create, the number allotted; for a late finish, the trial that keeps the result."""
     refusal: str | None = None
-    """Why not: one of the words in `REFUSALS`."""
+    """Why not: a key of `REFUSALS`."""
 
 
 REFUSALS: Final = {
@@ -68,7 +90,7 @@ REFUSALS: Final = {
     "role": "the author's grant does not allow it",
     "no such trial": "the number was never allotted",
     "finished": "the trial is finished and stays as it is",
-    "fenced": "the lease is another's: wrong owner, or an epoch that has passed",
+    "fenced": "another peer has the lease: wrong owner, or an epoch that has passed",
     "not waiting": "somebody else started the trial first",
     "not running": "only a running trial can be stopped, released or reclaimed",
     "late": "the lease was lost, but the result is kept as a trial of its own",
@@ -77,10 +99,11 @@ REFUSALS: Final = {
     "stopped": "the study is stopped",
     "failing": "too many failures in a row",
     "draining": "this peer or its site was asked to take no more trials",
+    "queue": "too many trials wait already",
 }
 
 
-class Tenure(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class PastLease(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A lease that ended before its trial did."""
 
     owner: str
@@ -118,7 +141,7 @@ class Trial(msgspec.Struct, gc=False):
     late_of: int | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
     """Where it may be resumed, the newest last."""
-    history: tuple[Tenure, ...] = ()
+    history: tuple[PastLease, ...] = ()
     """Earlier owners, oldest first."""
 
     def distribution(self, name: str, state: State) -> Distribution:
@@ -126,7 +149,135 @@ class Trial(msgspec.Struct, gc=False):
         return self.dists.get(name) or state.dists[name]
 
 
-class LastCommit(NamedTuple):
+class ClosedBlock(Protocol):
+    """The trials of one block, all of them finished, in as few bytes as possible."""
+
+    @property
+    def packed(self) -> bytes:
+        """What a snapshot holds of it."""
+
+    def trials(self) -> list[Trial]:
+        """The trials, made anew."""
+
+    def results(self) -> list[tuple[int, float]]:
+        """Number and first value of each COMPLETE trial."""
+
+
+class Trials(Sequence[Trial]):
+    """The trials of a study, by number: a sequence of blocks, of which closed ones take some hundred bytes per trial.
+
+    A trial of an open block is one object for as long as it is open. Those of a closed block are made when somebody
+    reads them, and kept while few other blocks are read; they are never changed. To change one, open its block first.
+
+    Readers may iterate while a writer appends; they see what was there, or more.
+    """
+
+    __slots__ = ("_count", "_read", "closed", "open")
+
+    def __init__(self) -> None:
+        self.open: dict[int, list[Trial]] = {}
+        self.closed: dict[int, ClosedBlock] = {}
+        self._count = 0
+        self._read: dict[int, list[Trial]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __iter__(self) -> Iterator[Trial]:
+        index = 0
+        while index * BLOCK < self._count:
+            yield from self.block(index)
+            index += 1
+
+    def __reversed__(self) -> Iterator[Trial]:
+        for index in reversed(range(-(-self._count // BLOCK))):
+            yield from reversed(self.block(index))
+
+    @overload
+    def __getitem__(self, at: int) -> Trial: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Trial]: ...
+
+    def __getitem__(self, at: int | slice) -> Trial | list[Trial]:
+        if at.__class__ is int and at >= 0:  # the hot path: a trial of an open block
+            found = self.open.get(at // BLOCK)
+            if found is not None:
+                return found[at % BLOCK]
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(self._count))]
+        if at < 0:
+            at += self._count
+            if at < 0:
+                raise IndexError(at)
+        return self.block(at // BLOCK)[at % BLOCK]
+
+    def block(self, index: int) -> list[Trial]:
+        """The trials of this block. The list is not the caller's. Raises IndexError."""
+        found = self.open.get(index)
+        if found is None:
+            found = self._read.get(index)
+        if found is None:
+            closed = self.closed.get(index)
+            if closed is None:
+                found = self.open.get(index)  # opened this moment
+                if found is None:
+                    raise IndexError(index * BLOCK)
+                return found
+            found = self._read[index] = closed.trials()
+            if len(self._read) > _OPENED:
+                self._read.pop(list(self._read)[0], None)  # noqa: RUF015  # in one step: others read, too
+        return found
+
+    def results(self) -> Iterator[tuple[int, float]]:
+        """Number and first value of each COMPLETE trial, without making the trials of closed blocks."""
+        for index in range(-(-self._count // BLOCK)):
+            closed = self.closed.get(index)
+            if closed is not None:
+                yield from closed.results()
+            else:
+                yield from [(t.number, t.values[0]) for t in self.block(index) if t.state is COMPLETE and t.values]
+
+    def append(self, trial: Trial) -> None:
+        """Add the trial whose number is the length."""
+        block = self.open.get(self._count // BLOCK)
+        if block is None:
+            block = self.open[self._count // BLOCK] = []
+        block.append(trial)
+        self._count += 1
+
+    def extend_open(self, trials: list[Trial]) -> None:
+        """Add a block that may still change."""
+        self.open[self._count // BLOCK] = trials
+        self._count += len(trials)
+
+    def extend_closed(self, block: ClosedBlock) -> None:
+        """Add a whole block of finished trials."""
+        self.closed[self._count // BLOCK] = block
+        self._count += BLOCK
+
+    def close(self, index: int, block: ClosedBlock) -> None:
+        """Replace this block by what it was packed into."""
+        self.closed[index] = block
+        self._read.pop(index, None)  # a reader may have kept what was before it was opened
+        del self.open[index]
+
+    def opened(self, number: int) -> Trial:
+        """This trial, to be changed."""
+        index = number // BLOCK
+        if index not in self.open:
+            self.open[index] = self.block(index)
+            self._read.pop(index, None)
+            del self.closed[index]
+        return self.open[index][number % BLOCK]
+
+
+class LastCommit(msgspec.Struct, frozen=True, gc=False):
     """The fate of a writer's latest commit, for one that lost the reply and then its memory of the log."""
 
     seq: int
@@ -142,8 +293,8 @@ class State:
     """
 
     __slots__ = (
-        "blocks",
         "budget",
+        "chain",
         "changed",
         "counts",
         "define",
@@ -152,6 +303,8 @@ class State:
         "failures_in_a_row",
         "lsn",
         "peers",
+        "policy",
+        "quiet",
         "refusals",
         "running",
         "status",
@@ -164,12 +317,16 @@ class State:
 
     def __init__(self) -> None:
         self.lsn = 0
+        self.chain = (0, 0)
+        """An lsn, and the sum of the log up to it, see `core.chain`; a session keeps it. Not in digests."""
         self.define: StudyDefine | None = None
+        self.policy = Policy()
+        """That of `define`, once there is one."""
         self.status = "running"
         self.budget: int | None = None
         self.user: dict[str, str] = {}
         self.system: dict[str, str] = {}
-        self.trials: list[Trial] = []
+        self.trials = Trials()
         self.waiting: dict[int, None] = {}
         self.running: dict[int, None] = {}
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
@@ -178,17 +335,14 @@ class State:
         """The first distribution the log gave each parameter: what a trial has unless it says otherwise."""
         self.peers: dict[str, dict[str, str]] = {}
         self.draining: dict[str, None] = {}
-        """Peers, and sites as `site:name`, that shall take no more trials."""
+        """Peers, and sites as `site:name`, that were asked to take no more trials."""
         self.writers: dict[str, LastCommit] = {}
         self.refusals: dict[str, int] = {}
         self.changed: set[int] = set()
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
-        self.blocks: dict[int, bytes] = {}
-        """Encoded snapshot blocks of trials that are finished for good, see `snapshot`."""
 
-    @property
-    def policy(self) -> Policy:
-        return self.define.policy if self.define else Policy()
+        self.quiet: dict[tuple[str, int], tuple[int, bytes]] = {}
+        """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
 
     def used(self) -> int:
         """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING."""
@@ -196,7 +350,7 @@ class State:
         return counts[COMPLETE] + counts[PRUNED] + counts[RUNNING]
 
     def closed_because(self) -> str | None:
-        """Why no trial may start now, in a word of `REFUSALS`; None when one may."""
+        """The key in `REFUSALS` that says why no trial may start now; None when one may."""
         if self.status != "running":
             return self.status
         limit = self.policy.max_failures
@@ -207,7 +361,7 @@ class State:
         return None
 
     def closed_to(self, peer: str) -> str | None:
-        """Why no trial may start in this peer now, in a word of `REFUSALS`; None when one may."""
+        """The key in `REFUSALS` that says why no trial may start in this peer now; None when one may."""
         return self.closed_because() or ("draining" if self.is_draining(peer) else None)
 
     def is_draining(self, peer: str) -> bool:
@@ -222,3 +376,8 @@ class State:
         if closed == "budget":
             return self.counts[RUNNING] == 0
         return closed in ("stopped", "failing")
+
+
+def differences(info: dict[str, str]) -> list[str]:
+    """How a peer searches that does not do as its study says, by its introduction: `uses the sampler …`."""
+    return [f"uses the {part} {info[part]}" for part in ("sampler", "pruner", "repeats", "replicates") if part in info]

@@ -1,13 +1,13 @@
 """What a user would write: a neural network on scikit-learn's hand-written digits, trained epoch by epoch.
 
-1,437 digits are for tuning, by five-fold cross-validation: after each epoch the mean accuracy of the five networks on
-what they have not seen is reported. 360 digits are held out; no trial ever sees them.
+1,437 digits are for tuning by five-fold cross-validation: each epoch reports the mean accuracy of the five networks on
+the digits that they have not seen. 360 digits are held out; no trial ever sees them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hopaas_p2p.trial import Trial
+
+    Array = NDArray[np.generic]
 
 EPOCHS: Final = 30
 FOLDS: Final = 5
@@ -31,31 +33,22 @@ SPACE: Final[dict[str, Distribution]] = {
 }
 
 
-class Digits(NamedTuple):
-    """Images of 8 x 8 pixels in [0, 1], and the digits that they show."""
-
-    images: NDArray[np.float64]
-    labels: NDArray[np.int64]
-
-
-def load() -> tuple[Digits, Digits]:
-    """The digits for tuning, and those held out."""
+def load() -> list[Array]:
+    """Images of the digits for tuning and of those held out, then the labels of both."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    tune_x, test_x, tune_y, test_y = train_test_split(
-        images / 16.0, labels, test_size=0.2, random_state=0, stratify=labels
-    )
-    return Digits(tune_x, tune_y), Digits(test_x, test_y)
+    parts: list[Array] = train_test_split(images / 16.0, labels, test_size=0.2, random_state=0, stratify=labels)
+    return parts
 
 
 def make_objective(alive: Callable[[], object] = lambda: None) -> Callable[[Trial], float]:
     """The objective, with its data loaded. `alive` is called after every epoch and may raise to end the program."""
     from sklearn.model_selection import StratifiedKFold
 
-    digits, _ = load()
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(digits.images, digits.labels))
+    images, _, labels, _ = load()
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(images, labels))
 
     def objective(trial: Trial) -> float:
         networks = [_network(trial.params, seed=fold) for fold in range(FOLDS)]
@@ -63,8 +56,8 @@ def make_objective(alive: Callable[[], object] = lambda: None) -> Callable[[Tria
         for epoch in range(1, EPOCHS + 1):
             scores = []
             for network, (fit, check) in zip(networks, folds, strict=True):
-                network.partial_fit(digits.images[fit], digits.labels[fit], classes=range(10))
-                scores.append(network.score(digits.images[check], digits.labels[check]))
+                network.partial_fit(images[fit], labels[fit], classes=range(10))
+                scores.append(network.score(images[check], labels[check]))
             accuracy = float(sum(scores) / FOLDS)
             alive()
             trial.report(accuracy, epoch)
@@ -77,11 +70,11 @@ def make_objective(alive: Callable[[], object] = lambda: None) -> Callable[[Tria
 
 def held_out_accuracy(params: Mapping[str, Any]) -> float:
     """Train once more with these parameters on all the digits for tuning; the accuracy on those held out."""
-    tune, test = load()
+    tune_x, test_x, tune_y, test_y = load()
     network = _network(params, seed=0)
     for _ in range(EPOCHS):
-        network.partial_fit(tune.images, tune.labels, classes=range(10))
-    return float(network.score(test.images, test.labels))
+        network.partial_fit(tune_x, tune_y, classes=range(10))
+    return float(network.score(test_x, test_y))
 
 
 def _network(params: Mapping[str, Any], *, seed: int) -> Any:

@@ -1,6 +1,6 @@
 """One peer of the demo: `HOPAAS_STORE=… python -m hopaas_p2p.demo.peer STUDY SEED`.
 
-This is all that a process needs to take part: open the study, and optimise. It talks to nobody but the store.
+This is all that a process needs to take part: open the study, and optimise. It connects to the store only.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Shows the story: a live screen on a terminal, plain lines anywhere else."""
+"""Shows the demo's progress: a live screen on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Final, Protocol
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,72 +11,46 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from hopaas_p2p.demo.story import Event, PeerRow, Scene
+from hopaas_p2p.demo.progress import DemoEvent, DemoStatus, PeerStatus
 from hopaas_p2p.report.facts import shown
 
-_EVERY: Final = 5.0  # seconds between two lines of progress without a terminal
+_INTERVAL: Final = 5.0  # seconds between two status lines without a terminal
 _STYLES: Final = {"best": "bold green", "bad": "bold red", "good": "cyan", "plain": "dim"}
 _STATUS: Final = {"running": "green", "killed": "bold red", "starting": "yellow", "done": "dim"}
 
 
-class Screen(Protocol):
-    """Where the story is shown."""
-
-    def __enter__(self) -> Screen: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def tell(self, event: Event) -> None:
-        """Something happened."""
-
-    def show(self, scene: Scene) -> None:
-        """This is how things stand."""
-
-
-def screen_for(console: Console, *, title: str, epochs: int) -> Screen:
-    """The live screen on a terminal that can move its cursor, plain lines elsewhere."""
-    if console.is_terminal and not console.is_dumb_terminal:
-        return LiveScreen(console, title=title, epochs=epochs)
-    return PlainScreen(console, title=title)
-
-
 class PlainScreen:
-    """One line an event, and one line of progress every few seconds."""
+    """One line per event, and a status line every few seconds."""
 
     def __init__(self, console: Console, *, title: str) -> None:
         self._console = console
         self._title = title
-        self._next = _EVERY
+        self._next = _INTERVAL
 
     def __enter__(self) -> PlainScreen:
         self._print(self._title)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to put back."""
+        """Nothing to restore."""
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def tell(self, event: Event) -> None:
+    def add(self, event: DemoEvent) -> None:
+        """Show an event."""
         self._print(f"{event.at:5.1f} s  {event.text}")
 
-    def show(self, scene: Scene) -> None:
-        if scene.elapsed >= self._next:
-            self._next = scene.elapsed + _EVERY
-            self._print(f"{scene.elapsed:5.1f} s  {progress_line(scene)}")
-
-
-def progress_line(scene: Scene) -> str:
-    """How things stand, in one line."""
-    top = f"best {scene.best.values[0]:.4f}" if scene.best is not None and scene.best.values else "no result yet"
-    return (
-        f"{scene.complete + scene.pruned}/{scene.budget} trials: {scene.complete} complete, {scene.pruned} pruned, "
-        f"{scene.failed} failed, {scene.running} running; {top}; "
-        f"pruning saved about {scene.savings.saved} epochs"
-    )
+    def update(self, status: DemoStatus) -> None:
+        """Show the status if it is time for it."""
+        if status.elapsed >= self._next:
+            self._next = status.elapsed + _INTERVAL
+            top = f"best {status.best.values[0]:.4f}" if status.best and status.best.values else "no result yet"
+            counts = f"{status.complete} complete, {status.pruned} pruned, {status.failed} failed"
+            self._print(
+                f"{status.elapsed:5.1f} s  {status.complete + status.pruned}/{status.budget} trials: {counts}, "
+                f"{status.running} running; {top}; pruning saved about {status.savings.saved} epochs"
+            )
 
 
 class LiveScreen:
@@ -87,8 +60,8 @@ class LiveScreen:
         self._console = console
         self._title = title
         self._epochs = epochs
-        self._events: list[Event] = []
-        self._scene: Scene | None = None
+        self._events: list[DemoEvent] = []
+        self._status: DemoStatus | None = None
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
 
     def __enter__(self) -> LiveScreen:
@@ -98,94 +71,98 @@ class LiveScreen:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def tell(self, event: Event) -> None:
+    def add(self, event: DemoEvent) -> None:
+        """Show an event."""
         self._events.append(event)
 
-    def show(self, scene: Scene) -> None:
-        self._scene = scene
+    def update(self, status: DemoStatus) -> None:
+        """Show the status."""
+        self._status = status
 
     def _render(self) -> RenderableType:
-        scene = self._scene
-        if scene is None:
+        status = self._status
+        if status is None:
             return Text(self._title, style="bold")
-        room = self._console.height - len(scene.peers) - 9
+        header = Table.grid(expand=True)
+        header.add_column()
+        header.add_column(justify="right")
+        header.add_row(Text(self._title, style="bold"), Text(f"{status.elapsed:.0f} s", style="dim"))
+        room = max(3, min(self._console.height - len(status.peers) - 9, 14))
         return Group(
-            header(self._title, scene),
+            header,
             Rule(style="dim"),
-            peer_table(scene.peers, self._epochs),
+            _peer_table(status.peers, self._epochs),
             Text(),
-            progress(scene),
+            _progress(status),
             Rule(style="dim"),
-            *event_lines(self._events, room=max(3, min(room, 14))),
+            *event_lines(self._events, room=room),
         )
 
 
-def header(title: str, scene: Scene) -> RenderableType:
-    """What this is, and for how long it has been going on."""
-    grid = Table.grid(expand=True)
-    grid.add_column()
-    grid.add_column(justify="right")
-    grid.add_row(Text(title, style="bold"), Text(f"{scene.elapsed:.0f} s", style="dim"))
-    return grid
+def screen_for(console: Console, *, title: str, epochs: int) -> LiveScreen | PlainScreen:
+    """The live screen on a terminal that can move its cursor, plain lines elsewhere."""
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveScreen(console, title=title, epochs=epochs)
+    return PlainScreen(console, title=title)
 
 
-def peer_table(peers: tuple[PeerRow, ...], epochs: int) -> RenderableType:
-    """A line for each peer."""
+def _peer_table(peers: tuple[PeerStatus, ...], epochs: int) -> Table:
+    """One row per peer."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title, justify in (("peer", "left"), ("pid", "right"), ("", "left"), ("trial", "right")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]  # rich spells the words out
+    table.add_column("peer")
+    table.add_column("pid", justify="right")
+    table.add_column("")
+    table.add_column("trial", justify="right")
     table.add_column("epoch", min_width=20)
     table.add_column("complete", justify="right")
     table.add_column("pruned", justify="right")
-    for row in peers:
-        lost = row.status == "killed" and row.trial is not None
+    for peer in peers:
         bar = Table.grid(padding=(0, 1, 0, 0))
-        if row.trial is not None:
-            style = "red" if lost else "cyan"
-            bar.add_row(
-                ProgressBar(total=epochs, completed=row.epoch, width=14, complete_style=style, finished_style=style),
-                f"{row.epoch:2d}/{epochs}",
-            )
+        if peer.trial is not None:
+            style = "red" if peer.status == "killed" else "cyan"
+            bar.add_row(_bar(peer.epoch, epochs, width=14, style=style), f"{peer.epoch:2d}/{epochs}")
         table.add_row(
-            Text(row.name, style="bold"),
-            str(row.pid),
-            Text(f"{row.status:8}", style=_STATUS.get(row.status, "")),
-            f"#{row.trial}" if row.trial is not None else "",
+            Text(peer.name, style="bold"),
+            str(peer.pid),
+            Text(f"{peer.status:8}", style=_STATUS.get(peer.status, "")),
+            f"#{peer.trial}" if peer.trial is not None else "",
             bar,
-            str(row.complete),
-            str(row.pruned),
+            str(peer.complete),
+            str(peer.pruned),
         )
     return table
 
 
-def progress(scene: Scene) -> RenderableType:
+def _bar(done: int, total: int, *, width: int, style: str) -> ProgressBar:
+    return ProgressBar(total=total, completed=done, width=width, complete_style=style, finished_style=style)
+
+
+def _progress(status: DemoStatus) -> Table:
     """The study in three lines."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim")
     grid.add_column()
-    done = scene.complete + scene.pruned
+    done = status.complete + status.pruned
     bar = Table.grid(padding=(0, 1, 0, 0))
-    bar.add_row(
-        ProgressBar(total=scene.budget, completed=done, width=22, complete_style="green", finished_style="green"),
-        f"{done}/{scene.budget}  {scene.complete} complete, {scene.pruned} pruned, {scene.failed} failed",
-    )
+    counts = f"{status.complete} complete, {status.pruned} pruned, {status.failed} failed"
+    bar.add_row(_bar(done, status.budget, width=22, style="green"), f"{done}/{status.budget}  {counts}")
     grid.add_row("trials", bar)
     top = Text("none yet", style="dim")
-    if scene.best is not None and scene.best.values:
-        top = Text(f"{scene.best.values[0]:.4f}", style="bold green")
-        top.append(f"  accuracy in cross-validation, trial #{scene.best.number}", style="default not bold")
+    if status.best is not None and status.best.values:
+        top = Text(f"{status.best.values[0]:.4f}", style="bold green")
+        top.append(f"  accuracy in cross-validation, trial #{status.best.number}", style="default not bold")
     grid.add_row("best", top)
-    saved = scene.savings
+    saved = status.savings
     grid.add_row("saved", f"about {shown(saved.saved)} of {shown(saved.without)} epochs ({saved.share:.0%}) by pruning")
     return grid
 
 
-def event_lines(events: list[Event], *, room: int) -> list[RenderableType]:
-    """The latest events, a line each; what was killed and taken over stays in sight longer than a new best."""
+def event_lines(events: list[DemoEvent], *, room: int) -> list[Text]:
+    """The latest events, one line each; a kill and a takeover stay visible longer than a new best."""
     loud = [event for event in events if event.kind in ("bad", "good")][-min(5, room) :]
     quiet = [event for event in events if event not in loud]
     chosen = loud + quiet[len(quiet) - max(0, room - len(loud)) :]
-    lines: list[RenderableType] = []
+    lines = []
     for event in sorted(chosen, key=lambda one: one.at):
         line = Text(f"{event.at:5.1f} s  ", style="dim", no_wrap=True, overflow="ellipsis")
         line.append(event.text, style=_STYLES[event.kind])

@@ -1,19 +1,22 @@
 """Studies to and from files and Optuna's own storages: `export_study`, `import_study`.
 
-What travels is a `Portable`: the study's definition and attributes, and its trials, with no ids of one store in it.
+All formats go through a `Portable`: the definition, attributes and trials of a study, without the ids of one store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import secrets
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
+from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export.arrival import Imported, bring_in
 from hopaas_p2p.export.copying import Copied, copy_study
@@ -27,7 +30,7 @@ __all__ = ["FORMATS", "Copied", "Imported", "copy_study", "export_study", "impor
 
 _log: Final = logging.getLogger("hopaas_p2p")
 FORMATS: Final = ("jsonl", "csv", "parquet", "optuna")
-_ENDINGS: Final = {
+_SUFFIXES: Final = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
@@ -40,15 +43,15 @@ _ENDINGS: Final = {
 def export_study(
     study: Study, to: str | os.PathLike[str], *, form: str | None = None, files: str | os.PathLike[str] | None = None
 ) -> int:
-    """Write a study; returns the number of trials written. A file is there whole or not at all.
+    """Write a study; returns the number of trials written. A file is written whole or not at all.
 
     Args:
         study: from `open_study`.
         to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
         form: "jsonl" and "parquet" keep everything, "csv" is for spreadsheets, "optuna" writes into an Optuna
-            storage. By the end of the path if not said; a URL is an Optuna storage.
-        files: a directory for the files of the study and its trials, which go there under their ids, as
-            `optuna.artifacts.FileSystemArtifactStore` keeps them; without it they stay where they are.
+            storage. By default by the suffix of the path; a URL is an Optuna storage.
+        files: a directory for the files of the study and its trials, which are stored under their ids, as
+            `optuna.artifacts.FileSystemArtifactStore` does; by default they are not copied.
 
     Raises:
         InvalidInput: an unknown format, or one that needs a package which is not installed.
@@ -69,18 +72,24 @@ def export_study(
 
         if target == "-":
             raise InvalidInput("Parquet goes to a file, not to a terminal; say --to PATH")
-        with _replacing(Path(target)) as draft:
+        with replace_atomically(Path(target)) as draft:
             dump_parquet(portable, draft)
     else:
         _write_lines(portable, target, chosen)
     return len(portable.trials)
 
 
-def _save_files(study: Study, portable: Portable, directory: Path) -> None:
-    from hopaas_p2p.export.files import from_store, mentioned, save
+def _visible(found: re.Match[str]) -> str:
+    """A character that moves a terminal's cursor or hides others, as JSON escapes it."""
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
-    if mentioned(portable):
-        saved = save(portable, from_store(study.storage.courier.store.artifacts()), directory)
+
+def _save_files(study: Study, portable: Portable, directory: Path) -> None:
+    from hopaas_p2p.export.files import from_store, named_files, save
+
+    if named_files(portable):
+        fetch = from_store(artifacts_of(study.storage.peer.store), study.storage.handle(study.study_id).uuid)
+        saved = save(portable, fetch, directory)
         for warning in saved.warnings:
             _log.warning("%s", warning)
 
@@ -90,25 +99,12 @@ def _write_lines(portable: Portable, target: str, form: str) -> None:
 
     lines = tables.dump_csv(portable) if form == "csv" else (line + "\n" for line in jsonl.dump(portable))
     if target == "-":
+        if sys.stdout.isatty():  # as JSON escapes it; what goes elsewhere stays as it is
+            lines = (re.sub(r"[^\n\t]", _visible, line) for line in lines)
         sys.stdout.writelines(lines)
         return
-    with _replacing(Path(target)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+    with replace_atomically(Path(target)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         file.writelines(lines)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, which takes its place when the block ends well."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        yield draft
-        draft.replace(path)
-    except OSError as error:
-        if error.filename == str(draft):
-            error.filename = str(path)  # the draft is nobody's business
-        raise
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def import_study(
@@ -122,15 +118,15 @@ def import_study(
 ) -> Imported:
     """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
 
-    Trials that were RUNNING arrive as WAITING. Many go with one commit: 10,000 take seconds.
+    RUNNING trials become WAITING. One commit holds many trials: 10,000 take seconds.
 
     Args:
         storage: from `open_storage`.
         source: a path, "-" for standard input, or the URL or journal file of an Optuna storage.
-        name: the study to add to; its own name if not said.
+        name: the study to add to; by default the name in the file.
         form: as in `export_study`.
-        source_study: which study of an Optuna storage; the only one if not said.
-        files: the directory that `export_study` or Optuna's FileSystemArtifactStore put the files into.
+        source_study: which study of an Optuna storage; by default the only one.
+        files: the directory into which `export_study` or Optuna's FileSystemArtifactStore put the files.
 
     Raises:
         InvalidInput: it cannot be read, or does not fit the budget. Nothing was imported.
@@ -152,9 +148,9 @@ def import_study(
             portable = _read_lines(lines, chosen, storage, name)
     fetch = None
     if files is not None:
-        from hopaas_p2p.export.files import from_directory, mentioned
+        from hopaas_p2p.export.files import from_directory, named_files
 
-        fetch = from_directory(Path(files)) if mentioned(portable) else None
+        fetch = from_directory(Path(files)) if named_files(portable) else None
     return bring_in(storage, portable, name=name, fetch=fetch)
 
 
@@ -179,14 +175,14 @@ def _reading(source: str) -> Iterator[TextIO]:
         with Path(source).open(encoding="utf-8", newline="") as file:
             yield file
     except UnicodeDecodeError:
-        raise InvalidInput(f"{source} is no text in UTF-8; say its --format") from None
+        raise InvalidInput(f"{source} is not UTF-8 text; say its --format") from None
 
 
 def _format(place: str, form: str | None) -> str:
     if form is not None:
         if form not in FORMATS:
-            raise InvalidInput(f"{form!r} is no format; there are {', '.join(FORMATS)}")
+            raise InvalidInput(f"{form!r} is not a format; there are {', '.join(FORMATS)}")
         return form
     if "://" in place:
         return "optuna"
-    return _ENDINGS.get(Path(place).suffix.lower(), "jsonl")
+    return _SUFFIXES.get(Path(place).suffix.lower(), "jsonl")

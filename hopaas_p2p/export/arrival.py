@@ -1,32 +1,34 @@
-"""Trials that come from elsewhere: into a study of ours, hundreds in one commit."""
+"""Adds imported trials to a study, hundreds per commit."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS, Verdict
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput
-from hopaas_p2p.export.files import Fetch, carry
+from hopaas_p2p.export.files import Fetch, copy_files
 from hopaas_p2p.export.portable import ORIGIN, PEERS, Portable, PortableTrial, with_ids
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
     from hopaas_p2p.storage import Storage
 
-_RECORDS: Final = 500  # of one commit: other peers are not held up for longer than some 20 ms
-_BYTES: Final = 1 << 20  # of one commit, a quarter of what the codec allows
+T = TypeVar("T")
+_RECORDS: Final = 500  # per commit, so that other peers wait for some 20 ms at most
+_BYTES: Final = 1 << 20  # per commit, a quarter of what the codec allows
 _TAKES_A_PLACE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Imported(NamedTuple):
-    """What came of an import."""
+    """The result of an import."""
 
     study: str
     trials: int
@@ -47,9 +49,9 @@ def bring_in(
     Args:
         storage: where to.
         portable: the study and its trials.
-        name: of the study that they go to.
-        fetch: where the files that they speak of are to be had; without it the files stay where they are.
-        known: trials that came earlier: their number there -> their number here.
+        name: of the target study.
+        fetch: fetches the files that the trials name; without it the files are not copied.
+        known: trials imported earlier: number there -> number here.
 
     Raises:
         InvalidInput: no name, a trial too large for a commit, or more finished trials than the budget has places.
@@ -67,19 +69,19 @@ def bring_in(
         size = _size(record)
         if size > codec.MAX_BYTES - 4096:
             raise InvalidInput(f"trial {trial.number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
-    artifacts = None if fetch is None else storage.courier.store.artifacts()
+    artifacts = None if fetch is None else artifacts_of(storage.peer.store)
     fresh = name not in storage.study_names()
     study_id = _create(storage, portable, name) if fresh else storage.get_study_id_from_name(name)
     _check(storage.state(study_id), portable, records, name, fresh=fresh)
     arrival = _Arrival(storage, study_id, known or {})
     files = 0
     if fetch is not None and artifacts is not None:
-        carried = carry(portable, fetch, artifacts, storage.part(study_id).membership.uuid)
-        portable, files = carried.portable, carried.files
-        arrival.warnings += carried.warnings
+        copied = copy_files(portable, fetch, artifacts, storage.handle(study_id).uuid)
+        portable, files = copied.portable, copied.files
+        arrival.warnings += copied.warnings
         records = [_record(trial) for trial in portable.trials]
     if fresh and portable.policy.budget is not None:
-        arrival.say(StudyControl(budget=-1))  # it may have been moved below what is there; set at the end
+        arrival.say(StudyControl(budget=-1))  # it may be lower than the number of trials; set at the end
     arrival.add(portable.trials, records)
     arrival.describe(portable)
     if fresh:
@@ -107,7 +109,7 @@ def _check(state: State, portable: Portable, records: list[TrialCreate], name: s
 
 
 def _record(trial: PortableTrial) -> TrialCreate:
-    """The record that makes the trial here. One that was running has no owner here: it waits for one."""
+    """The record that creates the trial here. One that was running has no owner here, and becomes WAITING."""
     record, origin = trial.record, dict(trial.origin)
     if record.state is TrialState.RUNNING:
         origin["was"] = "RUNNING"
@@ -125,12 +127,12 @@ def _size(record: TrialCreate) -> int:
 
 
 class _Arrival:
-    """One import under way."""
+    """One import in progress."""
 
     def __init__(self, storage: Storage, study_id: int, known: Mapping[int, int]) -> None:
         self._storage = storage
         self._study_id = study_id
-        self._membership = storage.part(study_id).membership
+        self._log = storage.handle(study_id).log
         self._numbers = dict(known)
         self.count = 0
         self.warnings: list[str] = []
@@ -139,13 +141,13 @@ class _Arrival:
         self._storage.say(self._study_id, record)
 
     def add(self, trials: list[PortableTrial], records: list[TrialCreate]) -> None:
-        for batch in _batches(list(zip(trials, records, strict=True))):
-            known = self._membership.replica.state.dists
+        for batch in _batches(zip(trials, records, strict=True), lambda pair: _size(pair[1]), bytes_=_BYTES):
+            known = self._log.state.dists
             lean = [
                 msgspec.structs.replace(record, dists={k: d for k, d in record.dists.items() if known.get(k) != d})
                 for _, record in batch
             ]
-            verdicts = self._storage.courier.commit(self._membership, *lean)
+            verdicts = self._storage.peer.commit(self._log, *lean)
             for (trial, _), verdict in zip(batch, verdicts, strict=True):
                 self._note(trial, verdict)
 
@@ -160,43 +162,29 @@ class _Arrival:
         self.count += 1
 
     def describe(self, portable: Portable) -> None:
-        """Bring the study's attributes; those that name a trial name it as it is called here."""
+        """Add the study's attributes, with the trials' new numbers and ids in those that name a trial."""
         ids = {old: (self._study_id << 32) + new for old, new in self._numbers.items()}
         system = with_ids(portable.system, ids, self._numbers)
         if portable.peers:
             there: dict[str, dict[str, str]] = {}
             with contextlib.suppress(ValueError):
-                there = json.loads(self._membership.replica.state.system.get(PEERS, "{}"))
+                there = json.loads(self._log.state.system.get(PEERS, "{}"))
             system[PEERS] = json.dumps(there | portable.peers, ensure_ascii=False, separators=(",", ":"))
         for key, text in portable.user.items():
-            self._storage.courier.commit(self._membership, StudySet(user={key: text}))
-        for part in _parts(system):
-            self._storage.courier.commit(self._membership, StudySet(system=part))
+            self._storage.peer.commit(self._log, StudySet(user={key: text}))
+        for batch in _batches(system.items(), lambda item: len(item[1]), bytes_=_BYTES // 4):
+            self._storage.peer.commit(self._log, StudySet(system=dict(batch)))
 
 
-def _batches(
-    pairs: list[tuple[PortableTrial, TrialCreate]],
-) -> Iterator[list[tuple[PortableTrial, TrialCreate]]]:
-    batch: list[tuple[PortableTrial, TrialCreate]] = []
+def _batches(items: Iterable[T], size: Callable[[T], int], *, bytes_: int) -> Iterator[list[T]]:
+    """The items in lists that fit one commit each."""
+    batch: list[T] = []
     weight = 0
-    for pair in pairs:
-        size = _size(pair[1])
-        if batch and (len(batch) >= _RECORDS or weight + size > _BYTES):
+    for item in items:
+        if batch and (len(batch) >= _RECORDS or weight + size(item) > bytes_):
             yield batch
             batch, weight = [], 0
-        batch.append(pair)
-        weight += size
+        batch.append(item)
+        weight += size(item)
     if batch:
         yield batch
-
-
-def _parts(attributes: dict[str, str]) -> Iterator[dict[str, str]]:
-    """The attributes in parts that fit a commit."""
-    part: dict[str, str] = {}
-    for key, text in attributes.items():
-        if part and sum(map(len, part.values())) + len(text) > _BYTES // 4:
-            yield part
-            part = {}
-        part[key] = text
-    if part:
-        yield part

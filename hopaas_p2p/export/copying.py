@@ -1,10 +1,11 @@
-"""A study copied from one store to another: trials, notes, tags, files. Copied again, only what is new comes."""
+"""Copies a study from one store to another: trials, notes, tags, files. A second copy adds only what is new."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.export import files
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _FROM: Final = "copied_from"
-"""In a study's definition and in a trial's origin: the uuid of the study it is a copy of, with the trial's number."""
+"""In the definition of a copy: the source's uuid; in a trial's origin: that, and the trial's number there."""
 
 
 class Copied(NamedTuple):
-    """What came of a copy."""
+    """The result of a copy."""
 
     study: str
     trials: int
@@ -35,14 +36,14 @@ def copy_study(
 ) -> Copied:
     """Copy a study into another store, or under another name into the same one. The source stays as it is.
 
-    A second copy brings what was finished since, and the notes and tags as they are in the source by then.
+    A second copy adds what was finished since, and the notes and tags as they are in the source by then.
 
     Args:
         source: from `open_study`; others may go on working on it.
         target: from `open_storage`.
-        name: what it is called there; its own name if not said.
-        unfinished: bring WAITING and RUNNING trials too; they wait there to be run (again). Their checkpoints stay.
-        with_files: bring the files of the study and its trials.
+        name: its name there; by default its own.
+        unfinished: copy WAITING and RUNNING trials too; they are WAITING there. Checkpoints are not copied.
+        with_files: copy the files of the study and its trials.
 
     Raises:
         StudyExists: there is a study of that name which is no copy of this one.
@@ -50,12 +51,12 @@ def copy_study(
         ConfigurationError: the target keeps no files; the message says what to do.
 
     """
-    uuid = source.storage.part(source.study_id).membership.uuid
+    uuid = source.storage.handle(source.study_id).uuid
     chosen = name or source.name
     known: dict[int, int] = {}
     if chosen in target.study_names():
         study_id = target.get_study_id_from_name(chosen)
-        if target.part(study_id).membership.uuid == uuid:
+        if target.handle(study_id).uuid == uuid:
             raise InvalidInput(f"{chosen!r} would be copied onto itself; give the copy another name")
         known = _already_there(target.state(study_id), uuid, chosen)
     portable = of_study(source)
@@ -66,13 +67,15 @@ def copy_study(
         and (unfinished or trial.record.state not in (TrialState.WAITING, TrialState.RUNNING))
     ]
     portable = portable._replace(trials=wanted, info={**portable.info, _FROM: uuid})
-    fetch = files.from_store(source.storage.courier.store.artifacts()) if with_files and _has_files(portable) else None
+    fetch = None
+    if with_files and _has_files(portable):
+        fetch = files.from_store(artifacts_of(source.storage.peer.store), uuid)
     result = bring_in(target, portable, name=chosen, fetch=fetch, known=known)
     return Copied(chosen, result.trials, len(known), result.files, result.warnings)
 
 
 def _has_files(portable: Portable) -> bool:
-    return bool(files.mentioned(portable))
+    return bool(files.named_files(portable))
 
 
 def _marked(trial: PortableTrial, uuid: str) -> PortableTrial:

@@ -1,8 +1,8 @@
-"""The files of a study on their way: from a store, or a directory, to where its trials go.
+"""Copies the files of a study from a store or a directory to another.
 
-A file of ours is known by its study's uuid, so that it goes when the study does; where it arrives it belongs to another
-study, and is named anew in the attributes that speak of it. A directory holds files by their ids, which is what
-`optuna.artifacts.FileSystemArtifactStore` reads and writes.
+The id of our files begins with their study's uuid, so that they are removed with the study; a copy belongs to another
+study, and gets a new id in all attributes that name it. A directory holds files by their ids, as
+`optuna.artifacts.FileSystemArtifactStore` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.artifacts import SUM, key_of, named_after
+from hopaas_p2p.artifacts import SUM, get_bytes, key_of, named_after
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.export.portable import Portable
 
@@ -26,28 +27,28 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Artifacts
 
 Fetch = Callable[[str, Path], None]
-"""Writes the file of this id to that path; KeyError if there is none."""
+"""Writes the file of an id to a path; raises KeyError if there is none."""
 
-_SPEAKS_OF: Final = re.compile(r"(?:dashboard:)?artifacts:(?:#?\d+:)?(?P<id>[0-9a-fA-F-]{8,100})")
+_NAMES_A_FILE: Final = re.compile(r"(?:dashboard:)?artifacts:(?:#?\d+:)?(?P<id>[0-9a-fA-F-]{8,100})")
 
 
-class Carried(NamedTuple):
-    """What became of the files."""
+class CopiedFiles(NamedTuple):
+    """The result of copying files."""
 
     portable: Portable
-    """The study, with its files named as they are called where they arrived."""
+    """The study, with the new ids of its files."""
     files: int
-    """How many were brought; those that were there already do not count."""
+    """How many were copied; those that were there already do not count."""
     warnings: list[str]
 
 
-def from_store(files: Artifacts) -> Fetch:
-    """Files out of a store."""
-    return lambda artifact_id, path: files.get(key_of(artifact_id), path)
+def from_store(files: Artifacts, uuid: str) -> Fetch:
+    """Fetches files of the study of this uuid from a store."""
+    return lambda artifact_id, path: get_bytes(files, uuid, artifact_id, path)
 
 
 def from_directory(directory: Path) -> Fetch:
-    """Files out of a directory.
+    """Fetches files from a directory.
 
     Raises:
         InvalidInput: there is no such directory.
@@ -65,47 +66,44 @@ def from_directory(directory: Path) -> Fetch:
     return fetch
 
 
-def carry(portable: Portable, fetch: Fetch, files: Artifacts, uuid: str) -> Carried:
-    """Bring all files of the study to `files`, where its uuid is this one. What is there already is not sent again."""
+def copy_files(portable: Portable, fetch: Fetch, files: Artifacts, uuid: str) -> CopiedFiles:
+    """Copy all files of the study to `files`, for the study of this uuid. Those that are there already are left out."""
     renamed, warnings, count = {}, [], 0
-    there = {*files.keys(f"{uuid}/file/"), *files.keys("files/")}
-    for old, total in mentioned(portable).items():
+    there = set(files.keys(f"{uuid}/file/"))
+    for old, total in named_files(portable).items():
         new = named_after(old, uuid)
         renamed[old] = new
-        if key_of(new) in there:
+        if key_of(new, uuid) in there:
             continue
-        why = _send(old, new, total, fetch, files)
+        why = _send(old, key_of(new, uuid), total, fetch, files)
         if why is None:
             count += 1
         else:
             warnings.append(f"the file {old}: {why}")
-    return Carried(_with_names(portable, renamed), count, warnings)
+    return CopiedFiles(_with_names(portable, renamed), count, warnings)
 
 
-def save(portable: Portable, fetch: Fetch, directory: Path) -> Carried:
-    """Bring all files of the study into a directory, under their ids."""
+def save(portable: Portable, fetch: Fetch, directory: Path) -> CopiedFiles:
+    """Copy all files of the study into a directory, under their ids."""
     directory.mkdir(parents=True, exist_ok=True)
     warnings, count = [], 0
-    for artifact_id in mentioned(portable):
-        draft = directory / f".{artifact_id}"
+    for artifact_id in named_files(portable):
         try:
-            fetch(artifact_id, draft)
-            draft.replace(directory / artifact_id)
+            with replace_atomically(directory / artifact_id) as draft:
+                fetch(artifact_id, draft)
             count += 1
         except KeyError:
             warnings.append(f"the file {artifact_id}: its bytes are no longer in the store")
-        finally:
-            draft.unlink(missing_ok=True)
-    return Carried(portable, count, warnings)
+    return CopiedFiles(portable, count, warnings)
 
 
-def mentioned(portable: Portable) -> dict[str, dict[str, Any]]:
-    """The ids of all files that the study and its trials speak of, with the size and sum that are known of each."""
+def named_files(portable: Portable) -> dict[str, dict[str, Any]]:
+    """The ids of all files that the study and its trials name, with the size and digest that are known of each."""
     found: dict[str, dict[str, Any]] = {}
     removed = set()
     for system in _systems(portable):
         for key, text in system.items():
-            match = _SPEAKS_OF.fullmatch(key)
+            match = _NAMES_A_FILE.fullmatch(key)
             if match is not None:
                 found.setdefault(match["id"], {})
                 if _read(text) in (None, "null"):
@@ -132,8 +130,8 @@ def _read(text: str) -> Any:
         return None
 
 
-def _send(old: str, new: str, total: dict[str, Any], fetch: Fetch, files: Artifacts) -> str | None:
-    """Why the file could not be brought, or None."""
+def _send(old: str, key: str, total: dict[str, Any], fetch: Fetch, files: Artifacts) -> str | None:
+    """Why the file could not be copied, or None."""
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = Path(directory, "file")
         try:
@@ -143,11 +141,11 @@ def _send(old: str, new: str, total: dict[str, Any], fetch: Fetch, files: Artifa
         if "sha256" in total:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != total["sha256"]:
-                    return "its bytes are not what was put there; it was left behind"
+                    return "its bytes are not what was put there; it was not copied"
         try:
-            files.put(key_of(new), path)
+            files.put(key, path)
         except (InvalidInput, ConfigurationError) as error:  # for example too large for this store
-            return f"{error} It was left behind."
+            return f"{error} It was not copied."
     return None
 
 

@@ -1,14 +1,12 @@
-"""JSON lines: the study's line first, then a line a trial. Strict JSON, and nothing is lost.
+"""JSON lines: a line for the study, then one line per trial. Strict JSON, without loss.
 
-Numbers that JSON has no word for are the texts "NaN", "Infinity" and "-Infinity". Attributes stand as what they are;
-one that would not come back letter by letter stands as {"$json": its text}.
+Numbers that JSON cannot express are the texts "NaN", "Infinity" and "-Infinity". Attributes are written as JSON; one
+that would not be read back exactly is written as {"$json": its text}.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -17,10 +15,12 @@ import msgspec
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export.portable import Portable, PortableTrial
+from hopaas_p2p.report.facts import json_number
+from hopaas_p2p.space import distribution_of
+from hopaas_p2p.times import from_iso, to_iso
 from hopaas_p2p.translate import external, to_optuna
 
 FORMAT: Final = 1
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _KINDS: Final = {Float: "float", Int: "int"}
 
 
@@ -35,7 +35,7 @@ def load(lines: Iterable[str]) -> Portable:
     """The study in these lines.
 
     Raises:
-        InvalidInput: a line is not what it should be; the message says which.
+        InvalidInput: a line cannot be read; the message says which.
 
     """
     head: dict[str, Any] = {}
@@ -47,23 +47,17 @@ def load(lines: Iterable[str]) -> Portable:
             content = json.loads(line)
             if at == 1 and "hopaas_p2p" in content:
                 head = content
-                _check_format(head)
             else:
                 trials.append(read_trial(content))
-        except InvalidInput:
-            raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, msgspec.MsgspecError) as error:
-            raise InvalidInput(f"line {at} is no trial of an export: {type(error).__name__} {error}") from None
+            raise InvalidInput(f"line {at} is not a trial of an export: {type(error).__name__} {error}") from None
+    if head.get("hopaas_p2p", FORMAT) > FORMAT:
+        raise InvalidInput("this export was written by a newer version of hopaas_p2p; upgrade this installation")
     return read_header(head, trials)
 
 
-def _check_format(head: dict[str, Any]) -> None:
-    if head["hopaas_p2p"] > FORMAT:
-        raise InvalidInput("this export was written by a newer version; upgrade with: pip install -U hopaas-p2p")
-
-
 def header(portable: Portable) -> dict[str, Any]:
-    """What the first line says: the study."""
+    """The content of the first line: the study."""
     return {
         "hopaas_p2p": FORMAT,
         "name": portable.name,
@@ -88,7 +82,7 @@ def read_header(head: dict[str, Any], trials: list[PortableTrial]) -> Portable:
             directions=tuple(directions) if directions else None,
             trials=trials,
             policy=msgspec.convert(head.get("policy", {}), Policy),
-            space={name: _read_distribution(one) for name, one in head.get("space", {}).items()},
+            space={name: _read_distribution(name, one) for name, one in head.get("space", {}).items()},
             info=head.get("info", {}),
             status=head.get("status", "running"),
             budget=head.get("budget"),
@@ -101,25 +95,25 @@ def read_header(head: dict[str, Any], trials: list[PortableTrial]) -> Portable:
 
 
 def trial_line(trial: PortableTrial) -> dict[str, Any]:
-    """What a trial's line says."""
+    """The content of a trial's line."""
     record = trial.record
     params, internal = {}, {}
     for name, value in record.params.items():
         distribution = to_optuna(record.dists[name])
-        params[name] = _number(external(distribution, value))
+        params[name] = json_number(external(distribution, value))
         if not _comes_back(distribution, params[name], value):
-            internal[name] = _number(value)
+            internal[name] = json_number(value)
     line = {
         "number": trial.number,
         "state": record.state.name,
-        "values": None if record.values is None else [_number(value) for value in record.values],
+        "values": None if record.values is None else [json_number(value) for value in record.values],
         "params": params,
         "distributions": {name: _distribution(one) for name, one in record.dists.items()},
-        "reports": [[step, _number(value)] for step, value in record.reports.items()],
+        "reports": [[step, json_number(value)] for step, value in record.reports.items()],
         "user_attrs": _attributes(record.user),
         "system_attrs": _attributes(record.system),
-        "start": _time(record.start),
-        "end": _time(record.end),
+        "start": to_iso(record.start) or record.start,
+        "end": to_iso(record.end) or record.end,
         "reason": record.reason,
     }
     extra = {"internal": internal, "origin": trial.origin}
@@ -127,8 +121,8 @@ def trial_line(trial: PortableTrial) -> dict[str, Any]:
 
 
 def read_trial(line: dict[str, Any]) -> PortableTrial:
-    """The trial of a line; raises ValueError, KeyError or TypeError if it is none."""
-    dists = {name: _read_distribution(one) for name, one in line.get("distributions", {}).items()}
+    """The trial of a line; raises ValueError, KeyError or TypeError if it is not one."""
+    dists = {name: _read_distribution(name, one) for name, one in line.get("distributions", {}).items()}
     internal = {name: float(value) for name, value in line.get("internal", {}).items()}
     params = {
         name: internal[name] if name in internal else _internal(to_optuna(dists[name]), value)
@@ -158,7 +152,7 @@ def _comes_back(distribution: Any, value: Any, internal: float) -> bool:
 
 
 def _internal(distribution: Any, value: Any) -> float:
-    """A value of a line as the log writes it."""
+    """A value of a line in the log's representation."""
     choices = getattr(distribution, "choices", None)
     if choices is None:
         return float(value)
@@ -172,34 +166,20 @@ def _text(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _number(value: Any) -> Any:
-    """A value for strict JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
-    return value
-
-
 def _distribution(one: Distribution) -> dict[str, Any]:
     if isinstance(one, Categorical):
-        odd = [index for index, choice in enumerate(one.choices) if _number(choice) is not choice]
-        shown: dict[str, Any] = {"type": "cat", "choices": [_number(choice) for choice in one.choices]}
+        odd = [index for index, choice in enumerate(one.choices) if json_number(choice) is not choice]
+        shown: dict[str, Any] = {"type": "cat", "choices": [json_number(choice) for choice in one.choices]}
         return shown | ({"floats": odd} if odd else {})
     return {"type": _KINDS[type(one)], "low": one.low, "high": one.high, "log": one.log, "step": one.step}
 
 
-def _read_distribution(said: dict[str, Any]) -> Distribution:
-    if said["type"] == "cat":
-        odd = said.get("floats", ())
-        return Categorical(
-            tuple([float(choice) if index in odd else choice for index, choice in enumerate(said["choices"])])
-        )
-    step = said.get("step")
-    if said["type"] == "int":
-        return Int(int(said["low"]), int(said["high"]), bool(said.get("log")), 1 if step is None else int(step))
-    if said["type"] != "float":
-        raise ValueError(f"unknown type of parameter {said['type']!r}")
-    low, high = float(said["low"]), float(said["high"])
-    return Float(low, high, bool(said.get("log")), None if step is None else float(step))
+def _read_distribution(name: str, entry: dict[str, Any]) -> Distribution:
+    floats = entry.get("floats", ())
+    plain = {key: value for key, value in entry.items() if key != "floats"}
+    if floats:
+        plain["choices"] = [float(one) if index in floats else one for index, one in enumerate(plain["choices"])]
+    return distribution_of(name, plain)
 
 
 def _attributes(texts: dict[str, str]) -> dict[str, Any]:
@@ -223,17 +203,5 @@ def _is_escaped(value: Any) -> bool:
     return isinstance(value, dict) and list(value) == ["$json"] and isinstance(value["$json"], str)
 
 
-def _time(microseconds: int | None) -> str | int | None:
-    if microseconds is None:
-        return None
-    try:
-        return (_EPOCH + datetime.timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")
-    except OverflowError:
-        return microseconds
-
-
 def _read_time(said: str | int | None) -> int | None:
-    if said is None or isinstance(said, int):
-        return said
-    when = datetime.datetime.fromisoformat(said)
-    return (when.astimezone(datetime.UTC) - _EPOCH) // datetime.timedelta(microseconds=1)
+    return from_iso(said) if isinstance(said, str) else said

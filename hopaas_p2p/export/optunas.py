@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy, StoreUnreachable, StudyExists
 from hopaas_p2p.export import jsonl
-from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, with_ids, with_numbers
+from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, json_or_text, with_ids, with_numbers
 from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _DEFINITION: Final = "hopaas:definition"
-"""System attribute of a study in Optuna's storage: what our header says and Optuna has no place for."""
+"""System attribute of a study in Optuna's storage: the part of our header that Optuna has no place for."""
 _REASON: Final = "hopaas:reason"
 _NEVER_BEGAN: Final = "never_began"
-"""In the origin of a finished trial without a start, which Optuna insists on: withdrawn while it waited."""
+"""In the origin of a finished trial without a start, which Optuna requires: it was withdrawn while WAITING."""
 
 
 @contextlib.contextmanager
@@ -54,7 +53,7 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
 
 
 def dump_optuna(portable: Portable, url: str) -> None:
-    """Write the study into Optuna's storage, as a study of the same name.
+    """Write the study into Optuna's storage, under the same name.
 
     Raises:
         StudyExists: there is one already.
@@ -75,15 +74,15 @@ def dump_optuna(portable: Portable, url: str) -> None:
         }
         numbers = {old: new for new, old in enumerate(sorted(ids))}
         for key, text in portable.user.items():
-            storage.set_study_user_attr(study_id, key, _value(text))
+            storage.set_study_user_attr(study_id, key, json_or_text(text))
         for key, text in with_ids(portable.system, ids, numbers).items():
-            storage.set_study_system_attr(study_id, key, _value(text))
+            storage.set_study_system_attr(study_id, key, json_or_text(text))
         head = jsonl.header(portable._replace(user={}, system={}))
         storage.set_study_system_attr(study_id, _DEFINITION, head)
 
 
 def _frozen(trial: PortableTrial) -> FrozenTrial:
-    """The trial in Optuna's words; what it has no words for goes into system attributes."""
+    """The trial as Optuna's; what Optuna has no field for goes into system attributes."""
     from optuna.trial import FrozenTrial as Frozen
     from optuna.trial import TrialState as OptunaState
 
@@ -91,7 +90,7 @@ def _frozen(trial: PortableTrial) -> FrozenTrial:
 
     record = trial.record
     dists = {name: to_optuna(one) for name, one in record.dists.items()}
-    system = {key: _value(text) for key, text in record.system.items()}
+    system = {key: json_or_text(text) for key, text in record.system.items()}
     origin = trial.origin | ({_NEVER_BEGAN: True} if record.start is None and record.end is not None else {})
     if origin:
         system[ORIGIN] = origin
@@ -107,24 +106,17 @@ def _frozen(trial: PortableTrial) -> FrozenTrial:
         datetime_complete=to_datetime(record.end),
         params={name: external(dists[name], value) for name, value in record.params.items()},
         distributions=dists,
-        user_attrs={key: _value(text) for key, text in record.user.items()},
+        user_attrs={key: json_or_text(text) for key, text in record.user.items()},
         system_attrs=system,
         intermediate_values=dict(record.reports),
     )
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
 def load_optuna(url: str, *, name: str | None) -> Portable:
-    """The study of that name in Optuna's storage; without a name, the only one there.
+    """The study of that name in Optuna's storage; without a name, the only one.
 
     Raises:
-        NoSuchStudy: it is not there, or there are several and none was named.
+        NoSuchStudy: it does not exist, or there are several and none was named.
         InvalidInput: no such file, or a parameter that the log cannot hold.
         StoreUnreachable: the database does not answer.
 
@@ -142,13 +134,14 @@ def load_optuna(url: str, *, name: str | None) -> Portable:
 
 
 def _portable(storage: BaseStorage, study_id: int, name: str) -> Portable:
+    from hopaas_p2p.storage.optuna_internals import trial_id_of
     from hopaas_p2p.translate import to_json
 
     frozen = storage.get_all_trials(study_id, deepcopy=False)
     system = dict(storage.get_study_system_attrs(study_id))
     head = system.pop(_DEFINITION, {})
     user = storage.get_study_user_attrs(study_id)
-    numbers = {str(trial._trial_id): trial.number for trial in frozen}
+    numbers = {str(trial_id_of(trial)): trial.number for trial in frozen}
     trials = [_trial(one) for one in frozen]
     read = jsonl.read_header(head if isinstance(head, dict) else {}, trials)
     return read._replace(

@@ -1,9 +1,9 @@
-"""A study without the ids of its store: what every format is written from, and what every import ends as.
+"""A study without the ids of its store: every format is written from this, and every import gives it.
 
-A trial is the `TrialCreate` that makes it again. What no such record can carry (who ran it, earlier owners, which trial
-it retried) travels beside it as its *origin*, and is kept in the system attribute `hopaas:origin` where it arrives, so
-that a second export gives the same file as the first. Attributes that name a trial by its id in the store
-(optuna-dashboard's notes) name it by its number on the way.
+A trial is the `TrialCreate` that would create it again. What such a record cannot hold (the peer that ran it, earlier
+owners, the trial it retried) is its *origin*, which an import keeps in the system attribute `hopaas:origin`, so that a
+second export gives the same file as the first. Attributes that name a trial by its id in the store (optuna-dashboard's
+notes) name it by its number here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 ORIGIN: Final = "hopaas:origin"
 PEERS: Final = "hopaas:peers"
-_BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)(\d+):(.*)", re.DOTALL)
-_BY_NUMBER: Final = re.compile(r"(dashboard:(?:artifacts:)?)#(\d+):(.*)", re.DOTALL)
-_TAGS: Final = re.compile(r"hopaas:(\d+):tags")
+_BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20}):(.*)", re.DOTALL)
+_BY_NUMBER: Final = re.compile(r"(dashboard:(?:artifacts:)?)#([0-9]{1,20}):(.*)", re.DOTALL)
+_TAGS: Final = re.compile(r"hopaas:([0-9]{1,20}):tags")
 
 
 class PortableTrial(NamedTuple):
@@ -41,7 +41,7 @@ class Portable(NamedTuple):
 
     name: str | None
     directions: tuple[str, ...] | None
-    """None where the format does not say."""
+    """None if the format does not say."""
     trials: list[PortableTrial]
     policy: Policy = Policy()
     space: dict[str, Distribution] = {}
@@ -55,14 +55,14 @@ class Portable(NamedTuple):
 
 def of_study(study: Study) -> Portable:
     """The study as it is now."""
-    part = study.storage.part(study.study_id)
+    part = study.storage.handle(study.study_id)
     state = study.state
     with part.lock:
         return of_state(study.name, state, study.study_id)
 
 
 def of_state(name: str, state: State, study_id: int) -> Portable:
-    """The study of this State. Nothing may be applied to it meanwhile: hold its replica's lock."""
+    """The study of this State. Hold its lock: nothing may be applied meanwhile."""
     define = state.define
     assert define is not None
     system = dict(state.system)
@@ -117,7 +117,7 @@ def _origin(trial: Trial) -> dict[str, Any]:
 
 
 def with_numbers(system: Mapping[str, str], numbers: Mapping[str, int]) -> dict[str, str]:
-    """Attributes of a study, with trials named by number where they were named by id."""
+    """A study's attributes, with trials named by number instead of by id."""
 
     def renamed(key: str) -> str:
         match = _BY_ID.fullmatch(key)
@@ -129,7 +129,7 @@ def with_numbers(system: Mapping[str, str], numbers: Mapping[str, int]) -> dict[
 
 
 def with_ids(system: Mapping[str, str], ids: Mapping[int, int], numbers: Mapping[int, int]) -> dict[str, str]:
-    """The reverse, where the trials arrived: `ids` and `numbers` say what each number became."""
+    """The reverse, after an import: `ids` and `numbers` map each number to the new id and number."""
 
     def renamed(key: str) -> str:
         match = _BY_NUMBER.fullmatch(key)
@@ -144,8 +144,16 @@ def with_ids(system: Mapping[str, str], ids: Mapping[int, int], numbers: Mapping
 
 
 def externals(record: TrialCreate) -> Iterator[tuple[str, Any]]:
-    """Names and values of the parameters, as the objective saw them."""
+    """The parameters' names and values, as the objective saw them."""
     from hopaas_p2p.translate import external, to_optuna
 
     for name, value in record.params.items():
         yield name, external(to_optuna(record.dists[name]), value)
+
+
+def json_or_text(text: str) -> Any:
+    """The value of JSON text; text that is not JSON stays as it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

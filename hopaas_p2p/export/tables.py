@@ -1,14 +1,13 @@
 """CSV, for spreadsheets, and Parquet, for data frames.
 
-CSV has the columns of Optuna's `trials_dataframe()`. It says what people read, and not what machines need:
-intermediate values and distributions are not in it. Text that a spreadsheet would run as a formula is quoted with an
-apostrophe. Parquet has typed columns, and beside them the trial's JSON line, from which an import makes it again.
+CSV has the columns of Optuna's `trials_dataframe()`, without intermediate values and distributions. Text that a
+spreadsheet would run as a formula is quoted with an apostrophe. Parquet has typed columns, and each trial's JSON line
+for imports.
 """
 
 from __future__ import annotations
 
 import csv
-import datetime
 import io
 import json
 import math
@@ -16,14 +15,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from hopaas_p2p import extras
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export import jsonl
-from hopaas_p2p.export.portable import Portable, PortableTrial, externals
+from hopaas_p2p.export.portable import Portable, PortableTrial, externals, json_or_text
+from hopaas_p2p.space import parse_value
+from hopaas_p2p.times import from_iso, to_iso, to_utc
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _METADATA: Final = b"hopaas_p2p"
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 # --- CSV ---------------------------------------------------------------------------------------------------------
@@ -44,11 +45,14 @@ def dump_csv(portable: Portable) -> Iterator[str]:
     yield buffer.getvalue()
 
 
-def _columns(portable: Portable, rows: list[dict[str, Any]]) -> list[str]:
-    """Fixed ones first, then parameters, then attributes, then what is about the run."""
+def _value_columns(portable: Portable) -> list[str]:
     objectives = len(portable.directions or ("",))
-    values = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
-    first = ["number", *values, "datetime_start", "datetime_complete", "duration"]
+    return ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
+
+
+def _columns(portable: Portable, rows: list[dict[str, Any]]) -> list[str]:
+    """Fixed columns first, then parameters, attributes, and facts about the run."""
+    first = ["number", *_value_columns(portable), "datetime_start", "datetime_complete", "duration"]
     last = ["reason", "site", "host", "state"]
     seen = dict.fromkeys(name for row in rows for name in row)
     middle = [name for name in seen if name.startswith("params_")]
@@ -62,48 +66,35 @@ def _row(trial: PortableTrial, portable: Portable) -> dict[str, Any]:
     both = record.start is not None and record.end is not None
     row: dict[str, Any] = {
         "number": trial.number,
-        "datetime_start": _iso(record.start),
-        "datetime_complete": _iso(record.end),
+        "datetime_start": to_iso(record.start),
+        "datetime_complete": to_iso(record.end),
         "duration": (record.end - record.start) / 1e6 if both and record.end and record.start else None,
         "reason": record.reason,
         "site": peer.get("site"),
         "host": peer.get("host"),
         "state": record.state.name,
     }
-    objectives = len(portable.directions or ("",))
-    names = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
-    row.update(zip(names, record.values or (), strict=False))
+    row.update(zip(_value_columns(portable), record.values or (), strict=False))
     row.update({f"params_{name}": value for name, value in externals(record)})
-    row.update({f"user_attrs_{key}": _plain(text) for key, text in record.user.items()})
+    row.update({f"user_attrs_{key}": parse_value(text) for key, text in record.user.items()})
     return row
 
 
-def _plain(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return text if isinstance(value, dict | list) else value
-
-
 def _cell(value: Any) -> Any:
+    if isinstance(value, str):  # a bare CR is not quoted, and begins a row; half a surrogate pair cannot be written
+        value = value.replace("\r", "\n").encode(errors="replace").decode()
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return "" if value is None else value
 
 
-def _iso(microseconds: int | None) -> str | None:
-    said = jsonl._time(microseconds)
-    return said if isinstance(said, str) else None
-
-
 def load_csv(lines: Iterable[str], *, space: dict[str, Distribution], name: str | None) -> Portable:
-    """The trials of a CSV file with our columns or those of Optuna's `trials_dataframe().to_csv()`.
+    """The trials of a CSV file with our columns, or those of Optuna's `trials_dataframe().to_csv()`.
 
     Parameters outside `space` get the narrowest distribution that holds their values.
 
     Raises:
-        InvalidInput: a column or a cell that cannot be understood; the message says which.
+        InvalidInput: a column or a cell cannot be read; the message says which.
 
     """
     rows = list(csv.DictReader(lines))
@@ -141,7 +132,7 @@ def _from_row(
         params={key: jsonl._internal(to_optuna(dists[key]), _choice(dists[key], text)) for key, text in named.items()},
         dists={key: dists[key] for key in named},
         user={
-            column.removeprefix("user_attrs_"): json.dumps(_scalar(_unquoted(row[column])), ensure_ascii=False)
+            column.removeprefix("user_attrs_"): json.dumps(json_or_text(_unquoted(row[column])), ensure_ascii=False)
             for column in users
             if row[column] != ""
         },
@@ -155,13 +146,6 @@ def _from_row(
 
 def _unquoted(text: str) -> str:
     return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
-
-
-def _scalar(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _choice(distribution: Distribution, text: str) -> Any:
@@ -179,7 +163,7 @@ def _guess(column: list[str]) -> Distribution:
         numbers = [float(text) for text in given]
     except ValueError:
         return Categorical(tuple(dict.fromkeys(given)))
-    if not all(map(math.isfinite, numbers)):  # no range holds an infinity; a choice does
+    if not all(map(math.isfinite, numbers)):  # a range cannot hold an infinity; choices can
         return Categorical(tuple(dict.fromkeys(given)))
     if all(text.lstrip("+-").isdigit() for text in given):
         return Int(int(min(numbers, default=0)), int(max(numbers, default=0)))
@@ -189,7 +173,7 @@ def _guess(column: list[str]) -> Distribution:
 def _when(text: str | None) -> int | None:
     if not text or text == "NaT":
         return None
-    return jsonl._read_time(text)
+    return from_iso(text)
 
 
 # --- Parquet -----------------------------------------------------------------------------------------------------
@@ -208,8 +192,8 @@ def dump_parquet(portable: Portable, path: Path) -> None:
         "number": pa.array([trial.number for trial in trials], pa.int64()),
         "state": pa.array([trial.record.state.name for trial in trials], pa.string()),
         "values": pa.array([trial.record.values for trial in trials], pa.list_(pa.float64())),
-        "datetime_start": pa.array([_datetime(t.record.start) for t in trials], pa.timestamp("us", tz="UTC")),
-        "datetime_complete": pa.array([_datetime(t.record.end) for t in trials], pa.timestamp("us", tz="UTC")),
+        "datetime_start": pa.array([to_utc(t.record.start) for t in trials], pa.timestamp("us", tz="UTC")),
+        "datetime_complete": pa.array([to_utc(t.record.end) for t in trials], pa.timestamp("us", tz="UTC")),
     }
     columns |= {f"params_{name}": column for name, column in _parameters(pa, trials).items()}
     pair = pa.struct([("step", pa.int64()), ("value", pa.float64())])
@@ -225,7 +209,7 @@ def load_parquet(path: Path) -> Portable:
     """The study in a Parquet file that `dump_parquet` wrote.
 
     Raises:
-        InvalidInput: it is none, or pyarrow is not installed.
+        InvalidInput: it is not such a file, or pyarrow is not installed.
 
     """
     pa, parquet = _pyarrow()
@@ -243,17 +227,8 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InvalidInput("Parquet needs pyarrow: pip install 'hopaas-p2p[parquet]'") from None
+        raise InvalidInput(f"Parquet needs pyarrow: {extras.install('parquet')}") from None
     return pyarrow, pyarrow.parquet
-
-
-def _datetime(microseconds: int | None) -> datetime.datetime | None:
-    if microseconds is None:
-        return None
-    try:
-        return _EPOCH + datetime.timedelta(microseconds=microseconds)
-    except OverflowError:
-        return None
 
 
 def _parameters(pa: Any, trials: list[PortableTrial]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     import hopaas_p2p.hopaas as hpc
 
-is the one line to change in a script; `python -m hopaas_p2p.hopaas script.py` runs one without any change. What is
-done differently, because the original did it wrong, stands in docs/from-hopaas.md.
+is the one line to change in a script; `python -m hopaas_p2p.hopaas script.py` runs one unchanged. docs/from-hopaas.md
+lists what differs, because the original did it wrong.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ for _name, _module in {
     "FrozenTrial": trial,
     "Study": study,
     "Trial": trial,
-}.items():  # `from hopaas_client.Client import Client` names the modules as the original does
+}.items():  # for `from hopaas_client.Client import Client`
     sys.modules[f"{__name__}.{_name}"] = _module

@@ -1,9 +1,10 @@
-"""Where the studies are, said as the original has it said: arguments, or an INI file."""
+"""Where the studies are, configured as in the original: by arguments, or in an INI file."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from configparser import ConfigParser
 from configparser import Error as ConfigError
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 
 import hopaas_p2p
 from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
-from hopaas_p2p.settings import Secret, Settings
+from hopaas_p2p.settings import HERE, Secret, Settings
+from hopaas_p2p.stores import vouched
 from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
@@ -22,26 +24,27 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 _storages: Final[dict[str, Storage]] = {}
 _lock: Final = threading.Lock()
+_PORT: Final = re.compile(r":\d+$")
 
 
-class _Found(NamedTuple):
+class _StoreChoice(NamedTuple):
     store: str | None
     token: str | None
     origin: str
 
 
 class Client:
-    """The store that studies of this client are in. Nothing is contacted before a study needs it.
+    """The store that holds this client's studies. Nothing is contacted before a study needs it.
 
     Args:
         server: the store: a directory or a URL.
-        token: of a gateway, for a store that is reached through one.
+        token: for a store that is reached through a gateway.
         config_filename: an INI file, with `[server] address, port` and `[auth] api_token`.
-        force_reconfig: the original asked at the terminal; nobody is asked here, so it changes nothing.
+        force_reconfig: without effect; the original asked questions at the terminal.
 
     Without `server` the first of these wins: `config_filename`, the file that `HOPAAS_CONFIG_FILE` names, the store of
-    our own settings (`HOPAAS_STORE`, hopaas.toml), `~/.hopaasrc`. Where one of them names a Hopaas server (http://…,
-    https://…) and our settings name a store, that store is used, so that a script may keep the address it has.
+    our own settings (`HOPAAS_STORE`, hopaas.toml), `~/.hopaasrc`. If that is a Hopaas server (http://…, https://…) and
+    our settings name a store, that store is used, so that a script may keep its address.
 
     Raises:
         HopaasServerError: no store is named, or a file that is named cannot be read.
@@ -55,7 +58,7 @@ class Client:
         config_filename: str | None = None,
         force_reconfig: bool = False,
     ) -> None:
-        found = _Found(server, token, "server=") if server else _look(config_filename, token)
+        found = _StoreChoice(server, token, "server=") if server else _configured(config_filename, token)
         self._store = _usable(found)
         self._token = Secret(found.token) if found.token else None
 
@@ -63,31 +66,31 @@ class Client:
         return f"hopaas.Client({self.server!r})"
 
     def __reduce__(self) -> tuple[type[Client], tuple[str]]:
-        self._leave_token()  # a secret is not pickled; a child has its parent's environment
+        self._leave_token()  # the secret is not pickled; a child inherits the environment
         return Client, (self._store,)
 
     def _leave_token(self) -> None:
-        """Put the token where the client of a gateway looks for it, if the store is behind one."""
+        """Put the token into the environment, where the tunnel looks for it, if the store is behind a gateway."""
         if self._token is not None and urlsplit(self._store).scheme.endswith("+https"):
             os.environ.setdefault("HOPAAS_TOKEN", self._token.reveal())
 
     @property
     def server(self) -> str:
-        """The store, as it may be shown."""
-        return redacted(self._store)
+        """The store's URL, without secrets; a directory's begins with file://."""
+        return redacted(self._store if "://" in self._store else Path(self._store).absolute().as_uri())
 
     @property
-    def token(self) -> Secret | None:
-        """Shown as `***`."""
-        return self._token
+    def token(self) -> str:
+        """`***` if there is a token, else empty. The token itself is not shown."""
+        return str(self._token or "")
 
     @property
     def backend_version(self) -> str:
-        """There is no server; the version of this package."""
+        """The version of this package, because there is no server."""
         return hopaas_p2p.__version__
 
     def storage(self) -> Storage:
-        """The store, opened: one for all clients of this process.
+        """The open store, which all clients of this process share.
 
         Raises:
             HopaasServerError: it cannot be reached or used.
@@ -102,22 +105,25 @@ class Client:
             return _storages[self._store]
 
     def close(self) -> None:
-        """Send what is queued and let go of the store. Happens by itself when the program ends."""
+        """Send what is queued and close the store. Also happens when the program ends."""
         with _lock:
             storage = _storages.pop(self._store, None)
         if storage is not None:
             storage.close()
 
 
-def _look(config_filename: str | None, token: str | None) -> _Found:
-    """What is said where `server` is not."""
+def _configured(config_filename: str | None, token: str | None) -> _StoreChoice:
+    """The store when `server` is not given."""
     named = config_filename or os.environ.get("HOPAAS_CONFIG_FILE")
     if named:
         return _read(Path(named).expanduser(), token)
     with translated():
-        setting = Settings().find("store")
+        settings = Settings()
+        setting = settings.find("store")
+        if setting.value and setting.origin == HERE:
+            vouched.check_store(setting.value, settings, origin=setting.origin, secret=token is not None)
     if setting.value:
-        return _Found(setting.value, token, setting.origin)
+        return _StoreChoice(setting.value, token, setting.origin)
     own = Path("~/.hopaasrc").expanduser()
     if own.is_file():
         return _read(own, token)
@@ -127,19 +133,19 @@ def _look(config_filename: str | None, token: str | None) -> _Found:
     )
 
 
-def _read(path: Path, token: str | None) -> _Found:
+def _read(path: Path, token: str | None) -> _StoreChoice:
     parser = ConfigParser(interpolation=None)
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
         address = parser.get("server", "address").strip()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise HopaasServerError(f"{path} cannot be read: {why}") from None
     except ConfigError as error:
-        said = " ".join(str(error).split())
-        raise HopaasServerError(f"{path}: {said}; it takes [server] address = STORE") from None
+        problem = " ".join(str(error).split())
+        raise HopaasServerError(f"{path}: {problem}; it takes [server] address = STORE") from None
     port = parser.get("server", "port", fallback="").strip()
-    return _Found(_with_port(address, port), token or parser.get("auth", "api_token", fallback=None), str(path))
+    return _StoreChoice(_with_port(address, port), token or parser.get("auth", "api_token", fallback=None), str(path))
 
 
 def _with_port(address: str, port: str) -> str:
@@ -150,11 +156,16 @@ def _with_port(address: str, port: str) -> str:
     return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
 
 
-def _usable(found: _Found) -> str:
+def _usable(found: _StoreChoice) -> str:
     store = found.store or ""
     if not store:
         raise HopaasServerError(f"{found.origin}: the address of the store is empty")
     if urlsplit(store).scheme not in ("http", "https"):
+        if _PORT.search(store) and "://" not in store and not Path(store).is_dir():
+            raise HopaasServerError(
+                f"{store} ({found.origin}) names a directory with a port. Is it the address of a Hopaas server? Name a "
+                "store instead: a directory that all jobs reach, without a port, or a URL"
+            )
         return store
     with translated():
         instead = Settings().get("store")

@@ -1,4 +1,4 @@
-"""The errors of the original, by its names. Our own error, with more to it, is the `__cause__` of each."""
+"""The errors of the original, by its names. The `__cause__` of each is our own error, which says more."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class HopaasServerError(HopaasError):
 
 
 class HopaasConsistencyError(HopaasError):
-    """A call that does not fit the state of the study or trial."""
+    """The call does not fit the state of the study or trial."""
 
 
 class NoMoreTrials(HopaasError, SystemExit):
     """The study gives out no trial: its budget is used up, or somebody paused or stopped it.
 
-    The original had no such end. A script that does not know of it (`while True: with study.trial() …`) ends here with
-    exit code 0, as after `sys.exit()`; one that does can catch it.
+    The original had no such error. A script that does not catch it (`while True: with study.trial() …`) ends with exit
+    code 0, as after `sys.exit()`.
     """
 
     def __init__(self, message: str) -> None:
@@ -37,7 +37,7 @@ _SERVER = (errors.StoreUnreachable, errors.ConfigurationError, errors.StoreCorru
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """In this block, our errors become the original's."""
+    """Raise the original's errors in place of ours inside this block."""
     try:
         yield
     except errors.HopaasError as error:
@@ -45,7 +45,7 @@ def translated() -> Iterator[None]:
 
 
 def translation(error: errors.HopaasError) -> HopaasError:
-    """The original's error that says what ours says."""
+    """The original's counterpart of our error."""
     if isinstance(error, errors.NoWork):
         return NoMoreTrials(str(error))
     return (HopaasServerError if isinstance(error, _SERVER) else HopaasConsistencyError)(str(error))

@@ -1,42 +1,42 @@
-"""Who says when a trial is to be given up. The set-up of a study tells its pruner by name and arguments."""
+"""The pruners of the original. The set-up of a study names its pruner and the arguments."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from hopaas_p2p.hopaas.setup import NamedArguments
 
 if TYPE_CHECKING:
     import optuna
 
+testables: Final = ["NopPruner", "HyperbandPruner", "MedianPruner", "ThresholdPruner"]
+"""The names of all pruners, as the original lists them for its tests."""
 
-@dataclass(frozen=True)
-class Pruner:
-    """A pruner's name and arguments; it is made in every process that runs trials."""
 
-    def asdict(self) -> dict[str, Any]:
-        return {"name": type(self).__name__, "args": dataclasses.asdict(self)}
+class Pruner(NamedArguments):
+    """A pruner's name and arguments."""
 
     def make(self) -> optuna.pruners.BasePruner:
         """Optuna's pruner of this name; ValueError or TypeError if it does not take these arguments."""
         import optuna
 
-        kind: Any = getattr(optuna.pruners, type(self).__name__)
-        made: optuna.pruners.BasePruner = kind(**self._arguments())
+        made: optuna.pruners.BasePruner = getattr(optuna.pruners, type(self).__name__)(**self._arguments())
         return made
 
     def _arguments(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        arguments: dict[str, Any] = self.asdict()["args"]
+        return arguments
 
 
 @dataclass(frozen=True)
 class NopPruner(Pruner):
-    """Never."""
+    """Prunes nothing."""
 
 
 @dataclass(frozen=True)
 class MedianPruner(Pruner):
-    """When the loss is worse than the median of the earlier trials at the same step."""
+    """Prunes a trial whose loss is worse than the median of the earlier trials at the same step."""
 
     n_startup_trials: int = 5
     n_warmup_steps: int = 0
@@ -46,7 +46,7 @@ class MedianPruner(Pruner):
 
 @dataclass(frozen=True)
 class ThresholdPruner(Pruner):
-    """When the loss is below `lower` or above `upper`."""
+    """Prunes a trial whose loss is below `lower` or above `upper`."""
 
     lower: float | None = None
     upper: float | None = None
@@ -56,7 +56,7 @@ class ThresholdPruner(Pruner):
 
 @dataclass(frozen=True)
 class HyperbandPruner(Pruner):
-    """When the trial is not among the best of its bracket at its rung. Resources are counted in steps."""
+    """Prunes a trial that is not among the best of its bracket at its rung. Resources are counted in steps."""
 
     min_resources: int = 1
     max_resources: str | int = "auto"

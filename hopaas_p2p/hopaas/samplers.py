@@ -1,21 +1,21 @@
-"""Who proposes parameters. The set-up of a study tells its sampler by name and arguments."""
+"""The samplers of the original. The set-up of a study names its sampler and the arguments."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
+
+from hopaas_p2p.hopaas.setup import NamedArguments
 
 if TYPE_CHECKING:
     import optuna
 
+testables: Final = ["TPESampler"]
+"""The names of all samplers, as the original lists them for its tests."""
 
-@dataclass(frozen=True)
-class Sampler:
-    """A sampler's name and arguments; it is made in every process that runs trials."""
 
-    def asdict(self) -> dict[str, Any]:
-        return {"name": type(self).__name__, "args": dataclasses.asdict(self)}
+class Sampler(NamedArguments):
+    """A sampler's name and arguments; every process that runs trials makes its own."""
 
     def make(self) -> optuna.samplers.BaseSampler:
         """Optuna's sampler of this name."""
@@ -24,7 +24,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class TPESampler(Sampler):
-    """Optuna's default. `consider_magic_clip` is Optuna's own affair by now; its value only tells set-ups apart."""
+    """Optuna's default. `consider_magic_clip` has no effect any more; its value only distinguishes set-ups."""
 
     n_startup_trials: int = 10
     n_ei_candidates: int = 24

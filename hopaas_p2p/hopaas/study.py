@@ -1,4 +1,4 @@
-"""A study of the original: a title, constants and suggestions. The same set-up, anywhere, joins the same study."""
+"""A study of the original: a title, constants and suggestions. The same set-up joins the same study everywhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ _TERMINATED: Final = 128 + signal.SIGTERM  # what `Study.trial` makes of the sig
 
 
 class LeftByExit(Exception):
-    """The script called `sys.exit` inside the block of a trial; the reason of its failure."""
+    """The script called `sys.exit` inside the block of a trial, which fails for that reason."""
+
+
+class LossIsNone(Exception):
+    """The script set `trial.loss = None` last; the trial fails for that reason, and the script goes on."""
 
 
 class Study:
@@ -40,17 +44,16 @@ class Study:
 
     Args:
         name: a title for people.
-        properties: by name, a suggestion (or its text, `optuna#…`) for what is to be chosen, and constants, which come
-            back with every trial.
-        special_properties: facts of this job (its node, its address). They are kept with each trial, and do not decide
-            which study this is.
+        properties: by name, suggestions (or their texts, `optuna#…`) and constants, which every trial repeats.
+        special_properties: facts about this job (its node, its address). They are kept with each trial, and are not
+            part of the set-up.
         direction: "minimize" or "maximize".
         pruner: of `hopaas_p2p.hopaas.pruners`.
         sampler: of `hopaas_p2p.hopaas.samplers`.
-        client: where the study is; `Client()` if not said.
+        client: where the study is; by default `Client()`.
 
     Raises:
-        ValueError: something of it cannot be what it is given as; the message says what.
+        ValueError: an argument is not allowed; the message says which.
 
     """
 
@@ -74,7 +77,7 @@ class Study:
         self._direction = direction
         self._pruner, self._sampler = pruner or NopPruner(), sampler or TPESampler()
         try:
-            self._judge, self._proposer = self._pruner.make(), self._sampler.make()
+            self._made_pruner, self._made_sampler = self._pruner.make(), self._sampler.make()
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"{self._pruner}, {self._sampler}: {error}") from None
         self._client = client if client is not None else Client()
@@ -82,7 +85,7 @@ class Study:
         self._joined: hopaas_p2p.Study | None = None
 
     def _fingerprint(self) -> str:
-        """What tells this set-up from others, in any process: names and values, whatever their order and spelling."""
+        """A digest of the set-up, the same in every process, whatever the order and spelling."""
         space = {name: [type(one).__name__, *msgspec.to_builtins(one)] for name, one in self._space.items()}
         setup = {
             "name": self._name,
@@ -98,9 +101,19 @@ class Study:
 
     @property
     def store_name(self) -> str:
-        """What the study is called in the store: its title, made fit for a name, and the beginning of its id."""
+        """The study's name in the store: its title, made a valid name, and the beginning of its id."""
         title = "".join("-" if letter in "/\\" or not letter.isprintable() else letter for letter in self._name)
         return f"{title[:100]}-{self._digest[:8]}"
+
+    @property
+    def setup_id(self) -> str:
+        """The digest of the set-up, which is the study's id once it is joined."""
+        return self._digest
+
+    @property
+    def special_properties(self) -> dict[str, Any]:
+        """Facts about this job, which are kept with each trial."""
+        return dict(self._special)
 
     @property
     def direction(self) -> str:
@@ -109,39 +122,42 @@ class Study:
 
     @property
     def is_initialized(self) -> bool:
-        """Whether this process has joined the study: it has run or read a trial."""
+        """Whether this process has joined the study, by running or reading a trial."""
         return self._joined is not None
 
     @property
     def study_id(self) -> str | None:
-        """The digest of its set-up, the same in every process; None before it is joined."""
+        """The digest of the set-up, the same in every process; None before the study is joined."""
         return self._digest if self.is_initialized else None
 
     @property
     def best_trial_id(self) -> int:
-        """The id of the best trial of everybody's.
+        """The id of the best trial of all processes.
 
         Raises:
             HopaasConsistencyError: nobody has started the study yet, or no trial is complete.
 
         """
-        best = self._existing()
+        study = self._existing()
+        if study is None:
+            raise HopaasConsistencyError(f"{self._name!r} has no trials yet: nobody has started one")
         try:
-            return best.best_trial.number
+            return study.best_trial.number
         except ValueError:
             raise HopaasConsistencyError("no trial is complete yet") from None
 
     @property
     def trials(self) -> dict[int, FrozenTrial]:
-        """Everybody's trials by id. Raises HopaasConsistencyError if nobody has started the study yet."""
+        """The trials of all processes by id; none if nobody has started the study yet."""
         found = {}
-        for one in self._existing().trials:
+        study = self._existing()
+        for one in study.trials if study is not None else ():
             found[one.number] = FrozenTrial(
-                self._digest, one.number, _loss(one), self._properties(one.params), one.state.name
+                self._digest, one.number, _loss(one), self.values(one.params), one.state.name
             )
         return found
 
-    def _properties(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters and constants in the order in which the script gave them."""
         values = {**self._constants, **params}
         return {name: values[name] for name in self._order if name in values}
@@ -150,8 +166,8 @@ class Study:
     def trial(self) -> Iterator[Trial]:
         """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
 
-        The last loss that was set is the result. No loss, NaN, an exception, or `sys.exit` inside the block fails the
-        trial, with the reason; SIGTERM and Ctrl-C give it back, to be run again. All of them go on their way.
+        The last loss that was set is the result. No loss, None, NaN, an exception, or `sys.exit` inside the block fails
+        the trial, with the reason; SIGTERM and Ctrl-C return it, to be run again. Exceptions and signals propagate.
 
         Raises:
             NoMoreTrials: the study gives out no trial; a script that does not catch it ends, with exit code 0.
@@ -170,7 +186,12 @@ class Study:
                     if isinstance(error, SystemExit) and error.code != _TERMINATED:
                         raise LeftByExit(f"the script left by sys.exit({error.code!r})") from error
                     raise
+                if trial._loss_is_none:
+                    trial._ended = True
+                    raise LossIsNone("the script set the loss to None")
                 trial._conclude()
+        except LossIsNone as failed:
+            _log.warning("trial %d fails: %s", trial.id, failed)
         except LeftByExit:
             assert stopped is not None
             raise stopped from None
@@ -186,25 +207,32 @@ class Study:
     def _start(self, block: contextlib.ExitStack) -> Trial:
         try:
             with translated():
-                inner = block.enter_context(self._join(create=True).trial())
+                inner = block.enter_context(self.join().trial())
                 for key, value in self._special.items():
                     inner.set_user_attr(key, value)
         except NoMoreTrials as none:
-            _log.warning("%s", none)  # a script that ends by it should not end without a word
+            _log.warning("%s", none)  # a script that ends by it should say why
             raise
-        return Trial(inner, self._properties(inner.params))
+        return Trial(inner, self.values(inner.params))
 
-    def _existing(self) -> hopaas_p2p.Study:
+    def _existing(self) -> hopaas_p2p.Study | None:
+        """The study in its store; None if nobody has started it yet."""
         from hopaas_p2p.errors import NoSuchStudy
 
         try:
-            return self._join(create=False)
+            return self.join(create=False)
         except NoSuchStudy:
-            raise HopaasConsistencyError(f"{self._name!r} has no trials yet: nobody has started one") from None
+            return None
         except OwnError as error:
             raise translation(error) from error
 
-    def _join(self, *, create: bool) -> hopaas_p2p.Study:
+    def join(self, *, create: bool = True) -> hopaas_p2p.Study:
+        """The study in its store.
+
+        Raises:
+            HopaasError: of `hopaas_p2p.errors`: the store cannot be used, or the study is not there.
+
+        """
         from hopaas_p2p.study import open_study
 
         if self._joined is None:
@@ -213,8 +241,8 @@ class Study:
                 self.store_name,
                 space=self._space,
                 direction=self._direction,
-                sampler=self._proposer,
-                pruner=self._judge,
+                sampler=self._made_sampler,
+                pruner=self._made_pruner,
                 create=create,
             )
             missing = {key: json.dumps(one) for key, one in self._constants.items() if key not in study.state.user}
@@ -225,7 +253,7 @@ class Study:
 
 
 def _loss(trial: optuna.trial.FrozenTrial) -> float | None:
-    """The result, else the last report of a trial that goes on or was pruned; what failed has none."""
+    """The result, else the last report of a running or pruned trial; None for a failed one."""
     reports = trial.intermediate_values
     if trial.value is not None or not reports or trial.state.name == "FAIL":
         return trial.value
@@ -239,7 +267,7 @@ def _checked(given: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def _divided(properties: Mapping[str, Any]) -> tuple[dict[str, Distribution], dict[str, Any]]:
-    """What is to be chosen, and what is constant."""
+    """Suggestions and constants, apart."""
     space: dict[str, Distribution] = {}
     constants: dict[str, Any] = {}
     for key, value in properties.items():
@@ -274,4 +302,4 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is no number, text, truth value, list or dictionary")
+    raise TypeError(f"{type(value).__name__} is not a number, text, truth value, list or dictionary")

@@ -1,11 +1,11 @@
-"""Parameters that the sampler chooses: as objects, or as the texts that the original sent to its server."""
+"""Parameters that the sampler chooses, as objects or in the text form that the original sent to its server."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from hopaas_p2p.core import records
 from hopaas_p2p.errors import InvalidInput
@@ -15,10 +15,18 @@ _TEXT: Final = re.compile(r"optuna#(\w+)\((.*)\)", re.DOTALL)
 
 
 class Suggestion:
-    """A parameter to be chosen. Its text form, `str(suggestion)`, may stand in its place."""
+    """A parameter that the sampler chooses. Its text form, `str(suggestion)`, may stand in its place."""
+
+    _kind: ClassVar[str]
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self._kind}({','.join(self._parts())})"
+
+    def _parts(self) -> list[str]:
+        return [str(value) for value in vars(self).values()]
 
     def distribution(self) -> records.Distribution:
-        """What it is chosen from."""
+        """The distribution it is chosen from."""
         raise NotImplementedError
 
 
@@ -30,9 +38,10 @@ class Int(Suggestion):
     max: int
     step: int = 1
     log: bool = False
+    _kind = "int"
 
-    def __str__(self) -> str:
-        return f"optuna#int({self.min},{self.max},{self.step},{str(self.log).lower()})"
+    def _parts(self) -> list[str]:
+        return [part.lower() for part in super()._parts()]
 
     def distribution(self) -> records.Int:
         return records.Int(int(self.min), int(self.max), bool(self.log), int(self.step))
@@ -40,16 +49,17 @@ class Int(Suggestion):
 
 @dataclass(frozen=True)
 class Float(Suggestion):
-    """A real number in [min, max]. `step` and `log` are ours: the original had neither."""
+    """A real number in [min, max]. The original had neither `step` nor `log`."""
 
     min: float
     max: float
     step: float | None = None
     log: bool = False
+    _kind = "float"
 
-    def __str__(self) -> str:
-        more = "" if self.step is None and not self.log else f",{self.step},{str(self.log).lower()}"
-        return f"optuna#float({self.min},{self.max}{more})"
+    def _parts(self) -> list[str]:
+        more = [] if self.step is None and not self.log else [str(self.step), str(self.log).lower()]
+        return [str(self.min), str(self.max), *more]
 
     def distribution(self) -> records.Float:
         step = None if self.step is None else float(self.step)
@@ -62,9 +72,7 @@ class Uniform(Suggestion):
 
     min: float
     max: float
-
-    def __str__(self) -> str:
-        return f"optuna#uniform({self.min},{self.max})"
+    _kind = "uniform"
 
     def distribution(self) -> records.Float:
         return records.Float(float(self.min), float(self.max))
@@ -76,9 +84,7 @@ class LogUniform(Suggestion):
 
     low: float
     high: float
-
-    def __str__(self) -> str:
-        return f"optuna#loguniform({self.low},{self.high})"
+    _kind = "loguniform"
 
     def distribution(self) -> records.Float:
         return records.Float(float(self.low), float(self.high), log=True)
@@ -86,14 +92,12 @@ class LogUniform(Suggestion):
 
 @dataclass(frozen=True)
 class DiscreteUniform(Suggestion):
-    """A number of low, low + q, … up to high. The original left `q` out; it is 1 if not said."""
+    """A number of low, low + q, … up to high. The original ignored `q`."""
 
     low: float
     high: float
     q: float = 1.0
-
-    def __str__(self) -> str:
-        return f"optuna#discrete_uniform({self.low},{self.high},{self.q})"
+    _kind = "discrete_uniform"
 
     def distribution(self) -> records.Float:
         return records.Float(float(self.low), float(self.high), step=float(self.q))
@@ -104,9 +108,10 @@ class Categorical(Suggestion):
     """One of these: texts, numbers, truth values or None. In the text form they are all texts."""
 
     choices: Sequence[Any]
+    _kind = "categorical"
 
-    def __str__(self) -> str:
-        return f"optuna#categorical({','.join(map(str, self.choices))})"
+    def _parts(self) -> list[str]:
+        return [str(choice) for choice in self.choices]
 
     def distribution(self) -> records.Categorical:
         return records.Categorical(tuple(self.choices))
@@ -122,21 +127,22 @@ def _step(text: str) -> float | None:
     return None if text in ("", "None", "null") else float(text)
 
 
-_KINDS: Final[dict[str, tuple[type[Suggestion], tuple[Callable[[str], Any], ...]]]] = {
-    "float": (Float, (float, float, _step, _truth)),
-    "int": (Int, (int, int, int, _truth)),
-    "uniform": (Uniform, (float, float)),
-    "loguniform": (LogUniform, (float, float)),
-    "discrete_uniform": (DiscreteUniform, (float, float, float)),
+_READERS: Final[dict[type[Suggestion], tuple[Callable[[str], Any], ...]]] = {
+    Float: (float, float, _step, _truth),
+    Int: (int, int, int, _truth),
+    Uniform: (float, float),
+    LogUniform: (float, float),
+    DiscreteUniform: (float, float, float),
 }
-"""The word of the text form -> what it makes, and how each of its parts is read; the first two must be there."""
+"""How each part of the text form is read; the first two are required."""
+_KINDS: Final = {one._kind: (one, readers) for one, readers in _READERS.items()}
 
 
 def parse(text: str) -> Suggestion:
     """The suggestion of a text such as `optuna#float(0,1)`.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: the text is not a suggestion.
 
     """
     match = _TEXT.fullmatch(text.strip())
@@ -145,7 +151,7 @@ def parse(text: str) -> Suggestion:
         return Categorical([choice.strip() for choice in body.split(",")])
     if kind not in _KINDS:
         known = ", ".join([*_KINDS, "categorical"])
-        raise InvalidInput(f"{text!r} is no suggestion; write optuna#KIND(…) with one of {known}")
+        raise InvalidInput(f"{text!r} is not a suggestion; write optuna#KIND(…) with one of {known}")
     make, readers = _KINDS[kind]
     parts = [part.strip() for part in body.split(",")]
     if not 2 <= len(parts) <= len(readers):

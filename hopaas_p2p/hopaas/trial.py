@@ -1,4 +1,4 @@
-"""A trial as scripts of the original see it: parameters are attributes, and setting `loss` reports a step."""
+"""A trial as the original's scripts see it: parameters are attributes, and setting `loss` reports a step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FrozenTrial:
     study_id: str
     trial_id: int
     loss: float | None
-    """The result; while it runs, and if it was pruned, the last loss that was set. None if it failed."""
+    """The result; of a running or pruned trial the last loss that was set, of a failed trial None."""
     properties: dict[str, Any]
     state: str = "COMPLETE"
 
@@ -31,7 +31,8 @@ class Trial:
         self._properties = properties
         self._loss: float | None = None
         self._step = -1
-        self._was_told_to_end = False
+        self._pruned = False
+        self._loss_is_none = False
         self._ended = False
 
     def __getattr__(self, name: str) -> Any:
@@ -45,7 +46,7 @@ class Trial:
 
     @property
     def id(self) -> int:
-        """Its number in the study, from 0."""
+        """The trial's number in the study, from 0."""
         return self._inner.number
 
     @property
@@ -55,41 +56,47 @@ class Trial:
 
     @property
     def loss(self) -> float | None:
-        """The last loss, or None. Setting it counts a step and reports it; the last one is the trial's result."""
+        """The last loss, or None. Setting it reports it as the next step; the last one is the trial's result.
+
+        Setting it to None last fails the trial.
+        """
         return self._loss
 
     @loss.setter
-    def loss(self, value: float) -> None:
+    def loss(self, value: float | None) -> None:
         if self._ended:
             raise HopaasConsistencyError(f"trial {self.id} has ended; set its loss inside `with study.trial()`")
+        self._loss_is_none = value is None
+        if value is None:
+            self._loss = None
+            return
         loss = float(value)
         with translated():
             self._inner.report(loss, self._step + 1)
         self._loss = loss
         self._step += 1
-        self._was_told_to_end = False
+        self._pruned = False
 
     @property
     def step(self) -> int:
-        """How often `loss` was set, less one: -1, 0, 1, …"""
+        """The step of the last loss: -1 before the first, then 0, 1, …"""
         return self._step
 
     @property
     def should_prune(self) -> bool:
         """Whether to give this trial up now. Costs no round trip.
 
-        A script that was told so and sets no further loss leaves the trial PRUNED; one that goes on and sets a loss
-        has it told.
+        After True, the trial ends as PRUNED if the script sets no further loss; otherwise that loss is the result.
         """
         if not self._ended:
             with translated():
-                self._was_told_to_end = self._inner.should_prune()
-        return self._was_told_to_end
+                self._pruned = self._inner.should_prune()
+        return self._pruned
 
     def _conclude(self) -> None:
-        """At the end of the block: say how the trial ends, in the words of `hopaas_p2p.Study.trial`."""
+        """Prune or tell the trial at the end of the block."""
         self._ended = True
-        if self._was_told_to_end:
+        if self._pruned:
             self._inner.prune()
         if self._loss is not None:
             self._inner.tell(self._loss)

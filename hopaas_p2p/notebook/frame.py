@@ -1,10 +1,9 @@
-"""HTML for a notebook's cell, with styles that touch nothing outside it, in the notebook's own colours."""
+"""HTML for a notebook's cell, with styles that apply to nothing else, in the notebook's own colours."""
 
 from __future__ import annotations
 
 import functools
 import importlib.resources
-from collections.abc import Sequence
 
 from hopaas_p2p.report.charts import Figure
 from hopaas_p2p.report.page import part
@@ -29,18 +28,3 @@ def drawn(figure: Figure) -> str:
     css = "" if figure.wide else ' class="narrow"'
     head, foot = f'<div class="head">{safe(figure.title)}</div>', f"<figcaption>{figure.caption}</figcaption>"
     return f"<figure{css}>{head}{drawing}{foot}</figure>"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str] = ()) -> str:
-    """A table of texts, which are escaped here; columns are numbers but for those in `words`."""
-
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}>{safe(text, longest=60)}</{tag}>"
-            if head in words
-            else f'<{tag} class="number">{safe(text, longest=60)}</{tag}>'
-            for head, text in zip(heads, texts, strict=True)
-        )
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells("th", heads)}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,15 +1,14 @@
-"""Parallel coordinates: a line a trial over an axis a parameter, the better ones in front."""
+"""Parallel coordinates: one line per trial over one axis per parameter, the better trials in front."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
-from hopaas_p2p.core.state import COMPLETE, State, Trial
+from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report import svg
 from hopaas_p2p.report.charts import Figure, key, parameter_scale, robust
-from hopaas_p2p.report.facts import is_better, shown
+from hopaas_p2p.report.facts import is_better, scored, shown
 
 _W: Final = 1040.0
 _H: Final = 320.0
@@ -21,18 +20,11 @@ _AXES: Final = 12
 
 
 def parallel(state: State, names: Sequence[str], objective: int = 0) -> Figure | None:
-    """The chart; None if no complete trial has all these parameters."""
+    """The chart; None if no complete trial has all of these parameters."""
     assert state.define is not None
     direction = state.define.directions[objective]
     axes = list(names)[:_AXES]
-    trials = [
-        (trial.values[objective], trial)
-        for trial in state.trials
-        if trial.state is COMPLETE
-        and trial.values
-        and math.isfinite(trial.values[objective])
-        and all(name in trial.params for name in axes)
-    ]
+    trials = [(value, trial) for value, trial in scored(state, objective) if all(name in trial.params for name in axes)]
     if not trials or not axes:
         return None
     trials.sort(key=lambda one: one[0], reverse=is_better(1.0, 0.0, direction))  # the best come first
@@ -46,7 +38,7 @@ def parallel(state: State, names: Sequence[str], objective: int = 0) -> Figure |
         return "M" + "L".join(f"{svg.px(x)} {svg.px(y)}" for x, y in points)
 
     best, others = trials[:_BEST], trials[_BEST:]
-    drawn = others if len(others) <= _LINES else [others[i * len(others) // _LINES] for i in range(_LINES)]
+    drawn = svg.sample(others, _LINES)
     tenth = max(1, len(drawn) // 10)
     body = f'<path class="curve pruned" d="{"".join(line(*one) for one in drawn[tenth:])}"/>'
     body += f'<path class="curve complete" d="{"".join(line(*one) for one in drawn[:tenth])}"/>'

@@ -1,4 +1,4 @@
-"""`study.plot`: charts of everybody's trials, as they are now."""
+"""`study.plot`: charts of the trials of all peers, as they are now."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 
-class Chart:
-    """A chart of one moment. A notebook shows it; `save` writes it to a file that any browser opens."""
+class NotebookChart:
+    """A chart of one moment. A notebook shows it; `save` writes it to an HTML file."""
 
     def __init__(self, body: str, *, title: str) -> None:
         self._body = body
@@ -36,7 +36,7 @@ class Chart:
         return framed(self._body)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as an HTML file that needs nothing else; returns where it is."""
+        """Write a self-contained HTML file; returns its path."""
         target = Path(path).expanduser()
         head = '<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         target.write_text(f"{head}<title>{safe(self._title)}</title>{self._repr_html_()}", encoding="utf-8")
@@ -45,34 +45,34 @@ class Chart:
 
 @contextlib.contextmanager
 def looking_at(study: Study) -> Iterator[State]:
-    """The study's State, brought up to date, while nothing changes it. Keep it short: writers of this process wait."""
+    """The study's current State, locked. Keep the block short: writers of this process wait."""
     state = study.state
-    with study.storage.part(study.study_id).lock:
+    with study.storage.handle(study.study_id).lock:
         yield state
 
 
 class Plot:
-    """The charts of one study. Each call draws what is there now, in well under a second at 10,000 trials."""
+    """The charts of one study. Each call draws the current state, in well under a second at 10,000 trials."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
 
-    def history(self, objective: int = 0) -> Chart:
+    def history(self, objective: int = 0) -> NotebookChart:
         """The value of every trial, and the best so far."""
         with looking_at(self._study) as state:
             return _chart("History", charts.history(state, self._checked(state, objective)))
 
-    def intermediate(self) -> Chart:
+    def intermediate(self) -> NotebookChart:
         """Reports by step: the best trial, the median, and a sample of the others."""
         with looking_at(self._study) as state:
             return _chart("Learning curves", charts.curves(state))
 
-    def timeline(self) -> Chart:
-        """Who ran what, and when; what was interrupted, and where it came back."""
+    def timeline(self) -> NotebookChart:
+        """Which peer ran which trial when, and where interrupted trials were retried."""
         with looking_at(self._study) as state:
             return _chart("Timeline by peer", timeline(state))
 
-    def importances(self) -> Chart:
+    def importances(self) -> NotebookChart:
         """Which parameters matter: PED-ANOVA."""
         with looking_at(self._study) as state:
             found = importance(state)
@@ -80,7 +80,7 @@ class Plot:
             return _nothing("Which parameters matter", found.note)
         return _chart("Which parameters matter", charts.importance(found.shares[:20], note=safe(found.note)))
 
-    def slice(self, params: Sequence[str] | None = None) -> Chart:
+    def slice(self, params: Sequence[str] | None = None) -> NotebookChart:
         """The value over each parameter."""
         with looking_at(self._study) as state:
             drawings = charts.slices(state, self._parameters(state, params))
@@ -88,10 +88,12 @@ class Plot:
             return _nothing("Value over each parameter", "No trial is complete yet.")
         note = "<figcaption>Complete trials. The large mark is the best one.</figcaption>"
         head = '<div class="head">Value over each parameter</div>'
-        return Chart(f'<figure>{head}<div class="slices">{"".join(drawings)}</div>{note}</figure>', title="Slices")
+        return NotebookChart(
+            f'<figure>{head}<div class="slices">{"".join(drawings)}</div>{note}</figure>', title="Slices"
+        )
 
-    def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> Chart:
-        """A line a trial over an axis a parameter, up to twelve; the better trials are in front."""
+    def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> NotebookChart:
+        """One line per trial over one axis per parameter, up to twelve; the better trials are in front."""
         with looking_at(self._study) as state:
             names = self._parameters(state, params)
             return _chart("Parallel coordinates", parallel(state, names, self._checked(state, objective)))
@@ -111,11 +113,11 @@ class Plot:
         return there if wanted is None else list(wanted)
 
 
-def _chart(title: str, figure: Figure | None) -> Chart:
+def _chart(title: str, figure: Figure | None) -> NotebookChart:
     if figure is None:
         return _nothing(title, "There is nothing to draw yet.")
-    return Chart(drawn(figure), title=figure.title)
+    return NotebookChart(drawn(figure), title=figure.title)
 
 
-def _nothing(title: str, why: str) -> Chart:
-    return Chart(f'<div class="head">{safe(title)}</div><p class="none">{safe(why)}</p>', title=title)
+def _nothing(title: str, why: str) -> NotebookChart:
+    return NotebookChart(f'<div class="head">{safe(title)}</div><p class="none">{safe(why)}</p>', title=title)

@@ -6,11 +6,13 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
-from hopaas_p2p.notebook.frame import drawn, framed, table
+from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.report import charts
 from hopaas_p2p.report.charts import key
-from hopaas_p2p.report.facts import best, duration, params_of, pareto_front, peer_labels, shown, state_word
+from hopaas_p2p.report.facts import best, params_of, pareto_front, peer_labels, shown, state_word, took
+from hopaas_p2p.report.page import table
 from hopaas_p2p.report.svg import safe
+from hopaas_p2p.storage.optuna_internals import cached_trial, trial_id_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -22,7 +24,7 @@ _KEYS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed", RUNNING:
 
 
 def study_html(study: Study) -> str:
-    """The study: how it stands, the best trial, the newest ones."""
+    """The study: its status, the best trial, the newest trials."""
     from hopaas_p2p.notebook.plot import looking_at
 
     with looking_at(study) as state:
@@ -30,7 +32,7 @@ def study_html(study: Study) -> str:
 
 
 def overview(state: State, *, name: str, store: str, chart: bool = False) -> str:
-    """The inside of the study's view."""
+    """The content of the study's view."""
     parts = [f'<div class="head">{safe(name)} · {safe(state_word(state))}</div>', _about(state, store)]
     counts = " ".join(key(css, f"{state.counts[one]:,} {css}") for one, css in _KEYS.items() if state.counts[one])
     parts.append(f"<p>{counts or 'No trials yet.'}</p>{_best(state)}")
@@ -82,7 +84,7 @@ def _trials(state: State) -> str:
                 _value(trial),
                 *(shown(params[name]) if name in params else "" for name in names),
                 labels.get(trial.owner or "", ""),
-                duration((trial.end - trial.start) / 1e6) if trial.start is not None and trial.end is not None else "",
+                took(trial),
             ]
         )
     return table(heads, cells, words=("state", "peer"))
@@ -98,9 +100,9 @@ def _value(trial: Trial) -> str:
 
 
 def trial_html(trial: OwnTrial) -> str:
-    """A trial as its own process sees it: parameters, attributes, and what it has reported."""
-    frozen = trial._cached_frozen_trial
-    state = trial.storage.get_trial(trial._trial_id).state
+    """A trial as its own process sees it: parameters, attributes and reports."""
+    frozen = cached_trial(trial)
+    state = trial.storage.get_trial(trial_id_of(trial)).state
     held = "" if state.is_finished() else " · its lease is held" if trial.lease_held else " · its lease was lost"
     parts = [f'<div class="head">Trial {trial.number} · {safe(state.name)}</div>']
     parts.append(f'<p class="about">attempt {trial.attempt}{held}</p>')

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()
-"""(store, study) -> its view: a cell that is run again takes the place of the first one."""
-_JOIN: Final = 5.0  # seconds: an exchange with a store that answers is over by then
+"""(store, study) -> its view, which a cell that is run again replaces."""
+_JOIN: Final = 5.0  # seconds; longer than an exchange with a store that answers
 
 
 class Watching:
@@ -36,7 +36,7 @@ class Watching:
         self._seen = self._body = ""
         self._html = html
         self.updates = 0
-        """How often the view was drawn anew."""
+        """How often the view was redrawn."""
         place = (study.storage.url, study.study_id)
         before = _present.pop(place, None)
         if before is not None:
@@ -51,10 +51,10 @@ class Watching:
         return f"<watching {self._study.name!r}, {'stopped' if self._stopped.is_set() else 'live'}>"
 
     def _ipython_display_(self) -> None:
-        """Shows itself already; as a cell's last value it says nothing more."""
+        """Shows nothing as a cell's last value: the view is shown already."""
 
     def stop(self) -> None:
-        """Let the view stay as it is."""
+        """Stop updating the view."""
         self._stopped.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(_JOIN)
@@ -81,7 +81,7 @@ class Watching:
                 self.updates += 1
 
     def _look(self) -> bool:
-        """Whether there is something new to show."""
+        """Read the study; returns whether the view has changed."""
         before = self._body
         try:
             with looking_at(self._study) as state:
@@ -91,7 +91,7 @@ class Watching:
                 if state.finished():
                     self._over.set()
             self._body = self._seen
-        except (HopaasError, KeyError) as error:  # what was last seen, and why there is nothing newer
+        except (HopaasError, KeyError) as error:  # the view keeps what was last seen, under the error
             said = str(error.args[0]) if error.args else type(error).__name__
             self._body = f'<p class="warn">{safe(said)}</p>{self._seen}'
             if not getattr(error, "retry", False):

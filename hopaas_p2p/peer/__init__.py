@@ -1,1 +1,1 @@
-"""One process taking part: who it is, the thread that talks to the store, its replicas and its leases."""
+"""One process that takes part in studies: its identity, its replicas, and the exchanges with the store."""

@@ -1,4 +1,4 @@
-"""The charts of a report: State -> SVG. What is too much to draw is sampled, and the caption says so."""
+"""The charts of a report: State -> SVG. Large data is sampled, and the caption says so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from hopaas_p2p.core.records import Categorical, Float, Int
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State, Trial
 from hopaas_p2p.report import svg
-from hopaas_p2p.report.facts import is_better, shown
+from hopaas_p2p.report.facts import is_better, scored, shown
 from hopaas_p2p.report.svg import Point, Scale
 
 _W: Final = 500.0
@@ -22,7 +22,7 @@ _STEPS: Final = 150
 
 
 class Figure(NamedTuple):
-    """A chart and what stands with it."""
+    """A chart with its title and caption."""
 
     title: str
     drawing: str
@@ -31,7 +31,7 @@ class Figure(NamedTuple):
 
 
 def robust(values: Sequence[float], direction: str, *, without: float = 0.05) -> list[float]:
-    """The values without this share of the worst, so that a few bad trials do not flatten the rest."""
+    """The values without this share of the worst ones, so that a few bad trials do not flatten the rest."""
     ordered = sorted(value for value in values if math.isfinite(value))
     cut = int(len(ordered) * without)
     return ordered[cut:] if direction == "maximize" else ordered[: len(ordered) - cut]
@@ -42,9 +42,7 @@ def history(state: State, objective: int = 0) -> Figure | None:
     assert state.define is not None
     direction = state.define.directions[objective]
     complete = [
-        Point(t.number, t.values[objective], f"trial {t.number}: {shown(t.values[objective])}")
-        for t in state.trials
-        if t.state is COMPLETE and t.values and math.isfinite(t.values[objective])
+        Point(trial.number, value, f"trial {trial.number}: {shown(value)}") for value, trial in scored(state, objective)
     ]
     if not complete:
         return None
@@ -64,8 +62,8 @@ def history(state: State, objective: int = 0) -> Figure | None:
     y = svg.scale_of(robust([p.y for p in complete], direction), _H - _BOTTOM, _TOP)
     body = (
         svg.frame(x, y, x_title="trial", y_title="value")
-        + svg.dots(svg.thinned(pruned, _DOTS), x, y, "pruned", radius=2.2)
-        + svg.dots(svg.thinned(complete, _DOTS), x, y, "complete")
+        + svg.dots(svg.sample(pruned, _DOTS), x, y, "pruned", radius=2.2)
+        + svg.dots(svg.sample(complete, _DOTS), x, y, "complete")
         + svg.steps([(p.x, p.y) for p in records], x, y, "record", until=len(state.trials) - 1)
         + svg.dots(records[-200:], x, y, "best", radius=3.6)
     )
@@ -83,12 +81,12 @@ def history(state: State, objective: int = 0) -> Figure | None:
 
 
 def key(css: str, text: str) -> str:
-    """A line of a legend."""
+    """An entry of a legend."""
     return f'<span class="pair"><span class="key {css}"></span>{text}</span>'
 
 
 def importance(shares: Sequence[tuple[str, float]], *, note: str) -> Figure:
-    """One bar a parameter."""
+    """One bar per parameter."""
     row, left = 26.0, 130.0
     height = 12 + row * len(shares)
     parts = []
@@ -119,9 +117,9 @@ def curves(state: State) -> Figure | None:
     pick = min if direction == "minimize" else max
     best = pick(whole, key=lambda t: t.values[0] if t.values else 0.0)
     median = _median_curve(whole)
-    sampled_cut, sampled_whole = _every(cut, _CURVES), _every(whole, _CURVES // 2)
-    drawn = [_curve(t) for t in (*sampled_cut, *sampled_whole)]
-    everything = [value for curve in (*drawn, _curve(best)) for _, value in curve]
+    sampled_cut, sampled_whole = svg.sample(cut, _CURVES), svg.sample(whole, _CURVES // 2)
+    drawn = [_points(t.reports) for t in (*sampled_cut, *sampled_whole)]
+    everything = [value for curve in (*drawn, _points(best.reports)) for _, value in curve]
     x = svg.scale_of(
         [step for t in (*whole, *cut) for step in (min(t.reports), max(t.reports))],
         _LEFT,
@@ -132,13 +130,13 @@ def curves(state: State) -> Figure | None:
     y = svg.scale_of(robust(everything, direction, without=0.2), _H - _BOTTOM, _TOP)
     body = svg.frame(x, y, x_title="step", y_title="reported value")
     for t in sampled_cut:
-        body += svg.line(_curve(t), x, y, "curve pruned", title=f"trial {t.number}, pruned")
-        end = _curve(t)[-1:]
+        body += svg.line(_points(t.reports), x, y, "curve pruned", title=f"trial {t.number}, pruned")
+        end = _points(t.reports)[-1:]
         body += svg.dots([Point(*end[0], f"trial {t.number}, pruned")] if end else [], x, y, "pruned", radius=1.8)
     for t in sampled_whole:
-        body += svg.line(_curve(t), x, y, "curve complete", title=f"trial {t.number}, complete")
+        body += svg.line(_points(t.reports), x, y, "curve complete", title=f"trial {t.number}, complete")
     body += svg.line(median, x, y, "curve median", title="median of the complete trials")
-    body += svg.line(_curve(best), x, y, "curve best", title=f"trial {best.number}, the best")
+    body += svg.line(_points(best.reports), x, y, "curve best", title=f"trial {best.number}, the best")
     caption = (
         f"{key('best', f'best, #{best.number}')} {key('median', 'median of the complete ones')} "
         f"{key('complete', f'{len(sampled_whole)} of {len(whole):,} complete')} "
@@ -151,7 +149,7 @@ def curves(state: State) -> Figure | None:
 
 
 def reported(reports: Mapping[int, float]) -> Figure | None:
-    """What one trial has reported, by step; None with fewer than two reports."""
+    """The reports of one trial by step; None with fewer than two."""
     points = _points(reports)
     if len(points) < 2:
         return None
@@ -163,57 +161,44 @@ def reported(reports: Mapping[int, float]) -> Figure | None:
     return Figure("Reports", drawing, f"{len(reports):,} reports")
 
 
-def _every(trials: Sequence[Trial], most: int) -> list[Trial]:
-    return list(trials) if len(trials) <= most else [trials[i * len(trials) // most] for i in range(most)]
-
-
-def _curve(trial: Trial) -> list[tuple[float, float]]:
-    return _points(trial.reports)
-
-
 def _points(reports: Mapping[int, float]) -> list[tuple[float, float]]:
     points = [(float(step), value) for step, value in sorted(reports.items()) if math.isfinite(value)]
-    if len(points) > _STEPS:
-        points = [points[i * len(points) // _STEPS] for i in range(_STEPS)] + points[-1:]
-    return points
+    return svg.sample(points, _STEPS) + (points[-1:] if len(points) > _STEPS else [])
 
 
 def _median_curve(trials: Sequence[Trial]) -> list[tuple[float, float]]:
     by_step: dict[int, list[float]] = {}
-    for trial in _every(trials, 1000):
+    for trial in svg.sample(trials, 1000):
         for step, value in trial.reports.items():
             if math.isfinite(value):
                 by_step.setdefault(step, []).append(value)
     most = max(map(len, by_step.values()), default=0)
     points = [(float(s), statistics.median(v)) for s, v in sorted(by_step.items()) if len(v) * 2 >= most]
-    return [points[i * len(points) // _STEPS] for i in range(_STEPS)] if len(points) > _STEPS else points
+    return svg.sample(points, _STEPS)
 
 
 def slices(state: State, names: Sequence[str]) -> list[str]:
-    """One small chart a parameter: where in its range the good values are."""
+    """One small chart per parameter: where in its range the good values are."""
     assert state.define is not None
     direction = state.define.directions[0]
-    trials = [t for t in state.trials if t.state is COMPLETE and t.values and math.isfinite(t.values[0])]
+    trials = scored(state)
     if not trials:
         return []
     wide, high = 250.0, 170.0
-    y = svg.scale_of(robust([t.values[0] for t in trials if t.values], direction), high - _BOTTOM, _TOP)
-    top = trials[0]
-    for t in trials:
-        if t.values and top.values and is_better(t.values[0], top.values[0], direction):
-            top = t
+    y = svg.scale_of(robust([value for value, _ in trials], direction), high - _BOTTOM, _TOP)
+    best_value, top = (max if direction == "maximize" else min)(trials, key=lambda one: one[0])
     drawings = []
     for name in names:
         x, labels = parameter_scale(state, name, 46.0, wide - 10)
         points = [
-            Point(_place(t, name, state), t.values[0], f"trial {t.number}: {shown(t.values[0])}")
-            for t in trials
-            if name in t.params and t.values
+            Point(_place(trial, name, state), value, f"trial {trial.number}: {shown(value)}")
+            for value, trial in trials
+            if name in trial.params
         ]
         body = svg.frame(x, y, x_title=name, y_title="", x_labels=labels)
-        body += svg.dots(svg.thinned(points, 400), x, y, "complete faint", radius=2.4)
-        if name in top.params and top.values:
-            mark = Point(_place(top, name, state), top.values[0], f"the best, trial {top.number}")
+        body += svg.dots(svg.sample(points, 400), x, y, "complete faint", radius=2.4)
+        if name in top.params:
+            mark = Point(_place(top, name, state), best_value, f"the best, trial {top.number}")
             body += svg.dots([mark], x, y, "best", radius=4)
         about = f"values of {len(points)} trials over {name}"
         drawings.append(svg.svg(body, width=wide, height=high, title=f"Value over {name}", description=about))
@@ -223,19 +208,17 @@ def slices(state: State, names: Sequence[str]) -> list[str]:
 def _place(trial: Trial, name: str, state: State) -> float:
     value = trial.params[name]
     if isinstance(trial.distribution(name, state), Categorical):
-        return value + (trial.number * 0.618 % 1 - 0.5) * 0.5  # apart, so that equal ones are seen as many
+        return value + (trial.number * 0.618 % 1 - 0.5) * 0.5  # spread, so that equal values can be counted
     return value
 
 
-def parameter_scale(state: State, name: str, start: float, stop: float) -> tuple[Scale, list[tuple[float, str]] | None]:
-    """A scale over the range of a parameter, and where its labels go."""
+def parameter_scale(state: State, name: str, start: float, stop: float) -> tuple[Scale, list[tuple[float, str]]]:
+    """A scale over the range of a parameter, and its labels with their places."""
     one = state.dists[name]
     if isinstance(one, Categorical):
         last = max(1, len(one.choices)) - 1
         x = Scale(-0.5, last + 0.5, start, stop)
-        shown_choices = list(enumerate(one.choices))[:6]
-        return x, [(x(index), str(choice)[:8]) for index, choice in shown_choices]
+        return x, [(x(index), str(choice)[:8]) for index, choice in enumerate(one.choices[:6])]
     assert isinstance(one, Float | Int)
     x = svg.scale_of([one.low, one.high], start, stop, log=one.log and one.low > 0, pad=0.02)
-    ticks = x.ticks(4)
-    return x, [(x(tick), svg.label(tick)) for tick in ticks]
+    return x, [(x(tick), svg.label(tick)) for tick in x.ticks(4)]

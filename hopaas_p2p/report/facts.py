@@ -1,25 +1,25 @@
-"""Numbers that people ask of a study, read off its State. Pure: no I/O, no clock."""
+"""Numbers about a study, computed from its State. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.core.state import COMPLETE, PRUNED, State, Trial
+from hopaas_p2p.core.state import COMPLETE, PRUNED, RUNNING, State, Trial
 
 _LONGEST_LABEL: Final = 40
 
 
 class Savings(NamedTuple):
-    """What pruning spared. An estimate: nobody ran the pruned trials to their end."""
+    """What pruning saved. An estimate, because the pruned trials were not run to their end."""
 
     saved: int
-    """Reports that the pruned trials were short of `length`."""
+    """Reports that the pruned trials lack to `length`."""
     without: int
-    """Reports that all of them together would have made."""
+    """Reports of all trials if none had been pruned."""
     length: int
-    """Reports of a trial that runs to its end: the median of the COMPLETE ones, or as given."""
+    """Reports of a whole trial: the median of the COMPLETE ones, unless given."""
     pruned: int
 
     @property
@@ -28,7 +28,7 @@ class Savings(NamedTuple):
 
 
 def savings(state: State, *, length: int | None = None) -> Savings:
-    """Reports (epochs, steps) that pruning saved: what the pruned trials were short of a whole trial's."""
+    """Reports (epochs, steps) that pruning saved: those that the pruned trials lack to a whole trial."""
     if length is None:
         whole = [len(trial.reports) for trial in state.trials if trial.state is COMPLETE and trial.reports]
         length = int(statistics.median(whole)) if whole else 0
@@ -39,35 +39,37 @@ def savings(state: State, *, length: int | None = None) -> Savings:
 
 
 def state_word(state: State) -> str:
-    """running, paused, stopped, failing, or done: its budget is spent and nothing runs."""
+    """One word for people: open (no trial yet), running, idle (no trial runs), paused, stopped, failing or done."""
     closed = state.closed_because()
+    if closed not in (None, "budget"):
+        return closed
+    if state.counts[RUNNING]:
+        return "running"
     if closed == "budget":
-        return "done" if state.finished() else "running"
-    return closed or "running"
+        return "done"
+    return "idle" if state.trials else "open"
 
 
 def is_better(value: float, than: float, direction: str) -> bool:
-    """Whether `value` is the better one in this direction."""
+    """Whether `value` is better than `than` in this direction."""
     return value > than if direction == "maximize" else value < than
 
 
 def best(state: State) -> Trial | None:
-    """The best COMPLETE trial of a study with one objective, the earliest of equals; None without one."""
+    """The best COMPLETE trial of a study with one objective, the earliest of equals; None if there is none."""
     if state.define is None or len(state.define.directions) != 1:
         return None
     direction = state.define.directions[0]
     found: Trial | None = None
     top = 0.0
     for trial in state.trials:
-        if trial.state is not COMPLETE or not trial.values:
-            continue
-        if found is None or is_better(trial.values[0], top, direction):
+        if trial.state is COMPLETE and trial.values and (found is None or is_better(trial.values[0], top, direction)):
             found, top = trial, trial.values[0]
     return found
 
 
 def pareto_front(state: State) -> list[Trial]:
-    """The COMPLETE trials that no other one beats in every objective, by number."""
+    """The COMPLETE trials that are not dominated by another, by number."""
     assert state.define is not None
     signs = [-1.0 if direction == "maximize" else 1.0 for direction in state.define.directions]
     costs = [
@@ -90,29 +92,21 @@ def params_of(trial: Trial, state: State) -> dict[str, object]:
 
 
 def peer_labels(state: State) -> dict[str, str]:
-    """A short name for every peer that ran a trial: its site, or host, and pid; told apart where they agree."""
-    owners: dict[str, None] = {}
-    for trial in state.trials:
-        for tenure in trial.history:
-            owners[tenure.owner] = None
-        if trial.owner is not None:
-            owners[trial.owner] = None
+    """A short, distinct name for every peer that ran a trial: its site, or host, and pid."""
+    owners = dict.fromkeys(
+        owner for trial in state.trials for owner in (*(past.owner for past in trial.history), trial.owner) if owner
+    )
     labels: dict[str, str] = {}
-    taken: set[str] = set()
     for owner in owners:
         info = state.peers.get(owner, {})
         where = info.get("site") or info.get("host") or "peer"
-        label = f"{where} · {info['pid']}" if "pid" in info else f"{where} · {owner[:6]}"
-        label = label[:_LONGEST_LABEL]
-        if label in taken:
-            label = f"{label} · {owner[:6]}"
-        taken.add(label)
-        labels[owner] = label
+        label = f"{where} · {info.get('pid', owner[:6])}"[:_LONGEST_LABEL]
+        labels[owner] = f"{label} · {owner[:6]}" if label in labels.values() else label
     return labels
 
 
 def shown(value: object) -> str:
-    """A number as people read it: four significant digits, whole numbers whole."""
+    """A number with four significant digits; whole numbers without decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
@@ -122,8 +116,29 @@ def shown(value: object) -> str:
     return f"{value:.4g}"
 
 
+def took(trial: Trial) -> str:
+    """How long the trial took, in words; empty if that is not known."""
+    return duration((trial.end - trial.start) / 1e6) if trial.start is not None and trial.end is not None else ""
+
+
+def scored(state: State, objective: int = 0) -> list[tuple[float, Trial]]:
+    """The COMPLETE trials with a finite value, and that value, by number."""
+    return [
+        (trial.values[objective], trial)
+        for trial in list(state.trials)
+        if trial.state is COMPLETE and trial.values and math.isfinite(trial.values[objective])
+    ]
+
+
+def json_number(value: Any) -> Any:
+    """The value in strict JSON: NaN and the infinities become the texts "NaN", "Infinity" and "-Infinity"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
+    return value
+
+
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.2 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    """Seconds in words: 4.2 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)

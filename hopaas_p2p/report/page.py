@@ -1,4 +1,4 @@
-"""State -> the page of a report. Everything that comes from the store is escaped where it is written."""
+"""State -> the page of a report. Everything from the store is escaped where it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.report import charts
 from hopaas_p2p.report.charts import Figure
-from hopaas_p2p.report.facts import best, duration, params_of, pareto_front, peer_labels, savings, shown
+from hopaas_p2p.report.facts import best, duration, params_of, pareto_front, peer_labels, savings, shown, took
 from hopaas_p2p.report.importance import Importance, importance
 from hopaas_p2p.report.svg import safe
 from hopaas_p2p.report.timeline import timeline
@@ -39,7 +39,7 @@ def render(state: State, *, name: str, store: str, now: datetime.datetime) -> st
 
 
 def part(name: str) -> str:
-    """A file that lies beside this one: the page, or its styles."""
+    """A file beside this one: the page, or its styles."""
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
@@ -47,12 +47,12 @@ def _about(state: State) -> str:
     define = state.define
     if define is None:
         return ""
-    said = [", ".join(define.directions), *(define.info[key] for key in ("sampler", "pruner") if key in define.info)]
+    facts = [", ".join(define.directions), *(define.info[key] for key in ("sampler", "pruner") if key in define.info)]
     if state.budget is not None:
-        said.append(f"budget {state.budget:,}")
+        facts.append(f"budget {state.budget:,}")
     if state.status != "running":
-        said.append(state.status)
-    return " · ".join(safe(one, longest=100) for one in said)
+        facts.append(state.status)
+    return " · ".join(safe(one, longest=100) for one in facts)
 
 
 def _tiles(state: State) -> str:
@@ -120,7 +120,7 @@ def _card(title: str, body: str) -> str:
 
 
 def _parameters(state: State, found: Importance) -> str:
-    """Which parameters matter, and where in their ranges the good values are."""
+    """The importance of the parameters, and where in their ranges the good values are."""
     if found.shares:
         figure = charts.importance(found.shares[:12], note=found.note)
         bars = f"<figure>{figure.drawing}<figcaption>{figure.caption}</figcaption></figure>"
@@ -154,71 +154,69 @@ def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:
     columns = names[:_COLUMNS]
     values = max(len(trial.values or ()) for trial in trials)
     heads = ["trial", *(["value"] if values == 1 else [f"value {i + 1}" for i in range(values)]), *columns]
-    head = "".join(f'<th class="number">{safe(one, longest=40)}</th>' for one in heads)
     rows = []
-    for place, trial in enumerate(trials):
+    for trial in trials:
         params = params_of(trial, state)
         cells = [str(trial.number), *(f"{value:.5g}" for value in trial.values or ())]
         cells += [shown(params[name]) if name in params else "" for name in columns]
-        numbers = "".join(f'<td class="number">{safe(cell, longest=60)}</td>' for cell in cells)
-        took = duration((trial.end - trial.start) / 1e6) if trial.start is not None and trial.end is not None else ""
         retry = f"retry of {trial.retry_of}" if trial.retry_of is not None else ""
-        who = safe(labels.get(trial.owner or "", ""), longest=60)
-        first = ' class="first"' if place == 0 and values == 1 else ""
-        rows.append(f"<tr{first}>{numbers}<td>{who}</td><td>{took}</td><td>{retry}</td></tr>")
-    more = f" {len(names) - len(columns)} more parameters are not shown." if len(names) > len(columns) else ""
-    table = _table(f"{head}<th>peer</th><th>took</th><th></th>", rows)
-    note = f'<p class="none">{more}</p>' if more else ""
-    return _card(title, f"{table}{note}")
+        rows.append([*cells, labels.get(trial.owner or "", ""), took(trial), retry])
+    hidden = len(names) - len(columns)
+    note = f'<p class="none">{hidden} more parameters are not shown.</p>' if hidden else ""
+    return _card(title, table([*heads, "peer", "took", ""], rows, words=("peer", ""), first=values == 1) + note)
 
 
 def _interrupted(state: State) -> str:
-    """What was taken from whom, and what became of it."""
+    """Trials that were taken from a peer, and what became of them."""
     labels = peer_labels(state)
     hit = [trial for trial in state.trials if trial.history]
     if not hit:
         return ""
     rows = []
     for trial in hit[:_INTERRUPTED]:
-        for tenure in trial.history:
+        for past in trial.history:
             retry = state.trials[trial.retried_by] if trial.retried_by is not None else trial
             result = f" with {shown(retry.values[0])}" if retry.values and retry.state is COMPLETE else ""
-            fate = (
-                "kept as FAIL"
-                if retry is trial and trial.state is FAIL
-                else f"#{retry.number}: {retry.state.name}{result}"
-            )
-            then = labels.get(retry.owner or "", "") if retry.owner != tenure.owner or retry is not trial else ""
-            rows.append(
-                f'<tr><td class="number">{trial.number}</td><td>{safe(labels.get(tenure.owner, ""), longest=60)}</td>'
-                f'<td class="long">{safe(tenure.why, longest=160)}</td><td>{safe(fate)}</td>'
-                f"<td>{safe(then, longest=60)}</td></tr>"
-            )
+            outcome = f"#{retry.number}: {retry.state.name}{result}"
+            if retry is trial and trial.state is FAIL:
+                outcome = "kept as FAIL"
+            then = labels.get(retry.owner or "", "") if retry.owner != past.owner or retry is not trial else ""
+            rows.append([str(trial.number), labels.get(past.owner, ""), past.why, outcome, then])
     title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
-    head = (
-        '<th class="number">trial</th><th>was run by</th><th>why it ended</th><th>what became of it</th><th>run by</th>'
-    )
-    return _card(title, _table(head, rows))
+    heads = ["trial", "was run by", "why it ended", "what became of it", "run by"]
+    return _card(title, table(heads, rows, words=heads[1:], long="why it ended"))
 
 
-def _table(head: str, rows: Sequence[str]) -> str:
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll" tabindex="0"><table>{body}</table></div>'
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str], long: str = "", first: bool = False
+) -> str:
+    """A table of texts, which are escaped here. Columns are numbers but for `words`; `long` may wrap."""
+
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        parts = []
+        for head, text in zip(heads, texts, strict=True):
+            css = ' class="long"' if head == long else "" if head in words else ' class="number"'
+            parts.append(f"<{tag}{css}>{safe(text, longest=160 if head == long else 60)}</{tag}>")
+        return "".join(parts)
+
+    body = [f"<tr>{cells('td', row)}</tr>" for row in rows]
+    if first:
+        body[0] = body[0].replace("<tr", '<tr class="first"', 1)
+    head = f"<thead><tr>{cells('th', heads)}</tr></thead>"
+    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _failures(state: State) -> str:
-    """Reasons of failed trials, the commonest first."""
+    """Why trials failed, the most frequent reasons first."""
     reasons: dict[str, list[int]] = {}
     for trial in state.trials:
         if trial.state is FAIL and not trial.history:
             reasons.setdefault((trial.reason or "no reason given").split("\n", 1)[0][:200], []).append(trial.number)
     if not reasons:
         return ""
-    commonest = sorted(reasons.items(), key=lambda one: (-len(one[1]), one[0]))[:10]
+    frequent = sorted(reasons.items(), key=lambda one: (-len(one[1]), one[0]))[:10]
     rows = [
-        f'<tr><td class="number">{len(numbers):,}</td><td class="long">{safe(reason)}</td>'
-        f"<td>{', '.join(f'#{number}' for number in numbers[:5])}{', …' if len(numbers) > 5 else ''}</td></tr>"
-        for reason, numbers in commonest
+        [f"{len(numbers):,}", reason, ", ".join(f"#{one}" for one in numbers[:5]) + (", …" if len(numbers) > 5 else "")]
+        for reason, numbers in frequent
     ]
-    head = '<th class="number">times</th><th>reason</th><th>trials</th>'
-    return _card("Failures", _table(head, rows))
+    return _card("Failures", table(["times", "reason", "trials"], rows, words=("trials",), long="reason"))

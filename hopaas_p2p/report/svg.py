@@ -9,16 +9,17 @@ import html
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
+T = TypeVar("T")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 _BIDI: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FEW: Final = 600
-"""Up to so many marks each has a title of its own; more become one path, a tenth of the bytes."""
+"""Up to this many marks have titles; more become one path, which takes a tenth of the bytes."""
 
 
 class Point(NamedTuple):
-    """A mark in the chart's own units, and what a reader who points at it is told."""
+    """A mark in the chart's own units, and its tooltip."""
 
     x: float
     y: float
@@ -26,24 +27,24 @@ class Point(NamedTuple):
 
 
 def safe(text: object, *, longest: int = 2000) -> str:
-    """Text from anywhere, as it may stand in HTML: escaped, bounded, no control characters, no change of direction."""
-    said = str(text)
-    if len(said) > longest:
-        said = said[: longest - 1] + "…"
+    """Untrusted text for HTML: escaped, of bounded length, without control characters or changes of direction."""
+    shown = str(text)
+    if len(shown) > longest:
+        shown = shown[: longest - 1] + "…"
     clean = "".join(
-        _REPLACEMENT if c in _BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") else c for c in said
+        _REPLACEMENT if c in _BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") else c
+        for c in shown
     )
     return html.escape(clean, quote=True)
 
 
 def px(value: float) -> str:
     """A coordinate: one decimal place, no trailing zero."""
-    text = f"{value:.1f}"
-    return text.removesuffix(".0")
+    return f"{value:.1f}".removesuffix(".0")
 
 
 class Scale(NamedTuple):
-    """Values in [low, high] to pixels in [start, stop]; values outside go to the edge."""
+    """Maps values in [low, high] to pixels in [start, stop]; values outside go to the edge."""
 
     low: float
     high: float
@@ -60,7 +61,7 @@ class Scale(NamedTuple):
         return self.start + share * (self.stop - self.start)
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """Round values to label, at most about `wanted`."""
+        """About `wanted` round values to label."""
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             step = max(1, math.ceil((last - first + 1) / wanted))
@@ -79,7 +80,7 @@ class Scale(NamedTuple):
 def scale_of(
     values: Iterable[float], start: float, stop: float, *, log: bool | None = None, pad: float = 0.04
 ) -> Scale:
-    """A scale that holds these values. `log` None: where all are positive and span more than a factor of 300."""
+    """A scale that holds these values. `log` None: if all are positive and span more than a factor of 300."""
     finite = [value for value in values if math.isfinite(value) and abs(value) < 1e150]
     if not finite:
         return Scale(0.0, 1.0, start, stop)
@@ -94,7 +95,7 @@ def scale_of(
 
 
 def label(value: float) -> str:
-    """A tick's label: short, never more digits than help."""
+    """A tick's label, short."""
     if value == 0 or abs(value) < 1e-12:
         return "0"
     if abs(value) >= 1e5 or abs(value) < 1e-3:
@@ -122,7 +123,7 @@ def frame(
 
 
 def dots(points: Sequence[Point], x: Scale, y: Scale, css: str, *, radius: float = 3.0) -> str:
-    """Marks: each with its title where they are few, else one path."""
+    """Marks: each with its title if they are few, else one path."""
     if len(points) <= _FEW:
         return "".join(
             f'<circle class="{css}" cx="{px(x(p.x))}" cy="{px(y(p.y))}" r="{px(radius)}"><title>{safe(p.title)}</title>'
@@ -138,8 +139,8 @@ def line(points: Sequence[tuple[float, float]], x: Scale, y: Scale, css: str, *,
     if not points:
         return ""
     path = "L".join(f"{px(x(a))} {px(y(b))}" for a, b in points)
-    said = f"<title>{safe(title)}</title>" if title else ""
-    return f'<path class="{css}" d="M{path}">{said}</path>'
+    tooltip = f"<title>{safe(title)}</title>" if title else ""
+    return f'<path class="{css}" d="M{path}">{tooltip}</path>'
 
 
 def steps(points: Sequence[tuple[float, float]], x: Scale, y: Scale, css: str, *, until: float) -> str:
@@ -152,15 +153,15 @@ def steps(points: Sequence[tuple[float, float]], x: Scale, y: Scale, css: str, *
 
 
 def svg(body: str, *, width: float, height: float, title: str, description: str, css: str = "") -> str:
-    """A chart, named for people who do not see it."""
+    """A chart, with a name and description for screen readers."""
     return (
         f'<svg class="{css}" viewBox="0 0 {px(width)} {px(height)}" role="img" '
         f'aria-label="{safe(title)}. {safe(description)}"><title>{safe(title)}</title>{body}</svg>'
     )
 
 
-def thinned(items: Sequence[Point], most: int) -> list[Point]:
-    """Every k-th, so that at most `most` are left."""
+def sample(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, evenly spaced."""
     if len(items) <= most:
         return list(items)
     return [items[index * len(items) // most] for index in range(most)]

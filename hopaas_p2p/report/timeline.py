@@ -1,4 +1,4 @@
-"""Who ran what, and when: one row a peer, with what was interrupted and where it came back."""
+"""The timeline: one row per peer, with the trials it ran, what was interrupted, and where that was retried."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KINDS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
 
 
 class Stretch(NamedTuple):
-    """A trial on a peer, for a time: microseconds by that peer's clock."""
+    """A trial's time on one peer: microseconds by that peer's clock."""
 
     owner: str
     number: int
@@ -89,7 +89,7 @@ def timeline(state: State) -> Figure | None:
 
 
 def _rows(found: list[Stretch]) -> tuple[dict[str, int], int]:
-    """Peer -> row in order of first appearance; with too many, those with interruptions and the busiest."""
+    """Peer -> row, in order of first appearance; if there are too many, the busiest and those with interruptions."""
     first: dict[str, int] = {}
     count: dict[str, int] = {}
     for one in found:

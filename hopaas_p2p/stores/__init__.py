@@ -1,1 +1,1 @@
-"""The shared place: one contract (`base`), one small file a back end."""
+"""The shared place of a study: one contract (`base`), one package per back end."""

@@ -1,33 +1,65 @@
 """The contract of a store: what every back end promises, and what callers may not expect.
 
-A store holds logs, snapshots, beats and artifacts. It orders commits and keeps them; it knows nothing of what is in
-them. All of it is called by one thread at a time a log.
+A store holds logs, snapshots, beats and artifacts. It orders commits and keeps them, and knows nothing of their
+content. Each log is used by one thread at a time.
 
 DO    acknowledge a commit only when it would survive kill -9 and a power cut.
 DO    give lsns 1, 2, 3, … without gaps, in the one order that every reader sees.
-DO    return a commit's own entry among the entries when it was appended, whoever asked.
-DO    say `StoreUnreachable` when the outcome is not known. The caller comes again with the same bytes.
-DON'T append a commit that stands in (since, head] already: that is the same one, come again.
-DON'T retry by yourself for longer than the caller can bear: a few seconds.
-DON'T raise on content; bytes in a commit's place that are no commit are returned as they are.
+DO    return a commit's own entry among the entries when it was appended, whoever appended it.
+DO    keep with each commit the sum of the log before it, see `core.chain`, where that is known: from `Outgoing.chain`,
+      or from what was read.
+DO    raise `StoreUnreachable` when the outcome is not known. The caller tries again with the same bytes.
+DON'T append a commit that is in (since, head] already: it is a repeated attempt.
+DON'T append to a log of another sum than `Outgoing.chain`: raise `BrokenChain`, or return what contradicts it.
+DON'T retry for longer than a caller can wait: a few seconds.
+DON'T raise on content; bytes in a commit's place that are not a commit are returned as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 SNAPSHOT_EVERY: Final = 256
-"""Whoever commits an lsn divisible by this writes a snapshot."""
+"""The smallest number of commits between two snapshots, and of which every larger one is a multiple."""
+_SHORT: Final = 4096
+_GROWTH: Final = 64
 SNAPSHOTS_KEPT: Final = 3
 
 
+def snapshot_step(lsn: int) -> int:
+    """How many commits lie between two snapshots of a log of this length.
+
+    A fraction of its length, between 1/64 and 1/128 of one that is not short, so that a joiner has little to replay and
+    a log of n commits has some 64 log(n) snapshots.
+    """
+    if lsn < _SHORT:
+        return SNAPSHOT_EVERY
+    return max(4 * SNAPSHOT_EVERY, 1 << (lsn // _GROWTH).bit_length() - 1)
+
+
+def snapshot_due(lsn: int) -> bool:
+    """Whether the peer that commits this lsn writes a snapshot."""
+    return lsn % SNAPSHOT_EVERY == 0 and lsn % snapshot_step(lsn) == 0
+
+
 class Outgoing(NamedTuple):
-    """A commit to append: its bytes as `codec` seals them, with their checksum, and the nonce it is known again by."""
+    """A commit to append, and what a store may know of it. No store decodes the bytes."""
 
     nonce: str
+    """`writer:sequence number`, by which the commit is recognised when it is sent again."""
     payload: bytes
+    """Its bytes as `codec` seals them, with their checksum."""
+    about: str = ""
+    """The uuid of the study that a commit to the catalog opens or closes: that study's owner may do so."""
+    chain: int | None = None
+    """The sum, see `core.chain`, of the log up to `since` as the sender has read it; None: it does not know."""
+
+    @property
+    def writer(self) -> str:
+        """The peer that wrote it. A writer's commits must arrive in the order of their sequence numbers."""
+        return self.nonce.rpartition(":")[0]
 
 
 class Entry(NamedTuple):
@@ -38,17 +70,23 @@ class Entry(NamedTuple):
     author: str = ""
     role: str = "owner"
     at: int = 0
+    before: int | None = None
+    """The sum of the log before this commit, as whoever gave it its lsn knew it; None: it was stored without."""
 
 
 class Receipt(NamedTuple):
-    """What an exchange brought: the commits after `since`, in order, and whether there are more to fetch."""
+    """The result of an exchange: the commits after `since`, in order, and whether there are more to fetch."""
 
     entries: list[Entry]
     more: bool = False
 
+    def holds(self, outgoing: Outgoing) -> bool:
+        """Whether this commit is among the entries."""
+        return any(entry.payload == outgoing.payload for entry in self.entries)
+
 
 class Beat(NamedTuple):
-    """A peer's sign of life. Only its change means something."""
+    """A peer's heartbeat. Only its change has a meaning."""
 
     peer: str
     value: str
@@ -58,71 +96,159 @@ class Log(Protocol):
     """The ordered commits of one study, or of the store's catalog."""
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        """Append a commit, if there is one, and return what comes after `since`: one round trip where that can be.
+        """Append a commit, if one is given, and return what comes after `since`: in one round trip where possible.
 
         Blocks until the commit is durable. With `more`, the commit was appended only if it is among the entries.
 
         Raises:
-            StoreUnreachable: the outcome is not known; come again with the same bytes.
-            StoreCorrupt: the log is damaged where no torn write explains it. Nothing was written.
-            StudyDeleted: the log was destroyed. Who has seen any of it is told, and writes nothing.
+            StoreUnreachable: the outcome is not known; try again with the same bytes.
+            StoreCorrupt: the log is damaged. Nothing was written.
+            BrokenChain: the log is not the one that `Outgoing.chain` or `since` tells of. Nothing was written.
+            StudyDeleted: the log was destroyed. Raised for every caller that has seen any of it; nothing was written.
 
         """
 
     def changed(self, since: int) -> bool | None:
-        """Whether there is something after `since`, if that can be told without a round trip; else None."""
+        """Whether there is something after `since`; None if that cannot be told without a round trip."""
 
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
-        """(lsn, bytes) of the newest snapshot, or of those before one that cannot be read; None if there is none.
+        """(lsn, bytes) of the newest snapshot, or of the newest before one that cannot be read; None if there is none.
 
-        None, too, if there is an older one, but nobody needs it because the log can be replayed from its first commit.
+        Also None if there is an older one that nobody needs because the log can be replayed from its first commit.
         """
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        """Keep a snapshot, and the two before it. Failing is allowed: a snapshot is only ever a short cut.
+        """Keep a snapshot, and the two before it. May fail: a snapshot is only an optimisation.
 
-        Of several for one lsn any may be kept: all who have that lsn have the same state.
+        What is in it that will not change is written once, and shared by the snapshots after it (`snapshot.split`).
+        Of several for one lsn any may be kept: all peers at that lsn have the same state.
         """
 
     def destroy(self) -> None:
-        """Remove the log and its snapshots for ever."""
+        """Remove the log and its snapshots for good."""
+
+
+def read_all(log: Log, since: int = 0) -> Iterator[Entry]:
+    """The commits after `since`, in as many exchanges as that takes. Raises like `Log.exchange`."""
+    more = True
+    while more:
+        receipt = log.exchange(None, since)
+        yield from receipt.entries
+        since = receipt.entries[-1].lsn if receipt.entries else since
+        more = receipt.more
+
+
+def append(log: Log, outgoing: Outgoing, since: int) -> list[Entry]:
+    """Append a commit in as many exchanges as that takes; the entries after `since`. Raises like `Log.exchange`."""
+    entries: list[Entry] = []
+    while True:
+        receipt = log.exchange(outgoing, entries[-1].lsn if entries else since)
+        entries += receipt.entries
+        if not receipt.more or receipt.holds(outgoing):
+            return entries
 
 
 @runtime_checkable
-class Crowded(Protocol):
-    """A log whose commits are dear and slow tells its courier how to get by with few of them."""
+class RateLimitedLog(Protocol):
+    """A log with slow and costly commits, which tells its peers how to manage with few of them."""
 
     @property
-    def linger(self) -> float:
-        """Seconds for which reports should wait for company: the longer, the more peers lately wrote to it."""
+    def flush_interval(self) -> float:
+        """Seconds for which to batch reports: the longer, the more peers have lately written to the log."""
 
-    def approach(self, since: int) -> Receipt:
-        """Wait until a commit would be taken at once, as far as can be told; what came after `since` meanwhile.
+    def wait_turn(self, since: int) -> Receipt:
+        """Wait until a commit would probably be taken at once; what came after `since` meanwhile.
 
-        Appends nothing. What is queued while this waits goes along with the commit that follows. Raises as `exchange`.
+        Appends nothing. What is queued during the wait goes along with the commit that follows. Raises like `exchange`.
         """
 
 
 @runtime_checkable
 class Revocable(Protocol):
-    """A log whose commits wait on their way to it: one that has not arrived can be called back."""
+    """A log whose commits wait on their way to it, and can be withdrawn before they arrive."""
 
     def withdraw(self, outgoing: Outgoing) -> None:
-        """See that this commit is not appended, if that can still be. Whoever calls does not come with it again."""
+        """Keep this commit from being appended, if that is still possible. The caller does not send it again."""
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A log that can be filled from a backup, commit for commit. While it is filled nobody else writes to it."""
+
+    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
+        """Write these commits under their own lsns, with all that the backup says of them. May be repeated.
+
+        Args:
+            base: the snapshot that stands for commits which had been removed before the backup, and its lsn.
+            entries: what follows it, without gaps. Those that are there already are the same.
+
+        Raises:
+            ConfigurationError: this store cannot hold them; the message says which can.
+            StoreCorrupt: another commit is there.
+
+        """
+
+
+@runtime_checkable
+class Confirmable(Protocol):
+    """A log whose store may take back what it has acknowledged."""
+
+    def confirm(self) -> None:
+        """See that it still has what this process appended lately. Raises BrokenChain if it has not."""
+
+
+@runtime_checkable
+class Salvageable(Protocol):
+    """A log whose commits can be read one by one, also where it is damaged."""
+
+    def salvage(self) -> Iterator[Entry]:
+        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out."""
+
+
+@runtime_checkable
+class Compacted(Protocol):
+    """A log whose first commits may have been removed, because a snapshot stands for them."""
+
+    def removed_up_to(self) -> int:
+        """The lsn up to which commits were removed; 0: none was."""
+
+
+@runtime_checkable
+class Erasable(Protocol):
+    """A log that can be removed without a trace, if no other peer has seen it."""
+
+    def erase(self) -> None:
+        """Remove it."""
+
+
+@runtime_checkable
+class KeepsBeats(Protocol):
+    """A store in which a beat stays until somebody removes it."""
+
+    def remove_beat(self, peer: str) -> None:
+        """Remove the beat of a peer that has ended and runs nothing."""
+
+    def sweep_beats(self) -> None:
+        """Remove the beats of peers that have been silent for longer than any lease may last."""
 
 
 Progress = Callable[[int], None]
-"""Told now and then how many bytes more have been moved."""
+"""Called now and then with the number of bytes moved since the last call."""
 
 
 class Artifacts(Protocol):
-    """Files beside the logs: checkpoints, models, plots. Keys are of our making: letters, digits, `-`, `_` and `/`."""
+    """Files beside the logs: checkpoints, models, plots. Keys are made here, of letters, digits, `-`, `_` and `/`."""
 
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
-        """Store a copy of this file under the key: whole and durable when this returns, or not at all."""
+        """Store a copy of this file under the key: complete and durable when this returns, or not at all."""
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
-        """Write what is stored under the key to this file. Raises KeyError when there is nothing."""
+        """Write what is stored under the key to this file.
+
+        Raises:
+            KeyError: there is nothing under this key.
+
+        """
 
     def delete(self, key: str) -> None:
         """Remove it, if it is there."""
@@ -135,31 +261,36 @@ class Store(Protocol):
     """A shared place."""
 
     url: str
-    """Where it is, without secrets: fit to be shown, stored and opened again."""
+    """Where it is, without secrets: it may be shown and stored, and opens the store again."""
     freshness: float
-    """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, ask it on every read."""
-    beats_ride: bool
-    """Whether a beat costs nothing extra inside `exchange`."""
+    """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, so every read calls it."""
+    piggybacks_heartbeats: bool
+    """Whether a beat inside `exchange` costs nothing extra."""
     snapshots: bool
-    """Whether a snapshot spares a joiner something: not where the log itself is as near."""
+    """Whether a snapshot helps a joining peer: not where the log itself is as near."""
 
     def catalog(self) -> Log:
-        """The directory log."""
+        """The log of which studies there are."""
 
     def log(self, uuid: str) -> Log:
-        """The log of the study of this uuid; empty if nobody has written to it."""
+        """The log of the study of this uuid; empty if nothing has been written to it."""
 
     def beat(self, beat: Beat) -> None:
         """Overwrite this peer's beat."""
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
-        """The beats of these peers, as far as they have any."""
+        """The beats of those of these peers that have one."""
 
     def artifacts(self) -> Artifacts:
-        """Where files are kept. Raises ConfigurationError, with the cure, if this store keeps none."""
+        """Where files are kept.
+
+        Raises:
+            ConfigurationError: this store keeps none; the message says what to do.
+
+        """
 
     def after_fork(self) -> None:
-        """Forget connections and descriptors that the parent process goes on using."""
+        """In a child of a fork: give up connections and descriptors, which the parent continues to use."""
 
     def close(self) -> None:
-        """Let go of what it holds open; it may be used again."""
+        """Release what it holds open; it may be used again."""

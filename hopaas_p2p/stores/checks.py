@@ -1,8 +1,8 @@
-"""What `hopaas-p2p doctor` looks at: checks that every store must pass, and where a store's own ones are found.
+"""The checks of `hopaas-p2p doctor`: those that every store must pass, and where a store's own ones are found.
 
-A store of a package `stores.x` may have a module `stores.x.checks`. Its `way(store)`, if there is one, yields findings
-about the way to the server and returns whether it leads there; if not, nothing else is tried. Its `checks(store)` come
-next, then the common ones.
+A store in a package `stores.x` may have a module `stores.x.checks`. Its `way(store)`, if there is one, yields findings
+about the way to the server and returns whether the server was reached; if not, nothing else is tried. Its
+`checks(store)` come next, then the common ones.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final
 
-from hopaas_p2p.core import catalog_snapshot, codec, snapshot
+from hopaas_p2p.core import catalog as catalogs
+from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.chain import following, sum_at
 from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import Denied, HopaasError
-from hopaas_p2p.stores.base import Beat, Crowded, Entry, Log, Outgoing, Store
-from hopaas_p2p.stores.findings import AGAIN, Finding
+from hopaas_p2p.errors import Denied, HopaasError, StoreCorrupt
+from hopaas_p2p.findings import AGAIN, Finding
+from hopaas_p2p.stores.base import Beat, Entry, Erasable, Outgoing, RateLimitedLog, Store, read_all
 
 _EXCHANGES: Final = 5
-_SLOW: Final = 5.0  # seconds for an exchange: ask and tell would be felt
+_SLOW: Final = 5.0  # seconds per exchange that people would notice in ask and tell
 
 
 def examine(store: Store) -> Iterator[Finding]:
     """All findings about a store that could be opened. Writes a scratch log, and removes it.
 
-    What cannot be reached is said once: after a way that leads nowhere, or a store that does not answer, it ends.
+    Ends after the first check that finds the server unreachable, so that this is reported once.
     """
-    own = _own_checks(store)
-    for name, check in own.items():
+    for name, check in _own_checks(store).items():
         if not (yield from _guarded(name, check, store)):
             return
     if not (yield from _guarded("reach", _reach, store)):
@@ -50,7 +51,7 @@ Check = Callable[[Any], Any]
 
 
 def _own_checks(store: Store) -> dict[str, Check]:
-    """What this kind of store is to be looked at for, in order."""
+    """The checks of this kind of store, in order."""
     package, _, where = type(store).__module__.rpartition(".")
     if where != "store" or importlib.util.find_spec(f"{package}.checks") is None:
         return {}
@@ -60,16 +61,19 @@ def _own_checks(store: Store) -> dict[str, Check]:
 
 
 def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, bool]:
-    """The findings of a check, its own failure being one; returns whether it came to its end, and did not say False."""
+    """The findings of a check, or its failure as one; returns whether it finished, and did not return False."""
     try:
         return (yield from check(store)) is not False
     except Denied as error:
-        cure = "who may only look cannot take part; ask an owner for a grant, or for a key that may write"
+        cure = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
+        yield Finding(name, passed=False, detail=str(error), cure=cure)
+    except StoreCorrupt as error:
+        cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
         yield Finding(name, passed=False, detail=str(error), cure=cure)
     except HopaasError as error:
         cure = "try again when the store can be reached" if error.retry else AGAIN
         yield Finding(name, passed=False, detail=str(error), cure=cure)
-    except Exception as error:  # noqa: BLE001  # a doctor that stumbles says so and goes on
+    except Exception as error:  # noqa: BLE001  # an error in one check must not keep the others from running
         detail = f"{type(error).__name__}: {error}"
         yield Finding(name, passed=False, detail=detail, cure="please report this, with the output of --debug")
         return True
@@ -78,7 +82,7 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
 
 def _reach(store: Store) -> Iterator[Finding]:
     began = time.monotonic()
-    count = sum(1 for _ in _entries(store.catalog()))
+    count = sum(1 for _ in read_all(store.catalog()))
     taken = time.monotonic() - began
     yield Finding("reach", passed=True, detail=f"{store.url} answers in {taken * 1000:.0f} ms; {count} catalog commits")
 
@@ -94,11 +98,11 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
             began = time.monotonic()
             log.exchange(Outgoing(f"{writer}:{seq}", payload), seq - 1)
             seconds.append(time.monotonic() - began)
-        there = [entry.lsn for entry in _entries(log)]
+        there = [entry.lsn for entry in read_all(log)]
     finally:
         try:
-            log.destroy()
-        except Denied:  # a worker's key adds, and removes nothing
+            log.erase() if isinstance(log, Erasable) else log.destroy()
+        except Denied:  # a worker's key may add objects, and not remove them
             left = "; it may not be removed with these rights, and stays"
     if there != list(range(1, _EXCHANGES + 1)):
         yield Finding("write and read", passed=False, detail=f"wrote 5 commits, read {there}", cure="use another store")
@@ -106,12 +110,9 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
     done = f"{_EXCHANGES} commits written and read back" + (left or ", and removed")
     yield Finding("write and read", passed=True, detail=done)
     median = statistics.median(seconds)
-    yield Finding(
-        "exchange",
-        passed=median < _SLOW,
-        detail=f"{median * 1000:.1f} ms in the median, {max(seconds) * 1000:.1f} ms at most",
-        cure="" if median < _SLOW else "every ask and tell waits so long; use a store that is nearer",
-    )
+    detail = f"{median * 1000:.1f} ms in the median, {max(seconds) * 1000:.1f} ms at most"
+    cure = "every ask and tell takes that long; use a store that is nearer"
+    yield Finding.judged("exchange", detail, passed=median < _SLOW, cure=cure)
 
 
 def _beat(store: Store) -> Iterator[Finding]:
@@ -119,18 +120,19 @@ def _beat(store: Store) -> Iterator[Finding]:
     store.beat(Beat(peer, value))
     found = store.beats([peer]).get(peer)
     store.beat(Beat(peer, "gone"))
-    passed = found == value
-    cure = "" if passed else "peers would take each other for dead; use another store"
-    yield Finding("beat", passed=passed, detail="a sign of life is seen" if passed else f"read {found!r}", cure=cure)
+    detail = "a beat is seen" if found == value else f"read {found!r}"
+    cure = "peers would take each other for dead; use another store"
+    yield Finding.judged("beat", detail, passed=found == value, cure=cure)
 
 
 def _studies(store: Store) -> Iterator[Finding]:
     catalog, log = Catalog(), store.catalog()
-    found = log.newest_snapshot() if isinstance(log, Crowded) else None
-    for entry in _entries(log):
+    found = log.newest_snapshot() if isinstance(log, RateLimitedLog) else None
+    for entry in read_all(log):
+        _follows(catalog, entry)
         catalog.apply(entry.lsn, codec.decode(entry.payload), Stamp(entry.author, entry.role, entry.at))
         if found is not None and entry.lsn == found[0]:
-            yield _snapshot("studies, snapshot", found, same=catalog_snapshot.dump(catalog) == found[1])
+            yield _snapshot("studies, snapshot", found, same=catalogs.dump(catalog) == found[1])
     if not catalog.by_name:
         yield Finding("studies", passed=True, detail=f"none yet; log format {FORMAT}")
     for listing in catalog.by_name.values():
@@ -139,47 +141,53 @@ def _studies(store: Store) -> Iterator[Finding]:
 
 
 def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
-    """Replay the whole log; the newest snapshot must say the same as the commits up to it."""
+    """Replay the whole log; the newest snapshot must hold the same state as the commits up to it."""
     log = store.log(uuid)
-    state, unreadable, said = State(), 0, None
+    state, unreadable, replayed = State(), 0, None
+    forks = []
     try:
         found = log.newest_snapshot()
-        for entry in _entries(log):
+        for entry in read_all(log):
+            if not _follows(state, entry):
+                forks.append(str(entry.lsn))
             commit = codec.decode(entry.payload)
             unreadable += isinstance(commit, codec.Garbage)
             apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
             if found is not None and entry.lsn == found[0]:
-                said = snapshot.digest(state)
+                replayed = snapshot.digest(state)
     except Denied:
         yield Finding(name, passed=True, detail="not shared with this user")
         return
     refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "nothing"
     detail = f"{state.lsn} commits, {len(state.trials)} trials; refused: {refused}"
-    cure = "" if not unreadable else "somebody wrote bytes that are no commit; they are passed over, nothing is lost"
-    yield Finding(name, passed=not unreadable, detail=detail, cure=cure)
+    cure = "some bytes in the log are not commits; they are skipped, and nothing is lost"
+    yield Finding.judged(name, detail, passed=not unreadable, cure=cure)
+    if forks:
+        detail = f"it has two histories: commit {', '.join(forks)} was written after others than those before it"
+        cure = "was a backup restored under running peers, or does the store let two write one commit? Peers stop here"
+        yield Finding(f"{name}, history", passed=False, detail=detail, cure=cure)
     if found is not None:
         try:
-            same = snapshot.digest(snapshot.load(found[1])) == said
+            same = snapshot.digest(snapshot.load(found[1])) == replayed
         except snapshot.CorruptSnapshot:
-            cure = "it is passed over: joining takes longer until the next one is written"
+            cure = "it is skipped: joining takes longer until the next one is written"
             detail = f"the one at commit {found[0]} cannot be read"
             yield Finding(f"{name}, snapshot", passed=False, detail=detail, cure=cure)
         else:
             yield _snapshot(f"{name}, snapshot", found, same=same)
 
 
+def _follows(state: State | Catalog, entry: Entry) -> bool:
+    """Whether the writer of this commit had read the commits before it as they are; keeps the sum of the log."""
+    read = sum_at(entry.lsn - 1, state.chain)
+    before = read if entry.before is None else entry.before
+    if before is not None:
+        state.chain = entry.lsn, following(before, entry.payload)
+    return read is None or read == before
+
+
 def _snapshot(name: str, found: tuple[int, bytes], *, same: bool) -> Finding:
     lsn, data = found
-    cure = "delete it: peers that join from it see something else than those who replay the log"
+    cure = "delete it: peers that join from it see another state than those that replay the log"
     detail = f"at commit {lsn}, {len(data):,} bytes, " + ("equal to replay" if same else "differs from replay")
-    return Finding(name, passed=same, detail=detail, cure="" if same else cure)
-
-
-def _entries(log: Log) -> Iterator[Entry]:
-    since, more = 0, True
-    while more:
-        receipt = log.exchange(None, since)
-        yield from receipt.entries
-        if receipt.entries:
-            since = receipt.entries[-1].lsn
-        more = receipt.more
+    return Finding.judged(name, detail, passed=same, cure=cure)

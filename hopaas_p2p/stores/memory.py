@@ -1,6 +1,6 @@
-"""A store in this process, for tests and for trying things out. Everything ends with the process.
+"""A store in this process, for tests and for trying things out. It ends with the process.
 
-A fork copies it: parent and child then have two stores that know nothing of each other.
+A fork copies it: parent and child then have two independent stores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from hopaas_p2p.errors import StudyDeleted
+from hopaas_p2p.core.chain import following, shown
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, StudyDeleted
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
 
 
@@ -26,12 +27,22 @@ class MemoryLog:
         with self._lock:
             if self._destroyed:
                 raise StudyDeleted
-            if outgoing is not None and not self._holds(outgoing.payload, since):
-                self._entries.append(Entry(len(self._entries) + 1, outgoing.payload))
-            return Receipt(self._entries[since:])
+            receipt = Receipt(self._entries[since:])
+            if outgoing is not None and not receipt.holds(outgoing):
+                if outgoing.chain not in (None, self._sum(since)):
+                    raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(outgoing.chain)}")
+                entry = Entry(len(self._entries) + 1, outgoing.payload, before=self._sum(len(self._entries)))
+                self._entries.append(entry)
+                if entry.lsn > since:
+                    receipt.entries.append(entry)
+            return receipt
 
-    def _holds(self, payload: bytes, since: int) -> bool:
-        return len(self._entries) > since and any(entry.payload == payload for entry in self._entries[since:])
+    def _sum(self, lsn: int) -> int | None:
+        """The sum of the log up to this lsn; None beyond its end."""
+        if not 0 < lsn <= len(self._entries):
+            return None if lsn else 0
+        last = self._entries[lsn - 1]
+        return following(last.before or 0, last.payload)
 
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
@@ -53,8 +64,14 @@ class MemoryLog:
             self._entries.clear()
             self._snapshots.clear()
 
+    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
+        if base is not None:
+            raise ConfigurationError("A store in memory holds whole logs only; restore this backup into a bucket.")
+        with self._lock:
+            self._entries += list(entries)[len(self._entries) :]
+
     def after_fork(self) -> None:
-        """Another thread of the parent may have held the lock; here it is nobody's."""
+        """Another thread of the parent may have held the lock, which would never be released here."""
         self._lock = threading.Lock()
 
 
@@ -81,7 +98,7 @@ class MemoryStore:
     """Logs by uuid, beats by peer."""
 
     freshness = 0.0
-    beats_ride = False
+    piggybacks_heartbeats = False
     snapshots = False
 
     def __init__(self, name: str = "") -> None:

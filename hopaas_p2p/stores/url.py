@@ -1,4 +1,4 @@
-"""URL -> Store, and the URL as it may be shown."""
+"""Opens the store at a URL, and redacts URLs so that they can be shown."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _memories_lock: Final = threading.Lock()
 
 
 def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
-    """The store at this URL; see DESIGN for the list.
+    """The store at this URL.
 
     Args:
         url: a path, or `file://`, `memory://`, `postgresql://`, `postgresql+https://`, `s3://`.
-        create: whether a directory that is no store yet becomes one.
+        create: whether a directory or bucket that is not a store yet becomes one.
 
     Raises:
         ConfigurationError: unknown scheme, or a store that cannot be used; the message says what to change.

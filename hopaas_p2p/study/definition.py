@@ -10,15 +10,16 @@ from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.records import Policy, StudyDefine
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
 
 
-class Given(NamedTuple):
-    """What a caller of `open_study` said of the study. None: nothing, so what is stored holds, else the default."""
+class StudyArguments(NamedTuple):
+    """What a caller of `open_study` gave. None: nothing, so what is stored holds, or the default."""
 
     directions: tuple[str, ...] | None
     space: Space | None
@@ -29,9 +30,9 @@ class Given(NamedTuple):
     progress_timeout: float | None
     interrupted: str | None
 
-    def said(self) -> set[str]:
-        """The names of what was said."""
-        return {name for name, value in self._asdict().items() if value is not None}
+    def given_fields(self) -> list[str]:
+        """The names of what was given."""
+        return [name for name, value in self._asdict().items() if value is not None]
 
     def definition(self, name: str, info: dict[str, str]) -> StudyDefine:
         """The study as it is created, if it is not there.
@@ -110,31 +111,39 @@ def as_record(distribution: BaseDistribution | records.Distribution) -> records.
     raise InvalidInput(f"give a Float, Int or Categorical, got {distribution!r}")
 
 
-def made_with(sampler: object, pruner: object) -> dict[str, str]:
+def provenance_of(sampler: object, pruner: object) -> dict[str, str]:
     """The names of sampler and pruner, for people to read: they are not stored."""
     said = {"sampler": sampler, "pruner": pruner}
     return {key: type(value).__name__ for key, value in said.items() if value is not None}
 
 
-def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: set[str]) -> None:
+def definition_of(state: State, name: str) -> StudyDefine:
+    """What was said when the study was created.
+
+    Raises:
+        StoreCorrupt: the study has commits, and its first, the definition, is not among them.
+
+    """
+    if state.define is None:
+        raise StoreCorrupt(
+            f"the first commit of the study {name!r} is not its definition: somebody has overwritten it. Nothing was "
+            "changed. Bring that commit back from a backup or, in a bucket, from an older version of the object"
+        )
+    return state.define
+
+
+def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str]) -> None:
     """Raise if what was said differs from what is stored; what was left out is as stored."""
     state = storage.state(study_id)
-    stored = state.define
-    assert stored is not None
-    pairs = {
-        "directions": (stored.directions, wanted.directions),
-        "space": (stored.space, wanted.space),
-        "budget": (stored.policy.budget, wanted.policy.budget),
-        "attempts": (stored.policy.attempts, wanted.policy.attempts),
-        "lease_ttl": (stored.policy.ttl, wanted.policy.ttl),
-        "max_failures": (stored.policy.max_failures, wanted.policy.max_failures),
-        "progress_timeout": (stored.policy.progress_timeout, wanted.policy.progress_timeout),
-        "interrupted": (stored.policy.interrupted, wanted.policy.interrupted),
-    }
+    stored = definition_of(state, wanted.name)
     lines = []
-    for what, (there, given) in pairs.items():
+    for what in said:
+        part = "ttl" if what == "lease_ttl" else what
+        there, given = (
+            getattr(define if part in ("directions", "space") else define.policy, part) for define in (stored, wanted)
+        )
         moved = what == "budget" and given == state.budget
-        if what in said and there != given and not moved:
+        if there != given and not moved:
             lines += _difference(what, there, given)
     if lines:
         raise DefinitionMismatch(

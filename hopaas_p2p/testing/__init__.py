@@ -1,1 +1,1 @@
-"""For tests, ours and those of whoever writes a store: conformance suite, fault injection, invariants."""
+"""For people who write a store, and for our own tests: conformance suite, fault injection, invariants."""

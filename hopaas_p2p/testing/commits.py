@@ -1,15 +1,21 @@
-"""Commits for tests: made, appended as a peer does it, read back whole, by many at once."""
+"""Commits for tests: made, appended as a peer does it, read back, by many threads at once."""
 
 from __future__ import annotations
 
+import random
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.records import Commit, PeerJoin, StudyDefine, TrialCreate, TrialState
+from hopaas_p2p.core.state import State
+from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt, read_all
 
 PATIENCE: Final = 60.0
 """Seconds after which a thread or process of a test counts as stuck."""
@@ -26,33 +32,65 @@ def outgoing(name: str, size: int = 0) -> Outgoing:
 
 
 def outgoing_of(writer: str, name: str) -> Outgoing:
-    """The same, with its writer where peers' commits have theirs: by that, peers of one bucket take turns."""
+    """The same, with its writer where peers' commits have theirs, which decides whose turn it is in a full bucket."""
     return Outgoing(name, sealed(msgspec.msgpack.encode([1, writer, name])))
 
 
+def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> Entry:
+    """Append a commit whose bytes any store can keep a sum with, as a peer that has read so far; its entry."""
+    commit = outgoing_of(name, name)
+    while True:
+        receipt = log.exchange(commit._replace(chain=total), since)
+        for entry in receipt.entries:
+            if entry.payload == commit.payload:
+                return entry
+            if total is not None:
+                total = following(total, entry.payload)
+        assert receipt.more, "the commit is not among the entries, and there are no more"
+        since = receipt.entries[-1].lsn
+
+
+def sum_of(entries: list[Entry]) -> int:
+    """The sum of a log that begins with these."""
+    total = 0
+    for entry in entries:
+        total = following(total, entry.payload)
+    return total
+
+
+def study_snapshot(trials: int, *, waiting: Iterable[int] = ()) -> bytes:
+    """The snapshot of a study of so many trials; all are complete but those that wait."""
+    state, values = State(), random.Random(1)
+    apply(state, 1, Commit("founder", 1, "founder", 0, (StudyDefine("study", ("minimize",)),)))
+    waits = frozenset(waiting)
+    records = tuple(
+        TrialCreate(TrialState.WAITING)
+        if number in waits
+        else TrialCreate(TrialState.COMPLETE, values=(values.random(),))
+        for number in range(trials)
+    )
+    apply(state, 2, Commit("founder", 2, "founder", 0, records))
+    apply(state, 3, Commit("founder", 3, "founder", 0, (PeerJoin({}),)))  # a snapshot holds the last verdicts of all
+    return snapshot.dump(state)
+
+
 def everything(log: Log, since: int = 0) -> list[Entry]:
-    """All commits after `since`, however many exchanges that takes."""
-    entries: list[Entry] = []
-    more = True
-    while more:
-        receipt = log.exchange(None, entries[-1].lsn if entries else since)
-        entries += receipt.entries
-        more = receipt.more
-    return entries
+    """All commits after `since`."""
+    return list(read_all(log, since))
 
 
 def append(log: Log, commit: Outgoing, since: int = 0) -> Receipt:
     """Exchange until the commit is among the entries; the receipt of the last exchange."""
     while True:
         receipt = log.exchange(commit, since)
-        if any(entry.payload == commit.payload for entry in receipt.entries):
+        if receipt.holds(commit):
             return receipt
         assert receipt.more, "the commit is not among the entries, and there are no more"
         since = receipt.entries[-1].lsn
 
 
 def append_many(log: Log, name: str, count: int, since: int = 0) -> list[int]:
-    """Append commits as a peer does, each after what the one before brought; their lsns."""
+    """Append commits as a peer does, each after reading what came before; their lsns."""
     lsns = []
     for i in range(count):
         commit = outgoing(f"{name}-{i}")

@@ -1,9 +1,9 @@
-"""A store that misbehaves on purpose: replies are lost, requests come twice, late, or never, and processes die.
+"""A store that misbehaves on purpose: replies are lost, requests arrive twice, late, or never, and processes die.
 
     store = FaultyStore(MemoryStore(), at_random(seed=7, likelihood=0.2))
 
-What goes wrong is decided exchange by exchange, by an iterator of faults: a list for a test of one thing, `at_random`
-for a storm that its seed brings back.
+An iterator of faults decides what happens to each exchange: a list for a test of one fault, `at_random` for many,
+which its seed reproduces.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store
+from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store, read_all
 
 
 class Fault(enum.Enum):
     """What may happen to an exchange."""
 
     REFUSE = "it never reaches the store"
-    LOSE_REPLY = "the store does it, and the caller never hears of it"
+    LOSE_REPLY = "the store does it, and the reply is lost"
     DUPLICATE = "it reaches the store twice, the second time too late to be recognised"
-    DELAY = "the caller gives it up, and it reaches the store after the next exchange"
+    DELAY = "the caller gives up, and it reaches the store after the next exchange"
     CRASH_BEFORE = "the process dies before it is sent"
     CRASH_AFTER = "the process dies when the store has done it"
 
 
 SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
-"""Faults of the network; the process lives on and comes again."""
+"""Faults of the network, after which the process tries again."""
 
 
 class Crash(BaseException):
-    """The process would be dead now. Let go of everything it had."""
+    """The process would be dead now. Drop everything it had."""
 
 
 def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURVIVABLE) -> Iterator[Fault | None]:
-    """Endless weather: each exchange fails with this likelihood, in one of these ways."""
+    """An endless sequence: each exchange fails with this probability, in one of these ways."""
     random_ = random.Random(seed)
     kinds = tuple(faults)
     while True:
@@ -47,11 +47,11 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
 
 
 class FaultyStore:
-    """Hands everything to another store, but for what the faults take away. Thread-safe.
+    """Passes everything on to another store, except what the faults prevent. Thread-safe.
 
     Args:
         inner: the store that does the work.
-        faults: one item an exchange, None where nothing goes wrong; when they are used up, nothing does any more.
+        faults: one item per exchange, None for no fault; after the last one there are no more faults.
 
     """
 
@@ -59,16 +59,16 @@ class FaultyStore:
         self.inner = inner
         self.url = inner.url
         self.freshness = inner.freshness
-        self.beats_ride = inner.beats_ride
+        self.piggybacks_heartbeats = inner.piggybacks_heartbeats
         self.snapshots = inner.snapshots
         self.happened: Counter[Fault] = Counter()
         self.sent: list[Outgoing] = []
-        """Every commit that somebody tried to append, in order."""
+        """Every commit that a caller tried to append, in order."""
         self._faults = itertools.chain(faults, itertools.repeat(None))
         self._lock = threading.Lock()
 
     def next_fault(self) -> Fault | None:
-        """What happens to the exchange that comes now."""
+        """What happens to the present exchange."""
         with self._lock:
             fault = next(self._faults)
             if fault is not None:
@@ -98,7 +98,7 @@ class FaultyStore:
 
 
 class FaultyLog:
-    """A log whose exchanges meet the faults of its store."""
+    """A log whose exchanges suffer the faults of its store."""
 
     def __init__(self, store: FaultyStore, inner: Log) -> None:
         self._store = store
@@ -132,13 +132,8 @@ class FaultyLog:
             self._append_unrecognised(self._delayed.pop())
 
     def _append_unrecognised(self, outgoing: Outgoing) -> None:
-        """Append these bytes behind everything, so that the store cannot see that it has them already."""
-        head, more = 0, True
-        while more:
-            receipt = self._inner.exchange(None, head)
-            head = receipt.entries[-1].lsn if receipt.entries else head
-            more = receipt.more
-        self._inner.exchange(outgoing, head)
+        """Append these bytes after everything else, where the store cannot recognise that it has them already."""
+        self._inner.exchange(outgoing._replace(chain=None), sum(1 for _ in read_all(self._inner)))
 
     def changed(self, since: int) -> bool | None:
         return self._inner.changed(since)

@@ -1,11 +1,11 @@
-"""What is true of a study whatever its log says: named predicates on a State, and on a State and the one before it.
+"""What is true of a study whatever is in its log: named predicates on a State, and on a State and the one before it.
 
     witness = Witness()
     for lsn, commit in log:
         apply(state, lsn, commit)
         witness.look(state)  # raises Violated, with the names of the promises that were broken
 
-`ALWAYS` holds for any State alone. What may not happen from one State to the next stands in `Witness`.
+`ALWAYS` holds for every single State. What may not happen from one State to the next is in `Witness`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def only_finished_trials_have_an_end(state: State) -> bool:
     return all((t.end is not None) == (t.state in _FINISHED) for t in state.trials)
 
 
-def complete_trials_have_a_number_for_every_direction(state: State) -> bool:
+def complete_trials_have_a_number_per_direction(state: State) -> bool:
     width = len(state.define.directions) if state.define else 0
     return all(
         t.values is not None and len(t.values) == width and all(value == value for value in t.values)  # noqa: PLR0124
@@ -67,7 +67,7 @@ def complete_trials_have_a_number_for_every_direction(state: State) -> bool:
     )
 
 
-def values_are_one_a_direction(state: State) -> bool:
+def there_is_one_value_per_direction(state: State) -> bool:
     width = len(state.define.directions) if state.define else 0
     return all(trial.values is None or len(trial.values) == width for trial in state.trials)
 
@@ -116,8 +116,8 @@ ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (
     running_trials_have_owner_and_epoch,
     waiting_trials_have_no_owner,
     only_finished_trials_have_an_end,
-    complete_trials_have_a_number_for_every_direction,
-    values_are_one_a_direction,
+    complete_trials_have_a_number_per_direction,
+    there_is_one_value_per_direction,
     every_parameter_has_a_distribution,
     a_lease_passes_but_once,
     retries_and_their_origins_agree,
@@ -127,7 +127,7 @@ ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (
 
 
 def check(state: State) -> None:
-    """Hold a State against `ALWAYS`.
+    """Check a State against `ALWAYS`.
 
     Raises:
         Violated: with the names of the predicates that are false.
@@ -142,7 +142,7 @@ def check(state: State) -> None:
 
 
 class Witness:
-    """Looks at a State after every commit, and remembers enough to see what may not change."""
+    """Checks a State after every commit, and remembers enough to see what may not change."""
 
     def __init__(self) -> None:
         self._lsn = 0
@@ -154,50 +154,36 @@ class Witness:
         self._finished: dict[int, bytes] = {}
 
     def look(self, state: State) -> None:
-        """Hold `state` against `ALWAYS` and against what it was.
+        """Check `state` against `ALWAYS` and against the State before it.
 
         Raises:
             Violated: with the names of the promises that were broken.
 
         """
         check(state)
-        broken = [
-            promise.__name__.strip("_")
-            for promise in (
-                self._lsn_never_falls,
-                self._trials_are_never_removed,
-                self._epochs_only_rise,
-                self._one_owner_a_trial_and_epoch,
-                self._finished_trials_never_change,
-                self._budget_is_never_exceeded,
-            )
-            if not promise(state)
-        ]
+        promises = {
+            "the lsn never falls": state.lsn >= self._lsn,
+            "trials are never removed": len(state.trials) >= self._trials,
+            "epochs only rise": all(state.trials[number].epoch >= epoch for number, epoch in self._epochs.items()),
+            "a trial has one owner per epoch": all(
+                self._owners.get(lease, owner) == owner for lease, owner in _leases(state).items()
+            ),
+            "finished trials never change": all(
+                _facts(state.trials[number]) == facts for number, facts in self._finished.items()
+            ),
+            "the budget is never exceeded": self._within_budget(state),
+        }
+        broken = [promise for promise, kept in promises.items() if not kept]
         if broken:
             raise Violated(f"at lsn {state.lsn}: not true that {', '.join(broken)}")
         self._remember(state)
 
-    def _lsn_never_falls(self, state: State) -> bool:
-        return state.lsn >= self._lsn
-
-    def _trials_are_never_removed(self, state: State) -> bool:
-        return len(state.trials) >= self._trials
-
-    def _epochs_only_rise(self, state: State) -> bool:
-        return all(state.trials[number].epoch >= epoch for number, epoch in self._epochs.items())
-
-    def _one_owner_a_trial_and_epoch(self, state: State) -> bool:
-        return all(self._owners.get(lease, owner) == owner for lease, owner in _leases(state).items())
-
-    def _finished_trials_never_change(self, state: State) -> bool:
-        return all(_facts(state.trials[number]) == facts for number, facts in self._finished.items())
-
-    def _budget_is_never_exceeded(self, state: State) -> bool:
-        """Unless it was lowered below what was used already; from then on, use may only fall."""
+    def _within_budget(self, state: State) -> bool:
+        """A budget may be lowered below what was used already; from then on, use may only fall."""
         if state.budget is None:
             return True
-        was = math.inf if self._budget is None else self._budget
-        return state.used() <= max(state.budget, self._used, was if state.budget < was else 0)
+        before = math.inf if self._budget is None else self._budget
+        return state.used() <= max(state.budget, self._used, before if state.budget < before else 0)
 
     def _remember(self, state: State) -> None:
         self._lsn, self._used, self._trials = state.lsn, state.used(), len(state.trials)
@@ -210,16 +196,12 @@ class Witness:
 
 
 def _leases(state: State) -> dict[tuple[int, int], str]:
-    """Who holds which lease now, of the trials that run."""
-    leases = {}
-    for number in state.running:
-        trial = state.trials[number]
-        if trial.owner is not None:
-            leases[number, trial.epoch] = trial.owner
-    return leases
+    """The owner of each lease of a running trial, by (trial, epoch)."""
+    running = (state.trials[number] for number in state.running)
+    return {(trial.number, trial.epoch): trial.owner for trial in running if trial.owner is not None}
 
 
 def _facts(trial: Trial) -> bytes:
-    """All of a finished trial but where a late result of it is kept."""
+    """Everything about a finished trial except where a late result of it is kept."""
     history = tuple(msgspec.structs.replace(tenure, kept_as=None) for tenure in trial.history)
     return msgspec.msgpack.encode(msgspec.structs.replace(trial, history=history))

@@ -2,7 +2,7 @@
 
     export_to(study, MLflow("http://mlflow.example.org:5000"))    # all that is missing there, now
 
-The study stays where it is; a tracker gets a copy that is brought up to date as often as one likes.
+The study stays where it is; a tracker gets a copy, which can be brought up to date at any time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
-from hopaas_p2p.trackers.follow import Followers, leave_link, tracker_of
+from hopaas_p2p.trackers.follow import BackgroundExports, leave_link, tracker_of
 from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.registry import Registered, register_best
 from hopaas_p2p.trackers.view import links
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 __all__ = [
+    "BackgroundExports",
     "Export",
-    "Followers",
     "MLflow",
     "Registered",
     "Tracker",
@@ -37,10 +37,12 @@ __all__ = [
 
 
 def export_to(study: Study, tracker: Tracker) -> int:
-    """Bring a tracker up to date with a study; returns how many trials were sent. Again and again, if you like.
+    """Bring a tracker up to date with a study; returns how many trials were sent. May be repeated at any time.
 
     Raises:
-        TrackerUnreachable: it did not answer; what was sent until then is there, and the next call goes on.
+        TrackerUnreachable: it did not answer; what was sent until then is there, and the next call continues.
+        ConfigurationError: its client library is not installed or not configured.
+        Denied: the tracker does not let this user write.
 
     """
     try:

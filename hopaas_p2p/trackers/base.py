@@ -1,50 +1,51 @@
-"""What a tracker has to offer, and what brings a study to one: `Export`.
+"""The interface of a tracker, and `Export`, which brings a study to one.
 
-An export may be cut off at any request and begun again, here or elsewhere: a trial's run is found by the tags that it
-was made with, what is in it already is not sent again, and it is marked last of all.
+An export may be cut off at any request and started again, here or elsewhere: a trial's run is found by the tags that it
+was created with, what it holds already is not sent again, and its mark is written last.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt
 from hopaas_p2p.trackers.view import StudyView, TrialView, look
 
 if TYPE_CHECKING:
-    from hopaas_p2p.artifacts import StudyArtifacts
+    from hopaas_p2p.artifacts import Artifact, StudyArtifacts
     from hopaas_p2p.study import Study
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
 
 class TrackerUnreachable(HopaasError):
-    """The tracker did not answer; nothing is lost: export again, and what is missing is sent."""
+    """The tracker did not answer; nothing is lost: export again to send what is missing."""
 
     retry = True
     exit_code = 69
 
 
 class TrackerRefused(HopaasError):
-    """The tracker does not take this as it is."""
+    """The tracker does not accept this trial as it is."""
 
 
 class Tracker(Protocol):
-    """A place where others look at runs. One thread at a time calls it."""
+    """A place where people look at runs. It is called from one thread at a time."""
 
     name: str
     """One word: "mlflow"."""
 
     @property
     def place(self) -> str:
-        """What tells this place from others of its kind, as it may be shown."""
+        """Tells this server and project from others of its kind; holds no secret."""
         ...
 
     def begin(self, study: StudyView) -> dict[int, str]:
-        """Find or make the run of the study; returns the mark of each trial that is there ("" if it has none).
+        """Find or create the run of the study; returns the mark of each trial that is there ("" if it has none).
 
-        Called again after anything went wrong: nothing that was known before is trusted.
+        Called again after any error: nothing known before is relied upon.
 
         Raises:
             TrackerUnreachable: it did not answer.
@@ -52,11 +53,11 @@ class Tracker(Protocol):
         ...
 
     def put(self, trial: TrialView, files: StudyArtifacts) -> None:
-        """Bring one trial's run up to date, whatever is there of it; its mark comes last.
+        """Bring one trial's run up to date, however much of it is there; its mark is written last.
 
         Raises:
             TrackerUnreachable: it did not answer.
-            TrackerRefused: it never will take this trial; the others go on.
+            TrackerRefused: it will never accept this trial; the other trials are exported.
         """
         ...
 
@@ -65,23 +66,32 @@ class Tracker(Protocol):
         ...
 
     def link(self) -> str:
-        """Where people find the study there: a URL or a path."""
+        """Where people find the study: a URL or a path."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close what is open."""
         ...
 
 
+def fetched(files: StudyArtifacts, one: Artifact, target: Path) -> Path | None:
+    """A file, for a tracker; None, with a warning, if a peer has named one that is not there or not whole."""
+    try:
+        return files.get(one, target)
+    except (InvalidInput, StoreCorrupt) as error:
+        _log.warning("the file %s is not exported: %s", one.id, error)
+        return None
+
+
 class Export:
-    """One study on its way to one tracker. One thread at a time."""
+    """The export of one study to one tracker. For one thread at a time."""
 
     def __init__(self, study: Study, tracker: Tracker) -> None:
         self.tracker = tracker
         self._study = study
         self._marks: dict[int, str] | None = None
         self._settled: set[int] = set()
-        """Finished trials that are there, as long as nothing is said of them in the study."""
+        """Finished trials that are there; emptied when attributes of the study change: they may be about any trial."""
         self._seen: tuple[int, dict[str, str]] = (-1, {})
 
     def sync(self) -> int:
@@ -93,7 +103,7 @@ class Export:
         lsn, system = self._study.state.lsn, dict(self._study.state.system)
         if self._marks is not None and self._seen[0] == lsn:
             return 0
-        if system != self._seen[1]:  # a note, a tag or a file of a finished trial
+        if system != self._seen[1]:  # a note, a tag or a file, perhaps of a finished trial
             self._settled.clear()
         try:
             sent = self._send(look(self._study, settled=self._settled))
@@ -115,10 +125,13 @@ class Export:
                 try:
                     self.tracker.put(trial, files)
                 except TrackerRefused as error:
-                    _log.warning("%s does not take trial %d: %s", self.tracker.name, trial.number, error)
+                    _log.warning("%s does not accept trial %d: %s", self.tracker.name, trial.number, error)
                 self._marks[trial.number] = mark
                 sent += 1
             if trial.final:
                 self._settled.add(trial.number)
-        self.tracker.put_study(view, files)
+        try:
+            self.tracker.put_study(view, files)
+        except TrackerRefused as error:
+            _log.warning("%s does not accept the study's own run: %s", self.tracker.name, error)
         return sent

@@ -1,12 +1,12 @@
 """Trackers kept current by the peers themselves: `open_study(…, trackers=[MLflow(…)])`.
 
-All peers may say the same trackers, and one of them exports for all: the *exporter*, named by an attribute of the
-study. The others look now and then whether it is alive, and one takes over when it is silent for the study's ttl, or
-gave the role back because it ended or cannot reach the tracker. Should two export at once for a moment, nothing goes
-wrong for good: see `Tracker.begin`.
+All peers may name the same trackers, and one of them exports for all: the *exporter*, an attribute of the study says
+which. The others check now and then whether it is alive, and one of them takes over when it has been silent for the
+study's ttl, or has resigned because it ended or cannot reach the tracker. Two that export at once for a moment do no
+lasting harm: see `Tracker.begin`.
 
-Training never waits for a tracker, and never fails for one: each has a thread of its own, which warns once an outage,
-tries again less and less often, and catches up.
+Training never waits for a tracker and never fails because of one: each tracker has a thread of its own, which warns
+once per outage, tries again less and less often, and catches up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p.core.leases import Watch, ttl_of
+from hopaas_p2p.core.leases import ttl_of
+from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.peer.election import Election
 from hopaas_p2p.trackers.base import Export, Tracker
 from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.view import EXPORTER
@@ -35,76 +38,88 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_PAUSE: Final = 300.0
-_GIVES_UP: Final = 3  # tries in a row after which the exporter lets another peer try
-_FAREWELL: Final = 30.0  # seconds that `close` waits for the last of it
+_MAX_FAILURES: Final = 3  # in a row, after which the exporter lets another peer try
+_SHUTDOWN_TIMEOUT: Final = 30.0  # seconds that `close` waits for the last export
 
 
-def tracker_of(said: str | Tracker) -> Tracker:
-    """A tracker, or what its name says: "mlflow", "mlflow:http://host:5000", "wandb", "wandb:project".
+def tracker_of(named: str | Tracker) -> Tracker:
+    """A tracker, or the one that this text names: "mlflow", "mlflow:http://host:5000", "wandb", "wandb:project".
 
     Raises:
         InvalidInput: there is no tracker of that name.
+        ConfigurationError: "mlflow" alone, and MLFLOW_TRACKING_URI is not set.
 
     """
-    if not isinstance(said, str):
-        return said
-    name, _, more = said.partition(":")
+    if not isinstance(named, str):
+        return named
+    name, _, place = named.partition(":")
     if name == "mlflow":
-        return MLflow(more or None)
+        return MLflow(place or None)
     if name == "wandb":
-        return WandB(more or None)
-    raise InvalidInput(f"{said!r} is no tracker; there are mlflow, mlflow:URI, wandb, wandb:PROJECT")
+        return WandB(place or None)
+    raise InvalidInput(f"{named!r} is not a tracker; there are mlflow, mlflow:URI, wandb, wandb:PROJECT")
 
 
-class Followers:
+class BackgroundExports:
     """Threads that keep trackers current with a study, until `close`.
 
     Args:
         study: from `open_study`.
         trackers: as `tracker_of` takes them.
-        every: seconds between two looks of the exporter.
+        every: seconds between two exports.
 
     """
 
     def __init__(self, study: Study, trackers: Sequence[str | Tracker], *, every: float = 5.0) -> None:
-        self._all = [_Follower(study, tracker_of(one), every) for one in trackers]
-        for one in self._all:
-            one.start()
+        self._pid = os.getpid()
+        self._threads = [_ExportThread(study, tracker_of(one), every) for one in trackers]
+        for thread in self._threads:
+            thread.start()
         atexit.register(self.close)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return _nobody, ()  # a study that travels leaves them behind
+        return _nothing, ()  # an unpickled study exports nothing
 
     def close(self) -> None:
-        """Export the last of it, and end. Blocks for 30 s at most; what is missing then is told."""
+        """Export what is missing, and end. Blocks for at most 30 s; a warning says what is missing then.
+
+        Does nothing in a child of a fork, which has no such threads, and their locks in any state.
+        """
+        if os.getpid() != self._pid:
+            return
         atexit.unregister(self.close)
-        deadline = time.monotonic() + _FAREWELL
-        for one in self._all:
-            one.ending.set()
-        for one in self._all:
-            one.join_until(deadline)
+        deadline = time.monotonic() + _SHUTDOWN_TIMEOUT
+        for thread in self._threads:
+            thread.ending.set()
+        for thread in self._threads:
+            thread.join_until(deadline)
 
 
-def _nobody() -> None:
-    """What followers are in another process."""
+def _nothing() -> None:
+    """What an unpickled `BackgroundExports` is."""
 
 
-class _Follower(threading.Thread):
+class _ExportThread(threading.Thread):
+    """Exports to one tracker while this peer is the exporter."""
+
     def __init__(self, study: Study, tracker: Tracker, every: float) -> None:
         super().__init__(name=f"hopaas-{tracker.name}", daemon=True)
         self.ending = threading.Event()
         self._study = study
         self._tracker = tracker
         self._every = every
+        self._backoff = Backoff(2 * every, _LONGEST_PAUSE, jitter=(0.8, 1.2))
         self._export = Export(study, tracker)
-        self._beats = Watch()
-        self._pid = os.getpid()
+        self._election = Election(
+            study.storage.peer.store,
+            holder=lambda: str(_attribute(study, tracker).get("peer") or ""),
+            appoint=self._appoint,
+            ttl=lambda peer: ttl_of(study.state, peer),
+        )
         self._failures = 0
         self._linked = False
 
     def join_until(self, deadline: float) -> None:
-        if os.getpid() != self._pid:  # a fork has no threads
-            return
         self.join(max(0.0, deadline - time.monotonic()))
         if self.is_alive():
             _log.warning("%s does not have the last of this study yet: %s", self._tracker.name, self._cure())
@@ -113,25 +128,28 @@ class _Follower(threading.Thread):
         return f"run hopaas-p2p export {self._tracker.name} once it is back"
 
     def run(self) -> None:
-        """Look, export, pause; the end of the program brings one last look."""
+        """Export and pause, in turn; there is one more export at the end of the program."""
         try:
             while True:
                 last = self.ending.is_set()
-                pause = self._look(last=last)
+                pause = self._step(last=last)
                 if last:
                     break
                 self.ending.wait(pause)
         finally:
             self._tracker.close()
 
-    def _look(self, *, last: bool) -> float:
-        """One look; returns the seconds until the next."""
+    def _step(self, *, last: bool) -> float:
+        """Export if this peer is the exporter; returns the seconds until the next step."""
         try:
-            if not self._is_exporter(last=last):
+            if not self._is_exporter():
                 return max(self._every, self._study.state.policy.ttl / 3) * random.uniform(0.8, 1.2)
             self._export.sync()
-            self._after(last=last)
-        except ConfigurationError as error:  # no time will mend that
+            if last or not self._linked:
+                self._linked = True
+                with contextlib.suppress(Denied):
+                    self._appoint("" if last else self._study.storage.peer.uuid)
+        except ConfigurationError as error:  # does not pass by itself
             _log.warning("%s: %s", self._tracker.name, error)
             self.ending.set()
             return 0.0
@@ -140,15 +158,8 @@ class _Follower(threading.Thread):
         if self._failures:
             _log.info("%s is back, and has what was missing", self._tracker.name)
         self._failures = 0
+        self._backoff.reset()
         return self._every
-
-    def _after(self, *, last: bool) -> None:
-        """Say in the study where it is to be found, and let go of the role at the end."""
-        if self._linked and not last:
-            return
-        self._linked = True
-        with contextlib.suppress(Denied):
-            self._appoint(None if last else self._study.storage.courier.uuid)
 
     def _failed(self, error: Exception, *, last: bool) -> float:
         self._failures += 1
@@ -156,70 +167,43 @@ class _Follower(threading.Thread):
             why = str(error) if isinstance(error, HopaasError) else f"{type(error).__name__}: {error}"
             what = self._cure() if last else "training goes on; it is tried again"
             _log.warning("%s; %s", why.splitlines()[0], what)
-        if self._failures >= _GIVES_UP or last:
-            self._give_back()
-        return float(min(_LONGEST_PAUSE, self._every * 2 ** min(self._failures, 10)) * random.uniform(0.8, 1.2))
+        if self._failures >= _MAX_FAILURES or last:  # another peer may be nearer to the tracker
+            with contextlib.suppress(HopaasError):  # the store is away as well: others will notice the silence
+                self._election.resign(self._study.storage.peer.uuid)
+        return self._backoff.pause()
 
-    # --- who exports ---
-
-    def _is_exporter(self, *, last: bool) -> bool:
-        """Whether this peer exports; takes the role where nobody has it."""
-        me = self._study.storage.courier.uuid
-        exporter = self._exporter()
-        if exporter == me:
-            return True
-        if exporter is not None and not self._is_silent(exporter):
-            return False
+    def _is_exporter(self) -> bool:
         try:
-            self._appoint(me)
-        except Denied:  # a viewer writes nothing, and exports for itself
+            return self._election.stand(self._study.storage.peer.uuid)
+        except Denied:  # a viewer cannot write to the study, and exports for itself
             return True
-        return last or self._exporter() == me
 
-    def _exporter(self) -> str | None:
-        peer = _said(self._study, self._tracker).get("peer")
-        return peer if isinstance(peer, str) else None
-
-    def _appoint(self, peer: str | None) -> None:
-        _say(self._study, self._tracker, peer=peer, **({"link": self._tracker.link()} if self._linked else {}))
-
-    def _give_back(self) -> None:
-        """Let another peer try, which may be nearer to the tracker."""
-        try:
-            if self._exporter() == self._study.storage.courier.uuid:
-                self._appoint(None)
-        except HopaasError:  # the store is away, too: silence will tell the others
-            return
-
-    def _is_silent(self, peer: str) -> bool:
-        now = time.monotonic()
-        self._beats.look(self._study.storage.courier.store.beats({peer}), {peer}, now)
-        return self._beats.silence(peer, now) >= ttl_of(self._study.state, peer)
+    def _appoint(self, peer: str) -> None:
+        link = {"link": self._tracker.link()} if self._linked else {}
+        _set_attribute(self._study, self._tracker, peer=peer or None, **link)
 
 
 def leave_link(study: Study, tracker: Tracker) -> None:
-    """Say in the study where the tracker shows it, if that is not there already and this user may."""
+    """Write into the study where the tracker shows it, unless it says so already or this user may only read."""
     link = tracker.link()
-    if _said(study, tracker).get("link") != link:
+    if _attribute(study, tracker).get("link") != link:
         with contextlib.suppress(Denied):
-            _say(study, tracker, link=link)
+            _set_attribute(study, tracker, link=link)
 
 
 def _key(tracker: Tracker) -> str:
     return EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
 
 
-def _said(study: Study, tracker: Tracker) -> dict[str, Any]:
-    """What the study's attribute says of this tracker. Others may have written anything."""
+def _attribute(study: Study, tracker: Tracker) -> dict[str, Any]:
+    """The study's attribute about this tracker. Others may have written anything there."""
     try:
-        said = json.loads(study.state.system.get(_key(tracker), "{}"))
+        value = json.loads(study.state.system.get(_key(tracker), "{}"))
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _say(study: Study, tracker: Tracker, **said: str | None) -> None:
-    from hopaas_p2p.core.records import StudySet
-
-    text = json.dumps({**_said(study, tracker), "tracker": tracker.name, "place": tracker.place, **said})
+def _set_attribute(study: Study, tracker: Tracker, **changes: str | None) -> None:
+    text = json.dumps({**_attribute(study, tracker), "tracker": tracker.name, "place": tracker.place, **changes})
     study.storage.say(study.study_id, StudySet(system={_key(tracker): text}))

@@ -2,9 +2,9 @@
 
     hopaas-p2p export mlflow digits --to http://mlflow.example.org:5000
 
-Runs are found by the tags that they are made with (`hopaas.study`, `hopaas.trial`), so an export that was stopped
-anywhere goes on where it was. Should two exporters have made a run for the same trial, the next one to begin keeps the
-older run. Needs `mlflow-skinny` or `mlflow`: pip install 'hopaas-p2p[mlflow]'.
+Runs are found by the tags that they are created with (`hopaas.study`, `hopaas.trial`), so an interrupted export
+continues where it was. If two exporters have created a run for the same trial, the next export keeps the older run.
+Needs `mlflow-skinny` or `mlflow`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from hopaas_p2p import extras
 from hopaas_p2p.errors import ConfigurationError, Denied
 from hopaas_p2p.stores.url import redacted
-from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable
+from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, fetched
 from hopaas_p2p.trackers.view import PREFIX, StudyView, TrialView
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _STATUS: Final = {
     "PRUNED": "KILLED",
     "FAIL": "FAILED",
 }
-_PATIENCE: Final = 5.0  # seconds for which a server may let us wait when we ask whether it is there
+_TIMEOUT: Final = 5.0  # seconds, for the request that finds out whether the server is there
 _PAGE: Final = 1000
 _MOST_METRICS: Final = 1000 - 100 - 100  # MLflow's limits for one batch: 1000 in all, 100 tags, 100 parameters
 _MOST_TAGS: Final = 100
@@ -58,9 +59,13 @@ class MLflow:
     """An MLflow tracking server.
 
     Args:
-        uri: as MLFLOW_TRACKING_URI, which is used when nothing is said. Who one is, MLflow's own variables say
+        uri: the server; by default MLFLOW_TRACKING_URI. The login is taken from MLflow's own variables
             (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN, …).
-        experiment: its name; MLFLOW_EXPERIMENT_NAME, else the study's name, if not said.
+        experiment: its name; by default MLFLOW_EXPERIMENT_NAME, else the study's name.
+
+    Raises:
+        ConfigurationError: no URI is given or set.
+
 
     """
 
@@ -80,9 +85,9 @@ class MLflow:
         self._runs: dict[int, str] = {}
         self._status: dict[int, str] = {}
         self._sent: dict[int, dict[int, float]] = {}
-        """Reports that a running trial's run has, by step."""
+        """Trial -> the reports that its run holds, by step."""
         self._files: dict[str, list[str]] = {}
-        """Run -> ids of the files it has."""
+        """Run -> ids of its files."""
 
     def __repr__(self) -> str:
         return f"MLflow({redacted(self.uri)!r})"
@@ -93,41 +98,39 @@ class MLflow:
 
     @property
     def client(self) -> MlflowClient:
-        """MLflow's client for this server."""
+        """MLflow's client for this server; raises ConfigurationError if MLflow is not installed."""
         if self._client is None:
-            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line a trial
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # an export tells nobody else, nor waits for them
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line per trial
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nor would an export wait for that
             try:
                 from mlflow import MlflowClient
             except ImportError:
-                raise ConfigurationError("MLflow is not installed: pip install 'hopaas-p2p[mlflow]'") from None
+                raise ConfigurationError(f"MLflow is not installed: {extras.install('mlflow')}") from None
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
-    # --- the tracker ---
-
     def begin(self, study: StudyView) -> dict[int, str]:
         with self.translated():
-            self._knock()
+            self._check_reachable()
             self._study_uuid = study.uuid
             self._experiment = self._find_experiment(self._experiment_name or study.name)
             self._runs, self._status, self._sent, self._files = {}, {}, {}, {}
             self._study_run = ""
             marks: dict[int, str] = {}
             parents: dict[str, str] = {}
-            for run in self._ours():
-                number = run.data.tags.get(_TRIAL)
-                if (number is None and self._study_run) or (number is not None and int(number) in marks):
-                    self.client.delete_run(run.info.run_id)  # two exporters made it at once; the older one stays
+            for run in self._existing_runs():
+                run_id, tags = run.info.run_id, run.data.tags
+                number = int(tags[_TRIAL]) if _TRIAL in tags else None
+                if self._study_run if number is None else number in marks:
+                    self.client.delete_run(run_id)  # two exporters created it at once; the older one stays
                     continue
-                self._files[run.info.run_id] = json.loads(run.data.tags.get(FILES, "[]"))
+                self._files[run_id] = json.loads(tags.get(FILES, "[]"))
                 if number is None:
-                    self._study_run = run.info.run_id
-                else:
-                    self._runs[int(number)] = run.info.run_id
-                    self._status[int(number)] = run.info.status
-                    marks[int(number)] = run.data.tags.get(MARK, "")
-                    parents[run.info.run_id] = run.data.tags.get(_PARENT, "")
+                    self._study_run = run_id
+                    continue
+                self._runs[number], self._status[number] = run_id, run.info.status
+                marks[number] = tags.get(MARK, "")
+                parents[run_id] = tags.get(_PARENT, "")
             if not self._study_run:
                 tags = {**_prefixed(study.tags), **_note(study.note)}
                 made = self.client.create_run(self._experiment, _ms(study.start), tags, study.name)
@@ -179,13 +182,11 @@ class MLflow:
         return f"{base}/#/experiments/{self._experiment}/runs/{self._study_run}"
 
     def close(self) -> None:
-        """There is nothing open between two calls."""
+        """Nothing is open between two calls."""
 
     def run_of(self, number: int) -> str:
-        """The id of a trial's run; KeyError when the trial was never put there."""
+        """The id of a trial's run; raises KeyError if the trial was never exported."""
         return self._runs[number]
-
-    # --- how ---
 
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -194,15 +195,15 @@ class MLflow:
         if found is None:
             from mlflow.exceptions import MlflowException
 
-            with contextlib.suppress(MlflowException):  # somebody was quicker
+            with contextlib.suppress(MlflowException):  # another exporter created it
                 return str(self.client.create_experiment(name))
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 raise TrackerUnreachable(f"MLflow has no experiment {name!r}, and makes none")
         return str(found.experiment_id)
 
-    def _ours(self) -> Iterator[Run]:
-        """Every run of this study, the oldest first."""
+    def _existing_runs(self) -> Iterator[Run]:
+        """The runs of this study, oldest first."""
         token: str | None = None
         while True:
             page = self.client.search_runs(
@@ -218,7 +219,7 @@ class MLflow:
                 return
 
     def _run_of(self, trial: TrialView) -> str:
-        """The trial's run: the one there is, or a new one."""
+        """The id of the trial's run, which is created if it does not exist."""
         if trial.number in self._runs:
             return self._runs[trial.number]
         tags = {_STUDY: self._study_uuid, _PARENT: self._study_run, **_prefixed(trial.tags)}
@@ -230,7 +231,7 @@ class MLflow:
         return run_id
 
     def _new_reports(self, trial: TrialView, run_id: str) -> dict[int, float]:
-        """Those that the run does not have. Nobody remembers, after an interruption: then MLflow is asked."""
+        """The reports that the run does not hold; after an interruption, MLflow is asked which it holds."""
         if trial.number not in self._sent:
             there = self.client.get_metric_history(run_id, "report") if trial.reports else []
             self._sent[trial.number] = {one.step: one.value for one in there}
@@ -245,17 +246,19 @@ class MLflow:
         metrics: Iterable[Metric] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """All of it, in as few requests as MLflow takes. The last one carries the last tags."""
+        """Send in as few requests as MLflow allows. Tags go last, because the mark is one of them."""
         from mlflow.entities import Param, RunTag
 
-        said: list[Param] = [Param(_key(name), str(value)[:_LONGEST_PARAM]) for name, value in (params or {}).items()]
-        told = list(metrics)
+        param_list: list[Param] = [
+            Param(_key(name), str(value)[:_LONGEST_PARAM]) for name, value in (params or {}).items()
+        ]
+        metric_list = list(metrics)
         labels: list[RunTag] = [RunTag(_key(name), text[:_LONGEST_TAG]) for name, text in (tags or {}).items()]
-        while said or told or labels:
-            first_params, said = said[:_MOST_TAGS], said[_MOST_TAGS:]
-            first_metrics, told = told[:_MOST_METRICS], told[_MOST_METRICS:]
+        while param_list or metric_list or labels:
+            first_params, param_list = param_list[:_MOST_TAGS], param_list[_MOST_TAGS:]
+            first_metrics, metric_list = metric_list[:_MOST_METRICS], metric_list[_MOST_METRICS:]
             first_tags: list[RunTag] = []
-            if not (said or told):
+            if not (param_list or metric_list):
                 first_tags, labels = labels[:_MOST_TAGS], labels[_MOST_TAGS:]
             self.client.log_batch(run_id, metrics=first_metrics, params=first_params, tags=first_tags)
 
@@ -266,47 +269,49 @@ class MLflow:
             if one.id in there:
                 continue
             with tempfile.TemporaryDirectory(prefix="hopaas-mlflow-") as directory:
-                path = files.get(one, Path(directory, one.filename))
+                path = fetched(files, one, Path(directory, one.filename))
+                if path is None:
+                    continue
                 own = None if names.count(one.filename) == 1 else one.id[-8:]
                 self.client.log_artifact(run_id, str(path), own)
             there.append(one.id)
             self.client.set_tag(run_id, FILES, json.dumps(there))
 
-    def _knock(self) -> None:
-        """Whether the server is there at all: MLflow's client would try for minutes."""
+    def _check_reachable(self) -> None:
+        """Ask the server for its health first: MLflow's client would retry for minutes."""
         if urlsplit(self.uri).scheme not in ("http", "https"):
             return
         import requests
 
-        with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has its own settings for that
-            requests.get(self.uri.rstrip("/") + "/health", timeout=_PATIENCE)
+        with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has settings of its own for TLS
+            requests.get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
-        """MLflow's errors in our words, without a password."""
-        assert self.client is not None  # or it has said that MLflow is not installed
+        """Raise our errors in place of MLflow's, without passwords."""
+        assert self.client is not None  # raises if MLflow is not installed
         import requests
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
-            said = redacted(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            message = redacted(str(error).splitlines()[0] if str(error) else type(error).__name__)
             if error.error_code in _REFUSED:
-                raise TrackerRefused(said) from None
+                raise TrackerRefused(message) from None
             if error.error_code in _DENIED:
-                raise Denied(f"MLflow at {redacted(self.uri)} does not let us in: {said}") from None
-            raise TrackerUnreachable(f"MLflow at {redacted(self.uri)}: {said}") from None
+                raise Denied(f"MLflow at {redacted(self.uri)} does not let us in: {message}") from None
+            raise TrackerUnreachable(f"MLflow at {redacted(self.uri)}: {message}") from None
         except requests.RequestException as error:
             raise TrackerUnreachable(f"MLflow at {redacted(self.uri)} does not answer: {_short(error)}") from None
 
 
 def _short(error: Exception) -> str:
-    """Why, without the library's own story of how it came about."""
+    """The cause, without the library's chain of causes."""
     import requests
 
     if isinstance(error, requests.Timeout):
-        return f"nothing came within {_PATIENCE:g} s"
+        return f"nothing came within {_TIMEOUT:g} s"
     if isinstance(error, requests.exceptions.ProxyError):
         return "the proxy does not let us through"
     if isinstance(error, requests.ConnectionError):
@@ -315,7 +320,7 @@ def _short(error: Exception) -> str:
 
 
 def _key(name: str) -> str:
-    """A name that MLflow takes: others have their strange letters replaced."""
+    """The name with the characters replaced that MLflow refuses."""
     return _NOT_IN_A_KEY.sub("_", name)[:_LONGEST_KEY]
 
 
@@ -328,7 +333,7 @@ def _note(text: str) -> dict[str, str]:
 
 
 def _provenance(trial: TrialView) -> dict[str, str]:
-    """What MLflow has names of its own for."""
+    """Tags for which MLflow has names of its own."""
     own = {"mlflow.user": "peer.user", "mlflow.source.git.commit": "peer.git_commit"}
     return {name: trial.tags[ours] for name, ours in own.items() if ours in trial.tags}
 
@@ -338,7 +343,7 @@ def _ms(microseconds: int | None) -> int | None:
 
 
 def _metrics(name: str, by_step: Mapping[int, float], at: int | None) -> list[Metric]:
-    """The log keeps no time of a report, so all carry the same one: sent twice, they are there once."""
+    """The log keeps no times of reports, so all carry one time: a metric that is sent twice is stored once."""
     from mlflow.entities import Metric
 
     return [Metric(_key(name), value, _ms(at) or 0, step) for step, value in by_step.items()]

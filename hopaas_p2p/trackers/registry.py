@@ -1,4 +1,4 @@
-"""The best trial's model in MLflow's model registry, with its parameters and where it comes from."""
+"""The best trial's model in MLflow's model registry, with its parameters and its origin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ALIAS: Final = "best"
 _MODEL: Final = "model"  # the directory of the run that holds the model
-_MARKER: Final = "MLmodel"  # the file that makes a directory a model of MLflow's
+_MARKER: Final = "MLmodel"  # the file that makes a directory an MLflow model
 
 
 class Registered(NamedTuple):
@@ -38,23 +38,23 @@ class Registered(NamedTuple):
 def register_best(
     study: Study, model_artifact: str | os.PathLike[str], name: str, *, tracker: MLflow | str | None = None
 ) -> Registered:
-    """Put the best trial's model into MLflow's registry, and the alias "best" on it. Twice gives the same version.
+    """Register the best trial's model with MLflow, under the alias "best". A repeated call gives the same version.
 
     Args:
         study: from `open_study`.
         model_artifact: the name or id of a file that the best trial uploaded; or a path, of a file to be uploaded to
             that trial first. A zip or tar with an `MLmodel` file at its top is registered as the model in it.
         name: the registered model.
-        tracker: the MLflow to use, or its URI; MLFLOW_TRACKING_URI if not said.
+        tracker: the MLflow to use, or its URI; by default MLFLOW_TRACKING_URI.
 
     Raises:
         ValueError: no trial is COMPLETE yet.
-        InvalidInput: the best trial has no such file, or no model is called that.
+        InvalidInput: the best trial has no such file, or the name is not allowed.
         TrackerUnreachable: MLflow did not answer.
 
     """
     if not name or set(name) & set("/:'"):
-        raise InvalidInput(f"{name!r} is no name of a model: it has no slash, colon or quote")
+        raise InvalidInput(f"{name!r} is not a model name: slashes, colons and quotes are not allowed")
     mlflow = tracker if isinstance(tracker, MLflow) else MLflow(tracker)
     number = study.best_trial.number
     file = _file_of(study, number, model_artifact)
@@ -69,20 +69,20 @@ def register_best(
     return Registered(name, version, number, f"models:/{name}/{version}")
 
 
-def _file_of(study: Study, number: int, said: str | os.PathLike[str]) -> Artifact:
+def _file_of(study: Study, number: int, wanted: str | os.PathLike[str]) -> Artifact:
     files = study.artifacts()
-    if isinstance(said, os.PathLike):
-        return files.put(Path(said), trial=number)
+    if isinstance(wanted, os.PathLike):
+        return files.put(Path(wanted), trial=number)
     there = files.list(number)
-    found = [one for one in there if said in (one.id, one.filename)]
+    found = [one for one in there if wanted in (one.id, one.filename)]
     if not found:
         names = ", ".join(one.filename for one in there) or "none"
-        raise InvalidInput(f"trial {number}, the best, has no file {said!r}; it has: {names}")
+        raise InvalidInput(f"trial {number}, the best, has no file {wanted!r}; it has: {names}")
     return found[-1]
 
 
 def _find(client: MlflowClient, name: str, study_uuid: str, file: Artifact) -> str | None:
-    """The version that was made of this very file."""
+    """The version that was created from this file."""
     for one in client.search_model_versions(f"name = '{name}'"):
         if (one.tags.get(f"{PREFIX}study"), one.tags.get(f"{PREFIX}file")) == (study_uuid, file.id):
             return str(one.version)
@@ -93,7 +93,7 @@ def _create(study: Study, mlflow: MLflow, name: str, trial: TrialView, file: Art
     from mlflow.exceptions import MlflowException
 
     client = mlflow.client
-    with contextlib.suppress(MlflowException):  # it is there already
+    with contextlib.suppress(MlflowException):  # it exists
         client.create_registered_model(name)
     run_id = mlflow.run_of(trial.number)
     with tempfile.TemporaryDirectory(prefix="hopaas-model-") as directory:
@@ -110,28 +110,26 @@ def _create(study: Study, mlflow: MLflow, name: str, trial: TrialView, file: Art
 
 
 def _unpacked(path: Path, directory: Path) -> Path:
-    """The model of MLflow's in an archive; anything else stays the file it is."""
+    """The directory of an MLflow model that is in an archive; the path itself for anything else."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if _MARKER not in archive.namelist():
                 return path
-            archive.extractall(directory)  # noqa: S202  # zipfile leaves out what leads elsewhere
+            archive.extractall(directory)  # noqa: S202  # zipfile drops absolute paths and ..
         return directory
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
             if not {_MARKER, f"./{_MARKER}"} & set(archive.getnames()):
                 return path
-            archive.extractall(directory, filter="data")  # noqa: S202  # the filter refuses what leads elsewhere
+            archive.extractall(directory, filter="data")  # noqa: S202  # the filter refuses paths outside
         return directory
     return path
 
 
 def _tags(trial: TrialView, file: Artifact, study_uuid: str) -> dict[str, str]:
-    said = {f"{PREFIX}study": study_uuid, f"{PREFIX}file": file.id, f"{PREFIX}sha256": file.sha256 or ""}
-    said |= {f"{PREFIX}{name}": text for name, text in trial.tags.items()}
-    said |= {f"{PREFIX}{name}": str(value) for name, value in trial.values.items()}
-    said |= {f"{PREFIX}param.{name}": str(value) for name, value in trial.params.items()}
-    return {name: text[:1000] for name, text in said.items() if text}
+    tags: dict[str, object] = {"study": study_uuid, "file": file.id, "sha256": file.sha256 or "", **trial.tags}
+    tags |= {**trial.values, **{f"param.{name}": value for name, value in trial.params.items()}}
+    return {f"{PREFIX}{name}": str(value)[:1000] for name, value in tags.items() if value != ""}
 
 
 def _description(study: Study, trial: TrialView) -> str:

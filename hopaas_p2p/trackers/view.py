@@ -1,18 +1,22 @@
 """A study as a tracker sees it: plain values, with nothing of Optuna, of a store or of a tracker in them.
 
-A trial's *mark* is a digest of all that is exported of it. A tracker keeps the mark beside the trial, so whoever
-exports next, from wherever, sees without a look into it whether anything is left to do.
+A trial's *mark* is a digest of everything that is exported of it. A tracker keeps the mark beside the trial, so an
+export from any machine knows without reading the run whether anything is left to do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p import notes
+from hopaas_p2p.core.state import COMPLETE
+from hopaas_p2p.report.facts import is_better, state_word
+from hopaas_p2p.storage.optuna_internals import trial_id_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -22,9 +26,9 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 PREFIX: Final = "hopaas."
-"""What the names of our tags begin with."""
+"""Prefix of our tags."""
 EXPORTER: Final = "hopaas:exporter:"
-"""The study's attribute that says who exports it, and where it is seen, ends with a digest of the tracker's place."""
+"""Prefix of the study's attribute about a tracker: which peer exports, and the link. A digest of its place follows."""
 FINAL: Final = ("COMPLETE", "PRUNED", "FAIL")
 _PLACES: Final = {"site": "site", "host": "node"}
 
@@ -34,13 +38,13 @@ class TrialView(NamedTuple):
 
     number: int
     state: str
-    """A word of Optuna's: RUNNING, COMPLETE, …"""
+    """The name of an Optuna state: RUNNING, COMPLETE, …"""
     params: dict[str, Any]
     values: dict[str, float]
-    """The objective's, by name: "value", or "values_0" and so on; empty without a result."""
+    """Objective values by name: "value", or "values_0" and so on; empty without a result."""
     reports: dict[int, float]
     tags: dict[str, str]
-    """Where it ran, with what, for whom, and how to get back to it."""
+    """Where, with what and for whom it ran, and the command that shows it."""
     note: str
     start: int | None
     """Microseconds since 1970, UTC."""
@@ -54,7 +58,7 @@ class TrialView(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """A digest of all this."""
+        """A digest of the whole view."""
         return _digest(list(self[:-1]), [one.id for one in self.files])
 
 
@@ -67,20 +71,20 @@ class StudyView(NamedTuple):
     """running, paused, stopped, failing or done."""
     final: bool
     params: dict[str, str]
-    """What never changes: directions, and each parameter's distribution."""
+    """Directions, and each parameter's distribution: constant."""
     tags: dict[str, str]
     counts: dict[str, int]
     best: list[tuple[int, float]]
-    """(number, value) wherever the best became better; empty with several objectives."""
+    """(number, value) of each trial that became the best one; empty with several objectives."""
     note: str
     start: int | None
     trials: dict[int, TrialView]
-    """Those that were asked for."""
+    """The trials that `look` was asked for."""
     files: tuple[Artifact, ...]
 
     @property
     def mark(self) -> str:
-        """A digest of what is the study's own."""
+        """A digest of the view without its trials."""
         return _digest(list(self[:-2]), [one.id for one in self.files])
 
 
@@ -96,36 +100,36 @@ def look(study: Study, *, settled: set[int] | None = None) -> StudyView:
     for one in study.artifacts().list():
         files[one.trial].append(one)
     space = {name: str(one) for name, one in study.space.items()}  # may exchange: not under the lock
-    part = study.storage.part(study.study_id)
-    with part.lock:
-        state = part.replica.state
+    handle = study.storage.handle(study.study_id)
+    with handle.lock:
+        state = handle.state
         define = state.define
         assert define is not None
-        back = _Back(study.storage.url, study.name)
+        command = _command(study)
         trials = {
-            one.number: _trial(one, state, attributes, tuple(files[one.number]), back)
+            one.number: _trial(one, state, attributes, tuple(files[one.number]), command)
             for one in frozen
             if settled is None or one.number not in settled
         }
         return StudyView(
-            uuid=part.membership.uuid,
+            uuid=handle.uuid,
             name=study.name,
-            state=_state_word(state),
+            state=state_word(state),
             final=state.finished() and not state.running,
             params={"directions": ",".join(define.directions), **space},
             tags={
-                "study": part.membership.uuid,
-                "store": back.store,
-                "command": back.to_study(),
-                "python": back.in_python(),
-                "state": _state_word(state),
+                "study": handle.uuid,
+                "store": study.storage.url,
+                "command": command,
+                "python": f"hopaas_p2p.open_study({study.storage.url!r}, {study.name!r}, create=False)",
+                "state": state_word(state),
                 "budget": "" if state.budget is None else str(state.budget),
                 "tags": ", ".join(notes.read_tags(attributes)),
                 **define.info,
                 **{f"attr.{key}": text for key, text in state.user.items()},
             },
             counts={name: state.counts[place] for place, name in enumerate(("RUNNING", *FINAL, "WAITING"))},
-            best=list(_best(state)) if len(define.directions) == 1 else [],
+            best=list(_improvements(state)) if len(define.directions) == 1 else [],
             note=notes.read_note(attributes, None),
             start=min((one.start for one in state.trials if one.start is not None), default=None),
             trials=trials,
@@ -134,32 +138,18 @@ def look(study: Study, *, settled: set[int] | None = None) -> StudyView:
 
 
 def links(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Tracker -> where the study is seen there, from the study's system attributes, read."""
+    """Tracker -> where it shows the study, from the study's system attributes."""
     said = [value for key, value in attributes.items() if key.startswith(EXPORTER) and isinstance(value, dict)]
     return {str(one.get("tracker")): str(one["link"]) for one in said if one.get("link")}
 
 
-class _Back:
-    """The way back from a tracker: commands that show what was exported."""
-
-    def __init__(self, store: str, name: str) -> None:
-        self.store = store
-        self._name = name
-
-    def to_study(self) -> str:
-        import shlex
-
-        return f"hopaas-p2p study show {shlex.quote(self._name)} --store {shlex.quote(self.store)}"
-
-    def to_trial(self, number: int) -> str:
-        return self.to_study().replace("study show", f"trial show {number} --study", 1)
-
-    def in_python(self) -> str:
-        return f"hopaas_p2p.open_study({self.store!r}, {self._name!r}, create=False)"
+def _command(study: Study) -> str:
+    """The command that shows the study."""
+    return f"hopaas-p2p study show {shlex.quote(study.name)} --store {shlex.quote(study.storage.url)}"
 
 
 def _trial(
-    frozen: FrozenTrial, state: State, attributes: dict[str, Any], files: tuple[Artifact, ...], back: _Back
+    frozen: FrozenTrial, state: State, attributes: dict[str, Any], files: tuple[Artifact, ...], command: str
 ) -> TrialView:
     trial = state.trials[frozen.number]
     values = frozen.values or []
@@ -169,19 +159,19 @@ def _trial(
         params=dict(frozen.params),
         values={"value": values[0]} if len(values) == 1 else {f"values_{i}": one for i, one in enumerate(values)},
         reports=dict(sorted(frozen.intermediate_values.items())),
-        tags=dict(_tags(trial, state, attributes, back)),
-        note=notes.read_note(attributes, frozen._trial_id),
+        tags=dict(_tags(trial, state, attributes, command)),
+        note=notes.read_note(attributes, trial_id_of(frozen)),
         start=trial.start,
         end=trial.end,
         files=files,
     )
 
 
-def _tags(trial: Trial, state: State, attributes: dict[str, Any], back: _Back) -> Iterator[tuple[str, str]]:
+def _tags(trial: Trial, state: State, attributes: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
     peer = state.peers.get(trial.owner or "", {})
     yield "trial", str(trial.number)
     yield "state", trial.state.name
-    yield "command", back.to_trial(trial.number)
+    yield "command", command.replace("study show", f"trial show {trial.number} --study", 1)
     for key, text in peer.items():
         if key != "ttl":
             yield _PLACES.get(key, f"peer.{key}"), text
@@ -200,18 +190,13 @@ def _tags(trial: Trial, state: State, attributes: dict[str, Any], back: _Back) -
         yield f"attr.{key}", text
 
 
-def _state_word(state: State) -> str:
-    closed = state.closed_because()
-    if closed == "budget":
-        return "done" if state.finished() else "running"
-    return closed or "running"
-
-
-def _best(state: State) -> Iterator[tuple[int, float]]:
+def _improvements(state: State) -> Iterator[tuple[int, float]]:
+    """(number, value) of each trial that became the best one."""
     assert state.define is not None
-    sign = 1.0 if state.define.directions[0] == "minimize" else -1.0
     best: float | None = None
     for trial in state.trials:
-        if trial.state.name == "COMPLETE" and trial.values and (best is None or sign * trial.values[0] < sign * best):
-            best = trial.values[0]
-            yield trial.number, best
+        if trial.state is COMPLETE and trial.values:
+            value = trial.values[0]
+            if best is None or is_better(value, best, state.define.directions[0]):
+                best = value
+                yield trial.number, value

@@ -3,9 +3,9 @@
     hopaas-p2p export wandb digits --project tuning              # to the server that W&B's variables say
     hopaas-p2p export wandb digits --project tuning --offline    # into ./wandb, for `wandb sync` later
 
-W&B has no nested runs; a group is its nearest word. A run's id is made of the study's uuid and the trial's number, so
-no export makes a second run of a trial, wherever it runs. What was sent already stands in a *ledger*, one file beside
-W&B's own; a ledger that is lost is made anew from the server. Needs wandb: pip install 'hopaas-p2p[wandb]'.
+W&B has no nested runs; a group is the nearest thing. A run's id is made of the study's uuid and the trial's number, so
+no export creates a second run of a trial. What was sent already is listed in a *ledger*, a file beside W&B's own; if it
+is lost, it is rebuilt from the server. Needs wandb.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hopaas_p2p import extras
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.trackers.base import TrackerUnreachable
+from hopaas_p2p.trackers.base import TrackerUnreachable, fetched
 from hopaas_p2p.trackers.view import StudyView, TrialView
 
 if TYPE_CHECKING:
-    from hopaas_p2p.artifacts import Artifact, StudyArtifacts
+    from hopaas_p2p.artifacts import StudyArtifacts
 
 _OFFLINE: Final = "offline"
 _STUDY: Final = "study"  # the ledger's entry of the study's own run
@@ -38,10 +40,10 @@ class WandB:
     """Weights & Biases: its server, or its offline files.
 
     Args:
-        project: its name; WANDB_PROJECT, else "hopaas", if not said.
-        entity: the team or user; W&B's own default if not said.
-        offline: write files for `wandb sync`; as WANDB_MODE says if None.
-        directory: where W&B's directory `wandb` is, with the ledger in it; WANDB_DIR, else here.
+        project: its name; by default WANDB_PROJECT, else "hopaas".
+        entity: the team or user; by default W&B's own.
+        offline: write files for `wandb sync`; None: as WANDB_MODE says.
+        directory: the parent of W&B's directory `wandb`, which holds the ledger; by default WANDB_DIR, else here.
 
     """
 
@@ -63,9 +65,9 @@ class WandB:
         self._group = ""
         self._uuid = ""
         self._ledger: dict[str, dict[str, Any]] = {}
-        """Trial, or the study -> what its run has: mark, last step, ids of files, offline directories."""
+        """Trial, or `_STUDY` -> what its run holds: mark, last step, ids of files, offline directories."""
         self._open: dict[str, Any] = {}
-        """Runs of W&B's that are open: the study's, and those of running trials."""
+        """Open W&B runs: the study's, and those of running trials."""
 
     def __repr__(self) -> str:
         return f"WandB({self.project!r}, offline={self.offline})"
@@ -73,8 +75,6 @@ class WandB:
     @property
     def place(self) -> str:
         return f"{self.entity or ''}/{self.project} {self.directory.absolute() if self.offline else ''}".strip()
-
-    # --- the tracker ---
 
     def begin(self, study: StudyView) -> dict[int, str]:
         if not self.offline and not _has_key():
@@ -90,68 +90,90 @@ class WandB:
         return {int(name): entry.get("mark", "") for name, entry in self._ledger.items() if name != _STUDY}
 
     def put(self, trial: TrialView, files: StudyArtifacts) -> None:
-        if trial.state == "WAITING":  # a run begins when somebody runs it
+        if trial.state == "WAITING":  # its run begins when the trial does
             return
         with self._translated():
             key = str(trial.number)
             run = self._run(key, f"trial {trial.number}", trial.params, _labels(trial), trial.note)
-            entry = self._ledger.setdefault(key, {})
-            last = entry.get("step", -1)
-            for step, value in trial.reports.items():
-                if step > last:
-                    run.log({"report": value}, step=step, commit=True)
-            run.config.update({"hopaas": trial.tags}, allow_val_change=True)
-            run.summary.update({**trial.values, "state": trial.state, "hopaas_mark": trial.mark})
-            self._upload(run, entry, trial.files, files)
-            entry.update(step=max(trial.reports, default=last))
+            summary = {**trial.values, "state": trial.state}
+            self._send(key, run, trial, {"report": trial.reports}, summary, files)
             if trial.final:
                 run.finish(exit_code=_EXIT[trial.state])
                 del self._open[key]
-            entry.update(mark=trial.mark, parts=self._parts(key))
-            self._write_ledger()
+            self._settle(key, trial.mark)
 
     def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
-        entry = self._ledger.setdefault(_STUDY, {})
         mark = study.mark
-        if entry.get("mark") == mark:
+        if self._ledger.setdefault(_STUDY, {}).get("mark") == mark:
             return
         with self._translated():
             run = self._run(_STUDY, study.name, study.params, (f"state:{study.state}",), study.note)
-            last = entry.get("step", -1)
-            for number, value in study.best:
-                if number > last:
-                    run.log({"best_value": value}, step=number, commit=True)
-            run.config.update({"hopaas": study.tags}, allow_val_change=True)
             counts = {f"trials_{word.lower()}": count for word, count in study.counts.items()}
-            run.summary.update({**counts, "state": study.state, "hopaas_mark": mark})
-            self._upload(run, entry, study.files, files)
-            entry.update(step=max((number for number, _ in study.best), default=last))
+            summary = {**counts, "state": study.state}
+            self._send(_STUDY, run, study, {"best_value": dict(study.best)}, summary, files)
             if study.final:
                 run.finish()
                 del self._open[_STUDY]
-            entry.update(mark=mark, parts=self._parts(_STUDY))
-            self._write_ledger()
+            self._settle(_STUDY, mark)
+
+    def _send(
+        self,
+        key: str,
+        run: Any,
+        view: TrialView | StudyView,
+        metrics: dict[str, dict[int, float]],
+        summary: dict[str, Any],
+        files: StudyArtifacts,
+    ) -> None:
+        """What the run of a trial or of the study does not have yet."""
+        entry = self._ledger.setdefault(key, {})
+        last = entry.get("step", -1)
+        for name, by_step in metrics.items():
+            for step, value in by_step.items():
+                if step > last:
+                    run.log({name: value}, step=step, commit=True)
+            entry["step"] = max(by_step, default=last)
+        run.config.update({"hopaas": view.tags}, allow_val_change=True)
+        run.summary.update({**summary, "hopaas_mark": view.mark})
+        for one in view.files:
+            if one.id in entry.setdefault("files", []):
+                continue
+            with tempfile.TemporaryDirectory(prefix="hopaas-wandb-") as directory:
+                path = fetched(files, one, Path(directory, one.filename))
+                if path is None:
+                    continue
+                artifact = _module().Artifact(f"{run.id}-{one.id[-8:]}", type="file")
+                artifact.add_file(str(path), name=one.filename)
+                run.log_artifact(artifact)
+            entry["files"].append(one.id)
+
+    def _settle(self, key: str, mark: str) -> None:
+        self._ledger[key].update(mark=mark, parts=self._parts(key))
+        self._write_ledger()
+
+    def _write_ledger(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(self._ledger_file) as draft:
+            draft.write_text(json.dumps(self._ledger))
 
     def link(self) -> str:
         if self.offline:
-            return str(self._place)
+            return str(self._directory)
         base = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").rstrip("/")
         return f"{base}/{self.entity or '-'}/{self.project}/groups/{self._group}"
 
     def close(self) -> None:
-        """End the runs that are open; those of running trials are resumed by the next export."""
+        """Finish the open runs; those of running trials are resumed by the next export."""
         with contextlib.suppress(TrackerUnreachable):
             self._close_runs()
 
-    # --- how ---
-
     @property
-    def _place(self) -> Path:
+    def _directory(self) -> Path:
         return self.directory / "wandb"
 
     @property
     def _ledger_file(self) -> Path:
-        return self._place / f"hopaas-{self._uuid}-{'offline' if self.offline else 'online'}.json"
+        return self._directory / f"hopaas-{self._uuid}-{'offline' if self.offline else 'online'}.json"
 
     def _read_ledger(self) -> dict[str, dict[str, Any]]:
         try:
@@ -160,14 +182,8 @@ class WandB:
             return {}
         return {name: dict(entry) for name, entry in found.items()}
 
-    def _write_ledger(self) -> None:
-        self._place.mkdir(parents=True, exist_ok=True)
-        draft = self._ledger_file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(self._ledger))
-        draft.replace(self._ledger_file)
-
     def _ask_server(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What the server has of this study, as the ledger would say it."""
+        """What the server holds of this study, as entries of the ledger."""
         path = f"{self.entity}/{self.project}" if self.entity else self.project
         for run in _module().Api().runs(path, filters={"group": self._group}, lazy=False):
             prefix, _, key = run.id.partition("-")
@@ -179,13 +195,13 @@ class WandB:
         if key in self._open:
             return self._open[key]
         wandb = _module()
-        self._place.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
         if self.offline:
             self._remove_orphans(key)
         quiet = wandb.Settings(
             silent=True,
             console="off",
-            disable_git=True,  # what would be told of this process is no news of the one that ran the trial
+            disable_git=True,  # it would describe this process, not the one that ran the trial
             disable_code=True,
             x_disable_stats=True,
             x_disable_machine_info=True,
@@ -197,7 +213,7 @@ class WandB:
             resume="allow",
             reinit="create_new",
             mode=_OFFLINE if self.offline else "online",
-            dir=str(self.directory.absolute()),  # a relative one is lost on the way to its service
+            dir=str(self.directory.absolute()),  # W&B's service process has another working directory
             entity=self.entity,
             project=self.project,
             group=self._group,
@@ -212,28 +228,18 @@ class WandB:
 
     def _parts(self, key: str) -> list[str]:
         """W&B's offline directories of one run."""
-        return sorted(path.name for path in self._place.glob(f"offline-run-*-{self._uuid}-{key}"))
+        return sorted(path.name for path in self._directory.glob(f"offline-run-*-{self._uuid}-{key}"))
 
     def _remove_orphans(self, key: str) -> None:
-        """What an export wrote that ended before its ledger did: all of that is written again."""
+        """Remove what an export wrote that ended before its ledger was written: it is exported again."""
         kept = self._ledger.get(key, {}).get("parts", [])
         for name in self._parts(key):
             if name not in kept:
-                shutil.rmtree(self._place / name)
-        while kept and self._place.joinpath(time.strftime(f"offline-run-%Y%m%d_%H%M%S-{self._uuid}-{key}")).exists():
-            time.sleep(0.05)  # W&B would write over what it wrote within the same second
-
-    def _upload(self, run: Any, entry: dict[str, Any], wanted: tuple[Artifact, ...], files: StudyArtifacts) -> None:
-        there = entry.setdefault("files", [])
-        for one in wanted:
-            if one.id in there:
-                continue
-            with tempfile.TemporaryDirectory(prefix="hopaas-wandb-") as directory:
-                path = files.get(one, Path(directory, one.filename))
-                artifact = _module().Artifact(f"{run.id}-{one.id[-8:]}", type="file")
-                artifact.add_file(str(path), name=one.filename)
-                run.log_artifact(artifact)
-            there.append(one.id)
+                shutil.rmtree(self._directory / name)
+        while (
+            kept and self._directory.joinpath(time.strftime(f"offline-run-%Y%m%d_%H%M%S-{self._uuid}-{key}")).exists()
+        ):
+            time.sleep(0.05)  # W&B would overwrite what it wrote within the same second
 
     def _close_runs(self) -> None:
         with self._translated():
@@ -243,7 +249,7 @@ class WandB:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """W&B's errors in our words."""
+        """Raise our errors in place of W&B's."""
         import requests
 
         wandb = _module()
@@ -259,12 +265,12 @@ def _module() -> Any:
     try:
         import wandb
     except ImportError:
-        raise ConfigurationError("W&B is not installed: pip install 'hopaas-p2p[wandb]'") from None
+        raise ConfigurationError(f"W&B is not installed: {extras.install('wandb')}") from None
     return wandb
 
 
 def _has_key() -> bool:
-    """Whether W&B knows who we are; it would ask on the terminal, in the middle of a training."""
+    """Whether W&B has a key; without one it would ask on the terminal, in the middle of a training run."""
     import netrc
     from urllib.parse import urlsplit
 
@@ -279,6 +285,6 @@ def _has_key() -> bool:
 
 
 def _labels(trial: TrialView) -> tuple[str, ...]:
-    """W&B's tags: short words to filter by."""
-    said = [("state", trial.state), ("site", trial.tags.get("site")), ("node", trial.tags.get("node"))]
-    return tuple(f"{name}:{value}"[:_LONGEST_LABEL] for name, value in said if value)
+    """Labels to filter by, which W&B calls tags."""
+    labels = [("state", trial.state), ("site", trial.tags.get("site")), ("node", trial.tags.get("node"))]
+    return tuple(f"{name}:{value}"[:_LONGEST_LABEL] for name, value in labels if value)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from hopaas_p2p import checkpoints
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
 from hopaas_p2p.training.preemption import Preemption
 
@@ -34,18 +35,27 @@ _log: Final = logging.getLogger("hopaas_p2p")
 
 
 def keep(trial: Trial, path: Path, step: int) -> None:
-    """Store a checkpoint, as far as that is possible: an outage of the store is no reason to end a training.
+    """Store a checkpoint, unless the store does not answer within `patience`: training goes on without it then.
 
     Raises:
         optuna.TrialPruned: another peer runs the trial now.
 
     """
     try:
-        trial.checkpoint(path, step=step)
+        checkpoints.save(trial.handle, trial.number, path, step, within=trial.storage.peer.patience)
     except LeaseLost:
         trial.prune()
     except StoreUnreachable as error:
         _log.warning("the checkpoint of step %d was not stored: %s", step, error)
+
+
+def judged(trial: Trial, value: float, step: int, *, report_every: int) -> bool:
+    """Report this value if that is due; whether to give the trial up. A request to stop is seen at every step."""
+    if (step + 1) % report_every == 0:
+        trial.report(float(value), step)
+    elif trial.stop_requested is None:
+        return False
+    return trial.should_prune()
 
 
 class Training:

@@ -1,6 +1,6 @@
 """A Keras callback: reports, prunes, keeps checkpoints, and saves one more when the job is pre-empted.
 
-callback = ReportToTrial(trial, "val_loss", report_every=5, checkpoint_every=10)
+callback = KerasCallback(trial, "val_loss", report_every=5, checkpoint_every=10)
 model.fit(x, y, epochs=100, callbacks=[callback], initial_epoch=callback.initial_epoch)
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from keras.callbacks import Callback
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.training import Preemption, keep
+from hopaas_p2p.training import Preemption, judged, keep
 
 if TYPE_CHECKING:
     from hopaas_p2p.trial import Trial
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _FILE = "checkpoint.weights.h5"
 
 
-class ReportToTrial(Callback):  # type: ignore[misc]  # Keras brings no types
+class KerasCallback(Callback):  # type: ignore[misc]  # Keras brings no types
     """Give it the trial of `study.ask()` or of `optimize`.
 
     Args:
@@ -68,11 +68,7 @@ class ReportToTrial(Callback):  # type: ignore[misc]  # Keras brings no types
         value = (logs or {}).get(self._monitor)
         if value is None:
             raise InvalidInput(f"{self._monitor!r} is not among what Keras measures: {', '.join(logs or {})}")
-        if (epoch + 1) % self._report_every == 0:
-            self._trial.report(float(value), epoch)
-            self._pruned = self._trial.should_prune()
-        elif self._trial.stop_requested is not None:
-            self._pruned = self._trial.should_prune()
+        self._pruned = judged(self._trial, value, epoch, report_every=self._report_every)
         if self._pruned:
             self.model.stop_training = True
         elif self._checkpoint_every is not None and (epoch + 1) % self._checkpoint_every == 0:

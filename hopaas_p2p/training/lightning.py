@@ -1,6 +1,6 @@
 """A Lightning callback: reports, prunes, keeps checkpoints, and saves one more when the job is pre-empted.
 
-    callback = ReportToTrial(trial, "val_loss", report_every=5, checkpoint_every=10)
+    callback = LightningCallback(trial, "val_loss", report_every=5, checkpoint_every=10)
     trainer = lightning.Trainer(max_epochs=100, callbacks=[callback])
     trainer.fit(model, data, ckpt_path=callback.resume_path)
 
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.training import keep
+from hopaas_p2p.storage.optuna_internals import study_id_of
+from hopaas_p2p.training import judged, keep
 
 if TYPE_CHECKING:
     from hopaas_p2p.trial import Trial
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _PRUNED = "hopaas:pruned"
 
 
-class ReportToTrial(Callback):  # type: ignore[misc]  # the same verdict whether Lightning is installed or not
+class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whether Lightning is installed or not
     """Give it the trial of `study.ask()` or of `optimize`.
 
     Args:
@@ -58,13 +59,7 @@ class ReportToTrial(Callback):  # type: ignore[misc]  # the same verdict whether
         if value is None:
             raise InvalidInput(f"{self._monitor!r} was not logged; there are {', '.join(trainer.callback_metrics)}")
         epoch = trainer.current_epoch
-        prune = False
-        if trainer.is_global_zero:
-            if (epoch + 1) % self._report_every == 0:
-                self._trial.report(float(value), epoch)
-                prune = self._trial.should_prune()
-            elif self._trial.stop_requested is not None:
-                prune = self._trial.should_prune()
+        prune = trainer.is_global_zero and judged(self._trial, value, epoch, report_every=self._report_every)
         self._pruned = self._pruned or bool(trainer.strategy.broadcast(prune))
         trainer.should_stop = trainer.should_stop or self._pruned
 
@@ -89,7 +84,7 @@ class ReportToTrial(Callback):  # type: ignore[misc]  # the same verdict whether
     def check_pruned(self) -> None:
         """After a `fit` on several ranks: raises `optuna.TrialPruned` if they stopped for that."""
         trial = self._trial
-        said = trial.storage.state(trial.study._study_id).trials[trial.number].system
+        said = trial.storage.state(study_id_of(trial.study)).trials[trial.number].system
         if self._pruned or _PRUNED in said:
             trial.prune()
 
@@ -97,7 +92,7 @@ class ReportToTrial(Callback):  # type: ignore[misc]  # the same verdict whether
         """Tell the log, for the ranks' processes end, and what this object knows ends with them."""
         storage = self._trial.storage
         if self._pruned:
-            storage.set_trial_system_attr(self._trial._trial_id, _PRUNED, True)
+            storage.set_trial_system_attr(self._trial.id, _PRUNED, True)
         storage.flush()
 
     def _checkpoint(self, trainer: Any) -> None:

@@ -1,11 +1,10 @@
-"""Postgres through HTTPS: `client` on a peer's node, `gateway` beside the database, and what both have to agree on."""
+"""The client side of Postgres through HTTPS, and what it and `hopaas_p2p.gateway` have to agree on."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import os
-import socket
+import logging
 from typing import Final
 
 SUBPROTOCOL: Final = "hopaas.pg.v1"
@@ -14,24 +13,26 @@ PATH: Final = "/v1/pg"
 FRAME: Final = 1 << 16
 """Bytes of payload in a frame, at most."""
 PING: Final = 20.0
-"""Seconds between the gateway's pings; it says so in `Hopaas-Ping`, and a client knows a dead line by their absence."""
+"""Seconds between the gateway's pings. It announces them in `Hopaas-Ping`; without them a client takes the connection
+for dead."""
+ASK_FOR_ANOTHER: Final = (
+    "Ask an administrator of the store for a new one (hopaas-p2p token create), and name its file in HOPAAS_TOKEN_FILE"
+)
+"""What to do about a token that is not valid."""
+SILENT: Final = logging.Logger("hopaas_p2p.websocket")  # noqa: LOG001  # see below
+"""For `websockets`, which logs headers, and so tokens, when it debugs. It is not registered with `logging`, so that no
+configuration enables it."""
+SILENT.disabled = True
 
 
-def wrapped(text: str) -> str:
-    """A text as it may stand in a header: base64url, without its padding."""
+def encode_header(text: str) -> str:
+    """A text in a form that may stand in a header: base64url without padding."""
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def unwrapped(text: str) -> str:
-    """What was wrapped; nothing if it was not."""
+def decode_header(text: str) -> str:
+    """The text that was encoded; empty if it was not."""
     try:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except (binascii.Error, ValueError):
         return ""
-
-
-def plainly(error: OSError) -> str:
-    """What the system says is wrong, without the words that event loops put around it."""
-    if error.errno and not isinstance(error, socket.gaierror):
-        return os.strerror(error.errno)
-    return error.strerror or str(error)

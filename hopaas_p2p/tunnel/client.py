@@ -2,12 +2,12 @@
 
     psycopg2 ── Unix socket in a private directory ── pump (a thread) ── WebSocket over TLS ── gateway ── Postgres
 
-The gateway is dialled before libpq begins, so a refusal is ours to explain, and libpq's own time-out is not spent on
-proxies. The socket is there for one connection: its directory (0700, on a file system of this machine) is gone as soon
-as libpq has come, and only this very process is let in. The login, SCRAM, runs end to end inside.
+The gateway is dialled before libpq begins, so that a refusal can be explained and libpq's time-out is not spent on
+proxies. The socket serves one connection: its directory (0700, on a file system of this machine) is removed as soon as
+libpq has connected, and only this process is let in. The login, SCRAM, runs end to end inside.
 
-Nothing survives a fork: the child's copies of the sockets are closed, and libpq's own is made a dead one, so that a
-child that uses its parent's connection is told it is closed, and opens another.
+Nothing survives a fork: the child closes its copies of the sockets and replaces libpq's own by a dead one, so that a
+child that uses its parent's connection learns that it is closed, and opens another.
 """
 
 from __future__ import annotations
@@ -25,56 +25,64 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p import settings
+from hopaas_p2p import process, settings
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
+from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.settings import Secret
-from hopaas_p2p.tunnel.dial import Busy, Gateway, Line, dial
+from hopaas_p2p.tunnel.dial import GatewayBusy, GatewayConnection, dial
 from hopaas_p2p.tunnel.pump import Pump
 
-_PORT: Final = "5432"  # a part of the socket's name, and no more
-_CALL: Final = 30.0  # seconds that libpq gets to come
-_NOT_TWICE: Final = {"sslmode": "disable", "gssencmode": "disable", "channel_binding": "disable"}
-"""The gateway is spoken to in TLS; the Unix socket that leads there needs none."""
-_LAST_CHOICE: Final = 60.0  # seconds
-_LEADS_ELSEWHERE: Final = ("PGHOSTADDR", "PGSERVICE")
+_PORT: Final = "5432"  # only a part of the socket's name
+_LIBPQ_TIMEOUT: Final = 30.0  # seconds for libpq to connect to the socket
+_NO_TLS_INSIDE: Final = {"sslmode": "disable", "gssencmode": "disable", "channel_binding": "disable"}
+"""The connection to the gateway is in TLS; the Unix socket needs none."""
+_AVOIDED_FOR: Final = 60.0  # seconds
+_BYPASSES: Final = ("PGHOSTADDR", "PGSERVICE")
 
 _tunnels: Final[set[Tunnel]] = set()
-_resting: Final[dict[Gateway, float]] = {}
-"""Gateways that asked to be left alone, and until when."""
-_failed: Final[dict[Gateway, float]] = {}
-"""Gateways that are the last to be tried, and until when: one that hangs costs the whole time-out."""
-_favourite: Gateway | None = None
+_busy_until: Final[dict[ServerAddress, float]] = {}
+"""Gateways that asked to come again later."""
+_avoided_until: Final[dict[ServerAddress, float]] = {}
+"""Gateways that are tried last: one that hangs costs the whole time-out."""
+_preferred: ServerAddress | None = None
 """Where the last connection of this process was made."""
 
 
 def connect(
-    gateways: Sequence[Gateway], *, dbname: str, user: str | None = None, password: str | None = None, **options: Any
+    gateways: Sequence[ServerAddress],
+    *,
+    dbname: str,
+    user: str | None = None,
+    password: str | None = None,
+    **options: Any,
 ) -> Any:
     """A psycopg2 connection to the database behind these gateways.
 
     Args:
-        gateways: any of them will do: the one that was good last, else in random order.
+        gateways: any of them will do; the one that worked last is tried first, the others in random order.
         dbname: the database.
-        user, password: the login, by default that of HOPAAS_TOKEN_FILE or HOPAAS_TOKEN (`name:password`).
-        options: further ones of psycopg2's.
+        user, password: the login; by default, that of HOPAAS_TOKEN_FILE or HOPAAS_TOKEN (`name:password`).
+        options: further options of psycopg2.
 
     Raises:
-        Denied: the gateway does not let us in with that token.
+        Denied: the gateway does not let us in with this token.
         ConfigurationError: this is not a gateway to trust, or there is no token.
-        StoreUnreachable: not now.
+        StoreUnreachable: no gateway can be reached now.
         psycopg2.OperationalError: the gateway let us in, but Postgres did not.
 
     """
     import psycopg2
 
-    for name in _LEADS_ELSEWHERE:
+    for name in _BYPASSES:
         if os.environ.get(name):
-            raise ConfigurationError(f"{name} would lead past the gateway; unset it")
+            raise ConfigurationError(f"{name} would bypass the gateway; unset it")
+    if not (user and password):
+        settings.check_token_host((gateway.host, gateway.port) for gateway in gateways)
     role, secret = login(user, password)
-    tunnel = Tunnel(reach(gateways, Secret(f"{role}:{secret.reveal()}")))
+    tunnel = Tunnel(dial_any(gateways, Secret(f"{role}:{secret.reveal()}")))
     try:
         connection = psycopg2.connect(
-            **{**options, "host": tunnel.folder, "port": _PORT, **_NOT_TWICE},
+            **{**options, "host": tunnel.folder, "port": _PORT, **_NO_TLS_INSIDE},
             dbname=dbname,
             user=role,
             password=secret.reveal(),
@@ -90,96 +98,91 @@ def login(user: str | None, password: str | None) -> tuple[str, Secret]:
     """(role, password) to log in with: what is given, else the token's; a token without a name is the user's password.
 
     Raises:
-        Denied: there is no token.
+        Denied: there is no token, or it belongs to another user.
+        ConfigurationError: neither the token nor the URL names a user.
 
     """
     if user and password:
         return user, Secret(password)
-    token = settings.token()
-    if token is None:
-        raise Denied("a gateway wants a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
-    role, separator, secret = token.reveal().partition(":")
-    if not separator and user:
-        return user, token
-    if not separator:
-        raise ConfigurationError("the token has no name before a colon, and the URL names no user either")
-    if user not in (None, "", role, role.rpartition(".")[0]):
+    role, secret = settings.login(user)
+    if secret is None:
+        if settings.token() is None:
+            raise Denied("a gateway wants a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
         raise Denied(f"the token is not {user}'s. Set HOPAAS_TOKEN_FILE to one of that user's, or leave the user out")
-    return role, Secret(secret)
+    if not role:
+        raise ConfigurationError("the token has no name before a colon, and the URL names no user either")
+    return role, secret
 
 
-def reach(gateways: Sequence[Gateway], token: Secret) -> Line:
-    """A line to the first gateway that takes us; raises what the last one said if none does."""
-    global _favourite
+def dial_any(gateways: Sequence[ServerAddress], token: Secret) -> GatewayConnection:
+    """A connection to the first gateway that lets us in; raises the error of the last one if none does."""
+    global _preferred
     now = time.monotonic()
     order = random.sample(gateways, len(gateways))
-    order.sort(key=lambda one: (_failed.get(one, 0.0) > now, one != _favourite))
+    order.sort(key=lambda gateway: (_avoided_until.get(gateway, 0.0) > now, gateway != _preferred))
     failure: StoreUnreachable = StoreUnreachable("no gateway is named")
     for gateway in order:
-        rest = _resting.get(gateway, now) - now
-        if rest > 0:
-            failure = Busy(f"the gateway {gateway} asked to come again in {rest:.0f} s", rest)
+        wait = _busy_until.get(gateway, now) - now
+        if wait > 0:
+            failure = GatewayBusy(f"the gateway {gateway} asked to come again in {wait:.0f} s", wait)
             continue
         try:
-            line = dial(gateway, token)
+            connection = dial(gateway, token)
         except StoreUnreachable as error:
             failure = error
-            if isinstance(error, Busy):
-                _resting[gateway] = time.monotonic() + error.retry_after
-            _failed[gateway] = time.monotonic() + _LAST_CHOICE
+            if isinstance(error, GatewayBusy):
+                _busy_until[gateway] = time.monotonic() + error.retry_after
+            _avoided_until[gateway] = time.monotonic() + _AVOIDED_FOR
             continue
-        _favourite = gateway
-        _failed.pop(gateway, None)
-        return line
+        _preferred = gateway
+        _avoided_until.pop(gateway, None)
+        return connection
     raise failure
 
 
 class Tunnel:
     """A Unix socket for one connection of libpq, and the thread that carries it to the gateway."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, connection: GatewayConnection) -> None:
         self.folder, self._listener = _listen()
-        self.why = ""
-        """Why it ended."""
-        self._line: Final = line
+        self._connection: Final = connection
         self._unix: socket.socket | None = None
         self.libpq: int | None = None
-        """The inode of libpq's end."""
+        """The inode of libpq's socket."""
         self.pump: Pump | None = None
         self._thread = threading.Thread(target=self._run, name="hopaas-tunnel", daemon=True)
         _tunnels.add(self)
         self._thread.start()
 
     def adopt(self, descriptor: int) -> None:
-        """Tell which descriptor is libpq's end, which a forked child must not use, nor any duplicate of it."""
+        """Say which descriptor is libpq's: a forked child must not use that socket, nor a duplicate of it."""
         self.libpq = os.fstat(descriptor).st_ino
 
     def close(self) -> None:
-        """Give up on a connection that libpq did not make."""
+        """End a tunnel to which libpq did not connect."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(_CALL)
+        self._thread.join(_LIBPQ_TIMEOUT)
 
     def _run(self) -> None:
         try:
             self._unix = self._accept()
             if self._unix is None:
-                self.why = "libpq did not come"
-                self._line.socket.close()
+                self._connection.socket.close()
                 return
-            self.pump = Pump(self._unix, self._line)
-            self.why = self.pump.run()
-            if self.pump.deserted:
-                _failed[self._line.gateway] = time.monotonic() + _LAST_CHOICE
+            self.pump = Pump(self._unix, self._connection)
+            self.pump.run()
+            if self.pump.gateway_failed:
+                _avoided_until[self._connection.gateway] = time.monotonic() + _AVOIDED_FOR
         finally:
             _tunnels.discard(self)
 
     def _accept(self) -> socket.socket | None:
-        """Libpq's end, which is of this very process; None if it does not come."""
+        """The connection of this process's libpq; None if it does not come."""
         try:
-            deadline = time.monotonic() + _CALL
-            while (rest := deadline - time.monotonic()) > 0:
-                self._listener.settimeout(rest)
+            deadline = time.monotonic() + _LIBPQ_TIMEOUT
+            while (left := deadline - time.monotonic()) > 0:
+                self._listener.settimeout(left)
                 made, _ = self._listener.accept()
                 if _is_ours(made):
                     return made
@@ -192,16 +195,16 @@ class Tunnel:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def abandon(self) -> int | None:
-        """In a forked child: close the copies of the sockets, without a word to the gateway. Returns libpq's end."""
-        for one in (self._listener, self._unix, self._line.socket):
-            if one is not None:
+        """In a forked child: close the copies of the sockets, and send nothing. Returns the inode of libpq's socket."""
+        for copy in (self._listener, self._unix, self._connection.socket):
+            if copy is not None:
                 with contextlib.suppress(OSError):
-                    os.close(one.detach())
+                    os.close(copy.detach())
         return self.libpq
 
 
 def _listen() -> tuple[str, socket.socket]:
-    """A directory that only we may enter, on this machine's own file system and short of name, and a socket in it."""
+    """A directory that only we may enter, on this machine's file system and with a short path, and a socket in it."""
     for place in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR"), "/tmp", tempfile.gettempdir()):  # noqa: S108
         if not place:
             continue
@@ -221,11 +224,11 @@ def _listen() -> tuple[str, socket.socket]:
     raise ConfigurationError("there is no place for a socket: set XDG_RUNTIME_DIR to a directory of this machine")
 
 
-def _is_ours(made: socket.socket) -> bool:
-    """Whether this process is at the other end. Where the system cannot tell, the directory's mode has to do."""
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether this process is at the other end. Where the system cannot tell, the directory's mode has to suffice."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
-    pid, uid, _ = struct.unpack("3i", made.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return bool(pid == os.getpid() and uid == os.geteuid())
 
 
@@ -237,7 +240,7 @@ def _in_child() -> None:
 
 
 def _make_useless(inodes: set[int | None]) -> None:
-    """Put dead sockets in the place of these, whichever descriptors they have."""
+    """Replace the sockets with these inodes by dead ones, whichever descriptors they have."""
     dead, other = socket.socketpair()
     other.close()
     listing = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"  # noqa: PTH112  # no time to lose
@@ -248,20 +251,12 @@ def _make_useless(inodes: set[int | None]) -> None:
     dead.close()
 
 
-os.register_at_fork(after_in_child=_in_child)
+process.call_in_child(_in_child)
 
 
 def bytes_moved(inode: int) -> int | None:
-    """Bytes carried so far for the connection whose socket at libpq's end has this inode; None if it is no tunnel's."""
+    """Bytes carried so far for libpq's socket with this inode; None if it does not belong to a tunnel."""
     for tunnel in list(_tunnels):
         if tunnel.libpq == inode and tunnel.pump is not None:
             return tunnel.pump.moved
     return None
-
-
-def forget_gateways() -> None:
-    """Do as if no gateway had been dialled yet in this process."""
-    global _favourite
-    _favourite = None
-    _resting.clear()
-    _failed.clear()

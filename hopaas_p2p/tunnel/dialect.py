@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.exc import ArgumentError
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
-from hopaas_p2p.tunnel.dial import Gateway
+from hopaas_p2p.net.proxies import ServerAddress
 
 
 class TunnelDialect(PGDialect_psycopg2):
@@ -45,31 +45,22 @@ class TunnelDialect(PGDialect_psycopg2):
             raise self.loaded_dbapi.OperationalError(str(error)) from error
 
 
-def gateways_of(url: URL) -> Sequence[Gateway]:
+def gateways_of(url: URL) -> Sequence[ServerAddress]:
     """The gateways that a URL lists: `//one,two:8443/db`, which share a port, or `//one/db?host=two:8443`.
 
     Raises:
-        ConfigurationError: none, or one that is no host and port.
+        ConfigurationError: there is none, or one is not a host and a port.
 
     """
     asked = url.query.get("host", ())
-    listed = (asked,) if isinstance(asked, str) else tuple(asked)
-    entries = [*(url.host or "").split(","), *(part for entry in listed for part in entry.split(","))]
-    found = [_gateway(entry, url.port or 443) for entry in entries if entry]
+    listed = [url.host or "", *((asked,) if isinstance(asked, str) else asked)]
+    found = [ServerAddress.parse(part, url.port or 443) for entry in listed for part in entry.split(",") if part]
     if not found:
         raise ConfigurationError("name a gateway, as in postgresql+https://gateway.example.org/database")
-    return tuple(found)
-
-
-def _gateway(entry: str, port: int) -> Gateway:
-    host, colon, own = entry.rpartition(":")
-    if not colon or "]" in own or (":" in host.strip("[]") and not host.startswith("[")):
-        host, own = entry, ""
-    if own and not (own.isdigit() and 0 < int(own) < 65536):
-        raise ConfigurationError(f"{entry!r} is no gateway: {own!r} is no port")
-    if host.startswith(("/", "@")):
-        raise ConfigurationError(f"{entry!r} is no gateway: a name is needed, for its certificate")
-    return Gateway(host.strip("[]"), int(own or port))
+    for gateway in found:
+        if gateway.host.startswith(("/", "@")):
+            raise ConfigurationError(f"{gateway.host!r} is not a gateway: its certificate needs a name")
+    return found
 
 
 def register() -> None:

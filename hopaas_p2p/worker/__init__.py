@@ -1,5 +1,6 @@
 """Runs a command for each trial, in a place that may end at any time: a batch job.
 
-`loop` decides which trial, `running` runs one as a command, `child` is that command's process, `desk` the socket at
-which it reports, `limits` what the batch system says of the time left. Importing this loads no Optuna.
+`loop` runs a command for each trial until there is a reason to leave, `child` is that command's process, `trial_socket`
+the socket through which the command talks about its trial, and `limits` says how long this job may still run.
+Importing this package loads no Optuna.
 """

@@ -72,9 +72,11 @@ def _slurm(env: Mapping[str, str]) -> tuple[float, str] | None:
     job = env.get("SLURM_JOB_ID")
     if not job:
         return None
+    array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    shown = f"Slurm job {array}_{task}" if array and task else f"Slurm job {job}"
     end = env.get("SLURM_JOB_END_TIME", "")
     if end.isdigit():
-        return max(0.0, int(end) - time.time()), f"Slurm, job {job}"
+        return max(0.0, int(end) - time.time()), shown
     if shutil.which("squeue") is None:
         return None
     try:
@@ -88,7 +90,7 @@ def _slurm(env: Mapping[str, str]) -> tuple[float, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     left = _clock(said[0]) if said else None  # UNLIMITED, INVALID and NOT_SET are no clocks
-    return None if left is None else (left, f"Slurm, job {job}")
+    return None if left is None else (left, shown)
 
 
 def _htcondor(env: Mapping[str, str]) -> tuple[float, str] | None:
@@ -106,4 +108,4 @@ def _htcondor(env: Mapping[str, str]) -> tuple[float, str] | None:
     if not limits:
         return None
     gone = time.time() - began
-    return max(0.0, min(limits) - max(0.0, gone)), f"HTCondor, job {ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')}"
+    return max(0.0, min(limits) - max(0.0, gone)), f"HTCondor job {ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')}"

@@ -10,6 +10,7 @@ reads is the exit code: 0 the study needs no more from here, 75 run me again.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -19,12 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoWork, StoreUnreachable
-from hopaas_p2p.worker.child import ending, fill_in
-from hopaas_p2p.worker.running import LOOK, Running
+from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.space import spec
+from hopaas_p2p.trial import as_values
+from hopaas_p2p.worker.child import Child, ending, fill_in, signal_name, text_of
+from hopaas_p2p.worker.trial_socket import TrialSocketServer
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -36,11 +40,33 @@ NO_WORK: Final = 3
 AGAIN: Final = os.EX_TEMPFAIL
 """75: the batch system should run this job again."""
 
-_CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED, "paused": AGAIN}
+_CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED}
+_ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts this looks for signals and at the time limit
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
+PRUNE: Final = 10
+"""Exit code of `hopaas-p2p should-prune`, which a shell script passes on when it ends there."""
+
+LOOK: Final = 0.2  # seconds between looks at what comes from outside
+_KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the grace is over
+_OUT_OF_TIME: Final = "out of time"
+_FAILURES: Final = 10
+"""Failures in a row without any success, after which a worker stops, unless the study's `max_failures` says another
+number: a command that cannot work would use up trials for ever."""
+_QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
+_LONGEST_BACKOFF: Final = 5.0  # seconds
+_NO_VALUE: Final = 'the command told no value: print {"value": 0.5} last, or tell it through HOPAAS_TICKET'
 
 
-class Worker(Running):
+class _Ending(NamedTuple):
+    """Why a command has to end before it is ready, and since when it knows."""
+
+    why: str
+    since: float
+    gives_back: bool
+    """Whether its trial is given back; else it is pruned."""
+
+
+class Worker:
     """One process that runs commands as trials, one after the other. Call it from the main thread: it takes signals.
 
     Args:
@@ -79,6 +105,11 @@ class Worker(Running):
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
         self._received: list[int] = []
+        self._backoff = Backoff(0.1, _LONGEST_BACKOFF, jitter=(1.0, 1.0))
+        self._next_line_at: dict[str, float] = {}
+        self._failure = ""
+        """How the last failed trial ended, in one line."""
+        study.storage.peer.store_wait = _ASK_TIMEOUT
         self.last: str | None = None
         """How the last trial ended: a trial's state, WAITING when it was given back, LOST when it was taken over."""
         self.ran: list[tuple[int, str]] = []
@@ -88,11 +119,18 @@ class Worker(Running):
     def _check(self) -> None:
         space = self.study.space
         if not space:
-            raise InvalidInput(
-                f"the study {self.study.name!r} has no search space, so there is nothing to give to a command. "
-                "Say it when the study is created: hopaas-p2p study create NAME --space 'lr=float(1e-5,1e-1,log)'"
-            )
-        program = fill_in(self.command, dict.fromkeys(space, ""), 0)[0]
+            why = self.study.infer_space()
+            space = self.study.space
+            if not space:
+                raise InvalidInput(
+                    f"the study {self.study.name!r} has no search space, so there is nothing to give to a command: "
+                    f"{why}. Say it: hopaas-p2p study set {self.study.name} --space 'lr=float(1e-5,1e-1,log)'"
+                )
+            said = ", ".join(f"{name}={spec(one)}" for name, one in space.items())
+            self._say(f"the study names no search space; taken from its trials: {said}")
+        choices = {name: getattr(one, "choices", (0,)) for name, one in space.items()}
+        texts = {name: next((one for one in some if isinstance(one, str)), 0) for name, some in choices.items()}
+        program = fill_in(self.command, texts, 0)[0]
         if program == self.command[0] and shutil.which(program) is None:
             raise InvalidInput(f"there is no program {program!r}; after -- comes the command, as you would run it here")
 
@@ -103,9 +141,12 @@ class Worker(Running):
                 while True:
                     found = self._next()
                     if isinstance(found, int):
-                        return found
+                        return FAILED if found == DONE and self._only_failures() else found
+                    began = time.monotonic()
                     self._run(found)
                     self.ran.append((found.number, self.last or "?"))
+                    if time.monotonic() - began < _QUICK:
+                        self._back_off()
             except StoreUnreachable as error:
                 self._say(f"{error} Run me again later.")
                 return AGAIN
@@ -122,6 +163,25 @@ class Worker(Running):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    # --- failures ---
+
+    def _only_failures(self) -> bool:
+        """Whether trials ran here, and all of them failed."""
+        return bool(self.ran) and all(state == "FAIL" for _, state in self.ran)
+
+    def _hopeless(self) -> bool:
+        limit = self.study.state.policy.max_failures or _FAILURES
+        return self._only_failures() and len(self.ran) >= limit
+
+    def _back_off(self) -> None:
+        """Wait after a quick failure, longer after each one in a row."""
+        if self.last != "FAIL":
+            self._backoff.reset()
+            return
+        over = time.monotonic() + self._backoff.pause()
+        while not self._received and (left := over - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK))
+
     # --- the next trial ---
 
     def _next(self) -> Trial | int:
@@ -129,6 +189,12 @@ class Worker(Running):
         while True:
             if self._received:
                 return self._interrupted_code()
+            if self._hopeless():
+                self._say(
+                    f"all {len(self.ran)} trials that ran here failed, so this worker stops. The last one: "
+                    f"{self._failure} · log {self._log(self.ran[-1][0])}"
+                )
+                return FAILED
             if self._max_trials is not None and len(self.ran) >= self._max_trials:
                 return DONE
             gives_out = self.study.state.closed_because() is None  # else `ask` says whether another job is needed
@@ -140,16 +206,27 @@ class Worker(Running):
                 if self._may_leave(none):
                     self._say(str(none))
                     return _CODES.get(none.refusal, DONE)
+            except StoreUnreachable as error:
+                self._say_each_minute("away", f"{error} Waiting for it.")
             if self._deadline is not None and time.monotonic() >= self._deadline - self._reserve:
                 self._say("no work came in the time that was left; run me again")
                 return AGAIN
             time.sleep(LOOK if self._received else min(1.0, self.study.state.policy.ttl / 8))
 
+    def _say_each_minute(self, topic: str, line: str) -> None:
+        now = time.monotonic()
+        if now >= self._next_line_at.get(topic, now):
+            self._next_line_at[topic] = now + 60.0
+            self._say(line)
+
     def _interrupted_code(self) -> int:
         return 130 if signal.SIGINT in self._received else AGAIN
 
     def _may_leave(self, none: NoWork) -> bool:
-        if self._stay and none.refusal in ("budget", "paused"):
+        if none.refusal == "paused":
+            self._say_each_minute("paused", f"Waiting: {none.reason}")
+            return False
+        if self._stay and none.refusal == "budget":
             return self.study.state.finished()
         return not self.study._may_come_back(none)
 
@@ -193,6 +270,168 @@ class Worker(Running):
         return None
 
     # --- one trial ---
+
+    @property
+    def _reserve(self) -> float:
+        """Seconds before the limit at which the command is told to save its work: its grace, and some for the store."""
+        return self._grace + min(15.0, 1.0 + 0.1 * self._grace)
+
+    def _log(self, number: int) -> Path:
+        return self._logs / f"{number}.log"
+
+    def _run(self, trial: Trial) -> None:
+        """Run one trial to its end, whatever that is."""
+        log = self._log(trial.number)
+        given = " ".join(f"{name}={text_of(value)}" for name, value in trial.params.items())
+        self._say(f"trial {trial.number}: {given} · log {log}")
+        server = TrialSocketServer(self.study, trial)
+        params = {name: value for name, value in trial.params.items() if name in self.study.space}
+        try:
+            child = Child(fill_in(self.command, params, trial.number), self._environment(trial, server), log.absolute())
+        except HopaasError as error:
+            server.close()
+            self._give_back(trial, f"never begun: {error}")
+            raise
+        try:
+            end = self._attend(child, server, trial)
+        finally:
+            child.close()
+            server.close()
+        self._conclude(trial, child, server, end)
+        taken = time.monotonic() - child.began
+        self._say(f"trial {trial.number}: {self.last} after {taken:.1f} s")
+
+    @staticmethod
+    def _environment(trial: Trial, server: TrialSocketServer) -> dict[str, str]:
+        found = trial.resume
+        env = {
+            "HOPAAS_TICKET": server.ticket,
+            "HOPAAS_TRIAL": str(trial.number),
+            "HOPAAS_PARAMS": json.dumps(trial.params),
+        }
+        if found is not None:
+            env |= {"HOPAAS_RESUME_STEP": str(found[0]), "HOPAAS_CHECKPOINT": str(found[1])}
+        return env
+
+    def _attend(self, child: Child, server: TrialSocketServer, trial: Trial) -> _Ending | None:
+        """Wait for the command's end and pass on what comes from outside. Why it was made to end, if it was."""
+        passed_on = 0
+        end: _Ending | None = None
+        asked: float | None = None
+        killed = 0
+        while child.wait(LOOK) is None:
+            now = time.monotonic()
+            for number in self._received[passed_on:]:
+                child.send(number)
+                passed_on += 1
+                if end is None or not end.gives_back:
+                    end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
+            if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
+                end = _Ending(_OUT_OF_TIME, now, gives_back=True)
+                child.send(self._signals[0] if self._signals else signal.SIGTERM)
+            asked = asked or (now if server.requests.told is None and self._stop_requested(trial) else None)
+            if end is None and asked is not None and now - asked >= self._grace:
+                end = _Ending("asked to stop, and did not", now - self._grace, gives_back=False)
+            server.requests.preempted = end is not None and end.gives_back
+            if end is not None:
+                killed = self._end_by_force(child, end, now, killed)
+        return end or self._late_signal(child)
+
+    @staticmethod
+    def _stop_requested(trial: Trial) -> bool:
+        with contextlib.suppress(StoreUnreachable):
+            return trial.stop_requested is not None
+        return False
+
+    def _end_by_force(self, child: Child, end: _Ending, now: float, killed: int) -> int:
+        """When the grace is over, SIGTERM, and a little later SIGKILL; returns the last one sent."""
+        over = now - end.since - self._grace
+        due = signal.SIGKILL if over >= min(_KILL_AFTER, self._grace) else signal.SIGTERM if over >= 0.0 else 0
+        if due != killed:
+            child.send(due)
+        return due
+
+    def _late_signal(self, child: Child) -> _Ending | None:
+        """A batch system signals all processes of a job: the command may die of what this process is yet to get."""
+        code = child.poll() or 0
+        number = -code if code < 0 else code - 128
+        if number in self._signals:
+            deadline = time.monotonic() + 1.0
+            while not self._received and time.monotonic() < deadline:
+                time.sleep(0.02)
+        if not self._received:
+            return None
+        return _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
+
+    def _conclude(self, trial: Trial, child: Child, server: TrialSocketServer, end: _Ending | None) -> None:
+        """Tell how the trial ended, unless the command did that itself."""
+        code = child.poll() or 0
+        printed = child.printed if code == 0 else None
+        if server.requests.told is not None:
+            self.last = server.requests.told.upper()
+        elif printed is not None:
+            self._tell_printed(trial, printed)
+        elif end is not None and end.gives_back:
+            self._give_back_or_fail(trial, end.why)
+        elif server.requests.released is not None:
+            self._give_back(trial, server.requests.released)
+        elif end is not None:
+            self._tell_stopped(trial, end.why)
+        elif server.requests.pruned is not None and code in (0, PRUNE):
+            self._tell(trial, state="pruned")
+        elif code == 0:
+            self._tell(trial, state="fail", reason=_NO_VALUE)
+        else:
+            self._tell(trial, state="fail", reason=child.failure(code))
+
+    def _tell_printed(self, trial: Trial, printed: dict[str, object]) -> None:
+        result = printed.get("values", printed.get("value"))
+        try:
+            values = as_values(result, expected=len(self.study.optuna.directions))  # type: ignore[arg-type]
+        except InvalidInput as error:
+            self._tell(trial, state="fail", reason=str(error))
+            return
+        self._tell(trial, values, state="complete")
+
+    def _tell_stopped(self, trial: Trial, why: str) -> None:
+        if trial.intermediate_values:
+            self._tell(trial, state="pruned", reason=why)
+        else:
+            self._tell(trial, state="fail", reason=f"{why}; it had reported nothing")
+
+    def _tell(
+        self, trial: Trial, values: tuple[float, ...] | None = None, *, state: str, reason: str | None = None
+    ) -> None:
+        try:
+            self.study.tell(trial, values, state=state, reason=reason)
+        except LeaseLost as lost:
+            self._say(str(lost))
+            self.last = "LOST"
+            return
+        self.last = state.upper()
+        if reason and state == "fail":
+            lines = reason.splitlines()
+            self._failure = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1].strip()}"
+            self._say(f"trial {trial.number} failed: {self._failure}")
+
+    def _give_back_or_fail(self, trial: Trial, why: str) -> None:
+        """Give the trial back, unless it ran out of time again and again without a checkpoint to go on from."""
+        state = self.study.state
+        known = state.trials[trial.number]
+        tries = 1 + sum(tenure.why == _OUT_OF_TIME for tenure in known.history)
+        if why == _OUT_OF_TIME and tries >= state.policy.attempts and not known.checkpoints:
+            reason = f"did not end within the time limit of its job, {tries} times; it writes no checkpoints"
+            self._tell(trial, state="fail", reason=reason)
+            return
+        self._give_back(trial, why)
+
+    def _give_back(self, trial: Trial, why: str) -> None:
+        self.last = TrialState.WAITING.name
+        self._say(f"trial {trial.number} is given back: {why}")
+        try:
+            self.study.storage.release(trial.id, reason=why)
+        except StoreUnreachable as error:  # its lease ends by itself, and others take it over
+            self._say(f"trial {trial.number} could not be given back now: {error}")
 
 
 __all__ = ["AGAIN", "DONE", "FAILED", "NO_WORK", "Worker", "ending"]

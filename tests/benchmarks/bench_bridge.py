@@ -1,6 +1,6 @@
 """What a bridge adds: the same commits, sent to Postgres directly and from a directory over a bridge, over one link.
 
-The bridge is a process of its own; the link is `testing.latency.Relay`; server and directory keep their promises
+The bridge is a process of its own; the link is `tests.support.latency.Relay`; server and directory keep their promises
 (fsync is on). A commit is what a `tell` costs: a few hundred bytes, and the wait until it is safe.
 """
 
@@ -23,9 +23,9 @@ from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
-from hopaas_p2p.testing.latency import Relay
-from hopaas_p2p.testing.postgres import Server
-from tests.bridge_process import BridgeProcess
+from tests.support.bridge_process import BridgeProcess
+from tests.support.latency import Relay
+from tests.support.postgres import Server
 
 _COMMITS: Final = 100
 _PEERS: Final = 8
@@ -138,7 +138,7 @@ def _idle(bridge: BridgeProcess, relay: Relay) -> str:
     """What a bridge costs that has nothing to carry."""
     assert bridge.process is not None
     process = psutil.Process(bridge.process.pid)
-    time.sleep(6)  # until it looks into the box less often
+    time.sleep(6)  # until it looks into the inbox less often
     relay.reset()
     before, began = process.cpu_times(), time.perf_counter()
     time.sleep(_IDLE)

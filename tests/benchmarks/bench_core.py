@@ -153,7 +153,7 @@ def _write(path: Path, log: list[bytes]) -> None:
     """The same log in a directory store, as one study of it."""
     storage = hopaas_p2p.open_storage(str(path))
     storage.create_new_study([StudyDirection.MINIMIZE], "bench")
-    uuid = storage.courier.catalog.replica.state.by_id[0].uuid
+    uuid = storage.peer.catalog.state.by_id[0].uuid
     storage.close()
     shared = DirectoryStore(path).log(uuid)
     for lsn, payload in enumerate(log[1:], 1):

@@ -22,9 +22,9 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.url import open_store
-from tests.dashboard_browser import WIDE, Monitor, chromium, free_ports
-from tests.dashboard_studies import COMPLETE, Scribe, large
-from tests.processes import environment, until
+from tests.support.dashboard_browser import WIDE, Monitor, chromium, free_ports
+from tests.support.dashboard_studies import COMPLETE, Scribe, large
+from tests.support.processes import environment, until
 
 _QUIET: Final = 2.0  # seconds without a long task: the page is at rest
 _PATIENCE: Final = 300.0
@@ -56,8 +56,9 @@ class Opened(NamedTuple):
 class Tab:
     """A tab of a browser of its own, that counts what it receives."""
 
-    def __init__(self, browser: Any) -> None:
+    def __init__(self, browser: Any, server: Monitor | Optunas) -> None:
         self._context = browser.new_context(viewport=WIDE)
+        server.admit(self._context)
         self.page = self._context.new_page()
         self.page.set_default_timeout(_PATIENCE * 1000)
         self.page.add_init_script(_LONG_TASKS)
@@ -78,10 +79,10 @@ class Tab:
         """Open it, and wait until it can be used; `drawn` selects what is to be there."""
         self.page.goto(address, wait_until="commit")
         self.page.locator(drawn).first.wait_for()
-        here = self.page.evaluate("performance.now()") / 1000
+        page = self.page.evaluate("performance.now()") / 1000
         self.rest()
         last, longest = self.page.evaluate("[window.lastLong, window.longest]")
-        return Opened(max(here, last / 1000), self.received, longest / 1000)
+        return Opened(max(page, last / 1000), self.received, longest / 1000)
 
     def rest(self) -> None:
         """Wait until the main thread has had nothing long to do for a while, and nothing is being fetched."""
@@ -106,6 +107,8 @@ def _payload(frame: dict[str, Any]) -> int:
 class Optunas:
     """optuna-dashboard on the same store. Use as a context manager."""
 
+    key = ""
+
     def __init__(self, url: str) -> None:
         self.port = free_ports()
         self._command = [sys.executable, "-c", _OPTUNAS, url, str(self.port)]
@@ -124,6 +127,9 @@ class Optunas:
 
     def address(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
+
+    def admit(self, context: Any) -> None:
+        """Everybody may look."""
 
 
 def _memory(server: Monitor | Optunas) -> int:
@@ -267,7 +273,7 @@ def _first_visit(browser: Any, server: Monitor) -> Opened:
 
 
 def _visit(browser: Any, server: Monitor | Optunas, path: str, drawn: str) -> Opened:
-    tab = Tab(browser)
+    tab = Tab(browser, server)
     try:
         return tab.open(server.address(path), drawn)
     finally:
@@ -277,7 +283,7 @@ def _visit(browser: Any, server: Monitor | Optunas, path: str, drawn: str) -> Op
 def _watched(
     browser: Any, server: Monitor | Optunas, writer: _Writer, path: str, drawn: str, *, period: float
 ) -> Refresh:
-    tab = Tab(browser)
+    tab = Tab(browser, server)
     try:
         tab.open(server.address(path), drawn)
         return _refresh(tab, server, writer, period=period)

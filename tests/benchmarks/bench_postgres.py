@@ -1,6 +1,6 @@
 """A campaign over a long link: our Postgres store beside Optuna's RDBStorage and GrpcStorageProxy on the same server.
 
-The link is `testing.latency.Relay`; the gRPC proxy stands next to the database, and the link before it. The server
+The link is `support.latency.Relay`; the gRPC proxy stands next to the database, and the link before it. The server
 keeps its promises (fsync is on). The shape of a trial is 5 parameters and 10 reports, each followed by `should_prune`,
 with the default sampler and the median pruner.
 """
@@ -22,11 +22,11 @@ from hopaas_p2p.core.records import Commit, StudyOpen
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.testing.latency import Relay
-from hopaas_p2p.testing.postgres import Server
 from tests.benchmarks import bench_core, postgres_crowd
 from tests.benchmarks.postgres_places import Places, Row, blocked, grpc_proxy, objective, rdb_url, times
-from tests.processes import until
+from tests.support.latency import Relay
+from tests.support.postgres import Server
+from tests.support.processes import until
 
 ROUND_TRIP = 0.030
 _TRIALS = 10_000
@@ -215,9 +215,9 @@ def _quiet(server: Server) -> list[Row]:
     with Relay(server.port) as relay:
         storage = hopaas_p2p.open_storage(server.url(port=relay.port), lease_ttl=ttl)
         study = optuna.create_study(storage=storage, study_name="quiet")
-        study.ask()
+        _running = study.ask()
         storage.flush()
-        storage.part(study._study_id).membership.read_at = -1e9
+        storage.handle(study._study_id).log.read_at = -1e9
         relay.reset()
         began = time.monotonic()
         until(lambda: relay.flights >= 8, 60)

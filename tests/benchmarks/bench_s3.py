@@ -19,13 +19,13 @@ import optuna
 from optuna.storages.journal import JournalStorage
 
 import hopaas_p2p
-from hopaas_p2p.stores.s3.log import S3Log
-from hopaas_p2p.testing import seaweed
-from hopaas_p2p.testing.seaweed import Seaweed
+from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from tests.benchmarks.s3_crowd import at_full_speed, at_leisure
 from tests.benchmarks.s3_join import joining
 from tests.benchmarks.s3_link import GET, PRICES, PUT, Row, link, objective
 from tests.benchmarks.s3_peers import Journal
+from tests.support import seaweed
+from tests.support.seaweed import Seaweed
 
 
 def rows() -> list[Row]:
@@ -97,9 +97,9 @@ def _one_trial(server: Seaweed, kind: str) -> _Trial:
 @contextlib.contextmanager
 def _blocked() -> Iterator[list[float]]:
     """The seconds that this thread spends in exchanges with a log."""
-    mine, exchange, spent = threading.get_ident(), S3Log.exchange, list[float]()
+    mine, exchange, spent = threading.get_ident(), ScheduledObjectLog.exchange, list[float]()
 
-    def timed(log: S3Log, *arguments: Any) -> Any:
+    def timed(log: ScheduledObjectLog, *arguments: Any) -> Any:
         began = time.perf_counter()
         try:
             return exchange(log, *arguments)
@@ -107,11 +107,11 @@ def _blocked() -> Iterator[list[float]]:
             if threading.get_ident() == mine:
                 spent.append(time.perf_counter() - began)
 
-    S3Log.exchange = timed  # type: ignore[method-assign]
+    ScheduledObjectLog.exchange = timed  # type: ignore[method-assign]
     try:
         yield spent
     finally:
-        S3Log.exchange = exchange  # type: ignore[method-assign]
+        ScheduledObjectLog.exchange = exchange  # type: ignore[method-assign]
 
 
 # --- silence -----------------------------------------------------------------------------------------------------
@@ -122,10 +122,10 @@ def _idle(server: Seaweed) -> list[Row]:
     with link(server) as far:
         storage = hopaas_p2p.open_storage(far.url, lease_ttl=ttl)
         study = optuna.create_study(storage=storage, study_name="quiet")
-        study.ask()
+        _running = study.ask()
         storage.flush()
-        part = storage.part(study._study_id)
-        part.membership.read_at = storage.courier.catalog.read_at = -1e9
+        part = storage.handle(study._study_id)
+        part.log.read_at = storage.peer.catalog.read_at = -1e9
         far.clear()
         began = time.monotonic()
         time.sleep(6 * ttl)

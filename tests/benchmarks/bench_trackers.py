@@ -21,7 +21,7 @@ import optuna
 import hopaas_p2p
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import MLflow, export_to
-from tests.mlflow_fixtures import a_server
+from tests.support.mlflow_fixtures import a_server
 
 TRIALS = 60
 STEADY = 600  # trials of a training, so that it outlasts the tracker's first look

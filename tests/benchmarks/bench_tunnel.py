@@ -1,6 +1,6 @@
 """The tunnel beside a direct connection in TLS: the same Postgres, the same machine, one run.
 
-Both sides log in with SCRAM and speak TLS on loopback; over a long link, `testing.latency.Relay` stands before Postgres
+Both sides log in with SCRAM and speak TLS on loopback; over a long link, `support.latency.Relay` stands before Postgres
 on one side and before the gateway on the other.
 """
 
@@ -21,13 +21,13 @@ import psycopg2
 
 import hopaas_p2p
 from hopaas_p2p import access
-from hopaas_p2p.testing.latency import Relay
-from hopaas_p2p.testing.postgres import Server, find_binaries
+from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.tunnel import client
-from hopaas_p2p.tunnel.dial import Gateway
 from tests.benchmarks import tunnel_crowd
 from tests.benchmarks.postgres_places import blocked, objective
-from tests.tunnel_fixtures import HOST, Authority, Centre, GatewayProcess
+from tests.support.latency import Relay
+from tests.support.postgres import Server, find_binaries
+from tests.support.tunnel_fixtures import HOST, Authority, Centre, GatewayProcess
 
 ROUND_TRIP: Final = 0.030
 KINDS: Final = ("direct", "tunnel")
@@ -64,7 +64,7 @@ class Place:
     def connect(self, kind: str, port: int = 0) -> Any:
         if kind == "direct":
             return psycopg2.connect(**self.direct(port))
-        return client.connect([Gateway(HOST, port or self.gateway.port)], **self.login())
+        return client.connect([ServerAddress(HOST, port or self.gateway.port)], **self.login())
 
     def url(self, kind: str, port: int = 0) -> str:
         """Of the store by that way, over a link at this port; the token is in the environment."""

@@ -14,9 +14,9 @@ import optuna
 import hopaas_p2p
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.testing.postgres import Server
 from tests.benchmarks import bench_core
 from tests.benchmarks.postgres_places import Row, blocked, objective, rdb_url
+from tests.support.postgres import Server
 
 _PROCESSES: Final = 32
 _SECONDS: Final = 5.0

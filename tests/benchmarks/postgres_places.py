@@ -15,9 +15,9 @@ import optuna
 
 import hopaas_p2p
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.testing.latency import Relay
-from hopaas_p2p.testing.postgres import Server, free_port
-from tests.processes import until
+from tests.support.latency import Relay
+from tests.support.postgres import Server, free_port
+from tests.support.processes import until
 
 
 class Row(NamedTuple):

@@ -13,10 +13,10 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyDefine
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.testing.seaweed import Seaweed
 from tests.benchmarks import s3_peers
 from tests.benchmarks.s3_link import Link, Row, link
 from tests.benchmarks.s3_peers import STUDY, Journal, Report
+from tests.support.seaweed import Seaweed
 
 _PEERS, _RATE, _SECONDS = 16, 0.25, 120.0  # some 480 commits: the figure is good to 0.02
 

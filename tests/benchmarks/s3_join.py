@@ -19,10 +19,10 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import sealed
-from hopaas_p2p.testing.seaweed import Seaweed
 from tests.benchmarks import bench_core
 from tests.benchmarks.s3_link import Row, link, objective
 from tests.benchmarks.s3_peers import STUDY, Journal
+from tests.support.seaweed import Seaweed
 
 _TRIALS = 10_000
 _JOURNALLED = 250  # trials that the journal is joined with: it has 17 objects for each
@@ -69,7 +69,7 @@ def _fill(store: S3Store) -> int:
         if lsn == last:
             store.log("bench").put_snapshot(last, snapshot.dump(state))
         if lsn > last:
-            store.objects.create(f"study/bench/log/{lsn:020d}", payload)
+            store.objects.put_new(f"study/bench/log/{lsn:020d}", payload)
     return len(log) - last
 
 
@@ -84,7 +84,7 @@ def _fill_journal(store: S3Store) -> None:
     store.prove()
     for lsn, logs in enumerate(local.appended, 1):
         payload = sealed(json.dumps([str(lsn), logs]).encode())
-        store.objects.create(f"study/journal/log/{lsn:020d}", payload)
+        store.objects.put_new(f"study/journal/log/{lsn:020d}", payload)
 
 
 class _Kept(BaseJournalBackend):

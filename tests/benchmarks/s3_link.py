@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import optuna
 
-from hopaas_p2p.testing.http_messages import Request
-from hopaas_p2p.testing.s3_faults import FaultProxy
-from hopaas_p2p.testing.seaweed import Seaweed
+from tests.support.http_messages import Request
+from tests.support.s3_faults import FaultProxy
+from tests.support.seaweed import Seaweed
 
 PUT, GET = 0.045, 0.020
 PRICES = {"PUT": 5e-6, "LIST": 5e-6, "POST": 5e-6, "GET": 4e-7, "HEAD": 4e-7, "DELETE": 0.0}

@@ -1,6 +1,6 @@
-"""What the peers of bench_s3 do, each in a process of its own: ours through a courier, Optuna's through a journal.
+"""What the peers of bench_s3 do, each in a process of its own: ours through a peer, Optuna's through a journal.
 
-Both write to the same kind of log, `stores.s3_log.S3Log`, through the same slow proxy.
+Both write to the same kind of log, `stores.objects.log.ScheduledObjectLog`, through the same slow proxy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optuna.storages.journal._base import BaseJournalBackend
 from optuna.trial import TrialState as Theirs
 
 from hopaas_p2p.core.records import Float, TrialCreate, TrialFinish, TrialSet, TrialState
-from hopaas_p2p.peer.courier import Courier
+from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
@@ -71,13 +71,13 @@ class _Ours:
     """A peer that starts trials and ends them."""
 
     def __init__(self, url: str) -> None:
-        self.courier = Courier(open_store(url), linger=5.0)
-        self.membership = self.courier.membership(0, STUDY)
-        self.courier.pull(self.membership)
-        self.courier.commit(self.membership)
+        self.peer = Peer(open_store(url), linger=5.0)
+        self.driver = self.peer.log(STUDY)
+        self.peer.pull(self.driver)
+        self.peer.commit(self.driver)
 
     def ask(self) -> int:
-        (verdict,) = self.courier.commit(self.membership, TrialCreate())
+        (verdict,) = self.peer.commit(self.driver, TrialCreate())
         assert verdict.number is not None
         return verdict.number
 
@@ -87,11 +87,11 @@ class _Ours:
             TrialSet(number, 1, dict.fromkeys("abcde", 0.5), dict.fromkeys("abcde", Float(0.0, 1.0)), {0: 1.0}),
             TrialFinish(number, 1, TrialState.COMPLETE, (1.0,)),
         )
-        assert all(verdict.accepted for verdict in self.courier.commit(self.membership, *said))
+        assert all(verdict.accepted for verdict in self.peer.commit(self.driver, *said))
         return len(said)
 
     def close(self) -> None:
-        self.courier.close()
+        self.peer.close()
 
 
 class _Theirs:

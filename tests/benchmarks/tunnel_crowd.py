@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.base import Beat, Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.tunnel import dial
-from hopaas_p2p.tunnel.dial import Gateway
 from tests.benchmarks.bench_core import commits
-from tests.tunnel_fixtures import startup
+from tests.support.tunnel_fixtures import startup
 
 PEERS: Final = 500
 SECONDS: Final = 6.0
@@ -88,7 +88,7 @@ def statement_of(url: str) -> bytes:
 
     said: list[tuple[str, Any]] = []
     store = PostgresStore(url)
-    engine = store._door.engine()
+    engine = store._connections.engine()
     event.listen(engine, "before_cursor_execute", lambda _c, _k, sql, values, *_: said.append((sql, values)))
     with contextlib.suppress(HopaasError):  # it has not come so far; what counts is what it said
         store.log(_LOG).exchange(Outgoing(_NONCE, commits(1, alone=False)[-1]), _SINCE, Beat(_PEER, "b"))
@@ -202,7 +202,7 @@ def directly(port: int, login: dict[str, str], authority: Path) -> Session:
 
 def through(gateway: int, login: dict[str, str]) -> Session:
     """A session through the gateway."""
-    line = dial.dial(Gateway("localhost", gateway), Secret(f"{login['user']}:{login['password']}"), timeout=60)
+    line = dial.dial(ServerAddress("localhost", gateway), Secret(f"{login['user']}:{login['password']}"), timeout=60)
     return Session(line.socket, line.protocol).log_in(login)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Generator
 from typing import Final
 
 from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.findings import Finding
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.directory import checks as directory_checks
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.findings import Finding
 
 _PATIENCE: Final = 5.0  # seconds, or three rounds of the bridge
 _CURE: Final = (
@@ -20,7 +20,7 @@ _CURE: Final = (
 
 
 def checks(store: BridgedStore) -> Generator[Finding, None, bool]:
-    """The findings about the near side and the bridge. Without a bridge nothing else can be looked at."""
+    """The findings about the near side and the bridge. Without a bridge nothing else can be checked."""
     if isinstance(store.near, DirectoryStore):
         yield from directory_checks.checks(store.near)
     began = time.monotonic()
@@ -33,11 +33,11 @@ def checks(store: BridgedStore) -> Generator[Finding, None, bool]:
         return False
     taken = time.monotonic() - began
     yield Finding("bridge", passed=True, detail=f"reaches {store.leads_to}; its round came after {taken:.1f} s")
-    yield Finding("box", passed=True, detail=_waiting(store))
+    yield Finding("inbox", passed=True, detail=_waiting(store))
     return True
 
 
 def _waiting(store: BridgedStore) -> str:
     count = store.waiting()
     said = {0: "nothing waits", 1: "1 request waits"}.get(count, f"{count} requests wait")
-    return f"{said} in the box"
+    return f"{said} in the inbox"

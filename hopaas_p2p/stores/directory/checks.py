@@ -1,52 +1,76 @@
-"""What `hopaas-p2p doctor` looks at in a directory: the lock, the clock, and the room that is left."""
+"""What `hopaas-p2p doctor` looks at in a directory: its file system, the names that it rests on, clock and room."""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from typing import Final
 
-from hopaas_p2p.stores.directory.lock import hard_locks_work
+from hopaas_p2p.atomic import read_regular
+from hopaas_p2p.findings import Finding
+from hopaas_p2p.stores.directory.files import DESCRIPTION, links_work
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.findings import Finding
+from hopaas_p2p.stores.objects.race import race
 
 _ROOM: Final = 100 << 20  # bytes; some 100,000 trials
 _CLOCKS_AGREE: Final = 60.0  # seconds
+_TELLING: Final = (
+    "vers",
+    "proto",
+    "nolock",
+    "nocto",
+    "noac",
+    "actimeo",
+    "lookupcache",
+    "soft",
+    "softerr",
+    "hard",
+    "ro",
+)
 
 
 def checks(store: DirectoryStore) -> Iterator[Finding]:
     """The findings about this directory."""
     root = store.path / "v1"
-    said = json.loads((root / "meta.json").read_text())
+    said = json.loads(read_regular(root / "meta.json", limit=DESCRIPTION))
     yield Finding("format", passed=True, detail=f"{said['format']}, store {said['uuid']}")
-    yield _lock(store, agreed=str(said["lock"]))
+    yield _file_system(store)
+    works = links_work(root)
+    cure = "" if works else "commits would be lost; use a directory on another file system"
+    detail = "a name can be created once" if works else "symbolic links do not work, or can be created twice"
+    yield Finding("write-once names", passed=works, detail=detail, cure=cure)
+    yield race(store.objects, "beats/race-", cure="commits would be lost; use a directory on another file system")
     yield _clock(store)
     room = shutil.disk_usage(store.path).free
     cure = "" if room > _ROOM else "make room: a commit that does not fit waits, and training with it"
     yield Finding("room", passed=room > _ROOM, detail=f"{room / (1 << 30):.1f} GiB free", cure=cure)
 
 
-def _lock(store: DirectoryStore, *, agreed: str) -> Finding:
-    if agreed != "flock":
-        return Finding("lock", passed=True, detail="lock files, since flock did not exclude when the store was made")
-    works = hard_locks_work(store.path / "v1")
-    detail = "flock, which excludes" if works else "flock was agreed on, and does not exclude from this node"
-    cure = "" if works else "mount with locking (NFS: without nolock), or use the store from other nodes only"
-    return Finding("lock", passed=works, detail=detail, cure=cure)
+def _file_system(store: DirectoryStore) -> Finding:
+    """Its type and the options that matter."""
+    mount = store.objects.mount
+    if not mount.kind:
+        return Finding("file system", passed=True, detail="the system does not say which")
+    options = ", ".join(one for one in mount.options if one.partition("=")[0] in _TELLING)
+    where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, of this machine only"
+    detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
+    cure = ""
+    if mount.nfs and mount.option("nocto") is not None:
+        cure = "mount without nocto: this machine sees for up to a minute what others no longer see"
+    return Finding("file system", passed=not cure, detail=detail, cure=cure)
 
 
 def _clock(store: DirectoryStore) -> Finding:
-    path = store.path / "v1" / f".clock-{secrets.token_hex(6)}"
+    key = f"beats/clock-{secrets.token_hex(6)}"
     try:
         before = time.time()
-        path.write_bytes(b"")
-        theirs = os.stat(path).st_mtime  # noqa: PTH116
+        store.objects.put(key, b"")
+        theirs = store.objects.modified(key) or before
     finally:
-        path.unlink(missing_ok=True)
+        store.objects.delete([key])
     apart = theirs - before
     agree = abs(apart) < _CLOCKS_AGREE
     cure = "" if agree else "nothing depends on it, but times are shown wrongly; run NTP"

@@ -1,51 +1,708 @@
-"""Small deeds on files that more than one part of a directory store does: replaced whole, synced, with errors told."""
+"""Objects in a directory: write-once names that hold on every file system with symbolic links, network ones included.
+
+The text of a symbolic link that is never followed *is* a small object, in base64 behind `hopaas:`. `symlink()` is one
+call of a file server, creates the name with all of its text or not at all, and of all that create one name exactly one
+succeeds; `readlink()` reads it. What does not fit (4 kB, on XFS 1 kB) lies in a file beside it, written and synced
+before; then the link names that file. Where a symbolic link may be seen half made, as on GlusterFS, a file that is
+written and synced gets its name by `link()`: slower, and as exclusive. Each way of making a name excludes the other.
+
+Objects that may be replaced (packs, snapshots, artifacts) are ordinary files, written whole under another name and
+renamed. So are beats, but on NFS they are links, which nobody opens.
+
+A client of a network file system remembers for a minute that a name was not there, unless it opens the directory anew:
+so every look opens the folder first. A name that was seen needs no second look, for it never changes.
+
+Folders and files take the permissions of the store's directory: what its group may do there, it may do below. So others
+may put there what they like: no link is followed below the root, neither of a file nor of a folder, nothing is read but
+ordinary files, and what is replaced or removed is named relative to a folder that was opened step by step.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import errno
+import itertools
+import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.atomic import READ, read_fd, read_regular
+from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.stores.base import Progress
+from hopaas_p2p.stores.directory.mounts import UNFIT, mount_of
+from hopaas_p2p.stores.objects.contract import Found, NoFolder
 
-_UNREACHABLE: Final = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOSPC}
-    | {errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.ENOTCONN}
-)
+NOT_MOUNTED: Final = "the store is not there; is its file system mounted?"
+_TEXT: Final = "hopaas:"
+_LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
+_OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
+_NAME: Final = 240  # characters between two slashes; file systems take 255
+_SHORT: Final = 1000  # XFS takes 1,023
+_TOO_LONG: Final = (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL)
+_BESIDE: Final = re.compile(r"\.[0-9A-Za-z_-]{1,64}\.[0-9a-f]{12}")
+_CHUNK: Final = 1 << 20  # bytes of a file copied at once
+_NO_HARD_LINKS: Final = (errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+_SETTLES: Final = 2.0
+"""Seconds. A client that lists a folder on GlusterFS sees a draft while it is empty, and remembers that for a second,
+also under the name that the draft gets meanwhile."""
+_STALE: Final = 0.05  # seconds between attempts to open a file that was replaced
+_NEVER_OPENED: Final = "beats/"
+"""Where objects are replaced all the time. A node that opens a file on NFS 4 may be given a delegation of it, and
+nobody can replace the file until that is given back; if the node has died, for 90 s or more. A link is not opened."""
+_REMOVED: Final = ".removed-"
+_ROOT, _META = "v1", "meta.json"
+DESCRIPTION: Final = 1 << 20
+"""Bytes that a store's description may have."""
+_MOST_CHECKED: Final = 1000
+_FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+_CHECKED: Final = 1.0
+"""Seconds for which a folder that only this user may write to is believed to be no link."""
+_ABSENT: Final = (FileNotFoundError, NotADirectoryError)
 
 
-@contextlib.contextmanager
-def reaching(path: Path) -> Iterator[None]:
-    """File system trouble as our own error: it may pass, and nothing was acknowledged."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _UNREACHABLE:
-            raise StoreUnreachable(f"{path}: {error.strerror}. Nothing acknowledged is lost.") from error
-        raise
+class Directory:
+    """Objects below a folder, which must be there, with the store's description in it.
 
+    Args:
+        root: the folder.
+        meta: the name of the description. Nothing is ever made below a root without it: that is an empty mount point.
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    """
 
+    def __init__(self, root: Path, *, meta: str) -> None:
+        self.root = str(root)
+        self._meta = f"{self.root}/{meta}"
+        self.uuid = ""
+        """Of the store that was found here at first; an empty text while that is not known."""
+        self.mount = mount_of(root)
+        self.shared, self._nfs = self.mount.shared, self.mount.nfs
+        self._hard_links = not self.mount.links_are_born_whole
+        self.settles = _SETTLES if self._hard_links else 0.0
+        self._longest = _LONGEST
+        self._described = (0, 0)
+        """Device and inode of the description that was read last."""
+        self._checked: dict[str, float] = {}
+        """Folder -> until when it is known to be no link."""
 
-def sync_directory(path: Path) -> None:
-    """See that a new file in this directory, and the directory itself, survive a loss of power."""
-    for directory in (path, path.parent):
-        fd = os.open(directory, os.O_RDONLY)
+    # --- write-once objects ---
+
+    def put_new(self, key: str, data: bytes, *, unless: Sequence[str] | None = ()) -> bool:
+        path = f"{self.root}/{key}"
+        folder = path[: path.rindex("/")]
+        with reaching(path):
+            self._check_there()
+            self._check_links(folder)
+            try:
+                created = self._create(data, path)
+            except FileNotFoundError:
+                if unless is None or not self._make_folder(folder, unless):
+                    return False
+                created = self._create(data, path)
+            if created:
+                self._sync(folder)
+            return created
+
+    def _create(self, data: bytes, path: str) -> bool:
+        if self._hard_links:
+            try:
+                return self._link_draft(data, path)
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                self._hard_links = False
+        text = _text(data) if len(data) * 4 // 3 < self._longest else None
         try:
-            with contextlib.suppress(OSError):  # some network file systems have no fsync of directories
-                os.fsync(fd)
+            return self._link(text, path) if text is not None else self._link_to_file(data, path)
+        except OSError as error:
+            if text is None or len(text) <= _SHORT or error.errno not in _TOO_LONG:
+                raise
+            self._longest = _SHORT
+            return self._link_to_file(data, path)
+
+    def _link_draft(self, data: bytes, path: str) -> bool:
+        """Write a file, and make the name a second one of it when it is whole and safe."""
+        folder, _, name = path.rpartition("/")
+        draft = f"{folder}/.{name}.{secrets.token_hex(6)}"
+        try:
+            _write(draft, data)
+            os.link(draft, path)
+        except FileExistsError:
+            return os.stat(draft).st_nlink == 2  # an answer was lost, and it is mine
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+        return True
+
+    def _link(self, text: str, path: str) -> bool:
+        try:
+            os.symlink(text, path)
+        except FileExistsError:
+            return False
+        return True
+
+    def _link_to_file(self, data: bytes, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        beside = f".{name}.{secrets.token_hex(6)}"
+        created = False
+        try:
+            _write(f"{folder}/{beside}", data)
+            created = self._link(beside, path)
+        finally:
+            if not created and not self._links_to(path, beside):  # else the answer was lost, and it is mine
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{folder}/{beside}")
+        return created
+
+    def _links_to(self, path: str, text: str) -> bool:
+        try:
+            return os.readlink(path) in (text, "")
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # not known: it stays
+
+    def secure(self, key: str) -> None:
+        path = f"{self.root}/{key}"
+        with reaching(path), contextlib.suppress(FileNotFoundError):
+            self._sync(path[: path.rindex("/")])
+
+    def exists(self, key: str) -> bool | None:
+        if self.shared:
+            return None
+        path = f"{self.root}/{key}"
+        with reaching(path):
+            self._check_links(path[: path.rindex("/")])
+        return os.access(path, os.F_OK, follow_symlinks=False)
+
+    # --- reading ---
+
+    def get(self, key: str, *, limit: int, certain: bool = True) -> Found | None:
+        (found,) = self.get_run([key], limit=limit, certain=certain)
+        if isinstance(found, StoreUnreachable):
+            raise found
+        return found
+
+    def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
+        found: list[Found | StoreUnreachable | None] = []
+        for key in keys:
+            try:
+                found.append(self.get(key, limit=limit))
+            except NoFolder:
+                found.append(None)
+        return found
+
+    def get_run(
+        self, keys: Iterable[str], *, limit: int, certain: bool = True
+    ) -> list[Found | StoreUnreachable | None]:
+        paths = map(f"{self.root}/".__add__, keys)  # not a generator: one that Ctrl-C ends complains
+        path = next(paths)
+        folder = path[: path.rindex("/")]
+        with reaching(folder):
+            self._check_links(folder)
+            one = None if certain and self.shared else self._read(path, limit)
+            if one is None:
+                if not (look_anew(folder) if self.shared else os.path.isdir(folder)):
+                    self._no_folder(folder)
+                one = self._read(path, limit)
+            found = [one]
+            while isinstance(one, Found) and (following := next(paths, None)) is not None:
+                one = self._read(following, limit)
+                found.append(one)
+        return found
+
+    def _check_links(self, folder: str) -> None:
+        """See that no link below the root leads to this folder. In a folder of this user's alone, now and then."""
+        now = time.monotonic()
+        if self._checked.get(folder, 0.0) > now:
+            return
+        alone = True
+        at = len(self.root)
+        while at >= 0:
+            try:
+                status = os.lstat(folder[:at])
+            except _ABSENT:
+                return
+            if stat.S_ISLNK(status.st_mode):
+                raise OSError(
+                    errno.ELOOP, f"{folder[:at]} is a link to elsewhere. Somebody has put it there: remove it"
+                )
+            alone = alone and status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if at == len(folder):
+                break
+            following = folder.find("/", at + 1)
+            at = len(folder) if following < 0 else following
+        if alone:
+            if len(self._checked) > _MOST_CHECKED:
+                self._checked.clear()
+            self._checked[folder] = now + _CHECKED
+
+    @contextlib.contextmanager
+    def _opened(self, folder: str) -> Iterator[int]:
+        """A descriptor of a folder that no link below the root leads to.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            NotADirectoryError: it, or one above it, is a link or a file.
+
+        """
+        fd = os.open(self.root, _FOLDER)
+        try:
+            for name in filter(None, folder[len(self.root) :].split("/")):
+                above, fd = fd, -1
+                try:
+                    fd = os.open(name, _FOLDER, dir_fd=above)
+                finally:
+                    os.close(above)
+            yield fd
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _no_folder(self, folder: str) -> None:
+        self._check_mounted()
+        raise NoFolder(folder)
+
+    def _check_mounted(self) -> None:
+        """Nothing is concluded, and nothing made, below a mount point where this store is not mounted."""
+        try:
+            said = read_regular(self._meta, limit=DESCRIPTION)
+        except _ABSENT:
+            raise FileNotFoundError(errno.ENOENT, NOT_MOUNTED) from None
+        if self.uuid.encode() not in said:
+            raise FileNotFoundError(errno.ENOENT, "another store is in its place")
+
+    def _check_there(self) -> None:
+        """Before anything is written: the store's description is where it was, as a look at its inode tells."""
+        try:
+            status = os.stat(self._meta)
+        except _ABSENT:
+            raise FileNotFoundError(errno.ENOENT, NOT_MOUNTED) from None
+        if (status.st_dev, status.st_ino) != self._described:
+            self._check_mounted()
+            self._described = status.st_dev, status.st_ino
+
+    def _read(self, path: str, limit: int) -> Found | StoreUnreachable | None:
+        try:
+            text = os.readlink(path)
+        except _ABSENT:
+            return None
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return self._read_file(path, limit)
+            if error.errno != errno.ESTALE:
+                raise
+            text = ""
+        if not text:  # half made, where links are not born whole
+            return StoreUnreachable(f"{path} is being written at this moment. Nothing acknowledged is lost.")
+        if text.startswith(_TEXT):
+            with contextlib.suppress(ValueError):
+                data = base64.b64decode(text[len(_TEXT) :].replace("/", ""), b"-_", validate=True)
+                return Found(data if len(data) <= limit else b"", len(data))
+        if _BESIDE.fullmatch(text):
+            return self._read_file(f"{path[: path.rindex('/')]}/{text}", limit) or Found(b"", 0)
+        data = text.encode(errors="surrogateescape")  # not ours: content, as any other
+        return Found(data if len(data) <= limit else b"", len(data))
+
+    def _read_file(self, path: str, limit: int) -> Found | None:
+        try:
+            fd = self._open(path)
+        except _ABSENT:
+            return None
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return Found(b"", 0)  # not ours
+            size = status.st_size
+            return Found(read_fd(fd, size) if size <= limit else b"", size, status.st_mtime)
         finally:
             os.close(fd)
+
+    def _open(self, path: str, *, dir_fd: int | None = None) -> int:
+        """Open a file, which may have been replaced while this machine still remembers the one before."""
+        settled = time.monotonic() + self.settles
+        while True:
+            try:
+                return os.open(path, READ, dir_fd=dir_fd)
+            except OSError as error:
+                if error.errno != errno.ESTALE or time.monotonic() >= settled:
+                    raise
+            time.sleep(_STALE)
+
+    # --- files that are replaced ---
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._replacing(key) as (draft, fd):
+            if self._nfs and key.startswith(_NEVER_OPENED):
+                os.symlink(_text(data), draft, dir_fd=fd)
+            else:
+                _write(draft, data, dir_fd=fd)
+
+    def put_same(self, key: str, data: bytes) -> None:
+        with self._replacing(key) as (draft, fd):
+            _write(draft, data, dir_fd=fd)
+
+    def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
+        with source.open("rb") as given, self._replacing(key) as (draft, fd):
+            _write(draft, _chunks(given, progress), dir_fd=fd)
+
+    def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
+        path = f"{self.root}/{key}"
+        folder, _, name = path.rpartition("/")
+        with reaching(path):
+            if self.shared:
+                look_anew(folder)
+            try:
+                with self._opened(folder) as above:
+                    fd = self._open(name, dir_fd=above)
+            except _ABSENT:
+                self._check_mounted()
+                return False
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                return False  # a link, which is not ours
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return False  # not ours
+        with open(fd, "rb") as given, target.open("wb") as taken:
+            chunks = _chunks(given, progress)
+            while chunk := self._next(chunks, path):
+                taken.write(chunk)
+        return True
+
+    def _next(self, chunks: Iterator[bytes], path: str) -> bytes:
+        with reaching(path):
+            return next(chunks, b"")
+
+    @contextlib.contextmanager
+    def _replacing(self, key: str) -> Iterator[tuple[str, int]]:
+        """A name to write to in its folder, of which a descriptor is given; it then takes the place of the key's."""
+        path = f"{self.root}/{key}"
+        folder, _, name = path.rpartition("/")
+        with reaching(path):
+            self._check_there()
+            if not os.path.isdir(folder):
+                self._make_folder(folder)
+            draft = f".{name}.{secrets.token_hex(6)}"
+            with self._opened(folder) as fd:
+                try:
+                    yield draft, fd
+                    os.replace(draft, name, src_dir_fd=fd, dst_dir_fd=fd)
+                except BaseException as error:
+                    with contextlib.suppress(OSError):
+                        os.unlink(draft, dir_fd=fd)
+                    if isinstance(error, IsADirectoryError):
+                        raise InvalidInput(f"{key} is a folder of this store, and no file") from None
+                    raise
+            self._sync(folder)
+
+    # --- folders ---
+
+    def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
+        folder = f"{self.root}/{prefix.rpartition('/')[0]}"
+        with reaching(folder):
+            if self.shared:
+                look_anew(folder)
+            self._check_mounted()
+            self._check_links(folder.rstrip("/"))
+            keys = (path[len(self.root) + 1 :] for path in _walk(folder))
+            return list(itertools.islice((key for key in keys if key.startswith(prefix) and key > after), at_most))
+
+    def folders(self, prefix: str) -> list[str]:
+        folder = f"{self.root}/{prefix}".rstrip("/")
+        with reaching(folder):
+            if self.shared:
+                look_anew(folder)
+            self._check_links(folder)
+            try:
+                with os.scandir(folder) as entries:
+                    return sorted(
+                        one.name
+                        for one in entries
+                        if not one.name.startswith(".") and one.is_dir(follow_symlinks=False)
+                    )
+            except _ABSENT:
+                return []
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            path = f"{self.root}/{key}"
+            folder, _, name = path.rpartition("/")
+            with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
+                os.unlink(name, dir_fd=fd)
+
+    def discard(self, keys: Iterable[str]) -> None:
+        names = list(keys)
+
+        def remove() -> None:
+            with contextlib.suppress(StoreUnreachable):
+                self.delete(names)
+
+        if names:
+            self._off_this_thread(remove)
+
+    def _off_this_thread(self, remove: Callable[[], None]) -> None:
+        """Remove files that others may have opened.
+
+        An NFS server lends what is opened for reading (a delegation), and lets nobody remove it before it is given
+        back. A node that lost its power gives nothing back for 90 s, and nobody is to wait for that.
+        """
+        if self._nfs:
+            threading.Thread(target=remove, name="hopaas-discard", daemon=True).start()
+        else:
+            remove()
+
+    def modified(self, key: str) -> float | None:
+        with reaching(key):
+            try:
+                return os.lstat(f"{self.root}/{key}").st_mtime
+            except _ABSENT:
+                return None
+
+    def remove_folder(self, key: str) -> None:
+        path = f"{self.root}/{key}"
+        folder, _, name = path.rpartition("/")
+        gone = f"{_REMOVED}{secrets.token_hex(6)}"
+        with reaching(path):
+            try:
+                with self._opened(folder) as fd:
+                    os.rename(name, gone, src_dir_fd=fd, dst_dir_fd=fd)
+            except FileNotFoundError:
+                return
+        self._off_this_thread(lambda: self._clear(folder))
+
+    def _clear(self, folder: str) -> None:
+        """Remove what was taken out of the way in this folder, also by processes that died over it."""
+        with contextlib.suppress(OSError), self._opened(folder) as fd:
+            listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                names = os.listdir(listing)
+            finally:
+                os.close(listing)
+            for name in names:
+                if name.startswith(_REMOVED):
+                    shutil.rmtree(name, ignore_errors=True, dir_fd=fd)
+                    with contextlib.suppress(OSError):  # a link in place of the folder
+                        os.unlink(name, dir_fd=fd)
+
+    def make_folder(self, key: str, unless: Sequence[str]) -> None:
+        with reaching(key):
+            self._make_folder(f"{self.root}/{key}", unless)
+
+    def _make_folder(self, folder: str, unless: Sequence[str] = ()) -> bool:
+        """Make a folder, with those above it; whether it may be written to.
+
+        It may not if there is an object of a key in `unless`. This is checked again at the end: that object was written
+        before the folder was removed, so it is visible now, however long this process slept in the middle.
+        """
+        self._check_mounted()
+        if self._any(unless):
+            return False
+        parent, _, name = folder.rpartition("/")
+        if not os.path.isdir(parent):
+            self._make_folder(parent)
+        with self._opened(parent) as fd:
+            made = _make_folder(name, fd)
+        self._sync(parent)
+        if self._any(unless):
+            if made:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+            return False
+        return True
+
+    def _any(self, keys: Sequence[str]) -> bool:
+        return any(found is not None for found in self.get_many(keys, limit=0))
+
+    def _sync(self, folder: str) -> None:
+        """Make the names in a folder survive a loss of power. An NFS server has done that before it answered."""
+        if self._nfs:
+            return
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS):
+                raise
+        finally:
+            os.close(fd)
+
+    # --- as every object store ---
+
+    def after_fork(self) -> None:
+        """Nothing is held open."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _text(data: bytes) -> str:
+    """The text of a link, cut into names that are not too long for a tool that follows it anyway."""
+    text = _TEXT + binascii.b2a_base64(data, newline=False).translate(_OF_URLS).decode()
+    return text if len(text) <= _NAME else "/".join(text[at : at + _NAME] for at in range(0, len(text), _NAME))
+
+
+class reaching:  # noqa: N801  # used like contextlib's managers, at a third of their price
+    """Trouble of a file system as our own error: it may pass, and nothing was acknowledged."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
+        if isinstance(error, PermissionError) and (root := _readable_root(Path(self._path))) is not None:
+            raise not_permitted(root.parent, "read it, and not write to it") from error
+        if isinstance(error, OSError):
+            raise StoreUnreachable(f"{self._path}: {error.strerror or error}. Nothing acknowledged is lost.") from error
+
+
+def _readable_root(path: Path) -> Path | None:
+    """The store that this path is in, if its description can be read.
+
+    Then this user may not do what was tried. If not even that can be read, a ticket may have run out, which passes.
+    """
+    for folder in path.parents:
+        if folder.name == _ROOT:
+            with contextlib.suppress(OSError):
+                os.close(os.open(folder / _META, READ))
+                return folder
+    return None
+
+
+def not_permitted(store: Path, may: str) -> Denied:
+    """The error for a store whose permissions keep this user out, and what cures it."""
+    try:
+        owner, group = store.owner(), store.group()
+    except (OSError, KeyError):
+        owner, group = "its owner", "GROUP"
+    return Denied(
+        f"Permission denied: the store {store} belongs to {owner}; you may {may}. To share it with the group {group}, "
+        f"{owner} runs: chmod -R g+rwX {store} && find {store} -type d -exec chmod g+s {{}} +"
+    )
+
+
+def look_anew(folder: str) -> bool:
+    """Open a folder, so that this machine asks the server what is in it; whether it is there."""
+    for attempt in range(2):
+        try:
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            return True
+        except _ABSENT:  # perhaps only remembered as absent
+            if attempt or len(folder) < 2 or not look_anew(folder[: folder.rindex("/")] or "/"):
+                break
+    return False
+
+
+def make_folder(folder: Path) -> bool:
+    """Make a folder whose parent is there, and give it to the parent's group; whether it was not there."""
+    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _make_folder(folder.name, parent)
+    finally:
+        os.close(parent)
+
+
+def _make_folder(name: str, parent: int) -> bool:
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        return False
+    with contextlib.suppress(OSError):  # somebody has taken it away: whoever uses it notices
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=parent)
+        try:
+            _share(fd, os.fstat(parent))
+        finally:
+            os.close(fd)
+    return True
+
+
+def describe(meta: Path, said: dict[str, object]) -> None:
+    """Write a store's description, unless somebody else does at the same moment: one of them stays, for good."""
+    draft = meta.with_name(f".{meta.name}.{secrets.token_hex(6)}")
+    try:
+        _write(str(draft), json.dumps(said).encode() + b"\n")
+        try:
+            os.link(draft, meta)
+        except FileExistsError:
+            return
+        except OSError:  # no hard links here: another reader may find it empty for a moment
+            with contextlib.suppress(FileExistsError):
+                _write(str(meta), draft.read_bytes())
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def links_work(folder: Path) -> bool:
+    """Whether symbolic links are write-once names here: a second of the same name is refused, the first stays."""
+    if mount_of(folder).kind in UNFIT:
+        return False
+    name = folder / f".proof-{secrets.token_hex(6)}"
+    try:
+        name.symlink_to(_TEXT)
+        try:
+            name.symlink_to(f"{_TEXT}again")
+        except FileExistsError:
+            return os.readlink(name) == _TEXT
+        return False
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            return False
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
+    """Give a new file or folder to the group, if the folder above it is the group's to write to."""
+    if above.st_mode & stat.S_IWGRP:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(what, stat.S_IMODE(above.st_mode) & bits)
+
+
+def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = None) -> None:
+    """A new file, safe when this returns. An error of sync or close means that none of it is."""
+    above = os.stat(path.rpartition("/")[0]) if dir_fd is None else os.fstat(dir_fd)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+    try:
+        _share(fd, above, bits=0o666)
+        for chunk in [data] if isinstance(data, bytes) else data:
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """The files below a folder, in order, without those that begin with a dot: drafts, and what NFS keeps open."""
+    try:
+        with os.scandir(folder) as entries:
+            below = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name[0] != ".")
+    except _ABSENT:
+        return
+    for name, is_folder in below:
+        if is_folder:
+            yield from _walk(f"{folder}/{name}")
+        else:
+            yield f"{folder}/{name}"
+
+
+def _chunks(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK):
+        yield chunk
+        if progress is not None:
+            progress(len(chunk))

@@ -1,75 +1,101 @@
-"""A store in a directory, on a local or a shared file system (NFS, Lustre, GPFS).
+"""A store in a directory, on a local file system or one that several machines share.
 
-    v1/meta.json                                       format and uuid of the store
-    v1/studies/log/…                                   the directory log
-    v1/study/{uuid}/log/{lsn:020d}                     a segment: 256 commits, beginning with that lsn
-    v1/study/{uuid}/snapshot/{lsn:020d}
-    v1/beats/{peer}
-
-A commit is one frame: length in 8 hex digits, a space, the bytes of `codec` (which carry a checksum), a newline. It is
-appended under a lock and fsynced before it is acknowledged. A writer that dies mid-frame leaves a torn tail, at
-whatever byte; the next writer cuts it off. A broken frame with a sound one behind it is not a torn tail: it is damage,
-and nothing is written over it.
-
-The lock is the file system's own (flock) where a check shows that it excludes; else a lock file, created exclusively
-and broken when its holder's process is gone, or silent for longer than any write takes. Readers take no lock.
+Names are in `stores.objects.store` and `stores.objects.log`, how they are written in `files`. There is no lock. Stores
+of format 1, whose commits were appended to files under a lock, are read as they are; see `upgrade`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
-import re
 import secrets
-from collections.abc import Iterable
+import time
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p.core.records import FORMAT
-from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores.base import Beat
-from hopaas_p2p.stores.directory.artifacts import DirectoryArtifacts
-from hopaas_p2p.stores.directory.files import reaching, replace
-from hopaas_p2p.stores.directory.lock import Lock, hard_locks_work
-from hopaas_p2p.stores.directory.log import DirectoryLog
+from hopaas_p2p.atomic import read_regular
+from hopaas_p2p.core.names import valid_name
+from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreAway, StoreUnreachable
+from hopaas_p2p.stores.directory import seen
+from hopaas_p2p.stores.directory.files import (
+    DESCRIPTION,
+    Directory,
+    describe,
+    links_work,
+    look_anew,
+    make_folder,
+    not_permitted,
+    reaching,
+)
+from hopaas_p2p.stores.directory.mounts import mount_of
+from hopaas_p2p.stores.directory.upgrade import FORMAT, LOCKS, Upgrade
+from hopaas_p2p.stores.objects.log import ObjectLog, ScheduledObjectLog
+from hopaas_p2p.stores.objects.packs import Packs
+from hopaas_p2p.stores.objects.retention import RetentionGuard
+from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
+from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 
 BRIDGE: Final = "bridge.json"
-_LOCKS: Final = ("flock", "lockfile")
-_PEER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CUT_OFF: Final = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV)
+"""What a file system says whose server or device is away."""
+_ASLEEP: Final = 60.0  # seconds; folders stay for 300 beside their packs
+_LOOK_EVERY: Final = 1.0  # seconds between looks into a directory on a file server
+_BEATS: Final = 40 * 86_400.0  # seconds; the longest silence that a peer may ask for is 30 days
+_SWEEP_EVERY: Final = 86_400.0  # seconds
+_WRITTEN_WITHIN: Final = 2.0  # seconds within which the creator of a description writes it
 
 
-class DirectoryStore:
+def _is_there(path: Path) -> bool:
+    """Whether there is something of that name; raises an OSError where that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+class DirectoryStore(ObjectBackedStore):
     """Logs, snapshots and beats under one directory, which it creates if its parent exists.
 
     Raises:
         ConfigurationError: a file stands where the directory should be, or nothing where its parent should; it cannot
-            be read or created, or it was made with another kind of lock than this node can keep.
+            be read or created, or its file system has no symbolic links.
         NewerFormat: a newer version wrote it.
+        Denied: its permissions keep this user out.
 
     """
 
-    freshness = 0.0
-    beats_ride = False
-    snapshots = True
+    objects: Directory
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         self.path = Path(path).expanduser().absolute()
         self.url = self.path.as_uri()
         self._root = self.path / "v1"
-        self._logs: dict[Path, DirectoryLog] = {}
-        self._locks: dict[Path, Lock] = {}
+        self._proven = False
+        self._sweep_at = time.monotonic()
+        self._logs: dict[str, ObjectLog] = {}
         try:
-            self._hard = self._prepare(create=create)
+            self._prepare(create=create)
+        except StoreAway:
+            raise
         except (OSError, StoreUnreachable) as error:
-            raise ConfigurationError(f"cannot use {self.path} as a store: {_plainly(error)}") from None
+            if isinstance(error, OSError) and error.errno in _CUT_OFF and seen.is_known(self.path):
+                raise StoreAway(f"{self.path}: {error.strerror}. Nothing was made in its place") from None
+            if isinstance(error, PermissionError) and os.path.lexists(self.path) and not os.access(self._root, os.R_OK):
+                raise not_permitted(self.path, "not read it") from None
+            said = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+            raise ConfigurationError(f"cannot use {self.path} as a store: {said}") from None
 
-    def _prepare(self, *, create: bool) -> bool:
-        """Make the directory if need be and read which lock its users agreed on."""
+    def _prepare(self, *, create: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigurationError(f"{self.path} is a file; a store is a directory. Choose another path.")
-        meta = self._root / "meta.json"
-        if not meta.exists():
+        meta = self._root / META
+        look_anew(str(self._root))
+        if self._root.is_symlink():
+            raise ConfigurationError(f"{self._root} is a link to elsewhere. Somebody has put it there: remove it")
+        if not _is_there(meta):
+            seen.check_not_away(self.path)
             if not create:
                 raise ConfigurationError(f"there is no store in {self.path}; create one with: hopaas-p2p study create")
             if not self.path.parent.is_dir():  # a typo, or a file system that is not mounted here
@@ -77,101 +103,95 @@ class DirectoryStore:
                     f"there is no directory {self.path.parent} to make the store {self.path.name!r} in; "
                     f"is its file system mounted? Else: mkdir -p {self.path.parent}"
                 )
-            (self._root / "beats").mkdir(parents=True, exist_ok=True)
-            self._agree(meta)
+            for folder in (self.path, self._root):
+                make_folder(folder)
+            self._prove()
+            describe(meta, {"format": FORMAT, "uuid": secrets.token_hex(16)})
+        self.objects = Directory(self._root, meta=META)
+        self.objects.uuid, lock = self._described(meta)
+        seen.remember(self.path, self.objects.uuid)
+        self._upgrade = Upgrade(self.objects, meta, lock) if lock else None
+        self.freshness = _LOOK_EVERY if self.objects.shared else 0.0
+
+    def remove_beat(self, peer: str) -> None:
+        if valid_name(peer):
+            self.objects.delete([f"beats/{peer}"])
+
+    def sweep_beats(self) -> None:
+        """See `stores.base.KeepsBeats`. Looks once a day; compares them by the file system's clock with the newest."""
+        if time.monotonic() < self._sweep_at:
+            return
+        self._sweep_at = time.monotonic() + _SWEEP_EVERY
+        beaten = {key: self.objects.modified(key) or 0.0 for key in self.objects.listed("beats/")}
+        newest = max(beaten.values(), default=0.0)
+        self.objects.discard([key for key, at in beaten.items() if 0.0 < at < newest - _BEATS])
+
+    def _described(self, meta: Path) -> tuple[str, str]:
+        """The store's uuid, and the lock of a store made before."""
+        deadline = time.monotonic() + _WRITTEN_WITHIN
+        while not (text := read_regular(meta, limit=DESCRIPTION)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        unreadable = ConfigurationError(
+            f"{meta} cannot be read as the description of a store; bring it back from a backup"
+        )
         try:
-            said = json.loads(meta.read_text())
-            version, lock = int(said["format"]), str(said.get("lock", "?"))
+            said = json.loads(text)
+            version, lock = int(said["format"]), str(said.get("lock", ""))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ConfigurationError(
-                f"{meta} cannot be read as the description of a store; bring it back from a backup"
-            ) from None
+            raise unreadable from None
         if version > FORMAT:
             raise NewerFormat
-        if lock not in _LOCKS:
-            raise ConfigurationError(f"{meta} asks for a lock of the kind {lock!r}; known are {', '.join(_LOCKS)}")
-        if lock == "flock" and os.access(self._root, os.W_OK) and not hard_locks_work(self._root):
-            raise ConfigurationError(
-                f"the users of {self.path} lock with flock, which does not exclude on this node: look at its mount "
-                "options. Mount it as on the other nodes, or begin a new store from this one."
-            )
-        return lock == "flock"
+        if lock not in ("", *LOCKS):
+            raise ConfigurationError(f"{meta} asks for a lock of the kind {lock!r}; known are {', '.join(LOCKS)}")
+        if not isinstance(said.get("uuid"), str):
+            raise unreadable
+        return said["uuid"], lock
 
-    def _agree(self, meta: Path) -> None:
-        """The first to come decides for all which lock is used here; link() lets exactly one of them win."""
-        lock = "flock" if hard_locks_work(self._root) else "lockfile"
-        said = {"format": FORMAT, "uuid": secrets.token_hex(16), "lock": lock}
-        draft = meta.with_name(f".meta.{secrets.token_hex(6)}")
-        draft.write_text(json.dumps(said) + "\n")
-        try:
-            os.link(draft, meta)
-        except FileExistsError:
-            pass
-        except OSError:  # no hard links on this file system
-            if not meta.exists():
-                draft.replace(meta)
-        finally:
-            draft.unlink(missing_ok=True)
+    def _prove(self) -> None:
+        """See, once per process and before it writes, that of all that create one name exactly one succeeds."""
+        if not self._proven and not links_work(self._root):
+            kind = mount_of(self._root).kind or "of this kind"
+            raise ConfigurationError(
+                f"{self.path} is on a file system ({kind}) without symbolic links, which a store needs. Use a "
+                "directory on a local disk, NFS, CephFS or GlusterFS, or another store"
+            )
+        self._proven = True
+
+    # --- logs ---
+
+    def _log(self, root: str) -> ObjectLog:
+        if root not in self._logs:
+            folders = ("packs", "log") if self._upgrade is not None else ("packs",)
+            shared = self.objects.shared
+            self._logs[root] = (ScheduledObjectLog if shared else ObjectLog)(
+                self.objects,
+                root,
+                scheduler=SpreadScheduler() if shared else None,
+                guard=RetentionGuard(self.objects, root, asleep=_ASLEEP),
+                packs=Packs(self.objects, root, folders),
+                writable=lambda: self._make_writable(root),
+            )
+        return self._logs[root]
+
+    def _make_writable(self, root: str) -> None:
+        if not self._proven:
+            with reaching(self._root / META):
+                self._prove()
+        if self._upgrade is not None:
+            self._upgrade.log(root)
+
+    # --- bridges ---
 
     @property
     def bridged_to(self) -> str | None:
-        """The store whose studies are mirrored here, if this is one end of a bridge; see `stores.bridged`."""
+        """The store whose studies are mirrored here, if this is one end of a bridge; see `stores.bridge`."""
         try:
-            return str(json.loads((self._root / BRIDGE).read_text())["to"])
+            return str(json.loads(read_regular(self._root / BRIDGE, limit=DESCRIPTION))["to"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise ConfigurationError(f"{self._root / BRIDGE} cannot be read; start the bridge anew") from None
 
     def bridge_to(self, url: str) -> None:
         """Make this one end of a bridge, for good."""
-        replace(self._root / BRIDGE, json.dumps({"to": url}).encode() + b"\n")
-
-    def catalog(self) -> DirectoryLog:
-        return self._log(self._root / "studies")
-
-    def log(self, uuid: str) -> DirectoryLog:
-        if not _PEER.fullmatch(uuid):
-            raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
-        return self._log(self._root / "study" / uuid)
-
-    def _log(self, root: Path) -> DirectoryLog:
-        if root not in self._logs:
-            self._locks[root] = Lock(root / "lock", store=self._root, hard=self._hard)
-            self._logs[root] = DirectoryLog(root, self._locks[root])
-        return self._logs[root]
-
-    def beat(self, beat: Beat) -> None:
-        with reaching(self.path):
-            replace(self._beat_path(beat.peer), beat.value.encode())
-
-    def beats(self, peers: Iterable[str]) -> dict[str, str]:
-        found = {}
-        with reaching(self.path):
-            for peer in peers:
-                with contextlib.suppress(FileNotFoundError):
-                    found[peer] = self._beat_path(peer).read_text(errors="replace")[:64]
-        return found
-
-    def _beat_path(self, peer: str) -> Path:
-        if not _PEER.fullmatch(peer):
-            return self._root / "beats" / "-"  # from a hostile log: a name that is no peer's never beats
-        return self._root / "beats" / peer
-
-    def artifacts(self) -> DirectoryArtifacts:
-        return DirectoryArtifacts(self._root / "artifacts")
-
-    def after_fork(self) -> None:
-        for log in self._logs.values():
-            log.after_fork()
-        self.close()
-
-    def close(self) -> None:
-        for log in self._logs.values():
-            log.close()
-        for lock in self._locks.values():
-            lock.forget()
-
-
-def _plainly(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        self.objects.put(BRIDGE, json.dumps({"to": url}).encode() + b"\n")

@@ -1,13 +1,11 @@
 -- Files in the database: for models and plots of some megabytes. Larger ones belong elsewhere, see HOPAAS_ARTIFACTS.
 --
--- A key begins with the uuid of its study, whose grants then decide: workers add and remove, viewers read. Other keys
--- (Optuna makes some) are of the user who stored them: whoever knows one may read it, nobody else may replace it.
--- A file is sent in parts, under a token that its sender has made up, and seen by nobody before it is whole.
--- Every statement may be said twice.
+-- A key begins with the uuid of its study, whose grants apply: workers add and remove files, viewers read them. Other
+-- keys (Optuna makes some) belong to the user who stored them: everyone who knows one may read it, only that user may
+-- replace it. A file is sent in parts, under a token that its sender makes up, and is visible once it is complete.
+-- Every statement may be sent twice.
 
 -- == migration 2 ==
-
-DROP TABLE hopaas.artifacts;  -- nothing has ever written to it
 
 CREATE TABLE hopaas.artifacts (
     id bigserial PRIMARY KEY,
@@ -28,16 +26,16 @@ CREATE TABLE hopaas.artifact_parts (
     data bytea NOT NULL CHECK (octet_length(data) <= 1048576),
     PRIMARY KEY (artifact, part)
 );
-ALTER TABLE hopaas.artifact_parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- models do not get smaller
+ALTER TABLE hopaas.artifact_parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- models do not compress
 
 -- == functions ==
 
--- Bytes of a file, at most: 64 parts of a megabyte.
+-- The largest file, in bytes: 64 parts of a megabyte.
 CREATE OR REPLACE FUNCTION hopaas.largest_artifact() RETURNS bigint
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT 67108864::bigint $$;
 
--- The log that a key belongs to, when the user's role there is at least p_least; NULL when it is no study's.
+-- The log that a key belongs to, if the user's role there is at least p_least; NULL if it belongs to no study.
 CREATE OR REPLACE FUNCTION hopaas.log_of_key(p_key text, p_user text, p_least text) RETURNS integer
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -52,7 +50,7 @@ BEGIN
     RETURN v_log.id;
 END $$;
 
--- Stop who would replace or remove a file that is no study's and another user's.
+-- Fail if the user would replace or remove another user's file that belongs to no study.
 CREATE OR REPLACE FUNCTION hopaas.check_author(p_key text, p_user text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -63,7 +61,7 @@ BEGIN
     END IF;
 END $$;
 
--- Begin to store a file. What was begun a day ago and never finished goes.
+-- Begin to store a file. Removes uploads that were begun more than a day ago and never finished.
 CREATE OR REPLACE FUNCTION hopaas.begin_artifact_v1(p_key text, p_size bigint, p_upload text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -82,7 +80,7 @@ BEGIN
     ON CONFLICT (upload) DO NOTHING;
 END $$;
 
--- The row of what this user has begun to store; locked, so that nobody finishes it meanwhile.
+-- The row of an upload that this user has begun; locked, so that no other session finishes it meanwhile.
 CREATE OR REPLACE FUNCTION hopaas.begun(p_upload text, p_user text) RETURNS hopaas.artifacts
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -96,7 +94,7 @@ BEGIN
     RETURN v_file;
 END $$;
 
--- Store one part, again if need be.
+-- Store one part; the last one sent counts.
 CREATE OR REPLACE FUNCTION hopaas.put_part_v1(p_upload text, p_part integer, p_data bytea) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -111,7 +109,7 @@ BEGIN
     ON CONFLICT (artifact, part) DO UPDATE SET data = excluded.data;
 END $$;
 
--- Let everybody see the file, in place of the one that was there before.
+-- Make the file visible, in place of an earlier one under the same key.
 CREATE OR REPLACE FUNCTION hopaas.finish_artifact_v1(p_upload text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -124,7 +122,7 @@ BEGIN
     IF v_file.whole THEN
         RETURN;
     END IF;
-    PERFORM hopaas.log_of_key(v_file.key, v_user, 'worker');  -- a grant may have gone meanwhile, or the study
+    PERFORM hopaas.log_of_key(v_file.key, v_user, 'worker');  -- the grant or the study may be gone by now
     SELECT coalesce(sum(octet_length(data)), 0) INTO v_there FROM hopaas.artifact_parts WHERE artifact = v_file.id;
     IF v_there <> v_file.size THEN
         RAISE EXCEPTION '% of % bytes came: the file changed while it was sent', v_there, v_file.size
@@ -137,12 +135,12 @@ BEGIN
             UPDATE hopaas.artifacts SET whole = true, at = now() WHERE id = v_file.id;
             RETURN;
         EXCEPTION WHEN unique_violation THEN
-            NULL;  -- somebody finished another file under this key at this moment; ours is the later one
+            NULL;  -- another session finished a file under this key at the same time; ours is the later one
         END;
     END LOOP;
 END $$;
 
--- A part of a file: of the one that is there now, or of the one that was read before (p_id); nothing if it is gone.
+-- A part of a file: of the present one, or of the one read before (p_id); nothing if that is gone.
 CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
 RETURNS TABLE (id bigint, size bigint, data text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -169,7 +167,7 @@ BEGIN
     DELETE FROM hopaas.artifacts WHERE key = p_key AND whole;
 END $$;
 
--- The keys that begin so, of the user's studies and of the user's own.
+-- The keys with this prefix, in the user's studies and among the user's own files.
 CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

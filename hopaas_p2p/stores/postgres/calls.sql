@@ -1,11 +1,11 @@
--- What the client says to the schema: one statement each, and one round trip. See postgres.sql for what they promise.
--- Bytes travel in base64: a third larger than they are, where Postgres' own form doubles them.
+-- The client's statements: one round trip each. The functions are described in schema.sql and artifacts.sql.
+-- Bytes travel in base64, which adds a third; Postgres' own text form would double them.
 
 -- name: exchange
--- Push a commit, pull what is new, renew the beat.
-SELECT lsn, encode(payload, 'base64'), author, role, at, head
-FROM hopaas.exchange_v1(
-  %(log)s, %(since)s, %(nonce)s, decode(%(payload)s, 'base64'), %(about)s, %(peer)s, %(beat)s, %(limit)s
+-- Append a commit, read what is new, renew the beat.
+SELECT lsn, encode(payload, 'base64'), author, role, at, before, head
+FROM hopaas.exchange_v2(
+  %(log)s, %(since)s, %(nonce)s, decode(%(payload)s, 'base64'), %(about)s, %(peer)s, %(beat)s, %(limit)s, %(chain)s
 )
 
 -- name: newest_snapshot
@@ -16,8 +16,20 @@ SELECT * FROM hopaas.newest_snapshot_v1(%(log)s)
 -- Keep a snapshot.
 SELECT hopaas.put_snapshot_v1(%(log)s, %(lsn)s, decode(%(data)s, 'base64'), %(kept)s)
 
+-- name: block_names
+-- The blocks that are there.
+SELECT name FROM hopaas.block_names_v1(%(log)s)
+
+-- name: blocks
+-- (name, base64) of some blocks.
+SELECT * FROM hopaas.blocks_v1(%(log)s, %(names)s::text[])
+
+-- name: put_block
+-- Keep a block.
+SELECT hopaas.put_block_v1(%(log)s, %(block)s, decode(%(data)s, 'base64'))
+
 -- name: destroy
--- Remove a log for ever.
+-- Remove a log for good.
 SELECT hopaas.destroy_v1(%(log)s)
 
 -- name: beat
@@ -53,7 +65,7 @@ SELECT hopaas.begin_artifact_v1(%(key)s, %(size)s, %(upload)s)
 SELECT hopaas.put_part_v1(%(upload)s, %(part)s, %(data)s)
 
 -- name: finish_artifact
--- Let it be seen.
+-- Make it visible.
 SELECT hopaas.finish_artifact_v1(%(upload)s)
 
 -- name: read_part
@@ -65,5 +77,5 @@ SELECT * FROM hopaas.read_part_v1(%(key)s, %(id)s, %(part)s)
 SELECT hopaas.remove_artifact_v1(%(key)s)
 
 -- name: artifact_keys
--- The keys of files that begin so.
+-- The keys of files with a prefix.
 SELECT * FROM hopaas.artifact_keys_v1(%(prefix)s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import socket
-import ssl
 import statistics
 import struct
 import time
@@ -12,11 +11,15 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.errors import Denied, HopaasError
-from hopaas_p2p.stores import gateway_checks, way_checks
-from hopaas_p2p.stores.findings import AGAIN, Finding
+from hopaas_p2p.findings import AGAIN, Finding
+from hopaas_p2p.net import checks as net_checks
+from hopaas_p2p.net.checks import Route
+from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.stores.way_checks import Way
+from hopaas_p2p.tunnel import checks as tunnel_checks
+from hopaas_p2p.tunnel.dialect import gateways_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -32,31 +35,22 @@ def way(store: PostgresStore) -> Generator[Finding, None, bool]:
     """Whether a server can be reached: of several in the URL, one is enough."""
     address = store.address
     if address.tunnelled:
-        return (yield from gateway_checks.way(address))
-    trust = _trust(address.tls)
+        return (yield from tunnel_checks.checks(gateways_of(address.sqlalchemy_url), *address.credentials()))
+    context = address.client_context()
     reached = not address.servers  # a Unix socket has no way
     for host, port in address.servers:
-        there = Way(host, port, trust, wants_tls=_has_tls)
-        reached = (yield from way_checks.checks(there)) or reached
+        route = Route(ServerAddress(host, port), context, request_tls=_request_tls)
+        reached = (yield from net_checks.checks(route)) or reached
     return reached
 
 
-def _trust(tls: dict[str, str]) -> ssl.SSLContext | None:
-    """Whom libpq would believe."""
-    if tls["sslmode"] == "disable":
-        return None
-    trust = way_checks.trust_in(None if tls["sslrootcert"] == "system" else tls["sslrootcert"])
-    trust.check_hostname = tls["sslmode"] == "verify-full"
-    return trust
-
-
-def _has_tls(connection: socket.socket) -> bool:
+def _request_tls(connection: socket.socket) -> bool:
     connection.sendall(_SSL_REQUEST)
     return connection.recv(1) == b"S"
 
 
 def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
-    """The findings about the server behind that way. Without a login or a schema nothing else can be looked at."""
+    """The findings about the server. Without a login or a schema nothing else can be checked."""
     from sqlalchemy.exc import DBAPIError
 
     try:
@@ -65,23 +59,23 @@ def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
             yield _login(connection)
             yield _clock(connection)
             yield _round_trip(connection)
+            yield from _limits(connection)
     except (DBAPIError, Denied) as error:
         refused = store.translated(error) if isinstance(error, DBAPIError) else error
         if not isinstance(refused, Denied):
             raise refused from None
         yield Finding("token", passed=False, detail=str(refused), cure=AGAIN)
         return False
-    schema = _schema(store)
-    yield schema
-    return schema.passed
+    installed = _schema(store)
+    yield installed
+    return installed.passed
 
 
 def _version(connection: Connection) -> Finding:
-    said = str(connection.exec_driver_sql("SHOW server_version").scalar_one())
+    version = str(connection.exec_driver_sql("SHOW server_version").scalar_one())
     number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
-    well = number >= _OLDEST * 10_000
-    cure = "" if well else f"update it; what this program does is tested on Postgres {_OLDEST} and later"
-    return Finding("server", passed=well, detail=f"Postgres {said}", cure=cure)
+    cure = f"update it; this program is tested on Postgres {_OLDEST} and later"
+    return Finding.judged("server", f"Postgres {version}", passed=number >= _OLDEST * 10_000, cure=cure)
 
 
 def _login(connection: Connection) -> Finding:
@@ -97,30 +91,50 @@ def _login(connection: Connection) -> Finding:
         return Finding("token", passed=True, detail=f"{who}, which does not expire")
     ends = datetime.datetime.now(tz=datetime.UTC) + datetime.timedelta(seconds=seconds)
     detail = f"{who}, valid until {ends:%Y-%m-%d %H:%M} UTC, {seconds / 86400:.1f} days left"
-    well = seconds > _TOKEN_ENDS
-    cure = "" if well else f"get a new one soon: hopaas-p2p token create {user or role}"
-    return Finding("token", passed=well, detail=detail, cure=cure)
+    cure = f"get a new one soon: hopaas-p2p token create {user or role}"
+    return Finding.judged("token", detail, passed=seconds > _TOKEN_ENDS, cure=cure)
 
 
 def _clock(connection: Connection) -> Finding:
     before = time.time()
     theirs = float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())::float8").scalar_one())
     after = time.time()
-    apart = theirs - (before + after) / 2
-    well = abs(apart) < _CLOCKS_AGREE
-    cure = (
-        "" if well else "nothing depends on it, but times are shown wrongly and certificates may seem expired; run NTP"
-    )
-    return Finding("clock", passed=well, detail=f"the server's is {apart:+.1f} s from ours", cure=cure)
+    difference = theirs - (before + after) / 2
+    detail = f"the server's differs from ours by {difference:+.1f} s"
+    cure = "nothing depends on it, but times are shown wrongly and certificates may seem expired; run NTP"
+    return Finding.judged("clock", detail, passed=abs(difference) < _CLOCKS_AGREE, cure=cure)
 
 
 def _round_trip(connection: Connection) -> Finding:
-    taken = []
+    seconds = []
     for _ in range(_ROUNDS):
         began = time.monotonic()
         connection.exec_driver_sql("SELECT 1").scalar_one()
-        taken.append(time.monotonic() - began)
-    return Finding("round trip", passed=True, detail=f"{statistics.median(taken) * 1000:.2f} ms in the median")
+        seconds.append(time.monotonic() - began)
+    return Finding("round trip", passed=True, detail=f"{statistics.median(seconds) * 1000:.2f} ms in the median")
+
+
+def _limits(connection: Connection) -> Generator[Finding, None, None]:
+    """What any token can do to the server beside this store, and what one has done."""
+    prepared = int(connection.exec_driver_sql("SHOW max_prepared_transactions").scalar_one())
+    if prepared:
+        detail = f"any login may leave up to {prepared} behind, whose locks stay when its sessions have ended"
+        cure = "nothing here uses them: max_prepared_transactions = 0 in postgresql.conf, and restart the server"
+        yield Finding("prepared transactions", passed=False, detail=detail, cure=cure)
+    opened = ["NOTIFY, work_mem (no server forbids them)"]
+    if schema.run(connection, "costly_functions").scalar_one():
+        opened.append("large objects, advisory locks, messages in the write-ahead log")
+    if connection.exec_driver_sql("SHOW temp_file_limit").scalar_one() == "-1":
+        opened.append("temporary files of any size")
+    others = schema.run(connection, "other_databases").scalar_one()
+    if others:
+        opened.append(f"to connect to {others}")
+    closes = "; a superuser's hopaas-p2p init closes what can be" if len(opened) > 1 else ""
+    yield Finding("open to all", passed=True, detail=f"{'; '.join(opened)}{closes}")
+    changed = schema.changed_tokens(connection)
+    if changed:
+        detail = f"{', '.join(changed)}: time-outs were changed by the holder"
+        yield Finding("tokens", passed=False, detail=detail, cure="ask who has it; hopaas-p2p init sets them again")
 
 
 def _schema(store: PostgresStore) -> Finding:
@@ -128,7 +142,7 @@ def _schema(store: PostgresStore) -> Finding:
         installed = store.call("version")[0][0]
     except HopaasError as error:
         return Finding("schema", passed=False, detail=str(error), cure=AGAIN)
-    well = installed == SCHEMA_VERSION
-    cure = "" if well else "bring the older of the two up to date: hopaas-p2p init URL, or pip install -U hopaas-p2p"
-    detail = f"of version {installed}" + ("" if well else f", and this program is made for {SCHEMA_VERSION}")
-    return Finding("schema", passed=well, detail=detail, cure=cure)
+    same = installed == SCHEMA_VERSION
+    cure = "bring the older of the two up to date: hopaas-p2p init URL, or this installation"
+    detail = f"of version {installed}" + ("" if same else f", and this program is made for {SCHEMA_VERSION}")
+    return Finding.judged("schema", detail, passed=same, cure=cure)

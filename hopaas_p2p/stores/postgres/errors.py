@@ -1,7 +1,7 @@
-"""What Postgres and libpq say, as errors of ours: whether to come again, and what to do.
+"""Turns errors of Postgres and libpq into ours, which say whether to retry and what to do.
 
-A statement's error has a code. A refused connection has none, only the server's sentence, so it is known by its words;
-a sentence that is not known (another language) is taken for trouble that may pass.
+A failed statement has an error code. A refused connection has only a message, which is recognised by its words; a
+message that is not recognised (another language) counts as temporary.
 """
 
 from __future__ import annotations
@@ -9,40 +9,46 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores.postgres.watch import SILENCE
-
-SCHEMA_VERSION: Final = 2
-"""What this code needs; see schema.sql."""
-
-ASK_FOR_ANOTHER: Final = (
-    "Ask an administrator of the store for a new one (hopaas-p2p token create), and name its file in HOPAAS_TOKEN_FILE"
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    StoreUnreachable,
+    StudyDeleted,
 )
-"""What somebody does whose token is not good."""
+from hopaas_p2p.stores.postgres.watchdog import IDLE_LIMIT
+from hopaas_p2p.tunnel import ASK_FOR_ANOTHER
+
+SCHEMA_VERSION: Final = 4
+"""What this code needs; see schema.sql."""
 
 READ_ONLY: Final = "25006"
 _NOT_ALLOWED: Final = "ZH401"
 LOGIN_ENDED: Final = "ZH403"
-"""The session goes on, and may no longer be used; another login may come in."""
+"""The session is still open but may no longer be used; another login may work."""
 NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
-"""No such schema, function or table: `hopaas-p2p init` was not run, or by another version."""
+"""No such schema, function or table: `hopaas-p2p init` was not run, or was run by another version."""
 
 _FOR_GOOD: Final = frozenset({"22", "23", "42"})
-"""Classes of errors that say the same however often one asks: data, a constraint, a statement."""
+"""Classes of errors that a retry does not change: data, a constraint, a statement."""
 
 _OURS: Final[dict[str, type[HopaasError]]] = {
     LOGIN_ENDED: Denied,
     "ZH404": ConfigurationError,
-    "ZH409": StoreCorrupt,
+    "ZH409": BrokenChain,
     "ZH410": StudyDeleted,
     "ZH412": ConfigurationError,
     "ZH413": ConfigurationError,
 }
+_OLDER: Final = (
+    "Was an older backup of the database restored, or a standby promoted that lagged behind? This process writes "
+    "nothing more to the study. What it had written last is in its spool: hopaas-p2p spool list"
+)
 _ADVICE: Final = {
     LOGIN_ENDED: ASK_FOR_ANOTHER,
     "ZH404": "Who there is, an administrator lists with: hopaas-p2p user list",
-    "ZH409": "Was an older backup of the database restored, or a standby promoted that lagged behind? "
-    "Start this program anew to go on with what the server has.",
+    "ZH409": _OLDER,
     "ZH410": "Its peers may stop.",
     "ZH413": "Give large files a place of their own, that all peers reach: "
     "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…",
@@ -53,16 +59,16 @@ _PASSING: Final = {
     "53200": "the server is out of memory",
     "53300": "the server has no free connection",
     "57014": "the server stopped the statement: it took longer than statement_timeout",
-    "55P03": "the study was locked for too long by somebody else",
+    "55P03": "the study was locked for too long by another session",
     "57P01": "the server closed the connection: it is shutting down, or the administrator did it",
     "57P02": "the server crashed and is coming back",
     "57P03": "the server is starting or stopping",
 }
 
 _OWN_SOCKET: Final = re.compile(r'connection to server on socket "[^"]*/hopaas-[^"]*" failed:\s*')
-"""Where libpq met our tunnel's end: nothing that anybody could look at."""
+"""The private socket between libpq and our tunnel: of no use in a message."""
 _REFUSALS: Final = (
-    # words of libpq or of the server when it lets nobody in; what to do
+    # a message of libpq or the server when a login is refused; its error; what to do
     (
         r"password authentication failed|authentication failed for user",
         Denied,
@@ -75,6 +81,11 @@ _REFUSALS: Final = (
     ),
     (r"is not permitted to log in", Denied, f"this token was revoked. {ASK_FOR_ANOTHER}"),
     (r'role "[^"]*" does not exist', Denied, "there is no such user or token. Check the user in the URL"),
+    (
+        r"authentication method requirement",
+        ConfigurationError,
+        "the server wants the secret itself, and is not told it; let it ask for SCRAM, or say ?require_auth=password",
+    ),
     (r"no pg_hba\.conf entry", Denied, "the server lets nobody in from here under that name, or only with TLS"),
     (r"permission denied for database", Denied, "this user may not use that database"),
     (r'database "[^"]*" does not exist', ConfigurationError, "check the name in the URL, or create it: createdb"),
@@ -89,7 +100,6 @@ _REFUSALS: Final = (
         ConfigurationError,
         "the server speaks no TLS, and it is not on this machine. Switch ssl on there, or tunnel to it",
     ),
-    (r"session is read-only|is in hot standby|server is in recovery|not accept.*read-write", None, ""),
     (
         r'too many connections for role "[^"]*"',
         StoreUnreachable,
@@ -102,7 +112,7 @@ def refusal(text: str) -> HopaasError:
     """The error for a connection that was not made."""
     line = _one_line(_OWN_SOCKET.sub("", text))
     for pattern, kind, advice in _REFUSALS:
-        if kind is not None and re.search(pattern, text, re.IGNORECASE):
+        if re.search(pattern, text, re.IGNORECASE):
             return kind(f"{line}: {advice}.")
     return StoreUnreachable(f"{line}. Nothing acknowledged is lost; hopaas-p2p doctor looks step by step.")
 
@@ -127,10 +137,10 @@ def failure(code: str | None, text: str) -> HopaasError:
     return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
 
 
-def silent() -> StoreUnreachable:
-    """The error for a connection that was given up because nothing came."""
+def idle_too_long() -> StoreUnreachable:
+    """The error for a connection that was given up because no byte moved."""
     return StoreUnreachable(
-        f"the server, or the way to it, hangs: not a byte came for {SILENCE:.0f} s. Nothing acknowledged is lost."
+        f"the server, or the way to it, hangs: not a byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged is lost."
     )
 
 
@@ -145,7 +155,7 @@ def wrong_schema(installed: int | None) -> ConfigurationError:
 
 
 def _one_line(text: str) -> str:
-    """The sentence of an error, without where in the source it came from."""
+    """The message of an error, without its position in the source."""
     lines = [line.strip() for line in text.strip().splitlines()]
     kept = [line for line in lines if line and not line.startswith(("CONTEXT:", "PL/pgSQL", "LINE ", "^"))]
     return re.sub(r"\s+", " ", kept[0] if kept else "the server gave no reason").rstrip(".")

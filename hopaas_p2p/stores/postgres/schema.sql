@@ -1,21 +1,22 @@
 -- The schema `hopaas`: one store in one database. Applied by `hopaas-p2p init`, as the schema's owner.
 --
--- Peers have no rights on tables. All they can do is to call the functions whose names end in _v1, which run with the
--- rights of the owner and check who called. A function's meaning never changes under its name: a new one is _v2.
--- Marked parts: a migration runs once, in order; the functions are replaced every time.
+-- Peers have no rights on tables. They can only call the functions whose names end in _v1, _v2 and so on, which run with
+-- the rights of the owner and check the caller. The meaning of a function never changes: a new one gets a new name.
+-- Marked parts: a migration runs once, in order; the functions are replaced every time. The first migration makes
+-- version 2; version 1 was never released.
 --
--- Our own error codes, which the client turns into its errors:
+-- Our error codes, which the client turns into its errors:
 --   ZH401 not allowed   ZH403 this login has ended   ZH404 no such thing   ZH409 the log contradicts the peer
 --   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
--- == migration 1 ==
+-- == migration 2 ==
 
 CREATE TABLE hopaas.schema_version (
     version integer PRIMARY KEY,
     applied timestamptz NOT NULL DEFAULT now()
 );
 
--- One row a log: the studies, and the catalog. A deleted study's row stays, so that its uuid is never used again.
+-- One row per log: the studies, and the catalog. A deleted study's row stays, so that its uuid is never used again.
 CREATE TABLE hopaas.logs (
     id serial PRIMARY KEY,
     uuid text NOT NULL UNIQUE CHECK (length(uuid) BETWEEN 1 AND 64),
@@ -45,23 +46,13 @@ CREATE TABLE hopaas.snapshots (
 );
 ALTER TABLE hopaas.snapshots ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed already
 
--- Only a beat's change means something, so losing them all in a crash of the server does no harm.
+-- Only a change of a beat matters, so losing all of them in a crash of the server does no harm.
 CREATE UNLOGGED TABLE hopaas.beats (
     peer text PRIMARY KEY CHECK (length(peer) BETWEEN 1 AND 64),
     value text NOT NULL CHECK (length(value) <= 128),
     author text NOT NULL,
     at timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
-
--- What is known of an artifact; migration 2 makes another, see artifacts.sql.
-CREATE TABLE hopaas.artifacts (
-    log integer NOT NULL,
-    id text NOT NULL CHECK (length(id) BETWEEN 1 AND 128),
-    author text NOT NULL,
-    at timestamptz NOT NULL DEFAULT now(),
-    meta jsonb NOT NULL,
-    PRIMARY KEY (log, id)
-);
 
 CREATE TABLE hopaas.grants (
     log integer NOT NULL,
@@ -72,7 +63,7 @@ CREATE TABLE hopaas.grants (
     PRIMARY KEY (log, username)
 );
 
--- The people. `adopted` ones had a login before, and keep it when they are removed here.
+-- Users. An adopted one had a login before, and keeps it when it is removed here.
 CREATE TABLE hopaas.users (
     username text PRIMARY KEY,
     adopted boolean NOT NULL,
@@ -90,6 +81,11 @@ CREATE TABLE hopaas.tokens (
 
 INSERT INTO hopaas.logs (uuid, created_by) VALUES ('catalog', session_user);
 
+-- == migration 3 ==
+
+-- The sum of the log before each commit, see core/chain.py: one bigint below 2^42.
+ALTER TABLE hopaas.commits ADD COLUMN before bigint;
+
 -- == functions ==
 
 -- Which version of this file is installed.
@@ -97,8 +93,8 @@ CREATE OR REPLACE FUNCTION hopaas.version_v1() RETURNS integer
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 
--- Whose session this is: the user that its token belongs to, else the login itself. Postgres looks at an expiry when
--- somebody logs in, and never again; a peer's session may last for weeks. (now() stands still in a transaction.)
+-- Whose session this is: the user that its token belongs to, or the login itself. Postgres checks an expiry at the
+-- login only, and a peer's session may last for weeks. (now() does not change within a transaction.)
 CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -143,7 +139,7 @@ BEGIN
     RETURN coalesce(v_role, CASE WHEN p_uuid = 'catalog' THEN 'worker' END);
 END $$;
 
--- The log of this uuid, when the user's role in it is at least p_least; NULL when there is no such log.
+-- The log of this uuid, if the user's role in it is at least p_least; NULL if there is no such log.
 CREATE OR REPLACE FUNCTION hopaas.entered(p_uuid text, p_user text, p_least text) RETURNS hopaas.logs
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -170,7 +166,7 @@ BEGIN
     RETURN v_log;
 END $$;
 
--- Stop before anything is written that could be lost, or that others would not see.
+-- Fail before anything is written that could be lost, or that others would not see.
 CREATE OR REPLACE FUNCTION hopaas.check_session() RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -188,7 +184,7 @@ BEGIN
     END IF;
 END $$;
 
--- Overwrite a peer's beat. Nobody overwrites another user's.
+-- Overwrite a peer's beat, unless it is another user's.
 CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -196,17 +192,50 @@ AS $$
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
 $$;
 
+-- The checksum that a commit begins with: its first four bytes, the lowest first.
+CREATE OR REPLACE FUNCTION hopaas.checksum(p_payload bytea) RETURNS bigint
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16) + (get_byte(h, 3)::bigint << 24)
+    FROM (SELECT substr(substr(p_payload, 1, 4) || '\x00000000'::bytea, 1, 4) AS h) one
+$$;
+
+-- The sum of a log up to this lsn, which follows from its commits' checksums: see core/chain.py. Only after the last
+-- commit without a sum, of an earlier version of this schema, is there more than one commit to go over.
+CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_first bigint := 0;
+    v_sum bigint := 0;
+    v_next bigint;
+BEGIN
+    SELECT c.lsn, c.before INTO v_first, v_sum FROM hopaas.commits c
+    WHERE c.log = p_log AND c.lsn <= p_lsn AND c.before IS NOT NULL ORDER BY c.lsn DESC LIMIT 1;
+    v_sum := coalesce(v_sum, 0);
+    FOR v_next IN
+        SELECT hopaas.checksum(c.payload) FROM hopaas.commits c
+        WHERE c.log = p_log AND c.lsn BETWEEN coalesce(v_first, 1) AND p_lsn ORDER BY c.lsn
+    LOOP
+        v_sum := (v_sum * 1000003 + v_next) % 4398046511093;
+    END LOOP;
+    RETURN v_sum;
+END $$;
+
 -- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
--- after p_since, up to about p_limit bytes (8 MiB at most, with a commit 128 KiB); `head` is the last lsn there is.
--- p_about names the study that a commit to the catalog speaks of: it is stamped owner:<uuid> if the user owns that one.
+-- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit 128 KiB); `head` is the last lsn of the log.
+-- p_about names the study that a commit to the catalog is about: it is stamped owner:<uuid> if the user owns that one.
+-- p_chain is the sum of the log up to p_since as the peer has read it, or NULL: where the log has another, nothing is
+-- appended. `before` is the sum before a commit, NULL in those that an earlier version of this schema took.
 --
--- The row of the log is locked, so lsn order is commit order. Not an advisory lock: anybody who may connect could take
--- that one too, and stop studies that are none of his business. The lock is held until the reply has left, so with a
--- commit a reply is short, beyond its first entry; the rest is asked for again, without a lock. Else one peer on a thin
--- link, far behind, would hold up all others.
-CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
-    p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer
-) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, head bigint)
+-- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
+-- to stop studies of others. The lock is held until the reply has been sent, so with a commit a reply is short beyond
+-- its first entry; the rest takes another call, without a lock. Otherwise one peer far behind on a thin link would hold
+-- up all others.
+CREATE OR REPLACE FUNCTION hopaas.exchange_v2(
+    p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer,
+    p_chain bigint
+) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, before bigint, head bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
 #variable_conflict use_column
@@ -216,6 +245,7 @@ DECLARE
     v_role text;
     v_head bigint;
     v_about hopaas.logs;
+    v_chain bigint;
 BEGIN
     PERFORM hopaas.check_session();
     v_user := hopaas.caller();
@@ -234,7 +264,7 @@ BEGIN
         IF FOUND THEN
             INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v_log.id, v_user, 'owner', v_user);
         ELSE
-            v_log := hopaas.entered(p_log, v_user, 'worker');  -- somebody was quicker
+            v_log := hopaas.entered(p_log, v_user, 'worker');  -- another session was quicker
         END IF;
     END IF;
     IF p_payload IS NOT NULL THEN
@@ -245,8 +275,9 @@ BEGIN
     END IF;
     SELECT coalesce(max(c.lsn), 0) INTO v_head FROM hopaas.commits c WHERE c.log = v_log.id;
     IF v_head < p_since THEN
-        RAISE EXCEPTION 'the log ends at commit %, and a peer has seen commit %', v_head, p_since
-            USING ERRCODE = 'ZH409';
+        RAISE EXCEPTION 'the log ends at commit % with the sum %, and a peer has seen commit % with the sum %', v_head,
+            lpad(to_hex(hopaas.chain_at(v_log.id, v_head)), 11, '0'), p_since,
+            coalesce(lpad(to_hex(p_chain), 11, '0'), 'unknown') USING ERRCODE = 'ZH409';
     END IF;
     IF p_payload IS NOT NULL AND NOT EXISTS (
         SELECT FROM hopaas.commits c WHERE c.log = v_log.id AND c.nonce = p_nonce AND c.author = v_user
@@ -258,24 +289,44 @@ BEGIN
                 v_role := 'owner:' || p_about;
             END IF;
         END IF;
+        IF p_chain IS NOT NULL THEN
+            v_chain := hopaas.chain_at(v_log.id, p_since);
+            IF v_chain <> p_chain THEN
+                RAISE EXCEPTION 'this log has two histories: up to commit % it has the sum %, and a peer has read the sum %',
+                    p_since, lpad(to_hex(v_chain), 11, '0'), lpad(to_hex(p_chain), 11, '0') USING ERRCODE = 'ZH409';
+            END IF;
+        END IF;
+        IF v_chain IS NULL OR v_head > p_since THEN
+            v_chain := hopaas.chain_at(v_log.id, v_head);
+        END IF;
         v_head := v_head + 1;
-        INSERT INTO hopaas.commits (log, lsn, nonce, author, role, at, payload)
+        INSERT INTO hopaas.commits (log, lsn, nonce, author, role, at, payload, before)
         VALUES (v_log.id, v_head, p_nonce, v_user, v_role,
-                (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, p_payload);
+                (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, p_payload, v_chain);
     END IF;
     IF v_head > p_since THEN
         RETURN QUERY
-            SELECT w.lsn, w.payload, w.author, w.role, w.at, v_head
+            SELECT w.lsn, w.payload, w.author, w.role, w.at, w.before, v_head
             FROM (
-                SELECT c.*, sum(octet_length(c.payload) + 64) OVER (ORDER BY c.lsn) - octet_length(c.payload) AS before
+                SELECT c.*, sum(octet_length(c.payload) + 64) OVER (ORDER BY c.lsn) - octet_length(c.payload) AS size
                 FROM hopaas.commits c
                 WHERE c.log = v_log.id AND c.lsn > p_since AND c.lsn <= p_since + 10000
             ) w
-            WHERE w.before <= CASE WHEN p_payload IS NULL THEN least(greatest(p_limit, 64), 8388608)
-                                   ELSE least(p_limit, 131072) END
+            WHERE w.size <= CASE WHEN p_payload IS NULL THEN least(greatest(p_limit, 64), 8388608)
+                                 ELSE least(p_limit, 131072) END
             ORDER BY w.lsn;
     END IF;
 END $$;
+
+-- The same for peers of version 2, which know nothing of sums.
+CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
+    p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer
+) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, head bigint)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT lsn, payload, author, role, at, head
+    FROM hopaas.exchange_v2(p_log, p_since, p_nonce, p_payload, p_about, p_peer, p_beat, p_limit, NULL)
+$$;
 
 -- The newest snapshot of a log, or nothing.
 CREATE OR REPLACE FUNCTION hopaas.newest_snapshot_v1(p_log text) RETURNS TABLE (lsn bigint, data text)
@@ -290,8 +341,8 @@ BEGIN
         FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Keep a snapshot and the two before it; sweep beats that are a month old on the way. All users may write to the
--- catalog; but a snapshot of it that is not true would lead others to another study, under a name that they know.
+-- Keep a snapshot and the two before it, and remove beats that are a month old. All users may write to the catalog,
+-- but only an owner its snapshot: a forged one would lead others to another study under a name that they know.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -312,7 +363,7 @@ BEGIN
     DELETE FROM hopaas.beats WHERE at < now() - interval '30 days';
 END $$;
 
--- Remove a log for ever. Its uuid stays taken, so a peer that still uses it learns that it is gone.
+-- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.
 CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -330,6 +381,7 @@ BEGIN
     UPDATE hopaas.logs SET deleted = now() WHERE id = v_log.id;
     DELETE FROM hopaas.commits WHERE log = v_log.id;
     DELETE FROM hopaas.snapshots WHERE log = v_log.id;
+    DELETE FROM hopaas.blocks WHERE log = v_log.id;
     DELETE FROM hopaas.artifacts WHERE log = v_log.id;
     DELETE FROM hopaas.grants WHERE log = v_log.id;
 END $$;
@@ -343,7 +395,7 @@ BEGIN
     PERFORM hopaas.renew_beat(p_peer, p_value, hopaas.caller());
 END $$;
 
--- The beats of these peers, as far as they have any. Their names are 96 random bits, told only in studies' logs.
+-- The beats of those of these peers that have one. Peers' names are 96 random bits, known only from studies' logs.
 CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -387,7 +439,7 @@ BEGIN
     END IF;
 END $$;
 
--- A study never loses its last owner: there would be nobody left to share or to delete it.
+-- A study never loses its last owner: nobody could share or delete it any more.
 CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$

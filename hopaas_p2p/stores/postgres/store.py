@@ -1,44 +1,50 @@
 """A store in a Postgres database: every exchange is one call of one SQL function, one round trip.
 
-All rules are the server's, in `schema.sql`: order, idempotence, who may do what. This side connects, calls, and says
-in our words what went wrong. A connection that was lost while idle is replaced without a word; everything said here
-may be said twice, because the server knows a commit again by its nonce.
+The server enforces all rules, in `schema.sql`: order, idempotence, permissions. This side connects, calls, and turns
+the server's errors into ours. A connection that was lost while idle is replaced silently. Every statement may be sent
+twice, because the server recognises a commit by its nonce.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
-import importlib.resources
-import re
-from collections.abc import Iterable
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p import settings
-from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import Commit, StudyClose, StudyOpen
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Outgoing, Receipt, Store
-from hopaas_p2p.stores.postgres.artifacts import PostgresArtifacts
-from hopaas_p2p.stores.postgres.connect import Address, Door
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
+from hopaas_p2p.stores.postgres.connect import ConnectionProvider, PostgresAddress
 from hopaas_p2p.stores.postgres.errors import (
     LOGIN_ENDED,
     NO_SCHEMA,
     READ_ONLY,
     SCHEMA_VERSION,
     failure,
+    idle_too_long,
     refusal,
-    silent,
     wrong_schema,
 )
+from hopaas_p2p.stores.postgres.schema import restore, statements
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.exc import DBAPIError
 
 CATALOG: Final = "catalog"
-_REPLY: Final = 4 << 20  # bytes of commits in one reply; the rest is asked for again
-_UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CALLS: Final = "calls.sql"
+_BLOCKS_AT_ONCE: Final = 64  # some megabytes
+_PART: Final = 1 << 20  # bytes of a file in one statement, as the server has them
+_ATTEMPTS: Final = 5
+_FIRST_PAUSE: Final = 0.2  # seconds
+_LONGEST_PAUSE: Final = 10.0
+_CONNECTION_WAIT: Final = 60.0  # seconds for which a call waits for another's to end
+_REPLY: Final = 4 << 20  # bytes of commits in one reply; the rest takes another exchange
 
 
 class PostgresLog:
@@ -55,36 +61,62 @@ class PostgresLog:
             since=since,
             nonce=outgoing.nonce if outgoing else None,
             payload=_text(outgoing.payload) if outgoing else None,
-            about=self._about(outgoing),
+            about=(outgoing.about or None) if outgoing else None,
             peer=beat.peer if beat else None,
             beat=beat.value if beat else None,
             limit=_REPLY,
+            chain=outgoing.chain if outgoing else None,
         )
-        entries = [Entry(lsn, base64.b64decode(text), author, role, at) for lsn, text, author, role, at, _ in rows]
-        return Receipt(entries, more=bool(rows) and rows[-1][0] < rows[-1][5])
-
-    def _about(self, outgoing: Outgoing | None) -> str | None:
-        """The study that a commit to the catalog speaks of: its owner's word has more weight there."""
-        if outgoing is None or self._uuid != CATALOG:
-            return None
-        commit = codec.decode(outgoing.payload)
-        records = commit.records if isinstance(commit, Commit) else ()
-        return next((record.uuid for record in records if isinstance(record, StudyOpen | StudyClose)), None)
+        entries = [
+            Entry(lsn, base64.b64decode(text), author, role, at, before)
+            for lsn, text, author, role, at, before, _ in rows
+        ]
+        return Receipt(entries, more=bool(rows) and rows[-1][0] < rows[-1][6])
 
     def changed(self, since: int) -> bool | None:
         return None
 
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         if before is not None:
-            return None  # no commit is ever removed here, so all can be replayed from the first
+            return None  # commits are never removed here, so the log can be replayed from the first
         rows = self._store.call("newest_snapshot", log=self._uuid)
-        return (rows[0][0], base64.b64decode(rows[0][1])) if rows else None
+        if not rows:
+            return None
+        lsn, head = rows[0][0], base64.b64decode(rows[0][1])
+        try:
+            return lsn, snapshot.whole(head, dict(self._blocks(snapshot.names_in(head))))
+        except snapshot.CorruptSnapshot:
+            return None
+
+    def _blocks(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+        for first in range(0, len(names), _BLOCKS_AT_ONCE):
+            some = names[first : first + _BLOCKS_AT_ONCE]
+            for name, text in self._store.call("blocks", log=self._uuid, names=some):
+                yield name, base64.b64decode(text)
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        self._store.call("put_snapshot", log=self._uuid, lsn=lsn, data=_text(data), kept=SNAPSHOTS_KEPT)
+        head = self._without_blocks(data)
+        self._store.call("put_snapshot", log=self._uuid, lsn=lsn, data=_text(head), kept=SNAPSHOTS_KEPT)
+
+    def _without_blocks(self, data: bytes) -> bytes:
+        """The head of a snapshot whose blocks the database has now; in a schema that keeps none, all of it."""
+        head, blocks = snapshot.split(data)
+        if blocks:
+            try:
+                there = {name for (name,) in self._store.call("block_names", log=self._uuid)}
+            except ConfigurationError:  # version 3
+                return data
+            for name in blocks.keys() - there:
+                self._store.call("put_block", log=self._uuid, block=name, data=_text(blocks[name]))
+        return head
 
     def destroy(self) -> None:
         self._store.call("destroy", log=self._uuid)
+
+    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
+        if base is not None:
+            raise ConfigurationError("A database holds whole logs only; restore this backup into a bucket.")
+        self._store.restore(self._uuid, entries)
 
 
 def _text(data: bytes) -> str:
@@ -100,92 +132,119 @@ class PostgresStore:
     """
 
     freshness = 1.0
-    beats_ride = True
+    piggybacks_heartbeats = True
     snapshots = True
 
     def __init__(self, url: str) -> None:
-        self._door = Door(Address(url))
-        self._files: Store | None = None
-        self.url = self._door.address.url
-        self._logs: dict[str, PostgresLog] = {}
+        self._connections = ConnectionProvider(PostgresAddress(url))
+        self.url = self._connections.address.url
         self._was_primary = False
 
     @property
-    def address(self) -> Address:
-        """Where it is, taken apart."""
-        return self._door.address
+    def address(self) -> PostgresAddress:
+        """The URL, parsed."""
+        return self._connections.address
 
     def catalog(self) -> PostgresLog:
-        return self._log(CATALOG)
+        return PostgresLog(self, CATALOG)
 
     def log(self, uuid: str) -> PostgresLog:
-        if uuid == CATALOG or not _UUID.fullmatch(uuid):
+        if uuid == CATALOG or not valid_name(uuid):
             raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
-        return self._log(uuid)
-
-    def _log(self, uuid: str) -> PostgresLog:
-        return self._logs.setdefault(uuid, PostgresLog(self, uuid))
+        return PostgresLog(self, uuid)
 
     def beat(self, beat: Beat) -> None:
         self.call("beat", peer=beat.peer, value=beat.value)
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
-        asked = [peer for peer in peers if _UUID.fullmatch(peer)]
+        asked = [peer for peer in peers if valid_name(peer)]
         return dict(self.call("beats", peers=asked)) if asked else {}
 
     def call(self, name: str, **parameters: Any) -> list[Any]:
-        """Say one statement of calls.sql: one round trip on the connection there is, else on a new one.
+        """Run one statement of calls.sql: one round trip on the open connection, or on a new one.
 
         Raises:
-            StoreUnreachable: the outcome is not known, or not for now.
-            Denied: wrong secret, or no right to do that.
-            ConfigurationError: no schema, another version's, or a server whose settings lose data.
+            StoreUnreachable: the outcome is not known, or the server cannot serve this now.
+            Denied: the secret is wrong, or this user may not do that.
+            StudyDeleted: the study is gone.
+            StoreCorrupt: the server has lost commits that a peer has seen.
+            ConfigurationError: no schema, one of another version, or server settings that would lose data.
 
         """
         from sqlalchemy.exc import DBAPIError
         from sqlalchemy.exc import TimeoutError as PoolTimeout
 
         try:
-            rows = self._say(calls()[name], parameters)
+            rows = self._run(statements(_CALLS)[name], parameters)
         except DBAPIError as error:
             raise self.translated(error) from None
         except PoolTimeout:
-            raise StoreUnreachable("this process waits for its own connection: another call hangs") from None
+            raise StoreUnreachable("this process's one connection is in use: another call hangs") from None
         self._was_primary = True
         return rows
 
-    def _say(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
+    def _run(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
         from sqlalchemy.exc import DBAPIError
 
         try:
-            return self._once(sql, parameters)
+            return self._run_once(sql, parameters)
         except DBAPIError as error:
             if getattr(error.orig, "pgcode", None) == LOGIN_ENDED:
-                self._door.close()  # there may be a new token
-            elif not error.connection_invalidated or self._door.gave_up:
+                self._connections.close()  # there may be a new token
+            elif not error.connection_invalidated or self._connections.gave_up:
                 raise
-        return self._once(sql, parameters)
+        return self._run_once(sql, parameters)
 
-    def _once(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
-        with self._door.engine().connect() as connection:
-            return list(connection.exec_driver_sql(sql, parameters).cursor.fetchall())
+    def _run_once(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
+        """One attempt, once this process's one connection is free.
+
+        A thread that waits for it is not woken when another fails to open it, so it looks again every second.
+        """
+        from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+        deadline = time.monotonic() + _CONNECTION_WAIT
+        while True:
+            try:
+                connection = self._connections.engine().connect()
+            except PoolTimeout:
+                if time.monotonic() >= deadline:
+                    raise
+                continue
+            with connection:
+                return list(connection.exec_driver_sql(sql, parameters).cursor.fetchall())
 
     def connect(self) -> Connection:
         """The connection, for statements of an administrator, in transactions of their own."""
-        connection = self._door.engine().connect()
+        connection = self._connections.engine().connect()
         return connection.execution_options(isolation_level="READ COMMITTED")
 
+    def restore(self, uuid: str, entries: Iterable[Entry]) -> None:
+        """Write these commits as they were, in one transaction; only an administrator may.
+
+        Raises:
+            Denied: this login is no administrator of the store.
+            StoreUnreachable: as `call`; then nothing was written.
+
+        """
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            with self.connect() as connection, connection.begin():
+                restore(connection, uuid, entries)
+        except DBAPIError as error:
+            raise self.translated(error) from None
+
     def translated(self, error: DBAPIError) -> HopaasError:
-        """What the driver says, as an error of ours."""
+        """The error of ours for an error of the driver."""
         text, code = str(error.orig), getattr(error.orig, "pgcode", None)
         if error.statement is None and code is None:
-            said = error.orig.__cause__ if error.orig is not None else None
-            refused = said if isinstance(said, HopaasError) else refusal(text)
+            cause = error.orig.__cause__ if error.orig is not None else None
+            refused = cause if isinstance(cause, HopaasError) else refusal(text)
             if not refused.retry:
-                self._door.remember_refusal(refused)
+                self._connections.remember_refusal(refused)
             return refused
-        if self._door.gave_up:
-            return silent()
+        if self._connections.gave_up:
+            return idle_too_long()
         if code in ("ZH503", READ_ONLY):
             return self._read_only()
         if code in NO_SCHEMA:
@@ -193,9 +252,9 @@ class PostgresStore:
         return failure(code, text)
 
     def _read_only(self) -> HopaasError:
-        """A fail-over ends by itself; a URL that never led to a primary does not."""
+        """The error for a replica: a fail-over ends by itself, a URL that never led to a primary stays wrong."""
         if self._was_primary:
-            self._door.close()  # the next connection may lead to the new primary
+            self._connections.close()  # the next connection may lead to the new primary
             return StoreUnreachable("the server has become a read-only replica; waiting for the new primary")
         return ConfigurationError(
             f"{self.url} is a read-only replica, which takes no commits. Use the primary's URL, or list all servers: "
@@ -206,40 +265,81 @@ class PostgresStore:
         from sqlalchemy.exc import DBAPIError
 
         try:
-            installed = self._say(calls()["version"], {})[0][0]
+            installed = self._run(statements(_CALLS)["version"], {})[0][0]
         except DBAPIError as error:
             code = getattr(error.orig, "pgcode", None)
             return wrong_schema(None) if code in NO_SCHEMA else failure(code, str(error.orig))
         return NewerFormat() if installed > SCHEMA_VERSION else wrong_schema(installed)
 
-    def artifacts(self) -> Artifacts:
-        if self._files is None:
-            url = settings.artifacts_url()
-            if url is None:
-                return PostgresArtifacts(self.call)
-            from hopaas_p2p.stores.url import open_store
-
-            self._files = open_store(url)
-        return self._files.artifacts()
+    def artifacts(self) -> PostgresArtifacts:
+        return PostgresArtifacts(self)
 
     def after_fork(self) -> None:
-        self._door.forget()
-        if self._files is not None:
-            self._files.after_fork()
+        self._connections.forget()
 
     def close(self) -> None:
-        self._door.close()
-        if self._files is not None:
-            self._files.close()
+        self._connections.close()
 
 
-@functools.cache
-def calls() -> dict[str, str]:
-    """The statements of calls.sql by name."""
-    text = importlib.resources.files("hopaas_p2p.stores.postgres").joinpath("calls.sql").read_text()
-    found = {}
-    for part in text.split("-- name: ")[1:]:
-        name, _, rest = part.partition("\n")
-        lines = [line for line in rest.splitlines() if line and not line.startswith("--")]
-        found[name.strip()] = " ".join(lines)
-    return found
+class PostgresArtifacts:
+    """Files in the database: for models and plots of some megabytes, sent and fetched in parts of one.
+
+    The server decides what may be stored, and by whom; see `artifacts.sql`. A part that was lost is sent again, and
+    the server counts it once.
+    """
+
+    def __init__(self, store: PostgresStore) -> None:
+        self._call = store.call
+
+    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
+        upload = secrets.token_hex(16)
+        with source.open("rb") as file:
+            size = source.stat().st_size
+            self._retry("begin_artifact", key=_checked(key), size=size, upload=upload)
+            for part in range(-(-size // _PART)):
+                data = file.read(_PART)
+                self._retry("put_part", upload=upload, part=part, data=data)
+                if progress is not None:
+                    progress(len(data))
+        self._retry("finish_artifact", upload=upload)
+
+    def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
+        found: int | None = None
+        done, size, part = 0, 1, 0
+        with target.open("wb") as file:
+            while done < size:
+                rows = self._retry("read_part", key=_checked(key), id=found, part=part)
+                if not rows:
+                    break
+                found, size, text = rows[0]
+                data = base64.b64decode(text or "")
+                file.write(data)
+                done, part = done + len(data), part + 1
+                if progress is not None:
+                    progress(len(data))
+        if found is None:
+            target.unlink()
+            raise KeyError(key)
+        if done < size:
+            raise StoreUnreachable(f"{key} was replaced while it was read; get it again")
+
+    def delete(self, key: str) -> None:
+        self._retry("remove_artifact", key=_checked(key))
+
+    def keys(self, prefix: str) -> list[str]:
+        return [key for (key,) in self._retry("artifact_keys", prefix=prefix)]
+
+    def _retry(self, name: str, **parameters: Any) -> list[Any]:
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._call(name, **parameters)
+            except StoreUnreachable:
+                time.sleep(backoff.pause())
+        return self._call(name, **parameters)
+
+
+def _checked(key: str) -> str:
+    if not valid_key(key):
+        raise KeyError(key)
+    return key

@@ -14,11 +14,12 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net import trust
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.=-]+(/[A-Za-z0-9_.=-]+)*")
 _REGION: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
-_OPTIONS: Final = ("endpoint", "region", "style")
+_OPTIONS: Final = ("endpoint", "region", "style", "insecure")
 _EXAMPLE: Final = "s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1"
 
 
@@ -33,6 +34,8 @@ class Address(NamedTuple):
     region: str
     virtual: bool
     """Whether the bucket stands in the host name."""
+    insecure: bool = False
+    """Whether another machine may be spoken to without TLS."""
 
     @property
     def url(self) -> str:
@@ -43,6 +46,8 @@ class Address(NamedTuple):
             options["style"] = "virtual"
         if not self.virtual and self.is_aws:
             options["style"] = "path"
+        if self.insecure:
+            options["insecure"] = "true"
         return f"s3://{self.bucket}{path}?{urlencode(options, safe=':/')}"
 
     @property
@@ -70,7 +75,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
-            "keys do not belong into an s3:// URL: everybody who sees a process list would have them. "
+            "keys do not belong into an s3:// URL: they would show in every list of processes. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -80,6 +85,11 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     bucket, prefix = parts.netloc, unquote(parts.path).strip("/")
     if not _BUCKET.fullmatch(bucket):
         raise ConfigurationError(f"{bucket!r} is no bucket name; write {_EXAMPLE}")
+    if bucket.endswith("--x-s3"):
+        raise ConfigurationError(
+            f"{bucket} is a directory bucket (S3 Express One Zone), which lists keys in no order; a log needs them in "
+            "order. Use a general purpose bucket"
+        )
     if prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
         raise ConfigurationError(f"the prefix {prefix!r} may have letters, digits, '_', '-', '.', '=' and '/' only")
     region = options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -91,7 +101,19 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     style = options.get("style") or ("virtual" if is_aws(endpoint) else "path")
     if style not in ("path", "virtual"):
         raise ConfigurationError(f"style={style!r}: an s3:// URL takes style=path or style=virtual")
-    return Address(bucket, prefix, endpoint, region, style == "virtual")
+    insecure = options.get("insecure", "false")
+    if insecure not in ("true", "false"):
+        raise ConfigurationError(f"insecure={insecure!r}: an s3:// URL takes insecure=true, or none")
+    if (
+        insecure == "false"
+        and endpoint.startswith("http://")
+        and not trust.is_loopback(urlsplit(endpoint).hostname or "")
+    ):
+        raise ConfigurationError(
+            f"the endpoint {endpoint} is another machine's and has no TLS, so anybody on the way can read and change "
+            "what is in the store; write https://, or add insecure=true to the URL where the network is your own"
+        )
+    return Address(bucket, prefix, endpoint, region, style == "virtual", insecure == "true")
 
 
 def _endpoint(given: str | None, region: str) -> str:

@@ -18,9 +18,9 @@ from minio import time as minio_time
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address
-from hopaas_p2p.stores.s3.errors import CLOCK, PASSING, RUN_OUT, Refused, unreachable
-from hopaas_p2p.stores.s3.http import Watch
-from hopaas_p2p.stores.s3.keys import Chain
+from hopaas_p2p.stores.s3.errors import CLOCK, PASSING, RUN_OUT, Refused, refusal, unreachable
+from hopaas_p2p.stores.s3.http import ResponseObserver
+from hopaas_p2p.stores.s3.keys import Chain, Keys
 
 T = TypeVar("T")
 
@@ -46,7 +46,9 @@ class Signed:
 
     def __init__(self, address: Address, keys: Chain) -> None:
         self.address = address
-        self.watch = Watch()
+        self.observer = ResponseObserver()
+        self.known = False
+        """Whether the bucket is there, or was."""
         self.keys = keys
         self.keys.clock = self._now
         self._client: _Client | None = None
@@ -54,14 +56,12 @@ class Signed:
         self._ahead = datetime.timedelta(0)
 
     def _now(self) -> float:
-        return self.watch.server_now() or minio_time.utcnow().timestamp()
+        return self.observer.server_now() or minio_time.utcnow().timestamp()
 
     def after_fork(self) -> None:
-        _abandoned.extend([self._client, self._bulk, self.keys, self.watch])
+        _abandoned.extend([self._client, self._bulk, self.keys, self.observer])
         self._client = self._bulk = None
-        requests, ahead, heard = self.watch.requests, self.watch.ahead, self.watch.heard
-        self.watch = Watch()
-        self.watch.requests, self.watch.ahead, self.watch.heard = requests, ahead, heard
+        self.observer = self.observer.copy()
         self.keys = self.keys.copy(clock=self._now)
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Signed:
             again = urllib3.Retry(total=4, backoff_factor=0.5, status_forcelist=sorted(PASSING), allowed_methods=None)
             http = s3_http.pool(
                 address.endpoint,
-                watch=self.watch,
+                observer=self.observer,
                 retries=again if bulk else False,
                 read=60.0 if bulk else s3_http.READ,
             )
@@ -98,6 +98,10 @@ class Signed:
                 self._client = client
         return client
 
+    def refusal(self, refused: Refused, what: str, *, conditional: bool = False) -> HopaasError:
+        """An answer that is no success, to the request to do `what`."""
+        return refusal(self.address, refused, what, conditional=conditional, known=self.known)
+
     def ask(
         self, method: str, key: str, *, bulk: bool = False, headers: dict[str, str] | None = None, **kw: Any
     ) -> Any:
@@ -114,18 +118,25 @@ class Signed:
     def guarded(self, send: Callable[[], T]) -> T:
         """Send; once more with other keys or the server's time, if that is what it was refused for."""
         for last in (False, True):
+            keys, ahead = self.keys.retrieve(), self._ahead
             try:
                 return self._translated(send)
             except Refused as refused:
-                if last or not self._amended(refused):
+                if last or not self._amended(refused, keys, ahead):
                     raise
         raise AssertionError("unreachable")
 
-    def _amended(self, refused: Refused) -> bool:
+    def _amended(self, refused: Refused, keys: Keys, ahead: datetime.timedelta) -> bool:
+        """Whether a request that was signed with these keys and this time would be signed otherwise now.
+
+        Of several that are under way each is refused; the first of them to come back amends for all.
+        """
         if refused.code in RUN_OUT:
-            return self.keys.renew()
-        if refused.code in CLOCK and abs(self.watch.ahead - self._ahead.total_seconds()) > 1.0:
-            self._ahead = datetime.timedelta(seconds=self.watch.ahead)
+            return self.keys.renew(keys)
+        if refused.code in CLOCK and ahead != self._ahead:
+            return True
+        if refused.code in CLOCK and abs(self.observer.ahead - self._ahead.total_seconds()) > 1.0:
+            self._ahead = datetime.timedelta(seconds=self.observer.ahead)
             for client in (self._client, self._bulk):
                 if client is not None:
                     client.ahead = self._ahead
@@ -134,13 +145,14 @@ class Signed:
 
     def _translated(self, send: Callable[[], T]) -> T:
         """What the SDK raises, by the status that the server answered with: its exceptions are of three kinds."""
-        answer = self.watch.answer
+        answer = self.observer.answer
         answer.status, answer.headers = None, {}
         try:
-            return send()
+            found = send()
         except HopaasError:
             raise
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            self.observer.interruptions += 1
             raise unreachable(self.address, error) from None
         except Exception as error:  # noqa: BLE001  # also what it trips over in a proxy's page of HTML
             status = getattr(getattr(error, "response", None), "status", None) or answer.status  # of a part's thread
@@ -148,4 +160,8 @@ class Signed:
                 raise StoreUnreachable(
                     f"{self.address.endpoint} gave an answer that is not S3's: {type(error).__name__}"
                 ) from None
-            raise Refused(status, str(getattr(error, "code", None) or "")) from None
+            refused = Refused(status, str(getattr(error, "code", None) or ""))
+            self.observer.interruptions += refused.away
+            raise refused from None
+        self.known = True
+        return found

@@ -1,8 +1,9 @@
 """Which keys to sign with: found where every S3 tool looks for them, and fetched anew before they expire.
 
-In order: `AWS_ACCESS_KEY_ID` and its kin; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the profile
-`AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the machine's metadata. Files and
-services are asked again when what they gave runs out or is refused, so keys may be renewed in the middle of a run.
+In order: `AWS_ACCESS_KEY_ID` and its companions; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the
+profile `AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the machine's metadata.
+Files and services are asked again when what they gave runs out or is refused, so keys may be renewed in the middle of a
+run.
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ class Refused(Exception):
         super().__init__(status, code)
         self.status, self.code = status, code
 
+    @property
+    def away(self) -> bool:
+        """Whether the server is not ready, rather than busy."""
+        return (self.status in (502, 503, 504) and self.code != "SlowDown") or self.code == "NoSuchBucket"
+
 
 def unreachable(address: Address, error: Exception) -> HopaasError:
     """No answer at all, or half of one."""
@@ -57,8 +62,20 @@ def _plainly(error: Exception) -> str | None:
     return None
 
 
-def refusal(address: Address, refused: Refused, what: str) -> HopaasError:
-    """An answer that is no success, to the request to do `what`."""
+def refusal(
+    address: Address, refused: Refused, what: str, *, conditional: bool = False, known: bool = False
+) -> HopaasError:
+    """An answer that is no success.
+
+    Args:
+        address: of the bucket.
+        refused: the answer.
+        what: the request was to do.
+        conditional: whether it was a write with a condition.
+        known: whether this process has used the bucket, so that one that is missing is away: a server that starts
+            with a new disk or pool answers like that.
+
+    """
     status, code = refused.status, refused.code
     where = f"{address.endpoint}, bucket {address.bucket!r}"
     said = f"HTTP {status}{' ' + code if code else ''}"
@@ -70,6 +87,8 @@ def refusal(address: Address, refused: Refused, what: str) -> HopaasError:
         return ConfigurationError(f"{where}: the keys are not valid, or no longer; renew them ({said})")
     if status in PASSING or code in _MANGLED:
         return StoreUnreachable(f"{where}: try later ({said}). Nothing acknowledged is lost.")
+    if code == "NoSuchBucket" and known:
+        return StoreUnreachable(f"{where}: the bucket was there, and is not now. If it was removed, bring it back")
     if code == "NoSuchBucket":
         return ConfigurationError(f"{where}: there is no such bucket; create it, or correct the URL")
     if status == 403:
@@ -78,6 +97,6 @@ def refusal(address: Address, refused: Refused, what: str) -> HopaasError:
         )
     if status in (301, 307, 308) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         return ConfigurationError(f"{where}: the bucket is in another region; say which with ?region=… ({said})")
-    if status in (405, 501):
+    if status in (405, 501) and conditional:
         return ConfigurationError(f"{where}: the server knows no conditional writes, which a log needs ({said})")
     return ConfigurationError(f"{where}: the server does not {what} ({said}); is it an S3 server?")

@@ -10,7 +10,7 @@ import urllib3
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.s3.client import Signed
-from hopaas_p2p.stores.s3.errors import Refused, refusal, unreachable
+from hopaas_p2p.stores.s3.errors import Refused, unreachable
 
 _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
 _CHUNK: Final = 1 << 20
@@ -36,7 +36,7 @@ class Files:
         try:
             self._signed.guarded(send)
         except Refused as refused:
-            raise refusal(self.address, refused, f"write {key}") from None
+            raise self._signed.refusal(refused, f"write {key}") from None
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
         """Write the object to a file; whether there was one."""
@@ -59,7 +59,7 @@ class Files:
                     return False
                 if refused.status in (412, 416):
                     raise StoreUnreachable(f"{key} was replaced while it was read; get it again") from None
-                raise refusal(self.address, refused, f"read {key}") from None
+                raise self._signed.refusal(refused, f"read {key}") from None
             etag = response.headers.get("ETag", "")
             if done and response.status != 206:  # it sends all of it again
                 file.seek(0)

@@ -1,8 +1,8 @@
 """Clean up in a bucket: commits that a snapshot stands for, and what deleted studies left.
 
 Nobody has to, and nothing runs by itself: without it a study can be replayed from its first commit for ever. The order
-is what makes it safe. First the boundary is advanced, then objects go: who slept looks at the boundary before it
-believes that a free key is the end of the log. And only what the server has held for a day goes, by the server's own
+is what makes it safe. First the boundary is advanced, then objects go: a peer that slept looks at the boundary before
+it believes that a free key is the end of the log. And only what the server has held for a day goes, by the server's own
 clock: an awake peer has read it long ago.
 """
 
@@ -14,16 +14,17 @@ from typing import Final, NamedTuple
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import InvalidInput, StoreCorrupt
-from hopaas_p2p.stores.s3.awake import DELETED
-from hopaas_p2p.stores.s3.objects import Listed
+from hopaas_p2p.stores.base import read_all
+from hopaas_p2p.stores.objects.contract import Listed, lsn_of
+from hopaas_p2p.stores.objects.log import TOMBSTONE
+from hopaas_p2p.stores.objects.retention import DELETED
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.s3.tail import TOMBSTONE
 
 DAY: Final = 86400.0
 _BEATS: Final = 40 * DAY  # the longest silence that a peer may ask for is 30
 
 
-class Finding(NamedTuple):
+class Removal(NamedTuple):
     """Some objects that may go, or went."""
 
     what: str
@@ -34,7 +35,7 @@ class Finding(NamedTuple):
     """Bytes."""
 
 
-def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Finding]:
+def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
     """Remove what is no longer needed; what goes is yielded, log by log.
 
     Args:
@@ -52,7 +53,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     yield from _collect(store, keep, dry_run=dry_run)
 
 
-def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Finding]:
+def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]:
     catalog = _catalog(store)
     now = store.objects.server_now()
     assert now is not None  # it has just answered
@@ -65,37 +66,39 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Finding]
             yield from _compact(store, uuid, names[uuid], now - keep, dry_run=dry_run)
         else:
             yield from _clear(store, uuid, now - keep, dry_run=dry_run)
-    old = [one for one in store.objects.listed("beats/") if one.modified < now - max(keep, _BEATS)]
+    old = [one for one in store.objects.details("beats/") if one.modified < now - max(keep, _BEATS)]
     yield from _remove(store, "signs of life of peers long gone", "", old, dry_run=dry_run)
 
 
 def _catalog(store: S3Store) -> Catalog:
     store.prove()
-    log, catalog, more = store.catalog(), Catalog(), True
-    while more:
-        receipt = log.exchange(None, catalog.lsn)
-        for entry in receipt.entries:
-            catalog.apply(entry.lsn, codec.decode(entry.payload))
-        more = receipt.more
+    catalog = Catalog()
+    for entry in read_all(store.catalog()):
+        catalog.apply(entry.lsn, codec.decode(entry.payload))
     return catalog
 
 
-def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bool) -> Iterator[Finding]:
+def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bool) -> Iterator[Removal]:
     """Remove commits that all snapshots contain, if the newest of these can be read."""
     root = f"study/{uuid}/"
-    snapshots = store.objects.listed(f"{root}snapshot/")
+    snapshots = [lsn for key in store.objects.listed(f"{root}snapshot/") if (lsn := lsn_of(key)) is not None]
     if not snapshots or not _readable(store, uuid):
         return
-    oldest = _lsn(snapshots[0])
+    oldest = min(snapshots)
     old: list[Listed] = []
-    for one in store.objects.listed(f"{root}log/"):
-        if _lsn(one) > oldest or one.modified >= before:
+    last = 0
+    for one in store.objects.details(f"{root}log/"):
+        lsn = lsn_of(one.key)
+        if lsn is None:
+            continue  # somebody left it there
+        if lsn > oldest or one.modified >= before:
             break
         old.append(one)
+        last = lsn
     if old and not dry_run:
-        boundary = f"{root}boundary/{_lsn(old[-1]):020d}"
-        store.objects.create(boundary, b"commits up to this one were removed\n")
-        earlier = [one.key for one in store.objects.listed(f"{root}boundary/") if one.key < boundary]
+        boundary = f"{root}boundary/{last:020d}"
+        store.objects.put_new(boundary, b"commits up to this one were removed\n")
+        earlier = [key for key in store.objects.listed(f"{root}boundary/") if key < boundary]
         store.objects.delete(earlier)
     yield from _remove(store, "commits that snapshots contain", name, old, dry_run=dry_run)
 
@@ -108,28 +111,23 @@ def _readable(store: S3Store, uuid: str) -> bool:
         return False
 
 
-def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterator[Finding]:
+def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterator[Removal]:
     """Remove a study that is in no list: deleted, or never finished to be created. A marker stays."""
     root = f"study/{uuid}/"
     marker = f"{root}boundary/{DELETED}"
-    found = [one for one in store.objects.listed(root) if one.key != marker]
+    found = [one for one in store.objects.details(root) if one.key != marker]
     if not found or max(one.modified for one in found) >= before:
         return
     if not dry_run:
         store.objects.put(marker, TOMBSTONE)
     yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
-    files = store.objects.listed(f"artifacts/{uuid}/")
+    files = store.objects.details(f"artifacts/{uuid}/")
     yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
 
 
-def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> Iterator[Finding]:
+def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> Iterator[Removal]:
     if not found:
         return
     if not dry_run:
         store.objects.delete([one.key for one in found])
-    yield Finding(what, study, len(found), sum(one.size for one in found))
-
-
-def _lsn(one: Listed) -> int:
-    name = one.key.rpartition("/")[2]
-    return int(name) if name.isdigit() else 0
+    yield Removal(what, study, len(found), sum(one.size for one in found))

@@ -6,21 +6,25 @@ So it gets pools from here: retries off, time-outs short, and a note of every an
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
+import functools
 import os
+import socket
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+from urllib.parse import urlsplit
 
 import urllib3
+import urllib3.connection
 from urllib3.util import Timeout, make_headers
 
-from hopaas_p2p import settings
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net import proxies, trust
+from hopaas_p2p.net.proxies import Proxy, ServerAddress
 
 CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
@@ -36,26 +40,36 @@ class Answer(threading.local):
     headers: Mapping[str, str] = {}
 
 
-class Watch:
+class ResponseObserver:
     """Counts requests by kind, remembers answers, and knows the server's clock."""
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
+        self.interruptions = 0
+        """How often there was no answer, or one that says that the server is not ready."""
         self.answer = Answer()
         self.ahead = 0.0
         """Seconds by which the server's clock is ahead of this machine's."""
         self.heard = False
 
-    def asked(self, method: str, url: str) -> None:
+    def copy(self) -> ResponseObserver:
+        """With what it knows, for a child of a fork."""
+        made = ResponseObserver()
+        made.requests, made.interruptions = self.requests, self.interruptions
+        made.ahead, made.heard = self.ahead, self.heard
+        return made
+
+    def send(self, urlopen: Callable[..., Any], method: str, url: str, *args: Any, **kw: Any) -> Any:
+        """Send a request, and take note of it and of its answer."""
         listing = method == "GET" and "list-type=" in url
         self.requests["LIST" if listing else method] += 1
         self.answer.status, self.answer.headers = None, {}
-
-    def answered(self, response: Any) -> None:
+        response = urlopen(method, url, *args, **kw)
         self.answer.status, self.answer.headers = response.status, response.headers
         date = parse_date(response.headers.get("Date"))
         if date is not None:
             self.ahead, self.heard = date - time.time(), True
+        return response
 
     def server_now(self) -> float | None:
         """The server's time in seconds since 1970, as far as its answers tell."""
@@ -70,35 +84,63 @@ def parse_date(text: str | None) -> float | None:
         return None
 
 
-class _Pool(urllib3.PoolManager):
-    watch: Watch | None = None
-
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
-        return _watched(self.watch, super().urlopen, method, url, redirect, kw)
+_QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
-class _ProxyPool(urllib3.ProxyManager):
-    watch: Watch | None = None
+class _Prompt:
+    """A connection that acknowledges what it gets at once.
 
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
-        return _watched(self.watch, super().urlopen, method, url, redirect, kw)
+    A server that sends an answer's head and body apart, and waits for the first to be acknowledged before it sends the
+    second (Nagle's algorithm, as Ceph RGW by default), meets a kernel that acknowledges 40 ms later, in the hope of
+    data to go along: 44 ms for each GET there, and peers that read were starved by those that only write.
+    """
+
+    sock: Any
+
+    def getresponse(self) -> Any:
+        if _QUICKACK is not None:
+            with contextlib.suppress(OSError, AttributeError):  # TLS within TLS is not a socket
+                self.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        return super().getresponse()  # type: ignore[misc]
 
 
-def _watched(
-    watch: Watch | None, send: Callable[..., Any], method: str, url: str, redirect: bool, kw: dict[str, Any]
-) -> Any:
-    if watch is None:
+class _Plain(_Prompt, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _Secure(_Prompt, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Secure
+
+
+class _Observed:
+    observer: ResponseObserver | None = None
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:
+        send = super().urlopen  # type: ignore[misc]
+        send = send if self.observer is None else functools.partial(self.observer.send, send)
         return send(method, url, redirect=redirect, **kw)
-    watch.asked(method, url)
-    response = send(method, url, redirect=redirect, **kw)
-    watch.answered(response)
-    return response
+
+
+class _Pool(_Observed, urllib3.PoolManager):  # type: ignore[misc]
+    pass
+
+
+class _ProxyPool(_Observed, urllib3.ProxyManager):  # type: ignore[misc]
+    pass
 
 
 def pool(
     url: str,
     *,
-    watch: Watch | None = None,
+    observer: ResponseObserver | None = None,
     read: float = READ,
     connect: float = CONNECT,
     retries: urllib3.Retry | bool = False,
@@ -109,7 +151,7 @@ def pool(
 
     Args:
         url: where to; decides about the proxy.
-        watch: who takes note of what goes on.
+        observer: takes note of requests and answers.
         read, connect: seconds.
         retries: for requests that may be sent twice; off by default.
         direct: never through a proxy, as for a machine's own metadata.
@@ -119,58 +161,36 @@ def pool(
         ConfigurationError: the proxy or the certificate file cannot be used.
 
     """
+    proxy = None if direct else proxy_of(url)
+    in_tls = url.startswith("https:") or (proxy is not None and proxy.scheme == "https")
     options: dict[str, Any] = {
         "timeout": Timeout(connect=connect, read=read),
         "retries": retries,
         "maxsize": _CONNECTIONS,
-        "cert_reqs": "CERT_REQUIRED",
-        "ca_certs": certificates(env),
+        "ssl_context": context(env) if in_tls else None,
     }
-    proxy = None if direct else proxy_for(url)
     made: _Pool | _ProxyPool
     if proxy is None:
         made = _Pool(**options)
     else:
-        address, login = proxy
-        headers = make_headers(proxy_basic_auth=login) if login else None
-        try:
-            made = _ProxyPool(address, proxy_headers=headers, **options)
-        except (urllib3.exceptions.HTTPError, ValueError):
-            raise ConfigurationError(
-                f"the proxy {address!r} of HTTPS_PROXY cannot be used; write http://host:port"
-            ) from None
-    made.watch = watch
+        headers = make_headers(proxy_basic_auth=proxy.login.reveal()) if proxy.login else None
+        made = _ProxyPool(str(proxy), proxy_headers=headers, proxy_ssl_context=options["ssl_context"], **options)
+    made.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+    made.observer = observer
     return made
 
 
-def proxy_for(url: str) -> tuple[str, str] | None:
-    """(address, "user:password" or "") of the proxy that the environment has for this URL, or None."""
+def proxy_of(url: str) -> Proxy | None:
+    """The proxy that the environment names for this URL, or None to go without; raises as `proxies.proxy_for`."""
+    return proxies.proxy_for(server_of(url), scheme=url.partition("://")[0], kinds=("http", "https"))
+
+
+def server_of(url: str) -> ServerAddress:
+    """The server of this URL."""
     parts = urlsplit(url)
-    proxies = getproxies_environment()
-    given = proxies.get(parts.scheme) or proxies.get("all")
-    if not given or proxy_bypass_environment(parts.netloc, proxies):
-        return None
-    proxy = urlsplit(given if "://" in given else f"http://{given}")
-    if proxy.scheme not in ("http", "https") or not proxy.hostname:
-        raise ConfigurationError("the proxy in HTTPS_PROXY is not understood; write http://user:password@host:port")
-    host = f"[{proxy.hostname}]" if ":" in proxy.hostname else proxy.hostname
-    address = f"{proxy.scheme}://{host}" + (f":{proxy.port}" if proxy.port else "")
-    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}" if proxy.username else ""
-    return address, login
+    return ServerAddress(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
-def certificates(env: Mapping[str, str] = os.environ) -> str:
-    """The file of the authorities to trust.
-
-    Raises:
-        ConfigurationError: a setting names a file that is not there.
-
-    """
-    given = settings.ca_file(env) or env.get("AWS_CA_BUNDLE") or env.get("SSL_CERT_FILE")
-    if given is None or given == "":
-        import certifi
-
-        return certifi.where()
-    if not os.path.isfile(given):  # noqa: PTH113  # a setting, as it was written
-        raise ConfigurationError(f"the certificate file {given!r} is not there; see HOPAAS_CA_FILE")
-    return given
+def context(env: Mapping[str, str] = os.environ) -> ssl.SSLContext:
+    """What verifies the server; raises as `trust.client_context`."""
+    return trust.new_context(trust.authorities(aws=True, env=env))

@@ -1,6 +1,6 @@
 """Services that give keys: an identity provider's STS, a container platform, a cloud's machine.
 
-What they answer, and what they were told, is never shown.
+What is sent to them, and what they answer, is never shown.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _element(xml: str, name: str) -> str:
 
 
 class Container:
-    """The credentials service of a container platform: AWS_CONTAINER_CREDENTIALS_FULL_URI or its relative kin."""
+    """The credentials service of a container platform: AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI."""
 
     name = "AWS_CONTAINER_CREDENTIALS_FULL_URI"
 
@@ -120,7 +120,7 @@ class Machine:
 
 
 def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, str], direct: bool = False) -> str:
-    """One request to a service that gives keys. What it answers, and what it was told, is never shown."""
+    """One request to a service that gives keys. What is sent, and what it answers, is never shown."""
     wait = _PATIENCE if direct else s3_http.READ
     try:
         with s3_http.pool(url, read=wait, connect=wait, direct=direct) as pool:

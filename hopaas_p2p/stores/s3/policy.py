@@ -14,13 +14,15 @@ Role = Literal["viewer", "worker", "owner"]
 ROLES: Final[tuple[Role, ...]] = ("viewer", "worker", "owner")
 
 
-def policy(address: Address, role: Role, *, uuid: str | None = None) -> dict[str, Any]:
+def policy(address: Address, role: Role, *, uuid: str | None = None, by_prefix: bool = True) -> dict[str, Any]:
     """A policy document for one key.
 
     Args:
         address: the store.
         role: viewer reads, worker runs trials, owner may all.
         uuid: of the one study that a worker may write to; every study if it is None.
+        by_prefix: whether listing is allowed by prefix. Some servers then answer 403 to a key that is free, where a
+            log needs a 404: without it, keys of the whole bucket may be listed.
 
     """
     bucket = f"arn:aws:s3:::{address.bucket}"
@@ -28,7 +30,7 @@ def policy(address: Address, role: Role, *, uuid: str | None = None) -> dict[str
     prefixes = [address.root, f"{address.root}*"]
     may_list = {"StringLike": {"s3:prefix": prefixes}}
     statements: list[dict[str, Any]] = [
-        _allow("Look", ["s3:ListBucket"], [bucket], may_list),
+        _allow("Look", ["s3:ListBucket"], [bucket], may_list if by_prefix else None),
         _allow("Read", ["s3:GetObject"], [f"{root}*"]),
     ]
     if role == "worker":

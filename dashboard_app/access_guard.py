@@ -1,0 +1,278 @@
+"""Decides who may send this server a request, before anything else sees it: pages, web sockets, metrics, uploads, and
+optuna-dashboard at its own port.
+
+Other users of the node reach its loopback address, and so does every web page in the user's browser. So, as Jupyter
+does, the server makes a random key when it starts. The address that it prints holds the key; a browser that opens it
+once is given a cookie and sent to the address without the key. A program sends `Authorization: Bearer KEY`. Where
+people sign in (`--auth oidc`), the sign-in takes the place of the key.
+
+`Host` must be a name of this server: a page of another site whose name was bound to our address ("DNS rebinding") says
+its own name. `Origin` must be the host that was asked: other ports of this machine are other people's servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import html
+import ipaddress
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from starlette.requests import cookie_parser
+
+from dashboard_app import sign_in
+from dashboard_app.options import DashboardOptions
+from hopaas_p2p.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_SAFE: Final = ("GET", "HEAD", "OPTIONS")
+_SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
+_HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_POLICY_VIOLATION: Final = 1008  # RFC 6455
+_REASONS: Final = {303: "See Other", 400: "Bad Request", 403: "Forbidden"}
+_PAGE: Final = (
+    "<!doctype html><html lang=en><meta charset=utf-8><title>hopaas-p2p</title>"
+    "<body style='font: 16px/1.5 sans-serif; max-width: 36em; margin: 4em auto; padding: 0 1em'>"
+    "<h1>hopaas-p2p</h1><p>{why}</p>{form}</body></html>"
+)
+_FORM: Final = (
+    "<form><label>Key <input name=key type=password autocomplete=off autofocus></label> <button>Open</button></form>"
+)
+_NO_KEY: Final = "Open the address that <code>hopaas-p2p dashboard</code> printed when it started; it holds a key."
+
+
+class IncomingRequest(NamedTuple):
+    """What is judged of a request."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    """Names in lower case; several of one name are joined by commas, as HTTP does."""
+
+
+class GuardAnswer(NamedTuple):
+    """What is answered instead of what was asked for."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class AccessGuard:
+    """Judges requests. Any thread may ask it; nothing in it changes.
+
+    Args:
+        opts: how the dashboard was started.
+        key: what opens it; None where people sign in.
+        hosts: names that this server is served under beside its own.
+
+    """
+
+    def __init__(self, opts: DashboardOptions, key: str | None, hosts: Iterable[str] = ()) -> None:
+        self._opts = opts
+        self._key = key
+        self._prefix = opts.prefix
+        self._loopback_only = _is_loopback(opts.host)
+        self._hosts = {"localhost", _name(opts.host)} | {_name(one) for one in (*opts.allowed_hosts, *hosts)}
+        if not self._loopback_only:
+            self._hosts |= {_name(socket.gethostname()), _name(socket.getfqdn())}
+        self._cookie = f"hopaas_key_{opts.port}"  # browsers do not tell ports apart
+        self._proof = hmac.new((key or "").encode(), b"cookie", hashlib.sha256).hexdigest()
+
+    def judge(self, request: IncomingRequest, *, scrapes: Callable[[str], bool] | None = None) -> GuardAnswer | None:
+        """None if the request may go on, else the answer.
+
+        Args:
+            request: the request.
+            scrapes: whether this `Authorization` header may read `/metrics`.
+
+        """
+        host = request.headers.get("host", "")
+        if not self._serves(host):
+            return _refusal(
+                f"This dashboard is not served as {host[:200]!r}; if it should be, start it with --allow-host NAME."
+            )
+        if not _same_origin(request, host):
+            return _refusal("Another site's page asked for this.")
+        if request.path == f"{self._prefix}/healthz":
+            return None
+        bearer = request.headers.get("authorization", "")
+        if scrapes is not None and request.path == f"{self._prefix}/metrics" and scrapes(bearer):
+            return None
+        cookies = cookie_parser(request.headers.get("cookie", ""))
+        return self._without_key(request, bearer, cookies) or self._unwanted_upload(request, cookies)
+
+    def address(self, path: str, port: int) -> str:
+        """The address that opens the dashboard, for whoever started it."""
+        host = "127.0.0.1" if self._opts.host in ("0.0.0.0", "::") else self._opts.host  # noqa: S104  # not bound
+        key = "" if self._key is None else f"?key={quote(self._key)}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}{path or '/'}{key}"
+
+    def _serves(self, host: str) -> bool:
+        found = _HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = _name(found["name"])
+        if name in self._hosts:
+            return True
+        with contextlib.suppress(ValueError):  # an address is no name that somebody could bind to another address
+            return ipaddress.ip_address(name).is_loopback or not self._loopback_only
+        return False
+
+    def _without_key(self, request: IncomingRequest, bearer: str, cookies: Mapping[str, str]) -> GuardAnswer | None:
+        """Refuse a request without the key, or exchange the key in an address for a cookie."""
+        if self._key is None:
+            return None
+        query = parse_qsl(request.query, keep_blank_values=True)
+        given = [value for name, value in query if name == "key"]
+        if given and request.method == "GET" and _same(given[0], self._key):
+            rest = urlencode([(name, value) for name, value in query if name != "key"])
+            path = "/" + quote(request.path.lstrip("/"))
+            cookie = f"{self._cookie}={self._proof}; Path={self._prefix or '/'}; HttpOnly; SameSite=Lax"
+            return _answer(303, "", [("Location", f"{path}?{rest}" if rest else path), ("Set-Cookie", cookie)])
+        if _same(cookies.get(self._cookie, ""), self._proof) or _same(bearer, f"Bearer {self._key}"):
+            return None
+        return _answer(403, _PAGE.format(why=_NO_KEY, form=_FORM))
+
+    def _unwanted_upload(self, request: IncomingRequest, cookies: Mapping[str, str]) -> GuardAnswer | None:
+        """Files are taken from people who may do something with them; Streamlit keeps them in memory."""
+        if request.method in _SAFE or not request.path.startswith(f"{self._prefix}/_stcore/upload_file"):
+            return None
+        if not self._opts.actions:
+            return _refusal("This dashboard is read-only; start it with --allow-actions to change things.")
+        if self._opts.auth == "oidc" and not sign_in.person_of_cookies(cookies, now=time.time()):
+            return _refusal("Sign in first.")
+        return None
+
+
+class AccessMiddleware:
+    """ASGI middleware: what the guard refuses goes no further."""
+
+    def __init__(self, app: ASGIApp, *, guard: AccessGuard, scrapes: Callable[[str], bool]) -> None:
+        self._app = app
+        self._guard = guard
+        self._scrapes = scrapes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or one web socket."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers: dict[str, str] = {}
+        for raw_name, raw in scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw.decode("latin-1")
+            joint = "; " if name == "cookie" else ","  # HTTP/2 sends cookies one by one
+            headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
+        query = scope.get("query_string", b"").decode("latin-1")
+        asked = IncomingRequest(scope.get("method", "GET"), scope["path"], query, headers)
+        answer = self._guard.judge(asked, scrapes=self._scrapes)
+        if answer is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})  # before it is accepted: a 403
+        else:
+            raw_headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
+            await send({"type": "http.response.start", "status": answer.status, "headers": raw_headers})
+            await send({"type": "http.response.body", "body": answer.body})
+
+
+def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
+    """WSGI middleware: what the guard refuses goes no further."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        headers = {
+            name[5:].replace("_", "-").lower(): str(value)
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
+        }
+        asked = IncomingRequest(
+            environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", ""), headers
+        )
+        answer = guard.judge(asked)
+        if answer is None:
+            return app(environ, start_response)
+        start_response(f"{answer.status} {_REASONS[answer.status]}", answer.headers)
+        return [answer.body]
+
+    return application
+
+
+def key_to_use(opts: DashboardOptions) -> str | None:
+    """The key of this process: of the file that HOPAAS_DASHBOARD_KEY_FILE names, else a new one; None with sign-in.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or what it holds can be guessed.
+
+    """
+    if opts.auth != "none":
+        return None
+    file = os.environ.get("HOPAAS_DASHBOARD_KEY_FILE")
+    if not file:
+        return secrets.token_urlsafe(32)
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"HOPAAS_DASHBOARD_KEY_FILE: {file} cannot be read: {error}") from None
+    if len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable():
+        raise ConfigurationError(
+            f"HOPAAS_DASHBOARD_KEY_FILE: {file} has to hold {_SHORTEST_KEY} printable ASCII characters or more"
+        )
+    return key
+
+
+def _same_origin(request: IncomingRequest, host: str) -> bool:
+    """Whether a page of ours asked, or no page at all."""
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
+    if origin is not None:
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+    if site in ("cross-site", "same-site"):  # the latter: another port of this machine, or a sibling of its domain
+        return request.method in _SAFE and request.headers.get("sec-fetch-mode") == "navigate"
+    return True
+
+
+def _refusal(why: str) -> GuardAnswer:
+    return _answer(403, _PAGE.format(why=html.escape(why), form=""))
+
+
+def _answer(status: int, body: str, headers: Iterable[tuple[str, str]] = ()) -> GuardAnswer:
+    data = body.encode()
+    common = [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Length", str(len(data))),
+        ("Cache-Control", "no-store"),
+        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+    ]
+    return GuardAnswer(status, [*common, *headers], data)
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
+
+
+def _name(host: str) -> str:
+    """A host's name as it is compared: without brackets, case or a trailing dot."""
+    return host.strip("[]").lower().rstrip(".")
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(_name(host)).is_loopback
+    return _name(host) == "localhost"

@@ -1,0 +1,138 @@
+"""optuna-dashboard beside this one, on the same storage: `--optuna`. Read-only when this one is."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any, BinaryIO, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from dashboard_app.access_guard import AccessGuard, Wsgi, guarded
+from dashboard_app.options import DashboardOptions
+from dashboard_app.replica_cache import cache_of
+from hopaas_p2p.artifacts import StudyArtifacts
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.storage import Storage
+
+_log: Final = logging.getLogger("hopaas_p2p.dashboard")
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _SilentRequestHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the standard library's name
+        _log.debug(format, *args)
+
+
+def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Server:
+    """Serve optuna-dashboard for the first store from a thread; `shutdown()` ends it. The guard judges each request.
+
+    Raises:
+        ConfigurationError: the port is taken.
+
+    """
+    from optuna_dashboard import wsgi
+
+    assert opts.optuna_port is not None
+    storage = cache_of(opts.stores[0]).storage()
+    app = _with_files_as_downloads(_with_study_of_path(wsgi(storage, artifact_store=RequestedFiles(storage))))
+    try:
+        server = make_server(
+            opts.host,
+            opts.optuna_port,
+            guarded(app if opts.actions else _read_only(app), guard),
+            _Server,
+            handler_class=_SilentRequestHandler,
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"optuna-dashboard cannot listen at {opts.host}:{opts.optuna_port}: {error.strerror}; choose another --port"
+        ) from None
+    threading.Thread(target=server.serve_forever, name="optuna-dashboard", daemon=True).start()
+    return server
+
+
+_STUDY_OF_PATH: Final = re.compile(r"/(?:artifacts|api/artifacts|api/studies)/(\d{1,9})(?:/|$)")
+_asked: Final = contextvars.ContextVar[int | None]("study", default=None)
+
+
+class RequestedFiles:
+    """optuna-dashboard's artifact store: the files of the study that the request's path names, and of no other."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def _files(self, artifact_id: str) -> StudyArtifacts:
+        study_id = _asked.get()
+        try:
+            if study_id is not None:
+                self._storage.handle(study_id)
+                return StudyArtifacts(self._storage, study_id)
+        except KeyError:
+            pass
+        raise ArtifactNotFound(f"there is no file {artifact_id}")
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """See `optuna.artifacts`."""
+        return self._files(artifact_id).open_reader(artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """See `optuna.artifacts`."""
+        self._files(artifact_id).write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """See `optuna.artifacts`."""
+        self._files(artifact_id).remove(artifact_id)
+
+
+def _with_study_of_path(app: Wsgi) -> Wsgi:
+    """Remember which study a request is about; each is served in a thread of its own."""
+
+    def with_study(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        found = _STUDY_OF_PATH.match(environ.get("PATH_INFO", ""))
+        _asked.set(int(found[1]) if found is not None else None)
+        return app(environ, start_response)
+
+    return with_study
+
+
+_AS_DOWNLOAD: Final = [
+    ("Content-Disposition", "attachment"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "sandbox; default-src 'none'"),
+]
+
+
+def _with_files_as_downloads(app: Wsgi) -> Wsgi:
+    """A peer's file is saved and never shown: as a page of this origin, its scripts could do what its user may."""
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not environ.get("PATH_INFO", "").startswith("/artifacts/"):
+            return app(environ, start_response)
+
+        def begin(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start_response(status, [*headers, *_AS_DOWNLOAD], *rest)
+
+        return app(environ, begin)
+
+    return guarded
+
+
+def _read_only(app: Wsgi) -> Wsgi:
+    """Refuse what would change anything: nobody signs in to optuna-dashboard."""
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "application/json")])
+        return [b'{"reason": "read-only: start it with --allow-actions to change things"}']
+
+    return guarded

@@ -1,0 +1,363 @@
+"""The replicas that all browser sessions of a store read: one per study, kept fresh by one thread while it is viewed.
+
+A session takes the newest frame and waits for the store only at the first sight of a study. While the store is
+unreachable, sessions go on showing what was last seen, and how old that is.
+
+The replicas are those of an ordinary peer. What a page writes goes through the replica that the page shows, and is in
+it when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is
+enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from dashboard_app.frames import Frame
+from hopaas_p2p.core.catalog import Listing
+from hopaas_p2p.core.leases import FailureDetector, ttl_of
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
+from hopaas_p2p.peer.driver import LogDriver, Scheduler, translated
+from hopaas_p2p.storage import Storage, open_storage
+from hopaas_p2p.study import Study
+
+_log: Final = logging.getLogger("hopaas_p2p.dashboard")
+_TICK: Final = 0.5  # seconds between looks for what is due
+_EVERY: Final = 1.0  # seconds between pulls of a study that is viewed, where the store is not slower
+_VIEWED: Final = 30.0  # seconds for which a study is kept fresh after the last view
+_FIRST_SIGHT: Final = 30.0  # seconds that the first sight of a study may take
+_MOMENT: Final = 1.5  # seconds for which a visit waits for news of a study that was not kept fresh
+_CLICK: Final = 10.0  # seconds that a write may wait for the store
+_UNREADABLE: Final = 60.0  # seconds after which a study that cannot be read is tried again
+_UNREACHABLE: Final = 5.0  # seconds between attempts to reach a store that does not answer
+_HEARTBEATS: Final = 5.0  # seconds at least between looks at the peers' heartbeats
+_COLLECT: Final = 60.0  # seconds between garbage collections, which Streamlit would make after every run
+_FREEZE_AFTER: Final = 2000  # trials read since; the objects of 10,000 cost each collection 0.15 s
+
+
+class Freshness(NamedTuple):
+    """How old what is shown is."""
+
+    lag: float
+    """Seconds since the last successful look at the store began; infinite before the first."""
+    trouble: str | None
+    """Why the store could not be read the last time; None when it could."""
+
+
+class CachedLog:
+    """One log: its replica, and how the last look at it went."""
+
+    def __init__(self, replica: LogDriver[Any]) -> None:
+        self.replica = replica
+        self.due = 0.0
+        self.pulled = -float("inf")
+        self.trouble: str | None = None
+        self.looked_at = False
+        """Whether it was read, or could not be, at least once."""
+
+    @property
+    def freshness(self) -> Freshness:
+        """How old it is."""
+        return Freshness(time.monotonic() - self.pulled, self.trouble)
+
+
+class CachedStudy(CachedLog):
+    """One study: the newest frame, and what was seen of its peers."""
+
+    replica: LogDriver[State]
+
+    def __init__(self, listing: Listing, replica: LogDriver[State]) -> None:
+        super().__init__(replica)
+        self.listing = listing
+        self.frame: Frame | None = None
+        self.viewed_until = 0.0
+        self.deleted = False
+        self.heartbeats_due = 0.0
+        self.clocks: dict[str, float] = {}
+        """Peer -> seconds by which its clock is behind this machine's."""
+        self._latest: dict[str, float] = {}
+        self._news = replica.session.cursor()  # without a reader, changes would accumulate
+
+    @property
+    def detector(self) -> FailureDetector:
+        """What was seen of the heartbeats of those that run trials."""
+        return self.replica.session.owners.detector
+
+    def take(self) -> int:
+        """Make a frame of the replica, if it has anything new; the number of trials that are new in it."""
+        with self.replica.lock:
+            state, before = self.replica.state, self.frame
+            self._news.changed.clear()
+            if state.define is None or (before is not None and before.lsn == state.lsn):
+                return 0
+            frame = self.frame = Frame(self.listing, state, before)
+        self._compare_clocks(frame, time.time())
+        return len(frame.columns) - (len(before.columns) if before is not None else 0)
+
+    def _compare_clocks(self, frame: Frame, wall: float) -> None:
+        """Compare the times that peers have just reported with this machine's clock."""
+        columns, known = frame.columns, bool(self._latest)
+        newest = np.full(len(columns.owners) + 1, -np.inf)  # the last one is for trials that nobody ran
+        for times in (columns.start, columns.end):
+            np.fmax.at(newest, columns.owner, times)
+        for owner, at in zip(columns.owners, newest.tolist(), strict=False):
+            if at > self._latest.get(owner, -np.inf):
+                if known:
+                    behind = wall - at
+                    self.clocks[owner] = min(behind, self.clocks.get(owner, behind))
+                self._latest[owner] = at
+
+
+class ReplicaCache:
+    """One store, read and written for all sessions.
+
+    Args:
+        url: the store.
+        threaded: whether a thread keeps it fresh; a test calls `tick` itself.
+
+    Raises:
+        ConfigurationError: the URL or the store cannot be used.
+
+    """
+
+    def __init__(self, url: str, *, threaded: bool = True) -> None:
+        storage = open_storage(url, create=False, patience=_CLICK)
+        self._storages = {"": storage}
+        self._peer = storage.peer
+        self.store = self._peer.store
+        self.url = self.store.url
+        """The store as it may be shown. In this process it opens the same store."""
+        self.round_trip: float | None = None
+        """Seconds that the last exchange with the store took."""
+        self._catalog = CachedLog(self._peer.catalog)
+        self._studies: dict[str, CachedStudy] = {}
+        self._lock = threading.Lock()
+        self._looked = threading.Condition()
+        self._threaded = threaded
+        self._scheduler = Scheduler(self.tick, allowed=threaded)
+        self._collect_due = 0.0
+        self._trials_read = 0
+
+    # --- what sessions ask ---
+
+    def studies(self) -> list[Listing]:
+        """The studies of the store, the newest first. Waits for the first look at the store only."""
+        if not self._catalog.looked_at or not self._threaded:
+            self._await(lambda: self._catalog.looked_at, _FIRST_SIGHT)
+        return sorted(self._peer.catalog.state.by_id.values(), key=lambda one: -one.study_id)
+
+    def frame(self, uuid: str, *, wait: bool = True) -> Frame | None:
+        """The study as last seen; None if there is none, or it could not be read yet. Keeps it fresh for a while.
+
+        With `wait`, waits for the first read of the study, or for a moment if it was not kept fresh.
+        """
+        study = self._cached(uuid)
+        if study is None:
+            return None
+        study.viewed_until = time.monotonic() + _VIEWED
+        if study.frame is None:
+            self._await(lambda: study.looked_at, _FIRST_SIGHT if wait else 0.0)
+        elif wait and self._threaded and study.trouble is None:
+            stale = study.pulled
+            if time.monotonic() - stale >= 2 * self._every + _TICK:
+                study.due = 0.0
+                self._await(lambda: study.pulled != stale or study.trouble is not None, _MOMENT)
+        return study.frame
+
+    def lsn(self, uuid: str) -> int:
+        """The lsn up to which the study was read; -1 when it is gone."""
+        study = self._studies.get(uuid)
+        if study is None or study.deleted:
+            return -1
+        study.viewed_until = time.monotonic() + _VIEWED
+        return study.frame.lsn if study.frame is not None else 0
+
+    def freshness(self, uuid: str | None = None) -> Freshness:
+        """How old what is shown of this study is, or of the list of studies."""
+        return self._studies.get(uuid or "", self._catalog).freshness
+
+    def lease_left(self, uuid: str, owner: str) -> float | None:
+        """Seconds until this peer's trials may be taken over; negative when they may be now; None: not watched yet."""
+        study = self._studies.get(uuid)
+        if study is None or not study.detector.watches(owner):
+            return None
+        return ttl_of(study.replica.state, owner) - study.detector.silence(owner, time.monotonic())
+
+    def clock_behind(self, uuid: str, owner: str) -> float | None:
+        """Seconds by which this peer's clock is behind this machine's, transmission included; None: not known yet.
+
+        The smallest difference seen: transmission takes some seconds, and a wrong clock adds to each.
+        """
+        study = self._studies.get(uuid)
+        return None if study is None else study.clocks.get(owner)
+
+    # --- what they write ---
+
+    def storage(self, person: str = "") -> Storage:
+        """The storage that writes for this person, and reads the same replicas as all others."""
+        with self._lock:
+            if person not in self._storages:
+                self._storages[person] = self._storages[""].on_behalf_of(person)
+            return self._storages[person]
+
+    def study(self, listing: Listing, person: str = "") -> Study:
+        """The study to write to, by its id and never by its name: a namesake created later is another study.
+
+        Raises:
+            NoSuchStudy: it was deleted meanwhile.
+            StoreUnreachable: the store does not answer.
+
+        """
+        storage = self.storage(person)
+        try:
+            name = storage.get_study_name_from_id(listing.study_id)
+        except KeyError:
+            raise NoSuchStudy(f"the study {listing.name!r} was deleted meanwhile") from None
+        return Study(storage, listing.study_id, name)
+
+    def show_written(self, uuid: str) -> None:
+        """Let the next frame be of what was just written through this cache."""
+        study = self._studies.get(uuid)
+        if study is not None:
+            self._trials_read += study.take()
+
+    def close(self) -> None:
+        """End the thread, send what is queued, and let go of the store."""
+        self._scheduler.stop(within=5.0)
+        for storage in self._storages.values():
+            storage.close()
+
+    # --- the thread ---
+
+    def tick(self) -> float:
+        """Read what is due; return the seconds after which something may be again."""
+        now = time.monotonic()
+        if now >= self._catalog.due:
+            self._look_at_catalog(now)
+        for study in list(self._studies.values()):
+            if now >= study.due and (now < study.viewed_until or study.frame is None) and not study.deleted:
+                self._look_at(study, now)
+        if self._threaded and now >= self._collect_due:
+            self._collect(now)
+        return _TICK
+
+    def _collect(self, now: float) -> None:
+        """Collect garbage, and exempt the trials that were read from further collections.
+
+        A collection visits each report of each trial. Trials hold no cycles; they go when nothing refers to them.
+        """
+        self._collect_due = now + _COLLECT
+        gc.collect()
+        if self._trials_read >= _FREEZE_AFTER:
+            self._trials_read = 0
+            gc.freeze()
+
+    def _await(self, done: Callable[[], bool], within: float) -> None:
+        """Have the thread read what is due, and wait until `done` or for so many seconds."""
+        if not self._threaded:
+            self.tick()
+            return
+        self._scheduler.start()
+        self._scheduler.wake()
+        with self._looked:
+            self._looked.wait_for(done, within)
+
+    def _cached(self, uuid: str) -> CachedStudy | None:
+        study = self._studies.get(uuid)
+        if study is not None:
+            return None if study.deleted else study
+        listing = next((one for one in self.studies() if one.uuid == uuid), None)
+        if listing is None:
+            return None
+        with self._lock:
+            if uuid not in self._studies:
+                self._studies[uuid] = CachedStudy(listing, self._peer.log(uuid))
+            return self._studies[uuid]
+
+    @property
+    def _every(self) -> float:
+        return max(_EVERY, self.store.freshness)
+
+    def _look_at_catalog(self, now: float) -> None:
+        with self._looking(self._catalog, now, 2 * self._every, "the list of studies"):
+            self._pull(self._peer.catalog)
+            there = {one.uuid for one in self._peer.catalog.state.by_id.values()}
+            for uuid, study in list(self._studies.items()):
+                study.deleted = uuid not in there
+
+    def _look_at(self, study: CachedStudy, now: float) -> None:
+        with self._looking(study, now, self._every, f"the study {study.listing.name!r}"):
+            try:
+                self._pull(study.replica)
+                if now >= study.heartbeats_due:
+                    self._look_at_heartbeats(study, now)
+                self._trials_read += study.take()
+            except StudyDeleted:
+                study.deleted = True
+
+    @contextlib.contextmanager
+    def _looking(self, log: CachedLog, now: float, pause: float, what: str) -> Iterator[None]:
+        """Note how a look at this log went; one that cannot be shown must not hide the others."""
+        try:
+            yield
+        except HopaasError as error:
+            soon = isinstance(error, StoreUnreachable) or log is self._catalog
+            log.trouble, pause = str(error), _UNREACHABLE if soon else _UNREADABLE
+        except Exception as error:  # noqa: BLE001
+            _log.exception("%s cannot be shown", what)
+            log.trouble, pause = f"{what} cannot be shown: {type(error).__name__}", _UNREADABLE
+        else:
+            log.trouble, log.pulled = None, now
+        log.due, log.looked_at = now + pause, True
+        with self._looked:
+            self._looked.notify_all()
+
+    def _pull(self, replica: LogDriver[Any]) -> None:
+        if replica.session.joined and replica.changed() is False:
+            return
+        began = time.monotonic()
+        self._peer.pull(replica)
+        self.round_trip = time.monotonic() - began
+
+    def _look_at_heartbeats(self, study: CachedStudy, now: float) -> None:
+        state = study.replica.state
+        owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
+        with translated():
+            beats = self.store.beats(owners)
+        with study.replica.lock:
+            study.detector.look(beats, owners, time.monotonic())
+        study.heartbeats_due = now + max(_HEARTBEATS, self._every)
+
+
+_caches: Final[dict[str, ReplicaCache]] = {}
+_caches_lock: Final = threading.Lock()
+
+
+def cache_of(url: str) -> ReplicaCache:
+    """The cache of this store in this process."""
+    with _caches_lock:
+        if url not in _caches:
+            _caches[url] = ReplicaCache(url)
+        return _caches[url]
+
+
+def caches() -> list[ReplicaCache]:
+    """The caches of this process."""
+    with _caches_lock:
+        return list(_caches.values())
+
+
+def close_all() -> None:
+    """Close every cache of this process."""
+    with _caches_lock:
+        for cache in _caches.values():
+            cache.close()
+        _caches.clear()

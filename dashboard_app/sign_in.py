@@ -1,0 +1,92 @@
+"""Who signed in, and until when: the provider's claims, from a session or from a browser's cookie.
+
+Streamlit keeps the claims in a signed cookie for 30 days and never asks the provider again. Here a sign-in counts for
+as long as HOPAAS_DASHBOARD_SIGN_IN says (seconds; twelve hours by default) from when the provider issued it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import streamlit as st
+from streamlit.auth_util import get_cookie_with_chunks
+from streamlit.web.server.server_util import get_cookie_secret
+from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
+from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
+
+from hopaas_p2p.errors import ConfigurationError
+
+_LASTS: Final = 12 * 3600.0  # seconds: a working day; who left the organisation is outside the next morning
+_CLAIM: Final = "sub"
+
+
+def claim() -> str:
+    """The claim of the provider that is a person's name here."""
+    return os.environ.get("HOPAAS_OIDC_CLAIM") or _CLAIM
+
+
+def person(claims: Mapping[str, Any]) -> str:
+    """The name of a signed-in person; empty if the provider does not say it."""
+    value = claims.get(claim())
+    return value if isinstance(value, str) else ""
+
+
+def shown(name: str) -> str:
+    """A person's name as people read it, with the claim that it is."""
+    return f"{name} ({claim()})"
+
+
+def signature(name: str) -> str:
+    """A person's name as the log keeps it. Only `sub` is one person for ever; another claim is named with it."""
+    return name if claim() == _CLAIM or not name else f"{claim()}:{name}"
+
+
+def lasts() -> float:
+    """Seconds for which a sign-in counts.
+
+    Raises:
+        ConfigurationError: HOPAAS_DASHBOARD_SIGN_IN is not a number of seconds.
+
+    """
+    text = os.environ.get("HOPAAS_DASHBOARD_SIGN_IN")
+    try:
+        seconds = float(text) if text else _LASTS
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise ConfigurationError(f"HOPAAS_DASHBOARD_SIGN_IN={text!r} is not a number of seconds")
+    return seconds
+
+
+def ends(claims: Mapping[str, Any]) -> float:
+    """When a sign-in no longer counts, in seconds since 1970; 0 if the provider did not say when it began."""
+    began = claims.get("iat")
+    return float(began) + lasts() if isinstance(began, int | float) and not isinstance(began, bool) else 0.0
+
+
+def person_of_cookies(cookies: Mapping[str, str], *, now: float) -> str:
+    """Who sent these cookies; empty for a stranger, and when the sign-in no longer counts."""
+
+    def signed(name: str) -> bytes | None:
+        value = cookies.get(name)
+        return None if value is None else decode_signed_value(get_cookie_secret(), name, value.encode("latin-1"))
+
+    try:
+        claims = json.loads(get_cookie_with_chunks(signed, USER_COOKIE_NAME) or b"{}")
+    except (ValueError, UnicodeError):
+        return ""
+    if not isinstance(claims, dict) or not claims.get("is_logged_in") or now >= ends(claims):
+        return ""
+    return person(claims)
+
+
+def hosts() -> list[str]:
+    """The hosts that the provider sends people back to: names of this server."""
+    auth = st.secrets["auth"].to_dict()
+    sections = [auth, *(one for one in auth.values() if isinstance(one, dict))]
+    found = [urlsplit(str(one.get("redirect_uri", ""))).hostname for one in sections]
+    return [name for name in found if name]

@@ -1,0 +1,410 @@
+"""Users, tokens and grants of a Postgres store: all of them native roles of the server.
+
+A user is a role that cannot log in. A token is a login role, a member of its user's, with an expiry, a limit of
+connections and timeouts; its secret is made here, shown once, and stored nowhere (the server gets a SCRAM verifier). A
+grant lets a user view a study, work in it, or own it. Users and tokens are made by administrators, who are members of
+the role that owns the schema; grants are given by a study's owners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
+from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.postgres import schema
+from hopaas_p2p.stores.postgres.errors import wrong_schema
+from hopaas_p2p.stores.postgres.removal import RoleRemoval
+from hopaas_p2p.stores.postgres.store import PostgresStore
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+ROLES: Final = ("viewer", "worker", "owner")
+VALIDITIES: Final = {"day": "1 day", "week": "7 days", "month": "1 month", "year": "1 year"}
+CONNECTIONS: Final = 256
+"""Processes that may use one token at once, by default, and never more than a quarter of the server's connections."""
+
+_USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,44}")
+_ATTEMPTS: Final = 5
+_MOST_CONNECTIONS: Final = 100_000
+
+
+class User(NamedTuple):
+    """A user of this store."""
+
+    name: str
+    created: datetime.datetime
+    tokens: int
+    adopted: bool
+    """Whether the login existed before, and stays when the user is removed."""
+
+
+class Token(NamedTuple):
+    """A token as it may be shown: everything but its secret."""
+
+    name: str
+    user: str
+    label: str
+    created: datetime.datetime
+    expires: datetime.datetime | None
+    last_used: datetime.datetime | None
+    connections: int
+    """The number of processes that may use it at once."""
+    sessions: int
+    """The number of processes that are connected now."""
+
+
+class NewToken(NamedTuple):
+    """A token just made. This is the only time its secret is known."""
+
+    name: str
+    secret: Secret
+    """What goes into HOPAAS_TOKEN_FILE: `name:password`."""
+    expires: datetime.datetime
+
+
+class Grant(NamedTuple):
+    """What one user may do in one study."""
+
+    user: str
+    role: str
+    granted: datetime.datetime
+    granted_by: str
+
+
+# --- the store as a whole ----------------------------------------------------------------------------------------
+
+
+def initialise(url: str) -> int:
+    """Make the schema of a store in this database, or bring it up to date. Needs the database owner's login.
+
+    May be repeated, and two may run at once. Returns the version that was there before, 0 for none.
+
+    Raises:
+        NewerFormat: a newer version of this program made it.
+        ConfigurationError: the schema dates from before the first release.
+        Denied: this login may not create a schema here.
+
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    for _ in range(_ATTEMPTS):
+        with contextlib.closing(PostgresStore(url)) as store:
+            try:
+                with store.connect() as connection, connection.begin():
+                    before = schema.install(connection)
+                _limit_tokens(store)
+                return before
+            except DBAPIError as error:
+                failure = error
+                if getattr(error.orig, "pgcode", None) not in schema.RACE:
+                    break
+    raise store.translated(failure) from None
+
+
+def _limit_tokens(store: PostgresStore) -> None:
+    """Set again what holders of tokens have changed. One that its own session holds up stays."""
+    from sqlalchemy.exc import DBAPIError
+
+    with store.connect() as connection, connection.begin():
+        for role in schema.changed_tokens(connection):
+            with contextlib.suppress(DBAPIError), connection.begin_nested():
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+                schema.set_token_limits(connection, role)
+
+
+@contextlib.contextmanager
+def _administration(url: str) -> Iterator[Connection]:
+    """A transaction as the login of this URL; raises our errors."""
+    from sqlalchemy.exc import DBAPIError
+
+    with contextlib.closing(PostgresStore(url)) as store:
+        try:
+            with store.connect() as connection, connection.begin():
+                if not schema.installed_version(connection):
+                    raise wrong_schema(None)
+                yield connection
+        except DBAPIError as error:
+            raise store.translated(error) from None
+
+
+def _share(connection: Connection, role: str) -> None:
+    """Let every administrator manage this role and end its sessions, whichever of them made it."""
+    owner = schema.quoted(connection, schema.schema_owner(connection))
+    connection.exec_driver_sql(f"GRANT {schema.quoted(connection, role)} TO {owner} WITH ADMIN OPTION")
+
+
+# --- users -------------------------------------------------------------------------------------------------------
+
+
+def add_user(url: str, name: str, *, existing: bool = False) -> None:
+    """Make a user, or with `existing` let a login that exists use this store.
+
+    Raises:
+        InvalidInput: the name is malformed or taken; with `existing`, there is no such login.
+        Denied: you are not an administrator.
+
+    """
+    if not existing and not _USER.fullmatch(name):
+        raise InvalidInput(f"{name!r} cannot be a user: 1 to 45 letters, digits, '-' and '_', beginning with no sign")
+    with _administration(url) as connection:
+        peers = _peers(connection)
+        owner = schema.schema_owner(connection)
+        role = schema.run(connection, "role_is_powerful", owner=owner, peers=peers, name=name).one_or_none()
+        if existing and role is None:
+            raise InvalidInput(f"there is no login {name!r} on this server; leave --existing out to make one")
+        if role is not None and not existing:
+            raise InvalidInput(f"{name!r} exists already on this server; choose another name, or adopt it: --existing")
+        if role is not None and role[0]:
+            raise InvalidInput(f"{name!r} has powers over the server or the store, which its tokens would have too")
+        quoted = schema.quoted(connection, name)
+        if role is None:
+            connection.exec_driver_sql(f"CREATE ROLE {quoted} NOLOGIN")
+            _share(connection, name)
+        connection.exec_driver_sql(f"GRANT {schema.quoted(connection, peers)} TO {quoted}")
+        schema.run(connection, "add_user", name=name, adopted=existing)
+
+
+def users(url: str) -> list[User]:
+    """All users of this store, by name. For administrators.
+
+    Raises:
+        Denied: you are not an administrator.
+
+    """
+    with _administration(url) as connection:
+        return [User(*row) for row in schema.run(connection, "users")]
+
+
+def remove_user(url: str, name: str) -> None:
+    """Remove a user, its tokens and its grants; open sessions end at once. What the user did stays in the logs.
+
+    An adopted login stays, without any right here.
+
+    Raises:
+        InvalidInput: there is no such user.
+        ConfigurationError: it is removed, but the server keeps something of it; the message says what.
+        Denied: you are not an administrator.
+
+    """
+    with _administration(url) as connection:
+        user = schema.run(connection, "user", name=name).one_or_none()
+    if user is None:
+        raise InvalidInput(f"there is no user {name!r}; list them with: hopaas-p2p user list")
+    adopted, held = user
+
+    def forget(connection: Connection) -> None:
+        schema.run(connection, "remove_user", name=name)
+        for token in held:
+            _expel(connection, token, name)
+        if adopted:
+            _expel(connection, name, _peers(connection))
+
+    _remove([*held] if adopted else [*held, name], url, forget)
+
+
+def _expel(connection: Connection, member: str, role: str) -> None:
+    """End a membership. Since version 16 only who gave it, or may act for that role, can."""
+    connection.exec_driver_sql(f"REVOKE {schema.quoted(connection, role)} FROM {schema.quoted(connection, member)}")
+
+
+def _remove(roles: list[str], url: str, forget: Callable[[Connection], None]) -> None:
+    removal = RoleRemoval(url, roles)
+    removal.shut_out(forget)
+    if roles:
+        removal.clear_away()
+    if removal.left:
+        raise ConfigurationError(
+            f"{', '.join(roles)}: no longer let in, and without any right in this store, but the server keeps "
+            f"something of them: {'; '.join(removal.left)}. To clear it away, as a superuser in the database that is "
+            "named: DROP OWNED BY the role, then DROP ROLE"
+        )
+
+
+def _peers(connection: Connection) -> str:
+    peers = schema.peers_role(connection)
+    if peers is None:
+        raise ConfigurationError(
+            "this store was made by a login that may not create roles, so it has no other users. "
+            "Let one that may (CREATEROLE) make it: hopaas-p2p init URL"
+        )
+    return peers
+
+
+# --- tokens ------------------------------------------------------------------------------------------------------
+
+
+def create_token(
+    url: str, user: str, *, label: str = "", valid: str = "month", connections: int | None = None
+) -> NewToken:
+    """Make a token for a user.
+
+    Args:
+        url: the store, with an administrator's login.
+        user: the user it belongs to.
+        label: a note for people, such as where it is used.
+        valid: day, week, month, year, or a date such as 2030-12-31.
+        connections: the number of processes that may use it at once. By default a quarter of what the server takes, so
+            that no token shuts others out, and at most 256.
+
+    Raises:
+        InvalidInput: no such user, no such date, or one in the past.
+        Denied: you are not an administrator.
+
+    """
+    if connections is not None and not 1 <= connections <= _MOST_CONNECTIONS:
+        raise InvalidInput(f"connections must be from 1 to {_MOST_CONNECTIONS}, got {connections}")
+    name = f"{user}.{secrets.token_hex(4)}"
+    password = Secret(secrets.token_urlsafe(32))
+    with _administration(url) as connection:
+        expires = _expiry(connection, valid)
+        if schema.run(connection, "user", name=user).one_or_none() is None:
+            raise InvalidInput(f"there is no user {user!r}; make it with: hopaas-p2p user add {user}")
+        if connections is None:
+            served = int(connection.exec_driver_sql("SHOW max_connections").scalar_one())
+            connections = max(1, min(CONNECTIONS, served // 4))
+        role = schema.quoted(connection, name)
+        connection.exec_driver_sql(
+            f"CREATE ROLE {role} LOGIN CONNECTION LIMIT {connections:d} PASSWORD %s VALID UNTIL %s",
+            (_verifier(connection, name, password), expires.isoformat()),
+        )
+        connection.exec_driver_sql(f"GRANT {schema.quoted(connection, user)} TO {role}{_without_set(connection)}")
+        schema.set_token_limits(connection, name)
+        _share(connection, name)
+        schema.run(connection, "add_token", role=name, user=user, label=label)
+    return NewToken(name, Secret(f"{name}:{password.reveal()}"), expires)
+
+
+def _verifier(connection: Connection, role: str, password: Secret) -> str:
+    """What the server keeps instead of the password, made here: the server and its log never see the password."""
+    from psycopg2.extensions import encrypt_password
+
+    scope = connection.connection.driver_connection
+    return str(encrypt_password(password.reveal(), role, scope=scope, algorithm="scram-sha-256"))
+
+
+def _without_set(connection: Connection) -> str:
+    """From version 16 on, a member can be kept from becoming the role it is a member of."""
+    version = connection.exec_driver_sql("SELECT current_setting('server_version_num')::integer").scalar_one()
+    return " WITH INHERIT TRUE, SET FALSE" if version >= 160000 else ""
+
+
+def _expiry(connection: Connection, valid: str) -> datetime.datetime:
+    """When a token ends."""
+    now, until = schema.run(connection, "expiry", span=VALIDITIES.get(valid)).one()
+    if valid in VALIDITIES:
+        return until  # type: ignore[no-any-return]
+    try:
+        date = datetime.datetime.fromisoformat(valid)
+    except ValueError:
+        raise InvalidInput(
+            f"valid: {valid!r} is neither {', '.join(VALIDITIES)} nor a date such as 2030-12-31"
+        ) from None
+    date = date.replace(tzinfo=datetime.UTC) if date.tzinfo is None else date
+    if date <= now:
+        raise InvalidInput(f"valid: {valid} has passed")
+    return date
+
+
+def tokens(url: str, *, user: str | None = None) -> list[Token]:
+    """All tokens, or those of one user, oldest first. For administrators.
+
+    Raises:
+        Denied: you are not an administrator.
+
+    """
+    with _administration(url) as connection:
+        return [Token(*row) for row in schema.run(connection, "tokens", user=user)]
+
+
+def revoke_token(url: str, name: str) -> str:
+    """End a token: no new logins, and its open sessions are terminated. Returns its name.
+
+    Args:
+        url: the store, with an administrator's login.
+        name: the token's name, or its label if no other token has the same.
+
+    Raises:
+        InvalidInput: there is no such token, or several with that label.
+        ConfigurationError: it is revoked, but the server keeps something of it; the message says what.
+        Denied: you are not an administrator.
+
+    """
+    with _administration(url) as connection:
+        candidates = list(schema.run(connection, "tokens_called", name=name).scalars())
+        if name in candidates:
+            candidates = [name]
+        if len(candidates) != 1:
+            which = f"there are {len(candidates)} tokens {name!r}" if candidates else f"there is no token {name!r}"
+            raise InvalidInput(f"{which}; list them with: hopaas-p2p token list")
+        role = str(candidates[0])
+        user = schema.run(connection, "user_of_token", role=role).scalar_one()
+
+    def forget(connection: Connection) -> None:
+        schema.run(connection, "remove_token", role=role)
+        _expel(connection, role, user)
+
+    _remove([role], url, forget)
+    return role
+
+
+# --- grants ------------------------------------------------------------------------------------------------------
+
+
+def grant(url: str, study: str, user: str, role: str) -> None:
+    """Let a user view a study, work in it, or own it. For the study's owners.
+
+    Raises:
+        InvalidInput: no such role.
+        NoSuchStudy: no such study.
+        ConfigurationError: no such user.
+        Denied: you do not own it.
+
+    """
+    if role not in ROLES:
+        raise InvalidInput(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+    with contextlib.closing(PostgresStore(url)) as store:
+        store.call("grant", log=uuid_of(store, study), user=user, role=role)
+
+
+def revoke(url: str, study: str, user: str) -> None:
+    """Take a user's grant for a study away. For the study's owners; raises like `grant`."""
+    with contextlib.closing(PostgresStore(url)) as store:
+        store.call("revoke", log=uuid_of(store, study), user=user)
+
+
+def grants(url: str, study: str) -> list[Grant]:
+    """Who may do what in a study. For everybody with a grant.
+
+    Raises:
+        NoSuchStudy: no such study.
+        Denied: you have no grant for it.
+
+    """
+    with contextlib.closing(PostgresStore(url)) as store:
+        return [Grant(*row) for row in store.call("grants", log=uuid_of(store, study))]
+
+
+def uuid_of(store: PostgresStore, name: str) -> str:
+    """The uuid of the study of this name.
+
+    Raises:
+        NoSuchStudy: there is none.
+
+    """
+    from hopaas_p2p.peer.driver import catalog_driver
+    from hopaas_p2p.peer.peer import microseconds
+    from hopaas_p2p.process import new_uuid
+
+    replica = catalog_driver(store.catalog(), writer=new_uuid(), now_us=microseconds)
+    replica.exchange()
+    listing = replica.state.by_name.get(name)
+    if listing is None:
+        raise NoSuchStudy(f"There is no study {name!r} in this store; list them with: hopaas-p2p study list")
+    return listing.uuid

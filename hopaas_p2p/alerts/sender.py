@@ -1,0 +1,214 @@
+"""Posting alerts: the election of the one sender, and the webhook.
+
+The leadership is an attribute of the study: who sends, and what was posted. A candidate that finds it free, or its
+holder silent for a lease's time, writes itself into it, waits a moment, and checks that the log's last word still names
+it. The holder checks before every alert, too. An alert is recorded after the receiver has accepted it, so if a sender
+dies in between, its successor posts it again: at least once, with the same `id`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from hopaas_p2p.alerts.rules import Alert, AlertMemory, AlertThresholds, after_sending, due
+from hopaas_p2p.core.leases import FailureDetector, ttl_of
+from hopaas_p2p.core.records import StudySet
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.trust import client_context
+from hopaas_p2p.peer.election import Election
+from hopaas_p2p.process import new_uuid
+from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.url import redacted
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+
+LEADERSHIP: Final = "hopaas:alerts"
+"""The attribute that holds the sender and what was posted."""
+_SETTLE: Final = 1.0  # seconds between taking the leadership and checking it
+_TIMEOUT: Final = 10.0
+_RETRY_INTERVAL: Final = 30.0  # seconds
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class _Leadership(msgspec.Struct, frozen=True):
+    sender: str = ""
+    memory: AlertMemory = AlertMemory()
+
+
+def _leadership(state: State) -> _Leadership:
+    text = state.system.get(LEADERSHIP, "")
+    try:
+        return msgspec.json.decode(text, type=_Leadership) if text else _Leadership()
+    except msgspec.MsgspecError:  # another version's, or garbage
+        return _Leadership()
+
+
+def posted(state: State) -> tuple[str, ...] | None:
+    """Keys of the alerts that were posted and still hold; None when there is no sender.
+
+    Read from the log alone: a sender that fell silent counts until another one takes over.
+    """
+    found = _leadership(state)
+    return found.memory.active if found.sender else None
+
+
+class AlertSender:
+    """Watches one study and posts what is due, while it is the elected sender.
+
+    Args:
+        study: needs the right to write to it.
+        send: delivers one message, or raises OSError.
+        thresholds: when something is worth an alert.
+        complain: called with a text when the receiver cannot be reached.
+        settle: seconds that others get to stand for election at the same moment.
+
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        send: Send,
+        *,
+        thresholds: AlertThresholds | None = None,
+        complain: Callable[[str], None] = lambda _text: None,
+        settle: float = _SETTLE,
+    ) -> None:
+        self.study = study
+        self.id = new_uuid()
+        self._send, self._thresholds, self._complain = send, thresholds, complain
+        self._election = Election(
+            study.storage.peer.store,
+            holder=lambda: _leadership(study.state).sender,
+            appoint=self._appoint,
+            ttl=lambda _holder: study.state.policy.ttl,
+            settle=settle,
+        )
+        self._owners = FailureDetector()
+        self._last_beat = 0.0
+        self._retry_at = 0.0
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this is the elected sender, as far as the log was read."""
+        return _leadership(self.study.state).sender == self.id
+
+    def look(self) -> list[Alert]:
+        """Stand for election if there is no sender; post what is due. Returns what was posted.
+
+        Raises:
+            Denied: this user may only read.
+            StoreUnreachable: nothing more was posted.
+
+        """
+        now = time.monotonic()
+        if not self._election.stand(self.id):
+            return []
+        self._beat(now)
+        if now < self._retry_at:
+            return []
+        memory = _leadership(self.study.state).memory
+        alerts, after = due(self.study.state, self._silences(now), memory, self._thresholds)
+        sent: list[Alert] = []
+        for alert in alerts:
+            if not self.is_leader or not self._post(alert):
+                after = after_sending(sent, memory, after)
+                break
+            sent.append(alert)
+        if after != memory and self.is_leader:
+            self._write(_Leadership(self.id, after))
+        return sent
+
+    def resign(self) -> None:
+        """Give up the leadership, so that another sender need not wait until this one is silent."""
+        self._election.resign(self.id)
+
+    def _write(self, leadership: _Leadership) -> None:
+        text = msgspec.json.encode(leadership).decode()
+        self.study.storage.say(self.study.study_id, StudySet(system={LEADERSHIP: text}))
+
+    def _appoint(self, sender: str) -> None:
+        if sender:
+            self._beat(time.monotonic())
+        self._write(_Leadership(sender, _leadership(self.study.state).memory))
+
+    def _beat(self, now: float) -> None:
+        if not self._last_beat or now - self._last_beat >= self.study.state.policy.ttl / 3:
+            self._last_beat = now
+            self.study.storage.peer.store.beat(Beat(self.id, repr(now)))
+
+    def _silences(self, now: float) -> dict[str, float]:
+        state = self.study.state
+        owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
+        self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
+        return {owner: self._owners.silence(owner, now) / ttl_of(state, owner) for owner in owners}
+
+    def _post(self, alert: Alert) -> bool:
+        study = self.study
+        uuid = study.storage.handle(study.study_id).uuid
+        message = {
+            "text": f"{study.name}: {alert.text}",  # shown by chat programs
+            "id": f"{uuid}:{alert.key}",
+            "kind": alert.kind,
+            "study": study.name,
+            "store": redacted(study.storage.url),
+            **({"details": alert.details} if alert.details else {}),
+        }
+        try:
+            self._send(message)
+        except OSError as error:
+            self._retry_at = time.monotonic() + _RETRY_INTERVAL
+            why = _why(error)
+            self._complain(f"the webhook does not accept alerts ({why}); trying again in {_RETRY_INTERVAL:.0f} s")
+            return False
+        return True
+
+
+def webhook(url: Secret) -> Send:
+    """Delivers messages by POST, as JSON. The URL is a secret: most services accept posts from anyone who knows it.
+
+    Raises:
+        ConfigurationError: it is not an http or https URL, or HOPAAS_CA_FILE cannot be used.
+
+    """
+    parts = urlsplit(url.reveal())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError("the webhook is not an http or https URL; see HOPAAS_WEBHOOK and HOPAAS_WEBHOOK_FILE")
+    opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=client_context()))
+
+    def send(message: dict[str, Any]) -> None:
+        request = urllib.request.Request(  # noqa: S310  # the scheme was checked
+            url.reveal(),
+            data=json.dumps(message).encode(),
+            headers={"Content-Type": "application/json", "User-Agent": "hopaas-p2p"},
+        )
+        with opener.open(request, timeout=_TIMEOUT):
+            pass
+
+    return send
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: a message goes to the configured host only."""
+
+    def redirect_request(self, *_args: Any) -> None:
+        return None
+
+
+def _why(error: OSError) -> str:
+    """The cause, without the URL."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answered {error.code}"
+    reason = getattr(error, "reason", error)
+    return str(getattr(reason, "strerror", None) or type(reason).__name__)

@@ -1,0 +1,78 @@
+"""Files that are there whole or not at all, and files that others may have put there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How to open a file where others may write: no link is followed, and a FIFO holds nobody up."""
+_CHUNK: Final = 1 << 20  # bytes read at once
+
+
+@contextlib.contextmanager
+def replace_atomically(path: Path, *, private: bool = False, sync: bool = False) -> Iterator[Path]:
+    """A draft beside `path` to write to, which takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: in a directory that exists.
+        private: only the owner may read the file.
+        sync: the bytes are on the disk before the name is.
+
+    Raises:
+        OSError: the draft cannot be made or renamed; it names `path`, and no draft is left behind.
+
+    """
+    draft = path.with_name(f".{secrets.token_hex(8)}.draft")
+    try:
+        if private:
+            draft.touch(mode=0o600, exist_ok=False)
+        yield draft
+        if sync:
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        if error.filename == str(draft):
+            error.filename = str(path)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def read_regular(path: str | Path, *, limit: int) -> bytes:
+    """What is in a file, in a directory where others may write.
+
+    Raises:
+        OSError: it is not there, is a link, a FIFO or a device, or holds more than `limit` bytes.
+
+    """
+    fd = os.open(path, READ)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is not an ordinary file", str(path))
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"holds {status.st_size} bytes, and {limit} are expected at most", str(path))
+        return read_fd(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def read_fd(fd: int, limit: int) -> bytes:
+    """What is in an open file, up to so many bytes, however many are added meanwhile.
+
+    Not by a file object: Ctrl-C before its `with` would leave one that warns when it goes.
+    """
+    chunks = []
+    while limit > 0 and (chunk := os.read(fd, min(_CHUNK, limit))):
+        chunks.append(chunk)
+        limit -= len(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,96 @@
+"""Who did what and when, read from the raw log of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, Stamp, StudyControl, TrialFinish, TrialSet
+from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.stores.base import Entry, read_all
+from hopaas_p2p.times import to_iso
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+
+
+def audit(study: Study) -> list[dict[str, Any]]:
+    """One line per record: lsn, time, author, kind, trial, what it says, and why it was refused if it was.
+
+    The author is the user that the store vouches for. A store without users has none, and the line says what the peer
+    claims to be. A dashboard that people sign in to adds on whose behalf it acted.
+    """
+    uuid = study.storage.handle(study.study_id).uuid
+    return list(audit_of(read_all(study.storage.peer.store.log(uuid))))
+
+
+def audit_of(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
+    """The lines of `audit` for the entries of a log, from its first."""
+    state = State()
+    for entry in entries:
+        yield from _lines(state, entry)
+
+
+def _lines(state: State, entry: Entry) -> list[dict[str, Any]]:
+    commit = codec.decode(entry.payload)
+    verdicts = apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
+    if isinstance(commit, codec.Garbage):
+        return [_line(state, entry, None, "unreadable", None, commit.why, "malformed")]
+    if not verdicts and commit.records:
+        return [_line(state, entry, commit, "repeated", None, "", "duplicate")]
+    return [_record(state, entry, commit, *pair) for pair in zip(commit.records, verdicts, strict=True)]
+
+
+def _record(state: State, entry: Entry, commit: Commit, record: object, verdict: Verdict) -> dict[str, Any]:
+    if isinstance(record, Opaque):
+        return _line(state, entry, commit, "unknown", None, "", verdict.refusal)
+    kind = record.__struct_config__.tag  # type: ignore[attr-defined]
+    number = verdict.number if verdict.number is not None else getattr(record, "number", None)
+    return _line(state, entry, commit, kind, number, _detail(record), verdict.refusal)
+
+
+def _detail(record: object) -> str:
+    match record:
+        case StudyControl(status, budget):
+            moved = "" if budget is None else f"budget {'lifted' if budget < 0 else budget}"
+            return " ".join(part for part in (status, moved) if part)
+        case TrialFinish(_, _, state, values, reason):
+            why = (reason or "").split("\n", 1)[0]
+            numbers = ", ".join(f"{value:.6g}" for value in values or ())
+            return " ".join(part for part in (state.name, numbers, why) if part)
+        case TrialSet(_, _, params, _, reports, user, system):
+            counts = {"parameters": len(params), "reports": len(reports), "attributes": len(user) + len(system)}
+            return ", ".join(f"{count} {what[:-1] if count == 1 else what}" for what, count in counts.items() if count)
+        case PeerJoin(info):
+            return f"{info.get('site', '?')} pid {info.get('pid', '?')}"
+    return str(getattr(record, "reason", None) or getattr(record, "name", None) or "")
+
+
+def _line(
+    state: State, entry: Entry, commit: Commit | None, kind: str, number: int | None, detail: str, refusal: str | None
+) -> dict[str, Any]:
+    said = state.peers.get(commit.owner) or state.peers.get(commit.writer) if commit else None
+    claimed = f"{said.get('user', '?')}@{said.get('host', '?')}" if said else None
+    person = said.get("on_behalf_of") if said else None
+    return {
+        "lsn": entry.lsn,
+        "time": to_iso(entry.at or (commit.at if commit else None)),
+        "clock": "store" if entry.at else "peer",
+        "author": entry.author or None,
+        "claimed": claimed,
+        "on_behalf_of": person,
+        "writer": commit.writer if commit else None,
+        "owner": commit.owner if commit else None,
+        "kind": kind,
+        "trial": number,
+        "detail": detail,
+        "refused": refusal,
+    }
+
+
+def author(line: dict[str, Any]) -> str:
+    """The author of a line: the login or the peer, and the person it says it acted for."""
+    name: str = line["author"] or line["claimed"] or line["writer"] or "?"
+    return f"{name} for {line['on_behalf_of']}" if line["on_behalf_of"] else name

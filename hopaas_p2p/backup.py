@@ -1,0 +1,470 @@
+"""One file with everything a store holds, and the way back: `hopaas-p2p backup` and `restore`.
+
+A backup is made by reading, as any peer reads, while others go on working: any user may make one of the studies that
+they may read. It is a zip file:
+
+    catalog              the commits of the list of studies
+    study/{uuid}         a study's commits
+    base/{uuid}          the snapshot that stands for commits removed by `gc`, if any were
+    files/{key}          files and checkpoints
+    backup.json          what is in it: names, last commits, digests of the replayed states, checksums
+
+The archive's comment holds the checksum of `backup.json`. A member with commits is a sequence of frames: four bytes
+with the length of what follows, then a msgpack array of an entry's fields.
+
+Each study is cut at the commit that was its last when it was read, and the list of studies is read until it names no
+other. Files are read after the logs, so that those which a log mentions are there.
+
+A restore goes into an empty store, or goes on where an earlier one of the same backup was interrupted. It never takes
+back a commit: it refuses a store whose logs the backup does not contain, and one in which peers are alive. The list of
+studies comes last, so a study appears when it is complete. A directory or bucket that is made anew has a uuid of its
+own: peers of the old one notice, and spool their results, which are delivered by the study's uuid (see `spool`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from hopaas_p2p import settings
+from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.core import catalog as catalogs
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.core.records import Stamp
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
+from hopaas_p2p.stores.base import Compacted, Entry, Log, Restorable, Store, read_all
+
+FORMAT: Final = 1
+_COMMENT: Final = b"hopaas-backup 1 "
+_MANIFEST: Final = "backup.json"
+_CATALOG: Final = "catalog"
+_LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
+_LOOKS: Final = 3  # at the list of studies for one that is being deleted
+_CHUNK: Final = 1 << 20
+
+Say = Callable[[str], None]
+
+
+class StudyBackup(msgspec.Struct, frozen=True):
+    """One study as the backup has it."""
+
+    uuid: str
+    name: str
+    lsn: int
+    trials: int
+    digest: str
+    """Of the state after the last commit, as `core.snapshot.digest` makes it."""
+    base: int = 0
+    """The lsn of the snapshot that it begins with; 0: it begins with the first commit."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a backup holds."""
+
+    format: int
+    store: str
+    """The URL that it was made of, without secrets."""
+    at: int
+    """When, in microseconds since 1970."""
+    catalog_lsn: int
+    catalog_digest: str
+    stamped: bool
+    """Whether commits say who wrote them, as a database has them."""
+    studies: list[StudyBackup]
+    left_out: dict[str, str]
+    """Study -> why it is not here."""
+    files: int
+    files_left_out: str
+    """Why files and checkpoints are not here; empty if they are."""
+    sums: dict[str, str]
+    """Member -> sha256."""
+
+
+class _Writer:
+    """The archive while it is written."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self.sums: dict[str, str] = {}
+
+    def add(self, name: str, parts: Iterable[bytes], *, compress: bool = True) -> None:
+        info = zipfile.ZipInfo(name)
+        info.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+        info.external_attr = 0o600 << 16
+        digest = hashlib.sha256()
+        with self._archive.open(info, "w", force_zip64=True) as member:
+            for part in parts:
+                digest.update(part)
+                member.write(part)
+        self.sums[name] = digest.hexdigest()
+
+    def finish(self, manifest: Manifest) -> None:
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        self.add(_MANIFEST, [text])
+        self._archive.comment = _COMMENT + self.sums[_MANIFEST].encode()
+
+
+# --- backup ---
+
+
+def back_up(store: Store, target: Path, *, files: bool = True, say: Say = lambda _: None) -> Manifest:
+    """Write the store's logs and files into one file, which is there whole or not at all.
+
+    Raises:
+        StoreCorrupt: a study is damaged; rescue it first.
+        StoreUnreachable: the store did not answer.
+
+    """
+    with replace_atomically(target, private=True, sync=True) as draft:
+        with zipfile.ZipFile(draft, "w") as archive:
+            writer = _Writer(archive)
+            manifest = _write(store, writer, files=files, say=say)
+            writer.finish(manifest)
+        read(draft).close()  # whole, and as it was written
+    return manifest
+
+
+def _write(store: Store, writer: _Writer, *, files: bool, say: Say) -> Manifest:
+    catalog, entries = Catalog(), list[Entry]()
+    studies: dict[str, StudyBackup] = {}
+    left_out: dict[str, str] = {}
+    looks = 0
+    while True:
+        for entry in read_all(store.catalog(), catalog.lsn):
+            entries.append(entry)
+            catalog.apply(entry.lsn, codec.decode(entry.payload), _stamp(entry))
+        open_ = {listing.uuid: listing.name for listing in catalog.by_id.values()}
+        left = {uuid: name for uuid, name in open_.items() if uuid not in studies and name not in left_out}
+        if not left:
+            break
+        looks += 1
+        for uuid, name in left.items():
+            try:
+                studies[uuid] = _write_study(store, writer, uuid, name)
+                say(f"{name}: {studies[uuid].trials} trials, {studies[uuid].lsn} commits")
+            except Denied:
+                left_out[name] = "not shared with this user"
+            except StudyDeleted:
+                if looks == _LOOKS:
+                    left_out[name] = "deleted, and still in the list of studies"
+    writer.add(_CATALOG, map(_frame, entries))
+    kept = [one for uuid, one in studies.items() if uuid in open_]
+    count, why = _write_files(store, writer, {one.uuid for one in kept}) if files else (0, "left out by --no-files")
+    return Manifest(
+        format=FORMAT,
+        store=store.url,
+        at=time.time_ns() // 1000,
+        catalog_lsn=catalog.lsn,
+        catalog_digest=_digest_of(catalog),
+        stamped=any(map(_is_stamped, entries)),
+        studies=kept,
+        left_out=left_out,
+        files=count,
+        files_left_out=why,
+        sums=writer.sums,
+    )
+
+
+def _write_study(store: Store, writer: _Writer, uuid: str, name: str) -> StudyBackup:
+    log = store.log(uuid)
+    state, base = State(), 0
+    if isinstance(log, Compacted) and log.removed_up_to():
+        found = log.newest_snapshot()
+        if found is None:
+            raise StoreCorrupt(f"the study {name!r} has no snapshot for the commits that were removed from it")
+        base, data = found
+        state = _loaded(data, name)
+        writer.add(f"base/{uuid}", [data])
+
+    def frames() -> Iterator[bytes]:
+        for entry in read_all(log, base):
+            apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+            yield _frame(entry)
+
+    try:
+        writer.add(f"study/{uuid}", frames())
+    except StoreCorrupt as error:
+        raise StoreCorrupt(f"the study {name!r} is damaged: {error}") from None
+    return StudyBackup(uuid, name, state.lsn, len(state.trials), snapshot.digest(state), base)
+
+
+def _write_files(store: Store, writer: _Writer, uuids: set[str]) -> tuple[int, str]:
+    elsewhere = settings.artifacts_url()
+    if elsewhere is not None:
+        return 0, "HOPAAS_ARTIFACTS keeps them in another place; back that up as well"
+    try:
+        artifacts = store.artifacts()
+    except ConfigurationError as error:
+        return 0, str(error)
+    count = 0
+    with tempfile.TemporaryDirectory(prefix="hopaas-backup-") as directory:
+        path = Path(directory, "file")
+        for key in artifacts.keys(""):
+            owner = key.partition("/")[0]
+            if not valid_key(key) or (owner not in uuids and owner != "files"):
+                continue
+            try:
+                artifacts.get(key, path)
+            except (KeyError, StudyDeleted):
+                continue  # removed meanwhile, as an older checkpoint is
+            writer.add(f"files/{key}", _chunks(path), compress=False)
+            count += 1
+    return count, ""
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _frame(entry: Entry) -> bytes:
+    data = msgspec.msgpack.encode(tuple(entry))
+    return len(data).to_bytes(4, "big") + data
+
+
+def _stamp(entry: Entry) -> Stamp:
+    return Stamp(entry.author, entry.role, entry.at)
+
+
+def _is_stamped(entry: Entry) -> bool:
+    return _stamp(entry) != Stamp("", "owner", 0)
+
+
+def _digest_of(catalog: Catalog) -> str:
+    return hashlib.sha256(catalogs.dump(catalog)).hexdigest()
+
+
+def _loaded(data: bytes, name: str) -> State:
+    try:
+        return snapshot.load(data)
+    except snapshot.CorruptSnapshot:
+        raise StoreCorrupt(f"the snapshot that the study {name!r} begins with is damaged") from None
+
+
+# --- the file ---
+
+
+class Backup:
+    """A backup that was opened and found whole."""
+
+    def __init__(self, archive: zipfile.ZipFile, manifest: Manifest) -> None:
+        self._archive = archive
+        self.manifest = manifest
+
+    def catalog(self) -> Iterator[Entry]:
+        """The commits of the list of studies."""
+        return self._entries(_CATALOG)
+
+    def study(self, uuid: str) -> Iterator[Entry]:
+        """The commits of a study."""
+        return self._entries(f"study/{uuid}")
+
+    def base(self, one: StudyBackup) -> tuple[int, bytes] | None:
+        """The snapshot with which a study begins."""
+        return (one.base, self._archive.read(f"base/{one.uuid}")) if one.base else None
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """(key, local file) of every file; the local one is gone with the next."""
+        with tempfile.TemporaryDirectory(prefix="hopaas-restore-") as directory:
+            path = Path(directory, "file")
+            for name in self.manifest.sums:
+                if not name.startswith("files/"):
+                    continue
+                with self._archive.open(name) as member, path.open("wb") as file:
+                    while chunk := member.read(_CHUNK):
+                        file.write(chunk)
+                yield name.removeprefix("files/"), path
+
+    def _entries(self, name: str) -> Iterator[Entry]:
+        with self._archive.open(name) as member:
+            while head := member.read(4):
+                size = int.from_bytes(head, "big")
+                if size > _LARGEST:
+                    raise _damaged(name)
+                lsn, payload, *stamp = msgspec.msgpack.decode(member.read(size))
+                yield Entry(lsn, payload, *stamp)
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+def _damaged(what: str) -> InvalidInput:
+    return InvalidInput(f"this backup is damaged ({what}); use another one")
+
+
+def read(path: Path) -> Backup:
+    """Open a backup and check every byte of it.
+
+    Raises:
+        InvalidInput: this is no backup, it is damaged, or a newer version made it.
+
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise InvalidInput(f"{path} is not a whole backup") from None
+    try:
+        return Backup(archive, _checked(archive, path))
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _checked(archive: zipfile.ZipFile, path: Path) -> Manifest:
+    if not archive.comment.startswith(_COMMENT):
+        raise InvalidInput(f"{path} is not a backup that this version can read")
+    try:
+        text = archive.read(_MANIFEST)
+        if hashlib.sha256(text).hexdigest().encode() != archive.comment[len(_COMMENT) :]:
+            raise _damaged(_MANIFEST)
+        manifest = msgspec.json.decode(text, type=Manifest)
+        for name, expected in manifest.sums.items():
+            with archive.open(name) as member:
+                if hashlib.file_digest(member, "sha256").hexdigest() != expected:  # type: ignore[arg-type]
+                    raise _damaged(name)
+    except (KeyError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, NotImplementedError) as error:
+        raise _damaged(str(error)) from None
+    return manifest
+
+
+# --- restore ---
+
+
+class Restored(NamedTuple):
+    """What a restore did."""
+
+    studies: int
+    trials: int
+    files: int
+    already_there: bool
+
+
+def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = time.sleep) -> Restored:
+    """Fill an empty store from a backup, and see that it replays to the states that were backed up.
+
+    Raises:
+        ConfigurationError: the store holds what the backup does not, or peers are alive in it, or it cannot hold such
+            a backup. Nothing was written.
+        StoreCorrupt: what was written does not replay to the same states.
+        Denied: this login may not restore; in a database only an administrator may.
+
+    """
+    manifest = backup.manifest
+    logs = {one.uuid: _restorable(store.log(one.uuid), store) for one in manifest.studies if valid_name(one.uuid)}
+    catalog = _restorable(store.catalog(), store)
+    if manifest.stamped and not _keeps_stamps(store):
+        raise ConfigurationError(
+            "This backup is of a database, where every commit says who wrote it; only a database can hold it. Restore "
+            "it into one, or copy the studies from there: hopaas-p2p study copy"
+        )
+    there = _check_contained(backup, store)
+    _check_nobody_lives(backup, store, watch)
+    for one in manifest.studies:
+        logs[one.uuid].restore(backup.base(one), backup.study(one.uuid))
+    if manifest.files:
+        artifacts = store.artifacts()
+        for key, path in backup.files():
+            artifacts.put(key, path)
+    catalog.restore(None, backup.catalog())
+    _check_replay(backup, store)
+    return Restored(len(manifest.studies), sum(one.trials for one in manifest.studies), manifest.files, there)
+
+
+def _restorable(log: Log, store: Store) -> Restorable:
+    if not isinstance(log, Restorable):
+        raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
+    return log
+
+
+def _keeps_stamps(store: Store) -> bool:
+    return store.url.startswith("postgresql")
+
+
+def _check_contained(backup: Backup, store: Store) -> bool:
+    """See that the store holds nothing but the beginnings of the backup's logs; whether it holds all of it."""
+    whole = _check_prefix("the list of studies", store.catalog(), backup.catalog(), 0)
+    for one in backup.manifest.studies:
+        log = store.log(one.uuid)
+        try:
+            whole &= _check_prefix(f"the study {one.name!r}", log, backup.study(one.uuid), one.base)
+        except StudyDeleted:
+            raise ConfigurationError(
+                f"the study {one.name!r} was deleted in {store.url}; restore into an empty store"
+            ) from None
+    return whole
+
+
+def _check_prefix(what: str, log: Log, entries: Iterator[Entry], base: int) -> bool:
+    since = base if isinstance(log, Compacted) and log.removed_up_to() else 0
+    for here, there in itertools.zip_longest(read_all(log, since), entries):
+        if here is None:
+            return False
+        if there is None:
+            raise ConfigurationError(
+                f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would take back "
+                "what others have seen. Restore into an empty store"
+            )
+        if here != there:
+            raise ConfigurationError(
+                f"{what} has another commit {here.lsn} in the store than in the backup; restore into an empty store"
+            )
+    return True
+
+
+def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], None]) -> None:
+    """Watch the beats of all peers that the backup knows for as long as it takes to see one."""
+    peers: dict[str, str] = {}
+    ttl = 0.0
+    for one in backup.manifest.studies:
+        state = _replayed(backup, one)
+        peers |= {peer: f"{info.get('host', '?')}, pid {info.get('pid', '?')}" for peer, info in state.peers.items()}
+        ttl = max(ttl, state.policy.ttl)
+    before = store.beats(peers)
+    if not before:
+        return
+    watch(ttl / 2)
+    after = store.beats(peers)
+    alive = [peers[peer] for peer in peers if after.get(peer) != before.get(peer)]
+    if alive:
+        raise ConfigurationError(
+            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and know more than the backup: end "
+            "them first. What they could not send stays in their spool"
+        )
+
+
+def _replayed(backup: Backup, one: StudyBackup) -> State:
+    base = backup.base(one)
+    state = State() if base is None else _loaded(base[1], one.name)
+    for entry in backup.study(one.uuid):
+        apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+    return state
+
+
+def _check_replay(backup: Backup, store: Store) -> None:
+    catalog = Catalog()
+    for entry in read_all(store.catalog()):
+        catalog.apply(entry.lsn, codec.decode(entry.payload), _stamp(entry))
+    differ = [] if _digest_of(catalog) == backup.manifest.catalog_digest else ["the list of studies"]
+    for one in backup.manifest.studies:
+        base = backup.base(one)
+        state = State() if base is None else _loaded(base[1], one.name)
+        for entry in read_all(store.log(one.uuid), state.lsn):
+            apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+        if snapshot.digest(state) != one.digest:
+            differ.append(one.name)
+    if differ:
+        raise StoreCorrupt(f"restored, but not the same as was backed up: {', '.join(differ)}. Do not use this store")

@@ -1,0 +1,87 @@
+"""`hopaas-p2p backup` and `restore`: one file per store, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.times import to_iso
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("url", metavar="STORE")
+@click.argument("target", metavar="FILE", type=_FILE)
+@click.option("--no-files", is_flag=True, help="Leave out files and checkpoints.")
+@options(study="none", store=False)
+def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
+    """Write everything a store holds into one file, with checksums, while peers go on working.
+
+    On Postgres any user may do so, of the studies that are shared with them. Files and checkpoints are included. In
+    the FILE, which only you may read, nothing says who has which role or token.
+
+    \b
+    hopaas-p2p backup ./campaign campaign-$(date +%F).backup
+    """  # noqa: D301  # click needs the backspace
+    import msgspec
+
+    from hopaas_p2p.backup import back_up
+    from hopaas_p2p.stores.url import open_store
+
+    session.settings.publish()
+    store = open_store(url, create=False)
+    try:
+        manifest = back_up(store, target, files=not no_files, say=output.say)
+    finally:
+        store.close()
+    for name, why in manifest.left_out.items():
+        output.say(f"note: {name!r} is not in the backup: {why}")
+    if manifest.files_left_out:
+        output.say(f"note: files and checkpoints are not in the backup: {manifest.files_left_out}")
+    data = {**msgspec.to_builtins(manifest), "file": str(target)}
+    size = target.stat().st_size / 1e6
+    what = f"{_studies(len(manifest.studies))}, {output.count(manifest.files, 'file')}"
+    session.done(data, f"backed up {what} to {target} ({size:.1f} MB)")
+
+
+@click.command()
+@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("url", metavar="STORE")
+@options(study="none", store=False)
+def restore(session: CliSession, source: Path, url: str) -> None:
+    """Fill an empty store from a backup, and check that it replays to what was backed up.
+
+    Takes nothing back: refuses a STORE that holds anything else, or in which peers are alive. Repeat it when it was
+    interrupted. A database must have been prepared with `hopaas-p2p init`, and takes an administrator's login; grant
+    the studies anew afterwards.
+
+    \b
+    hopaas-p2p restore campaign-2026-11-26.backup ./campaign
+    """  # noqa: D301  # click needs the backspace
+    from hopaas_p2p import backup as backups
+    from hopaas_p2p.stores.url import open_store
+
+    session.settings.publish()
+    opened = backups.read(source)
+    try:
+        store = open_store(url)
+        try:
+            result = backups.restore(opened, store)
+        finally:
+            store.close()
+    finally:
+        opened.close()
+    manifest = opened.manifest
+    if manifest.files_left_out:
+        output.say(f"note: the backup holds no files and checkpoints: {manifest.files_left_out}")
+    what = f"{_studies(result.studies)} with {output.count(result.trials, 'trial')} and {result.files} files"
+    done = "was there already, whole" if result.already_there else f"restored {what}, as of {to_iso(manifest.at)}"
+    session.done(result._asdict(), done)
+
+
+def _studies(number: int) -> str:
+    return "1 study" if number == 1 else f"{number} studies"

@@ -1,0 +1,158 @@
+"""`hopaas-p2p local` and `mcp`: one peer for programs in other languages, and for agents."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.local.peer import SILENCE
+from hopaas_p2p.ownership import read_secret
+
+if TYPE_CHECKING:
+    from hopaas_p2p.local.peer import LocalPeer
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_silence = click.option(
+    "--silence",
+    type=float,
+    default=SILENCE,
+    show_default=True,
+    metavar="S",
+    help="Seconds until a trial is returned.",
+)
+_key_file = click.option(
+    "--key-file",
+    metavar="FILE",
+    help="Holds the key, and is made if missing. [default: in ~/.local/state/hopaas-p2p]",
+)
+
+
+@click.command()
+@options(study="none")
+@click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT|PATH", help="A loopback port, or a Unix socket.")
+@_key_file
+@click.option("--read-only", is_flag=True, help="Answer questions only; run and change nothing.")
+@_silence
+def local(session: CliSession, listen: str, key_file: str | None, read_only: bool, silence: float) -> None:
+    """Let programs in any language take part, by JSON over HTTP on this machine.
+
+    It is one peer, and runs trials for its clients: POST /v1/ask, report, tell and others, as docs/local.md shows.
+    Below /api/ it speaks the REST interface of Hopaas. On a port, requests carry a key, which is kept in a file that
+    only you can read. When it ends, or a client is silent for too long, unfinished trials are returned.
+    """
+    from hopaas_p2p.local.http import LocalServer
+
+    with _peer(session, actions=not read_only, silence=silence) as (peer, ending):
+        file = None if "/" in listen else _key_path(key_file)
+        address = Path(listen).expanduser() if file is None else _loopback(listen)
+        server = LocalServer(peer, address, None if file is None else _key(file))
+        threading.Thread(target=server.serve_forever, name="hopaas-local", daemon=True).start()
+        where = {"listening": server.url, "key_file": None if file is None else str(file)}
+        session.done(where, f"listening on {server.url}" + ("" if file is None else f"; the key is in {file}"))
+        ending.wait()
+        server.shutdown()
+        server.server_close()
+
+
+@click.command()
+@options(study="none")
+@click.option("--allow-actions", is_flag=True, help="Offer tools that run and change trials, too.")
+@click.option("--http", "http", metavar="HOST:PORT", help="Serve streamable HTTP on loopback. [default: stdio]")
+@_key_file
+@_silence
+def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: str | None, silence: float) -> None:
+    """Let an agent look at studies, and with --allow-actions run trials, by the Model Context Protocol.
+
+    Over stdio it is started by the agent's program. With --http it listens on this machine, and requests carry the key
+    as a bearer token. Needs the package mcp.
+    """
+    from hopaas_p2p.local.mcp import KeyRequired, server
+
+    with _peer(session, actions=allow_actions, silence=silence) as (peer, _):
+        made = server(peer, actions=allow_actions)
+        if http is None:
+            made.run("stdio")
+            return
+        import uvicorn
+
+        host, port = _loopback(http)
+        file = _key_path(key_file)
+        app = KeyRequired(made.streamable_http_app(host=host, json_response=True), _key(file))
+        output.say(f"listening on http://{host}:{port}/mcp; the key is in {file}")
+        uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+@contextlib.contextmanager
+def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tuple[LocalPeer, threading.Event]]:
+    """The peer, and an event that SIGTERM and Ctrl-C set. Its trials are returned at the end."""
+    from hopaas_p2p.local.peer import LocalPeer, watch_silence
+
+    if not silence > 0:
+        raise InvalidInput(f"--silence must be positive seconds, got {silence}")
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: _end(ending))
+    peer = LocalPeer(session.storage(), actions=actions, silence=silence)
+    watcher = threading.Thread(target=watch_silence, args=(peer, ending), name="hopaas-silence", daemon=True)
+    watcher.start()
+    try:
+        yield peer, ending
+    finally:
+        ending.set()
+        watcher.join(timeout=30)
+        peer.close()
+
+
+def _end(ending: threading.Event) -> None:
+    if ending.is_set():
+        raise KeyboardInterrupt
+    ending.set()
+
+
+def _loopback(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    if host not in _LOOPBACK or not port.isdigit():
+        raise ConfigurationError(f"{listen}: give a port on loopback, as in 127.0.0.1:8321")
+    return host, int(port)
+
+
+def _key_path(given: str | None) -> Path:
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "hopaas-p2p" / "local.key"
+
+
+def _key(file: Path) -> str:
+    """The key in this file, which is made if it is not there.
+
+    Raises:
+        ConfigurationError: others can read or write it, or it is empty.
+
+    """
+    try:
+        key = read_secret(file)
+    except FileNotFoundError:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = secrets.token_urlsafe(32)
+        with replace_atomically(file, private=True) as draft:
+            draft.write_text(key + "\n", encoding="ascii")
+        return key
+    except PermissionError as error:
+        raise ConfigurationError(f"the key file must be yours alone: {error.strerror or error}") from None
+    if not key:
+        raise ConfigurationError(f"{file} is empty; remove it, and a key is made")
+    return key

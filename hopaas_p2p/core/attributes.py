@@ -1,0 +1,18 @@
+"""System attributes of studies and trials that say how a study is searched, and by which rules they go."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SAMPLER: Final = "hopaas:sampler"
+PRUNER: Final = "hopaas:pruner"
+REPEATS: Final = "hopaas:repeats"
+REPLICATES: Final = "hopaas:replicates"
+OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES})
+"""System attributes of a study that say how it is searched: only its owners set them."""
+REPLICATE: Final = "hopaas:replicate"
+"""System attribute of a trial: {"of": the first trial with these parameters, "seed": from 1}."""
+REUSED: Final = "hopaas:reused"
+"""System attribute of a trial: the number of the one whose values it has."""
+REPEATS_POLICIES: Final = ("avoid", "allow", "reuse")
+MOST_REPLICATES: Final = 1000

@@ -1,0 +1,33 @@
+"""Names that may become part of a key, a path or a URL. Logs may be hostile: what comes from one is checked first."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+
+
+def valid_name(text: str) -> bool:
+    """Whether the text may name a study (its uuid) or a peer in a store."""
+    return _NAME.fullmatch(text) is not None
+
+
+def valid_key(text: str) -> bool:
+    """Whether the text may be the key of a file in a store: names, separated by slashes."""
+    return _KEY.fullmatch(text) is not None
+
+
+NO_REQUEST: Final = "none"
+"""The value of that beat once the rescue is over."""
+
+
+def request_name(uuid: str) -> str:
+    """The name under which a rescue of this study beats, to ask the peers that are alive for their states."""
+    return f"rescue-{uuid}"[:64]
+
+
+def handover_prefix(uuid: str) -> str:
+    """Where they put them: the beginning of the keys."""
+    return f"{uuid}/rescue/"

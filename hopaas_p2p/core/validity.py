@@ -1,0 +1,272 @@
+"""What no record may say, whoever writes it: decided once, when the record is applied.
+
+`apply` refuses a record that holds it, so whatever is in a State is fit for every reader: arithmetic does not overflow
+on it, and Optuna takes it. What peers of earlier versions wrote stays accepted: a value outside its distribution, which
+Optuna allows with a warning where a parameter is fixed, gets a distribution of its own that contains it.
+
+Numbers that do not fit 64 bits are refused even earlier, by the types in `records`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from hopaas_p2p.core.attributes import (
+    MOST_REPLICATES,
+    PRUNER,
+    REPEATS,
+    REPEATS_POLICIES,
+    REPLICATE,
+    REPLICATES,
+    REUSED,
+    SAMPLER,
+)
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, StudyDefine
+
+MAX_WAITING: Final = 100_000
+"""Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""
+MAX_BUDGET: Final = (1 << 53) - 1
+"""What a browser, too, can count to."""
+_DIRECTIONS: Final = ("minimize", "maximize")
+_MOST_DIRECTIONS: Final = 100
+_LONGEST_TTL: Final = 366 * 86_400.0
+LAST_TIME: Final = 1 << 53
+"""Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
+_LARGEST: Final = 1e300
+"""Of a bound. The sum and the difference of two larger ones may be infinite, and Optuna's samplers raise on it."""
+_FINEST_GRID: Final = 1 << 53
+"""Steps. Doubles do not tell the points of a finer one apart, and Optuna's arithmetic with decimals fails on it."""
+_REACH: Final = 1e6
+"""How far outside its range a value may lie, in widths of the range: far beyond, TPE's kernels underflow to NaN."""
+_DEEPEST: Final = 64
+"""Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
+
+_NO_OUTLIERS: Final[dict[str, Distribution]] = {}
+
+
+def possible_time(microseconds: int | None) -> bool:
+    """Whether a clock may show this, even one that is wrong by centuries."""
+    return microseconds is None or -LAST_TIME < microseconds < LAST_TIME
+
+
+# --- distributions and parameters ---
+
+
+def possible_distributions(distributions: Mapping[str, Distribution], known: Mapping[str, Distribution]) -> bool:
+    """Whether Optuna can be given all of these, beside those that the log has for the same parameters."""
+    for name, distribution in distributions.items():
+        first = known.get(name)
+        if not _possible(distribution) or (first is not None and not compatible(first, distribution)):
+            return False
+    return True
+
+
+def _possible(distribution: Distribution) -> bool:
+    if isinstance(distribution, Categorical):
+        return bool(distribution.choices)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if not low <= high:
+        return False
+    if isinstance(distribution, Int):
+        return step is not None and step >= 1 and (not distribution.log or (low >= 1 and step == 1))
+    return _possible_float(distribution)
+
+
+def _possible_float(distribution: Float) -> bool:
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if not (low >= -_LARGEST and high <= _LARGEST) and not -math.inf < low == high < math.inf:
+        return False
+    if distribution.log:
+        return step is None and low > 0
+    return step is None or (0 < step < math.inf and (high - low) / step <= _FINEST_GRID)
+
+
+def compatible(first: Distribution, other: Distribution) -> bool:
+    """Whether Optuna takes both for one parameter: only the ranges of numbers may differ."""
+    if first.__class__ is not other.__class__:
+        return False
+    if isinstance(first, Categorical) or isinstance(other, Categorical):
+        return repr(first) == repr(other) or first == other  # NaN is a choice like others
+    return first.log == other.log
+
+
+def outliers(
+    params: Mapping[str, float], given: Mapping[str, Distribution], known: Mapping[str, Distribution]
+) -> dict[str, Distribution] | None:
+    """Distributions for the values that lie outside theirs; None if a parameter can have no such value, or has none.
+
+    Args:
+        params: the values.
+        given: distributions that come with them.
+        known: the first ones that the log gave these parameters.
+
+    """
+    found = _NO_OUTLIERS
+    for name, value in params.items():
+        distribution = given.get(name) or known.get(name) if given else known.get(name)
+        if distribution is None:
+            return None
+        if distribution.__class__ is Categorical:
+            if not 0 <= value < len(distribution.choices):
+                return None
+        elif not distribution.low <= value <= distribution.high:  # type: ignore[union-attr]  # it is no Categorical
+            wider = _widened(distribution, value)
+            if wider is None:
+                return None
+            found = {**found, name: wider}
+    return found
+
+
+def _widened(distribution: Distribution, value: float) -> Distribution | None:
+    """The distribution with a range that contains this value too; None if it is too far away."""
+    assert not isinstance(distribution, Categorical)
+    low, high = float(distribution.low), float(distribution.high)
+    reach = _REACH * max(high - low, abs(low), abs(high))
+    if not low - reach <= value <= high + reach or (distribution.log and value <= 0):
+        return None
+    if isinstance(distribution, Float):
+        return Float(min(low, value), max(high, value), distribution.log, distribution.step)
+    whole = int(value)
+    if not -(1 << 63) <= whole < 1 << 63:  # the upper end of 64 bits, as a double
+        return distribution
+    return Int(min(distribution.low, whole), max(distribution.high, whole), distribution.log, distribution.step)
+
+
+# --- attributes ---
+
+
+def possible_attributes(*texts: Mapping[str, str]) -> bool:
+    """Whether every reader can read, copy and write these attributes."""
+    return not any(_too_deep(text) for some in texts for text in some.values())
+
+
+_NESTS: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
+
+
+def _too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return False
+    depth = 0
+    for mark in _NESTS.findall(text):
+        if mark in "[{":
+            depth += 1
+            if depth > _DEEPEST:
+                return True
+        elif mark in "]}":
+            depth -= 1
+    return False
+
+
+def possible_system(texts: Mapping[str, str]) -> bool:
+    """Whether the attributes that programs read by name are what they take them for."""
+    for key, text in texts.items():
+        wanted = _SYSTEM.get(key) or next((one for pattern, one in _SYSTEM_LIKE if pattern.fullmatch(key)), None)
+        if wanted is not None and not _is(wanted, text):
+            return False
+    return True
+
+
+def _is(wanted: Callable[[Any], bool], text: str) -> bool:
+    try:
+        return wanted(json.loads(text))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _list_of(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(item, value))
+
+
+def _of_values(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(item, value.values()))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _or_null(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or item(value)
+
+
+def _is_generation(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= 1_000_000
+
+
+def _is_method(value: object) -> bool:
+    """Whether it names a class with its arguments; whether there is such a class is known where it is made."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("class"), str)
+        and (value.get("arguments") is None or isinstance(value["arguments"], dict))
+    )
+
+
+def _is_replicate(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_whole(value.get(key)) and value[key] >= 0 for key in ("of", "seed"))
+
+
+_SYSTEM: Final[dict[str, Callable[[Any], bool]]] = {
+    "constraints": _or_null(_list_of(_is_number)),
+    "fixed_params": _is_object,
+    "grid_id": lambda value: _is_whole(value) and value >= 0,
+    "search_space": _of_values(lambda value: isinstance(value, list)),
+    "study:metric_names": _or_null(_list_of(_is_text)),
+    "hopaas:again": _is_whole,
+    "hopaas:origin": _is_object,
+    SAMPLER: _or_null(_is_method),
+    PRUNER: _or_null(_is_method),
+    REPEATS: lambda value: value in REPEATS_POLICIES,
+    REPLICATES: lambda value: _is_whole(value) and 1 <= value <= MOST_REPLICATES,
+    REPLICATE: _is_replicate,
+    REUSED: _is_whole,
+    "hopaas:peers": _of_values(_of_values(_is_text)),
+}
+"""What Optuna's samplers, pruners and tables, and our exports, read from a trial or study without looking."""
+
+_SYSTEM_LIKE: Final = (
+    (re.compile(r"constraints:.*", re.DOTALL), _is_number),
+    (re.compile(r"completed_rung_\d+"), _is_number),
+    (re.compile(r"\w+:generation"), _is_generation),
+    (re.compile(r"\w+:parent:\d+"), _list_of(_is_whole)),
+    (re.compile(r"qmc .*'s last sample id", re.DOTALL), _is_whole),
+)
+
+
+# --- studies ---
+
+
+def possible_definition(define: StudyDefine) -> bool:
+    """Whether a study can be run like that."""
+    return (
+        0 < len(define.directions) <= _MOST_DIRECTIONS
+        and all(direction in _DIRECTIONS for direction in define.directions)
+        and possible_distributions(define.space, {})
+        and _possible_policy(define.policy)
+    )
+
+
+def _possible_policy(policy: Policy) -> bool:
+    timeout = policy.progress_timeout
+    return (
+        0 < policy.ttl <= _LONGEST_TTL
+        and (policy.budget is None or 0 <= policy.budget <= MAX_BUDGET)
+        and (timeout is None or timeout > 0)
+        and policy.interrupted in ("fail", "prune")
+    )

@@ -1,0 +1,147 @@
+"""Starts the demo's peers, kills one of them while it runs a trial, and ends them all with the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.study import Study
+
+_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a peer has to release its trial when the demo is interrupted
+_THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Set to 1: several peers share the cores, and would slow each other down with a thread per core each."""
+
+
+class DemoFailed(HopaasError):
+    """The demo did not end as it should."""
+
+
+class KilledPeer(NamedTuple):
+    """A peer that was killed, and the trial that it ran at that moment according to the log."""
+
+    name: str
+    pid: int
+    number: int
+    epoch: int
+
+
+class _Process(NamedTuple):
+    name: str
+    popen: subprocess.Popen[bytes]
+    output: Path
+
+
+class PeerProcesses:
+    """The peers of one demo. Use it as a context manager: all have ended when the block is left."""
+
+    def __init__(self, study: Study, *, store: str, folder: Path, seed: int) -> None:
+        self._study = study
+        self._store = store
+        self._folder = folder
+        self._seed = seed
+        self._processes: list[_Process] = []
+        self.killed: KilledPeer | None = None
+
+    def __enter__(self) -> PeerProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """SIGTERM lets a peer release its trial; a peer that does not end is killed."""
+        for process in self._processes:
+            if process.popen.poll() is None:
+                process.popen.terminate()
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.popen.wait(_SHUTDOWN_TIMEOUT)
+        for process in self._processes:
+            if process.popen.poll() is None:
+                process.popen.kill()
+                process.popen.wait()
+
+    def start(self, peers: int) -> None:
+        """Start that many peers, named A, B, C, …"""
+        one_thread = dict.fromkeys(_THREAD_COUNTS, "1")
+        for index, name in enumerate(string.ascii_uppercase[:peers]):
+            path = self._folder / f"peer-{name}.log"
+            environment = {**os.environ, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
+            command = [sys.executable, "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
+            with path.open("wb") as file:
+                popen = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                )
+            self._processes.append(_Process(name, popen, path))
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Pid -> name."""
+        return {process.popen.pid: process.name for process in self._processes}
+
+    def statuses(self) -> list[tuple[str, int, str]]:
+        """(name, pid, status) of every peer."""
+        return [(process.name, process.popen.pid, self._status(process)) for process in self._processes]
+
+    def _status(self, process: _Process) -> str:
+        if self.killed is not None and process.popen.pid == self.killed.pid:
+            return "killed"
+        return "running" if process.popen.poll() is None else "done"
+
+    def any_running(self) -> bool:
+        """Whether any peer is still running.
+
+        Raises:
+            DemoFailed: a peer ended with an error by itself.
+
+        """
+        for process in self._processes:
+            code = process.popen.poll()
+            if code and self._status(process) != "killed":
+                last = process.output.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
+                raise DemoFailed(f"peer {process.name} ended with {code}: {last[0]} (all of it: {process.output})")
+        return any(process.popen.returncode is None for process in self._processes)
+
+    def kill_one(self, state: State, *, epochs: int) -> KilledPeer | None:
+        """Kill a peer that is in the middle of a trial, if there is one; None if not.
+
+        A trial that the log shows may have ended when the signal arrives. So the peer is first stopped, then the log is
+        read again, and the peer is only killed if it still runs that trial.
+        """
+        for name, popen, _ in self._processes:
+            trial = _trial_of(popen.pid, state)
+            if trial is None or not epochs // 10 <= len(trial.reports) <= epochs * 2 // 3 or not _stop(popen.pid):
+                continue
+            now = _trial_of(popen.pid, self._study.state)
+            if now is None or now.number != trial.number:
+                os.kill(popen.pid, signal.SIGCONT)
+                continue
+            popen.kill()
+            popen.wait()
+            self.killed = KilledPeer(name, popen.pid, now.number, len(now.reports))
+            return self.killed
+        return None
+
+
+def _trial_of(pid: int, state: State) -> Trial | None:
+    """The trial that this process runs."""
+    for number in state.running:
+        trial = state.trials[number]
+        if state.peers.get(trial.owner or "", {}).get("pid") == str(pid):
+            return trial
+    return None
+
+
+def _stop(pid: int) -> bool:
+    """Stop a child and wait until it has stopped; False if it ended before."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        result = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    except (ProcessLookupError, ChildProcessError):
+        return False
+    return result is not None and result.si_code == os.CLD_STOPPED

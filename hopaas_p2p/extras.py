@@ -1,0 +1,57 @@
+"""Optional packages: whether they are there, and the command that installs what is not.
+
+The command names the packages themselves, as this package's metadata lists them for an extra. So it is the same in a
+checkout as after a release, and never takes another version of hopaas-p2p from somewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from importlib import metadata
+from typing import Final
+
+from hopaas_p2p.errors import ConfigurationError
+
+_EXTRA: Final = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
+_OF_OPTUNA: Final = {
+    "GPSampler": ("scipy", "torch"),
+    "QMCSampler": ("scipy",),
+    "CmaEsSampler": ("cmaes",),
+}
+"""Optuna's samplers that need packages which Optuna does not install."""
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of this package needs."""
+    return "pip install " + " ".join(f"'{one}'" for one in _requirements(extra))
+
+
+@functools.cache
+def _requirements(extra: str) -> tuple[str, ...]:
+    try:
+        listed = metadata.requires("hopaas-p2p") or []
+    except metadata.PackageNotFoundError:  # run from a directory, without having been installed
+        listed = []
+    found = []
+    for one in listed:
+        requirement, _, marker = one.partition(";")
+        match = _EXTRA.search(marker)
+        if match is not None and match[1] == extra:
+            found.append(requirement.strip())
+    return tuple(found) or (f"hopaas-p2p[{extra}]",)
+
+
+def check_sampler(sampler: object) -> None:
+    """See that the packages which this sampler needs are there, before it is used.
+
+    Raises:
+        ConfigurationError: one is not; the message says how to install it.
+
+    """
+    kind = type(sampler)
+    needed = _OF_OPTUNA.get(kind.__name__, ()) if kind.__module__.startswith("optuna.") else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(f"{kind.__name__} needs {' and '.join(missing)}: pip install {' '.join(missing)}")

@@ -1,0 +1,180 @@
+"""A LocalPeer as JSON over HTTP, on loopback with a key, or on a Unix socket in a private directory.
+
+    POST /v1/ask     {"study": "digits"}                                  -> {"ok": true, "trial": 7, "params": {…}}
+    POST /v1/report  {"study": "digits", "trial": 7, "value": 0.3, "step": 1} -> {"ok": true, "prune": false, …}
+    POST /v1/tell    {"study": "digits", "trial": 7, "values": [0.3]}     -> {"ok": true}
+    POST /v1/VERB for the others: see `_verbs`.
+
+An error is {"ok": false, "error": "…", "code": N} with the exit code of the command line. Requests carry the key as
+`Authorization: Bearer KEY`. Below /api/ it speaks the REST interface of Hopaas, see `hopaas_rest`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import socket
+import socketserver
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final, cast
+
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.local.hopaas_rest import HopaasRest
+from hopaas_p2p.local.peer import LocalPeer
+from hopaas_p2p.net.listening import cannot_listen, private_socket
+from hopaas_p2p.trial_requests import failure
+
+_LARGEST_BODY: Final = 1 << 20
+_REQUESTS: Final = ("report", "should-prune", "tell", "checkpoint", "renew", "release")
+_TIMEOUT: Final = 60.0  # seconds for which a connection may be silent
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+_STATUS: Final = {0: 200, 2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
+"""Status by exit code; others are 500."""
+
+
+class LocalServer(ThreadingHTTPServer):
+    """Serves a LocalPeer until `shutdown`.
+
+    Args:
+        peer: answers.
+        address: (host, port) on loopback, or the path of a Unix socket, to which only this user can connect.
+        key: what requests must carry; None on a Unix socket.
+
+    Raises:
+        ConfigurationError: the address is in use, or something that is not a socket is at the path.
+
+    """
+
+    daemon_threads = True
+
+    def __init__(self, peer: LocalPeer, address: tuple[str, int] | Path, key: str | None) -> None:
+        self.peer, self.key = peer, key
+        self.rest = HopaasRest(peer)
+        self.verbs = _verbs(peer)
+        self._path = address if isinstance(address, Path) else None
+        if isinstance(address, Path):
+            address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.address_family = socket.AF_UNIX
+            with private_socket(address):
+                super().__init__(cast("tuple[str, int]", str(address)), _Handler)
+        else:
+            try:
+                super().__init__(address, _Handler)
+            except OSError as error:
+                raise cannot_listen(f"{address[0]}:{address[1]}", error) from None
+
+    def server_bind(self) -> None:
+        if self._path is not None:
+            socketserver.TCPServer.server_bind(self)
+            self.server_name, self.server_port = str(self._path), 0
+        else:
+            super().server_bind()
+
+    def server_close(self) -> None:
+        super().server_close()
+        if self._path is not None and self._path.is_socket():  # called after a failed binding, too
+            self._path.unlink(missing_ok=True)
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        if self._path is not None:
+            return f"unix:{self._path}"
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: LocalServer
+    protocol_version = "HTTP/1.1"
+    timeout = _TIMEOUT
+    server_version, sys_version = "hopaas-p2p", ""
+
+    def do_GET(self) -> None:
+        self._serve(b"")
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not length.isascii() or not length.isdigit() or int(length) > _LARGEST_BODY:
+            self.close_connection = True
+            self._answer(413, b"", "text/plain")
+            return
+        self._serve(self.rfile.read(int(length)))
+
+    def _serve(self, body: bytes) -> None:
+        if not self._from_here():
+            self._answer(403, b"this server answers programs on this machine only\n", "text/plain")
+        elif self.path.startswith("/api/"):
+            self._answer(*self.server.rest.answer(self.command, self.path, body, self._key_matches))
+        elif not self._key_matches(self.headers.get("Authorization", "").removeprefix("Bearer ")):
+            self._answer(401, b"send the key: Authorization: Bearer KEY\n", "text/plain")
+        else:
+            reply = self._carry_out(body)
+            status = 200 if reply["ok"] else _STATUS.get(reply["code"], 500)
+            self._answer(status, json.dumps(reply).encode(), "application/json")
+
+    def _from_here(self) -> bool:
+        """Whether the request was meant for this server: a page that a browser shows cannot use it."""
+        if self.headers.get("Origin") is not None:
+            return False
+        return self.server.key is None or self.headers.get("Host", "").rpartition(":")[0] in _LOOPBACK
+
+    def _key_matches(self, given: str) -> bool:
+        key = self.server.key
+        return key is None or hmac.compare_digest(given.encode(), key.encode())
+
+    def _carry_out(self, body: bytes) -> dict[str, Any]:
+        verb = self.server.verbs.get(self.path.removeprefix("/v1/"))
+        try:
+            if verb is None or self.command != "POST":
+                raise InvalidInput(f"POST /v1/VERB; there are {', '.join(self.server.verbs)}")
+            request = json.loads(body or b"{}")
+            if not isinstance(request, dict):
+                raise InvalidInput("the body is not a JSON object")
+            return {"ok": True, **verb(request)}
+        except Exception as error:  # noqa: BLE001  # the client is told, and the server goes on
+            return failure(error)
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        with contextlib.suppress(ConnectionError):
+            self.send_response(HTTPStatus(status))
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *_args: object) -> None:
+        """Log nothing: paths of Hopaas's interface hold the key."""
+
+
+def _verbs(peer: LocalPeer) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+    """What can be asked, by name. A value that is missing raises KeyError, which the client is told."""
+
+    def listed(body: Mapping[str, Any]) -> dict[str, Any]:
+        options = {key: body[key] for key in ("state", "order", "limit", "offset") if key in body}
+        return peer.trials(body["study"], **options)
+
+    def about(do: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        def ask(body: Mapping[str, Any]) -> dict[str, Any]:
+            more = {key: value for key, value in body.items() if key not in ("study", "trial", "do")}
+            return peer.request(body["study"], int(body["trial"]), do, **more)
+
+        return ask
+
+    return {
+        "studies": lambda _body: peer.studies(),
+        "show": lambda body: peer.show(body["study"]),
+        "trials": listed,
+        "trial": lambda body: peer.trial(body["study"], int(body["trial"])),
+        "compare": lambda body: peer.compare(body["study"], body["trials"]),
+        "importances": lambda body: peer.importances(body["study"]),
+        "ask": lambda body: peer.ask(body["study"]),
+        **{do: about(do) for do in _REQUESTS},
+        "enqueue": lambda body: peer.enqueue(body["study"], body["params"]),
+        "note": lambda body: peer.annotate(body["study"], str(body["text"]), body.get("trial")),
+        "stop": lambda body: peer.stop_trial(body["study"], int(body["trial"]), body.get("reason")),
+    }

@@ -1,0 +1,313 @@
+"""One peer that runs trials for clients which speak JSON: what the local HTTP server and the MCP server both offer."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from hopaas_p2p import notes
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import Trial as CoreTrial
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchTrial, NotYourTrial
+from hopaas_p2p.report.facts import best, is_better, json_number, params_of, scored, state_word
+from hopaas_p2p.report.importance import importance
+from hopaas_p2p.space import spec
+from hopaas_p2p.times import to_iso
+from hopaas_p2p.trial_requests import TrialRequests
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.study import Study
+    from hopaas_p2p.trial import Trial
+
+SILENCE: Final = 3600.0
+"""Seconds without a request about a trial after which it is returned."""
+LARGEST_ANSWER: Final = 3800
+"""Characters of an answer; an agent reads each of them."""
+_LONGEST_TEXT: Final = 400
+_MOST: Final = 50  # rows of a list
+
+
+class _OpenTrial(NamedTuple):
+    trial: Trial
+    requests: TrialRequests
+
+
+class LocalPeer:
+    """Answers requests about the studies of one store, and runs trials for clients. Thread-safe.
+
+    A client owns nothing: the leases are this process's. A trial about which no request has come for `silence` seconds
+    is returned, and so are all others when the process ends.
+
+    Args:
+        storage: the open store.
+        actions: whether requests that change something are allowed.
+        silence: seconds.
+        clock: monotonic seconds; a test passes its own.
+
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        actions: bool,
+        silence: float = SILENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.storage = storage
+        self._actions = actions
+        self._silence = silence
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._studies: dict[str, Study] = {}
+        self._open: dict[tuple[str, int], _OpenTrial] = {}
+        self._heard_at: dict[tuple[str, int], float] = {}
+
+    # --- reading ---
+
+    def studies(self) -> dict[str, Any]:
+        """The names of the studies of this store."""
+        return fitted({"studies": self.storage.study_names()}, "studies")
+
+    def show(self, name: str) -> dict[str, Any]:
+        """A study at a glance: state, counts, budget, best trial, search space."""
+        study = self._study(name)
+        state = study.state
+        define = state.define
+        assert define is not None
+        top = best(state)
+        return fitted(
+            {
+                "study": name,
+                "state": state_word(state),
+                "directions": list(define.directions),
+                "counts": {one.name: state.counts[one] for one in TrialState},
+                "budget": state.budget,
+                "left": None if state.budget is None else max(0, state.budget - state.used()),
+                "best": None if top is None else _row(top, state),
+                "note": notes.note_of(study)[:_LONGEST_TEXT],
+                "space": [f"{key}={spec(one)}"[:_LONGEST_TEXT] for key, one in study.space.items()],
+            },
+            "space",
+        )
+
+    def trials(
+        self, name: str, *, state: str | None = None, order: str = "number", limit: int = 20, offset: int = 0
+    ) -> dict[str, Any]:
+        """Some trials of a study.
+
+        Args:
+            name: the study.
+            state: running, complete, pruned, fail or waiting; None for all.
+            order: "number", "newest" or "best".
+            limit: at most 50.
+            offset: how many to skip.
+
+        """
+        whole = self._study(name).state
+        rows: Sequence[CoreTrial]
+        if order == "best":
+            rows = [trial for _, trial in _ranked(whole)]
+        elif order in ("number", "newest"):
+            wanted = None if state is None else _state_named(state)
+            rows = [trial for trial in list(whole.trials) if wanted is None or trial.state is wanted]
+            rows = rows[::-1] if order == "newest" else rows
+        else:
+            raise InvalidInput(f"order is number, newest or best, got {order!r}")
+        chosen = rows[offset : offset + max(1, min(limit, _MOST))]
+        return fitted({"study": name, "matching": len(rows), "trials": [_row(one, whole) for one in chosen]}, "trials")
+
+    def trial(self, name: str, number: int) -> dict[str, Any]:
+        """One trial, with its reports."""
+        study = self._study(name)
+        state = study.state
+        trial = _existing(state, number, name)
+        reports = [[step, json_number(value)] for step, value in sorted(trial.reports.items())]
+        return fitted(
+            {
+                **_row(trial, state),
+                "attempt": trial.attempt,
+                "site": state.peers.get(trial.owner or "", {}).get("site"),
+                "note": notes.note_of(study, number)[:_LONGEST_TEXT],
+                "reports": reports[-_MOST:],
+            },
+            "reports",
+        )
+
+    def compare(self, name: str, numbers: Iterable[int]) -> dict[str, Any]:
+        """Trials side by side, and the parameters in which they differ."""
+        state = self._study(name).state
+        rows = [_row(_existing(state, number, name), state) for number in list(numbers)[:_MOST]]
+        names = dict.fromkeys(key for row in rows for key in row["params"])
+        differing = [key for key in names if len({json.dumps(row["params"].get(key)) for row in rows}) > 1]
+        return fitted({"differ": differing, "trials": rows}, "trials")
+
+    def importances(self, name: str) -> dict[str, Any]:
+        """Which parameters matter, as shares that add up to 1 (PED-ANOVA)."""
+        found = importance(self._study(name).state)
+        shares = [[key, round(share, 4)] for key, share in found.shares]
+        return fitted({"importances": shares, "note": found.note}, "importances")
+
+    # --- trials of clients ---
+
+    def adopt(self, study: Study) -> None:
+        """Use this object, with its sampler and pruner, for requests about the study of its name."""
+        with self._lock:
+            self._studies.setdefault(study.name, study)
+
+    def ask(self, name: str, *, user_attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Start a trial for a client: its number and parameters."""
+        study = self._study(name, changes=True)
+        trial = study.ask()
+        for attribute, value in (user_attrs or {}).items():
+            trial.set_user_attr(attribute, value)
+        key = (name, trial.number)
+        with self._lock:
+            self._open[key] = _OpenTrial(trial, TrialRequests(study, trial))
+            self._heard_at[key] = self._clock()
+        resumed = trial.resume
+        checkpoint = {} if resumed is None else {"resume": {"step": resumed[0], "path": str(resumed[1])}}
+        return {"study": name, "trial": trial.number, "params": dict(trial.params), **checkpoint}
+
+    def request(self, name: str, number: int, do: str, **more: Any) -> dict[str, Any]:
+        """A request about a trial that was asked for here, see `trial_requests`.
+
+        Raises:
+            NotYourTrial: it was not asked for here, or was returned meanwhile.
+            HopaasError: the store refused it.
+
+        """
+        self._study(name, changes=True)
+        key = (name, number)
+        with self._lock:
+            found = self._open.get(key)
+            if found is not None:
+                self._heard_at[key] = self._clock()
+        if found is None:
+            raise NotYourTrial(f"trial {number} of {name!r} is not run by this process; ask for one first")
+        try:
+            reply = found.requests.carry_out({"do": do, **more})
+        finally:
+            if found.requests.told is not None:
+                self._forget(key)
+        if found.requests.released is not None:
+            self._return(key, found, found.requests.released)
+        return reply
+
+    def expire(self) -> list[int]:
+        """Return the trials about which no client has said anything for too long; their numbers."""
+        now = self._clock()
+        with self._lock:
+            silent = [(key, self._open[key]) for key, at in self._heard_at.items() if now - at > self._silence]
+        for key, found in silent:
+            self._return(key, found, f"its client was silent for {self._silence:.0f} s")
+        return [key[1] for key, _ in silent]
+
+    def close(self) -> None:
+        """Return the trials of all clients, send what is queued, and close the store."""
+        with self._lock:
+            remaining = list(self._open.items())
+        try:
+            for key, found in remaining:
+                self._return(key, found, "the local server ended")
+        finally:
+            self.storage.close()
+
+    def _return(self, key: tuple[str, int], found: _OpenTrial, reason: str) -> None:
+        found.requests.close()
+        self._forget(key)
+        self.storage.release(found.trial.id, reason=reason)
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        with self._lock:
+            self._open.pop(key, None)
+            self._heard_at.pop(key, None)
+
+    # --- other changes ---
+
+    def enqueue(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Queue a trial with these parameters; the sampler chooses the others."""
+        return {"study": name, "trial": self._study(name, changes=True).enqueue(dict(params))}
+
+    def annotate(self, name: str, text: str, number: int | None = None) -> dict[str, Any]:
+        """Put a note (Markdown) in place of the study's or trial's present one."""
+        notes.save_note(self._study(name, changes=True), text, number)
+        return {"study": name, **({} if number is None else {"trial": number})}
+
+    def stop_trial(self, name: str, number: int, reason: str | None = None) -> dict[str, Any]:
+        """Ask the owner of a running trial to end it."""
+        self._study(name, changes=True).stop_trial(number, reason=reason)
+        return {"study": name, "trial": number, "requested": "stop"}
+
+    def _study(self, name: str, *, changes: bool = False) -> Study:
+        if changes and not self._actions:
+            raise Denied("this server only reads; start it with --allow-actions to let clients run and change trials")
+        with self._lock:
+            if name not in self._studies:
+                from hopaas_p2p.study import open_study
+
+                self._studies[name] = open_study(self.storage, name, create=False)
+            return self._studies[name]
+
+
+def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
+    """The answer with as many of its rows as fit into LARGEST_ANSWER; `left_out` says how many do not."""
+    left_out = 0
+    while len(json.dumps(answer)) > LARGEST_ANSWER and answer[rows]:
+        drop = max(1, len(answer[rows]) // 4)
+        answer = {**answer, rows: answer[rows][:-drop]}
+        left_out += drop
+        answer["left_out"] = left_out
+    return answer
+
+
+def _row(trial: CoreTrial, state: State) -> dict[str, Any]:
+    row = {
+        "trial": trial.number,
+        "state": trial.state.name,
+        "values": None if trial.values is None else [json_number(value) for value in trial.values],
+        "params": {key: _short(value) for key, value in params_of(trial, state).items()},
+        "started": to_iso(trial.start),
+        "ended": to_iso(trial.end),
+        "reason": (trial.reason or "")[:_LONGEST_TEXT] or None,
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _short(value: object) -> object:
+    return value[:_LONGEST_TEXT] if isinstance(value, str) else json_number(value)
+
+
+def _ranked(state: State) -> list[tuple[float, CoreTrial]]:
+    assert state.define is not None
+    if len(state.define.directions) != 1:
+        raise InvalidInput("order=best is for studies with one objective")
+    largest_first = is_better(1.0, 0.0, state.define.directions[0])
+    return sorted(scored(state), key=lambda one: (-one[0] if largest_first else one[0], one[1].number))
+
+
+def _existing(state: State, number: int, name: str) -> CoreTrial:
+    if not 0 <= number < len(state.trials):
+        raise NoSuchTrial(f"the study {name!r} has no trial {number}")
+    return state.trials[number]
+
+
+def _state_named(word: str) -> TrialState:
+    try:
+        return TrialState[word.upper()]
+    except KeyError:
+        raise InvalidInput(f"{word!r} is not a state; there are running, complete, pruned, fail, waiting") from None
+
+
+def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 10.0) -> None:
+    """Return silent clients' trials until `stopped` is set. Runs in a thread of its own."""
+    while not stopped.wait(every):
+        try:
+            peer.expire()
+        except HopaasError:
+            continue  # the store is away; the next look tries again

@@ -1,0 +1,165 @@
+"""Which certificate authorities to trust, and TLS as a client: one answer for everything the project connects to.
+
+TLS is never optional where it is asked for: there is no switch to skip verification.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import ipaddress
+import os
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from hopaas_p2p import settings
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
+from hopaas_p2p.net.proxies import remaining
+
+SYSTEM: Final = "system"
+"""libpq's name for the authorities that the operating system trusts."""
+
+
+def authorities(given: str = "", *, aws: bool = False, env: Mapping[str, str] = os.environ) -> str:
+    """The file of the certificate authorities to trust: `given`, else HOPAAS_CA_FILE, SSL_CERT_FILE, or certifi's.
+
+    Args:
+        given: what a URL asks for.
+        aws: whether AWS_CA_BUNDLE counts, too.
+        env: the environment.
+
+    Raises:
+        ConfigurationError: there is no such file.
+
+    """
+    bundle = env.get("AWS_CA_BUNDLE") if aws else None
+    path = given or settings.ca_file(env) or bundle or env.get("SSL_CERT_FILE")
+    if not path:
+        import certifi
+
+        return certifi.where()
+    if path != SYSTEM and not Path(path).is_file():
+        raise ConfigurationError(f"there is no file {path} with certificate authorities; see HOPAAS_CA_FILE")
+    return path
+
+
+def client_context(file: str = "", *, alpn: str = "http/1.1", check_hostname: bool = True) -> ssl.SSLContext:
+    """A context that verifies a server by the authorities in this file, by default those of `authorities()`.
+
+    It is shared: do not change it, nor give it to a library that does, such as urllib3 (see `new_context`).
+
+    Raises:
+        ConfigurationError: the file does not exist, or contains no authorities.
+
+    """
+    path = authorities(file)
+    changed = 0 if path == SYSTEM else Path(path).stat().st_mtime_ns
+    return _cached(path, changed, alpn, check_hostname)
+
+
+@functools.lru_cache(maxsize=8)
+def _cached(path: str, _changed: int, alpn: str, check_hostname: bool) -> ssl.SSLContext:
+    return new_context(path, alpn, check_hostname)
+
+
+def new_context(path: str, alpn: str = "http/1.1", check_hostname: bool = True) -> ssl.SSLContext:
+    """As `client_context`, but not shared."""
+    try:
+        context = ssl.create_default_context(cafile=None if path == SYSTEM else path)
+    except (ssl.SSLError, OSError):
+        raise ConfigurationError(f"{path} holds no certificate authorities; see HOPAAS_CA_FILE") from None
+    context.sslsocket_class = _ConnectedSocket
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = check_hostname
+    context.set_alpn_protocols([alpn])
+    return context
+
+
+def secure(
+    plain: socket.socket, host: str, *, deadline: float, context: ssl.SSLContext | None = None, hint: str = ""
+) -> ssl.SSLSocket:
+    """TLS over this connection, with the host's certificate verified. On an error the caller closes `plain`.
+
+    Args:
+        plain: the connection.
+        host: the name that the certificate has to be for.
+        deadline: when to give up, by `time.monotonic()`.
+        context: by default the usual one.
+        hint: what to say besides if the connection breaks.
+
+    Raises:
+        ConfigurationError: it is not the host's certificate, its authority is unknown, or there is no TLS at all.
+        StoreUnreachable: the certificate has expired (its owner will notice), or the connection broke.
+
+    """
+    try:
+        context = context or client_context()
+        plain.settimeout(remaining(deadline))
+        return context.wrap_socket(plain, server_hostname=host)
+    except ssl.SSLCertVerificationError as error:
+        raise _untrusted(host, error.verify_message) from None
+    except ssl.SSLError as error:
+        if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE"):
+            raise ConfigurationError(
+                f"{host} does not speak TLS (1.2 or newer) on this port, and nothing is sent without it. "
+                "Check host and port: something else may listen there"
+            ) from None
+        why = (error.reason or str(error)).lower().replace("_", " ")
+        raise StoreUnreachable(f"TLS with {host} broke off: {why}{hint}") from None
+    except TimeoutError:
+        raise StoreUnreachable(f"{host} accepts the connection and then says nothing{hint}") from None
+    except OSError as error:
+        raise StoreUnreachable(f"TLS with {host} broke off: {error.strerror or error}{hint}") from None
+
+
+def _untrusted(host: str, why: str) -> HopaasError:
+    if "expired" in why:
+        return StoreUnreachable(
+            f"the certificate of {host} has expired. Its administrator has to renew it, and nothing is sent until "
+            "then; results wait in the spool. If the date on this node is wrong, correct that"
+        )
+    if "not yet valid" in why:
+        return StoreUnreachable(f"the certificate of {host} is not valid yet: is the date on this node right?")
+    if "match" in why:
+        return ConfigurationError(
+            f"the certificate of {host} is for another name ({why}). Use the name that it is for, or have one issued "
+            "for this name"
+        )
+    return ConfigurationError(
+        f"the certificate of {host} is not to be trusted: {why}. If your site has an authority of its own, set "
+        "HOPAAS_CA_FILE to its certificate; otherwise the connection may be intercepted"
+    )
+
+
+def days_left(certificate: Mapping[str, Any]) -> float:
+    """Days until a certificate, as `getpeercert` shows it, expires."""
+    return (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400.0
+
+
+class _ConnectedSocket(ssl.SSLSocket):
+    """A TLS socket that exists only while it is connected.
+
+    `wrap_socket` begins by asking for the peer's address. If the connection has just been reset, the standard class
+    then either leaks the descriptor or returns a socket that would speak without TLS.
+    """
+
+    def getpeername(self) -> Any:
+        try:
+            return super().getpeername()
+        except OSError as error:
+            self.close()
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is a name or an address of this machine alone, where nobody listens in on the way."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

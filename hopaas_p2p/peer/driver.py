@@ -1,0 +1,425 @@
+"""Performs the I/O that a session asks for, in the caller's thread or the scheduler's.
+
+The rule of this file: the lock guards the session and is held for moments; the turn is held for the length of an
+exchange, and nothing is read from or written to a store under the lock. A caller that has to wait for the store
+exchanges in its own thread, so there is no hand-over, and what queued up behind a slow exchange leaves with the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Generic
+
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.chain import sum_at
+from hopaas_p2p.core.records import Record
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.peer.outbox import PendingCommit
+from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
+from hopaas_p2p.stores.base import Beat, KeepsBeats, Log, Outgoing, RateLimitedLog, Receipt, Revocable, Store
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_AFTER_TROUBLE: Final = 5.0  # seconds
+_NEARLY: Final = 1.01  # a thread that sleeps hardly longer than it should is left alone
+_MOMENT: Final = 5e-5  # seconds, in which a thread that waits for the interpreter gets it
+
+
+class CombiningLock:
+    """A lock whose waiters stop waiting once their pending commit is decided.
+
+    With a plain lock, the thread that has just exchanged mostly takes it again before the others wake, and they wait
+    through exchange after exchange to be told what was decided in the first.
+
+    Ctrl-C may arrive at any call. A thread that it stops does not keep the lock.
+    """
+
+    def __init__(self) -> None:
+        self._taken = threading.RLock()  # of its owner, so that an interrupted `acquire` can tell
+        self._lock = threading.Lock()
+        self._released = threading.Condition(self._lock)
+        self._waiting = 0
+
+    def acquire(self, pending: PendingCommit | None = None) -> bool:
+        """Wait for the lock; False if there is nothing left to wait for, because `pending` is decided."""
+        if pending is not None and pending.verdicts is not None:
+            return False
+        if self._taken._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks it
+            self._drop()
+        try:
+            return self._taken.acquire(blocking=False) or self._wait(pending)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        """Release a lock that this thread has without knowing: it was interrupted as it took it, or released it."""
+        if self._taken._is_owned():  # type: ignore[attr-defined]
+            self.release()
+
+    def _wait(self, pending: PendingCommit | None) -> bool:
+        with self._lock:
+            self._waiting += 1  # before the next look, so that a release after it is noticed
+            try:
+                while pending is None or pending.verdicts is None:
+                    if self._taken.acquire(blocking=False):
+                        return True
+                    self._released.wait()
+                return False
+            finally:
+                self._waiting -= 1
+
+    def release(self) -> None:
+        """Let go of it. Every waiter looks at its pending commit."""
+        self._taken.release()
+        if self._waiting:
+            with self._lock:
+                self._released.notify_all()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """In this block any error of the operating system means that the store did not answer.
+
+    Too many open files, a full quota, a stale handle of NFS: a store may meet them at any call, and all of them pass or
+    can be mended. What was to be sent stays queued.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: OSError) -> StoreUnreachable:
+    return StoreUnreachable(f"The store cannot be used now: {error}. What waits is sent at the next contact.")
+
+
+class LogDriver(Generic[S]):
+    """One log as a peer uses it: the session, the log that it is about, and the two locks.
+
+    Attributes:
+        session: replaced as a whole, by the peer, when this process becomes another writer.
+        about: what this peer's introduction says in this study only.
+        lock: held around calls of the session, and to read more than one thing of its state. Never around I/O.
+        turn: held for the length of an exchange.
+
+    """
+
+    def __init__(self, log: Log, session: LogSession[S], clock: Callable[[], float]) -> None:
+        self.log = log
+        self.session = session
+        self.lock = threading.RLock()
+        self.turn = CombiningLock()
+        self.about: dict[str, str] = {}
+        self.rate_limited = log if isinstance(log, RateLimitedLog) else None
+        """The log, if its commits are costly. Determined once: `isinstance` of a protocol costs as much as a commit."""
+        self._clock = clock
+
+    @property
+    def state(self) -> S:
+        """The state as far as the log was read."""
+        return self.session.state
+
+    def put(self, owner: str, *records: Record) -> PendingCommit:
+        """Queue records in the name of `owner`; they leave together, with the next exchange."""
+        with self.lock:
+            return self.session.put(owner, *records)
+
+    def exchange(self, beat: Beat | None = None) -> None:
+        """Send what is queued and apply what is new: one round trip.
+
+        Blocks for that long, or until the exchange of another thread is over.
+
+        Raises:
+            StoreUnreachable: the outcome is not known; what was queued is still there.
+            Denied: this user may not write here, or not even read.
+
+        """
+        with self.turn:
+            self.exchange_in_turn(beat)
+
+    def exchange_in_turn(self, beat: Beat | None = None) -> None:
+        """Like `exchange`, for a caller that holds the turn."""
+        session, began = self.session, self._clock()
+        try:
+            self._exchange(session, began, beat)
+        except (StoreUnreachable, OSError) as error:
+            away = error if isinstance(error, StoreUnreachable) else _unreachable(error)
+            with self.lock:
+                session.failed(away, began)
+            if away is error:
+                raise
+            raise away from error
+        except BrokenChain as error:  # from the store
+            session.broken = error
+            raise
+
+    def _exchange(self, session: LogSession[S], began: float, beat: Beat | None) -> None:
+        _check_chain(session)
+        if not session.joined:
+            self._join(began)
+            if session.duplicated or (beat is None and not session.has_pending):
+                return
+        if self.rate_limited is not None and session.has_pending:
+            self._wait_turn(self.rate_limited, began)
+            if session.duplicated:  # nothing is sent under a name that another process uses
+                return
+        with self.lock:
+            commit = session.next_commit()
+        try:
+            receipt = self.log.exchange(commit, session.state.lsn, beat)
+        except Denied as error:
+            self._pull(began)  # a viewer goes on reading; raises if this user may not even read
+            with self.lock:
+                session.failed(error, began)
+            raise
+        with self.lock:
+            session.advance(receipt, began)
+        _check_chain(session)
+        if receipt.more and not session.duplicated:
+            self._pull(began)
+
+    def _wait_turn(self, log: RateLimitedLog, began: float) -> None:
+        """Wait for a good moment before the commit is made: what others queue meanwhile goes along."""
+        more = True
+        while more:
+            more = self._take(log.wait_turn(self.session.state.lsn), began)
+        self.session.suggested_interval = log.flush_interval
+
+    def _pull(self, began: float) -> None:
+        while self._take(self.log.exchange(None, self.session.state.lsn), began):
+            pass
+
+    def _take(self, receipt: Receipt, began: float) -> bool:
+        """Apply what came; whether there is more to come."""
+        with self.lock:
+            self.session.advance(receipt, began)
+        _check_chain(self.session)
+        return receipt.more and not self.session.duplicated
+
+    def _join(self, began: float) -> None:
+        """Start from the newest readable snapshot, else from nothing, and read on to the end of the log."""
+        session, short = self.session, self.session.machine.short
+        first = self.log.exchange(None, 0) if short else Receipt([], more=True)
+        state = None if short and not (first.more and self.rate_limited is not None) else self._newest_readable()
+        with self.lock:
+            session.start_from(session.machine.empty() if state is None else state)
+        if self._take(first, began):
+            self._pull(began)  # before anything is written: what is there may be of a newer format
+        if not session.duplicated:
+            with self.lock:
+                session.complete_join()
+            _check_chain(session)
+
+    def _newest_readable(self) -> S | None:
+        """A damaged snapshot is passed over; older ones matter where `gc` removed the commits that they replace."""
+        found = self.log.newest_snapshot()
+        while found is not None:
+            state = self.session.readable(found)
+            if state is not None:
+                return state
+            found = self.log.newest_snapshot(before=found[0])
+        return None
+
+    def changed(self) -> bool | None:
+        """Whether the log has something new, if that can be told without a round trip; else None."""
+        try:
+            return self.log.changed(self.session.state.lsn)
+        except OSError as error:
+            raise _unreachable(error) from error
+
+    def send_for_another(self, commits: list[Outgoing]) -> None:
+        """Append commits that another process of this user could not send; the log counts each of them once."""
+        with self.turn, translated():
+            began = self._clock()
+            if not self.session.joined:
+                self._join(began)
+            for commit in commits:
+                appended = False
+                while not appended:
+                    state = self.session.state
+                    commit = commit._replace(chain=sum_at(state.lsn, state.chain))  # noqa: PLW2901
+                    receipt = self.log.exchange(commit, state.lsn)
+                    self._take(receipt, began)
+                    appended = not receipt.more or any(entry.payload == commit.payload for entry in receipt.entries)
+                if receipt.more:
+                    self._pull(began)
+
+    def write_snapshot(self) -> None:
+        """Put the present state where joiners find it."""
+        with self.lock:
+            found = self.session.dump()
+        if found is not None:
+            with translated():
+                self.log.put_snapshot(*found)
+
+    def withdraw(self) -> None:
+        """Withdraw the start of a trial that is still on its way: this process ends, and no other would run it."""
+        with self.lock:
+            start = self.session.mere_start()
+        if start is not None and isinstance(self.log, Revocable):
+            with contextlib.suppress(StoreUnreachable), translated():
+                self.log.withdraw(start)
+
+
+def _check_chain(session: LogSession[Any]) -> None:
+    if session.broken is not None:
+        raise BrokenChain(str(session.broken))
+
+
+_PACING: Final = Pacing()
+
+
+def study_driver(
+    log: Log,
+    *,
+    writer: str,
+    now_us: Callable[[], int],
+    clock: Callable[[], float] = time.monotonic,
+    pacing: Pacing = _PACING,
+) -> LogDriver[State]:
+    """A driver of a study's log."""
+    return LogDriver(log, LogSession(STUDY, writer, now_us=now_us, pacing=pacing), clock)
+
+
+def catalog_driver(
+    log: Log,
+    *,
+    writer: str,
+    now_us: Callable[[], int],
+    clock: Callable[[], float] = time.monotonic,
+    pacing: Pacing = _PACING,
+) -> LogDriver[Catalog]:
+    """A driver of the directory log, which is mostly short; it has snapshots only where it is costly to read."""
+    return LogDriver(log, LogSession(CATALOG, writer, now_us=now_us, pacing=pacing), clock)
+
+
+class Scheduler:
+    """A thread that does what is due, and sleeps until something is again, or until it is woken. Any thread may call.
+
+    Args:
+        tick: a method that does what is due and gives the seconds until something is again. Its object is held by the
+            thread only while it runs: a forgotten one ends.
+        allowed: whether there may be a thread at all; a simulator calls `tick` itself.
+
+    """
+
+    def __init__(self, tick: Callable[[], float], *, allowed: bool = True) -> None:
+        self.allowed = allowed
+        self._tick = weakref.WeakMethod(tick)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._sleeping_for = 0.0
+        self._due = math.inf
+        """When it wakes, on this machine's monotonic clock; long ago while it is at work."""
+        self._over = False
+
+    def start(self) -> None:
+        """Start the thread, if it does not run yet."""
+        if self._thread is not None or self._over or not self.allowed:
+            return
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hopaas-scheduler", daemon=True)
+                self._thread.start()
+
+    def wake(self, *, after: float = 0.0) -> None:
+        """See that it looks again within `after` seconds."""
+        if self._thread is None or self._over:
+            return
+        if after == 0.0 or _NEARLY * after < self._sleeping_for:
+            self._sleeping_for = after
+            self._due = -math.inf
+            self._wake.set()
+
+    def yield_to(self) -> None:
+        """Pause for a moment if the thread has something to do.
+
+        A program that releases the interpreter often, and takes it again at once, as one that calls NumPy for small
+        arrays does, would otherwise keep it from its work, and be slowed down by its attempts.
+        """
+        if time.monotonic() > self._due:
+            time.sleep(_MOMENT)
+
+    def stop(self, *, within: float) -> None:
+        """End it; waits so many seconds for what it is at."""
+        self._over = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=within)
+
+    def _run(self) -> None:
+        while not self._over:
+            tick = self._tick()
+            if tick is None:
+                return
+            self._due = -math.inf
+            self._wake.clear()
+            self._sleeping_for = pause = _guarded(tick)
+            del tick
+            self._due = time.monotonic() + pause
+            self._wake.wait(pause)
+        self._due = math.inf
+
+
+class SnapshotWriter:
+    """Writes snapshots in a thread of its own, one at a time: a large one takes seconds, and no beat waits for it.
+
+    Args:
+        store: where old beats are swept after a snapshot.
+        allowed: whether there may be a thread at all; if not, the caller's writes them.
+
+    """
+
+    def __init__(self, store: Store, *, allowed: bool = True) -> None:
+        self._store = store
+        self._allowed = allowed
+        self._thread: threading.Thread | None = None
+
+    def write(self, log: LogDriver[Any]) -> None:
+        """Write the one that is due, unless another one is being written: then it stays due."""
+        if not self._allowed:
+            log.write_snapshot()
+        elif self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._write, args=(log,), name="hopaas-snapshot", daemon=True)
+            self._thread.start()
+
+    def _write(self, log: LogDriver[Any]) -> None:
+        try:
+            log.write_snapshot()
+            if isinstance(self._store, KeepsBeats):
+                with translated():
+                    self._store.sweep_beats()
+        except HopaasError as error:  # the next one will do
+            _log.debug("no snapshot was written: %s", error)
+        except Exception:  # noqa: BLE001  # whatever it is, it is written down
+            _log.exception("a snapshot met an error")
+
+    def stop(self, *, within: float) -> None:
+        """Wait so many seconds for the one that is being written."""
+        if self._thread is not None:
+            self._thread.join(timeout=within)
+
+
+def _guarded(tick: Callable[[], float]) -> float:
+    """A thread that dies takes the leases with it."""
+    try:
+        return tick()
+    except HopaasError as error:
+        _log.warning("%s", error)
+    except Exception:  # noqa: BLE001  # whatever it is, it is written down
+        _log.exception("the scheduler met an error and goes on")
+    return _AFTER_TROUBLE

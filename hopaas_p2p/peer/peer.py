@@ -1,0 +1,730 @@
+"""One process taking part in the studies of one store: its identity, its logs, and what it does with them.
+
+A call that needs an answer (`ask`, `tell`) exchanges in its own thread; see `driver`. Where a caller can go on without
+the store, it does. `Peer.tick` does what no caller waits for; the scheduler's thread calls it: reports that are due,
+beats, pulls for readers, reclaims, snapshots.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import random
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from hopaas_p2p import process, provenance
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.leases import BEATS_PER_TTL, trusted_until
+from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
+from hopaas_p2p.core.records import PeerJoin, Record
+from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.peer.driver import LogDriver, Scheduler, SnapshotWriter, catalog_driver, study_driver, translated
+from hopaas_p2p.peer.outbox import PendingCommit
+from hopaas_p2p.peer.session import IDLE, LogSession, Pacing
+from hopaas_p2p.peer.spool import SpoolSender
+from hopaas_p2p.process import ProcessIdentity
+from hopaas_p2p.spool import Spooled
+from hopaas_p2p.stores.base import Beat, Confirmable, KeepsBeats, Store
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 5.0
+_WARN_AFTER: Final = 3.0  # seconds for which a caller has waited for a store that does not answer
+_WARN_EVERY: Final = 60.0
+_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
+_LONGEST_SILENCE: Final = 30.0  # seconds between the scheduler's attempts while the store is away
+_UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
+_MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
+_SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
+
+REQUESTS_EVERY = 60.0
+"""Seconds between looks for a request of a rescue: seldom, since a look is a round trip of its own."""
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe")
+"""What the peer of a forked child is constructed with again."""
+
+T = TypeVar("T")
+
+
+def microseconds() -> int:
+    """This machine's clock, for people to read: microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def elapsed() -> float:
+    """Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
+
+    A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
+    """
+    return time.clock_gettime(_CLOCK)
+
+
+class Peer:
+    """See the module. Any thread may call.
+
+    Args:
+        store: where the logs are.
+        linger: seconds for which reports are collected before they are sent. None: one second, or longer where the
+            store is slower to show them or a log that many peers write to suggests it.
+        patience: seconds for which a blocking call tries an unreachable store before it raises.
+        store_wait: the same for a call without which training cannot go on. Infinite unless `patience` was given.
+        clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of starting the thread.
+        now_us: the time for people to read, in microseconds.
+        acts_for: peers whose trials travelled to this process.
+        peer_ttl: seconds of silence that others grant this peer, where that is longer than the study's.
+        threaded: whether a background thread calls `tick`.
+        describe: gives the provenance that this peer announces when it joins a study.
+        uuid, jitter: of this peer; a simulator passes its own, so that a run is determined by its seed.
+
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        linger: float | None = None,
+        patience: float | None = None,
+        store_wait: float | None = None,
+        clock: Callable[[], float] = elapsed,
+        now_us: Callable[[], int] = microseconds,
+        acts_for: frozenset[str] = frozenset(),
+        peer_ttl: float | None = None,
+        threaded: bool = True,
+        describe: Callable[[], dict[str, str]] = provenance.describe,
+        uuid: str | None = None,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self.store = store
+        self.identity = ProcessIdentity.new(uuid, acts_for)
+        self.uuid = self.identity.uuid
+        """The name this process writes in."""
+        self.patience = 60.0 if patience is None else patience
+        self.store_wait = store_wait if store_wait is not None else math.inf if patience is None else patience
+        self.clock, self.now_us, self.describe = clock, now_us, describe
+        self.linger, self.peer_ttl = linger, peer_ttl
+        self.jitter = jitter or random.Random()
+        self.adopted: set[str] = set()
+        """Peers among `acts_for` whose trials this process has touched: it beats for them too."""
+        self.retry_at = 0.0
+        """Until when calls that can do without the store leave it alone: it did not answer."""
+        self.away = False
+        """Whether the last exchange failed: a read then leaves it to the scheduler to find the store again."""
+        self.handovers = 0
+        """How often this process was forked, or its storage pickled: what it ran then may be in other hands too."""
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Storages of this process that share this peer: the last that is closed closes it."""
+        self.forgotten: deque[Any] = deque()
+        """Weak references to trials that were collected before they were told, for the scheduler to release."""
+        self._pacing = Pacing(linger, store.freshness)
+        self.catalog: LogDriver[Catalog] = catalog_driver(
+            store.catalog(), writer=self.uuid, now_us=now_us, clock=clock, pacing=self._pacing
+        )
+        self.logs: dict[str, LogDriver[State]] = {}
+        """By the study's uuid."""
+        self.spool = SpoolSender(store, now_us=now_us)
+        self.scheduler = Scheduler(self.tick, allowed=threaded)
+        self._snapshots = SnapshotWriter(store, allowed=threaded)
+        self.closed = False
+        self._lock = threading.Lock()
+        self._beats = 0
+        self._beaten_at = -1e9
+        self._next_beat = 0.0
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
+        self._said_farewell = False
+        self._asked_at = clock()
+        self._requests: dict[str, str] = {}
+        process.remember(self)
+
+    @property
+    def mine(self) -> frozenset[str]:
+        """The owners that this process acts for."""
+        return self.identity.acts_for | {self.uuid}
+
+    def is_mine(self, owner: str | None) -> bool:
+        """Whether this process may act for that peer."""
+        return self.identity.owns(owner)
+
+    def log(self, uuid: str) -> LogDriver[State]:
+        """This process's part in a study, which begins with the first call."""
+        with self._lock:
+            found = self.logs.get(uuid)
+            if found is None:
+                found = self.logs[uuid] = study_driver(
+                    self.store.log(uuid), writer=self.uuid, now_us=self.now_us, clock=self.clock, pacing=self._pacing
+                )
+            return found
+
+    def drivers(self) -> list[LogDriver[Any]]:
+        """Those of all logs, the catalog's included."""
+        return [self.catalog, *list(self.logs.values())]
+
+    # --- calls that wait for the store ---
+
+    def commit_to_catalog(self, record: Record) -> Verdict:
+        """Write to the list of studies, and wait for the verdict; raises as `commit` does."""
+        catalog = self.catalog
+        (verdict,) = self.await_commit(catalog, catalog.put(self.uuid, record))
+        if catalog.session.snapshot_due and catalog.rate_limited is not None:
+            with contextlib.suppress(StoreUnreachable, Denied):  # the next one will do
+                catalog.write_snapshot()
+        return verdict
+
+    def commit(
+        self, log: LogDriver[State], *records: Record, owner: str | None = None, within: float | None = None
+    ) -> tuple[Verdict, ...]:
+        """Write these records and wait for their verdicts: durable when this returns.
+
+        Raises:
+            StoreUnreachable: not `within` so many seconds, or `patience`; the records stay queued and are sent at the
+                next contact.
+
+        """
+        return self.await_commit(log, self.put(log, *records, owner=owner), within=within)
+
+    def start(self, log: LogDriver[State], record: Record, *, within: float = math.inf) -> PendingCommit:
+        """Commit a record that starts a trial. If this fails, or is interrupted, the trial is released.
+
+        Waits for an unreachable store no longer than `store_wait`, and no longer than `within`.
+        """
+        self.check_process()
+        if not log.session.introduced:
+            self.introduce(log)
+        pending = PendingCommit(self.uuid, (record,))
+        try:
+            with log.lock:
+                log.session.queue(pending)
+            self.await_commit(log, pending, within=min(within, self.store_wait))
+        except BaseException:
+            self.abandon(log, pending)
+            raise
+        return pending
+
+    @staticmethod
+    def abandon(log: LogDriver[State], pending: PendingCommit) -> None:
+        """Take back what has not left, and release the trials that start, or have started, all the same."""
+        with log.lock:
+            log.session.abandon(pending)
+
+    def put(self, log: LogDriver[State], *records: Record, owner: str | None = None) -> PendingCommit:
+        """Queue records without waiting. The first ones of a peer are preceded by its introduction."""
+        self.check_process()
+        if not log.session.introduced:
+            self.introduce(log)
+        return log.put(owner or self.uuid, *records)
+
+    def introduce(self, log: LogDriver[State]) -> None:
+        """Queue this peer's introduction, once; from then on it beats, and looks after the trials of others."""
+        session = log.session
+        if session.introduced:
+            return
+        session.introduced = True
+        try:
+            log.put(self.uuid, self._introduction(log))
+        except BaseException:  # Ctrl-C
+            session.introduced = False
+            raise
+        self.scheduler.start()
+
+    def introduce_as(self, log: LogDriver[State], about: dict[str, str]) -> None:
+        """Let the introduction say this, too; one that has been made is made again if that is news."""
+        if about != log.about:
+            log.about = about
+            if log.session.introduced:
+                log.put(self.uuid, self._introduction(log))
+
+    def _introduction(self, log: LogDriver[State]) -> PeerJoin:
+        ttl = {} if self.peer_ttl is None else {"ttl": str(self.peer_ttl)}
+        return PeerJoin({**self.describe(), **log.about, **ttl})
+
+    def await_commit(
+        self, log: LogDriver[Any], pending: PendingCommit, *, within: float | None = None
+    ) -> tuple[Verdict, ...]:
+        """Exchange until the log has decided about these records.
+
+        Raises:
+            StoreUnreachable: not `within` so many seconds, or `patience`; they stay queued.
+            InvalidInput: they cannot be written down.
+
+        """
+        while pending.verdicts is None:
+            self._retry(log, pending, self.patience if within is None else within)
+        self.scheduler.yield_to()
+        if pending.error is not None:
+            raise pending.error
+        return pending.verdicts
+
+    def catch_up(self, log: LogDriver[Any], *, within: float | None = None) -> None:
+        """Bring the replica up to date; raises StoreUnreachable if not `within` so many seconds, or `patience`."""
+        self._retry(log, None, self.patience if within is None else within)
+
+    def _retry(self, log: LogDriver[Any], pending: PendingCommit | None, within: float) -> None:
+        """Make one exchange, in as many attempts as it takes; none if another thread's decided what is pending."""
+        self.check_process()
+        attempts = None
+        began = self.clock()
+        while log.turn.acquire(pending):
+            try:
+                self._exchange(log)
+                return
+            except StoreUnreachable as error:
+                attempts = attempts or _Attempts(self, began, within)
+                pause = attempts.pause_after(error)
+            finally:
+                log.turn.release()
+            time.sleep(pause)
+
+    def until_answered(self, call: Callable[[], T], *, within: float | None = None) -> T:
+        """Make a call to the store, in as many attempts as fit `within` so many seconds, or `store_wait`."""
+        attempts = _Attempts(self, self.clock(), self.store_wait if within is None else within)
+        while True:
+            try:
+                return call()
+            except StoreUnreachable as error:
+                pause = attempts.pause_after(error)
+            time.sleep(pause)
+
+    def pull(self, log: LogDriver[Any]) -> None:
+        """Bring the replica up to date, and send what is queued on the way. One attempt."""
+        self.check_process()
+        with log.turn:
+            self._exchange(log)
+
+    def _exchange(self, log: LogDriver[Any]) -> None:
+        """One exchange, in turn."""
+        session = log.session
+        if session.writer != self.uuid:
+            session = self._renewed(log)
+        introduced, began, beat = session.introduced, self.clock(), None
+        if introduced and self.store.piggybacks_heartbeats:
+            beat = self._new_beat(self.uuid)
+        elif introduced and self._beaten_at < 0.0:
+            with contextlib.suppress(StoreUnreachable):  # the exchange that follows says so
+                self._beat((self.uuid,))  # before the first trial, so that its lease is trusted from the start
+                self._beaten_at = began
+        session.begin_exchange()
+        self._exchange_or_note_why_not(log, beat)
+        if session.duplicated:
+            self._become_another(session)
+            return
+        if session.spooled and not session.has_pending:
+            self.spool.forget(session)
+        if session.snapshot_due and self.store.snapshots:
+            self.scheduler.wake()
+        if introduced:
+            ttl = session.state.policy.ttl
+            if beat is not None and not self.adopted:  # theirs do not ride along
+                self._next_beat = began + ttl / BEATS_PER_TTL
+            self.scheduler.wake(after=ttl / 8)  # it may have gone to sleep before there was a lease to keep
+
+    def _exchange_or_note_why_not(self, log: LogDriver[Any], beat: Beat | None) -> None:
+        try:
+            log.exchange_in_turn(beat)
+        except StoreUnreachable:
+            self.away = True
+            raise
+        except BrokenChain:
+            for uuid in [uuid for uuid, one in list(self.logs.items()) if one is log]:
+                self.spool.keep_history(uuid, log)
+            raise
+        self.away = False
+
+    # --- reads ---
+
+    def refresh_for_reading(self, log: LogDriver[Any]) -> None:
+        """Make the replica as fresh as `Store.freshness` promises a read."""
+        session, freshness = log.session, self.store.freshness
+        if freshness == 0.0:
+            try:
+                changed = log.changed()
+            except StoreUnreachable:
+                if not session.joined:
+                    raise
+                return
+            if changed:
+                self._pull_if_possible(log)
+            return
+        now = self.clock()
+        session.read_at = now
+        stale = now - session.exchanged_at > 2 * freshness and now >= self.retry_at
+        self.scheduler.start()
+        if not session.joined or (stale and not (self.away and self.scheduler.allowed)):
+            self._pull_if_possible(log)
+        elif stale:
+            self.scheduler.wake(after=freshness)
+
+    def send_if_possible(self, log: LogDriver[Any], number: int) -> None:
+        """Apply what is new, and send what is queued until all that was said of this trial is in the store.
+
+        If that is known to be away, or turns out to be, what is queued stays so.
+        """
+        while self.clock() >= self.retry_at and self._pull_if_possible(log):
+            with log.lock:
+                if not log.session.has_unsent(number):
+                    return
+
+    def _pull_if_possible(self, log: LogDriver[Any]) -> bool:
+        """Whether the store answered. If not, a read gets by with what is known, if anything is.
+
+        Training does not stop because a store is away, nor because its token expired; for a reader that is an error.
+        """
+        if not log.session.joined:
+            self.catch_up(log)
+            return True
+        try:
+            self.pull(log)
+        except (StoreUnreachable, Denied) as error:
+            takes_part = log.session.introduced or log.session.has_pending
+            if isinstance(error, Denied) and not takes_part:
+                raise
+            self.retry_at = self.clock() + self.store.freshness  # until then nobody asks again
+            return False
+        return True
+
+    # --- leases, and the trials of others ---
+
+    def lease_valid(self, log: LogDriver[State], owner: str) -> bool:
+        """Whether this process may still trust the lease of a trial that it runs for `owner`."""
+        rode = [log.session.exchanged_at for log in self.logs.values()] if self.store.piggybacks_heartbeats else []
+        alive_at = max([self._beaten_at, *rode])
+        return self.is_mine(owner) and self.clock() < trusted_until(alive_at, log.state.policy.ttl)
+
+    def resting(self, log: LogDriver[State]) -> tuple[int, ...]:
+        """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
+        if not log.state.waiting:
+            return ()
+        with log.lock:
+            return log.session.owners.resting(log.state, self.clock())
+
+    def someone_may_be_dead(self, log: LogDriver[State]) -> bool:
+        """Whether the owner of some running trial has not shown a sign of life lately."""
+        with log.lock:
+            return log.session.owners.someone_may_be_dead(log.state, spare=self.mine, now=self.clock())
+
+    def release_forgotten(self) -> None:
+        """Release the trials that were collected before they were told. Any thread may call."""
+        while self.forgotten:
+            try:
+                asked = self.forgotten.popleft()
+            except IndexError:  # another thread took the last
+                return
+            asked.release()
+
+    def note_draft(self, log: LogDriver[State]) -> None:
+        """Something was drafted: it leaves with the next exchange, or by itself after the flush interval."""
+        log.session.note_draft(self.clock())
+        self.scheduler.start()
+        self.scheduler.wake(after=log.session.flush_interval)
+
+    def hurry(self, log: LogDriver[State], *, within: float) -> None:
+        """See that what was drafted leaves within so many seconds, if somebody else works on the study.
+
+        Under the lock of the log. In a bucket it leaves with this peer's next turn after that.
+        """
+        session = log.session
+        state = session.state
+        trials, owns = state.trials, self.identity.owns
+        if any(not owns(trials[number].owner) for number in state.running):
+            session.urgent_at = min(session.urgent_at, self.clock() + within)
+            self.scheduler.wake(after=within)
+
+    def _new_beat(self, owner: str) -> Beat:
+        """A beat that differs from all before it, also from those of other processes that act for this owner."""
+        self._beats += 1
+        return Beat(owner, f"{self.uuid}:{self._beats}")
+
+    def _beat(self, owners: tuple[str, ...]) -> None:
+        with translated():
+            for owner in owners:
+                self.store.beat(self._new_beat(owner))
+
+    # --- what is done in the background ---
+
+    def tick(self) -> float:
+        """Do what is due; return the seconds after which something is again."""
+        self.check_process()
+        now = self.clock()
+        if now < self.retry_at:
+            return self.retry_at - now
+        try:
+            self.release_forgotten()
+            self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
+            duties = [self._beat_if_due, self._tend_all, self._hand_over]
+            if self.store.piggybacks_heartbeats:
+                duties.reverse()  # an exchange that is due makes the beat needless
+            wait = min([duty(now) for duty in duties])
+        except StoreUnreachable as error:
+            # a peer that is back before the others have waited a ttl keeps its leases
+            self._backoff.longest = min([_LONGEST_SILENCE, *(state.policy.ttl / 4 for state in self._active())])
+            pause = self._backoff.pause()
+            self.retry_at = self.clock() + pause
+            _log.debug("store unreachable, again in %.1f s: %s", pause, error)
+            return pause
+        self._backoff.reset()
+        return wait
+
+    def _active(self) -> list[State]:
+        """The studies that this peer takes part in."""
+        logs = list(self.logs.values())
+        return [log.state for log in logs if log.session.introduced and not log.session.deleted]
+
+    def _beat_if_due(self, now: float) -> float:
+        """Overwrite the beats of all for whom this peer acts, if a third of ttl has passed since the last."""
+        active = self._active()
+        ttls = [state.policy.ttl for state in active if state.define is not None]
+        if not ttls:
+            return _UNTIL_JOINED if active else IDLE
+        if now >= self._next_beat:
+            self._beat((self.uuid, *self.adopted))
+            self._next_beat = now + min(ttls) / BEATS_PER_TTL
+            self._beaten_at = now
+        return min(ttls) / 8
+
+    def _hand_over(self, now: float) -> float:
+        """Look now and then whether a rescue asks for the state of a damaged study, and give it."""
+        logs = {
+            uuid: log
+            for uuid, log in list(self.logs.items())
+            if log.session.introduced and not log.session.deleted and log.state.define is not None
+        }
+        if not logs:
+            return IDLE
+        if now < self._asked_at + REQUESTS_EVERY:
+            return self._asked_at + REQUESTS_EVERY - now
+        self._asked_at = now
+        with translated():
+            asked = self.store.beats(map(request_name, logs))
+        for uuid, log in logs.items():
+            request = asked.get(request_name(uuid), NO_REQUEST)
+            if request not in (NO_REQUEST, self._requests.get(uuid)):
+                self._requests[uuid] = request
+                self._give_state(uuid, log)
+        return REQUESTS_EVERY
+
+    def _give_state(self, uuid: str, log: LogDriver[State]) -> None:
+        with log.lock:
+            lsn, data = log.state.lsn, snapshot.dump(log.state)
+        with tempfile.TemporaryDirectory(prefix="hopaas-rescue-") as directory, translated():
+            path = Path(directory, "state")
+            path.write_bytes(data)
+            try:
+                self.store.artifacts().put(f"{handover_prefix(uuid)}{lsn:012d}-{self.uuid}", path)
+            except (ConfigurationError, Denied) as error:
+                _log.warning("a rescue asks for this study's state, which could not be handed over: %s", error)
+            else:
+                _log.warning("handed the state after commit %d over to a rescue of the study", lsn)
+
+    def _tend_all(self, now: float) -> float:
+        return min([IDLE, *(self._tend_apart(log, now) for log in list(self.logs.values()))])
+
+    def _tend_apart(self, log: LogDriver[State], now: float) -> float:
+        """Tend one study without letting its errors affect the others; the seconds until it needs something again."""
+        session = log.session
+        if session.deleted or now < session.suspended_until:
+            return _SUSPENDED
+        try:
+            return self._tend(log, now)
+        except StoreUnreachable:
+            raise
+        except StudyDeleted as error:
+            session.deleted = True
+            _log.warning("%s", error)
+        except HopaasError as error:
+            session.suspended_until = now + _SUSPENDED
+            _log.warning("%s", error)
+        return _SUSPENDED
+
+    def _tend(self, log: LogDriver[State], now: float) -> float:
+        """What one study needs now; the seconds until it needs something again."""
+        session = log.session
+        if log.rate_limited is not None:
+            session.suggested_interval = log.rate_limited.flush_interval
+        with log.lock:
+            ready = session.ready(now)
+        if ready.exchange or (ready.if_changed and log.changed() is not False):
+            self.pull(log)
+            with log.lock:
+                ready = log.session.ready(now)
+        if session.introduced and now >= session.owners.next_look:
+            self._look_after_others(log, now)
+        if session.snapshot_due and self.store.snapshots:
+            self._snapshots.write(log)
+        with log.lock:
+            more = session.pack_finished()
+        return _MORE_TO_PACK if more else ready.look_again_at - now
+
+    def _look_after_others(self, log: LogDriver[State], now: float) -> None:
+        """Reclaim what silent peers left and stop what is stuck, as far as that is still so when the log says so."""
+        with log.lock:
+            watched = log.session.owners.watched(log.state, self.mine)
+        with translated():
+            beats = self.store.beats(watched)
+        with log.lock:
+            due = log.session.owners.look(log.state, beats, watched, spare=self.mine, now=now)
+        if not due:
+            return
+        self.pull(log)  # another peer may have been quicker, or the owner has finished
+        running, trials = log.state.running, log.state.trials
+        still = [record for record in due if record.number in running and trials[record.number].epoch == record.epoch]
+        if still:
+            self.commit(log, *still)
+
+    # --- the end, and what cannot be sent ---
+
+    def flush(self) -> None:
+        """Send everything that is queued. Blocks until the store has it.
+
+        Raises:
+            StoreUnreachable: it did not answer; what waits stays queued.
+            HopaasError: one study could not be written to; the others were.
+
+        """
+        self.check_process()
+        troubles = []
+        for log in list(self.logs.values()):
+            try:
+                while log.session.has_pending and not log.session.deleted:
+                    self.pull(log)
+            except StoreUnreachable:
+                raise
+            except HopaasError as error:
+                log.session.deleted = log.session.deleted or isinstance(error, StudyDeleted)
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+
+    def send_spooled(self, spooled: Spooled) -> None:
+        """Send what a process left in a spool; StoreUnreachable: not this time."""
+        self.spool.send(spooled, self.logs, writer=self.uuid)
+
+    def studies(self) -> set[str]:
+        """The uuids of the studies that the store holds, as far as the list of studies was read."""
+        with self.catalog.lock:
+            return {listing.uuid for listing in self.catalog.state.by_id.values()}
+
+    def close(self) -> None:
+        """Send what is queued, as far as the store can be reached, end the thread, let go of the store."""
+        if not self.closed:
+            self.closed = True
+            self.say_farewell()
+            self.scheduler.stop(within=_SHUTDOWN_TIMEOUT)
+            self._snapshots.stop(within=_SHUTDOWN_TIMEOUT)
+            self._remove_beat()
+            self.store.close()
+
+    def _remove_beat(self) -> None:
+        """Nobody needs the beat of a peer that has ended and left nothing behind."""
+        logs = list(self.logs.values())
+        introduced = [log.session for log in logs if log.session.introduced]
+        if not isinstance(self.store, KeepsBeats) or not introduced or any(one.has_pending for one in introduced):
+            return
+        states = [log.state for log in logs]
+        if not any(state.trials[number].owner == self.uuid for state in states for number in list(state.running)):
+            with contextlib.suppress(HopaasError), translated():
+                self.store.remove_beat(self.uuid)
+
+    def say_farewell(self) -> None:
+        """Send what is queued; spool what cannot be sent. Once that was so, a second call does nothing."""
+        self.check_process()
+        if self._said_farewell:
+            return
+        try:
+            with self.in_a_hurry():
+                self.flush()
+                self._confirm()
+        except HopaasError as error:
+            _log.warning("some records could not be sent before the end: %s", error)
+            self.spool.keep_all(self.logs)
+            self._said_farewell = True
+
+    def _confirm(self) -> None:
+        """See that the logs still have what this process was told is safe; spool it where one has not."""
+        for uuid, log in list(self.logs.items()):
+            if isinstance(log.log, Confirmable) and log.session.acknowledged:
+                try:
+                    with log.turn:
+                        log.log.confirm()
+                except BrokenChain as error:
+                    log.session.broken = error
+                    self.spool.keep_history(uuid, log)
+                    raise
+
+    @contextlib.contextmanager
+    def in_a_hurry(self) -> Iterator[None]:
+        """In this block calls do not wait long for a store that does not answer: the program is about to end."""
+        patience, self.patience = self.patience, min(self.patience, _SHUTDOWN_TIMEOUT)
+        try:
+            yield
+        finally:
+            self.patience = patience
+
+    # --- becoming another ---
+
+    def check_process(self) -> None:
+        """Go on as a new peer if this process is a copy that Python does not know of."""
+        if self.identity.pid != os.getpid():
+            self.become_child()
+
+    def become_child(self) -> None:
+        """Go on as a new peer, which may act for the old one's trials; everything in it is newly constructed."""
+        drivers, logs, users = self.drivers(), self.logs, self.users
+        self.store.after_fork()
+        successor = self.identity.successor()
+        again = {name: getattr(self, name) for name in _KEPT}
+        self.__init__(  # type: ignore[misc]
+            self.store, **again, uuid=successor.uuid, acts_for=successor.acts_for, threaded=self.scheduler.allowed
+        )
+        for driver in drivers:
+            session = LogSession.for_child(driver.session, self.uuid)
+            driver.__init__(driver.log, session, self.clock)  # type: ignore[misc]
+        self.catalog, self.logs, self.users = drivers[0], logs, users
+
+    def _become_another(self, session: LogSession[Any]) -> None:
+        """Take a new identity: another process uses this one too, as where the image of a machine was started twice."""
+        with self._lock:
+            if session.writer == self.uuid:
+                _log.warning("another process writes as %s; this one goes on under a new name", self.uuid)
+                self.adopted.add(self.uuid)
+                self.identity = self.identity.successor()
+                self.uuid = self.identity.uuid
+
+    def _renewed(self, log: LogDriver[Any]) -> LogSession[Any]:
+        """The session of this log under the present identity, in which everything undecided is sent again."""
+        old = log.session
+        with log.lock:
+            log.session = LogSession.for_child(old, self.uuid, resend=True)
+        if old.introduced:
+            self.introduce(log)
+        return log.session
+
+
+class _Attempts:
+    """How long a call that began at `began` goes on trying a store that does not answer."""
+
+    def __init__(self, peer: Peer, began: float, within: float) -> None:
+        self._peer, self._began, self._within = peer, began, within
+        self._warned = -math.inf
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=peer.jitter.uniform)
+
+    def pause_after(self, error: StoreUnreachable) -> float:
+        """Seconds until the next attempt; raises the error when the time is up. Warns now and then."""
+        waited = self._peer.clock() - self._began
+        if waited >= self._within or self._peer.closed:
+            raise error
+        if waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
+            self._warned = waited
+            limit = "until it answers; Ctrl-C ends this, and nothing is lost"
+            limit = f"for {self._within:.0f} s in all" if self._within < math.inf else limit
+            _log.warning("still trying, %s: %s", limit, error)
+        return self._backoff.pause()

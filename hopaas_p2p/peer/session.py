@@ -1,0 +1,484 @@
+"""Everything this process knows about one log.
+
+A `LogSession` performs no I/O, starts no thread, takes no lock and reads no clock, in the manner of etcd's
+`raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit` what to send with it; a driver
+does that (see `driver`) and reports the outcome with `advance` or `failed`. It is not thread-safe: its driver holds a
+lock around every call here, and never holds that lock around I/O.
+
+A session belongs to one writer for its whole life. After a fork, an unpickling, or when another process turns out to
+use the same name, `for_child` constructs another one from it; nothing is reset by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Generic, NamedTuple, Protocol, Self, TypeVar
+
+from hopaas_p2p.core import catalog, codec, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.blocks import close_settled
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.chain import BASE, PRIME, shown, sum_at
+from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
+from hopaas_p2p.core.records import (
+    UNSTAMPED,
+    Commit,
+    Record,
+    Stamp,
+    TrialClaim,
+    TrialCreate,
+    TrialFinish,
+    TrialRelease,
+    TrialSet,
+)
+from hopaas_p2p.core.state import LastCommit, State, Verdict
+from hopaas_p2p.errors import BrokenChain, Denied, SleptThrough, StoreUnreachable
+from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
+from hopaas_p2p.stores.base import Entry, Outgoing, Receipt, snapshot_due
+
+FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
+IDLE: Final = 60.0  # seconds after which a session with nothing to do is looked at again
+_PACKED_AT_ONCE: Final = 2  # blocks
+_NEVER: Final = -1e9
+"""A time on any monotonic clock that is long past."""
+_BUSY: Final = 10  # flush intervals without a draft after which the scheduler sleeps until it is woken
+_INTEREST: Final = 30  # times `Store.freshness` for which a read shows interest
+_KEPT: Final = 1000
+"""Acknowledged commits of its own that a session can still spool if the log turns out to have two histories."""
+_KEPT_BYTES: Final = 8 << 20  # of these, in all
+_UNKNOWN: Final = Verdict(True)
+_NO_GRANT: Final = Verdict(False, None, "role")
+_ADVICE: Final = (
+    "Was an older backup restored under running peers, or did the store accept two commits under one number? This "
+    "process writes nothing more to the study. See what the log has: hopaas-p2p doctor URL"
+)
+
+
+class Replicated(Protocol):
+    """What a log is replayed into: `State`, or `Catalog` for the directory log."""
+
+    lsn: int
+    chain: tuple[int, int]
+    writers: dict[str, LastCommit]
+
+
+S = TypeVar("S", bound=Replicated)
+
+
+class ReplicatedMachine(NamedTuple, Generic[S]):
+    """How a log is replayed, and how its state is kept in a snapshot."""
+
+    empty: Callable[[], S]
+    apply: Callable[[S, int, Commit | codec.Garbage, Stamp], tuple[Verdict, ...]]
+    dump: Callable[[S], bytes]
+    load: Callable[[bytes], S]
+    short: bool = False
+    """Whether the log is read from its first commit where one receipt holds all of it."""
+
+
+STUDY: Final = ReplicatedMachine(State, apply, snapshot.dump, snapshot.load)
+CATALOG: Final = ReplicatedMachine(Catalog, Catalog.apply, catalog.dump, catalog.load, short=True)
+
+
+class Pacing(NamedTuple):
+    """How often the store may be asked; all in seconds."""
+
+    flush_interval: float | None = None
+    """For how long reports are collected; None: one second, or as long as the store and a busy log suggest."""
+    freshness: float = 0.0
+    """`Store.freshness`."""
+
+
+class Ready(NamedTuple):
+    """What a session needs done in the background now."""
+
+    exchange: bool
+    """Whether an exchange is due although no caller waits for one."""
+    if_changed: bool
+    """Whether one is due if there is anything new."""
+    look_again_at: float
+    """When to call `ready` again, on the caller's monotonic clock."""
+
+
+class Cursor:
+    """What one reader has not seen yet. Each reader has its own, so that reading takes nothing from another."""
+
+    __slots__ = ("__weakref__", "changed")
+
+    def __init__(self) -> None:
+        self.changed: set[int] = set()
+        """Numbers of the trials that changed; the reader empties it. All may have, when the state is another object."""
+
+
+class LogSession(Generic[S]):
+    """See the module. Times are seconds on the monotonic clock of the driver.
+
+    Args:
+        machine: how the log is replayed.
+        writer: the name that this session writes under; no other session ever used it or will.
+        now_us: the time that commits are stamped with, for people to read.
+        pacing: how often the store may be asked.
+
+    """
+
+    def __init__(
+        self,
+        machine: ReplicatedMachine[S],
+        writer: str,
+        *,
+        now_us: Callable[[], int],
+        pacing: Pacing = Pacing(),  # noqa: B008  # it cannot be changed
+    ) -> None:
+        self.machine = machine
+        self.writer = writer
+        self.pacing = pacing
+        self.state = machine.empty()
+        self.joined = False
+        """Whether the log was read to its end: the state is true of some moment."""
+        self.introduced = False
+        """Whether this peer has introduced itself; a reader does not, and neither beats nor reclaims."""
+        self.duplicated = False
+        """Whether the log holds a commit of this writer that another process sent: it uses the same name."""
+        self.deleted = False
+        self.broken: BrokenChain | None = None
+        """How the log contradicts what this session has read of it: nothing is exchanged any more."""
+        self.acknowledged: deque[tuple[int, Outgoing]] = deque()
+        """This session's last commits, with their lsns."""
+        self.exchanged_at = _NEVER
+        """When the last successful exchange began."""
+        self.read_at = _NEVER
+        """When a caller last wanted to read."""
+        self.drafted_at: float | None = None
+        """When the oldest draft that has not left was begun."""
+        self.urgent_at = math.inf
+        """When drafts leave at the latest, because another peer's next choice depends on them."""
+        self.noted_at = _NEVER
+        """When something was last drafted."""
+        self.suspended_until = _NEVER
+        """Until when the scheduler leaves it alone: it cannot be read."""
+        self.suggested_interval = 0.0
+        """The flush interval that a busy log suggests."""
+        self.spooled: list[Path] = []
+        """Files of the spool that hold what this session itself still tries to send."""
+        self.snapshot_due = False
+        self.owners = OwnerMonitor()
+        """What was seen of the peers that run trials."""
+        self.outbox = Outbox(writer, now_us)
+        self.draft, self.queue = self.outbox.draft, self.outbox.queue
+        """Like `put`, for callers that need the draft or the pending commit before it can be sent; see `Outbox`."""
+        self.pack_for_spool, self.mere_start = self.outbox.everything, self.outbox.mere_start
+        self._now_us = now_us
+        self._seen: tuple[int, int | None] = 0, 0
+        """The lsn and the sum up to which the log had been read before it was joined anew."""
+        self._remembered = 0
+        self._cursors: list[weakref.ref[Cursor]] = []
+
+    @classmethod
+    def for_child(cls, old: LogSession[S], writer: str, *, resend: bool = False) -> Self:
+        """The session of a process that goes on from a copy of `old`'s memory, under an identity of its own.
+
+        It knows what `old` knew of the log, and has nothing in flight, drafted, queued or spooled: all that is `old`'s
+        to send. With `resend`, where the same process goes on under another name, it sends again what is not decided.
+        """
+        new = cls(old.machine, writer, now_us=old._now_us, pacing=old.pacing)
+        new.state, new.joined, new.deleted, new.broken = old.state, old.joined, old.deleted, old.broken
+        new.exchanged_at, new.suggested_interval = old.exchanged_at, old.suggested_interval
+        new._cursors = old._cursors
+        if resend:
+            new.read_at, new.drafted_at, new.noted_at = old.read_at, old.drafted_at, old.noted_at
+            new.urgent_at = old.urgent_at
+            new.outbox.drafts = old.outbox.drafts
+            for pending in old.outbox.undecided():
+                if any(isinstance(record, TrialCreate | TrialClaim) for record in pending.records):
+                    pending.owner = writer  # a trial that starts now is the new writer's
+                new.queue(pending)
+        else:
+            for pending in old.outbox.undecided():
+                pending.decide(_UNKNOWN)  # no caller here waits for it
+        return new
+
+    # --- what is to be sent ---
+
+    def put(self, owner: str, *records: Record) -> PendingCommit:
+        """Queue records in the name of `owner`; they leave together, with the next exchange."""
+        pending = PendingCommit(owner, records)
+        self.queue(pending)
+        return pending
+
+    def abandon(self, pending: PendingCommit) -> None:
+        """Take back what has not left; trials that start all the same are released as soon as that is known."""
+        self.outbox.take_back(pending)
+        if pending.decided:
+            self._release(pending)
+
+    def _release(self, pending: PendingCommit) -> None:
+        state = self.state
+        if not isinstance(state, State):
+            return
+        for record, verdict in zip(pending.records, pending.verdicts or (), strict=False):
+            if isinstance(record, TrialCreate | TrialClaim) and verdict.accepted and verdict.number in state.running:
+                trial = state.trials[verdict.number]
+                self.put(trial.owner or self.writer, TrialRelease(trial.number, trial.epoch, reason="never begun"))
+
+    def take_draft(self, number: int) -> Draft | None:
+        """What would have been set on this trial; it is the caller's to send now."""
+        return self.outbox.drafts.pop(number, None)
+
+    def note_draft(self, now: float) -> None:
+        """The first of some reports or attributes was drafted."""
+        self.drafted_at = self.noted_at = now
+
+    def begin_exchange(self) -> None:
+        """What was drafted leaves now."""
+        self.drafted_at, self.urgent_at = None, math.inf
+
+    def in_doubt(self, number: int) -> bool:
+        """Whether something was sent or queued about this trial that the log may yet refuse."""
+        return number in self._numbers(TrialSet)
+
+    def has_unsent(self, number: int) -> bool:
+        """Whether something that was said of this trial is not in the log, as far as this session knows."""
+        return number in self.outbox.drafts or self.in_doubt(number)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether something is still to be sent, or its fate to be learnt."""
+        return bool(self.outbox)
+
+    # --- what is to be done ---
+
+    def next_commit(self) -> Outgoing | None:
+        """The commit to append with the exchange that begins now, if there is one."""
+        sent = self.outbox.next()
+        if sent is None:
+            return None
+        outgoing = sent.outgoing
+        return Outgoing(outgoing.nonce, outgoing.payload, outgoing.about, self._chain)
+
+    def ready(self, now: float) -> Ready:
+        """What is due now. Nothing becomes a commit by this."""
+        since_exchange = now - self.exchanged_at
+        due, again = False, now + IDLE
+        interval = self.flush_interval
+        if self.outbox:
+            if self.drafted_at is None:  # queued this moment, by a caller that is about to send it itself
+                self.drafted_at = now
+            due_at = min(self.drafted_at + interval, self.urgent_at)
+            due = now >= due_at
+            again = min(again, due_at)
+        if now - self.noted_at < _BUSY * interval:
+            again = min(again, now + interval)  # more will come: no need to be woken for each
+        freshness = self.pacing.freshness
+        if freshness and now - self.read_at < _INTEREST * freshness:  # so that reads do not wait
+            due = due or since_exchange >= freshness
+            again = min(again, now + freshness)
+        if_changed = False
+        if self.introduced:
+            ttl = self.state.policy.ttl if isinstance(self.state, State) else math.inf
+            if_changed = since_exchange >= ttl / BEATS_PER_TTL  # a busy peer that asks nothing notices when others die
+            again = min(again, now + ttl / 8)
+        return Ready(due, if_changed, again)
+
+    @property
+    def flush_interval(self) -> float:
+        """Seconds for which reports are collected before they are sent."""
+        if self.pacing.flush_interval is not None:
+            return self.pacing.flush_interval
+        interval = max(FLUSH_INTERVAL, self.pacing.freshness, self.suggested_interval)
+        state = self.state
+        timeout = state.policy.progress_timeout if isinstance(state, State) else None
+        return interval if timeout is None else min(interval, timeout / 4)  # reports are what it waits for
+
+    # --- what came of it ---
+
+    def start_from(self, state: S) -> None:
+        """Begin to join: from this state, read on to the end of the log."""
+        self.joined = False
+        if self.state.lsn > self._seen[0]:
+            self._seen = self.state.lsn, self._chain
+        self.state = state
+
+    def complete_join(self) -> None:
+        """The log was read to its end."""
+        outbox, last = self.outbox, self.state.writers.get(self.writer)
+        if self._is_cut_off(last):
+            return
+        if last is not None and (last.seq > outbox.sequence or not self._explains(last)):
+            self.duplicated = True
+            return
+        while last is not None and outbox.in_flight and outbox.in_flight[0].commit.seq <= last.seq:
+            # of a commit that was decided while this process was not looking nothing is known but that it was
+            latest = outbox.in_flight[0].commit.seq == last.seq
+            self._settle(last.verdicts if latest else ())
+        self.joined = True
+
+    def _explains(self, last: LastCommit) -> bool:
+        """Whether the verdicts that a snapshot holds for this writer's last commit fit the one that this session sent.
+
+        A snapshot holds verdicts, but no bytes. Another process that uses the same name mostly got other verdicts.
+        """
+        sent = next((one.commit for one in self.outbox.in_flight if one.commit.seq == last.seq), None)
+        if sent is None:
+            return True
+        return len(sent.records) == len(last.verdicts) and all(map(self._fits, sent.records, last.verdicts))
+
+    def _fits(self, record: object, verdict: Verdict) -> bool:
+        state = self.state
+        if not verdict.accepted or not isinstance(state, State):
+            return True
+        if isinstance(record, TrialCreate):
+            return verdict.number is not None
+        if isinstance(record, TrialFinish) and verdict.number == record.number:
+            return state.trials[record.number].state is record.state
+        return verdict.number == getattr(record, "number", None)
+
+    def advance(self, receipt: Receipt, began: float) -> None:
+        """Apply what an exchange that began at `began` brought; verdicts of what was in flight are handed out.
+
+        If anything but content goes wrong halfway, the state is discarded and the log joined again.
+        """
+        joined, self.joined = self.joined, False
+        outbox, state, apply_ = self.outbox, self.state, self.machine.apply
+        entries, chain = self._follow(receipt.entries)
+        for lsn, payload, author, role, at, _ in entries:
+            own = outbox.in_flight[0] if outbox.in_flight else None
+            if own is not None and payload != own.outgoing.payload:
+                own = None
+            if own is not None:
+                commit: Commit | codec.Garbage = own.commit
+                if snapshot_due(lsn):
+                    self.snapshot_due = True
+            else:
+                commit = codec.decode(payload)
+                if commit.__class__ is Commit and commit.writer == self.writer and self._is_a_twins(commit.seq):
+                    self.duplicated = True
+                    return
+            if lsn == state.lsn + 1:
+                stamped = author or at or role != UNSTAMPED.role
+                verdicts = apply_(state, lsn, commit, Stamp(author, role, at) if stamped else UNSTAMPED)
+                if own is not None:
+                    self._remember(lsn, own.outgoing)
+                    self._settle(verdicts)
+        if chain is not None:
+            state.chain = state.lsn, chain
+        self.joined = joined
+        if self._cursors and isinstance(state, State) and state.changed:
+            self._move_cursors(state)
+        self.exchanged_at = began
+
+    def _move_cursors(self, state: State) -> None:
+        for ref in self._cursors:
+            cursor = ref()
+            if cursor is not None:
+                cursor.changed |= state.changed
+        state.changed.clear()
+
+    def _is_a_twins(self, seq: int) -> bool:
+        """Whether this session cannot have sent what the log holds under this sequence number of its writer."""
+        outbox = self.outbox
+        return seq > outbox.sequence or (bool(outbox.in_flight) and seq >= outbox.in_flight[0].commit.seq)
+
+    @property
+    def _chain(self) -> int | None:
+        """The sum of the log as far as it was read, if it is known."""
+        return sum_at(self.state.lsn, self.state.chain)
+
+    def _follow(self, entries: list[Entry]) -> tuple[list[Entry], int | None]:
+        """Those of these that follow what was read, and the sum after them. Where one does not, the log is broken."""
+        head, chain = self.state.lsn, self._chain
+        for index, (lsn, payload, _, _, _, before) in enumerate(entries):
+            if lsn <= head:
+                continue
+            if lsn > head + 1 or (before != chain and before is not None and chain is not None):
+                self._break(head, chain, entries[index])
+                return entries[:index], chain
+            if chain is None:
+                chain = before
+            if chain is not None:  # as `core.chain.following`, without a call
+                chain = (chain * BASE + int.from_bytes(payload[:4], "little")) % PRIME
+            head = lsn
+        return entries, chain
+
+    def _break(self, head: int, chain: int | None, entry: Entry) -> None:
+        """This entry does not follow what was read: the state stays as it is before it, and nothing more is sent."""
+        if entry.lsn > head + 1:
+            seen = f"commit {entry.lsn} comes after commit {head}, and those between are missing"
+        else:
+            theirs = shown(entry.before)
+            seen = f"up to commit {head} this process read the sum {shown(chain)}, commit {entry.lsn} follows {theirs}"
+        self.broken = BrokenChain(f"This log has two histories: {seen}. {_ADVICE}")
+
+    def _is_cut_off(self, last: LastCommit | None) -> bool:
+        """Whether the log, read anew, has lost what this session has seen of it."""
+        head, (seen, chain) = self.state.lsn, self._seen
+        lost = f"it ends at commit {head}, and this process has read {seen} commits, with the sum {shown(chain)}"
+        if head >= seen:
+            lsn, sent = self.acknowledged[-1] if self.acknowledged else (0, None)
+            if sent is None or last is None or last.seq >= int(sent.nonce.rpartition(":")[2]):
+                return False
+            lost = f"commit {sent.nonce}, acknowledged as commit {lsn}, is not in it any more"
+        self.broken = BrokenChain(f"This log has two histories: {lost}. {_ADVICE}")
+        return True
+
+    def _remember(self, lsn: int, sent: Outgoing) -> None:
+        self.acknowledged.append((lsn, sent))
+        self._remembered += len(sent.payload)
+        while self._remembered > _KEPT_BYTES or len(self.acknowledged) > _KEPT:
+            self._remembered -= len(self.acknowledged.popleft()[1].payload)
+
+    def _settle(self, verdicts: tuple[Verdict, ...]) -> None:
+        """Hand out the verdicts of the commit in flight, on which the log has decided."""
+        for pending in self.outbox.settle(verdicts):
+            if pending.abandoned:
+                self._release(pending)
+
+    def failed(self, error: Exception, now: float) -> None:
+        """An exchange that began at `now` failed; what was queued stays so, unless the store refuses to take it."""
+        if isinstance(error, SleptThrough):
+            self.joined = False  # the next exchange begins with a snapshot; what is in flight stays so
+        if isinstance(error, StoreUnreachable):
+            self.drafted_at = now
+        elif isinstance(error, Denied):
+            self.outbox.give_up(_NO_GRANT)
+
+    # --- readers ---
+
+    def cursor(self) -> Cursor:
+        """A place to read from, which lives as long as its reader does."""
+        cursor = Cursor()
+        self._cursors = [ref for ref in self._cursors if ref() is not None] + [weakref.ref(cursor)]
+        return cursor
+
+    # --- snapshots and the spool ---
+
+    def readable(self, found: tuple[int, bytes]) -> S | None:
+        """The state in a snapshot, if it is whole."""
+        lsn, data = found
+        with contextlib.suppress(snapshot.CorruptSnapshot):
+            state = self.machine.load(data)
+            if state.lsn == lsn:
+                return state
+        return None
+
+    def dump(self) -> tuple[int, bytes] | None:
+        """The snapshot that is due."""
+        self.snapshot_due = False
+        return (self.state.lsn, self.machine.dump(self.state)) if self.joined and self.broken is None else None
+
+    def pack_finished(self) -> bool:
+        """Let trials that are over take less memory, for some milliseconds; whether there is more to pack."""
+        return isinstance(self.state, State) and close_settled(self.state, at_most=_PACKED_AT_ONCE)
+
+    def ends(self) -> list[int]:
+        """The trials whose end is not acknowledged."""
+        return self._numbers(TrialFinish)
+
+    def _numbers(self, kind: type[TrialSet | TrialFinish]) -> list[int]:
+        """The trials that undecided records of this kind are about."""
+        undecided = self.outbox.undecided()
+        return [record.number for pending in undecided for record in pending.records if isinstance(record, kind)]

@@ -1,0 +1,155 @@
+"""Which process this is, and what happens when it forks and when it ends.
+
+This is the one module that tells Python what to do at a fork. The locks of all logs are held over it, so that the child
+finds every state whole. They are taken in one order, and nothing else is held meanwhile: a thread that reports holds
+its log's lock and may then want others. Peers say farewell when the process ends, also in a child of `multiprocessing`,
+which does not run `atexit`.
+
+A process that was copied without Python's knowledge (by `fork` in C, as R's mclapply does) notices at its next call
+that its pid is another.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing import util
+from typing import Final, NamedTuple, Protocol
+
+_FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: before its queues and managers are closed
+
+# --- identity ---
+
+
+def new_uuid() -> str:
+    """16 characters, 96 random bits: unique without asking anybody, short enough to stand in every commit."""
+    return secrets.token_urlsafe(12)
+
+
+class ProcessIdentity(NamedTuple):
+    """The name that this process writes under, and the peers that it may act for."""
+
+    uuid: str
+    """The writer of its commits and the owner of the trials that it starts; never used by another process."""
+    acts_for: frozenset[str] = frozenset()
+    """Peers whose running trials travelled to this process."""
+    pid: int = 0
+
+    @classmethod
+    def new(cls, uuid: str | None = None, acts_for: frozenset[str] = frozenset()) -> ProcessIdentity:
+        """An identity of this process."""
+        return cls(uuid or new_uuid(), acts_for, os.getpid())
+
+    def successor(self) -> ProcessIdentity:
+        """A new identity, which may go on with the trials of this one."""
+        return self.new(acts_for=self.acts_for | {self.uuid})
+
+    def owns(self, owner: str | None) -> bool:
+        """Whether this process may act for that peer."""
+        return owner == self.uuid or owner in self.acts_for
+
+
+# --- forks ---
+
+
+_in_child: Final[list[Callable[[], object]]] = []
+
+
+def call_in_child(hook: Callable[[], object]) -> None:
+    """Call this in every child of a fork from now on: a module's threads, locks and sockets are its parent's."""
+    _register()
+    _in_child.append(hook)
+
+
+@functools.cache
+def _register() -> None:
+    """Done when a store is opened, and not when this module is imported: hooks registered last run first before a fork.
+
+    So the locks of logs are taken before those of every module that was imported earlier, such as logging's, which a
+    thread that holds a log's may want. And filelock refuses forks (RuntimeError, from Python 3.12 on) while another
+    thread is between filelock's own hooks: no thread should wait for a log there.
+    """
+    os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork_in_child)
+
+
+class Lockable(Protocol):
+    """A log of a peer."""
+
+    lock: threading.RLock
+
+
+class Copyable(Protocol):
+    """A peer, as far as it has to know that its process is copied, or ends."""
+
+    handovers: int
+
+    def drivers(self) -> Sequence[Lockable]: ...
+
+    def become_child(self) -> None: ...
+
+    def say_farewell(self) -> None: ...
+
+
+_peers: Final[weakref.WeakSet[Copyable]] = weakref.WeakSet()
+_held: Final[list[Lockable]] = []
+
+
+def remember(peer: Copyable) -> None:
+    """See that this peer outlives a fork, and says farewell when the process ends."""
+    _register()
+    if multiprocessing.parent_process() is not None:
+        _finalize(os.getpid())
+    _peers.add(peer)
+
+
+def before_fork() -> None:
+    """Wait until no thread is in the middle of changing a session, and keep it so."""
+    drivers = [driver for peer in list(_peers) for driver in peer.drivers()]
+    drivers.sort(key=id)  # two threads that fork at once do not wait for each other
+    for driver in drivers:
+        driver.lock.acquire()
+    _held.extend(drivers)
+
+
+def after_fork_in_parent() -> None:
+    """Let go."""
+    drivers = _held.copy()
+    _held.clear()  # before the first release: behind it another thread may be about to fork
+    for driver in drivers:
+        driver.lock.release()
+    for peer in list(_peers):
+        peer.handovers += 1
+
+
+def after_fork_in_child() -> None:
+    """Every peer goes on as a new one, with locks of its own."""
+    _held.clear()
+    for peer in list(_peers):
+        peer.become_child()
+    for hook in _in_child:
+        hook()
+
+
+def _farewell() -> None:
+    for peer in list(_peers):
+        peer.say_farewell()
+
+
+def _say_farewell_after_work(_: object) -> None:
+    util.Finalize(None, _farewell, exitpriority=_FINALIZER_PRIORITY)
+
+
+@functools.cache
+def _finalize(_pid: int) -> None:
+    """A child of a fork server imports this after the hooks that `multiprocessing` runs in a new process."""
+    _say_farewell_after_work(None)
+
+
+atexit.register(_farewell)
+util.register_after_fork(_farewell, _say_farewell_after_work)

@@ -1,0 +1,147 @@
+"""Where this process runs.
+
+Provenance, told once per study in `peer.join`, for people to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_BATCH_JOB: Final = (
+    # the batch system, the variable with its job id, the one with its array index
+    ("slurm", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),  # as squeue and sacct show it; each task has a job id, too
+    ("slurm", "SLURM_JOB_ID", None),
+    ("pbs", "PBS_JOBID", "PBS_ARRAY_INDEX"),
+    ("lsf", "LSB_JOBID", "LSB_JOBINDEX"),
+    ("sge", "JOB_ID", "SGE_TASK_ID"),
+    ("kubernetes", "HOPAAS_POD_NAME", None),
+)
+_PACKAGES: Final = {
+    "hopaas_p2p": "hopaas-p2p",
+    "optuna": "optuna",
+    "numpy": "numpy",
+    "torch": "torch",
+    "lightning": "lightning",
+    "keras": "keras",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "sklearn": "scikit-learn",
+}
+_NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
+
+
+def site() -> str:
+    """`HOPAAS_SITE`, else the cluster's name, else the host's domain, else the host."""
+    env = os.environ
+    named = env.get("HOPAAS_SITE") or env.get("SLURM_CLUSTER_NAME")
+    return named or _domain()
+
+
+@functools.cache
+def _domain() -> str:
+    """The host's domain, else the host. A node without a name service may take seconds to find out: asked once."""
+    full = socket.getfqdn()
+    host = socket.gethostname() if full.startswith("localhost") else full
+    return host.partition(".")[2] or host
+
+
+def describe(*, on_behalf_of: str = "") -> dict[str, str]:
+    """What `peer.join` announces about this process. Starts no subprocess; what is not known is left out."""
+    info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
+    if on_behalf_of:
+        info["on_behalf_of"] = on_behalf_of
+    info.update(_batch_job(os.environ))
+    info.update(_machine())
+    commit = _git_commit(Path.cwd())
+    if commit:
+        info["git_commit"] = commit
+    return info
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose uid has no name
+        return str(os.getuid())
+
+
+def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
+    for system, job, index in _BATCH_JOB:
+        if env.get(job):
+            array_index = env.get(index, "") if index else ""
+            return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
+    return _condor_job(env)
+
+
+def _condor_job(env: Mapping[str, str]) -> dict[str, str]:
+    """HTCondor gives a job its number in a file only."""
+    try:
+        ad = Path(env["_CONDOR_JOB_AD"]).read_text(errors="replace")
+    except (KeyError, OSError):
+        return {}
+    said = dict(re.findall(r"^(ClusterId|ProcId)\s*=\s*(\d+)\s*$", ad, re.MULTILINE))
+    return {"batch": "htcondor", "job": f"{said.get('ClusterId', '?')}.{said.get('ProcId', '?')}"}
+
+
+@functools.cache
+def _machine() -> dict[str, str]:
+    """What does not change while this program runs. Versions of what it has imported: nothing is searched on disk."""
+    found = {"python": platform.python_version()}
+    for module, package in _PACKAGES.items():
+        version = getattr(sys.modules.get(module), "__version__", None)
+        if isinstance(version, str):
+            found[package] = str(version)  # PyTorch's is a subclass of str, which no commit can carry
+    gpus = _gpus()
+    if gpus:
+        found["gpu"] = gpus
+    return found
+
+
+def _gpus() -> str:
+    """Models of the GPUs that this process may use, from the driver's own files."""
+    models = []
+    with contextlib.suppress(OSError):
+        for path in sorted(_NVIDIA.glob("*/information")):
+            lines = path.read_text(errors="replace").splitlines()
+            models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if models and visible:
+        return f"{', '.join(models)} (visible: {visible})"
+    return ", ".join(models)
+
+
+def _git_commit(start: Path) -> str | None:
+    """The commit that the working directory's checkout is at, read from git's files."""
+    with contextlib.suppress(OSError):
+        for directory in (start, *start.parents):
+            found = directory / ".git"
+            if found.is_file():  # a worktree or a submodule: it says where its files are
+                found = directory / found.read_text().partition(": ")[2].strip()
+            if (found / "HEAD").is_file():
+                return _head(found)
+    return None
+
+
+def _head(git: Path) -> str | None:
+    said = (git / "HEAD").read_text().strip()
+    if not said.startswith("ref: "):
+        return said[:12]
+    elsewhere = git / "commondir"
+    common = git / elsewhere.read_text().strip() if elsewhere.is_file() else git
+    ref = common / said[5:]
+    if ref.is_file():
+        return ref.read_text().strip()[:12]
+    for line in (common / "packed-refs").read_text().splitlines():
+        if line.endswith(said[4:]):
+            return line[:12]
+    return None

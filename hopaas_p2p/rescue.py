@@ -1,0 +1,374 @@
+"""What can be read of a damaged study, and a new study made of it: `hopaas-p2p doctor STORE --rescue`.
+
+A log is damaged where a commit that was there is missing, or is whole and not what was written, or where it has two
+histories (`core.chain`). Peers stop there, for what comes behind may mean something else without it: trials are
+numbered in the order of the log. A rescue goes on:
+
+* A snapshot that was made behind the damage stands for all commits before it; so does the state of a peer that is still
+  alive, which it hands over when it is asked (`ask_live_peers`). Nothing is lost then.
+* Else the commits behind the damage tell how many trials the missing ones had started: of all numbers that is the one
+  with which the fewest of them are refused. The missing trials are put there for their owners, without parameters,
+  which nobody knows; what their owners said later is kept. Every trial that such a commit speaks of is marked.
+* What this user's peers could not send is added last (`spool`).
+
+Nothing in the store is changed. The state that comes of it is copied into a new study, from which the work goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from hopaas_p2p import spool
+from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core.chain import following, sum_at
+from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
+from hopaas_p2p.core.records import (
+    Commit,
+    Stamp,
+    TrialCheckpoint,
+    TrialCreate,
+    TrialFinish,
+    TrialRelease,
+    TrialSet,
+    TrialState,
+)
+from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreCorrupt
+from hopaas_p2p.export.arrival import Imported, bring_in
+from hopaas_p2p.export.files import from_store, named_files
+from hopaas_p2p.export.portable import Portable, of_state
+from hopaas_p2p.stores.base import Beat, Compacted, Entry, Log, Salvageable, Store, read_all
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+
+R = TypeVar("R")
+MARK: Final = "rescued"
+"""The user attribute of a trial that is not quite certain, and the key in the new study's definition."""
+_MOST: Final = 64  # trials that a run of missing commits may have started
+_OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
+_WATCH: Final = 1.0  # seconds between looks for what live peers hand over
+
+
+class Rescued(NamedTuple):
+    """What a damaged log gave."""
+
+    state: State
+    damaged: list[int]
+    """Lsns of commits that cannot be read."""
+    covered: list[int]
+    """Those among them for which a snapshot or a live peer's state stands."""
+    uncertain: dict[int, int]
+    """Trial -> the damaged commit behind which something was said of it."""
+    unknown: list[int]
+    """Trials that a damaged commit had started: their parameters are lost."""
+    from_spool: int
+    """Commits that came from this user's spool."""
+
+    @property
+    def lost(self) -> list[int]:
+        """The damaged commits for which nothing stands."""
+        return [lsn for lsn in self.damaged if lsn not in self.covered]
+
+
+# --- reading ---
+
+
+def names_of(store: Store) -> tuple[dict[str, str], bool]:
+    """Uuid -> name of the studies that the store lists, as far as that can be read; and whether all of it can be."""
+    catalog, whole = Catalog(), True
+    entries, head = _salvaged(store.catalog())
+    for lsn in range(1, head + 1):
+        entry = entries.get(lsn)
+        whole &= entry is not None
+        if entry is not None:
+            catalog.apply(lsn, codec.decode(entry.payload), _stamp(entry))
+    return {listing.uuid: listing.name for listing in catalog.by_id.values()}, whole
+
+
+def is_damaged(log: Log) -> str | None:
+    """Why peers stop at this log, or None."""
+    since = log.removed_up_to() if isinstance(log, Compacted) else 0
+    known = (0, 0)  # an lsn, and the sum of the log up to it
+    try:
+        for entry in read_all(log, since):
+            read = sum_at(entry.lsn - 1, known)
+            before = read if entry.before is None else entry.before
+            if read is not None and before != read:
+                return f"it has two histories: commit {entry.lsn} was written after others than those before it"
+            known = (entry.lsn, following(before, entry.payload)) if before is not None else (-1, 0)
+    except StoreCorrupt as error:
+        return str(error)
+    return None
+
+
+def rescue(store: Store, uuid: str) -> Rescued:
+    """Read all that can be read of a study."""
+    log = store.log(uuid)
+    entries, head = _salvaged(log)
+    states = sorted([*_snapshots(log), *_handed_over(store, uuid)], key=lambda state: state.lsn)
+    removed = log.removed_up_to() if isinstance(log, Compacted) else 0
+    state = next((one for one in states if one.lsn >= removed), State()) if removed else State()
+    damaged = [lsn for lsn in range(state.lsn + 1, head + 1) if lsn not in entries]
+    covered: list[int] = []
+    uncertain: dict[int, int] = {}
+    unknown: list[int] = []
+    behind: int | None = None
+    while state.lsn < head:
+        lsn = state.lsn + 1
+        if lsn in entries:
+            for verdict in _apply(state, entries[lsn]):
+                if behind is not None and verdict.accepted and verdict.number is not None:
+                    uncertain.setdefault(verdict.number, behind)
+            continue
+        if states and states[-1].lsn >= lsn:
+            state = states[-1]
+            covered = [one for one in damaged if one <= state.lsn]
+            continue
+        behind = lsn
+        state, started = _bridged(state, entries, head)
+        unknown += started
+        uncertain |= dict.fromkeys(started, lsn)
+    if states and states[-1].lsn > state.lsn:
+        state = states[-1]
+        covered = list(damaged)
+    count = _add_spooled(state, uuid, {_identity(entry) for entry in entries.values()})
+    return Rescued(state, damaged, covered, uncertain, unknown, count)
+
+
+def _salvaged(log: Log) -> tuple[dict[int, Entry], int]:
+    """The commits of a log that are as they were written, by lsn, and the last lsn that there is."""
+    found: dict[int, Entry] = {}
+    head = 0
+    for entry in log.salvage() if isinstance(log, Salvageable) else _until_damage(log):
+        head = max(head, entry.lsn)
+        if codec.intact(entry.payload):
+            found[entry.lsn] = entry
+    return found, head
+
+
+def _until_damage(log: Log) -> Iterator[Entry]:
+    with contextlib.suppress(StoreCorrupt):
+        yield from read_all(log)
+
+
+def _snapshots(log: Log) -> Iterator[State]:
+    """Those of the log that can be read."""
+    found = log.newest_snapshot()
+    while found is not None:
+        with contextlib.suppress(snapshot.CorruptSnapshot):
+            state = snapshot.load(found[1])
+            if state.lsn == found[0]:
+                yield state
+        found = log.newest_snapshot(before=found[0])
+
+
+def _stamp(entry: Entry) -> Stamp:
+    return Stamp(entry.author, entry.role, entry.at)
+
+
+def _identity(entry: Entry) -> tuple[str, int] | None:
+    commit = codec.decode(entry.payload)
+    return (commit.writer, commit.seq) if isinstance(commit, Commit) else None
+
+
+def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
+    return apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+
+
+# --- commits that are missing ---
+
+
+def _bridged(state: State, entries: Mapping[int, Entry], head: int) -> tuple[State, list[int]]:
+    """The state behind the commits that are missing next, and the numbers of the trials that they had started."""
+    last = state.lsn + 1
+    while last < head and last + 1 not in entries:
+        last += 1
+    rest = []
+    for lsn in range(last + 1, head + 1):  # up to the next gap
+        if lsn not in entries:
+            break
+        rest.append(entries[lsn])
+    saved = snapshot.dump(state)
+    best: tuple[int, State, list[int]] | None = None
+    for count in range(_MOST + 1):
+        tried = snapshot.load(saved)
+        started = _start_missing(tried, last, count, rest)
+        result = snapshot.dump(tried)
+        refused = sum(not verdict.accepted for entry in rest for verdict in _apply(tried, entry))
+        if best is None or refused < best[0]:
+            best = refused, snapshot.load(result), started
+        if not refused:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def _start_missing(state: State, last: int, count: int, rest: list[Entry]) -> list[int]:
+    """Start so many trials, for whoever speaks of them first, and go on behind the missing commits."""
+    first = len(state.trials)
+    owners = _owners(rest)
+    lsn = state.lsn + 1
+    for number in range(first, first + count):
+        owner = owners.get(number)
+        record = TrialCreate(TrialState.RUNNING if owner else TrialState.FAIL, reason="its commit is damaged")
+        writer = f"rescue-{last}-{number}"
+        budget, state.budget = state.budget, None
+        apply(state, lsn, Commit(writer, 1, owner or writer, 0, (record,)))
+        state.budget = budget
+        state.writers.pop(writer)
+    state.lsn = last
+    return list(range(first, len(state.trials)))
+
+
+def _owners(rest: list[Entry]) -> dict[int, str]:
+    """Trial -> the peer that speaks of it first, as the owner of its first lease."""
+    owners: dict[int, str] = {}
+    for entry in rest:
+        commit = codec.decode(entry.payload)
+        for record in commit.records if isinstance(commit, Commit) else ():
+            if isinstance(record, _OF_A_TRIAL) and record.epoch == 1:
+                owners.setdefault(record.number, commit.owner)  # type: ignore[union-attr]
+    return owners
+
+
+# --- what never arrived ---
+
+
+def _add_spooled(state: State, uuid: str, there: set[tuple[str, int] | None]) -> int:
+    """Apply what this user's spool has for the study and its log has not; how many commits.
+
+    The peer that left it may have read another history, with other numbers for its own trials: those that it started
+    get new numbers here, in its order.
+    """
+    count = 0
+    for _, spooled in itertools.chain(spool.waiting(), spool.histories(uuid)):
+        if spooled.study != uuid:
+            continue
+        numbers: dict[int, int] = {}
+        started: list[int] = []
+        for payload in spooled.payloads:
+            commit = codec.decode(payload)
+            if not isinstance(commit, Commit) or (commit.writer, commit.seq) in there:
+                continue
+            there.add((commit.writer, commit.seq))
+            records = tuple(_renumbered(record, state, commit.owner, numbers, started) for record in commit.records)
+            writer = f"rescue-{secrets.token_hex(8)}"
+            again = Commit(writer, 1, commit.owner, commit.at, records)
+            verdicts = apply(state, state.lsn + 1, again)
+            started += [
+                verdict.number
+                for record, verdict in zip(records, verdicts, strict=False)
+                if isinstance(record, TrialCreate) and verdict.accepted and verdict.number is not None
+            ]
+            count += any(verdict.accepted or verdict.refusal == "late" for verdict in verdicts)
+    return count
+
+
+def _renumbered(record: R, state: State, owner: str, numbers: dict[int, int], started: list[int]) -> R:
+    if not isinstance(record, _OF_A_TRIAL):
+        return record
+    number = record.number
+    own = number < len(state.trials) and owner in {
+        state.trials[number].owner,
+        *(past.owner for past in state.trials[number].history),
+    }
+    if number not in numbers and not own and started:
+        numbers[number] = started.pop(0)
+    return msgspec.structs.replace(record, number=numbers[number]) if number in numbers else record
+
+
+# --- live peers ---
+
+
+PATIENCE: Final = 75.0
+"""Seconds for which live peers are waited for: they look for a request once a minute."""
+
+
+def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Ask the peers of a study for their state; returns how many handed it over. Blocks for up to `within` seconds.
+
+    A peer that takes part looks for such a request once a minute.
+    """
+    artifacts = store.artifacts()
+    prefix = handover_prefix(uuid)
+    before = set(artifacts.keys(prefix))
+    store.beat(Beat(request_name(uuid), secrets.token_hex(8)))
+    deadline = time.monotonic() + within
+    try:
+        while not (found := set(artifacts.keys(prefix)) - before) and time.monotonic() < deadline:
+            sleep(_WATCH)
+    finally:
+        store.beat(Beat(request_name(uuid), NO_REQUEST))
+    return len(found)
+
+
+def forget_handed_over(store: Store, uuid: str) -> None:
+    """Remove what live peers handed over, as far as this user may."""
+    with contextlib.suppress(HopaasError):
+        artifacts = store.artifacts()
+        for key in artifacts.keys(handover_prefix(uuid)):
+            artifacts.delete(key)
+
+
+def _handed_over(store: Store, uuid: str) -> Iterator[State]:
+    """The states that live peers have handed over."""
+    try:
+        artifacts = store.artifacts()
+        keys = artifacts.keys(handover_prefix(uuid))
+    except HopaasError:
+        return
+    with tempfile.TemporaryDirectory(prefix="hopaas-rescue-") as directory:
+        path = Path(directory, "state")
+        for key in keys:
+            with contextlib.suppress(KeyError, snapshot.CorruptSnapshot):
+                artifacts.get(key, path)
+                yield snapshot.load(path.read_bytes())
+
+
+# --- the new study ---
+
+
+def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target: Storage) -> Imported:
+    """Copy what was rescued into a study of this name, which must not be there yet. Trials that ran are WAITING there.
+
+    Raises:
+        ConfigurationError: there is a study of that name, or nothing to copy.
+
+    """
+    if name in target.study_names():
+        raise ConfigurationError(f"there is a study {name!r} already; give the new one another name: --as NAME")
+    if rescued.state.define is None:
+        raise ConfigurationError("not even the definition of this study can be read; there is nothing to copy")
+    portable = _marked(of_state(name, rescued.state, 0), rescued, uuid)
+    fetch = from_store(artifacts_of(source), uuid) if named_files(portable) else None
+    return bring_in(target, portable, name=name, fetch=fetch)
+
+
+def _marked(portable: Portable, rescued: Rescued, uuid: str) -> Portable:
+    trials = []
+    for trial in portable.trials:
+        lsn = rescued.uncertain.get(trial.number)
+        if lsn is None:
+            trials.append(trial)
+            continue
+        what = (
+            "started in the damaged commit" if trial.number in rescued.unknown else "changed behind the damaged commit"
+        )
+        user = {**trial.record.user, MARK: json.dumps(f"{what} {lsn}")}
+        trials.append(trial._replace(record=msgspec.structs.replace(trial.record, user=user)))
+    lost = ", ".join(map(str, rescued.lost)) or "nothing"
+    return portable._replace(trials=trials, info={**portable.info, MARK: f"from {uuid}; lost commits: {lost}"})

@@ -1,0 +1,7 @@
+"""Samplers to hand to a study: see docs/search.md for which one when."""
+
+from __future__ import annotations
+
+from hopaas_p2p.search.samplers import CmaEsSampler, TPESampler, default_sampler
+
+__all__ = ["CmaEsSampler", "TPESampler", "default_sampler"]

@@ -1,0 +1,1 @@
+"""How the next parameters are found: pure functions over the columns of a study, and Optuna's interface to them."""

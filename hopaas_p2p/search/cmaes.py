@@ -1,0 +1,173 @@
+"""CMA-ES whose state is worked out anew from the finished trials of the log: nothing is pickled.
+
+Every trial that is drawn says of which generation it is, and which trials of the one before made that generation. When
+several peers begin a generation at once, the trial with the lowest number decides, so all that read the same log work
+out the same distribution. A trial is drawn from it with a seed made of the sampler's seed and the trial's number.
+
+The strategy itself is the `cmaes` package (Hansen, arXiv:1604.00772). When it has converged it starts elsewhere with
+twice the population (IPOP; Auger and Hansen, 2005).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.search.columns import Floats
+
+if TYPE_CHECKING:
+    from cmaes import CMA
+
+ATTRIBUTE: Final = "hopaas:cmaes"
+"""System attribute of a trial: {"generation": its generation, "parents": [numbers of the trials that made it]}."""
+_LARGEST: Final = 1e300  # stands for an infinite value, whose differences are no numbers
+
+Parents = tuple[int, ...]
+
+
+class UnitCube:
+    """A search space of numbers as the unit cube, names in alphabetical order."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+        self.space = {
+            name: one for name, one in sorted(space.items()) if isinstance(one, FloatDistribution | IntDistribution)
+        }
+
+    def point(self, params: Mapping[str, Any]) -> Floats:
+        """Where these parameters are, or the nearest point of the cube."""
+        point = np.array([_place(one, float(params[name])) for name, one in self.space.items()])
+        return np.asarray(np.clip(point, 0.0, 1.0))
+
+    def params(self, point: Floats) -> dict[str, Any]:
+        """The parameters nearest to this point."""
+        return {name: value_at(one, place) for (name, one), place in zip(self.space.items(), point, strict=True)}
+
+
+def _range(one: FloatDistribution | IntDistribution) -> tuple[float, float]:
+    half = 0.0 if one.step is None else one.step / 2
+    low, high = one.low - half, one.high + half
+    return (math.log(low), math.log(high)) if one.log else (low, high)
+
+
+def _place(one: FloatDistribution | IntDistribution, value: float) -> float:
+    low, high = _range(one)
+    return ((math.log(max(value, 1e-300)) if one.log else value) - low) / (high - low)
+
+
+def value_at(one: FloatDistribution | IntDistribution, place: float) -> Any:
+    """The value at a place from 0 to 1 of the range."""
+    low, high = _range(one)
+    value = low + float(place) * (high - low)
+    value = math.exp(value) if one.log else value
+    if one.step is not None:
+        value = one.low + round((value - one.low) / one.step) * one.step
+    return one.to_external_repr(min(max(value, one.low), one.high))
+
+
+class Evolution:
+    """The strategy of one study in one search space, generation by generation.
+
+    Args:
+        cube: the search space.
+        start: where to begin.
+        sigma: the first standard deviation, as a part of the cube's side.
+        population: how many trials make a generation; by default 4 + 3 ln(parameters).
+        seed: decides where it starts again.
+        maximize: whether larger values are better.
+
+    """
+
+    def __init__(
+        self, cube: UnitCube, start: Floats, sigma: float, population: int | None, *, seed: int, maximize: bool
+    ) -> None:
+        self._cube = cube
+        self._sigma = sigma
+        self._seed = seed
+        self._sign = -1.0 if maximize else 1.0
+        self.strategy = self._started(start, population)
+        self._populations = [self.strategy.population_size]
+        self._parents: list[Parents] = []
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a trial that is drawn now says of itself: the value of `ATTRIBUTE`."""
+        return {"generation": len(self._parents), "parents": list(self._parents[-1] if self._parents else ())}
+
+    def follow(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Take the steps that these trials allow. False if they contradict one that was taken: start anew then."""
+        members, claims = _generations(trials, self._cube.space.keys())
+        for generation in itertools.count():
+            parents = _parents(members[generation], claims[generation + 1], self._populations[generation])
+            taken = generation < len(self._parents)
+            if taken and parents != self._parents[generation]:
+                return False
+            if parents is None:
+                return True
+            if not taken:
+                self._step([members[generation][number] for number in parents])
+                self._parents.append(parents)
+        raise AssertionError
+
+    def draw(self, number: int) -> dict[str, Any]:
+        """The parameters of the trial of this number."""
+        self.strategy.reseed_rng(zlib.crc32(f"{self._seed} {number}".encode()))
+        return self._cube.params(self.strategy.ask())
+
+    def _step(self, parents: Sequence[FrozenTrial]) -> None:
+        costs = [self._sign * (0.0 if one.value is None else one.value) for one in parents]
+        self.strategy.tell(
+            [
+                (self._cube.point(one.params), min(max(cost, -_LARGEST), _LARGEST))
+                for one, cost in zip(parents, costs, strict=True)
+            ]
+        )
+        if self.strategy.should_stop():
+            random = np.random.RandomState(zlib.crc32(f"{self._seed} again {len(self._parents)}".encode()))
+            self.strategy = self._started(random.rand(len(self._cube.space)), 2 * self._populations[-1])
+        self._populations.append(self.strategy.population_size)
+
+    def _started(self, start: Floats, population: int | None) -> CMA:
+        from cmaes import CMA
+
+        bounds = np.tile([0.0, 1.0], (len(start), 1))
+        return CMA(start.copy(), self._sigma, bounds, seed=self._seed, population_size=population)
+
+
+def _generations(
+    trials: Sequence[FrozenTrial], names: Set[str]
+) -> tuple[dict[int, dict[int, FrozenTrial]], dict[int, list[Parents]]]:
+    """The COMPLETE trials of each generation by number, and what trials say made it, in the order of their numbers."""
+    members: dict[int, dict[int, FrozenTrial]] = defaultdict(dict)
+    claims: dict[int, list[Parents]] = defaultdict(list)
+    for trial in trials:
+        origin = trial.system_attrs.get(ATTRIBUTE)
+        if not isinstance(origin, dict):
+            continue
+        generation, parents = origin.get("generation"), origin.get("parents")
+        if type(generation) is not int or not isinstance(parents, list) or not all(type(one) is int for one in parents):
+            continue
+        claims[generation].append(tuple(parents))
+        if trial.state is TrialState.COMPLETE and names <= trial.params.keys():
+            members[generation][trial.number] = trial
+    return members, claims
+
+
+def _parents(members: Mapping[int, FrozenTrial], claims: Sequence[Parents], population: int) -> Parents | None:
+    """Which trials of a generation make the next one: the first claim that can be true, else the first that are there.
+
+    Anybody who may write to the study may have written a claim.
+    """
+    for claim in claims:
+        if len(claim) == population == len(set(claim)) and all(number in members for number in claim):
+            return claim
+    if len(members) < population:
+        return None
+    return tuple(itertools.islice(members, population))

@@ -1,0 +1,263 @@
+"""The trials of a study as arrays: what a model of the objective reads at every ask.
+
+A trial that is finished never changes, so it is read once. Only those that wait or run are looked at again, and those
+that are new. A row is the place of a trial in the study's list, which is sorted by number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+COMPLETE: Final = int(TrialState.COMPLETE)
+PRUNED: Final = int(TrialState.PRUNED)
+RUNNING: Final = int(TrialState.RUNNING)
+_LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+_NO_REPORT: Final = (1.0, 0.0)  # sorts a pruned trial without reports behind all others
+
+
+class TrialColumns:
+    """Grows with its study. Not safe for use by several threads at once.
+
+    Args:
+        params_of: the parameters of a trial that still runs; its sampler may have announced more than were suggested.
+
+    """
+
+    def __init__(self, params_of: Callable[[FrozenTrial], Mapping[str, Any]]) -> None:
+        self._params_of = params_of
+        self._room = 256
+        self._first: tuple[int, FrozenTrial] | None = None
+        """The finished trial that was read first: another one in its place means that this is another study."""
+        self._open: dict[int, FrozenTrial | None] = {}
+        self.count = 0
+        self.learned = 0
+        """How many trials are COMPLETE or PRUNED."""
+        self.state = np.full(self._room, -1, np.int8)
+        self.value = np.full(self._room, np.nan)
+        self.rank = np.zeros((self._room, 2))
+        """What pruned trials are compared by: minus the last step, and the value that was reported there."""
+        self.violation = np.zeros(self._room)
+        """The sum of the constraints that are violated."""
+        self.params: dict[str, Floats] = {}
+        """In Optuna's internal representation; NaN for a trial that lacks the parameter."""
+        self.kinds: dict[str, CategoricalDistribution | None] = {}
+        """The categorical distribution of a parameter; None for a number."""
+        self.mixed: set[str] = set()
+        """Parameters that are not the same kind of thing in all trials."""
+        self.changes: list[int] = []
+        """Rows in the order in which they were read; a reader remembers how far it has come."""
+        self.intersection: dict[str, BaseDistribution] | None = None
+        """The parameters that all COMPLETE and PRUNED trials have, with the same distribution."""
+        self.groups: list[dict[str, BaseDistribution]] = []
+        """Parameters that were always there together, in the order of Optuna's `group`."""
+        self._shapes: set[frozenset[str]] = set()
+
+    def same_study(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether these can be the trials that were read before, or more of them."""
+        if self._first is None:
+            return True
+        row, before = self._first
+        return row < len(trials) and (trials[row] is before or trials[row] == before)
+
+    def refresh(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Read what is new. Returns the trials that have become COMPLETE or PRUNED since the last time."""
+        known = self.count
+        if len(trials) > self._room:
+            self._grow(len(trials))
+        self.count = max(known, len(trials))
+        finished = [trials[row] for row in sorted(self._open) if row < len(trials) and self._read(row, trials[row])]
+        finished.extend(trials[row] for row in range(known, len(trials)) if self._read(row, trials[row]))
+        for trial in finished:
+            self._intersect(trial.distributions)
+            self._group(trial.distributions)
+        self.learned += len(finished)
+        return finished
+
+    def row_of(self, number: int) -> int | None:
+        """The row of a trial that is not finished."""
+        for row, trial in self._open.items():
+            if trial is not None and trial.number == number:
+                return row
+        return None
+
+    def having(self, names: Iterable[str]) -> Mask:
+        """Which trials have all these parameters."""
+        present = np.ones(self.count, np.bool_)
+        for name in names:
+            column = self.params.get(name)
+            present &= False if column is None else ~np.isnan(column[: self.count])
+        return present
+
+    def observations(self, names: Iterable[str], rows: Ints) -> dict[str, Floats]:
+        """The values of these parameters in these rows."""
+        return {name: self.params[name][rows] if len(rows) else np.empty(0) for name in names}
+
+    def contains(self, values: Mapping[str, float], but: int | None) -> bool:
+        """Whether a trial that runs or has not failed, another than in row `but`, has these values."""
+        state = self.state[: self.count]
+        rows = np.flatnonzero((state == COMPLETE) | (state == PRUNED) | (state == RUNNING))
+        for name, value in values.items():
+            rows = rows[self.params[name][rows] == value] if name in self.params else rows[:0]
+        return bool((rows != but).any())
+
+    def _read(self, row: int, trial: FrozenTrial) -> bool:
+        before = self._open.get(row)
+        if trial is before:
+            return False
+        over = trial.state.is_finished()
+        if over:
+            self._open.pop(row, None)
+        else:
+            self._open[row] = trial
+        self.state[row] = int(trial.state)
+        if trial.state in _LEARNED:
+            self._first = self._first or (row, trial)
+            self._read_outcome(row, trial)
+        elif trial.state is not TrialState.RUNNING:
+            return False
+        if before is not None:  # what it announced when it ran need not be what it used
+            for column in self.params.values():
+                column[row] = np.nan
+        self._read_params(row, trial.params if over else self._running(trial), trial.distributions)
+        self.changes.append(row)
+        return over
+
+    def _running(self, trial: FrozenTrial) -> Mapping[str, Any]:
+        try:
+            return self._params_of(trial)
+        except (TypeError, ValueError, AttributeError):  # what another peer announced is not what it should be
+            return trial.params
+
+    def _read_outcome(self, row: int, trial: FrozenTrial) -> None:
+        values = trial.values
+        if values is not None and len(values) == 1:
+            self.value[row] = values[0]
+        if trial.state is TrialState.PRUNED:
+            self.rank[row] = _rank(trial.intermediate_values)
+        if trial.system_attrs:
+            self.violation[row] = sum(value for value in trial.constraints.values() if value > 0)
+
+    def _read_params(self, row: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
+        for name, value in params.items():
+            column = self.params.get(name)
+            if column is None:
+                if name not in distributions:  # announced by a trial that runs, and known from no other
+                    continue
+                column = self._new_column(name, distributions[name])
+            elif name in distributions:
+                self._compare_kinds(name, distributions[name])
+            kind = self.kinds[name]
+            try:
+                place = float(value) if kind is None else kind.to_internal_repr(value)
+                column[row] = place if math.isfinite(place) else math.nan
+            except (ValueError, TypeError, OverflowError):  # no number, or not among the choices
+                if name in distributions:
+                    self.mixed.add(name)
+
+    def _new_column(self, name: str, distribution: BaseDistribution) -> Floats:
+        self.kinds[name] = distribution if isinstance(distribution, CategoricalDistribution) else None
+        column = self.params[name] = np.full(self._room, np.nan)
+        return column
+
+    def _compare_kinds(self, name: str, distribution: BaseDistribution) -> None:
+        kind = self.kinds[name]
+        if distribution is kind:
+            return
+        if isinstance(distribution, CategoricalDistribution):
+            if distribution != kind:
+                self.mixed.add(name)
+        elif kind is not None:
+            self.mixed.add(name)
+
+    def _intersect(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        if self.intersection is None:
+            self.intersection = dict(distributions)
+            return
+        for name, one in list(self.intersection.items()):
+            other = distributions.get(name)
+            if other is not one and other != one:
+                del self.intersection[name]
+
+    def _group(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        shape = frozenset(distributions)
+        if shape in self._shapes:
+            return
+        self._shapes.add(shape)
+        split = []
+        for group in self.groups:
+            split.append({name: one for name, one in group.items() if name in shape})
+            split.append({name: one for name, one in group.items() if name not in shape})
+            shape -= group.keys()
+        split.append({name: distributions[name] for name in shape})
+        self.groups = [group for group in split if group]
+
+    def _grow(self, rows: int) -> None:
+        old = self._room
+        self._room = 2 * rows
+        self.state = _longer(self.state, self._room, -1)
+        self.value = _longer(self.value, self._room, np.nan)
+        self.violation = _longer(self.violation, self._room, 0)
+        self.rank = np.concatenate([self.rank, np.zeros((self._room - old, 2))])
+        self.params = {name: _longer(column, self._room, np.nan) for name, column in self.params.items()}
+
+
+def _rank(reports: Mapping[int, float]) -> tuple[float, float]:
+    if not reports:
+        return _NO_REPORT
+    step = max(reports)
+    return float(-step), reports[step]
+
+
+def _longer(column: NDArray[Any], rows: int, fill: float) -> NDArray[Any]:
+    grown = np.full(rows, fill, column.dtype)
+    grown[: len(column)] = column
+    return grown
+
+
+def best_rows(columns: TrialColumns, count: int, *, maximize: bool) -> Ints:
+    """The rows of the `count` best trials, ascending: COMPLETE ones, then PRUNED ones, then those that violate most.
+
+    The order is the one of Optuna's TPE: by value; pruned ones by the last step they reached, then by what they
+    reported there; infeasible ones by how much they violate. Of equals the earlier one is the better.
+    """
+    state, violation = columns.state[: columns.count], columns.violation[: columns.count]
+    complete = np.flatnonzero((state == COMPLETE) & (violation <= 0))
+    if count <= len(complete):
+        return _smallest(complete, (-1.0 if maximize else 1.0) * columns.value[complete], count)
+    return np.sort(ranked_rows(columns, maximize=maximize)[:count])
+
+
+def ranked_rows(columns: TrialColumns, *, maximize: bool) -> Ints:
+    """The rows of all COMPLETE and PRUNED trials, the best first, in the order that `best_rows` says."""
+    state, violation = columns.state[: columns.count], columns.violation[: columns.count]
+    sign = -1.0 if maximize else 1.0
+    complete = np.flatnonzero((state == COMPLETE) & (violation <= 0))
+    complete = complete[np.argsort(sign * columns.value[complete], kind="stable")]
+    pruned = np.flatnonzero((state == PRUNED) & (violation <= 0))
+    steps, values = columns.rank[pruned].T
+    values = np.where(np.isnan(values), np.inf, sign * values)
+    infeasible = np.flatnonzero(((state == COMPLETE) | (state == PRUNED)) & (violation > 0))
+    infeasible = infeasible[np.argsort(violation[infeasible], kind="stable")]
+    return np.concatenate([complete, pruned[np.lexsort((values, steps))], infeasible])
+
+
+def _smallest(rows: Ints, costs: Floats, count: int) -> Ints:
+    """The rows of the smallest costs, ascending; of equals the first ones."""
+    if count == 0 or count == len(rows):
+        return rows[:count]
+    limit = np.partition(costs, count - 1)[count - 1]
+    below = np.flatnonzero(costs < limit)
+    equal = np.flatnonzero(costs == limit)[: count - len(below)]
+    chosen: Ints = rows[np.sort(np.concatenate([below, equal]))]
+    return chosen

@@ -1,0 +1,88 @@
+"""Masses of the standard normal distribution, with numpy alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+
+from hopaas_p2p.search.columns import Floats
+
+_RULES: Final = ((0.05, np.polynomial.legendre.leggauss(3)), (1.0, np.polynomial.legendre.leggauss(8)))
+"""Up to which width of a cell, in standard deviations, which quadrature of Gauss and Legendre is exact to 1e-15."""
+_NARROW: Final = _RULES[-1][0]
+_LOG_CONSTANT: Final = math.log(math.sqrt(2 * math.pi))
+_ERFC: Final = np.frompyfunc(math.erfc, 1, 1)
+_FAR: Final = 24.0  # standard deviations: the mass beyond is below 1e-126, and taken for nothing
+_SERIES: Final = 35.0  # from here on the series is exact to 1e-12, and erfc soon too small for a number
+
+
+def log_normal(z: Floats) -> Floats:
+    """The logarithm of the density."""
+    return -(z**2) / 2 - _LOG_CONSTANT
+
+
+def range_mass(left: Any, right: Any) -> Floats:
+    """The mass between two points of which each may be anywhere, `left` below `right`."""
+    left, right = np.broadcast_arrays(np.asarray(left, np.float64), np.asarray(right, np.float64))
+    # Fold to the left tail, where the masses that are subtracted are small.
+    flipped = left > 0
+    low, high = np.where(flipped, -right, left), np.where(flipped, -left, right)
+    central = high > 0
+    mass = np.empty(left.shape)
+    mass[central] = 1 - _half_erfc(-low[central]) - _half_erfc(high[central])
+    mass[~central] = _half_erfc(-high[~central]) - _half_erfc(-low[~central])
+    return mass
+
+
+def _half_erfc(z: Floats) -> Floats:
+    """The mass above z."""
+    return np.asarray(_ERFC(z / math.sqrt(2)), np.float64) / 2
+
+
+def log_range_mass(left: Any, right: Any) -> Floats:
+    """The logarithm of `range_mass`, exact also where that is too small for a number."""
+    left, right = np.broadcast_arrays(np.asarray(left, np.float64), np.asarray(right, np.float64))
+    flipped = left > 0
+    low, high = np.where(flipped, -right, left), np.where(flipped, -left, right)
+    central = high > 0
+    found = np.empty(left.shape)
+    found[central] = np.log1p(-_half_erfc(-low[central]) - _half_erfc(high[central]))
+    larger, smaller = _log_upper(-high[~central]), _log_upper(-low[~central])
+    found[~central] = larger + np.log1p(-np.exp(smaller - larger))
+    return found
+
+
+def _log_upper(z: Floats) -> Floats:
+    """The logarithm of the mass above z, which is not negative; far out by the asymptotic series of erfc."""
+    near = z < _SERIES
+    found = np.empty(z.shape)
+    found[near] = np.log(_half_erfc(z[near]))
+    far = z[~near]
+    inverse = far**-2.0
+    series = -inverse * (1 - inverse * (3 - inverse * (15 - inverse * 105)))
+    found[~near] = log_normal(far) - np.log(far) + np.log1p(series)
+    return found
+
+
+def cell_mass(left: Floats, right: Floats) -> Floats:
+    """The mass of cells, most of them narrow or far away."""
+    width = right - left
+    near = (left < _FAR) & (right > -_FAR)
+    narrow = near & (width < _NARROW)
+    mass = np.zeros(width.shape)
+    mass[narrow] = _quadrature(left[narrow], width[narrow])
+    mass[near & ~narrow] = range_mass(left[near & ~narrow], right[near & ~narrow])
+    return mass
+
+
+def _quadrature(left: Floats, width: Floats) -> Floats:
+    widest = width.max(initial=0)
+    nodes, weights = next(rule for limit, rule in _RULES if widest <= limit)
+    half = width / 2
+    middle = left + half
+    total = np.zeros(len(half))
+    for node, weight in zip(nodes, weights, strict=True):
+        total += weight * np.exp(-((middle + node * half) ** 2) / 2)
+    return np.asarray(total * half / math.sqrt(2 * math.pi))

@@ -1,0 +1,160 @@
+"""The only place in the search that uses private names of Optuna: what its TPE sampler does step by step.
+
+A test names them all, and fails with a clear message when a new Optuna renames one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+from optuna.samplers._tpe.probability_distributions import _BatchedCategoricalDistributions
+from optuna.search_space.group_decomposed import _SearchSpaceGroup
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.search.tpe import Mixture
+
+__all__ = ["Estimator", "OptunaTPE", "announce", "is_part_of_a_study", "listed", "mixture_of", "study_key"]
+
+Estimator = _ParzenEstimator
+
+
+def study_key(study: optuna.Study) -> tuple[object, int]:
+    """Which study it is: its storage, and its id there."""
+    return study._storage, study._study_id
+
+
+def is_part_of_a_study(study: optuna.Study) -> bool:
+    """Whether this shows some of the trials only, as Hyperband has it for each of its brackets."""
+    return type(study).get_trials is not optuna.Study.get_trials
+
+
+def announce(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Write a system attribute of a trial that runs."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def listed(study: optuna.Study, *, cached: bool) -> list[FrozenTrial]:
+    """All trials by number, not copied; `cached` as they were when this thread asked for its trial."""
+    return study._get_trials(deepcopy=False, use_cache=cached)
+
+
+def mixture_of(estimator: Estimator) -> Mixture:
+    """What an estimator is made of."""
+    mixture = estimator._mixture_distribution
+    kernels = [
+        one.weights if isinstance(one, _BatchedCategoricalDistributions) else (one.mu, one.sigma)
+        for one in mixture.distributions
+    ]
+    return Mixture(mixture.weights, kernels)
+
+
+class OptunaTPE(optuna.samplers.TPESampler):
+    """Optuna's sampler with names for the steps that another model replaces."""
+
+    def propose(
+        self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution], *, joint: bool
+    ) -> dict[str, Any]:
+        """Values for a trial after the start-up ones, of parameters that are drawn together, or of a single one."""
+        return super()._sample(study, trial, space)
+
+    def is_started(self, study: optuna.Study) -> bool:
+        """Whether there are as many trials to learn from as the start-up takes."""
+        trials = listed(study, cached=True)
+        return sum(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in trials) >= self.startup_trials
+
+    def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        """A parameter of a trial before that."""
+        return self._random_sampler.sample_independent(study, trial, name, distribution)
+
+    def _sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space or not self.is_started(study):
+            return {}
+        return self.propose(study, trial, search_space, joint=True)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if not self.is_started(study):
+            return self.startup_value(study, trial, param_name, param_distribution)
+        if self._warn_independent_sampling:
+            return super().sample_independent(study, trial, param_name, param_distribution)
+        return self.propose(study, trial, {param_name: param_distribution}, joint=False)[param_name]
+
+    @property
+    def startup_trials(self) -> int:
+        return self._n_startup_trials
+
+    @property
+    def random_state(self) -> np.random.RandomState:
+        return self._rng.rng
+
+    @property
+    def liar(self) -> bool:
+        """Whether running trials count as bad ones."""
+        return self._constant_liar
+
+    @property
+    def candidate_count(self) -> int:
+        return self._n_ei_candidates
+
+    @property
+    def grouped(self) -> bool:
+        return self._group
+
+    @property
+    def gamma(self) -> Callable[[int], int] | None:
+        return self._gamma
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether bandwidths and prior are as the faster model expects them."""
+        parameters = self._parzen_estimator_parameters
+        return (
+            parameters.consider_magic_clip
+            and parameters.prior_weight > 0
+            and self._parzen_estimator_cls is _ParzenEstimator
+        )
+
+    @property
+    def prior_weight(self) -> float:
+        return self._parzen_estimator_parameters.prior_weight
+
+    @property
+    def endpoints(self) -> bool:
+        return self._parzen_estimator_parameters.consider_endpoints
+
+    def weights_of(self, count: int) -> NDArray[np.float64]:
+        """How much each of so many trials counts, the oldest first."""
+        return _ParzenEstimator._call_weights_func(self._parzen_estimator_parameters.weights, count)
+
+    def is_joint(self, study: optuna.Study) -> bool:
+        """Whether all parameters are drawn together."""
+        return self._is_multivariate(study)
+
+    def announced(self, study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any]:
+        """The parameters of a running trial, those included that were drawn and not suggested yet."""
+        return self._get_params(trial, study)
+
+    def estimator(self, observations: dict[str, NDArray[np.float64]], space: dict[str, BaseDistribution]) -> Estimator:
+        """Optuna's density of these trials, given in its internal representation."""
+        return _ParzenEstimator(observations, space, self._parzen_estimator_parameters)
+
+    def use_groups(self, groups: list[dict[str, BaseDistribution]]) -> None:
+        """Draw the parameters of each group together."""
+        self._search_space_group = _SearchSpaceGroup()
+        self._search_space_group._search_spaces = groups
+
+    def best_candidate(
+        self, space: Mapping[str, BaseDistribution], candidates: dict[str, NDArray[Any]], scores: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        """The first of the candidates with the highest score."""
+        best = self._compare(candidates, scores)
+        return {name: one.to_external_repr(best[name]) for name, one in space.items()}

@@ -1,0 +1,135 @@
+"""Optuna's pruners, which in a study's first wave decide from trials that still run; see `hopaas_p2p.pruners`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+_COMPARED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class PercentilePruner(optuna.pruners.PercentilePruner):
+    """`optuna.pruners.PercentilePruner`, which does not wait for complete trials.
+
+    While there are fewer than `n_startup_trials` of those, a trial is compared with all others that have reported at
+    its step, running ones too, and with the last report of those that were pruned before it. So a trial that survives
+    among the better ones is not measured against the survivors alone. At least `n_startup_trials` others must have
+    come as far. From then on it is Optuna's pruner.
+
+    Args:
+        percentile: of the trials that are kept, from 0 to 100.
+        n_startup_trials: with fewer trials to compare with, none is pruned.
+        n_warmup_steps: before this step, none is pruned.
+        interval_steps: steps between two decisions about a trial.
+        n_min_trials: with fewer trials that have reported at the step, none is pruned.
+
+    """
+
+    def __init__(
+        self,
+        percentile: float,
+        n_startup_trials: int = 5,
+        n_warmup_steps: int = 0,
+        interval_steps: int = 1,
+        *,
+        n_min_trials: int = 1,
+    ) -> None:
+        super().__init__(percentile, n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials)
+        self._kept = percentile
+        self._fewest = max(n_startup_trials, n_min_trials, 1)
+        self._enough_complete = max(n_startup_trials, 1)
+        self._warmup, self._interval = n_warmup_steps, interval_steps
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if len(complete) >= self._enough_complete:
+            return super().prune(study, trial)
+        step = trial.last_step
+        if step is None or not self._is_due(step, trial.intermediate_values):
+            return False
+        others = study.get_trials(deepcopy=False, states=_COMPARED)
+        values = [value for one in others if one.number != trial.number and (value := _at(one, step)) is not None]
+        if len(values) < self._fewest:
+            return False
+        reports = np.array(list(trial.intermediate_values.values()), dtype=float)
+        values = [value for value in values if not math.isnan(value)]
+        if np.isnan(reports).all() or not values:
+            return bool(values)
+        if study.direction == StudyDirection.MAXIMIZE:
+            return bool(np.nanmax(reports) < np.percentile(values, 100 - self._kept))
+        return bool(np.nanmin(reports) > np.percentile(values, self._kept))
+
+    def _is_due(self, step: int, steps: Iterable[int]) -> bool:
+        """Whether this is the first report since the last time when a decision was due."""
+        if step < self._warmup:
+            return False
+        due = (step - self._warmup) // self._interval * self._interval + self._warmup
+        return max((one for one in steps if one != step), default=-1) < due
+
+
+def _at(trial: FrozenTrial, step: int) -> float | None:
+    """What a trial reported at this step, or last, if it was pruned before; None if it has not come as far."""
+    reports = trial.intermediate_values
+    if step in reports:
+        return reports[step]
+    last = trial.last_step
+    return reports[last] if trial.state is TrialState.PRUNED and last is not None and last < step else None
+
+
+class MedianPruner(PercentilePruner):
+    """`optuna.pruners.MedianPruner`, which does not wait for complete trials; see `PercentilePruner`.
+
+    Args:
+        n_startup_trials: with fewer trials to compare with, none is pruned.
+        n_warmup_steps: before this step, none is pruned.
+        interval_steps: steps between two decisions about a trial.
+        n_min_trials: with fewer trials that have reported at the step, none is pruned.
+
+    """
+
+    def __init__(
+        self, n_startup_trials: int = 5, n_warmup_steps: int = 0, interval_steps: int = 1, *, n_min_trials: int = 1
+    ) -> None:
+        super().__init__(50.0, n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials)
+
+
+class SuccessiveHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
+    """`optuna.pruners.SuccessiveHalvingPruner`, which with `min_resource="auto"` does not wait for a complete trial.
+
+    Until there is one, the first rung is a hundredth of the longest trial so far, at least one step. If your trials
+    have many hundred steps, say `min_resource` yourself.
+
+    Args:
+        min_resource: the step of the first rung, or "auto": a hundredth of the steps of the longest trial.
+        reduction_factor: of so many trials that reach a rung, one goes on.
+        min_early_stopping_rate: so many rungs are left out.
+        bootstrap_count: so many trials must have reached a rung before one goes on; not with "auto".
+
+    """
+
+    def __init__(
+        self,
+        min_resource: str | int = "auto",
+        reduction_factor: int = 4,
+        min_early_stopping_rate: int = 0,
+        bootstrap_count: int = 0,
+    ) -> None:
+        super().__init__(min_resource, reduction_factor, min_early_stopping_rate, bootstrap_count)
+        self._waits = min_resource == "auto"
+        self._factor, self._left_out = reduction_factor, min_early_stopping_rate
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        if not self._waits:
+            return super().prune(study, trial)
+        trials = study.get_trials(deepcopy=False)
+        if any(one.state is TrialState.COMPLETE and one.intermediate_values for one in trials):
+            self._waits = False
+            return super().prune(study, trial)
+        longest = max((one.last_step or 0 for one in (*trials, trial)), default=0)
+        first = max(longest // 100, 1)
+        return optuna.pruners.SuccessiveHalvingPruner(first, self._factor, self._left_out).prune(study, trial)

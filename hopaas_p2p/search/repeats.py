@@ -1,0 +1,165 @@
+"""Which configurations of a search space have been tried, and what is near one that was.
+
+Two configurations are the same if all parameters are, in the form of the log. What a sampler proposes is looked up in a
+dictionary; the trials are read once each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from hopaas_p2p.core.state import Trial
+
+Params = Mapping[str, float]
+"""In the form of the log: a number, or the index of a choice."""
+
+_NEAR: Final = (1, 2, 4, 8)  # steps of the grid
+_MIXED: Final = 64  # neighbours that differ in more than one parameter
+_NEARBY: Final = 0.02  # of the range, where a parameter has no grid
+_MOST_COUNTED: Final = 1 << 40
+
+
+class Tried:
+    """Not safe for use by several threads at once.
+
+    Args:
+        space: the parameters.
+
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+        self._space = space
+        self._names = tuple(space)
+        self._grids = {
+            place: (one.low, one.step)
+            for place, one in enumerate(space.values())
+            if isinstance(one, FloatDistribution) and one.step is not None
+        }
+        self._numbers: dict[tuple[float, ...], int] = {}
+        self.size = _size(space)
+        """How many configurations there are; None where there is no end of them."""
+
+    def note(self, trials: Iterable[Trial]) -> None:
+        """Read these trials; those that lack a parameter do not count."""
+        for trial in trials:
+            if trial.params:
+                try:
+                    self._numbers[self._key(trial.params)] = trial.number
+                except KeyError:
+                    continue
+
+    def number_of(self, params: Params) -> int | None:
+        """The newest trial that has these parameters; None if none has."""
+        return self._numbers.get(self._key(params))
+
+    def reserve(self, params: Params, number: int = -1) -> None:
+        """This is about to be tried, before the log has it; -1: under a number that is not known yet."""
+        self._numbers.setdefault(self._key(params), number)
+
+    def release(self, params: Params) -> None:
+        """It is not tried after all."""
+        key = self._key(params)
+        if self._numbers.get(key) == -1:
+            del self._numbers[key]
+
+    @property
+    def used_up(self) -> bool:
+        """Whether every configuration has been tried."""
+        return self.size is not None and len(self._numbers) >= self.size
+
+    def neighbour(self, params: Params) -> dict[str, float] | None:
+        """A configuration near this one that has not been tried; None if none was found.
+
+        The nearest first: one parameter is changed, by as few steps as possible, then several. In the end any that is
+        left of a space with an end is found.
+        """
+        return next((one for one in self._near(params) if self._key(one) not in self._numbers), None)
+
+    def _key(self, params: Params) -> tuple[float, ...]:
+        values = [params[name] for name in self._names]
+        for place, (low, step) in self._grids.items():  # two ways to compute a point may differ in the last bit
+            values[place] = round((values[place] - low) / step)
+        return tuple(values)
+
+    def _near(self, params: Params) -> Iterator[dict[str, float]]:
+        start = {name: params[name] for name in self._names}
+        for steps in _NEAR:
+            moves = [
+                {**start, name: value}
+                for name in self._names
+                for value in _moved(self._space[name], start[name], steps)
+            ]
+            random.shuffle(moves)
+            yield from moves
+        for _ in range(_MIXED):
+            near = dict(start)
+            for name in random.sample(self._names, random.randint(1, len(self._names))):
+                near[name] = random.choice([start[name], *_moved(self._space[name], start[name], random.choice(_NEAR))])
+            yield near
+        if self.size is not None and not self.used_up:
+            yield from self._anywhere()
+
+    def _anywhere(self) -> Iterator[dict[str, float]]:
+        """So many of the space's configurations, from a random one on, that one of them must be new."""
+        assert self.size is not None
+        counts = [_count(one) or 1 for one in self._space.values()]
+        first = random.randrange(self.size)
+        for index in itertools.islice(itertools.count(first), len(self._numbers) + 1):
+            place, found = index % self.size, {}
+            for (name, one), count in zip(self._space.items(), counts, strict=True):
+                place, index_of_value = divmod(place, count)
+                found[name] = _value(one, index_of_value)
+            yield found
+
+
+def _size(space: Mapping[str, BaseDistribution]) -> int | None:
+    size = 1
+    for one in space.values():
+        count = _count(one)
+        if count is None:
+            return None
+        size *= count
+    return size if size <= _MOST_COUNTED else None
+
+
+def _count(one: BaseDistribution) -> int | None:
+    """How many values it has; None where there is no end of them."""
+    if isinstance(one, CategoricalDistribution):
+        return len(one.choices)
+    if one.single():
+        return 1
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    if one.step is None:
+        return None
+    return math.floor((one.high - one.low) / one.step + 1e-9) + 1
+
+
+def _value(one: BaseDistribution, index: int) -> float:
+    if isinstance(one, CategoricalDistribution):
+        return float(index)
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    return float(one.low) if one.step is None or index == 0 else float(one.low + index * one.step)
+
+
+def _moved(one: BaseDistribution, value: float, steps: int) -> list[float]:
+    """Values so many steps away; of choices, all others."""
+    if isinstance(one, CategoricalDistribution):
+        return [float(index) for index in range(len(one.choices)) if index != value] if steps == 1 else []
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    if one.single():
+        return []
+    if one.step is not None:
+        index = round((value - one.low) / one.step)
+        last = (_count(one) or 1) - 1
+        return [_value(one, place) for place in (index - steps, index + steps) if 0 <= place <= last]
+    low, high = (math.log(one.low), math.log(one.high)) if one.log else (one.low, one.high)
+    here = math.log(max(value, one.low)) if one.log else value
+    reach = steps * _NEARBY * (high - low)
+    place = random.uniform(max(low, here - reach), min(high, here + reach))
+    return [min(max(math.exp(place) if one.log else place, one.low), one.high)]

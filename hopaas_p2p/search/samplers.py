@@ -1,0 +1,412 @@
+"""Samplers with Optuna's interface, for studies with many trials and many peers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p import extras
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.search import halton
+from hopaas_p2p.search.cmaes import ATTRIBUTE, Evolution, UnitCube
+from hopaas_p2p.search.columns import (
+    COMPLETE,
+    PRUNED,
+    RUNNING,
+    Floats,
+    Ints,
+    TrialColumns,
+    best_rows,
+    ranked_rows,
+)
+from hopaas_p2p.search.optuna_internals import (
+    Estimator,
+    OptunaTPE,
+    announce,
+    is_part_of_a_study,
+    listed,
+    mixture_of,
+    study_key,
+)
+from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, chosen, joined, scores
+from hopaas_p2p.search.tpe import FEWEST, KernelDensity, Kernels
+
+_DENSITIES: Final = 32
+"""Search spaces whose trials are kept ready; a study with a fixed space has one, or one for each parameter."""
+_DRAWS: Final = 4  # of all candidates, before the model is given up for a new configuration
+_ANYWHERE: Final = 100
+_PROCESS_UP_TO: Final = 500  # trials; with more, the densities know enough, and cost less
+_RUNNING_SEEN: Final = 128  # of the running trials, those that the process takes into account
+_NEARBY: Final = 48
+_FAR: Final = 24
+_CENTRES: Final = 2  # trials around which it looks
+
+
+class _Model(NamedTuple):
+    """What is known before an ask, in one search space."""
+
+    columns: TrialColumns
+    space: dict[str, BaseDistribution]
+    below: Estimator
+    """Optuna's density of the better trials."""
+    above: Ints
+    """The rows of the others."""
+    ranked: Ints
+    """The rows of all trials that are known, the best first; empty where a process is not to be used."""
+    running: Ints
+
+
+class TPESampler(OptunaTPE):
+    """`optuna.samplers.TPESampler`, with the same arguments and the same suggestions, fast in large studies.
+
+    Random numbers, and the candidates that are drawn with them, are Optuna's own code. In studies of `fewest` trials
+    and more, the scores of candidates are computed another way (`hopaas_p2p.search.tpe`) and differ by rounding, less
+    than 1e-9. So a suggestion is the same to the last bit unless the scores of two candidates are as close as that.
+
+    Optuna's own code is used throughout for several objectives, under Hyperband, and with
+    `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy leaves what it
+    knows of trials behind. The first three arguments are its own; each changes suggestions. `default_sampler` has two
+    of them, and is what a study uses that names no sampler.
+
+    Args:
+        repeats: "avoid" takes the best candidate that no trial has or had; for parameters that are drawn together.
+        first_wave: "spread" takes the start-up trials from one even sequence, by their number and the study's name,
+            so that peers that start at once do not crowd.
+        model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials
+            are known; only with `repeats="avoid"`, and for parameters that are drawn together.
+        fewest: from so many trials on the faster computation is used.
+        **arguments: as for Optuna's sampler.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        repeats: Literal["allow", "avoid"] = "allow",
+        first_wave: Literal["random", "spread"] = "random",
+        model: Literal["density", "process"] = "density",
+        fewest: int = 200,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        if repeats not in ("allow", "avoid") or first_wave not in ("random", "spread"):
+            raise InvalidInput(
+                f'repeats = {repeats!r} must be "allow" or "avoid", first_wave = {first_wave!r} "random" or "spread"'
+            )
+        if model not in ("density", "process") or (model == "process" and repeats != "avoid"):
+            raise InvalidInput(f'model = {model!r} must be "density", or "process" together with repeats="avoid"')
+        self._repeats = repeats
+        self._first_wave = first_wave
+        self._model = model
+        self._fewest = max(fewest, FEWEST)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+        self._key: object = None
+        self._columns: TrialColumns | None = None
+        self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
+        self._lengths: tuple[object, Lengths] | None = None
+        """Those of the last search space that a process was used for."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_lock", "_key", "_columns", "_densities", "_lengths")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    @property
+    def needs_number(self) -> bool:
+        """Whether a trial must have its number before it is sampled: in a first wave by number; see `search.early`."""
+        columns = self._columns
+        return self._first_wave == "spread" and (columns is None or columns.learned < self.startup_trials)
+
+    # --- Optuna's steps ---
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if is_part_of_a_study(study) or not self.is_joint(study):
+            return super().infer_relative_search_space(study, trial)
+        with self._lock:
+            columns = self._read(study, cached=True)
+            spaces = columns.groups if self.grouped else [columns.intersection or {}]
+        if self.grouped:
+            self.use_groups(spaces)
+        return {name: one for space in spaces for name, one in sorted(space.items()) if not one.single()}
+
+    def is_started(self, study: optuna.Study) -> bool:
+        if is_part_of_a_study(study):
+            return super().is_started(study)
+        with self._lock:
+            return self._read(study, cached=True).learned >= self.startup_trials
+
+    def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        if self._first_wave == "random" or len(trial.params) >= halton.DIMENSIONS:
+            return super().startup_value(study, trial, name, distribution)
+        return halton.value(trial.number, len(trial.params), zlib.crc32(study.study_name.encode()), distribution)
+
+    def propose(
+        self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution], *, joint: bool
+    ) -> dict[str, Any]:
+        if is_part_of_a_study(study) or len(study.directions) > 1 or not self.is_plain:
+            return super().propose(study, trial, space, joint=joint)
+        with self._lock:
+            columns = self._read(study, cached=not self.liar)
+            if not columns.mixed.isdisjoint(space):
+                return super().propose(study, trial, space, joint=joint)
+            own = columns.row_of(trial.number)
+            model = self._known(columns, space, own, maximize=study.directions[0] == StudyDirection.MAXIMIZE)
+            if joint and not self.grouped and self._repeats == "avoid":
+                return self._best_new(model, own)
+            candidates = model.below.sample(self.random_state, self.candidate_count)
+            return self.best_candidate(space, candidates, self._scores(model, candidates))
+
+    # --- the model ---
+
+    def _known(
+        self, columns: TrialColumns, space: dict[str, BaseDistribution], own: int | None, *, maximize: bool
+    ) -> _Model:
+        best = best_rows(columns, (self.gamma or _gamma)(columns.learned), maximize=maximize)
+        present = columns.having(space)
+        state = columns.state[: columns.count]
+        running = (state == RUNNING) & present
+        if own is not None:
+            running[own] = False
+        worse = ((state == COMPLETE) | (state == PRUNED)) & present
+        worse[best] = False
+        if self.liar:
+            worse |= running
+        ranked = np.empty(0, np.int64)
+        if self._model == "process" and columns.learned <= _PROCESS_UP_TO:
+            ranked = ranked_rows(columns, maximize=maximize)
+            ranked = ranked[present[ranked]]
+        below = self.estimator(columns.observations(space, best[present[best]]), space)
+        return _Model(columns, space, below, np.flatnonzero(worse), ranked, np.flatnonzero(running)[-_RUNNING_SEEN:])
+
+    def _scores(self, model: _Model, candidates: dict[str, Floats]) -> Floats:
+        """By how much a candidate is likelier among the better trials than among the others, as a logarithm."""
+        if model.columns.learned >= self._fewest and len(model.above) >= FEWEST:
+            density = self._density(model.columns, model.space)
+            if not density.at_edge(candidates):
+                weights = np.append(self.weights_of(len(model.above)), self.prior_weight)
+                kernels = Kernels(model.above, weights / weights.sum())
+                return density.log_below(mixture_of(model.below), candidates) - density.log_above(
+                    kernels, candidates, prior_weight=self.prior_weight, endpoints=self.endpoints
+                )
+        above = self.estimator(model.columns.observations(model.space, model.above), model.space)
+        scores: Floats = model.below.log_pdf(candidates) - above.log_pdf(candidates)
+        return scores
+
+    def _best_new(self, model: _Model, own: int | None) -> dict[str, Any]:
+        """The most promising configuration that is new; the most promising one if none is found."""
+        ranked = self._ranked(model)
+        first = next(ranked)
+        new = (values for values in chain([first], ranked) if not model.columns.contains(values, own))
+        values = next(new, first)
+        return {name: one.to_external_repr(values[name]) for name, one in model.space.items()}
+
+    def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
+        """Candidates as the process ranks them, if there is one; some draws, the best first; then random ones."""
+        if len(model.ranked) > 1:
+            candidates, costs = self._judged(model)
+            yield from _configurations(candidates, np.argsort(costs, kind="stable"))
+        for _ in range(_DRAWS):
+            candidates = model.below.sample(self.random_state, self.candidate_count)
+            yield from _configurations(candidates, np.argsort(-self._scores(model, candidates), kind="stable"))
+        anywhere = self.estimator(model.columns.observations(model.space, np.empty(0, np.int64)), model.space)
+        yield from _configurations(anywhere.sample(self.random_state, _ANYWHERE), np.arange(_ANYWHERE))
+
+    def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
+        """Candidates from the density of the better trials, from around the best, and from anywhere; their costs."""
+        columns, space, count = model.columns, model.space, len(model.ranked)
+        cube, ranks, key = Cube(space), chosen(count), tuple(space.items())
+        candidates = joined(
+            [
+                model.below.sample(self.random_state, self.candidate_count),
+                cube.nearby(self.random_state, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY),
+                cube.anywhere(self.random_state, _FAR),
+            ]
+        )
+        surrogate = Surrogate(
+            cube,
+            cube.points(columns.observations(space, model.ranked[ranks])),
+            scores(ranks, count),
+            cube.points(columns.observations(space, model.running)),
+            count=count,
+            lengths=self._lengths[1] if self._lengths is not None and self._lengths[0] == key else None,
+        )
+        self._lengths = key, surrogate.lengths
+        return candidates, surrogate.costs(cube.points(candidates))
+
+    # --- what is known of the study ---
+
+    def _read(self, study: optuna.Study, *, cached: bool) -> TrialColumns:
+        key, trials = study_key(study), listed(study, cached=cached)
+        if self._columns is None or key != self._key or not self._columns.same_study(trials):
+            self._key = key
+            self._columns = TrialColumns(lambda running: self.announced(study, running))
+            self._densities = {}
+        try:
+            self._columns.refresh(trials)
+        except BaseException:  # read half of it
+            self._columns = None
+            raise
+        return self._columns
+
+    def _density(self, columns: TrialColumns, space: dict[str, BaseDistribution]) -> KernelDensity:
+        key = tuple(space.items())
+        density = self._densities.pop(key, None)
+        if density is None or not density.catch_up():
+            density = KernelDensity(space, columns)
+            density.catch_up()
+        self._densities[key] = density
+        if len(self._densities) > _DENSITIES:
+            del self._densities[next(iter(self._densities))]
+        return density
+
+
+def _configurations(candidates: Mapping[str, Floats], order: Ints) -> Iterator[dict[str, float]]:
+    for place in order:
+        yield {name: float(column[place]) for name, column in candidates.items()}
+
+
+def _gamma(trials: int) -> int:
+    """How many of the trials count as good: Optuna's default."""
+    return min(math.ceil(0.1 * trials), 25)
+
+
+def default_sampler(seed: int | None = None) -> TPESampler:
+    """What a study uses that names no sampler: made for many peers.
+
+    It needs no number, so parameters travel with the ask; a spread first wave gained less than that is worth.
+    """
+    return TPESampler(seed=seed, repeats="avoid", model="process")
+
+
+class CmaEsSampler(BaseSampler):
+    """CMA-ES without pickles, for peers that need not trust each other: `pip install cmaes`.
+
+    It handles numbers; categorical parameters, and those that not all COMPLETE trials have, come from
+    `independent_sampler`. It learns from COMPLETE trials only. A generation ends when `population_size` of its trials
+    are finished; with many peers, a population as large as their number wastes nothing. May be used by several threads.
+
+    Args:
+        x0: where to begin; by default in the middle of each range.
+        sigma0: the first standard deviation, as a part of each range.
+        n_startup_trials: so many random trials come first.
+        population_size: by default 4 + 3 ln(parameters).
+        seed: the same log and the same seed give the same trials. By default it is made of the study's name.
+        independent_sampler: by default random.
+
+    Raises:
+        InvalidInput: an argument is out of its range, or the study has several objectives.
+        ConfigurationError: the `cmaes` package is not installed.
+
+    """
+
+    def __init__(
+        self,
+        x0: Mapping[str, Any] | None = None,
+        sigma0: float = 1 / 6,
+        *,
+        n_startup_trials: int = 1,
+        population_size: int | None = None,
+        seed: int | None = None,
+        independent_sampler: BaseSampler | None = None,
+    ) -> None:
+        if not sigma0 > 0 or (population_size is not None and population_size < 4):
+            raise InvalidInput(f"sigma0 = {sigma0} must be above 0, population_size = {population_size} at least 4")
+        if importlib.util.find_spec("cmaes") is None:
+            raise ConfigurationError(f"CmaEsSampler needs cmaes: {extras.install('cmaes')}")
+        self._x0 = x0
+        self._sigma0 = sigma0
+        self._n_startup_trials = n_startup_trials
+        self._population_size = population_size
+        self._seed = seed
+        self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+        self._common = IntersectionSearchSpace()
+        self._key: object = None
+        self._evolution: Evolution | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_lock", "_common", "_key", "_evolution")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def reseed_rng(self) -> None:
+        """Only the independent sampler has numbers of its own: trials are drawn by number."""
+        self._independent_sampler.reseed_rng()
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        with self._lock:
+            common = self._common.calculate(study)
+        return {name: one for name, one in UnitCube(common).space.items() if not one.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if len(study.directions) > 1:
+            raise InvalidInput("CmaEsSampler is for one objective: use TPESampler or NSGAIISampler for several")
+        trials = study.get_trials(deepcopy=False)
+        complete = sum(other.state is TrialState.COMPLETE for other in trials)
+        if not search_space or complete < self._n_startup_trials:
+            return {}
+        with self._lock:
+            evolution = self._followed(study, trials, search_space)
+            params, origin = evolution.draw(trial.number), evolution.origin
+        announce(study, trial, ATTRIBUTE, origin)
+        return params
+
+    def _followed(
+        self, study: optuna.Study, trials: list[FrozenTrial], space: dict[str, BaseDistribution]
+    ) -> Evolution:
+        key = (*study_key(study), tuple(space.items()))
+        if self._evolution is None or key != self._key or not self._evolution.follow(trials):
+            self._key, self._evolution = key, self._started(study, space)
+            self._evolution.follow(trials)
+        return self._evolution
+
+    def _started(self, study: optuna.Study, space: dict[str, BaseDistribution]) -> Evolution:
+        cube = UnitCube(space)
+        return Evolution(
+            cube,
+            np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
+            self._sigma0,
+            self._population_size,
+            seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
+            maximize=study.directions[0] == StudyDirection.MAXIMIZE,
+        )
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._independent_sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._independent_sampler.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._independent_sampler.after_trial(study, trial, state, values)

@@ -1,0 +1,280 @@
+"""Search spaces and parameter values as text: `lr=float(1e-5,1e-1,log)`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialState
+from hopaas_p2p.core.validity import possible_distributions
+from hopaas_p2p.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State
+
+ATTRIBUTE: Final = "hopaas:space"
+"""System attribute of a study whose definition names no space: the one that it was given later."""
+_decode: Final = msgspec.json.Decoder(dict[str, Distribution]).decode
+HELP: Final = "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), NAME=int(LOW,HIGH[,log][,step=S]) or NAME=cat(A,B,…)."
+_SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat)\s*\((.*)\)\s*", re.DOTALL)
+_PART: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,"]*)\s*(?:,|$)')
+SHAPES: Final = "float(1e-5,1e-1,log), int(1,8) or cat(a,b,c)"
+
+
+def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
+    """The search space of these specs.
+
+    Raises:
+        InvalidInput: one cannot be read, or names a parameter twice.
+
+    """
+    space: dict[str, Distribution] = {}
+    for spec in specs:
+        match = _SPEC.fullmatch(spec)
+        if match is None:
+            raise InvalidInput(f"{spec!r} is not a parameter; write NAME={SHAPES}")
+        name, kind, body = match.groups()
+        if name in space:
+            raise InvalidInput(f"the parameter {name!r} is given twice")
+        space[name] = _distribution(name, kind, _split(spec, body))
+    return space
+
+
+def read_space(path: Path) -> dict[str, Distribution]:
+    """The search space in a TOML or JSON file: `lr = "float(1e-5, 1e-1, log)"`, or a table with `type`, `low`, ….
+
+    Raises:
+        InvalidInput: the file cannot be read.
+
+    """
+    try:
+        text = path.read_text()
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, OSError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{path}: a space is a table of parameters")
+    try:
+        return {name: distribution_of(name, entry) for name, entry in content.get("space", content).items()}
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
+
+
+def distribution_of(name: str, entry: Any) -> Distribution:
+    """The distribution that an entry of a file gives: a spec, a list of choices, or a table of `type`, `low`, `high`….
+
+    Raises:
+        InvalidInput: it does not give one.
+
+    """
+    what = f"the parameter {name!r}"
+    if isinstance(entry, str):
+        return parse_space([f"{name}={entry}"])[name]
+    if isinstance(entry, list):
+        return choices(entry, what)
+    table = dict(mapping(entry, what))
+    if "attributes" in table:  # as optuna.distributions.distribution_to_json writes it
+        table = {"type": table.get("name"), **mapping(table["attributes"], what)}
+    check_keys(table, ("type", "low", "high", "log", "step", "choices"), what)
+    kind = str(table.get("type", "categorical" if "choices" in table else "")).removesuffix("Distribution").lower()
+    if kind in ("cat", "categorical"):
+        return choices(table.get("choices"), f"{what}, choices")
+    if kind not in ("float", "int"):
+        raise InvalidInput(f"{what}: type is float, int or categorical, not {table.get('type')!r}")
+    low, high = (number(table.get(bound), f"{what}, {bound}") for bound in ("low", "high"))
+    step = None if table.get("step") is None else number(table["step"], f"{what}, step")
+    if kind == "float":
+        return Float(float(low), float(high), bool(table.get("log")), None if step is None else float(step))
+    if any(one is not None and one != int(one) for one in (low, high, step)):
+        raise InvalidInput(f"{what}: an int has whole numbers, not {low}, {high}, {step}")
+    return Int(int(low), int(high), bool(table.get("log")), 1 if step is None else int(step))
+
+
+def mapping(value: Any, what: str) -> Mapping[str, Any]:
+    """The value, if it is a mapping."""
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{what} = {value!r}: give a mapping")
+    return value
+
+
+def number(value: Any, what: str) -> float | int:
+    """The value, if it is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidInput(f"{what} = {value!r}: give a number")
+    return value
+
+
+def choices(value: Any, what: str) -> Categorical:
+    """A choice of these values."""
+    if not isinstance(value, list) or not value:
+        raise InvalidInput(f"{what}: give a list of at least one value")
+    for one in value:
+        if one is not None and not isinstance(one, bool | int | float | str):
+            raise InvalidInput(
+                f"{what}: {one!r} is not text, a number, a truth value or null; name it, and look it up in your code"
+            )
+    return Categorical(tuple(value))
+
+
+def check_keys(entry: Iterable[str], allowed: Collection[str], what: str, known: Iterable[str] = ()) -> None:
+    """Raise if the entry has a key that is not allowed: a typo would be a silent loss. `known` are named, if given."""
+    for key in entry:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known or sorted(allowed))}"
+            raise InvalidInput(f"{what}: {key!r} is not a key; {hint}")
+
+
+# --- of a study whose definition names none ---
+
+
+def said_later(state: State) -> dict[str, Distribution]:
+    """The space that was given to a study after it was created; empty if none was, or it cannot be used."""
+    with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+        space = _decode(state.system.get(ATTRIBUTE, "{}"))
+        if possible_distributions(space, {}):
+            return space
+    return {}
+
+
+def as_attribute(space: Mapping[str, Distribution]) -> str:
+    """The space as `ATTRIBUTE` keeps it."""
+    return msgspec.json.encode(space).decode()
+
+
+def inferred(state: State) -> tuple[dict[str, Distribution], str]:
+    """The space that the finished trials were drawn from; or nothing, and why not.
+
+    It is known if every trial has the same parameters, each of one kind. Bounds are the widest that a trial had.
+    """
+    space: dict[str, Distribution] = {}
+    names: set[str] | None = None
+    for trial in state.trials:
+        if trial.state is TrialState.FAIL or not trial.params:
+            continue
+        names = names or set(trial.params)
+        if set(trial.params) != names:
+            some = ", ".join(sorted(names ^ set(trial.params))[:3])
+            return {}, f"not every trial has the same parameters ({some})"
+        for name in trial.params:
+            one = trial.distribution(name, state)
+            both = _united(space.get(name, one), one)
+            if both is None:
+                return {}, f"the parameter {name!r} was drawn in different ways"
+            space[name] = both
+    return space, "" if space else "no trial has parameters yet"
+
+
+def _united(one: Distribution, other: Distribution) -> Distribution | None:
+    if isinstance(one, Categorical) or isinstance(other, Categorical):
+        return one if one == other else None
+    if type(one) is not type(other) or (one.log, one.step) != (other.log, other.step):
+        return None
+    return msgspec.structs.replace(one, low=min(one.low, other.low), high=max(one.high, other.high))
+
+
+def _split(spec: str, body: str) -> list[Any]:
+    """The parts between the parentheses; unquoted ones become numbers where possible."""
+    parts: list[Any] = []
+    position = 0
+    while position < len(body):
+        match = _PART.match(body, position)
+        if match is None:
+            raise InvalidInput(f"{spec!r}: cannot read {body[position:]!r}")
+        parts.append(parse_value(match[1].strip()))
+        position = match.end()
+    return parts
+
+
+def parse_value(text: str) -> Any:
+    """A value as JSON reads it, else the text itself: `1`, `0.5`, `true`, `null`, `"1"`, `adam`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, dict | list) else value
+
+
+def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
+    if kind == "cat":
+        if not parts:
+            raise InvalidInput(f"the parameter {name!r} has no choices; write {name}=cat(a,b,c)")
+        return Categorical(tuple(parts))
+    convert = float if kind == "float" else _whole
+    bounds, words = parts[:2], parts[2:]
+    try:
+        low, high = (convert(bound) for bound in bounds)
+        log = "log" in words
+        steps = [convert(word.partition("=")[2]) for word in words if word != "log" and _is_step(word)]
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"the parameter {name!r}: {error or 'needs two bounds'}; write {name}={SHAPES}") from None
+    if len(steps) + log != len(words) or len(steps) > 1:
+        raise InvalidInput(f"the parameter {name!r}: after the bounds, only 'log' or 'step=…'")
+    if kind == "float":
+        return Float(low, high, log, steps[0] if steps else None)
+    return Int(int(low), int(high), log, int(steps[0]) if steps else 1)
+
+
+def _is_step(word: object) -> bool:
+    return isinstance(word, str) and word.startswith("step=")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"{value} is not a whole number")
+    return int(value)
+
+
+def spec(distribution: Any) -> str:
+    """A distribution, ours or Optuna's, as it is written in a spec."""
+    choices = getattr(distribution, "choices", None)
+    if choices is not None:
+        return f"cat({','.join(_choice(one) for one in choices)})"
+    kind = "int" if isinstance(distribution.low, int) else "float"
+    parts = [f"{distribution.low:g}" if kind == "float" else str(distribution.low)]
+    parts += [f"{distribution.high:g}" if kind == "float" else str(distribution.high)]
+    parts += ["log"] if distribution.log else []
+    parts += [f"step={distribution.step}"] if distribution.step not in (None, 1) else []
+    return f"{kind}({','.join(parts)})"
+
+
+def _choice(value: Any) -> str:
+    """A choice in a spec, quoted where it would be read as something else."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = value == value.strip() and parse_value(value) == value and not set(value) & set(',"()')
+    return value if plain and value else json.dumps(value, ensure_ascii=False)
+
+
+def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
+    """`name=value` pairs as parameters; a categorical choice is found by its value or by its text.
+
+    Raises:
+        InvalidInput: text that is not a pair, or a name twice. Whether a value is in the space is not checked here.
+
+    """
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise InvalidInput(f"{pair!r} is not a parameter; write NAME=VALUE")
+        if name in params:
+            raise InvalidInput(f"the parameter {name!r} is given twice")
+        params[name] = _among(getattr(space.get(name), "choices", ()), text)
+    return params
+
+
+def _among(choices: Iterable[Any], text: str) -> Any:
+    """The choice that this text means: of equal value and type, else of equal text."""
+    value = parse_value(text)
+    same = [choice for choice in choices if type(choice) is type(value) and choice == value]
+    alike = [choice for choice in choices if str(choice) == text]
+    return (*same, *alike, value)[0]

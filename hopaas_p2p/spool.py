@@ -1,0 +1,210 @@
+"""Commits that could not be sent, kept on disk until any process of this user reaches the store.
+
+One file per batch of commits, one directory per user: `$XDG_STATE_HOME/hopaas-p2p/spool`, or
+`~/.local/state/hopaas-p2p/spool`; where that cannot be written (a full quota, a read-only home), one under the
+temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it
+does not matter who sends it, or how often: the log counts it once. A file is removed when the store has acknowledged
+everything in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+import time
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hopaas_p2p.atomic import read_regular, replace_atomically
+from hopaas_p2p.core.snapshot import CorruptSnapshot, seal, unseal
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.stores.base import Outgoing
+
+_FORMAT: Final = 1
+_SUFFIX: Final = ".commits"
+_HISTORY: Final = ".history"
+_LARGEST: Final = 1 << 30  # bytes of a file
+_EXPORTED: Final = b"hopaas-spool\n"
+_LOGIN: Final = re.compile(r"://[^/@]*@")
+
+
+class Spooled(msgspec.Struct, frozen=True):
+    """Commits of one writer to one study, in the order they must be sent."""
+
+    format: int
+    store: str
+    """The store's URL, without secrets."""
+    study: str
+    """The study's uuid."""
+    name: str
+    trials: list[int]
+    at: int
+    payloads: list[bytes]
+    nonces: list[str]
+
+
+def directories() -> list[Path]:
+    """Where this user's spool is: the place of choice, and another for when that one cannot be written."""
+    base = os.environ.get("XDG_STATE_HOME")
+    places = []
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        places.append(Path(base or Path.home() / ".local" / "state") / "hopaas-p2p" / "spool")
+    with contextlib.suppress(OSError):  # none of the temporary directories can be written
+        places.append(Path(tempfile.gettempdir()) / f"hopaas-p2p-spool-{os.getuid()}")
+    return places
+
+
+def keep(
+    commits: Iterable[Outgoing], *, store: str, study: str, name: str, trials: list[int], at: int
+) -> tuple[Path | None, str]:
+    """Keep these commits, which end `trials`, on disk: the file; or None, and why not. Never raises."""
+    nonces, payloads = [one.nonce for one in commits], [one.payload for one in commits]
+    return write(Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces))
+
+
+def keep_history(commits: Iterable[Outgoing], *, store: str, study: str, name: str, at: int) -> tuple[Path | None, str]:
+    """Keep commits that were acknowledged by a log that turned out to have two histories: as `keep`.
+
+    Nobody sends them: where the log has later commits of the same writer, it would count these as duplicates.
+    """
+    nonces, payloads = [one.nonce for one in commits], [one.payload for one in commits]
+    return write(Spooled(_FORMAT, store, study, name, [], at, payloads, nonces), _HISTORY)
+
+
+def write(spooled: Spooled, suffix: str = _SUFFIX) -> tuple[Path | None, str]:
+    """Make a file of the spool in the first place that takes it; or None, and why none does."""
+    data = msgspec.msgpack.encode(spooled)
+    why = []
+    with _spare.lent():
+        for directory in directories():
+            try:
+                return _write(directory, data, suffix), ""
+            except OSError as error:
+                why.append(f"{directory}: {error.strerror or error}")
+    return None, "; ".join(why)
+
+
+def _write(directory: Path, data: bytes, suffix: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not _is_mine(directory):  # in a directory for all, somebody else may have been there first
+        raise PermissionError(None, "is a link, or belongs to another user, or others may write to it")
+    path = directory / f"{time.time_ns():020d}-{secrets.token_hex(4)}{suffix}"
+    with replace_atomically(path, private=True, sync=True) as draft:
+        draft.write_bytes(data)
+    return path
+
+
+class _SpareDescriptor:
+    """A descriptor held in reserve, so that a result can be kept when the process has no other left."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self.take()
+
+    def take(self) -> None:
+        """Hold one, if there is one to be had."""
+        if self._fd is None:
+            with contextlib.suppress(OSError):
+                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """In this block it is free for another use."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        try:
+            yield
+        finally:
+            self.take()
+
+
+_spare: Final = _SpareDescriptor()
+
+
+def read(path: Path) -> Spooled | None:
+    """What is in a spool file; None if it is gone or cannot be read (it is left where it is)."""
+    try:
+        found = msgspec.msgpack.decode(read_regular(path, limit=_LARGEST), type=Spooled)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return found if found.format == _FORMAT else None
+
+
+def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[tuple[Path, Spooled]]:
+    """What waits to be sent, oldest first: for the store at this URL or that holds these studies; or all of it.
+
+    A store is known by its studies, whose uuids are 128 random bits, and not by the URL that the peer which left the
+    result happened to use: others may reach it through a gateway, a mount point or a bridge, or with another login.
+    """
+    for path in sorted(_files(), key=lambda file: file.name):
+        spooled = read(path)
+        if spooled is not None and (store is None or is_for(spooled, store, studies)):
+            yield path, spooled
+
+
+def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
+    """Whether this is for the store at this URL, which holds these studies."""
+    return spooled.study in studies or _same_url(store, spooled.store)
+
+
+def histories(study: str) -> Iterator[tuple[Path, Spooled]]:
+    """What was kept by `keep_history` of this study, oldest first."""
+    for path in sorted(_files(_HISTORY), key=lambda file: file.name):
+        spooled = read(path)
+        if spooled is not None and spooled.study == study:
+            yield path, spooled
+
+
+def _files(suffix: str = _SUFFIX) -> Iterator[Path]:
+    for directory in directories():
+        with contextlib.suppress(OSError):
+            if _is_mine(directory):
+                yield from directory.glob(f"*{suffix}")
+
+
+def _is_mine(directory: Path) -> bool:
+    """Whether only this user can have put anything there."""
+    status = directory.lstat()
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & others
+
+
+def _same_url(one: str, other: str) -> bool:
+    """Whether these URLs are the same, whichever of the user's logins stands in them."""
+    return _LOGIN.sub("://", one) == _LOGIN.sub("://", other)
+
+
+# --- on another machine ---
+
+
+def export(target: Path) -> list[Spooled]:
+    """Write everything that waits into one file, for another machine to send; what it holds."""
+    everything = [spooled for _, spooled in waiting()]
+    with replace_atomically(target, private=True, sync=True) as draft:
+        draft.write_bytes(seal(_EXPORTED, msgspec.msgpack.encode(everything)))
+    return everything
+
+
+def exported(source: Path) -> list[Spooled]:
+    """What `export` wrote, or what a single file of a spool holds.
+
+    Raises:
+        InvalidInput: this is neither, or it is damaged.
+
+    """
+    data = source.read_bytes()
+    with contextlib.suppress(CorruptSnapshot, msgspec.MsgspecError):
+        return msgspec.msgpack.decode(unseal(_EXPORTED, data), type=list[Spooled])
+    one = read(source)
+    if one is None:
+        raise InvalidInput(f"{source} holds no results: it was not written by `hopaas-p2p spool export`, or is damaged")
+    return [one]

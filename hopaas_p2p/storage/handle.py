@@ -1,0 +1,641 @@
+"""One study as this process takes part in it: its log, its trials as Optuna sees them, and those that run here."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import threading
+import weakref
+from typing import Any, Final, Literal, NoReturn, Self
+
+from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.core import records
+from hopaas_p2p.core.leases import Lease
+from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet
+from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.core.validity import outliers, possible_distributions
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
+from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.outbox import Draft, PendingCommit
+from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.storage.frozen import OwnedTrial, View
+from hopaas_p2p.storage.optuna_internals import end_frozen
+from hopaas_p2p.storage.proposal import Proposal
+from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
+
+_RUNNING: Final = TrialState.RUNNING
+_STATES: Final = tuple(records.TrialState)  # with Optuna's numbers
+_SOON: Final = 0.05
+"""Seconds for which a trial's parameters wait for more of them, where another peer's sampler could use them."""
+_log: Final = logging.getLogger("hopaas_p2p")
+NO_WORK: Final = {
+    "budget": "the study's budget is used up",
+    "paused": "the study is paused; resume it with: hopaas-p2p study resume",
+    "stopped": "the study is stopped",
+    "draining": "this peer or its site was asked to take no more trials",
+    "failing": "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail",
+}
+
+
+class AskedTrial(weakref.ref[Any]):
+    """Notices when a trial is forgotten: its object was collected before it was told.
+
+    Collection may happen at any line, under any lock, so the callback is a method of a deque and nothing else; the
+    scheduler does the rest.
+    """
+
+    __slots__ = ("_handle", "_lease", "_number")
+
+    _handle: StudyHandle
+    _number: int
+    _lease: Lease
+
+    @classmethod
+    def watch(cls, trial: Any, handle: StudyHandle, number: int) -> Self:
+        """Begin to watch this trial, which this process runs."""
+        asked = cls(trial, handle.peer.forgotten.append)
+        asked._handle, asked._number, asked._lease = handle, number, handle.view.owned[number].lease
+        return asked
+
+    def release(self) -> None:
+        """Release the trial, if this process still runs it."""
+        self._handle.release_forgotten(self._number, self._lease)
+
+
+class StudyHandle:
+    """See the module. Any thread may call; trials go by their numbers."""
+
+    def __init__(self, peer: Peer, uuid: str, study_id: int, *, allow_pickles: bool) -> None:
+        self.peer = peer
+        self.uuid = uuid
+        self.study_id = study_id
+        self.log: LogDriver[State] = peer.log(uuid)
+        self.view = View(study_id, self.log.session.cursor(), allow_pickles=allow_pickles)
+        self._known: dict[str, BaseDistribution] = {}
+        """Distributions that are the log's first of their parameters."""
+        self.deferred: list[tuple[int, PendingCommit]] = []
+        """Ends of trials that are queued, and will be awaited with the next exchange."""
+        self.asked: dict[int, AskedTrial] = {}
+        """Trials whose objects are watched."""
+
+    @property
+    def state(self) -> State:
+        """The state as far as the log was read."""
+        return self.log.session.state
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held to read more than one thing of the state or the view. Never around an exchange."""
+        return self.log.lock
+
+    def refresh(self) -> None:
+        """Make the replica as fresh as a read may expect. Costs no round trip in steady state."""
+        self.peer.refresh_for_reading(self.log)
+
+    def introduce_as(self, about: dict[str, str]) -> None:
+        """Let this peer's introduction to the study say this, too."""
+        self.peer.introduce_as(self.log, about)
+
+    # --- starting trials ---
+
+    def take_new(self) -> int:
+        """Start a new trial, even where others wait: one exchange. Raises NoWork when the study gives out none."""
+        self.look_again_if_closed(math.inf)
+        return self.start(TrialCreate())
+
+    def take(self, proposal: Proposal | None = None, *, within: float = math.inf) -> int:
+        """Start the next trial, a WAITING one first: one exchange, without a race. Raises NoWork if there is none."""
+        self.look_again_if_closed(within)
+        skip = self.peer.resting(self.log)
+        if proposal is None:
+            record = TrialCreate(prefer_waiting=True, skip=skip)
+        else:
+            define = self.state.define
+            record = proposal.record(skip, None if define is not None and define.space else self.state.dists)
+        return self.start(record, within=within)
+
+    def is_new(self, trial_id: int, proposal: Proposal) -> bool:
+        """Whether this trial of this process is the one that was proposed, and not one that waited."""
+        return proposal.became(self.state.trials[trial_id - (self.study_id << 32)])
+
+    def send_soon(self) -> None:
+        """See that what was set on trials leaves at once in the background, if somebody else works on the study."""
+        with self.log.lock:
+            if self.log.session.outbox.drafts:
+                self.peer.hurry(self.log, within=0.0)
+
+    def gives_out_waiting(self) -> bool:
+        """Whether the next trial is most likely one that waits, as far as the log was read."""
+        waiting = self.state.waiting
+        return bool(waiting) and len(waiting) > len(self.peer.resting(self.log))
+
+    def look_again_if_closed(self, within: float) -> None:
+        """See what has become of a study that gave out no trial, without an ask that is refused and stays in the log.
+
+        While others run trials, one of them may die: a peer that asks for work looks after them.
+        """
+        if self.state.closed_to(self.peer.uuid) is None:
+            return
+        self.peer.release_forgotten()  # one of them may hold the last place of the budget
+        if self.state.running:
+            self.peer.introduce(self.log)
+        self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
+        with self.log.lock:
+            closed = self.state.closed_to(self.peer.uuid)
+        if closed is not None:
+            raise NoWork(NO_WORK[closed], refusal=closed)
+
+    def start(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int:
+        """Start the trial of this record; returns its number. Raises NoWork.
+
+        A trial that was reclaimed before this process heard that it had started, as when the store was away for long,
+        has no owner any more: another one is started.
+        """
+        while True:
+            pending = self.peer.start(self.log, record, within=within)
+            try:
+                number = self._started(pending)
+            except BaseException:
+                self.peer.abandon(self.log, pending)
+                raise
+            if number is not None:
+                return number
+
+    def _started(self, pending: PendingCommit) -> int | None:
+        """The number of the trial, which is taken into the view; None if it was reclaimed meanwhile."""
+        (verdict,) = pending.verdicts or ()
+        if not verdict.accepted or verdict.number is None:
+            refusal = verdict.refusal or "refused"
+            raise NoWork(NO_WORK.get(refusal, refusal), refusal=refusal)
+        with self.log.lock:
+            trial = self.state.trials[verdict.number]
+            if trial.end is not None:
+                return None
+            again = trial.attempt > 1 or bool(trial.history)
+            self._own(verdict.number, inherited=trial.reports if again else {})
+            return verdict.number
+
+    def claim(self, number: int) -> bool:
+        """Start this WAITING trial; whether this process was the one that did."""
+        with self.log.lock:
+            trial = self.state.trials[number]
+            self._refuse_finished(trial.end is not None, number)
+            if trial.state is records.TrialState.RUNNING:
+                return False
+        try:
+            self.start(TrialClaim(number))
+        except NoWork as none:
+            self._refuse_finished(none.refusal == "finished", number)
+            if none.refusal == "not waiting":
+                return False
+            raise
+        return True
+
+    def _own(self, number: int, *, inherited: dict[int, float]) -> OwnedTrial:
+        """Take a running trial that this process may act for into the view, to be written to. Under the lock."""
+        state, peer = self.log.session.state, self.peer
+        trial = state.trials[number]
+        assert trial.owner is not None
+        frozen = self.view.build(trial, state)
+        if inherited:
+            inherited, frozen.intermediate_values = dict(inherited), {}
+        lease = Lease(trial.owner, trial.epoch)
+        owned = OwnedTrial(frozen, lease, peer.uuid, peer.handovers, inherited)
+        if trial.end is None:
+            self.view.owned[number] = owned
+        self.view.catch_up(state)
+        if trial.owner != peer.uuid:
+            peer.adopted.add(trial.owner)
+        return owned
+
+    # --- what the owner says ---
+
+    def writable(self, number: int) -> OwnedTrial | None:
+        """The trial, ready to be changed; None for a WAITING one, which changes by commits. Under the lock.
+
+        Raises:
+            UpdateFinishedTrialError: it is finished.
+            NotYourTrial: another peer runs it.
+
+        """
+        owned = self.view.owned.get(number)
+        if owned is None:
+            trial = self.state.trials[number]
+            self._refuse_finished(trial.end is not None, number)
+            if trial.state is records.TrialState.WAITING:
+                return None
+            if not self.peer.is_mine(trial.owner):
+                raise NotYourTrial(f"trial {number} is run by another peer, and only that one may change it")
+            owned = self._own(number, inherited={})
+        if owned.frozen.state is not _RUNNING:
+            self._refuse_finished(True, number)
+        if owned.writer != self.peer.uuid:
+            self._resend_all(number, owned)
+        owned.shown = None
+        return owned
+
+    @staticmethod
+    def _refuse_finished(finished: bool, number: int) -> None:  # noqa: FBT001
+        if finished:
+            raise UpdateFinishedTrialError(f"Trial#{number} has already finished and can not be updated.")
+
+    def _resend_all(self, number: int, owned: OwnedTrial) -> None:
+        """Queue all that this trial was ever told: what of it the log has is in doubt, and twice does no harm."""
+        owned.writer = self.peer.uuid
+        owned.lent = owned.lease.owner != owned.writer
+        if owned.lent:
+            self.peer.adopted.add(owned.lease.owner)
+        frozen = owned.frozen
+        draft = self.log.session.draft(number, owned.lease.epoch, owned.lease.owner)
+        for name, distribution in frozen.distributions.items():
+            draft.params[name] = float(distribution.to_internal_repr(frozen.params[name]))
+            record = to_record(distribution)
+            if self.state.dists.get(name) != record:
+                draft.dists[name] = record
+        draft.reports.update(frozen.intermediate_values)
+        draft.resumed_from = owned.resumed_from
+        draft.user.update({key: to_json(key, value) for key, value in frozen.user_attrs.items()})
+        draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
+
+    def draft(self, number: int, owned: OwnedTrial) -> Draft:
+        """What is set on this trial until the next exchange. Under the lock."""
+        session, (owner, epoch) = self.log.session, owned.lease
+        if session.drafted_at is None:
+            self.peer.check_process()
+            self.peer.note_draft(self.log)
+            session = self.log.session
+        return session.draft(number, epoch, owner)
+
+    def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
+        """See that what was just set arrives in time.
+
+        What is set on a trial of this process is batched and sent later. If another process will tell the trial, it is
+        sent at once, because that process cannot know how long to wait. A WAITING trial changes by a commit.
+        """
+        if owned is None:
+            epoch = self.state.trials[number].epoch
+            (verdict,) = self.peer.commit(self.log, TrialSet(number, epoch, **content))
+            if not verdict.accepted:
+                self.refused(number, verdict)
+        elif owned.lent:
+            self.peer.send_if_possible(self.log, number)
+
+    def _drafting(self, number: int) -> OwnedTrial | None:
+        """The trial, with its `draft` ready to be added to; None for a WAITING one. Under the lock."""
+        owned, session = self.view.owned.get(number), self.log.session
+        if (
+            owned is not None
+            and owned.draft is not None
+            and owned.draft is session.outbox.drafts.get(number)  # not sent yet: all was checked when it was begun
+            and owned.writer == self.peer.uuid
+            and session.drafted_at is not None
+        ):
+            owned.shown = None
+            return owned
+        owned = self.writable(number)
+        if owned is not None:
+            owned.draft = self.draft(number, owned)
+        return owned
+
+    def set_param(self, number: int, name: str, value: float, distribution: BaseDistribution) -> None:
+        """Set a parameter, given as the log writes it."""
+        known, record = self._known.get(name), None
+        if (
+            known is None
+            or name.__class__ is not str
+            or known.__class__ is not distribution.__class__
+            or known.__dict__ != distribution.__dict__
+        ):
+            name = checked_parameter(name)
+            record = self._record_if_new(name, distribution)
+        plain = distribution.__class__ is FloatDistribution  # as nearly always
+        if plain and not distribution.low <= value <= distribution.high:  # type: ignore[attr-defined]
+            self._check_near(name, value, distribution)
+        with self.log.lock:
+            owned = self._drafting(number)
+            if record is not None:
+                self.view.catch_up(self.state)
+                first = self.view.dists.setdefault(name, distribution)
+                if first is not distribution:
+                    check_distribution_compatibility(first, distribution)
+            if owned is not None and owned.draft is not None:
+                owned.params[name] = value if plain else external(distribution, value)
+                owned.distributions[name] = distribution
+                if not owned.draft.params:
+                    self.peer.hurry(self.log, within=_SOON)
+                owned.draft.params[name] = value
+                if record is not None:
+                    owned.draft.dists[name] = record
+        if owned is None or owned.lent:
+            self._deliver(number, owned, params={name: value}, dists={} if record is None else {name: record})
+
+    def _record_if_new(self, name: str, distribution: BaseDistribution) -> records.Distribution | None:
+        """The distribution as the log writes it; None if it is the one that the log knows for this parameter."""
+        record = to_record(distribution)
+        if self.state.dists.get(name) != record:
+            if not possible_distributions({name: record}, {}):
+                raise InvalidInput(f"the distribution {record} of {name!r} cannot be stored: samplers overflow on it")
+            return record
+        self._known[name] = distribution  # a log never changes the first distribution of a parameter
+        return None
+
+    @staticmethod
+    def _check_near(name: str, value: float, distribution: BaseDistribution) -> None:
+        if outliers({name: value}, {}, {name: to_record(distribution)}) is None:
+            raise InvalidInput(f"{name} = {value!r} is too far outside {distribution}")
+
+    def set_report(self, number: int, step: int, value: float) -> None:
+        """Set an intermediate value."""
+        with self.log.lock:
+            owned = self._drafting(number)
+            if owned is not None and owned.draft is not None:
+                if owned.inherited:
+                    self._say_resumed_from_start(number, owned)
+                owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
+                if self.log.session.urgent_at < math.inf:  # parameters wait, and there will hardly be more of them
+                    self.peer.hurry(self.log, within=0.0)
+        if owned is None or owned.lent:
+            self._deliver(number, owned, reports={step: value})
+
+    def _say_resumed_from_start(self, number: int, owned: OwnedTrial) -> None:
+        """Say so of a retry that goes on without a look at its checkpoints; unless another process may have looked."""
+        if owned.inherited and owned.resumed_from is None and not self._travelled(owned):
+            self._say_resumed(number, owned, records.FROM_START)
+
+    def _say_resumed(self, number: int, owned: OwnedTrial, step: int) -> None:
+        """Tell the log where this attempt begins, so that it forgets what an earlier one reported later than that."""
+        draft, mine = self.draft(number, owned), owned.frozen.intermediate_values
+        said_before, owned.resumed_from = owned.resumed_from is not None, step
+        draft.resumed_from = step
+        draft.reports.update({one: value for one, value in mine.items() if said_before or one > step})
+
+    def resumed_from(self, number: int, step: int) -> FrozenTrial:
+        """Let an earlier attempt's reports up to this step count as this one's, and no later ones."""
+        with self.log.lock:
+            owned = self.view.owned.get(number)
+            if owned is None and self.held(number):
+                owned = self.writable(number)
+            if owned is not None and (owned.inherited or owned.lent) and not owned.frozen.state.is_finished():
+                mine = owned.frozen.intermediate_values
+                earlier = owned.inherited or mine  # of a trial that travelled here, all reports were read from the log
+                own = mine if owned.inherited else {}
+                owned.frozen.intermediate_values = {one: earlier[one] for one in earlier if one <= step} | own
+                self._say_resumed(number, owned, step)
+                owned.shown = None
+            self.view.catch_up(self.state)
+            frozen = self.view.trial(number)
+        if owned is not None and owned.lent:
+            self.peer.send_if_possible(self.log, number)
+        return frozen
+
+    def set_attr(self, number: int, kind: Literal["user", "system"], key: str, value: Any, text: str) -> None:
+        """Set an attribute, of which `text` is the JSON."""
+        with self.log.lock:
+            owned = self._drafting(number)
+            if owned is not None and owned.draft is not None:
+                attributes = owned.frozen.user_attrs if kind == "user" else owned.frozen.system_attrs
+                attributes[key] = copy.deepcopy(value)
+                if kind == "system" and not (owned.draft.system or owned.frozen.intermediate_values):  # a sampler's
+                    self.peer.hurry(self.log, within=_SOON)
+                (owned.draft.user if kind == "user" else owned.draft.system)[str(key)] = text
+        self._deliver(number, owned, **{kind: {str(key): text}})
+
+    def acknowledge_stop(self, number: int) -> None:
+        """Let the others see that the request to stop has arrived; leaves with the next exchange."""
+        with self.log.lock:
+            owned = self.view.owned.get(number)
+            if owned is not None and not self.state.trials[number].stopping:
+                self.draft(number, owned).stopping = True
+
+    def checkpoint(
+        self, number: int, checkpoint: records.Checkpoint, *, within: float | None
+    ) -> tuple[records.Checkpoint, ...]:
+        """Say that a checkpoint is stored; returns those that it replaces. Raises LeaseLost."""
+        with self.log.lock:
+            owned = self.writable(number)
+            if owned is None:
+                raise NotYourTrial(f"trial {number} is not running")
+            before = self.state.trials[number].checkpoints
+            pending = self._put_last(TrialCheckpoint(number, owned.lease.epoch, checkpoint), owner=owned.lease.owner)
+        within = self.peer.store_wait if within is None else within
+        verdict = self.peer.await_commit(self.log, pending, within=within)[-1]
+        if not verdict.accepted:
+            self.refused(number, verdict)
+        kept = {one.key for one in self.state.trials[number].checkpoints}
+        return tuple([one for one in before if one.key not in kept])
+
+    # --- ends ---
+
+    def finish(
+        self,
+        number: int,
+        state: TrialState,
+        values: tuple[float, ...] | None,
+        reason: str | None,
+        *,
+        defer: bool,
+        strict: bool,
+    ) -> None:
+        """End a trial, see `Storage.finish`."""
+        to = _STATES[state]
+        with self.log.lock:
+            owned = self.writable(number)
+            if owned is None:
+                epoch = self.state.trials[number].epoch
+                pending = self.peer.put(self.log, TrialFinish(number, epoch, to, values, reason))
+            else:
+                pending = self._put_finish(number, owned, to, values, reason)
+                end_frozen(owned.frozen, state, values)
+        if defer:
+            self.deferred.append((number, pending))
+            return
+        verdict = self._settled(number, pending)
+        if verdict is None or verdict.accepted:
+            return
+        try:
+            self.refused(number, verdict)
+        except LeaseLost as lost:
+            if strict:
+                raise
+            _log.warning("%s", lost)
+
+    def settle_deferred(self) -> list[tuple[int, Verdict]]:
+        """Wait until every deferred end is durable; the trials and verdicts of those that were refused."""
+        with self.log.lock:
+            deferred, self.deferred = self.deferred, []
+        found = [(number, self._settled(number, pending)) for number, pending in deferred]
+        return [(number, verdict) for number, verdict in found if verdict is not None and not verdict.accepted]
+
+    def _settled(self, number: int, pending: PendingCommit) -> Verdict | None:
+        """The verdict on the end of a trial; None if it is kept on disk because the store cannot be reached."""
+        try:
+            verdict = self.peer.await_commit(self.log, pending)[-1]
+        except (StoreUnreachable, Denied) as error:
+            sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, this very moment
+            if not sent and self._spool(number, error):
+                return None
+            verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
+        self._rebuild(number)
+        return verdict
+
+    def _rebuild(self, number: int) -> None:
+        """The trial is no longer this process's: what the log says of it counts."""
+        with self.log.lock:
+            self.asked.pop(number, None)
+            if self.view.owned.pop(number, None) is not None:
+                self.view.changed.add(number)
+
+    def _spool(self, number: int, error: StoreUnreachable | Denied) -> bool:
+        """Keep the end of a trial on disk; False if it cannot go there, and the store is to be waited for.
+
+        Raises:
+            StoreUnreachable: it cannot go there, and was waited for long enough; it stays queued while this process
+                lives.
+            Denied: the store lets this user in no more.
+
+        """
+        path, why = self.peer.spool.keep(self.uuid, self.log)
+        if path is None:
+            only = f"trial {number}: {error} Its end is kept in this process only, and sent at the next contact: {why}"
+            if isinstance(error, Denied) or self.peer.store_wait <= self.peer.patience:
+                raise type(error)(only) from error
+            _log.warning("%s", only)
+            return False
+        kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p spool send"
+        if isinstance(error, Denied):
+            raise Denied(f"trial {number}: {error} {kept}")
+        _log.warning("trial %d: %s %s", number, error, kept)
+        return True
+
+    def _put_finish(
+        self,
+        number: int,
+        owned: OwnedTrial,
+        to: records.TrialState,
+        values: tuple[float, ...] | None,
+        reason: str | None,
+    ) -> PendingCommit:
+        """Queue the end of a trial, with all that still has to be said about it, in one commit."""
+        owner, epoch = owned.lease
+        trial = self.state.trials[number]
+        holds_lease = (trial.owner, trial.epoch) == owned.lease
+        self._say_resumed_from_start(number, owned)
+        if not holds_lease or self.log.session.in_doubt(number):
+            self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
+        elif to is not records.TrialState.COMPLETE:
+            reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer
+        return self._put_last(TrialFinish(number, epoch, to, values, reason), owner=owner)
+
+    def _put_last(self, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> PendingCommit:
+        """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
+        draft = self.log.session.take_draft(record.number)
+        words = draft.records() if draft is not None else []
+        for much in words[:-1]:
+            self.peer.put(self.log, much, owner=owner)
+        return self.peer.put(self.log, *words[-1:], record, owner=owner)
+
+    def release(self, number: int, *, reason: str | None) -> bool:
+        """Give a running trial of this process back: WAITING again, with the same parameters."""
+        with self.log.lock:
+            owned = self.writable(number)
+            if owned is None:
+                return False
+            pending = self._put_last(TrialRelease(number, owned.lease.epoch, reason=reason), owner=owned.lease.owner)
+            self._rebuild(number)
+        return self.peer.await_commit(self.log, pending)[-1].accepted
+
+    def release_when_forgotten(self, trial: Any, number: int) -> None:
+        """Release this trial if its object is collected before it was told."""
+        self.asked[number] = AskedTrial.watch(trial, self, number)
+
+    def release_forgotten(self, number: int, lease: Lease) -> None:
+        """Release a trial that can no longer be told, because its object was collected. Called by the scheduler."""
+        with self.log.lock:
+            owned = self.view.owned.get(number)
+            mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid
+            if owned is None or not mine or self._travelled(owned) or owned.frozen.state.is_finished():
+                return
+        _log.warning("trial %d is given back: nothing refers to it any more, and it was not told", number)
+        try:
+            self.release(number, reason="forgotten: its object was collected before it was told")
+        except (UpdateFinishedTrialError, HopaasError) as error:
+            if isinstance(error, StoreUnreachable):
+                raise
+
+    def running_here(self) -> list[int]:
+        """The trials that this process runs, by number."""
+        with self.log.lock:
+            self.view.catch_up(self.state)
+            return sorted(number for number, one in self.view.owned.items() if not one.frozen.state.is_finished())
+
+    def refused(self, number: int, verdict: Verdict) -> NoReturn:
+        """Raise the error for a refusal, as the owner of a trial sees it."""
+        if verdict.refusal == "late":
+            raise LeaseLost(
+                f"Trial {number} was taken over by another peer; its result is kept as trial {verdict.number}.",
+                kept_as=verdict.number,
+            )
+        if verdict.refusal == "fenced":
+            raise LeaseLost(f"Trial {number} was taken over by another peer.")
+        self._refuse_finished(verdict.refusal == "finished", number)
+        raise InvalidInput(f"trial {number}: refused, {verdict.refusal}")
+
+    # --- reads of trials of this process ---
+
+    def held(self, number: int) -> bool:
+        """Whether the log, as far as it was read, says that this process runs the trial. Under the lock."""
+        trial = self.state.trials[number]
+        owned = self.view.owned.get(number)
+        if owned is None:
+            return trial.end is None and self.peer.is_mine(trial.owner)
+        return (trial.owner, trial.epoch) == owned.lease
+
+    def standing(self, number: int) -> tuple[str | None, bool]:
+        """(why this trial was asked to end, or None; whether its lease is held). Reads the replica."""
+        with self.log.lock:
+            return self.state.trials[number].stop, self.held(number)
+
+    def lease_valid(self, number: int) -> bool:
+        """Whether this process may still trust that no other peer takes the trial over."""
+        owner = self.state.trials[number].owner
+        return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
+
+    def check_writable(self, number: int) -> None:
+        """Raises NotYourTrial or UpdateFinishedTrialError if this process may not end the trial."""
+        with self.log.lock:
+            self.writable(number)
+
+    def shared_trial(self, number: int) -> FrozenTrial | None:
+        """The trial, if another process that acts for this one was heard to write to it. Reads the replica."""
+        with self.log.lock:
+            if number in self.view.changed:
+                self.view.catch_up(self.state)
+            owned = self.view.owned.get(number)
+            shared = owned is not None and owned.shared
+        return self.trial(number) if shared else None
+
+    def _travelled(self, owned: OwnedTrial) -> bool:
+        """Whether another process may write to this trial, too."""
+        return owned.shared or owned.handovers != self.peer.handovers
+
+    def trial(self, number: int, *, now: bool = False) -> FrozenTrial:
+        """One trial, as fresh as a read may expect; of one that this process runs, what it was told here.
+
+        With `now`, what another process said of a trial that travelled there is fetched first.
+        """
+        with self.log.lock:
+            owned = self.view.owned.get(number)
+            travelled = owned is not None and self._travelled(owned)
+            if owned is not None and not travelled:
+                return self.view.trial(number)
+        if now and travelled:
+            self.peer.send_if_possible(self.log, number)
+        else:
+            self.refresh()
+        with self.log.lock:
+            self.view.catch_up(self.state)
+            return self.view.trial(number)

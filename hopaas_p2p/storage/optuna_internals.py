@@ -1,0 +1,241 @@
+"""The only place that uses private names of Optuna.
+
+Each of them is here because the public way is missing, or costs as much as everything else a trial does. A test names
+them all, and fails with a clear message when a new Optuna renames one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.search.samplers import default_sampler
+
+__all__ = [
+    "FrozenStudy",
+    "WatchedStudy",
+    "after_trial",
+    "announces_parameters",
+    "become",
+    "cached_trial",
+    "contains",
+    "copy_of",
+    "encodable_copy_of",
+    "end_frozen",
+    "fixed_params",
+    "forget_cached_trials",
+    "new_frozen",
+    "new_study",
+    "pickle_prefixes",
+    "sample_relative",
+    "set_cached_trial",
+    "study_id_of",
+    "suggest",
+    "trial_id_of",
+    "unpickles",
+]
+
+
+def new_frozen(
+    trial_id: int,
+    number: int,
+    state: TrialState,
+    values: list[float] | None,
+    start: datetime.datetime | None,
+    end: datetime.datetime | None,
+    params: dict[str, Any],
+    distributions: dict[str, BaseDistribution],
+    user_attrs: dict[str, Any],
+    system_attrs: dict[str, Any],
+    reports: dict[int, float],
+) -> FrozenTrial:
+    """A FrozenTrial of these very objects, unchecked: its `__init__` costs as much as all the rest of building one."""
+    frozen = FrozenTrial.__new__(FrozenTrial)
+    frozen._number = number
+    frozen.state = state
+    frozen._values = values
+    frozen._datetime_start = start
+    frozen.datetime_complete = end
+    frozen._params = params
+    frozen._user_attrs = user_attrs
+    frozen._system_attrs = system_attrs
+    frozen.intermediate_values = reports
+    frozen._distributions = distributions
+    frozen._trial_id = trial_id
+    return frozen
+
+
+def copy_of(frozen: FrozenTrial) -> FrozenTrial:
+    """A copy with dictionaries of its own, at a third of the cost of copy.copy."""
+    new = FrozenTrial.__new__(FrozenTrial)
+    new.__dict__.update(frozen.__dict__)
+    new._params = dict(frozen._params)
+    new._distributions = dict(frozen._distributions)
+    new._user_attrs = dict(frozen._user_attrs)
+    new._system_attrs = dict(frozen._system_attrs)
+    new.intermediate_values = dict(frozen.intermediate_values)
+    return new
+
+
+def encodable_copy_of(frozen: FrozenTrial) -> FrozenTrial:
+    """A copy whose attributes have a question mark in place of half a surrogate pair."""
+    new = copy_of(frozen)
+    for attributes in (new._user_attrs, new._system_attrs):
+        for key, value in attributes.items():
+            attributes[key] = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return new
+
+
+def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+    """Let it have ended like this; Optuna's setter of values wants them to fit the state at every moment."""
+    frozen.state = state
+    if values is not None:
+        frozen._values = list(values)
+
+
+def trial_id_of(trial: optuna.trial.Trial | FrozenTrial) -> int:
+    """The id by which storages know a trial."""
+    return trial._trial_id
+
+
+def study_id_of(study: optuna.Study) -> int:
+    """The id by which storages know a study."""
+    return study._study_id
+
+
+def new_study(
+    name: str, directions: list[StudyDirection], user: dict[str, Any], system: dict[str, Any], study_id: int
+) -> FrozenStudy:
+    """What `BaseStorage.get_all_studies` gives."""
+    return FrozenStudy(name, None, user, system, study_id, directions=directions)
+
+
+class WatchedStudy(optuna.Study):
+    """Optuna's study on our storage, whose trials are given back when nothing refers to them before they are told.
+
+    Without a sampler it has `default_sampler`.
+    """
+
+    def __init__(self, name: str, storage: Any, sampler: BaseSampler | None, pruner: Any) -> None:
+        super().__init__(name, storage, sampler or default_sampler(), pruner)
+
+    def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> optuna.trial.Trial:
+        """As Optuna's."""
+        trial = super().ask()
+        handle, number = self._storage.locate(trial._trial_id)  # type: ignore[attr-defined]
+        handle.release_when_forgotten(trial, number)
+        for name, distribution in (fixed_distributions or {}).items():
+            trial._suggest(name, distribution)
+        return trial
+
+
+def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:
+    """What `suggest_float` and its kin do for a distribution that is there already."""
+    return trial._suggest(name, distribution)
+
+
+def fixed_params(trial: optuna.trial.Trial) -> dict[str, Any]:
+    """The parameters that the trial was queued with; empty for one that was not."""
+    fixed: dict[str, Any] = trial._fixed_params
+    return fixed
+
+
+def sample_relative(trial: optuna.trial.Trial) -> None:
+    """Let the sampler choose what it chooses together; if it raises, the trial goes on without."""
+    try:
+        trial.relative_params  # noqa: B018  # a property that samples
+    except Exception:
+        trial.relative_search_space, trial._relative_params = {}, {}
+        raise
+
+
+def become(trial: optuna.trial.Trial, trial_id: int, frozen: FrozenTrial) -> None:
+    """Let this Trial, which was sampled for a proposal, be the one of the storage that the proposal became."""
+    trial._trial_id = trial_id
+    trial._cached_frozen_trial = frozen
+
+
+def announces_parameters(key: str) -> bool:
+    """Whether a sampler tells others by this attribute what it drew and did not suggest yet."""
+    return key.startswith("tpe:relative_params")
+
+
+def cached_trial(trial: optuna.trial.Trial) -> FrozenTrial:
+    """What a Trial believes it has said: the pruner and its properties read this and not the storage."""
+    return trial._cached_frozen_trial
+
+
+def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
+    """Let a Trial know what was said of it elsewhere."""
+    trial._cached_frozen_trial = frozen
+
+
+def forget_cached_trials(study: optuna.Study) -> None:
+    """A study keeps the list of all trials while a sampler thinks; a new trial begins with a new one."""
+    study._thread_local.cached_all_trials = None
+
+
+def after_trial(
+    study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None
+) -> tuple[float, ...] | None:
+    """Do what `Study.tell` does before the storage is told, and return the values to tell.
+
+    A pruned trial has its last report as its value, if that is a number. `Study.tell` itself would read the trial from
+    the storage twice more, and copy all of it.
+    """
+    forget_cached_trials(study)
+    if state is TrialState.PRUNED and frozen.intermediate_values and len(study.directions) == 1:
+        last = frozen.intermediate_values[max(frozen.intermediate_values)]
+        values = None if math.isnan(last) else (float(last),)
+    told = None if values is None else tuple(values)
+    filtered = optuna.pruners._filter_study(study, frozen)
+    filtered.sampler.after_trial(filtered, frozen, state, None if told is None else list(told))
+    return told
+
+
+def contains(distribution: BaseDistribution, value: object) -> bool:
+    """Whether a parameter of this distribution may have this value."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        return False
+
+
+# --- pickles -----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def pickle_prefixes() -> tuple[str, ...]:
+    """Prefixes of the trial attributes in which samplers of the installed Optuna pass pickles: `cma:` and others.
+
+    Read from Optuna's source: the words that end with a colon, in the modules of samplers that import pickle.
+    """
+    found = set()
+    for path in Path(optuna.samplers.__file__).parent.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if "import pickle" in source:
+            found.update(re.findall(r"""["'](\w+:)["']""", source))  # not by ast, which fails when two threads parse
+    return tuple(sorted(found))
+
+
+def unpickles(sampler: BaseSampler) -> bool:
+    """Whether this sampler of Optuna's, or one that it wraps, unpickles attributes that peers may have written."""
+    modules = {kind.__module__ for kind in type(sampler).__mro__ if kind.__module__.startswith("optuna.")}
+    if any(isinstance(getattr(sys.modules[name], "pickle", None), ModuleType) for name in modules):
+        return True
+    return any(unpickles(inner) for inner in vars(sampler).values() if isinstance(inner, BaseSampler))

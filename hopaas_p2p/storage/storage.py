@@ -1,0 +1,691 @@
+"""Optuna's storage on a peer: a drop-in for `optuna.create_study(storage=…)`.
+
+Reads come from memory. `create_new_trial` and the end of a trial wait for one exchange with the store; everything a
+running trial is told in between leaves with the next one. Only the process that runs a trial may change it (or one
+that the storage or trial travelled to, by fork or pickle).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
+
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.core import records
+from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
+from hopaas_p2p.core.records import PeerJoin, Policy, Record, StudyClose, StudyDefine, StudyOpen, StudySet, TrialCreate
+from hopaas_p2p.core.state import REFUSALS, State, Verdict
+from hopaas_p2p.core.validity import possible_definition, possible_system
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    NoWork,
+    StoreAway,
+    StoreUnreachable,
+    StudyDeleted,
+)
+from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.process import new_uuid
+from hopaas_p2p.provenance import describe
+from hopaas_p2p.storage import optuna_internals as internals
+from hopaas_p2p.storage.handle import NO_WORK, StudyHandle
+from hopaas_p2p.storage.proposal import Proposal
+from hopaas_p2p.stores.base import Store
+from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.translate import (
+    attributes,
+    checked_parameter,
+    checked_step,
+    directions_of,
+    to_json,
+    to_microseconds,
+    to_record,
+)
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_NUMBER_BITS: Final = 32
+_NUMBERS: Final = (1 << _NUMBER_BITS) - 1
+_NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
+_LOOK_FOR_STORE: Final = 2.0  # seconds between looks whether a file system is mounted again
+_AT_ONCE: Final = 8  # studies that are read together
+
+
+class StorageOptions(NamedTuple):
+    """How a storage was opened: what travels in a pickle."""
+
+    url: str
+    policy: Policy
+    linger: float | None
+    patience: float | None
+    store_wait: float | None
+    allow_pickles: bool
+    peer_ttl: float | None
+    on_behalf_of: str = ""
+
+
+def open_storage(
+    url: str | os.PathLike[str],
+    *,
+    lease_ttl: float = 120.0,
+    attempts: int = 3,
+    linger: float | None = None,
+    patience: float | None = None,
+    store_wait: float | None = None,
+    allow_pickles: bool = False,
+    create: bool = True,
+    acts_for: Iterable[str] = (),
+    peer_ttl: float | None = None,
+    on_behalf_of: str = "",
+) -> Storage:
+    """A storage for `optuna.create_study(storage=…)`, shared by every process that opens the same URL.
+
+    Args:
+        url: a directory, or a URL; see `hopaas_p2p.stores.url.open_store`.
+        lease_ttl: seconds of silence after which a peer's trials are taken over, in studies created through this
+            storage. A killed peer's trial is back within twice that.
+        attempts: how often one set of parameters may be started, in studies created through this storage.
+        linger: seconds for which reports are collected before they are sent by themselves. By default 1 s, in a bucket
+            5 s, and longer the more peers write to the study. `flush` sends them at once.
+        patience: seconds for which a call tries an unreachable store before it raises `StoreUnreachable`; by default
+            60. The end of a trial is kept on disk then, and sent at the next contact.
+        store_wait: seconds for which a call that asks for a trial waits for an unreachable store before it raises
+            `StoreUnreachable`. By default as long as it takes, with a warning once a minute, or as long as `patience`
+            where that is given. Ctrl-C ends the wait, and nothing is lost.
+        allow_pickles: let Optuna's CMA-ES sampler pass its pickles between peers. Only among people you trust:
+            everyone with write access to the study can then run code in every peer that uses that sampler.
+        create: whether a directory that is no store yet becomes one.
+        acts_for: uuids of peers whose running trials this process may go on with, as a ticket of the shell does.
+        peer_ttl: a longer silence than the study's that others grant this peer, in seconds.
+        on_behalf_of: the person whom a service acts for, told in the log beside the service's own login. The service
+            says so; the store does not vouch for it.
+
+    Raises:
+        ConfigurationError: the URL or the store cannot be used; the message says what to change.
+        StoreAway: a directory store that this machine has seen is not mounted, for longer than `store_wait`.
+        InvalidInput: `lease_ttl` is not positive.
+
+    """
+    if not lease_ttl > 0:
+        raise InvalidInput(f"lease_ttl must be positive, got {lease_ttl}")
+    options = StorageOptions(
+        url=_found(url, create=create, within=store_wait if store_wait is not None else patience).url,
+        policy=Policy(ttl=float(lease_ttl), attempts=attempts),
+        linger=linger,
+        patience=patience,
+        store_wait=store_wait,
+        allow_pickles=allow_pickles,
+        peer_ttl=peer_ttl,
+        on_behalf_of=on_behalf_of,
+    )
+    return Storage(options, _open_peer(options, frozenset(acts_for)))
+
+
+def _found(url: str | os.PathLike[str], *, create: bool, within: float | None) -> Store:
+    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes."""
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            return open_store(url, create=create)
+        except StoreAway as error:
+            if within is not None and time.monotonic() - began >= within:
+                raise
+            if not said:
+                _log.warning("waiting: %s", error)
+            said = True
+        time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
+
+
+def _open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) -> Peer:
+    return Peer(
+        open_store(options.url, create=not options.url.startswith("file:")),
+        linger=options.linger,
+        patience=options.patience,
+        store_wait=options.store_wait,
+        acts_for=acts_for,
+        peer_ttl=options.peer_ttl,
+        describe=partial(describe, on_behalf_of=options.on_behalf_of),
+    )
+
+
+_OWNER_ONLY: Final = (
+    "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {study} USER owner"
+)
+_NO_PICKLES: Final = (
+    "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
+    "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
+)
+_unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.WeakValueDictionary()
+"""(process, peer a storage was pickled with) -> the one it has here: unpickled again and again, it is one peer."""
+
+
+class Storage(BaseStorage):
+    """See `open_storage`. Thread-safe; a fork or an unpickled copy is a new peer that may act for this one's trials."""
+
+    def __init__(self, options: StorageOptions, peer: Peer) -> None:
+        self.peer = peer
+        self._options = options
+        self._handles: dict[int, StudyHandle] = {}
+        self._person: str | None = None
+        """A name of its own in the log for the person that this storage writes for; None: it writes for the peer."""
+        self._located: tuple[int, tuple[StudyHandle, int] | None] = (-1, None)
+        """(trial id, what `locate` gives for it) of the trial that was located last."""
+        self._proposals: dict[int, Proposal] = {}
+        peer.users.add(self)
+
+    def __repr__(self) -> str:
+        return f"hopaas_p2p.open_storage({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        with contextlib.suppress(StoreUnreachable):  # the copy sends what it touches again
+            self.peer.flush()
+        self.peer.handovers += 1
+        return {"options": self._options, "acts_for": self.peer.mine, "origin": self.peer.uuid, "pid": os.getpid()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = state["options"]
+        if options.url.startswith("memory:") and state["pid"] != os.getpid():
+            raise ConfigurationError(f"{options.url} lives in one process; give the others a directory or a URL")
+        key = (os.getpid(), state["origin"])
+        peer = _unpickled.get(key)
+        if peer is None or peer.closed:
+            peer = _unpickled[key] = _open_peer(options, state["acts_for"])
+        self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
+
+    @property
+    def url(self) -> str:
+        """The store, as it may be shown."""
+        return self.peer.store.url
+
+    # --- Optuna's BaseStorage, in its order: studies ---
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """As Optuna's. Waits for two exchanges. InvalidInput, too, for a name that no study may carry."""
+        names = tuple([direction.name.lower() for direction in directions])
+        name = _NO_NAME + secrets.token_hex(16) if study_name is None else study_name
+        return self.define_study(StudyDefine(name, names, self._options.policy))
+
+    def delete_study(self, study_id: int) -> None:
+        """As Optuna's. Other peers are told at their next call; ids are not used again.
+
+        Raises:
+            Denied: only an owner of the study may delete it.
+
+        """
+        listing = self._listing(study_id)
+        verdict = self.peer.commit_to_catalog(StudyClose(listing.uuid))
+        if verdict.refusal == "role":
+            raise Denied(_OWNER_ONLY.format(study=listing.name))
+        self._handles.pop(study_id, None)
+        if not verdict.accepted:
+            raise KeyError(f"No study with study_id {study_id} exists.")
+        self._destroy(listing.uuid)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """As Optuna's. Durable when it returns; waits `store_wait` for the store.
+
+        Raises:
+            InvalidInput: not JSON, or above 1 MiB.
+            StoreUnreachable: the store did not answer for that long.
+
+        """
+        self._commit(study_id, StudySet(user={str(key): to_json(key, value)}), within=self.peer.store_wait)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """As Optuna's; see `set_study_user_attr`."""
+        record = StudySet(system={str(key): self._system_json(key, value)})
+        self._commit(study_id, record, within=self.peer.store_wait)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """As Optuna's."""
+        listing = self._catalog().by_name.get(study_name)
+        if listing is None:
+            raise KeyError(f"No study named {study_name!r} in {self.url}.")
+        return listing.study_id
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """As Optuna's."""
+        return self._listing(study_id).name
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """As Optuna's."""
+        handle = self._handles.get(study_id) or self._read(study_id)
+        if handle.state.define is None:
+            handle = self._read(study_id)
+        return directions_of(handle.state)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """As Optuna's. What is no JSON, from another writer, is given as it stands."""
+        return attributes(self.state(study_id).user)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """As Optuna's; see `get_study_user_attrs`."""
+        return attributes(self.state(study_id).system)
+
+    def get_all_studies(self) -> list[internals.FrozenStudy]:
+        """As Optuna's, but for studies that this user may not read."""
+        listings = list(self._catalog().by_id.values())
+        if self.peer.catalog.rate_limited is None or len(listings) < 2:
+            found = [self._frozen_study(listing) for listing in listings]
+        else:  # a bucket answers many at once, and each takes a while
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                found = list(threads.map(self._frozen_study, listings))
+        return [frozen for frozen in found if frozen is not None]
+
+    # --- Optuna's BaseStorage: trials ---
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """As Optuna's; one exchange. NoWork when the study gives out no trial: budget, paused, stopped, failing.
+
+        Waits for an unreachable store as `store_wait` of `open_storage` says.
+        """
+        handle = self.handle(study_id)
+        if template_trial is None:
+            return (study_id << _NUMBER_BITS) + handle.take_new()
+        if handle.state.define is None:
+            self.peer.catch_up(handle.log)
+        record = self._import_record(handle.state, template_trial)
+        if record.state is records.TrialState.RUNNING:
+            return (study_id << _NUMBER_BITS) + handle.start(record)
+        return self.bring(study_id, record)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        if trial_id < 0:
+            self._proposal(trial_id).set_param(param_name, float(param_value_internal), distribution)
+            return
+        handle, number = self.locate(trial_id)
+        handle.set_param(number, param_name, float(param_value_internal), distribution)
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        """As Optuna's."""
+        if not 0 <= trial_number < len(self.state(study_id).trials):
+            raise KeyError(f"No trial with number {trial_number} in the study with study_id {study_id}.")
+        return (study_id << _NUMBER_BITS) + trial_number
+
+    def get_trial_number_from_id(self, trial_id: int) -> int:
+        """As Optuna's."""
+        return self.locate(trial_id)[1]
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """As Optuna's; one exchange. WAITING gives a running trial back. A lost lease is a warning in the log.
+
+        Raises:
+            NotYourTrial: another peer runs the trial.
+            InvalidInput: COMPLETE without values that are numbers.
+
+        """
+        told = None if values is None else tuple([float(value) for value in values])
+        if state == TrialState.RUNNING:
+            handle, number = self.locate(trial_id)
+            return handle.claim(number)
+        if state == TrialState.WAITING:
+            return self.release(trial_id)
+        if state == TrialState.COMPLETE and (told is None or any(map(math.isnan, told))):
+            raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
+        self.finish(trial_id, state, told)
+        return True
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        handle, number = self.locate(trial_id)
+        handle.set_report(number, checked_step(step), float(intermediate_value))
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """As Optuna's; leaves with the next exchange. InvalidInput for what is not JSON, or above 1 MiB."""
+        self._set_attribute(trial_id, "user", key, value, to_json(key, value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """As Optuna's; see `set_trial_user_attr`. ConfigurationError for pickles, unless they are allowed."""
+        self._set_attribute(trial_id, "system", key, value, self._system_json(key, value))
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """As Optuna's. A finished trial is shared with all readers."""
+        if trial_id < 0:
+            return self._proposal(trial_id).frozen
+        handle, number = self.locate(trial_id)
+        return handle.trial(number, now=True)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
+        handle = self._read(study_id)
+        log, view = handle.log, handle.view
+        with log.lock:
+            view.catch_up(log.session.state)
+            found = view.trials(states)
+        return copy.deepcopy(found) if deepcopy else found
+
+    def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
+        """As Optuna's."""
+        states = (state,) if isinstance(state, TrialState) else state
+        handle = self._read(study_id)
+        with handle.lock:
+            if states is None:
+                return len(handle.state.trials)
+            if handle.deferred:  # told here, not in the log yet
+                handle.view.catch_up(handle.state)
+                return len(handle.view.trials(states))
+            return sum(handle.state.counts[one.value] for one in set(states))
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """As Optuna's."""
+        handle = self._read(study_id)
+        with handle.lock:
+            if len(directions_of(handle.state)) > 1:
+                raise RuntimeError("Best trial can be obtained only for single-objective optimization.")
+            handle.view.catch_up(handle.state)
+            best = handle.view.best()
+        if best is None:
+            raise ValueError("No trials are completed yet.")
+        return best
+
+    def remove_session(self) -> None:
+        """Optuna calls this at the end of `optimize`: see that reports and attributes are in the store."""
+        with contextlib.suppress(StoreUnreachable):  # stays queued
+            self.flush()
+
+    # --- beyond Optuna: the storage ---
+
+    def flush(self) -> None:
+        """Send what is queued. Blocks until the store has it, or raises `StoreUnreachable`."""
+        self.peer.flush()
+
+    def close(self) -> None:
+        """Send what is queued and let go of the store. Blocks for 5 s at most."""
+        self.peer.users.discard(self)
+        if self.peer.users:  # unpickled copies in this process share it
+            self.remove_session()
+        else:
+            self.peer.close()
+
+    def on_behalf_of(self, person: str) -> Storage:
+        """This storage, for a person that a service writes for: the same replicas, and the log says for whom.
+
+        The service vouches for the name; the store does not. What is written goes through this process's peer, so it
+        appears at once in every replica that the process shows. Close it like any other storage.
+        """
+        other = Storage(self._options._replace(on_behalf_of=person), self.peer)
+        other._handles, other._person = self._handles, new_uuid()
+        return other
+
+    def study_names(self) -> list[str]:
+        """The names that are taken, also by studies that this user may not see. Reads the catalog, and no study."""
+        return list(self._catalog().by_name)
+
+    # --- beyond Optuna: studies ---
+
+    def define_study(self, define: StudyDefine, settings: StudySet | None = None) -> int:
+        """Create a study with policy and search space, and with these attributes; returns its id.
+
+        Raises:
+            DuplicatedStudyError: the name is taken.
+            InvalidInput: no study may carry that name.
+
+        """
+        checked_name(define.name)
+        if not possible_definition(define):
+            raise InvalidInput(f"a study cannot be run like this: {define}")
+        taken = DuplicatedStudyError(f"A study named {define.name!r} exists already in {self.url}.")
+        if define.name in self._catalog().by_name:
+            raise taken
+        uuid = secrets.token_hex(16)
+        log = self.peer.log(uuid)
+        self.peer.await_commit(log, log.put(self.peer.uuid, *([define] if settings is None else [define, settings])))
+        verdict = self.peer.commit_to_catalog(StudyOpen(uuid, define.name))
+        if not verdict.accepted or verdict.number is None:
+            self._destroy(uuid)
+            raise taken
+        self._new_handle(verdict.number, uuid)
+        return verdict.number
+
+    def say(self, study_id: int, record: records.StudyRecord) -> Verdict:
+        """Write one record and wait for its verdict.
+
+        Raises:
+            Denied: the store's grants do not allow it.
+            InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
+
+        """
+        verdict = self._commit(study_id, record)
+        if verdict.refusal == "role":
+            raise Denied(_OWNER_ONLY.format(study=self._listing(study_id).name))
+        if not verdict.accepted:
+            raise InvalidInput(REFUSALS.get(verdict.refusal or "", verdict.refusal))
+        return verdict
+
+    def state(self, study_id: int) -> State:
+        """The replica's State, as fresh as a read may expect."""
+        return self._read(study_id).state
+
+    def handle(self, study_id: int) -> StudyHandle:
+        """This process's part in a study. Raises KeyError if there is none of that id."""
+        handle = self._handles.get(study_id)
+        return handle if handle is not None else self._new_handle(study_id, self._listing(study_id).uuid)
+
+    # --- beyond Optuna: trials ---
+
+    @contextlib.contextmanager
+    def proposing(self, study_id: int) -> Iterator[Proposal]:
+        """In this block a sampler can be asked about a trial that is not there yet."""
+        proposal = Proposal.begin(len(self.handle(study_id).state.trials))
+        self._proposals[proposal.trial_id] = proposal
+        try:
+            yield proposal
+        finally:
+            del self._proposals[proposal.trial_id]
+
+    def take(self, study_id: int, proposal: Proposal | None = None, *, within: float = math.inf) -> int:
+        """Start the next trial, a WAITING one before a new one: one exchange, without a race. Returns its id.
+
+        A new one has the parameters of the proposal, if there is one.
+
+        Raises:
+            NoWork: the study gives out no trial: budget, paused, stopped, failing.
+            StoreUnreachable: the store did not answer within `store_wait`, or `within` so many seconds.
+
+        """
+        return (study_id << _NUMBER_BITS) + self.handle(study_id).take(proposal, within=within)
+
+    def bring(self, study_id: int, record: TrialCreate) -> int:
+        """Write a trial that waits, or that is finished already; returns its id.
+
+        Raises:
+            NoWork: the budget has no room for it.
+            InvalidInput: no trial can be like that.
+
+        """
+        verdict = self._commit(study_id, record)
+        if verdict.accepted and verdict.number is not None:
+            return (study_id << _NUMBER_BITS) + verdict.number
+        refusal = verdict.refusal or "refused"
+        if refusal in NO_WORK:
+            raise NoWork(NO_WORK[refusal], refusal=refusal)
+        raise InvalidInput(f"a {record.state.name} trial with values {record.values}: {refusal}")
+
+    def finish(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: tuple[float, ...] | None,
+        reason: str | None = None,
+        *,
+        defer: bool = False,
+        strict: bool = False,
+    ) -> None:
+        """End a trial of this process, or a WAITING one: durable when this returns, in the store or on disk.
+
+        Args:
+            trial_id: of the trial.
+            state: COMPLETE, PRUNED or FAIL.
+            values: one per direction, for COMPLETE.
+            reason: why it ends so.
+            defer: queue the end for the next exchange; `StudyHandle.settle_deferred` then returns its verdict.
+            strict: raise when the lease is lost, where Optuna's own `optimize` only gets a warning in the log.
+
+        Raises:
+            LeaseLost: another peer took the trial over; a complete result was kept as a trial of its own.
+            NotYourTrial: another peer runs the trial.
+            StoreUnreachable: the store did not answer, and no place on disk takes the result. It stays queued.
+            Denied: the store lets this user in no more; the end is kept on disk.
+
+        """
+        handle, number = self.locate(trial_id)
+        handle.finish(number, state, values, reason, defer=defer, strict=strict)
+
+    def locate(self, trial_id: int, *, refresh: bool = False) -> tuple[StudyHandle, int]:
+        """The handle of this trial's study, with `refresh` as fresh as a read may expect; and the trial's number."""
+        last_id, found = self._located
+        known = self._handles.get(trial_id >> _NUMBER_BITS)  # not that of a study that was deleted meanwhile
+        if trial_id == last_id and found is not None and found[0] is known:
+            if refresh:
+                self._refresh(known)
+            return found
+        number = trial_id & _NUMBERS
+        try:
+            handle = self.handle(trial_id >> _NUMBER_BITS)
+        except KeyError:
+            raise KeyError(f"No trial with trial_id {trial_id} exists.") from None
+        if number >= len(handle.state.trials):
+            self.peer.catch_up(handle.log)
+            if number >= len(handle.state.trials):
+                raise KeyError(f"No trial with trial_id {trial_id} exists.")
+        self._located = trial_id, (handle, number)
+        if refresh:
+            self._refresh(handle)
+        return handle, number
+
+    def release(self, trial_id: int, *, reason: str | None = None) -> bool:
+        """Give a running trial of this process back: WAITING again, with the same parameters."""
+        handle, number = self.locate(trial_id)
+        return handle.release(number, reason=reason)
+
+    # --- how they are written, and found ---
+
+    def _proposal(self, trial_id: int) -> Proposal:
+        proposal = self._proposals.get(trial_id)
+        if proposal is None:
+            raise KeyError(f"No trial with trial_id {trial_id} exists.")
+        return proposal
+
+    def _set_attribute(
+        self, trial_id: int, kind: Literal["user", "system"], key: str, value: object, text: str
+    ) -> None:
+        if trial_id < 0:
+            self._proposal(trial_id).set_attribute(kind, str(key), value, text)
+            return
+        handle, number = self.locate(trial_id)
+        handle.set_attr(number, kind, key, value, text)
+
+    def _commit(self, study_id: int, record: Record, *, within: float | None = None) -> Verdict:
+        """Write one record and wait for its verdict, after the introduction of the person it is written for."""
+        log = self.handle(study_id).log
+        if self._person is None:
+            return self.peer.commit(log, record, within=within)[-1]
+        introduction = PeerJoin(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of})
+        return self.peer.commit(log, introduction, record, owner=self._person, within=within)[-1]
+
+    def _catalog(self) -> Catalog:
+        self.peer.refresh_for_reading(self.peer.catalog)
+        return self.peer.catalog.state
+
+    def _listing(self, study_id: int) -> Listing:
+        listing = self._catalog().by_id.get(study_id)
+        if listing is None:
+            self._handles.pop(study_id, None)
+            raise KeyError(f"No study with study_id {study_id} exists.")
+        return listing
+
+    def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:
+        handle = StudyHandle(self.peer, uuid, study_id, allow_pickles=self._options.allow_pickles)
+        return self._handles.setdefault(study_id, handle)
+
+    def _read(self, study_id: int) -> StudyHandle:
+        """The handle, as fresh as a read may expect. Costs no round trip in steady state."""
+        handle = self._handles.get(study_id) or self.handle(study_id)
+        self._refresh(handle)
+        return handle
+
+    def _refresh(self, handle: StudyHandle) -> None:
+        try:
+            self.peer.refresh_for_reading(handle.log)
+        except StudyDeleted:
+            self._handles.pop(handle.study_id, None)
+            raise KeyError(f"No study with study_id {handle.study_id} exists any more.") from None
+
+    def _destroy(self, uuid: str) -> None:
+        log = self.peer.log(uuid)
+        del self.peer.logs[uuid]
+        log.session.deleted = True
+        log.log.destroy()
+
+    def _frozen_study(self, listing: Listing) -> internals.FrozenStudy | None:
+        try:
+            state = self._read(listing.study_id).state
+        except (Denied, KeyError):  # another user's study, or one deleted this moment
+            return None
+        except HopaasError as error:
+            if error.retry:
+                raise
+            _log.warning("the study %r cannot be opened: %s", listing.name, error)
+            return None
+        if state.define is None:
+            return None
+        user, system = attributes(state.user), attributes(state.system)
+        return internals.new_study(listing.name, directions_of(state), user, system, listing.study_id)
+
+    def _import_record(self, state: State, template: FrozenTrial) -> TrialCreate:
+        dists = {name: to_record(distribution) for name, distribution in template.distributions.items()}
+        values = template.values
+        return TrialCreate(
+            state=records.TrialState(template.state.value),
+            params={
+                checked_parameter(name): float(template.distributions[name].to_internal_repr(value))
+                for name, value in template.params.items()
+            },
+            dists={name: one for name, one in dists.items() if state.dists.get(name) != one},
+            reports={checked_step(step): float(value) for step, value in template.intermediate_values.items()},
+            user={key: to_json(key, value) for key, value in template.user_attrs.items()},
+            system={key: self._system_json(key, value) for key, value in template.system_attrs.items()},
+            values=None if values is None else tuple([float(value) for value in values]),
+            start=to_microseconds(template.datetime_start),
+            end=to_microseconds(template.datetime_complete),
+        )
+
+    def _system_json(self, key: str, value: object) -> str:
+        if ":" in key and not self._options.allow_pickles and key.startswith(internals.pickle_prefixes()):
+            raise ConfigurationError(_NO_PICKLES)
+        text = to_json(key, value)
+        if not possible_system({key: text}):
+            raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: what reads it would fail")
+        return text
+
+    def check_sampler(self, sampler: BaseSampler) -> None:
+        """Refuse a sampler that unpickles what other peers wrote, unless that is allowed.
+
+        Raises:
+            ConfigurationError: it does; the message says what to use instead.
+
+        """
+        if not self._options.allow_pickles and internals.unpickles(sampler):
+            raise ConfigurationError(_NO_PICKLES)

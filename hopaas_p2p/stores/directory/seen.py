@@ -1,0 +1,81 @@
+"""Which stores this user has seen on this machine: one whose file system is away is not begun anew on the local disk.
+
+A note per store, in `$XDG_STATE_HOME/hopaas-p2p/stores`: which store was in which directory, and on which mount. If the
+directory is empty now and lies on another mount, the file system is away, and the store with it. On the same mount
+somebody has removed the store, and may make another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.errors import StoreAway
+from hopaas_p2p.stores.directory.mounts import mount_point
+
+_LIMIT: Final = 1 << 16  # bytes of a note
+
+
+class KnownStore(msgspec.Struct, frozen=True):
+    """A store in a directory, as it was found last."""
+
+    uuid: str
+    mount: tuple[str, str]
+    """Where its file system was mounted, and of which kind that was."""
+
+
+def remember(path: Path, uuid: str) -> None:
+    """Note that this store is there. May fail: then it is not known again."""
+    seen = KnownStore(uuid, mount_point(path))
+    with contextlib.suppress(OSError, RuntimeError):
+        note = _note(path)
+        if _read(note) != seen:
+            note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with replace_atomically(note, private=True) as draft:
+                draft.write_bytes(msgspec.json.encode(seen))
+
+
+def check_not_away(path: Path) -> None:
+    """Before a store is made in this directory, or said not to be there.
+
+    Raises:
+        StoreAway: there was one, on a file system that is not mounted now.
+
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        note = _note(path)
+        seen, mount = _read(note), mount_point(path)
+        if seen is not None and seen.mount != mount:
+            raise StoreAway(
+                f"{path} has no store now. This machine has seen one there, when {seen.mount[0]} was mounted "
+                f"({seen.mount[1]}), so nothing is begun in its place. Mount it again; if that store is given up, "
+                f"remove {note}"
+            )
+
+
+def is_known(path: Path) -> bool:
+    """Whether a store was seen in this directory."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return _read(_note(path)) is not None
+    return False
+
+
+def _note(path: Path) -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    name = hashlib.blake2b(
+        f"{socket.gethostname()}:{path}".encode(errors="surrogateescape"), digest_size=12
+    ).hexdigest()
+    return Path(base) / "hopaas-p2p" / "stores" / f"{name}.json"
+
+
+def _read(note: Path) -> KnownStore | None:
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(note.read_bytes()[:_LIMIT], type=KnownStore)
+    return None

@@ -1,0 +1,1 @@
+"""One log over write-once objects, for buckets and directories alike."""

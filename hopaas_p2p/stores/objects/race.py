@@ -1,0 +1,181 @@
+"""Whether `put_new` has exactly one winner: of several that write one key at once, and of one that comes later.
+
+Three kinds of servers are told apart here. One that ignores the condition accepts the write that comes later. One that
+looks first and writes then refuses that, and has several winners among those that come at once. One that draws a place
+for each object by chance, and looks for the old one only there, does either now and then: so it takes many fresh keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from hopaas_p2p.errors import Denied, StoreUnreachable
+from hopaas_p2p.findings import Finding
+from hopaas_p2p.stores.objects.contract import Found, ObjectStore
+
+RACERS: Final = 8
+KEYS: Final = 12
+"""A server with two places passes 12 keys written twice in turn once in 4,096 times."""
+_AT_ONCE: Final = 16  # writes under way, at most
+_PATIENCE: Final = 30.0  # seconds for which racers wait for each other
+_MINE: Final = b"racer %d"
+_LATER: Final = b"one that came later"
+_OVERWRITTEN: Final = "a write that came after the first was answered was accepted, too"
+
+
+class Evidence(NamedTuple):
+    """What fresh keys have shown."""
+
+    lost: tuple[str, ...]
+    """What was wrong with keys that several were told they had created at once, or that hold something else."""
+    overwritten: tuple[str, ...]
+    """What was wrong with keys that could be written once more."""
+    held: int
+    """Keys of which the promise is known to hold."""
+    keys: int
+    unknown: StoreUnreachable | None = None
+    """Why nothing is known of the others."""
+
+    @property
+    def seen(self) -> str:
+        """What was wrong, and how often; empty if nothing was."""
+        return "; ".join(filter(None, (self.told(self.overwritten), self.told(self.lost))))
+
+    def told(self, flaws: tuple[str, ...]) -> str:
+        """The first of these, and how many keys have one."""
+        return f"{flaws[0]} ({len(flaws)} of {self.keys} keys)" if flaws else ""
+
+
+def race(objects: ObjectStore, prefix: str, *, cure: str) -> Finding:
+    """Many create one key at the same moment, several times: exactly one may succeed, and find its bytes there.
+
+    Args:
+        objects: where.
+        prefix: of the keys, which are removed in the end.
+        cure: what to do if the race is lost.
+
+    """
+    found = examine(objects, prefix)
+    if not found.seen and not found.held:
+        raise found.unknown or StoreUnreachable
+    return judged(found, cure=cure)
+
+
+def judged(found: Evidence, *, cure: str) -> Finding:
+    """The race as a finding."""
+    well = f"{RACERS} writers at once, {KEYS} times: exactly one winner each"
+    return Finding.judged("race", found.seen or well, passed=not found.seen, cure=cure)
+
+
+def examine(
+    objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = RACERS, look: bool = True
+) -> Evidence:
+    """Write fresh keys, each by several at once and then once more.
+
+    Args:
+        objects: where.
+        prefix: of the keys, which are removed in the end if that is allowed.
+        keys: how many.
+        writers: writers at once per key.
+        look: whether to read what is there in the end.
+
+    Raises:
+        Denied: this user may not write there.
+        ConfigurationError: the server refuses such requests.
+
+    """
+    names = [f"{prefix}{secrets.token_hex(12)}" for _ in range(keys)]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        attempts = _Racers(objects, threads)
+        try:
+            width = max(_AT_ONCE // writers, 1)
+            for first in range(0, keys, width):
+                attempts.write(names[first : first + width], writers)
+            return attempts.evidence(names, look=look)
+        finally:
+            with contextlib.suppress(Denied, StoreUnreachable):
+                objects.delete(names)
+
+
+class _Racers:
+    """Writes, and what came of them."""
+
+    def __init__(self, objects: ObjectStore, threads: ThreadPoolExecutor) -> None:
+        self._objects = objects
+        self._threads = threads
+        self._results: dict[str, list[tuple[bytes, bool | StoreUnreachable]]] = {}
+
+    def write(self, names: Sequence[str], writers: int) -> None:
+        """Each of these keys by so many at once, then once more."""
+        gates = [threading.Barrier(writers) for _ in names]
+        racing = [
+            (name, self._submit(name, _MINE % number, gate))
+            for name, gate in zip(names, gates, strict=True)
+            for number in range(writers)
+        ]
+        self._note(racing)
+        self._note([(name, self._submit(name, _LATER)) for name in names])
+
+    def _submit(self, name: str, mine: bytes, gate: threading.Barrier | None = None) -> Future[_Result]:
+        try:
+            return self._threads.submit(self._put, name, mine, gate)
+        except RuntimeError:  # the interpreter is ending and has no more threads: one after the other, then
+            done: Future[_Result] = Future()
+            done.set_result(self._put(name, mine, None))
+            return done
+
+    def _put(self, name: str, mine: bytes, gate: threading.Barrier | None) -> _Result:
+        if gate is not None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                gate.wait(_PATIENCE)
+        try:
+            return mine, self._objects.put_new(name, mine)
+        except StoreUnreachable as error:
+            return mine, error
+
+    def _note(self, futures: Iterable[tuple[str, Future[_Result]]]) -> None:
+        for name, future in futures:
+            self._results.setdefault(name, []).append(future.result())
+
+    def evidence(self, names: Sequence[str], *, look: bool) -> Evidence:
+        found = self._objects.get_many(names, limit=64) if look else [None] * len(names)
+        lost, overwritten, held = [], [], 0
+        unknown: StoreUnreachable | None = None
+        for name, there in zip(names, found, strict=True):
+            results = self._results[name]
+            errors = [result for _, result in results if isinstance(result, StoreUnreachable)]
+            errors += [there] if isinstance(there, StoreUnreachable) else []
+            unknown = errors[-1] if errors else unknown
+            if flaw := _lost(results[:-1]) or (_misread(results, there) if look else None):
+                lost.append(flaw)
+            if results[-1][1] is True and any(result is True for _, result in results[:-1]):
+                overwritten.append(_OVERWRITTEN)
+            held += not flaw and results[-1][1] is False
+        return Evidence(tuple(lost), tuple(overwritten), held, len(names), unknown)
+
+
+_Result = tuple[bytes, bool | StoreUnreachable]
+
+
+def _lost(racing: Sequence[_Result]) -> str | None:
+    """Whether more than one was told that it created the key."""
+    winners = sum(result is True for _, result in racing)
+    return f"{winners} writers were told that they won" if winners > 1 else None
+
+
+def _misread(results: Sequence[_Result], there: Found | StoreUnreachable | None) -> str | None:
+    """Whether something else is there than the winner wrote."""
+    if isinstance(there, StoreUnreachable):
+        return None
+    may_be = [mine for mine, result in results if result is True] or [
+        mine for mine, result in results if isinstance(result, StoreUnreachable)
+    ]
+    if there is not None:
+        return None if there.data in may_be else "what is there is not what the winner wrote"
+    accepted = any(result is True for _, result in results)
+    return "nothing is there after a write was accepted: the server is not consistent" if accepted else None

@@ -1,0 +1,93 @@
+"""A store of objects: what a bucket and a directory have in common.
+
+v1/meta.json                     format and uuid of the store
+v1/studies/…                     the catalog's log
+v1/study/{uuid}/…                a study's log, see `log`
+v1/beats/{peer}
+v1/artifacts/…
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.stores.base import Beat, Progress
+from hopaas_p2p.stores.objects.contract import Found, ObjectStore
+from hopaas_p2p.stores.objects.log import ObjectLog
+
+META: Final = "meta.json"
+_BEAT: Final = 64  # bytes of a beat that are looked at
+
+
+class ObjectArtifacts:
+    """Files under `artifacts/`."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+
+    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
+        self._objects.upload(self._name(key), source, progress)
+
+    def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
+        if not self._objects.download(self._name(key), target, progress):
+            raise KeyError(key)
+
+    def delete(self, key: str) -> None:
+        self._objects.delete([self._name(key)])
+
+    def keys(self, prefix: str) -> list[str]:
+        return [key.removeprefix("artifacts/") for key in self._objects.listed(f"artifacts/{prefix}")]
+
+    @staticmethod
+    def _name(key: str) -> str:
+        if not valid_key(key):
+            raise KeyError(key)  # from a hostile log: such a key was never ours
+        return f"artifacts/{key}"
+
+
+class ObjectBackedStore:
+    """Logs, beats and artifacts as objects; subclasses say which objects, and how their logs are kept."""
+
+    piggybacks_heartbeats = False
+    snapshots = True
+    url: str
+    objects: ObjectStore
+
+    def catalog(self) -> ObjectLog:
+        return self._log("studies/")
+
+    def log(self, uuid: str) -> ObjectLog:
+        if not valid_name(uuid):
+            raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
+        return self._log(f"study/{uuid}/")
+
+    def _log(self, root: str) -> ObjectLog:
+        raise NotImplementedError
+
+    def beat(self, beat: Beat) -> None:
+        if valid_name(beat.peer):
+            self.objects.put(f"beats/{beat.peer}", beat.value.encode())
+
+    def beats(self, peers: Iterable[str]) -> dict[str, str]:
+        names = [peer for peer in peers if valid_name(peer)]  # a hostile log may hold others
+        found = {}
+        values = self.objects.get_many([f"beats/{name}" for name in names], limit=_BEAT)
+        for name, value in zip(names, values, strict=True):
+            if isinstance(value, Found):
+                found[name] = value.data.decode(errors="replace")
+            elif value is not None:
+                raise value
+        return found
+
+    def artifacts(self) -> ObjectArtifacts:
+        return ObjectArtifacts(self.objects)
+
+    def after_fork(self) -> None:
+        self.objects.after_fork()
+
+    def close(self) -> None:
+        self.objects.close()

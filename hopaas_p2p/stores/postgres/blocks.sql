@@ -1,0 +1,50 @@
+-- Finished trials, which snapshots share: each block is stored once, under a name that ends in a hash of its bytes.
+
+-- == migration 4 ==
+
+CREATE TABLE hopaas.blocks (
+    log integer NOT NULL,
+    name text NOT NULL CHECK (length(name) BETWEEN 33 AND 64),
+    data bytea NOT NULL,
+    PRIMARY KEY (log, name)
+);
+ALTER TABLE hopaas.blocks ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed already
+
+-- == functions ==
+
+-- The names of a log's blocks.
+CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+BEGIN
+    RETURN QUERY SELECT b.name FROM hopaas.blocks b WHERE b.log = v_log.id;
+END $$;
+
+-- These blocks, as far as they are there.
+CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+BEGIN
+    RETURN QUERY
+        SELECT b.name, encode(b.data, 'base64') FROM hopaas.blocks b WHERE b.log = v_log.id AND b.name = ANY (p_names);
+END $$;
+
+-- Keep a block. Nobody can put other bytes under a name that honest peers will use.
+CREATE OR REPLACE FUNCTION hopaas.put_block_v1(p_log text, p_name text, p_data bytea) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'worker');
+BEGIN
+    PERFORM hopaas.check_session();
+    IF v_log.id IS NULL OR right(p_name, 32) <> left(encode(sha256(p_data), 'hex'), 32) THEN
+        RAISE EXCEPTION 'this is not the block %', p_name USING ERRCODE = 'ZH409';
+    END IF;
+    INSERT INTO hopaas.blocks (log, name, data) VALUES (v_log.id, p_name, p_data) ON CONFLICT DO NOTHING;
+END $$;

@@ -1,0 +1,166 @@
+"""Gives up a connection on which no byte has moved for too long, so that no caller waits for ever.
+
+libpq waits for a reply without a limit. A server that hangs, or a path that swallows packets, closes nothing, and the
+kernel does not give up either while the other machine's kernel answers. So one thread of this process looks at the
+connections that are in use, and shuts a socket down when no byte has crossed it between several looks; libpq then
+reports a closed connection. Nothing is asked of the server and nothing is set on the session, so a pooler may stand
+between.
+
+A large reply over a thin link may take its time: what counts is whether bytes move. Linux reports that for TCP, and a
+tunnel for what it carries; elsewhere, and on a Unix socket, only the time counts, and the limit is ten times as long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from hopaas_p2p import process
+from hopaas_p2p.tunnel import client as tunnel
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+IDLE_LIMIT: Final = 30.0
+"""Seconds without a byte either way after which a connection is given up. A lock is waited for half as long."""
+
+_LOOKS: Final = 10  # counted in looks, not by a clock: a suspended process does not look
+_BLIND_LOOKS: Final = 100
+_MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
+_MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
+
+
+class IdleWatchdog:
+    """Watches the connection of an engine while it is checked out."""
+
+    def __init__(self, engine: Engine) -> None:
+        from sqlalchemy import event
+
+        self._last: WatchedSocket | None = None
+        event.listen(engine, "connect", self._on_connect)
+        event.listen(engine, "checkout", self._on_checkout)
+        event.listen(engine, "checkin", self._on_checkin)
+        event.listen(engine, "close", self._on_close)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the connection that was used last was given up."""
+        return self._last is not None and self._last.given_up
+
+    @staticmethod
+    def _on_connect(connection: Any, record: Any) -> None:
+        record.info["watched"] = WatchedSocket(connection.fileno())
+
+    def _on_checkout(self, _connection: object, record: Any, _proxy: object) -> None:
+        self._last = record.info["watched"]
+        self._last.begin()
+
+    @staticmethod
+    def _on_checkin(connection: object, record: Any) -> None:
+        if connection is not None:  # None: it was closed
+            record.info["watched"].end()
+
+    @staticmethod
+    def _on_close(_connection: object, record: Any) -> None:
+        watched = record.info.get("watched")  # None: it was closed while it was being made
+        if watched is not None:
+            watched.end()
+            watched.close()
+
+
+class WatchedSocket:
+    """One connection's socket, by a descriptor of our own: libpq may close its own, and the number be used again."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=os.dup(descriptor))
+        self._inode = os.fstat(descriptor).st_ino
+        self.close = weakref.finalize(self, self._socket.close)
+        """Closes our descriptor only; libpq ends the connection."""
+        self.close.atexit = False
+        self.given_up = False
+        """Whether it was shut down because no byte moved."""
+        self._moved: int | None = None
+        self._looks = 0
+
+    def begin(self) -> None:
+        """A caller waits on it from now on."""
+        self._moved, self._looks = None, 0
+        _thread.begin(self)
+
+    def end(self) -> None:
+        """No caller waits on it any more."""
+        _thread.end(self)
+
+    def look(self) -> bool:
+        """Whether no byte has moved for too long. Called at equal intervals while the connection is in use."""
+        moved = self._bytes_moved()
+        if moved != self._moved:
+            self._moved, self._looks = moved, 0
+            return False
+        self._looks += 1
+        return self._looks >= (_BLIND_LOOKS if moved is None else _LOOKS)
+
+    def _bytes_moved(self) -> int | None:
+        """Bytes acknowledged by the other side plus bytes received; None where neither kernel nor tunnel reports it."""
+        with contextlib.suppress(OSError, AttributeError, struct.error):
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MOVED_AT + _MOVED.size)
+            acknowledged, received = _MOVED.unpack_from(info, _MOVED_AT)
+            return int(acknowledged + received)
+        return tunnel.bytes_moved(self._inode)
+
+    def give_up(self) -> None:
+        """Shut it down, which wakes the caller."""
+        self.given_up = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _WatchdogThread:
+    """The thread that looks at all connections in use. It sleeps while there are none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_use: set[WatchedSocket] = set()
+        self._busy = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, watched: WatchedSocket) -> None:
+        with self._lock:
+            self._in_use.add(watched)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hopaas-watchdog", daemon=True)
+                self._thread.start()
+            self._busy.set()
+
+    def end(self, watched: WatchedSocket) -> None:
+        with self._lock:
+            self._in_use.discard(watched)
+
+    def _run(self) -> None:
+        while True:
+            self._busy.wait()
+            time.sleep(IDLE_LIMIT / _LOOKS)
+            with self._lock:
+                for watched in [one for one in self._in_use if one.look()]:
+                    self._in_use.discard(watched)
+                    watched.give_up()
+                if not self._in_use:
+                    self._busy.clear()
+
+
+_thread = _WatchdogThread()
+
+
+def _in_child() -> None:
+    """A child of a fork has a watchdog of its own: the thread is the parent's, and so are its callers."""
+    global _thread
+    _thread = _WatchdogThread()
+
+
+process.call_in_child(_in_child)

@@ -1,0 +1,107 @@
+"""The proof that a bucket keeps `If-None-Match: *`, and its renewal while a process writes.
+
+Everything rests on this condition, and servers break it in ways that one PUT does not show: see `objects.race`. So it
+is proved with fresh keys, before a store is created and before a process writes for the first time; and again, with a
+few requests, while it writes and after the server was away, because a server may get a second pool, or versioning, in
+the middle of a study. No number of requests proves it for good: the chain of commits notices what slips through.
+
+Keys are written where the policies let every worker write and remove; where those of an older policy, or of another
+hand, do not, beside the snapshots or the commits of the log that is to be written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, StoreUnreachable
+from hopaas_p2p.findings import Finding
+from hopaas_p2p.stores.objects.contract import Bucket
+from hopaas_p2p.stores.objects.race import KEYS, Evidence, examine, judged
+
+SCRATCH: Final = "study/doctor-proof/snapshot/"
+RENEW: Final = 300.0
+"""Seconds after which a process that writes proves the condition anew."""
+_SETTLED: Final = 5.0  # seconds after a proof for which a server that was away proves nothing anew
+_FEW: Final = 2  # keys, and writers per key, where the server was proved before
+CAUSES: Final = (
+    "Most likely, in this order: (1) MinIO or RustFS with more than one server pool: use a server with one pool, and "
+    "never add another; (2) a Ceph bucket with versioning switched on, before Squid 19.2.7 and Tentacle 20.2.1: use a "
+    "bucket that never had versions; (3) a gateway, proxy or cache that drops the header, or looks first and writes "
+    "then, such as the Versity gateway and rclone serve s3: talk to the server behind it; (4) an old release, such as "
+    "MinIO before 2024-09. docs/s3.md lists servers that keep it. The doctor tells when it is mended"
+)
+
+
+class Condition:
+    """What this process knows of the condition in one bucket.
+
+    Args:
+        objects: the bucket.
+        url: of the store, for messages.
+        clock: seconds; for tests.
+
+    """
+
+    def __init__(self, objects: Bucket, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._objects = objects
+        self._url = url
+        self._proved_at: float | None = None
+        self._interruptions = 0
+        self._refusal: ConfigurationError | BrokenChain | None = None
+
+    def prove_thoroughly(self) -> None:
+        """Before a store is created here. Raises as `prove`, and Denied."""
+        self._judge(examine(self._objects, SCRATCH))
+
+    def prove(self, root: str) -> None:
+        """Before something is written to the log at `root`, unless the proof is fresh.
+
+        Raises:
+            ConfigurationError: the condition is broken; the message says what was seen, and why that may be.
+            BrokenChain: the same, after this process has written: what it was told is safe may not be in the log.
+            StoreUnreachable: too few answers to tell.
+
+        """
+        if self._refusal is not None:
+            raise type(self._refusal)(str(self._refusal))
+        age = None if self._proved_at is None else self.clock() - self._proved_at
+        if age is None:
+            self._examine(root, keys=KEYS, writers=_FEW)
+        elif age >= RENEW or (age >= _SETTLED and self._objects.interruptions != self._interruptions):
+            self._examine(root, keys=_FEW, writers=_FEW)
+
+    def _examine(self, root: str, *, keys: int, writers: int) -> None:
+        for where in (SCRATCH, f"{root}snapshot/proof-", f"{root}log/proof-"):
+            try:
+                found = examine(self._objects, where, keys=keys, writers=writers, look=False)
+            except Denied:
+                continue  # keys that may not write anywhere need no proof
+            self._judge(found)
+            return
+
+    def findings(self) -> Iterator[Finding]:
+        """The proof, step by step, for the doctor; raises Denied and StoreUnreachable."""
+        found = examine(self._objects, SCRATCH)
+        with contextlib.suppress(ConfigurationError, BrokenChain):
+            self._judge(found)
+        well = f"{KEYS} fresh keys: a second PUT with If-None-Match: * was refused each time"
+        over = found.told(found.overwritten)
+        yield Finding.judged("condition", over or well, passed=not over, cure=CAUSES)
+        yield judged(found, cure=CAUSES)
+
+    def _judge(self, found: Evidence) -> None:
+        if found.seen:
+            said = (
+                f"{self._url}: the server does not keep 'If-None-Match: *', on which every commit rests: {found.seen}. "
+                f"Commits would be lost, so nothing is written. {CAUSES}"
+            )
+            self._refusal = ConfigurationError(said) if self._proved_at is None else BrokenChain(said)
+            raise self._refusal
+        if found.held < (found.keys + 1) // 2:
+            raise found.unknown or StoreUnreachable
+        self._proved_at = self.clock()
+        self._interruptions = self._objects.interruptions

@@ -1,0 +1,148 @@
+"""How a study is searched: sampler, pruner, what is done about repeats, replicates. The log says it for all peers.
+
+It is said at creation and changed by an owner. A process may use others: what it said when it opened the study holds
+for it alone, is told once, and stands in its introduction, where the monitor finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import optuna
+
+from hopaas_p2p.core.attributes import MOST_REPLICATES, PRUNER, REPEATS, REPEATS_POLICIES, REPLICATES, SAMPLER
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.pruners import MedianPruner
+from hopaas_p2p.search import registry
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}
+
+
+class SearchMethod(NamedTuple):
+    """What the log of a study says, or one process. None: nothing."""
+
+    sampler: registry.Method | None = None
+    pruner: registry.Method | None = None
+    repeats: str | None = None
+    replicates: int | None = None
+
+    @classmethod
+    def given(
+        cls,
+        sampler: optuna.samplers.BaseSampler | None,
+        pruner: optuna.pruners.BasePruner | None,
+        repeats: str | None,
+        replicates: int | None,
+    ) -> SearchMethod:
+        """What a caller says.
+
+        Raises:
+            InvalidInput: a word that is not allowed, or a number out of range.
+
+        """
+        if repeats is not None and repeats not in REPEATS_POLICIES:
+            raise InvalidInput(f"repeats is 'avoid', 'allow' or 'reuse', got {repeats!r}")
+        if replicates is not None and not (type(replicates) is int and 1 <= replicates <= MOST_REPLICATES):
+            raise InvalidInput(f"replicates is a whole number from 1 to {MOST_REPLICATES}, got {replicates!r}")
+        return cls(
+            None if sampler is None else registry.describe("sampler", sampler),
+            None if pruner is None else registry.describe("pruner", pruner),
+            repeats,
+            replicates,
+        )
+
+    @classmethod
+    def stored(cls, system: Mapping[str, str]) -> SearchMethod:
+        """What the attributes of a study say."""
+        keys = (SAMPLER, PRUNER, REPEATS, REPLICATES)
+        return cls(*[json.loads(system[key]) if key in system else None for key in keys])
+
+    def attributes(self) -> dict[str, str]:
+        """What is said, as attributes of a study."""
+        said = zip((SAMPLER, PRUNER, REPEATS, REPLICATES), self, strict=True)
+        return {key: json.dumps(value, separators=(",", ":")) for key, value in said if value is not None}
+
+    def differing(self, stored: SearchMethod) -> dict[str, str]:
+        """What is said here and is not what the study says, in words."""
+        found = {}
+        for name, mine, theirs in zip(self._fields, self, stored, strict=True):
+            if mine is not None and theirs is not None and mine != theirs:
+                found[name] = in_words(mine)
+        return found
+
+
+def in_words(value: registry.Method | str | int | None) -> str:
+    """One of the parts for people."""
+    return registry.in_words(value) if value is None or isinstance(value, dict) else str(value)
+
+
+class Searcher:
+    """What one process uses for a study; it follows the log. Not safe for use by several threads at once.
+
+    Args:
+        sampler, pruner: this process's own; None: the study's.
+        said: what this process said.
+
+    """
+
+    def __init__(
+        self,
+        sampler: optuna.samplers.BaseSampler | None,
+        pruner: optuna.pruners.BasePruner | None,
+        said: SearchMethod,
+    ) -> None:
+        self._own_sampler, self._own_pruner = sampler, pruner
+        self._said = said
+        self._system: Mapping[str, str] | None = None
+        self.stored = SearchMethod()
+        self.repeats = "avoid"
+        self.replicates = 1
+        self.sampler: optuna.samplers.BaseSampler | None = sampler
+        """None: Optuna's default, or ours."""
+        self.pruner: optuna.pruners.BasePruner = pruner if pruner is not None else MedianPruner()
+
+    def use(self, sampler: optuna.samplers.BaseSampler | None, pruner: optuna.pruners.BasePruner | None) -> None:
+        """Let this process have these as its own."""
+        said = SearchMethod.given(sampler, pruner, None, None)
+        if sampler is not None:
+            self._own_sampler = self.sampler = sampler
+            self._said = self._said._replace(sampler=said.sampler)
+        if pruner is not None:
+            self._own_pruner = self.pruner = pruner
+            self._said = self._said._replace(pruner=said.pruner)
+
+    def follow(self, system: Mapping[str, str]) -> bool:
+        """Take what the study's attributes say now; whether sampler or pruner are others than before."""
+        if system is self._system:
+            return False
+        self._system, before = system, self.stored
+        self.stored = stored = SearchMethod.stored(system)
+        self.repeats = self._said.repeats or stored.repeats or "avoid"
+        self.replicates = self._said.replicates or stored.replicates or 1
+        changed = False
+        if self._own_sampler is None and stored.sampler != before.sampler:
+            self.sampler, changed = _made("sampler", stored.sampler), True
+        if self._own_pruner is None and stored.pruner != before.pruner:
+            self.pruner, changed = _made("pruner", stored.pruner) or MedianPruner(), True
+        return changed
+
+    def differing(self) -> dict[str, str]:
+        """What this process uses and the study does not."""
+        return self._said.differing(self.stored)
+
+
+def _made(kind: registry.Kind, method: registry.Method | None) -> Any:
+    """What the study names; None for the default, also where it cannot be made here, which is said."""
+    if method is None:
+        return None
+    with contextlib.suppress(ImportError):
+        try:
+            return registry.make(kind, method)
+        except InvalidInput as error:
+            _log.warning("the %s of the study cannot be made, so this process uses the default: %s", kind, error)
+    return None

@@ -1,0 +1,110 @@
+"""What `optimize` logs: that it joined, how each trial ended, how far the study is, and why it stopped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import optuna
+from optuna.study import StudyDirection
+
+from hopaas_p2p.core import records
+
+if TYPE_CHECKING:
+    from optuna.trial import TrialState
+
+    from hopaas_p2p.study.study import Study
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_INTERVAL: Final = 60.0  # seconds between two lines about the study as a whole, or about waiting
+
+
+class ProgressLog:
+    """Log lines of one call of `optimize`, at level INFO.
+
+    A program that configures no logging sees them on stderr, as it sees Optuna's; `optuna.logging.set_verbosity`
+    silences both.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._handler: logging.Handler | None = None
+        self._level = _log.level
+        self._due = time.monotonic() + _INTERVAL
+        self._waiting_due = 0.0
+
+    def __enter__(self) -> ProgressLog:
+        if not _log.hasHandlers():
+            self._handler = logging.StreamHandler()
+            self._handler.setFormatter(logging.Formatter("%(message)s"))
+            _log.addHandler(self._handler)
+            _log.setLevel(optuna.logging.get_verbosity())
+        if self.enabled:
+            _log.info("joined study %r: %s", self._study.name, self._standing())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is not None:
+            _log.removeHandler(self._handler)
+            _log.setLevel(self._level)
+
+    @property
+    def enabled(self) -> bool:
+        return _log.isEnabledFor(logging.INFO)
+
+    def ended(self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None) -> None:
+        """A trial of this call ended."""
+        if not self.enabled:
+            return
+        if values is None:
+            _log.info("trial %d: %s%s", number, state.name, f" ({_last_line(reason)})" if reason else "")
+        else:
+            word = "" if state.name == "COMPLETE" else f" {state.name}"
+            shown = ", ".join(f"{value:.6g}" for value in values)
+            _log.info("trial %d:%s %s%s", number, word, shown, self._best((values[0], number) if not word else None))
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _INTERVAL
+            _log.info("study %r: %s", self._study.name, self._standing())
+
+    def waiting(self, why: str) -> None:
+        """No trial can start for now: said at once, and then once a minute."""
+        if time.monotonic() >= self._waiting_due:
+            self._waiting_due = time.monotonic() + _INTERVAL
+            _log.info("waiting for study %r: %s", self._study.name, why)
+
+    def stopped(self, why: str) -> None:
+        """Why this call starts no more trials."""
+        if self.enabled:
+            _log.info("left study %r: %s; %s", self._study.name, why, self._standing())
+
+    def _best(self, ended: tuple[float, int] | None = None) -> str:
+        """The best trial so far, including one that has `ended` (value, number) and may not be in the log yet."""
+        study = self._study
+        if len(study.optuna.directions) > 1:
+            return ""
+        known = [] if ended is None else [ended]
+        handle = study.storage.handle(study.study_id)
+        with handle.lock:  # no exchange: what this process knows by now is good enough for a log
+            handle.view.catch_up(handle.state)
+            best = handle.view.best()
+        if best is not None:
+            known.append((best.values[0], best.number))
+        if not known:
+            return ""
+        sign = -1.0 if study.optuna.direction is StudyDirection.MAXIMIZE else 1.0
+        value, number = min(known, key=lambda one: (sign * one[0], one[1]))
+        return f", best {value:.6g} (#{number})"
+
+    def _standing(self) -> str:
+        handle = self._study.storage.handle(self._study.study_id)
+        with handle.lock:
+            counts, limit = handle.state.counts, handle.state.budget
+            done = counts[records.TrialState.COMPLETE] + counts[records.TrialState.PRUNED]
+            running = counts[records.TrialState.RUNNING]
+        return f"{done}{'' if limit is None else f' of {limit}'} done, {running} running{self._best()}"
+
+
+def _last_line(reason: str) -> str:
+    return reason.strip().splitlines()[-1] if reason.strip() else ""

@@ -1,0 +1,309 @@
+"""Chooses the parameters of a process's next trial: before it asks, where the sampler can, and not what was tried.
+
+A proposal that equals a configuration of the log is drawn again. What the sampler draws next is its next best; if that
+was tried, too, a neighbour is taken. All samplers are treated alike, but for those that enumerate a space themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import Trial
+
+from hopaas_p2p.core.attributes import REPLICATE, REUSED
+from hopaas_p2p.core.records import TrialCreate
+from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
+from hopaas_p2p.core.state import Trial as LoggedTrial
+from hopaas_p2p.errors import HopaasError, NoWork
+from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
+from hopaas_p2p.search.repeats import Tried
+from hopaas_p2p.storage import Storage
+from hopaas_p2p.storage.handle import StudyHandle
+from hopaas_p2p.storage.optuna_internals import (
+    cached_trial,
+    fixed_params,
+    forget_cached_trials,
+    sample_relative,
+    suggest,
+    trial_id_of,
+)
+from hopaas_p2p.storage.proposal import Proposal
+from hopaas_p2p.study.method import Searcher
+from hopaas_p2p.translate import external
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_DRAWS: Final = 8  # of the sampler, after the first, for a configuration that is new
+_SAME_DRAWS: Final = 2  # after so many draws of what it has just drawn, a sampler has no other idea
+_MOST_REUSED: Final = 32  # known values told in one ask, before something new is tried
+
+
+class Proposed(NamedTuple):
+    """A configuration that was drawn before there is a trial for it, and the Trial that a sampler drew it for."""
+
+    proposal: Proposal
+    trial: Any
+
+
+class Proposer:
+    """See the module. Any thread may call.
+
+    Args:
+        storage, study_id: of the study.
+        study: Optuna's own object, whose sampler is asked.
+        searcher: what is to be done about repeats.
+        space: the search space; empty when the objective suggests as it goes.
+        new_trial: gives the Trial of an id.
+
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        study_id: int,
+        study: optuna.Study,
+        searcher: Searcher,
+        space: Mapping[str, BaseDistribution],
+        new_trial: Callable[[int], Any],
+    ) -> None:
+        self._new_trial = new_trial
+        self._storage, self._study_id, self._study = storage, study_id, study
+        self._searcher = searcher
+        self._space = space
+        self._tried = Tried(space)
+        self._read_from: State | None = None
+        self._cursor = self._handle.log.session.cursor()
+        self._lock = threading.Lock()
+        self._said_used_up = False
+
+    @property
+    def _handle(self) -> StudyHandle:
+        return self._storage.handle(self._study_id)
+
+    # --- before the ask ---
+
+    def propose(self, within: float) -> Proposed | None:
+        """Draw a configuration from the replica as it is, so that it travels with the ask; None where that cannot be.
+
+        It cannot be without a search space, nor where the sampler needs the trial first; and it is not worth it if a
+        trial waits.
+
+        Raises:
+            NoWork: the study gives out no trial; or known values are reused, and there is no new configuration.
+
+        """
+        study, handle = self._study, self._handle
+        if not self._space or not draws_early(study.sampler, study.pruner) or handle.gives_out_waiting():
+            return None
+        for _ in range(_MOST_REUSED):
+            handle.look_again_if_closed(within)
+            proposed = self._draw()
+            same = self._same_as(proposed.proposal.params)
+            if same is None or not self._reuse(proposed.proposal, same):
+                break
+        if same is not None:
+            proposed = self._drawn_again(proposed)
+        proposed.proposal.replicates = self._searcher.replicates
+        self._reserve(proposed.proposal.params)
+        return proposed
+
+    def drop(self, proposed: Proposed | None) -> None:
+        """This is not run: a trial that waited was given out, or none."""
+        if proposed is not None:
+            with self._lock:
+                self._tried.release(proposed.proposal.params)
+            tell_dropped(self._study.sampler, proposed.proposal.frozen)
+
+    def _draw(self) -> Proposed:
+        forget_cached_trials(self._study)
+        with self._storage.proposing(self._study_id) as proposal:
+            trial = self._new_trial(proposal.trial_id)
+            self._sample(trial)
+        return Proposed(proposal, trial)
+
+    def _drawn_again(self, first: Proposed) -> Proposed:
+        """What is new: a later draw, or a neighbour of the first; the first if there is nothing new."""
+        if self._is_used_up():
+            return first
+        drawn, same_draws = [first.proposal.params], 0
+        for _ in range(_DRAWS):
+            other = self._draw()
+            if self._same_as(other.proposal.params) is None:
+                tell_dropped(self._study.sampler, first.proposal.frozen)
+                return other
+            tell_dropped(self._study.sampler, other.proposal.frozen)
+            same_draws += other.proposal.params in drawn
+            if same_draws == _SAME_DRAWS:
+                break
+            drawn.append(other.proposal.params)
+        near = self._neighbour(first.proposal.params)
+        if near is not None:
+            first.proposal.params.update(near)
+        return first
+
+    # --- after the ask ---
+
+    def sample(self, trial: Trial) -> LoggedTrial | None:
+        """Let the sampler choose what a trial that has started lacks.
+
+        Returns the trial whose known values are to be told for it at once, if there is one.
+        """
+        space = self._space
+        was_queued = bool(fixed_params(trial) or cached_trial(trial).params)
+        if not space or space.keys() <= cached_trial(trial).params.keys():  # of a retry
+            return None
+        self._sample(trial)
+        if was_queued:
+            self._reserve(self._params(trial), trial.number)
+            return None
+        known = None if enumerates(self._study.sampler) else self._replaced(trial)
+        logged = self._handle.state.trials[trial.number]
+        if known is None and logged.attempt == 1 and not logged.history:
+            self._queue_replicates(trial)
+        return known
+
+    def _replaced(self, trial: Trial) -> LoggedTrial | None:
+        """See that a trial that was sampled after the ask is new; returns the one whose values are known for it."""
+        space = self._space
+        frozen, params = cached_trial(trial), self._params(trial)
+        same = self._same_as(params, but=trial.number)
+        if same is None:
+            self._reserve(params, trial.number)
+            return None
+        if self._searcher.repeats == "reuse" and _has_result(same):
+            return same
+        near = None if self._is_used_up() else self._neighbour(params)
+        for name, value in (near or {}).items():
+            if value != params[name]:
+                self._storage.set_trial_param(trial_id_of(trial), name, value, space[name])
+                frozen.params[name] = external(space[name], value)
+        self._reserve(near or params, trial.number)
+        return None
+
+    def _params(self, trial: Trial) -> dict[str, float]:
+        """Its parameters in the form of the log."""
+        params = cached_trial(trial).params
+        return {name: float(one.to_internal_repr(params[name])) for name, one in self._space.items()}
+
+    def _queue_replicates(self, trial: Trial) -> None:
+        """Queue the others of a configuration that gets several trials; they leave in the background."""
+        count = self._searcher.replicates
+        if count == 1:
+            return
+        handle, params = self._handle, self._params(trial)
+        with handle.lock:
+            for seed in range(1, count):
+                system = {REPLICATE: json.dumps({"of": trial.number, "seed": seed})}
+                self._storage.peer.put(handle.log, TrialCreate(state=WAITING, params=params, system=system))
+            self._storage.peer.hurry(handle.log, within=0.0)
+
+    # --- how ---
+
+    def _sample(self, trial: Trial) -> None:
+        self._sample_together(trial)
+        for name, distribution in self._space.items():
+            suggest(trial, name, distribution)
+
+    def _sample_together(self, trial: Trial) -> None:
+        """Let the sampler choose the parameters that it chooses together.
+
+        Some of Optuna's raise on what any peer may have written, as GPSampler on trials with unlike constraints; the
+        parameters are chosen one by one then. A sampler of somebody else's knows what it raises for.
+        """
+        try:
+            sample_relative(trial)
+        except (HopaasError, ImportError):  # the store is away, or an optional library is not installed
+            raise
+        except Exception as error:
+            if not type(self._study.sampler).__module__.startswith("optuna."):
+                raise
+            _log.warning(
+                "the sampler failed on this study, so trial %d is sampled one parameter at a time: %s",
+                trial.number,
+                error,
+            )
+
+    def _same_as(self, params: Mapping[str, float], *, but: int | None = None) -> LoggedTrial | None:
+        """The newest trial with these parameters; None if there is none, or repeats are allowed."""
+        if self._searcher.repeats == "allow":
+            return None
+        handle = self._handle
+        with handle.lock, self._lock:
+            state = handle.state
+            self._catch_up(state)
+            number = self._tried.number_of(params)
+        if number is None or number == but:
+            return None
+        if self._searcher.repeats == "reuse" and any(number == ended for ended, _ in handle.deferred):
+            self._storage.peer.pull(handle.log)  # its values were told in this process, and wait for the next exchange
+        return handle.state.trials[number] if number >= 0 else _ELSEWHERE
+
+    def _reserve(self, params: Mapping[str, float], number: int = -1) -> None:
+        if self._searcher.repeats != "allow":
+            handle = self._handle
+            with handle.lock, self._lock:
+                self._catch_up(handle.state)
+                self._tried.reserve(params, number)
+
+    def _catch_up(self, state: State) -> None:
+        changed = self._cursor.changed
+        if state is not self._read_from:
+            self._tried, self._read_from = Tried(self._space), state
+            self._tried.note(state.trials)
+            changed.clear()
+        elif changed:
+            self._tried.note([state.trials[number] for number in sorted(changed)])
+            changed.clear()
+
+    def _neighbour(self, params: Mapping[str, float]) -> dict[str, float] | None:
+        if enumerates(self._study.sampler):
+            return None
+        with self._lock:
+            return self._tried.neighbour(params)
+
+    def _is_used_up(self) -> bool:
+        """Whether nothing of the space is new, which is said.
+
+        Raises:
+            NoWork: where known values are reused, nothing is left to train then.
+
+        """
+        if not self._tried.used_up:
+            return False
+        if self._searcher.repeats == "reuse":
+            raise NoWork("every configuration of the search space has been tried", refusal="space")
+        if not self._said_used_up:
+            self._said_used_up = True
+            _log.warning(
+                "all %s configurations of the search space of %r have been tried: from now on they are repeated",
+                self._tried.size,
+                self._study.study_name,
+            )
+        return True
+
+    def _reuse(self, proposal: Proposal, same: LoggedTrial) -> bool:
+        """Tell the known values of this configuration as a trial of its own, if that is wanted and there are some."""
+        if self._searcher.repeats != "reuse" or not _has_result(same) or self._is_used_up():
+            return False
+        record = TrialCreate(
+            state=same.state,
+            params=proposal.params,
+            reports=same.reports,
+            system={**proposal.system, REUSED: str(same.number)},
+            values=same.values,
+        )
+        self._storage.bring(self._study_id, record)
+        return True
+
+
+_ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)
+"""What another thread of this process is about to start."""
+
+
+def _has_result(trial: LoggedTrial) -> bool:
+    return trial.values is not None and trial.state in (COMPLETE, PRUNED)

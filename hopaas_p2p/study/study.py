@@ -1,0 +1,871 @@
+"""A study as people use it.
+
+A Study is Optuna's study on our storage, plus what a campaign of many processes needs: a budget that is exact over
+all of them, pause and stop, and trials that are released, failed or completed whatever ends the code that runs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p import extras, interrupts
+from hopaas_p2p.artifacts import StudyArtifacts
+from hopaas_p2p.core import records
+from hopaas_p2p.core.attributes import REUSED
+from hopaas_p2p.core.records import (
+    Distribution,
+    PeerDrain,
+    StudyControl,
+    StudyDefine,
+    StudySet,
+    TrialReclaim,
+    TrialStop,
+)
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import (
+    DefinitionMismatch,
+    HopaasError,
+    InvalidInput,
+    NoSuchStudy,
+    NoSuchTrial,
+    NoWork,
+    StoreUnreachable,
+)
+from hopaas_p2p.interrupts import INTERRUPTIONS, describe, sigterm_raises
+from hopaas_p2p.space import ATTRIBUTE, as_attribute, inferred, said_later, spec
+from hopaas_p2p.storage import Storage, open_storage
+from hopaas_p2p.storage.handle import StudyHandle
+from hopaas_p2p.storage.optuna_internals import (
+    WatchedStudy,
+    after_trial,
+    become,
+    cached_trial,
+    contains,
+    encodable_copy_of,
+    fixed_params,
+    forget_cached_trials,
+)
+from hopaas_p2p.study.definition import Space, StudyArguments, compare, definition_of, provenance_of
+from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
+from hopaas_p2p.study.progress import ProgressLog
+from hopaas_p2p.study.proposer import Proposed, Proposer
+from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
+from hopaas_p2p.translate import AGAIN, fits, to_optuna, to_record
+from hopaas_p2p.trial import Trial, as_values
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hopaas_p2p.notebook.plot import Plot
+    from hopaas_p2p.notebook.watch import Watching
+    from hopaas_p2p.trackers import BackgroundExports, MLflow, Registered, Tracker
+
+_log: Final = logging.getLogger("hopaas_p2p")
+
+_LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that is paused
+
+Objective = Callable[[Trial], float | Sequence[float]]
+
+
+def open_study(
+    store: str | os.PathLike[str] | Storage,
+    name: str,
+    *,
+    space: Space | None = None,
+    direction: str = "minimize",
+    directions: Sequence[str] | None = None,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    budget: int | None = None,
+    attempts: int | None = None,
+    max_failures: int | None = None,
+    lease_ttl: float | None = None,
+    progress_timeout: float | None = None,
+    interrupted: str | None = None,
+    repeats: str | None = None,
+    replicates: int | None = None,
+    create: bool = True,
+    trackers: Sequence[str | Tracker] = (),
+    **storage_options: Any,
+) -> Study:
+    """Create the study, or join it if it is there: every process makes the same call.
+
+    Args:
+        store: a directory or URL that all processes reach, or a storage from `open_storage`, which several studies of
+            this process then share: one peer, one connection.
+        name: the study's name in that store.
+        space: parameter -> distribution (ours or Optuna's). With it, `trial.params` are all there at `ask`; without,
+            the objective suggests as it goes. A joiner may leave it out.
+        direction: "minimize" or "maximize"; `directions` for several objectives.
+        sampler: Optuna's or ours. The study keeps its class and arguments, but no seed: a process that joins and gives
+            none uses the same. One that gives another uses that, with a warning.
+        pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
+        budget: COMPLETE + PRUNED trials wanted over all processes, exactly. None: no end.
+        attempts: how often one set of parameters may be started when its peers die or are pre-empted; 3 if not said.
+        max_failures: failures in a row, over all processes, that end the campaign. None: never.
+        lease_ttl: seconds of silence after which a peer's trial is taken over; 120 if not said.
+        progress_timeout: seconds without a report after which a live trial is asked to stop, and after as many more
+            reclaimed. None: never.
+        interrupted: what becomes of a trial whose attempts are used up: "fail" (its place is given back), or "prune"
+            at its last report.
+        repeats: what becomes of a proposal that equals the parameters of another trial, in a study with a search space.
+            "avoid", the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse":
+            the known values are told at once, as a trial of its own.
+        replicates: how many trials each configuration gets; `trial.seed` tells them apart. See `Study.replicates`.
+        create: False joins only.
+        trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers
+            may say the same; one of them exports for all, in a thread of its own. Call `close` in the end.
+        storage_options: passed on to `open_storage`.
+
+    Raises:
+        DefinitionMismatch: the study exists and differs from what was given; the message shows where.
+        NoSuchStudy: it does not exist, and `create` is False.
+        ConfigurationError: the store cannot be used.
+    """
+    storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
+    if directions is None and direction != "minimize":
+        directions = (direction,)
+    given = StudyArguments(
+        directions=None if directions is None else tuple(directions),
+        space=space,
+        budget=budget,
+        attempts=attempts,
+        lease_ttl=lease_ttl,
+        max_failures=max_failures,
+        progress_timeout=progress_timeout,
+        interrupted=interrupted,
+    )
+    said = SearchMethod.given(sampler, pruner, repeats, replicates)
+    wanted = given.definition(name, provenance_of(sampler, pruner))
+    study_id = _join_or_create(storage, wanted, said, create=create)
+    compare(storage, study_id, wanted, given.given_fields())
+    study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
+    study._keep_to_method(aloud=True)
+    if trackers:
+        study._follow(trackers)
+    return study
+
+
+def _join_or_create(storage: Storage, wanted: StudyDefine, said: SearchMethod, *, create: bool) -> int:
+    with contextlib.suppress(KeyError):
+        return storage.get_study_id_from_name(wanted.name)
+    if not create:
+        raise NoSuchStudy(f"there is no study {wanted.name!r} in {storage.url}; see: hopaas-p2p study list")
+    with contextlib.suppress(DuplicatedStudyError):  # another process was quicker: join its study
+        attributes = said.attributes()
+        return storage.define_study(wanted, records.StudySet(system=attributes) if attributes else None)
+    return storage.get_study_id_from_name(wanted.name)
+
+
+class Study:
+    """A study as this process takes part in it. Get one from `open_study`. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        study_id: int,
+        name: str,
+        *,
+        sampler: optuna.samplers.BaseSampler | None = None,
+        pruner: optuna.pruners.BasePruner | None = None,
+        said: SearchMethod | None = None,
+    ) -> None:
+        self.storage = storage
+        self.name = name
+        self.study_id = study_id
+        self._searcher = Searcher(sampler, pruner, said or SearchMethod.given(sampler, pruner, None, None))
+        self.optuna = WatchedStudy(name, storage, sampler, self._searcher.pruner)
+        """The same study as Optuna's own object."""
+        self._pid = os.getpid()
+        self._inferred_space: dict[str, BaseDistribution] = {}
+        self._checked_sampler: optuna.samplers.BaseSampler | None = None
+        self._exports: BackgroundExports | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_proposer"}  # a copy makes its own
+
+    def __repr__(self) -> str:
+        return f"hopaas_p2p.open_study({self.storage.url!r}, {self.name!r})"
+
+    @property
+    def state(self) -> State:
+        """The replica, brought up to date. Shared with the scheduler's thread: read it, do not keep it."""
+        return self.storage.state(self.study_id)
+
+    @property
+    def _handle(self) -> StudyHandle:
+        return self.storage.handle(self.study_id)
+
+    @property
+    def space(self) -> dict[str, BaseDistribution]:
+        """The search space, of the definition or `set_space`; empty when the objective suggests as it goes."""
+        return dict(self._space)
+
+    def set_space(self, space: Mapping[str, Distribution]) -> None:
+        """Give a search space to a study that was created without, or imported: for `worker`, and for `ask`.
+
+        Raises:
+            DefinitionMismatch: its definition has one, which does not change.
+            Denied: this user may not write to the study.
+
+        """
+        if self._defined_space:
+            raise DefinitionMismatch(f"the study {self.name!r} was created with a search space, which does not change")
+        self.storage.say(self.study_id, StudySet(system={ATTRIBUTE: as_attribute(space)}))
+        self.__dict__.pop("_proposer", None)  # it is for the space before
+
+    def infer_space(self) -> str:
+        """Use, in this process, the search space that the study's trials were drawn from; why that is not known."""
+        found, why = inferred(self.state)
+        self._inferred_space = {name: to_optuna(one) for name, one in found.items()}
+        self.__dict__.pop("_proposer", None)
+        return why
+
+    @property
+    def _space(self) -> dict[str, BaseDistribution]:
+        if self._defined_space:
+            return self._defined_space
+        later = said_later(self._handle.log.state)
+        return {name: to_optuna(one) for name, one in later.items()} or self._inferred_space
+
+    @functools.cached_property
+    def _defined_space(self) -> dict[str, BaseDistribution]:
+        """A definition never changes."""
+        define = definition_of(self.state, self.name)
+        return {name: to_optuna(one) for name, one in define.space.items()}
+
+    @functools.cached_property
+    def _proposer(self) -> Proposer:
+        new_trial = functools.partial(Trial, self.optuna)
+        return Proposer(self.storage, self.study_id, self.optuna, self._searcher, self._space, new_trial)
+
+    def _keep_to_method(self, *, aloud: bool = False) -> None:
+        """Search as the study's log says, but for what this process was told otherwise."""
+        searcher = self._searcher
+        if searcher.follow(self._handle.state.system):
+            if searcher.sampler is not None:
+                self.optuna.sampler = searcher.sampler
+            self.optuna.pruner = searcher.pruner
+        if aloud:
+            others = searcher.differing()
+            self._handle.introduce_as(others)
+            for what, mine in others.items():
+                theirs = in_words(getattr(searcher.stored, what))
+                _log.warning("study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
+
+    def use(
+        self,
+        *,
+        sampler: optuna.samplers.BaseSampler | None = None,
+        pruner: optuna.pruners.BasePruner | None = None,
+    ) -> None:
+        """Let this process search with these, whatever the study says; `search_with` changes it for all."""
+        sampler = None if sampler is self.optuna.sampler else sampler
+        pruner = None if pruner is self.optuna.pruner else pruner
+        self._searcher.use(sampler, pruner)
+        self.optuna.sampler = sampler or self.optuna.sampler
+        self.optuna.pruner = pruner or self.optuna.pruner
+        self._keep_to_method(aloud=True)
+
+    # --- trials of this process ---
+
+    def ask(self) -> Trial:
+        """Start the next trial: a WAITING one first, else a new one. Blocks for one exchange.
+
+        Keep the trial until you tell it: it is given back when nothing refers to it any more.
+
+        Raises:
+            NoWork: the budget is used up, or the study is paused, stopped or failing.
+            ConfigurationError: the sampler unpickles what other peers wrote; see `allow_pickles` of `open_storage`.
+            StoreUnreachable: the store did not answer within `store_wait`, where that was given.
+
+        """
+        return self._ask(within=math.inf)
+
+    def _ask(self, *, within: float) -> Trial:
+        """See `ask`, which waits for an unreachable store no longer than `within`."""
+        if os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self.optuna.sampler.reseed_rng()  # a forked child would repeat its parent's draws
+            self._handle.introduce_as(self._searcher.differing())
+        self._keep_to_method()
+        if self._checked_sampler is not self.optuna.sampler:
+            extras.check_sampler(self.optuna.sampler)
+            self.storage.check_sampler(self.optuna.sampler)
+            self._checked_sampler = self.optuna.sampler
+        if interrupts.terminated:
+            interrupts.raise_again()
+        proposer = self._proposer
+        while True:
+            proposed = proposer.propose(within)
+            try:
+                trial_id = self.storage.take(self.study_id, proposed and proposed.proposal, within=within)
+            except BaseException:
+                proposer.drop(proposed)
+                raise
+            try:
+                trial = self._started(trial_id, proposed)
+                if trial is not None:
+                    self._handle.release_when_forgotten(trial, trial.number)
+                    return trial
+            except BaseException as error:  # a sampler may fail, or think for seconds until somebody interrupts it
+                self._give_back(trial_id, error)
+                raise
+
+    def _started(self, trial_id: int, proposed: Proposed | None) -> Trial | None:
+        """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
+        handle, proposer = self._handle, self._proposer
+        if proposed is not None and handle.is_new(trial_id, proposed.proposal):
+            trial: Trial = proposed.trial
+            become(trial, trial_id, self.storage.get_trial(trial_id))
+            return trial
+        proposer.drop(proposed)
+        forget_cached_trials(self.optuna)
+        trial = Trial(self.optuna, trial_id)
+        unfit = self._unfit(trial)
+        if unfit is not None:
+            _log.warning("trial %d, which was queued, fails: %s", trial.number, unfit)
+            self.storage.finish(trial_id, TrialState.FAIL, None, unfit)
+            return None
+        known = proposer.sample(trial)
+        if known is not None:
+            self.storage.set_trial_system_attr(trial_id, REUSED, known.number)
+            self.storage.finish(trial_id, TrialState(known.state.value), known.values)
+            return None
+        handle.send_soon()
+        return trial
+
+    def _unfit(self, trial: Trial) -> str | None:
+        """Why the parameters that a trial was queued with cannot be used; None if they can."""
+        fixed = fixed_params(trial)
+        known = self.state.dists if fixed else {}
+        for name, value in fixed.items():
+            if name in known and not fits(value, known[name]):
+                return f"{name} = {str(value)[:200]!r} is not in {spec(known[name])[:200]}"
+        return None
+
+    def running_here(self) -> list[int]:
+        """The trials that this process runs, by number: asked for, and not told or given back yet.
+
+        A trial is given back by itself when its object was collected before it was told. What is listed here although
+        you do not have it any more is referred to by something else, such as the traceback of an interrupted cell.
+        """
+        return self._handle.running_here()
+
+    def tell(
+        self,
+        trial: Trial | int,
+        values: float | Sequence[float] | None = None,
+        *,
+        state: TrialState | str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """End a trial of this process: durable when this returns.
+
+        Args:
+            trial: what `ask` gave, or its number.
+            values: the objective's value or values, for a COMPLETE trial.
+            state: "complete", "pruned" or "fail", if it does not follow from `values`.
+            reason: why it failed.
+
+        Raises:
+            LeaseLost: another peer took it over; `kept_as` is the trial that keeps a complete result.
+            NotYourTrial: this process never ran it.
+            InvalidInput: values that are not numbers, NaN, or too many or few. The trial goes on.
+        """
+        to = _state_named(state) if isinstance(state, str) else state
+        if to is None:
+            to = TrialState.COMPLETE if values is not None else TrialState.FAIL
+        told: tuple[float, ...] | None = None
+        if to is TrialState.COMPLETE:
+            if values is None:
+                raise InvalidInput("a COMPLETE trial needs values")
+            told = as_values(values, expected=len(self.optuna.directions))
+        number = trial if isinstance(trial, int) else trial.number
+        trial_id = self._told_id(number)
+        self._end(trial_id, told, to, reason=reason, strict=True)
+
+    def _told_id(self, number: int) -> int:
+        """The id of a trial that may be told here."""
+        try:
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        except KeyError:
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}") from None
+        self._handle.check_writable(number)
+        trial = self.state.trials[number]
+        if trial.state is records.TrialState.WAITING:
+            if not trial.history or not self.storage.peer.is_mine(trial.history[-1].owner):
+                raise InvalidInput(f"trial {number} waits to be run; `ask` starts it")
+            self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)  # given back when its object was dropped
+        return trial_id
+
+    def _end(
+        self,
+        trial_id: int,
+        values: tuple[float, ...] | None,
+        state: TrialState,
+        *,
+        reason: str | None,
+        defer: bool = False,
+        strict: bool = False,
+    ) -> None:
+        """End a trial as Optuna's `tell` does: the sampler hears of it first, and a pruned one gets its last report."""
+        frozen = self.storage.get_trial(trial_id)
+        reports = frozen.intermediate_values
+        if state is TrialState.PRUNED and reports and len(self.optuna.directions) == 1:
+            last = float(reports[max(reports)])
+            values = None if math.isnan(last) else (last,)
+        try:
+            after_trial(self.optuna, frozen, state, values)
+        finally:
+            self.storage.finish(trial_id, state, values, reason, defer=defer, strict=strict)
+
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[Trial]:
+        """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
+
+        The end of the block tells what `trial.tell(value)` said, else the last report. `trial.prune()` prunes. An
+        exception fails the trial, with its reason, and goes on. SIGTERM and Ctrl-C release it: it will be run again.
+        """
+        with sigterm_raises():
+            trial = self.ask()
+            try:
+                try:
+                    yield trial
+                except optuna.TrialPruned:
+                    self.tell(trial, state=TrialState.PRUNED)
+                except INTERRUPTIONS:
+                    raise
+                except BaseException as error:
+                    self.tell(trial, state=TrialState.FAIL, reason=describe(error))
+                    raise
+                else:
+                    self._tell_result(trial, self._result(trial))
+            except INTERRUPTIONS as error:
+                self._give_back(trial.id, error)
+                raise
+
+    def _give_back(self, trial_id: int, error: BaseException) -> None:
+        """Release a trial that this process was interrupted in, if its end has not been told yet.
+
+        Waits a few seconds for the store; without it, the lease ends by itself.
+        """
+        try:
+            with self.storage.peer.in_a_hurry():
+                self.storage.release(trial_id, reason=f"interrupted: {type(error).__name__}")
+        except UpdateFinishedTrialError:
+            pass
+        except HopaasError as trouble:
+            _log.warning("the interrupted trial could not be given back now: %s", trouble)
+
+    @staticmethod
+    def _result(trial: Trial) -> tuple[float, ...] | None:
+        if trial.told is not None:
+            return trial.told
+        reports = cached_trial(trial).intermediate_values
+        return (reports[max(reports)],) if reports else None
+
+    def _tell_result(self, trial: Trial, result: float | Sequence[float] | None) -> None:
+        if result is None:
+            self.tell(trial, state=TrialState.FAIL, reason="no value was told")
+            return
+        try:
+            values = as_values(result, expected=len(self.optuna.directions))
+        except InvalidInput as error:
+            self.tell(trial, state=TrialState.FAIL, reason=str(error))
+            return
+        self.tell(trial, values)
+
+    def optimize(
+        self,
+        objective: Objective,
+        n_trials: int | None = None,
+        timeout: float | None = None,
+        *,
+        catch: Iterable[type[Exception]] | type[Exception] = (),
+        callbacks: Iterable[Callable[[Study, FrozenTrial], None]] = (),
+    ) -> None:
+        """Run trials until the study gives out no more, or `n_trials` or `timeout` (seconds) of this call are reached.
+
+        One exchange per trial: the end of one is sent with the start of the next. While the study is paused it waits.
+        It returns as soon as there is no work and every running trial has a live owner; while an owner is silent it
+        stays until that trial has been reclaimed and retried, for at most twice the lease's ttl. What happens is
+        logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
+
+        Args:
+            objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
+            catch: exceptions that fail the trial and let this go on; others fail it and are raised.
+            callbacks: called after each trial with this study and the finished trial.
+
+        Raises:
+            InvalidInput: the objective cannot be called. No trial is started.
+        """
+        if not callable(objective):
+            raise InvalidInput(f"optimize wants a function that gets a trial and returns its value, got {objective!r}")
+        caught = (catch,) if isinstance(catch, type) else tuple(catch)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        done = 0
+        trial = None
+        with sigterm_raises(), ProgressLog(self) as progress:
+            try:
+                while True:
+                    if n_trials is not None and done >= n_trials:
+                        self._settle()
+                        progress.stopped(f"ran {done} trial{'s' * (done != 1)}, as asked")
+                        break
+                    if deadline is not None and time.monotonic() >= deadline:
+                        self._settle()
+                        progress.stopped("the time is up")
+                        break
+                    trial = self._next_trial(deadline, progress)
+                    if trial is None:
+                        break
+                    self._settle()
+                    self._run(trial, objective, caught, progress)
+                    done += 1
+                    if callbacks:
+                        self._settle()
+                        for callback in callbacks:
+                            callback(self, self.storage.get_trial(trial.id))
+            except INTERRUPTIONS as error:
+                if trial is not None:
+                    self._give_back(trial.id, error)
+                raise
+            finally:
+                self._settle()
+
+    def _next_trial(self, deadline: float | None, progress: ProgressLog) -> Trial | None:
+        """The next trial; None when there is nothing to do here, now and later."""
+        pause = min(1.0, self.state.policy.ttl / 8)
+        while True:
+            try:
+                return self._ask(within=math.inf if deadline is None else max(0.0, deadline - time.monotonic()))
+            except StoreUnreachable as error:
+                if deadline is None or time.monotonic() < deadline:
+                    raise
+                _log.warning("no more trials are started because the time is up: %s", error)
+                return None
+            except NoWork as none:
+                self._settle()
+                left = math.inf if deadline is None else deadline - time.monotonic()
+                if not self._may_come_back(none) or left <= 0.0:
+                    progress.stopped(none.reason)
+                    return None
+                progress.waiting(none.reason)
+                time.sleep(min(pause, left))
+                if none.refusal == "paused":
+                    pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+    def _may_come_back(self, none: NoWork) -> bool:
+        """Whether work may yet turn up: the study is paused, or the owner of a running trial is dead."""
+        if none.refusal == "paused":
+            return True
+        if none.refusal != "budget":
+            return False
+        return self.state.closed_because() is None or self.storage.peer.someone_may_be_dead(self._handle.log)
+
+    def _settle(self) -> None:
+        for number, verdict in self._handle.settle_deferred():
+            kept = f"; its result is kept as trial {verdict.number}" if verdict.refusal == "late" else ""
+            _log.warning("trial %d was taken over by another peer%s", number, kept)
+
+    def _run(
+        self, trial: Trial, objective: Objective, caught: tuple[type[Exception], ...], progress: ProgressLog
+    ) -> None:
+        """Run one trial to its end, which is queued."""
+        state, values, reason = TrialState.COMPLETE, None, None
+        try:
+            result = objective(trial)
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except INTERRUPTIONS:
+            raise
+        except BaseException as error:
+            self._end_later(trial, progress, TrialState.FAIL, reason=describe(error))
+            if not isinstance(error, caught):
+                raise
+            return
+        else:
+            try:
+                values = as_values(result, expected=len(self.optuna.directions))
+            except InvalidInput as error:
+                state, reason = TrialState.FAIL, str(error)
+        self._end_later(trial, progress, state, values, reason)
+
+    def _end_later(
+        self,
+        trial: Trial,
+        progress: ProgressLog,
+        state: TrialState,
+        values: tuple[float, ...] | None = None,
+        reason: str | None = None,
+    ) -> None:
+        trial_id = trial.id
+        self._handle.check_writable(trial.number)
+        self._end(trial_id, values, state, reason=reason, defer=True)
+        progress.ended(trial.number, state, values, reason)
+
+    # --- what its people decide, for all peers ---
+
+    def enqueue(self, params: Mapping[str, Any], *, user_attrs: Mapping[str, Any] | None = None) -> int:
+        """Queue a trial with these parameters; returns its number.
+
+        Raises:
+            InvalidInput: an unknown parameter, or a value outside the space; nothing was queued.
+        """
+        space = self.space
+        for name, value in params.items():
+            if space and name not in space:
+                raise InvalidInput(f"the study has no parameter {name!r}; it has {', '.join(space)}")
+            if name in space and not contains(space[name], value):
+                raise InvalidInput(f"{name} = {value!r} is outside {to_record(space[name])}")
+        before = optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            system_attrs={"fixed_params": dict(params)},
+            user_attrs=dict(user_attrs or {}),
+        )
+        trial_id = self.storage.create_new_trial(self.study_id, before)
+        return self.storage.get_trial_number_from_id(trial_id)
+
+    def pause(self) -> None:
+        """Give out no trials until `resume`; running ones go on."""
+        self._control(StudyControl(status="paused"))
+
+    def resume(self) -> None:
+        """Give out trials again; also forgets failures in a row."""
+        self._control(StudyControl(status="running"))
+
+    def stop(self) -> None:
+        """End the campaign: no more trials; running ones are finished by their owners."""
+        self._control(StudyControl(status="stopped"))
+
+    def set_budget(self, budget: int | None) -> None:
+        """Move the budget; None lifts it."""
+        if budget is not None and budget < 1:
+            raise InvalidInput(f"budget must be at least 1, got {budget}")
+        self._control(StudyControl(budget=-1 if budget is None else budget))
+
+    def _control(self, record: records.StudyRecord) -> None:
+        self.storage.say(self.study_id, record)
+
+    @property
+    def method(self) -> SearchMethod:
+        """How the study's log says that it is searched; None where it says nothing."""
+        return SearchMethod.stored(self.state.system)
+
+    def search_with(
+        self,
+        *,
+        sampler: optuna.samplers.BaseSampler | None = None,
+        pruner: optuna.pruners.BasePruner | None = None,
+        repeats: str | None = None,
+        replicates: int | None = None,
+    ) -> None:
+        """Change how all peers search that do not say otherwise themselves: from their next trial on. Owners only.
+
+        Raises:
+            InvalidInput: a word that is not allowed, or a sampler or pruner whose class or arguments cannot be kept.
+
+        """
+        said = SearchMethod.given(sampler, pruner, repeats, replicates)
+        for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
+            if method is not None and method["arguments"] is None:
+                raise InvalidInput(
+                    f"the {what} {in_words(method)} cannot be kept: its class, or a function it is given"
+                )
+        if said.attributes():
+            self._control(records.StudySet(system=said.attributes()))
+
+    def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
+        """Ask a peer (by uuid), or all of a site, to finish what they run and take no more; `off` takes it back."""
+        if (peer is None) == (site is None):
+            raise InvalidInput("drain either a peer or a site")
+        self._control(PeerDrain(peer=peer, site=site, off=off))
+
+    def stop_trial(self, number: int, *, reason: str | None = None, epoch: int | None = None) -> None:
+        """Ask the present owner of a running trial to end it: its next `should_prune()` is True.
+
+        With `epoch`, only the owner of that lease: InvalidInput if the trial has another owner by now.
+        """
+        trial = self._running(number)
+        self._control(TrialStop(number, trial.epoch if epoch is None else epoch, reason))
+
+    def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
+        """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
+
+        None when the policy's attempts are used up. With `epoch`, a running trial is taken away only if that is still
+        its lease, else InvalidInput says that it is not, and nothing is queued.
+        """
+        state = self.state
+        if not 0 <= number < len(state.trials):
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
+        trial = state.trials[number]
+        if epoch is not None:
+            self._running(number)
+        if trial.state is not records.TrialState.RUNNING:
+            frozen = self.storage.get_trial((self.study_id << 32) + number)
+            attrs = {
+                **frozen.system_attrs,
+                "fixed_params": frozen.params or frozen.system_attrs.get("fixed_params", {}),
+                AGAIN: number,
+            }
+            again = optuna.trial.create_trial(
+                state=TrialState.WAITING, system_attrs=attrs, user_attrs=frozen.user_attrs
+            )
+            return self.storage.get_trial_number_from_id(self.storage.create_new_trial(self.study_id, again))
+        self._control(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
+        return self.state.trials[number].retried_by
+
+    def _running(self, number: int) -> Any:
+        state = self.state
+        if not 0 <= number < len(state.trials):
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
+        trial = state.trials[number]
+        if trial.state is not records.TrialState.RUNNING:
+            raise InvalidInput(f"trial {number} is {trial.state.name}, not RUNNING")
+        return trial
+
+    # --- reading ---
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials of all peers, by number. Shared: not to be changed."""
+        return self.storage.get_all_trials(self.study_id, deepcopy=False)
+
+    @property
+    def best_trial(self) -> FrozenTrial:
+        """The best COMPLETE trial; ValueError when there is none yet."""
+        return self.optuna.best_trial
+
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """The parameters of the best trial; ValueError when there is none yet."""
+        return self.best_trial.params
+
+    @property
+    def best_value(self) -> float:
+        """The value of the best trial; ValueError when there is none yet."""
+        return self.optuna.best_value
+
+    @property
+    def best_trials(self) -> list[FrozenTrial]:
+        """The Pareto front: COMPLETE trials that no other one beats in every objective."""
+        return self.optuna.best_trials
+
+    def replicates(self) -> list[ReplicateGroup]:
+        """The configurations that were tried, the best mean first, with mean and standard error over their trials."""
+        return replicate_groups(self.trials, maximize=self.optuna.directions[0] == StudyDirection.MAXIMIZE)
+
+    @property
+    def direction(self) -> StudyDirection:
+        """Whether to minimize or maximize. RuntimeError for several objectives; see `directions`."""
+        return self.optuna.direction
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """One for each objective."""
+        return self.optuna.directions
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """What was attached to the study with `set_user_attr`."""
+        return self.optuna.user_attrs
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Attach something to the study: JSON up to 1 MiB. Durable when this returns."""
+        self.optuna.set_user_attr(key, value)
+
+    def trials_dataframe(self, **options: Any) -> pd.DataFrame:
+        """Optuna's table of all trials, with `attempt`, `owner`, `site` and `host` beside it. Needs pandas."""
+        try:
+            frame = self.optuna.trials_dataframe(**options)
+        except ImportError:
+            raise ImportError("trials_dataframe needs pandas: pip install pandas") from None
+        except UnicodeEncodeError:  # an attribute holds half a surrogate pair, which Arrow's texts cannot
+            trials = [encodable_copy_of(one) for one in self.optuna.trials]
+            whole = copy.copy(self.optuna)
+            whole.get_trials = lambda *_args, **_options: trials  # type: ignore[method-assign]
+            frame = whole.trials_dataframe(**options)
+        state = self.state
+        rows = state.trials[: len(frame)]
+        frame["attempt"] = [trial.attempt for trial in rows]
+        frame["owner"] = [trial.owner for trial in rows]
+        for what in ("site", "host"):
+            frame[what] = [state.peers.get(trial.owner or "", {}).get(what) for trial in rows]
+        return frame
+
+    def provenance(self, number: int) -> dict[str, str]:
+        """Where and with what a trial ran: host, site, user, pid, batch job, GPU, git commit, package versions."""
+        state = self.state
+        if not 0 <= number < len(state.trials):
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
+        return state.peers.get(state.trials[number].owner or "", {})
+
+    def artifacts(self) -> StudyArtifacts:
+        """The files of this study and its trials; also an artifact store for Optuna and optuna-dashboard."""
+        return StudyArtifacts(self.storage, self.study_id)
+
+    def register_best(
+        self, model_artifact: str | os.PathLike[str], name: str, *, tracker: MLflow | str | None = None
+    ) -> Registered:
+        """Put the best trial's model into MLflow's registry: see `hopaas_p2p.trackers.register_best`."""
+        from hopaas_p2p.trackers import register_best
+
+        return register_best(self, model_artifact, name, tracker=tracker)
+
+    def _follow(self, trackers: Sequence[str | Tracker]) -> None:
+        from hopaas_p2p.trackers import BackgroundExports
+
+        self._exports = BackgroundExports(self, trackers)
+
+    def _repr_html_(self) -> str:
+        from hopaas_p2p.notebook.summary import study_html
+
+        return study_html(self)
+
+    @property
+    def plot(self) -> Plot:
+        """Charts for a notebook: `study.plot.history()`, importances, slice, parallel, timeline, intermediate."""
+        from hopaas_p2p.notebook.plot import Plot
+
+        return Plot(self)
+
+    def watch(self, *, interval: float = 2.0) -> Watching:
+        """Show this study in a notebook, kept up to date while other cells run. Returns at once.
+
+        Args:
+            interval: seconds between two looks.
+
+        Raises:
+            InvalidInput: this is no notebook; in a terminal use `hopaas-p2p watch`.
+
+        """
+        from hopaas_p2p.notebook.watch import Watching
+
+        return Watching(self, interval=interval)
+
+    def close(self) -> None:
+        """Send what is queued and let go of the store; with trackers, the last of it goes there first, for 30 s."""
+        if self._exports is not None:
+            self._exports.close()
+        self.storage.close()
+
+
+def _state_named(word: str) -> TrialState:
+    if word.lower() not in ("complete", "pruned", "fail"):
+        raise InvalidInput(f"a trial ends as 'complete', 'pruned' or 'fail', not {word!r}")
+    return TrialState[word.upper()]

@@ -1,0 +1,36 @@
+"""Times of the log, which are microseconds since 1970 in UTC, as `datetime` and as text."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Final
+
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+def to_utc(microseconds: int | None) -> datetime.datetime | None:
+    """The moment; None for None, and for a time that no calendar has, which a broken peer may have written."""
+    if microseconds is None:
+        return None
+    try:
+        return _EPOCH + datetime.timedelta(microseconds=microseconds)
+    except OverflowError:
+        return None
+
+
+def to_iso(when: datetime.datetime | int | None) -> str | None:
+    """A moment, or a time of the log, as ISO 8601 in UTC, ending in Z; None where `to_utc` gives None."""
+    if isinstance(when, int):
+        when = to_utc(when)
+    return when.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z") if when else None
+
+
+def from_iso(text: str) -> int:
+    """The time of the log that ISO 8601 text gives; without an offset it is this machine's local time.
+
+    Raises:
+        ValueError: the text is not ISO 8601.
+
+    """
+    when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    return (when - _EPOCH) // datetime.timedelta(microseconds=1)

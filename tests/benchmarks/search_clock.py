@@ -1,0 +1,84 @@
+"""Many peers search a recorded table on a virtual clock: who knows what, when, without a machine that trains.
+
+A peer asks, trains for as long as the table says, tells, and asks again. It sees everything that was told by then, and
+the parameters of what is running: the best that any store can do. Results that come at one instant are told before
+anybody asks.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+
+Configuration = tuple[int, ...]
+"""For each parameter, in the order of the space, which of its values."""
+
+
+class Recorded(NamedTuple):
+    """What training gave, once for all."""
+
+    value: float  # to minimise
+    seconds: float
+
+
+class Table(NamedTuple):
+    """All configurations of a space, trained."""
+
+    space: dict[str, BaseDistribution]
+    records: dict[Configuration, Recorded]
+
+    def best(self, share: float) -> float:
+        """The value that this share of all configurations reaches, at least one of them."""
+        values = sorted(record.value for record in self.records.values())
+        return values[max(1, round(share * len(values))) - 1]
+
+
+class Evaluation(NamedTuple):
+    """A trial that ended."""
+
+    at: float
+    peer: int
+    configuration: Configuration
+    value: float
+
+
+class Search(NamedTuple):
+    """What a search did."""
+
+    proposed: list[Configuration]  # in the order of asking
+    told: list[Evaluation]
+
+    def first(self, value: float) -> int | None:
+        """How many evaluations it took to get that value; None, if it was not reached."""
+        return next((count for count, one in enumerate(self.told, 1) if one.value <= value), None)
+
+    @property
+    def repeated(self) -> float:
+        """The share of the proposals that somebody had made before."""
+        return 1 - len(set(self.proposed)) / len(self.proposed)
+
+
+def search(table: Table, sampler: BaseSampler, *, peers: int, evaluations: int) -> Search:
+    """Let that many peers share one study, until so many evaluations are told."""
+    study = optuna.create_study(sampler=sampler, storage=optuna.storages.InMemoryStorage())
+    running: list[tuple[float, int, int, Configuration]] = []  # end, peer, number
+    done, now, free = Search([], []), 0.0, list(range(peers))
+    while len(done.told) < evaluations:
+        for peer in free[: evaluations - len(done.proposed)]:
+            trial = study.ask(table.space)
+            configuration = tuple(int(trial.params[name]) for name in table.space)
+            done.proposed.append(configuration)
+            ends = now + table.records[configuration].seconds
+            heapq.heappush(running, (ends, peer, trial.number, configuration))
+        now, free = running[0][0], []
+        while running and running[0][0] == now:
+            _, peer, number, configuration = heapq.heappop(running)
+            value = table.records[configuration].value
+            study.tell(number, value)
+            done.told.append(Evaluation(now, peer, configuration, value))
+            free.append(peer)
+    return done

@@ -1,0 +1,302 @@
+"""The one reader behind all sessions: what it shows, how old that is, and whose store it is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+from streamlit.testing.v1 import AppTest
+
+import hopaas_p2p
+from dashboard_app import options
+from dashboard_app.frames import Frame
+from dashboard_app.replica_cache import ReplicaCache, caches, close_all
+from dashboard_app.server import SCRIPT
+from hopaas_p2p.audit import audit
+from hopaas_p2p.core.records import StudySet, TrialCreate
+from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.peer.driver import study_driver
+from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.url import open_store
+from tests.support.dashboard_pages import calm, texts
+from tests.support.dashboard_studies import Scribe
+from tests.support.processes import until
+
+UUID = "0123456789abcdef"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    scribe = Scribe()
+    scribe.join("ann", "north")
+    scribe.trial("ann", 1.0, lr=1e-3)
+    scribe.start("ann", lr=1e-2)
+    scribe.put_into(str(tmp_path / "store"))
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def cache(store: str) -> Iterator[ReplicaCache]:
+    one = ReplicaCache(store, threaded=False)
+    yield one
+    one.close()
+
+
+def look(cache: ReplicaCache) -> None:
+    """Let the cache read the study now."""
+    cache._studies[UUID].due = 0.0
+    cache.tick()
+
+
+def add_trial(store: str) -> None:
+    opened = open_store(store)
+    replica = study_driver(opened.log(UUID), writer="newcomer", now_us=lambda: 1_700_000_999_000_000)
+    replica.put("newcomer", TrialCreate())
+    replica.exchange()
+    opened.close()
+
+
+def test_a_frame_is_kept_while_nothing_changes_and_replaced_when_something_does(
+    store: str, cache: ReplicaCache
+) -> None:
+    first = cache.frame(UUID)
+    assert first is not None
+    look(cache)
+    assert cache.frame(UUID) is first
+
+    add_trial(store)
+    look(cache)
+
+    second = cache.frame(UUID)
+    assert second is not None and second is not first
+    assert (len(first.columns), len(second.columns)) == (2, 3)
+    assert cache.lsn(UUID) == second.lsn == first.lsn + 1
+
+
+def test_the_cache_writes_nothing(store: str, cache: ReplicaCache) -> None:
+    before = cache.frame(UUID)
+    assert before is not None
+
+    for _ in range(5):
+        look(cache)
+
+    assert cache.lsn(UUID) == before.lsn
+    assert not list(Path(store).glob("v1/beats/*"))
+
+
+def test_what_is_written_from_a_page_is_in_the_replica_that_the_page_shows(store: str, cache: ReplicaCache) -> None:
+    before = cache.frame(UUID)
+    (listing,) = cache.studies()
+    assert before is not None
+
+    for person in ("", "ann"):
+        cache.study(listing, person).enqueue({"lr": 1e-3})
+    cache.show_written(UUID)  # without another look at the store
+
+    after = cache.frame(UUID)
+    assert after is not None
+    assert len(after.columns) == len(before.columns) + 2
+    lines = [line for line in audit(hopaas_p2p.open_study(store, listing.name)) if line["kind"] == "trial.create"][-2:]
+    assert [line["on_behalf_of"] for line in lines] == [None, "ann"]
+    assert len({line["writer"] for line in lines}) == 1
+
+
+def test_one_thread_serves_many_sessions_and_sees_what_is_new(store: str) -> None:
+    cache = ReplicaCache(store)
+    try:
+        seen: list[Frame | None] = []
+        sessions = [threading.Thread(target=lambda: seen.append(cache.frame(UUID))) for _ in range(8)]
+        for one in sessions:
+            one.start()
+        for one in sessions:
+            one.join(30)
+        assert len(seen) == 8
+        assert len({id(one) for one in seen}) == 1
+
+        before = cache.lsn(UUID)
+        add_trial(store)
+        until(lambda: cache.lsn(UUID) > before, 30, what="the new trial")
+    finally:
+        cache.close()
+
+
+def test_a_visit_after_a_while_begins_with_what_is_so_now(store: str) -> None:
+    cache = ReplicaCache(store)
+    try:
+        assert cache.frame(UUID) is not None
+        study = cache._studies[UUID]
+        study.viewed_until = 0.0  # as if nobody had looked for a while
+        cache._catalog.due = 0.0
+        until(lambda: cache._catalog.due > 0.0, 30, what="a turn of the thread that leaves the study alone")
+        add_trial(store)
+        study.pulled -= 60.0
+
+        frame = cache.frame(UUID)
+
+        assert frame is not None
+        assert len(frame.columns) == 3
+    finally:
+        cache.close()
+
+
+def test_a_store_that_is_away_is_said_to_be_and_comes_back(
+    cache: ReplicaCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = cache.frame(UUID)
+    exchange = cache._pull
+
+    def away(_replica: object) -> None:
+        raise StoreUnreachable("no route to the store")
+
+    monkeypatch.setattr(cache, "_pull", away)
+    look(cache)
+    assert cache.frame(UUID) is frame
+    assert cache.freshness(UUID).trouble == "no route to the store"
+
+    monkeypatch.setattr(cache, "_pull", exchange)
+    look(cache)
+    assert cache.freshness(UUID).trouble is None
+
+
+def test_a_study_that_cannot_be_shown_keeps_no_other_from_being_shown(
+    store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Scribe(name="bad").put_into(store, uuid="bad")
+    make = Frame.__init__
+
+    def choosy(self: Frame, listing: Any, *more: Any) -> None:
+        if listing.name == "bad":
+            raise ZeroDivisionError
+        make(self, listing, *more)
+
+    monkeypatch.setattr(Frame, "__init__", choosy)
+    cache = ReplicaCache(store, threaded=False)
+
+    assert cache.frame("bad") is None
+    assert cache.frame(UUID) is not None
+    assert cache.freshness("bad").trouble == "the study 'bad' cannot be shown: ZeroDivisionError"
+    assert "cannot be shown" in caplog.text
+    cache.close()
+
+
+def test_a_lease_counts_from_the_last_change_of_a_beat(
+    store: str, cache: ReplicaCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 1000.0
+    monkeypatch.setattr("dashboard_app.replica_cache.time.monotonic", lambda: clock)
+    opened = open_store(store)
+    opened.beat(Beat("ann", "1"))
+    cache.frame(UUID)
+    assert cache.lease_left(UUID, "ann") == 120.0
+
+    clock += 50.0
+    cache.lsn(UUID)  # somebody looks
+    cache.tick()
+    assert cache.lease_left(UUID, "ann") == 70.0
+
+    opened.beat(Beat("ann", "2"))
+    clock += 10.0
+    cache.lsn(UUID)
+    cache.tick()
+    opened.close()
+    assert cache.lease_left(UUID, "ann") == 120.0
+    assert cache.lease_left(UUID, "nobody") is None
+
+
+def test_a_clock_that_is_off_is_seen_in_what_a_peer_tells(
+    store: str, cache: ReplicaCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.frame(UUID)
+    assert cache.clock_behind(UUID, "newcomer") is None
+    monkeypatch.setattr("dashboard_app.replica_cache.time.time", lambda: 1_700_000_999.0 + 3600.0)
+
+    add_trial(store)
+    look(cache)
+
+    assert cache.clock_behind(UUID, "newcomer") == pytest.approx(3600.0)
+
+
+def test_a_result_is_computed_once_for_all_sessions(cache: ReplicaCache) -> None:
+    frame = cache.frame(UUID)
+    assert frame is not None
+    calls = []
+
+    def count(one: Frame) -> int:
+        calls.append(one)
+        return len(one.columns)
+
+    assert [frame.once(count), frame.once(count), frame.once(count, "other key")] == [2, 2, 2]
+    assert len(calls) == 2
+
+
+def test_attributes_that_are_no_json_are_shown_as_they_are(store: str, cache: ReplicaCache) -> None:
+    opened = open_store(store)
+    replica = study_driver(opened.log(UUID), writer="odd", now_us=lambda: 1)
+    replica.put("odd", StudySet(system={"hopaas:tags": '["a"]', "odd": "{not json"}))
+    replica.exchange()
+    opened.close()
+
+    frame = cache.frame(UUID)
+
+    assert frame is not None
+    assert (frame.tags, frame.system["odd"], frame.note) == (["a"], "{not json", "")
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres", "s3"])
+def test_the_cache_reads_every_kind_of_store(kind: str, request: pytest.FixtureRequest) -> None:
+    url = "memory://dashboard-feed" if kind == "memory" else request.getfixturevalue(f"{kind}_url")
+    study = hopaas_p2p.open_study(url, "shared", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=30.0)
+    cache = ReplicaCache(url)
+    try:
+        (listing,) = cache.studies()
+        before = cache.frame(listing.uuid)
+        assert before is not None
+
+        trial = study.ask()
+        until(lambda: cache.lsn(listing.uuid) > before.lsn, 30, what="the trial")
+        running = cache.frame(listing.uuid)
+        assert running is not None
+        (number,) = running.state.running
+        owner = running.state.trials[number].owner
+        left = until(lambda: cache.lease_left(listing.uuid, owner or ""), 30, what="the lease")
+        study.tell(trial, 1.0)
+
+        assert 0 < left <= 30.0
+        assert cache.freshness(listing.uuid).trouble is None
+        assert cache.round_trip is not None
+    finally:
+        cache.close()
+        study.close()
+
+
+# --- which store -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_stores(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    for name in ("first", "second"):
+        Scribe(name=f"study of the {name}").put_into(str(tmp_path / name))
+    pair = (str(tmp_path / "first"), str(tmp_path / "second"))
+    options.use(options.DashboardOptions(stores=pair))
+    yield pair
+    close_all()
+    options.use(options.DashboardOptions())
+
+
+@pytest.mark.parametrize(("asked", "shown"), [("", "first"), ("second", "second"), ("elsewhere", "first")])
+def test_the_address_names_one_of_our_stores_and_no_other(two_stores: tuple[str, str], asked: str, shown: str) -> None:
+    """A URL that only an address names is never opened: whoever sends the link does not choose what we connect to."""
+    test = AppTest.from_file(str(SCRIPT), default_timeout=60)
+    if asked:
+        test.query_params["store"] = str(Path(two_stores[0]).parent.as_uri()) + f"/{asked}"
+
+    ran = calm(test)
+
+    assert f"study of the {shown}" in texts(ran)
+    assert len({one.url for one in caches()}) <= 2

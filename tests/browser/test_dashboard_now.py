@@ -1,0 +1,363 @@
+"""What the pages of people and trials say, against hand-made studies whose answers are known."""
+
+from __future__ import annotations
+
+import ast
+import math
+import shlex
+
+import numpy as np
+import pytest
+
+pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
+
+from dashboard_app.views import campaigns, live, peers, pruning, table, trial
+from dashboard_app.views.columns import columns, place
+from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
+from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
+
+BEGAN = 1_700_000_000.0
+
+
+def everybody(_owner: str) -> bool:
+    return True
+
+
+def nobody(_owner: str) -> bool:
+    return False
+
+
+def two_sites() -> Scribe:
+    """Six trials of two peers: four complete, one pruned, one that fails; then one that runs at each."""
+    scribe = Scribe(policy=Policy(budget=10))
+    scribe.join("ann", "north", "n1")
+    scribe.join("bob", "south", "s1")
+    scribe.trial("ann", 4.0, lr=1e-3, units=16.0, opt=0.0, reports=(9.0, 8.0, 4.0))
+    scribe.trial("bob", 2.0, lr=1e-2, units=32.0, opt=1.0, reports=(9.0, 7.0, 2.0))
+    scribe.trial("ann", state=PRUNED, lr=1e-4, units=64.0, opt=0.0, reports=(9.5,))
+    scribe.trial("ann", state=FAIL, lr=1e-1, units=8.0, opt=2.0, reason="ValueError: <b>nan</b>\nTraceback")
+    scribe.trial("bob", 3.0, lr=1e-2, units=16.0, opt=1.0, reports=(5.0, 4.0, 3.0))
+    scribe.trial("bob", 6.0, lr=1e-5, units=128.0, opt=1.0)
+    scribe.start("ann", lr=1e-3, units=16.0, opt=0.0)
+    scribe.start("bob", lr=1e-3, units=24.0, opt=2.0)
+    scribe.report("bob", 7, 5.0, 4.5)
+    return scribe
+
+
+# --- campaigns ---------------------------------------------------------------------------------------------------
+
+
+def test_a_card_says_best_counts_peers_by_site_and_who_began() -> None:
+    state = two_sites().state
+
+    card = campaigns.card(state, columns(state), alive=everybody)
+
+    assert (card.word, card.best, card.best_of) == ("running", "2", "lowest, trial 1")
+    assert card.counts == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
+    assert (card.used, card.budget) == (7, 10)
+    assert card.sites == {"north": 1, "south": 1}
+    assert card.spark == [4.0, 2.0, 2.0, 2.0]
+    assert card.begun_by == "ann"
+    assert campaigns.first_line("\n# Digits\nmore") == "Digits"
+
+
+def test_a_study_whose_peers_are_all_silent_is_stalled() -> None:
+    state = two_sites().state
+
+    card = campaigns.card(state, columns(state), alive=nobody)
+
+    assert (card.word, card.sites) == ("stalled", {})
+
+
+def test_the_words_for_a_study() -> None:
+    new = Scribe(policy=Policy(budget=1))
+    assert campaigns.word_of(new.state, working=False) == "new"
+    new.join("a", "north")
+    new.trial("a", 1.0)
+    assert campaigns.word_of(new.state, working=False) == "done"
+    paused = two_sites()
+    paused.say("boss", StudyControl(status="paused"))
+    assert campaigns.word_of(paused.state, working=True) == "paused"
+
+
+def test_a_card_of_two_goals_counts_the_front() -> None:
+    scribe = Scribe("minimize", "maximize")
+    scribe.join("a", "north")
+    for pair in ((1.0, 1.0), (2.0, 3.0), (2.0, 2.0)):
+        scribe.trial("a", *pair)
+
+    card = campaigns.card(scribe.state, columns(scribe.state))
+
+    assert (card.best, card.best_of, card.spark) == ("2 on the front", "of 2 objectives", [])
+
+
+# --- live --------------------------------------------------------------------------------------------------------
+
+
+def test_the_pace_counts_the_last_hour_and_all_that_ran() -> None:
+    scribe = two_sites()
+    now = scribe.clock + 20.0
+
+    pace = live.pace(scribe.state, columns(scribe.state), now)
+
+    assert pace.per_hour == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
+    assert pace.failed == pytest.approx(1 / 6)
+    assert pace.hours == pytest.approx((6 * 10 + 2 * 20) / 3600)
+    assert pace.left == 5
+    assert pace.eta == pytest.approx(5 * 80 / 5)
+
+
+def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
+    scribe = Scribe(policy=Policy(attempts=2))
+    scribe.join("a", "north")
+    number = scribe.start("a")
+    scribe.clock += 100
+    scribe.reclaim("b", number)
+
+    pace = live.pace(scribe.state, columns(scribe.state), scribe.clock)
+
+    assert pace.hours == pytest.approx(100 / 3600)
+
+
+def test_without_a_trial_there_is_no_pace() -> None:
+    state = Scribe().state
+
+    assert live.pace(state, columns(state), BEGAN) == live.Throughput(0.0, 0.0, 0.0, None, None)
+
+
+def test_running_trials_say_where_and_how_far() -> None:
+    scribe = two_sites()
+
+    trials = live.running(scribe.state)
+
+    assert [(one.number, *place(scribe.state, one.owner)) for one in trials] == [(6, "north", "n1"), (7, "south", "s1")]
+    assert live.steps_of_a_trial(columns(scribe.state)) == 3
+    assert [pruning.curve_of(one) for one in trials] == [[], [(1, 5.0), (2, 4.5)]]
+
+
+def test_events_come_newest_first_and_tell_the_best() -> None:
+    scribe = two_sites()
+
+    found = live.events(scribe.state, columns(scribe.state))
+
+    by_number = {one.number: (one.kind, one.text) for one in found}
+    assert [one.number for one in found][:2] == [7, 6]
+    assert by_number[1] == ("best", "complete: 2, the best so far")
+    assert by_number[4] == ("complete", "complete: 3")
+    assert by_number[2] == ("pruned", "pruned after step 1")
+    assert by_number[3] == ("fail", "failed: ValueError: <b>nan</b>")
+    assert by_number[6] == ("started", "started at north on n1")
+
+
+def test_a_lost_lease_is_told_once_with_its_retry() -> None:
+    scribe = Scribe()
+    scribe.join("a", "north", "n1")
+    number = scribe.start("a")
+    scribe.clock += 60
+    scribe.reclaim("b", number)
+
+    (event,) = live.events(scribe.state, columns(scribe.state))
+
+    assert event.kind == "lost"
+    assert event.text == "taken from north (n1): its owner fell silent; it comes again as trial 1"
+
+
+# --- peers -------------------------------------------------------------------------------------------------------
+
+
+def test_peers_say_how_busy_they_were() -> None:
+    scribe = two_sites()
+    now = scribe.clock + 10.0
+
+    found = {one.uuid: one for one in peers.peers(scribe.state, columns(scribe.state), now, everybody)}
+
+    ann, bob = found["ann"], found["bob"]
+    assert (ann.site, ann.host, ann.running, ann.ended, ann.lost) == ("north", "n1", [6], 3, 0)
+    assert ann.busy == pytest.approx((30 + 10) / 70)
+    assert bob.busy == pytest.approx((30 + 10) / 60)
+
+
+def test_sites_sum_up_their_peers() -> None:
+    scribe = two_sites()
+    scribe.say("boss", PeerDrain(site="south"))
+    found = peers.peers(scribe.state, columns(scribe.state), scribe.clock, everybody)
+
+    rows = {one.name: one for one in peers.sites(found, scribe.state, lambda owner: owner == "ann")}
+
+    assert (rows["north"].live, rows["south"].live) == (1, 0)
+    assert (rows["north"].ended, rows["south"].ended) == (3, 3)
+    assert (rows["north"].draining, rows["south"].draining) == (False, True)
+
+
+def test_the_timeline_has_a_bar_for_every_stretch_and_draws_on_what_runs() -> None:
+    scribe = two_sites()
+
+    found = peers.gantt(scribe.state, scribe.clock + 30.0)
+
+    assert len(found.bars) == 8
+    assert found.bars["kind"].value_counts().to_dict() == {"complete": 4, "running": 2, "pruned": 1, "failed": 1}
+    assert set(found.bars.loc[found.bars["kind"] == "running", "took"]) == {30.0}
+    assert (found.peers_left_out, found.bars_left_out) == (0, 0)
+
+
+def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
+    scribe = Scribe()
+    for at in range(6):
+        scribe.join(f"p{at}", "north", f"n{at}")
+        scribe.trial(f"p{at}", 1.0)
+        scribe.trial(f"p{at}", 1.0)
+
+    found = peers.gantt(scribe.state, scribe.clock, most=5, rows=4)
+
+    assert len(found.bars) == 5
+    assert (found.peers_left_out, found.bars_left_out) == (2, 3)
+    assert found.bars["trial"].tolist() == [7, 8, 9, 10, 11]
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_parameters_as_the_objective_saw_them() -> None:
+    state = two_sites().state
+    every = columns(state)
+
+    found = table.table(state, every, every.number < 4, tags={1: ["keep", "paper"]})
+
+    assert found["trial"].tolist() == [3, 2, 1, 0]
+    assert found["state"].tolist() == ["fail", "pruned", "complete", "complete"]
+    assert found["opt"].tolist() == ["lion", "adam", "sgd", "adam"]
+    assert found["units"].tolist() == [8, 64, 32, 16]
+    assert found["node"].tolist() == ["n1", "n1", "s1", "n1"]
+    assert found["reason"].tolist()[0] == "ValueError: <b>nan</b>"
+    assert found["tags"].tolist() == ["", "", "keep, paper", ""]
+    assert found["seconds"].tolist() == [10.0] * 4
+
+
+def test_a_parameter_called_like_a_column_keeps_its_own() -> None:
+    scribe = Scribe(space={"state": Float(0.0, 1.0), "value": Float(0.0, 1.0)})
+    scribe.join("a", "north")
+    number = scribe.start("a", state=0.5, value=0.25)
+    scribe.finish("a", number, 7.0)
+    every = columns(scribe.state)
+
+    found = table.table(scribe.state, every, np.ones(len(every), dtype=bool))
+
+    assert found["state"].tolist() == ["complete"]
+    assert (found["param state"].tolist(), found["param value"].tolist()) == ([0.5], [0.25])
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("", list(range(8))), ("NAN", [3]), ("south", [1, 4, 5, 7]), ("#4", [4]), ("pap", [1]), ("zzz", [])],
+)
+def test_finding_looks_into_reasons_places_tags_and_numbers(text: str, numbers: list[int]) -> None:
+    state = two_sites().state
+    every = columns(state)
+
+    found = table.matching(state, every, text, {1: ["paper"]})
+
+    assert every.number[found].tolist() == numbers
+
+
+# --- one trial ---------------------------------------------------------------------------------------------------
+
+
+def test_a_parameter_stands_where_the_others_say() -> None:
+    state = two_sites().state
+
+    found = {one.name: one for one in trial.standings(state, columns(state), 4)}
+
+    assert found["units"].share == pytest.approx(0.5 / 3)  # 16 among 16, 32 and 128
+    assert (found["opt"].value, found["opt"].share) == ("sgd", pytest.approx(2 / 3))
+    assert found["lr"].value == "0.01"
+
+
+def test_the_rank_is_among_the_complete() -> None:
+    state = two_sites().state
+
+    assert trial.rank(columns(state), 4) == (2, 4)
+    assert trial.rank(columns(state), 2) is None
+
+
+def test_the_curve_stands_against_the_best_and_the_median() -> None:
+    state = two_sites().state
+
+    chart = trial.curve(state, columns(state), 7)
+
+    assert chart is not None
+    assert "Reports of trial 7 over 2 steps" in chart.alt
+    assert [series["name"] for series in chart.option["series"]] == [
+        "median of the complete",
+        "best, trial 1",
+        "trial 7",
+    ]
+    assert trial.curve(state, columns(state), 6) is None
+
+
+def test_every_owner_is_told_and_why_it_lost_the_trial() -> None:
+    scribe = Scribe(policy=Policy(attempts=2))
+    scribe.join("a", "north", "n1")
+    scribe.join("b", "south", "s1")
+    lost = scribe.start("a", lr=1e-3)
+    scribe.clock += 60
+    scribe.reclaim("b", lost)
+    again = scribe.start("b", lr=1e-3)
+    scribe.clock += 5
+
+    (owner,) = trial.leases(scribe.state, scribe.state.trials[lost])
+
+    assert (owner.uuid, owner.epoch, owner.site, owner.how) == ("a", 1, "north", "its owner fell silent")
+    assert owner.end is not None and owner.start is not None and owner.end - owner.start == 60_000_000
+    assert trial.family(scribe.state, lost) == [(0, "attempt 1, fail"), (1, "attempt 2, waiting")]
+    assert again == 2
+
+
+def test_what_is_copied_names_the_same_parameters_and_is_quoted() -> None:
+    state = two_sites().state
+
+    python = trial.as_python("it's; rm -rf", "/data/$(x)", state, state.trials[1])
+    shell = trial.as_shell("it's; rm -rf", "/data/$(x)", state, state.trials[1])
+
+    assigned = next(node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Assign))
+    assert ast.literal_eval(assigned.value) == {"lr": 0.01, "units": 32, "opt": "sgd"}
+    words = shlex.split(shell)
+    assert words[words.index("--study") + 1] == "it's; rm -rf"
+    assert words[words.index("--store") + 1] == "/data/$(x)"
+    assert words[-3:] == ["lr=0.01", "units=32", "opt=sgd"]
+
+
+def test_a_trial_that_was_asked_to_stop_says_so() -> None:
+    scribe = two_sites()
+    scribe.say("boss", TrialStop(7, scribe.state.trials[7].epoch, "too slow"))
+
+    rows = live.running(scribe.state)
+
+    assert [one.stop for one in rows] == [None, "too slow"]
+
+
+# --- notes -------------------------------------------------------------------------------------------------------
+
+
+def test_trials_with_notes_or_tags_are_found() -> None:
+    study_id = 3
+    system = {
+        "dashboard:note_str:0": "of the study",
+        f"dashboard:{(study_id << 32) + 2}:note_str:0": "\n## Why\nbecause",
+        f"dashboard:{(study_id << 32) + 99}:note_str:0": "of a trial that is not there",
+        "hopaas:1:tags": ["keep"],
+        "hopaas:2:tags": [],
+        "hopaas:tags": ["of the study"],
+    }
+
+    assert table.noted(system, study_id, 8) == [table.Noted(1, ["keep"], ""), table.Noted(2, [], "Why")]
+
+
+def test_a_curve_with_gaps_and_infinities_is_drawn_from_what_is_finite() -> None:
+    scribe = Scribe()
+    scribe.join("a", "north")
+    number = scribe.start("a")
+    scribe.report("a", number, 1.0, math.nan, math.inf, 2.0)
+
+    (trial_that_runs,) = live.running(scribe.state)
+
+    assert [value for _, value in pruning.curve_of(trial_that_runs)] == [1.0, 2.0]

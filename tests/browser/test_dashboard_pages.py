@@ -1,0 +1,339 @@
+"""Every page of the dashboard on every kind of study that may come, without a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+import hopaas_p2p
+from dashboard_app.app import PAGES
+from dashboard_app.options import DashboardOptions
+from dashboard_app.page_context import PageContext
+from dashboard_app.pages.failures import queue_again
+from hopaas_p2p import access
+from hopaas_p2p.core.records import Categorical, Float, Int
+from hopaas_p2p.errors import StoreUnreachable
+from tests.support.dashboard_pages import cache, calm, close_all, listing_of, page, texts
+from tests.support.dashboard_studies import FAIL, PRUNED, Scribe, large
+from tests.support.postgres import Server
+from tests.support.processes import SPACE
+
+pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray")  # pyarrow asks pandas for it
+ALL = [entry.path for entry in PAGES]
+OF_A_STUDY = [entry.path for entry in PAGES if entry.study]
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    close_all()
+
+
+def one_trial() -> Scribe:
+    scribe = Scribe()
+    scribe.join("a", "north")
+    scribe.trial("a", 1.0, lr=1e-3, units=16.0, opt=1.0, reports=(3.0, 2.0))
+    return scribe
+
+
+def two_goals() -> Scribe:
+    scribe = Scribe("minimize", "maximize")
+    scribe.join("a", "north")
+    scribe.join("b", "south")
+    for at in range(24):
+        scribe.trial("ab"[at % 2], at * 0.618 % 1, at * 0.755 % 1, lr=1e-3, units=8.0 + at, opt=float(at % 3))
+    return scribe
+
+
+def conditional() -> Scribe:
+    """Define-by-run: a parameter that only some trials have, another whose choices change."""
+    scribe = Scribe(space={"kind": Categorical(("cnn", "mlp")), "width": Float(0.0, 1.0), "depth": Float(1.0, 9.0)})
+    scribe.join("a", "north")
+    for at in range(30):
+        more = {"width": at / 30} if at % 2 else {"depth": 1.0 + at / 4}
+        state = FAIL if at % 7 == 6 else PRUNED if at % 5 == 4 else None
+        values = () if state else (at * 0.618 % 1,)
+        ended = {"state": state} if state else {}
+        scribe.trial(
+            "a", *values, kind=float(at % 2), reports=(2.0, 1.0), reason="boom" if state else None, **ended, **more
+        )
+    lost = scribe.start("a", kind=0.0)
+    scribe.clock += 500
+    scribe.reclaim("b", lost)
+    running = scribe.start("a", kind=1.0)
+    scribe.report("a", running, 0.5, 0.4)
+    return scribe
+
+
+STUDIES = {"empty": Scribe, "one trial": one_trial, "two goals": two_goals, "conditional": conditional}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A store for each kind of study, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("stores")
+    made = {}
+    for name, make in STUDIES.items():
+        made[name] = str(root / name.replace(" ", "-"))
+        make().put_into(made[name])
+    made["no study"] = str(root / "nothing")
+    hopaas_p2p.open_storage(made["no study"], create=True).close()
+    made["ten thousand"] = str(root / "large")
+    large(10_000, name="study").put_into(made["ten thousand"])
+    return made
+
+
+@pytest.mark.parametrize("kind", STUDIES)
+@pytest.mark.parametrize("name", ALL)
+def test_a_page_shows_whatever_the_study_holds(name: str, kind: str, stores: dict[str, str]) -> None:
+    calm(page(name, stores[kind], "study"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_page_bears_ten_thousand_trials(name: str, stores: dict[str, str]) -> None:
+    calm(page(name, stores["ten thousand"], "study"))
+
+
+@pytest.mark.parametrize("name", [entry.path for entry in PAGES if not entry.study])
+def test_a_page_about_the_store_bears_that_there_is_no_study(name: str, stores: dict[str, str]) -> None:
+    calm(page(name, stores["no study"]))
+
+
+@pytest.mark.parametrize(
+    "chart", ["History", "Pareto front", "Importance", "Slice", "Contour", "Parallel", "Distribution"]
+)
+@pytest.mark.parametrize("kind", ["one trial", "two goals", "conditional", "ten thousand"])
+def test_every_chart_is_drawn_or_says_why_not(chart: str, kind: str, stores: dict[str, str]) -> None:
+    calm(page("explore", stores[kind], "study", query={"chart": chart}))
+
+
+def test_a_filter_is_a_part_of_the_address(stores: dict[str, str]) -> None:
+    query = {"from": "100", "to": "299", "sites": "site-1", "by": "p0"}
+    test = calm(page("explore", stores["ten thousand"], "study", query=query))
+    assert "50 of 10,000 trials pass the filter" in texts(test)
+    assert test.number_input(key="from").value == 100
+    test.slider(key="range-p0").set_value((0.0, 0.5))
+    low = [n for n in range(100, 300) if n // 5 % 4 == 1 and n * 0.6180339887 % 1 <= 0.5]
+    assert f"{len(low)} of 10,000 trials pass the filter" in texts(calm(test))
+    test.number_input(key="to").set_value(None)
+    assert test.query_params["from"] == "100"
+
+
+def test_a_small_number_is_not_shown_as_nothing(stores: dict[str, str]) -> None:
+    shown = json.loads(calm(page("trials", stores["one trial"], "study")).dataframe[0].proto.columns)
+
+    assert shown["lr"]["type_config"]["format"] == "%.6g"
+    assert "format" not in shown.get("units", {}).get("type_config", {})
+
+
+def test_a_small_range_can_be_filtered(tmp_path: Path) -> None:
+    scribe = Scribe(space={"decay": Float(0.0, 1e-4), "units": Int(8, 256)})
+    scribe.join("a", "north")
+    for at in range(4):
+        scribe.trial("a", 1.0, decay=2e-5 * at, units=8.0 + at)
+    scribe.put_into(str(tmp_path / "store"))
+    test = calm(page("trials", str(tmp_path / "store"), "study", query={"by": "decay"}))
+
+    test.slider(key="range-decay").set_value((1e-5, 5e-5))
+
+    assert "2 of 4 trials" in texts(calm(test))
+    assert test.slider(key="range-decay").step < 1e-5
+
+
+def test_the_address_of_a_trial_stays_when_another_is_the_best(stores: dict[str, str]) -> None:
+    best = int(calm(page("trial", stores["ten thousand"], "study")).number_input(key="trial").value)
+    test = calm(page("trial", stores["ten thousand"], "study", query={"trial": str(best)}))
+
+    assert test.number_input(key="trial").value == best
+    assert test.query_params["trial"] == str(best)
+
+
+def test_a_trial_that_is_not_there_is_said_to_be_missing(stores: dict[str, str]) -> None:
+    test = calm(page("trial", stores["one trial"], "study", query={"trial": "7"}))
+
+    assert "There is no trial 7" in texts(test)
+    assert test.number_input(key="trial").value == 0
+
+
+@pytest.mark.parametrize("name", OF_A_STUDY)
+def test_a_store_that_is_away_leaves_the_last_picture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_trial().put_into(str(tmp_path / "store"))
+    test = calm(page(name, str(tmp_path / "store"), "study"))
+    before = texts(test)
+
+    def away(*_args: object) -> None:
+        raise StoreUnreachable("the store is on holiday")
+
+    one = cache(str(tmp_path / "store"))
+    monkeypatch.setattr(one, "_pull", away)
+    for source in one._studies.values():
+        source.due = 0.0
+    one.tick()
+    after = texts(calm(test))
+    assert one.freshness(one.studies()[0].uuid).trouble == "the store is on holiday"
+    assert before.splitlines()[0] == after.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", OF_A_STUDY)
+def test_a_study_that_is_deleted_meanwhile_is_said_to_be(name: str, tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    one_trial().put_into(url)
+    test = calm(page(name, url, "study"))
+    storage = hopaas_p2p.open_storage(url)
+    storage.delete_study(storage.get_study_id_from_name("study"))
+    storage.close()
+    one = cache(url)
+    one._catalog.due = 0.0
+    for source in one._studies.values():
+        source.due = 0.0
+    one.tick()
+    calm(test)
+
+
+# --- steering ---
+
+
+def click(test: object, label: str) -> None:
+    button = next(one for one in test.button if one.label == label)  # type: ignore[attr-defined]
+    button.click()
+
+
+def test_pausing_is_asked_for_and_done(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    study = hopaas_p2p.open_study(url, "study", space=SPACE, budget=5)
+    study.close()
+    test = calm(page("steer", url, "study"))
+    click(test, "Pause")
+    calm(test)
+    cache(url).tick()
+    assert "pause the study" in texts(calm(test))
+    assert "✓ done" in texts(test)
+    study = hopaas_p2p.open_study(url, "study")
+    assert study.state.status == "paused"
+    study.close()
+
+
+def test_a_trial_is_queued_from_the_form_and_followed(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    study = hopaas_p2p.open_study(url, "study", space=SPACE)
+    test = calm(page("steer", url, "study"))
+    next(one for one in test.number_input if one.label.startswith("depth")).set_value(3)
+    click(test, "Queue")
+    calm(test)
+    cache(url).tick()
+    assert "trial 0 waits for a peer" in texts(calm(test))
+    trial = study.ask()
+    assert trial.params["depth"] == 3
+    study.tell(trial, 1.0)
+    study.storage.flush()
+    next(iter(cache(url)._studies.values())).due = 0.0
+    cache(url).tick()
+    assert "trial 0 ended as COMPLETE" in texts(calm(test))
+    study.close()
+
+
+def test_nothing_is_offered_that_is_not_allowed(stores: dict[str, str]) -> None:
+    test = calm(page("steer", stores["one trial"], "study", actions=False))
+    assert not test.button
+    assert "not change it" in texts(test)
+    labels = [one.label for one in calm(page("failures", stores["conditional"], "study", actions=False)).button]
+    assert not any("again" in label for label in labels)
+
+
+def test_a_viewer_is_refused_by_the_store_and_told_so(postgres: Server, postgres_url: str) -> None:
+    study = hopaas_p2p.open_study(postgres_url, "study", space=SPACE)
+    access.add_user(postgres_url, "victor")
+    access.grant(postgres_url, "study", "victor", "viewer")
+    name, _, password = access.create_token(postgres_url, "victor").secret.reveal().partition(":")
+    url = postgres.url("store", user=name, password=password)
+    for one in OF_A_STUDY:
+        calm(page(one, url, "study"))
+    test = calm(page("steer", url, "study"))
+    click(test, "Pause")
+    assert "✕ refused" in texts(calm(test))
+    assert "grant" in texts(test).split("✕ refused")[1][:200]
+    assert study.state.status == "running"
+    study.close()
+
+
+def test_a_group_of_failures_is_queued_again_at_once(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    scribe = Scribe()
+    scribe.join("a", "north", "n1")
+    for at in range(4):
+        scribe.trial("a", state=FAIL, reason=f"ValueError: {at} is too much", lr=1e-3 * (1 + at), units=8.0, opt=0.0)
+    scribe.trial("a", 1.0, lr=1e-3, units=8.0, opt=0.0)
+    scribe.put_into(url)
+    test = calm(page("failures", url, "study"))
+    assert "ValueError: N is too much" in texts(test)
+    test.session_state["group"] = ("error", "ValueError: N is too much", "north", "n1")
+    calm(test)
+    assert "Queue 4 again" in [one.label for one in test.button]
+    context = PageContext(cache(url), DashboardOptions(actions=True), listing_of(cache(url), "study"))
+    assert queue_again(context, [0, 1, 2, 3]) == "Queued 4 as trials 5 to 8."
+    assert queue_again(context, [0, 1, 2, 3]) == "Queued 0; 4 were retried meanwhile."
+    study = hopaas_p2p.open_study(url, "study")
+    assert [study.trials[number].system_attrs["fixed_params"]["lr"] for number in (5, 8)] == [1e-3, 4e-3]
+    study.close()
+
+
+# --- administration ---
+
+
+def test_users_tokens_and_grants_are_managed(postgres: Server, postgres_url: str) -> None:
+    hopaas_p2p.open_study(postgres_url, "study", space=SPACE).close()
+    test = calm(page("admin", postgres_url, query={"part": "People"}))
+    assert "No user yet" in texts(test)
+    assert "No token yet" in texts(test)
+    test.text_input[0].set_value("vera")
+    click(test, "Add")
+    calm(test)
+    assert [user.name for user in access.users(postgres_url)] == ["vera"]
+    next(one for one in test.selectbox if one.label == "Token for").set_value("vera")
+    click(test, "Make a token")
+    calm(test)
+    (token,) = access.tokens(postgres_url)
+    secret = test.code[0].value
+    assert secret.startswith(f"{token.name}:")
+    assert secret not in texts(calm(test)).replace("\\", "")  # shown once
+    test = calm(page("admin", postgres_url, query={"part": "Grants"}))
+    next(one for one in test.text_input if one.label == "User").set_value("vera")
+    click(test, "Share")
+    calm(test)
+    assert {(one.user, one.role) for one in access.grants(postgres_url, "study")} >= {("vera", "viewer")}
+    test = calm(page("admin", postgres_url, query={"part": "People"}))
+    next(one for one in test.selectbox if one.label == "End a token").set_value(token.name)
+    click(test, "Revoke it")
+    calm(test)
+    assert access.tokens(postgres_url) == []
+
+
+def test_a_store_without_users_says_so(stores: dict[str, str]) -> None:
+    for part in ("People", "Grants"):
+        assert "no users of its own" in texts(calm(page("admin", stores["one trial"], query={"part": part})))
+
+
+def test_who_did_what_is_read_from_the_log(stores: dict[str, str]) -> None:
+    test = calm(page("admin", stores["conditional"], query={"part": "Who did what"}))
+    click(test, "Read the log")
+    lines = calm(test).dataframe[0].value
+    assert {"trial.create", "trial.finish", "trial.reclaim"} <= set(lines["record"])
+    assert "ann@north-1" in set(lines["who"])
+    test.text_input[0].set_value("reclaim")
+    assert set(calm(test).dataframe[0].value["record"]) == {"trial.reclaim"}
+
+
+def test_a_log_is_measured_and_the_store_examined(stores: dict[str, str]) -> None:
+    test = calm(page("admin", stores["ten thousand"]))
+    click(test, "Measure the log and its newest snapshot")
+    assert "2,005 commits" in texts(calm(test))
+    test = calm(page("admin", stores["one trial"], query={"part": "Doctor"}))
+    click(test, "Examine the store")
+    assert "checks passed" in texts(calm(test))

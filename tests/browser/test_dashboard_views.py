@@ -1,0 +1,437 @@
+"""The dashboard's views, against small studies whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("streamlit")
+
+from dashboard_app.views import compare, failures, history, params, pruning, spec, spread
+from dashboard_app.views.columns import BLOCK, Columns, columns
+from dashboard_app.views.downsample import downsample_line, downsample_points
+from dashboard_app.views.table import passing
+from hopaas_p2p.core.records import Categorical, Float, TrialCreate, TrialRelease
+from tests.support.dashboard_studies import FAIL, PRUNED, Scribe, large
+
+
+def rows(chart: spec.ChartSpec | None, name: str) -> list[tuple[float, ...]]:
+    """What the series of this name draws."""
+    assert chart is not None
+    at = next(at for at, series in enumerate(chart.option["series"]) if series["name"] == name)
+    frame = chart.option["dataset"][at]["source"]
+    return [tuple(row) for row in frame.itertuples(index=False, name=None)]
+
+
+def five() -> Scribe:
+    """Values 3, 5, 2, 2, 4 at two sites, each trial an hour long."""
+    scribe = Scribe()
+    scribe.join("a", "north")
+    scribe.join("b", "south")
+    for peer, value in zip("ababa", (3.0, 5.0, 2.0, 2.0, 4.0), strict=True):
+        scribe.trial(peer, value, seconds=3600.0, lr=value / 100, units=10 * value, opt=value % 3)
+    return scribe
+
+
+# --- columns ---
+
+
+def test_columns_hold_what_the_log_says() -> None:
+    scribe = five()
+    running = scribe.start("a", lr=0.001)
+    scribe.report("a", running, 0.9, 0.8)
+    found = columns(scribe.state)
+    assert found.number.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.values[:5, 0].tolist() == [3, 5, 2, 2, 4]
+    assert np.isnan(found.values[5, 0])
+    assert [found.sites[at] for at in found.site] == ["north", "south", "north", "south", "north", "north"]
+    assert found.seconds()[:5].tolist() == [3600.0] * 5
+    assert (found.steps[5], found.last_step[5], found.last[5]) == (2, 2, 0.8)
+    assert np.isnan(found.params["units"][5])
+    assert found.best() == 2  # the earliest of equals
+
+
+def test_columns_made_from_earlier_ones_are_the_same_as_new_ones() -> None:
+    scribe = large(BLOCK + 300)
+    late = scribe.start("peer-0", p0=0.5)
+    before = columns(scribe.state)
+    scribe.report("peer-0", late, 0.4)
+    scribe.finish("peer-0", late, 0.25)
+    scribe.trial("peer-1", 0.125, p0=0.25)
+    quick, new = columns(scribe.state, before), columns(scribe.state)
+    assert quick._blocks[0] is before._blocks[0]
+    for name in ("number", "state", "start", "end", "steps", "last", "owner", "site", "values"):
+        np.testing.assert_array_equal(getattr(quick, name), getattr(new, name))
+    np.testing.assert_array_equal(quick.params["p0"], new.params["p0"])
+
+
+def test_a_choice_from_another_distribution_is_found_by_its_name() -> None:
+    scribe = Scribe(space={})
+    first, other = Categorical(("adam", "sgd")), Categorical(("lion", "sgd"))
+    for at, (dist, index) in enumerate([(first, 0.0), (other, 1.0), (other, 0.0)]):
+        scribe.say("a", TrialCreate(params={"opt": index}, dists={"opt": dist}))
+        scribe.finish("a", at, 1.0)
+    column = columns(scribe.state).params["opt"]
+    assert column[:2].tolist() == [0.0, 1.0]
+    assert np.isnan(column[2])  # lion is no choice of the first
+
+
+def test_an_empty_study_has_empty_columns() -> None:
+    found = columns(Scribe().state)
+    assert len(found) == 0
+    assert found.best() is None
+    assert history.history(found) is None
+    assert params.slice_(found, "lr") is None
+    assert params.parallel(found, ("lr",)) is None
+    assert spread.edf(found) is None
+    assert pruning.saved(found) is None
+    assert pruning.pruned_at(found) is None
+    assert pruning.curves(Scribe().state, found) is None
+    assert failures.groups([]) == {}
+    assert compare.best_so_far([("empty", found)]) is None
+
+
+# --- history ---
+
+
+def test_the_best_so_far_falls_where_a_better_trial_came() -> None:
+    chart = history.history(columns(five().state))
+    assert rows(chart, "best so far") == [(0, 3), (2, 2), (4, 2)]
+    assert rows(chart, "complete") == [(0, 3, 0), (1, 5, 1), (2, 2, 2), (3, 2, 3), (4, 4, 4)]
+    assert chart is not None
+    assert "the best is trial 2 with 2" in chart.alt
+
+
+@pytest.mark.parametrize(("complete", "pruned"), [(5, 95), (95, 5), (50, 50)])
+def test_nothing_is_left_out_of_a_history_that_has_room(complete: int, pruned: int) -> None:
+    scribe = Scribe()
+    for value in range(complete):
+        scribe.trial("a", float(value))
+    for value in range(pruned):
+        scribe.trial("a", state=PRUNED, reports=(float(value),))
+
+    all_of_it = history.history(columns(scribe.state), most=100)
+    thinned = history.history(columns(scribe.state), most=80)
+
+    assert all_of_it is not None
+    assert thinned is not None
+    assert all_of_it.caption == ""
+    assert "of 100 drawn" in thinned.caption
+
+
+def test_a_study_that_maximizes_rises() -> None:
+    scribe = Scribe("maximize")
+    for value in (1.0, 3.0, 2.0, 4.0):
+        scribe.trial("a", value)
+    assert rows(history.history(columns(scribe.state)), "best so far") == [(0, 1), (1, 3), (3, 4), (3, 4)]
+
+
+def test_compute_hours_count_every_trial_when_it_ends() -> None:
+    scribe = Scribe()
+    first = scribe.start("a")
+    scribe.clock += 1800
+    scribe.trial("b", seconds=1800.0, state=FAIL, reason="boom")
+    scribe.finish("a", first, 1.0)  # one hour; b failed after half an hour, at the same moment
+    scribe.trial("b", seconds=3600.0, state=PRUNED, reports=(1.0,))
+    hours = history.compute_hours(columns(scribe.state))
+    assert sorted(hours.tolist()) == [1.0, 1.5, 2.5]
+    assert hours[2] == 2.5
+
+
+def test_history_by_time_is_in_milliseconds_and_by_site_in_layers() -> None:
+    scribe = five()
+    chart = history.history(columns(scribe.state), along="time", by_site=True)
+    first, *_ = rows(chart, "site north")
+    assert first[0] == (1_700_000_000 + 3600) * 1000
+    assert len(rows(chart, "site north")) == 3
+    assert len(rows(chart, "site south")) == 2
+
+
+def test_far_off_values_do_not_flatten_the_rest() -> None:
+    scribe = Scribe()
+    for at in range(50):
+        scribe.trial("a", 1e9 if at == 20 else 1 + at % 7)
+    chart = history.history(columns(scribe.state))
+    assert chart is not None
+    assert chart.option["yAxis"]["max"] < 10
+    assert "1 far-off values lie outside" in chart.caption
+
+
+def test_history_of_what_is_shown_only() -> None:
+    found = columns(five().state)
+    chart = history.history(found, shown=passing(found, sites=("south",)))
+    assert rows(chart, "best so far") == [(1, 5), (3, 2), (3, 2)]
+
+
+# --- the filter ---
+
+
+def test_a_filter_lets_through_what_it_says() -> None:
+    found = columns(five().state)
+    assert passing(found).all()
+    assert found.number[passing(found, first=1, last=3)].tolist() == [1, 2, 3]
+    assert found.number[passing(found, sites=("north",), ranges=(("units", 25.0, 45.0),))].tolist() == [0, 4]
+    assert not passing(found, states=("fail",)).any()
+
+
+# --- parameters ---
+
+
+def test_the_parameter_that_decides_is_the_important_one() -> None:
+    scribe = Scribe(space={"x": Float(0, 1), "noise": Float(0, 1)})
+    for at in range(60):
+        x = (at * 0.618) % 1
+        scribe.trial("a", x * x, x=x, noise=(at * 0.755) % 1)
+    chart, note = params.importance(scribe.state)
+    assert chart is not None
+    bars = chart.option["dataset"][0]["source"]
+    assert bars["parameter"].tolist()[-1] == "x"
+    assert bars["share"].tolist()[-1] > 80
+    assert "60 complete trials" in note
+
+
+def test_importance_says_why_there_is_none() -> None:
+    chart, note = params.importance(five().state)
+    assert chart is None
+    assert "there are 5" in note
+
+
+def test_a_slice_has_a_point_a_trial_that_has_the_parameter() -> None:
+    scribe = five()
+    scribe.trial("a", 1.5, units=200.0)  # conditional: no lr
+    chart = params.slice_(columns(scribe.state), "lr")
+    assert [row[2] for row in rows(chart, "complete")] == [0, 1, 2, 3, 4]
+    assert rows(chart, "best")[0][2] == 2
+    assert chart is not None
+    assert chart.option["xAxis"]["type"] == "log"
+
+
+def test_a_slice_over_choices_names_them() -> None:
+    chart = params.slice_(columns(five().state), "opt")
+    assert {row[0] for row in rows(chart, "complete")} == {"adam", "sgd", "lion"}
+
+
+def test_contour_cells_hold_the_mean_of_their_trials() -> None:
+    scribe = Scribe(space={"x": Float(0, 20), "kind": Categorical(("p", "q"))})
+    for x, kind, value in ((0.5, 0.0, 1.0), (0.9, 0.0, 3.0), (19.9, 1.0, 7.0), (20.0, 1.0, 9.0)):
+        scribe.trial("a", value, x=x, kind=kind)
+    assert params.contour_cells(columns(scribe.state), "x", "kind") == [(0, 0, 2.0, 2), (19, 1, 8.0, 2)]
+    chart = params.contour(columns(scribe.state), "x", "kind")
+    assert chart is not None
+    assert "the best cell is at 0.5, p with 2" in chart.alt
+
+
+def test_bins_of_a_logarithmic_parameter_are_even_in_its_logarithm() -> None:
+    scribe = Scribe(space={"lr": Float(1e-4, 1.0, log=True)})
+    for lr in (1e-4, 0.99e-2, 1.01e-2, 1.0):
+        scribe.trial("a", 1.0, lr=lr)
+    at, _ = params.bins(columns(scribe.state), "lr", 4)
+    assert at.tolist() == [0, 1, 2, 3]
+
+
+def test_parallel_lines_end_with_the_best_on_top() -> None:
+    found = params.parallel(columns(five().state), ("lr", "opt"))
+    assert found is not None
+    chart, numbers = found
+    assert numbers[-1] == 2
+    assert chart.option["series"][0]["data"][-1] == [0.02, 2.0, 2.0]
+    assert chart.option["parallelAxis"][1]["data"] == ["adam", "sgd", "lion"]
+
+
+def test_parallel_leaves_a_gap_for_a_parameter_that_a_trial_does_not_have() -> None:
+    scribe = Scribe()
+    scribe.trial("a", 1.0, lr=0.01)
+    found = params.parallel(columns(scribe.state), ("lr", "units"))
+    assert found is not None
+    assert found[0].option["series"][0]["data"] == [[0.01, "-", 1.0]]
+
+
+# --- distributions and fronts ---
+
+
+def test_the_best_lines_are_named_as_the_objective_saw_them() -> None:
+    seen = columns(five().state)
+    names = ("lr", "opt")
+    found = params.parallel(seen, names)
+    assert found is not None
+
+    leaders = params.leaders(seen, found[1], names, most=2)
+
+    values = {number: seen.values[number, 0] for number in found[1]}
+    assert [number for number, _, _ in leaders] == found[1][:-3:-1]
+    for number, value, parts in leaders:
+        assert float(value) == pytest.approx(values[number], rel=1e-3)
+        assert parts == [params.value_text(seen.parameters[name], seen.params[name][number]) for name in names]
+
+
+def test_the_edf_steps_at_every_value() -> None:
+    chart = spread.edf_chart([("all", np.array([3.0, 5.0, 2.0, 2.0, 4.0]))])
+    assert rows(chart, "all") == [(2, 0.2), (2, 0.4), (3, 0.6), (4, 0.8), (5, 1.0)]
+
+
+def test_rough_numbers_are_never_powers_of_ten() -> None:
+    assert [spec.rough(one) for one in (0.00123, 0.0, 3.41, 154.0, 98_765.0)] == ["0.0012", "0", "3.4", "150", "99,000"]
+
+
+def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
+    near = np.linspace(0.0811657809940203, 0.15, 40)
+    drawn = spread.edf_chart([("all", near)])
+    cut = spread.edf_chart([("all", np.append(near, [900.0, 1000.0]))])
+
+    assert (drawn.option["xAxis"]["min"], drawn.option["xAxis"]["max"], drawn.caption) == (None, None, "")
+    assert cut.option["xAxis"]["max"] == 0.157  # few digits, for it stands beside the axis
+    assert cut.caption == "2 values far out are beyond the edge."
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    scribe = Scribe("minimize", "maximize")
+    for pair in ((1.0, 1.0), (2.0, 2.0), (2.0, 1.5), (3.0, 2.0), (0.5, 0.5), (1.0, 1.0), (0.7, 0.4)):
+        scribe.trial("a", *pair)
+    found = columns(scribe.state)
+    assert spread.pareto_rows(found).tolist() == [0, 1, 4, 5]
+    chart = spread.pareto(found)
+    assert [row[2] for row in rows(chart, "on the front")] == [4, 0, 5, 1]
+    assert spread.pareto(columns(five().state)) is None
+
+
+# --- pruning ---
+
+
+def test_compute_saved_is_what_the_pruned_trials_were_short_of() -> None:
+    scribe = Scribe()
+    for _ in range(4):
+        scribe.trial("a", 1.0, seconds=3600.0, reports=(1.0,) * 10)
+    scribe.trial("a", seconds=720.0, state=PRUNED, reports=(2.0, 2.0))  # six minutes a step, eight steps short
+    scribe.trial("a", seconds=3600.0, state=PRUNED, reports=(2.0,) * 12)  # longer than a whole one: saved nothing
+    found = pruning.saved(columns(scribe.state))
+    assert found is not None
+    assert found.hours == pytest.approx(0.8)
+    assert found.spent == pytest.approx(5.2)
+    assert found.share == pytest.approx(0.8 / 6.0)
+    assert found.low == pytest.approx(0.0)
+    assert found.high == pytest.approx(1.6)
+    assert (found.pruned, found.steps) == (2, 10)
+
+
+def test_the_mean_of_what_is_missing_is_over_all_lengths() -> None:
+    missing = pruning.missing(np.array([5.0, 10.0, 15.0]), np.array([1, 1, 1]), np.array([0.0, 5.0, 12.0, 20.0]))
+    assert missing.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
+
+
+def test_pruned_trials_are_counted_by_their_last_step() -> None:
+    scribe = Scribe()
+    for steps in (3, 3, 1, 7):
+        scribe.trial("a", state=PRUNED, reports=(1.0,) * steps)
+    found = pruning.pruned_at(columns(scribe.state))
+    assert found is not None
+    table, chart = found
+    assert table == [(1, 1), (3, 2), (7, 1)]
+    assert rows(chart, "pruned") == [("1", 1), ("2", 0), ("3", 2), ("4", 0), ("5", 0), ("6", 0), ("7", 1)]
+
+
+def test_curves_of_one_kind_are_one_series_with_gaps() -> None:
+    scribe = Scribe()
+    scribe.trial("a", 1.0, reports=(3.0, 2.0, 1.0))
+    scribe.trial("a", state=PRUNED, reports=(5.0, 4.0))
+    scribe.trial("a", state=PRUNED, reports=(6.0, 5.0))
+    chart = pruning.curves(scribe.state, columns(scribe.state))
+    found = rows(chart, "pruned")
+    assert [row[2] for row in found] == [1, 1, 1, 2, 2]
+    assert [row[1] for row in found][:2] == [5.0, 4.0]
+    assert np.isnan(found[2][1])
+    assert rows(chart, "best") == [(1, 3, 0), (2, 2, 0), (3, 1, 0)]
+
+
+# --- failures ---
+
+
+def test_lost_leases_stand_apart_from_errors_of_the_objective() -> None:
+    scribe = Scribe()
+    scribe.join("a", "north", "n1")
+    scribe.join("b", "south", "s1")
+    scribe.trial("a", state=FAIL, reason="ValueError: loss 17 is nan at 0x7fff\nTraceback …")
+    scribe.trial("a", state=FAIL, reason="ValueError: loss 4 is nan at 0x1234")
+    lost = scribe.start("b")
+    scribe.clock += 300
+    scribe.reclaim("a", lost)
+    given_back = scribe.start("a")
+    scribe.say("a", TrialRelease(given_back, scribe.state.trials[given_back].epoch, reason="interrupted: SystemExit"))
+    found = failures.failures(scribe.state)
+    key, members = next(iter(failures.groups(found).items()))
+    assert key == ("error", "ValueError: loss N is nan at 0x…", "north", "n1")
+    assert [(one.number, one.final) for one in members] == [(1, True), (0, True)]
+    assert [(one.kind, one.site, one.number) for one in found] == [
+        ("error", "north", 0),
+        ("error", "north", 1),
+        ("lease", "south", lost),
+        ("lease", "north", given_back),
+    ]
+    assert not found[2].final  # a retry made up for it
+
+
+# --- comparison ---
+
+
+def test_studies_are_compared_from_a_common_start() -> None:
+    slow, quick = Scribe(name="slow"), Scribe(name="quick")
+    for value in (10.0, 5.0, 1.0, 0.0):
+        slow.trial("a", value, seconds=3600.0)
+    quick.clock += 1e6
+    quick.trial("a", 0.5, seconds=1800.0)
+    pair = [("slow", columns(slow.state)), ("quick", columns(quick.state))]
+    table = {name: compare.summary(found) for name, found in pair}
+    assert table["slow"]["best"] == 0
+    assert table["slow"]["trials to 95 %"] == 4
+    assert table["slow"]["compute-hours"] == 4
+    assert table["quick"]["median"] == 0.5
+    chart = compare.best_so_far(pair, along="time")
+    assert rows(chart, "slow") == [(1, 10), (2, 5), (3, 1), (4, 0), (4, 0)]
+    assert rows(chart, "quick") == [(0.5, 0.5), (0.5, 0.5)]
+    assert compare.distributions(pair) is not None
+
+
+# --- downsampling ---
+
+
+def test_a_sample_of_points_keeps_the_envelope() -> None:
+    x = np.arange(20_000.0)
+    y = np.sin(x / 500) + np.where(x == 12_345, 10.0, 0.0) - np.where(x == 777, 10.0, 0.0)
+    kept = downsample_points(x, y, most=5000)
+    assert len(kept) <= 5000
+    assert {12_345, 777} <= set(kept.tolist())
+    assert np.all(np.diff(kept) > 0)
+
+
+def test_a_sample_of_a_line_keeps_its_ends_and_its_peaks() -> None:
+    y = np.zeros(10_000)
+    y[[4321, 8765]] = (5.0, -5.0)
+    kept = downsample_line(y, most=100).tolist()
+    assert len(kept) <= 100
+    assert {0, 9999, 4321, 8765} <= set(kept)
+
+
+@pytest.fixture(scope="module")
+def ten_thousand() -> Columns:
+    return columns(large(10_000).state)
+
+
+def test_no_chart_of_ten_thousand_trials_draws_more_than_a_browser_bears(ten_thousand: Columns) -> None:
+    charts = [
+        history.history(ten_thousand),
+        history.history(ten_thousand, along="compute", by_site=True),
+        params.slice_(ten_thousand, "p0"),
+        params.contour(ten_thousand, "p0", "opt"),
+        spread.edf(ten_thousand, by_site=True),
+    ]
+    for chart in charts:
+        assert chart is not None
+        drawn = sum(len(one["source"]) for one in chart.option["dataset"])
+        bytes_ = sum(int(one["source"].memory_usage(index=False).sum()) for one in chart.option["dataset"])
+        assert drawn <= 5500, chart.title
+        assert bytes_ < 150_000, chart.title
+    history_chart = charts[0]
+    assert history_chart is not None
+    assert "drawn" in history_chart.caption
+    parallel = params.parallel(ten_thousand, ("p0", "p1", "opt"))
+    assert parallel is not None
+    assert len(parallel[1]) == 600

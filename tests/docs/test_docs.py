@@ -1,0 +1,163 @@
+"""The documentation is true: every block runs, generated parts are current, links and named tests exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from hopaas_p2p.cli.main import cli
+from tests.support import docs_generated
+from tests.support.needs import need_programs
+from tests.support.pages import ROOT, blocks, run_page
+
+
+def _pages() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/quickstart.md",
+        "docs/tutorials/first-study.md",
+        "docs/from-hopaas.md",
+        "docs/moving.md",
+        "docs/notebooks.md",
+    ],
+)
+def test_every_block_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:
+    """As a reader would: one directory, one block after another, with the installed program."""
+    run_page(page, tmp_path)
+
+
+def test_every_block_on_other_languages_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
+    need_programs("docs/local.md", "curl", "curl")
+    run_page("docs/local.md", tmp_path)
+
+
+def test_the_two_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    named = set(re.findall(r"^    make (\w+)", readme, re.MULTILINE))
+
+    assert named == {"demo", "test"}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", docs_generated.pages(), ids=lambda page: page.name)
+def test_generated_parts_are_current(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert docs_generated.rewritten(text) == text, "run: make docs"
+
+
+def test_every_generated_part_stands_somewhere() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in docs_generated.pages())
+    for name in docs_generated.PARTS:
+        assert f"<!-- generated: {name} -->" in text
+
+
+def _tests_of(path: Path) -> set[str]:
+    """The tests of a file, those of its classes as `Class::test`."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found.update(f"{node.name}::{one.name}" for one in node.body if isinstance(one, ast.FunctionDef))
+    return found
+
+
+def test_every_test_that_the_guarantees_name_exists() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| .*?\. \| (.*) \|$", text, re.MULTILINE)
+
+    assert len(rows) >= 14
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    for number, held_by in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", held_by)
+        assert named, f"promise {number} names no test"
+        for file, test in named:
+            assert test in _tests_of(ROOT / file), f"promise {number}: there is no {file}::{test}"
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in _pages():
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" in target:
+                continue
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+
+
+def test_decisions_have_numbers_of_their_own_and_say_what_was_decided() -> None:
+    decisions = sorted((ROOT / "docs/adr").glob("*.md"))
+
+    assert len({path.name[:4] for path in decisions}) == len(decisions)
+    for path in decisions:
+        text = path.read_text()
+        assert text.startswith(f"# {int(path.name[:4])}. "), path.name
+        assert "**Decision.**" in text, path.name
+
+
+_COMMAND = re.compile(
+    r"^\s*(?:\$ |[A-Z_]+=\S+ |nohup |srun |exec )*(hopaas-p2p [^|>&;#\n]+)|`(hopaas-p2p [^`|]+)", re.MULTILINE
+)
+
+
+def _shown_commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command of ours that a page shows, in a block or in a line."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for found in _COMMAND.finditer(text):
+        words = (found[1] or found[2]).split("\n")[0]
+        if not any(letter in words for letter in "│…·"):  # a picture, a line of a list
+            yield shlex.split(words.replace("'", " ").replace('"', " "))
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_is_shown_is_one_that_there_is(page: Path) -> None:
+    for words in _shown_commands(page):
+        command: click.Command = cli
+        for word in words[1:]:
+            if isinstance(command, click.Group) and not word.startswith("-"):
+                context = click.Context(command)
+                command = command.get_command(context, word) or pytest.fail(f"{page.name}: {' '.join(words)}: {word}?")
+            elif word == "--":
+                break
+            elif re.match(r"--[a-z]", word):
+                known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+                assert word.partition("=")[0] in known | {"--help", "--version"}, f"{page.name}: {' '.join(words)}"
+
+
+def test_every_page_with_blocks_to_run_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in _pages():
+        if any(block.language in ("sh", "python") for block in blocks(page)):
+            assert f'"{page.relative_to(ROOT)}"' in tests, f"{page.name} has blocks that no test runs"
+
+
+def _texts_of_the_code() -> str:
+    """All string constants of the package; the parts of an f-string follow each other."""
+    found = []
+    for path in sorted((ROOT / "hopaas_p2p").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_on_the_page_on_troubleshooting_is_one_that_the_program_says() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    messages = [message for cell in cells for message in re.findall(r'"([^"]+)"', cell)]
+    texts = _texts_of_the_code()
+
+    assert len(messages) > 25
+    assert [message for message in messages if message not in texts] == []

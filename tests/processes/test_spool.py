@@ -1,0 +1,115 @@
+"""Spooled results arrive from anywhere: under another URL of the store, from another machine, with another login."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from pathlib import Path
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import spool
+from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.stores.postgres.store import PostgresStore
+from tests.support.lease_peer import store_away
+from tests.support.postgres_people import Place
+from tests.support.processes import cli
+
+SPACE = {"x": hopaas_p2p.Float(0, 1)}
+
+
+@pytest.fixture(autouse=True)
+def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def leave_in_spool(url: str, value: float = 0.25) -> None:
+    """A peer whose store goes away in the middle of a trial, and stays away."""
+    study = hopaas_p2p.open_study(url, "s", space=SPACE, patience=0.0)
+    trial = study.ask()
+    study.storage.flush()
+    with store_away():
+        study.tell(trial, value)
+        study.close()
+    assert len(list(spool.waiting())) == 1
+
+
+def values(url: str) -> list[float | None]:
+    with contextlib.closing(hopaas_p2p.open_study(url, "s", create=False)) as study:
+        return [trial.value for trial in study.trials]
+
+
+def test_any_peer_of_the_store_sends_it_whatever_url_it_uses(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/mounted-here", "s", space=SPACE)) as study:
+        study.storage.peer.tick()
+    assert not list(spool.waiting())
+    assert values(f"{tmp_path}/store") == [0.25]
+
+
+def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE)) as study:
+        study.storage.peer.tick()
+    assert len(list(spool.waiting())) == 1
+    sent = cli("spool", "send", "--store", f"{tmp_path}/another")
+    assert sent.stderr == "nothing waits to be sent\n"
+    assert len(list(spool.waiting())) == 1
+
+
+def test_a_store_that_was_moved_gets_it_by_its_new_url(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "store").rename(tmp_path / "moved")
+    assert cli("spool", "send", check=False).returncode == 78
+    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/moved").stderr == "sent 1, 0 have to stay\n"
+    assert values(f"{tmp_path}/moved") == [0.25]
+
+
+def test_another_machine_sends_an_exported_spool_and_each_result_counts_once(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    written = cli("spool", "export", "results.spool", cwd=tmp_path)
+    assert written.stderr == "wrote the results of 1 trial to results.spool\n"
+    file = tmp_path / "results.spool"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    elsewhere = {"XDG_STATE_HOME": f"{tmp_path}/elsewhere", "TMPDIR": f"{tmp_path}"}
+    (tmp_path / "there").symlink_to(tmp_path / "store")
+    for _ in range(2):
+        sent = cli("spool", "send", str(file), "--store", f"{tmp_path}/there", **elsewhere)
+        assert sent.stderr == "sent 1, 0 have to stay\n"
+    assert cli("spool", "send").stderr == "sent 1, 0 have to stay\n", "and here, where it still waits"
+    assert values(f"{tmp_path}/store") == [0.25]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert cli("spool", "send", str(file), check=False).returncode == 2
+
+
+def test_an_exported_result_that_no_store_takes_says_so(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    cli("spool", "export", "results.spool", cwd=tmp_path)
+    hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE).close()
+    sent = cli("spool", "send", "results.spool", "--store", "another", cwd=tmp_path, check=False)
+    assert sent.returncode == 69
+    assert "no store that can be reached has the study 's'" in sent.stderr
+
+
+def test_a_password_in_the_url_is_no_obstacle(place: Place) -> None:
+    ann = place.person("ann")
+    study = hopaas_p2p.open_study(place.storage(ann, patience=0.0), "s", space=SPACE)
+    trial = study.ask()
+    study.storage.flush()
+    peer = study.storage.peer
+    peer.scheduler.stop(within=10.0)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise StoreUnreachable
+
+        patch.setattr(PostgresStore, "call", refuse)
+        study.tell(trial, 0.25)
+    ((_, kept),) = spool.waiting()
+    assert place.server.password not in kept.store
+    assert cli("spool", "send", HOPAAS_STORE=ann).stderr == "sent 1, 0 have to stay\n"
+    again = hopaas_p2p.open_study(place.storage(ann), "s", create=False)
+    assert [one.value for one in again.trials] == [0.25]

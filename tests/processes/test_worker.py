@@ -1,0 +1,742 @@
+"""The worker and the commands it runs, as real processes on a directory store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+
+import hopaas_p2p
+from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.study import Study
+from hopaas_p2p.worker import loop
+from tests.support.processes import campaign, cli, script, start, states, until
+
+WORKER = ["worker", "--store", "store", "--study", "s"]
+REPORTING = """
+import sys, time
+from hopaas_p2p.client import Trial
+trial = Trial()
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    made = campaign(tmp_path)
+    yield made
+    made.close()
+
+
+def work(where: Path, command: list[str], *options: str, code: int = 0, **env: str) -> str:
+    done = cli(*WORKER, *options, "--", *command, cwd=where, check=False, **env)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def running(study: Study, number: int = 0) -> bool:
+    trials = study.state.trials
+    return len(trials) > number and trials[number].state.name == "RUNNING"
+
+
+# --- what a command is given, and what it gives back -----------------------------------------------------------------
+
+
+def test_a_command_runs_once_a_trial_until_the_budget_is_used(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "import sys, json; print('epoch 1'); print(json.dumps({'value': float(sys.argv[1])}))")
+
+    said = work(tmp_path, [*command, "{lr}", "--depth={depth}"])
+
+    assert states(study) == ["COMPLETE"] * 3
+    assert [trial.values[0] for trial in study.trials] == [trial.params["lr"] for trial in study.trials]
+    log = tmp_path / "hopaas-logs" / "s" / "0.log"
+    assert log.read_text().startswith("epoch 1\n")
+    assert "hopaas-logs/s/0.log" in said
+
+
+def test_the_parameters_are_in_the_environment_and_the_token_is_not(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import json, os
+        params = json.loads(os.environ["HOPAAS_PARAMS"])
+        assert "HOPAAS_TOKEN" not in os.environ
+        assert int(os.environ["HOPAAS_TRIAL"]) in (0, 1, 2)
+        assert "HOPAAS_CHECKPOINT" not in os.environ
+        print(json.dumps({"value": params["lr"] * params["depth"]}))
+        """,
+    )
+
+    work(tmp_path, command, HOPAAS_TOKEN="secret-of-mine")
+
+    assert states(study) == ["COMPLETE"] * 3
+
+
+def test_a_result_may_come_in_a_long_line(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "import json; print(json.dumps({'history': [0.5] * 100_000, 'value': 0.25}))")
+
+    work(tmp_path, command, "--max-trials", "1")
+
+    assert [trial.value for trial in study.trials] == [0.25]
+
+
+def test_several_values_are_told_as_a_list(tmp_path: Path) -> None:
+    study = campaign(tmp_path, directions=["minimize", "maximize"], budget=1)
+
+    work(tmp_path, ["echo", '{{"values": [1, 2.5]}}'])
+
+    assert study.trials[0].values == [1.0, 2.5]
+    study.close()
+
+
+def test_a_command_without_a_value_fails_with_the_reason(study: Study, tmp_path: Path) -> None:
+    work(tmp_path, ["echo", "all done"], "--max-trials", "1", code=1)
+
+    assert states(study) == ["FAIL"]
+    assert "told no value" in (study.state.trials[0].reason or "")
+
+
+def test_a_command_that_breaks_fails_with_its_last_words(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "raise ValueError('the loss is not a number')")
+
+    said = work(tmp_path, command, "--max-trials", "1", code=1)
+
+    reason = study.state.trials[0].reason or ""
+    assert reason.startswith("the command ended with 1")
+    assert reason.endswith("ValueError: the loss is not a number")
+    assert "trial 0 failed: the command ended with 1: ValueError: the loss is not a number" in said
+    assert "the loss is not a number" in (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
+
+
+def test_a_command_that_is_killed_says_by_what(study: Study, tmp_path: Path) -> None:
+    work(tmp_path, ["sh", "-c", "kill -9 $$"], "--max-trials", "1", code=1)
+
+    assert (study.state.trials[0].reason or "").startswith("the command was ended by SIGKILL; was it out of memory?")
+
+
+@pytest.mark.parametrize("printed", ['{{"value": NaN}}', '{{"value": "high"}}', '{{"values": [1, 2]}}'])
+def test_a_value_that_is_none_fails_the_trial(study: Study, tmp_path: Path, printed: str) -> None:
+    work(tmp_path, ["echo", printed], "--max-trials", "1", code=1)
+
+    assert states(study) == ["FAIL"]
+    assert "the objective gave" in (study.state.trials[0].reason or "")
+
+
+def test_a_parameter_that_is_not_there_is_refused_before_anything_runs(study: Study, tmp_path: Path) -> None:
+    said = work(tmp_path, ["echo", "{momentum}"], code=2)
+
+    assert "no parameter 'momentum'; it has lr, depth" in said
+    assert states(study) == []
+
+
+def test_a_program_that_is_not_there_costs_no_trial(study: Study, tmp_path: Path) -> None:
+    assert "there is no program './trian'" in work(tmp_path, ["./trian"], code=2)
+    assert states(study) == []
+
+
+def test_a_study_without_a_search_space_is_refused_with_the_cure(tmp_path: Path) -> None:
+    study = campaign(tmp_path, space=None)
+
+    assert "--space" in work(tmp_path, ["echo", "hi"], code=2)
+    study.close()
+
+
+# --- the socket ------------------------------------------------------------------------------------------------------
+
+
+def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        REPORTING
+        + """
+        for epoch in range(3):
+            trial.report(1.0 / (epoch + 1), epoch)
+        trial.tell(trial.params["lr"])
+        sys.exit(7)  # told is told
+        """.replace("\n        ", "\n"),
+    )
+
+    work(tmp_path, command, "--max-trials", "1")
+
+    assert study.trials[0].intermediate_values == {0: 1.0, 1: 0.5, 2: 1 / 3}
+    assert study.trials[0].value == study.trials[0].params["lr"]
+
+
+def test_the_socket_is_private_and_gone_afterwards(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import json, os, stat
+        path = os.environ["HOPAAS_TICKET"].removeprefix("unix:")
+        mode = stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode)
+        print(path)
+        print(json.dumps({"value": mode}))
+        """,
+    )
+
+    work(tmp_path, command, "--max-trials", "1", TMPDIR=str(tmp_path / ("long" * 30)))
+
+    assert study.trials[0].value == 0o700
+    path = (tmp_path / "hopaas-logs" / "s" / "0.log").read_text().splitlines()[0]
+    assert len(path) < 108
+    assert not Path(path).parent.exists()
+
+
+def test_a_shell_script_reports_and_tells_through_the_socket(study: Study, tmp_path: Path) -> None:
+    program = f"{sys.executable} -m hopaas_p2p.cli.main"
+    lines = f"set -e\n{program} report 0.5 --step 1\n{program} should-prune\n{program} renew\n{program} tell 0.25\n"
+    (tmp_path / "train.sh").write_text(lines)
+
+    work(tmp_path, ["sh", "train.sh"], "--max-trials", "1")
+
+    assert study.trials[0].intermediate_values == {1: 0.5}
+    assert study.trials[0].value == 0.25
+
+
+def test_a_wrong_request_is_answered_and_the_next_one_works(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import json, os, socket
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(os.environ["HOPAAS_TICKET"].removeprefix("unix:"))
+        lines = connection.makefile("rw")
+        def ask(text):
+            print(text, file=lines, flush=True)
+            reply = json.loads(lines.readline())
+            print(reply)
+            return reply
+        assert not ask("what?")["ok"]
+        assert not ask("[]")["ok"]
+        assert not ask('{"do": "dance"}')["ok"]
+        assert "'step'" in ask('{"do": "report", "value": 1}')["error"]
+        assert ask('{"do": "report", "value": "x", "step": 1}')["code"] == 2
+        assert ask('{"do": "tell", "values": [1, 2]}')["code"] == 2
+        assert ask('{"do": "tell", "values": [1]}')["ok"]
+        assert not ask('{"do": "tell", "values": [2]}')["ok"]
+        """,
+    )
+
+    work(tmp_path, command, "--max-trials", "1")
+
+    assert study.trials[0].value == 1.0
+
+
+def test_a_pruner_s_verdict_reaches_the_command(study: Study, tmp_path: Path) -> None:
+    study.set_budget(20)
+    for _ in range(5):  # the median pruner wants five to compare with
+        trial = study.ask()
+        trial.report(0.0, 1)
+        study.tell(trial, 0.0)
+    command = script(tmp_path, REPORTING + "sys.exit(0 if trial.report(9.0, 1) else 1)")
+
+    work(tmp_path, command, "--max-trials", "1")
+
+    assert states(study)[-1] == "PRUNED"
+    assert study.trials[-1].value == 9.0
+
+
+# --- stop requests ---------------------------------------------------------------------------------------------------
+
+UNTIL_PRUNED = """
+for step in range(3000):
+    if trial.report(float(step), step):
+        trial.tell(state="pruned")
+        break
+    time.sleep(0.01)
+"""
+
+
+def test_a_stop_request_reaches_the_command_and_is_seen_on_its_way(study: Study, tmp_path: Path) -> None:
+    worker = start(*WORKER, "--max-trials", "1", "--", *script(tmp_path, REPORTING + UNTIL_PRUNED), cwd=tmp_path)
+    until(lambda: running(study) and study.state.trials[0].reports, what="a report")
+
+    study.stop_trial(0, reason="enough")
+    trial = study.state.trials[0]
+    assert "enough" in (trial.stop, trial.reason)  # a quick command has ended it by now
+    until(lambda: study.state.trials[0].stopping or states(study) == ["PRUNED"], what="the acknowledgement")
+    until(lambda: states(study) == ["PRUNED"], what="the end")
+    assert study.state.trials[0].reason == "enough"
+
+    assert worker.wait(20) == 0
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_command_that_ignores_a_stop_request_is_ended_after_the_grace(
+    study: Study, tmp_path: Path, reports: bool
+) -> None:
+    body = "trial.report(0.5, 1)\n" if reports else ""
+    command = script(tmp_path, REPORTING + body + "print('ready', flush=True)\ntime.sleep(60)")
+    worker = start(*WORKER, "--max-trials", "1", "--grace", "0.5", "--", *command, cwd=tmp_path)
+    until(lambda: "ready" in log_of(tmp_path))
+
+    study.stop_trial(0)
+
+    assert worker.wait(20) == (0 if reports else 1)
+    assert states(study) == ["PRUNED" if reports else "FAIL"]
+    assert "asked to stop, and did not" in (study.state.trials[0].reason or "")
+
+
+def log_of(where: Path, number: int = 0) -> str:
+    path = where / "hopaas-logs" / "s" / f"{number}.log"
+    return path.read_text() if path.exists() else ""
+
+
+# --- pre-emption and time --------------------------------------------------------------------------------------------
+
+SAVES_ITSELF = """
+import json, os, signal, sys, time
+from pathlib import Path
+from hopaas_p2p.client import Trial
+trial = Trial()
+begin = int(os.environ.get("HOPAAS_RESUME_STEP", 0))
+if begin:
+    assert Path(os.environ["HOPAAS_CHECKPOINT"]).read_text() == f"weights {begin}"
+step = begin
+def save(number, frame):
+    Path("weights").write_text(f"weights {step}")
+    trial.checkpoint("weights", step)
+    sys.exit(0)
+signal.signal(signal.SIGUSR1, save)
+while step < begin + (10_000 if not begin else 3):
+    step += 1
+    trial.report(1.0 / step, step)
+    print("step", step, flush=True)
+    time.sleep(0.02)
+print(json.dumps({"value": step}))
+"""
+
+
+def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(study: Study, tmp_path: Path) -> None:
+    study.set_budget(1)
+    command = script(tmp_path, SAVES_ITSELF)
+    worker = start(*WORKER, "--", *command, cwd=tmp_path)
+    until(lambda: "step 3" in log_of(tmp_path))
+
+    worker.send_signal(signal.SIGUSR1)
+
+    assert worker.wait(20) == 75
+    trial = study.state.trials[0]
+    assert trial.state.name == "WAITING"
+    assert trial.attempt == 1
+    assert trial.history[-1].why == "pre-empted: SIGUSR1"
+    (checkpoint,) = trial.checkpoints
+    work(tmp_path, command)
+    assert states(study) == ["COMPLETE"]
+    assert study.trials[0].value == checkpoint.step + 3
+    assert list(study.trials[0].intermediate_values) == list(range(1, checkpoint.step + 4))
+
+
+def test_a_command_that_ignores_the_signal_is_ended_and_its_trial_given_back(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import signal, subprocess, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sleeper = subprocess.Popen(["sleep", "600"])
+        print("ready", sleeper.pid, flush=True)
+        time.sleep(600)
+        """,
+    )
+    worker = start(*WORKER, "--grace", "0.3", "--", *command, cwd=tmp_path)
+    grandchild = int(until(lambda: log_of(tmp_path).partition("ready ")[2].strip()))
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(20) == 75
+    assert states(study) == ["WAITING"]
+    until(lambda: not alive(grandchild), what="the end of all that the command started")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_command_that_the_batch_system_signals_first_is_given_back_all_the_same(study: Study, tmp_path: Path) -> None:
+    worker = start(
+        *WORKER,
+        "--",
+        *script(tmp_path, "import os, time; print(os.getpid(), flush=True); time.sleep(60)"),
+        cwd=tmp_path,
+    )
+    child = int(until(lambda: log_of(tmp_path).strip()))
+
+    os.kill(child, signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(20) == 75
+    assert states(study) == ["WAITING"]
+
+
+def test_a_result_that_comes_within_the_grace_counts(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import json, signal, sys
+        signal.signal(signal.SIGTERM, lambda *_: (print(json.dumps({"value": 3})), sys.exit(0)))
+        print("ready", flush=True)
+        signal.pause()
+        """,
+    )
+    worker = start(*WORKER, "--", *command, cwd=tmp_path)
+    until(lambda: "ready" in log_of(tmp_path))
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(20) == 75
+    assert states(study) == ["COMPLETE"]
+
+
+def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
+    worker = start(
+        *WORKER, "--", *script(tmp_path, "print('ready', flush=True); import time; time.sleep(60)"), cwd=tmp_path
+    )
+    until(lambda: "ready" in log_of(tmp_path))
+
+    worker.send_signal(signal.SIGINT)
+
+    assert worker.wait(20) == 130
+    assert states(study) == ["WAITING"]
+
+
+def test_a_trial_that_nears_the_time_limit_is_given_back(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "import time; time.sleep(60)")
+
+    said = work(tmp_path, command, "--time-limit", "3s", "--grace", "0.2", code=75)
+
+    assert states(study) == ["WAITING"]
+    assert study.state.trials[0].history[-1].why == "out of time"
+    assert "trial 0 is given back: out of time" in said
+
+
+def test_what_never_ends_in_time_and_writes_no_checkpoint_fails_in_the_end(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "import time; time.sleep(60)")
+
+    for _ in range(3):
+        work(tmp_path, command, "--time-limit", "1.8s", "--grace", "0.2", code=75)
+
+    assert states(study) == ["FAIL"]
+    assert "3 times; it writes no checkpoints" in (study.state.trials[0].reason or "")
+
+
+def finished_trial(study: Study, seconds: float) -> None:
+    """A complete trial that took so long, by its record."""
+    import datetime
+
+    import optuna
+
+    start = datetime.datetime.now()
+    frozen = optuna.trial.create_trial(params={"lr": 0.01, "depth": 2}, distributions=study.space, value=1.0)
+    frozen.datetime_start, frozen.datetime_complete = start, start + datetime.timedelta(seconds=seconds)
+    study.storage.create_new_trial(study.study_id, frozen)
+
+
+def test_a_study_that_gives_out_no_more_needs_no_other_job_however_little_time_is_left(
+    study: Study, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        finished_trial(study, 20.0)
+    running = study.ask()  # the last of the budget: this process runs it
+
+    said = work(tmp_path, ["true"], "--time-limit", "10s", "--grace", "1", code=0)
+
+    assert "budget is used up" in said
+    study.tell(running, 1.0)
+
+
+def test_no_trial_is_started_that_does_not_fit(study: Study, tmp_path: Path) -> None:
+    study.set_budget(9)
+    for _ in range(3):
+        finished_trial(study, 20.0)
+    command = script(tmp_path, "import time; time.sleep(3); print('{\"value\": 1}')")
+
+    said = work(tmp_path, command, "--time-limit", "28s", "--grace", "1", code=75)
+
+    assert states(study) == ["COMPLETE"] * 4  # after the fourth, 25 s are left, and 27 are needed
+    assert "no trial fits into the 2" in said
+
+
+def test_trials_longer_than_the_job_are_refused_with_the_cure(study: Study, tmp_path: Path) -> None:
+    finished_trial(study, 3600.0)
+
+    said = work(tmp_path, ["true"], "--time-limit", "30m", code=78)
+
+    assert "takes 3600 s (median), and this job has only 1800 s: ask for more time" in said
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_job_shorter_than_the_grace_is_refused_and_not_run_again_for_ever(study: Study, tmp_path: Path) -> None:
+    said = work(tmp_path, ["true"], "--time-limit", "5m", code=78)
+
+    assert "this job has 300 s, of which 315 s are kept" in said
+    assert "--grace" in said
+    assert states(study) == []
+
+
+# --- exit codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("happens", "code"),
+    [("stop", 0), ("fail", 1), ("drain", 0)],
+)
+def test_the_exit_code_says_whether_to_run_again(tmp_path: Path, happens: str, code: int) -> None:
+    study = campaign(tmp_path, max_failures=1)
+    match happens:
+        case "stop":
+            study.stop()
+        case "fail":
+            study.tell(study.ask(), state="fail")
+        case "drain":
+            study.drain(site="north")
+    before = len(states(study))
+
+    work(tmp_path, ["echo", '{{"value": 1}}'], "--site", "north", code=code)
+
+    assert len(states(study)) == before
+    study.close()
+
+
+def test_a_paused_study_is_waited_for(study: Study, tmp_path: Path) -> None:
+    study.pause()
+    worker = start(*WORKER, "--", "echo", '{{"value": 1}}', cwd=tmp_path)
+    said = "Waiting: the study is paused; resume it with: hopaas-p2p study resume"
+    until(lambda: said in (tmp_path / "worker.err").read_text())
+    assert states(study) == []
+    study.resume()
+    assert worker.wait(60) == 0
+    assert states(study) == ["COMPLETE"] * 3
+
+
+def test_a_paused_study_is_waited_for_until_the_time_is_up(study: Study, tmp_path: Path) -> None:
+    study.pause()
+    work(tmp_path, ["echo", '{{"value": 1}}'], "--time-limit", "3s", "--grace", "0.2", code=75)
+    assert states(study) == []
+
+
+def test_a_command_that_always_fails_does_not_run_for_ever(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_LONGEST_BACKOFF", 0.0)
+    study.set_budget(None)
+    said: list[str] = []
+    command = ["sh", "-c", "echo 'no such module' >&2; exit 3"]
+
+    assert loop.Worker(study, command, logs=tmp_path, say=said.append).work() == loop.FAILED
+
+    assert states(study) == ["FAIL"] * 10
+    assert said[-1].startswith("all 10 trials that ran here failed, so this worker stops. The last one: ")
+    assert said[-1].endswith(f"the command ended with 3: no such module · log {tmp_path / 's' / '9.log'}")
+
+
+def test_a_command_that_worked_once_may_fail_often(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_LONGEST_BACKOFF", 0.0)
+    study.set_budget(None)
+    command = ["sh", "-c", "test $HOPAAS_TRIAL != 0 || echo '{{\"value\": 1}}'"]
+
+    assert loop.Worker(study, command, logs=tmp_path, max_trials=13, say=[].append).work() == loop.DONE
+
+    assert states(study) == ["COMPLETE"] + ["FAIL"] * 12
+
+
+def test_quick_failures_are_followed_by_longer_and_longer_pauses(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    worker = loop.Worker(study, ["true"], logs=tmp_path, say=[].append)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(loop.time, "sleep", pauses.append)
+    waited = []
+    for _ in range(8):
+        worker.last = "FAIL"
+        pauses.clear()
+        worker._back_off()
+        waited.append(round(sum(pauses), 3))
+    assert waited == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    worker.last = "COMPLETE"
+    pauses.clear()
+    worker._back_off()
+    assert pauses == []
+    worker.last = "FAIL"
+    worker._back_off()
+    assert sum(pauses) == pytest.approx(0.1), "a success begins anew"
+
+
+def test_a_worker_whose_trials_all_failed_says_so_by_its_exit_code(study: Study, tmp_path: Path) -> None:
+    work(tmp_path, ["false"], "--max-trials", "2", code=1)
+    assert states(study) == ["FAIL", "FAIL"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "state"),
+    [("echo '{{\"value\": 1}}'", 0, "COMPLETE"), ("exit 4", 1, "FAIL"), ("sleep 60", 75, "WAITING")],
+)
+def test_run_runs_one_trial_and_says_how_it_ended(
+    study: Study, tmp_path: Path, command: str, code: int, state: str
+) -> None:
+    words = ["run", "--store", "store", "--study", "s", "--time-limit", "2.4s", "--grace", "0.2", "--json"]
+
+    done = cli(*words, "--", "sh", "-c", command, cwd=tmp_path, check=False)
+
+    assert done.returncode == code, done.stderr
+    assert json.loads(done.stdout) == {"trials": [{"number": 0, "state": state}]}
+    assert states(study) == [state]
+
+
+def test_run_says_that_the_trial_of_a_result_was_taken_over(study: Study, tmp_path: Path) -> None:
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    body = f"""
+    import pathlib, time
+    pathlib.Path({str(ready)!r}).touch()
+    while not pathlib.Path({str(go)!r}).exists():
+        time.sleep(0.02)
+    from hopaas_p2p.client import Trial
+    Trial().tell(0.5)
+    """
+    running = start("run", *WORKER[1:], "--", *script(tmp_path, body), cwd=tmp_path)
+    until(ready.exists)
+    study.storage.say(study.study_id, TrialReclaim(0, study.state.trials[0].epoch))
+    go.touch()
+
+    assert running.wait(30) == 11
+    assert [one.values for one in study.state.trials if one.late_of == 0] == [(0.5,)]
+
+
+def test_run_without_work_exits_with_3(study: Study, tmp_path: Path) -> None:
+    study.stop()
+
+    done = cli("run", "-s", "store", "--study", "s", "--", "true", cwd=tmp_path, check=False)
+
+    assert done.returncode == 3
+
+
+def test_a_worker_that_stays_takes_over_what_a_killed_one_leaves(tmp_path: Path) -> None:
+    study = campaign(tmp_path, lease_ttl=1.0, budget=1)
+    slow = script(tmp_path, "import time; print('ready', flush=True); time.sleep(60)", "slow.py")
+    killed = start(*WORKER, "--", *slow, cwd=tmp_path)
+    until(lambda: "ready" in log_of(tmp_path))
+    stays = start(*WORKER, "--stay", "--", "echo", '{{"value": 1}}', cwd=tmp_path)
+
+    killed.kill()
+    killed.wait()
+
+    assert stays.wait(20) == 0
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.state.trials[1].retry_of == 0
+    study.close()
+
+
+def test_a_store_that_stays_away_until_the_time_limit_means_run_me_again(study: Study, tmp_path: Path) -> None:
+    store, away = tmp_path / "store" / "v1", tmp_path / "away"
+    spooling = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    body = f"""
+    import json, shutil
+    shutil.copytree({str(store)!r}, {str(away)!r}, symlinks=True)
+    shutil.rmtree({str(store)!r})  # not renamed: descriptors that are open would go on working
+    print(json.dumps({{"value": 1}}))
+    """
+
+    terms = ("--time-limit", "8s", "--grace", "1")
+    said = work(tmp_path, script(tmp_path, body), *terms, code=75, HOPAAS_PATIENCE="1", **spooling)
+
+    shutil.rmtree(store, ignore_errors=True)
+    away.rename(store)
+    assert "run me again" in said
+    listed = json.loads(cli("spool", "list", "--json", **spooling).stdout)
+    assert [row["trials"] for row in listed] == [[0]]
+    cli("spool", "send", **spooling)
+    assert states(study) == ["COMPLETE"]
+
+
+@pytest.mark.parametrize("verb", ["worker", "run"])
+def test_a_store_that_is_away_when_a_job_begins_means_run_me_again_too(tmp_path: Path, verb: str) -> None:
+    nobody = "postgresql://u@127.0.0.1:1/d"
+
+    done = cli(verb, "-s", nobody, "--study", "s", "--", "true", cwd=tmp_path, check=False, HOPAAS_PATIENCE="0.1")
+
+    assert done.returncode == 75
+    assert "Run me again later" in done.stderr
+
+
+def test_the_help_is_quick_and_complete() -> None:
+    done = cli("worker", "--help")
+
+    for word in ("--time-limit", "--grace", "--signal", "--site", "--max-trials", "HOPAAS_CHECKPOINT", "75"):
+        assert word in done.stdout
+
+
+def test_the_client_is_standard_library_only_and_short(tmp_path: Path) -> None:
+    import hopaas_p2p.client as client
+
+    source = Path(client.__file__).read_text()
+    code = "import sys; before = set(sys.modules); import client; print(sorted(set(sys.modules) - before))"
+    (tmp_path / "client.py").write_text(source)
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=tmp_path, capture_output=True)
+    lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith(("#", '"""'))]
+    assert len(lines) < 40
+
+
+def old_study(folder: Path) -> tuple[str, optuna.Study]:
+    """A study of Optuna's, and the file that keeps it."""
+    path = str(folder / "old.journal")
+    storage = optuna.storages.JournalStorage(JournalFileBackend(path))
+    return path, optuna.create_study(storage=storage, study_name="old")
+
+
+def test_an_imported_study_goes_on_under_worker_in_the_space_of_its_trials(tmp_path: Path) -> None:
+    url, old = old_study(tmp_path)
+    old.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 1, 3), n_trials=3)
+    here = {"HOPAAS_STORE": f"{tmp_path}/store", "HOPAAS_STUDY": "old"}
+    cli("study", "import", "--from", url, **here)
+
+    done = cli("worker", "--max-trials", "2", "--", "echo", '{"value": {x}}', cwd=tmp_path, **here)
+
+    assert "taken from its trials: x=float(0,1), n=int(1,3)" in done.stderr
+    study = hopaas_p2p.open_study(here["HOPAAS_STORE"], "old", create=False)
+    assert len(study.trials) == 5
+    assert study.trials[-1].params.keys() == {"x", "n"}
+    assert study.space == {}, "others may suggest as they go"
+    cli("study", "set", "--space", "x=float(0,2)", "--space", "n=int(1,3)", **here)
+    study.close()
+    asked = json.loads(cli("ask", "--json", **here).stdout)
+    assert asked["params"].keys() == {"x", "n"}
+    cli("study", "create", "other", "--space", "y=float(0,1)", **here)
+    refused = cli("study", "set", "other", "--space", "y=float(0,2)", HOPAAS_STORE=here["HOPAAS_STORE"], check=False)
+    assert (refused.returncode, "which does not change" in refused.stderr) == (78, True)
+
+
+def test_a_space_on_import_is_the_studys(tmp_path: Path) -> None:
+    url, old = old_study(tmp_path)
+    old.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    cli("study", "import", "--from", url, "--space", "x=float(0,5)", HOPAAS_STORE=f"{tmp_path}/store")
+    study = hopaas_p2p.open_study(f"{tmp_path}/store", "old", create=False)
+    assert study.space == {"x": optuna.distributions.FloatDistribution(0, 5)}
+    study.close()
+
+
+def test_a_space_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
+    url, old = old_study(tmp_path)
+
+    def conditional(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x" if trial.number else "y", 0, 1)
+
+    old.optimize(conditional, n_trials=2)
+    here = {"HOPAAS_STORE": f"{tmp_path}/store", "HOPAAS_STUDY": "old"}
+    cli("study", "import", "--from", url, **here)
+    done = cli("worker", "--", "echo", '{"value": {x}}', cwd=tmp_path, check=False, **here)
+    assert done.returncode == 2
+    assert "not every trial has the same parameters (x, y)" in done.stderr
+    assert "hopaas-p2p study set old --space" in done.stderr

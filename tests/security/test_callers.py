@@ -1,0 +1,277 @@
+"""Strangers at a port: they are turned away, and keep nobody else out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hopaas_p2p import access
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.gateway import relay as relays
+from hopaas_p2p.gateway.postgres import PostgresTarget
+from hopaas_p2p.gateway.rate_limit import TooManyAttempts
+from hopaas_p2p.gateway.relay import Relay
+from hopaas_p2p.gateway.tokens import TokenCache
+from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.s3.address import parse
+from tests.support.postgres import Server
+from tests.support.postgres_people import Place
+from tests.support.processes import cli
+
+# --- gateway -----------------------------------------------------------------------------------------------------
+
+
+def _target(place: Place) -> PostgresTarget:
+    return PostgresTarget.of(f"postgresql://127.0.0.1:{place.server.port}/store")
+
+
+async def _guess(tokens: TokenCache, addresses: int, role: str = "ann.00000000") -> None:
+    """Wrong tokens from so many addresses, as long as each is let."""
+
+    async def one(number: int) -> None:
+        with contextlib.suppress(TooManyAttempts):
+            for attempt in range(25):
+                await tokens.status(role, Secret(f"wrong{number}-{attempt}"), address=f"198.51.100.{number}")
+
+    for number in range(addresses):
+        await one(number)
+
+
+def test_thirty_addresses_that_guess_keep_out_no_token_that_is_new(place: Place) -> None:
+    role, password = place.token("ann")
+
+    async def attack() -> None:
+        tokens = TokenCache(_target(place))
+        await _guess(tokens, 30)
+        with pytest.raises(TooManyAttempts):
+            await tokens.status("ann.11111111", Secret("x"), address="198.51.100.1")
+        assert (await tokens.status(role, Secret(password), address="192.0.2.1")).valid
+        tokens.close()
+
+    asyncio.run(attack())
+
+
+def test_a_role_that_exists_has_a_share_that_guessing_at_others_leaves(place: Place) -> None:
+    """Even where the guesses come from hundreds of addresses, each of them new."""
+    first, second = place.token("ann"), place.token("bob")
+
+    async def attack() -> None:
+        tokens = TokenCache(_target(place))
+        assert (await tokens.status(first[0], Secret(first[1]), address="192.0.2.1")).valid
+        for number in range(120):
+            with contextlib.suppress(TooManyAttempts):
+                await tokens.status("ann.00000000", Secret(f"w{number}"), address=f"203.0.113.{number}")
+        with pytest.raises(TooManyAttempts):
+            await tokens.status("ann.00000000", Secret("x"), address="192.0.2.2")
+        assert (await tokens.status(second[0], Secret(second[1]), address="192.0.2.2")).valid
+        tokens.close()
+
+    asyncio.run(attack())
+
+
+def test_after_a_restart_good_tokens_are_known(place: Place, tmp_path: Path) -> None:
+    role, password = place.token("ann")
+    weak = "sesame"
+    place.server.execute("DROP ROLE IF EXISTS weak")
+    place.server.execute("CREATE ROLE weak LOGIN PASSWORD %s", weak)
+    file = tmp_path / "state" / "tokens"
+
+    async def run(during: Callable[[TokenCache], object]) -> None:
+        tokens = TokenCache(_target(place), file=file)
+        await during(tokens)  # type: ignore[misc]
+        await tokens.save()
+        tokens.close()
+
+    async def use(tokens: TokenCache) -> None:
+        assert (await tokens.status(role, Secret(password), address="192.0.2.1")).valid
+        assert (await tokens.status("weak", Secret(weak), address="192.0.2.1")).valid
+
+    async def attack(tokens: TokenCache) -> None:
+        for number in range(120):
+            with contextlib.suppress(TooManyAttempts):
+                await tokens.status("ann.00000000", Secret(f"w{number}"), address=f"203.0.113.{number}")
+        with pytest.raises(TooManyAttempts):
+            await tokens.status("weak", Secret(weak), address="192.0.2.2")
+        assert (await tokens.status(role, Secret(password), address="192.0.2.2")).valid
+
+    asyncio.run(run(use))
+    place.server.execute("DROP ROLE weak")
+    assert file.stat().st_mode & 0o777 == 0o600
+    text = file.read_text()
+    assert len(text.split()) == 2, "a salt and one digest: a short secret could be found from its digest"
+    assert password not in text
+    asyncio.run(run(attack))
+    access.revoke_token(place.admin, role)
+
+    async def gone(tokens: TokenCache) -> None:
+        assert not (await tokens.status(role, Secret(password), address="192.0.2.3")).valid
+
+    asyncio.run(run(gone))
+    assert len(file.read_text().split()) == 1
+    file.write_text("nonsense\n")
+    asyncio.run(run(gone))
+
+
+# --- relay -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def echo() -> Iterator[ServerAddress]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield ServerAddress("127.0.0.1", listener.getsockname()[1])
+
+
+def test_silent_connections_keep_nobody_from_the_relay(echo: ServerAddress) -> None:
+    async def attack() -> None:
+        relay = Relay([echo], Secret("s3cret"))
+        port = await relay.listen("127.0.0.1", 0)
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(relays.PENDING + 100)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        login = base64.b64encode(b"relay:s3cret").decode()
+        writer.write(f"CONNECT {echo} HTTP/1.1\r\nProxy-Authorization: Basic {login}\r\n\r\n".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert await silent[0][0].read() == b"", "the oldest were closed"
+        assert len(relay._pending) <= relays.PENDING
+        assert relay.refused >= 100
+        for _, one in [*silent, (reader, writer)]:
+            one.transport.abort()
+        await relay.close()
+
+    asyncio.run(attack())
+
+
+def test_connections_that_are_carried_have_a_limit_of_their_own(echo: ServerAddress) -> None:
+    async def attack() -> None:
+        relay = Relay([echo], Secret("s3cret"), limit=1)
+        port = await relay.listen("127.0.0.1", 0)
+        login = base64.b64encode(b"relay:s3cret").decode()
+        request = f"CONNECT {echo} HTTP/1.1\r\nProxy-Authorization: Basic {login}\r\n\r\n".encode()
+        clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        answers = []
+        for reader, writer in clients:
+            writer.write(request)
+            answers.append((await reader.readline()).split()[1])
+        assert answers == [b"200", b"503"]
+        for _, writer in clients:
+            writer.transport.abort()
+        await relay.close()
+
+    asyncio.run(attack())
+
+
+# --- what goes over the network, and into lists of processes -----------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["s3.example.org", "10.0.0.7:9000", "[2001:db8::1]:9000", "127.0.0.1.evil.org"])
+@pytest.mark.parametrize("by", ["url", "environment"])
+def test_a_bucket_without_tls_beyond_this_machine_is_asked_for(host: str, by: str) -> None:
+    env = {"AWS_ENDPOINT_URL_S3": f"http://{host}"} if by == "environment" else {}
+    url = "s3://bucket/p?region=r" + ("" if env else f"&endpoint=http://{host}")
+    with pytest.raises(ConfigurationError, match="insecure=true"):
+        parse(url, env)
+    address = parse(f"{url}&insecure=true", env)
+    assert parse(address.url, {}) == address, "and another process opens the same"
+    with pytest.raises(ConfigurationError, match="takes insecure=true"):
+        parse(f"{url}&insecure=yes", env)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9000", "localhost", "[::1]:9000"])
+def test_a_bucket_on_this_machine_needs_no_tls(host: str) -> None:
+    assert parse(f"s3://bucket/p?endpoint=http://{host}&region=r", {}).endpoint == f"http://{host}"
+
+
+@pytest.mark.parametrize("words", [[], ["--store"]])
+def test_the_dashboard_takes_no_password_in_an_argument(words: list[str]) -> None:
+    pytest.importorskip("streamlit")
+    done = cli("dashboard", *words, "postgresql://ann:sesame@127.0.0.1:1/d", check=False)
+    assert done.returncode != 0
+    assert "a password does not belong into an argument" in done.stderr
+    assert "sesame" not in done.stderr
+
+
+# --- what any token can do to the server -------------------------------------------------------------------------
+
+
+def test_an_advisory_lock_holds_up_no_init(place: Place) -> None:
+    eve = place.person("eve")
+    with place.session(eve) as say:
+        say(f"SELECT pg_advisory_lock({0x686F70616173})")
+        say("SELECT pg_advisory_lock(k) FROM generate_series(0, 100) k")
+        assert access.initialise(place.admin) > 0
+
+
+def test_a_token_takes_no_more_than_a_quarter_of_the_connections(own_server: Callable[..., Server]) -> None:
+    server = own_server(max_connections="40")
+    place = Place(server, server.url())
+    token = place.token("eve")
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(place.session(server.url(user=token[0], password=token[1])))
+        with pytest.raises(Exception, match="too many connections for role"):
+            stack.enter_context(place.session(server.url(user=token[0], password=token[1])))
+        assert len(access.tokens(place.admin)) == 1, "and an administrator still gets in"
+
+
+COSTLY = (
+    "SELECT lo_create(0)",
+    "SELECT lo_creat(-1)",
+    "SELECT lo_from_bytea(0, 'x')",
+    "SELECT pg_advisory_lock(1)",
+    "SELECT pg_try_advisory_xact_lock_shared(1, 2)",
+    "SELECT pg_logical_emit_message(false, 'p', 'x')",
+    "SELECT pg_logical_emit_message(false, 'p', 'x'::bytea)",
+    "CREATE TEMPORARY TABLE t (a int)",
+    "CREATE TABLE public.t (a int)",
+    "SET temp_file_limit = -1",
+)
+
+
+def test_what_fills_a_server_is_taken_away_when_a_superuser_runs_init(own_server: Callable[..., Server]) -> None:
+    server = own_server()
+    place = Place(server, server.url())
+    access.initialise(server.url())
+    token = place.token("eve")
+    with place.session(server.url(user=token[0], password=token[1])) as say:
+        for sql in COSTLY:
+            with pytest.raises(Exception, match="permission denied"):
+                say(sql)
+        assert say("SHOW temp_file_limit") == [("1GB",)]
+
+
+def test_doctor_says_what_is_open_and_which_tokens_were_changed(place: Place) -> None:
+    from hopaas_p2p.stores.postgres import checks
+
+    def found(url: str) -> dict[str, tuple[bool, str]]:
+        return {one.check: (one.passed, one.detail) for one in checks.checks(place.store(url))}
+
+    eve = place.person("eve")
+    (token,) = access.tokens(place.admin)
+    assert "tokens" not in found(place.admin)
+    assert found(eve)["open to all"][0]
+    for what in ("NOTIFY", "large objects", "temporary files of any size", "to connect to ", "superuser's"):
+        assert what in found(eve)["open to all"][1]
+    for change in ("SET statement_timeout = 0", "RESET ALL", "IN DATABASE store SET lock_timeout = 0"):
+        with place.session(eve) as say:
+            say(f"ALTER ROLE CURRENT_USER {change}")
+        for url in (eve, place.admin):
+            assert found(url)["tokens"] == (False, f"{token.name}: time-outs were changed by the holder")
+        access.initialise(place.admin)
+        assert "tokens" not in found(place.admin)
+
+
+def test_a_token_that_holds_its_own_settings_holds_up_no_init(place: Place) -> None:
+    eve = place.person("eve")
+    with place.session(eve) as say:
+        for sql in ("SET idle_in_transaction_session_timeout = 0", "ALTER ROLE CURRENT_USER SET work_mem = '1MB'"):
+            say(sql)
+        for sql in ("BEGIN", "ALTER ROLE CURRENT_USER SET work_mem = '2MB'"):
+            say(sql)
+
+        assert access.initialise(place.admin) > 0

@@ -1,0 +1,292 @@
+"""Settings and tickets of strangers: they take no token along, and no trust."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from hopaas_p2p import ownership, spool
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.gateway.relay import read_password
+from hopaas_p2p.hopaas import Client
+from hopaas_p2p.settings import Settings, user_file
+from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.ticket import Ticket, carry, ending, ticket_of
+from tests.support.postgres_people import Place
+from tests.support.processes import cli, until
+from tests.support.strangers import Stranger, stranger
+
+TOKEN = "ann.0123abcd:" + "k" * 43
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    place = tmp_path / "here"
+    place.mkdir()
+    place.chmod(0o755)
+    return place
+
+
+@pytest.fixture
+def evil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HOPAAS_TOKEN", TOKEN)
+    for name in ("HOPAAS_TOKEN_FILE", "HOPAAS_TOKEN_HOST", "HOPAAS_STORE", "PGPASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    with stranger() as listening:
+        yield listening
+
+
+def _url(evil: Stranger) -> str:
+    return f"postgresql://127.0.0.1:{evil.port}/d"
+
+
+# --- whose file is it? -------------------------------------------------------------------------------------------
+
+
+def _found(env: dict[str, str], here: Path) -> tuple[str | None, list[str]]:
+    said: list[str] = []
+    return Settings(env=env, directory=here, warn=said.append).get("store"), said
+
+
+def test_a_file_of_ones_own_counts(env: dict[str, str], here: Path) -> None:
+    (here / "hopaas.toml").write_text('store = "./mine"')
+    (here / "hopaas.toml").chmod(0o644)
+    assert _found(env, here) == ("./mine", [])
+
+
+def test_a_file_of_somebody_elses_does_not_count(
+    env: dict[str, str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "hopaas.toml").write_text('store = "./theirs"')
+    monkeypatch.setattr(ownership.os, "geteuid", lambda: os.getuid() + 1)
+    store, (said,) = _found(env, here)
+    assert store is None
+    assert "./hopaas.toml does not count" in said
+    assert "belongs to" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("given", ["file", "directory"])
+def test_what_root_gave_away_does_not_count_for_root(env: dict[str, str], here: Path, given: str) -> None:
+    (here / "hopaas.toml").write_text('store = "./theirs"')
+    os.chown(here if given == "directory" else here / "hopaas.toml", 12345, 12345)
+    assert _found(env, here)[0] is None
+
+
+@pytest.mark.parametrize("mode", [0o622, 0o602, 0o666])
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_file_that_others_may_write_does_not_count(env: dict[str, str], here: Path, what: str, mode: int) -> None:
+    (here / "hopaas.toml").write_text('store = "./theirs"')
+    (here if what == "directory" else here / "hopaas.toml").chmod(mode | (0o100 if what == "directory" else 0))
+    if os.geteuid() == 0 and mode == 0o622 and ownership._is_private(0, 0):
+        os.chown(here, 0, 12345)
+        os.chown(here / "hopaas.toml", 0, 12345)
+    store, said = _found(env, here)
+    assert store is None
+    assert "others may write" in said[0]
+
+
+def test_a_pipe_or_a_directory_in_its_place_hangs_nobody(env: dict[str, str], here: Path) -> None:
+    os.mkfifo(here / "hopaas.toml")
+    assert _found(env, here) == (None, [f"./hopaas.toml does not count: {here / 'hopaas.toml'} is not a regular file"])
+    (here / "hopaas.toml").unlink()
+    (here / "hopaas.toml").mkdir()
+    assert _found(env, here)[0] is None
+
+
+def test_a_directory_names_no_authority_and_no_host_to_trust(env: dict[str, str], here: Path) -> None:
+    for line in ('ca_file = "evil.pem"', 'token_host = "evil.example.org"'):
+        (here / "hopaas.toml").write_text(line)
+        with pytest.raises(ConfigurationError, match="says whom to trust, which no directory may"):
+            _found(env, here)
+
+
+def test_a_directory_names_no_secret_outside_it(env: dict[str, str], here: Path, tmp_path: Path) -> None:
+    (tmp_path / "ann.token").write_text(TOKEN)
+    (here / "link").symlink_to(tmp_path / "ann.token")
+    for name in ("../ann.token", "~/ann.token", str(tmp_path / "ann.token"), "link", "a\\u0000b"):
+        (here / "hopaas.toml").write_text(f'token_file = "{name}"')
+        with pytest.raises(ConfigurationError, match="is outside this directory"):
+            _found(env, here)
+    (here / "hopaas.toml").write_text('store = "./mine"\ntoken_file = "ann.token"')
+    assert _found(env, here)[0] == "./mine"
+
+
+# --- where does the token go? ------------------------------------------------------------------------------------
+
+
+def test_a_stranger_that_asks_for_the_password_is_told_nothing(evil: Stranger) -> None:
+    store = PostgresStore(_url(evil))
+    with pytest.raises(ConfigurationError, match="wants the secret itself"):
+        store.catalog().exchange(None, 0)
+    store.close()
+    assert (evil.visits, evil.heard) == (1, b"")
+
+
+def test_what_libpq_knows_by_itself_is_not_told_either(
+    evil: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pgpass").write_text("*:*:*:*:sesame\n")
+    (tmp_path / "pgpass").chmod(0o600)
+    monkeypatch.delenv("HOPAAS_TOKEN")
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
+    store = PostgresStore(f"postgresql://ann@127.0.0.1:{evil.port}/d")
+    with pytest.raises(ConfigurationError, match="wants the secret itself"):
+        store.catalog().exchange(None, 0)
+    store.close()
+    assert evil.heard == b""
+
+
+@pytest.mark.parametrize("secret", ["HOPAAS_TOKEN", "PGPASSWORD"])
+@pytest.mark.parametrize("words", [["study", "list"], ["doctor"], ["ask", "--study", "s"]], ids=" ".join)
+def test_a_clone_with_a_store_in_it_gets_no_token(evil: Stranger, here: Path, words: list[str], secret: str) -> None:
+    (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
+    (here / "hopaas.toml").chmod(0o644)
+    env = {"HOPAAS_TOKEN": "", secret: TOKEN}
+    done = cli(*words, check=False, cwd=here, **env)
+    assert done.returncode != 0
+    assert f"would send your token to 127.0.0.1:{evil.port}" in done.stderr
+    assert evil.visits == 0
+
+
+def test_completing_a_word_in_a_clone_sends_nothing(evil: Stranger, here: Path) -> None:
+    (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
+    env = {"_HOPAAS_P2P_COMPLETE": "bash_complete", "COMP_WORDS": "hopaas-p2p study show ", "COMP_CWORD": "3"}
+    cli(check=False, cwd=here, HOPAAS_TOKEN=TOKEN, **env)
+    assert evil.visits == 0
+    cli(check=False, cwd=here, **env)
+    assert evil.visits == 1, "who has no secret may look anywhere"
+
+
+def test_the_hopaas_client_sends_no_token_from_a_clone(
+    evil: Stranger, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
+    monkeypatch.chdir(here)
+    for token in (None, "sesame"):
+        with pytest.raises(Exception, match="would send your token to"):
+            Client(token=token)
+    assert evil.visits == 0
+
+
+def test_whoever_names_the_store_or_the_host_vouches_for_it(evil: Stranger, here: Path, tmp_path: Path) -> None:
+    """The server is asked then; it is a stranger still, and hears no secret."""
+    (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
+    for words, env in (
+        (["--store", _url(evil)], {}),
+        ([], {"HOPAAS_TOKEN_HOST": f"db.example.org,127.0.0.1:{evil.port}"}),
+        ([], {"HOPAAS_TOKEN_HOST": "127.0.0.1"}),
+    ):
+        done = cli("study", "list", *words, check=False, cwd=here, HOPAAS_TOKEN=TOKEN, **env)
+        assert "wants the secret itself" in done.stderr
+    own = user_file()
+    own.parent.mkdir(parents=True)
+    own.write_text(f'store = "postgresql://127.0.0.1:{evil.port}/other"')
+    done = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN=TOKEN, XDG_CONFIG_HOME=str(tmp_path / "config"))
+    assert "wants the secret itself" in done.stderr
+    assert (evil.visits, evil.heard) == (4, b"")
+
+
+def test_a_token_that_was_stored_for_a_host_goes_to_no_other(evil: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPAAS_TOKEN_HOST", "db.example.org")
+    for url in (_url(evil), f"postgresql+https://127.0.0.1:{evil.port}/d"):
+        store = PostgresStore(url)
+        with pytest.raises(ConfigurationError, match="is not sent to 127"):
+            store.catalog().exchange(None, 0)
+        store.close()
+    assert evil.visits == 0
+
+
+def test_a_token_beside_the_store_in_one_file_goes_there(
+    evil: Stranger, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOPAAS_TOKEN")
+    (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"\ntoken_file = "mine.token"')
+    (here / "mine.token").write_text(TOKEN)
+    assert "wants the secret itself" in cli("study", "list", check=False, cwd=here).stderr
+    again = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN_FILE="mine.token")  # as a command's child has it
+    assert "wants the secret itself" in again.stderr
+
+
+# --- tickets -----------------------------------------------------------------------------------------------------
+
+
+def test_a_ticket_of_a_stranger_takes_no_token_along(evil: Stranger) -> None:
+    for seal in ("", "0" * 64):
+        ticket = Ticket(_url(evil), "s", 0, "owner", 1, "uuid", seal)
+        with pytest.raises(ConfigurationError, match="the ticket would send your token to"), carry(ticket):
+            pass
+    done = cli("tell", "1.0", "--ticket", str(ticket), check=False, HOPAAS_TOKEN=TOKEN)
+    assert "the ticket would send your token to" in done.stderr
+    assert evil.visits == 0
+
+
+def test_what_a_stranger_was_to_be_told_is_not_kept_until_there_is_a_token(
+    evil: Stranger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("HOPAAS_TOKEN")
+    ticket = Ticket(_url(evil), "s", 0, "owner", 1, "uuid")
+    end = ending(ticket, [0.5])
+    with pytest.raises(ConfigurationError, match="wants the secret itself"), carry(ticket, end=end, patience=0.1):
+        pass
+    assert not list(spool.waiting())
+
+
+def test_a_ticket_made_with_the_token_needs_no_store(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOPAAS_STORE", raising=False)
+    monkeypatch.setenv("HOPAAS_TOKEN", ":".join(place.token("ann")))
+    import hopaas_p2p
+
+    url = f"postgresql://127.0.0.1:{place.server.port}/store"
+    study = hopaas_p2p.open_study(place.storage(url), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    ticket = ticket_of(study, study.ask().number)
+    with carry(Ticket.parse(str(ticket))) as trial:
+        trial.tell([0.5])
+    until(lambda: [trial.value for trial in study.trials] == [0.5])
+    monkeypatch.setenv("HOPAAS_TOKEN", ":".join(place.token("bob")))
+    with pytest.raises(ConfigurationError, match="the ticket would send your token"), carry(ticket):
+        pass
+
+
+def test_the_seal_of_a_ticket_is_made_from_no_short_secret(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees a ticket could try words until one gives the seal."""
+    monkeypatch.setenv("HOPAAS_TOKEN", "sesame")
+    import hopaas_p2p
+
+    study = hopaas_p2p.open_study(place.storage(place.admin), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    assert ticket_of(study, study.ask().number).seal == ""
+
+
+# --- the relay's login -------------------------------------------------------------------------------------------
+
+
+def test_a_login_file_that_others_may_write_is_refused(here: Path) -> None:
+    file = here / "relay"
+    file.write_text("http://relay:s3cret@h:1\n")
+    file.chmod(0o600)
+    assert read_password(file).reveal() == "s3cret"
+    here.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="must be yours alone: others may write"):
+        read_password(file)
+
+
+def test_a_login_file_of_a_stranger_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = here / "relay"
+    file.write_text("http://relay:s3cret@h:1\n")
+    file.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    monkeypatch.setattr(ownership.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(ConfigurationError, match="belongs to"):
+        read_password(file)
+    os.mkfifo(here / "pipe")
+    with pytest.raises(ConfigurationError, match="regular file"):
+        read_password(here / "pipe")

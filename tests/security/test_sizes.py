@@ -1,0 +1,141 @@
+"""Small content that wants to become large, names that stores keep for themselves, and ends that nobody may write."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.core import apply as rules
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.catalog import RESERVED
+from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate
+from hopaas_p2p.core.state import COMPLETE, WAITING
+from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.bridge.file_relay import FileRelay
+from hopaas_p2p.stores.bridge.messages import Append, FileRequest, seal, unseal_request
+from hopaas_p2p.stores.directory.store import DirectoryStore
+from hopaas_p2p.stores.objects.log import TOMBSTONE
+from hopaas_p2p.stores.url import open_store
+from tests.support.dashboard_studies import Scribe
+
+
+def test_a_snapshot_inflates_to_a_bounded_size() -> None:
+    scribe = Scribe()
+    scribe.trial("a", 1.0, lr=0.01)
+    whole = snapshot.dump(scribe.state)
+    assert snapshot.load(whole).lsn == scribe.state.lsn
+
+    start = len(snapshot._MAGIC) + snapshot._DIGEST
+    header = msgspec.msgpack.decode(whole[start:])
+    header[-1] = [zlib.compress(bytes(100 << 20), 9)]
+    bomb = snapshot.seal(snapshot._MAGIC, msgspec.msgpack.encode(header))
+
+    assert len(bomb) < 1 << 20
+    with pytest.raises(snapshot.CorruptSnapshot):
+        snapshot.load(bomb)
+
+
+def test_an_ask_passes_over_a_bounded_number_of_trials() -> None:
+    scribe = Scribe()
+    for skip, accepted in ((50_000, True), (70_000, False)):
+        record = TrialCreate(prefer_waiting=True, skip=tuple(range(skip)))
+        commit = codec.decode(codec.encode(Commit("m", skip, "m", 0, (record,))))
+        assert isinstance(commit, Commit)
+        (verdict,) = rules.apply(scribe.state, scribe.state.lsn + 1, commit)
+        assert verdict.accepted == accepted
+
+
+def test_a_bounded_number_of_trials_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_WAITING", 2)
+    scribe = Scribe()
+    found = [scribe.say("m", TrialCreate(WAITING))[0].refusal for _ in range(3)]
+    assert found == [None, None, "queue"]
+    assert scribe.say("m", TrialCreate(COMPLETE, values=(1.0,)))[0].accepted
+
+
+@pytest.mark.parametrize("uuid", sorted(RESERVED))
+def test_no_study_has_the_uuid_of_a_log_of_the_stores(tmp_path: Path, uuid: str) -> None:
+    Scribe(name="good").put_into(str(tmp_path), uuid="0123456789abcdef")
+    store = open_store(str(tmp_path))
+    opening = Commit("mallory", 1, "mallory", 0, (StudyOpen(uuid, "bad"),))
+    store.catalog().exchange(Outgoing("mallory:1", codec.encode(opening)), 0)
+    store.close()
+
+    storage = hopaas_p2p.open_storage(str(tmp_path))
+    assert [one.study_name for one in storage.get_all_studies()] == ["good"]
+    assert storage.peer.catalog.state.refusals == {"malformed": 1}
+    storage.close()
+
+
+def test_a_study_that_cannot_be_opened_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for uuid, name in (("a" * 16, "good"), ("b" * 16, "bad")):
+        Scribe(name=name).put_into(str(tmp_path), uuid=uuid)
+    storage = hopaas_p2p.open_storage(str(tmp_path))
+    read = storage._read
+
+    def broken(study_id: int) -> object:
+        if study_id == 1:
+            raise StoreCorrupt("a commit is gone")
+        return read(study_id)
+
+    monkeypatch.setattr(storage, "_read", broken)
+    with caplog.at_level(logging.WARNING, "hopaas_p2p"):
+        assert [one.study_name for one in storage.get_all_studies()] == ["good"]
+    assert "'bad' cannot be opened: a commit is gone" in caplog.text
+    storage.close()
+
+
+def test_a_tombstone_without_a_boundary_ends_no_study(tmp_path: Path) -> None:
+    scribe = Scribe()
+    scribe.trial("a", 1.0, lr=0.01)
+    scribe.put_into(str(tmp_path))
+    log = DirectoryStore(tmp_path).log("0123456789abcdef")
+    end = log.exchange(None, 0).entries[-1].lsn
+    assert log.objects.put_new(log.key(end + 1), TOMBSTONE)
+
+    storage = hopaas_p2p.open_storage(str(tmp_path))
+    study = hopaas_p2p.open_study(storage, "study")
+    study.tell(study.ask(), 0.5)
+    assert [trial.values for trial in study.trials] == [[1.0], [0.5]]
+    assert study.state.refusals == {"malformed": 1}
+    study.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Append("u", "n" * 200, b"x", 0),
+        Append("u", "a\0b", b"x", 0),
+        Append("u", "n", b"x", 1 << 63),
+        Append("u", "n", b"x", 0, "a\0b"),
+        Append("u", "n", bytes(codec.MAX_BYTES + 1), 0),
+    ],
+    ids=["a long nonce", "a nonce with NUL", "an lsn beyond 64 bits", "NUL in a uuid", "a large payload"],
+)
+def test_a_request_that_no_far_store_takes_does_not_cross_a_bridge(request_: Append) -> None:
+    assert unseal_request(seal(Append("u", "w:1", b"x", 0, "u"))) is not None
+    assert unseal_request(seal(request_)) is None
+
+
+@pytest.mark.parametrize("what", ["put", "get", "delete"])
+def test_a_request_for_a_folder_is_answered_for_good(tmp_path: Path, what: str) -> None:
+    near, far = (DirectoryStore(tmp_path / side) for side in ("near", "far"))
+    for store, key in ((near, "u/file"), (far, "u/file/below")):
+        store.artifacts().put(key, Path(__file__))
+    relay = FileRelay(near.artifacts, far.artifacts)
+    relay.accept(1, FileRequest(what, "u/file"))
+    relay.step(0.0)
+    assert relay._running is not None
+    relay._running.exception(timeout=60)
+    reply = relay.step(0.0)
+    relay.close()
+    assert relay.first is None
+    assert reply is None if what == "delete" else reply is not None

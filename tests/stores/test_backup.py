@@ -1,0 +1,213 @@
+"""Backups of every kind of store, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import access
+from hopaas_p2p import backup as backups
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
+from hopaas_p2p.stores.base import Beat, read_all
+from hopaas_p2p.stores.url import open_store
+from tests.support.postgres import Server
+from tests.support.postgres_fixtures import OWNER
+from tests.support.postgres_people import Place
+from tests.support.processes import cli, until
+
+SPACE = {"x": hopaas_p2p.Float(0, 1)}
+
+
+def filled(url: str, name: str = "s", trials: int = 4) -> None:
+    """A study with some trials, one of which has a file and one a checkpoint."""
+    with contextlib.closing(hopaas_p2p.open_study(url, name, space=SPACE)) as study:
+        for number in range(trials):
+            trial = study.ask()
+            trial.report(0.5, 1)
+            if number == 0:
+                trial.upload(Path(__file__))
+                trial.checkpoint(b"weights", step=1)
+            study.tell(trial, trial.params["x"])
+
+
+def logs(url: str) -> dict[str, list[object]]:
+    """Every commit of every study that the store lists, with its stamps."""
+    store, catalog = open_store(url, create=False), Catalog()
+    for entry in read_all(store.catalog()):
+        catalog.apply(entry.lsn, codec.decode(entry.payload))
+    everything = {one.name: list[object](read_all(store.log(one.uuid))) for one in catalog.by_id.values()}
+    store.close()
+    return everything
+
+
+def back_up(url: str, file: Path, **options: bool) -> backups.Manifest:
+    store = open_store(url, create=False)
+    try:
+        return backups.back_up(store, file, **options)
+    finally:
+        store.close()
+
+
+def restore(file: Path, url: str, watch: Callable[[float], None] = lambda _: None) -> backups.Restored:
+    backup, store = backups.read(file), open_store(url)
+    try:
+        return backups.restore(backup, store, watch=watch)
+    finally:
+        backup.close()
+        store.close()
+
+
+def test_a_restored_directory_replays_to_the_same_digest_and_has_its_files(tmp_path: Path) -> None:
+    old, new, file = f"{tmp_path}/old", f"{tmp_path}/new", tmp_path / "store.backup"
+    filled(old)
+    filled(old, "other", trials=300)  # more commits than one pack holds
+    manifest = back_up(old, file)
+    assert (manifest.files, manifest.files_left_out, manifest.left_out) == (4, "", {})
+    restored = restore(file, new)
+    assert (restored.studies, restored.trials, restored.files) == (2, 304, 4)
+    assert logs(new) == logs(old)
+    with contextlib.closing(hopaas_p2p.open_study(new, "s", create=False)) as study:
+        (artifact,) = study.artifacts().list(0)
+        assert study.artifacts().get(artifact, tmp_path / "copy").read_bytes() == Path(__file__).read_bytes()
+        study.optimize(lambda trial: trial.params["x"], n_trials=1)  # work goes on
+        assert len(study.state.trials) == 5
+    assert restore_again(file, new)
+
+
+def restore_again(file: Path, url: str) -> bool:
+    """Whether a store in which the work has gone on is refused."""
+    with pytest.raises(ConfigurationError, match="take back what others have seen"):
+        restore(file, url)
+    return True
+
+
+def test_a_backup_taken_while_peers_work_is_consistent(tmp_path: Path) -> None:
+    old, file = f"{tmp_path}/old", tmp_path / "store.backup"
+    filled(old)
+    over = threading.Event()
+
+    def work() -> None:
+        count = 0
+        while not over.is_set():
+            filled(old, f"study{count}", trials=2)
+            count += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        until(lambda: len(logs(old)) > 2)
+        manifest = back_up(old, file)
+    finally:
+        over.set()
+        worker.join()
+    restore(file, f"{tmp_path}/new")
+    before, after = logs(old), logs(f"{tmp_path}/new")
+    assert {one.name for one in manifest.studies} == after.keys()
+    assert all(before[name][: len(entries)] == entries for name, entries in after.items())
+
+
+def test_an_interrupted_restore_goes_on(tmp_path: Path) -> None:
+    old, new, file = f"{tmp_path}/old", f"{tmp_path}/new", tmp_path / "store.backup"
+    filled(old, trials=300)
+    back_up(old, file)
+    backup, store = backups.read(file), open_store(new)
+    (one,) = backup.manifest.studies
+    entries = list(backup.study(one.uuid))
+    store.log(one.uuid).restore(None, entries[:280])  # type: ignore[attr-defined]
+    backup.close()
+    store.close()
+    assert not restore(file, new).already_there
+    assert logs(new) == logs(old)
+    assert restore(file, new).already_there
+
+
+def test_a_restore_refuses_a_store_in_which_peers_are_alive(tmp_path: Path) -> None:
+    old, new, file = f"{tmp_path}/old", f"{tmp_path}/new", tmp_path / "store.backup"
+    with contextlib.closing(hopaas_p2p.open_study(old, "s", space=SPACE)) as study:
+        study.tell(study.ask(), 1.0)
+        peer = study.storage.peer.uuid
+        back_up(old, file)
+    store = open_store(new)
+    store.beat(Beat(peer, "1"))
+    with pytest.raises(ConfigurationError, match="1 peers are alive"):
+        restore(file, new, watch=lambda _: store.beat(Beat(peer, "2")))
+    assert list(read_all(store.catalog())) == []
+    restore(file, new)  # it has fallen silent
+
+
+def test_a_damaged_backup_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    old, new, file = f"{tmp_path}/old", tmp_path / "new", tmp_path / "store.backup"
+    filled(old)
+    back_up(old, file)
+    whole = file.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:200] + b"#" + whole[201:], b"", b"no backup"):
+        file.write_bytes(broken)
+        with pytest.raises(InvalidInput):
+            backups.read(file)
+    assert not new.exists()
+
+
+def test_the_commands_say_what_is_in_the_file(tmp_path: Path) -> None:
+    filled(f"{tmp_path}/old")
+    done = cli("backup", "old", "store.backup", cwd=tmp_path)
+    assert "backed up 1 study, 2 files to store.backup" in done.stderr
+    assert (tmp_path / "store.backup").stat().st_mode & 0o777 == 0o600
+    assert "restored 1 study with 4 trials and 2 files" in cli("restore", "store.backup", "new", cwd=tmp_path).stderr
+    assert len(json.loads(cli("trial", "list", "--study", "s", "--store", "new", "--json", cwd=tmp_path).stdout)) == 4
+    without = cli("backup", "old", "lean.backup", "--no-files", cwd=tmp_path)
+    assert "files and checkpoints are not in the backup: left out by --no-files" in without.stderr
+    assert cli("restore", "lean.backup", "new", cwd=tmp_path, check=False).returncode == 0
+
+
+def test_on_postgres_a_user_backs_up_what_is_shared_and_an_administrator_restores_it(
+    place: Place, new_database: Callable[[Server], str], tmp_path: Path
+) -> None:
+    ann, bob, file = place.person("ann"), place.person("bob"), tmp_path / "store.backup"
+    place.study(ann)
+    place.study(bob, "private")
+    manifest = back_up(ann, file)
+    assert ([one.name for one in manifest.studies], list(manifest.left_out)) == (["s"], ["private"])
+    target = place.server.url(new_database(place.server), user=OWNER)
+    access.initialise(target)
+    back_up(place.admin, file)
+    restore(file, target)
+    restored = logs(target)
+    assert restored == logs(place.admin)
+    assert {entry.author for entry in restored["s"]} == {"ann"}  # type: ignore[attr-defined]
+    study = optuna.load_study(study_name="s", storage=place.storage(target))
+    study.tell(study.ask(), 1.0)
+    with pytest.raises(ConfigurationError, match="take back what others have seen"):
+        restore(file, target)
+    with pytest.raises(ConfigurationError, match="only a database can hold it"):
+        restore(file, f"{tmp_path}/directory")
+
+
+def test_a_user_who_is_no_administrator_cannot_restore(place: Place, tmp_path: Path) -> None:
+    ann, file = place.person("ann"), tmp_path / "store.backup"
+    filled(f"{tmp_path}/old")
+    back_up(f"{tmp_path}/old", file)
+    with pytest.raises(Denied):
+        restore(file, ann)
+
+
+def test_a_directory_moves_into_a_database_or_a_bucket_as_it_is(postgres_url: str, s3_url: str, tmp_path: Path) -> None:
+    old, file = f"{tmp_path}/old", tmp_path / "store.backup"
+    filled(old)
+    back_up(old, file)
+    for target in (postgres_url, s3_url):
+        restore(file, target)
+        assert logs(target) == logs(old)
+        with contextlib.closing(hopaas_p2p.open_study(target, "s", create=False)) as study:
+            study.tell(study.ask(), 1.0)
+    back_up(s3_url, file)
+    restore(file, f"{tmp_path}/back")
+    assert logs(f"{tmp_path}/back") == logs(s3_url)

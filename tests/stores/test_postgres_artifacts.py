@@ -1,0 +1,213 @@
+"""Files in a Postgres database: whose they are, what becomes of half of one, and what an older schema becomes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from hopaas_p2p import access
+from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.stores.base import Store
+from hopaas_p2p.stores.postgres import store as postgres_store
+from hopaas_p2p.stores.postgres.store import PostgresStore
+from tests.support.latency import Relay
+from tests.support.postgres import Server
+from tests.support.postgres_fixtures import OWNER
+from tests.support.postgres_people import Place
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(b"weights")
+    return path
+
+
+def content(store: Store, key: str, directory: Path) -> bytes:
+    target = directory / "target"
+    store.artifacts().get(key, target)
+    return target.read_bytes()
+
+
+def keys(store: Store) -> list[str]:
+    return store.artifacts().keys("")
+
+
+# --- whose they are ----------------------------------------------------------------------------------------------
+
+
+def test_grants_decide_about_a_studys_files(place: Place, source: Path, tmp_path: Path) -> None:
+    ann, bob, eve = place.person("ann"), place.person("bob"), place.person("eve")
+    place.study(ann)
+    key = f"{place.uuid()}/file/one"
+    owner, other, stranger = place.store(ann), place.store(bob), place.store(eve)
+    owner.artifacts().put(key, source)
+
+    for denied in (stranger, other):
+        for attempt in (
+            lambda store=denied: content(store, key, tmp_path),
+            lambda store=denied: store.artifacts().put(key, source),
+            lambda store=denied: store.artifacts().delete(key),
+        ):
+            with pytest.raises(Denied):
+                attempt()
+        assert keys(denied) == []
+
+    access.grant(ann, "s", "bob", "viewer")
+    assert content(other, key, tmp_path) == b"weights"
+    assert keys(other) == [key]
+    for attempt in (lambda: other.artifacts().put(key, source), lambda: other.artifacts().delete(key)):
+        with pytest.raises(Denied):
+            attempt()
+
+    access.grant(ann, "s", "bob", "worker")
+    other.artifacts().delete(key)
+    other.artifacts().put(key, source)
+    assert keys(owner) == keys(other) == [key]
+    assert keys(stranger) == []
+
+
+def test_a_file_that_is_no_studys_is_its_authors(place: Place, source: Path, tmp_path: Path) -> None:
+    ann, bob, admin = (place.store(url) for url in (place.person("ann"), place.person("bob"), place.admin))
+    for key in ("files/0123456789abcdef", "catalog/x"):
+        ann.artifacts().put(key, source)
+        assert content(bob, key, tmp_path) == b"weights", "who knows the key may read"
+        assert keys(bob) == []
+        for attempt in (
+            lambda key=key: bob.artifacts().put(key, source),
+            lambda key=key: bob.artifacts().delete(key),
+        ):
+            with pytest.raises(Denied, match="another user"):
+                attempt()
+        admin.artifacts().delete(key)
+        assert keys(ann) == []
+
+
+def test_a_grant_that_went_while_a_file_was_sent_ends_it(place: Place) -> None:
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    store = place.store(bob)
+    store.call("begin_artifact", key=f"{place.uuid()}/file/x", size=1, upload="u" * 32)
+    store.call("put_part", upload="u" * 32, part=0, data=b"x")
+    access.grant(ann, "s", "bob", "viewer")
+    with pytest.raises(Denied):
+        store.call("finish_artifact", upload="u" * 32)
+    assert keys(store) == []
+
+
+def test_nobody_adds_to_another_users_upload(place: Place) -> None:
+    ann, eve = (place.store(place.person(name)) for name in ("ann", "eve"))
+    ann.call("begin_artifact", key="files/12345678", size=1, upload="u" * 32)
+    for attempt in (
+        lambda: eve.call("put_part", upload="u" * 32, part=0, data=b"y"),
+        lambda: eve.call("finish_artifact", upload="u" * 32),
+    ):
+        with pytest.raises(StoreCorrupt, match="given up"):
+            attempt()
+
+
+def test_a_deleted_studys_files_go_with_it(place: Place, source: Path, tmp_path: Path) -> None:
+    url = place.person("ann")
+    study = place.study(url)
+    key = f"{place.uuid()}/file/one"
+    store = place.store(url)
+    store.artifacts().put(key, source)
+    study._storage.delete_study(study._study_id)
+    for attempt in (lambda: content(store, key, tmp_path), lambda: store.artifacts().put(key, source)):
+        with pytest.raises(StudyDeleted):
+            attempt()
+    assert place.server.execute("SELECT count(*) FROM hopaas.artifact_parts", database="store") == [(0,)]
+
+
+# --- half of one -------------------------------------------------------------------------------------------------
+
+
+def test_half_a_file_is_seen_by_nobody_and_goes_after_a_day(place: Place, source: Path, tmp_path: Path) -> None:
+    store = place.store(place.admin)
+    store.artifacts().put("files/12345678", source)
+    store.call("begin_artifact", key="files/12345678", size=3 << 20, upload="u" * 32)
+    store.call("put_part", upload="u" * 32, part=0, data=b"x" * (1 << 20))
+    assert content(store, "files/12345678", tmp_path) == b"weights"
+    with pytest.raises(StoreCorrupt, match="1048576 of 3145728"):
+        store.call("finish_artifact", upload="u" * 32)
+    assert content(store, "files/12345678", tmp_path) == b"weights"
+    place.server.execute("UPDATE hopaas.artifacts SET at = now() - interval '25 hours'", database="store")
+    store.artifacts().put("files/abcdefgh", source)
+    assert place.server.execute("SELECT key FROM hopaas.artifacts ORDER BY key", database="store") == [
+        ("files/12345678",),
+        ("files/abcdefgh",),
+    ]
+
+
+def test_what_is_too_large_is_refused_before_a_byte_is_sent(place: Place, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    store = place.store(place.admin)
+    with pytest.raises(ConfigurationError, match="HOPAAS_ARTIFACTS"):
+        store.artifacts().put("files/12345678", large)
+    store.call("begin_artifact", key="files/12345678", size=10, upload="u" * 32)
+    for part, size in ((0, (1 << 20) + 1), (1, 1), (-1, 1)):
+        with pytest.raises((StoreCorrupt, ConfigurationError)):
+            store.call("put_part", upload="u" * 32, part=part, data=b"x" * size)
+
+
+@pytest.mark.parametrize("cut", ["request", "reply", "mid-reply"])
+def test_a_connection_that_breaks_in_the_middle_costs_one_part(
+    postgres: Server, postgres_url: str, relay: Relay, tmp_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_store, "_FIRST_PAUSE", 0.01)
+    data = random.Random(1).randbytes((3 << 20) + 17)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(data)
+    store = PostgresStore(postgres.url("store", user=OWNER, port=relay.port))
+    told: list[int] = []
+
+    def cut_once(moved: int) -> None:
+        told.append(moved)
+        if len(told) == 2:
+            relay.cut(cut)  # type: ignore[arg-type]
+
+    store.artifacts().put("files/12345678", source, cut_once)
+    assert sum(told) == len(data)
+    assert relay.cuts == 1
+    told.clear()
+    store.artifacts().get("files/12345678", target, cut_once)
+    assert relay.cuts == 2
+    assert target.read_bytes() == data
+    assert sum(told) == len(data)
+    assert len(postgres.execute("SELECT 1 FROM hopaas.artifacts", database="store")) == 1
+    store.close()
+
+
+def test_a_file_replaced_while_it_is_read_is_not_mixed_with_the_new_one(place: Place, tmp_path: Path) -> None:
+    store = place.store(place.admin)
+    source = tmp_path / "source"
+    source.write_bytes(b"a" * (2 << 20))
+    store.artifacts().put("files/12345678", source)
+    source.write_bytes(b"b" * (2 << 20))
+    with pytest.raises(StoreUnreachable, match="replaced"):
+        store.artifacts().get(
+            "files/12345678", tmp_path / "target", lambda _: store.artifacts().put("files/12345678", source)
+        )
+
+
+def test_a_users_own_program_gets_no_further(place: Place) -> None:
+    """What the functions are made of cannot be called or read by itself."""
+    with place.session(place.person("eve")) as say:
+        for sql in (
+            "SELECT hopaas.begun('u', 'ann')",
+            "SELECT hopaas.log_of_key('a/b', 'ann', 'owner')",
+            "SELECT hopaas.check_author('a', 'ann')",
+            "SELECT hopaas.largest_artifact()",
+            "SELECT * FROM hopaas.artifact_parts",
+        ):
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                say(sql)
+        for key in ("../x", "/etc/passwd", "", "a//b", "x" * 301, "a\nb"):
+            with pytest.raises(psycopg2.Error):
+                say(f"SELECT hopaas.begin_artifact_v1('{key}', 1, '{'u' * 32}')")

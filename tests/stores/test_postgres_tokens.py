@@ -1,0 +1,242 @@
+"""Tokens on a real server: made, used, renewed, expired, revoked, and by whom."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psycopg2
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import access, spool
+from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.stores.postgres import schema
+from hopaas_p2p.testing.commits import outgoing
+from tests.support.postgres import Server
+from tests.support.postgres_people import Place
+from tests.support.processes import cli, script, start, until
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def test_a_token_is_shown_once_and_known_to_nobody_else(place: Place) -> None:
+    access.add_user(place.admin, "ann")
+    made = access.create_token(place.admin, "ann", label="laptop", valid="week", connections=3)
+    secret = made.secret.reveal().partition(":")[2]
+    assert secret not in repr(made)
+    place.study(place.url((made.name, secret)))
+    (token,) = access.tokens(place.admin)
+    assert (token.name, token.user, token.label, token.connections) == (made.name, "ann", "laptop", 3)
+    assert token.last_used is not None
+    assert token.expires is not None
+    assert abs(token.expires - token.created - datetime.timedelta(days=7)) < datetime.timedelta(minutes=1)
+    kept = place.server.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", made.name)
+    assert kept[0][0].startswith("SCRAM-SHA-256$")
+    assert secret not in place.server.log()
+
+
+@pytest.mark.parametrize(("valid", "days"), [("day", 1), ("month", 30), ("year", 365)])
+def test_a_token_is_valid_for_what_was_asked(postgres: Server, postgres_url: str, valid: str, days: int) -> None:
+    access.add_user(postgres_url, "ann")
+    made = access.create_token(postgres_url, "ann", valid=valid)
+    left = made.expires - datetime.datetime.now(datetime.UTC)
+    assert abs(left - datetime.timedelta(days=days)) < datetime.timedelta(days=2)
+
+
+def test_a_date_may_be_given_and_has_to_come(postgres: Server, postgres_url: str) -> None:
+    access.add_user(postgres_url, "ann")
+    made = access.create_token(postgres_url, "ann", valid="2099-12-31")
+    assert made.expires == datetime.datetime(2099, 12, 31, tzinfo=datetime.UTC)
+    for wrong in ("2001-01-01", "someday", ""):
+        with pytest.raises(InvalidInput, match="valid"):
+            access.create_token(postgres_url, "ann", valid=wrong)
+    with pytest.raises(InvalidInput, match="no user"):
+        access.create_token(postgres_url, "nobody-here")
+
+
+def test_an_expired_token_is_denied_in_one_clear_line(place: Place) -> None:
+    token = place.token("ann")
+    place.server.execute(f"ALTER ROLE \"{token[0]}\" VALID UNTIL '2001-01-01'")
+    with pytest.raises(Denied, match="wrong, expired or revoked") as refused:
+        place.store(place.url(token)).catalog().exchange(None, 0)
+    assert "\n" not in str(refused.value)
+    assert token[1] not in str(refused.value)
+
+
+def test_a_token_that_expires_under_an_open_session_is_denied_in_it(place: Place) -> None:
+    """Postgres itself looks at an expiry only when somebody logs in."""
+    token = place.token("ann")
+    study = place.study(place.url(token))
+    log = place.store(place.url(token)).log(place.uuid())
+    before = len(log.exchange(None, 0).entries)
+    with place.session(place.url(token)) as say:
+        place.server.execute(f"ALTER ROLE \"{token[0]}\" VALID UNTIL '2001-01-01'")
+        with pytest.raises(psycopg2.Error, match="this token has expired"):
+            say("SELECT hopaas.exchange_v1('u1', 0, 'n', 'p', NULL, NULL, NULL, 1000)")
+    for attempt in (lambda: log.exchange(None, before), lambda: log.exchange(outgoing("late"), before), study.ask):
+        with pytest.raises(Denied, match="expired") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+    admins = place.store(place.admin).log(place.uuid())
+    assert len(admins.exchange(None, 0).entries) == before
+
+
+def test_a_token_that_is_renewed_in_its_file_goes_on_under_a_running_program(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    tokens = [place.token("ann") for _ in range(2)]
+    monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(file))
+    file.write_text(":".join(tokens[0]))
+    study = place.study(f"postgresql://127.0.0.1:{place.server.port}/store")
+    trial = study.ask()
+    file.write_text(":".join(tokens[1]))
+    place.server.execute(f"ALTER ROLE \"{tokens[0][0]}\" VALID UNTIL '2001-01-01'")
+    study.tell(trial, 1.0)
+    trial = study.ask()
+    file.write_text(":".join(place.token("ann")))
+    access.revoke_token(place.admin, tokens[1][0])
+    study.tell(trial, 2.0)
+    assert [trial.value for trial in study.trials[2:]] == [1.0, 2.0]
+
+
+def test_a_revoked_tokens_open_session_ends_at_once_and_no_other_begins(place: Place) -> None:
+    mine, other = place.token("ann", label="lost"), place.token("ann")
+    ours = [place.store(place.url(token)) for token in (mine, other)]
+    for store in ours:
+        store.catalog().exchange(None, 0)
+    with place.session(place.url(mine)) as say:
+        assert access.revoke_token(place.admin, "lost") == mine[0]
+        with pytest.raises(psycopg2.OperationalError):
+            say("SELECT 1")
+    with pytest.raises(Denied):
+        ours[0].catalog().exchange(None, 0)
+    ours[1].catalog().exchange(None, 0)
+    assert [token.name for token in access.tokens(place.admin)] == [other[0]]
+    with pytest.raises(InvalidInput, match="no token"):
+        access.revoke_token(place.admin, mine[0])
+
+
+def test_a_token_that_ends_under_a_running_trial_ends_no_training_and_loses_no_result(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    token = place.token("ann")
+    study = hopaas_p2p.open_study(
+        place.storage(place.url(token)), "s", space={"x": hopaas_p2p.Float(0, 1)}, pruner=optuna.pruners.NopPruner()
+    )
+    trial = study.ask()
+    access.revoke_token(place.admin, token[0])
+
+    study.storage.handle(study.study_id).log.pulled_at = -1e9  # a read would like to have it fresher
+    trial.report(0.5, 1)
+    assert not trial.should_prune()
+    with pytest.raises(Denied, match=r"is kept in .* hopaas-p2p spool send"):
+        study.tell(trial, 0.25)
+    with pytest.raises(Denied):
+        study.ask()
+
+    ((path, kept),) = spool.waiting()
+    assert kept.trials == [0]
+    admin = place.storage(place.admin)
+    admin.peer.send_spooled(kept)
+    path.unlink()
+    (told,) = optuna.load_study(study_name="s", storage=admin).trials
+    assert (told.value, told.intermediate_values) == (0.25, {1: 0.5})
+    assert not list(spool.waiting())
+
+
+def test_a_worker_whose_token_ends_leaves_with_the_result_on_disk(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    token, ready, go = place.token("ann"), tmp_path / "ready", tmp_path / "go"
+    (tmp_path / "token").write_text(":".join(token))
+    admin = hopaas_p2p.open_study(place.storage(place.admin), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    access.grant(place.admin, "s", "ann", "worker")
+    body = f"""
+    import pathlib, time
+    from hopaas_p2p.client import Trial
+    trial = Trial()
+    pathlib.Path({str(ready)!r}).touch()
+    while not pathlib.Path({str(go)!r}).exists():
+        time.sleep(0.02)
+    trial.report(0.5, 1)
+    trial.tell(0.25)
+    """
+    url = f"postgresql://127.0.0.1:{place.server.port}/store"
+    words = ["worker", "--store", url, "--study", "s", "--", *script(tmp_path, body)]
+    worker = start(*words, cwd=tmp_path, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
+    until(ready.exists)
+    access.revoke_token(place.admin, token[0])
+    go.touch()
+
+    assert worker.wait(60) == 77, (tmp_path / "worker.err").read_text()
+    assert "Traceback" not in (tmp_path / "worker.err").read_text()
+    ((_, kept),) = spool.waiting()
+    assert kept.trials == [0]
+    stays = cli("spool", "send", check=False, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
+    assert (stays.returncode, "1 have to stay" in stays.stderr) == (77, True)
+    assert cli("spool", "send", "--store", place.admin).stderr == "sent 1, 0 have to stay\n"
+    until(lambda: [trial.value for trial in admin.trials] == [0.25])
+
+
+def test_a_token_serves_no_more_processes_than_it_may(place: Place) -> None:
+    token = place.token("ann", connections=1)
+    first, second = place.store(place.url(token)), place.store(place.url(token))
+    first.catalog().exchange(None, 0)
+    with pytest.raises(StoreUnreachable, match="in use by as many processes as it may be"):
+        second.catalog().exchange(None, 0)
+    first.close()
+    until(lambda: not access.tokens(place.admin)[0].sessions)
+    second.catalog().exchange(None, 0)
+
+
+def test_only_administrators_make_users_and_tokens(place: Place) -> None:
+    ann = place.person("ann")
+    for attempt in (
+        lambda: access.add_user(ann, "bob"),
+        lambda: access.create_token(ann, "ann"),
+        lambda: access.tokens(ann),
+        lambda: access.users(ann),
+        lambda: access.remove_user(ann, "ann"),
+        lambda: access.initialise(ann),
+    ):
+        with pytest.raises(Denied, match="that is for administrators: use the login"):
+            attempt()
+
+
+def test_commands_print_data_on_stdout_and_messages_on_stderr(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from hopaas_p2p.cli import access as commands
+
+    monkeypatch.setenv("HOPAAS_STORE", place.admin)
+
+    def run(command: Any, *arguments: str) -> Any:
+        result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert place.server.password not in result.output
+        return result
+
+    assert json.loads(run(commands.init, place.admin, "--json").stdout)["was"] == schema.SCHEMA_VERSION
+    run(commands.user, "add", "ann")
+    made = run(commands.token, "create", "ann", "--valid", "day", "--label", "here")
+    role, _, password = made.stdout.strip().partition(":")
+    assert "valid until" in made.stderr
+    assert password not in made.stderr
+    place.study(place.url((role, password)))
+    listed = json.loads(run(commands.token, "list", "--json").stdout)
+    assert [(one["name"], one["label"]) for one in listed] == [(role, "here")]
+    run(commands.user, "add", "bob")
+    run(commands.grant, "s", "bob", "worker")
+    assert [(g.user, g.role) for g in access.grants(place.admin, "s")] == [("ann", "owner"), ("bob", "worker")]
+    run(commands.revoke, "s", "bob")
+    run(commands.token, "revoke", role)
+    assert "ann" in run(commands.user, "list").stdout
+    run(commands.user, "rm", "ann")
+    assert json.loads(run(commands.user, "list", "--json").stdout)[0]["user"] == "bob"

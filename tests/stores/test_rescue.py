@@ -1,0 +1,202 @@
+"""Damaged studies: what is before and behind the damage is rescued into a new study, and the work goes on there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import rescue
+from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.peer import peer
+from hopaas_p2p.stores.base import read_all
+from hopaas_p2p.stores.directory.store import DirectoryStore
+from hopaas_p2p.stores.objects.packs import SPAN
+from hopaas_p2p.stores.url import open_store
+from tests.support.processes import cli, until
+
+SPACE = {"x": hopaas_p2p.Float(0, 1)}
+
+
+@pytest.fixture(autouse=True)
+def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def filled(url: Path, trials: int) -> tuple[str, list[float]]:
+    """The uuid of a study with so many trials, and their values."""
+    with contextlib.closing(hopaas_p2p.open_study(url, "s", space=SPACE)) as study:
+        uuid = study.storage.handle(study.study_id).uuid
+        for number in range(trials):
+            study.tell(study.ask(), float(number))
+        return uuid, [float(number) for number in range(trials)]
+
+
+def values(url: Path, name: str) -> list[float | None]:
+    with contextlib.closing(hopaas_p2p.open_study(url, name, create=False)) as study:
+        return [trial.value for trial in study.trials]
+
+
+def commit_file(url: Path, uuid: str, lsn: int) -> Path:
+    """A link that points nowhere, which `Path.glob` does not see."""
+    return url / "v1" / "study" / uuid / "commits" / f"{(lsn - 1) // SPAN * SPAN + 1:020d}" / f"{lsn:020d}"
+
+
+def run_rescue(url: Path, *words: str) -> dict[str, object]:
+    (one,) = json.loads(cli("doctor", str(url), "--rescue", "--json", *words).stdout)
+    assert isinstance(one, dict)
+    return one
+
+
+def test_a_commit_that_is_missing_costs_its_own_words_only(tmp_path: Path) -> None:
+    """A peer alone in a directory: commit 2k+2 says the start of trial k, and 2k+3 its end."""
+    store = tmp_path / "store"
+    uuid, told = filled(store, trials=10)
+    everything = list(read_all(open_store(str(store)).log(uuid)))
+    lost = 12
+    commit_file(store, uuid, lost).unlink()
+    with pytest.raises(StoreCorrupt):
+        list(read_all(open_store(str(store)).log(uuid)))
+
+    result = run_rescue(store)
+
+    assert (result["damaged"], result["lost"]) == ([lost], [lost])
+    assert len(everything) > lost
+    rescued = values(store, "s-rescued")
+    kept = [value for value in rescued if value in told]
+    assert len(kept) >= len(told) - 1
+    assert kept == sorted(kept), "every value is that of its own trial"
+    with contextlib.closing(hopaas_p2p.open_study(store, "s-rescued", create=False)) as study:
+        marked = [trial.number for trial in study.trials if rescue.MARK in trial.user_attrs]
+        assert marked == result["uncertain"]
+        before = [trial for trial in study.trials if trial.number not in marked]
+        assert all(trial.params for trial in before)
+        study.optimize(lambda trial: trial.params["x"], n_trials=1)  # the work goes on
+
+
+@pytest.mark.parametrize("lost", [[9], [9, 10], [8, 9, 10, 11]])
+def test_trials_keep_their_numbers_whatever_is_missing(tmp_path: Path, lost: list[int]) -> None:
+    store = tmp_path / "store"
+    uuid, told = filled(store, trials=10)
+    for lsn in lost:
+        commit_file(store, uuid, lsn).unlink()
+    run_rescue(store)
+    rescued = values(store, "s-rescued")
+    assert len(rescued) == len(told)
+    assert all(found in (None, value) for found, value in zip(rescued, told, strict=True))
+    assert rescued[:2] == told[:2]
+    assert rescued[-3:] == told[-3:]
+
+
+def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    uuid, told = filled(store, trials=150)  # more than 256 commits: a pack and a snapshot
+    opened = DirectoryStore(store)
+    log = opened.log(uuid)
+    assert log.packs is not None
+    pack = store / "v1" / log.packs.pack(1)
+    data = pack.read_bytes()
+    at = len(data) // 2
+    pack.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
+    for folder in (store / "v1" / "study" / uuid / "commits").glob("*1"):
+        for one in folder.iterdir():
+            if int(one.name.strip(".").partition(".")[0]) <= 256:
+                one.unlink()
+    with pytest.raises(StoreCorrupt):
+        list(read_all(DirectoryStore(store).log(uuid)))
+
+    result = run_rescue(store)
+
+    assert (len(result["damaged"]), result["lost"], result["uncertain"]) == (1, [], [])  # type: ignore[arg-type]
+    assert values(store, "s-rescued") == told
+
+
+def test_a_live_peer_hands_over_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "REQUESTS_EVERY", 1.0)
+    store = tmp_path / "store"
+    study = hopaas_p2p.open_study(store, "s", space=SPACE, lease_ttl=3.0)
+    for number in range(6):
+        study.tell(study.ask(), float(number))
+    uuid = study.storage.handle(study.study_id).uuid
+    commit_file(store, uuid, 6).unlink()
+    over = threading.Event()
+    found: list[dict[str, object]] = []
+
+    def ask() -> None:
+        found.append(run_rescue(store, "--from-live"))
+        over.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    until(over.is_set, 60.0)
+    thread.join()
+    assert (found[0]["damaged"], found[0]["lost"], found[0]["uncertain"]) == ([6], [], [])
+    assert values(store, "s-rescued") == [float(number) for number in range(6)]
+    assert not list((store / "v1" / "artifacts" / uuid / "rescue").glob("*")), "what was handed over is removed"
+    study.close()
+
+
+def test_what_could_not_be_sent_is_added(tmp_path: Path) -> None:
+    """A peer that stopped at a broken history has left in its spool what the log has not."""
+    from hopaas_p2p import spool
+    from tests.support.lease_peer import store_away
+
+    store = tmp_path / "store"
+    uuid, _ = filled(store, trials=4)
+    study = hopaas_p2p.open_study(store, "s", space=SPACE, patience=0.0)
+    trial = study.ask()
+    study.storage.flush()
+    with store_away():
+        study.tell(trial, 4.0)
+        study.close()
+    assert len(list(spool.waiting())) == 1
+    commit_file(store, uuid, 5).unlink()
+    result = run_rescue(store)
+    assert result["from_spool"] == 1
+    assert values(store, "s-rescued")[-1] == 4.0
+
+
+def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_path: Path) -> None:
+    """Two peers wrote commit 9, as where a server lets both: one of them found out, and its words are in its spool."""
+    from hopaas_p2p import spool
+    from hopaas_p2p.core import codec
+    from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialState
+    from hopaas_p2p.stores.base import Outgoing
+
+    sound, store = tmp_path / "sound", tmp_path / "store"
+    uuid, _ = filled(sound, trials=4)
+    old, new = open_store(str(sound)), open_store(str(store))
+    entries = list(read_all(old.log(uuid)))
+    entries[8] = entries[8]._replace(before=12345)
+    new.log(uuid).restore(None, entries)  # type: ignore[attr-defined]
+    new.catalog().restore(None, read_all(old.catalog()))  # type: ignore[attr-defined]
+    lost = Commit("other", 1, "other", 0, (TrialCreate(params={"x": 0.5}),))
+    told = Commit("other", 2, "other", 0, (TrialFinish(3, 1, TrialState.COMPLETE, (9.0,)),))
+    kept = [Outgoing(f"other:{commit.seq}", codec.encode(commit)) for commit in (lost, told)]
+    spool.keep(kept, store=new.url, study=uuid, name="s", trials=[3], at=0)
+
+    done = cli("doctor", str(store), "--rescue")
+
+    assert "it has two histories: commit 9" in done.stderr
+    assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0, 9.0], "the other's trial 3 has a number of its own"
+
+
+def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:
+    filled(tmp_path / "store", trials=2)
+    done = cli("doctor", str(tmp_path / "store"), "--rescue")
+    assert done.stderr == "no study is damaged\n"
+
+
+def test_another_store_takes_the_rescued_study(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    uuid, _ = filled(store, trials=5)
+    commit_file(store, uuid, 4).unlink()
+    run_rescue(store, "--to", str(tmp_path / "new"), "--as", "better")
+    assert len(values(tmp_path / "new", "better")) == 5
+    refused = cli("doctor", str(store), "--rescue", "--to", str(tmp_path / "new"), "--as", "better", check=False)
+    assert refused.returncode == 78
+    assert "--as NAME" in refused.stderr

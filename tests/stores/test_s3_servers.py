@@ -1,0 +1,109 @@
+"""What S3 servers refuse, lack or call by another name, and what peers make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.core import codec
+from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.stores.checks import examine
+from hopaas_p2p.stores.s3.address import parse
+from hopaas_p2p.stores.s3.store import S3Store
+from hopaas_p2p.testing.commits import outgoing
+from tests.support.http_messages import Request
+from tests.support.s3_fixtures import s3_environment
+from tests.support.s3_imitation import Imitation
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    s3_environment(monkeypatch)
+
+
+@pytest.fixture
+def server() -> Iterator[Imitation]:
+    with Imitation() as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: Imitation) -> Iterator[S3Store]:
+    """A store, of a process that has written to it."""
+    store = S3Store(server.url("store"))
+    store.log("u").exchange(outgoing("first"), 0)
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("status", [403, 501])
+def test_where_a_multi_delete_is_refused_objects_are_removed_one_by_one(
+    server: Imitation, store: S3Store, status: int
+) -> None:
+    server.multi_delete = status
+    server.requests.clear()
+    for name in ("a", "b"):
+        store.objects.put(name, b"x")
+        store.objects.delete([name, "was-never-there"])
+    assert [key for key in server.contents() if key.endswith(("/a", "/b"))] == []
+    assert server.requests["POST"] == 1, "once a process"
+    assert server.requests["DELETE"] == 4
+
+
+def test_a_key_that_may_remove_nothing_is_denied(server: Imitation, store: S3Store) -> None:
+    store.objects.put("a", b"x")
+    server.asked = lambda request: 403 if request.kind in ("POST", "DELETE") else None
+    with pytest.raises(Denied, match="remove"):
+        store.objects.delete(["a"])
+
+
+def test_a_501_is_about_conditional_writes_only_where_one_was_asked_for(server: Imitation, store: S3Store) -> None:
+    server.asked = lambda _: 501
+    with pytest.raises(ConfigurationError, match="list") as refusal:
+        store.objects.listed("study/")
+    assert "conditional" not in str(refusal.value)
+    with pytest.raises(ConfigurationError, match="conditional"):
+        store.objects.put_new("a", b"x")
+
+
+def test_a_bucket_that_was_there_is_away_and_not_wrong(server: Imitation, store: S3Store) -> None:
+    """MinIO says so while it starts with a new pool."""
+    server.no_bucket = True
+    with pytest.raises(StoreUnreachable, match="was there"):
+        store.log("u").exchange(None, 1)
+    with pytest.raises(ConfigurationError, match="no such bucket"):
+        S3Store(server.url("store")).log("u").exchange(None, 1)
+    server.no_bucket = False
+    assert store.log("u").exchange(None, 0).entries[0].lsn == 1
+
+
+def test_a_directory_bucket_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigurationError, match="in no order"):
+        parse("s3://tuning--use1-az4--x-s3/campaign")
+
+
+def test_a_study_whose_first_commit_was_overwritten_is_damaged(server: Imitation) -> None:
+    study = hopaas_p2p.open_study(server.url("store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    uuid = study.storage.handle(study.study_id).uuid
+    study.ask().tell(1.0)
+    study.close()
+    store = S3Store(server.url("store"))
+    store.objects.put(f"study/{uuid}/log/{1:020d}", codec.encode(codec.Commit("w", 1, "w", 0, ())))
+    store.close()
+    with pytest.raises(StoreCorrupt):
+        _ = hopaas_p2p.open_study(server.url("store"), "s", create=False).space
+
+
+def test_the_doctor_finds_a_key_to_which_a_free_key_is_forbidden_and_names_the_policy(
+    server: Imitation, store: S3Store
+) -> None:
+    def judge(request: Request) -> int | None:
+        path = request.path.partition("?")[0].partition("/bucket/")[2]
+        return 403 if request.kind == "GET" and path not in server.contents() else None
+
+    server.asked = judge
+    found = {one.check: one for one in examine(S3Store(server.url("store"), create=False))}
+    assert not found["free keys"].passed
+    assert "--no-condition" in found["free keys"].cure

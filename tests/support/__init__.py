@@ -1,0 +1,1 @@
+"""Real network file systems on one machine: NFS in small virtual machines, GlusterFS and CephFS by FUSE."""

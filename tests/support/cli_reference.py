@@ -1,0 +1,95 @@
+"""The command line's reference in Markdown, from the commands themselves: `python -m tests.support.cli_reference`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Final
+
+import click
+
+from hopaas_p2p.cli.main import PROGRAM, cli
+from hopaas_p2p.settings import SETTINGS, variable
+
+_EVERYWHERE: Final = ("--help", "--json", "--debug")
+_HEAD: Final = f"""# The command line
+
+Generated from the code: `python -m tests.support.cli_reference > docs/cli.md`.
+
+Data goes to stdout, messages go to stderr. Every command takes `--json`, and shows a traceback only with `--debug`.
+`NO_COLOR` is respected. `{PROGRAM} completion bash|zsh|fish` prints the completion script of a shell.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failure |
+| 2 | wrong usage, or a value that is not allowed |
+| 3 | no work: the study is finished, paused or stopped, or its budget is used up |
+| 10 | `should-prune`: give the trial up |
+| 11 | the lease was lost: another peer took the trial over |
+| 69 | the store cannot be reached; trying again may help |
+| 75 | run me again: the trial was given back (`worker`, `run`), or the file system of the store is not mounted |
+| 77 | denied: the store does not let this user do that |
+| 78 | configuration: a setting, URL or store cannot be used as it is |
+| 130 | interrupted |
+
+## Settings
+
+An option wins over a `HOPAAS_*` variable, that over `./hopaas.toml`, that over `~/.config/hopaas-p2p/config.toml`
+(or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), that over the default. `{PROGRAM} config show --origin` says which won.
+A file holds lines such as `store = "./campaign"`.
+
+| setting | variable | in files | default | what it is |
+|---|---|---|---|---|
+"""
+
+
+def reference() -> str:
+    """The whole text."""
+    rows = [
+        f"| `{name}` | `{variable(name)}` | {'yes' if one.in_files else 'no'} | {one.default or ''} | {one.help} |"
+        for name, one in SETTINGS.items()
+    ]
+    context = click.Context(cli, info_name=PROGRAM)
+    return _HEAD + "\n".join(rows) + "\n\n## Commands\n" + "".join(_commands(cli, context))
+
+
+def _commands(group: click.Group, context: click.Context) -> Iterator[str]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, info_name=name, parent=context)
+        if isinstance(command, click.Group):
+            yield f"\n### `{inner.command_path}`\n\n{_prose(command)}\n"
+            yield from _commands(command, inner)
+        else:
+            yield _command(command, inner)
+
+
+def _command(command: click.Command, context: click.Context) -> str:
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    records = [record for param in command.get_params(context) if (record := param.get_help_record(context))]
+    shown = [(names, text) for names, text in records if text and not names.endswith(_EVERYWHERE)]
+    options = "".join(f"* `{names}`: {_escaped(text)}\n" for names, text in shown)
+    return f"\n### `{context.command_path}`\n\n    {usage}\n\n{_prose(command)}\n" + (f"\n{options}" if options else "")
+
+
+def _prose(command: click.Command) -> str:
+    """The help, with what click keeps as it stands (after a backspace) as a code block."""
+    parts = []
+    for part in inspect.cleandoc(command.help or command.short_help or "").split("\n\n"):
+        if part.startswith("\b"):
+            parts.append("\n".join(f"    {line}" for line in part.split("\n")[1:]))
+        else:
+            parts.append(_escaped(part))
+    return "\n\n".join(parts)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "\\<").replace("*", "\\*").replace("][", "]\\[")  # or it were a link
+
+
+if __name__ == "__main__":
+    click.echo(reference(), nl=False)

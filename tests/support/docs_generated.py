@@ -1,0 +1,129 @@
+"""The parts of docs/ that are generated from the code. `make docs` writes them; tests/docs/test_docs.py checks them.
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hopaas_p2p.core import codec, records
+from hopaas_p2p.core.records import Policy
+from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, LateFinish
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+_WHO: Final = {"": "anyone", "lease": "the holder of its lease", "epoch": "anyone who names its epoch"}
+_PART: Final = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _tag(kind: type) -> str:
+    return str(kind.__struct_config__.tag)  # type: ignore[attr-defined]
+
+
+def _diagram() -> str:
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> WAITING: trial.create", "    [*] --> RUNNING: trial.create"]
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for (start, kind), move in TRANSITIONS.items():
+        for end in move.to:
+            if end is not start:
+                word = "late result" if kind is LateFinish else _tag(kind).removeprefix("trial.")
+                arrows.setdefault((start.name, end.name), []).append(word)
+    lines += [f"    {start} --> {end}: {', '.join(words)}" for (start, end), words in arrows.items()]
+    return "\n".join([*lines, "```"])
+
+
+def _transitions() -> str:
+    rows = ["| a trial that is | may be told | by | and is then |", "|---|---|---|---|"]
+    for (start, kind), move in TRANSITIONS.items():
+        if kind is LateFinish:
+            told, who = "`trial.finish` of an earlier attempt", "the holder of that attempt's lease"
+        else:
+            told, who = f"`{_tag(kind)}`", _WHO[move.needs]
+        rows.append(f"| {start.name} | {told} | {who} | {' or '.join(end.name for end in move.to)} |")
+    return "\n".join(rows)
+
+
+def _words(annotation: object) -> str:
+    """A type as people read it."""
+    text = str(annotation) if typing.get_origin(annotation) else getattr(annotation, "__name__", str(annotation))
+    text = re.sub(r"[\w.]*\.(\w+)", r"\1", text)
+    text = re.sub(r"Optional\[(.*)\]$", r"\1 | None", text)
+    return text.replace("NoneType", "None").replace(" | ", " or ").replace("|", "or")
+
+
+def _records() -> str:
+    parts = []
+    for kind in (*typing.get_args(records.StudyRecord), *typing.get_args(records.CatalogRecord)):
+        parts.append(f"### `{_tag(kind)}`\n\n{inspect.getdoc(kind)}\n")
+        rows = ["| | field | type | if left out |", "|---|---|---|---|"]
+        hints = typing.get_type_hints(kind)
+        for place, field in enumerate(msgspec.structs.fields(kind), start=1):
+            default = "required"
+            if isinstance(field.default, Policy):
+                default = "the default policy"
+            elif field.default is not msgspec.NODEFAULT:
+                default = f"`{getattr(field.default, 'name', field.default)}`"
+            elif field.default_factory is not msgspec.NODEFAULT:
+                made = field.default_factory()
+                default = "the default policy" if isinstance(made, Policy) else f"`{made}`"
+            rows.append(f"| {place} | `{field.name}` | {_words(hints[field.name])} | {default} |")
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts).rstrip()
+
+
+def _policy() -> str:
+    rows = ["| field | type | if left out |", "|---|---|---|"]
+    hints = typing.get_type_hints(Policy)
+    rows += [f"| `{f.name}` | {_words(hints[f.name])} | `{f.default}` |" for f in msgspec.structs.fields(Policy)]
+    return "\n".join(rows)
+
+
+def _refusals() -> str:
+    return "\n".join(["| word | meaning |", "|---|---|", *(f"| {word} | {why} |" for word, why in REFUSALS.items())])
+
+
+def _limits() -> str:
+    return "\n".join(
+        [
+            "| limit | value |",
+            "|---|---|",
+            f"| format | {records.FORMAT} |",
+            f"| bytes in a commit | {codec.MAX_BYTES:,} |",
+            f"| records in a commit | {codec.MAX_RECORDS:,} |",
+        ]
+    )
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "diagram": _diagram,
+    "transitions": _transitions,
+    "records": _records,
+    "policy": _policy,
+    "refusals": _refusals,
+    "limits": _limits,
+}
+
+
+def rewritten(text: str) -> str:
+    """The page with its generated parts as the code says."""
+    return _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}\n{match[3]}", text)
+
+
+def pages() -> list[Path]:
+    """The pages that have generated parts."""
+    return [page for page in sorted(DOCS.glob("*.md")) if "<!-- generated: " in page.read_text(encoding="utf-8")]
+
+
+if __name__ == "__main__":
+    from tests.support.cli_reference import reference
+
+    for path in pages():
+        path.write_text(rewritten(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (DOCS / "cli.md").write_text(reference(), encoding="utf-8")

@@ -1,0 +1,212 @@
+"""An S3 server in memory that can be as wrong as real ones are, and that can change while peers write.
+
+    with Imitation() as server:            # keeps the condition
+        open server.url("store")
+        server.pools = 2                   # from now on like MinIO or RustFS with a second pool
+
+It checks no signatures. One event loop in a thread of its own serves all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import email.utils
+import hashlib
+import itertools
+import random
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+from tests.support.http_messages import LIMIT, Request, read_request
+
+BUCKET = "bucket"
+
+
+class _Object(NamedTuple):
+    order: int
+    data: bytes
+    modified: datetime.datetime
+
+
+class Imitation:
+    """One server with one bucket.
+
+    Args:
+        pools: each PUT goes to one of so many by chance, and its condition is looked up in that one; a GET shows the
+            newest of all. Like MinIO since 2025-07 and RustFS with more than one pool.
+        links_after: seconds between the look whether a key is free and the write. Like the Versity gateway.
+        keeps_condition: without it every PUT succeeds. Like Ceph 18 in a bucket with versions.
+        multi_delete: the status of a multi-delete, if it is refused.
+        seed: for what happens by chance.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        pools: int = 1,
+        links_after: float | None = None,
+        keeps_condition: bool = True,
+        multi_delete: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pools = pools
+        self.links_after = links_after
+        self.keeps_condition = keeps_condition
+        self.multi_delete = multi_delete
+        self.no_bucket = False
+        """Whether it says that there is no such bucket."""
+        self.requests: Counter[str] = Counter()
+        self.asked: Callable[[Request], int | None] | None = None
+        """Asked about every request; a status is an answer."""
+        self.overwritten: list[str] = []
+        """Keys of conditional PUTs that were accepted though there was an object."""
+        self.port = 0
+        self._rng = random.Random(seed)
+        self._order = itertools.count(1)
+        self._pools: dict[int, dict[str, _Object]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="s3-imitation", daemon=True)
+        self._server: asyncio.Server | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def url(self, prefix: str) -> str:
+        """The store at this prefix."""
+        return f"s3://{BUCKET}/{prefix}?endpoint={self.endpoint}&region=us-east-1"
+
+    def reseed(self, seed: int) -> None:
+        """What happens by chance from now on."""
+        self._rng = random.Random(seed)
+
+    def contents(self) -> list[str]:
+        """Everything that is there."""
+        return sorted(set(itertools.chain.from_iterable(self._pools.values())))
+
+    def __enter__(self) -> Imitation:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=LIMIT)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _shut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while (request := await read_request(reader)) is not None:
+                self.requests[request.kind] += 1
+                status, headers, body = await self._answer(request)
+                now = email.utils.format_datetime(datetime.datetime.now(datetime.UTC), usegmt=True)
+                headers = {"Content-Length": str(len(body)), "Date": now, **headers}
+                lines = [f"HTTP/1.1 {status} .", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+                writer.write("\r\n".join(lines).encode() + (b"" if request.kind == "HEAD" else body))
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        refused = self.asked(request) if self.asked is not None else None
+        if refused is not None:
+            return _error(refused, "NotImplemented" if refused == 501 else "AccessDenied")
+        if self.no_bucket:
+            return _error(404, "NoSuchBucket")
+        parts = urlsplit(request.path)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        key = unquote(parts.path).removeprefix(f"/{BUCKET}").removeprefix("/")
+        if request.kind == "LIST":
+            return 200, {"Content-Type": "application/xml"}, self._list(query).encode()
+        if request.kind == "PUT":
+            return await self._put(key, request)
+        if request.kind == "POST" and "delete" in query:
+            if self.multi_delete is not None:
+                return _error(self.multi_delete, "NotImplemented" if self.multi_delete == 501 else "AccessDenied")
+            for name in re.findall(r"<Key>(.*?)</Key>", request.body.decode()):
+                self._remove(unquote(name))
+            return 200, {"Content-Type": "application/xml"}, b"<DeleteResult></DeleteResult>"
+        if request.kind == "DELETE":
+            self._remove(key)
+            return 204, {}, b""
+        if not key:
+            return 200, {}, b""
+        found = self._newest(key)
+        if found is None:
+            return _error(404, "NoSuchKey")
+        modified = email.utils.format_datetime(found.modified, usegmt=True)
+        return 200, {"Last-Modified": modified, "ETag": _etag(found.data)}, found.data
+
+    async def _put(self, key: str, request: Request) -> tuple[int, dict[str, str], bytes]:
+        pool = self._pools.setdefault(self._rng.randrange(self.pools), {})
+        if self.keeps_condition and any(name.lower() == "if-none-match" for name, _ in request.headers):
+            there = key in pool
+            if self.links_after is not None:
+                await asyncio.sleep(self.links_after)
+            if there:
+                return _error(412, "PreconditionFailed")
+            if self._newest(key) is not None:
+                self.overwritten.append(key)
+        pool[key] = _Object(next(self._order), request.body, datetime.datetime.now(datetime.UTC))
+        return 200, {"ETag": _etag(request.body)}, b""
+
+    def _newest(self, key: str) -> _Object | None:
+        return max((pool[key] for pool in self._pools.values() if key in pool), default=None)
+
+    def _remove(self, key: str) -> None:
+        for pool in self._pools.values():
+            pool.pop(key, None)
+
+    def _list(self, query: dict[str, list[str]]) -> str:
+        prefix, after = query.get("prefix", [""])[0], query.get("start-after", [""])[0]
+        delimiter = query.get("delimiter", [""])[0]
+        shown, folders = [], set()
+        for key in self.contents():
+            if not key.startswith(prefix) or key <= after:
+                continue
+            folder, mark, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+            if mark:
+                folders.add(f"{prefix}{folder}{mark}")
+                continue
+            found = self._newest(key)
+            assert found is not None
+            time = found.modified.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+            shown.append(
+                f"<Contents><Key>{escape(quote(key))}</Key><LastModified>{time}</LastModified>"
+                f"<ETag>{escape(_etag(found.data))}</ETag><Size>{len(found.data)}</Size></Contents>"
+            )
+        shown += [f"<CommonPrefixes><Prefix>{escape(quote(one))}</Prefix></CommonPrefixes>" for one in sorted(folders)]
+        head = f"<Name>{BUCKET}</Name><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"
+        space = "http://s3.amazonaws.com/doc/2006-03-01/"
+        return f'<ListBucketResult xmlns="{space}">{head}{"".join(shown)}</ListBucketResult>'
+
+
+def _etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
+def _error(status: int, code: str) -> tuple[int, dict[str, str], bytes]:
+    xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
+    return status, {"Content-Type": "application/xml"}, xml.encode()

@@ -1,0 +1,334 @@
+"""The same log gives the same State everywhere: on every machine, from every snapshot, in every time zone."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.records import (
+    Categorical,
+    Commit,
+    Float,
+    Int,
+    PeerJoin,
+    Record,
+    StudyControl,
+    StudySet,
+    TrialClaim,
+    TrialCreate,
+    TrialFinish,
+    TrialReclaim,
+    TrialRelease,
+    TrialSet,
+    TrialStop,
+)
+from hopaas_p2p.core.state import State
+from hopaas_p2p.peer.driver import study_driver
+from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.memory import MemoryLog
+from hopaas_p2p.testing.commits import study_snapshot
+from tests.support.scribe import COMPLETE, FAIL, PRUNED, WAITING, Scribe, X, defined
+
+_REPLAY = """
+import sys
+from pathlib import Path
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.state import State
+log = Path(sys.argv[1]).read_bytes()
+state, at = State(), 0
+while at < len(log):
+    size = int.from_bytes(log[at : at + 4], "big")
+    apply(state, state.lsn + 1, codec.decode(log[at + 4 : at + 4 + size]))
+    at += 4 + size
+print(snapshot.digest(state))
+"""
+
+
+def _some_record(random_: random.Random, scribe: Scribe, peer: str) -> Record:
+    trials = scribe.state.trials
+    number = random_.randrange(len(trials) + 1)
+    epoch = trials[number].epoch if number < len(trials) else 1
+    mine = [n for n in scribe.state.running if trials[n].owner == peer] or [number]
+    own = random_.choice(mine)
+    lease = trials[own].epoch if own < len(trials) else 1
+    name = random_.choice("xyz")
+    given = {"x": X, "y": Int(0, 9), "z": Categorical((None, True, 2, "c"))}[name]
+    return random_.choice(
+        [
+            TrialCreate(prefer_waiting=True),
+            TrialCreate(),
+            TrialCreate(WAITING, params={"x": random_.random()}, dists={"x": X}),
+            TrialCreate(COMPLETE, values=(random_.random(),), start=random_.randrange(1 << 50), end=5),
+            TrialClaim(number),
+            TrialSet(own, lease, {name: 1.0}, {name: given}, {random_.randrange(9): random_.random()}, {"u": "[1]"}),
+            TrialSet(own, lease, {"x": 1.5}, {"x": Float(0.0, 2.0)}, {}, {}, {"s": '"ü"'}),
+            TrialFinish(own, lease, COMPLETE, (random_.choice([random_.random(), float("inf")]),)),
+            TrialFinish(own, lease, PRUNED),
+            TrialFinish(number, max(epoch - 1, 0), COMPLETE, (2.0,)),
+            TrialFinish(own, lease, FAIL, None, "why"),
+            TrialRelease(own, lease),
+            TrialReclaim(number, epoch),
+            TrialStop(number, epoch, "why"),
+            StudySet(user={name: "1"}),
+            StudyControl(None, random_.randrange(50, 500)),
+            PeerJoin({"host": peer}),
+        ]
+    )
+
+
+def random_log(seed: int, length: int) -> list[bytes]:
+    """A log in which everything happens, some of it several times, and some of it is garbage."""
+    random_ = random.Random(seed)
+    scribe = Scribe(defined(budget=200))
+    payloads = [codec.encode(scribe.log[0][0])]
+    while len(payloads) < length:
+        if random_.random() < 0.05:
+            payloads.append(random_.choice([random_.randbytes(20), payloads[random_.randrange(len(payloads))]]))
+            scribe.read(payloads[-1])
+            continue
+        peer = random_.choice(["ann", "bob", "eve"])
+        scribe.say(peer, *[_some_record(random_, scribe, peer) for _ in range(random_.randint(1, 3))])
+        payloads.append(codec.encode(scribe.log[-1][0]))
+    return payloads
+
+
+def replayed(payloads: list[bytes], state: State | None = None) -> State:
+    state = state or State()
+    for payload in payloads:
+        apply(state, state.lsn + 1, codec.decode(payload))
+    return state
+
+
+def _replayed_elsewhere(path: Path, *options: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *options, "-c", _REPLAY, str(path)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_replay_gives_the_same_digest_whatever_the_time_zone_hash_seed_and_optimisation(tmp_path: Path) -> None:
+    payloads = random_log(1, 600)
+    path = tmp_path / "log"
+    path.write_bytes(b"".join(len(payload).to_bytes(4, "big") + payload for payload in payloads))
+    here = snapshot.digest(replayed(payloads))
+
+    there = [
+        _replayed_elsewhere(path, TZ="Pacific/Kiritimati", PYTHONHASHSEED="1"),
+        _replayed_elsewhere(path, TZ="America/St_Johns", PYTHONHASHSEED="2"),
+        _replayed_elsewhere(path, "-O", TZ="Asia/Kathmandu", PYTHONHASHSEED="3"),
+    ]
+
+    assert there == [here] * 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_snapshot_and_tail_are_the_replay_at_every_lsn(seed: int) -> None:
+    payloads = random_log(seed, 200)
+    whole = snapshot.digest(replayed(payloads))
+    growing = State()
+    for lsn, payload in enumerate(payloads, start=1):
+        apply(growing, lsn, codec.decode(payload))
+        joined = snapshot.load(snapshot.dump(growing))
+        assert snapshot.digest(joined) == snapshot.digest(growing)
+        assert snapshot.digest(replayed(payloads[lsn:], joined)) == whole
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_state_and_its_snapshot_agree_on_every_single_commit_after_it(seed: int) -> None:
+    payloads = random_log(seed + 10, 200)
+    state = replayed(payloads[:100])
+    joined = snapshot.load(snapshot.dump(state))
+    for lsn, payload in enumerate(payloads[100:], start=101):
+        assert apply(joined, lsn, codec.decode(payload)) == apply(state, lsn, codec.decode(payload))
+        assert snapshot.digest(joined) == snapshot.digest(state)
+
+
+def test_blocks_of_finished_trials_are_kept_and_still_give_the_same_digest() -> None:
+    scribe = Scribe()
+    for _ in range(3):
+        scribe.say("ann", *[TrialCreate(COMPLETE, values=(1.0,)) for _ in range(900)])
+        snapshot.dump(scribe.state)
+    assert len(scribe.state.trials.closed) == 2
+    kept = snapshot.digest(scribe.state)
+    scribe.state.trials.opened(0)
+    assert snapshot.digest(scribe.state) == kept
+
+
+def test_the_digest_does_not_depend_on_how_a_library_compresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    payloads = random_log(5, 200)
+    state, there = replayed(payloads), replayed(payloads)
+    here, bytes_here = snapshot.digest(state), snapshot.dump(state)
+    monkeypatch.setattr(snapshot.zlib, "compress", lambda data, _level, packed=zlib.compress: packed(data, 9))
+    assert snapshot.dump(there) != bytes_here
+    assert snapshot.digest(there) == here
+
+
+def test_a_snapshot_that_is_cut_anywhere_is_corrupt() -> None:
+    data = snapshot.dump(replayed(random_log(2, 60)))
+    for length in [*range(60), *range(60, len(data), 37), len(data) - 1]:
+        with pytest.raises(snapshot.CorruptSnapshot):
+            snapshot.load(data[:length])
+
+
+def test_a_snapshot_with_any_byte_changed_is_corrupt() -> None:
+    data = bytearray(snapshot.dump(replayed(random_log(2, 60))))
+    for position in [*range(60), *range(60, len(data), 37), len(data) - 1]:
+        data[position] ^= 0x41
+        with pytest.raises(snapshot.CorruptSnapshot):
+            snapshot.load(bytes(data))
+        data[position] ^= 0x41
+    assert snapshot.load(bytes(data)).lsn == 60
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_snapshot_of_nonsense_with_a_right_checksum_is_corrupt_and_raises_nothing_else(seed: int) -> None:
+    import hashlib
+
+    random_ = random.Random(seed)
+    body = bytearray(snapshot.dump(replayed(random_log(3, 60)))[32:])
+    for _ in range(3):
+        body[random_.randrange(len(body))] = random_.randrange(256)
+    forged = snapshot._MAGIC + hashlib.blake2b(body, digest_size=16).digest() + bytes(body)
+    try:
+        state = snapshot.load(forged)
+    except snapshot.CorruptSnapshot:
+        return
+    assert isinstance(state, State)
+
+
+@pytest.mark.parametrize("index", [[], [0, 5], [1], [-2]], ids=["none", "too many", "another", "negative"])
+def test_a_snapshot_whose_index_disagrees_with_its_trials_is_corrupt(index: list[int]) -> None:
+    scribe = Scribe()
+    scribe.enqueue()
+    scribe.start("ann", state=FAIL)
+    scribe.state.waiting = dict.fromkeys(index)
+    with pytest.raises(snapshot.CorruptSnapshot):
+        snapshot.load(snapshot.dump(scribe.state))
+
+
+def test_a_snapshot_is_split_into_a_head_and_the_blocks_that_will_not_change() -> None:
+    data = study_snapshot(5000, waiting=(1500,))
+    head, blocks = snapshot.split(data)
+    assert [int(name[:8]) for name in blocks] == [0, 2, 3]
+    assert len(head) < len(data) - sum(map(len, blocks.values())) + 500
+    assert snapshot.names_in(head) == list(blocks)
+    assert snapshot.whole(head, blocks) == data
+    with pytest.raises(snapshot.CorruptSnapshot):
+        snapshot.whole(head, dict(list(blocks.items())[1:]))
+    with pytest.raises(snapshot.CorruptSnapshot):
+        snapshot.whole(head[:-1], blocks)
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "", "00000000-" + "g" * 32, "x0000000-" + "0" * 32])
+def test_a_head_that_names_anything_else_than_a_block_is_corrupt(name: str) -> None:
+    head = snapshot.seal(snapshot._HEAD_MAGIC, msgspec.msgpack.encode([[b"a", b"b"], [name]]))
+    with pytest.raises(snapshot.CorruptSnapshot):
+        snapshot.names_in(head)
+
+
+def _with_peers(count: int, *, later: int) -> State:
+    """A study in which so many peers ran a trial each, and so many commits came after them."""
+    state = State()
+
+    def say(writer: str, seq: int, *records: Record) -> None:
+        apply(state, state.lsn + 1, Commit(writer, seq, writer, 0, records))
+
+    say("founder", 1, defined())
+    for number in range(count):
+        peer = f"peer-{number:011d}"
+        say(peer, 1, PeerJoin({"host": f"node{number % 40}", "site": "there", "pid": str(number)}), TrialCreate())
+        say(peer, 2, TrialFinish(number, 1, COMPLETE, (1.0,)))
+    for seq in range(2, later + 2):
+        say("founder", seq, PeerJoin({}))
+    return state
+
+
+def test_quiet_peers_are_written_once_and_nothing_of_them_is_forgotten() -> None:
+    state = _with_peers(1000, later=4100)
+    data = snapshot.dump(state)
+    head, parts = snapshot.split(data)
+    assert [name[:8] for name in parts] == ["w0000001", "w0000002", "p0000000", "p0000001", "p0000002"]
+    assert sum(len(part) for name, part in parts.items()) < 1000 * 60
+    joined = snapshot.load(snapshot.whole(head, parts))
+    assert list(joined.writers.items()) == list(state.writers.items())
+    assert list(joined.peers.items()) == list(state.peers.items())
+    assert snapshot.digest(joined) == snapshot.digest(state)
+    again = Commit("peer-00000000007", 2, "peer-00000000007", 0, (TrialFinish(7, 1, COMPLETE, (1.0,)),))
+    assert apply(joined, joined.lsn + 1, again) == state.writers["peer-00000000007"].verdicts
+    assert joined.refusals == {"duplicate": 1}
+
+
+def test_a_quiet_peer_that_comes_back_is_in_the_next_snapshot() -> None:
+    state = _with_peers(600, later=4100)
+    _, before = snapshot.split(snapshot.dump(state))
+    apply(state, state.lsn + 1, Commit("peer-00000000300", 3, "peer-00000000300", 0, (TrialCreate(),)))
+    head, parts = snapshot.split(snapshot.dump(state))
+    assert len(parts) == len(before) - 2
+    joined = snapshot.load(snapshot.whole(head, parts))
+    assert snapshot.digest(joined) == snapshot.digest(state)
+    assert joined.writers["peer-00000000300"].seq == 3
+
+
+def test_a_block_keeps_its_name_while_the_study_grows() -> None:
+    _, before = snapshot.split(study_snapshot(3000))
+    _, after = snapshot.split(study_snapshot(6000))
+    assert before.items() <= after.items()
+
+
+def test_bytes_that_are_no_snapshot_of_a_study_are_not_split() -> None:
+    for data in (b"", b"anything", study_snapshot(5000)[:-1], study_snapshot(10)):
+        assert snapshot.split(data) == (data, {})
+        assert snapshot.whole(data, {}) == data
+
+
+def test_an_empty_state_has_a_snapshot_too() -> None:
+    assert snapshot.digest(snapshot.load(snapshot.dump(State()))) == snapshot.digest(State())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"\0" * 99],
+    ids=["empty", "cut short", "one bit changed", "zeros"],
+)
+def test_a_replica_that_finds_a_corrupt_snapshot_replays_the_log(damage: object) -> None:
+    payloads = random_log(4, 50)
+    log = MemoryLog()
+    for number, payload in enumerate(payloads):
+        log.exchange(Outgoing(str(number), payload), number)
+    log.put_snapshot(30, damage(snapshot.dump(replayed(payloads[:30]))))  # type: ignore[operator]
+
+    replica = study_driver(log, writer="newcomer", now_us=lambda: 0)
+    replica.exchange()
+
+    assert snapshot.digest(replica.state) == snapshot.digest(replayed(payloads))
+
+
+def test_a_replica_joins_from_a_sound_snapshot_and_reads_only_the_tail() -> None:
+    payloads = random_log(4, 50)
+    log = MemoryLog()
+    for number, payload in enumerate(payloads):
+        log.exchange(Outgoing(str(number), payload), number)
+    log.put_snapshot(30, snapshot.dump(replayed(payloads[:30])))
+    asked: list[int] = []
+    exchange = log.exchange
+    log.exchange = lambda outgoing, since, beat=None: asked.append(since) or exchange(outgoing, since, beat)  # type: ignore[method-assign]
+
+    replica = study_driver(log, writer="newcomer", now_us=lambda: 0)
+    replica.exchange()
+
+    assert min(asked) == 30
+    assert snapshot.digest(replica.state) == snapshot.digest(replayed(payloads))

@@ -1,0 +1,384 @@
+"""Export and import: nothing that a study holds is lost on the way, in any direction."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import notes
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialReclaim
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoSuchStudy, StudyExists
+from hopaas_p2p.export import export_study, import_study, jsonl, tables
+from hopaas_p2p.export.portable import of_study
+from hopaas_p2p.storage import Storage
+from hopaas_p2p.study import Study
+from hopaas_p2p.trial import Trial
+from tests.support.processes import cli
+
+SPACE = {
+    "lr": hopaas_p2p.Float(1e-5, 1e-1, log=True),
+    "grid": hopaas_p2p.Float(0.0, 1.0, step=0.25),
+    "depth": hopaas_p2p.Int(1, 9, step=2),
+    "kind": hopaas_p2p.Categorical(("adam", "1", 1, True, None, 0.5, math.inf)),
+}
+
+
+@pytest.fixture
+def storages(tmp_path: Path) -> Iterator[Any]:
+    """Opens new stores, and closes them."""
+    opened: list[Storage] = []
+
+    def open_one(name: str) -> Storage:
+        opened.append(hopaas_p2p.open_storage(str(tmp_path / name)))
+        return opened[-1]
+
+    yield open_one
+    for storage in opened:
+        storage.close()
+
+
+@pytest.fixture
+def study(storages: Any) -> Study:
+    """A study with something of everything."""
+    storage = storages("from")
+    hopaas_p2p.open_study(storage, "first").stop()  # so that study and trial ids differ from the copy's
+    study = hopaas_p2p.open_study(storage, "everything", space=SPACE, direction="maximize", budget=30, max_failures=9)
+
+    def objective(trial: Trial) -> float:
+        trial.set_user_attr("plain", {"a": [1, 2.5, None, "ü"]})
+        trial.set_user_attr("odd", [math.nan, math.inf])
+        trial.set_user_attr("escape", {"$json": "x"})
+        trial.set_user_attr("formula", "=1+1")
+        for step, value in enumerate([1.0, math.nan, -math.inf, 0.1 + 0.2]):
+            trial.report(value, step)
+        if trial.number == 1:
+            raise optuna.TrialPruned
+        if trial.number == 2:
+            raise ValueError("two\nlines")
+        return math.inf if trial.number == 3 else trial.params["lr"]
+
+    study.optimize(objective, n_trials=8, catch=ValueError)
+    lost = study.ask()
+    study.storage.say(study.study_id, TrialReclaim(lost.number, study.state.trials[lost.number].epoch))
+    with pytest.raises(hopaas_p2p.errors.LeaseLost):
+        study.tell(lost, 4.0)
+    study.optuna.set_user_attr("why", ["a", {"b": math.nan}])
+    study.enqueue({"lr": 0.01})
+    notes.save_note(study, "# A study\n\n" + "long " * 1000)
+    notes.save_note(study, "a trial", 1)
+    notes.change_tags(study, add=["gpu"])
+    notes.change_tags(study, 2, add=["odd one"])
+    study.pause()
+    return study
+
+
+def lines_of(study: Study) -> list[Any]:
+    return [json.loads(line) for line in jsonl.dump(of_study(study))]
+
+
+def copy_in(storages: Any, source: str | Path, *, into: str = "to", **options: Any) -> Study:
+    storage = storages(into)
+    hopaas_p2p.open_study(storage, "another")
+    hopaas_p2p.open_study(storage, "and another")
+    result = import_study(storage, source, **options)
+    assert result.warnings == []
+    return hopaas_p2p.open_study(storage, result.study)
+
+
+@pytest.mark.parametrize("target", ["x.jsonl", "x.parquet", "x.journal", "sqlite"])
+def test_a_round_trip_loses_nothing(study: Study, storages: Any, tmp_path: Path, target: str) -> None:
+    place = f"sqlite:///{tmp_path / 'x.db'}" if target == "sqlite" else str(tmp_path / target)
+    assert export_study(study, place) == len(study.trials)
+    copied = copy_in(storages, place)
+    assert lines_of(copied) == lines_of(study)
+    assert notes.note_of(copied, 1) == "a trial"
+    assert notes.tags_of(copied, 2) == ["odd one"]
+    assert copied.state.status == "paused"
+    assert copied.state.budget == 30
+    for ours, theirs in zip(study.trials, copied.trials, strict=True):
+        assert repr(ours.params) == repr(theirs.params)
+        assert ours.distributions == theirs.distributions
+        assert repr(ours.intermediate_values) == repr(theirs.intermediate_values)
+        assert (ours.state, ours.values) == (theirs.state, theirs.values)
+        assert (ours.datetime_start, ours.datetime_complete) == (theirs.datetime_start, theirs.datetime_complete)
+        assert repr(sorted(ours.user_attrs.items())) == repr(sorted(theirs.user_attrs.items()))
+
+
+def test_json_lines_are_strict_json(study: Study) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    for line in jsonl.dump(of_study(study)):
+        json.loads(line, parse_constant=refuse)
+
+
+def test_optuna_reads_what_was_exported_to_it(study: Study, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    export_study(study, url)
+    storage = optuna.storages.RDBStorage(url)
+    theirs = optuna.load_study(study_name="everything", storage=storage)
+    assert theirs.direction.name == "MAXIMIZE"
+    assert theirs.best_value == study.best_trial.value
+    assert [trial.state for trial in theirs.trials] == [trial.state for trial in study.trials]
+    assert repr(theirs.user_attrs) == repr(study.optuna.user_attrs)
+    from optuna_dashboard import get_note
+
+    assert get_note(theirs).startswith("# A study")
+    storage.engine.dispose()
+    with pytest.raises(StudyExists):
+        export_study(study, url)
+
+
+def test_a_study_of_optunas_own_arrives_whole(storages: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    storage = optuna.storages.RDBStorage(url)
+    theirs = optuna.create_study(study_name="theirs", storage=storage, directions=["minimize", "maximize"])
+    theirs.set_metric_names(["loss", "accuracy"])
+    theirs.enqueue_trial({"x": 0.5, "c": "b"})
+    theirs.optimize(lambda t: (t.suggest_float("x", 0, 1), len(t.suggest_categorical("c", ["a", "b"]))), n_trials=3)
+    theirs.ask().suggest_float("x", 0, 1)
+    from optuna_dashboard import save_note
+
+    save_note(theirs, "theirs")
+    copied = copy_in(storages, url)
+    assert copied.name == "theirs"
+    assert [one.name for one in copied.optuna.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert copied.optuna.metric_names == ["loss", "accuracy"]
+    assert notes.note_of(copied) == "theirs"
+    states = [trial.state.name for trial in copied.trials]
+    assert states == ["COMPLETE", "COMPLETE", "COMPLETE", "WAITING"]  # nobody here runs the last one
+    for ours, trial in zip(copied.trials[:3], theirs.trials, strict=False):
+        assert (ours.params, ours.values, ours.distributions) == (trial.params, trial.values, trial.distributions)
+        assert (ours.datetime_start, ours.datetime_complete) == (trial.datetime_start, trial.datetime_complete)
+        assert ours.system_attrs == trial.system_attrs
+    storage.engine.dispose()
+
+
+def test_a_study_among_several_has_to_be_named(storages: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "two.journal")
+    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+    for name in ("a", "b"):
+        optuna.create_study(study_name=name, storage=journal)
+    with pytest.raises(NoSuchStudy, match="a, b"):
+        import_study(storages("x"), path)
+    with pytest.raises(NoSuchStudy, match="there are: a, b"):
+        import_study(storages("y"), path, source_study="c")
+    assert import_study(storages("z"), path, source_study="b", name="mine").study == "mine"
+
+
+@pytest.mark.parametrize("there", ["x.db", "x.journal"])
+def test_an_optuna_storage_that_is_not_there_is_not_made(storages: Any, tmp_path: Path, there: str) -> None:
+    place = f"sqlite:///{tmp_path / there}" if there.endswith(".db") else str(tmp_path / there)
+    with pytest.raises(InvalidInput, match="no file"):
+        import_study(storages("to"), place)
+    assert not (tmp_path / there).exists()
+
+
+def test_csv_is_for_spreadsheets(study: Study, tmp_path: Path) -> None:
+    export_study(study, tmp_path / "x.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
+    assert [row["state"] for row in rows] == [trial.state.name for trial in study.trials]
+    assert float(rows[0]["value"]) == study.trials[0].value
+    assert rows[0]["user_attrs_formula"] == "'=1+1"  # a spreadsheet would run it
+    assert rows[2]["reason"].startswith("ValueError: two")
+    assert rows[0]["host"]
+
+
+def test_csv_comes_back_as_far_as_it_says(storages: Any, tmp_path: Path) -> None:
+    source = hopaas_p2p.open_study(storages("from"), "s", space={"x": hopaas_p2p.Float(-1, 1), "c": SPACE["kind"]})
+    source.optimize(lambda trial: trial.params["x"], n_trials=5)
+    export_study(source, tmp_path / "x.csv")
+    target = hopaas_p2p.open_study(storages("to"), "s", space={"x": hopaas_p2p.Float(-1, 1), "c": SPACE["kind"]})
+    import_study(target.storage, tmp_path / "x.csv", name="s")
+    assert [trial.params["x"] for trial in target.trials] == [trial.params["x"] for trial in source.trials]
+    assert [trial.values for trial in target.trials] == [trial.values for trial in source.trials]
+    assert [trial.datetime_start for trial in target.trials] == [trial.datetime_start for trial in source.trials]
+    guessed = copy_in(storages, tmp_path / "x.csv", into="guessed", name="new")
+    assert [trial.values for trial in guessed.trials] == [trial.values for trial in source.trials]
+
+
+@pytest.mark.parametrize(
+    ("column", "guessed"),
+    [
+        (["1", "3", ""], Int(1, 3)),
+        (["0.5", "1"], Float(0.5, 1.0)),
+        (["inf", "1", "inf", "0.5"], Categorical(("inf", "1", "0.5"))),
+        (["nan", "1"], Categorical(("nan", "1"))),
+        (["adam", "1"], Categorical(("adam", "1"))),
+    ],
+)
+def test_a_csv_column_gets_the_narrowest_distribution_that_holds_it(column: list[str], guessed: Distribution) -> None:
+    lines = ["state,value,params_x", *(f"COMPLETE,1.0,{text}" for text in column)]
+    loaded = tables.load_csv(lines, space={}, name=None)
+    assert loaded.trials[0].record.dists == {"x": guessed}
+
+
+def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path) -> None:
+    theirs = optuna.create_study()
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 1, 3), n_trials=4)
+    theirs.trials_dataframe().to_csv(tmp_path / "df.csv", index=False)
+    copied = copy_in(storages, tmp_path / "df.csv", name="df")
+    assert [trial.params for trial in copied.trials] == [trial.params for trial in theirs.trials]
+    assert copied.best_trial.value == theirs.best_value
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "a,b\n1,2\n", "number,state,value\n0,GREAT,1\n", "number,state,value\n0,COMPLETE,high\n"],
+)
+def test_a_csv_that_makes_no_sense_is_refused(storages: Any, tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.csv").write_text(content)
+    storage = storages("to")
+    with pytest.raises(InvalidInput):
+        import_study(storage, tmp_path / "x.csv", name="s")
+    assert storage.get_all_studies() == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "[]",
+        "1",
+        '{"number": 1}',
+        '{"number": 0, "state": "GREAT"}',
+        '{"number": 0, "state": "COMPLETE", "params": {"x": 1}}',
+        '{"number":0,"state":"FAIL","params":{"x":"z"},"distributions":{"x":{"type":"cat","choices":["a"]}}}',
+        '{"number": 0, "state": "COMPLETE", "values": ["high"]}',
+        '{"number": 0, "state": "WAITING", "reports": [[1]]}',
+        '{"number": 0, "state": "WAITING", "start": "yesterday"}',
+        '{"hopaas_p2p": 1, "name": "s", "space": {"x": {"type": "odd"}}}',
+        '{"hopaas_p2p": 99}',
+    ],
+)
+def test_a_line_that_makes_no_sense_is_refused_and_nothing_imported(storages: Any, tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    storage = storages("to")
+    with pytest.raises(InvalidInput):
+        import_study(storage, tmp_path / "x.jsonl", name="s")
+    assert storage.get_all_studies() == []
+
+
+def test_a_trial_the_log_refuses_is_a_warning_and_the_others_arrive(storages: Any, tmp_path: Path) -> None:
+    lines = ['{"number":0,"state":"COMPLETE","values":[1,2]}', '{"number":1,"state":"COMPLETE","values":[3]}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    result = import_study(storages("to"), tmp_path / "x.jsonl", name="s")
+    assert result.trials == 1
+    assert result.warnings[0].startswith("trial 0 was not imported")
+
+
+def test_an_import_adds_to_a_study_and_names_its_trials_anew(study: Study, storages: Any, tmp_path: Path) -> None:
+    export_study(study, tmp_path / "x.jsonl")
+    target = hopaas_p2p.open_study(storages("to"), "mine", direction="maximize")
+    target.optimize(lambda trial: trial.suggest_float("lr", 1e-5, 1e-1, log=True), n_trials=2)
+    import_study(target.storage, tmp_path / "x.jsonl", name="mine")
+    assert len(target.trials) == 2 + len(study.trials)
+    assert notes.note_of(target, 2 + 1) == "a trial"
+    assert notes.tags_of(target, 2 + 2) == ["odd one"]
+
+
+def test_other_directions_are_refused_before_anything_is_written(study: Study, storages: Any, tmp_path: Path) -> None:
+    export_study(study, tmp_path / "x.jsonl")
+    target = hopaas_p2p.open_study(storages("to"), "mine", direction="minimize")
+    with pytest.raises(DefinitionMismatch, match="maximize"):
+        import_study(target.storage, tmp_path / "x.jsonl", name="mine")
+    assert target.trials == []
+
+
+def test_more_than_the_budget_is_refused_before_anything_is_written(
+    study: Study, storages: Any, tmp_path: Path
+) -> None:
+    export_study(study, tmp_path / "x.jsonl")
+    target = hopaas_p2p.open_study(storages("to"), "mine", direction="maximize", budget=3)
+    with pytest.raises(InvalidInput, match="resume mine --budget"):
+        import_study(target.storage, tmp_path / "x.jsonl", name="mine")
+    assert target.trials == []
+
+
+def test_a_study_whose_budget_was_lowered_below_its_trials_arrives(storages: Any, tmp_path: Path) -> None:
+    source = hopaas_p2p.open_study(storages("from"), "s", budget=5)
+    source.optimize(lambda _: 1.0)
+    source.set_budget(2)
+    export_study(source, tmp_path / "x.jsonl")
+    copied = copy_in(storages, tmp_path / "x.jsonl")
+    assert len(copied.trials) == 5
+    assert copied.state.budget == 2
+
+
+def test_a_file_is_there_whole_or_not_at_all(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "x.jsonl"
+    target.write_text("before")
+
+    def broken(_portable: object) -> Iterator[str]:
+        yield "half"
+        raise OSError("disk full")
+
+    monkeypatch.setattr(jsonl, "dump", broken)
+    with pytest.raises(OSError, match="disk full"):
+        export_study(study, target)
+    assert target.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_place_that_is_not_there_is_named_as_it_was_said(study: Study, tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "x.csv"
+    with pytest.raises(FileNotFoundError) as caught:
+        export_study(study, target)
+    assert caught.value.filename == str(target)
+
+
+def test_without_pyarrow_parquet_says_what_to_install(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InvalidInput, match="pip install 'pyarrow"):
+        export_study(study, tmp_path / "x.parquet")
+
+
+def test_a_data_frame_reads_the_parquet_file(study: Study, tmp_path: Path) -> None:
+    import pandas as pd
+
+    export_study(study, tmp_path / "x.parquet")
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    assert frame["params_depth"].dtype.kind in "if"
+    assert frame["params_lr"].dtype == float
+    assert list(frame["state"]) == [trial.state.name for trial in study.trials]
+
+
+def test_ten_thousand_trials_go_in_few_commits(storages: Any, tmp_path: Path) -> None:
+    with (tmp_path / "x.jsonl").open("w") as file:
+        file.write('{"hopaas_p2p":1,"name":"big","directions":["minimize"]}\n')
+        for number in range(10_000):
+            file.write(f'{{"number":{number},"state":"COMPLETE","values":[{number}],"reports":[[0,1.5]]}}\n')
+    storage = storages("to")
+    assert import_study(storage, tmp_path / "x.jsonl").trials == 10_000
+    state = storage.state(storage.get_study_id_from_name("big"))
+    assert len(state.trials) == 10_000
+    assert state.lsn < 40
+
+
+def test_the_command_line_exports_and_imports(study: Study, tmp_path: Path) -> None:
+    source, target = str(tmp_path / "from"), str(tmp_path / "to")
+    exported = cli("study", "export", "everything", "-s", source)
+    assert exported.stderr == ""
+    assert len(exported.stdout.splitlines()) == 1 + len(study.trials)
+    (tmp_path / "x.jsonl").write_text(exported.stdout)
+    done = cli("study", "import", "copy", "-s", target, "--from", str(tmp_path / "x.jsonl"))
+    assert done.stderr == f"imported {len(study.trials)} trials into 'copy'\n"
+    assert done.stdout == ""
+    again = cli("study", "export", "copy", "-s", target, "--to", str(tmp_path / "y.jsonl"), "--json")
+    assert json.loads(again.stdout)["trials"] == len(study.trials)
+    before, after = ((tmp_path / name).read_text().splitlines()[1:] for name in ("x.jsonl", "y.jsonl"))
+    assert before == after
+    twice = cli("study", "import", "copy", "-s", target, "--from", str(tmp_path / "x.jsonl"), check=False)
+    assert twice.stderr.endswith(f"into 'copy', which has {2 * len(study.trials)} now\n")

@@ -1,0 +1,99 @@
+"""Ctrl-C at any call: no trial is left running, no lock is left taken, and the program ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.study import Study
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_OURS: Final = str(Path(hopaas_p2p.__file__).parent)
+_STEP: Final = 13  # every so manieth place is tried: a prime, so that few are passed over in all of the rounds
+
+
+class CtrlC:
+    """Raises KeyboardInterrupt at the n-th place where the interpreter would: as a call of our code begins or ends."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def __call__(self, frame: FrameType, event: str, _arg: object) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_OURS):
+            self._left -= 1
+            if self._left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+
+def work_in_a_loop(study: Study) -> None:
+    study.optimize(lambda trial: trial.params["x"], n_trials=2)
+
+
+def work_in_blocks(study: Study) -> None:
+    for _ in range(2):
+        with study.trial() as trial:
+            trial.report(trial.params["x"], 1)
+
+
+def interrupted(study: Study, work: Callable[[Study], None], at: int) -> bool:
+    """Work, and press Ctrl-C at that place; whether it came to that."""
+    sys.setprofile(CtrlC(at))
+    try:
+        work(study)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.parametrize("work", [work_in_a_loop, work_in_blocks])
+def test_wherever_ctrl_c_comes_no_trial_is_left_running_and_no_lock_taken(
+    tmp_path: Path, work: Callable[[Study], None]
+) -> None:
+    at, came = 1, True
+    while came:
+        study, other = two_peers(tmp_path / str(at))
+        came = interrupted(study, work, at)
+        study.storage.flush()
+        left = [trial.number for trial in other.trials if trial.state is optuna.trial.TrialState.RUNNING]
+        assert not left, f"at place {at}"
+        other.tell(other.ask(), 0.5)  # it would wait for a lock that is still taken
+        for one in (study, other):
+            one.close()
+        at += _STEP
+    assert at > 20 * _STEP
+
+
+def test_a_read_that_ctrl_c_interrupts_is_made_good_by_the_next(tmp_path: Path) -> None:
+    at, came = 1, True
+    while came:
+        study, other = two_peers(tmp_path / str(at))
+        for number in range(4):
+            study.trials  # noqa: B018  # the fourth is new to it, the others are not
+            other.tell(other.ask(), float(number))
+        came = interrupted(study, lambda reader: list(reader.trials), at)
+        other.tell(other.ask(), 4.0)
+        assert [(trial.number, trial.value) for trial in study.trials] == [(n, float(n)) for n in range(5)], f"at {at}"
+        for one in (study, other):
+            one.close()
+        at += 3
+    assert at > 20
+
+
+def two_peers(store: Path) -> tuple[Study, Study]:
+    """Of one new study; what the first does in this thread is all that it does."""
+    study, other = [
+        hopaas_p2p.open_study(store, "s", space={"x": hopaas_p2p.Float(0, 1)}, patience=0.0) for _ in range(2)
+    ]
+    study.storage.peer.scheduler.allowed = False
+    return study, other

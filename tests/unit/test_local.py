@@ -1,0 +1,379 @@
+"""A peer that runs trials for programs which speak JSON: its answers, HTTP, Hopaas's interface, MCP's tools."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.errors import ConfigurationError, Denied, NoSuchTrial, NotYourTrial
+from hopaas_p2p.local.http import LocalServer
+from hopaas_p2p.local.peer import LARGEST_ANSWER, LocalPeer
+
+SPACE = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(["a", "b"])}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def peer(clock: Clock) -> Iterator[LocalPeer]:
+    storage = hopaas_p2p.open_storage(f"memory://{uuid.uuid4()}")
+    hopaas_p2p.open_study(storage, "s", space=SPACE, budget=40)
+    made = LocalPeer(storage, actions=True, silence=100.0, clock=clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(peer: LocalPeer) -> Iterator[LocalServer]:
+    made = LocalServer(peer, ("127.0.0.1", 0), "the-key")
+    thread = threading.Thread(target=made.serve_forever, args=(0.02,))
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def post(
+    server: LocalServer, path: str, body: object, *, key: str = "the-key", method: str = "POST", **headers: str
+) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)  # type: ignore[misc]
+    try:
+        connection.request(method, path, json.dumps(body), {"Authorization": f"Bearer {key}", **headers})
+        answer = connection.getresponse()
+        text = answer.read()
+        is_json = answer.headers["Content-Type"] == "application/json"
+        return answer.status, json.loads(text) if is_json else text.decode()
+    finally:
+        connection.close()
+
+
+# --- the peer ---
+
+
+def test_a_client_asks_reports_and_tells(peer: LocalPeer) -> None:
+    asked = peer.ask("s")
+
+    reply = peer.request("s", asked["trial"], "report", value=0.5, step=1)
+    peer.request("s", asked["trial"], "tell", values=[0.25])
+
+    shown = peer.trial("s", asked["trial"])
+    assert reply["prune"] is False
+    assert shown["state"] == "COMPLETE"
+    assert shown["values"] == [0.25]
+    assert shown["params"] == asked["params"]
+    assert shown["reports"] == [[1, 0.5]]
+    with pytest.raises(NotYourTrial):
+        peer.request("s", asked["trial"], "tell", values=[0.1])
+
+
+def test_the_trial_of_a_silent_client_is_returned_and_run_again(peer: LocalPeer, clock: Clock) -> None:
+    silent, busy = peer.ask("s"), peer.ask("s")
+    clock.now = 60.0
+    peer.request("s", busy["trial"], "renew")
+
+    clock.now = 101.0
+
+    assert peer.expire() == [silent["trial"]]
+    assert peer.trial("s", busy["trial"])["state"] == "RUNNING"
+    assert peer.ask("s") == silent
+
+
+def test_a_released_trial_waits_for_another_peer(peer: LocalPeer) -> None:
+    asked = peer.ask("s")
+
+    peer.request("s", asked["trial"], "release", reason="no time")
+
+    assert peer.trials("s", state="waiting")["matching"] == 1
+
+
+def test_what_changes_something_is_refused_where_actions_are_not_allowed() -> None:
+    storage = hopaas_p2p.open_storage(f"memory://{uuid.uuid4()}")
+    hopaas_p2p.open_study(storage, "s", space=SPACE)
+    reader = LocalPeer(storage, actions=False)
+    attempts: list[Callable[[], object]] = [
+        lambda: reader.ask("s"),
+        lambda: reader.enqueue("s", {"x": 0.5}),
+        lambda: reader.annotate("s", "text"),
+        lambda: reader.stop_trial("s", 0),
+        lambda: reader.request("s", 0, "tell", values=[1.0]),
+    ]
+
+    for attempt in attempts:
+        with pytest.raises(Denied, match="only reads"):
+            attempt()
+
+    assert reader.show("s")["counts"]["RUNNING"] == 0
+    reader.close()
+
+
+def test_no_answer_is_longer_than_an_agent_should_read(peer: LocalPeer) -> None:
+    study = hopaas_p2p.open_study(
+        peer.storage, "wide", space={f"parameter{i}": hopaas_p2p.Float(0, 1) for i in range(60)}
+    )
+    study.optimize(lambda _trial: 1.0, n_trials=30)
+    for trial in study.trials[:3]:
+        peer.annotate("wide", "long " * 5000, trial.number)
+    answers = [
+        peer.show("wide"),
+        peer.trials("wide", limit=50),
+        peer.trials("wide", order="best"),
+        peer.compare("wide", range(30)),
+        peer.importances("wide"),
+        peer.trial("wide", 0),
+    ]
+
+    assert [len(json.dumps(one)) <= LARGEST_ANSWER for one in answers] == [True] * len(answers)
+    assert answers[1]["matching"] == 30
+    assert answers[1]["left_out"] + len(answers[1]["trials"]) == 30
+
+
+def test_compared_trials_say_in_what_they_differ(peer: LocalPeer) -> None:
+    peer.enqueue("s", {"x": 0.5, "kind": "a"})
+    peer.enqueue("s", {"x": 0.5, "kind": "b"})
+    numbers = [peer.ask("s")["trial"] for _ in range(2)]
+    for number in numbers:
+        peer.request("s", number, "tell", values=[0.5])
+
+    assert peer.compare("s", numbers)["differ"] == ["kind"]
+    with pytest.raises(NoSuchTrial):
+        peer.compare("s", [99])
+
+
+def test_the_best_come_first_if_that_is_asked_for(peer: LocalPeer) -> None:
+    for value in (0.3, 0.1, 0.2):
+        peer.request("s", peer.ask("s")["trial"], "tell", values=[value])
+
+    assert [row["values"] for row in peer.trials("s", order="best")["trials"]] == [[0.1], [0.2], [0.3]]
+
+
+# --- over HTTP ---
+
+
+def test_a_trial_over_http(server: LocalServer) -> None:
+    status, asked = post(server, "/v1/ask", {"study": "s"})
+    place = {"study": "s", "trial": asked["trial"]}
+    reported = post(server, "/v1/report", {**place, "value": 0.5, "step": 1})
+    told = post(server, "/v1/tell", {**place, "values": [0.25]})
+
+    assert (status, reported[0], told[0]) == (200, 200, 200)
+    assert reported[1]["prune"] is False
+    assert post(server, "/v1/trial", place)[1]["values"] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/v1/nonsense", {}, 400, "there are studies"),
+        ("/v1/ask", {}, 400, "no 'study'"),
+        ("/v1/ask", [], 400, "not a JSON object"),
+        ("/v1/ask", {"study": "none"}, 500, "no study"),
+        ("/v1/tell", {"study": "s", "trial": 7, "values": [1]}, 500, "ask for one first"),
+        ("/v1/trials", {"study": "s", "state": "gone"}, 400, "not a state"),
+    ],
+)
+def test_a_wrong_request_is_one_clear_line(
+    server: LocalServer, path: str, body: object, status: int, said: str
+) -> None:
+    answered, reply = post(server, path, body)
+
+    assert answered == status
+    assert reply["ok"] is False
+    assert said in reply["error"]
+
+
+def test_without_the_key_nothing_is_answered(server: LocalServer) -> None:
+    assert post(server, "/v1/studies", {}, key="another")[0] == 401
+    assert post(server, "/api/ask/another", {"hopaas_config": {"title": "t"}})[0] == 401
+
+
+def test_a_page_in_a_browser_cannot_use_it(server: LocalServer) -> None:
+    assert post(server, "/v1/studies", {}, Origin="http://evil.example")[0] == 403
+    assert post(server, "/v1/studies", {}, Host="evil.example:80")[0] == 403
+    assert post(server, "/v1/studies", {}, Host=f"localhost:{server.server_port}")[0] == 200
+
+
+def test_a_body_that_is_too_large_is_refused(server: LocalServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection.putrequest("POST", "/v1/studies")
+    connection.putheader("Content-Length", str(1 << 30))
+    connection.endheaders()
+
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_on_a_unix_socket_no_key_is_needed(peer: LocalPeer, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "s"
+    server = LocalServer(peer, path, None)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b"POST /v1/studies HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+            answer = connection.makefile("rb").read()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    assert b'"studies": ["s"]' in answer
+    assert not path.exists()
+
+
+def test_a_file_at_the_place_of_the_socket_is_left_alone(peer: LocalPeer, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+
+    with pytest.raises(ConfigurationError, match="cannot listen on"):
+        LocalServer(peer, tmp_path / "notes", None)
+
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_a_port_that_is_in_use_is_one_clear_line(peer: LocalPeer, server: LocalServer) -> None:
+    with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{server.server_port}"):
+        LocalServer(peer, ("127.0.0.1", server.server_port), "a key")
+
+
+# --- Hopaas's interface ---
+
+CONFIG = {
+    "hopaas_config": {
+        "title": "GBDT",
+        "direction": "minimize",
+        "sampler": {"name": "TPESampler", "args": {"n_startup_trials": 5}},
+        "pruner": {"name": "ThresholdPruner", "args": {"upper": 10.0}},
+    },
+    "x": "optuna#float(0,1)",
+    "epochs": 7,
+    "_node": "n17",
+}
+
+
+def test_a_script_of_hopaas_needs_another_address_only(server: LocalServer) -> None:
+    _, asked = post(server, "/api/ask/the-key", CONFIG)
+    trial = asked["hopaas_trial"]
+    pruned = post(server, "/api/should_prune/the-key", {"hopaas_trial": trial, "loss": 0.5, "step": 0})
+    told = post(server, "/api/tell/the-key", {"hopaas_trial": trial, "loss": 0.25})
+    best = post(server, f"/api/get_best_trial/the-key?hopaas_trial={trial}", None, method="GET")
+
+    assert 0 <= asked["x"] <= 1
+    assert asked["epochs"] == 7
+    assert pruned == (200, "false")
+    assert told == (200, "")
+    assert best == (200, trial)
+    assert post(server, "/api/version", None, method="GET") == (200, hopaas_p2p.__version__)
+
+
+def test_a_trial_of_hopaas_that_is_told_to_prune_ends_pruned(server: LocalServer, peer: LocalPeer) -> None:
+    _, asked = post(server, "/api/ask/the-key", CONFIG)
+    request = {"hopaas_trial": asked["hopaas_trial"], "loss": 11.0, "step": 0}
+
+    answers = [post(server, "/api/should_prune/the-key", request) for _ in range(2)]  # in the loop, and at its end
+
+    (name,) = [one for one in peer.studies()["studies"] if one.startswith("GBDT-")]
+    assert answers == [(200, "true")] * 2
+    assert peer.trials(name)["trials"][0]["state"] == "PRUNED"
+
+
+def test_a_failed_trial_of_hopaas_says_why(server: LocalServer, peer: LocalPeer) -> None:
+    _, asked = post(server, "/api/ask/the-key", CONFIG)
+
+    post(server, "/api/mark_as_failed/the-key", {"hopaas_trial": asked["hopaas_trial"], "error": "aborted"})
+
+    (name,) = [one for one in peer.studies()["studies"] if one.startswith("GBDT-")]
+    (row,) = peer.trials(name)["trials"]
+    assert (row["state"], row["reason"]) == ("FAIL", "aborted")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/api/ask/the-key", {}, 400),
+        ("/api/ask/the-key", {**CONFIG, "hopaas_config": {"title": "t", "sampler": {"name": "os"}}}, 400),
+        ("/api/tell/the-key", {"hopaas_trial": "unknown:1", "loss": 1}, 404),
+        ("/api/nonsense/the-key", {}, 404),
+    ],
+)
+def test_a_wrong_request_of_hopaas_has_the_right_status(
+    server: LocalServer, path: str, body: object, status: int
+) -> None:
+    assert post(server, path, body)[0] == status
+
+
+# --- MCP ---
+
+
+def _called(peer: LocalPeer, *calls: tuple[str, dict[str, Any]], actions: bool = True) -> list[tuple[bool, str]]:
+    """What the tools answer: whether it is an error, and the text."""
+    from mcp import Client
+
+    from hopaas_p2p.local.mcp import server
+
+    async def run() -> list[tuple[bool, str]]:
+        async with Client(server(peer, actions=actions)) as client:
+            results = [await client.call_tool(name, arguments) for name, arguments in calls]
+            return [(bool(one.is_error), one.content[0].text) for one in results]  # type: ignore[union-attr]
+
+    return asyncio.run(run())
+
+
+def test_an_agent_runs_a_trial_by_the_tools(peer: LocalPeer) -> None:
+    pytest.importorskip("mcp")
+
+    answers = _called(
+        peer,
+        ("list_studies", {}),
+        ("ask", {"study": "s"}),
+        ("report", {"study": "s", "trial": 0, "value": 0.5, "step": 1}),
+        ("tell", {"study": "s", "trial": 0, "values": [0.25]}),
+        ("show_study", {"study": "s"}),
+    )
+
+    assert [error for error, _ in answers] == [False] * 5
+    assert json.loads(answers[4][1])["data"]["best"]["values"] == [0.25]
+
+
+def test_an_error_of_a_tool_is_one_clear_line(peer: LocalPeer) -> None:
+    pytest.importorskip("mcp")
+
+    ((error, text),) = _called(peer, ("show_study", {"study": "none"}))
+
+    assert error
+    assert "no study 'none'" in text
+    assert "Traceback" not in text
+
+
+def test_tools_that_change_something_are_offered_only_where_actions_are_allowed(peer: LocalPeer) -> None:
+    pytest.importorskip("mcp")
+    from mcp import Client
+
+    from hopaas_p2p.local.mcp import Tools, server
+
+    async def names(*, actions: bool) -> list[str]:
+        async with Client(server(peer, actions=actions)) as client:
+            return sorted(tool.name for tool in (await client.list_tools()).tools)
+
+    assert asyncio.run(names(actions=False)) == sorted(Tools.reads)
+    assert asyncio.run(names(actions=True)) == sorted((*Tools.reads, *Tools.acts))

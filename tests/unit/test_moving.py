@@ -1,0 +1,311 @@
+"""Studies copied between stores, and files that go along with an export."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all_artifact_meta, upload_artifact
+
+import hopaas_p2p
+from hopaas_p2p import notes
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StudyExists
+from hopaas_p2p.export import copy_study, export_study, import_study
+from hopaas_p2p.export.portable import Portable, of_study
+from hopaas_p2p.storage import Storage
+from hopaas_p2p.study import Study
+from tests.support.processes import cli, states
+
+_names = itertools.count()
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[str], Storage]]:
+    """Opens stores, and closes them."""
+    storages: list[Storage] = []
+
+    def open_one(url: str) -> Storage:
+        storages.append(hopaas_p2p.open_storage(url))
+        return storages[-1]
+
+    yield open_one
+    for storage in storages:
+        storage.close()
+
+
+@pytest.fixture
+def source(opened: Callable[[str], Storage], tmp_path: Path) -> Iterator[Study]:
+    """A study with a finished, a failed, a running and a waiting trial, notes, tags and files."""
+    storage = opened(str(tmp_path / "from"))
+    hopaas_p2p.open_study(storage, "first").stop()  # so that ids differ from the copy's
+    space = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(("a", "b"))}
+    study = hopaas_p2p.open_study(storage, "moved", space=space, budget=30, attempts=2)
+    (tmp_path / "model.bin").write_bytes(b"weights" * 1000)
+    (tmp_path / "plot.svg").write_text("<svg/>")
+    with study.trial() as trial:
+        trial.report(0.5, step=1)
+        trial.upload(tmp_path / "model.bin")
+        trial.tell(0.25)
+    with pytest.raises(ValueError, match="broken"), study.trial():
+        raise ValueError("broken")
+    running = study.ask()
+    running.report(0.75, step=0)
+    study.enqueue({"x": 0.5})
+    notes.save_note(study, "about the study")
+    notes.save_note(study, "about a trial", 0)
+    notes.change_tags(study, 1, add=["odd"])
+    study.optuna.set_user_attr("owner", "group")
+    study.artifacts().put(tmp_path / "plot.svg")
+    study.artifacts().put(tmp_path / "plot.svg", trial=0, filename="late.svg")
+    study.storage.flush()
+    yield study
+    assert running.number == 2  # a trial that nothing refers to would be given back in the middle of a test
+
+
+def contents(study: Study, directory: Path) -> dict[str, bytes]:
+    """The files of a study by trial and name, fetched and checked."""
+    found = {}
+    for one in study.artifacts().list():
+        found[f"{one.trial} {one.filename}"] = study.artifacts().get(one, directory / "fetched").read_bytes()
+    return found
+
+
+FILES = {"0 model.bin": b"weights" * 1000, "None plot.svg": b"<svg/>", "0 late.svg": b"<svg/>"}
+
+
+@pytest.fixture(params=["memory", "directory", "s3", "postgres"])
+def target_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param in ("s3", "postgres"):
+        url: str = request.getfixturevalue(f"{request.param}_url")
+        return url
+    return f"memory://moving-{next(_names)}" if request.param == "memory" else str(tmp_path / "to")
+
+
+def test_a_copy_has_what_was_finished_with_notes_tags_and_files(
+    source: Study, opened: Callable[[str], Storage], target_url: str, tmp_path: Path
+) -> None:
+    target = opened(target_url)
+
+    result = copy_study(source, target)
+
+    copy = hopaas_p2p.open_study(target, "moved", create=False)
+    assert (result.trials, result.files, result.warnings) == (2, 3, [])
+    assert states(copy) == ["COMPLETE", "FAIL"]
+    for here, there in zip(copy.trials, source.trials, strict=False):
+        assert (here.values, here.params, here.intermediate_values) == (
+            there.values,
+            there.params,
+            there.intermediate_values,
+        )
+        assert (here.datetime_start, here.datetime_complete) == (there.datetime_start, there.datetime_complete)
+    assert notes.note_of(copy) == "about the study"
+    assert notes.note_of(copy, 0) == "about a trial"
+    assert notes.tags_of(copy, 1) == ["odd"]
+    assert copy.optuna.user_attrs == {"owner": "group"}
+    assert copy.state.budget == 30
+    assert copy.state.policy.attempts == 2
+    assert contents(copy, tmp_path) == FILES
+    uuid = target.handle(copy.study_id).uuid
+    assert {one.id[:32] for one in copy.artifacts().list()} == {uuid}
+    back = opened(f"memory://back-{next(_names)}")
+    copy_study(copy, back, name="back")
+    assert contents(hopaas_p2p.open_study(back, "back", create=False), tmp_path) == FILES
+    assert states(source) == ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
+
+
+def test_copied_again_only_what_was_finished_since_comes(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    target = opened(str(tmp_path / "to"))
+    copy_study(source, target)
+    source.tell(2, 0.125)
+    notes.save_note(source, "found later", 0)
+    source.artifacts().put(tmp_path / "plot.svg", trial=0, filename="third.svg")
+
+    again = copy_study(source, target)
+    nothing = copy_study(source, target)
+
+    copy = hopaas_p2p.open_study(target, "moved", create=False)
+    assert (again.trials, again.already_there, again.files) == (1, 2, 1)
+    assert (nothing.trials, nothing.already_there, nothing.files) == (0, 3, 0)
+    assert [trial.values for trial in copy.trials] == [[0.25], None, [0.125]]
+    assert notes.note_of(copy, 0) == "found later"
+    assert len(contents(copy, tmp_path)) == 4
+
+
+def test_unfinished_trials_wait_in_the_copy_if_they_are_asked_for(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    target = opened(str(tmp_path / "to"))
+
+    copy_study(source, target, unfinished=True)
+
+    copy = hopaas_p2p.open_study(target, "moved", create=False)
+    assert states(copy) == ["COMPLETE", "FAIL", "WAITING", "WAITING"]
+    assert copy.ask().params == source.trials[2].params
+    assert copy.ask().params["x"] == 0.5
+
+
+def test_a_copy_of_a_copy_knows_where_it_came_from(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    second, third = opened(str(tmp_path / "second")), opened(str(tmp_path / "third"))
+    copy_study(source, second)
+    middle = hopaas_p2p.open_study(second, "moved", create=False)
+
+    copy_study(middle, third)
+    again = copy_study(middle, third)
+
+    last = hopaas_p2p.open_study(third, "moved", create=False)
+    assert again.already_there == 2
+    assert contents(last, tmp_path) == FILES
+    assert _without_marks(of_study(last)) == _without_marks(of_study(middle))
+
+
+def _without_marks(portable: Portable) -> Any:
+    return [
+        (trial.number, trial.record.values, {key: fact for key, fact in trial.origin.items() if key != "copied_from"})
+        for trial in portable.trials
+    ]
+
+
+def test_a_copy_goes_over_no_other_study(source: Study, opened: Callable[[str], Storage], tmp_path: Path) -> None:
+    target = opened(str(tmp_path / "to"))
+    hopaas_p2p.open_study(target, "moved")
+
+    with pytest.raises(StudyExists, match="--as"):
+        copy_study(source, target)
+    with pytest.raises(InvalidInput, match="onto itself"):
+        copy_study(source, source.storage)
+    copy_study(source, source.storage, name="twin")
+
+    assert len(hopaas_p2p.open_study(target, "moved").trials) == 0
+    assert states(hopaas_p2p.open_study(source.storage, "twin", create=False)) == ["COMPLETE", "FAIL"]
+
+
+def test_a_lost_file_is_a_note_and_a_changed_one_is_left_behind(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    model = source.artifacts().find("model.bin")
+    late = source.artifacts().find("late.svg")
+    keys = {one.id: tmp_path / "from" / "v1" / "artifacts" / one.id.replace("-", "/file/") for one in (model, late)}
+    keys[model.id].unlink()
+    keys[late.id].write_text("<svg>other</svg>")
+
+    result = copy_study(source, opened(str(tmp_path / "to")))
+
+    assert (result.trials, result.files) == (2, 1)
+    assert sorted(warning.partition(": ")[2] for warning in result.warnings) == [
+        "its bytes are not there",
+        "its bytes are not what was put there; it was not copied",
+    ]
+
+
+def test_a_store_without_files_says_so_before_anything_is_copied(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = opened(str(tmp_path / "to"))
+
+    def refuse() -> None:
+        raise ConfigurationError("this store keeps no files")
+
+    monkeypatch.setattr(target.peer.store, "artifacts", refuse)
+
+    with pytest.raises(ConfigurationError, match="keeps no files"):
+        copy_study(source, target)
+    assert target.get_all_studies() == []
+    copy_study(source, target, with_files=False)
+
+    assert states(hopaas_p2p.open_study(target, "moved", create=False)) == ["COMPLETE", "FAIL"]
+
+
+def test_a_file_that_is_too_large_for_the_store_is_left_behind_with_a_note(
+    source: Study, opened: Callable[[str], Storage], postgres_url: str, tmp_path: Path
+) -> None:
+    with (tmp_path / "huge.bin").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    huge = source.artifacts().put(tmp_path / "huge.bin", trial=0)
+    target = opened(postgres_url)
+
+    result = copy_study(source, target)
+
+    assert (result.trials, result.files) == (2, 3)
+    (warning,) = result.warnings
+    assert warning.startswith(f"the file {huge.id}: ")
+    copy = hopaas_p2p.open_study(target, "moved", create=False)
+    assert sorted(one.filename for one in copy.artifacts().list()) == ["huge.bin", "late.svg", "model.bin", "plot.svg"]
+
+
+def test_the_command_copies_one_study_or_all(source: Study, tmp_path: Path) -> None:
+    alone = cli("study", "copy", "from", "to", "--study", "moved", "--json", cwd=tmp_path)
+    unclear = cli("study", "copy", "from", "to", cwd=tmp_path, check=False)
+    everything = cli("study", "copy", "from", "to", "--all", cwd=tmp_path)
+    named = cli("study", "copy", "from", "to", "--study", "moved", "--as", "other", cwd=tmp_path)
+
+    assert json.loads(alone.stdout)[0]["trials"] == 2
+    assert "holds 2 studies" in unclear.stderr
+    assert "2 were there" in everything.stderr
+    assert "into 'other'" in named.stderr
+    wrong = [("nothing", "there", "--all"), ("from", "there", "--study", "missing"), ("from", "there")]
+    for words in wrong:
+        failed = cli("study", "copy", *words, cwd=tmp_path, check=False)
+        assert failed.returncode != 0
+        assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "there").exists()
+    listed = json.loads(cli("study", "list", "-s", "to", "--json", cwd=tmp_path).stdout)
+    assert [one["name"] for one in listed] == ["moved", "first", "other"]
+
+
+# --- export and import with files ---
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "optuna"])
+def test_files_go_out_with_an_export_and_come_back(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, form: str
+) -> None:
+    path = str(tmp_path / {"jsonl": "s.jsonl", "parquet": "s.parquet", "optuna": "s.journal"}[form])
+
+    export_study(source, path, files=tmp_path / "files")
+    target = opened(str(tmp_path / "to"))
+    result = import_study(target, path, files=tmp_path / "files")
+
+    back = hopaas_p2p.open_study(target, "moved", create=False)
+    assert (result.files, result.warnings) == (3, [])
+    assert contents(back, tmp_path) == FILES
+
+
+def test_optuna_finds_the_files_of_an_export_and_we_find_optunas(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    export_study(source, url, files=tmp_path / "files")
+    database = optuna.storages.RDBStorage(url)
+    theirs = optuna.load_study(study_name="moved", storage=database)
+    files = FileSystemArtifactStore(str(tmp_path / "files"))
+
+    (meta,) = get_all_artifact_meta(theirs.trials[0], storage=database)
+    download_artifact(artifact_store=files, file_path=str(tmp_path / "got"), artifact_id=meta.artifact_id)
+    assert (tmp_path / "got").read_bytes() == FILES["0 model.bin"]
+    (tmp_path / "new.txt").write_text("written by Optuna")
+    upload_artifact(artifact_store=files, file_path=str(tmp_path / "new.txt"), study_or_trial=theirs)
+    target = opened(str(tmp_path / "to"))
+    import_study(target, url, files=tmp_path / "files")
+
+    back = hopaas_p2p.open_study(target, "moved", create=False)
+    assert contents(back, tmp_path) == {**FILES, "None new.txt": b"written by Optuna"}
+    database.engine.dispose()
+
+
+def test_a_directory_of_files_that_is_not_there_is_one_clear_line(source: Study, tmp_path: Path) -> None:
+    cli("study", "export", "moved", "-s", "from", "--to", "s.jsonl", cwd=tmp_path)
+
+    done = cli("study", "import", "-s", "to", "--from", "s.jsonl", "--files", "none", cwd=tmp_path, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr == "hopaas-p2p: there is no directory none\n"

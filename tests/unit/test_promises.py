@@ -1,0 +1,139 @@
+"""Promises that no other file holds: clocks that are wrong by days, the time until a trial is back, old logs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.records import FORMAT, Commit, Policy, StudyDefine, TrialCreate, TrialFinish, TrialState
+from hopaas_p2p.core.state import State
+from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.directory.files import Directory
+from hopaas_p2p.stores.memory import MemoryStore
+from hopaas_p2p.stores.objects.packs import Packs
+from tests.golden.write import described
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TTL = 100.0
+DAY = 86_400_000_000  # microseconds
+
+
+class _Time:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+
+def _peer(store: MemoryStore, time: _Time, *, ahead: float = 0.0, wrong_by: int = 0) -> tuple[Peer, LogDriver[State]]:
+    """A peer with a monotonic clock that begins anywhere, and a wall clock that is wrong."""
+    peer = Peer(
+        store,
+        clock=lambda: time.now + ahead,
+        now_us=lambda: round(time.now * 1e6) + wrong_by,
+        threaded=False,
+        describe=dict,
+    )
+    return peer, peer.log("study")
+
+
+def _store() -> MemoryStore:
+    store = MemoryStore("promises")
+    define = Commit("creator", 1, "creator", 0, (StudyDefine("study", ("minimize",), Policy(ttl=TTL)),))
+    store.log("study").exchange(Outgoing("creator:1", codec.encode(define)), 0)
+    return store
+
+
+def _wait(time: _Time, peer: Peer, *, until: Callable[[], bool]) -> float:
+    """Let the scheduler's thread work until something is so; the seconds that took."""
+    began = time.now
+    while not until():
+        time.now += min(1.0, max(0.01, peer.tick()))
+        assert time.now - began < 10 * TTL, "it never came"
+    return time.now - began
+
+
+@pytest.mark.parametrize("died_after", [0.0, 1.0, TTL / 3, TTL * 0.9, 5 * TTL])
+def test_a_dead_owners_trial_is_back_within_twice_the_ttl(died_after: float) -> None:
+    store, time = _store(), _Time()
+    owner, of_owner = _peer(store, time, ahead=5e5)
+    owner.commit(of_owner, TrialCreate())
+    observer, of_observer = _peer(store, time, ahead=3e5)
+    observer.commit(of_observer, TrialCreate())
+    alive_until = time.now + died_after
+    while time.now < alive_until:
+        owner.tick()
+        observer.tick()
+        time.now += 1.0
+
+    took = _wait(time, observer, until=lambda: bool(of_observer.state.waiting))
+
+    assert took <= 2 * TTL
+    lost = of_observer.state.trials[0]
+    assert lost.state is TrialState.FAIL
+    assert lost.retried_by in of_observer.state.waiting
+
+
+@pytest.mark.parametrize("wrong_by", [-400 * DAY, -DAY, DAY, 400 * DAY])
+def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead_one(wrong_by: int) -> None:
+    store, time = _store(), _Time()
+    owner, of_owner = _peer(store, time, ahead=7e5, wrong_by=wrong_by)
+    observer, of_observer = _peer(store, time, wrong_by=-wrong_by)
+    owner.commit(of_owner, TrialCreate())
+    observer.commit(of_observer, TrialCreate())
+
+    for _ in range(round(10 * TTL)):
+        time.now += 1.0
+        owner.tick()
+        observer.tick()
+    observer.pull(of_observer)
+
+    assert of_observer.state.trials[0].state is TrialState.RUNNING
+    assert owner.lease_valid(of_owner, owner.uuid)
+    assert _wait(time, observer, until=lambda: bool(of_observer.state.waiting)) <= 2 * TTL
+    (verdict,) = owner.commit(of_owner, TrialFinish(0, 1, TrialState.COMPLETE, (0.5,)))
+    assert verdict.refusal == "late"
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("format-*/log")), ids=lambda path: path.parent.name)
+def test_a_log_of_an_earlier_version_is_replayed_as_it_was(path: Path) -> None:
+    """Never rewrite a golden log: what it holds stands in somebody's store."""
+    state = State()
+
+    payloads = Packs(Directory(path.parent, meta="study.json"), "", ["packs", "log"]).after(0)
+    for lsn, payload in enumerate(payloads, 1):
+        commit = codec.decode(payload)
+        assert isinstance(commit, Commit)
+        apply(state, lsn, commit)
+
+    said: dict[str, Any] = json.loads((path.parent / "study.json").read_text())
+    assert described(state) == said
+
+
+def test_there_is_a_log_of_every_format() -> None:
+    assert {path.name for path in GOLDEN.glob("format-*")} == {f"format-{n}" for n in range(1, FORMAT + 1)}
+
+
+def test_a_machine_that_was_suspended_does_not_trust_the_leases_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(
+        hopaas_p2p.open_study("memory://suspended", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    ) as one:
+        trial = one.ask()
+        assert trial.lease_valid
+        asleep = 3600.0
+        real = time.clock_gettime
+        monotonic = time.CLOCK_MONOTONIC  # stands still while the machine is suspended
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: real(clock) + (0.0 if clock == monotonic else asleep))
+        assert not trial.lease_valid
+        monkeypatch.undo()
+        one.tell(trial, 1.0)

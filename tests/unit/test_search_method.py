@@ -1,0 +1,316 @@
+"""A study says how it is searched: sampler, pruner, repeats, replicates; and its peers do so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import secrets
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.attributes import REPEATS, REPLICATE, SAMPLER
+from hopaas_p2p.core.records import Commit, Stamp, StudyDefine, StudySet, TrialCreate
+from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import InvalidInput, NoWork
+from hopaas_p2p.pruners import MedianPruner, SuccessiveHalvingPruner
+from hopaas_p2p.study import Study
+from hopaas_p2p.trial import Trial
+from tests.support.processes import cli, states, until
+from tests.support.scribe import defined
+
+SMALL = {"n": hopaas_p2p.Int(1, 4), "c": hopaas_p2p.Categorical(("a", "b", "c"))}
+
+
+@pytest.fixture
+def studies() -> Iterator[Any]:
+    """Opens one study again and again, each time as another peer."""
+    store, opened = f"memory://{secrets.token_hex(8)}", list[Study]()
+
+    def open_it(**options: Any) -> Study:
+        opened.append(hopaas_p2p.open_study(store, "s", **options))
+        return opened[-1]
+
+    yield open_it
+    for study in opened:
+        study.close()
+
+
+class Stubborn(optuna.samplers.RandomSampler):
+    """Draws the same configuration again and again."""
+
+    needs_number = False
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        return {"n": 2, "c": "b"}[name]
+
+
+class LateStubborn(Stubborn):
+    needs_number = True
+
+
+def configurations(study: Study) -> list[tuple[Any, ...]]:
+    return [tuple(sorted(trial.params.items())) for trial in study.trials]
+
+
+def value(trial: Trial) -> float:
+    return float(trial.params["n"]) + {"a": 0.1, "b": 0.2, "c": 0.3}[trial.params["c"]]
+
+
+SAMPLERS = [
+    pytest.param(optuna.samplers.RandomSampler, id="random"),
+    pytest.param(optuna.samplers.TPESampler, id="tpe"),
+    pytest.param(lambda: optuna.samplers.NSGAIISampler(population_size=3), id="nsgaii"),
+    pytest.param(Stubborn, id="stubborn"),
+    pytest.param(LateStubborn, id="after the ask"),
+    pytest.param(lambda: optuna.samplers.BruteForceSampler(), id="brute force"),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_configuration_is_tried_twice_while_there_are_others(studies: Any, sampler: Any) -> None:
+    first, second = studies(space=SMALL, sampler=sampler()), studies(sampler=sampler())
+    running: list[Trial] = []
+    for study in [first, second] * 6:
+        if len(running) == 2:
+            study.tell(running.pop(0), 1.0)
+        running.append(study.ask())
+        for peer in (first, second):
+            until(lambda peer=peer: all(configurations(peer)))  # of a sampler that needs the number, a moment later
+    assert len(set(configurations(first))) == 12
+    assert len(first.trials) == 12
+
+
+def test_when_the_space_is_used_up_that_is_said_once_and_configurations_are_repeated(
+    studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = studies(space=SMALL, sampler=optuna.samplers.RandomSampler(seed=1))
+    with caplog.at_level(logging.WARNING, "hopaas_p2p"):
+        study.optimize(value, n_trials=15)
+    assert len(set(configurations(study))) == 12
+    assert [message for message in caplog.messages if "12 configurations" in message] == [
+        "all 12 configurations of the search space of 's' have been tried: from now on they are repeated"
+    ]
+
+
+def test_repeats_are_allowed_where_somebody_wants_them(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=Stubborn(), repeats="allow")
+    study.optimize(value, n_trials=5)
+    assert set(configurations(study)) == {(("c", "b"), ("n", 2))}
+
+
+@pytest.mark.parametrize("sampler", [Stubborn, LateStubborn])
+def test_known_values_are_told_without_training(studies: Any, sampler: Any) -> None:
+    study, trained = studies(space=SMALL, sampler=sampler(), repeats="reuse", budget=6), []
+    study.enqueue({"n": 2, "c": "b"})
+
+    def train(trial: Trial) -> float:
+        trained.append(trial.number)
+        return value(trial)
+
+    study.optimize(train)
+    assert trained == [0]
+    assert states(study) == ["COMPLETE"] * 6
+    assert {trial.value for trial in study.trials} == {2.2}
+    assert all("hopaas:reused" in trial.system_attrs for trial in study.trials[1:])
+
+
+def test_nothing_is_left_to_train_where_known_values_are_reused_and_the_space_is_used_up(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=optuna.samplers.RandomSampler(seed=1), repeats="reuse")
+    trained: list[int] = []
+    study.optimize(lambda trial: trained.append(trial.number) or value(trial))
+    assert len(trained) == 12
+    with pytest.raises(NoWork, match="every configuration"):
+        study.ask()
+
+
+def test_a_failed_configuration_is_not_tried_again_and_has_no_value_to_reuse(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=Stubborn(), repeats="reuse")
+    study.tell(study.ask(), state="fail", reason="out of memory")
+    trial = study.ask()
+    assert trial.params != {"n": 2, "c": "b"}
+    study.tell(trial, 1.0)
+
+
+def test_threads_of_a_process_do_not_draw_the_same(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=Stubborn())
+    first = study._proposer.propose(math.inf)
+    second = study._proposer.propose(math.inf)
+    assert first.proposal.params != second.proposal.params
+    study._proposer.drop(first)
+    third = study._proposer.propose(math.inf)
+    assert third.proposal.params == first.proposal.params
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler, LateStubborn])
+def test_a_configuration_is_tried_with_several_seeds(studies: Any, sampler: Any) -> None:
+    study, other = studies(space=SMALL, sampler=sampler(), replicates=3, linger=0.1), studies(sampler=sampler())
+    told: dict[tuple[Any, ...], list[float]] = {}
+    for number in range(9):
+        trial = (study, other)[number % 2].ask()
+        result = value(trial) + trial.seed
+        told.setdefault(tuple(trial.params.items()), []).append(trial.seed)
+        waiting = (2, 1, 0)[number % 3]
+        until(lambda waiting=waiting: len(study.state.waiting) == waiting)
+        (study, other)[number % 2].tell(trial, result)
+    assert sorted(map(sorted, told.values())) == [[0, 1, 2]] * 3
+    best, *_ = groups = study.replicates()
+    assert [len(group.numbers) for group in groups] == [3, 3, 3]
+    assert best.mean == min(group.mean for group in groups)
+    assert best.standard_error == pytest.approx(statistics.stdev([0, 1, 2]) / math.sqrt(3))
+    assert str(best).endswith("± 0.58 (n = 3)")
+
+
+def test_replicates_wait_from_the_commit_on_that_starts_the_first_and_have_a_limit() -> None:
+    state = State()
+    apply(state, 1, Commit("w", 1, "w", 0, (StudyDefine("s", ("minimize",), space=SMALL),)))
+    params = {"n": 2.0, "c": 1.0}
+    for seq, count, refusal in ((2, 0, "malformed"), (3, 1001, "malformed"), (4, 3, None)):
+        create = TrialCreate(prefer_waiting=True, params=params, replicates=count)
+        (verdict,) = apply(state, seq, Commit("w", seq, "w", 0, (create,)))
+        assert verdict.refusal == refusal
+    assert [trial.params for trial in state.trials] == [params] * 3
+    assert [trial.system for trial in state.trials[1:]] == [{REPLICATE: f'{{"of":0,"seed":{seed}}}'} for seed in (1, 2)]
+    assert list(state.waiting) == [1, 2]
+    again = TrialCreate(prefer_waiting=True, params={"n": 1.0, "c": 1.0}, replicates=3)
+    (verdict,) = apply(state, 5, Commit("w", 5, "w", 0, (again,)))
+    assert (verdict.number, list(state.waiting), len(state.trials)) == (1, [2], 3)  # none of a proposal that is dropped
+
+
+def test_a_peer_that_joins_searches_as_the_study_says(studies: Any) -> None:
+    sampler, pruner = optuna.samplers.NSGAIISampler(population_size=7), SuccessiveHalvingPruner(2)
+    studies(space=SMALL, sampler=sampler, pruner=pruner, repeats="allow", replicates=2)
+    joined = studies()
+    assert isinstance(joined.optuna.sampler, optuna.samplers.NSGAIISampler)
+    assert joined.optuna.sampler.population_size == 7
+    assert isinstance(joined.optuna.pruner, SuccessiveHalvingPruner)
+    assert (joined._searcher.repeats, joined._searcher.replicates) == ("allow", 2)
+
+
+def test_where_nothing_was_said_the_defaults_hold(studies: Any) -> None:
+    study = studies(space=SMALL)
+    assert isinstance(study.optuna.pruner, MedianPruner)
+    assert (study._searcher.repeats, study._searcher.replicates) == ("avoid", 1)
+    assert "hopaas:sampler" not in study.state.system
+
+
+def test_a_peer_that_uses_another_sampler_is_told_once_and_says_so_to_the_others(
+    studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = studies(space=SMALL, sampler=optuna.samplers.RandomSampler())
+    with caplog.at_level(logging.WARNING, "hopaas_p2p"):
+        other = studies(sampler=optuna.samplers.NSGAIISampler(), repeats="avoid")
+        other.optimize(value, n_trials=2)
+    assert [message for message in caplog.messages if "this process uses" in message] == [
+        "study 's' has the sampler RandomSampler(); this process uses NSGAIISampler()"
+    ]
+    assert isinstance(other.optuna.sampler, optuna.samplers.NSGAIISampler)
+    assert [info.get("sampler") for info in first.state.peers.values()] == ["NSGAIISampler()"]
+
+
+def test_an_owner_changes_how_all_search(studies: Any) -> None:
+    mine, other = studies(space=SMALL), studies(repeats="avoid")
+    mine.search_with(sampler=optuna.samplers.RandomSampler(), repeats="allow", pruner=optuna.pruners.NopPruner())
+    until(lambda: SAMPLER in other.state.system)
+    other.tell(other.ask(), 1.0)
+    assert isinstance(other.optuna.sampler, optuna.samplers.RandomSampler)
+    assert isinstance(other.optuna.pruner, optuna.pruners.NopPruner)
+    assert other._searcher.repeats == "avoid"  # said so itself
+    mine.tell(mine.ask(), 1.0)
+    assert mine._searcher.repeats == "allow"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"repeats": "never"},
+        {"replicates": 0},
+        {"replicates": 2.0},
+        {"replicates": True},
+        {"sampler": optuna.samplers.GridSampler({"n": [1]})},
+    ],
+)
+def test_what_cannot_be_kept_is_not_taken(studies: Any, wrong: dict[str, Any]) -> None:
+    study = studies(space=SMALL)
+    with pytest.raises(InvalidInput):
+        study.search_with(**wrong)
+    assert study.state.system == {}
+
+
+def test_a_sampler_whose_arguments_cannot_be_kept_may_be_used_and_others_are_told(
+    studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    studies(space=SMALL, sampler=optuna.samplers.GridSampler({"n": [1], "c": ["a"]}))
+    with caplog.at_level(logging.WARNING, "hopaas_p2p"):
+        joined = studies()
+    assert "cannot be made, so this process uses the default" in caplog.text
+    joined.tell(joined.ask(), 1.0)
+
+
+def test_what_a_store_says_is_made_of_known_classes_or_not_at_all(
+    studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = studies(space=SMALL)
+    evil = '{"class":"os.system","arguments":{"command":"touch /tmp/x"}}'
+    study.storage.say(study.study_id, StudySet(system={SAMPLER: evil}))
+    with caplog.at_level(logging.WARNING, "hopaas_p2p"):
+        study.tell(study.ask(), 1.0)
+    assert "os.system" in caplog.text
+    assert states(study) == ["COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    "text", ['"sometimes"', "7", '{"class":7,"arguments":{}}', '{"class":"x","arguments":[]}', "[]", "nonsense"]
+)
+def test_what_no_method_looks_like_is_refused_by_the_log(text: str) -> None:
+    for key in (SAMPLER, REPEATS):
+        state = State()
+        apply(state, 1, Commit("w", 1, "w", 0, (defined(),)))
+        (verdict,) = apply(state, 2, Commit("w", 2, "w", 0, (StudySet(system={key: text}),)))
+        assert verdict.refusal == "malformed"
+
+
+def test_only_owners_say_how_a_study_is_searched() -> None:
+    state = State()
+    apply(state, 1, Commit("w", 1, "w", 0, (defined(),)))
+    said = StudySet(system={REPEATS: '"allow"'})
+    (verdict,) = apply(state, 2, Commit("x", 1, "x", 0, (said,)), Stamp("x", "worker"))
+    assert verdict.refusal == "role"
+    (verdict,) = apply(state, 3, Commit("x", 2, "x", 0, (StudySet(system={"other": "1"}),)), Stamp("x", "worker"))
+    assert verdict.accepted
+    (verdict,) = apply(state, 4, Commit("w", 2, "w", 0, (said,)), Stamp("w", "owner"))
+    assert verdict.accepted
+    assert state.system[REPEATS] == '"allow"'
+
+
+def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: Path) -> None:
+    at = {"cwd": tmp_path, "HOPAAS_STORE": "store", "HOPAAS_STUDY": "s"}
+    (tmp_path / "s.yaml").write_text("space: {n: 'int(1, 4)'}\nsampler: random\nrepeats: avoid\nreplicates: 2\n")
+    cli("study", "create", "--from-yaml", "s.yaml", "--pruner", "halving", **at)
+    for number in range(3):
+        cli("tell", "--ticket", json.loads(cli("ask", "--json", **at).stdout)["ticket"], str(number), **at)
+    shown = json.loads(cli("study", "show", "--json", **at).stdout)
+    assert shown["search"] == {
+        "sampler": "RandomSampler()",
+        "pruner": "hopaas_p2p.SuccessiveHalvingPruner()",
+        "repeats": "avoid",
+        "replicates": "2",
+    }
+    first = shown["means"][0]
+    assert (first["mean"], first["trials"], first["standard_error"]) == (0.5, [0, 1], pytest.approx(0.5))
+    cli("study", "search", "--sampler", "nsgaii", "--repeats", "allow", **at)
+    text = cli("study", "show", **at).stdout
+    assert "NSGAIISampler" in text
+    assert "0.5 ± 0.5 (n = 2)" in text
+    peers = cli("peers", "list", "--all", **at).stdout
+    assert "uses the" not in peers
+    ticket = json.loads(cli("ask", "--sampler", "random", "--json", **at).stdout)["ticket"]
+    assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
+    cli("release", "--ticket", ticket, **at)

@@ -1,0 +1,163 @@
+"""Settings: which of option, variable, files and default wins, and what a file may not hold."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import extras
+from hopaas_p2p.cli.options import CliSession
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.sampler_config import configured
+from hopaas_p2p.settings import SETTINGS, Secret, Settings, token, user_file, variable
+from tests.support.processes import cli
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    place = tmp_path / "here"
+    place.mkdir()
+    return place
+
+
+def write_own(env: dict[str, str], text: str) -> None:
+    path = user_file(env)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_an_option_wins_over_a_variable_over_here_over_the_users_file_over_the_default(
+    env: dict[str, str], here: Path
+) -> None:
+    def found(given: str | None = None) -> tuple[str | None, str]:
+        return tuple(Settings(env=env, directory=here).find("sampler", given))  # type: ignore[return-value]
+
+    assert found() == ("tpe", "default")
+    write_own(env, 'sampler = "gp"')
+    assert found() == ("gp", str(user_file(env)))
+    (here / "hopaas.toml").write_text('sampler = "qmc"')
+    assert found() == ("qmc", "./hopaas.toml")
+    env["HOPAAS_SAMPLER"] = "random"
+    assert found() == ("random", "environment HOPAAS_SAMPLER")
+    assert found("nsgaii") == ("nsgaii", "option --sampler")
+
+
+def test_an_empty_variable_says_nothing(env: dict[str, str], here: Path) -> None:
+    env["HOPAAS_STORE"] = ""
+    assert Settings(env=env, directory=here).find("store") == (None, "not set")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stor = 1", "did you mean 'store'"),
+        ("zzz = 1", "there are: store, study"),
+        ('token = "secret"', "Say where it is with token_file"),
+        ('ticket = "hp1-x"', "Use HOPAAS_TICKET"),
+        ("store = [1]", "give text or a number"),
+        ("store = ", "cannot be read"),
+        ("\0", "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_what_is_no_setting_is_named(env: dict[str, str], here: Path, text: str, said: str) -> None:
+    (here / "hopaas.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"hopaas\.toml") as caught:
+        Settings(env=env, directory=here).get("store")
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_sampler_that_needs_a_library_says_which(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    session = CliSession()
+    session.settings = Settings(env={**env, "HOPAAS_SAMPLER": "qmc"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ConfigurationError, match="QMCSampler needs scipy: pip install scipy"):
+        session.configured("sampler", None, None)
+
+
+@pytest.mark.parametrize("wrong", ["soon", "0", "-1", "nan"])
+def test_seconds_are_positive(env: dict[str, str], here: Path, wrong: str) -> None:
+    env["HOPAAS_PATIENCE"] = wrong
+    with pytest.raises(ConfigurationError, match="environment HOPAAS_PATIENCE"):
+        Settings(env=env, directory=here).seconds("patience")
+
+
+def test_what_the_library_reads_from_the_environment_is_put_there(env: dict[str, str], here: Path) -> None:
+    (here / "hopaas.toml").write_text('site = "moon"\nstore = "./x"')
+    Settings(env=env, directory=here).publish()
+    assert env["HOPAAS_SITE"] == "moon"
+    assert "HOPAAS_STORE" not in env
+
+
+def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "hopaas.toml").write_text('study = "from-file"\nstore = "postgresql://me:sesame@db/x"\n')
+    home = {"XDG_CONFIG_HOME": str(tmp_path), "HOPAAS_TOKEN": "sesame"}
+    shown = cli("config", "show", "--origin", cwd=tmp_path, HOPAAS_PRUNER="none", **home)
+    lines = {line.split()[0]: line for line in shown.stdout.splitlines()}
+    assert "./hopaas.toml" in lines["study"]
+    assert "from-file" in lines["study"]
+    assert "environment HOPAAS_PRUNER" in lines["pruner"]
+    assert "default" in lines["sampler"]
+    assert "sesame" not in shown.stdout + shown.stderr
+    assert "***" in lines["token"]
+    assert "postgresql://me:***@db/x" in lines["store"]
+    optioned = cli("config", "show", "--origin", "-s", "./there", cwd=tmp_path, **home)
+    assert "option --store" in optioned.stdout
+
+
+@pytest.mark.parametrize("kind", ["sampler", "pruner"])
+def test_a_setting_that_names_no_sampler_or_pruner_is_told_with_its_origin(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "hopaas.toml").write_text(f'{kind} = "oracle"\n')
+    with pytest.raises(ConfigurationError, match=rf"{kind} = 'oracle' \(./hopaas.toml\); there are \w+, "):
+        configured(kind, Settings(env={}, directory=tmp_path), None, None, warn=print)
+
+
+def test_every_setting_has_its_variable() -> None:
+    assert {variable(name) for name in SETTINGS} >= {"HOPAAS_STORE", "HOPAAS_STUDY", "HOPAAS_TOKEN_FILE"}
+
+
+def test_a_secret_does_not_show_itself() -> None:
+    secret = Secret("sesame")
+    assert "sesame" not in f"{secret} {secret!r} {[secret]} {secret:}"
+    assert secret.reveal() == "sesame"
+
+
+def test_a_token_comes_from_its_file_first(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("from-file\n")
+    found = token({"HOPAAS_TOKEN_FILE": str(path), "HOPAAS_TOKEN": "other"})
+    assert found is not None
+    assert found.reveal() == "from-file"
+    path.write_text("")
+    with pytest.raises(ConfigurationError, match="empty"):
+        token({"HOPAAS_TOKEN_FILE": str(path)})
+
+
+def test_install_hints_name_packages_that_can_be_had_from_a_checkout_and_after_a_release() -> None:
+    for extra in ("demo", "dashboard", "parquet", "mlflow", "wandb", "cmaes"):
+        hint = extras.install(extra)
+        assert hint.startswith("pip install '")
+        assert "hopaas" not in hint
+    assert "'streamlit[auth]>=" in extras.install("dashboard")
+
+
+def test_a_sampler_whose_packages_are_missing_is_refused_before_a_trial_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    study = hopaas_p2p.open_study(
+        tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)}, sampler=optuna.samplers.GPSampler()
+    )
+    with pytest.raises(ConfigurationError, match="GPSampler needs scipy and torch: pip install scipy torch"):
+        study.optimize(lambda trial: trial.params["x"], n_trials=1)
+    assert study.trials == []
+    study.close()

@@ -1,0 +1,326 @@
+"""Studies described in YAML: sweeps of W&B, and keys in Optuna's words."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import sweeps
+from hopaas_p2p.cli.options import CliSession
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, StudySet
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.sampler_config import ATTRIBUTE
+from hopaas_p2p.sweeps import StudyDescription
+from hopaas_p2p.translate import to_optuna, to_record
+from tests.support.processes import cli, script, states
+
+BAYES = """
+program: train.py
+name: detector
+method: bayes
+description: about it
+metric:
+  name: val_loss
+  goal: maximize
+run_cap: 40
+parameters:
+  lr:
+    distribution: log_uniform_values
+    min: 1e-5
+    max: 1e-1
+  batch:
+    values: [16, 32, 64]
+  layers: {min: 1, max: 8}
+  dropout: {min: 0.0, max: 0.5}
+  epochs: {value: 27}
+  optimizer:
+    parameters:
+      name: {values: [adam, sgd]}
+      momentum: {distribution: q_uniform, min: 0, max: 1, q: 0.1}
+early_terminate:
+  type: hyperband
+  min_iter: 3
+"""
+
+
+def read(directory: Path, text: str) -> StudyDescription:
+    path = directory / "s.yaml"
+    path.write_text(text)
+    return sweeps.read(path)
+
+
+def one(directory: Path, entry: str, method: str = "random") -> Distribution:
+    """The parameter of a sweep that has only this."""
+    return read(directory, f"method: {method}\nparameters:\n  p: {entry}\n").space["p"]
+
+
+def test_a_sweep_becomes_a_study_with_all_that_its_file_says(tmp_path: Path) -> None:
+    told = read(tmp_path, BAYES)
+
+    assert (told.name, told.directions, told.metric_names) == ("detector", ("maximize",), ("val_loss",))
+    assert told.space == {
+        "lr": Float(1e-5, 1e-1, log=True),
+        "batch": Categorical((16, 32, 64)),
+        "layers": Int(1, 8),
+        "dropout": Float(0.0, 0.5),
+        "optimizer.name": Categorical(("adam", "sgd")),
+        "optimizer.momentum": Float(0.0, 1.0, step=0.1),
+    }
+    assert told.policy == {"budget": 40}
+    assert told.user_attrs == {"epochs": 27, "description": "about it"}
+    assert told.sampler_config == {
+        "sampler": {"name": "TPESampler"},
+        "pruner": {"name": "SuccessiveHalvingPruner", "min_resource": 3, "reduction_factor": 3},
+    }
+    assert told.command == (
+        "python train.py --epochs=27 --lr={lr} --batch={batch} --layers={layers} "
+        "--dropout={dropout} --optimizer.name={optimizer.name} "
+        "--optimizer.momentum={optimizer.momentum}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("{min: 1, max: 8}", Int(1, 8)),
+        ("{min: 1, max: 8.0}", Float(1.0, 8.0)),
+        ("{min: 1e-3, max: 1E+2}", Float(1e-3, 100.0)),
+        ("{distribution: int_uniform, min: 2, max: 4}", Int(2, 4)),
+        ("{distribution: uniform, min: 2, max: 4}", Float(2.0, 4.0)),
+        ("{distribution: q_uniform, min: 16, max: 100, q: 16}", Int(16, 96, step=16)),
+        ("{distribution: q_uniform, min: 0.1, max: 0.7, q: 0.2}", Float(0.0, 0.6, step=0.2)),
+        ("{distribution: log_uniform, min: -2, max: 0}", Float(math.exp(-2), 1.0, log=True)),
+        ("{distribution: inv_log_uniform, min: 0, max: 2}", Float(math.exp(-2), 1.0, log=True)),
+        ("{distribution: inv_log_uniform_values, min: 0.5, max: 2}", Float(0.5, 2.0, log=True)),
+        ("{distribution: q_log_uniform_values, min: 16, max: 256}", Int(16, 256, log=True)),
+        ("{distribution: q_log_uniform_values, min: 32, max: 256, q: 8}", Int(32, 256, log=True)),
+        ("{distribution: q_log_uniform, min: 0, max: 1, q: 0.1}", Float(1.0, math.e, log=True)),
+        ("{distribution: categorical, values: [a, 1, true, null, '1e-3']}", Categorical(("a", 1, True, None, "1e-3"))),
+        ("{distribution: categorical_w_probabilities, values: [a, b], probabilities: [1, 0]}", Categorical(("a", "b"))),
+    ],
+)  # fmt: skip
+def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: str, expected: Distribution) -> None:
+    found = one(tmp_path, entry)
+
+    assert found == expected
+    assert to_record(to_optuna(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: bayes\nparameters: [", "line 2: expected the node content"),
+        ("method: bayes\n\tparameters: 1", "found character"),
+        ("- a\n- b", "not a mapping"),
+        ("", "not a mapping"),
+        ("method: annealing\nparameters: {p: {min: 1, max: 2}}", "method = 'annealing'; there are bayes, random, grid"),
+        ("program: t.py\nparameters: {p: {min: 1, max: 2}}", "method = None"),
+        ("method: random\nparameter: {p: {min: 1, max: 2}}", "'parameter' is not a key; did you mean 'parameters'?"),
+        ("method: random", "parameters = None: give a mapping"),
+        ("method: random\nparameters: {p: {value: 3}}", "there is none to choose"),
+        ("method: bayes\nparameters: {p: {min: 1, max: 2}}", "the method bayes needs one"),
+        ("method: bayes\nmetric: {name: a, goal: best}\nparameters: {p: {min: 1, max: 2}}", "minimize or maximize"),
+        ("method: random\nparameters: {p: {min: 1, maxx: 2}}", "'p': 'maxx' is not a key; did you mean 'max'?"),
+        ("method: random\nparameters: {p: {min: 1}}", "'p', max = None: give a number"),
+        ("method: random\nparameters: {p: {min: 3, max: 2}}", "'p': min = 3 to max = 2"),
+        ("method: random\nparameters: {p: 3}", "'p' = 3: give a mapping"),
+        ("method: random\nparameters: {p: {values: []}}", "at least one value"),
+        ("method: random\nparameters: {p: {values: [[1, 2]]}}", "name it, and look it up in your code"),
+        ("method: random\nparameters: {p: {distribution: normal, mu: 5, sigma: 2}}", "uniform, min: 1, max: 9"),
+        ("method: random\nparameters: {p: {distribution: log_uniform_values, min: 0, max: 2}}", "needs min > 0"),
+        ("method: random\nparameters: {p: {distribution: log_uniform, min: 1, max: 1000}}", "log_uniform_values"),
+        ("method: random\nparameters: {p: {distribution: q_log_uniform_values, min: 0, max: 9, q: 2}}", "begins at 1"),
+        ("method: random\nparameters: {p: {distribution: unifrom, min: 1, max: 9}}", "no distribution 'unifrom'"),
+        ("method: grid\nparameters: {p: {min: 0.0, max: 1.0}}", "a grid needs values"),
+        ("method: grid\nparameters: {p: {min: 1, max: 99}, q: {min: 1, max: 999}}", "98,901 points"),
+        ("method: random\nparameters: {p: {min: 1, max: 2}}\nearly_terminate: {type: median}", "there is hyperband"),
+        ("method: random\nparameters: {p: {min: 1, max: 2}}\nearly_terminate: {type: hyperband}", "needs min_iter"),
+        ("space:\n  p: float(0,1)\nsampler: annealing", "sampler = 'annealing'; there are tpe"),
+        ("space:\n  p: float(0,1)\npruner: {name: median, warmup: 3}", "unexpected keyword argument 'warmup'"),
+        ("space:\n  p: float(0,1)\ndirektion: minimize", "did you mean 'direction'?"),
+        ("space:\n  p: float(0,1)\nparams:\n  p: float(0,1)", "'space' is given twice"),
+        ("space: {p: {type: flaot, low: 0, high: 1}}", "not 'flaot'"),
+        ("space: {p: {type: int, low: 0.5, high: 1}}", "whole numbers"),
+        ("space:\n  p: float(0)", "'p'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line_that_says_where(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read(tmp_path, text)
+
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 's.yaml'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("method: bayes\nparameters: [")
+
+    done = cli("study", "create", "s", "-s", "store", "--from-yaml", "bad.yaml", cwd=tmp_path, check=False)
+    gone = cli("study", "create", "s", "-s", "store", "--from-yaml", "no.yaml", cwd=tmp_path, check=False)
+
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert gone.stderr == "hopaas-p2p: no.yaml cannot be read: No such file or directory\n"
+    assert not (tmp_path / "store").exists()
+
+
+OPTUNAS = """
+study_name: plain
+directions: [minimize, maximize]
+metric_names: [loss, speed]
+n_trials: 12
+attempts: 2
+sampler: {name: TPESampler, n_startup_trials: 4}
+pruner: none
+search_space:
+  lr: {type: float, low: 1e-5, high: 0.1, log: true}
+  width: {type: int, low: 16, high: 128, step: 16}
+  act: {type: categorical, choices: [relu, tanh]}
+  same: {name: FloatDistribution, attributes: {low: 0.0, high: 1.0, log: false, step: null}}
+  short: "int(1,8)"
+  list: [1, 2]
+user_attrs: {group: flavour}
+"""
+
+
+def test_keys_in_optunas_words(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(OPTUNAS)
+
+    cli("study", "create", "-s", "store", "--from-yaml", "s.yaml", "--budget", "7", cwd=tmp_path)
+
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "plain", create=False)
+    assert study.space == {
+        "lr": optuna.distributions.FloatDistribution(1e-5, 0.1, log=True),
+        "width": optuna.distributions.IntDistribution(16, 128, step=16),
+        "act": optuna.distributions.CategoricalDistribution(("relu", "tanh")),
+        "same": optuna.distributions.FloatDistribution(0.0, 1.0),
+        "short": optuna.distributions.IntDistribution(1, 8),
+        "list": optuna.distributions.CategoricalDistribution((1, 2)),
+    }
+    assert study.state.budget == 7
+    assert study.state.policy.attempts == 2
+    assert study.optuna.metric_names == ["loss", "speed"]
+    assert study.optuna.user_attrs == {"group": "flavour"}
+    session = CliSession(store=str(tmp_path / "store"))
+    sampler = session.configured("sampler", None, study)
+    assert (type(sampler).__name__, sampler._n_startup_trials) == ("TPESampler", 4)
+    assert type(session.configured("pruner", None, study)).__name__ == "NopPruner"
+    assert type(session.configured("pruner", "hyperband", study)).__name__ == "HyperbandPruner"
+    study.close()
+
+
+def test_what_a_stranger_wrote_about_samplers_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s")
+    for text in (
+        '{"sampler":{"name":"__import__"}}',
+        '{"sampler":{"name":"TPESampler","seed":[1]}}',
+        '{"sampler":1}',
+        "[",
+    ):
+        study.storage.say(study.study_id, StudySet(system={ATTRIBUTE: text}))
+
+        found = CliSession(store=str(tmp_path / "store")).configured("sampler", None, study)
+
+        assert type(found).__name__ == "TPESampler"
+        assert "is ignored" in capsys.readouterr().err
+    study.close()
+
+
+def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "method: grid\nprogram: train.py\nmetric: {name: loss}\n"
+        "parameters: {a: {values: [x, y]}, b: {min: 1, max: 3}, c: {value: 9}}\n"
+    )
+    command = script(tmp_path, "import sys, json; print(json.dumps({'value': float(sys.argv[2].partition('=')[2])}))")
+
+    created = cli("study", "create", "g", "-s", "store", "--from-yaml", "grid.yaml", cwd=tmp_path)
+    words = ["worker", "-s", "store", "--study", "g", "--", *command, "--a={a}", "--b={b}"]
+    cli(*words, cwd=tmp_path)
+
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "g", create=False)
+    assert "with 6 trials to run" in created.stderr
+    assert "hopaas-p2p worker --store store --study g -- python train.py --c=9 --a={a} --b={b}" in created.stderr
+    assert states(study) == ["COMPLETE"] * 6
+    points = [(trial.params["a"], trial.params["b"]) for trial in study.trials]
+    assert sorted(points) == [(a, b) for a in "xy" for b in (1, 2, 3)]
+    assert [trial.value for trial in study.trials] == [float(b) for _, b in points]
+    study.close()
+
+
+def test_what_optuna_has_no_counterpart_for_is_left_out_with_a_note(tmp_path: Path) -> None:
+    told = read(
+        tmp_path,
+        "method: random\nparameters:\n  batch: {distribution: q_log_uniform_values, min: 32, max: 256, q: 8}\n"
+        "  kind: {values: [a, b], probabilities: [0.9, 0.1]}\n",
+    )
+
+    assert told.notes[0] == "the grid of 'batch' is left out: Optuna's log ranges have none; let the job round"
+    assert told.notes[1].startswith("the probabilities of 'kind' are left out")
+
+
+def test_the_command_of_a_sweep_becomes_that_of_a_worker(tmp_path: Path) -> None:
+    words = '["${env}", "${interpreter}", "-u", "${program}", "--quiet", "${args_no_hyphens}"]'
+
+    told = read(tmp_path, f"method: random\nprogram: t.py\ncommand: {words}\nparameters: {{a: {{min: 1, max: 2}}}}")
+
+    assert told.command == "python -u t.py --quiet a={a}"
+    with pytest.raises(InvalidInput, match="give a list of words"):
+        read(tmp_path, "method: random\ncommand: python\nparameters: {a: {min: 1, max: 2}}")
+
+
+def test_the_line_that_starts_the_jobs_works_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "method: random\nname: two words\nprogram: t.py\nrun_cap: 2\nparameters: {a: {min: 1, max: 2}}"
+    )
+    (tmp_path / "t.py").write_text("print('{\"value\": 1}')")
+
+    made = cli("study", "create", "-s", "a store", "--from-yaml", "s.yaml", cwd=tmp_path)
+    words = shlex.split(made.stderr.splitlines()[-1].removeprefix("start the jobs with: "))
+    done = cli(*words[1:], cwd=tmp_path)
+
+    assert words[0] == "hopaas-p2p"
+    assert "trial 1: COMPLETE" in done.stdout + done.stderr
+
+
+def test_a_grid_with_a_cap_is_cut_short(tmp_path: Path) -> None:
+    told = read(
+        tmp_path,
+        "method: grid\nrun_cap: 4\n"
+        "parameters: {a: {values: [1, 2]}, b: {distribution: q_uniform, min: 0, max: 0.3, q: 0.1}}",
+    )
+
+    assert told.policy == {"budget": 4}
+    assert told.grid == [{"a": 1, "b": 0.0}, {"a": 1, "b": 0.1}, {"a": 1, "b": 0.2}, {"a": 1, "b": 0.3}]
+
+
+def test_a_sweep_is_run_by_its_own_sampler_and_pruner(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        BAYES.replace("run_cap: 40", "run_cap: 3").replace("method: bayes", "method: random")
+    )
+    command = script(
+        tmp_path,
+        """
+        import sys, subprocess, json
+        given = dict(word[2:].split("=") for word in sys.argv[1:])
+        assert given["optimizer.name"] in ("adam", "sgd") and 1 <= int(given["layers"]) <= 8
+        print(json.dumps({"value": float(given["lr"])}))
+        """,
+    )
+    words = [f"--{name}={{{name}}}" for name in ("lr", "batch", "layers", "optimizer.name", "optimizer.momentum")]
+
+    cli("study", "create", "-s", "store", "--from-yaml", "sweep.yaml", cwd=tmp_path)
+    again = cli("study", "create", "-s", "store", "--from-yaml", "sweep.yaml", "--exist-ok", cwd=tmp_path)
+    cli("worker", "-s", "store", "--study", "detector", "--", *command, *words, cwd=tmp_path)
+
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "detector", create=False)
+    assert again.returncode == 0
+    assert states(study) == ["COMPLETE"] * 3
+    assert study.method.sampler == {"class": "optuna.samplers.RandomSampler", "arguments": {}}
+    study.close()

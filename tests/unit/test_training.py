@@ -1,0 +1,187 @@
+"""Loops of one's own: when they report, when they save, and what every rank does."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.errors import InvalidInput, StoreUnreachable
+from hopaas_p2p.study import Study
+from hopaas_p2p.training import Training
+from tests.support.processes import campaign, states
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    one = campaign(tmp_path, budget=2, pruner=optuna.pruners.ThresholdPruner(upper=50.0))
+    yield one
+    one.close()
+
+
+class Model:
+    """What is trained: it counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def save(self, path: Path) -> None:
+        path.write_text(str(self.count))
+
+    def load(self, path: Path) -> None:
+        self.count = int(path.read_text())
+
+
+def train(training: Training, model: Model, steps: int, *, at: Callable[[int], None] = lambda step: None) -> list[int]:
+    done = []
+    for step in training.steps(steps):
+        model.count += 1
+        done.append(step)
+        at(step)
+        training.report(float(model.count))
+    return done
+
+
+def test_it_reports_every_few_steps_and_the_last(study: Study) -> None:
+    trial = study.ask()
+
+    train(Training(trial, report_every=4), Model(), 10)
+
+    assert trial.intermediate_values == {3: 4.0, 7: 8.0, 9: 10.0}
+
+
+def test_a_checkpoint_is_taken_every_few_steps_but_not_after_the_last(study: Study) -> None:
+    trial, model = study.ask(), Model()
+
+    train(Training(trial, save=model.save, load=model.load, checkpoint_every=2), model, 6)
+
+    assert [one.step for one in study.state.trials[0].checkpoints] == [1, 3]
+
+
+def test_sigterm_is_acted_upon_after_the_step_and_the_retry_goes_on(study: Study) -> None:
+    model = Model()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        training = Training(trial, save=model.save, load=model.load)
+        train(training, model, 6, at=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)
+        return 1.0
+
+    with pytest.raises(SystemExit) as ended:
+        study.optimize(objective)
+
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert states(study) == ["WAITING"]
+    again, fresh = study.ask(), Model()
+    assert train(Training(again, save=fresh.save, load=fresh.load), fresh, 6) == [3, 4, 5]
+    assert (again.number, fresh.count) == (0, 6)
+    assert again.intermediate_values == {step: step + 1.0 for step in range(6)}
+
+
+def test_a_request_to_stop_is_heard_at_any_step(study: Study) -> None:
+    trial = study.ask()
+
+    def at(step: int) -> None:
+        if step == 1:
+            study.stop_trial(0, reason="enough")
+
+    with pytest.raises(optuna.TrialPruned):
+        train(Training(trial, report_every=100), Model(), 200, at=at)
+    assert list(trial.intermediate_values) == [1]
+
+
+def test_an_outage_at_a_checkpoint_is_a_warning(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial, model = study.ask(), Model()
+
+    def away(*_: Any, **__: Any) -> None:
+        raise StoreUnreachable
+
+    monkeypatch.setattr("hopaas_p2p.checkpoints.save", away)
+
+    done = train(Training(trial, save=model.save, load=model.load, checkpoint_every=1), model, 3)
+
+    assert done == [0, 1, 2]
+    assert "the checkpoint of step 0 was not stored" in caplog.text
+
+
+def test_who_lost_its_lease_stops_at_the_checkpoint(tmp_path: Path, study: Study) -> None:
+    trial, model = study.ask(), Model()
+    other = campaign(tmp_path, budget=2)
+    other.requeue(0)
+
+    with pytest.raises(optuna.TrialPruned):
+        train(Training(trial, save=model.save, load=model.load, checkpoint_every=1, report_every=100), model, 50)
+
+    assert model.count == 1
+    other.close()
+
+
+class Ranks:
+    """Two ranks in two threads; rank 0's objects go to both."""
+
+    def __init__(self) -> None:
+        self._box: queue.Queue[Any] = queue.Queue()
+        self.told = 0
+
+    def root(self, value: Any) -> Any:
+        self.told += 1
+        self._box.put(value)
+        return value
+
+    def other(self, _: Any) -> Any:
+        return self._box.get(timeout=60)
+
+
+def test_ranks_resume_and_stop_together(study: Study) -> None:
+    first, model = study.ask(), Model()
+    train(Training(first, save=model.save, load=model.load, checkpoint_every=2), model, 5)
+    study.storage.release(first._trial_id)
+    again = study.ask()
+    ranks, models = Ranks(), (Model(), Model())
+    done: list[Any] = []
+
+    def rank_1() -> None:
+        try:
+            mine = models[1]
+            train(Training(None, save=mine.save, load=mine.load, broadcast=ranks.other), mine, 100)
+        except optuna.TrialPruned:
+            done.append("pruned")
+
+    thread = threading.Thread(target=rank_1)
+    thread.start()
+    root = models[0]
+
+    with pytest.raises(optuna.TrialPruned):
+        train(Training(again, save=root.save, load=root.load, broadcast=ranks.root), root, 100)
+
+    thread.join(60)
+    assert done == ["pruned"]
+    assert [one.count for one in models] == [51, 51]  # from the checkpoint after the fourth step, to the pruner's bound
+    assert min(again.intermediate_values) == 0
+    assert max(again.intermediate_values) == 50
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"report_every": 0}, {"checkpoint_every": 0}, {"save": lambda path: None}],
+    ids=["no step", "no checkpoint", "no load"],
+)
+def test_what_makes_no_sense_is_refused_at_once(study: Study, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        Training(study.ask(), **options)
+
+
+def test_a_rank_without_a_trial_needs_to_hear_of_it() -> None:
+    with pytest.raises(InvalidInput, match="needs broadcast"):
+        Training(None)
