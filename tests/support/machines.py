@@ -37,7 +37,7 @@ import pytest
 from tests.support.agent import WORKERS
 from tests.support.kernel import Kernel, cached_kernel, make_initrd
 from tests.support.needs import PATH, need_programs, need_root
-from tests.support.processes import ROOT, until
+from tests.support.processes import ROOT, patient, until
 
 PACKAGES: Final = "qemu-system-x86 busybox-static kmod nfs-common nfs-kernel-server e2fsprogs iproute2"
 _PROGRAMS: Final = ("qemu-system-x86_64", "busybox", "modprobe", "mount.nfs", "rpc.nfsd", "mkfs.ext4", "ip")
@@ -113,7 +113,7 @@ class Job:
 
     def wait(self, seconds: float = 60.0) -> str:
         """Wait until it has ended, and well; its output."""
-        if not self.ended.wait(seconds):
+        if not self.ended.wait(patient(seconds)):
             self.signal(9)
             raise AssertionError(f"not within {seconds} s on {self._machine.name}:\n{self.output}")
         assert self.status == 0, f"ended with {self.status} on {self._machine.name}:\n{self.output}"

@@ -23,14 +23,19 @@ SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "depth": hopaas_p2p.Int(1
 QUIET = {"PYTHONWARNINGS": "error", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def patient(seconds: float) -> float:
+    """So many seconds on an idle machine; longer by the number of processes that compete for each core now."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def until(condition: Callable[[], T], seconds: float = 20.0, *, what: str | Callable[[], str] = "") -> T:
-    """What the condition gives as soon as that is true; fails after so many seconds."""
-    deadline = time.monotonic() + seconds
+    """What the condition gives as soon as that is true; fails after so many seconds, more on a busy machine."""
+    started = time.monotonic()
     while True:
         found = condition()
         if found:
             return found
-        if time.monotonic() >= deadline:
+        if time.monotonic() - started >= patient(seconds):
             shown = what() if callable(what) else what
             raise AssertionError(f"not within {seconds} s: {shown or condition}")
         time.sleep(0.02)
@@ -45,7 +50,7 @@ def environment(**more: str) -> dict[str, str]:
 def cli(*words: str, cwd: Path | None = None, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command of ours to its end."""
     return subprocess.run(
-        [*CLI, *words], capture_output=True, text=True, timeout=60, check=check, cwd=cwd, env=environment(**env)
+        [*CLI, *words], capture_output=True, text=True, timeout=patient(60), check=check, cwd=cwd, env=environment(**env)
     )
 
 
