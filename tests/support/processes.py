@@ -50,7 +50,13 @@ def environment(**more: str) -> dict[str, str]:
 def cli(*words: str, cwd: Path | None = None, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command of ours to its end."""
     return subprocess.run(
-        [*CLI, *words], capture_output=True, text=True, timeout=patient(60), check=check, cwd=cwd, env=environment(**env)
+        [*CLI, *words],
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
+        check=check,
+        cwd=cwd,
+        env=environment(**env),
     )
 
 
