@@ -1,0 +1,350 @@
+"""Who goes on and who waits: asynchronous successive halving by promotion (arXiv 1810.05934), without a master.
+
+A configuration runs up to its next rung and pauses there. Whoever is free takes the best configuration that a rung
+promotes, the highest rung first, and otherwise begins a new one. A rung promotes the best 1/eta of all configurations
+that have reached it, whether they wait, run on, or are finished, so the first wave of a study is cut as well.
+
+A configuration belongs to one bracket for life. Bracket b begins at the b-th rung, so a bracket with a high first rung
+protects configurations that start slowly. Configurations are dealt to brackets in the shares of Hyperband.
+
+This file knows numbers only: no trials, no log. `chains` derives from a study's trials where each configuration stands.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+_CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at most, times 2
+_MOST_RUNGS: Final = 64
+LARGEST: Final = 1 << 53
+
+
+class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
+    """A study's trials pause at rungs, and the best of those that wait go on.
+
+    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as far as these are below `max`, the length of a whole
+    training. "Epoch" stands for whatever your steps are.
+    """
+
+    min: int = 1
+    """Epochs before the first rung."""
+    max: int = 27
+    """Epochs of a whole training: there is no rung from here on."""
+    eta: int = 3
+    """One of so many configurations that reach a rung is promoted."""
+    brackets: int = 1
+    """How many first rungs there are. With 2, some configurations pause at the second rung first, and so on."""
+    first_step: int = 0
+    """What `trial.report` calls the first epoch: 0, or 1."""
+
+    def epochs(self, step: int) -> int:
+        """How many epochs are done after this step."""
+        return step - self.first_step + 1
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The rungs, in epochs."""
+        return _levels(self.min, self.max, self.eta)
+
+    def impossible(self) -> str | None:
+        """What is wrong with these numbers, or None."""
+        if not 1 <= self.min < self.max <= LARGEST:
+            return f"min and max are epochs, 1 <= min < max, got {self.min} and {self.max}"
+        if not 2 <= self.eta <= LARGEST:
+            return f"eta is at least 2, got {self.eta}"
+        if not 1 <= self.brackets <= len(self.levels) + 1:
+            return f"there are {len(self.levels)} rungs, so 1 to {len(self.levels) + 1} brackets, got {self.brackets}"
+        if self.first_step not in (0, 1):
+            return f"first_step is 0 or 1, got {self.first_step}"
+        return None
+
+
+@functools.lru_cache
+def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
+    levels: list[int] = []
+    while first < last and len(levels) < _MOST_RUNGS:
+        levels.append(first)
+        first *= eta
+    return tuple(levels)
+
+
+class RungStanding(NamedTuple):
+    """Where a configuration stands in its bracket. Rungs are counted from the first of the bracket, from 0."""
+
+    reached: tuple[float, ...] = ()
+    """What it was worth at each rung that it has reached, lowest first."""
+    promoted: int = 0
+    """From how many rungs it has been promoted; it pauses at the next."""
+    waits: bool = False
+    """Whether it waits at the highest rung that it has reached, to be promoted."""
+
+
+class RungCount(NamedTuple):
+    """A rung of a bracket, for people."""
+
+    bracket: int
+    epochs: int
+    reached: int
+    waiting: int
+    promoted: int
+    quota: int
+    """How many of those that reached it are to be promoted, by now."""
+
+
+class Ladder:
+    """The rungs of a study, and where its configurations stand. A configuration is known by a number.
+
+    It depends only on the order in which configurations were admitted and on where each stands now: a ladder that is
+    made anew from these decides as one that was kept.
+
+    Args:
+        policy: its rungs.
+        maximize: whether large values are good.
+
+    """
+
+    def __init__(self, policy: Rungs, *, maximize: bool = False) -> None:
+        self.policy = policy
+        self._sign = -1.0 if maximize else 1.0
+        self._levels = [policy.levels[bracket:] for bracket in range(policy.brackets)]
+        self._weights = _shares(policy)
+        self._total = sum(self._weights)
+        self._admitted = [0] * policy.brackets
+        self._bracket: dict[int, int] = {}
+        self._standing: dict[int, RungStanding] = {}
+        self._rungs = [[_Rung() for _ in levels] for levels in self._levels]
+        self._best: dict[bool, int | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._bracket)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._bracket
+
+    # --- configurations ---
+
+    def admit(self, number: int) -> int:
+        """Take in a new configuration; returns its bracket."""
+        count = len(self._bracket) + 1
+        lacks = [
+            count * weight - have * self._total for weight, have in zip(self._weights, self._admitted, strict=True)
+        ]
+        bracket = lacks.index(max(lacks))
+        self._admitted[bracket] += 1
+        self._bracket[number] = bracket
+        self._standing[number] = RungStanding()
+        return bracket
+
+    def bracket(self, number: int) -> int:
+        """The bracket of a configuration."""
+        return self._bracket[number]
+
+    def standing(self, number: int) -> RungStanding:
+        """Where a configuration stands."""
+        return self._standing[number]
+
+    def levels(self, number: int) -> tuple[int, ...]:
+        """The rungs at which this configuration may pause, in epochs."""
+        return self._levels[self._bracket[number]]
+
+    def pauses_at(self, number: int) -> int | None:
+        """After how many epochs it pauses next; None if it runs to the end."""
+        levels, promoted = self.levels(number), self._standing[number].promoted
+        return levels[promoted] if promoted < len(levels) else None
+
+    def place(self, number: int, to: RungStanding) -> None:
+        """Say where a configuration stands now."""
+        before = self._standing[number]
+        if to == before and repr(to) == repr(before):  # nan differs from itself
+            return
+        rungs = self._rungs[self._bracket[number]]
+        self._standing[number] = to
+        self._best.clear()
+        for rung, old, new in _pairs(rungs, before.reached, to.reached):
+            if old is not None:
+                rung.reached.remove((self._key(old), number))
+            if new is not None:
+                rung.reached.add((self._key(new), number))
+        self._queue(rungs, number, before, waits=False)
+        self._queue(rungs, number, to, waits=True)
+
+    def _queue(self, rungs: list[_Rung], number: int, standing: RungStanding, *, waits: bool) -> None:
+        if not standing.waits or not 0 < len(standing.reached) <= len(rungs):
+            return
+        at, entry = len(standing.reached) - 1, (self._key(standing.reached[-1]), number)
+        if entry[0] == math.inf:  # it diverged, and is not worth a continuation
+            return
+        if waits:
+            rungs[at].waiting.add(entry)
+        else:
+            rungs[at].waiting.remove(entry)
+
+    def _key(self, value: float) -> float:
+        return math.inf if math.isnan(value) else self._sign * value
+
+    # --- the same, one event at a time ---
+
+    def report(self, number: int, epochs: int, value: float) -> None:
+        """A configuration was worth this after so many epochs."""
+        before = self._standing[number]
+        more = sum(level <= epochs for level in self.levels(number)) - len(before.reached)
+        if more > 0:
+            self.place(number, before._replace(reached=before.reached + (value,) * more))
+
+    def pause(self, number: int) -> None:
+        """It waits at the highest rung that it has reached."""
+        self.place(number, self._standing[number]._replace(waits=True))
+
+    def promote(self, number: int) -> None:
+        """It goes on from where it waits."""
+        before = self._standing[number]
+        self.place(number, before._replace(promoted=len(before.reached), waits=False))
+
+    def end(self, number: int) -> None:
+        """It is complete, or has failed for good."""
+        self.place(number, self._standing[number]._replace(waits=False))
+
+    # --- who is promoted ---
+
+    def best(self, *, closing: bool = False) -> int | None:
+        """The configuration to go on with; None if no rung promotes one now.
+
+        Args:
+            closing: nobody runs and no new configuration will come. Then each rung that somebody has reached promotes
+                at least one, so that a study too small for its rungs ends with a whole training, too.
+
+        """
+        if closing not in self._best:
+            self._best[closing] = self._find_best(closing=closing)
+        return self._best[closing]
+
+    def _find_best(self, *, closing: bool) -> int | None:
+        for height in reversed(range(len(self.policy.levels))):
+            found: list[tuple[float, int]] = []
+            for bracket in range(min(height, self.policy.brackets - 1) + 1):
+                rung = self._rungs[bracket][height - bracket]
+                entry = rung.waiting.first()
+                if entry is not None and rung.reached.rank(entry) < self._quota(rung, closing=closing):
+                    found.append(entry)
+            if found:
+                return min(found)[1]
+        return None
+
+    def _quota(self, rung: _Rung, *, closing: bool) -> int:
+        quota = len(rung.reached) // self.policy.eta
+        return max(quota, 1) if closing else quota
+
+    # --- for people ---
+
+    def waiting(self) -> int:
+        """How many configurations wait to be promoted, or for ever."""
+        return sum(len(rung.waiting) for rungs in self._rungs for rung in rungs)
+
+    def places(self) -> list[RungCount]:
+        """Each rung of each bracket, and how many configurations are there."""
+        promoted: dict[tuple[int, int], int] = {}
+        for number, standing in self._standing.items():
+            for at in range(min(standing.promoted, len(standing.reached))):
+                place = self._bracket[number], at
+                promoted[place] = promoted.get(place, 0) + 1
+        return [
+            RungCount(
+                bracket,
+                levels[at],
+                len(rung.reached),
+                len(rung.waiting),
+                promoted.get((bracket, at), 0),
+                self._quota(rung, closing=False),
+            )
+            for bracket, (levels, rungs) in enumerate(zip(self._levels, self._rungs, strict=True))
+            for at, rung in enumerate(rungs)
+        ]
+
+
+def _shares(policy: Rungs) -> list[int]:
+    """How many configurations Hyperband gives each bracket, in whole numbers: the same on every peer."""
+    rungs = len(policy.levels)
+    return [
+        max((rungs + 1) * policy.eta ** (rungs - bracket) // (rungs + 1 - bracket), 1)
+        for bracket in range(policy.brackets)
+    ]
+
+
+def _pairs(
+    rungs: list[_Rung], before: tuple[float, ...], after: tuple[float, ...]
+) -> Iterator[tuple[_Rung, float | None, float | None]]:
+    """The rungs at which a configuration's value has changed, with the old and the new one."""
+    for at, rung in enumerate(rungs):
+        old = before[at] if at < len(before) else None
+        new = after[at] if at < len(after) else None
+        if old is not new and old != new:
+            yield rung, old, new
+
+
+class _Rung:
+    """The configurations of one bracket that have reached one rung."""
+
+    __slots__ = ("reached", "waiting")
+
+    def __init__(self) -> None:
+        self.reached = _Ranking()
+        self.waiting = _Ranking()
+
+
+class _Ranking:
+    """Pairs in order: adding one and asking for a rank cost hardly more with a million of them."""
+
+    __slots__ = ("_chunks", "_count")
+
+    def __init__(self) -> None:
+        self._chunks: list[list[tuple[float, int]]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def first(self) -> tuple[float, int] | None:
+        """The smallest."""
+        return self._chunks[0][0] if self._chunks else None
+
+    def rank(self, entry: tuple[float, int]) -> int:
+        """How many are smaller."""
+        at = self._chunk_of(entry)
+        if at == len(self._chunks):
+            return self._count
+        return sum(map(len, self._chunks[:at])) + bisect.bisect_left(self._chunks[at], entry)
+
+    def add(self, entry: tuple[float, int]) -> None:
+        """Put it in."""
+        self._count += 1
+        if not self._chunks:
+            self._chunks.append([entry])
+            return
+        at = min(self._chunk_of(entry), len(self._chunks) - 1)
+        chunk = self._chunks[at]
+        bisect.insort(chunk, entry)
+        if len(chunk) > 2 * _CHUNK:
+            self._chunks[at : at + 1] = [chunk[:_CHUNK], chunk[_CHUNK:]]
+
+    def remove(self, entry: tuple[float, int]) -> None:
+        """Take it out; it is there."""
+        at = self._chunk_of(entry)
+        chunk = self._chunks[at]
+        del chunk[bisect.bisect_left(chunk, entry)]
+        self._count -= 1
+        if not chunk:
+            del self._chunks[at]
+
+    def _chunk_of(self, entry: tuple[float, int]) -> int:
+        """The chunk in which it is or belongs; their number if it is larger than all."""
+        return bisect.bisect_left(self._chunks, entry, key=_last)
+
+
+def _last(chunk: list[tuple[float, int]]) -> tuple[float, int]:
+    return chunk[-1]

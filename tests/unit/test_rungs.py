@@ -1,0 +1,168 @@
+"""Who is promoted from which rung: the rule alone, without a store."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from hopaas_p2p.core.rungs import Ladder, Rungs, RungStanding
+
+NINE = Rungs(min=1, max=9, eta=3)
+
+
+def _reached(ladder: Ladder, number: int, epochs: int, value: float) -> None:
+    ladder.report(number, epochs, value)
+    ladder.pause(number)
+
+
+def _first_wave(values: list[float], policy: Rungs = NINE) -> Ladder:
+    ladder = Ladder(policy)
+    for number, value in enumerate(values):
+        ladder.admit(number)
+        _reached(ladder, number, 1, value)
+    return ladder
+
+
+def test_rungs_are_powers_of_eta_below_the_whole_training() -> None:
+    assert Rungs(min=1, max=27, eta=3).levels == (1, 3, 9)
+    assert Rungs(min=2, max=27, eta=3).levels == (2, 6, 18)
+    assert Rungs(min=1, max=28, eta=3).levels == (1, 3, 9, 27)
+
+
+def test_nobody_is_promoted_before_eta_have_reached_the_rung() -> None:
+    assert _first_wave([0.1, 0.2]).best() is None
+    assert _first_wave([0.3, 0.1, 0.2]).best() == 1
+
+
+def test_a_rung_promotes_the_best_third_of_all_that_reached_it() -> None:
+    ladder = _first_wave([0.5, 0.1, 0.4, 0.2, 0.3, 0.6])
+    promoted = []
+    while (best := ladder.best()) is not None:
+        promoted.append(best)
+        ladder.promote(best)
+    assert promoted == [1, 3]
+
+
+def test_those_that_run_at_a_rung_are_compared_with_too() -> None:
+    ladder = _first_wave([0.3, 0.2])
+    ladder.admit(2)
+    ladder.report(2, 1, 0.1)  # the best, which has not paused yet
+    assert ladder.best() is None
+    ladder.pause(2)
+    assert ladder.best() == 2
+
+
+def test_the_highest_rung_comes_first() -> None:
+    ladder = _first_wave([float(one) for one in range(9)])
+    for number in (0, 1, 2):
+        assert ladder.best() == number
+        ladder.promote(number)
+        assert ladder.pauses_at(number) == 3
+        _reached(ladder, number, 3, float(number))
+    for number in (20, 21, 22):
+        ladder.admit(number)
+        _reached(ladder, number, 1, float(number) - 30)
+    assert ladder.best() == 0  # on the rung at 3, though better ones wait at 1
+    ladder.promote(0)
+    assert ladder.pauses_at(0) is None
+    assert ladder.best() == 20
+
+
+def test_large_values_are_good_where_the_study_maximizes() -> None:
+    ladder = Ladder(NINE, maximize=True)
+    for number, value in enumerate((0.1, 0.3, 0.2)):
+        ladder.admit(number)
+        _reached(ladder, number, 1, value)
+    assert ladder.best() == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_diverged_is_never_promoted(value: float) -> None:
+    ladder = _first_wave([value, value, value])
+    assert ladder.best() is None
+    assert ladder.best(closing=True) is None
+    ladder.place(0, RungStanding((0.5,), 0, waits=True))
+    assert ladder.best() == 0
+
+
+def test_a_small_study_ends_with_one_whole_training() -> None:
+    ladder = _first_wave([0.2, 0.1])
+    assert ladder.best() is None
+    assert ladder.best(closing=True) == 1
+    ladder.promote(1)
+    assert ladder.best(closing=True) is None  # the best of the rung is on its way
+    _reached(ladder, 1, 3, 0.05)
+    assert ladder.best(closing=True) == 1
+
+
+def test_a_report_that_passes_two_rungs_counts_on_both() -> None:
+    ladder = Ladder(NINE)
+    ladder.admit(0)
+    _reached(ladder, 0, 5, 0.1)
+    assert [place.reached for place in ladder.places()] == [1, 1]
+    assert [place.waiting for place in ladder.places()] == [0, 1]
+
+
+def test_configurations_are_dealt_to_brackets_in_the_shares_of_hyperband() -> None:
+    policy = Rungs(min=1, max=27, eta=3, brackets=4)
+    ladder = Ladder(policy)
+    dealt = [ladder.admit(number) for number in range(490)]
+    counts = [dealt.count(bracket) for bracket in range(4)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts == pytest.approx([490 * share / 49 for share in (27, 12, 6, 4)], abs=1)
+    assert set(dealt[:20]) == {0, 1, 2, 3}  # from the beginning on
+
+
+def test_the_last_bracket_pauses_nowhere() -> None:
+    ladder = Ladder(Rungs(min=1, max=9, eta=3, brackets=3))
+    number = next(number for number in range(20) if ladder.admit(number) == 2)
+    assert ladder.pauses_at(number) is None
+
+
+def test_a_ladder_made_anew_decides_as_one_that_was_kept() -> None:
+    rng = random.Random(5)
+    policy = Rungs(min=1, max=27, eta=3, brackets=2)
+    kept = Ladder(policy)
+    for number in range(2000):
+        kept.admit(number)
+        for _ in range(2):
+            one = rng.randrange(number + 1)
+            epochs = kept.pauses_at(one)
+            if epochs is not None and not kept.standing(one).waits:
+                _reached(kept, one, epochs, rng.choice([rng.random(), math.nan]))
+        if rng.random() < 0.7 and (best := kept.best()) is not None:
+            kept.promote(best)
+        if rng.random() < 0.05:
+            kept.end(rng.randrange(number + 1))
+    again = Ladder(policy)
+    for number in range(2000):
+        assert again.admit(number) == kept.bracket(number)
+    for number in rng.sample(range(2000), 2000):
+        again.place(number, kept.standing(number))
+    assert again.places() == kept.places()
+    while (best := kept.best()) is not None:
+        assert again.best() == best
+        kept.promote(best)
+        again.promote(best)
+    assert again.best() is None
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Rungs(min=0),
+        Rungs(min=27, max=27),
+        Rungs(eta=1),
+        Rungs(brackets=0),
+        Rungs(brackets=5),
+        Rungs(first_step=2),
+    ],
+)
+def test_impossible_rungs_are_said_to_be(policy: Rungs) -> None:
+    assert policy.impossible()
+
+
+def test_the_default_rungs_are_possible() -> None:
+    assert Rungs().impossible() is None
