@@ -1,11 +1,12 @@
 # Two commands for a fresh machine (Python 3.11+, git, make): `make demo` and `make test`.
+# `make test-all` is for those who change the code.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test check format docs bench soak wheel clean
+.PHONY: demo test test-all check format docs bench soak wheel clean
 
 $(VENV)/.run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,8 +37,11 @@ $(VENV)/.bench: $(VENV)/.test
 demo: $(VENV)/.demo  ## three peers tune a classifier; one is killed on the way
 	$(BIN)/hopaas-p2p demo
 
-test: $(VENV)/.test  ## the whole suite, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_OPTIONS)
+test: $(VENV)/.test  ## some minutes: every unit test, and one real path through each store, the worker and the browser
+	$(BIN)/python -m pytest -n 2 --dist worksteal --short $(TEST_OPTIONS)
+
+test-all: $(VENV)/.test  ## the whole suite: half an hour on two cores
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(TEST_OPTIONS)
 
 check: $(VENV)/.check  ## style and types; the import rules are a test
 	$(BIN)/ruff check .

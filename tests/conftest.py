@@ -74,8 +74,24 @@ def main_module() -> Iterator[None]:
     sys.modules["__main__"] = before
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--short", action="store_true", help="only tests/unit, and the tests marked as a path")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --short, as in `make test`: every unit test, and one real path through each store, the worker, the browser."""
+    if not config.getoption("--short"):
+        return
+    unit = config.rootpath / "tests" / "unit"
+    kept = [item for item in items if item.path.is_relative_to(unit) or item.get_closest_marker("path")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests have to tell at the end: under xdist, what they print is seen by nobody."""
+    if terminalreporter.config.getoption("--short"):
+        terminalreporter.write_line("The short form: `make test-all` runs every test, on every store, server and batch system.")
     for report in terminalreporter.getreports("passed"):
         for name, text in report.user_properties:
             if name == "summary":

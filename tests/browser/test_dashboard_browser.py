@@ -119,6 +119,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Campaign, M
         campaign.end()
 
 
+@pytest.mark.path
 def test_every_page_opens_and_nobody_is_shut_out(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
     source = axe()
     visit = visits(live[1])

@@ -47,6 +47,7 @@ def reclaim(study: Study, number: int) -> None:
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.path
 def test_a_trial_from_the_shell(here: dict[str, Any], study: Study) -> None:
     printed = dict(line.split("=", 1) for line in run("ask", **here).stdout.splitlines())
     assert printed.keys() == {"lr", "depth", "HOPAAS_TICKET"}

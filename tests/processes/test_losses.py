@@ -84,6 +84,7 @@ def state_of(study: Study, number: int) -> str:
 # --- 1: a fork with a spooled result -----------------------------------------------------------------------------
 
 
+@pytest.mark.path
 def test_a_child_leaves_a_result_that_its_parent_spooled_where_it_is(studies: Callable[..., Study]) -> None:
     study = studies(patience=0.0)
     trial = study.ask()

@@ -18,6 +18,7 @@ from tests.support.sigkill import massacre, verify, work_with_the_study_api
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+@pytest.mark.path
 def test_eight_processes_killed_at_random_lose_no_acknowledged_tell(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     storage = hopaas_p2p.open_storage(url, lease_ttl=1.5)

@@ -50,6 +50,7 @@ def running(study: Study, number: int = 0) -> bool:
 # --- what a command is given, and what it gives back -----------------------------------------------------------------
 
 
+@pytest.mark.path
 def test_a_command_runs_once_a_trial_until_the_budget_is_used(study: Study, tmp_path: Path) -> None:
     command = script(tmp_path, "import sys, json; print('epoch 1'); print(json.dumps({'value': float(sys.argv[1])}))")
 

@@ -58,6 +58,7 @@ def says(connection: Any, sql: str = "SELECT session_user") -> Any:
 # --- who may use it, and how -------------------------------------------------------------------------------------
 
 
+@pytest.mark.path
 def test_a_study_is_run_through_a_gateway(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = centre.gateway()
     monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())

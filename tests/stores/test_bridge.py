@@ -41,6 +41,7 @@ def finishes(state: State) -> list[str]:
 # --- one study ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.path
 def test_peers_on_both_sides_run_one_study() -> None:
     world = World()
     founded(world)

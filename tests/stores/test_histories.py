@@ -94,6 +94,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     return Kind(request.getfixturevalue("s3_url"))
 
 
+@pytest.mark.path
 def test_two_commits_of_one_number_stop_the_peer_that_has_read_the_other(
     kind: Kind, join: Callable[[str], Study]
 ) -> None:
