@@ -149,6 +149,28 @@ class Trial(msgspec.Struct, gc=False):
         return self.dists.get(name) or state.dists[name]
 
 
+class BlockColumns(NamedTuple):
+    """The trials of one block as columns, for readers of many: no object per trial."""
+
+    first: int
+    """The number of the first trial."""
+    states: bytes
+    param_sets: Sequence[tuple[str, ...]]
+    """The different sets of parameters, in the order in which their values are listed."""
+    param_set: Sequence[int]
+    """Of each trial, the index of its set."""
+    params: Sequence[float]
+    """The values of all trials, one after another."""
+    step_sets: Sequence[tuple[int, ...]]
+    step_set: Sequence[int]
+    reports: Sequence[float]
+    widths: Sequence[int]
+    """How many values each trial has; -1 for one without."""
+    values: Sequence[float]
+    special: Sequence[int]
+    """Places in the block of trials with distributions or system attributes of their own: read those as trials."""
+
+
 class ClosedBlock(Protocol):
     """The trials of one block, all of them finished, in as few bytes as possible."""
 
@@ -161,6 +183,9 @@ class ClosedBlock(Protocol):
 
     def results(self) -> list[tuple[int, float]]:
         """Number and first value of each COMPLETE trial."""
+
+    def columns(self) -> BlockColumns:
+        """The trials as columns."""
 
 
 class Trials(Sequence[Trial]):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.core.state import BlockColumns
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,6 +26,35 @@ PRUNED: Final = int(TrialState.PRUNED)
 RUNNING: Final = int(TrialState.RUNNING)
 _LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _NO_REPORT: Final = (1.0, 0.0)  # sorts a pruned trial without reports behind all others
+
+
+class ReadBlock(NamedTuple):
+    """A block of finished trials."""
+
+    columns: BlockColumns
+    special: list[FrozenTrial]
+    """Those of its trials that cannot be read from the columns."""
+
+
+class Changes(NamedTuple):
+    """What is new in a study."""
+
+    anew: bool
+    """Whether this is all that there is, and nothing that was read before counts."""
+    count: int
+    """How many trials there are."""
+    blocks: Sequence[ReadBlock]
+    trials: Sequence[FrozenTrial]
+    """Those that changed, but for the blocks, by number; each as its own process sees it."""
+    distributions: Mapping[str, BaseDistribution]
+    """Of the parameters in the blocks."""
+
+
+class TrialReader(Protocol):
+    """Tells what changed since it was asked last; our storage gives one, so that no list of all trials is made."""
+
+    def read(self) -> Changes:
+        """What is new, as fresh as a read may expect."""
 
 
 class TrialColumns:
@@ -62,6 +93,9 @@ class TrialColumns:
         self.groups: list[dict[str, BaseDistribution]] = []
         """Parameters that were always there together, in the order of Optuna's `group`."""
         self._shapes: set[frozenset[str]] = set()
+        self._last_shape: Mapping[str, BaseDistribution] = {}
+        self._compared: dict[str, BaseDistribution] = {}
+        """The distribution of each parameter that was compared last."""
 
     def same_study(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether these can be the trials that were read before, or more of them."""
@@ -78,11 +112,28 @@ class TrialColumns:
         self.count = max(known, len(trials))
         finished = [trials[row] for row in sorted(self._open) if row < len(trials) and self._read(row, trials[row])]
         finished.extend(trials[row] for row in range(known, len(trials)) if self._read(row, trials[row]))
-        for trial in finished:
-            self._intersect(trial.distributions)
-            self._group(trial.distributions)
-        self.learned += len(finished)
+        self._learn(finished)
         return finished
+
+    def take(self, changes: Changes) -> None:
+        """Read what is new, where that is known."""
+        if changes.count > self._room:
+            self._grow(changes.count)
+        self.count = max(self.count, changes.count)
+        for block in changes.blocks:
+            self._read_block(block, changes.distributions)
+        learned = (COMPLETE, PRUNED)
+        new = [trial for trial in changes.trials if self.state[trial.number] not in learned]
+        self._learn([trial for trial in new if self._read(trial.number, trial)])
+
+    def _learn(self, finished: Sequence[FrozenTrial]) -> None:
+        for trial in finished:
+            shape = trial.distributions
+            if shape is not self._last_shape:  # many trials share one
+                self._intersect(shape)
+                self._group(shape)
+                self._last_shape = shape
+        self.learned += len(finished)
 
     def row_of(self, number: int) -> int | None:
         """The row of a trial that is not finished."""
@@ -133,6 +184,56 @@ class TrialColumns:
         self.changes.append(row)
         return over
 
+    def _read_block(self, block: ReadBlock, distributions: Mapping[str, BaseDistribution]) -> None:
+        columns = block.columns
+        first, states = columns.first, np.frombuffer(columns.states, np.uint8)
+        plain = np.ones(len(states), np.bool_)
+        plain[list(columns.special)] = False
+        self.state[first : first + len(states)][plain] = states[plain]
+        complete, pruned = plain & (states == COMPLETE), plain & (states == PRUNED)
+        learned = np.flatnonzero(complete | pruned)
+        widths, values = np.asarray(columns.widths), np.asarray(columns.values)
+        valued = learned[widths[learned] == 1]
+        self.value[first + valued] = values[_starts(np.maximum(widths, 0))[valued]]
+        self._read_ranks(columns, np.flatnonzero(pruned))
+        sets = np.asarray(columns.param_set)
+        starts = _starts(np.array([len(names) for names in columns.param_sets] or [0])[sets])
+        params, shapes = np.asarray(columns.params), {}
+        for index, place in zip(*np.unique(sets[learned], return_index=True), strict=True):
+            rows, names = learned[sets[learned] == index], columns.param_sets[index]
+            for offset, name in enumerate(names):
+                self._read_places(name, first + rows, params[starts[rows] + offset], distributions[name])
+            shapes[first + int(learned[place])] = {name: distributions[name] for name in names}
+        self.changes.extend((first + learned).tolist())
+        self.learned += len(learned)
+        special = [trial for trial in block.special if self._read(trial.number, trial)]
+        self.learned += len(special)
+        shapes |= {trial.number: trial.distributions for trial in special}
+        for _, shape in sorted(shapes.items(), key=lambda one: one[0]):
+            self._intersect(shape)
+            self._group(shape)
+
+    def _read_ranks(self, columns: BlockColumns, rows: Ints) -> None:
+        sets, reports = np.asarray(columns.step_set), np.asarray(columns.reports)
+        starts = _starts(np.array([len(steps) for steps in columns.step_sets] or [0])[sets])
+        for index in np.unique(sets[rows]):
+            steps, some = columns.step_sets[index], rows[sets[rows] == index]
+            if not steps:
+                self.rank[columns.first + some] = _NO_REPORT
+                continue
+            last = int(np.argmax(steps))
+            self.rank[columns.first + some, 0] = -steps[last]
+            self.rank[columns.first + some, 1] = reports[starts[some] + last]
+
+    def _read_places(self, name: str, rows: Ints, places: Floats, distribution: BaseDistribution) -> None:
+        column = self.params.get(name)
+        if column is None:
+            column = self._new_column(name, distribution)
+        if isinstance(distribution, CategoricalDistribution):
+            codes = [distribution.to_internal_repr(choice) for choice in distribution.choices]  # equal ones are one
+            places = np.asarray(codes)[places.astype(np.int64)]
+        column[rows] = np.where(np.isfinite(places), places, np.nan)
+
     def _running(self, trial: FrozenTrial) -> Mapping[str, Any]:
         try:
             return self._params_of(trial)
@@ -172,8 +273,9 @@ class TrialColumns:
 
     def _compare_kinds(self, name: str, distribution: BaseDistribution) -> None:
         kind = self.kinds[name]
-        if distribution is kind:
+        if distribution is kind or distribution is self._compared.get(name):
             return
+        self._compared[name] = distribution
         if isinstance(distribution, CategoricalDistribution):
             if distribution != kind:
                 self.mixed.add(name)
@@ -210,6 +312,11 @@ class TrialColumns:
         self.violation = _longer(self.violation, self._room, 0)
         self.rank = np.concatenate([self.rank, np.zeros((self._room - old, 2))])
         self.params = {name: _longer(column, self._room, np.nan) for name, column in self.params.items()}
+
+
+def _starts(lengths: Ints) -> Ints:
+    """Where each of several runs of these lengths begins."""
+    return np.asarray(np.cumsum(lengths) - lengths)
 
 
 def _rank(reports: Mapping[int, float]) -> tuple[float, float]:

@@ -17,9 +17,10 @@ from optuna.samplers._tpe.probability_distributions import _BatchedCategoricalDi
 from optuna.search_space.group_decomposed import _SearchSpaceGroup
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.search.columns import TrialReader
 from hopaas_p2p.search.tpe import Mixture
 
-__all__ = ["Estimator", "OptunaTPE", "announce", "is_part_of_a_study", "listed", "mixture_of", "study_key"]
+__all__ = ["Estimator", "OptunaTPE", "announce", "is_part_of_a_study", "listed", "mixture_of", "reader_of", "study_key"]
 
 Estimator = _ParzenEstimator
 
@@ -42,6 +43,12 @@ def announce(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> N
 def listed(study: optuna.Study, *, cached: bool) -> list[FrozenTrial]:
     """All trials by number, not copied; `cached` as they were when this thread asked for its trial."""
     return study._get_trials(deepcopy=False, use_cache=cached)
+
+
+def reader_of(study: optuna.Study) -> TrialReader | None:
+    """What tells of new trials; None where the storage only gives all of them."""
+    reader = getattr(study._storage, "reader", None)
+    return None if reader is None else reader(study._study_id)  # type: ignore[no-any-return]
 
 
 def mixture_of(estimator: Estimator) -> Mixture:

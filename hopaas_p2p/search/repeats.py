@@ -12,9 +12,10 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.core.state import Trial
+from hopaas_p2p.core.state import BLOCK, BlockColumns, Trial, Trials
 
 Params = Mapping[str, float]
 """In the form of the log: a number, or the index of a choice."""
@@ -53,6 +54,32 @@ class Tried:
                     self._numbers[self._key(trial.params)] = trial.number
                 except KeyError:
                     continue
+
+    def note_all(self, trials: Trials) -> None:
+        """Read all trials of a study; those of packed blocks without an object of each."""
+        for index in range(-(-len(trials) // BLOCK)):
+            closed = trials.closed.get(index)
+            if closed is None:
+                self.note(trials.block(index))
+            else:
+                self._note_block(closed.columns())
+
+    def _note_block(self, block: BlockColumns) -> None:
+        sets, params = np.asarray(block.param_set), np.asarray(block.params)
+        lengths = np.array([len(names) for names in block.param_sets])[sets]
+        starts = np.cumsum(lengths) - lengths
+        found: dict[tuple[float, ...], int] = {}
+        for index, names in enumerate(block.param_sets):
+            if not names or not set(self._names) <= set(names):
+                continue
+            rows = np.flatnonzero(sets == index)
+            columns = [params[starts[rows] + names.index(name)] for name in self._names]
+            for place, (low, step) in self._grids.items():
+                columns[place] = np.rint((columns[place] - low) / step)
+            keys = zip(*[column.tolist() for column in columns], strict=True)
+            found.update(zip(keys, (block.first + rows).tolist(), strict=True))
+        for key, number in found.items():
+            self._numbers[key] = max(number, self._numbers.get(key, -1))
 
     def number_of(self, params: Params) -> int | None:
         """The newest trial that has these parameters; None if none has."""

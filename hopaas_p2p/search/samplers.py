@@ -29,6 +29,7 @@ from hopaas_p2p.search.columns import (
     Floats,
     Ints,
     TrialColumns,
+    TrialReader,
     best_rows,
     ranked_rows,
 )
@@ -39,6 +40,7 @@ from hopaas_p2p.search.optuna_internals import (
     is_part_of_a_study,
     listed,
     mixture_of,
+    reader_of,
     study_key,
 )
 from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, chosen, joined, scores
@@ -118,12 +120,13 @@ class TPESampler(OptunaTPE):
         self._lock = threading.RLock()
         self._key: object = None
         self._columns: TrialColumns | None = None
+        self._reader: TrialReader | None = None
         self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
         self._lengths: tuple[object, Lengths] | None = None
         """Those of the last search space that a process was used for."""
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_key", "_columns", "_densities", "_lengths")
+        own = ("_lock", "_key", "_columns", "_reader", "_densities", "_lengths")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,17 +258,28 @@ class TPESampler(OptunaTPE):
     # --- what is known of the study ---
 
     def _read(self, study: optuna.Study, *, cached: bool) -> TrialColumns:
-        key, trials = study_key(study), listed(study, cached=cached)
-        if self._columns is None or key != self._key or not self._columns.same_study(trials):
-            self._key = key
-            self._columns = TrialColumns(lambda running: self.announced(study, running))
-            self._densities = {}
+        key = study_key(study)
+        if self._columns is None or key != self._key:
+            self._key, self._columns, self._reader = key, None, reader_of(study)
         try:
-            self._columns.refresh(trials)
+            if self._reader is not None:
+                changes = self._reader.read()
+                if self._columns is None or changes.anew:
+                    self._columns = self._new_columns(study)
+                self._columns.take(changes)
+            else:
+                trials = listed(study, cached=cached)
+                if self._columns is None or not self._columns.same_study(trials):
+                    self._columns = self._new_columns(study)
+                self._columns.refresh(trials)
         except BaseException:  # read half of it
-            self._columns = None
+            self._columns = self._key = None
             raise
         return self._columns
+
+    def _new_columns(self, study: optuna.Study) -> TrialColumns:
+        self._densities = {}
+        return TrialColumns(lambda running: self.announced(study, running))
 
     def _density(self, columns: TrialColumns, space: dict[str, BaseDistribution]) -> KernelDensity:
         key = tuple(space.items())

@@ -48,6 +48,7 @@ from hopaas_p2p.provenance import describe
 from hopaas_p2p.storage import optuna_internals as internals
 from hopaas_p2p.storage.handle import NO_WORK, StudyHandle
 from hopaas_p2p.storage.proposal import Proposal
+from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.translate import (
@@ -482,6 +483,10 @@ class Storage(BaseStorage):
         """This process's part in a study. Raises KeyError if there is none of that id."""
         handle = self._handles.get(study_id)
         return handle if handle is not None else self._new_handle(study_id, self._listing(study_id).uuid)
+
+    def reader(self, study_id: int) -> StudyReader:
+        """Tells what is new in this study whenever it is asked; our samplers read trials by it."""
+        return StudyReader(self.handle(study_id))
 
     # --- beyond Optuna: trials ---
 

@@ -254,7 +254,7 @@ class Proposer:
         changed = self._cursor.changed
         if state is not self._read_from:
             self._tried, self._read_from = Tried(self._space), state
-            self._tried.note(state.trials)
+            self._tried.note_all(state.trials)
             changed.clear()
         elif changed:
             self._tried.note([state.trials[number] for number in sorted(changed)])

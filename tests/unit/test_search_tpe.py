@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,13 +190,25 @@ def test_suggestions_are_optunas(case: Case, models: list[int]) -> None:
     assert (len(models) > case.asks // 2) == case.models
 
 
-def test_suggestions_are_optunas_on_our_storage(tmp_path: Path, models: list[int]) -> None:
-    case = Case(mixed, 60)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(mixed, 40),
+        Case(mixed, 10, {"multivariate": False}),
+        Case(conditional, 40, {"group": True}),
+        Case(pruned, 40, {}, ("maximize",)),
+        Case(constrained, 40),
+        Case(failing, 90),
+        Case(repeated, 40),
+    ],
+    ids=["all kinds", "one by one", "groups", "pruned", "constrained", "failing", "repeated"],
+)
+def test_suggestions_are_optunas_on_our_storage(case: Case, models: list[int]) -> None:
     theirs, ours = pair(case)
-    storage = hopaas_p2p.open_storage(tmp_path)
+    storage = hopaas_p2p.open_storage(f"memory://{secrets.token_hex(8)}")
     assert suggested(ours, case, storage) == suggested(theirs, case)
     storage.close()
-    assert len(models) > 30
+    assert len(models) > case.asks // 2
 
 
 def test_the_faster_model_works_in_our_own_study(tmp_path: Path, models: list[int]) -> None:

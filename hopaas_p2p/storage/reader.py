@@ -1,0 +1,48 @@
+"""What is new in a study since the last look, for readers that keep arrays and need no frozen trial of each.
+
+Finished trials come as the columns of their packed blocks, so a study of 100,000 trials is read without an object per
+trial. The others, and what changed, come as frozen trials, those of this process as it sees them.
+"""
+
+from __future__ import annotations
+
+from hopaas_p2p.core.blocks import BLOCK
+from hopaas_p2p.core.state import State
+from hopaas_p2p.search.columns import Changes, ReadBlock
+from hopaas_p2p.storage.handle import StudyHandle
+
+
+class StudyReader:
+    """See `search.columns.TrialReader`. Not safe for use by several threads at once."""
+
+    def __init__(self, handle: StudyHandle) -> None:
+        self._handle = handle
+        self._cursor = handle.log.session.cursor()
+        self._state: State | None = None
+        self._own: set[int] = set()
+        """Trials of this process that were given: what is set on them does not appear in the log at once."""
+
+    def read(self) -> Changes:
+        """What is new, as fresh as a read may expect."""
+        handle, changed = self._handle, self._cursor.changed
+        handle.refresh()
+        with handle.lock:
+            state, view = handle.state, handle.view
+            view.catch_up(state)
+            count, blocks = len(state.trials), []
+            numbers: set[int] = set(changed)
+            if state is not self._state:
+                closed = sorted(state.trials.closed)
+                blocks = [self._block(index, state) for index in closed]
+                numbers = {one for index in state.trials.open for one in range(index * BLOCK, (index + 1) * BLOCK)}
+            own = set(view.owned)
+            numbers |= own | self._own
+            trials = [view.trial(number) for number in sorted(numbers) if number < count]
+            anew, self._state, self._own = state is not self._state, state, own
+            changed.clear()
+            return Changes(anew, count, blocks, trials, view.dists)
+
+    def _block(self, index: int, state: State) -> ReadBlock:
+        columns, view = state.trials.closed[index].columns(), self._handle.view
+        numbers = [columns.first + place for place in sorted(columns.special)]
+        return ReadBlock(columns, [view.trial(number) for number in numbers])
