@@ -112,6 +112,27 @@ class Proposer:
         self._reserve(proposed.proposal.params)
         return proposed
 
+    def redraw_if_taken(self, proposed: Proposed) -> bool:
+        """Replace what was drawn for a trial that has just started, if another peer asked for the same shortly before.
+
+        Its proposal came with the exchange that started this trial. Of the two, the trial with the higher number is
+        changed; the new parameters leave in the background.
+        """
+        trial, drawn = proposed.trial, proposed.proposal.params
+        if self._searcher.repeats == "allow" or proposed.proposal.replicates > 1:
+            return False
+        handle = self._handle
+        with handle.lock:
+            arrived = [handle.state.trials[number] for number in self._cursor.changed if number < trial.number]
+        if self._tried.used_up or not any(other.params == drawn for other in arrived):
+            return False
+        other = self._drawn_again(proposed)
+        for name, value in other.proposal.params.items():
+            self._storage.set_trial_param(trial_id_of(trial), name, value, self._space[name])
+            cached_trial(trial).params[name] = external(self._space[name], value)
+        self._reserve(other.proposal.params, trial.number)
+        return True
+
     def drop(self, proposed: Proposed | None) -> None:
         """This is not run: a trial that waited was given out, or none."""
         if proposed is not None:

@@ -332,6 +332,8 @@ class Study:
         if proposed is not None and handle.is_new(trial_id, proposed.proposal):
             trial: Trial = proposed.trial
             become(trial, trial_id, self.storage.get_trial(trial_id))
+            if proposer.redraw_if_taken(proposed):
+                handle.send_soon()
             return trial
         proposer.drop(proposed)
         forget_cached_trials(self.optuna)

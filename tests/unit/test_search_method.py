@@ -74,6 +74,24 @@ SAMPLERS = [
 ]
 
 
+def test_what_another_peer_asked_for_at_the_same_moment_is_replaced(
+    studies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = studies(space=SMALL, sampler=Stubborn()), studies(sampler=Stubborn())
+    take, theirs = mine.storage.take, list[Trial]()
+
+    def beaten(*arguments: Any, **options: Any) -> int:
+        theirs.append(other.ask())
+        return take(*arguments, **options)
+
+    monkeypatch.setattr(mine.storage, "take", beaten)
+    trial = mine.ask()
+    assert theirs[0].params == {"n": 2, "c": "b"}
+    assert trial.params != theirs[0].params
+    until(lambda: other.trials[trial.number].params == trial.params)
+    assert mine.trials[trial.number].params == trial.params
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_configuration_is_tried_twice_while_there_are_others(studies: Any, sampler: Any) -> None:
     first, second = studies(space=SMALL, sampler=sampler()), studies(sampler=sampler())

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.samplers import TPESampler
+from hopaas_p2p.search import tpe
 from hopaas_p2p.search.tpe import KernelDensity
 
 STARTUP = 120
@@ -253,7 +254,11 @@ def test_suggestions_are_optunas_under_hyperband() -> None:
     assert found[0] == found[1]
 
 
-def test_thousands_of_trials_make_optunas_suggestions(models: list[int]) -> None:
+@pytest.mark.parametrize("cut", [100, tpe._CUT], ids=["near kernels only", "all kernels"])
+def test_thousands_of_trials_make_optunas_suggestions(
+    models: list[int], monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    monkeypatch.setattr(tpe, "_CUT", cut)
     distributions = {
         "x": FloatDistribution(0.0, 1.0),
         "rate": FloatDistribution(1e-4, 1.0, log=True),
@@ -290,7 +295,9 @@ def mixed_4000(trial: Trial, distributions: dict[str, Any]) -> float:
     return trial.params["x"] + trial.params["width"] / 300
 
 
-def test_the_density_is_optunas_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", [100, tpe._CUT], ids=["near kernels only", "all kernels"])
+def test_the_density_is_optunas_but_for_rounding(monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    monkeypatch.setattr(tpe, "_CUT", cut)
     differences = []
     original = KernelDensity.log_above
 
