@@ -8,6 +8,7 @@ anybody asks.
 from __future__ import annotations
 
 import heapq
+import statistics
 from typing import NamedTuple
 
 import optuna
@@ -35,6 +36,10 @@ class Table(NamedTuple):
         """The value that this share of all configurations reaches, at least one of them."""
         values = sorted(record.value for record in self.records.values())
         return values[max(1, round(share * len(values))) - 1]
+
+    def median_seconds(self) -> float:
+        """How long a trial lasts in the middle."""
+        return statistics.median(record.seconds for record in self.records.values())
 
 
 class Evaluation(NamedTuple):
