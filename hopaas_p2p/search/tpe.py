@@ -5,8 +5,8 @@ truncated normals, of their integrals over a cell for whole or stepped numbers, 
 In a large study nearly every bandwidth is at its lower limit, a hundredth of the range. With one bandwidth for all, the
 exponents of the normals are a matrix product, the factors of other parameters come from small tables, and what depends
 on the trial alone is computed once. Where trials are many, only kernels near a candidate are looked at: those that are
-far from it in any parameter together count less than the prior does by a factor of 1e12. The few kernels that are wider,
-at most 200 for each parameter, are evaluated one by one.
+far from it in any parameter together count less than the prior does by a factor of 1e12. The few wider kernels, at most
+200 for each parameter, are evaluated one by one.
 
 The result differs from Optuna's by rounding only: less than 1e-9 in the logarithm.
 """
