@@ -41,7 +41,7 @@ class Changes(NamedTuple):
 
     anew: bool
     """Whether this is all that there is, and nothing that was read before counts."""
-    count: int
+    number_of_trials: int
     """How many trials there are."""
     blocks: Sequence[ReadBlock]
     trials: Sequence[FrozenTrial]
@@ -117,9 +117,9 @@ class TrialColumns:
 
     def take(self, changes: Changes) -> None:
         """Read what is new, where that is known."""
-        if changes.count > self._room:
-            self._grow(changes.count)
-        self.count = max(self.count, changes.count)
+        if changes.number_of_trials > self._room:
+            self._grow(changes.number_of_trials)
+        self.count = max(self.count, changes.number_of_trials)
         for block in changes.blocks:
             self._read_block(block, changes.distributions)
         learned = (COMPLETE, PRUNED)

@@ -48,7 +48,7 @@ def listed(study: optuna.Study, *, cached: bool) -> list[FrozenTrial]:
 def reader_of(study: optuna.Study) -> TrialReader | None:
     """What tells of new trials; None where the storage only gives all of them."""
     reader = getattr(study._storage, "reader", None)
-    return None if reader is None else reader(study._study_id)  # type: ignore[no-any-return]
+    return None if reader is None else reader(study._study_id)
 
 
 def mixture_of(estimator: Estimator) -> Mixture:

@@ -6,8 +6,7 @@ trial. The others, and what changed, come as frozen trials, those of this proces
 
 from __future__ import annotations
 
-from hopaas_p2p.core.blocks import BLOCK
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import BLOCK, State
 from hopaas_p2p.search.columns import Changes, ReadBlock
 from hopaas_p2p.storage.handle import StudyHandle
 
