@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hopaas_p2p.core.records import Categorical, Float, Int
+    from hopaas_p2p.core.records import Budget, Categorical, Float, Int, Price, Until
     from hopaas_p2p.storage import open_storage
     from hopaas_p2p.study import Study, open_study
     from hopaas_p2p.trial import Trial
@@ -18,11 +18,14 @@ _WHERE = {
     "Float": "hopaas_p2p.core.records",
     "Int": "hopaas_p2p.core.records",
     "Categorical": "hopaas_p2p.core.records",
+    "Budget": "hopaas_p2p.core.records",
+    "Price": "hopaas_p2p.core.records",
+    "Until": "hopaas_p2p.core.records",
 }
 
 __version__ = "0.1.0"
 
-__all__ = ["Categorical", "Float", "Int", "Study", "Trial", "open_storage", "open_study"]
+__all__ = ["Budget", "Categorical", "Float", "Int", "Price", "Study", "Trial", "Until", "open_storage", "open_study"]
 
 
 def __getattr__(name: str) -> object:

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from hopaas_p2p import metering
+
 _BATCH_JOB: Final = (
     # the batch system, the variable with its job id, the one with its array index
     ("slurm", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),  # as squeue and sacct show it; each task has a job id, too
@@ -62,6 +64,7 @@ def describe(*, on_behalf_of: str = "") -> dict[str, str]:
         info["on_behalf_of"] = on_behalf_of
     info.update(_batch_job(os.environ))
     info.update(_machine())
+    info.update(metering.devices())
     commit = _git_commit(Path.cwd())
     if commit:
         info["git_commit"] = commit

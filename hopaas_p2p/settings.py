@@ -141,6 +141,10 @@ SETTINGS: Final[dict[str, Setting]] = {
     "study": Setting("the study that commands without a name are about"),
     "sampler": Setting("who proposes parameters in `ask`: tpe, random, gp, qmc, nsgaii", "tpe"),
     "pruner": Setting("who answers `should-prune`: median, hyperband, halving, none", "median"),
+    "budget": Setting("what `study create` lets a study spend: trials, or limits such as gpu_hours=500,kwh=80"),
+    "gpus": Setting("GPUs that a process here uses, where its batch job does not say"),
+    "cores": Setting("cores that a process here uses, where its batch job does not say"),
+    "watts": Setting("what a process here draws, where neither NVML nor RAPL can be read"),
     "patience": Setting("seconds for which a command tries a store that does not answer", "20"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL"),
     "site": Setting("where this process runs, for people to read"),
@@ -152,7 +156,17 @@ SETTINGS: Final[dict[str, Setting]] = {
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
     "ticket": Setting("the trial that report, tell and the like are about", in_files=False),
 }
-_READ_FROM_THE_ENVIRONMENT: Final = ("artifacts", "site", "ca_file", "token_file", "token_host", "webhook_file")
+_READ_FROM_THE_ENVIRONMENT: Final = (
+    "artifacts",
+    "site",
+    "gpus",
+    "cores",
+    "watts",
+    "ca_file",
+    "token_file",
+    "token_host",
+    "webhook_file",
+)
 
 
 class SettingValue(NamedTuple):

@@ -18,6 +18,7 @@ from dashboard_app.views.columns import place
 from dashboard_app.views.spec import ChartSpec, number, rough
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.report.facts import duration
+from hopaas_p2p.report.spending import budget_lines, cells, spending
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
@@ -52,6 +53,7 @@ def _body(page: PageContext, frame: Frame) -> None:
         curves = frame.once(lambda one: pruning.curves(one.state, one.columns, height=360), "curves")
         draw(curves, key="curves", empty="No curves: trials have not reported values by step.")
     _running(page, frame, now)
+    _spent(frame)
     _events(frame)
     theme.heading("Alerts")
     theme.caption(views.alerts(frame.state, frame.name))
@@ -105,6 +107,18 @@ def _running(page: PageContext, frame: Frame, now: float) -> None:
     hidden = frame.counts[0] - len(trials)
     if hidden > 0:
         theme.caption(f"and {hidden:,} more")
+
+
+def _spent(frame: Frame) -> None:
+    """What is spent, by site, person and state, and what is left of it."""
+    found = frame.once(lambda one: spending(one.state), "spending")
+    if not found.rows:
+        return
+    theme.heading("Spent")
+    heads, rows = cells(found)
+    shown = [[theme.safe(cell) for cell in row] for row in rows]
+    theme.table(heads, shown, label="Spent", numeric=tuple(range(3, len(heads))))
+    theme.caption(" · ".join(budget_lines(found)))
 
 
 def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: float) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hopaas_p2p.core.records import Categorical, Distribution
+from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State, Trial
 
 Floats = NDArray[np.float64]
@@ -49,7 +50,7 @@ class _ColumnBlock:
         return self.params.get(name, np.full(len(self.scalars), np.nan))
 
 
-_SCALARS: Final = ("state", "start", "end", "steps", "last_step", "last", "attempt", "owner")
+_SCALARS: Final = ("state", "start", "end", "earlier", "steps", "last_step", "last", "attempt", "owner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Columns:
     start: Floats
     """Seconds since 1970; NaN when unknown."""
     end: Floats
+    earlier: Floats
+    """Seconds that a trial ran before its last lease."""
     steps: Ints
     """How many values were reported."""
     last_step: Floats
@@ -91,9 +94,9 @@ class Columns:
         return np.arange(len(self))
 
     def seconds(self) -> Floats:
-        """How long each trial took; NaN for one that is not over or whose times are not known."""
+        """How long each trial took, over all its leases; NaN for one that is not over or whose times are not known."""
         spent: Floats = self.end - self.start
-        return np.where(spent >= 0, spent, np.nan)
+        return np.where(spent >= 0, spent + self.earlier, np.nan)
 
     def is_(self, *states: int) -> Mask:
         """Which trials are in one of these states."""
@@ -174,6 +177,7 @@ def _block(
             trial.state,
             nan if trial.start is None else trial.start / 1e6,
             nan if trial.end is None else trial.end / 1e6,
+            earlier_seconds(trial) if trial.history else 0.0,
             len(reports),
             nan if last is None else last,
             nan if last is None else trial.reports.get(last, nan),

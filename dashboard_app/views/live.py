@@ -50,21 +50,17 @@ def pace(state: State, columns: Columns, now: float) -> Throughput:
     return Throughput(
         per_hour=per_hour,
         failed=counts[TrialState.FAIL] / over if over else 0.0,
-        hours=_seconds_run(state, columns, now) / _HOUR,
+        hours=_seconds_run(columns, now) / _HOUR,
         left=left,
         eta=left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
     )
 
 
-def _seconds_run(state: State, columns: Columns, now: float) -> float:
+def _seconds_run(columns: Columns, now: float) -> float:
     running = columns.is_(TrialState.RUNNING) & np.isfinite(columns.start)
-    lost = [
-        max(0, tenure.end - tenure.start) / 1e6
-        for trial in list(state.trials)
-        for tenure in trial.history
-        if tenure.start is not None and tenure.end != trial.end  # else the trial's own times are the same
-    ]
-    return float(np.nansum(columns.seconds())) + float(np.maximum(0.0, now - columns.start[running]).sum()) + sum(lost)
+    open_ones = columns.earlier[columns.is_(TrialState.RUNNING, TrialState.WAITING)]
+    elapsed = np.maximum(0.0, now - columns.start[running])
+    return float(np.nansum(columns.seconds()) + elapsed.sum() + open_ones.sum())
 
 
 def running(state: State, *, most: int = _ROWS) -> list[Trial]:

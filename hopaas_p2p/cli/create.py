@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hopaas_p2p import space
+from hopaas_p2p import budget, space
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
@@ -35,9 +35,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 @click.option("--space-file", type=_FILE, metavar="FILE", help="The parameters from a TOML or JSON file.")
 @click.option("--from-yaml", type=_FILE, metavar="FILE", help="All of it from a W&B sweep, or in Optuna's words.")
-@click.option(
-    "--budget", type=int, metavar="N", help="COMPLETE + PRUNED trials wanted, over all peers. [default: no end]"
-)
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no end]")
 @click.option("--attempts", type=int, metavar="N", help="Starts of one set of parameters, when peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="Failures in a row that end the study. [default: never]")
 @click.option(
@@ -58,6 +56,7 @@ def create(
     exist_ok: bool,
     sampler: str | None,
     pruner: str | None,
+    budgets: tuple[str, ...],
     **policy: Any,
 ) -> None:
     """Create a study, and its store if that is a directory.
@@ -82,6 +81,8 @@ def create(
     there = name in storage.study_names()
     if there and not exist_ok:
         raise StudyExists(f"a study {name!r} exists already in {storage.url}; join it, or choose another name")
+    given = budgets or (() if "budget" in described.policy else (session.settings.get("budget") or "",))
+    policy["budget"] = budget.parsed_budget(given) if any(given) else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
     kept = {
         kind: built(kind, checked(kind, {"name": given}) if given else described.sampler_config[kind])
@@ -105,21 +106,43 @@ def _worker_command(session: CliSession, name: str, job: str) -> str:
 
 @click.command("set")
 @options(study="argument")
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} 0 lifts all of it.")
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 @click.option("--space-file", type=_FILE, metavar="FILE", help="The parameters from a TOML or JSON file.")
-def set_(session: CliSession, specs: tuple[str, ...], space_file: Path | None) -> None:
-    """Give a search space to a study that has none, such as an imported one, so that `worker` can go on with it.
+def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], space_file: Path | None) -> None:
+    """Move the budget, or give a search space to a study that has none, such as an imported one.
 
     \b
+    hopaas-p2p study set mnist --budget trials=400,gpu_hours=500,until.target=0.02
     hopaas-p2p study set imported --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)'
     """  # noqa: D301  # click needs the backspace
+    from hopaas_p2p.cli import summary
+
     given = given_space(specs, space_file)
-    if not given:
-        raise click.UsageError("say the parameters: --space NAME=…, or --space-file FILE")
+    if not given and not budgets:
+        raise click.UsageError("say --budget, or the parameters: --space NAME=…, or --space-file FILE")
     study = session.study()
-    study.set_space(given)
-    shown = {name: space.spec(one) for name, one in given.items()}
-    session.done({"space": shown}, f"the search space of {study.name!r}: {', '.join(map('='.join, shown.items()))}")
+    data: dict[str, Any] = {}
+    said = []
+    if given:
+        study.set_space(given)
+        data["space"] = {name: space.spec(one) for name, one in given.items()}
+        said.append(f"the search space of {study.name!r}: {', '.join(map('='.join, data['space'].items()))}")
+    if budgets:
+        set_budget(study, budgets)
+        data["budget"] = summary.budget_of_study(study.state)
+        said.append(f"the budget of {study.name!r}: {data['budget'] or 'no end'}")
+    session.done(data, "\n".join(said))
+
+
+def set_budget(study: Study, budgets: tuple[str, ...]) -> None:
+    """Move the budget as these options say; raises InvalidInput."""
+    if budgets == ("0",):
+        study.set_budget(None)
+    elif len(budgets) == 1 and budgets[0].isdigit():
+        study.set_budget(int(budgets[0]))
+    else:
+        study.set_budget(budget.parsed_budget(budgets))
 
 
 def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:

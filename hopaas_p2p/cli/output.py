@@ -124,6 +124,20 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         click.echo("  ".join(parts).rstrip())
 
 
+def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str]) -> list[str]:
+    """Lines of a table whose first row is its heads, two spaces between columns."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        parts = []
+        for head, cell, width in zip(cells[0], row, widths, strict=True):
+            space = " " * (width - _width(cell))
+            parts.append(space + cell if head in right else cell + space)
+        lines.append("  ".join(parts).rstrip())
+    return lines
+
+
 def print_facts(facts: dict[str, str]) -> None:
     """Print names and values, one per line; on a terminal, long values are wrapped and indented."""
     width = max(map(len, facts))

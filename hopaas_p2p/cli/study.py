@@ -9,13 +9,14 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
-from hopaas_p2p.cli.create import create, set_
+from hopaas_p2p.cli.create import create, set_, set_budget
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 
 if TYPE_CHECKING:
+    from hopaas_p2p.report.spending import Spending
     from hopaas_p2p.study import Study
 
 
@@ -73,13 +74,14 @@ def _best_value(best: Any) -> str:
 def show(session: CliSession, as_audit: bool) -> None:
     """Show one study: state, trials, best, budget, and which peers run trials where."""
     from hopaas_p2p.cli import summary
+    from hopaas_p2p.report.spending import spending
 
     shown = session.study()
     if as_audit:
         _show_audit(session, shown)
         return
     data = summary.of_study(shown) | summary.more_of_study(shown)
-    session.show(data, lambda: output.print_facts(_facts(data)))
+    session.show(data, lambda: output.print_facts(_facts(data, spending(shown.state))))
 
 
 def _show_audit(session: CliSession, study: Study) -> None:
@@ -96,13 +98,14 @@ def _show_audit(session: CliSession, study: Study) -> None:
     session.show_table(audit(study), columns, right=("LSN", "TRIAL"))
 
 
-def _facts(data: dict[str, Any]) -> dict[str, str]:
+def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
+    from hopaas_p2p.report.spending import budget_lines, cells
+
     counts = ", ".join(f"{count} {state}" for state, count in data["counts"].items() if count) or "none yet"
-    budget = "no end" if data["budget"] is None else f"{data['used']} of {data['budget']} used"
     facts = {"study": data["name"], "store": data["store"], "state": data["state"]}
     facts["directions"] = ", ".join(data["directions"])
     facts["trials"] = f"{data['trials']} ({counts})"
-    facts["budget"] = budget
+    facts["budget"] = "\n".join(budget_lines(found))
     best = data["best"] if isinstance(data["best"], list) else [data["best"]] if data["best"] else []
     facts["best"] = (
         "\n".join(
@@ -111,6 +114,9 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         or "-"
     )
     facts["running at"] = ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-"
+    if found.rows:
+        heads, rows = cells(found)
+        facts["spent"] = "\n".join(output.aligned([heads, *rows], right=heads[3:]))
     facts["space"] = "\n".join(f"{name}: {one}" for name, one in data["space"].items()) or "define-by-run"
     policy = {name: value for name, value in data["policy"].items() if value is not None}
     said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
@@ -162,14 +168,14 @@ def pause(session: CliSession) -> None:
 
 @study.command()
 @options(study="argument")
-@click.option("--budget", type=int, metavar="N", help="Move the budget too; 0 lifts it.")
-def resume(session: CliSession, budget: int | None) -> None:
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help="Move the budget too; 0 lifts it.")
+def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
     """Give out trials again, also after `stop` and after too many failures."""
     from hopaas_p2p.report.facts import state_word
 
     resumed = session.study()
-    if budget is not None:
-        resumed.set_budget(budget or None)
+    if budgets:
+        set_budget(resumed, budgets)
     resumed.resume()
     word = state_word(resumed.state)
     session.done({"state": word, "budget": resumed.state.budget}, f"{resumed.name!r} is {word}")

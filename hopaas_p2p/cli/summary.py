@@ -7,7 +7,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import notes
+from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.report.facts import state_word
+from hopaas_p2p.report.spending import as_data, spending
 from hopaas_p2p.space import spec
 from hopaas_p2p.times import to_iso
 
@@ -52,6 +54,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
     state = study.state
     define = definition_of(state, study.name)
     policy = define.policy
+    found = spending(state)
     return {
         "store": study.storage.url,
         "space": {name: spec(one) for name, one in study.space.items()},
@@ -62,6 +65,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
             "progress_timeout": policy.progress_timeout,
             "interrupted": policy.interrupted,
         },
+        "spending": as_data(found),
         "search": search_of(study),
         "means": _means(study),
         "failures_in_a_row": state.failures_in_a_row,
@@ -71,6 +75,17 @@ def more_of_study(study: Study) -> dict[str, Any]:
         "commits": state.lsn,
         "refused": dict(state.refusals),
     }
+
+
+def budget_of_study(state: State) -> str:
+    """The budget that counts now, as `--budget` takes it; empty if there is none."""
+    import msgspec
+
+    from hopaas_p2p.budget import words
+    from hopaas_p2p.core.records import Budget
+
+    limits = Budget() if state.ledger is None else state.ledger.limits
+    return words(msgspec.structs.replace(limits, trials=state.budget))
 
 
 def search_of(study: Study) -> dict[str, str]:
@@ -127,7 +142,6 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
     """A trial at a glance."""
     state = study.state
     peer = state.peers.get(trial.owner or "", {})
-    ended = trial.end is not None and trial.start is not None
     return {
         "number": trial.number,
         "state": frozen.state.name,
@@ -135,7 +149,7 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
         "params": frozen.params or _fixed(frozen),
         "start": to_iso(trial.start),
         "end": to_iso(trial.end),
-        "seconds": (trial.end - trial.start) / 1e6 if ended and trial.end and trial.start else None,
+        "seconds": trial_seconds(trial),
         "attempt": trial.attempt,
         "site": peer.get("site"),
         "host": peer.get("host"),

@@ -14,6 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.leases import FailureDetector, reclaims
+from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ class _Watcher:
             "number": trial.number,
             "host": peer.get("host"),
             "site": peer.get("site"),
-            "seconds": None if trial.start is None else max(0.0, time.time() - trial.start / 1e6),
+            "seconds": None
+            if trial.start is None
+            else earlier_seconds(trial) + max(0.0, time.time() - trial.start / 1e6),
             "silent": self._detector.silence(trial.owner or "", now),
             "step": step,
             "report": None if step is None else trial.reports[step],

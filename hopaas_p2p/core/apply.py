@@ -19,8 +19,10 @@ import msgspec
 
 from hopaas_p2p.core.attributes import MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
 from hopaas_p2p.core.codec import Garbage
+from hopaas_p2p.core.ledger import Ledger, possible_limits
 from hopaas_p2p.core.records import (
     UNSTAMPED,
+    Budget,
     Commit,
     Distribution,
     Opaque,
@@ -40,6 +42,7 @@ from hopaas_p2p.core.records import (
     TrialState,
     TrialStop,
 )
+from hopaas_p2p.core.spending import BOOKED, ledger_of, value_of
 from hopaas_p2p.core.state import (
     BLOCK,
     CHECKPOINTS_KEPT,
@@ -89,9 +92,41 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     if last is not None and commit.seq <= last.seq:
         _count(state, "duplicate")
         return last.verdicts if commit.seq == last.seq else ()
-    verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
+    if state.ledger is None:
+        verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
+    else:
+        verdicts = _apply_within_limits(state, commit, stamp)
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts)
     return verdicts
+
+
+def _apply_within_limits(state: State, commit: Commit, stamp: Stamp) -> tuple[Verdict, ...]:
+    """Apply the records of a commit; a limit that one of them reaches counts from the next one on."""
+    assert state.ledger is not None
+    state.ledger.look(commit.writer, stamp.at or commit.at)
+    _judge(state)
+    verdicts = []
+    for record in commit.records:
+        verdicts.append(_apply_record(state, record, commit, stamp))
+        _judge(state)
+    return tuple(verdicts)
+
+
+def _judge(state: State) -> None:
+    """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
+    ledger = state.ledger
+    if ledger is None or ledger.reached is not None:
+        return
+    ledger.reached = ledger.judge(maximize=_maximizes(state))
+    if ledger.reached is not None:
+        for number in state.running:
+            trial = state.trials[number]
+            trial.stop = trial.stop or ledger.reached
+            state.changed.add(number)
+
+
+def _maximizes(state: State) -> bool:
+    return state.define is not None and state.define.directions[0] == "maximize"
 
 
 def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) -> Verdict:
@@ -121,6 +156,8 @@ def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:
     state.define, state.policy = record, record.policy
     state.budget = record.policy.budget
     state.dists.update(record.space)
+    if record.policy.limits is not None:
+        state.ledger = Ledger(record.policy.limits)
     return _ACCEPTED
 
 
@@ -137,6 +174,10 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
 def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
     if record.status not in (None, "running", "paused", "stopped") or (record.budget or 0) > MAX_BUDGET:
         return _refuse(state, "malformed")
+    if record.limits is not None:
+        if state.define is None or not possible_limits(record.limits, len(state.define.directions)):
+            return _refuse(state, "malformed")
+        _limit(state, record.limits)
     if record.status is not None:
         state.status = record.status
         if record.status == "running":
@@ -144,6 +185,21 @@ def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
     if record.budget is not None:
         state.budget = None if record.budget < 0 else record.budget
     return _ACCEPTED
+
+
+def _limit(state: State, limits: Budget) -> None:
+    """Let these limits count; a study without a ledger gets one, as far as its trials tell what was spent."""
+    before = state.limit_reached()
+    if state.ledger is None:
+        state.ledger = ledger_of(state, limits)
+    else:
+        state.ledger.limit(limits)
+    if before is not None:
+        for number in state.running:  # those that have not heard that they should end go on
+            trial = state.trials[number]
+            if trial.stop == before and not trial.stopping:
+                trial.stop = None
+                state.changed.add(number)
 
 
 def _join(state: State, record: PeerJoin, commit: Commit) -> Verdict:
@@ -187,12 +243,14 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
     if record.state is RUNNING:
         trial.owner, trial.epoch = commit.owner, 1
         trial.start = commit.at if record.start is None else record.start
+        _open_lease(state, trial, commit)
         _queue_replicates(state, trial, record.replicates)
         return Verdict(True, trial.number)
     trial.start = record.start
     if record.state is not WAITING:
         trial.values, trial.reason = record.values, record.reason
         trial.end = commit.at if record.end is None else record.end
+        _note_result(state, trial)
     return Verdict(True, trial.number)
 
 
@@ -201,6 +259,7 @@ def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
     trial.owner = commit.owner
     trial.epoch += 1
     trial.start = commit.at
+    _open_lease(state, trial, commit)
     return Verdict(True, trial.number)
 
 
@@ -224,14 +283,21 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
         word = "fenced"
     if word is not None:
         return _refuse(state, word, trial.number)
+    if state.ledger is not None:
+        step = record.resumed_from
+        if step is not None:
+            state.ledger.resumed(trial.number, [one for one in trial.reports if one <= step])
+        state.ledger.heard(trial.number, commit.at, record.used, record.reports)
     _merge_words(state, trial, record, outside)
     trial.stopping = trial.stopping or (record.stopping and trial.stop is not None)
     state.changed.add(trial.number)
     return Verdict(True, trial.number)
 
 
-def _checkpoint(_state: State, trial: Trial, record: TrialCheckpoint, _commit: Commit) -> Verdict:
+def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
     """A place to resume from; the newest two are kept."""
+    if state.ledger is not None:
+        state.ledger.heard(trial.number, commit.at, None, {})
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
     return Verdict(True, trial.number)
 
@@ -246,6 +312,9 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     if word is None and trial.state is WAITING and not _has_place_for(state, record.state):
         word = "budget"
     if word is None:
+        if state.ledger is not None:
+            state.ledger.heard(trial.number, commit.at, record.used, {})
+            state.ledger.ended(trial.number, BOOKED[record.state])
         _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
         return Verdict(True, trial.number)
     if word != "fenced":
@@ -269,11 +338,16 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     lost = state.trials.opened(lost.number)
     retry = _last_retry(state, lost)
     withdrawn = f"withdrawn: #{lost.number} came back"
+    ledger = state.ledger
     if retry is not None and retry.state is WAITING:
+        if ledger is not None:
+            ledger.settle(retry.number, "lost")
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
     full = state.budget is not None and state.used() >= state.budget
     if full and retry is not None and retry.state is RUNNING:
         _end_lease(retry, commit.at, withdrawn)
+        if ledger is not None:
+            ledger.was_lost(retry.number, None)
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
         retry.epoch += 1
         full = False
@@ -295,6 +369,9 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
         late.system["hopaas:late_values"] = msgspec.json.encode(record.values).decode()
     else:
         late.values = record.values
+    if ledger is not None:
+        ledger.came_late(lost.number, commit.at, record.used, late.reports)
+        _note_result(state, late)
     lost.history = tuple(
         msgspec.structs.replace(t, kept_as=late.number) if t.epoch == record.epoch else t for t in lost.history
     )
@@ -312,6 +389,9 @@ def _last_retry(state: State, trial: Trial) -> Trial | None:
 
 def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> Verdict:
     """The owner gives the trial back: WAITING again, or failed for good."""
+    if state.ledger is not None:
+        state.ledger.heard(trial.number, commit.at, record.used, {})
+        state.ledger.ended(trial.number, "failed" if record.fail else "given back")
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
         return Verdict(True, trial.number)
@@ -327,6 +407,8 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
 def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> Verdict:
     """An observer found the owner silent: the trial fails, and its parameters are queued again."""
     _end_lease(trial, commit.at, record.reason)
+    if state.ledger is not None:
+        state.ledger.was_lost(trial.number, record.lived)
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
     if last_try and state.policy.interrupted == "prune" and trial.reports:
@@ -546,8 +628,21 @@ def _close(
         trial.reason = reason
     if to is not FAIL:
         state.failures_in_a_row = 0
+        _note_result(state, trial)
     elif own_fault:
         state.failures_in_a_row += 1
+
+
+def _note_result(state: State, trial: Trial) -> None:
+    """Let the ledger know of a trial that ended."""
+    if state.ledger is not None and trial.state is not FAIL:
+        state.ledger.result(state.ledger.time, value_of(trial, state), maximize=_maximizes(state))
+
+
+def _open_lease(state: State, trial: Trial, commit: Commit) -> None:
+    """Let the ledger know of a trial that starts; what it has reported before costs nothing again."""
+    if state.ledger is not None:
+        state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:

@@ -143,6 +143,8 @@ class OwnerMonitor:
         self.detector = FailureDetector()
         self.next_look = 0.0
         self._progress: dict[int, _Progress] = {}
+        self._first_seen: dict[tuple[int, int], float] = {}
+        """When each running lease, by trial and epoch, was first seen."""
         self._rests: dict[int, float] = {}
 
     def watched(self, state: State, spare: Collection[str]) -> list[str]:
@@ -167,7 +169,17 @@ class OwnerMonitor:
         ttl = state.policy.ttl
         self.next_look = now + ttl / _LOOKS_PER_TTL
         self.detector.look(beats, watched, now, gap=ttl * _LONGEST_GAP)
-        return [*reclaims(state, self.detector, now, spare=frozenset(spare)), *self._stuck(state, now)]
+        running = [(number, state.trials[number].epoch) for number in list(state.running)]
+        self._first_seen = {lease: self._first_seen.get(lease, now) for lease in running}
+        due = [self._with_life(one, state, now) for one in reclaims(state, self.detector, now, spare=frozenset(spare))]
+        return [*due, *self._stuck(state, now)]
+
+    def _with_life(self, record: TrialReclaim, state: State, now: float) -> TrialReclaim:
+        """The record, with how long the owner was seen alive in this lease: a lower bound of what the lease cost."""
+        owner = state.trials[record.number].owner or ""
+        seen = self._first_seen[record.number, record.epoch]
+        lived = now - self.detector.silence(owner, now) - seen
+        return TrialReclaim(record.number, record.epoch, record.reason, round(lived * 1e6)) if lived > 0 else record
 
     def _stuck(self, state: State, now: float) -> list[TrialReclaim | TrialStop]:
         """Trials without a report for the policy's progress timeout are asked to stop; a timeout later, reclaimed."""

@@ -61,6 +61,59 @@ class Categorical(msgspec.Struct, array_like=True, frozen=True, tag="c"):
 Distribution = Float | Int | Categorical
 
 
+class Price(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a site charges, in euro."""
+
+    gpu_hour: float = 0.0
+    core_hour: float = 0.0
+    kwh: float = 0.0
+
+
+class Until(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What ends a study before its budget is spent; the first that holds does. All but the date: one objective only."""
+
+    target: float | None = None
+    """A value that is good enough: at most this when minimizing, at least this when maximizing."""
+    date: int | str | None = None
+    """A date or time such as 2026-12-31, in UTC unless it says otherwise. In a log: microseconds since 1970."""
+    trials_without_gain: int | None = None
+    """COMPLETE and PRUNED trials since the best one."""
+    hours_without_gain: float | None = None
+    """Hours since the best trial ended."""
+    gain_per_hour: float | None = None
+    """By how much the best value has to improve per hour, over the last `gain_hours`."""
+    gain_hours: float = 1.0
+
+
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a study may spend; the first limit that is reached ends it. None: no limit.
+
+    Running trials are asked to end then, but for `trials`, which are counted when they start.
+    """
+
+    trials: int | None = None
+    """COMPLETE + PRUNED trials, exactly. In a log this is `Policy.budget`."""
+    epochs: int | None = None
+    """Steps that were trained, each time they were trained."""
+    gpu_hours: float | None = None
+    core_hours: float | None = None
+    kwh: float | None = None
+    euro: float | None = None
+    """By `prices`."""
+    prices: dict[str, Price] = {}
+    """Site -> what it charges; "*" is every other site."""
+    until: Until | None = None
+
+
+class Used(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a lease has used so far, by its owner's measurement."""
+
+    time: int
+    """Microseconds by a clock that nobody sets. Of a process that runs n trials at a time, each uses a share."""
+    energy: int | None = None
+    """Millijoules."""
+
+
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a study treats its trials. Fixed at creation, but for the budget, which `study.control` may move."""
 
@@ -76,6 +129,8 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds a live trial may go without a report before it is asked to stop, then reclaimed. None: for ever."""
     interrupted: str = "fail"
     """What becomes of a trial interrupted for good, its attempts used up: "fail", or "prune" at its last report."""
+    limits: Budget | None = None
+    """Limits beside `budget`, perhaps none. With it, the study keeps a ledger of what is spent; see `ledger`."""
 
 
 class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.define"):
@@ -101,6 +156,8 @@ class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.cont
 
     status: str | None = None
     budget: int | None = None
+    limits: Budget | None = None
+    """In place of all limits but `budget`."""
 
 
 class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
@@ -161,6 +218,8 @@ class TrialSet(msgspec.Struct, array_like=True, frozen=True, tag="trial.set"):
     """The owner has seen the request to stop."""
     resumed_from: Step | None = None
     """The step that this attempt really resumed from, or `FROM_START`: an earlier attempt's reports end there."""
+    used: Used | None = None
+    """What its lease has used; None: as the commits' times and the owner's introduction say."""
 
 
 class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -188,6 +247,7 @@ class TrialFinish(msgspec.Struct, array_like=True, frozen=True, tag="trial.finis
     state: TrialState
     values: tuple[float, ...] | None = None
     reason: str | None = None
+    used: Used | None = None
 
 
 class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.release"):
@@ -197,6 +257,7 @@ class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.rele
     epoch: int
     fail: bool = False
     reason: str | None = None
+    used: Used | None = None
 
 
 class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.reclaim"):
@@ -205,6 +266,8 @@ class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.recl
     number: int
     epoch: int
     reason: str = "its owner fell silent"
+    lived: int | None = None
+    """Microseconds for which the observer saw the owner alive in this lease, by the observer's own clock."""
 
 
 class TrialStop(msgspec.Struct, array_like=True, frozen=True, tag="trial.stop"):

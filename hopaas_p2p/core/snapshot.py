@@ -24,6 +24,7 @@ import msgspec
 
 from hopaas_p2p.core import blocks
 from hopaas_p2p.core.chain import sum_at
+from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.records import Distribution, StudyDefine, TrialState
 from hopaas_p2p.core.state import BLOCK, LastCommit, State, Verdict
 from hopaas_p2p.core.validity import possible_definition, possible_distributions
@@ -74,6 +75,7 @@ class _Header(msgspec.Struct, array_like=True):
     """The sum that the snapshot stands on, see `core.chain`."""
     quiet: list[tuple[str, int, bytes]] = []
     """Of `writers` and of `peers`, the parts of 256 of which none has written for long: which, where, and packed."""
+    ledger: Ledger | None = None
 
 
 class _SplitSnapshot(msgspec.Struct, array_like=True):
@@ -224,7 +226,9 @@ def digest(state: State) -> str:
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
     plain = [zlib.decompress(_packed(state, index)) for index in range(_count(state))]
-    *fields, _, _ = msgspec.structs.astuple(_header(state, plain))  # what a study is does not depend on its log's sum
+    *fields, _, _, ledger = msgspec.structs.astuple(_header(state, plain))  # a study does not depend on its log's sum
+    if ledger is not None:
+        fields.append(ledger)
     return hashlib.blake2b(_encode(fields), digest_size=_DIGEST).hexdigest()
 
 
@@ -251,6 +255,7 @@ def _header(state: State, packed: list[bytes]) -> _Header:
         len(state.trials),
         packed,
         sum_at(state.lsn, state.chain),
+        ledger=state.ledger,
     )
 
 
@@ -283,13 +288,15 @@ def load(data: bytes) -> State:
 def _load(header: _Header, room: _Room) -> State:
     if not 1 <= header.version <= VERSION or not _fit_for_readers(header):
         raise CorruptSnapshot
+    if header.define is not None and header.define.policy.limits is not None and header.ledger is None:
+        raise CorruptSnapshot  # written by a version that keeps no ledger
     state = State()
     if header.chain is not None:
         state.chain = header.lsn, header.chain
     state.lsn, state.define, state.status, state.budget = header.lsn, header.define, header.status, header.budget
     if header.define is not None:
         state.policy = header.define.policy
-    state.user, state.system = header.user, header.system
+    state.user, state.system, state.ledger = header.user, header.system, header.ledger
     state.waiting, state.running = dict.fromkeys(header.waiting), dict.fromkeys(header.running)
     state.failures_in_a_row = header.failures_in_a_row
     state.dists, state.refusals = header.dists, header.refusals

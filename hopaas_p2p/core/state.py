@@ -7,6 +7,7 @@ from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
 
+from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.records import (
     Checkpoint,
     Distribution,
@@ -326,6 +327,7 @@ class State:
         "dists",
         "draining",
         "failures_in_a_row",
+        "ledger",
         "lsn",
         "peers",
         "policy",
@@ -356,6 +358,8 @@ class State:
         self.running: dict[int, None] = {}
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
         self.failures_in_a_row = 0
+        self.ledger: Ledger | None = None
+        """What is spent, if the policy has limits, perhaps none; see `ledger`."""
         self.dists: dict[str, Distribution] = {}
         """The first distribution the log gave each parameter: what a trial has unless it says otherwise."""
         self.peers: dict[str, dict[str, str]] = {}
@@ -383,7 +387,11 @@ class State:
             return "failing"
         if self.budget is not None and self.used() >= self.budget:
             return "budget"
-        return None
+        return "budget" if self.limit_reached() is not None else None
+
+    def limit_reached(self) -> str | None:
+        """Which limit beside `budget` has ended the study, in words; None while none has."""
+        return None if self.ledger is None else self.ledger.reached
 
     def closed_to(self, peer: str) -> str | None:
         """The key in `REFUSALS` that says why no trial may start in this peer now; None when one may."""

@@ -25,6 +25,7 @@ from hopaas_p2p.core.attributes import (
     REUSED,
     SAMPLER,
 )
+from hopaas_p2p.core.ledger import possible_limits
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, StudyDefine
 
 MAX_WAITING: Final = 100_000
@@ -161,6 +162,12 @@ def _too_deep(text: str) -> bool:
     return False
 
 
+def feasible(system: Mapping[str, str]) -> bool:
+    """Whether a trial with these attributes keeps its constraints, as Optuna reads them."""
+    text = system.get("constraints")
+    return text is None or all(one <= 0 for one in json.loads(text) or ())
+
+
 def possible_system(texts: Mapping[str, str]) -> bool:
     """Whether the attributes that programs read by name are what they take them for."""
     for key, text in texts.items():
@@ -259,6 +266,7 @@ def possible_definition(define: StudyDefine) -> bool:
         and all(direction in _DIRECTIONS for direction in define.directions)
         and possible_distributions(define.space, {})
         and _possible_policy(define.policy)
+        and (define.policy.limits is None or possible_limits(define.policy.limits, len(define.directions)))
     )
 
 

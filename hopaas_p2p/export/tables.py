@@ -60,15 +60,25 @@ def _columns(portable: Portable, rows: list[dict[str, Any]]) -> list[str]:
     return [*first, *middle, *last]
 
 
+def _seconds(trial: PortableTrial) -> float | None:
+    """How long it ran, over all its leases."""
+    start, end = trial.record.start, trial.record.end
+    if start is None or end is None:
+        return None
+    leases = [(past[2], past[3]) for past in trial.origin.get("history", ())]
+    if (start, end) not in leases:  # else the last lease is in its history, too
+        leases.append((start, end))
+    return sum(max(0, ended - began) for began, ended in leases if began is not None) / 1e6
+
+
 def _row(trial: PortableTrial, portable: Portable) -> dict[str, Any]:
     record = trial.record
     peer = portable.peers.get(trial.origin.get("owner", ""), {})
-    both = record.start is not None and record.end is not None
     row: dict[str, Any] = {
         "number": trial.number,
         "datetime_start": to_iso(record.start),
         "datetime_complete": to_iso(record.end),
-        "duration": (record.end - record.start) / 1e6 if both and record.end and record.start else None,
+        "duration": _seconds(trial),
         "reason": record.reason,
         "site": peer.get("site"),
         "host": peer.get("host"),

@@ -27,6 +27,7 @@ from hopaas_p2p.core.records import (
     TrialFinish,
     TrialSet,
     TrialState,
+    Used,
 )
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput
@@ -78,6 +79,7 @@ class Draft(msgspec.Struct, eq=False):
     system: dict[str, str] = {}
     stopping: bool = False
     resumed_from: int | None = None
+    used: Used | None = None
 
     def record(self) -> TrialSet:
         """All of it as one record."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from hopaas_p2p import process, provenance
+from hopaas_p2p import metering, process, provenance
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.leases import BEATS_PER_TTL, trusted_until
@@ -52,7 +52,7 @@ _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is l
 REQUESTS_EVERY = 60.0
 """Seconds between looks for a request of a rescue: seldom, since a look is a round trip of its own."""
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-_KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe")
+_KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """What the peer of a forked child is constructed with again."""
 
 T = TypeVar("T")
@@ -85,6 +85,7 @@ class Peer:
         acts_for: peers whose trials travelled to this process.
         peer_ttl: seconds of silence that others grant this peer, where that is longer than the study's.
         threaded: whether a background thread calls `tick`.
+        energy: joules that this process's devices have used; None if they cannot be read.
         describe: gives the provenance that this peer announces when it joins a study.
         uuid, jitter: of this peer; a simulator passes its own, so that a run is determined by its seed.
 
@@ -103,6 +104,7 @@ class Peer:
         peer_ttl: float | None = None,
         threaded: bool = True,
         describe: Callable[[], dict[str, str]] = provenance.describe,
+        energy: Callable[[], float] | None = None,
         uuid: str | None = None,
         jitter: random.Random | None = None,
     ) -> None:
@@ -113,7 +115,8 @@ class Peer:
         self.patience = 60.0 if patience is None else patience
         self.store_wait = store_wait if store_wait is not None else math.inf if patience is None else patience
         self.clock, self.now_us, self.describe = clock, now_us, describe
-        self.linger, self.peer_ttl = linger, peer_ttl
+        self.linger, self.peer_ttl, self.energy = linger, peer_ttl, energy
+        self.meter = metering.Meter(clock=clock, now_us=now_us, energy=energy)
         self.jitter = jitter or random.Random()
         self.adopted: set[str] = set()
         """Peers among `acts_for` whose trials this process has touched: it beats for them too."""

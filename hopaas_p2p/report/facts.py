@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import Any, Final, NamedTuple
 
+from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import COMPLETE, PRUNED, RUNNING, State, Trial
 
 _LONGEST_LABEL: Final = 40
@@ -117,8 +118,9 @@ def shown(value: object) -> str:
 
 
 def took(trial: Trial) -> str:
-    """How long the trial took, in words; empty if that is not known."""
-    return duration((trial.end - trial.start) / 1e6) if trial.start is not None and trial.end is not None else ""
+    """How long the trial took over all its leases, in words; empty if that is not known."""
+    seconds = trial_seconds(trial)
+    return "" if seconds is None else duration(seconds)
 
 
 def scored(state: State, objective: int = 0) -> list[tuple[float, Trial]]:

@@ -9,11 +9,13 @@ import string
 from collections.abc import Sequence
 from typing import Final
 
+from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.report import charts
 from hopaas_p2p.report.charts import Figure
 from hopaas_p2p.report.facts import best, duration, params_of, pareto_front, peer_labels, savings, shown, took
 from hopaas_p2p.report.importance import Importance, importance
+from hopaas_p2p.report.spending import budget_lines, cells, spending
 from hopaas_p2p.report.svg import safe
 from hopaas_p2p.report.timeline import timeline
 
@@ -81,7 +83,7 @@ def _tiles(state: State) -> str:
     spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
     if spans:
         wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
-        busy = sum(end - start for start, end in spans) / 1e6
+        busy = sum(trial_seconds(t) or 0.0 for t in state.trials)
         tiles.append(_tile(duration(wall), "from first to last", f"{duration(busy)} of trials"))
     return "".join(tiles)
 
@@ -102,7 +104,7 @@ def _sections(state: State) -> str:
     gantt = timeline(state)
     parts = [_figure(gantt)] if gantt is not None else []
     parts.append(f'<div class="grid">{"".join(map(_figure, figures))}</div>' if figures else "")
-    parts += [_parameters(state, found), _best_trials(state), _interrupted(state), _failures(state)]
+    parts += [_parameters(state, found), _best_trials(state), _spent(state), _interrupted(state), _failures(state)]
     return "\n".join(part for part in parts if part) if state.trials else _nothing("No trial has been started yet.")
 
 
@@ -164,6 +166,16 @@ def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:
     hidden = len(names) - len(columns)
     note = f'<p class="none">{hidden} more parameters are not shown.</p>' if hidden else ""
     return _card(title, table([*heads, "peer", "took", ""], rows, words=("peer", ""), first=values == 1) + note)
+
+
+def _spent(state: State) -> str:
+    """What the trials cost, by site, person and state, and what is left of the budget."""
+    found = spending(state)
+    if not found.rows:
+        return ""
+    heads, rows = cells(found)
+    lines = "".join(f'<p class="none">{safe(line)}</p>' for line in budget_lines(found))
+    return _card("What it cost", lines + table(heads, rows, words=("site", "person", "state")))
 
 
 def _interrupted(state: State) -> str:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.leases import Lease
-from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet
+from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import outliers, possible_distributions
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
@@ -39,6 +39,13 @@ NO_WORK: Final = {
     "draining": "this peer or its site was asked to take no more trials",
     "failing": "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail",
 }
+
+
+def no_work(state: State, refusal: str) -> NoWork:
+    """The error of an ask that was refused for this reason."""
+    why = NO_WORK.get(refusal, refusal)
+    limit = state.limit_reached() if refusal == "budget" else None
+    return NoWork(why if limit is None else f"{why}: {limit}", refusal=refusal)
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -147,7 +154,7 @@ class StudyHandle:
         with self.log.lock:
             closed = self.state.closed_to(self.peer.uuid)
         if closed is not None:
-            raise NoWork(NO_WORK[closed], refusal=closed)
+            raise no_work(self.state, closed)
 
     def start(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int:
         """Start the trial of this record; returns its number. Raises NoWork.
@@ -169,14 +176,14 @@ class StudyHandle:
         """The number of the trial, which is taken into the view; None if it was reclaimed meanwhile."""
         (verdict,) = pending.verdicts or ()
         if not verdict.accepted or verdict.number is None:
-            refusal = verdict.refusal or "refused"
-            raise NoWork(NO_WORK.get(refusal, refusal), refusal=refusal)
+            raise no_work(self.state, verdict.refusal or "refused")
         with self.log.lock:
             trial = self.state.trials[verdict.number]
             if trial.end is not None:
                 return None
             again = trial.attempt > 1 or bool(trial.history)
-            self._own(verdict.number, inherited=trial.reports if again else {})
+            owned = self._own(verdict.number, inherited=trial.reports if again else {})
+            self.peer.meter.begin((self.uuid, verdict.number, owned.lease.epoch))
             return verdict.number
 
     def claim(self, number: int) -> bool:
@@ -268,7 +275,16 @@ class StudyHandle:
             self.peer.check_process()
             self.peer.note_draft(self.log)
             session = self.log.session
-        return session.draft(number, epoch, owner)
+        draft = session.draft(number, epoch, owner)
+        draft.used = self._used(number, epoch) or draft.used
+        return draft
+
+    def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
+        """What the lease has used, if the log does not tell by itself."""
+        found = self.peer.meter.used((self.uuid, number, epoch), anew=at_end)
+        if at_end:
+            self.peer.meter.end((self.uuid, number, epoch))
+        return None if found is None else Used(*found)
 
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
         """See that what was just set arrives in time.
@@ -528,7 +544,8 @@ class StudyHandle:
             self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
         elif to is not records.TrialState.COMPLETE:
             reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer
-        return self._put_last(TrialFinish(number, epoch, to, values, reason), owner=owner)
+        used = self._used(number, epoch, at_end=True)
+        return self._put_last(TrialFinish(number, epoch, to, values, reason, used), owner=owner)
 
     def _put_last(self, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> PendingCommit:
         """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
@@ -544,7 +561,9 @@ class StudyHandle:
             owned = self.writable(number)
             if owned is None:
                 return False
-            pending = self._put_last(TrialRelease(number, owned.lease.epoch, reason=reason), owner=owned.lease.owner)
+            owner, epoch = owned.lease
+            used = self._used(number, epoch, at_end=True)
+            pending = self._put_last(TrialRelease(number, epoch, reason=reason, used=used), owner=owner)
             self._rebuild(number)
         return self.peer.await_commit(self.log, pending)[-1].accepted
 

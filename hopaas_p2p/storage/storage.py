@@ -29,7 +29,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
-from hopaas_p2p.core.records import PeerJoin, Policy, Record, StudyClose, StudyDefine, StudyOpen, StudySet, TrialCreate
+from hopaas_p2p.core.records import (
+    Budget,
+    PeerJoin,
+    Policy,
+    Record,
+    StudyClose,
+    StudyDefine,
+    StudyOpen,
+    StudySet,
+    TrialCreate,
+)
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.core.validity import possible_definition, possible_system
 from hopaas_p2p.errors import (
@@ -42,6 +52,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
+from hopaas_p2p.metering import energy_counter
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.process import new_uuid
 from hopaas_p2p.provenance import describe
@@ -128,7 +139,7 @@ def open_storage(
         raise InvalidInput(f"lease_ttl must be positive, got {lease_ttl}")
     options = StorageOptions(
         url=_found(url, create=create, within=store_wait if store_wait is not None else patience).url,
-        policy=Policy(ttl=float(lease_ttl), attempts=attempts),
+        policy=Policy(ttl=float(lease_ttl), attempts=attempts, limits=Budget()),
         linger=linger,
         patience=patience,
         store_wait=store_wait,
@@ -163,6 +174,7 @@ def _open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) 
         acts_for=acts_for,
         peer_ttl=options.peer_ttl,
         describe=partial(describe, on_behalf_of=options.on_behalf_of),
+        energy=energy_counter(),
     )
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 from optuna.distributions import BaseDistribution
 
+from hopaas_p2p.budget import budget_of, check_limits, limits_of, words
 from hopaas_p2p.core import records
-from hopaas_p2p.core.records import Policy, StudyDefine
+from hopaas_p2p.core.records import Budget, Policy, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
+BudgetGiven = int | str | Mapping[str, Any] | Budget
+"""A number of trials, or limits; see `hopaas_p2p.budget`."""
 
 
 class StudyArguments(NamedTuple):
@@ -23,7 +27,7 @@ class StudyArguments(NamedTuple):
 
     directions: tuple[str, ...] | None
     space: Space | None
-    budget: int | None
+    budget: BudgetGiven | None
     attempts: int | None
     lease_ttl: float | None
     max_failures: int | None
@@ -41,8 +45,12 @@ class StudyArguments(NamedTuple):
             InvalidInput: no study can be like that; the message says what it can be.
         """
         default = Policy()
+        budget = Budget() if self.budget is None else budget_of(self.budget)
+        directions = _directions(self.directions)
+        check_limits(limits_of(budget), len(directions))
         policy = Policy(
-            budget=_whole("budget", self.budget),
+            budget=budget.trials,
+            limits=limits_of(budget),
             attempts=_whole("attempts", self.attempts) or default.attempts,
             ttl=_seconds("lease_ttl", self.lease_ttl) or default.ttl,
             max_failures=_whole("max_failures", self.max_failures),
@@ -52,7 +60,7 @@ class StudyArguments(NamedTuple):
         if policy.interrupted not in ("fail", "prune"):
             raise InvalidInput(f"interrupted is 'fail' or 'prune', got {policy.interrupted!r}")
         space = {key: _checked(key, value) for key, value in (self.space or {}).items()}
-        return StudyDefine(name, _directions(self.directions), policy, space, info)
+        return StudyDefine(name, directions, policy, space, info)
 
 
 def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -138,12 +146,14 @@ def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str
     stored = definition_of(state, wanted.name)
     lines = []
     for what in said:
+        if what == "budget":
+            lines += _other_budget(state, wanted.policy)
+            continue
         part = "ttl" if what == "lease_ttl" else what
         there, given = (
             getattr(define if part in ("directions", "space") else define.policy, part) for define in (stored, wanted)
         )
-        moved = what == "budget" and given == state.budget
-        if there != given and not moved:
+        if there != given:
             lines += _difference(what, there, given)
     if lines:
         raise DefinitionMismatch(
@@ -151,6 +161,20 @@ def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str
             + "\n".join(f"  {line}" for line in lines)
             + "\nUse the stored one (leave the argument out), or choose another name."
         )
+
+
+def _other_budget(state: State, wanted: Policy) -> list[str]:
+    """How the budget that was given differs from the study's, at first and now."""
+    assert state.define is not None
+    stored = state.define.policy
+    now = (state.budget, Budget() if state.ledger is None else state.ledger.limits)
+    given = (wanted.budget, wanted.limits)
+    if given in (now, (stored.budget, stored.limits or Budget())):
+        return []
+    there, asked = (
+        words(msgspec.structs.replace(limits or Budget(), trials=trials)) or "no end" for trials, limits in (now, given)
+    )
+    return [f"budget: stored {there}, given {asked}"]
 
 
 def _difference(what: str, there: object, given: object) -> list[str]:

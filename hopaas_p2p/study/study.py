@@ -24,9 +24,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p import extras, interrupts
 from hopaas_p2p.artifacts import StudyArtifacts
+from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import REUSED
 from hopaas_p2p.core.records import (
+    Budget,
     Distribution,
     PeerDrain,
     StudyControl,
@@ -59,7 +61,7 @@ from hopaas_p2p.storage.optuna_internals import (
     fixed_params,
     forget_cached_trials,
 )
-from hopaas_p2p.study.definition import Space, StudyArguments, compare, definition_of, provenance_of
+from hopaas_p2p.study.definition import BudgetGiven, Space, StudyArguments, compare, definition_of, provenance_of
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.proposer import Proposed, Proposer
@@ -90,7 +92,7 @@ def open_study(
     directions: Sequence[str] | None = None,
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
-    budget: int | None = None,
+    budget: BudgetGiven | None = None,
     attempts: int | None = None,
     max_failures: int | None = None,
     lease_ttl: float | None = None,
@@ -114,7 +116,8 @@ def open_study(
         sampler: Optuna's or ours. The study keeps its class and arguments, but no seed: a process that joins and gives
             none uses the same. One that gives another uses that, with a warning.
         pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
-        budget: COMPLETE + PRUNED trials wanted over all processes, exactly. None: no end.
+        budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`, whose first limit
+            that is reached ends the study. None: no end.
         attempts: how often one set of parameters may be started when its peers die or are pre-empted; 3 if not said.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
         lease_ttl: seconds of silence after which a peer's trial is taken over; 120 if not said.
@@ -576,7 +579,7 @@ class Study:
         """Whether work may yet turn up: the study is paused, or the owner of a running trial is dead."""
         if none.refusal == "paused":
             return True
-        if none.refusal != "budget":
+        if none.refusal != "budget" or self.state.limit_reached() is not None:
             return False
         return self.state.closed_because() is None or self.storage.peer.someone_may_be_dead(self._handle.log)
 
@@ -655,11 +658,23 @@ class Study:
         """End the campaign: no more trials; running ones are finished by their owners."""
         self._control(StudyControl(status="stopped"))
 
-    def set_budget(self, budget: int | None) -> None:
-        """Move the budget; None lifts it."""
-        if budget is not None and budget < 1:
-            raise InvalidInput(f"budget must be at least 1, got {budget}")
-        self._control(StudyControl(budget=-1 if budget is None else budget))
+    def set_budget(self, budget: BudgetGiven | None) -> None:
+        """Move the budget: a whole number moves that of trials only, anything else replaces all of it; None lifts it.
+
+        Raises:
+            InvalidInput: a limit that is not allowed.
+
+        """
+        if isinstance(budget, int):
+            self._control(StudyControl(budget=budget_of(budget).trials))
+            return
+        wanted = Budget() if budget is None else budget_of(budget)
+        limits = limits_of(wanted)
+        check_limits(limits, len(self.directions))
+        ledger = self.state.ledger
+        same = limits == (Budget() if ledger is None else ledger.limits)
+        trials = -1 if wanted.trials is None else wanted.trials
+        self._control(StudyControl(budget=trials, limits=None if same else limits))
 
     def _control(self, record: records.StudyRecord) -> None:
         self.storage.say(self.study_id, record)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p import sampler_config
-from hopaas_p2p.core.records import Distribution
+from hopaas_p2p.budget import budget_of
+from hopaas_p2p.core.records import Budget, Distribution
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.space import check_keys, distribution_of, mapping, number
 
@@ -88,8 +89,10 @@ def _by_our_names(content: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _policy_value(key: str, value: Any) -> float | int | str:
+def _policy_value(key: str, value: Any) -> float | int | str | Budget:
     if key == "repeats":
         return str(value)
+    if key == "budget" and isinstance(value, str | Mapping):
+        return budget_of(value)
     given = number(value, key)
     return float(given) if key == "lease_ttl" else int(given)

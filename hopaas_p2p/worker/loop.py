@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.space import spec
@@ -261,10 +262,11 @@ class Worker:
         return False
 
     def _typical(self) -> float | None:
-        """Median duration of the study's trials: of those that are complete, or else pruned."""
-        trials = self.study.state.trials
+        """Median duration of the study's trials, from job to job: of those that are complete, or else pruned."""
+        state = self.study.state
         for wanted in (TrialState.COMPLETE, TrialState.PRUNED):
-            spans = [(one.end - one.start) / 1e6 for one in trials if one.state is wanted and one.end and one.start]
+            ended = [configuration_seconds(one, state) for one in state.trials if one.state is wanted]
+            spans = [seconds for seconds in ended if seconds is not None]
             if spans:
                 return statistics.median(spans)
         return None

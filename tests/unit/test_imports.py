@@ -11,8 +11,19 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "hopaas_p2p"
 
 LAYERS = (
-    {"atomic", "errors", "extras", "findings", "interrupts", "ownership", "process", "provenance", "__init__"},
-    {"core", "settings", "space", "times"},
+    {
+        "__init__",
+        "atomic",
+        "errors",
+        "extras",
+        "findings",
+        "interrupts",
+        "metering",
+        "ownership",
+        "process",
+        "provenance",
+    },
+    {"budget", "core", "settings", "space", "times"},
     {"net"},
     {"tunnel"},
     {"stores", "spool"},

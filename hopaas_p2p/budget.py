@@ -1,0 +1,147 @@
+"""A budget as people write it: a number of trials, a `Budget`, keys of a file, or `gpu_hours=500,until.target=0.1`."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from hopaas_p2p.core.ledger import AMOUNTS, possible_limits
+from hopaas_p2p.core.records import Budget, Price, Until
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.times import to_iso
+
+HELP: Final = (
+    "COMPLETE + PRUNED trials over all peers, or limits such as gpu_hours=500,kwh=80,until.date=2026-12-31; "
+    "see docs/budgets.md."
+)
+_KEYS: Final = (
+    "trials, epochs, gpu_hours, core_hours, kwh, euro, prices.SITE.(gpu_hour|core_hour|kwh), "
+    f"until.({'|'.join(Until.__struct_fields__)})"
+)
+
+
+def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
+    """The budget that was given in any of these ways.
+
+    Raises:
+        InvalidInput: a key or a value that is not allowed.
+
+    """
+    if isinstance(given, Budget):
+        found = given
+    elif isinstance(given, str):
+        found = _parsed([given])
+    elif isinstance(given, Mapping):
+        found = _converted(given)
+    else:
+        found = Budget(trials=_whole(given))
+    if found.trials is not None:
+        found = msgspec.structs.replace(found, trials=_whole(found.trials))
+    until = found.until
+    if until is not None and until.date is not None:
+        found = msgspec.structs.replace(found, until=msgspec.structs.replace(until, date=_date(until.date)))
+    if found.euro is not None and not found.prices:
+        raise InvalidInput("a budget in euro needs prices per site, such as prices.SITE.gpu_hour=1.10")
+    return found
+
+
+def parsed_budget(texts: Iterable[str]) -> Budget:
+    """The budget of `--budget`, which may be given several times. Raises InvalidInput."""
+    return budget_of(_parsed(texts))
+
+
+def limits_of(budget: Budget) -> Budget:
+    """All of a budget but its trials, which a log keeps apart."""
+    return msgspec.structs.replace(budget, trials=None)
+
+
+def check_limits(limits: Budget, objectives: int) -> None:
+    """Raise InvalidInput if a study with so many objectives cannot be limited like that."""
+    if possible_limits(limits, objectives):
+        return
+    if possible_limits(limits, 1):
+        raise InvalidInput("a study with several objectives ends by its budget or a date: it has no best value")
+    raise InvalidInput(f"a budget's limits are positive numbers, got {words(limits)}")
+
+
+def words(budget: Budget) -> str:
+    """The budget as one line, as it may be given to `--budget`."""
+    return ",".join(f"{key}={value}" for key, value in _flat(msgspec.to_builtins(budget)))
+
+
+def _flat(given: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        elif value is not None:
+            yield f"{before}{key}", to_iso(value) if (before, key) == ("until.", "date") else value
+
+
+def _parsed(texts: Iterable[str]) -> Budget:
+    content: dict[str, Any] = {}
+    for part in (part.strip() for text in texts for part in str(text).split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            key, value = "trials", part
+        first, *rest = key.strip().split(".")
+        names = [first, ".".join(rest[:-1]), rest[-1]] if first == "prices" and len(rest) > 1 else [first, *rest]
+        place = content
+        for name in names[:-1]:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise InvalidInput(f"{key!r} is no part of a budget; there are: {_KEYS}")
+        if names[-1] in place:
+            raise InvalidInput(f"the budget says {key.strip()} twice")
+        place[names[-1]] = value.strip()
+    return _converted(content)
+
+
+def _converted(content: Mapping[str, Any]) -> Budget:
+    unknown = set(content) - set(Budget.__struct_fields__)
+    until = content.get("until")
+    unknown |= set(until) - set(Until.__struct_fields__) if isinstance(until, Mapping) else set()
+    prices = content.get("prices")
+    for price in prices.values() if isinstance(prices, Mapping) else ():
+        unknown |= set(price) - set(Price.__struct_fields__) if isinstance(price, Mapping) else set()
+    if unknown:
+        raise InvalidInput(f"{min(unknown)!r} is no part of a budget; there are: {_KEYS}")
+    plain = {**content}
+    if isinstance(until, Mapping) and isinstance(until.get("date"), datetime.date):  # as YAML and TOML read it
+        plain["until"] = {**until, "date": until["date"].isoformat()}
+    try:
+        return msgspec.convert(plain, Budget, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"the budget: {error}. There are: {_KEYS}") from None
+
+
+def _whole(trials: Any) -> int:
+    try:
+        number = int(trials.__index__())
+    except (AttributeError, TypeError):
+        raise InvalidInput(f"budget must be a whole number of trials, or a Budget; got {trials!r}") from None
+    if number < 1:
+        raise InvalidInput(f"budget must be at least 1, got {number}")
+    return number
+
+
+def _date(given: Any) -> int:
+    """Microseconds since 1970, UTC unless the text names another zone; of a day, its beginning."""
+    if isinstance(given, int):
+        return given
+    try:
+        found = given if isinstance(given, datetime.date) else datetime.datetime.fromisoformat(given.strip())
+        if not isinstance(found, datetime.datetime):
+            found = datetime.datetime(found.year, found.month, found.day, tzinfo=datetime.UTC)
+        if found.tzinfo is None:
+            found = found.replace(tzinfo=datetime.UTC)
+        return (found - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+    except (AttributeError, TypeError, ValueError):
+        raise InvalidInput(
+            f"until.date is a date or time such as 2026-12-31 or 2026-12-31T18:00, not {given!r}"
+        ) from None
+
+
+__all__ = ["AMOUNTS", "HELP", "budget_of", "check_limits", "limits_of", "parsed_budget", "words"]

@@ -1,0 +1,398 @@
+"""What a study has spent, by site, person and outcome, and when that ends it.
+
+`apply` keeps a ledger for every study whose policy has `limits`. Each lease costs the time from its start to its
+owner's last word, by the owner's own clock, and that time on each of the devices that the owner announced when it
+joined. An owner that knows better says so in its records (`Used`): it measured the energy, ran several trials at once,
+or saw its clock being set. Of an owner that died, an observer says how long it saw it alive.
+
+All amounts are whole numbers, so that they can be moved from one account to another without a remainder: what a
+running trial costs is booked as *running*, then as *complete*, *pruned* or *failed*, as *lost* if its peer died, or as
+*given back* until another peer ends the trial.
+
+Limits are judged when a record is applied, by what the log says up to then. Nothing here reads a clock: what is late
+is decided by the clocks of the last few writers, of which the middle one counts, so that one wrong clock ends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
+
+import msgspec
+
+from hopaas_p2p.core.records import Budget, Price, Until, Used
+
+HOUR: Final = 3_600_000_000
+"""Microseconds."""
+KWH: Final = 3_600_000_000
+"""Millijoules."""
+LONGEST_LEASE: Final = 400 * 24 * HOUR
+"""Of one that is longer, a clock was set from 1970 to today."""
+_MOST: Final = 1 << 60
+"""Of any amount: sums stay within the 64 bits that a snapshot writes."""
+_MOST_STEPS: Final = 1 << 40
+_MOST_DEVICES: Final = 100_000
+"""GPUs, cores or watts of one peer."""
+_MOST_ENERGY: Final = 1 << 52
+"""Of a lease: a thousand megawatt hours."""
+_MOST_ACCOUNTS: Final = 1000
+_LOST_KEPT: Final = 256
+_CLOCKS: Final = 5
+_LONGEST_NAME: Final = 64
+OTHERS: Final = "others"
+"""The site and person of what comes after a thousand accounts."""
+
+Outcome = Literal["running", "complete", "pruned", "failed", "lost", "given back"]
+OUTCOMES: Final[tuple[Outcome, ...]] = ("complete", "pruned", "failed", "lost", "given back", "running")
+
+
+class Cost(msgspec.Struct, array_like=True, gc=False):
+    """What some leases cost."""
+
+    time: int = 0
+    """Microseconds."""
+    gpu: int = 0
+    """Microseconds of one GPU."""
+    core: int = 0
+    """Microseconds of one core."""
+    energy: int = 0
+    """Millijoules."""
+    epochs: int = 0
+
+    def add(self, other: Cost) -> None:
+        """Take this on top."""
+        self.time = min(_MOST, self.time + other.time)
+        self.gpu = min(_MOST, self.gpu + other.gpu)
+        self.core = min(_MOST, self.core + other.core)
+        self.energy = min(_MOST, self.energy + other.energy)
+        self.epochs = min(_MOST, self.epochs + other.epochs)
+
+    def subtract(self, other: Cost) -> None:
+        """Take this away."""
+        self.time = max(0, self.time - other.time)
+        self.gpu = max(0, self.gpu - other.gpu)
+        self.core = max(0, self.core - other.core)
+        self.energy = max(0, self.energy - other.energy)
+        self.epochs = max(0, self.epochs - other.epochs)
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpu / HOUR
+
+    @property
+    def core_hours(self) -> float:
+        return self.core / HOUR
+
+    @property
+    def kwh(self) -> float:
+        return self.energy / KWH
+
+
+class Account(msgspec.Struct, array_like=True, gc=False):
+    """What one person's leases at one site cost that ended alike."""
+
+    site: str
+    user: str
+    outcome: Outcome
+    cost: Cost
+    leases: int = 0
+
+
+class OpenLease(msgspec.Struct, array_like=True, gc=False):
+    """A lease that has not ended, as far as its cost goes."""
+
+    site: str
+    user: str
+    gpus: int
+    """Thousandths."""
+    cores: int
+    """Thousandths."""
+    watts: int
+    """Thousandths."""
+    start: int
+    heard: int
+    """The time of its owner's last word, by the owner's clock as `start` is."""
+    base: int
+    """Epochs that it began with."""
+    top: int
+    """Epochs that its trial has now."""
+    from_zero: bool
+    """Whether its steps begin with 0."""
+    used: Used | None = None
+    counted: Cost = msgspec.field(default_factory=Cost)
+    """What of it is in the accounts."""
+    booked: bool = False
+    """Whether it is, as running."""
+
+    def cost(self) -> Cost:
+        """What it cost up to its owner's last word."""
+        used = self.used
+        time = min(max(self.heard - self.start, 0), LONGEST_LEASE) if used is None else used.time
+        energy = time * self.watts // 1_000_000 if used is None or used.energy is None else used.energy
+        epochs = max(0, self.top - self.base)
+        return Cost(time, time * self.gpus // 1000, time * self.cores // 1000, energy, epochs)
+
+
+class Ledger(msgspec.Struct, array_like=True):
+    """See the module. `apply` alone changes it."""
+
+    limits: Budget
+    accounts: dict[str, Account] = {}
+    open: dict[int, OpenLease] = {}
+    """By trial; those of the running ones."""
+    given_back: dict[int, list[Account]] = {}
+    """What waiting trials have cost so far: an account per lease."""
+    lost: dict[int, OpenLease] = {}
+    """The last attempts that were lost: a late result moves what they cost."""
+    reached: str | None = None
+    """Which limit has ended the study, in words."""
+    best: tuple[int, float] | None = None
+    """When the best trial ended, and its value."""
+    since_best: int = 0
+    """COMPLETE and PRUNED trials since then."""
+    improvements: list[tuple[int, float]] = []
+    """When the best value changed, and to what: of the time that `gain_hours` needs."""
+    clocks: dict[str, int] = {}
+    """The last commits' times of the writers heard last."""
+
+    # --- leases ---
+
+    def began(self, number: int, info: Mapping[str, str], at: int, reports: Iterable[int]) -> None:
+        """A trial started at a peer that introduced itself like this; it inherits these steps."""
+        top, from_zero = _epochs(reports)
+        self.open[number] = OpenLease(
+            site=info.get("site", "?")[:_LONGEST_NAME],
+            user=(info.get("on_behalf_of") or info.get("user", "?"))[:_LONGEST_NAME],
+            gpus=_thousandths(info.get("gpus")),
+            cores=_thousandths(info.get("cores")),
+            watts=_thousandths(info.get("watts")),
+            start=at,
+            heard=at,
+            base=top,
+            top=top,
+            from_zero=from_zero,
+        )
+
+    def heard(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
+        """The owner said something of its trial."""
+        lease = self.open.get(number)
+        if lease is None:
+            return
+        lease.heard = max(lease.heard, at)
+        if used is not None and _possible(used):
+            lease.used = used
+        if reports:
+            lease.from_zero = lease.from_zero or 0 in reports
+            lease.top = max(lease.top, min(max(reports) + lease.from_zero, _MOST_STEPS))
+        if _measures(self.limits):
+            self._count(lease)
+
+    def resumed(self, number: int, reports: Iterable[int]) -> None:
+        """The owner went on from these steps, and not from all that the trial had."""
+        lease = self.open.get(number)
+        if lease is not None:
+            lease.top, lease.from_zero = _epochs(reports)
+            lease.base = min(lease.base, lease.top)
+
+    def ended(self, number: int, outcome: Outcome) -> None:
+        """The trial ended, or was given back."""
+        lease = self.open.pop(number, None)
+        if lease is None:
+            self.settle(number, outcome)
+            return
+        self._count(lease)
+        cost = lease.counted
+        self._book(lease.site, lease.user, "running", -1).subtract(cost)
+        self._book(lease.site, lease.user, outcome, 1).add(cost)
+        if outcome == "given back":
+            part = Account(lease.site, lease.user, outcome, cost, 1)
+            self.given_back[number] = [*self.given_back.get(number, ()), part]
+        else:
+            self.settle(number, outcome)
+
+    def settle(self, number: int, outcome: Outcome) -> None:
+        """What the trial's earlier leases cost belongs to this outcome now."""
+        for part in self.given_back.pop(number, ()):
+            self._book(part.site, part.user, "given back", -1).subtract(part.cost)
+            self._book(part.site, part.user, outcome, 1).add(part.cost)
+
+    def was_lost(self, number: int, lived: int | None) -> None:
+        """The owner died, or seemed to; an observer saw it alive for `lived` microseconds of this lease."""
+        lease = self.open.get(number)
+        if lease is None:
+            return
+        known = lease.cost()
+        if lived is not None and known.time < lived <= LONGEST_LEASE:
+            measured = lease.used is not None and lease.used.energy is not None and known.time > 0
+            lease.used = Used(lived, min(known.energy * lived // known.time, _MOST) if measured else None)
+        self.ended(number, "lost")
+        if len(self.lost) >= _LOST_KEPT:
+            del self.lost[next(iter(self.lost))]
+        self.lost[number] = lease
+
+    def came_late(self, number: int, at: int, used: Used | None, reports: Iterable[int]) -> None:
+        """The owner of a lost attempt was alive after all, and told a result."""
+        lease = self.lost.pop(number, None)
+        if lease is None:
+            return
+        before = lease.counted
+        lease.heard = max(lease.heard, at)
+        lease.used = used if used is not None and _possible(used) else None
+        lease.top = max(lease.top, _epochs(reports)[0])
+        self._book(lease.site, lease.user, "lost", -1).subtract(before)
+        self._book(lease.site, lease.user, "complete", 1).add(lease.cost())
+
+    def _count(self, lease: OpenLease) -> None:
+        """Bring the account of what runs up to date."""
+        cost = lease.cost()
+        running = self._book(lease.site, lease.user, "running", 0 if lease.booked else 1)
+        running.subtract(lease.counted)
+        running.add(cost)
+        lease.counted, lease.booked = cost, True
+
+    def _book(self, site: str, user: str, outcome: Outcome, leases: int) -> Cost:
+        """The account of these, to be changed; with so many leases more."""
+        key = f"{site}\n{user}\n{outcome}"
+        found = self.accounts.get(key)
+        if found is None:
+            if len(self.accounts) >= _MOST_ACCOUNTS and site != OTHERS:
+                return self._book(OTHERS, OTHERS, outcome, leases)
+            found = self.accounts[key] = Account(site, user, outcome, Cost(), 0)
+        found.leases += leases
+        return found.cost
+
+    # --- limits ---
+
+    def limit(self, limits: Budget) -> None:
+        """Let these limits count from now on."""
+        self.limits, self.reached = limits, None
+        if _measures(limits):
+            for lease in self.open.values():
+                self._count(lease)
+
+    def result(self, at: int, value: float | None, *, maximize: bool) -> None:
+        """A trial ended COMPLETE with this value, or PRUNED; `at` is the log's time."""
+        self.since_best += 1
+        if value is None or not (self.best is None or (value > self.best[1] if maximize else value < self.best[1])):
+            return
+        self.best, self.since_best = (at, value), 0
+        until = self.limits.until
+        if until is not None and until.gain_per_hour is not None:
+            begin = at - int(until.gain_hours * HOUR)
+            old = [one for one in self.improvements if one[0] <= begin][-1:]
+            self.improvements = [*old, *(one for one in self.improvements if one[0] > begin), self.best]
+
+    def look(self, writer: str, at: int) -> None:
+        """A commit of this writer is about to be applied."""
+        self.clocks.pop(writer, None)
+        self.clocks[writer] = at
+        if len(self.clocks) > _CLOCKS:
+            del self.clocks[next(iter(self.clocks))]
+
+    @property
+    def time(self) -> int:
+        """The time that the log shows: the middle one of the last writers' clocks, or the one before it."""
+        clocks = sorted(self.clocks.values())
+        return clocks[(len(clocks) - 1) // 2] if clocks else 0
+
+    def judge(self, *, maximize: bool) -> str | None:
+        """Which limit is reached, in words."""
+        limits = self.limits
+        if limits == _NONE:
+            return None
+        for name, unit in AMOUNTS.items():
+            limit = getattr(limits, name)
+            if limit is not None and self.spent(name) >= limit:
+                return f"{limit:g} {unit} are spent"
+        return None if limits.until is None else self._until(limits.until, maximize=maximize)
+
+    def _until(self, until: Until, *, maximize: bool) -> str | None:
+        best, now = self.best, self.time
+        if isinstance(until.date, int) and now >= until.date:
+            return "the date is reached"
+        if best is None:
+            return None
+        if until.target is not None and (best[1] >= until.target if maximize else best[1] <= until.target):
+            return f"the target {until.target:g} is reached"
+        if until.trials_without_gain is not None and self.since_best >= until.trials_without_gain:
+            return f"{self.since_best} trials without a better one"
+        if until.hours_without_gain is not None and now - best[0] >= until.hours_without_gain * HOUR:
+            return f"{until.hours_without_gain:g} hours without a better trial"
+        if until.gain_per_hour is not None and self.improvements:
+            begin = now - until.gain_hours * HOUR
+            before = [value for at, value in self.improvements if at <= begin]
+            if before and abs(best[1] - before[-1]) < until.gain_per_hour * until.gain_hours:
+                return f"the best value improves by less than {until.gain_per_hour:g} per hour"
+        return None
+
+    def spent(self, name: str) -> float:
+        """How much of this is spent: epochs, gpu_hours, core_hours, kwh or euro."""
+        total = 0.0
+        for account in self.accounts.values():
+            total += euro(account, self.limits.prices) if name == "euro" else getattr(account.cost, name)
+        return total
+
+
+AMOUNTS: Final = {
+    "epochs": "epochs",
+    "gpu_hours": "GPU hours",
+    "core_hours": "core hours",
+    "kwh": "kWh",
+    "euro": "euro",
+}
+"""What a budget may limit beside trials: its field, and the unit in words."""
+_NONE: Final = Budget()
+
+
+def _measures(limits: Budget) -> bool:
+    """Whether a limit needs to know what running trials have cost so far."""
+    return any(getattr(limits, name) is not None for name in AMOUNTS)
+
+
+def euro(account: Account, prices: Mapping[str, Price]) -> float:
+    """What an account costs by these prices."""
+    price, cost = prices.get(account.site) or prices.get("*"), account.cost
+    if price is None:
+        return 0.0
+    return price.gpu_hour * cost.gpu_hours + price.core_hour * cost.core_hours + price.kwh * cost.kwh
+
+
+def possible_limits(limits: Budget, directions: int) -> bool:
+    """Whether a study with so many objectives can be limited like that."""
+    until = limits.until or Until()
+    amounts = [getattr(limits, name) for name in AMOUNTS]
+    prices = [number for price in limits.prices.values() for number in msgspec.structs.astuple(price)]
+    more = [until.trials_without_gain, until.hours_without_gain, until.gain_per_hour, until.gain_hours]
+    of_the_best = [until.target, *more[:3]]
+    return (
+        all(number is None or 0 < number < _MOST for number in [*amounts, *more])
+        and all(0 <= number < _MOST for number in prices)
+        and len(limits.prices) <= _MOST_ACCOUNTS
+        and limits.trials is None
+        and (until.target is None or math.isfinite(until.target))
+        and (until.date is None or (isinstance(until.date, int) and 0 <= until.date < _MOST))
+        and (directions == 1 or all(one is None for one in of_the_best))
+    )
+
+
+def _epochs(steps: Iterable[int]) -> tuple[int, bool]:
+    """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
+    steps = list(steps)
+    if not steps:
+        return 0, False
+    from_zero = 0 in steps
+    return min(max(0, max(steps) + from_zero), _MOST_STEPS), from_zero
+
+
+def _thousandths(text: str | None) -> int:
+    """A number of devices or watts from an introduction, which may say anything."""
+    try:
+        number = float(text or 0.0)
+    except ValueError:
+        return 0
+    return round(number * 1000) if 0 <= number <= _MOST_DEVICES else 0
+
+
+def _possible(used: Used) -> bool:
+    return 0 <= used.time <= LONGEST_LEASE and (used.energy is None or 0 <= used.energy <= _MOST_ENERGY)

@@ -1,0 +1,249 @@
+"""What this process costs: the devices that its job gives it, and the energy that they use, where that can be read.
+
+Devices and stated watts are told once per study, in `peer.join`. The batch system knows them best; `HOPAAS_GPUS`,
+`HOPAAS_CORES` and `HOPAAS_WATTS` say otherwise. Energy is read from NVML (GPUs) and from RAPL (processors), of which a
+process has the part of its cores. A process that runs several trials at a time divides both among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+_VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
+_COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
+_CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
+"""Slurm, PBS, LSF, SGE."""
+_NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
+_RAPL: Final = Path("/sys/class/powercap")
+_CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
+_AGAIN: Final = 0.5
+"""Seconds for which a reading counts: NVML takes a millisecond per GPU."""
+_DRIFT: Final = 1.0
+"""Seconds, and percent, by which a clock that others set may be off before the owner says so."""
+
+
+# --- devices ---
+
+
+def devices(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """GPUs and cores of this process, and the watts that its user states, for `peer.join`."""
+    found = {"cores": _number(env.get("HOPAAS_CORES")) or _cores(env)}
+    gpus = _number(env.get("HOPAAS_GPUS")) or _gpus(env)
+    if gpus != "0":
+        found["gpus"] = gpus
+    watts = _number(env.get("HOPAAS_WATTS"))
+    if watts:
+        found["watts"] = watts
+    return found
+
+
+def _number(text: str | None) -> str | None:
+    """The text, if it is a number that can be counted with."""
+    return text if text is not None and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else None
+
+
+def visible(env: Mapping[str, str] = os.environ) -> list[str] | None:
+    """The GPUs that this process was given, by index or uuid; None if nothing says."""
+    for name in _VISIBLE:
+        if name in env:
+            names = [one.strip() for one in env[name].split(",")]
+            return [one for one in names if one and one not in ("-1", "none", "void", "NoDevFiles")]
+    return None
+
+
+def _gpus(env: Mapping[str, str]) -> str:
+    given = visible(env)
+    if given is not None:
+        return str(len(given))
+    for name in _COUNTED:
+        count = re.fullmatch(r"(?:\w+:)?(\d+)", env.get(name, ""))
+        if count is not None:
+            return count[1]
+    try:
+        return str(len(list(_NVIDIA.iterdir())))
+    except OSError:
+        return "0"
+
+
+def _cores(env: Mapping[str, str]) -> str:
+    for name in _CORES:
+        if re.fullmatch(r"\d+", env.get(name, "")):
+            return env[name]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = _CGROUP.read_text().split()
+        return f"{min(float(usable), int(quota) / int(period)):g}"
+    return str(usable)
+
+
+# --- energy ---
+
+
+class EnergyCounter:
+    """Joules that this process's devices have used, from whatever can be read here. Any thread may call.
+
+    Args:
+        nvml: a module like `pynvml`; None: there are no GPUs that can be asked.
+        gpus: those of this process; None: all.
+        rapl: the directory of the processors' counters.
+        share: the part of the processors that belongs to this process.
+
+    """
+
+    def __init__(self, *, nvml: Any = None, gpus: list[str] | None = None, rapl: Path = _RAPL, share: float) -> None:
+        self._nvml, self._share = nvml, share
+        self._handles = [] if nvml is None else _handles(nvml, gpus)
+        self._packages = [path for path in sorted(rapl.glob("*-rapl:?*")) if path.name.count(":") == 1]
+        self._packages = [path for path in self._packages if _microjoules(path) is not None]
+        self._last = {path: _microjoules(path) or 0 for path in self._packages}
+        self._processors = 0.0
+        self._first = self._millijoules()
+        self.sources = [name for name, some in (("nvml", self._handles), ("rapl", self._packages)) if some]
+
+    def __call__(self) -> float:
+        """Joules since this counter was made."""
+        for path in self._packages:
+            now = _microjoules(path)
+            if now is not None:
+                step = now - self._last[path]
+                self._processors += (step if step >= 0 else step + _range(path)) / 1e6 * self._share
+                self._last[path] = now
+        return (self._millijoules() - self._first) / 1e3 + self._processors
+
+    def _millijoules(self) -> int:
+        return sum(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles)
+
+
+def _handles(nvml: Any, gpus: list[str] | None) -> list[Any]:
+    """The GPUs of this process that count their energy: those since Volta."""
+    found = []
+    try:
+        nvml.nvmlInit()
+        if gpus is None:
+            gpus = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
+        for name in gpus:
+            index = re.fullmatch(r"(?:CUDA)?(\d+)", name)
+            get = nvml.nvmlDeviceGetHandleByUUID if index is None else nvml.nvmlDeviceGetHandleByIndex
+            handle = get(name if index is None else int(index[1]))
+            nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            found.append(handle)
+    except nvml.NVMLError:
+        return []
+    return found
+
+
+def _microjoules(path: Path) -> int | None:
+    try:
+        return int((path / "energy_uj").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _range(path: Path) -> int:
+    try:
+        return int((path / "max_energy_range_uj").read_text())
+    except (OSError, ValueError):
+        return 1 << 32
+
+
+@functools.cache
+def energy_counter() -> EnergyCounter | None:
+    """The counter of this process; None where nothing can be read."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        nvml = None
+    share = min(1.0, float(devices()["cores"]) / (os.cpu_count() or 1))
+    counter = EnergyCounter(nvml=nvml, gpus=visible(), share=share)
+    return counter if counter.sources else None
+
+
+# --- the trials of this process ---
+
+
+class Measured(NamedTuple):
+    """What a trial used since it started here."""
+
+    microseconds: int
+    millijoules: int | None
+
+
+class _Running:
+    def __init__(self, now: float, wall: int) -> None:
+        self.seconds = self.joules = 0.0
+        self.began, self.wall = now, wall
+        self.shared = False
+
+
+class Meter:
+    """Divides the time and energy of this process among the trials that it runs. Any thread may call.
+
+    Args:
+        clock: monotonic seconds.
+        now_us: the clock that commits are stamped with.
+        energy: joules of this process's devices; None if they cannot be read.
+
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float], now_us: Callable[[], int], energy: Callable[[], float] | None
+    ) -> None:
+        self._clock, self._now_us, self._energy = clock, now_us, energy
+        self._lock = threading.Lock()
+        self._running: dict[object, _Running] = {}
+        self._at = clock()
+        self._joules = 0.0 if energy is None else energy()
+        self._read_at = self._at
+
+    def begin(self, lease: object) -> None:
+        """This lease began."""
+        with self._lock:
+            self._divide(anew=True)
+            self._running[lease] = _Running(self._at, self._now_us())
+            if len(self._running) > 1:
+                for one in self._running.values():
+                    one.shared = True
+
+    def end(self, lease: object) -> None:
+        """This lease ended."""
+        with self._lock:
+            if lease in self._running:
+                self._divide(anew=True)
+                del self._running[lease]
+
+    def used(self, lease: object, *, anew: bool) -> Measured | None:
+        """What the lease has used; None if a reader of the log finds that by itself: one trial at a time, no energy.
+
+        `anew` reads the devices even if they have been read a moment ago.
+        """
+        with self._lock:
+            one = self._running.get(lease)
+            if one is None:
+                return None
+            self._divide(anew=anew)
+            told = (self._now_us() - one.wall) / 1e6
+            true = self._at - one.began
+            if self._energy is None and not one.shared and abs(told - true) <= _DRIFT + _DRIFT / 100 * true:
+                return None
+            return Measured(round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3))
+
+    def _divide(self, *, anew: bool) -> None:
+        """Share what was used since the last time equally among the leases."""
+        now = self._clock()
+        share = 1.0 / max(1, len(self._running))
+        seconds, self._at = now - self._at, now
+        joules = 0.0
+        if self._energy is not None and (anew or now - self._read_at >= _AGAIN):
+            before, self._joules, self._read_at = self._joules, self._energy(), now
+            joules = max(0.0, self._joules - before)
+        for one in self._running.values():
+            one.seconds += seconds * share
+            one.joules += joules * share
