@@ -68,8 +68,11 @@ def check_limits(limits: Budget, objectives: int) -> None:
 
 
 def words(budget: Budget) -> str:
-    """The budget as one line, as it may be given to `--budget`."""
-    return ",".join(f"{key}={value}" for key, value in _flat(msgspec.to_builtins(budget)))
+    """The budget as one line, as it may be given to `--budget`; empty if there is none."""
+    if budget.trials is not None and limits_of(budget) == Budget():
+        return str(budget.trials)
+    flat = _flat(msgspec.to_builtins(budget))
+    return ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in flat)
 
 
 def _flat(given: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:

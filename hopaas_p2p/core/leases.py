@@ -175,10 +175,10 @@ class OwnerMonitor:
         return [*due, *self._stuck(state, now)]
 
     def _with_life(self, record: TrialReclaim, state: State, now: float) -> TrialReclaim:
-        """The record, with how long the owner was seen alive in this lease: a lower bound of what the lease cost."""
+        """The record, with how long the owner was seen alive in this lease, and on average lived on after its last beat."""
         owner = state.trials[record.number].owner or ""
         seen = self._first_seen[record.number, record.epoch]
-        lived = now - self.detector.silence(owner, now) - seen
+        lived = now - self.detector.silence(owner, now) - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2
         return TrialReclaim(record.number, record.epoch, record.reason, round(lived * 1e6)) if lived > 0 else record
 
     def _stuck(self, state: State, now: float) -> list[TrialReclaim | TrialStop]:

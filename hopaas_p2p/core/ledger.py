@@ -9,8 +9,8 @@ All amounts are whole numbers, so that they can be moved from one account to ano
 running trial costs is booked as *running*, then as *complete*, *pruned* or *failed*, as *lost* if its peer died, or as
 *given back* until another peer ends the trial.
 
-Limits are judged when a record is applied, by what the log says up to then. Nothing here reads a clock: what is late
-is decided by the clocks of the last few writers, of which the middle one counts, so that one wrong clock ends nothing.
+Limits are judged when a record is applied, by what the log says up to then. Nothing here reads a clock: a time has come
+when the last commits of two writers say so, of whoever wrote the last eight, so that one wrong clock ends nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MOST_ENERGY: Final = 1 << 52
 """Of a lease: a thousand megawatt hours."""
 _MOST_ACCOUNTS: Final = 1000
 _LOST_KEPT: Final = 256
-_CLOCKS: Final = 5
+_CLOCKS: Final = 8
 _LONGEST_NAME: Final = 64
 OTHERS: Final = "others"
 """The site and person of what comes after a thousand accounts."""
@@ -153,8 +153,8 @@ class Ledger(msgspec.Struct, array_like=True):
     """COMPLETE and PRUNED trials since then."""
     improvements: list[tuple[int, float]] = []
     """When the best value changed, and to what: of the time that `gain_hours` needs."""
-    clocks: dict[str, int] = {}
-    """The last commits' times of the writers heard last."""
+    clocks: list[tuple[str, int]] = []
+    """The last commits: their writers and times."""
 
     # --- leases ---
 
@@ -285,16 +285,15 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def look(self, writer: str, at: int) -> None:
         """A commit of this writer is about to be applied."""
-        self.clocks.pop(writer, None)
-        self.clocks[writer] = at
+        self.clocks.append((writer, at))
         if len(self.clocks) > _CLOCKS:
-            del self.clocks[next(iter(self.clocks))]
+            del self.clocks[0]
 
     @property
     def time(self) -> int:
-        """The time that the log shows: the middle one of the last writers' clocks, or the one before it."""
-        clocks = sorted(self.clocks.values())
-        return clocks[(len(clocks) - 1) // 2] if clocks else 0
+        """The time that the log shows: what two of the last writers agree has come, or the only one says."""
+        clocks = sorted(dict(self.clocks).values())
+        return clocks[-2:][0] if clocks else 0
 
     def judge(self, *, maximize: bool) -> str | None:
         """Which limit is reached, in words."""

@@ -1,0 +1,451 @@
+"""What a study has spent: what each record adds, where it is booked, and which limit ends the study when."""
+
+from __future__ import annotations
+
+import pytest
+
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.ledger import HOUR, LONGEST_LEASE, Cost, Ledger
+from hopaas_p2p.core.records import (
+    FROM_START,
+    Budget,
+    Checkpoint,
+    Commit,
+    PeerJoin,
+    Price,
+    Record,
+    Stamp,
+    StudyControl,
+    TrialCheckpoint,
+    TrialCreate,
+    TrialFinish,
+    TrialReclaim,
+    TrialRelease,
+    TrialSet,
+    TrialState,
+    Until,
+    Used,
+)
+from hopaas_p2p.core.spending import spent
+from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.report.spending import budget_lines, spending
+from tests.support.scribe import COMPLETE, PRUNED, Scribe, defined
+
+NORTH = {"site": "north", "user": "ann", "gpus": "2", "cores": "8", "watts": "500"}
+SOUTH = {"site": "south", "user": "bob", "gpus": "1", "cores": "4"}
+ASK = TrialCreate(prefer_waiting=True)
+
+
+class Campaign(Scribe):
+    """A study with a ledger, in which ann works at north and bob at south; times are hours."""
+
+    def __init__(self, limits: Budget = Budget(), **policy: object) -> None:  # noqa: B008  # it cannot be changed
+        super().__init__(defined(**policy, limits=limits))  # type: ignore[arg-type]
+        self.at(0, "ann", PeerJoin(NORTH))
+        self.at(0, "bob", PeerJoin(SOUTH))
+
+    def at(self, hour: float, writer: str, *records: Record) -> Verdict:
+        return self.say(writer, *records, at=round(hour * HOUR))
+
+    def cost(self, outcome: str, site: str = "north") -> Cost:
+        ledger = self.state.ledger
+        assert ledger is not None
+        found = [one.cost for one in ledger.accounts.values() if (one.site, one.outcome) == (site, outcome)]
+        return found[0] if found else Cost()
+
+    def reached(self) -> str | None:
+        return self.state.limit_reached()
+
+
+def end(number: int, epoch: int = 1, value: float = 1.0, used: Used | None = None) -> TrialFinish:
+    return TrialFinish(number, epoch, COMPLETE, (value,), used=used)
+
+
+# --- what is booked ----------------------------------------------------------------------------------------------
+
+
+def test_a_trial_costs_its_time_on_each_device_of_its_peer() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(4, "ann", end(0))
+    assert study.cost("complete") == Cost(3 * HOUR, 6 * HOUR, 24 * HOUR, 3 * 500 * 3600 * 1000, 0)
+    assert study.cost("running") == Cost()
+
+
+def test_the_clocks_of_others_do_not_count() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(-9000, "bob", ASK)
+    study.at(2, "ann", end(0))
+    study.at(-8999.5, "bob", end(1))
+    assert study.cost("complete").time == HOUR
+    assert study.cost("complete", "south").time == HOUR // 2
+
+
+def test_an_owner_that_measured_is_believed() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(500_000, "ann", TrialSet(0, 1, used=Used(HOUR, 7)))
+    study.at(500_001, "ann", end(0, used=Used(2 * HOUR, 9)))
+    assert study.cost("complete") == Cost(2 * HOUR, 4 * HOUR, 16 * HOUR, 9, 0)
+
+
+@pytest.mark.parametrize("used", [Used(-1), Used(LONGEST_LEASE + 1), Used(1, -1), Used((1 << 63) - 1, (1 << 63) - 1)])
+def test_a_measurement_that_cannot_be_true_does_not_count(used: Used) -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(2, "ann", end(0, used=used))
+    assert study.cost("complete").time == HOUR
+
+
+def test_a_clock_that_is_set_from_1970_costs_400_days_at_most() -> None:
+    study = Campaign()
+    study.at(0, "ann", ASK)
+    study.at(500_000, "ann", end(0))
+    assert study.cost("complete").time == LONGEST_LEASE
+
+
+def test_what_a_peer_announces_may_be_nonsense() -> None:
+    study = Campaign()
+    for gpus in ("many", "nan", "inf", "-1", "1e300"):
+        study.at(0, "cid", PeerJoin({"gpus": gpus, "cores": "2", "site": "x" * 10_000}))
+        study.at(0, "cid", ASK)
+        study.at(1, "cid", end(len(study.state.trials) - 1))
+    assert study.cost("complete", "x" * 64) == Cost(5 * HOUR, 0, 10 * HOUR, 0, 0)
+
+
+def test_a_killed_attempt_is_lost_for_as_long_as_it_was_seen_alive() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
+    study.at(90_000, "bob", TrialReclaim(0, 1, lived=5 * HOUR))
+    assert study.cost("lost") == Cost(5 * HOUR, 10 * HOUR, 40 * HOUR, 5 * 500 * 3600 * 1000, 1)
+
+
+def test_without_an_observer_a_killed_attempt_counts_until_its_last_word() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
+    study.at(90_000, "bob", TrialReclaim(0, 1))
+    assert study.cost("lost").time == HOUR
+
+
+def test_energy_that_was_measured_goes_on_at_its_rate_until_the_attempt_was_last_seen() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(2, "ann", TrialSet(0, 1, used=Used(HOUR, 1000)))
+    study.at(90_000, "bob", TrialReclaim(0, 1, lived=3 * HOUR))
+    assert study.cost("lost").energy == 3000
+
+
+def test_what_is_given_back_belongs_to_the_trial_s_end() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(2, "ann", TrialRelease(0, 1, reason="pre-empted"))
+    assert study.cost("given back").time == HOUR
+    study.at(0, "bob", ASK)
+    study.at(3, "bob", end(0, 2))
+    assert study.cost("given back") == Cost()
+    assert study.cost("complete").time == HOUR
+    assert study.cost("complete", "south").time == 3 * HOUR
+
+
+def test_a_late_result_is_no_longer_lost() -> None:
+    study = Campaign()
+    study.at(1, "ann", ASK)
+    study.at(0, "bob", TrialReclaim(0, 1, lived=HOUR))
+    assert study.cost("lost").time == HOUR
+    study.at(4, "ann", TrialSet(0, 1, reports={1: 1.0, 2: 1.0}), end(0))
+    assert study.cost("lost") == Cost()
+    assert (study.cost("complete").time, study.cost("complete").epochs) == (3 * HOUR, 2)
+
+
+def test_epochs_count_each_time_they_are_trained_and_not_when_they_are_inherited() -> None:
+    study = Campaign()
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialSet(0, 1, reports=dict.fromkeys(range(10), 1.0)))
+    study.at(1, "ann", TrialCheckpoint(0, 1, Checkpoint(5, "key", 1, "0" * 64)))
+    study.at(2, "bob", TrialReclaim(0, 1))
+    assert study.cost("lost").epochs == 10
+    study.at(2, "bob", ASK)
+    study.at(3, "bob", TrialSet(1, 1, reports=dict.fromkeys(range(6, 20), 1.0), resumed_from=5))
+    study.at(3, "bob", end(1))
+    assert study.cost("complete", "south").epochs == 14
+
+
+def test_a_retry_that_begins_anew_trains_all_epochs_again() -> None:
+    study = Campaign()
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialSet(0, 1, reports={1: 1.0, 2: 1.0, 3: 1.0}))
+    study.at(1, "ann", TrialCheckpoint(0, 1, Checkpoint(2, "key", 1, "0" * 64)))
+    study.at(2, "bob", TrialReclaim(0, 1))
+    study.at(2, "bob", ASK)
+    study.at(3, "bob", TrialSet(1, 1, reports={1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, resumed_from=FROM_START))
+    study.at(3, "bob", end(1))
+    assert study.cost("complete", "south").epochs == 4
+
+
+def test_reports_every_few_epochs_count_as_the_epochs_between_them() -> None:
+    study = Campaign()
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialSet(0, 1, reports={4: 1.0}))
+    study.at(2, "ann", TrialSet(0, 1, reports={9: 1.0}))
+    study.at(3, "ann", end(0))
+    assert study.cost("complete").epochs == 9
+
+
+# --- what ends a study -------------------------------------------------------------------------------------------
+
+
+def test_the_record_that_reaches_a_limit_ends_the_study_and_asks_running_trials_to_end() -> None:
+    study = Campaign(Budget(gpu_hours=6.0))
+    study.at(0, "ann", ASK)
+    study.at(0, "bob", ASK)
+    assert study.at(3, "ann", end(0), ASK).refusal == "budget"
+    assert study.reached() == "6 GPU hours are spent"
+    assert study.state.trials[1].stop == "6 GPU hours are spent"
+    assert not study.state.finished()
+    study.at(4, "bob", TrialFinish(1, 1, PRUNED))
+    assert study.state.finished()
+
+
+def test_a_running_trial_that_reports_reaches_a_limit_too() -> None:
+    study = Campaign(Budget(core_hours=16.0))
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialSet(0, 1, reports={1: 1.0}))
+    assert study.reached() is None
+    study.at(2, "ann", TrialSet(0, 1, reports={2: 1.0}))
+    assert study.reached() == "16 core hours are spent"
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Budget(epochs=3), "3 epochs are spent"),
+        (Budget(kwh=1.5), "1.5 kWh are spent"),
+        (Budget(euro=6.0, prices={"north": Price(gpu_hour=1.0)}), "6 euro are spent"),
+        (Budget(euro=2.7, prices={"*": Price(core_hour=0.1, kwh=0.2), "south": Price()}), "2.7 euro are spent"),
+    ],
+)
+def test_each_amount_is_a_limit(limits: Budget, words: str) -> None:
+    study = Campaign(limits)
+    study.at(0, "ann", ASK)
+    study.at(3, "ann", TrialSet(0, 1, reports={1: 1.0, 2: 1.0, 3: 1.0}), end(0))
+    assert study.reached() == words
+
+
+def test_a_higher_limit_lets_the_study_go_on_and_those_that_have_not_stopped_yet() -> None:
+    study = Campaign(Budget(gpu_hours=1.0))
+    for who in ("ann", "bob"):
+        study.at(0, who, ASK)
+    study.at(1, "ann", TrialSet(0, 1, reports={1: 1.0}))
+    study.at(1, "bob", TrialSet(1, 1, stopping=True))
+    study.at(1, "founder", StudyControl(limits=Budget(gpu_hours=100.0)))
+    assert study.state.closed_because() is None
+    assert [trial.stop for trial in study.state.trials] == [None, "1 GPU hours are spent"]
+
+
+def test_limits_beside_a_budget_of_trials_leave_that_exact() -> None:
+    study = Campaign(Budget(gpu_hours=100.0), budget=2)
+    assert study.at(0, "ann", ASK, ASK).accepted
+    assert study.at(0, "bob", ASK).refusal == "budget"
+    assert study.reached() is None
+    assert study.state.trials[0].stop is None
+
+
+def test_a_target_is_reached_by_the_best_value() -> None:
+    study = Campaign(Budget(until=Until(target=0.1)))
+    study.at(0, "ann", ASK, ASK)
+    study.at(1, "ann", end(0, value=0.2))
+    assert study.reached() is None
+    study.at(2, "ann", end(1, value=0.1))
+    assert study.reached() == "the target 0.1 is reached"
+
+
+def test_a_target_is_not_reached_by_a_trial_that_breaks_its_constraints() -> None:
+    study = Campaign(Budget(until=Until(target=0.1)))
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialSet(0, 1, system={"constraints": "[0.5]"}), end(0, value=0.0))
+    assert study.reached() is None
+
+
+def test_trials_without_a_better_one_end_a_study_and_failures_do_not() -> None:
+    study = Campaign(Budget(until=Until(trials_without_gain=2)))
+    for hour, value in enumerate((1.0, 0.5, 0.7)):
+        study.at(hour, "ann", ASK)
+        study.at(hour, "ann", end(hour, value=value))
+    study.at(4, "ann", ASK, TrialFinish(3, 1, TrialState.FAIL))
+    assert study.reached() is None
+    study.at(5, "ann", ASK, TrialFinish(4, 1, PRUNED))
+    assert study.reached() == "2 trials without a better one"
+
+
+def test_hours_without_a_better_trial_are_those_of_the_log() -> None:
+    study = Campaign(Budget(until=Until(hours_without_gain=2.0)))
+    study.at(0.9, "bob", ASK)
+    study.at(1, "ann", ASK, end(1))
+    study.at(2.8, "bob", TrialSet(0, 1, reports={1: 1.0}))
+    assert study.at(2.9, "ann", ASK).accepted
+    study.at(3.0, "bob", TrialSet(0, 1, reports={2: 1.0}))
+    assert study.at(3.1, "ann", ASK).refusal == "budget"
+
+
+def test_a_gain_that_is_too_small_for_an_hour_ends_a_study() -> None:
+    study = Campaign(Budget(until=Until(gain_per_hour=0.1)))
+    for _ in range(8):
+        study.at(0, "ann", PeerJoin(NORTH))  # now the clocks of others are forgotten: she works alone
+    for number, (hour, value) in enumerate([(0.0, 1.0), (0.5, 0.8), (1.1, 0.7)]):
+        study.at(hour, "ann", ASK, end(number, value=value))
+        assert study.reached() is None
+    assert study.at(1.5, "ann", ASK).accepted
+    assert study.at(2.2, "ann", ASK).refusal == "budget"
+    assert study.reached() == "the best value improves by less than 0.1 per hour"
+
+
+def test_a_date_ends_a_study_by_the_clocks_of_most_and_not_by_one_that_is_wrong() -> None:
+    study = Campaign(Budget(until=Until(date=10 * HOUR)))
+    study.at(1, "ann", ASK)
+    assert study.at(9000, "bob", ASK).accepted
+    study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
+    assert study.reached() is None
+    study.at(10.5, "ann", TrialSet(0, 1, reports={2: 1.0}))
+    assert study.reached() == "the date is reached"
+    assert study.state.trials[0].stop == "the date is reached"
+
+
+def test_the_time_of_a_server_counts_before_the_clocks_of_peers() -> None:
+    study = Campaign(Budget(until=Until(date=10 * HOUR)))
+    commit = Commit("cid", 1, "cid", 9000 * HOUR, (ASK,))
+    assert study.append(commit, Stamp(at=5 * HOUR))[0].accepted
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Budget(gpu_hours=0.0),
+        Budget(kwh=float("nan")),
+        Budget(epochs=-1),
+        Budget(trials=5),
+        Budget(euro=1.0, prices={"x": Price(kwh=-1.0)}),
+        Budget(until=Until(date="2026-12-31")),
+        Budget(until=Until(target=float("nan"))),
+        Budget(until=Until(gain_per_hour=1.0, gain_hours=0.0)),
+    ],
+)
+def test_impossible_limits_are_refused(limits: Budget) -> None:
+    study = Scribe()
+    assert study.say("founder", StudyControl(limits=limits)).refusal == "malformed"
+    assert study.state.ledger is None
+
+
+def test_a_study_with_several_objectives_has_no_target_but_may_have_a_date() -> None:
+    study = Scribe(defined(("minimize", "minimize")))
+    assert study.say("founder", StudyControl(limits=Budget(until=Until(target=0.1)))).refusal == "malformed"
+    assert study.say("founder", StudyControl(limits=Budget(until=Until(date=10)))).accepted
+
+
+def test_limits_are_the_owners() -> None:
+    study = Scribe()
+    assert study.say("ann", StudyControl(limits=Budget(kwh=1.0)), role="worker").refusal == "role"
+
+
+# --- the same everywhere -----------------------------------------------------------------------------------------
+
+
+def _full() -> Campaign:
+    """A campaign with something in every field of its ledger."""
+    limits = Budget(gpu_hours=1e6, until=Until(gain_per_hour=1e-9, target=-1e9))
+    study = Campaign(limits, attempts=9)
+    study.at(0, "ann", ASK, ASK, ASK, ASK)
+    study.at(1, "ann", end(0, value=3.0), TrialRelease(1, 1))
+    study.at(1, "bob", TrialReclaim(2, 1, lived=HOUR), ASK)
+    study.at(2, "ann", TrialSet(3, 1, reports={0: 1.0}, used=Used(HOUR, 5)))
+    return study
+
+
+def test_a_snapshot_holds_the_ledger_and_a_replica_from_it_goes_on_alike() -> None:
+    study = _full()
+    loaded = snapshot.load(snapshot.dump(study.state))
+    assert loaded.ledger == study.state.ledger
+    more = Commit("cid", 1, "ann", 9 * HOUR, (end(3, value=2.0),))
+    for state in (study.state, loaded):
+        assert apply(state, state.lsn + 1, more)[0].accepted
+    assert snapshot.digest(loaded) == snapshot.digest(study.state)
+    assert loaded.ledger == study.state.ledger
+
+
+def test_every_snapshot_and_its_tail_are_the_replay() -> None:
+    study = _full()
+    for at in range(1, len(study.log)):
+        state = State()
+        for lsn, (commit, stamp) in enumerate(study.log, 1):
+            apply(state, lsn, codec.decode(codec.encode(commit)), stamp)
+            if lsn == at:
+                state = snapshot.load(snapshot.dump(state))
+        assert snapshot.digest(state) == snapshot.digest(study.state)
+
+
+def test_a_snapshot_of_a_version_without_ledgers_is_not_used() -> None:
+    study = _full()
+    study.state.ledger = None
+    with pytest.raises(snapshot.CorruptSnapshot):
+        snapshot.load(snapshot.dump(study.state))
+
+
+def test_a_study_without_a_ledger_tells_what_its_trials_tell() -> None:
+    with_ledger, without = Campaign(), Scribe()
+    for study in (with_ledger, without):
+        study.say("ann", PeerJoin(NORTH), at=0)
+        study.say("bob", PeerJoin(SOUTH), at=0)
+        study.say("ann", ASK, ASK, ASK, at=0)
+        study.say("ann", TrialSet(0, 1, reports={0: 1.0, 1: 1.0}), end(0), TrialRelease(1, 1), at=HOUR)
+        study.say("bob", ASK, at=HOUR)
+        study.say("bob", end(1, 2), at=3 * HOUR)
+        study.say("ann", TrialFinish(2, 1, PRUNED), ASK, at=4 * HOUR)
+    assert without.state.ledger is None
+    told, kept = spending(without.state), spending(with_ledger.state)
+    assert [row._replace(euro=0.0) for row in told.rows] == [row._replace(euro=0.0) for row in kept.rows]
+
+
+def test_limits_that_come_later_count_what_was_spent_before() -> None:
+    study = Scribe()
+    study.say("ann", PeerJoin(NORTH), at=0)
+    study.say("ann", ASK, ASK, at=0)
+    study.say("ann", end(0), at=2 * HOUR)
+    study.say("founder", StudyControl(limits=Budget(gpu_hours=5.0)), at=0)
+    assert study.state.limit_reached() is None
+    study.say("ann", TrialSet(1, 1, reports={1: 1.0}), at=HOUR)
+    assert study.state.limit_reached() == "5 GPU hours are spent"
+
+
+def test_what_a_thousand_sites_spend_is_kept_and_more_is_booked_together() -> None:
+    ledger = Ledger(Budget())
+    for number in range(1200):
+        ledger.began(number, {"site": f"site{number}", "user": "ann", "cores": "1"}, 0, ())
+        ledger.heard(number, HOUR, None, {})
+        ledger.ended(number, "complete")
+    assert len(ledger.accounts) <= 1002
+    assert sum(account.cost.time for account in ledger.accounts.values()) == 1200 * HOUR
+
+
+# --- what people read --------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_lasts_as_long_as_what_runs_now_takes() -> None:
+    study = Campaign(Budget(gpu_hours=10.0))
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", end(0), ASK)
+    study.at(2, "ann", TrialSet(1, 1, reports={1: 1.0}))
+    found = spending(study.state)
+    (gpus,) = [one for one in found.amounts if one.what == "gpu_hours"]
+    assert (gpus.spent, gpus.left, gpus.pace, gpus.lasts) == (4.0, 6.0, 2.0, 3 * 3600.0)
+    assert budget_lines(found)[0] == "4 of 10 GPU hours used; the rest lasts about 3 h 0 min"
+
+
+def test_reading_changes_nothing() -> None:
+    study = _full()
+    before = snapshot.digest(study.state)
+    spending(study.state)
+    spent(study.state)
+    assert snapshot.digest(study.state) == before
