@@ -175,7 +175,7 @@ class OwnerMonitor:
         return [*due, *self._stuck(state, now)]
 
     def _with_life(self, record: TrialReclaim, state: State, now: float) -> TrialReclaim:
-        """The record, with how long the owner was seen alive in this lease, and on average lived on after its last beat."""
+        """The record, with how long the owner was seen alive in this lease, and half a beat more."""
         owner = state.trials[record.number].owner or ""
         seen = self._first_seen[record.number, record.epoch]
         lived = now - self.detector.silence(owner, now) - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2

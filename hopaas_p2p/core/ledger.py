@@ -142,7 +142,7 @@ class Ledger(msgspec.Struct, array_like=True):
     open: dict[int, OpenLease] = {}
     """By trial; those of the running ones."""
     given_back: dict[int, list[Account]] = {}
-    """What waiting trials have cost so far: an account per lease."""
+    """What trials that are not over have cost in earlier leases: an account per lease."""
     lost: dict[int, OpenLease] = {}
     """The last attempts that were lost: a late result moves what they cost."""
     reached: str | None = None

@@ -51,6 +51,8 @@ def _enter(ledger: Ledger, trial: Trial, state: State) -> None:
         ledger.heard(number, past.end, None, {})
         ledger.ended(number, "given back")
     if trial.owner is None or trial.start is None or _is_last_lease(trial):
+        if trial.end is not None:
+            ledger.settle(number, BOOKED[trial.state])
         return
     ledger.began(number, state.peers.get(trial.owner, {}), trial.start, inherited)
     ledger.heard(number, trial.start if trial.end is None else trial.end, None, trial.reports)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 
@@ -108,6 +109,23 @@ def a_late_result_is_kept_once(state: State) -> bool:
     return sorted(kept) == late
 
 
+def the_ledger_follows_the_trials(state: State) -> bool:
+    """Every running trial has an open lease in it, and nothing is booked as running or given back but what is."""
+    ledger = state.ledger
+    if ledger is None:
+        return True
+    booked = Counter[str]()
+    for account in ledger.accounts.values():
+        booked[account.outcome] += account.leases
+    return (
+        ledger.open.keys() == set(state.running)
+        and ledger.given_back.keys() <= {*state.waiting, *state.running}
+        and booked["running"] == sum(lease.booked for lease in ledger.open.values())
+        and booked["given back"] == sum(map(len, ledger.given_back.values()))
+        and all(min(astuple(account.cost)) >= 0 for account in ledger.accounts.values())
+    )
+
+
 ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (
     numbers_are_dense,
     counts_agree_with_states,
@@ -123,6 +141,7 @@ ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (
     retries_and_their_origins_agree,
     attempts_are_limited,
     a_late_result_is_kept_once,
+    the_ledger_follows_the_trials,
 )
 
 

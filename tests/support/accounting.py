@@ -1,7 +1,7 @@
 """Jobs that train on a clock of their own, with GPUs that count energy: what they really cost, beside what a log says.
 
 The peers are real ones: studies, storages, sessions and meters. The clock is made up, and so are GPUs, which draw what
-a job happens to need. Jobs are killed, pre-empted with and without a checkpoint, and replaced. Clocks are wrong by days.
+a job happens to need. Jobs are killed, pre-empted with and without a checkpoint, and replaced; clocks are off by days.
 """
 
 from __future__ import annotations

@@ -15,11 +15,13 @@ import pytest
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
+    Budget,
     Categorical,
     Commit,
     Float,
     Int,
     PeerJoin,
+    Price,
     Record,
     StudyControl,
     StudySet,
@@ -30,6 +32,8 @@ from hopaas_p2p.core.records import (
     TrialRelease,
     TrialSet,
     TrialStop,
+    Until,
+    Used,
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.driver import study_driver
@@ -38,6 +42,7 @@ from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.testing.commits import study_snapshot
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, WAITING, Scribe, X, defined
 
+PRICE = Price(core_hour=0.1)
 _REPLAY = """
 import sys
 from pathlib import Path
@@ -73,7 +78,7 @@ def _some_record(random_: random.Random, scribe: Scribe, peer: str) -> Record:
             TrialSet(own, lease, {name: 1.0}, {name: given}, {random_.randrange(9): random_.random()}, {"u": "[1]"}),
             TrialSet(own, lease, {"x": 1.5}, {"x": Float(0.0, 2.0)}, {}, {}, {"s": '"ü"'}),
             TrialFinish(own, lease, COMPLETE, (random_.choice([random_.random(), float("inf")]),)),
-            TrialFinish(own, lease, PRUNED),
+            TrialFinish(own, lease, PRUNED, used=Used(random_.randrange(1 << 40), random_.choice([None, 7]))),
             TrialFinish(number, max(epoch - 1, 0), COMPLETE, (2.0,)),
             TrialFinish(own, lease, FAIL, None, "why"),
             TrialRelease(own, lease),
@@ -81,7 +86,8 @@ def _some_record(random_: random.Random, scribe: Scribe, peer: str) -> Record:
             TrialStop(number, epoch, "why"),
             StudySet(user={name: "1"}),
             StudyControl(None, random_.randrange(50, 500)),
-            PeerJoin({"host": peer}),
+            StudyControl(limits=Budget(epochs=random_.randrange(50, 500), euro=1e6, prices={"*": PRICE})),
+            PeerJoin({"host": peer, "cores": "3", "site": peer}),
         ]
     )
 
@@ -89,7 +95,7 @@ def _some_record(random_: random.Random, scribe: Scribe, peer: str) -> Record:
 def random_log(seed: int, length: int) -> list[bytes]:
     """A log in which everything happens, some of it several times, and some of it is garbage."""
     random_ = random.Random(seed)
-    scribe = Scribe(defined(budget=200))
+    scribe = Scribe(defined(budget=200, limits=Budget(until=Until(trials_without_gain=150)) if seed % 2 else None))
     payloads = [codec.encode(scribe.log[0][0])]
     while len(payloads) < length:
         if random_.random() < 0.05:
