@@ -1,0 +1,194 @@
+"""A budget as people write it, in Python, on the command line, in files; and what reaches the log with it."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from click.testing import CliRunner
+
+import hopaas_p2p
+from hopaas_p2p import Budget, Price, Until
+from hopaas_p2p.budget import budget_of, parsed_budget, words
+from hopaas_p2p.cli.main import cli
+from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
+from hopaas_p2p.study.study import Study
+from hopaas_p2p.sweeps.description import describe
+
+NEW_YEAR = 1_798_761_600_000_000
+WHOLE = Budget(
+    trials=40,
+    epochs=9000,
+    gpu_hours=500.0,
+    euro=250.0,
+    prices={"cern.ch": Price(gpu_hour=1.1), "*": Price(kwh=0.3)},
+    until=Until(target=0.02, date=NEW_YEAR),
+)
+
+
+def test_a_line_says_what_a_budget_says_and_is_what_a_budget_is_shown_as() -> None:
+    line = (
+        "trials=40,epochs=9000,gpu_hours=500,euro=250,prices.cern.ch.gpu_hour=1.1,prices.*.kwh=0.3,"
+        "until.target=0.02,until.date=2027-01-01"
+    )
+    assert parsed_budget([line]) == WHOLE
+    assert parsed_budget(line.split(",")) == WHOLE
+    assert parsed_budget([words(WHOLE)]) == WHOLE
+    assert parsed_budget(["40"]) == Budget(trials=40)
+    assert words(Budget(trials=40)) == "40"
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["2027-01-01", "2027-01-01T01:00:00+01:00", datetime.date(2027, 1, 1), datetime.datetime(2027, 1, 1)],  # noqa: DTZ001
+)
+def test_a_date_is_a_text_a_day_or_a_moment(date: Any) -> None:
+    assert budget_of(Budget(until=Until(date=date))).until == Until(date=NEW_YEAR)
+    assert budget_of({"until": {"date": date}}).until == Until(date=NEW_YEAR)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"gpu_hour": 5}, "'gpu_hour' is no part of a budget; there are: trials, epochs, gpu_hours"),
+        ({"until": {"goal": 5}}, "'goal' is no part of a budget"),
+        ({"gpu_hours": "many"}, "Expected `float"),
+        ({"until": {"date": "tomorrow"}}, "until.date is a date or time such as 2026-12-31"),
+        ({"euro": 5}, "needs prices per site"),
+        ("gpu_hours=1,gpu_hours=2", "says gpu_hours twice"),
+        ("until=5,until.target=3", "no part of a budget"),
+        (0, "at least 1"),
+        (2.5, "whole number"),
+        (Budget(trials=0), "at least 1"),
+    ],
+)
+def test_what_no_budget_can_be_is_said_at_the_call(given: Any, word: str) -> None:
+    with pytest.raises(InvalidInput, match=word):
+        budget_of(given)
+
+
+def test_a_file_says_it_as_a_mapping_or_a_line() -> None:
+    as_mapping = describe({"budget": {"gpu_hours": 5, "until": {"date": datetime.date(2027, 1, 1)}}})
+    assert as_mapping.policy["budget"] == Budget(gpu_hours=5.0, until=Until(date=NEW_YEAR))
+    assert describe({"budget": "gpu_hours=5"}).policy["budget"] == Budget(gpu_hours=5.0)
+    assert describe({"budget": 5}).policy["budget"] == 5
+
+
+@pytest.fixture
+def opened(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    def open_(**options: Any) -> Study:
+        study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)}, **options)
+        request.addfinalizer(study.close)
+        return study
+
+    return open_
+
+
+def test_a_study_keeps_its_limits_and_a_joiner_may_say_them_too(opened: Any) -> None:
+    opened(budget=Budget(trials=9, gpu_hours=5))
+    assert opened().state.policy.limits == Budget(gpu_hours=5)
+    assert opened(budget={"trials": 9, "gpu_hours": 5}).state.budget == 9
+    with pytest.raises(DefinitionMismatch, match="budget: stored trials=9,gpu_hours=5, given trials=9,gpu_hours=6"):
+        opened(budget="trials=9,gpu_hours=6")
+
+
+def test_moving_the_budget_of_trials_leaves_the_limits(opened: Any) -> None:
+    study = opened(budget=Budget(trials=9, gpu_hours=5))
+    study.set_budget(12)
+    assert (study.state.budget, study.state.ledger.limits) == (12, Budget(gpu_hours=5))
+    study.set_budget(Budget(kwh=3))
+    assert (study.state.budget, study.state.ledger.limits) == (None, Budget(kwh=3))
+    study.set_budget(None)
+    assert (study.state.budget, study.state.ledger.limits) == (None, Budget())
+
+
+def test_two_objectives_have_no_target(opened: Any) -> None:
+    with pytest.raises(InvalidInput, match="several objectives ends by its budget or a date"):
+        opened(directions=["minimize", "minimize"], budget=Budget(until=Until(target=1)))
+
+
+def test_optimize_ends_at_a_target_and_says_why(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
+    study = opened(budget=Budget(until=Until(target=2.0)))
+    with caplog.at_level("INFO", logger="hopaas_p2p"):
+        study.optimize(lambda trial: 5.0 - trial.number)
+    assert len(study.trials) == 4
+    with pytest.raises(NoWork, match="the study's budget is used up: the target 2 is reached"):
+        study.ask()
+
+
+def test_a_running_trial_ends_at_its_next_look_when_a_limit_is_reached(opened: Any) -> None:
+    study = opened(budget=Budget(until=Until(target=1.0)), pruner=optuna.pruners.NopPruner())
+    running, winner = study.ask(), study.ask()
+    assert not running.should_prune()
+    study.tell(winner, 0.5)
+    assert running.should_prune()
+    study.tell(running, state="pruned")
+    assert study.state.trials[0].reason == "the target 1 is reached"
+    assert study.state.finished()
+
+
+def test_what_is_measured_travels_with_what_is_sent_anyway(opened: Any) -> None:
+    study = opened()
+    peer, joules = study.storage.peer, [0.0]
+    study.tell(study.ask(), 1.0)
+    before = study.state.lsn
+    peer.meter._energy = lambda: joules[0]
+    trial = study.ask()
+    joules[0] = 25.0
+    study.tell(trial, 1.0)
+    assert study.state.lsn == before + 2
+    costs = [one.cost for one in study.state.ledger.accounts.values() if one.outcome == "complete"]
+    assert sum(cost.energy for cost in costs) == 25_000
+
+
+def test_trials_at_a_time_in_one_process_share_its_time(opened: Any) -> None:
+    study = opened()
+    first, second = study.ask(), study.ask()
+    study.tell(first, 1.0)
+    study.tell(second, 1.0)
+    (cost,) = [one.cost for one in study.state.ledger.accounts.values() if one.outcome == "complete"]
+    leases = [trial.end - trial.start for trial in study.state.trials]
+    assert cost.time < sum(leases)
+
+
+def test_the_time_of_a_trial_is_that_of_all_its_leases(opened: Any) -> None:
+    study = opened()
+    for ended in (False, True):
+        trial = study.ask()
+        if ended:
+            study.tell(trial, 1.0)
+        else:
+            study.storage.release(trial.id, reason="pre-empted")
+    (logged,) = study.state.trials
+    (past,) = logged.history
+    expected = (past.end - past.start + logged.end - logged.start) / 1e6
+    assert trial_seconds(logged) == configuration_seconds(logged, study.state) == pytest.approx(expected)
+
+
+def run(*words_: str, store: Path) -> str:
+    done = CliRunner().invoke(cli, [*words_, "--store", str(store)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_command_line_creates_shows_moves_and_lifts_a_budget(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    create = ("study", "create", "s", "--space", "x=float(0,1)", "--budget", "trials=9,gpu_hours=5")
+    run(*create, "--budget", "until.target=0.1", store=store)
+    shown = run("study", "show", "s", store=store)
+    assert "0 of 9 trials used" in shown
+    assert "0 of 5 GPU hours used" in shown
+    assert "ends when the value 0.1 is reached" in shown
+    assert "the budget of 's': trials=9,kwh=2" in run("study", "set", "s", "--budget", "trials=9,kwh=2", store=store)
+    assert "the budget of 's': no end" in run("study", "set", "s", "--budget", "0", store=store)
+
+
+def test_a_settings_file_says_what_a_new_study_may_spend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hopaas.toml").write_text('budget = "gpu_hours=7"\n')
+    run("study", "create", "s", "--space", "x=float(0,1)", store=tmp_path / "store")
+    assert "0 of 7 GPU hours used" in run("study", "show", "s", store=tmp_path / "store")
