@@ -85,9 +85,9 @@ def _rows(ledger: Ledger, running: list[tuple[OpenLease, Cost]]) -> list[SpentRo
         more = _row(Account(lease.site, lease.user, "running", cost, 0 if lease.booked else 1), ledger)
         key = f"{lease.site}\n{lease.user}\nrunning"
         rows[key] = _sum([more, *([rows[key]] if key in rows else [])], lease.site, lease.user, "running")
-    order = {outcome: place for place, outcome in enumerate(OUTCOMES)}
+    order: dict[str, int] = {outcome: place for place, outcome in enumerate(OUTCOMES)}
     found = [row for row in rows.values() if row.leases or row.cost != Cost()]
-    return sorted(found, key=lambda row: (row.site, row.user, order.get(row.outcome, len(order))))  # type: ignore[call-overload]
+    return sorted(found, key=lambda row: (row.site, row.user, order.get(row.outcome, len(order))))
 
 
 def _row(account: Account, ledger: Ledger) -> SpentRow:

@@ -13,10 +13,12 @@ from hopaas_p2p.core.records import (
     Checkpoint,
     Commit,
     PeerJoin,
+    Policy,
     Price,
     Record,
     Stamp,
     StudyControl,
+    StudyDefine,
     TrialCheckpoint,
     TrialCreate,
     TrialFinish,
@@ -40,8 +42,9 @@ ASK = TrialCreate(prefer_waiting=True)
 class Campaign(Scribe):
     """A study with a ledger, in which ann works at north and bob at south; times are hours."""
 
-    def __init__(self, limits: Budget = Budget(), **policy: object) -> None:  # noqa: B008  # it cannot be changed
-        super().__init__(defined(**policy, limits=limits))  # type: ignore[arg-type]
+    def __init__(self, limits: Budget | None = None, *, budget: int | None = None, attempts: int = 3) -> None:
+        policy = Policy(budget=budget, attempts=attempts, limits=limits or Budget())
+        super().__init__(StudyDefine("study", ("minimize",), policy))
         self.at(0, "ann", PeerJoin(NORTH))
         self.at(0, "bob", PeerJoin(SOUTH))
 
