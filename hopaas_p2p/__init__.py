@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import Categorical, Float, Int
+    from hopaas_p2p.core.rungs import Rungs
     from hopaas_p2p.storage import open_storage
     from hopaas_p2p.study import Study, open_study
     from hopaas_p2p.trial import Trial
@@ -18,11 +19,12 @@ _WHERE = {
     "Float": "hopaas_p2p.core.records",
     "Int": "hopaas_p2p.core.records",
     "Categorical": "hopaas_p2p.core.records",
+    "Rungs": "hopaas_p2p.core.rungs",
 }
 
 __version__ = "0.1.0"
 
-__all__ = ["Categorical", "Float", "Int", "Study", "Trial", "open_storage", "open_study"]
+__all__ = ["Categorical", "Float", "Int", "Rungs", "Study", "Trial", "open_storage", "open_study"]
 
 
 def __getattr__(name: str) -> object:

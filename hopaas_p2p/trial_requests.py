@@ -104,6 +104,8 @@ class TrialRequests:
             return None
         if not self._trial.lease_held:
             return "another peer took the trial over"
+        if asked is None and self._trial.at_rung:
+            return "it has come to a rung: save a checkpoint, and end"
         return asked or f"{type(self._study.optuna.pruner).__name__} says so"
 
     def _tell(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ and only their configurations are looked at again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
@@ -63,6 +64,10 @@ class _Chain(msgspec.Struct, gc=False):
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
+    last: int = -1
+    """The newest trial that is over."""
+    failed: bool = False
+    """Whether that one failed. If nothing is left to be run, the configuration then ranks behind all others."""
     takes: bool = False
     """Whether a finished trial takes a place in the budget."""
     live: tuple[int, ...] = ()
@@ -124,6 +129,8 @@ class Configurations:
             chain.live = tuple([one for one in chain.live if one != number])
             self.resumable.discard(number)
         chain.complete = chain.complete or trial.state is TrialState.COMPLETE
+        if number >= chain.last:
+            chain.last, chain.failed = number, trial.state is TrialState.FAIL
         chain.takes = chain.takes or trial.state in _TAKES
         reached = self._reached(root, trial)
         chain.values = _earliest(chain.values, number, reached)
@@ -174,8 +181,10 @@ class Configurations:
             else:
                 self.resumable.discard(trial.number)
         if self.ladder is not None:
-            waits = chain.paused >= 0 and not live and not chain.complete
-            reached = tuple([value for _, value in values])
+            over = not live and not chain.complete
+            failed = over and chain.failed
+            reached = tuple([math.nan if failed else value for _, value in values])
+            waits = over and chain.paused >= 0
             self.ladder.place(root, RungStanding(reached, chain.promoted, waits))
 
     # --- what follows from it ---
@@ -201,6 +210,11 @@ class Configurations:
         """The paused trial to continue next; None if no rung promotes one. `closing`: see `Ladder.best`."""
         best = None if self.ladder is None else self.ladder.best(closing=closing)
         return None if best is None else self._chains[best].paused
+
+    def may_go_on(self, running: Mapping[int, None]) -> bool:
+        """Whether a trial may start once one that runs has come to its rung, or an interrupted one had its rest."""
+        waits = self.ladder is not None and self.ladder.waiting() > 0
+        return bool(self.resumable) or (waits and bool(running))
 
 
 def _earliest(

@@ -9,9 +9,12 @@ from typing import NamedTuple
 from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.core import records
+from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.records import Policy, StudyDefine
+from hopaas_p2p.core.rungs import Rungs, decode_fidelity
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
+from hopaas_p2p.fidelity import in_words
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import to_optuna, to_record
 
@@ -150,6 +153,17 @@ def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str
             f"the study {wanted.name!r} exists with another definition:\n"
             + "\n".join(f"  {line}" for line in lines)
             + "\nUse the stored one (leave the argument out), or choose another name."
+        )
+
+
+def compare_fidelity(storage: Storage, study_id: int, name: str, given: Rungs | None) -> None:
+    """Raise if rungs were given and the study has others: the log decides by its own."""
+    text = storage.state(study_id).system.get(FIDELITY)
+    stored = None if text is None else decode_fidelity(text)
+    if given is not None and given != stored:
+        raise DefinitionMismatch(
+            f"the study {name!r} has the fidelity {in_words(stored)}, given {in_words(given)}. Leave the argument out, "
+            f"or let an owner change it: hopaas-p2p study search {name} --fidelity '{in_words(given)}'"
         )
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "hopaas_p2p"
 
 LAYERS = (
     {"atomic", "errors", "extras", "findings", "interrupts", "ownership", "process", "provenance", "__init__"},
-    {"core", "settings", "space", "times"},
+    {"core", "fidelity", "settings", "space", "times"},
     {"net"},
     {"tunnel"},
     {"stores", "spool"},
