@@ -23,6 +23,8 @@ import msgspec
 _CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at most, times 2
 _MOST_RUNGS: Final = 64
 LARGEST: Final = 1 << 53
+AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
+"""Why a program is to leave its trial."""
 
 
 class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
