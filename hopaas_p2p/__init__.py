@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import Budget, Categorical, Float, Int, Price, Until
+    from hopaas_p2p.core.rungs import Rungs
     from hopaas_p2p.storage import open_storage
     from hopaas_p2p.study import Study, open_study
     from hopaas_p2p.trial import Trial
@@ -21,11 +22,24 @@ _WHERE = {
     "Budget": "hopaas_p2p.core.records",
     "Price": "hopaas_p2p.core.records",
     "Until": "hopaas_p2p.core.records",
+    "Rungs": "hopaas_p2p.core.rungs",
 }
 
 __version__ = "0.1.0"
 
-__all__ = ["Budget", "Categorical", "Float", "Int", "Price", "Study", "Trial", "Until", "open_storage", "open_study"]
+__all__ = [
+    "Budget",
+    "Categorical",
+    "Float",
+    "Int",
+    "Price",
+    "Rungs",
+    "Study",
+    "Trial",
+    "Until",
+    "open_storage",
+    "open_study",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from hopaas_p2p.core.records import TrialFinish, TrialRelease, TrialSet, TrialState
+from hopaas_p2p.core.rungs import AT_RUNG
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
@@ -211,6 +212,9 @@ class TicketTrial:
         trial = self._trial()
         if trial.stop is not None:
             return trial.stop
+        configurations = self.study.state.configurations
+        if configurations is not None and configurations.is_at_rung(trial.number, trial.reports):
+            return AT_RUNG
         judge = pruner or self.study.optuna.pruner
         frozen = self.storage.get_trial(self.storage.get_trial_id_from_study_id_trial_number(*self._place))
         if len(self.study.optuna.directions) > 1:
@@ -234,7 +238,8 @@ class TicketTrial:
         expected, given = len(self.study.optuna.directions), len(end.values or ())
         if end.state is TrialState.COMPLETE and given != expected:
             raise InvalidInput(f"the study wants {expected} value{'s' * (expected > 1)}, got {given}")
-        self._say(end)
+        pauses = end.state is TrialState.PRUNED and end.reason is None and self.study.state.configurations is not None
+        self._say(msgspec.structs.replace(end, paused=True) if pauses else end)
 
     def _why_stopped(self, state: TrialState | None) -> str | None:
         """What the ticket was asked to stop for, if this is the answer."""

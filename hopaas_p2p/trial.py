@@ -71,8 +71,8 @@ class Trial(optuna.trial.Trial):
     def should_prune(self) -> bool:
         """Whether to give this trial up now.
 
-        True when the pruner says so, when this trial was asked to stop, or when its lease was lost. Reads the
-        replica: costs no round trip.
+        True when the trial has come to a rung, see `at_rung`, when the pruner says so, when this trial was asked to
+        stop, or when its lease was lost. Reads the replica: costs no round trip.
         """
         handle, number = self.storage.locate(self._trial_id, refresh=True)
         asked, held = handle.standing(number)
@@ -80,7 +80,15 @@ class Trial(optuna.trial.Trial):
             handle.acknowledge_stop(number)
             return True
         self._listen(handle, number)
-        return not held or super().should_prune()
+        return not held or self.at_rung or super().should_prune()
+
+    @property
+    def at_rung(self) -> bool:
+        """Whether the trial has come to a rung of its study's fidelity, where it pauses: save a checkpoint, and prune.
+
+        Reads the replica: costs no round trip.
+        """
+        return self.handle.is_at_rung(self.number, cached_trial(self).intermediate_values)
 
     def _listen(self, handle: StudyHandle, number: int) -> None:
         """Merge what another process that this trial travelled to said about it."""

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from hopaas_p2p.core.rungs import AT_RUNG
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class TrialRequests:
             return None
         if not self._trial.lease_held:
             return "another peer took the trial over"
+        if asked is None and self._trial.at_rung:
+            return AT_RUNG
         return asked or f"{type(self._study.optuna.pruner).__name__} says so"
 
     def _tell(self, request: dict[str, Any]) -> dict[str, Any]:

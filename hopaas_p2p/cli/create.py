@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hopaas_p2p import budget, space
+from hopaas_p2p import fidelity as rungs
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
@@ -46,6 +47,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports, in all peers. [default: median]")
 @click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What was tried already. [default: avoid]")
 @click.option("--replicates", type=int, metavar="N", help="Trials of each configuration, for N seeds. [default: 1]")
+@click.option("--fidelity", metavar="RUNGS", help=rungs.HELP + " [default: none]")
 @click.option("--exist-ok", is_flag=True, help="Do not fail when the study exists with this same definition.")
 def create(
     session: CliSession,
@@ -56,6 +58,7 @@ def create(
     exist_ok: bool,
     sampler: str | None,
     pruner: str | None,
+    fidelity: str | None,
     budgets: tuple[str, ...],
     **policy: Any,
 ) -> None:
@@ -84,6 +87,8 @@ def create(
     given = budgets or (() if "budget" in described.policy else (session.settings.get("budget") or "",))
     policy["budget"] = budget.parsed_budget(given) if any(given) else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
+    if fidelity is not None:
+        policy["fidelity"] = rungs.parse(fidelity)
     kept = {
         kind: built(kind, checked(kind, {"name": given}) if given else described.sampler_config[kind])
         for kind, given in (("sampler", sampler), ("pruner", pruner))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hopaas_p2p import fidelity as rungs
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.create import create, set_, set_budget
@@ -122,6 +123,10 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
     facts["policy"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
     facts["search"] = ", ".join(f"{name} {value}" for name, value in data["search"].items())
+    if data["rungs"]:
+        facts["rungs"] = "\n".join([*(one["text"] for one in data["rungs"]), data["next"]])
+    if data["checkpoints"]["count"]:
+        facts["checkpoints"] = f"{data['checkpoints']['count']}, {data['checkpoints']['bytes'] / 1e6:.1f} MB"
     if data["means"]:
         facts["best means"] = "\n".join(f"{one['text']}  {output.parameters(one['params'])}" for one in data["means"])
     if data["seen_at"]:
@@ -139,8 +144,14 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
 @click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports.")
 @click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What becomes of what was tried already.")
 @click.option("--replicates", type=int, metavar="N", help="Trials of each configuration, for N seeds.")
+@click.option("--fidelity", metavar="RUNGS", help=rungs.HELP)
 def search(
-    session: CliSession, sampler: str | None, pruner: str | None, repeats: str | None, replicates: int | None
+    session: CliSession,
+    sampler: str | None,
+    pruner: str | None,
+    repeats: str | None,
+    replicates: int | None,
+    fidelity: str | None,
 ) -> None:
     """Change how all peers search, from their next trial on. Without an option, show it."""
     from hopaas_p2p.cli import summary
@@ -152,7 +163,10 @@ def search(
         for kind, name in (("sampler", sampler), ("pruner", pruner))
         if name
     }
-    searched.search_with(**given, repeats=repeats, replicates=replicates)
+    wanted = None if fidelity is None else rungs.parse(fidelity)
+    searched.search_with(**given, repeats=repeats, replicates=replicates, fidelity=wanted)
+    if fidelity is not None and wanted is None:
+        searched.without_rungs()
     data = summary.search_of(searched)
     session.show(data, lambda: output.print_facts(data))
 

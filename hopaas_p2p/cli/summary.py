@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import notes
 from hopaas_p2p.core.spending import trial_seconds
+from hopaas_p2p.report import configurations
 from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.report.spending import as_data, spending
 from hopaas_p2p.space import spec
@@ -67,6 +68,8 @@ def more_of_study(study: Study) -> dict[str, Any]:
         },
         "spending": as_data(found),
         "search": search_of(study),
+        **_rungs(state),
+        "checkpoints": _checkpoints(state),
         "means": _means(study),
         "failures_in_a_row": state.failures_in_a_row,
         "user_attrs": study.storage.get_study_user_attrs(study.study_id),
@@ -98,7 +101,24 @@ def search_of(study: Study) -> dict[str, str]:
         "pruner": in_words(method.pruner),
         "repeats": method.repeats or "avoid",
         "replicates": str(method.replicates or 1),
+        "fidelity": in_words(method.fidelity) if method.fidelity is not None else "none",
     }
+
+
+def _rungs(state: State) -> dict[str, Any]:
+    """Who stands on which rung, and who goes on next."""
+    counts = configurations.rung_counts(state)
+    brackets = len({place.bracket for place in counts})
+    return {
+        "rungs": [place._asdict() | {"text": configurations.in_words(place, brackets=brackets)} for place in counts],
+        "next": configurations.next_in_words(state),
+    }
+
+
+def _checkpoints(state: State) -> dict[str, int]:
+    """What the checkpoints of the study's trials take; a file that several trials name counts once."""
+    sizes = {one.key: one.size for trial in state.trials for one in trial.checkpoints}
+    return {"count": len(sizes), "bytes": sum(sizes.values())}
 
 
 def _means(study: Study) -> list[dict[str, Any]]:
@@ -151,11 +171,17 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
         "end": to_iso(trial.end),
         "seconds": trial_seconds(trial),
         "attempt": trial.attempt,
+        "paused": trial.paused,
         "site": peer.get("site"),
         "host": peer.get("host"),
         "reason": trial.reason,
         "tags": notes.read_tags(attributes, trial.number),
     }
+
+
+def chains_of(state: State) -> dict[int, list[int]]:
+    """The trial to show for each configuration -> the numbers of all its trials."""
+    return {row.newest.number: list(row.trials) for row in configurations.rows(state)}
 
 
 def _fixed(frozen: FrozenTrial) -> dict[str, Any]:
@@ -177,6 +203,7 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
         "epoch": trial.epoch,
         "stop_requested": trial.stop,
         "stop_acknowledged": trial.stopping,
+        "continues": trial.continues,
         "retry_of": trial.retry_of,
         "retried_by": trial.retried_by,
         "late_of": trial.late_of,

@@ -33,8 +33,11 @@ def trial() -> None:
 @click.option("--sort", type=click.Choice(_SORTS), default="number", show_default=True, help="The best come first.")
 @click.option("--reverse", "-r", is_flag=True, help="The other way round.")
 @click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="At most so many.")
-def list_(session: CliSession, states: tuple[str, ...], sort: str, reverse: bool, limit: int | None) -> None:
-    """List the trials of a study."""
+@click.option("--all", "every", is_flag=True, help="In a study with rungs, each trial, not each configuration.")
+def list_(
+    session: CliSession, states: tuple[str, ...], sort: str, reverse: bool, limit: int | None, every: bool
+) -> None:
+    """List the trials of a study. With rungs, one row per configuration: the newest of its trials."""
     from hopaas_p2p.cli import summary
 
     study = session.study()
@@ -43,18 +46,25 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, reverse: bool
         raise click.UsageError(f"{word.lower()!r} is not a state; there are {', '.join(_STATES)}")
     attributes = study.storage.get_study_system_attrs(study.study_id)
     frozen = study.trials
-    pairs = [(one, study.state.trials[one.number]) for one in frozen if not wanted or one.state.name in wanted]
+    state = study.state
+    chains = {} if every or state.configurations is None else summary.chains_of(state)
+    shown = [one for one in frozen if not chains or one.number in chains]
+    pairs = [(one, state.trials[one.number]) for one in shown if not wanted or one.state.name in wanted]
     rows = [summary.of_trial(study, *pair, attributes) for pair in pairs]
+    for row in rows:
+        row["trials"] = chains.get(row["number"], [row["number"]])
     rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
     columns: Columns = {
         "#": "number",
-        "STATE": "state",
+        "STATE": lambda row: "PAUSED" if row["paused"] else row["state"],
         "VALUE": lambda row: output.numbers(row["values"]),
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": "host",
         "PARAMETERS": _last_cell,
     }
+    if chains:
+        columns = {"#": "number", "GOES ON FROM": _earlier, **columns}
     session.show_table(rows[:limit], columns, right=("#", "VALUE", "TIME", "TRY"), empty="no trials")
 
 
@@ -64,6 +74,11 @@ def _key(row: dict[str, Any], sort: str, direction: str) -> tuple[bool, Any]:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return (True, row["number"])
     return (False, -value if sort == "value" and direction == "MAXIMIZE" else value)
+
+
+def _earlier(row: dict[str, Any]) -> str:
+    """The earlier trials of a row's configuration."""
+    return " ".join(f"#{number}" for number in row["trials"] if number != row["number"]) or "-"
 
 
 def _last_cell(row: dict[str, Any]) -> str:
@@ -104,7 +119,12 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     taken_away = data["end"] is not None and any(one["end"] == data["end"] for one in data["history"])
     if data["owner"] and not taken_away:
         history.append(f"epoch {data['epoch']}: {data['owner']} at {data['host'] or '?'}")
-    related = {"retry of": data["retry_of"], "retried by": data["retried_by"], "late result of": data["late_of"]}
+    related = {
+        "goes on from": data["continues"],
+        "retry of": data["retry_of"],
+        "retried by": data["retried_by"],
+        "late result of": data["late_of"],
+    }
     links = [f"{what} #{other}" for what, other in related.items() if other is not None]
     attributes = {**data["user_attrs"], **data["system_attrs"]}
     facts = {

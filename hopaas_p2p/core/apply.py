@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.attributes import MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
+from hopaas_p2p.core.attributes import CONTINUES, FIDELITY, MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.ledger import Ledger, possible_limits
 from hopaas_p2p.core.records import (
@@ -97,6 +97,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     else:
         verdicts = _apply_within_limits(state, commit, stamp)
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts)
+    _sort_configurations(state)
     return verdicts
 
 
@@ -168,6 +169,8 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
         state.user = {**state.user, **record.user}
     if record.system:
         state.system = {**state.system, **record.system}
+        if FIDELITY in record.system:
+            state.follow_fidelity()
     return _ACCEPTED
 
 
@@ -221,36 +224,78 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> Verdict:
 
 
 def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
-    """A trial starts, is queued, or is imported; `prefer_waiting` starts the oldest that waits instead."""
+    """A trial starts, is queued, or is imported."""
     outside = _describes_a_trial(state, record)
     if outside is None:
         return _refuse(state, "malformed")
+    _sort_configurations(state)
     if record.state is RUNNING:
-        closed = state.closed_to(commit.owner)
-        if closed is not None:
-            return _refuse(state, closed)
-        if record.prefer_waiting and state.waiting:
-            skip = frozenset(record.skip)
-            waiting = next((number for number in state.waiting if number not in skip), None)
-            if waiting is not None:
-                return _start(state, state.trials[waiting], commit, TrialCreate)
-    elif not _has_place_for(state, record.state):
+        return _create_running(state, record, commit, outside)
+    if not _has_place_for(state, record.state):
         return _refuse(state, "budget")
-    elif record.state is WAITING and len(state.waiting) >= MAX_WAITING:
+    if record.state is WAITING and len(state.waiting) >= MAX_WAITING:
         return _refuse(state, "queue")
     trial = _append(state, record.state)
     _merge(state, trial, record, outside)
-    if record.state is RUNNING:
-        trial.owner, trial.epoch = commit.owner, 1
-        trial.start = commit.at if record.start is None else record.start
-        _open_lease(state, trial, commit)
-        _queue_replicates(state, trial, record.replicates)
-        return Verdict(True, trial.number)
     trial.start = record.start
     if record.state is not WAITING:
         trial.values, trial.reason = record.values, record.reason
         trial.end = commit.at if record.end is None else record.end
         _note_result(state, trial)
+    return Verdict(True, trial.number)
+
+
+def _create_running(state: State, record: TrialCreate, commit: Commit, outside: dict[str, Distribution]) -> Verdict:
+    """A trial starts; `prefer_waiting` goes on with what others left instead."""
+    closed = state.closed_to(commit.owner)
+    if closed is not None:
+        return _refuse(state, closed)
+    if record.prefer_waiting:
+        started = _go_on(state, record, commit)
+        if started is not None:
+            return started
+    if not state.has_room():
+        return _refuse(state, "budget")
+    trial = _append(state, RUNNING)
+    _merge(state, trial, record, outside)
+    trial.owner, trial.epoch = commit.owner, 1
+    trial.start = commit.at if record.start is None else record.start
+    _open_lease(state, trial, commit)
+    _queue_replicates(state, trial, record.replicates)
+    return Verdict(True, trial.number)
+
+
+def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
+    """Start what was interrupted after it was promoted, what a rung promotes, or what waits; None: there is nothing."""
+    skip = frozenset(record.skip)
+    configurations = state.configurations
+    if configurations is not None:
+        interrupted = min((number for number in configurations.resumable if number not in skip), default=None)
+        if interrupted is not None:
+            return _start(state, state.trials[interrupted], commit, TrialCreate)
+        paused = state.promoted()
+        if paused is not None:
+            return _continue(state, state.trials[paused], commit)
+        if not state.has_room():
+            return None
+    if state.waiting:
+        waiting = next((number for number in state.waiting if number not in skip), None)
+        if waiting is not None:
+            return _start(state, state.trials[waiting], commit, TrialCreate)
+    return None
+
+
+def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
+    """A trial that goes on where a paused one stopped: same parameters, reports and checkpoints up to there."""
+    trial = _append(state, RUNNING)
+    trial.params, trial.dists, trial.user = dict(paused.params), dict(paused.dists), paused.user
+    trial.reports, trial.checkpoints = _reports_to_resume(paused), paused.checkpoints
+    trial.continues = paused.number
+    attempts = ("failed_trial", "retry_history")
+    trial.system = {key: text for key, text in paused.system.items() if key not in attempts}
+    trial.system[CONTINUES] = str(paused.number)
+    trial.owner, trial.epoch, trial.start = commit.owner, 1, commit.at
+    _open_lease(state, trial, commit)
     return Verdict(True, trial.number)
 
 
@@ -267,7 +312,10 @@ def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> V
     """A WAITING trial is started by name."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return _refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
+    _sort_configurations(state)
     closed = state.closed_to(commit.owner)
+    if closed is None and not state.has_room(trial.number):
+        closed = "budget"
     if closed is not None:
         return _refuse(state, closed, trial.number)
     return _start(state, trial, commit, TrialClaim)
@@ -291,6 +339,8 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     _merge_words(state, trial, record, outside)
     trial.stopping = trial.stopping or (record.stopping and trial.stop is not None)
     state.changed.add(trial.number)
+    if state.configurations is not None:
+        state.configurations.touch(trial.number)
     return Verdict(True, trial.number)
 
 
@@ -309,9 +359,13 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     word = _refusal(trial, record, commit, absent="finished")
     if word == "finished" and not _has_lease(trial, record.epoch, commit):
         word = "fenced"
-    if word is None and trial.state is WAITING and not _has_place_for(state, record.state):
+    _sort_configurations(state)
+    if word is None and trial.state is WAITING and not _has_place_for(state, record.state, trial.number):
         word = "budget"
     if word is None:
+        configurations = state.configurations
+        if record.paused and record.state is PRUNED and configurations is not None:
+            trial.paused = configurations.is_at_rung(trial.number, trial.reports)
         if state.ledger is not None:
             state.ledger.heard(trial.number, commit.at, record.used, {})
             state.ledger.ended(trial.number, BOOKED[record.state])
@@ -343,7 +397,8 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
         if ledger is not None:
             ledger.settle(retry.number, "lost")
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
-    full = state.budget is not None and state.used() >= state.budget
+    _sort_configurations(state)
+    full = not state.has_room(lost.number)
     if full and retry is not None and retry.state is RUNNING:
         _end_lease(retry, commit.at, withdrawn)
         if ledger is not None:
@@ -473,6 +528,12 @@ def _count(state: State, reason: str) -> None:
     state.refusals[reason] = state.refusals.get(reason, 0) + 1
 
 
+def _sort_configurations(state: State) -> None:
+    """Let the rungs know what the records so far have changed."""
+    if state.configurations is not None:
+        state.configurations.refresh(state.trials)
+
+
 def _refuse(state: State, reason: str, number: int | None = None) -> Verdict:
     """Count the refusal, and give the verdict that says so."""
     _count(state, reason)
@@ -520,10 +581,10 @@ def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> 
     return to is not COMPLETE or not any(map(math.isnan, values))
 
 
-def _has_place_for(state: State, ended: TrialState) -> bool:
-    """Whether the budget has room for one more trial that ends like this without having run."""
+def _has_place_for(state: State, ended: TrialState, trial: int | None = None) -> bool:
+    """Whether the budget has room for one more trial, or this one, that ends like this without having run."""
     takes_one = ended is COMPLETE or ended is PRUNED
-    return not takes_one or state.budget is None or state.used() < state.budget
+    return not takes_one or state.has_room(trial)
 
 
 def _append(state: State, trial_state: TrialState) -> Trial:
@@ -533,6 +594,8 @@ def _append(state: State, trial_state: TrialState) -> Trial:
     state.trials.append(trial)
     state.counts[trial_state] += 1
     state.changed.add(number)
+    if state.configurations is not None:
+        state.configurations.touch(number)
     if trial_state is WAITING:
         state.waiting[number] = None
     elif trial_state is RUNNING:
@@ -569,6 +632,8 @@ def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
         state.waiting[number] = None
     trial.state = to
     state.changed.add(number)
+    if state.configurations is not None:
+        state.configurations.touch(number)
 
 
 def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str, Distribution]) -> None:

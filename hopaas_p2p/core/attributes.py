@@ -8,7 +8,9 @@ SAMPLER: Final = "hopaas:sampler"
 PRUNER: Final = "hopaas:pruner"
 REPEATS: Final = "hopaas:repeats"
 REPLICATES: Final = "hopaas:replicates"
-OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES})
+FIDELITY: Final = "hopaas:fidelity"
+"""System attribute of a study: its rungs, see `core.rungs.Rungs`; null for none."""
+OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY})
 """System attributes of a study that say how it is searched: only its owners set them."""
 REPLICATE: Final = "hopaas:replicate"
 """System attribute of a trial: {"of": the first trial with these parameters, "seed": from 1}."""
@@ -16,3 +18,5 @@ REUSED: Final = "hopaas:reused"
 """System attribute of a trial: the number of the one whose values it has."""
 REPEATS_POLICIES: Final = ("avoid", "allow", "reuse")
 MOST_REPLICATES: Final = 1000
+CONTINUES: Final = "hopaas:continues"
+"""System attribute of a trial: the number of the paused one that it goes on from."""

@@ -40,6 +40,13 @@ class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
     history: tuple[PastLease, ...] = ()
 
 
+class _Linked(_Rare, array_like=True, omit_defaults=True):
+    """What few trials have in a study with rungs, and none in another: those are packed as they always were."""
+
+    paused: bool = False
+    continues: int | None = None
+
+
 class _TrialBlock(msgspec.Struct, array_like=True):
     states: bytes
     epochs: bytes
@@ -55,7 +62,7 @@ class _TrialBlock(msgspec.Struct, array_like=True):
     reports: bytes
     widths: bytes
     values: bytes
-    rare: dict[int, _Rare]
+    rare: dict[int, _Linked]
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -143,12 +150,13 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         reports=_planes(reports),
         widths=_integers(-1 if trial.values is None else len(trial.values) for trial in trials),
         values=_planes(values),
-        rare={i: rare for i, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},
+        rare={i: rare for i, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},  # type: ignore[misc]
     )
 
 
 def _rare(trial: Trial) -> _Rare:
-    return _Rare(*[getattr(trial, name) for name in _Rare.__struct_fields__])
+    kind = _Linked if trial.paused or trial.continues is not None else _Rare
+    return kind(*[getattr(trial, name) for name in kind.__struct_fields__])
 
 
 class Checked(NamedTuple):
@@ -251,7 +259,7 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
         at_param, at_report = to_param, to_report
         number += 1
     for index, rare in block.rare.items():
-        for name in _Rare.__struct_fields__:
+        for name in _Linked.__struct_fields__:
             setattr(trials[index], name, getattr(rare, name))
     return trials
 

@@ -247,6 +247,8 @@ class TrialFinish(msgspec.Struct, array_like=True, frozen=True, tag="trial.finis
     state: TrialState
     values: tuple[float, ...] | None = None
     reason: str | None = None
+    paused: bool = False
+    """With PRUNED: it stopped at a rung, and may be continued."""
     used: Used | None = None
 
 

@@ -23,6 +23,8 @@ import msgspec
 _CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at most, times 2
 _MOST_RUNGS: Final = 64
 LARGEST: Final = 1 << 53
+AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
+"""Why a program is to leave its trial."""
 
 
 class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
@@ -74,6 +76,28 @@ def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
     return tuple(levels)
 
 
+def decode_fidelity(text: str) -> Rungs | None:
+    """The rungs that a study's attribute says. None: it says none, or nothing that can be read."""
+    try:
+        return msgspec.json.decode(text, type=Rungs | None)
+    except msgspec.MsgspecError:
+        return None
+
+
+def encode_fidelity(rungs: Rungs | None) -> str:
+    """The attribute of a study with these rungs."""
+    return msgspec.json.encode(rungs).decode()
+
+
+def possible_fidelity(said: object) -> bool:
+    """Whether a study's attribute may be this: null, or rungs that can be."""
+    try:
+        rungs = msgspec.convert(said, Rungs | None)
+    except msgspec.ValidationError:
+        return False
+    return rungs is None or rungs.impossible() is None
+
+
 class RungStanding(NamedTuple):
     """Where a configuration stands in its bracket. Rungs are counted from the first of the bracket, from 0."""
 
@@ -119,6 +143,8 @@ class Ladder:
         self._bracket: dict[int, int] = {}
         self._standing: dict[int, RungStanding] = {}
         self._rungs = [[_Rung() for _ in levels] for levels in self._levels]
+        self._owed = _Ranking()
+        """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
         self._best: dict[bool, int | None] = {}
 
     def __len__(self) -> int:
@@ -175,15 +201,17 @@ class Ladder:
         self._queue(rungs, number, to, waits=True)
 
     def _queue(self, rungs: list[_Rung], number: int, standing: RungStanding, *, waits: bool) -> None:
-        if not standing.waits or not 0 < len(standing.reached) <= len(rungs):
+        if not standing.waits:
             return
-        at, entry = len(standing.reached) - 1, (self._key(standing.reached[-1]), number)
+        ranking, entry = self._owed, (0.0, number)
+        if len(standing.reached) > standing.promoted:
+            ranking, entry = rungs[len(standing.reached) - 1].waiting, (self._key(standing.reached[-1]), number)
         if entry[0] == math.inf:  # it diverged, and is not worth a continuation
             return
         if waits:
-            rungs[at].waiting.add(entry)
+            ranking.add(entry)
         else:
-            rungs[at].waiting.remove(entry)
+            ranking.remove(entry)
 
     def _key(self, value: float) -> float:
         return math.inf if math.isnan(value) else self._sign * value
@@ -234,7 +262,8 @@ class Ladder:
                     found.append(entry)
             if found:
                 return min(found)[1]
-        return None
+        owed = self._owed.first()
+        return None if owed is None else owed[1]
 
     def _quota(self, rung: _Rung, *, closing: bool) -> int:
         quota = len(rung.reached) // self.policy.eta
@@ -244,7 +273,7 @@ class Ladder:
 
     def waiting(self) -> int:
         """How many configurations wait to be promoted, or for ever."""
-        return sum(len(rung.waiting) for rungs in self._rungs for rung in rungs)
+        return len(self._owed) + sum(len(rung.waiting) for rungs in self._rungs for rung in rungs)
 
     def places(self) -> list[RungCount]:
         """Each rung of each bracket, and how many configurations are there."""

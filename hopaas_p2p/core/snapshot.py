@@ -321,6 +321,7 @@ def _load(header: _Header, room: _Room) -> State:
         raise CorruptSnapshot
     if not (_lists(state, state.waiting, TrialState.WAITING) and _lists(state, state.running, TrialState.RUNNING)):
         raise CorruptSnapshot
+    state.follow_fidelity()
     return state
 
 

@@ -67,10 +67,11 @@ def _is_last_lease(trial: Trial) -> bool:
 
 
 def _inherited(trial: Trial, state: State) -> list[int]:
-    """The steps that a retry had when it began."""
-    if trial.retry_of is None:
+    """The steps that a retry or a continuation had when it began."""
+    number = trial.retry_of if trial.continues is None else trial.continues
+    if number is None:
         return []
-    before = state.trials[trial.retry_of]
+    before = state.trials[number]
     last = before.checkpoints[-1].step if before.checkpoints else None
     return [] if last is None else [step for step in before.reports if step <= last]
 
@@ -91,7 +92,10 @@ def trial_seconds(trial: Trial) -> float | None:
 def configuration_seconds(trial: Trial, state: State) -> float | None:
     """Like `trial_seconds`, with the attempts that the trial went on from: those that left a checkpoint."""
     total = trial_seconds(trial)
-    while total is not None and trial.retry_of is not None and state.trials[trial.retry_of].checkpoints:
-        trial = state.trials[trial.retry_of]
+    while total is not None:
+        before = trial.retry_of if trial.continues is None else trial.continues
+        if before is None or not state.trials[before].checkpoints:
+            break
+        trial = state.trials[before]
         total += max(0.0, trial_seconds(trial) or 0.0)
     return total

@@ -7,6 +7,8 @@ from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
 
+from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.records import (
     Checkpoint,
@@ -23,6 +25,7 @@ from hopaas_p2p.core.records import (
     TrialState,
     TrialStop,
 )
+from hopaas_p2p.core.rungs import decode_fidelity
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -144,6 +147,10 @@ class Trial(msgspec.Struct, gc=False):
     """Where it may be resumed, the newest last."""
     history: tuple[PastLease, ...] = ()
     """Earlier owners, oldest first."""
+    paused: bool = False
+    """Whether it stopped at a rung, and may be continued."""
+    continues: int | None = None
+    """The paused trial that it goes on from."""
 
     def distribution(self, name: str, state: State) -> Distribution:
         """The distribution that `params[name]` was drawn from."""
@@ -322,6 +329,7 @@ class State:
         "budget",
         "chain",
         "changed",
+        "configurations",
         "counts",
         "define",
         "dists",
@@ -370,13 +378,41 @@ class State:
         self.changed: set[int] = set()
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
 
+        self.configurations: Configurations | None = None
+        """Of a study that has, or had, rungs. Derived from its trials: not in digests or snapshots."""
+
         self.quiet: dict[tuple[str, int], tuple[int, bytes]] = {}
         """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
 
     def used(self) -> int:
-        """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING."""
+        """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING trials; with rungs, such configurations."""
+        if self.configurations is not None:
+            return self.configurations.used
         counts = self.counts
         return counts[COMPLETE] + counts[PRUNED] + counts[RUNNING]
+
+    def has_room(self, trial: int | None = None) -> bool:
+        """Whether the budget has a place for one more trial; or for this one, whose configuration may have a place."""
+        if self.budget is None or self.used() < self.budget:
+            return True
+        return trial is not None and self.configurations is not None and self.configurations.is_counted(trial)
+
+    def promoted(self) -> int | None:
+        """The paused trial that the next peer goes on with; None if no rung promotes one now."""
+        configurations = self.configurations
+        if configurations is None:
+            return None
+        closing = not (self.running or configurations.resumable or self.has_room())
+        return configurations.promoted(closing=closing)
+
+    def follow_fidelity(self) -> None:
+        """Sort the trials by the rungs that the study's attributes say now."""
+        text = self.system.get(FIDELITY)
+        if text is None or self.define is None:
+            return
+        rungs = decode_fidelity(text) if len(self.define.directions) == 1 else None
+        self.configurations = Configurations(rungs, maximize=self.define.directions[0] == "maximize")
+        self.configurations.refresh(self.trials)
 
     def closed_because(self) -> str | None:
         """The key in `REFUSALS` that says why no trial may start now; None when one may."""
@@ -385,9 +421,14 @@ class State:
         limit = self.policy.max_failures
         if limit is not None and self.failures_in_a_row >= limit:
             return "failing"
-        if self.budget is not None and self.used() >= self.budget:
+        if self.limit_reached() is not None:
             return "budget"
-        return "budget" if self.limit_reached() is not None else None
+        if self.budget is None or self.has_room():
+            return None
+        configurations = self.configurations
+        if configurations is not None and (configurations.resumable or self.promoted() is not None):
+            return None
+        return "budget"
 
     def limit_reached(self) -> str | None:
         """Which limit beside `budget` has ended the study, in words; None while none has."""

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from hopaas_p2p.core.attributes import (
+    CONTINUES,
+    FIDELITY,
     MOST_REPLICATES,
     PRUNER,
     REPEATS,
@@ -27,6 +29,7 @@ from hopaas_p2p.core.attributes import (
 )
 from hopaas_p2p.core.ledger import possible_limits
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, StudyDefine
+from hopaas_p2p.core.rungs import possible_fidelity
 
 MAX_WAITING: Final = 100_000
 """Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""
@@ -243,6 +246,8 @@ _SYSTEM: Final[dict[str, Callable[[Any], bool]]] = {
     REPLICATES: lambda value: _is_whole(value) and 1 <= value <= MOST_REPLICATES,
     REPLICATE: _is_replicate,
     REUSED: _is_whole,
+    FIDELITY: possible_fidelity,
+    CONTINUES: _is_whole,
     "hopaas:peers": _of_values(_of_values(_is_text)),
 }
 """What Optuna's samplers, pruners and tables, and our exports, read from a trial or study without looking."""

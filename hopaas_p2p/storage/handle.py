@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import Any, Final, Literal, NoReturn, Self
 
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
@@ -118,12 +119,29 @@ class StudyHandle:
         """Start the next trial, a WAITING one first: one exchange, without a race. Raises NoWork if there is none."""
         self.look_again_if_closed(within)
         skip = self.peer.resting(self.log)
+        if self._has_nothing_but(skip):
+            self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
+            if self._has_nothing_but(skip):
+                raise NoWork(NO_WORK["budget"], refusal="budget")
         if proposal is None:
             record = TrialCreate(prefer_waiting=True, skip=skip)
         else:
             define = self.state.define
             record = proposal.record(skip, None if define is not None and define.space else self.state.dists)
         return self.start(record, within=within)
+
+    def _has_nothing_but(self, resting: tuple[int, ...]) -> bool:
+        """Whether the study with rungs gives out nothing but interrupted trials that this peer gives a rest first."""
+        with self.log.lock:
+            state = self.state
+            configurations = state.configurations
+            return (
+                configurations is not None
+                and bool(resting)
+                and not state.has_room()
+                and configurations.resumable <= set(resting)
+                and state.promoted() is None
+            )
 
     def is_new(self, trial_id: int, proposal: Proposal) -> bool:
         """Whether this trial of this process is the one that was proposed, and not one that waited."""
@@ -136,8 +154,12 @@ class StudyHandle:
                 self.peer.hurry(self.log, within=0.0)
 
     def gives_out_waiting(self) -> bool:
-        """Whether the next trial is most likely one that waits, as far as the log was read."""
-        waiting = self.state.waiting
+        """Whether the next trial is most likely no new one, as far as the log was read."""
+        state = self.state
+        waiting = state.waiting
+        with self.log.lock:
+            if state.configurations is not None and (not state.has_room() or state.promoted() is not None):
+                return True
         return bool(waiting) and len(waiting) > len(self.peer.resting(self.log))
 
     def look_again_if_closed(self, within: float) -> None:
@@ -181,7 +203,7 @@ class StudyHandle:
             trial = self.state.trials[verdict.number]
             if trial.end is not None:
                 return None
-            again = trial.attempt > 1 or bool(trial.history)
+            again = trial.attempt > 1 or bool(trial.history) or trial.continues is not None
             owned = self._own(verdict.number, inherited=trial.reports if again else {})
             self.peer.meter.begin((self.uuid, verdict.number, owned.lease.epoch))
             return verdict.number
@@ -538,6 +560,7 @@ class StudyHandle:
         """Queue the end of a trial, with all that still has to be said about it, in one commit."""
         owner, epoch = owned.lease
         trial = self.state.trials[number]
+        pauses = self.state.configurations is not None and reason is None and trial.stop is None
         holds_lease = (trial.owner, trial.epoch) == owned.lease
         self._say_resumed_from_start(number, owned)
         if not holds_lease or self.log.session.in_doubt(number):
@@ -545,7 +568,8 @@ class StudyHandle:
         elif to is not records.TrialState.COMPLETE:
             reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer
         used = self._used(number, epoch, at_end=True)
-        return self._put_last(TrialFinish(number, epoch, to, values, reason, used), owner=owner)
+        pauses = pauses and to is records.TrialState.PRUNED  # if it is at a rung, which the log decides
+        return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
     def _put_last(self, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> PendingCommit:
         """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
@@ -617,6 +641,12 @@ class StudyHandle:
         """(why this trial was asked to end, or None; whether its lease is held). Reads the replica."""
         with self.log.lock:
             return self.state.trials[number].stop, self.held(number)
+
+    def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
+        """Whether a trial of this process that has reported this pauses now. Reads the replica."""
+        with self.log.lock:
+            configurations = self.state.configurations
+            return configurations is not None and configurations.is_at_rung(number, reports)
 
     def lease_valid(self, number: int) -> bool:
         """Whether this process may still trust that no other peer takes the trial over."""

@@ -82,6 +82,7 @@ class Proposal(msgspec.Struct, eq=False, gc=False):
         return (
             trial.epoch == 1
             and trial.attempt == 1
+            and trial.continues is None
             and trial.params == self.params
             and "fixed_params" not in trial.system
             and REPLICATE not in trial.system

@@ -11,9 +11,12 @@ from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.budget import budget_of, check_limits, limits_of, words
 from hopaas_p2p.core import records
+from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
+from hopaas_p2p.core.rungs import Rungs, decode_fidelity
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
+from hopaas_p2p.fidelity import in_words
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import to_optuna, to_record
 
@@ -175,6 +178,17 @@ def _other_budget(state: State, wanted: Policy) -> list[str]:
         words(msgspec.structs.replace(limits or Budget(), trials=trials)) or "no end" for trials, limits in (now, given)
     )
     return [f"budget: stored {there}, given {asked}"]
+
+
+def compare_fidelity(storage: Storage, study_id: int, name: str, given: Rungs | None) -> None:
+    """Raise if rungs were given and the study has others: the log decides by its own."""
+    text = storage.state(study_id).system.get(FIDELITY)
+    stored = None if text is None else decode_fidelity(text)
+    if given is not None and given != stored:
+        raise DefinitionMismatch(
+            f"the study {name!r} has the fidelity {in_words(stored)}, given {in_words(given)}. Leave the argument out, "
+            f"or let an owner change it: hopaas-p2p study search {name} --fidelity '{in_words(given)}'"
+        )
 
 
 def _difference(what: str, there: object, given: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""How a study is searched: sampler, pruner, what is done about repeats, replicates. The log says it for all peers.
+"""How a study is searched: sampler, pruner, repeats, replicates, rungs. The log says it for all peers.
 
 It is said at creation and changed by an owner. A process may use others: what it said when it opened the study holds
 for it alone, is told once, and stands in its introduction, where the monitor finds it.
@@ -14,7 +14,17 @@ from typing import Any, Final, NamedTuple
 
 import optuna
 
-from hopaas_p2p.core.attributes import MOST_REPLICATES, PRUNER, REPEATS, REPEATS_POLICIES, REPLICATES, SAMPLER
+from hopaas_p2p import fidelity as words
+from hopaas_p2p.core.attributes import (
+    FIDELITY,
+    MOST_REPLICATES,
+    PRUNER,
+    REPEATS,
+    REPEATS_POLICIES,
+    REPLICATES,
+    SAMPLER,
+)
+from hopaas_p2p.core.rungs import Rungs, decode_fidelity, encode_fidelity
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.pruners import MedianPruner
 from hopaas_p2p.search import registry
@@ -30,6 +40,7 @@ class SearchMethod(NamedTuple):
     pruner: registry.Method | None = None
     repeats: str | None = None
     replicates: int | None = None
+    fidelity: Rungs | None = None
 
     @classmethod
     def given(
@@ -38,6 +49,7 @@ class SearchMethod(NamedTuple):
         pruner: optuna.pruners.BasePruner | None,
         repeats: str | None,
         replicates: int | None,
+        fidelity: Rungs | None = None,
     ) -> SearchMethod:
         """What a caller says.
 
@@ -54,30 +66,35 @@ class SearchMethod(NamedTuple):
             None if pruner is None else registry.describe("pruner", pruner),
             repeats,
             replicates,
+            None if fidelity is None else words.checked(fidelity),
         )
 
     @classmethod
     def stored(cls, system: Mapping[str, str]) -> SearchMethod:
         """What the attributes of a study say."""
         keys = (SAMPLER, PRUNER, REPEATS, REPLICATES)
-        return cls(*[json.loads(system[key]) if key in system else None for key in keys])
+        said = [json.loads(system[key]) if key in system else None for key in keys]
+        return cls(*said, decode_fidelity(system[FIDELITY]) if FIDELITY in system else None)
 
     def attributes(self) -> dict[str, str]:
         """What is said, as attributes of a study."""
-        said = zip((SAMPLER, PRUNER, REPEATS, REPLICATES), self, strict=True)
-        return {key: json.dumps(value, separators=(",", ":")) for key, value in said if value is not None}
+        said = zip((SAMPLER, PRUNER, REPEATS, REPLICATES), self, strict=False)
+        texts = {key: json.dumps(value, separators=(",", ":")) for key, value in said if value is not None}
+        return texts if self.fidelity is None else texts | {FIDELITY: encode_fidelity(self.fidelity)}
 
     def differing(self, stored: SearchMethod) -> dict[str, str]:
-        """What is said here and is not what the study says, in words."""
+        """What is said here and is not what the study says, in words. Rungs are the log's alone."""
         found = {}
         for name, mine, theirs in zip(self._fields, self, stored, strict=True):
-            if mine is not None and theirs is not None and mine != theirs:
+            if name != "fidelity" and mine is not None and theirs is not None and mine != theirs:
                 found[name] = in_words(mine)
         return found
 
 
-def in_words(value: registry.Method | str | int | None) -> str:
+def in_words(value: registry.Method | Rungs | str | int | None) -> str:
     """One of the parts for people."""
+    if isinstance(value, Rungs):
+        return words.in_words(value)
     return registry.in_words(value) if value is None or isinstance(value, dict) else str(value)
 
 
@@ -127,8 +144,9 @@ class Searcher:
         changed = False
         if self._own_sampler is None and stored.sampler != before.sampler:
             self.sampler, changed = _made("sampler", stored.sampler), True
-        if self._own_pruner is None and stored.pruner != before.pruner:
-            self.pruner, changed = _made("pruner", stored.pruner) or MedianPruner(), True
+        if self._own_pruner is None and (stored.pruner, stored.fidelity) != (before.pruner, before.fidelity):
+            default = MedianPruner() if stored.fidelity is None else optuna.pruners.NopPruner()
+            self.pruner, changed = _made("pruner", stored.pruner) or default, True
         return changed
 
     def differing(self) -> dict[str, str]:

@@ -103,6 +103,10 @@ class ProgressLog:
             counts, limit = handle.state.counts, handle.state.budget
             done = counts[records.TrialState.COMPLETE] + counts[records.TrialState.PRUNED]
             running = counts[records.TrialState.RUNNING]
+            begun = None if handle.state.configurations is None else handle.state.configurations.used
+        if begun is not None:
+            of = "" if limit is None else f" of {limit}"
+            return f"{begun}{of} configurations begun, {running} running{self._best()}"
         return f"{done}{'' if limit is None else f' of {limit}'} done, {running} running{self._best()}"
 
 

@@ -26,7 +26,7 @@ from hopaas_p2p import extras, interrupts
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
-from hopaas_p2p.core.attributes import REUSED
+from hopaas_p2p.core.attributes import FIDELITY, REUSED
 from hopaas_p2p.core.records import (
     Budget,
     Distribution,
@@ -37,6 +37,7 @@ from hopaas_p2p.core.records import (
     TrialReclaim,
     TrialStop,
 )
+from hopaas_p2p.core.rungs import Rungs, encode_fidelity
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
     DefinitionMismatch,
@@ -61,7 +62,15 @@ from hopaas_p2p.storage.optuna_internals import (
     fixed_params,
     forget_cached_trials,
 )
-from hopaas_p2p.study.definition import BudgetGiven, Space, StudyArguments, compare, definition_of, provenance_of
+from hopaas_p2p.study.definition import (
+    BudgetGiven,
+    Space,
+    StudyArguments,
+    compare,
+    compare_fidelity,
+    definition_of,
+    provenance_of,
+)
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.proposer import Proposed, Proposer
@@ -100,6 +109,7 @@ def open_study(
     interrupted: str | None = None,
     repeats: str | None = None,
     replicates: int | None = None,
+    fidelity: Rungs | None = None,
     create: bool = True,
     trackers: Sequence[str | Tracker] = (),
     **storage_options: Any,
@@ -129,6 +139,8 @@ def open_study(
             "avoid", the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse":
             the known values are told at once, as a trial of its own.
         replicates: how many trials each configuration gets; `trial.seed` tells them apart. See `Study.replicates`.
+        fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and whoever is free goes
+            on with the best. It takes the pruner's place, and the budget counts configurations.
         create: False joins only.
         trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers
             may say the same; one of them exports for all, in a thread of its own. Call `close` in the end.
@@ -152,10 +164,13 @@ def open_study(
         progress_timeout=progress_timeout,
         interrupted=interrupted,
     )
-    said = SearchMethod.given(sampler, pruner, repeats, replicates)
+    said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
+    if fidelity is not None and len(given.directions or ("",)) > 1:
+        raise InvalidInput("rungs compare by one value: a study with fidelity has one direction")
     wanted = given.definition(name, provenance_of(sampler, pruner))
     study_id = _join_or_create(storage, wanted, said, create=create)
     compare(storage, study_id, wanted, given.given_fields())
+    compare_fidelity(storage, study_id, name, fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
     if trackers:
@@ -581,7 +596,10 @@ class Study:
             return True
         if none.refusal != "budget" or self.state.limit_reached() is not None:
             return False
-        return self.state.closed_because() is None or self.storage.peer.someone_may_be_dead(self._handle.log)
+        state = self.state
+        if state.configurations is not None and state.configurations.may_go_on(state.running):
+            return True
+        return state.closed_because() is None or self.storage.peer.someone_may_be_dead(self._handle.log)
 
     def _settle(self) -> None:
         for number, verdict in self._handle.settle_deferred():
@@ -691,6 +709,7 @@ class Study:
         pruner: optuna.pruners.BasePruner | None = None,
         repeats: str | None = None,
         replicates: int | None = None,
+        fidelity: Rungs | None = None,
     ) -> None:
         """Change how all peers search that do not say otherwise themselves: from their next trial on. Owners only.
 
@@ -698,7 +717,9 @@ class Study:
             InvalidInput: a word that is not allowed, or a sampler or pruner whose class or arguments cannot be kept.
 
         """
-        said = SearchMethod.given(sampler, pruner, repeats, replicates)
+        said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
+        if fidelity is not None and len(self.optuna.directions) > 1:
+            raise InvalidInput("rungs compare by one value: a study with fidelity has one direction")
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
                 raise InvalidInput(
@@ -706,6 +727,10 @@ class Study:
                 )
         if said.attributes():
             self._control(records.StudySet(system=said.attributes()))
+
+    def without_rungs(self) -> None:
+        """Let trials pause no more; what waits at a rung stays as it is. Owners only."""
+        self._control(records.StudySet(system={FIDELITY: encode_fidelity(None)}))
 
     def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
         """Ask a peer (by uuid), or all of a site, to finish what they run and take no more; `off` takes it back."""

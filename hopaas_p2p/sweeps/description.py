@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p import sampler_config
+from hopaas_p2p import fidelity, sampler_config
 from hopaas_p2p.budget import budget_of
 from hopaas_p2p.core.records import Budget, Distribution
+from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.space import check_keys, distribution_of, mapping, number
 
@@ -25,10 +26,11 @@ _KEYS: Final = {
     "lease_ttl": (),
     "repeats": (),
     "replicates": (),
+    "fidelity": (),
     "user_attrs": (),
 }
 """Our key -> its other names."""
-_POLICY: Final = ("budget", "attempts", "max_failures", "lease_ttl", "replicates", "repeats")
+_POLICY: Final = ("budget", "attempts", "max_failures", "lease_ttl", "replicates", "repeats", "fidelity")
 
 
 class StudyDescription(NamedTuple):
@@ -39,7 +41,7 @@ class StudyDescription(NamedTuple):
     metric_names: tuple[str, ...] | None = None
     space: dict[str, Distribution] = {}
     policy: dict[str, Any] = {}
-    """budget, attempts, max_failures, lease_ttl, replicates, repeats, as `open_study` takes them."""
+    """budget, attempts, max_failures, lease_ttl, replicates, repeats, fidelity, as `open_study` takes them."""
     sampler_config: dict[str, dict[str, Any]] = {}
     """As `hopaas_p2p.sampler_config.checked` gives it."""
     grid: list[dict[str, Any]] | None = None
@@ -89,7 +91,9 @@ def _by_our_names(content: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _policy_value(key: str, value: Any) -> float | int | str | Budget:
+def _policy_value(key: str, value: Any) -> float | int | str | Budget | Rungs | None:
+    if key == "fidelity":
+        return fidelity.parse(value if isinstance(value, str) else mapping(value, key))
     if key == "repeats":
         return str(value)
     if key == "budget" and isinstance(value, str | Mapping):

@@ -126,6 +126,8 @@ class Training:
             self._trial.report(float(value), self._step)
             over = self._trial.should_prune()
         if self._broadcast(over):
+            if self._trial is not None and self._trial.at_rung:
+                self._checkpoint()
             self._prune()
 
     def _asked_to_stop(self) -> bool:

@@ -71,6 +71,8 @@ class KerasCallback(Callback):  # type: ignore[misc]  # Keras brings no types
         self._pruned = judged(self._trial, value, epoch, report_every=self._report_every)
         if self._pruned:
             self.model.stop_training = True
+            if self._trial.at_rung:
+                self._checkpoint(epoch)
         elif self._checkpoint_every is not None and (epoch + 1) % self._checkpoint_every == 0:
             self._checkpoint(epoch)
 

@@ -46,6 +46,7 @@ class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whe
         self._report_every = report_every
         self._checkpoint_every = checkpoint_every
         self._pruned = False
+        self._pauses = False
 
     @property
     def resume_path(self) -> str | None:
@@ -60,12 +61,15 @@ class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whe
             raise InvalidInput(f"{self._monitor!r} was not logged; there are {', '.join(trainer.callback_metrics)}")
         epoch = trainer.current_epoch
         prune = trainer.is_global_zero and judged(self._trial, value, epoch, report_every=self._report_every)
-        self._pruned = self._pruned or bool(trainer.strategy.broadcast(prune))
+        pauses = bool(prune) and self._trial.at_rung
+        prune, self._pauses = trainer.strategy.broadcast((bool(prune), pauses))
+        self._pruned = self._pruned or prune
         trainer.should_stop = trainer.should_stop or self._pruned
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
         every = self._checkpoint_every
-        if every is not None and not self._pruned and (trainer.current_epoch + 1) % every == 0:
+        due = every is not None and not self._pruned and (trainer.current_epoch + 1) % every == 0
+        if due or self._pauses:
             self._checkpoint(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: D102

@@ -1,0 +1,232 @@
+"""Which trials try the same configuration, and where each configuration stands: derived from the trials of a study.
+
+A configuration is a chain of trials: the first with its parameters, its retries, a late result, and continuations of
+what paused at a rung. The chain counts once, in budgets as on rungs, and keeps its bracket for life. What it was worth
+at a rung is what the first of its trials reported that got there; a later attempt does not change that.
+
+Everything here follows from the trials as they are now. So a state that was read from a snapshot decides as one that
+has replayed the log, and a study whose rungs are changed sorts its trials anew. `apply` says which trials it touched,
+and only their configurations are looked at again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.rungs import Ladder, Rungs, RungStanding
+
+_LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
+_TAKES: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class ChainedTrial(Protocol):
+    """What is read of a trial here."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def state(self) -> TrialState: ...
+    @property
+    def reports(self) -> Mapping[int, float]: ...
+    @property
+    def paused(self) -> bool: ...
+    @property
+    def continues(self) -> int | None: ...
+    @property
+    def retry_of(self) -> int | None: ...
+    @property
+    def late_of(self) -> int | None: ...
+
+
+def follows(trial: ChainedTrial) -> int | None:
+    """The earlier trial of the same configuration that this one follows, or None: it is the first."""
+    for number in (trial.continues, trial.retry_of, trial.late_of):
+        if number is not None:
+            return number
+    return None
+
+
+class _Chain(msgspec.Struct, gc=False):
+    """A configuration. What its finished trials say is kept; those that wait or run are read again."""
+
+    values: tuple[tuple[int, float], ...] = ()
+    """For each rung that a finished trial has reached: the first that did, and its value there."""
+    promoted: int = 0
+    paused: int = -1
+    """The trial that paused, and has not been continued; -1: none."""
+    paused_rungs: int = 0
+    """How many rungs that one has reached."""
+    continued: int = -1
+    """The last trial that was continued."""
+    complete: bool = False
+    last: int = -1
+    """The newest trial that is over."""
+    failed: bool = False
+    """Whether that one failed. If nothing is left to be run, the configuration then ranks behind all others."""
+    takes: bool = False
+    """Whether a finished trial takes a place in the budget."""
+    live: tuple[int, ...] = ()
+    """Its trials that wait or run."""
+    counted: bool = False
+    """Whether it is in `used`."""
+
+
+class Configurations:
+    """The configurations of one study; each is known by the number of its first trial.
+
+    Args:
+        policy: the rungs; None: there are none, and chains are counted as configurations all the same.
+        maximize: whether large values are good.
+
+    """
+
+    def __init__(self, policy: Rungs | None, *, maximize: bool) -> None:
+        self.policy = policy
+        self.ladder = None if policy is None else Ladder(policy, maximize=maximize)
+        self.used = 0
+        """Configurations of which a trial is COMPLETE, PRUNED or RUNNING."""
+        self.resumable: set[int] = set()
+        """WAITING trials whose configuration is in `used` already: interrupted continuations."""
+        self._root: dict[int, int] = {}
+        self._chains: dict[int, _Chain] = {}
+        self._touched: set[int] = set()
+        self._known = 0
+
+    # --- taking in what has changed ---
+
+    def touch(self, number: int) -> None:
+        """This trial has changed; see `refresh`."""
+        self._touched.add(number)
+
+    def refresh(self, trials: Sequence[ChainedTrial]) -> None:
+        """Take in the trials that were touched, and those that are new."""
+        if not self._touched and self._known == len(trials):
+            return
+        touched = sorted({*self._touched, *range(self._known, len(trials))})
+        self._touched.clear()
+        roots = {self._note(trials[number]): None for number in touched}
+        for root in roots:
+            self._place(root, trials)
+
+    def _note(self, trial: ChainedTrial) -> int:
+        """Take in one trial; returns the number of its configuration."""
+        number = trial.number
+        if number >= self._known:
+            self._known = number + 1
+            self._admit(trial)
+        root = self.root(number)
+        chain = self._chains[root]
+        if trial.state in _LIVE:
+            if number not in chain.live:
+                chain.live = (*chain.live, number)
+            return root
+        if number in chain.live:
+            chain.live = tuple([one for one in chain.live if one != number])
+            self.resumable.discard(number)
+        chain.complete = chain.complete or trial.state is TrialState.COMPLETE
+        if number >= chain.last:
+            chain.last, chain.failed = number, trial.state is TrialState.FAIL
+        chain.takes = chain.takes or trial.state in _TAKES
+        reached = self._reached(root, trial)
+        chain.values = _earliest(chain.values, number, reached)
+        if trial.paused and number > chain.continued:
+            chain.paused, chain.paused_rungs = number, len(reached)
+        return root
+
+    def _admit(self, trial: ChainedTrial) -> None:
+        number, before = trial.number, follows(trial)
+        root = number if before is None else self.root(before)
+        chain = self._chains.get(root)
+        if chain is None:
+            self._chains[number] = _Chain()
+            if self.ladder is not None:
+                self.ladder.admit(number)
+            return
+        self._root[number] = root
+        if trial.continues is not None:
+            chain.continued = max(chain.continued, trial.continues)
+            if chain.paused == trial.continues:
+                chain.promoted, chain.paused = max(chain.promoted, chain.paused_rungs), -1
+
+    def _reached(self, root: int, trial: ChainedTrial) -> list[float]:
+        """What this trial reported at each rung of its configuration that it has reached."""
+        reports, ladder = trial.reports, self.ladder
+        if ladder is None or not reports:
+            return []
+        values, last, offset = [], max(reports), ladder.policy.first_step - 1
+        for level in ladder.levels(root):
+            step = level + offset
+            if step > last:
+                break
+            value = reports.get(step)
+            values.append(reports[min(one for one in reports if one >= step)] if value is None else value)
+        return values
+
+    def _place(self, root: int, trials: Sequence[ChainedTrial]) -> None:
+        chain = self._chains[root]
+        live = [trials[number] for number in chain.live]
+        takes = chain.takes or any(trial.state is TrialState.RUNNING for trial in live)
+        self.used += takes - chain.counted
+        chain.counted = takes
+        values = chain.values
+        for trial in live:
+            values = _earliest(values, trial.number, self._reached(root, trial))
+            if takes and trial.state is TrialState.WAITING:
+                self.resumable.add(trial.number)
+            else:
+                self.resumable.discard(trial.number)
+        if self.ladder is not None:
+            over = not live and not chain.complete
+            failed = over and chain.failed
+            reached = tuple([math.nan if failed else value for _, value in values])
+            waits = over and chain.paused >= 0
+            self.ladder.place(root, RungStanding(reached, chain.promoted, waits))
+
+    # --- what follows from it ---
+
+    def root(self, number: int) -> int:
+        """The first trial of this trial's configuration."""
+        return self._root.get(number, number)
+
+    def is_counted(self, number: int) -> bool:
+        """Whether the configuration of this trial has a place in the budget."""
+        return self._chains[self.root(number)].counted
+
+    def pauses_at(self, number: int) -> int | None:
+        """After how many epochs, from the beginning of its configuration, this trial pauses; None: it does not."""
+        return None if self.ladder is None else self.ladder.pauses_at(self.root(number))
+
+    def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
+        """Whether a trial with these reports has come to the rung at which it pauses."""
+        epochs = self.pauses_at(number)
+        return epochs is not None and bool(reports) and self.ladder.policy.epochs(max(reports)) >= epochs  # type: ignore[union-attr]
+
+    def promoted(self, *, closing: bool) -> int | None:
+        """The paused trial to continue next; None if no rung promotes one. `closing`: see `Ladder.best`."""
+        best = None if self.ladder is None else self.ladder.best(closing=closing)
+        return None if best is None else self._chains[best].paused
+
+    def may_go_on(self, running: Mapping[int, None]) -> bool:
+        """Whether a trial may start once one that runs has come to its rung, or an interrupted one had its rest."""
+        waits = self.ladder is not None and self.ladder.waiting() > 0
+        return bool(self.resumable) or (waits and bool(running))
+
+
+def _earliest(
+    values: tuple[tuple[int, float], ...], number: int, reached: Sequence[float]
+) -> tuple[tuple[int, float], ...]:
+    """`values` with what another trial reported at the rungs; of two trials the first counts."""
+    if not reached or (len(reached) <= len(values) and all(by < number for by, _ in values)):
+        return values
+    merged = [(number, value) for value in reached]
+    for at, before in enumerate(values):
+        if at >= len(merged):
+            merged.append(before)
+        elif before[0] < number:
+            merged[at] = before
+    return tuple(merged)

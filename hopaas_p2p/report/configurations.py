@@ -1,0 +1,160 @@
+"""A study with rungs for people: one row per configuration, and who stands on which rung. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hopaas_p2p.core.configurations import Configurations
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.rungs import RungCount
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+
+
+class ConfigurationRow(NamedTuple):
+    """One configuration: all trials that tried it, as if they were one."""
+
+    first: int
+    """The number of its first trial, by which it is known."""
+    trials: tuple[int, ...]
+    """Their numbers, the newest last."""
+    state: str
+    """running, paused, complete, pruned, fail or waiting."""
+    newest: Trial
+    """The trial that says most about it: the one that runs, waits or ended it."""
+    bracket: int | None
+    epochs: int
+    """How far it has come."""
+    pauses_at: int | None
+    """After how many epochs it pauses next; None: it does not, or there are no rungs."""
+    reached: tuple[float, ...]
+    """What it was worth at each rung that it has reached."""
+    sites: tuple[str, ...]
+    """Where it ran, in order, without repeats."""
+
+
+class PromotionEvent(NamedTuple):
+    """A configuration went on from a rung."""
+
+    first: int
+    paused: int
+    """The trial that had paused."""
+    trial: int
+    """The one that goes on."""
+    at: int | None
+    """When, in microseconds since 1970, by the clock of the peer that goes on."""
+    epochs: int
+    """How many were done."""
+    site_before: str | None
+    site: str | None
+
+
+def chains(state: State) -> dict[int, list[Trial]]:
+    """The trials of each configuration, by the number of the first; the newest last."""
+    found: dict[int, list[Trial]] = {}
+    root = state.configurations.root if state.configurations is not None else int
+    for trial in state.trials:
+        found.setdefault(root(trial.number), []).append(trial)
+    return found
+
+
+def newest_of(chain: list[Trial]) -> Trial:
+    """The trial that says most about a configuration: running before complete, before one that waits, before others."""
+    order = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
+    return max(chain, key=lambda trial: (order.index(trial.state), trial.number))
+
+
+def rows(state: State) -> list[ConfigurationRow]:
+    """The configurations of a study, by their first trials."""
+    return [_row(state, first, chain) for first, chain in chains(state).items()]
+
+
+def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
+    newest = newest_of(chain)
+    configurations = state.configurations
+    ladder = None if configurations is None else configurations.ladder
+    standing = None if ladder is None or first not in ladder else ladder.standing(first)
+    word = newest.state.name.lower()
+    if newest.paused:
+        word = "paused"
+    first_step = 0 if ladder is None else ladder.policy.first_step
+    steps = [max(trial.reports) for trial in chain if trial.reports]
+    owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
+    sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
+    return ConfigurationRow(
+        first,
+        tuple([trial.number for trial in chain]),
+        word,
+        newest,
+        None if ladder is None or standing is None else ladder.bracket(first),
+        max(steps) - first_step + 1 if steps else 0,
+        None if ladder is None or standing is None else ladder.pauses_at(first),
+        () if standing is None else standing.reached,
+        tuple(sites),
+    )
+
+
+def promotions(state: State) -> list[PromotionEvent]:
+    """What was promoted when, and by which site, in the order of the log."""
+    found = []
+    for trial in state.trials:
+        if trial.continues is None or state.configurations is None:
+            continue
+        before = state.trials[trial.continues]
+        policy = state.configurations.policy
+        steps = max(before.reports, default=-1)
+        found.append(
+            PromotionEvent(
+                state.configurations.root(trial.number),
+                before.number,
+                trial.number,
+                trial.start,
+                steps + 1 if policy is None else policy.epochs(steps),
+                state.peers.get(before.owner or "", {}).get("site"),
+                state.peers.get(trial.owner or "", {}).get("site"),
+            )
+        )
+    return found
+
+
+def rung_counts(state: State) -> list[RungCount]:
+    """Each rung of each bracket, and how many configurations are there; empty without rungs."""
+    ladder = None if state.configurations is None else state.configurations.ladder
+    return [] if ladder is None else ladder.places()
+
+
+def in_words(place: RungCount, *, brackets: int) -> str:
+    """One rung in a line: `after 3 epochs: 12 came, 4 went on, 7 wait`."""
+    where = f"bracket {place.bracket}, " if brackets > 1 else ""
+    return (
+        f"{where}after {place.epochs} epoch{'s' * (place.epochs != 1)}: "
+        f"{place.reached} came, {place.promoted} went on, {place.waiting} wait"
+    )
+
+
+def next_in_words(state: State) -> str:
+    """What the next peer that asks will do, and if nothing is promoted, why."""
+    configurations = state.configurations
+    if configurations is None or configurations.ladder is None:
+        return ""
+    if configurations.resumable:
+        return f"trial {min(configurations.resumable)}, which was interrupted after its promotion, goes on next"
+    paused = state.promoted()
+    if paused is not None:
+        return f"trial {paused} goes on next"
+    return f"nothing is promoted now: {_why_not(state, configurations)}"
+
+
+def _why_not(state: State, configurations: Configurations) -> str:
+    assert configurations.ladder is not None
+    eta = configurations.ladder.policy.eta
+    places = [place for place in configurations.ladder.places() if place.waiting]
+    if not places:
+        return "nobody waits at a rung" if state.trials else "no trial has run yet"
+    lacking = [place for place in places if place.reached < eta]
+    if len(lacking) == len(places):
+        place = lacking[0]
+        return f"a rung promotes one of {eta}, and {place.reached} came to the one after {place.epochs} epochs"
+    end = "" if state.has_room() else ", and the budget has no place for new ones"
+    running = state.counts[TrialState.RUNNING]
+    wait = f"; {running} run{'s' * (running == 1)}" if running else ""
+    return f"those that wait are not among the best 1/{eta} of their rungs{end}{wait}"

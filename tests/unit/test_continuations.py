@@ -1,0 +1,311 @@
+"""Pauses and continuations, as the log decides them: one configuration is one chain of trials."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.records import (
+    Checkpoint,
+    Record,
+    StudySet,
+    TrialCheckpoint,
+    TrialCreate,
+    TrialFinish,
+    TrialReclaim,
+    TrialRelease,
+    TrialSet,
+)
+from hopaas_p2p.core.rungs import Rungs, encode_fidelity
+from hopaas_p2p.core.state import Trial, Verdict
+from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scribe, X, defined
+
+NINE = Rungs(min=1, max=9, eta=3)
+
+
+class Campaign(Scribe):
+    """A study with rungs, written by hand."""
+
+    def __init__(self, rungs: Rungs = NINE, **policy: object) -> None:
+        super().__init__(defined(**policy))
+        self.say("founder", StudySet(system={FIDELITY: encode_fidelity(rungs)}))
+
+    def ask(self, peer: str, *before: Record) -> Verdict:
+        return self.say(peer, *before, TrialCreate(prefer_waiting=True, params={"x": 0.5}, dists={"x": X}))
+
+    def start(self, peer: str) -> Trial:
+        number = self.ask(peer).number
+        assert number is not None
+        return self.trial(number)
+
+    def train(self, trial: Trial, to: int, value: float, *, checkpoint: bool = True) -> None:
+        """Report up to this many epochs, and keep a checkpoint."""
+        peer, epoch = trial.owner or "", trial.epoch
+        begun = max(trial.reports, default=-1) + 1
+        records: list[Record] = [TrialSet(trial.number, epoch, reports=dict.fromkeys(range(begun, to), value))]
+        if checkpoint:
+            records.append(TrialCheckpoint(trial.number, epoch, Checkpoint(to - 1, f"k{trial.number}-{to}", 1, "")))
+        self.say(peer, *records)
+
+    def pause(self, trial: Trial) -> Verdict:
+        return self.say(trial.owner or "", TrialFinish(trial.number, trial.epoch, PRUNED, None, None, True))
+
+    def first_rung(self, *values: float) -> list[Trial]:
+        """Configurations that wait at the first rung."""
+        started = [self.start(f"p{index}") for index in range(len(values))]
+        for trial, value in zip(started, values, strict=True):
+            self.train(trial, 1, value)
+            self.pause(trial)
+        return started
+
+    def trial(self, number: int) -> Trial:
+        return self.state.trials[number]
+
+
+def test_an_ask_goes_on_with_the_best_that_waits() -> None:
+    study = Campaign()
+    study.first_rung(0.3, 0.1, 0.2)
+    trial = study.start("other")
+    assert (trial.continues, trial.params, trial.reports) == (1, {"x": 0.5}, {0: 0.1})
+    assert trial.checkpoints[-1].key == "k1-1"
+    assert trial.state is RUNNING
+    assert study.trial(1).state is PRUNED  # as every sampler expects
+    assert study.start("another").continues is None  # one of three is promoted
+
+
+def test_an_ask_in_the_commit_of_a_pause_sees_it() -> None:
+    study = Campaign()
+    study.first_rung(0.3, 0.2)
+    third = study.start("p2")
+    study.train(third, 1, 0.1)
+    verdict = study.ask("p2", TrialFinish(third.number, third.epoch, PRUNED, None, None, True))
+    assert study.trial(verdict.number or 0).continues == third.number
+
+
+def test_a_pruned_trial_that_did_not_pause_is_not_continued() -> None:
+    study = Campaign()
+    for value in (0.1, 0.2, 0.3):
+        trial = study.start("p")
+        study.train(trial, 1, value)
+        study.say("p", TrialFinish(trial.number, trial.epoch, PRUNED, None, "its loss explodes"))
+    assert study.start("p").continues is None
+
+
+def test_a_pause_below_the_rung_is_an_end() -> None:
+    study = Campaign(Rungs(min=3, max=9, eta=3))
+    trial = study.start("p")
+    study.train(trial, 2, 0.1)
+    study.pause(trial)
+    assert not study.trial(trial.number).paused
+
+
+def test_a_continuation_pauses_at_the_next_rung_and_completes_after_the_last() -> None:
+    study = Campaign(budget=3)
+    study.first_rung(0.3, 0.1, 0.2)
+    for epochs in (3, None):
+        trial = study.start("p")
+        assert study.state.configurations is not None
+        assert study.state.configurations.pauses_at(trial.number) == epochs
+        if epochs is not None:
+            study.train(trial, epochs, 0.1)
+            study.pause(trial)
+    study.train(trial, 9, 0.05)
+    assert study.say("p", TrialFinish(trial.number, trial.epoch, COMPLETE, (0.05,))).accepted
+    assert study.state.finished()
+    assert study.ask("p").refusal == "budget"
+
+
+def test_the_budget_counts_configurations() -> None:
+    study = Campaign(budget=3)
+    study.first_rung(0.3, 0.1, 0.2)
+    assert study.state.used() == 3
+    assert study.start("p").continues == 1
+    assert study.state.used() == 3
+    assert study.ask("q").refusal == "budget"
+    assert study.state.counts[PRUNED] + study.state.counts[RUNNING] == 4
+
+
+def test_nothing_is_promoted_for_want_of_others_while_others_still_run() -> None:
+    study = Campaign(budget=3)
+    first, second = study.start("a"), study.start("b")
+    third = study.start("c")
+    for trial, value in ((first, 0.1), (second, 0.2)):
+        study.train(trial, 1, value)
+        study.pause(trial)
+    assert study.ask("a").refusal == "budget"  # two of three eta have come
+    study.say("c", TrialFinish(third.number, third.epoch, FAIL, None, "crash"))
+    new = study.start("a")  # its place is free
+    study.say("a", TrialFinish(new.number, new.epoch, COMPLETE, (0.5,)))
+    assert study.start("a").continues == first.number  # nobody runs, nobody comes
+
+
+def test_a_retry_of_a_continuation_counts_once_and_keeps_its_bracket() -> None:
+    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=2), budget=4)
+    configurations = study.state.configurations
+    assert configurations is not None and configurations.ladder is not None
+    ladder = configurations.ladder
+    study.first_rung(*[0.1] * 4)
+    waiting = [number for number in range(4) if study.trial(number).paused]
+    trial = study.start("p")
+    assert trial.continues in waiting
+    study.train(trial, 3, 0.1)
+    before = ladder.places()
+    study.say("q", TrialReclaim(trial.number, trial.epoch))
+    assert ladder.places() == before
+    retry = study.start("r")  # though the budget is used up: its configuration has its place
+    assert retry.retry_of == trial.number
+    assert ladder.bracket(configurations.root(retry.number)) == ladder.bracket(trial.continues or 0)
+    study.train(retry, 3, 0.9)
+    assert ladder.places() == before
+    study.pause(retry)
+    assert study.state.used() == 4
+
+
+def test_a_continuation_that_fails_is_not_promoted_again() -> None:
+    study = Campaign(budget=3)
+    study.first_rung(0.3, 0.1, 0.2)
+    trial = study.start("p")
+    study.say("p", TrialFinish(trial.number, trial.epoch, FAIL, None, "crash"))
+    assert study.state.used() == 3
+    assert study.start("p").continues == 2  # the next best: what failed ranks behind all others
+
+
+def test_a_late_result_belongs_to_its_configuration() -> None:
+    study = Campaign(budget=3)
+    study.first_rung(0.3, 0.1, 0.2)
+    trial = study.start("zombie")
+    study.train(trial, 3, 0.1)
+    study.say("q", TrialReclaim(trial.number, 1))
+    verdict = study.say("zombie", TrialFinish(trial.number, 1, COMPLETE, (0.05,)))
+    assert verdict.refusal == "late"
+    assert study.trial(verdict.number or 0).state is COMPLETE
+    assert study.state.used() == 3
+    assert study.ask("q").refusal == "budget"
+
+
+def test_a_continuation_without_a_checkpoint_begins_anew_and_pauses_at_the_next_rung() -> None:
+    study = Campaign()
+    for value in (0.3, 0.1, 0.2):
+        trial = study.start("p")
+        study.train(trial, 1, value, checkpoint=False)
+        study.pause(trial)
+    trial = study.start("p")
+    assert (trial.continues, trial.reports) == (1, {})
+    assert study.state.configurations is not None
+    assert study.state.configurations.pauses_at(trial.number) == 3
+
+
+def test_a_released_continuation_comes_before_all_others() -> None:
+    study = Campaign(budget=6)
+    study.first_rung(0.3, 0.1, 0.2, 0.4, 0.5, 0.15)
+    trial = study.start("p")
+    study.say("p", TrialRelease(trial.number, trial.epoch, reason="pre-empted"))
+    assert study.trial(trial.number).state is WAITING
+    assert study.start("q").number == trial.number
+
+
+def test_new_rungs_sort_all_trials_anew() -> None:
+    study = Campaign()
+    study.first_rung(0.3, 0.1, 0.2)
+    study.say("founder", StudySet(system={FIDELITY: encode_fidelity(Rungs(min=2, max=9, eta=3))}))
+    assert study.start("p").continues == 0  # they stopped before the first rung there is now, and all go on
+    study.say("founder", StudySet(system={FIDELITY: "null"}))
+    assert study.start("p").continues is None
+
+
+def test_only_owners_set_rungs_and_only_possible_ones_are_taken() -> None:
+    study = Scribe(defined())
+    said = StudySet(system={FIDELITY: encode_fidelity(NINE)})
+    assert study.say("p", said, role="worker").refusal == "role"
+    assert study.say("p", StudySet(system={FIDELITY: '{"type":"rungs","eta":1}'})).refusal == "malformed"
+    assert study.say("p", StudySet(system={FIDELITY: "[1]"})).refusal == "malformed"
+    assert study.state.configurations is None
+
+
+def _storm(seed: int, steps: int, *, budget: int = 60) -> tuple[Campaign, int]:
+    """Peers that train, pause, die, come back late, and keep few checkpoints; the study, and how many were killed."""
+    rng = random.Random(seed)
+    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=2), budget=budget, attempts=3)
+    zombies: list[tuple[int, int, str]] = []
+    kills = 0
+    for step in range(steps):
+        peer = f"p{rng.randrange(12)}"
+        action = rng.random()
+        running = [study.trial(number) for number in study.state.running]
+        if action < 0.4 or not running:
+            study.ask(peer)
+        elif action < 0.85:
+            trial = rng.choice(running)
+            configurations = study.state.configurations
+            assert configurations is not None
+            target = configurations.pauses_at(trial.number)
+            begun = max(trial.reports, default=-1) + 1
+            until = min(begun + rng.randint(1, 4), 9 if target is None else target)
+            study.train(trial, until, rng.random(), checkpoint=rng.random() < 0.7)
+            if until == target:
+                study.pause(trial)
+            elif until == 9:
+                study.say(trial.owner or "", TrialFinish(trial.number, trial.epoch, COMPLETE, (rng.random(),)))
+        elif action < 0.95:
+            trial = rng.choice(running)
+            zombies.append((trial.number, trial.epoch, trial.owner or ""))
+            study.say(peer, TrialReclaim(trial.number, trial.epoch))
+            kills += 1
+        elif action < 0.97:
+            trial = rng.choice(running)
+            study.say(trial.owner or "", TrialRelease(trial.number, trial.epoch))
+        elif zombies:
+            number, epoch, owner = zombies.pop(rng.randrange(len(zombies)))
+            study.say(owner, TrialFinish(number, epoch, COMPLETE, (rng.random(),)))
+        if step % 50 == 0:
+            _same_after_a_restart(study)
+    return study, kills
+
+
+def _same_after_a_restart(study: Campaign) -> None:
+    again = snapshot.load(snapshot.dump(study.state))
+    mine, theirs = study.state.configurations, again.configurations
+    assert mine is not None and theirs is not None
+    assert mine.ladder is not None and theirs.ladder is not None
+    assert theirs.ladder.places() == mine.ladder.places()
+    assert (theirs.used, theirs.resumable) == (mine.used, mine.resumable)
+    assert again.promoted() == study.state.promoted()
+
+
+def _holds_what_was_promised(study: Campaign, budget: int) -> None:
+    state = study.state
+    continued = [trial.continues for trial in state.trials if trial.continues is not None]
+    assert len(continued) == len(set(continued)), "a pause was promoted twice"
+    chains: dict[int, list[Trial]] = {}
+    assert state.configurations is not None and state.configurations.ladder is not None
+    for trial in state.trials:
+        chains.setdefault(state.configurations.root(trial.number), []).append(trial)
+    taking = [root for root, chain in chains.items() if any(one.state in (COMPLETE, PRUNED, RUNNING) for one in chain)]
+    assert state.used() == len(taking) <= budget
+    places = state.configurations.ladder.places()
+    assert sum(place.waiting for place in places) <= len(chains)
+    ladder = state.configurations.ladder
+    stands = [len(ladder.standing(root).reached) for root in chains]
+    for place in places:
+        bracket = [root for root in chains if ladder.bracket(root) == place.bracket]
+        at = ladder.levels(bracket[0]).index(place.epochs)
+        assert place.reached == sum(len(ladder.standing(root).reached) > at for root in bracket)
+    assert len(stands) == len(ladder)
+    promotions: dict[tuple[int, int], int] = {}
+    for chain in chains.values():
+        for trial in chain:
+            if trial.continues is not None:
+                rung = len(ladder.standing(state.configurations.root(trial.number)).reached)
+                promotions[trial.continues, rung] = promotions.get((trial.continues, rung), 0) + 1
+    assert all(count == 1 for count in promotions.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_promise_about_configurations_holds_in_a_storm(seed: int) -> None:
+    study, kills = _storm(seed, 500)
+    assert kills > 10
+    _same_after_a_restart(study)
+    _holds_what_was_promised(study, 60)

@@ -1,0 +1,131 @@
+"""A study with rungs, from `open_study` to the end: what people call, on a real directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
+from hopaas_p2p.fidelity import in_words, parse
+from hopaas_p2p.study import Study
+from hopaas_p2p.training import Training
+
+SPACE = {"x": hopaas_p2p.Float(0.0, 1.0)}
+NINE = hopaas_p2p.Rungs(min=1, max=9, eta=3)
+
+
+def _opened(store: Path, **options: object) -> Study:
+    return hopaas_p2p.open_study(store, "s", **options)  # type: ignore[arg-type]
+
+
+class Curve:
+    """A training whose state is one number: how many epochs it has done."""
+
+    def __init__(self, x: float) -> None:
+        self.x, self.done = x, 0
+
+    def save(self, path: Path) -> None:
+        path.write_text(str(self.done))
+
+    def load(self, path: Path) -> None:
+        self.done = int(path.read_text())
+
+    def epoch(self) -> float:
+        self.done += 1
+        return (self.x - 0.3) ** 2 + 1.0 / self.done
+
+
+class Trained:
+    """Counts the epochs of all trainings."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def __call__(self, trial: hopaas_p2p.Trial) -> float:
+        curve = Curve(trial.params["x"])
+        training = Training(trial, save=curve.save, load=curve.load)
+        for step in training.steps(9):
+            value = curve.epoch()
+            assert curve.done == step + 1  # resumed where the last one stopped
+            self.epochs += 1
+            training.report(value)
+        return value
+
+
+def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=9, fidelity=NINE)
+    trained = Trained()
+    study.optimize(trained)
+    state = study.state
+    assert state.finished()
+    assert state.used() == 9
+    complete = [trial for trial in state.trials if trial.state.name == "COMPLETE"]
+    assert complete
+    assert all(sorted(trial.reports) == list(range(9)) for trial in complete)  # of the whole chain
+    configurations = state.configurations
+    assert configurations is not None
+    reached: dict[int, int] = {}
+    for trial in state.trials:
+        root = configurations.root(trial.number)
+        reached[root] = max(reached.get(root, 0), len(trial.reports))
+    assert trained.epochs == sum(reached.values()) < 9 * 9  # no epoch is done twice
+    assert isinstance(study.optuna.pruner, optuna.pruners.NopPruner)
+    study.close()
+
+
+def test_a_pause_is_taken_up_by_another_process_of_the_study(tmp_path: Path) -> None:
+    first, second = _opened(tmp_path, space=SPACE, budget=3, fidelity=NINE), None
+    first.optimize(Trained(), n_trials=3)
+    second = _opened(tmp_path)
+    trial = second.ask()
+    assert trial.resume is not None
+    assert trial.resume[0] == 0
+    assert second.state.trials[trial.number].continues is not None
+    assert trial.intermediate_values.keys() == {0}
+    second.tell(trial, state="fail")
+    first.close()
+    second.close()
+
+
+def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, fidelity=NINE)
+    with pytest.raises(DefinitionMismatch, match=r"rungs\(min=1, max=9, eta=3\)"):
+        _opened(tmp_path, fidelity=hopaas_p2p.Rungs(max=27))
+    study.search_with(fidelity=hopaas_p2p.Rungs(max=27))
+    assert study.method.fidelity == hopaas_p2p.Rungs(max=27)
+    study.without_rungs()
+    assert study.method.fidelity is None
+    study.close()
+
+
+def test_rungs_need_one_direction_and_possible_numbers(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="one direction"):
+        _opened(tmp_path, directions=["minimize", "minimize"], fidelity=NINE)
+    with pytest.raises(InvalidInput, match="eta is at least 2"):
+        _opened(tmp_path, fidelity=hopaas_p2p.Rungs(eta=1))
+    with pytest.raises(InvalidInput, match="whole number"):
+        _opened(tmp_path, fidelity=hopaas_p2p.Rungs(max=9.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("rungs(min=1, max=27, eta=3)", hopaas_p2p.Rungs()),
+        ("rungs(2,54)", hopaas_p2p.Rungs(min=2, max=54)),
+        ("rungs(max=81,brackets=3,first_step=1)", hopaas_p2p.Rungs(max=81, brackets=3, first_step=1)),
+        ({"type": "rungs", "max": 81}, hopaas_p2p.Rungs(max=81)),
+        ("none", None),
+    ],
+)
+def test_rungs_are_written_as_they_are_called(said: object, meant: hopaas_p2p.Rungs | None) -> None:
+    assert parse(said) == meant  # type: ignore[arg-type]
+    assert parse(in_words(meant)) == meant
+
+
+@pytest.mark.parametrize("said", ["rungs(max=many)", "hyperband(1)", "rungs(1,2", "rungs(heights=3)", ""])
+def test_what_cannot_be_read_is_said_with_how_to_write_it(said: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse(said)
