@@ -68,7 +68,7 @@ def _seconds(trial: PortableTrial) -> float | None:
     leases = [(past[2], past[3]) for past in trial.origin.get("history", ())]
     if (start, end) not in leases:  # else the last lease is in its history, too
         leases.append((start, end))
-    return sum(max(0, ended - began) for began, ended in leases if began is not None) / 1e6
+    return float(sum(max(0, ended - began) for began, ended in leases if began is not None)) / 1e6
 
 
 def _row(trial: PortableTrial, portable: Portable) -> dict[str, Any]:

@@ -73,8 +73,9 @@ class SearchMethod(NamedTuple):
     def stored(cls, system: Mapping[str, str]) -> SearchMethod:
         """What the attributes of a study say."""
         keys = (SAMPLER, PRUNER, REPEATS, REPLICATES)
-        said = [json.loads(system[key]) if key in system else None for key in keys]
-        return cls(*said, decode_fidelity(system[FIDELITY]) if FIDELITY in system else None)
+        sampler, pruner, repeats, replicates = (json.loads(system[key]) if key in system else None for key in keys)
+        fidelity = decode_fidelity(system[FIDELITY]) if FIDELITY in system else None
+        return cls(sampler, pruner, repeats, replicates, fidelity)
 
     def attributes(self) -> dict[str, str]:
         """What is said, as attributes of a study."""
