@@ -10,6 +10,7 @@ numbered in the order of the log. A rescue goes on:
   with which the fewest of them are refused. The missing trials are put there for their owners, without parameters,
   which nobody knows; what their owners said later is kept. Every trial that such a commit speaks of is marked.
 * What this user's peers could not send is added last (`spool`).
+* Of two histories, both are read: the log's, and those of which peers have kept their commits (`histories`).
 
 Nothing in the store is changed. The state that comes of it is copied into a new study, from which the work goes on.
 """
@@ -22,9 +23,9 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -50,12 +51,12 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreCorrupt
 from hopaas_p2p.export.arrival import Imported, bring_in
 from hopaas_p2p.export.files import from_store, named_files
 from hopaas_p2p.export.portable import Portable, of_state
+from hopaas_p2p.histories import Merge, Replay, Tree
 from hopaas_p2p.stores.base import Beat, Compacted, Entry, Log, Salvageable, Store, read_all
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
 
-R = TypeVar("R")
 MARK: Final = "rescued"
 """The user attribute of a trial that is not quite certain, and the key in the new study's definition."""
 _MOST: Final = 64  # trials that a run of missing commits may have started
@@ -66,7 +67,8 @@ _WATCH: Final = 1.0  # seconds between looks for what live peers hand over
 class Rescued(NamedTuple):
     """What a damaged log gave."""
 
-    state: State
+    study: Portable | None
+    """None if not even its definition can be read."""
     damaged: list[int]
     """Lsns of commits that cannot be read."""
     covered: list[int]
@@ -77,6 +79,8 @@ class Rescued(NamedTuple):
     """Trials that a damaged commit had started: their parameters are lost."""
     from_spool: int
     """Commits that came from this user's spool."""
+    histories: int
+    """How many histories were put together."""
 
     @property
     def lost(self) -> list[int]:
@@ -119,34 +123,96 @@ def rescue(store: Store, uuid: str) -> Rescued:
     """Read all that can be read of a study."""
     log = store.log(uuid)
     entries, head = _salvaged(log)
+    there = {_identity(entry.payload) for entry in entries.values()}
+    placed, loose = _kept(uuid, entries, there)
+    shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
     states = sorted([*_snapshots(log), *_handed_over(store, uuid)], key=lambda state: state.lsn)
     removed = log.removed_up_to() if isinstance(log, Compacted) else 0
     state = next((one for one in states if one.lsn >= removed), State()) if removed else State()
-    damaged = [lsn for lsn in range(state.lsn + 1, head + 1) if lsn not in entries]
-    covered: list[int] = []
-    uncertain: dict[int, int] = {}
-    unknown: list[int] = []
+    found = Rescued(None, [lsn for lsn in range(state.lsn + 1, head + 1) if lsn not in entries], [], {}, [], 0, 1)
+    state = _replayed(state, entries, shared, [one for one in states if one.lsn <= shared or shared == head], found)
+    if state.define is None:
+        return found
+    agreed = state.lsn
+    loose += [entry.payload for entry in placed if entry.lsn <= agreed]
+    rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > agreed]
+    tree, merge = Tree(state, _sum_up_to(entries, agreed), rest, loose, _bridged), Merge(state)
+    study: Portable | None = None
+    for count, history in enumerate(tree.histories(), 1):
+        study = study or of_state("", history.state, 0)
+        merge.add(history)
+        found = found._replace(histories=count)
+    for known in states:
+        if known.lsn > agreed:
+            merge.add(Replay(known, [], {}, []))
+    trials, numbers = merge.trials()
+    found.uncertain.update({numbers[place]: lsn for place, lsn in merge.uncertain.items() if place in numbers})
+    found.unknown.extend(sorted(numbers[place] for place in merge.unknown if place in numbers))
+    assert study is not None
+    return found._replace(study=study._replace(trials=trials), from_spool=len(tree.accepted - there))
+
+
+def _replayed(state: State, entries: Mapping[int, Entry], up_to: int, states: list[State], found: Rescued) -> State:
+    """The state behind the commits up to this lsn. Of those that are missing, `found` says what became of them."""
     behind: int | None = None
-    while state.lsn < head:
+    while state.lsn < up_to:
         lsn = state.lsn + 1
         if lsn in entries:
             for verdict in _apply(state, entries[lsn]):
                 if behind is not None and verdict.accepted and verdict.number is not None:
-                    uncertain.setdefault(verdict.number, behind)
-            continue
-        if states and states[-1].lsn >= lsn:
+                    found.uncertain.setdefault(verdict.number, behind)
+        elif states and states[-1].lsn >= lsn:
             state = states[-1]
-            covered = [one for one in damaged if one <= state.lsn]
-            continue
-        behind = lsn
-        state, started = _bridged(state, entries, head)
-        unknown += started
-        uncertain |= dict.fromkeys(started, lsn)
+        else:
+            behind = lsn
+            state, started = _bridged(state, entries, up_to)
+            found.unknown.extend(started)
+            found.uncertain.update(dict.fromkeys(started, lsn))
     if states and states[-1].lsn > state.lsn:
         state = states[-1]
-        covered = list(damaged)
-    count = _add_spooled(state, uuid, {_identity(entry) for entry in entries.values()})
-    return Rescued(state, damaged, covered, uncertain, unknown, count)
+    if states and state is states[-1]:
+        found.covered.extend(lsn for lsn in found.damaged if lsn <= state.lsn)
+    return state
+
+
+def _shared(entries: Mapping[int, Entry], head: int) -> int:
+    """The lsn up to which all commits of the log agree on what it holds; its head, if they all do."""
+    shared = head
+    for lsn in range(head, 1, -1):
+        entry, earlier = entries.get(lsn), entries.get(lsn - 1)
+        if entry is None or earlier is None or entry.before is None or earlier.before is None:
+            continue
+        if entry.before != following(earlier.before, earlier.payload):
+            shared = lsn - 2  # one of two commits was accepted over the other
+    return shared
+
+
+def _sum_up_to(entries: Mapping[int, Entry], lsn: int) -> int | None:
+    """The sum of the log up to this commit, if it is known."""
+    total: int | None = 0
+    for one in range(1, lsn + 1):
+        entry = entries.get(one)
+        before = total if entry is None or entry.before is None else entry.before
+        total = None if entry is None or before is None else following(before, entry.payload)
+    return total
+
+
+def _kept(uuid: str, entries: Mapping[int, Entry], there: Container[str]) -> tuple[list[Entry], list[bytes]]:
+    """What this user's spool has of the study and its log has not: commits with a place, and others."""
+    placed: list[Entry] = []
+    loose: list[bytes] = []
+    for _, spooled in itertools.chain(spool.histories(uuid), spool.waiting()):
+        if spooled.study != uuid:
+            continue
+        places = zip(spooled.lsns, spooled.sums, strict=False)
+        for payload in spooled.payloads:
+            lsn, total = next(places, (0, -1))
+            if lsn and total >= 0:
+                if lsn not in entries or (entries[lsn].payload, entries[lsn].before) != (payload, total):
+                    placed.append(Entry(lsn, payload, before=total))
+            elif _identity(payload) not in there:
+                loose.append(payload)
+    return placed, loose
 
 
 def _salvaged(log: Log) -> tuple[dict[int, Entry], int]:
@@ -180,9 +246,10 @@ def _stamp(entry: Entry) -> Stamp:
     return Stamp(entry.author, entry.role, entry.at)
 
 
-def _identity(entry: Entry) -> tuple[str, int] | None:
-    commit = codec.decode(entry.payload)
-    return (commit.writer, commit.seq) if isinstance(commit, Commit) else None
+def _identity(payload: bytes) -> str:
+    """The nonce of the commit in these bytes, as `histories.Tree.accepted` has it."""
+    commit = codec.decode(payload)
+    return f"{commit.writer}:{commit.seq}" if isinstance(commit, Commit) else ""
 
 
 def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
@@ -245,52 +312,6 @@ def _owners(rest: list[Entry]) -> dict[int, str]:
     return owners
 
 
-# --- what never arrived ---
-
-
-def _add_spooled(state: State, uuid: str, there: set[tuple[str, int] | None]) -> int:
-    """Apply what this user's spool has for the study and its log has not; how many commits.
-
-    The peer that left it may have read another history, with other numbers for its own trials: those that it started
-    get new numbers here, in its order.
-    """
-    count = 0
-    for _, spooled in itertools.chain(spool.waiting(), spool.histories(uuid)):
-        if spooled.study != uuid:
-            continue
-        numbers: dict[int, int] = {}
-        started: list[int] = []
-        for payload in spooled.payloads:
-            commit = codec.decode(payload)
-            if not isinstance(commit, Commit) or (commit.writer, commit.seq) in there:
-                continue
-            there.add((commit.writer, commit.seq))
-            records = tuple(_renumbered(record, state, commit.owner, numbers, started) for record in commit.records)
-            writer = f"rescue-{secrets.token_hex(8)}"
-            again = Commit(writer, 1, commit.owner, commit.at, records)
-            verdicts = apply(state, state.lsn + 1, again)
-            started += [
-                verdict.number
-                for record, verdict in zip(records, verdicts, strict=False)
-                if isinstance(record, TrialCreate) and verdict.accepted and verdict.number is not None
-            ]
-            count += any(verdict.accepted or verdict.refusal == "late" for verdict in verdicts)
-    return count
-
-
-def _renumbered(record: R, state: State, owner: str, numbers: dict[int, int], started: list[int]) -> R:
-    if not isinstance(record, _OF_A_TRIAL):
-        return record
-    number = record.number
-    own = number < len(state.trials) and owner in {
-        state.trials[number].owner,
-        *(past.owner for past in state.trials[number].history),
-    }
-    if number not in numbers and not own and started:
-        numbers[number] = started.pop(0)
-    return msgspec.structs.replace(record, number=numbers[number]) if number in numbers else record
-
-
 # --- live peers ---
 
 
@@ -351,9 +372,9 @@ def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target
     """
     if name in target.study_names():
         raise ConfigurationError(f"there is a study {name!r} already; give the new one another name: --as NAME")
-    if rescued.state.define is None:
+    if rescued.study is None:
         raise ConfigurationError("not even the definition of this study can be read; there is nothing to copy")
-    portable = _marked(of_state(name, rescued.state, 0), rescued, uuid)
+    portable = _marked(rescued.study._replace(name=name), rescued, uuid)
     fetch = from_store(artifacts_of(source), uuid) if named_files(portable) else None
     return bring_in(target, portable, name=name, fetch=fetch)
 

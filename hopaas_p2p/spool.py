@@ -25,7 +25,7 @@ import msgspec
 from hopaas_p2p.atomic import read_regular, replace_atomically
 from hopaas_p2p.core.snapshot import CorruptSnapshot, seal, unseal
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.base import Outgoing, Placed
 
 _FORMAT: Final = 1
 _SUFFIX: Final = ".commits"
@@ -48,6 +48,10 @@ class Spooled(msgspec.Struct, frozen=True):
     at: int
     payloads: list[bytes]
     nonces: list[str]
+    lsns: list[int] = []
+    """Of a broken history: where each commit stood in it; 0: it was still on its way."""
+    sums: list[int] = []
+    """And the sum of the log before it; -1: unknown."""
 
 
 def directories() -> list[Path]:
@@ -69,13 +73,17 @@ def keep(
     return write(Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces))
 
 
-def keep_history(commits: Iterable[Outgoing], *, store: str, study: str, name: str, at: int) -> tuple[Path | None, str]:
-    """Keep commits that were acknowledged by a log that turned out to have two histories: as `keep`.
+def keep_history(commits: Iterable[Placed], *, store: str, study: str, name: str, at: int) -> tuple[Path | None, str]:
+    """Keep the commits of a writer to a log that turned out to have two histories: as `keep`.
 
-    Nobody sends them: where the log has later commits of the same writer, it would count these as duplicates.
+    Nobody sends them: where the log has later commits of the same writer, it would count these as duplicates. A rescue
+    finds out from their places what they meant.
     """
-    nonces, payloads = [one.nonce for one in commits], [one.payload for one in commits]
-    return write(Spooled(_FORMAT, store, study, name, [], at, payloads, nonces), _HISTORY)
+    placed = list(commits)
+    nonces, payloads = [one.commit.nonce for one in placed], [one.commit.payload for one in placed]
+    sums = [-1 if one.before is None else one.before for one in placed]
+    lsns = [one.lsn for one in placed]
+    return write(Spooled(_FORMAT, store, study, name, [], at, payloads, nonces, lsns, sums), _HISTORY)
 
 
 def write(spooled: Spooled, suffix: str = _SUFFIX) -> tuple[Path | None, str]:

@@ -142,6 +142,8 @@ def _rescue_one(
             f"{name}: lost: {_lsns(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are "
             f"marked with the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
         )
+    if found.histories > 1:
+        output.say(f"{name}: put together from {found.histories} histories of the log")
     if found.from_spool:
         output.say(f"{name}: {output.count(found.from_spool, 'commit')} came from this machine's spool")
     new = new_name or f"{name}-rescued"
@@ -158,6 +160,7 @@ def _rescue_one(
         "lost": found.lost,
         "uncertain": sorted(found.uncertain),
         "without_parameters": found.unknown,
+        "histories": found.histories,
         "from_spool": found.from_spool,
         "warnings": imported.warnings,
     }

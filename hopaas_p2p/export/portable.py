@@ -73,7 +73,7 @@ def of_state(name: str, state: State, study_id: int) -> Portable:
     return Portable(
         name=name,
         directions=define.directions,
-        trials=[_of_trial(trial, state) for trial in state.trials],
+        trials=[of_trial(trial, state) for trial in state.trials],
         policy=define.policy,
         space=define.space,
         info=define.info,
@@ -85,7 +85,8 @@ def of_state(name: str, state: State, study_id: int) -> Portable:
     )
 
 
-def _of_trial(trial: Trial, state: State) -> PortableTrial:
+def of_trial(trial: Trial, state: State) -> PortableTrial:
+    """One trial of this State. Hold its lock."""
     system = dict(trial.system)
     carried = system.pop(ORIGIN, None)
     record = TrialCreate(

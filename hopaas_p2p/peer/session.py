@@ -39,7 +39,7 @@ from hopaas_p2p.core.records import (
 from hopaas_p2p.core.state import LastCommit, State, Verdict
 from hopaas_p2p.errors import BrokenChain, Denied, SleptThrough, StoreUnreachable
 from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
-from hopaas_p2p.stores.base import Entry, Outgoing, Receipt, snapshot_due
+from hopaas_p2p.stores.base import Entry, Outgoing, Placed, Receipt, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
 IDLE: Final = 60.0  # seconds after which a session with nothing to do is looked at again
@@ -147,8 +147,8 @@ class LogSession(Generic[S]):
         self.deleted = False
         self.broken: BrokenChain | None = None
         """How the log contradicts what this session has read of it: nothing is exchanged any more."""
-        self.acknowledged: deque[tuple[int, Outgoing]] = deque()
-        """This session's last commits, with their lsns."""
+        self.acknowledged: deque[Placed] = deque()
+        """This session's last commits."""
         self.exchanged_at = _NEVER
         """When the last successful exchange began."""
         self.read_at = _NEVER
@@ -345,7 +345,7 @@ class LogSession(Generic[S]):
         joined, self.joined = self.joined, False
         outbox, state, apply_ = self.outbox, self.state, self.machine.apply
         entries, chain = self._follow(receipt.entries)
-        for lsn, payload, author, role, at, _ in entries:
+        for lsn, payload, author, role, at, before in entries:
             own = outbox.in_flight[0] if outbox.in_flight else None
             if own is not None and payload != own.outgoing.payload:
                 own = None
@@ -362,7 +362,7 @@ class LogSession(Generic[S]):
                 stamped = author or at or role != UNSTAMPED.role
                 verdicts = apply_(state, lsn, commit, Stamp(author, role, at) if stamped else UNSTAMPED)
                 if own is not None:
-                    self._remember(lsn, own.outgoing)
+                    self._remember(lsn, before, own.outgoing)
                     self._settle(verdicts)
         if chain is not None:
             state.chain = state.lsn, chain
@@ -418,18 +418,24 @@ class LogSession(Generic[S]):
         head, (seen, chain) = self.state.lsn, self._seen
         lost = f"it ends at commit {head}, and this process has read {seen} commits, with the sum {shown(chain)}"
         if head >= seen:
-            lsn, sent = self.acknowledged[-1] if self.acknowledged else (0, None)
+            lsn, _, sent = self.acknowledged[-1] if self.acknowledged else (0, None, None)
             if sent is None or last is None or last.seq >= int(sent.nonce.rpartition(":")[2]):
                 return False
             lost = f"commit {sent.nonce}, acknowledged as commit {lsn}, is not in it any more"
         self.broken = BrokenChain(f"This log has two histories: {lost}. {_ADVICE}")
         return True
 
-    def _remember(self, lsn: int, sent: Outgoing) -> None:
-        self.acknowledged.append((lsn, sent))
+    def _remember(self, lsn: int, before: int | None, sent: Outgoing) -> None:
+        self.acknowledged.append(Placed(lsn, before, sent))
         self._remembered += len(sent.payload)
         while self._remembered > _KEPT_BYTES or len(self.acknowledged) > _KEPT:
-            self._remembered -= len(self.acknowledged.popleft()[1].payload)
+            self._remembered -= len(self.acknowledged.popleft().commit.payload)
+
+    def history(self) -> list[Placed]:
+        """This session's last commits and their places in the history that it has read, those on their way included."""
+        kept = list(self.acknowledged)
+        self.acknowledged.clear()
+        return kept + [Placed(0, None, sent.outgoing) for sent in self.outbox.in_flight] if kept else []
 
     def _settle(self, verdicts: tuple[Verdict, ...]) -> None:
         """Hand out the verdicts of the commit in flight, on which the log has decided."""

@@ -47,8 +47,7 @@ class SpoolSender:
     def keep_history(self, uuid: str, log: LogDriver[State]) -> None:
         """Spool this session's last acknowledged commits, once: of two histories of the log one may not have them."""
         with log.lock:
-            commits = [outgoing for _, outgoing in log.session.acknowledged]
-            log.session.acknowledged.clear()
+            commits = log.session.history()
             define = log.state.define
         if not commits or self._store.url.startswith("memory:"):
             return

@@ -62,6 +62,16 @@ class Outgoing(NamedTuple):
         return self.nonce.rpartition(":")[0]
 
 
+class Placed(NamedTuple):
+    """A commit in a history that its writer has read."""
+
+    lsn: int
+    """Its place there; 0: it was still on its way."""
+    before: int | None
+    """The sum of the log before it; None: unknown."""
+    commit: Outgoing
+
+
 class Entry(NamedTuple):
     """A commit as the log holds it."""
 

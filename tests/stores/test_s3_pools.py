@@ -1,21 +1,24 @@
 """A server that gets a second pool under eight peers: commits under one lsn, which the chain of sums notices.
 
 No proof stands in the way here: the server keeps the condition when the peers begin, and breaks it within their first
-minutes. What each was told is safe is in the log, or in the spool of the peer that was told.
+minutes. What each was told is safe is in the log, or in the spool of the peer that was told, and a rescue makes one study
+of both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import spool
+from hopaas_p2p import rescue, spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import TrialFinish
 from hopaas_p2p.errors import BrokenChain, HopaasError
@@ -37,14 +40,21 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Imitatio
         yield server
 
 
+class _Told(NamedTuple):
+    number: int
+    value: float
+    params: dict[str, float]
+    when: float
+
+
 class _Worker(threading.Thread):
     """One peer, until it is told to stop or something goes wrong."""
 
     def __init__(self, url: str, index: int, stop: threading.Event) -> None:
         super().__init__(daemon=True)
         self.url, self.index, self.stop = url, index, stop
-        self.told: list[tuple[int, float, float]] = []
-        """(number, value, when) of what was acknowledged."""
+        self.told: list[_Told] = []
+        """What was acknowledged."""
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -58,7 +68,7 @@ class _Worker(threading.Thread):
                 trial = study.ask()
                 value = float(self.index * 1_000_000 + len(self.told))
                 study.tell(trial, value)
-                self.told.append((trial.number, value, time.monotonic()))
+                self.told.append(_Told(trial.number, value, dict(trial.params), time.monotonic()))
         except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
             self.error = error
         finally:
@@ -76,7 +86,7 @@ def _finished(payloads: list[bytes]) -> set[float]:
     return found
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", range(1, int(os.environ.get("HOPAAS_TEST_POOL_SPLITS", "2")) + 1))
 def test_nothing_acknowledged_is_lost_when_a_server_gets_a_second_pool(server: Imitation, seed: int) -> None:
     url = server.url("store")
     study = hopaas_p2p.open_study(url, "s", space={"x": hopaas_p2p.Float(0, 1)})
@@ -108,9 +118,19 @@ def test_nothing_acknowledged_is_lost_when_a_server_gets_a_second_pool(server: I
     spooled = [payload for _, file in files for payload in file.payloads]
     kept = _finished(there) | _finished(spooled)
     told = [one for worker in workers for one in worker.told]
-    assert [one for one in told if one[1] not in kept] == []
-    late = [number for number, _, when in told if when > switched + 1.0]
+    assert [one for one in told if one.value not in kept] == []
+    late = [one.number for one in told if one.when > switched + 1.0]
     assert len(late) == len(set(late)), "no number is given twice after the first second"
+
+    store = S3Store(url, create=False)
+    rescued = rescue.rescue(store, uuid)
+    store.close()
+    assert rescued.study is not None
+    results = {one.record.values: one.record.params for one in rescued.study.trials if one.record.values}
+    assert [one for one in told if results.get((one.value,)) != one.params] == [], "each with its own parameters"
+    assert len(results) == sum(one.record.values is not None for one in rescued.study.trials), "and once"
+    assert [one.number for one in rescued.study.trials] == list(range(len(rescued.study.trials)))
+    print(f"{len(told)} told, {len(stopped)} peers stopped, {len(server.overwritten)} overwritten, {rescued[1:]}")
 
 
 @pytest.mark.parametrize("ending", [False, True])

@@ -41,6 +41,7 @@ LAYERS = (
         "alerts",
         "audit",
         "backup",
+        "histories",
         "rescue",
         "sweeps",
     },
