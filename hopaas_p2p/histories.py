@@ -105,8 +105,7 @@ class Tree:
         self._fill_gaps(orphans)
         self._guessed = [node for node in orphans if node.parent is None]
         for node in self._guessed:
-            earlier = max((lsn for lsn in self._at if lsn < node.lsn - 1 and self._at[lsn]), default=root.lsn)
-            next(one for one in self._at[earlier] if one is not node).adopt(node)
+            self._likely_parent(node).adopt(node)
         self._say_at_the_end()
 
     def _place(self, entries: Iterable[Entry]) -> list[Node]:
@@ -145,6 +144,25 @@ class Tree:
                     self._at[parent.lsn].append(parent)
             if parent is not None:
                 parent.adopt(node)
+
+    def _likely_parent(self, node: Node) -> Node:
+        """Where a history goes on whose next commit nobody has: at one that was written in its place, if that fits."""
+        for one in self._at[node.lsn - 1]:
+            if self._fits(one, node):
+                return one
+        earlier = max((lsn for lsn in self._at if lsn < node.lsn - 1 and self._at[lsn]), default=self._root.lsn)
+        return next(one for one in self._at[earlier] if one is not node)
+
+    def _fits(self, parent: Node, node: Node) -> bool:
+        """Whether nothing is refused of this commit, and of what follows it, behind another parent."""
+        root, *path = reversed([*_up_from(parent)])
+        if root is not self._root:
+            return False
+        state = snapshot.load(snapshot.dump(self._state))
+        for one in path:
+            assert one.entry is not None
+            _apply(state, one.entry)
+        return all(_told(verdict) for entry in _line(node) for verdict in _apply(state, entry))
 
     def _say_at_the_end(self) -> None:
         """Hang what was said out of place behind what its writer had written before, where its numbers mean something.
@@ -224,7 +242,7 @@ class Tree:
             uncertain[-1] = entry.lsn - 1  # from here on
         commit = codec.decode(entry.payload)
         count = len(state.trials)
-        verdicts = apply(state, state.lsn + 1, commit, Stamp(entry.author, entry.role, entry.at))
+        verdicts = _apply(state, entry)
         if isinstance(commit, Commit):
             origins += [(commit.writer, commit.seq, new - count) for new in range(count, len(state.trials))]
             if any(map(_told, verdicts)):
@@ -241,6 +259,17 @@ def _commit(node: Node) -> Commit | None:
     return commit if isinstance(commit, Commit) else None
 
 
+def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
+    return apply(state, state.lsn + 1, codec.decode(entry.payload), Stamp(entry.author, entry.role, entry.at))
+
+
+def _up_from(node: Node | None) -> Iterator[Node]:
+    """This commit, and those before it in its history."""
+    while node is not None:
+        yield node
+        node = node.parent
+
+
 def _told(verdict: Verdict) -> bool:
     return verdict.accepted or verdict.refusal == "late"
 
@@ -249,12 +278,7 @@ def _is_displaced(node: Node, written: Mapping[str, list[tuple[int, Node]]]) -> 
     """Whether what its writer wrote before this is known, and not in this history."""
     commit = _commit(node)
     before = () if commit is None else [one for seq, one in written[commit.writer] if seq == commit.seq - 1]
-    one: Node | None = node if before else None
-    while one is not None:
-        if one in before:
-            return False
-        one = one.parent
-    return bool(before)
+    return bool(before) and not any(one in before for one in _up_from(node))
 
 
 def _ends(payloads: Iterable[bytes]) -> Iterator[tuple[bytes, Commit]]:

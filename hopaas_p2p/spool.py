@@ -10,6 +10,7 @@ everything in it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ import msgspec
 
 from hopaas_p2p.atomic import read_regular, replace_atomically
 from hopaas_p2p.core.snapshot import CorruptSnapshot, seal, unseal
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.stores.base import Outgoing, Placed
 
 _FORMAT: Final = 1
@@ -164,11 +165,11 @@ def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
     return spooled.study in studies or _same_url(store, spooled.store)
 
 
-def histories(study: str) -> Iterator[tuple[Path, Spooled]]:
-    """What was kept by `keep_history` of this study, oldest first."""
+def histories(study: str | None = None) -> Iterator[tuple[Path, Spooled]]:
+    """What was kept by `keep_history` of this study, or of all, oldest first."""
     for path in sorted(_files(_HISTORY), key=lambda file: file.name):
         spooled = read(path)
-        if spooled is not None and spooled.study == study:
+        if spooled is not None and study in (None, spooled.study):
             yield path, spooled
 
 
@@ -195,11 +196,24 @@ def _same_url(one: str, other: str) -> bool:
 
 
 def export(target: Path) -> list[Spooled]:
-    """Write everything that waits into one file, for another machine to send; what it holds."""
-    everything = [spooled for _, spooled in waiting()]
+    """Write everything that waits into one file, for another machine to send; what it holds. Histories go along."""
+    everything = [spooled for _, spooled in itertools.chain(waiting(), histories())]
     with replace_atomically(target, private=True, sync=True) as draft:
         draft.write_bytes(seal(_EXPORTED, msgspec.msgpack.encode(everything)))
     return everything
+
+
+def take_in(spooled: Spooled) -> None:
+    """Keep a history of another machine in this user's spool, where a rescue looks for it; once.
+
+    Raises:
+        ConfigurationError: no disk takes it.
+
+    """
+    if all(there != spooled for _, there in histories(spooled.study)):
+        path, why = write(spooled, _HISTORY)
+        if path is None:
+            raise ConfigurationError(f"the spool takes nothing: {why}")
 
 
 def exported(source: Path) -> list[Spooled]:

@@ -64,7 +64,8 @@ def list_(session: CliSession) -> None:
 def export(session: CliSession, target: Path) -> None:
     """Write everything that waits into one file, to be sent from another machine: hopaas-p2p spool send FILE.
 
-    It stays in the spool, too: whichever arrives first counts, once. Only you may read the file.
+    It stays in the spool, too: whichever arrives first counts, once. Only you may read the file. What peers kept of a
+    log with two histories goes along, for `doctor --rescue` on the other machine.
     """
     from hopaas_p2p import spool as waiting
 
@@ -85,6 +86,7 @@ def send(session: CliSession, source: Path | None) -> int:
     What belongs to a study of the store of --store (or HOPAAS_STORE) goes there, with that URL's login, whatever URL
     of the store its peer used. Without --store, the rest goes to the URL that its peer used. When something has to
     stay, the exit code is that of the reason, such as 69. FILE itself stays; to send it twice does no harm.
+    Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
     """
     from hopaas_p2p import spool as waiting
 
@@ -93,6 +95,7 @@ def send(session: CliSession, source: Path | None) -> int:
         if source is None
         else [(str(source), None, spooled) for spooled in waiting.exported(source)]
     )
+    left, kept = _without_histories(left)
     stores: list[str] = []
     configured = session.settings.get("store", session.given["store"])
     if configured:
@@ -109,11 +112,23 @@ def send(session: CliSession, source: Path | None) -> int:
 
     def text() -> None:
         output.say(f"sent {len(sent)}, {len(stay)} have to stay" if sent or stay else "nothing waits to be sent")
+        if kept:
+            output.say(f"kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
         for file, (why, _) in stay.items():
             output.say(f"{file}: {why}")
 
     session.show({"sent": sent, "stay": [{"file": file, "why": why} for file, (why, _) in stay.items()]}, text)
     return max((code for _, code in stay.values()), default=0)
+
+
+def _without_histories(batches: list[_Batch]) -> tuple[list[_Batch], int]:
+    """What can be sent; and how many histories there were, which are in this machine's spool now."""
+    from hopaas_p2p.spool import take_in
+
+    histories = [spooled for _, _, spooled in batches if spooled.lsns]
+    for spooled in histories:
+        take_in(spooled)
+    return [one for one in batches if not one[2].lsns], len(histories)
 
 
 def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tuple[str, int]]) -> list[_Batch]:

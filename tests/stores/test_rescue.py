@@ -164,8 +164,9 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
     """Two peers wrote commit 9, as where a server lets both: one of them found out, and its words are in its spool."""
     from hopaas_p2p import spool
     from hopaas_p2p.core import codec
+    from hopaas_p2p.core.chain import following
     from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialState
-    from hopaas_p2p.stores.base import Outgoing
+    from hopaas_p2p.stores.base import Outgoing, Placed
 
     sound, store = tmp_path / "sound", tmp_path / "store"
     uuid, _ = filled(sound, trials=4)
@@ -174,10 +175,19 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
     entries[8] = entries[8]._replace(before=12345)
     new.log(uuid).restore(None, entries)  # type: ignore[attr-defined]
     new.catalog().restore(None, read_all(old.catalog()))  # type: ignore[attr-defined]
-    lost = Commit("other", 1, "other", 0, (TrialCreate(params={"x": 0.5}),))
-    told = Commit("other", 2, "other", 0, (TrialFinish(3, 1, TrialState.COMPLETE, (9.0,)),))
-    kept = [Outgoing(f"other:{commit.seq}", codec.encode(commit)) for commit in (lost, told)]
-    spool.keep(kept, store=new.url, study=uuid, name="s", trials=[3], at=0)
+    lost = Commit("other", 1, "other", 0, (TrialCreate(TrialState.RUNNING, params={"x": 0.5}),))
+    told = Commit("other", 2, "other", 0, (TrialFinish(4, 1, TrialState.COMPLETE, (9.0,)),))
+    payloads = [codec.encode(lost), codec.encode(told)]
+    before = following(entries[7].before or 0, entries[7].payload)
+    kept = [
+        Placed(9, before, Outgoing("other:1", payloads[0])),
+        Placed(10, following(before, payloads[0]), Outgoing("other:2", payloads[1])),
+    ]
+    spool.keep_history(kept, store=new.url, study=uuid, name="s", at=0)
+    spool.export(tmp_path / "from-its-node")
+    for path, _ in spool.histories():
+        path.unlink()
+    cli("spool", "send", str(tmp_path / "from-its-node"))
 
     done = cli("doctor", str(store), "--rescue")
 

@@ -1,0 +1,216 @@
+"""Two histories of one log become one list of trials, whatever numbers each gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.records import (
+    Commit,
+    Float,
+    Record,
+    StudyDefine,
+    TrialCreate,
+    TrialFinish,
+    TrialReclaim,
+    TrialState,
+)
+from hopaas_p2p.core.state import State
+from hopaas_p2p.export.portable import PortableTrial
+from hopaas_p2p.histories import Merge, Tree
+from hopaas_p2p.rescue import _bridged
+from hopaas_p2p.stores.base import Entry
+
+COMPLETE, FAIL, RUNNING, WAITING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
+
+
+class History:
+    """Commits one after the other, with the sums before them."""
+
+    def __init__(self, lsn: int = 0, total: int = 0, entries: Iterable[Entry] = ()) -> None:
+        self.lsn, self.total = lsn, total
+        self.entries = list(entries)
+        self.sequences: dict[str, int] = {}
+
+    def fork(self) -> History:
+        other = History(self.lsn, self.total, self.entries)
+        other.sequences = dict(self.sequences)
+        return other
+
+    def say(self, writer: str, *records: Record) -> bytes:
+        sequence = self.sequences[writer] = self.sequences.get(writer, 0) + 1
+        payload = codec.encode(Commit(writer, sequence, writer, 1000 * sequence, records))
+        self.append(payload)
+        return payload
+
+    def append(self, payload: bytes) -> None:
+        self.lsn += 1
+        self.entries.append(Entry(self.lsn, payload, before=self.total))
+        self.total = following(self.total, payload)
+
+    def start(self, writer: str, x: float, *, prefer_waiting: bool = False) -> None:
+        self.say(writer, TrialCreate(RUNNING, params={"x": x}, prefer_waiting=prefer_waiting))
+
+    def tell(self, writer: str, number: int, value: float, epoch: int = 1) -> None:
+        self.say(writer, TrialFinish(number, epoch, COMPLETE, (value,)))
+
+
+def begun() -> History:
+    """A study with one result; all that follow know that much."""
+    log = History()
+    log.say("a", StudyDefine("s", ("minimize",), space={"x": Float(0.0, 100.0)}))
+    log.start("a", 0.0)
+    log.tell("a", 0, 0.0)
+    return log
+
+
+def merged(
+    shared: History, *histories: History, without: Iterable[bytes] = (), loose: Iterable[bytes] = ()
+) -> tuple[list[PortableTrial], Merge]:
+    """The trials of these histories, which have so much in common."""
+    state = State()
+    for entry in shared.entries:
+        apply(state, entry.lsn, codec.decode(entry.payload))
+    rest = [entry for one in histories for entry in one.entries if entry.lsn > shared.lsn]
+    rest = [entry for entry in rest if entry.payload not in without]
+    tree, merge = Tree(state, shared.total, rest, loose, _bridged), Merge(state)
+    for history in tree.histories():
+        merge.add(history)
+    return merge.trials()[0], merge
+
+
+def results(trials: list[PortableTrial]) -> list[tuple[float, float]]:
+    """Parameter and value of every trial with a result."""
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    return sorted((trial.record.params["x"], trial.record.values[0]) for trial in trials if trial.record.values)
+
+
+def test_a_result_is_that_of_the_trial_which_its_owner_meant() -> None:
+    """Both start trial 1 at one lsn, and the log keeps b's; a's result for it stands behind both."""
+    log = begun()
+    other = log.fork()
+    log.start("b", 1.0)
+    other.start("a", 2.0)
+    log.tell("b", 1, 10.0)
+    other.tell("a", 1, 20.0)
+
+    trials, _ = merged(begun(), log, other)
+
+    assert results(trials) == [(0.0, 0.0), (1.0, 10.0), (2.0, 20.0)]
+
+
+def test_trials_of_one_owner_that_moved_by_one_number_are_not_mixed_up() -> None:
+    """In the log alone a's second trial has the number that its first had, and would get the first one's result."""
+    log, other = begun(), begun()
+    other.start("a", 2.0)
+    other.start("a", 3.0)
+    other.tell("a", 1, 20.0)
+    other.tell("a", 2, 30.0)
+    mixed = [*log.entries, Entry(4, b"another's", before=log.total), *other.entries[4:]]
+
+    trials, _ = merged(log, History(entries=mixed), other)
+
+    assert results(trials) == [(0.0, 0.0), (2.0, 20.0), (3.0, 30.0)]
+
+
+def test_a_queued_trial_that_two_peers_ran_has_both_results() -> None:
+    shared = begun()
+    shared.say("a", TrialCreate(WAITING, params={"x": 5.0}))
+    log, other = shared.fork(), shared.fork()
+    log.start("b", 1.0, prefer_waiting=True)
+    log.tell("b", 1, 10.0)
+    other.start("c", 2.0, prefer_waiting=True)
+    other.tell("c", 1, 20.0)
+
+    trials, _ = merged(shared, log, other)
+
+    assert results(trials) == [(0.0, 0.0), (5.0, 10.0), (5.0, 20.0)], "both ran what was queued"
+
+
+def test_a_trial_that_one_history_took_for_dead_has_its_result_and_no_retry() -> None:
+    shared = begun()
+    shared.start("b", 1.0)
+    log, other = shared.fork(), shared.fork()
+    log.say("a", TrialReclaim(1, 1, reason="silent"))
+    other.tell("b", 1, 10.0)
+
+    for first, second in ((log, other), (other, log)):
+        trials, _ = merged(shared, first, second)
+        assert results(trials) == [(0.0, 0.0), (1.0, 10.0)]
+        assert len(trials) == 2, "the retry has nothing left to do"
+
+
+def test_what_was_on_its_way_is_found_by_the_sums() -> None:
+    """A peer stopped while its commit was under way. Others had read it before it was overwritten."""
+    shared = begun()
+    log, other = shared.fork(), shared.fork()
+    log.start("b", 1.0)
+    under_way = other.say("c", TrialCreate(RUNNING, params={"x": 2.0}))
+    other.start("d", 3.0)
+    other.tell("d", 2, 30.0)
+
+    trials, merge = merged(shared, log, other, without=[under_way], loose=[under_way])
+
+    assert results(trials) == [(0.0, 0.0), (3.0, 30.0)]
+    assert not merge.uncertain
+
+
+def test_a_result_that_never_left_is_that_of_its_owners_own_trial() -> None:
+    shared = begun()
+    log, other = shared.fork(), shared.fork()
+    log.start("b", 1.0)
+    other.start("c", 2.0)
+    unsent = other.fork()
+    unsent.tell("c", 1, 20.0)
+
+    trials, _ = merged(shared, log, other, loose=[unsent.entries[-1].payload])
+
+    assert results(trials) == [(0.0, 0.0), (2.0, 20.0)]
+
+
+def test_so_is_one_that_somebody_sent_to_the_log_later() -> None:
+    """There the number is another peer's, and the log refuses it."""
+    shared = begun()
+    log, other = shared.fork(), shared.fork()
+    log.start("b", 1.0)
+    other.start("c", 2.0)
+    unsent = other.fork()
+    unsent.tell("c", 1, 20.0)
+    log.append(unsent.entries[-1].payload)
+
+    trials, _ = merged(shared, log, other)
+
+    assert results(trials) == [(0.0, 0.0), (2.0, 20.0)]
+
+
+def test_behind_a_commit_that_nobody_kept_a_result_is_kept_and_marked() -> None:
+    shared = begun()
+    log, other = shared.fork(), shared.fork()
+    log.start("b", 1.0)
+    gone = other.say("c", TrialCreate(RUNNING, params={"x": 2.0}))
+    other.tell("c", 1, 20.0)
+
+    trials, merge = merged(shared, log, other, without=[gone])
+
+    assert [trial.record.values for trial in trials if trial.record.values] == [(0.0,), (20.0,)]
+    assert len(merge.unknown) == 1
+    assert set(merge.uncertain.values()) == {shared.lsn + 1}
+
+
+def test_links_between_trials_follow_their_new_numbers() -> None:
+    shared = begun()
+    log, other = shared.fork(), shared.fork()
+    log.start("b", 1.0)
+    other.start("c", 2.0)
+    other.say("d", TrialReclaim(1, 1, reason="silent"))
+    other.start("d", 9.0, prefer_waiting=True)
+    other.tell("d", 2, 30.0)
+
+    trials, _ = merged(shared, log, other)
+
+    retry = next(trial for trial in trials if trial.record.values == (30.0,))
+    lost = next(trial for trial in trials if trial.record.state is FAIL)
+    assert (retry.origin["retry_of"], lost.origin["retried_by"]) == (lost.number, retry.number)
+    assert retry.record.system["retry_history"] == f"[{lost.number}]"
