@@ -244,24 +244,33 @@ def test_an_answer_that_is_lost_is_settled_by_what_is_there(
     assert [body[:3] for body in bodies(a_log(tmp_path))] == [b"c-0", b"c-1", b"new"]
 
 
-def test_a_commit_whose_folder_could_not_be_synced_is_synced_before_it_is_acknowledged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_a_commit_whose_folder_could_not_be_synced_is_written_anew_before_it_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
+    """Linux takes what it could not write for written after it has said so once: the next sync succeeds."""
     log = a_log(tmp_path)
     append_many(log, "c", 2)
-    synced: list[int] = []
-    fsync = os.fsync
+    fsync, symlink = os.fsync, os.symlink
+    calls: list[str] = []
 
     def fails_once(fd: int) -> None:
-        synced.append(fd)
-        if len(synced) == 1:
-            raise OSError(errno.EIO, "disk on fire")
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            calls.append("sync")
+            if calls.count("sync") == 1:
+                raise OSError(errno.EIO, "disk on fire")
         fsync(fd)
 
+    def noted(text: str, path: str) -> None:
+        calls.append("link")
+        symlink(text, path)
+
     monkeypatch.setattr(os, "fsync", fails_once)
-    assert log.exchange(outgoing("new"), 2).entries[-1].lsn == 3
-    assert len(synced) == 2
+    monkeypatch.setattr(os, "symlink", noted)
+    assert log.exchange(outgoing("new", size), 2).entries[-1].lsn == 3
+    assert calls == ["link", "sync", "link", "sync"]
     assert len(bodies(a_log(tmp_path))) == 3
+    assert len([one for one in single(tmp_path, 3).parent.iterdir() if not one.name.startswith(".")]) == 3
 
 
 @pytest.mark.parametrize("failing", ["fsync", "close"])

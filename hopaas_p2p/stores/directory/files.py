@@ -93,6 +93,8 @@ class Directory:
         """Device and inode of the description that was read last."""
         self._checked: dict[str, float] = {}
         """Folder -> until when it is known to be no link."""
+        self._doubtful: dict[str, bytes] = {}
+        """What this process wrote into a folder that it could then not sync."""
 
     # --- write-once objects ---
 
@@ -109,7 +111,11 @@ class Directory:
                     return False
                 created = self._create(data, path)
             if created:
-                self._sync(folder)
+                try:
+                    self._sync(folder)
+                except OSError:
+                    self._doubtful[path] = data
+                    raise
             return created
 
     def _create(self, data: bytes, path: str) -> bool:
@@ -174,7 +180,22 @@ class Directory:
     def secure(self, key: str) -> None:
         path = f"{self.root}/{key}"
         with reaching(path), contextlib.suppress(FileNotFoundError):
+            if path in self._doubtful:
+                self._renew(path, self._doubtful[path])
             self._sync(path[: path.rindex("/")])
+            self._doubtful.pop(path, None)
+
+    def _renew(self, path: str, data: bytes) -> None:
+        """Write an object again, under another name that takes its place with the same bytes.
+
+        A sync that failed says nothing about the next one: after an error the system may take what it could not write
+        for written. So what is synced must be new.
+        """
+        folder = path[: path.rindex("/")]
+        self._check_links(folder)
+        again = f"{folder}/again-{secrets.token_hex(6)}"
+        self._create(data, again)
+        os.replace(again, path)
 
     def exists(self, key: str) -> bool | None:
         if self.shared:
