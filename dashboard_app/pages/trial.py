@@ -18,6 +18,7 @@ from dashboard_app.views.spec import number as shown
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.report.facts import duration
+from hopaas_p2p.study.method import chosen_by
 
 
 def show(page: PageContext) -> None:
@@ -106,6 +107,9 @@ def _when(at: float | None) -> str:
 
 def _parameters(frame: Frame, trial: Trial) -> None:
     theme.heading("Parameters")
+    who = chosen_by(trial, frame.state)
+    if who:
+        st.html(f'<p class="hp-small">Chosen by: {theme.safe(who)}</p>')
     rows = []
     for one in views.standings(frame.state, frame.columns, trial.number):
         where = ""

@@ -127,6 +127,9 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
         facts["rungs"] = "\n".join([*(one["text"] for one in data["rungs"]), data["next"]])
     if data["checkpoints"]["count"]:
         facts["checkpoints"] = f"{data['checkpoints']['count']}, {data['checkpoints']['bytes'] / 1e6:.1f} MB"
+    if data["other_samplers"]:
+        others = [f"{name}: {count} of the trials" for name, count in data["other_samplers"].items()]
+        facts["other samplers"] = "\n".join(others)
     if data["means"]:
         facts["best means"] = "\n".join(f"{one['text']}  {output.parameters(one['params'])}" for one in data["means"])
     if data["seen_at"]:

@@ -50,6 +50,7 @@ def of_study(study: Study) -> dict[str, Any]:
 def more_of_study(study: Study) -> dict[str, Any]:
     """More of a study, for `study show`."""
     from hopaas_p2p.study.definition import definition_of
+    from hopaas_p2p.study.method import other_samplers
     from hopaas_p2p.trackers import links
 
     state = study.state
@@ -70,6 +71,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
         "search": search_of(study),
         **_rungs(state),
         "checkpoints": _checkpoints(state),
+        "other_samplers": other_samplers(state),
         "means": _means(study),
         "failures_in_a_row": state.failures_in_a_row,
         "user_attrs": study.storage.get_study_user_attrs(study.study_id),
@@ -193,12 +195,14 @@ def _fixed(frozen: FrozenTrial) -> dict[str, Any]:
 def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
     """More of a trial, for `trial show`."""
     from hopaas_p2p.storage.optuna_internals import trial_id_of
+    from hopaas_p2p.study.method import chosen_by
 
     return {
         "reports": dict(sorted(frozen.intermediate_values.items())),
         "distributions": {name: spec(one) for name, one in frozen.distributions.items()},
         "user_attrs": frozen.user_attrs,
         "system_attrs": frozen.system_attrs,
+        "chosen_by": chosen_by(trial, study.state),
         "owner": trial.owner,
         "epoch": trial.epoch,
         "stop_requested": trial.stop,

@@ -132,6 +132,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "state": data["state"],
         "values": output.numbers(data["values"]),
         "parameters": "\n".join(f"{name} = {_value(value)}" for name, value in data["params"].items()),
+        "chosen by": data["chosen_by"],
         "start": data["start"] or "",
         "end": data["end"] or "",
         "time": output.duration(data["seconds"]),

@@ -4,9 +4,9 @@ Optuna's estimator (Bergstra et al., 2011; Watanabe, arXiv:2304.11127) puts a ke
 truncated normals, of their integrals over a cell for whole or stepped numbers, and of categorical distributions.
 In a large study nearly every bandwidth is at its lower limit, a hundredth of the range. With one bandwidth for all, the
 exponents of the normals are a matrix product, the factors of other parameters come from small tables, and what depends
-on the trial alone is computed once. Where trials are many, only kernels near a candidate are looked at: those that are
-far from it in any parameter together count less than the prior does by a factor of 1e12. The few wider kernels, at most
-200 for each parameter, are evaluated one by one.
+on the trial alone is computed once. Where trials are many, only kernels near a candidate are looked at: those far from
+it in some parameter count, all together, a trillionth of the prior at most. The few kernels that are wider, at most 200
+for each parameter, are evaluated one by one.
 
 The result differs from Optuna's by rounding only: less than 1e-9 in the logarithm.
 """

@@ -7,8 +7,10 @@ for it alone, is told once, and stands in its introduction, where the monitor fi
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -25,8 +27,11 @@ from hopaas_p2p.core.attributes import (
     SAMPLER,
 )
 from hopaas_p2p.core.rungs import Rungs, decode_fidelity, encode_fidelity
+from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.pruners import MedianPruner
+from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search import registry
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -89,7 +94,35 @@ class SearchMethod(NamedTuple):
         for name, mine, theirs in zip(self._fields, self, stored, strict=True):
             if name != "fidelity" and mine is not None and theirs is not None and mine != theirs:
                 found[name] = in_words(mine)
+        if self.sampler is not None and stored.sampler is None and self.sampler != _default():
+            found["sampler"] = in_words(self.sampler)
         return found
+
+
+def chosen_by(trial: LoggedTrial, state: State) -> str:
+    """Who chose the parameters of this trial, in words: the sampler of its first owner, or somebody who queued it.
+
+    A peer that uses another sampler than the study says so in its introduction. What the study's sampler was before an
+    owner changed it is not known.
+    """
+    if trial.retry_of is not None and 0 <= trial.retry_of < trial.number:
+        return chosen_by(state.trials[trial.retry_of], state)
+    if "fixed_params" in trial.system:
+        return "queued by hand"
+    owner = trial.history[0].owner if trial.history else trial.owner
+    if owner is None:
+        return "imported" if trial.end is not None else ""
+    return state.peers.get(owner, {}).get("sampler") or in_words(SearchMethod.stored(state.system).sampler)
+
+
+def other_samplers(state: State) -> dict[str, int]:
+    """Samplers that some peers use instead of the study's, and how many trials those drew."""
+    if not any("sampler" in info for info in state.peers.values()):
+        return {}
+    study = in_words(SearchMethod.stored(state.system).sampler)
+    counts = Counter(chosen_by(trial, state) for trial in state.trials)
+    said = {info["sampler"] for info in state.peers.values() if "sampler" in info}
+    return {name: count for name, count in counts.items() if name in said and name != study}
 
 
 def in_words(value: registry.Method | Rungs | str | int | None) -> str:
@@ -97,6 +130,12 @@ def in_words(value: registry.Method | Rungs | str | int | None) -> str:
     if isinstance(value, Rungs):
         return words.in_words(value)
     return registry.in_words(value) if value is None or isinstance(value, dict) else str(value)
+
+
+@functools.cache
+def _default() -> registry.Method:
+    """The sampler of a study that names none."""
+    return registry.describe("sampler", default_sampler())
 
 
 class Searcher:

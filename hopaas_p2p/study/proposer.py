@@ -100,6 +100,7 @@ class Proposer:
         study, handle = self._study, self._handle
         if not self._space or not draws_early(study.sampler, study.pruner) or handle.gives_out_waiting():
             return None
+        handle.look_before_sampling()
         for _ in range(_MOST_REUSED):
             handle.look_again_if_closed(within)
             proposed = self._draw()

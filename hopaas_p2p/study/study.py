@@ -283,7 +283,8 @@ class Study:
             self._handle.introduce_as(others)
             for what, mine in others.items():
                 theirs = in_words(getattr(searcher.stored, what))
-                _log.warning("study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
+                level = logging.INFO if theirs == "default" else logging.WARNING  # nobody chose what it differs from
+                _log.log(level, "study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
 
     def use(
         self,

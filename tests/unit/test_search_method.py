@@ -21,7 +21,9 @@ from hopaas_p2p.core.records import Commit, Stamp, StudyDefine, StudySet, TrialC
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.pruners import MedianPruner, SuccessiveHalvingPruner
+from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.method import chosen_by, other_samplers
 from hopaas_p2p.trial import Trial
 from tests.support.processes import cli, states, until
 from tests.support.scribe import defined
@@ -99,9 +101,10 @@ def test_no_configuration_is_tried_twice_while_there_are_others(studies: Any, sa
     for study in [first, second] * 6:
         if len(running) == 2:
             study.tell(running.pop(0), 1.0)
-        running.append(study.ask())
-        for peer in (first, second):
-            until(lambda peer=peer: all(configurations(peer)))  # of a sampler that needs the number, a moment later
+        running.append(trial := study.ask())
+        wanted = tuple(sorted(trial.params.items()))
+        for peer in (first, second):  # parameters of a sampler that needs the number come a moment later
+            until(lambda peer=peer, trial=trial, wanted=wanted: configurations(peer)[trial.number] == wanted)
     assert len(set(configurations(first))) == 12
     assert len(first.trials) == 12
 
@@ -332,3 +335,23 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
     ticket = json.loads(cli("ask", "--sampler", "random", "--json", **at).stdout)["ticket"]
     assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
     cli("release", "--ticket", ticket, **at)
+
+
+def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:
+    usual, other = studies(space=SMALL), studies(sampler=optuna.samplers.RandomSampler())
+    usual.tell(usual.ask(), 1.0)
+    other.tell(other.ask(), 1.0)
+    usual.enqueue({"n": 4, "c": "a"})
+    other.tell(other.ask(), 1.0)
+    state = usual.state
+    assert [chosen_by(trial, state) for trial in state.trials] == ["default", "RandomSampler()", "queued by hand"]
+    assert other_samplers(state) == {"RandomSampler()": 1}
+
+
+def test_a_retry_has_the_sampler_of_its_first_attempt(studies: Any) -> None:
+    other, usual = studies(space=SMALL, sampler=optuna.samplers.RandomSampler()), studies(sampler=None)
+    usual.search_with(sampler=TPESampler())
+    trial = other.ask()
+    other.storage.release(trial.id)
+    usual.tell(usual.ask(), 1.0)
+    assert chosen_by(usual.state.trials[trial.number], usual.state) == "RandomSampler()"
