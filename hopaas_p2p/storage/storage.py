@@ -73,6 +73,8 @@ from hopaas_p2p.translate import (
 )
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_SHORTEST_TTL: Final = 4
+"""Times `Store.freshness`: a beat is seen that late and an eighth of a ttl later, and so is the reclaim."""
 _NUMBER_BITS: Final = 32
 _NUMBERS: Final = (1 << _NUMBER_BITS) - 1
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
@@ -462,6 +464,15 @@ class Storage(BaseStorage):
         taken = DuplicatedStudyError(f"A study named {define.name!r} exists already in {self.url}.")
         if define.name in self._catalog().by_name:
             raise taken
+        shortest = _SHORTEST_TTL * self.peer.store.freshness
+        if define.policy.ttl < shortest:
+            _log.warning(
+                "lease_ttl is %g s. Peers of this store may see each other %g s late, so a dead peer's trial is back "
+                "within twice that time only from lease_ttl=%g on",
+                define.policy.ttl,
+                self.peer.store.freshness,
+                shortest,
+            )
         uuid = secrets.token_hex(16)
         log = self.peer.log(uuid)
         self.peer.await_commit(log, log.put(self.peer.uuid, *([define] if settings is None else [define, settings])))

@@ -198,3 +198,14 @@ def test_two_hundred_peers_share_a_server_that_has_room_for_fifty(own_server: Ca
     assert sorted(entry.payload for entry in entries) == sorted(outgoing(f"peer-{n}").payload for n in range(200))
     assert turned_away
     assert {"clients" in str(error) or "connection" in str(error) for error in turned_away} == {True}
+
+
+def test_a_snapshot_has_a_bound(postgres: Server, postgres_url: str) -> None:
+    """A worker must not fill a server, or the memory of whoever joins."""
+    store = PostgresStore(postgres_url)
+    append_many(store.log("u"), "a", 1)
+    with contextlib.closing(psycopg2.connect(postgres.url("store"))) as connection:
+        cursor = connection.cursor()
+        with pytest.raises(psycopg2.Error, match="268435457 bytes is too large"):
+            cursor.execute("SELECT hopaas.put_snapshot_v1('u', 1, convert_to(repeat('x', 268435457), 'UTF8'), 3)")
+    store.close()

@@ -63,6 +63,17 @@ def _wait(time: _Time, peer: Peer, *, until: Callable[[], bool]) -> float:
     return time.now - began
 
 
+def test_a_study_whose_peers_see_each_other_too_late_for_its_ttl_says_from_which_ttl_on_they_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(MemoryStore, "freshness", 5.0)
+    for name, ttl in (("late", 4.0), ("in-time", 20.0)):
+        hopaas_p2p.open_study("memory://ttl", name, lease_ttl=ttl).close()
+    (warning,) = [record.getMessage() for record in caplog.records if "lease_ttl" in record.getMessage()]
+    assert warning.startswith("lease_ttl is 4 s")
+    assert warning.endswith("only from lease_ttl=20 on")
+
+
 @pytest.mark.parametrize("died_after", [0.0, 1.0, TTL / 3, TTL * 0.9, 5 * TTL])
 def test_a_dead_owners_trial_is_back_within_twice_the_ttl(died_after: float) -> None:
     store, time = _store(), _Time()

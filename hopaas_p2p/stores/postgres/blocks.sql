@@ -43,6 +43,9 @@ DECLARE
     v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'worker');
 BEGIN
     PERFORM hopaas.check_session();
+    IF octet_length(p_data) > 268435456 THEN
+        RAISE EXCEPTION 'a block of % bytes is too large', octet_length(p_data) USING ERRCODE = 'ZH401';
+    END IF;
     IF v_log.id IS NULL OR right(p_name, 32) <> left(encode(sha256(p_data), 'hex'), 32) THEN
         RAISE EXCEPTION 'this is not the block %', p_name USING ERRCODE = 'ZH409';
     END IF;

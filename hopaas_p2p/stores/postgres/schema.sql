@@ -351,6 +351,9 @@ DECLARE
     v_log hopaas.logs := hopaas.entered(p_log, v_user, CASE p_log WHEN 'catalog' THEN 'owner' ELSE 'worker' END);
 BEGIN
     PERFORM hopaas.check_session();
+    IF octet_length(p_data) > 268435456 THEN
+        RAISE EXCEPTION 'a snapshot of % bytes is too large', octet_length(p_data) USING ERRCODE = 'ZH401';
+    END IF;
     PERFORM 1 FROM hopaas.commits WHERE log = v_log.id AND lsn = p_lsn;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no commit % to make a snapshot of', p_lsn USING ERRCODE = 'ZH409';
