@@ -19,6 +19,8 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+        self._sum = 0
+        """Of the whole log, see `core.chain`."""
         self._snapshots: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._destroyed = False
@@ -27,22 +29,19 @@ class MemoryLog:
         with self._lock:
             if self._destroyed:
                 raise StudyDeleted
-            receipt = Receipt(self._entries[since:])
-            if outgoing is not None and not receipt.holds(outgoing):
-                if outgoing.chain not in (None, self._sum(since)):
+            entries = self._entries[since:]
+            receipt = Receipt(entries)
+            if outgoing is not None and not (entries and receipt.holds(outgoing)):
+                head = len(self._entries)
+                known = entries[0].before if entries else self._sum if since == head else None
+                if outgoing.chain is not None and outgoing.chain != known:
                     raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(outgoing.chain)}")
-                entry = Entry(len(self._entries) + 1, outgoing.payload, before=self._sum(len(self._entries)))
+                entry = Entry(head + 1, outgoing.payload, before=self._sum)
                 self._entries.append(entry)
+                self._sum = following(self._sum, outgoing.payload)
                 if entry.lsn > since:
-                    receipt.entries.append(entry)
+                    entries.append(entry)
             return receipt
-
-    def _sum(self, lsn: int) -> int | None:
-        """The sum of the log up to this lsn; None beyond its end."""
-        if not 0 < lsn <= len(self._entries):
-            return None if lsn else 0
-        last = self._entries[lsn - 1]
-        return following(last.before or 0, last.payload)
 
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
@@ -68,7 +67,10 @@ class MemoryLog:
         if base is not None:
             raise ConfigurationError("A store in memory holds whole logs only; restore this backup into a bucket.")
         with self._lock:
-            self._entries += list(entries)[len(self._entries) :]
+            for entry in list(entries)[len(self._entries) :]:
+                before = self._sum if entry.before is None else entry.before
+                self._entries.append(entry._replace(before=before))
+                self._sum = following(before, entry.payload)
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock, which would never be released here."""
