@@ -342,7 +342,7 @@ class Scheduler:
         """See that it looks again within `after` seconds. Starts the thread, if there is none."""
         if self._thread is None:
             self.start()
-        elif after == 0.0 or _NEARLY * after < self._sleeping_for:
+        elif not self._over and (after == 0.0 or _NEARLY * after < self._sleeping_for):
             self._sleeping_for = after
             self._due = -math.inf
             self._wake.set()

@@ -226,7 +226,7 @@ class Outbox:
             taken.append(pending)
             weight = heavier
             count += len(pending.records)
-        drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight) if self.drafts else ()
+        drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
         if drafts:
             taken.insert(0, PendingCommit(owner, tuple([draft.record() for draft in drafts])))
         self._launch(taken, kept, drafts, chain=chain)

@@ -179,6 +179,7 @@ class View:
         """Take in a running trial that this process may act for, as it was just built."""
         self.owned[number] = owned
         if not self._builds:
+            self._unfinished.pop(number, None)
             self.changed.discard(number)
 
     def _own(self, trial: Trial, state: State) -> FrozenTrial:
