@@ -430,11 +430,12 @@ class ObjectLog:
         look = self.packs is not None and since != self._head  # the past is in packs, not under the next key
         losses = 0
         while True:
-            found, more = self._await_turn(since + len(entries), deadline, look=look)
-            entries += found
-            if more or (found and any(entry.payload == payload for entry in found)):
-                self._secure(payload, found)
-                return Receipt(entries, more)
+            if look or self.scheduler is not None:
+                found, more = self._await_turn(since + len(entries), deadline, look=look)
+                entries += found
+                if more or any(entry.payload == payload for entry in found):
+                    self._secure(payload, found)
+                    return Receipt(entries, more)
             if self._history.contradicted:
                 return Receipt(entries, more=True)  # not appended: it would stand in another history
             entry, created = self._decide(since + len(entries) + 1, payload, deadline)
