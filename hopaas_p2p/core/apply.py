@@ -19,7 +19,7 @@ import msgspec
 
 from hopaas_p2p.core.attributes import CONTINUES, FIDELITY, MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.ledger import Ledger, possible_limits
+from hopaas_p2p.core.ledger import UNLIMITED, Ledger, possible_limits
 from hopaas_p2p.core.records import (
     UNSTAMPED,
     Budget,
@@ -116,7 +116,7 @@ def _apply_within_limits(state: State, commit: Commit, stamp: Stamp) -> tuple[Ve
 def _judge(state: State) -> None:
     """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
     ledger = state.ledger
-    if ledger is None or ledger.reached is not None:
+    if ledger is None or ledger.reached is not None or ledger.limits == UNLIMITED:
         return
     ledger.reached = ledger.judge(maximize=_maximizes(state))
     if ledger.reached is not None:
