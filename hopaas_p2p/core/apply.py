@@ -19,7 +19,7 @@ import msgspec
 
 from hopaas_p2p.core.attributes import CONTINUES, FIDELITY, MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.ledger import Ledger, possible_limits
+from hopaas_p2p.core.ledger import UNLIMITED, Ledger, possible_limits
 from hopaas_p2p.core.records import (
     UNSTAMPED,
     Budget,
@@ -116,7 +116,7 @@ def _apply_within_limits(state: State, commit: Commit, stamp: Stamp) -> tuple[Ve
 def _judge(state: State) -> None:
     """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
     ledger = state.ledger
-    if ledger is None or ledger.reached is not None:
+    if ledger is None or ledger.reached is not None or ledger.limits == UNLIMITED:
         return
     ledger.reached = ledger.judge(maximize=_maximizes(state))
     if ledger.reached is not None:
@@ -564,7 +564,7 @@ def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distrib
         return None
     if (record.user or record.system) and not _can_be_read(record):
         return None
-    return outliers(record.params, record.dists, state.dists)
+    return outliers(record.params, record.dists, state.dists) if record.params else {}
 
 
 def _can_be_read(record: StudySet | TrialSet | TrialCreate) -> bool:
@@ -589,7 +589,7 @@ def _has_place_for(state: State, ended: TrialState, trial: int | None = None) ->
 
 def _append(state: State, trial_state: TrialState) -> Trial:
     """A new trial in this state."""
-    number = len(state.trials)
+    number = state.trials.count
     trial = Trial(number, trial_state)
     state.trials.append(trial)
     state.counts[trial_state] += 1
@@ -612,7 +612,7 @@ def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) 
     if allowed is None:
         return absent
     if allowed.needs == "lease":
-        return None if _has_lease(trial, record.epoch, commit) else "fenced"
+        return None if trial.epoch == record.epoch and trial.owner == commit.owner else "fenced"
     return "fenced" if allowed.needs == "epoch" and trial.epoch != record.epoch else None
 
 
@@ -726,7 +726,7 @@ def _of_a_trial(
 
     def looked_up(state: State, record: Any, commit: Commit) -> Verdict:
         number, trials = record.number, state.trials
-        if not 0 <= number < len(trials):
+        if not 0 <= number < trials.count:
             return _refuse(state, "no such trial")
         block = trials.open.get(number // BLOCK)  # as nearly always
         trial = trials[number] if block is None else block[number % BLOCK]

@@ -298,8 +298,6 @@ class Ledger(msgspec.Struct, array_like=True):
     def judge(self, *, maximize: bool) -> str | None:
         """Which limit is reached, in words."""
         limits = self.limits
-        if limits == _NONE:
-            return None
         for name, unit in AMOUNTS.items():
             limit = getattr(limits, name)
             if limit is not None and self.spent(name) >= limit:
@@ -341,12 +339,12 @@ AMOUNTS: Final = {
     "euro": "euro",
 }
 """What a budget may limit beside trials: its field, and the unit in words."""
-_NONE: Final = Budget()
+UNLIMITED: Final = Budget()
 
 
 def _measures(limits: Budget) -> bool:
     """Whether a limit needs to know what running trials have cost so far."""
-    return any(getattr(limits, name) is not None for name in AMOUNTS)
+    return limits != UNLIMITED and any(getattr(limits, name) is not None for name in AMOUNTS)
 
 
 def euro(account: Account, prices: Mapping[str, Price]) -> float:

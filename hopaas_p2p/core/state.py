@@ -205,16 +205,17 @@ class Trials(Sequence[Trial]):
     Readers may iterate while a writer appends; they see what was there, or more.
     """
 
-    __slots__ = ("_count", "_read", "closed", "open")
+    __slots__ = ("_read", "closed", "count", "open")
 
     def __init__(self) -> None:
         self.open: dict[int, list[Trial]] = {}
         self.closed: dict[int, ClosedBlock] = {}
-        self._count = 0
+        self.count = 0
+        """`len`, without a call; nobody else sets it."""
         self._read: dict[int, list[Trial]] = {}
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -223,12 +224,12 @@ class Trials(Sequence[Trial]):
 
     def __iter__(self) -> Iterator[Trial]:
         index = 0
-        while index * BLOCK < self._count:
+        while index * BLOCK < self.count:
             yield from self.block(index)
             index += 1
 
     def __reversed__(self) -> Iterator[Trial]:
-        for index in reversed(range(-(-self._count // BLOCK))):
+        for index in reversed(range(-(-self.count // BLOCK))):
             yield from reversed(self.block(index))
 
     @overload
@@ -243,9 +244,9 @@ class Trials(Sequence[Trial]):
             if found is not None:
                 return found[at % BLOCK]
         if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(self._count))]
+            return [self[number] for number in range(*at.indices(self.count))]
         if at < 0:
-            at += self._count
+            at += self.count
             if at < 0:
                 raise IndexError(at)
         return self.block(at // BLOCK)[at % BLOCK]
@@ -269,7 +270,7 @@ class Trials(Sequence[Trial]):
 
     def results(self) -> Iterator[tuple[int, float]]:
         """Number and first value of each COMPLETE trial, without making the trials of closed blocks."""
-        for index in range(-(-self._count // BLOCK)):
+        for index in range(-(-self.count // BLOCK)):
             closed = self.closed.get(index)
             if closed is not None:
                 yield from closed.results()
@@ -278,21 +279,21 @@ class Trials(Sequence[Trial]):
 
     def append(self, trial: Trial) -> None:
         """Add the trial whose number is the length."""
-        block = self.open.get(self._count // BLOCK)
+        block = self.open.get(self.count // BLOCK)
         if block is None:
-            block = self.open[self._count // BLOCK] = []
+            block = self.open[self.count // BLOCK] = []
         block.append(trial)
-        self._count += 1
+        self.count += 1
 
     def extend_open(self, trials: list[Trial]) -> None:
         """Add a block that may still change."""
-        self.open[self._count // BLOCK] = trials
-        self._count += len(trials)
+        self.open[self.count // BLOCK] = trials
+        self.count += len(trials)
 
     def extend_closed(self, block: ClosedBlock) -> None:
         """Add a whole block of finished trials."""
-        self.closed[self._count // BLOCK] = block
-        self._count += BLOCK
+        self.closed[self.count // BLOCK] = block
+        self.count += BLOCK
 
     def close(self, index: int, block: ClosedBlock) -> None:
         """Replace this block by what it was packed into."""
@@ -436,12 +437,10 @@ class State:
 
     def closed_to(self, peer: str) -> str | None:
         """The key in `REFUSALS` that says why no trial may start in this peer now; None when one may."""
-        return self.closed_because() or ("draining" if self.is_draining(peer) else None)
+        return self.closed_because() or ("draining" if self.draining and self.is_draining(peer) else None)
 
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials, by name or with its site."""
-        if not self.draining:
-            return False
         return peer in self.draining or f"site:{self.peers.get(peer, {}).get('site')}" in self.draining
 
     def finished(self) -> bool:

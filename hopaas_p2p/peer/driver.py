@@ -148,12 +148,22 @@ class LogDriver(Generic[S]):
 
         """
         with self.turn:
-            self.exchange_in_turn(beat)
+            self.exchange_in_turn(self._clock(), beat)
 
-    def exchange_in_turn(self, beat: Beat | None = None) -> None:
-        """Like `exchange`, for a caller that holds the turn."""
-        session, began = self.session, self._clock()
+    def exchange_in_turn(self, began: float, beat: Beat | None = None) -> None:
+        """Like `exchange`, for a caller that holds the turn, and begins now."""
+        session = self.session
         try:
+            if session.broken is not None:
+                _check_chain(session)
+            if not session.joined:
+                self._join(began)
+                if beat is None and not session.has_pending:
+                    return
+            if self.rate_limited is not None and session.has_pending and not session.duplicated:
+                self._wait_turn(self.rate_limited, began)
+            if session.duplicated:  # nothing is sent under a name that another process uses
+                return
             self._exchange(session, began, beat)
         except (StoreUnreachable, OSError) as error:
             away = error if isinstance(error, StoreUnreachable) else _unreachable(error)
@@ -167,15 +177,6 @@ class LogDriver(Generic[S]):
             raise
 
     def _exchange(self, session: LogSession[S], began: float, beat: Beat | None) -> None:
-        _check_chain(session)
-        if not session.joined:
-            self._join(began)
-            if session.duplicated or (beat is None and not session.has_pending):
-                return
-        if self.rate_limited is not None and session.has_pending:
-            self._wait_turn(self.rate_limited, began)
-            if session.duplicated:  # nothing is sent under a name that another process uses
-                return
         with self.lock:
             commit = session.next_commit()
         try:
@@ -187,7 +188,8 @@ class LogDriver(Generic[S]):
             raise
         with self.lock:
             session.advance(receipt, began)
-        _check_chain(session)
+        if session.broken is not None:
+            _check_chain(session)
         if receipt.more and not session.duplicated:
             self._pull(began)
 
@@ -337,10 +339,10 @@ class Scheduler:
                 self._thread.start()
 
     def wake(self, *, after: float = 0.0) -> None:
-        """See that it looks again within `after` seconds."""
-        if self._thread is None or self._over:
-            return
-        if after == 0.0 or _NEARLY * after < self._sleeping_for:
+        """See that it looks again within `after` seconds. Starts the thread, if there is none."""
+        if self._thread is None:
+            self.start()
+        elif not self._over and (after == 0.0 or _NEARLY * after < self._sleeping_for):
             self._sleeping_for = after
             self._due = -math.inf
             self._wake.set()

@@ -8,6 +8,7 @@ any call, so fields that must change together change in lines without one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -36,8 +37,10 @@ from hopaas_p2p.stores.base import Outgoing
 _OF_CATALOG: Final = frozenset({StudyOpen, StudyClose})
 _UNKNOWN: Final = Verdict(True)
 _MALFORMED: Final = Verdict(False, None, "malformed")
+_FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
 _MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
+_TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
 _REPORT: Final = 20  # characters that a report counts for
 
 
@@ -61,9 +64,7 @@ class PendingCommit(msgspec.Struct, eq=False):
 
     def weight(self) -> int:
         """Roughly how many characters it adds to a commit."""
-        return sum(
-            [_weight(record) for record in self.records if isinstance(record, TrialCreate | TrialSet | StudySet)]
-        )
+        return sum([_weight(record) for record in self.records if isinstance(record, _TEXT_BEARING)])
 
 
 class Draft(msgspec.Struct, eq=False):
@@ -83,14 +84,14 @@ class Draft(msgspec.Struct, eq=False):
 
     def record(self) -> TrialSet:
         """All of it as one record."""
-        return TrialSet(*[getattr(self, name) for name in TrialSet.__struct_fields__])
+        return TrialSet(*_FIELDS(self))
 
     def records(self) -> list[TrialSet]:
         """All of it as records that each fit into a commit: one, unless there is a lot of text.
 
         Parameters and reports come last: only the record that travels with a late result is kept with it.
         """
-        if self.weight() <= _MAX_TEXT:
+        if _weight(self) <= _MAX_TEXT:
             return [self.record()]
         part, weight = Draft(self.number, self.epoch, self.owner, resumed_from=self.resumed_from), 0
         parts = []
@@ -103,9 +104,6 @@ class Draft(msgspec.Struct, eq=False):
             weight += size
         part.params, part.dists, part.stopping = self.params, self.dists, self.stopping
         return [*parts, part.record()]
-
-    def weight(self) -> int:
-        return _weight(self)
 
     def _items(self) -> Iterator[tuple[str, Any, Any]]:
         for field in ("user", "system", "reports"):
@@ -133,20 +131,21 @@ class Outbox:
         """The sequence number of the newest commit."""
         self._writer = writer
         self._now_us = now_us
-        self._queue: list[PendingCommit] = []
+        self.queued: list[PendingCommit] = []
+        """What leaves next, in order."""
 
     def __bool__(self) -> bool:
         """Whether something is still to be sent, or its fate to be learnt."""
-        return bool(self._queue or self.drafts or self.in_flight)
+        return bool(self.queued or self.drafts or self.in_flight)
 
     def queue(self, pending: PendingCommit) -> None:
         """Add records, which leave together."""
-        self._queue.append(pending)
+        self.queued.append(pending)
 
     def take_back(self, pending: PendingCommit) -> None:
         """Forget records that have not left; those that have are only marked."""
         pending.abandoned = True
-        self._queue = [other for other in self._queue if other is not pending]
+        self.queued = [other for other in self.queued if other is not pending]
 
     def draft(self, number: int, epoch: int, owner: str) -> Draft:
         """The draft of this lease."""
@@ -155,21 +154,30 @@ class Outbox:
             draft = self.drafts[number] = Draft(number, epoch, owner)
         return draft
 
-    def next(self) -> InFlight | None:
-        """The commit to send now: the one whose fate is unknown, else what is queued; None if nothing is."""
+    def next(self, chain: int | None = None) -> Outgoing | None:
+        """The commit to send now: the one whose fate is unknown, else what is queued; None if nothing is.
+
+        `chain` is the sum of the log as far as it was read.
+        """
         if not self.in_flight:
-            self._load()
-        return self.in_flight[0] if self.in_flight else None
+            if len(self.queued) == 1 and not self.drafts:  # as nearly always: an ask, or a tell with all before it
+                self._launch(self.queued, chain=chain)
+            else:
+                self._load(chain)
+            if not self.in_flight:
+                return None
+        outgoing = self.in_flight[0].outgoing
+        return outgoing if outgoing.chain == chain else outgoing._replace(chain=chain)
 
     def everything(self) -> list[Outgoing]:
         """All of it as commits, in the order in which they must be sent; they are in flight from now on."""
-        while self._queue or self.drafts:
+        while self.queued or self.drafts:
             self._load()
         return [sent.outgoing for sent in self.in_flight]
 
     def undecided(self) -> list[PendingCommit]:
         """What was put here and not decided yet, in order; without drafts."""
-        return [pending for sent in self.in_flight for pending in sent.pending] + self._queue
+        return [pending for sent in self.in_flight for pending in sent.pending] + self.queued
 
     def mere_start(self) -> Outgoing | None:
         """The commit whose fate is unknown, if it does nothing but start trials."""
@@ -200,19 +208,16 @@ class Outbox:
             for pending in self.in_flight.pop(0).pending:
                 pending.decide(verdict)
 
-    def _load(self) -> None:
+    def _load(self, chain: int | None = None) -> None:
         """Put what is queued for one owner into a commit; it is in flight from now on."""
-        if not self.drafts and len(self._queue) == 1:  # as nearly always: an ask, or a tell with all that came before
-            self._launch(self._queue, kept=[], drafts=())
-            return
         self._queue_heavy_drafts()
-        if not (self._queue or self.drafts):
+        if not (self.queued or self.drafts):
             return
-        owner = self._queue[0].owner if self._queue else next(iter(self.drafts.values())).owner
+        owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
         weight = count = 0
         kept: list[PendingCommit] = []
-        for pending in self._queue:
+        for pending in self.queued:
             heavier = weight + pending.weight()
             fits = count + len(pending.records) <= _MAX_RECORDS and heavier <= _MAX_TEXT
             if pending.owner != owner or kept or (taken and not fits):
@@ -222,10 +227,18 @@ class Outbox:
             weight = heavier
             count += len(pending.records)
         drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
-        drafted = PendingCommit(owner, tuple([draft.record() for draft in drafts]))
-        self._launch([drafted, *taken], kept=kept, drafts=drafts)
+        if drafts:
+            taken.insert(0, PendingCommit(owner, tuple([draft.record() for draft in drafts])))
+        self._launch(taken, kept, drafts, chain=chain)
 
-    def _launch(self, taken: list[PendingCommit], *, kept: list[PendingCommit], drafts: Sequence[Draft]) -> None:
+    def _launch(
+        self,
+        taken: list[PendingCommit],
+        kept: Sequence[PendingCommit] = (),
+        drafts: Sequence[Draft] = (),
+        *,
+        chain: int | None,
+    ) -> None:
         """Make a commit of these, and of these drafts, which are among them; what is kept stays in the queue."""
         first, left, writer, seq = taken[0], self.drafts, self._writer, self.sequence + 1
         records = first.records if len(taken) == 1 else tuple([one for pending in taken for one in pending.records])
@@ -235,22 +248,22 @@ class Outbox:
             left = {number: draft for number, draft in left.items() if number not in gone}
         try:
             about = _study_in(records) if records[0].__class__ in _OF_CATALOG else ""
-            outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about)
+            outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
             for pending in taken:
                 pending.error = error
                 pending.decide(_MALFORMED)
-            self._queue, self.drafts = kept, left
+            self.queued, self.drafts = [*kept], left
             return
         sent = InFlight(commit, outgoing, tuple(taken))
-        self._queue, self.drafts, self.sequence = kept, left, seq
+        self.queued, self.drafts, self.sequence = [*kept], left, seq
         self.in_flight = [*self.in_flight, sent]
 
     def _queue_heavy_drafts(self) -> None:
         """Put drafts that need several commits before what is queued."""
-        for draft in [draft for draft in self.drafts.values() if draft.weight() > _MAX_TEXT]:
+        for draft in [draft for draft in self.drafts.values() if _weight(draft) > _MAX_TEXT]:
             heavy = [PendingCommit(draft.owner, (record,)) for record in draft.records()]
-            self._queue = heavy + self._queue
+            self.queued = heavy + self.queued
             del self.drafts[draft.number]
 
     def _drafts_that_fit(self, owner: str, room: int) -> list[Draft]:
@@ -258,7 +271,7 @@ class Outbox:
         for draft in self.drafts.values():
             if draft.owner != owner:
                 continue
-            room -= draft.weight()
+            room -= _weight(draft)
             if room < 0:
                 break
             drafts.append(draft)
@@ -284,9 +297,8 @@ def _of_a_lease(record: object) -> bool:
 
 def _weight(said: Draft | TrialCreate | TrialSet | StudySet) -> int:
     """Roughly how many characters this adds to a commit."""
-    reports = 0 if isinstance(said, StudySet) else len(said.reports)
-    return _REPORT * reports + _text(said.user) + _text(said.system)
-
-
-def _text(attributes: dict[str, str]) -> int:
-    return sum(map(len, attributes)) + sum(map(len, attributes.values())) if attributes else 0
+    weight = 0 if said.__class__ is StudySet else _REPORT * len(said.reports)  # type: ignore[union-attr]
+    for attributes in (said.user, said.system):
+        if attributes:
+            weight += sum(map(len, attributes)) + sum(map(len, attributes.values()))
+    return weight

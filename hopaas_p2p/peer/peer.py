@@ -8,6 +8,7 @@ beats, pulls for readers, reclaims, snapshots.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -51,7 +52,6 @@ _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is l
 
 REQUESTS_EVERY = 60.0
 """Seconds between looks for a request of a rescue: seldom, since a look is a round trip of its own."""
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """What the peer of a forked child is constructed with again."""
 
@@ -63,12 +63,11 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-def elapsed() -> float:
-    """Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
+elapsed: Final = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
 
-    A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
-    """
-    return time.clock_gettime(_CLOCK)
+A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
+"""
 
 
 class Peer:
@@ -225,7 +224,8 @@ class Peer:
         self.check_process()
         if not log.session.introduced:
             self.introduce(log)
-        return log.put(owner or self.uuid, *records)
+        with log.lock:
+            return log.session.put(owner or self.uuid, *records)
 
     def introduce(self, log: LogDriver[State]) -> None:
         """Queue this peer's introduction, once; from then on it beats, and looks after the trials of others."""
@@ -313,35 +313,39 @@ class Peer:
         if introduced and self.store.piggybacks_heartbeats:
             beat = self._new_beat(self.uuid)
         elif introduced and self._beaten_at < 0.0:
-            with contextlib.suppress(StoreUnreachable):  # the exchange that follows says so
-                self._beat((self.uuid,))  # before the first trial, so that its lease is trusted from the start
-                self._beaten_at = began
+            self._beat_at_first(began)
         session.begin_exchange()
-        self._exchange_or_note_why_not(log, beat)
+        try:
+            log.exchange_in_turn(began, beat)
+        except StoreUnreachable:
+            self.away = True
+            raise
+        except BrokenChain:
+            self._keep_history(log)
+            raise
+        self.away = False
         if session.duplicated:
             self._become_another(session)
             return
         if session.spooled and not session.has_pending:
             self.spool.forget(session)
-        if session.snapshot_due and self.store.snapshots:
-            self.scheduler.wake()
         if introduced:
             ttl = session.state.policy.ttl
             if beat is not None and not self.adopted:  # theirs do not ride along
                 self._next_beat = began + ttl / BEATS_PER_TTL
-            self.scheduler.wake(after=ttl / 8)  # it may have gone to sleep before there was a lease to keep
+            due = session.snapshot_due and self.store.snapshots
+            self.scheduler.wake(after=0.0 if due else ttl / 8)  # it may sleep since before there was a lease to keep
 
-    def _exchange_or_note_why_not(self, log: LogDriver[Any], beat: Beat | None) -> None:
-        try:
-            log.exchange_in_turn(beat)
-        except StoreUnreachable:
-            self.away = True
-            raise
-        except BrokenChain:
-            for uuid in [uuid for uuid, one in list(self.logs.items()) if one is log]:
+    def _beat_at_first(self, began: float) -> None:
+        """Beat before the first trial, so that its lease is trusted from the start."""
+        with contextlib.suppress(StoreUnreachable):  # the exchange that follows says so
+            self._beat((self.uuid,))
+            self._beaten_at = began
+
+    def _keep_history(self, log: LogDriver[Any]) -> None:
+        for uuid, one in list(self.logs.items()):
+            if one is log:
                 self.spool.keep_history(uuid, log)
-            raise
-        self.away = False
 
     # --- reads ---
 
@@ -426,21 +430,21 @@ class Peer:
 
     def note_draft(self, log: LogDriver[State]) -> None:
         """Something was drafted: it leaves with the next exchange, or by itself after the flush interval."""
-        log.session.note_draft(self.clock())
-        self.scheduler.start()
-        self.scheduler.wake(after=log.session.flush_interval)
+        self.scheduler.wake(after=log.session.note_draft(self.clock()))
 
     def hurry(self, log: LogDriver[State], *, within: float) -> None:
         """See that what was drafted leaves within so many seconds, if somebody else works on the study.
 
         Under the lock of the log. In a bucket it leaves with this peer's next turn after that.
         """
-        session = log.session
-        state = session.state
-        trials, owns = state.trials, self.identity.owns
-        if any(not owns(trials[number].owner) for number in state.running):
-            session.urgent_at = min(session.urgent_at, self.clock() + within)
-            self.scheduler.wake(after=within)
+        session, (uuid, acts_for, _) = log.session, self.identity
+        trials = session.state.trials
+        for number in session.state.running:
+            owner = trials[number].owner
+            if owner != uuid and owner not in acts_for:
+                session.urgent_at = min(session.urgent_at, self.clock() + within)
+                self.scheduler.wake(after=within)
+                break
 
     def _new_beat(self, owner: str) -> Beat:
         """A beat that differs from all before it, also from those of other processes that act for this owner."""

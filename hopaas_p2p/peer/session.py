@@ -23,7 +23,7 @@ from hopaas_p2p.core import catalog, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.chain import BASE, PRIME, shown, sum_at
+from hopaas_p2p.core.chain import BASE, PRIME, shown
 from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
 from hopaas_p2p.core.records import (
     UNSTAMPED,
@@ -39,7 +39,7 @@ from hopaas_p2p.core.records import (
 from hopaas_p2p.core.state import LastCommit, State, Verdict
 from hopaas_p2p.errors import BrokenChain, Denied, SleptThrough, StoreUnreachable
 from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
-from hopaas_p2p.stores.base import Entry, Outgoing, Placed, Receipt, snapshot_due
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Outgoing, Placed, Receipt, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
 IDLE: Final = 60.0  # seconds after which a session with nothing to do is looked at again
@@ -207,7 +207,7 @@ class LogSession(Generic[S]):
     def put(self, owner: str, *records: Record) -> PendingCommit:
         """Queue records in the name of `owner`; they leave together, with the next exchange."""
         pending = PendingCommit(owner, records)
-        self.queue(pending)
+        self.outbox.queued.append(pending)
         return pending
 
     def abandon(self, pending: PendingCommit) -> None:
@@ -229,9 +229,10 @@ class LogSession(Generic[S]):
         """What would have been set on this trial; it is the caller's to send now."""
         return self.outbox.drafts.pop(number, None)
 
-    def note_draft(self, now: float) -> None:
-        """The first of some reports or attributes was drafted."""
+    def note_draft(self, now: float) -> float:
+        """The first of some reports or attributes was drafted; the seconds within which they leave."""
         self.drafted_at = self.noted_at = now
+        return self.flush_interval
 
     def begin_exchange(self) -> None:
         """What was drafted leaves now."""
@@ -239,7 +240,8 @@ class LogSession(Generic[S]):
 
     def in_doubt(self, number: int) -> bool:
         """Whether something was sent or queued about this trial that the log may yet refuse."""
-        return number in self._numbers(TrialSet)
+        outbox = self.outbox
+        return bool(outbox.in_flight or outbox.queued) and number in self._numbers(TrialSet)
 
     def has_unsent(self, number: int) -> bool:
         """Whether something that was said of this trial is not in the log, as far as this session knows."""
@@ -254,11 +256,8 @@ class LogSession(Generic[S]):
 
     def next_commit(self) -> Outgoing | None:
         """The commit to append with the exchange that begins now, if there is one."""
-        sent = self.outbox.next()
-        if sent is None:
-            return None
-        outgoing = sent.outgoing
-        return Outgoing(outgoing.nonce, outgoing.payload, outgoing.about, self._chain)
+        lsn, chain = self.state.chain
+        return self.outbox.next(chain if lsn == self.state.lsn else None)
 
     def ready(self, now: float) -> Ready:
         """What is due now. Nothing becomes a commit by this."""
@@ -344,28 +343,28 @@ class LogSession(Generic[S]):
         """
         joined, self.joined = self.joined, False
         outbox, state, apply_ = self.outbox, self.state, self.machine.apply
-        entries, chain = self._follow(receipt.entries)
-        for lsn, payload, author, role, at, before in entries:
-            own = outbox.in_flight[0] if outbox.in_flight else None
-            if own is not None and payload != own.outgoing.payload:
-                own = None
-            if own is not None:
-                commit: Commit | codec.Garbage = own.commit
-                if snapshot_due(lsn):
-                    self.snapshot_due = True
-            else:
-                commit = codec.decode(payload)
-                if commit.__class__ is Commit and commit.writer == self.writer and self._is_a_twins(commit.seq):
-                    self.duplicated = True
-                    return
-            if lsn == state.lsn + 1:
-                stamped = author or at or role != UNSTAMPED.role
-                verdicts = apply_(state, lsn, commit, Stamp(author, role, at) if stamped else UNSTAMPED)
-                if own is not None:
-                    self._remember(lsn, before, own.outgoing)
-                    self._settle(verdicts)
+        head, chain = state.lsn, self._chain
+        for entry in receipt.entries:
+            lsn, payload, author, role, at, before = entry
+            if lsn <= head:
+                continue
+            if lsn > head + 1 or (before != chain and before is not None and chain is not None):
+                self._break(head, chain, entry)
+                break
+            sent = outbox.in_flight[0] if outbox.in_flight else None
+            own = sent is not None and payload == sent.outgoing.payload
+            commit = sent.commit if own else self._decoded(payload)  # type: ignore[union-attr]
+            if self.duplicated:
+                return
+            stamped = author or at or role != UNSTAMPED.role
+            verdicts = apply_(state, lsn, commit, Stamp(author, role, at) if stamped else UNSTAMPED)
+            if own:
+                self._acknowledge(Placed(lsn, before, sent.outgoing), verdicts)  # type: ignore[union-attr]
+            head, before = lsn, before if chain is None else chain
+            # as `core.chain.following`, without a call
+            chain = None if before is None else (before * BASE + int.from_bytes(payload[:4], "little")) % PRIME
         if chain is not None:
-            state.chain = state.lsn, chain
+            state.chain = head, chain
         self.joined = joined
         if self._cursors and isinstance(state, State) and state.changed:
             self._move_cursors(state)
@@ -378,31 +377,22 @@ class LogSession(Generic[S]):
                 cursor.changed |= state.changed
         state.changed.clear()
 
-    def _is_a_twins(self, seq: int) -> bool:
-        """Whether this session cannot have sent what the log holds under this sequence number of its writer."""
-        outbox = self.outbox
-        return seq > outbox.sequence or (bool(outbox.in_flight) and seq >= outbox.in_flight[0].commit.seq)
+    def _decoded(self, payload: bytes) -> Commit | codec.Garbage:
+        """A commit that is not the one in flight. Sees whether this session cannot have sent it, although it names it.
+
+        Then another process uses the same name.
+        """
+        commit, outbox = codec.decode(payload), self.outbox
+        if isinstance(commit, Commit) and commit.writer == self.writer:
+            undecided = outbox.in_flight[0].commit.seq if outbox.in_flight else math.inf
+            self.duplicated = self.duplicated or commit.seq > outbox.sequence or commit.seq >= undecided
+        return commit
 
     @property
     def _chain(self) -> int | None:
         """The sum of the log as far as it was read, if it is known."""
-        return sum_at(self.state.lsn, self.state.chain)
-
-    def _follow(self, entries: list[Entry]) -> tuple[list[Entry], int | None]:
-        """Those of these that follow what was read, and the sum after them. Where one does not, the log is broken."""
-        head, chain = self.state.lsn, self._chain
-        for index, (lsn, payload, _, _, _, before) in enumerate(entries):
-            if lsn <= head:
-                continue
-            if lsn > head + 1 or (before != chain and before is not None and chain is not None):
-                self._break(head, chain, entries[index])
-                return entries[:index], chain
-            if chain is None:
-                chain = before
-            if chain is not None:  # as `core.chain.following`, without a call
-                chain = (chain * BASE + int.from_bytes(payload[:4], "little")) % PRIME
-            head = lsn
-        return entries, chain
+        lsn, chain = self.state.chain
+        return chain if lsn == self.state.lsn else None
 
     def _break(self, head: int, chain: int | None, entry: Entry) -> None:
         """This entry does not follow what was read: the state stays as it is before it, and nothing more is sent."""
@@ -425,11 +415,15 @@ class LogSession(Generic[S]):
         self.broken = BrokenChain(f"This log has two histories: {lost}. {_ADVICE}")
         return True
 
-    def _remember(self, lsn: int, before: int | None, sent: Outgoing) -> None:
-        self.acknowledged.append(Placed(lsn, before, sent))
-        self._remembered += len(sent.payload)
+    def _acknowledge(self, placed: Placed, verdicts: tuple[Verdict, ...]) -> None:
+        """The commit in flight stands in the log: it is kept for a while, and its verdicts are handed out."""
+        self.acknowledged.append(placed)
+        self._remembered += len(placed.commit.payload)
         while self._remembered > _KEPT_BYTES or len(self.acknowledged) > _KEPT:
             self._remembered -= len(self.acknowledged.popleft().commit.payload)
+        if not placed.lsn % SNAPSHOT_EVERY and snapshot_due(placed.lsn):
+            self.snapshot_due = True
+        self._settle(verdicts)
 
     def history(self) -> list[Placed]:
         """This session's last commits and their places in the history that it has read, those on their way included."""

@@ -121,42 +121,47 @@ class View:
         if len(self.dists) < len(state.dists):
             for name in state.dists.keys() - self.dists.keys():
                 self.dists[name] = to_optuna(state.dists[name])
-        if not self.changed:
+        changed = self.changed
+        if not changed:
             return
         self._state = None  # until all is done: a reader that is interrupted starts over
+        numbers = list(changed)
+        changed.clear()
         if self._builds:
-            numbers = sorted(self.changed)
+            numbers.sort()
+            self._take_in(numbers, state)
         else:
-            numbers = [one for one in self.owned if one in self.changed]
-            self._note(sorted(self.changed), state)
-        self.changed.clear()
-        self._take_in(numbers, state)
+            self._note(numbers, state)
         self._state = state
 
     def _note(self, numbers: list[int], state: State) -> None:
         """What a view without readers has to know of trials that changed."""
         for number in numbers:
-            self._unfinished.pop(number, None)
-            if self._seeks_best:
+            if self._unfinished:
+                self._unfinished.pop(number, None)
+            if self._seeks_best or number in self.owned:
                 trial = state.trials[number]
-                if trial.state is COMPLETE and trial.values:
+                if number in self.owned:
+                    if trial.end is None:
+                        self._own(trial, state)
+                    else:
+                        self._let_go(trial)
+                if self._seeks_best and trial.state is COMPLETE and trial.values:
                     self._compare_with_best(number, trial.values[0], state)
 
     def _take_in(self, numbers: Iterable[int], state: State) -> None:
-        """Build these; without readers, only what this process owns."""
+        """Build these."""
         for number in numbers:
             trial = state.trials[number]
             own = trial.end is None and number in self.owned
-            frozen = self._own(trial, state) if own else self.build(trial, state) if self._builds else None
-            if frozen is not None and self._builds:
-                if number < len(self._all):
-                    self._all[number] = frozen
-                else:
-                    self._all.append(frozen)
+            frozen = self._own(trial, state) if own else self.build(trial, state)
+            if number < len(self._all):
+                self._all[number] = frozen
+            else:
+                self._all.append(frozen)
             if trial.end is not None:
                 self._let_go(trial)
-                if frozen is not None:
-                    self._file(frozen, state)
+                self._file(frozen, state)
 
     def _build_all(self) -> State:
         """From now on there are readers of all trials."""
@@ -169,6 +174,13 @@ class View:
             self._take_in(range(len(state.trials)), state)
             self._state = state
         return state
+
+    def own(self, number: int, owned: OwnedTrial) -> None:
+        """Take in a running trial that this process may act for, as it was just built."""
+        self.owned[number] = owned
+        if not self._builds:
+            self._unfinished.pop(number, None)
+            self.changed.discard(number)
 
     def _own(self, trial: Trial, state: State) -> FrozenTrial:
         """What holds the place of a running trial of this process; readers get a copy."""

@@ -19,13 +19,14 @@ from hopaas_p2p.core import records
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
 from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import outliers, possible_distributions
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage.frozen import OwnedTrial, View
-from hopaas_p2p.storage.optuna_internals import end_frozen
+from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
 
@@ -152,6 +153,8 @@ class StudyHandle:
 
     def send_soon(self) -> None:
         """See that what was set on trials leaves at once in the background, if somebody else works on the study."""
+        if not self.log.session.outbox.drafts:
+            return
         with self.log.lock:
             if self.log.session.outbox.drafts:
                 self.peer.hurry(self.log, within=0.0)
@@ -185,7 +188,7 @@ class StudyHandle:
 
         While others run trials, one of them may die: a peer that asks for work looks after them.
         """
-        if self.state.closed_to(self.peer.uuid) is None:
+        if self.log.session.state.closed_to(self.peer.uuid) is None:
             return
         self.peer.release_forgotten()  # one of them may hold the last place of the budget
         if self.state.running:
@@ -218,11 +221,11 @@ class StudyHandle:
         if not verdict.accepted or verdict.number is None:
             raise no_work(self.state, verdict.refusal or "refused")
         with self.log.lock:
-            trial = self.state.trials[verdict.number]
+            trial = self.log.session.state.trials[verdict.number]
             if trial.end is not None:
                 return None
             again = trial.attempt > 1 or bool(trial.history) or trial.continues is not None
-            owned = self._own(verdict.number, inherited=trial.reports if again else {})
+            owned = self._own(trial, inherited=trial.reports if again else {})
             self.peer.meter.begin((self.uuid, verdict.number, owned.lease.epoch))
             return verdict.number
 
@@ -242,10 +245,9 @@ class StudyHandle:
             raise
         return True
 
-    def _own(self, number: int, *, inherited: dict[int, float]) -> OwnedTrial:
+    def _own(self, trial: LoggedTrial, *, inherited: dict[int, float]) -> OwnedTrial:
         """Take a running trial that this process may act for into the view, to be written to. Under the lock."""
         state, peer = self.log.session.state, self.peer
-        trial = state.trials[number]
         assert trial.owner is not None
         frozen = self.view.build(trial, state)
         if inherited:
@@ -253,7 +255,7 @@ class StudyHandle:
         lease = Lease(trial.owner, trial.epoch)
         owned = OwnedTrial(frozen, lease, peer.uuid, peer.handovers, inherited)
         if trial.end is None:
-            self.view.owned[number] = owned
+            self.view.own(trial.number, owned)
         self.view.catch_up(state)
         if trial.owner != peer.uuid:
             peer.adopted.add(trial.owner)
@@ -277,7 +279,7 @@ class StudyHandle:
                 return None
             if not self.peer.is_mine(trial.owner):
                 raise NotYourTrial(f"trial {number} is run by another peer, and only that one may change it")
-            owned = self._own(number, inherited={})
+            owned = self._own(trial, inherited={})
         if owned.frozen.state is not _RUNNING:
             self._refuse_finished(True, number)
         if owned.writer != self.peer.uuid:
@@ -419,7 +421,7 @@ class StudyHandle:
 
     def _say_resumed_from_start(self, number: int, owned: OwnedTrial) -> None:
         """Say so of a retry that goes on without a look at its checkpoints; unless another process may have looked."""
-        if owned.inherited and owned.resumed_from is None and not self._travelled(owned):
+        if owned.resumed_from is None and not self._travelled(owned):
             self._say_resumed(number, owned, records.FROM_START)
 
     def _say_resumed(self, number: int, owned: OwnedTrial, step: int) -> None:
@@ -521,6 +523,8 @@ class StudyHandle:
 
     def settle_deferred(self) -> list[tuple[int, Verdict]]:
         """Wait until every deferred end is durable; the trials and verdicts of those that were refused."""
+        if not self.deferred:
+            return []
         with self.log.lock:
             deferred, self.deferred = self.deferred, []
         found = [(number, self._settled(number, pending)) for number, pending in deferred]
@@ -577,10 +581,12 @@ class StudyHandle:
     ) -> PendingCommit:
         """Queue the end of a trial, with all that still has to be said about it, in one commit."""
         owner, epoch = owned.lease
-        trial = self.state.trials[number]
-        pauses = self.state.configurations is not None and reason is None and trial.stop is None
+        state = self.log.session.state
+        trial = state.trials[number]
+        pauses = state.configurations is not None and reason is None and trial.stop is None
         holds_lease = (trial.owner, trial.epoch) == owned.lease
-        self._say_resumed_from_start(number, owned)
+        if owned.inherited:
+            self._say_resumed_from_start(number, owned)
         if not holds_lease or self.log.session.in_doubt(number):
             self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
         elif to is not records.TrialState.COMPLETE:
@@ -696,10 +702,9 @@ class StudyHandle:
         """
         with self.log.lock:
             owned = self.view.owned.get(number)
-            travelled = owned is not None and self._travelled(owned)
-            if owned is not None and not travelled:
-                return self.view.trial(number)
-        if now and travelled:
+            if owned is not None and not owned.shared and owned.handovers == self.peer.handovers:
+                return copy_of(owned.frozen)
+        if now and owned is not None:
             self.peer.send_if_possible(self.log, number)
         else:
             self.refresh()

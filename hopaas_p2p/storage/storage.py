@@ -79,6 +79,8 @@ _NUMBER_BITS: Final = 32
 _NUMBERS: Final = (1 << _NUMBER_BITS) - 1
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
 _LOOK_FOR_STORE: Final = 2.0  # seconds between looks whether a file system is mounted again
+_COMPLETE: Final = TrialState.COMPLETE
+_WAITING: Final = (TrialState.WAITING,)
 _AT_ONCE: Final = 8  # studies that are read together
 
 
@@ -311,9 +313,12 @@ class Storage(BaseStorage):
 
         Waits for an unreachable store as `store_wait` of `open_storage` says.
         """
-        handle = self.handle(study_id)
+        handle = self._handles.get(study_id) or self.handle(study_id)
         if template_trial is None:
-            return (study_id << _NUMBER_BITS) + handle.take_new()
+            number = handle.take_new()
+            trial_id = (study_id << _NUMBER_BITS) + number
+            self._located = trial_id, (handle, number)
+            return trial_id
         if handle.state.define is None:
             self.peer.catch_up(handle.log)
         record = self._import_record(handle.state, template_trial)
@@ -349,14 +354,15 @@ class Storage(BaseStorage):
             InvalidInput: COMPLETE without values that are numbers.
 
         """
-        told = None if values is None else tuple([float(value) for value in values])
-        if state == TrialState.RUNNING:
+        told = None if values is None else tuple(map(float, values))
+        if state is _COMPLETE:
+            if told is None or any(map(math.isnan, told)):
+                raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
+        elif state is TrialState.RUNNING:
             handle, number = self.locate(trial_id)
             return handle.claim(number)
-        if state == TrialState.WAITING:
+        elif state is TrialState.WAITING:
             return self.release(trial_id)
-        if state == TrialState.COMPLETE and (told is None or any(map(math.isnan, told))):
-            raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
         self.finish(trial_id, state, told)
         return True
 
@@ -386,6 +392,8 @@ class Storage(BaseStorage):
         """As Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
         handle = self._read(study_id)
         log, view = handle.log, handle.view
+        if states == _WAITING and not log.session.state.waiting:  # as at every ask of Optuna's
+            return []
         with log.lock:
             view.catch_up(log.session.state)
             found = view.trials(states)
@@ -587,7 +595,7 @@ class Storage(BaseStorage):
         known = self._handles.get(trial_id >> _NUMBER_BITS)  # not that of a study that was deleted meanwhile
         if trial_id == last_id and found is not None and found[0] is known:
             if refresh:
-                self._refresh(known)
+                self._read(known.study_id)
             return found
         number = trial_id & _NUMBERS
         try:
@@ -600,7 +608,7 @@ class Storage(BaseStorage):
                 raise KeyError(f"No trial with trial_id {trial_id} exists.")
         self._located = trial_id, (handle, number)
         if refresh:
-            self._refresh(handle)
+            self._read(handle.study_id)
         return handle, number
 
     def release(self, trial_id: int, *, reason: str | None = None) -> bool:
@@ -651,15 +659,12 @@ class Storage(BaseStorage):
     def _read(self, study_id: int) -> StudyHandle:
         """The handle, as fresh as a read may expect. Costs no round trip in steady state."""
         handle = self._handles.get(study_id) or self.handle(study_id)
-        self._refresh(handle)
-        return handle
-
-    def _refresh(self, handle: StudyHandle) -> None:
         try:
             self.peer.refresh_for_reading(handle.log)
         except StudyDeleted:
-            self._handles.pop(handle.study_id, None)
-            raise KeyError(f"No study with study_id {handle.study_id} exists any more.") from None
+            self._handles.pop(study_id, None)
+            raise KeyError(f"No study with study_id {study_id} exists any more.") from None
+        return handle
 
     def _destroy(self, uuid: str) -> None:
         log = self.peer.log(uuid)

@@ -27,21 +27,24 @@ class MemoryLog:
         with self._lock:
             if self._destroyed:
                 raise StudyDeleted
-            receipt = Receipt(self._entries[since:])
-            if outgoing is not None and not receipt.holds(outgoing):
-                if outgoing.chain not in (None, self._sum(since)):
+            entries = self._entries[since:]
+            receipt = Receipt(entries)
+            if outgoing is not None and not (entries and receipt.holds(outgoing)):
+                head, total = len(self._entries), self._sum()
+                known = entries[0].before if entries else total if since == head else None
+                if outgoing.chain is not None and outgoing.chain != known:
                     raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(outgoing.chain)}")
-                entry = Entry(len(self._entries) + 1, outgoing.payload, before=self._sum(len(self._entries)))
+                entry = Entry(head + 1, outgoing.payload, before=total)
                 self._entries.append(entry)
                 if entry.lsn > since:
-                    receipt.entries.append(entry)
+                    entries.append(entry)
             return receipt
 
-    def _sum(self, lsn: int) -> int | None:
-        """The sum of the log up to this lsn; None beyond its end."""
-        if not 0 < lsn <= len(self._entries):
-            return None if lsn else 0
-        last = self._entries[lsn - 1]
+    def _sum(self) -> int:
+        """The sum of the whole log, see `core.chain`."""
+        if not self._entries:
+            return 0
+        last = self._entries[-1]
         return following(last.before or 0, last.payload)
 
     def changed(self, since: int) -> bool:
@@ -68,7 +71,8 @@ class MemoryLog:
         if base is not None:
             raise ConfigurationError("A store in memory holds whole logs only; restore this backup into a bucket.")
         with self._lock:
-            self._entries += list(entries)[len(self._entries) :]
+            for entry in list(entries)[len(self._entries) :]:
+                self._entries.append(entry if entry.before is not None else entry._replace(before=self._sum()))
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock, which would never be released here."""

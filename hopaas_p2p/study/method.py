@@ -155,7 +155,8 @@ class Searcher:
     ) -> None:
         self._own_sampler, self._own_pruner = sampler, pruner
         self._said = said
-        self._system: Mapping[str, str] | None = None
+        self.system: Mapping[str, str] | None = None
+        """The study's attributes that it follows."""
         self.stored = SearchMethod()
         self.repeats = "avoid"
         self.replicates = 1
@@ -175,9 +176,7 @@ class Searcher:
 
     def follow(self, system: Mapping[str, str]) -> bool:
         """Take what the study's attributes say now; whether sampler or pruner are others than before."""
-        if system is self._system:
-            return False
-        self._system, before = system, self.stored
+        self.system, before = system, self.stored
         self.stored = stored = SearchMethod.stored(system)
         self.repeats = self._said.repeats or stored.repeats or "avoid"
         self.replicates = self._said.replicates or stored.replicates or 1

@@ -97,8 +97,10 @@ class Proposer:
             NoWork: the study gives out no trial; or known values are reused, and there is no new configuration.
 
         """
+        if not self._space:
+            return None
         study, handle = self._study, self._handle
-        if not self._space or not draws_early(study.sampler, study.pruner) or handle.gives_out_waiting():
+        if not draws_early(study.sampler, study.pruner) or handle.gives_out_waiting():
             return None
         handle.look_before_sampling()
         for _ in range(_MOST_REUSED):
@@ -175,10 +177,10 @@ class Proposer:
 
         Returns the trial whose known values are to be told for it at once, if there is one.
         """
-        space = self._space
-        was_queued = bool(fixed_params(trial) or cached_trial(trial).params)
-        if not space or space.keys() <= cached_trial(trial).params.keys():  # of a retry
+        space, params = self._space, cached_trial(trial).params
+        if not space or space.keys() <= params.keys():  # of a retry
             return None
+        was_queued = bool(fixed_params(trial) or params)
         self._sample(trial)
         if was_queued:
             self._reserve(self._params(trial), trial.number)

@@ -273,8 +273,8 @@ class Study:
 
     def _keep_to_method(self, *, aloud: bool = False) -> None:
         """Search as the study's log says, but for what this process was told otherwise."""
-        searcher = self._searcher
-        if searcher.follow(self._handle.state.system):
+        searcher, system = self._searcher, self._handle.state.system
+        if system is not searcher.system and searcher.follow(system):
             if searcher.sampler is not None:
                 self.optuna.sampler = searcher.sampler
             self.optuna.pruner = searcher.pruner
@@ -426,8 +426,9 @@ class Study:
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
         except KeyError:
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}") from None
-        self._handle.check_writable(number)
-        trial = self.state.trials[number]
+        handle = self._handle
+        handle.check_writable(number)
+        trial = handle.state.trials[number]
         if trial.state is records.TrialState.WAITING:
             if not trial.history or not self.storage.peer.is_mine(trial.history[-1].owner):
                 raise InvalidInput(f"trial {number} waits to be run; `ask` starts it")

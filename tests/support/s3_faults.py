@@ -19,12 +19,11 @@ import ssl
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
-from tests.support.http_messages import LIMIT, Answer, Request, Upstream, read_request
-
-T = TypeVar("T")
+from tests.support.http_messages import Answer, Request, Upstream, read_request
+from tests.support.http_server import ThreadedServer
 
 
 class Fault(NamedTuple):
@@ -69,8 +68,8 @@ IGNORE_CONDITION: Final = Fault("condition ignored", hide=412)
 STRIP_CONDITION: Final = Fault("condition stripped", strip="if-none-match")
 
 
-class FaultProxy:
-    """Relays HTTP to a port of 127.0.0.1. One event loop in a thread of its own serves all.
+class FaultProxy(ThreadedServer):
+    """Relays HTTP to a port of 127.0.0.1.
 
     Args:
         target: the server's port.
@@ -80,25 +79,15 @@ class FaultProxy:
     """
 
     def __init__(self, target: int, *, put: float = 0.0, get: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(tls=tls)
         self.target = target
-        self._tls = tls
         self.put, self.get = put, get
-        self.port = 0
-        self.requests: Counter[str] = Counter()
-        """Requests that came in, by kind."""
         self.happened: Counter[str] = Counter()
         """Faults so far, by name."""
         self.always: Callable[[Request], Fault | None] | None = None
         """Asked about every request for which nothing is planned."""
         self._planned: deque[tuple[str, str, Fault]] = deque()
         self._held: list[Request] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
-        self._server: asyncio.Server | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def next(self, kind: str, *faults: Fault, path: str = "/log/") -> None:
         """Plan these for the next requests of this kind whose path holds this text."""
@@ -119,54 +108,16 @@ class FaultProxy:
     def release(self) -> list[int]:
         """Send to the server what was held back; its answers' statuses."""
         held, self._held = self._held, []
-        return [self._call(self._send_late(request)) for request in held]
-
-    def start(self) -> FaultProxy:
-        self._thread.start()
-        self._call(self._listen())
-        return self
-
-    def stop(self) -> None:
-        self._call(self._shut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def __enter__(self) -> FaultProxy:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
-
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=LIMIT, ssl=self._tls)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _shut(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        return [self.call(self._send_late(request)) for request in held]
 
     # --- one connection ---
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = Upstream(self.target)
-        try:
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(Upstream(self.target)) as upstream:
             while (request := await read_request(reader)) is not None:
                 self.requests[request.kind] += 1
                 if not await self._handle(request, writer, upstream):
                     return
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.transport.abort()
-            upstream.close()
 
     async def _handle(self, request: Request, writer: asyncio.StreamWriter, upstream: Upstream) -> bool:
         """Answer one request; whether the connection goes on."""
@@ -200,11 +151,8 @@ class FaultProxy:
         return fault
 
     async def _send_late(self, request: Request) -> int:
-        upstream = Upstream(self.target)
-        try:
+        with contextlib.closing(Upstream(self.target)) as upstream:
             return (await upstream.ask(request)).status
-        finally:
-            upstream.close()
 
 
 def _as_told(answer: Answer, fault: Fault, *, head_only: bool) -> bytes:

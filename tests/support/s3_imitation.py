@@ -4,7 +4,7 @@
         open server.url("store")
         server.pools = 2                   # from now on like MinIO or RustFS with a second pool
 
-It checks no signatures. One event loop in a thread of its own serves all.
+It checks no signatures.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import hashlib
 import itertools
 import random
 import re
-import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from tests.support.http_messages import LIMIT, Request, read_request
+from tests.support.http_messages import Request, read_request
+from tests.support.http_server import ThreadedServer
 
 BUCKET = "bucket"
 
@@ -34,7 +33,7 @@ class _Object(NamedTuple):
     modified: datetime.datetime
 
 
-class Imitation:
+class Imitation(ThreadedServer):
     """One server with one bucket.
 
     Args:
@@ -56,28 +55,20 @@ class Imitation:
         multi_delete: int | None = None,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         self.pools = pools
         self.links_after = links_after
         self.keeps_condition = keeps_condition
         self.multi_delete = multi_delete
         self.no_bucket = False
         """Whether it says that there is no such bucket."""
-        self.requests: Counter[str] = Counter()
         self.asked: Callable[[Request], int | None] | None = None
         """Asked about every request; a status is an answer."""
         self.overwritten: list[str] = []
         """Keys of conditional PUTs that were accepted though there was an object."""
-        self.port = 0
         self._rng = random.Random(seed)
         self._order = itertools.count(1)
         self._pools: dict[int, dict[str, _Object]] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="s3-imitation", daemon=True)
-        self._server: asyncio.Server | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def url(self, prefix: str) -> str:
         """The store at this prefix."""
@@ -91,43 +82,15 @@ class Imitation:
         """Everything that is there."""
         return sorted(set(itertools.chain.from_iterable(self._pools.values())))
 
-    def __enter__(self) -> Imitation:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=LIMIT)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _shut(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while (request := await read_request(reader)) is not None:
-                self.requests[request.kind] += 1
-                status, headers, body = await self._answer(request)
-                now = email.utils.format_datetime(datetime.datetime.now(datetime.UTC), usegmt=True)
-                headers = {"Content-Length": str(len(body)), "Date": now, **headers}
-                lines = [f"HTTP/1.1 {status} .", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-                writer.write("\r\n".join(lines).encode() + (b"" if request.kind == "HEAD" else body))
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.transport.abort()
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (request := await read_request(reader)) is not None:
+            self.requests[request.kind] += 1
+            status, headers, body = await self._answer(request)
+            now = email.utils.format_datetime(datetime.datetime.now(datetime.UTC), usegmt=True)
+            headers = {"Content-Length": str(len(body)), "Date": now, **headers}
+            lines = [f"HTTP/1.1 {status} .", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+            writer.write("\r\n".join(lines).encode() + (b"" if request.kind == "HEAD" else body))
+            await writer.drain()
 
     async def _answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         refused = self.asked(request) if self.asked is not None else None

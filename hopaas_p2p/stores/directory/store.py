@@ -173,12 +173,14 @@ class DirectoryStore(ObjectBackedStore):
             )
         return self._logs[root]
 
-    def _make_writable(self, root: str) -> None:
+    def _make_writable(self, root: str) -> bool:
+        """See to it before a write; whether nothing is left to see to before the next."""
         if not self._proven:
             with reaching(self._root / META):
                 self._prove()
         if self._upgrade is not None:
             self._upgrade.log(root)
+        return self._upgrade is None
 
     # --- bridges ---
 

@@ -74,7 +74,8 @@ class ObjectLog:
         packs: packs and folders, if this log has any.
         audited: whether own commits are read once more after a while.
         readable: called until it has once returned before a look: sees that this is a store.
-        writable: called before every write: proves that `put_new` has one winner, unless it has lately.
+        writable: called before every write, until it returns True: proves that `put_new` has one winner, unless it has
+            lately.
         at_first: commits that a reader of the whole log gets at first; for the rest it may prefer a snapshot.
         patience: seconds for one exchange.
 
@@ -99,7 +100,8 @@ class ObjectLog:
         self.guard = guard
         self.scheduler = scheduler
         self.packs = packs
-        self._readable, self._writable = readable, writable
+        self._readable = readable
+        self._writable: Callable[[], object] | None = writable
         self._at_first = at_first
         self._patience = patience
         self._ended = f"{root}boundary/{DELETED}"
@@ -125,7 +127,7 @@ class ObjectLog:
     # --- exchanging ---
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        self._writable() if outgoing is not None else self._find()
+        self._find() if outgoing is None else self._prove()
         deadline = time.monotonic() + self._patience
         self._begin(since, None if outgoing is None else outgoing.chain)
         if self._audit is not None:
@@ -156,6 +158,10 @@ class ObjectLog:
             self._readable()
             self._readable = None
 
+    def _prove(self) -> None:
+        if self._writable is not None and self._writable() is True:
+            self._writable = None
+
     def _begin(self, since: int, known: int | None = None) -> None:
         """Between this and `_end` the end of the log may be believed, unless this process slept.
 
@@ -163,9 +169,9 @@ class ObjectLog:
         So a process that has not seen the end of the log for a minute looks for the pack first.
         """
         self._known = self.guard.last
-        if self.guard.slept(self._known):
-            self._head = _BEHIND
         self._contact = self.guard.begin(since)
+        if self.guard.woke:
+            self._head = _BEHIND
         self._history.begin(since, known)
         if since and since == self._snapshot:
             self._check_snapshot(since)
@@ -424,11 +430,12 @@ class ObjectLog:
         look = self.packs is not None and since != self._head  # the past is in packs, not under the next key
         losses = 0
         while True:
-            found, more = self._await_turn(since + len(entries), deadline, look=look)
-            entries += found
-            if more or (found and any(entry.payload == payload for entry in found)):
-                self._secure(payload, found)
-                return Receipt(entries, more)
+            if look or self.scheduler is not None:
+                found, more = self._await_turn(since + len(entries), deadline, look=look)
+                entries += found
+                if more or any(entry.payload == payload for entry in found):
+                    self._secure(payload, found)
+                    return Receipt(entries, more)
             if self._history.contradicted:
                 return Receipt(entries, more=True)  # not appended: it would stand in another history
             entry, created = self._decide(since + len(entries) + 1, payload, deadline)
@@ -456,7 +463,7 @@ class ObjectLog:
 
     def _decide(self, lsn: int, payload: bytes, deadline: float) -> tuple[Entry, bool]:
         """Write this commit at this lsn until it is known what is there; and whether this very write brought it."""
-        backoff = Backoff(*_PAUSES)
+        backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None
         before = self._history.before(lsn)
         stored = chain.attach(payload, before)
@@ -481,6 +488,7 @@ class ObjectLog:
             if time.monotonic() >= deadline:
                 where = self.key(lsn)
                 raise unknown or StoreUnreachable(f"{where} is neither free nor there; is the store consistent?")
+            backoff = backoff or Backoff(*_PAUSES)
             time.sleep(backoff.pause())
 
     def _create(self, lsn: int, stored: bytes) -> bool:
@@ -543,7 +551,7 @@ class ObjectLog:
             return None
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        self._writable()
+        self._prove()
         head, blocks = snapshot.split(data)
         there = set(self.objects.listed(f"{self.root}snapshot/")) if blocks else set()
         for name, block in blocks.items():
@@ -581,7 +589,7 @@ class ObjectLog:
         return self.guard.boundary()
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
-        self._writable()
+        self._prove()
         self._head = _BEHIND
         if base is not None:
             if self.packs is not None:
@@ -618,7 +626,7 @@ class ObjectLog:
         """End the log in a tombstone, and remove what it held: in a bucket the snapshots; `gc` takes the rest."""
         damaged = () if self.packs is None else (StoreCorrupt,)  # in a directory that goes with the rest
         with contextlib.suppress(*damaged):
-            self._writable()
+            self._prove()
         deadline = time.monotonic() + 10 * self._patience
         self.objects.put(self._ended, TOMBSTONE)
         with contextlib.suppress(StudyDeleted, *damaged):  # somebody was quicker
@@ -626,7 +634,7 @@ class ObjectLog:
         self.objects.delete(self.objects.listed(f"{self.root}snapshot/"))
         if self.packs is not None:
             self.packs.remove()
-            self._writable()  # once more, for a damaged log of format 1: an older process must not begin another
+            self._prove()  # once more, for a damaged log of format 1: an older process must not begin another
 
     def erase(self) -> None:
         """Remove a log that nobody else knows of; in a folder without a trace."""
@@ -659,7 +667,7 @@ class ScheduledObjectLog(ObjectLog):
         return self.scheduler.flush_interval(time.monotonic())
 
     def wait_turn(self, since: int) -> Receipt:
-        self._writable()
+        self._prove()
         self._begin(since)
         if self.packs is not None and self._head == _BEHIND:
             return Receipt([])  # the exchange that follows begins with a look

@@ -46,6 +46,8 @@ class RetentionGuard:
         self.clocks: Callable[[], Clocks] = clocks
         self.last: Clocks | None = None
         """The last moment at which what this process knew of the log's end was true."""
+        self.woke = False
+        """Whether this process may have slept before the exchange that began last."""
 
     def begin(self, since: int) -> Clocks:
         """Before an exchange of a peer that has seen `since` commits.
@@ -55,9 +57,11 @@ class RetentionGuard:
             StudyDeleted: all are.
 
         """
-        if since and self.slept(self.last):
+        now, last = self.clocks(), self.last
+        self.woke = last is None or now.furthest(last) > self._asleep
+        if since and self.woke:
             self._check(since)
-        return self.clocks()
+        return now
 
     def end(self, since: int, began: Clocks) -> None:
         """After it: a peer that fell asleep on the way may have written where `gc` has been. Raises like `begin`."""
