@@ -589,7 +589,7 @@ def _has_place_for(state: State, ended: TrialState, trial: int | None = None) ->
 
 def _append(state: State, trial_state: TrialState) -> Trial:
     """A new trial in this state."""
-    number = state.trials.count
+    number = state.trials.size
     trial = Trial(number, trial_state)
     state.trials.append(trial)
     state.counts[trial_state] += 1
@@ -726,7 +726,7 @@ def _of_a_trial(
 
     def looked_up(state: State, record: Any, commit: Commit) -> Verdict:
         number, trials = record.number, state.trials
-        if not 0 <= number < trials.count:
+        if not 0 <= number < trials.size:
             return _refuse(state, "no such trial")
         block = trials.open.get(number // BLOCK)  # as nearly always
         trial = trials[number] if block is None else block[number % BLOCK]

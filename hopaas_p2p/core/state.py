@@ -205,17 +205,17 @@ class Trials(Sequence[Trial]):
     Readers may iterate while a writer appends; they see what was there, or more.
     """
 
-    __slots__ = ("_read", "closed", "count", "open")
+    __slots__ = ("_read", "closed", "open", "size")
 
     def __init__(self) -> None:
         self.open: dict[int, list[Trial]] = {}
         self.closed: dict[int, ClosedBlock] = {}
-        self.count = 0
+        self.size = 0
         """`len`, without a call; nobody else sets it."""
         self._read: dict[int, list[Trial]] = {}
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -224,12 +224,12 @@ class Trials(Sequence[Trial]):
 
     def __iter__(self) -> Iterator[Trial]:
         index = 0
-        while index * BLOCK < self.count:
+        while index * BLOCK < self.size:
             yield from self.block(index)
             index += 1
 
     def __reversed__(self) -> Iterator[Trial]:
-        for index in reversed(range(-(-self.count // BLOCK))):
+        for index in reversed(range(-(-self.size // BLOCK))):
             yield from reversed(self.block(index))
 
     @overload
@@ -244,9 +244,9 @@ class Trials(Sequence[Trial]):
             if found is not None:
                 return found[at % BLOCK]
         if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(self.count))]
+            return [self[number] for number in range(*at.indices(self.size))]
         if at < 0:
-            at += self.count
+            at += self.size
             if at < 0:
                 raise IndexError(at)
         return self.block(at // BLOCK)[at % BLOCK]
@@ -270,7 +270,7 @@ class Trials(Sequence[Trial]):
 
     def results(self) -> Iterator[tuple[int, float]]:
         """Number and first value of each COMPLETE trial, without making the trials of closed blocks."""
-        for index in range(-(-self.count // BLOCK)):
+        for index in range(-(-self.size // BLOCK)):
             closed = self.closed.get(index)
             if closed is not None:
                 yield from closed.results()
@@ -279,21 +279,21 @@ class Trials(Sequence[Trial]):
 
     def append(self, trial: Trial) -> None:
         """Add the trial whose number is the length."""
-        block = self.open.get(self.count // BLOCK)
+        block = self.open.get(self.size // BLOCK)
         if block is None:
-            block = self.open[self.count // BLOCK] = []
+            block = self.open[self.size // BLOCK] = []
         block.append(trial)
-        self.count += 1
+        self.size += 1
 
     def extend_open(self, trials: list[Trial]) -> None:
         """Add a block that may still change."""
-        self.open[self.count // BLOCK] = trials
-        self.count += len(trials)
+        self.open[self.size // BLOCK] = trials
+        self.size += len(trials)
 
     def extend_closed(self, block: ClosedBlock) -> None:
         """Add a whole block of finished trials."""
-        self.closed[self.count // BLOCK] = block
-        self.count += BLOCK
+        self.closed[self.size // BLOCK] = block
+        self.size += BLOCK
 
     def close(self, index: int, block: ClosedBlock) -> None:
         """Replace this block by what it was packed into."""
