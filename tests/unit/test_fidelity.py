@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
 from hopaas_p2p.fidelity import in_words, parse
@@ -91,6 +92,19 @@ def test_a_pause_is_taken_up_by_another_process_of_the_study(tmp_path: Path) -> 
     second.tell(trial, state="fail")
     first.close()
     second.close()
+
+
+def test_checkpoints_that_can_no_longer_win_are_collected(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=3, fidelity=NINE)
+    study.optimize(Trained())
+    state = study.state
+    kept = {path.name for path in tmp_path.rglob("*") if path.is_file() and "checkpoint" in str(path.parent)}
+    gone = unneeded(state)
+    assert gone
+    assert not any(key.rpartition("/")[2] in kept for key in gone)
+    complete = next(trial for trial in state.trials if trial.state.name == "COMPLETE")
+    assert all(one.key not in gone for one in complete.checkpoints)
+    study.close()
 
 
 def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) -> None:
