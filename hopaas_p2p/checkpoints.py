@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core.records import Checkpoint
+from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 
 if TYPE_CHECKING:
@@ -92,6 +93,40 @@ def load(
         _log.warning("the checkpoint of step %d is damaged; trying the one before", checkpoint.step)
         path.unlink()
     return None
+
+
+def unneeded(state: State) -> dict[str, int]:
+    """The checkpoints of a study with rungs that no trial will resume from, and their sizes.
+
+    Those of running, waiting and complete trials are needed, and of paused ones that may yet be promoted within the
+    present budget. If the budget is raised later, a continuation that finds none starts from the beginning.
+    """
+    configurations = state.configurations
+    if configurations is None:
+        return {}
+    needed: dict[str, int] = {}
+    others: dict[str, int] = {}
+    for trial in state.trials:
+        keys = {one.key: one.size for one in trial.checkpoints}
+        if not keys:
+            continue
+        alive = trial.state in (RUNNING, WAITING, COMPLETE)
+        if alive or configurations.may_be_continued(trial.number, most=state.budget):
+            needed |= keys
+        else:
+            others |= keys
+    return {key: size for key, size in others.items() if key not in needed}
+
+
+def collect(handle: StudyHandle) -> int:
+    """Remove the checkpoints that nobody needs any more; returns how many there were. Blocks for a request each."""
+    with handle.lock:
+        keys = [key for key in unneeded(handle.state) if key.startswith(f"{handle.uuid}/checkpoint/")]
+    if keys:
+        artifacts = artifacts_of(handle.peer.store)
+        for key in keys:
+            artifacts.delete(key)
+    return len(keys)
 
 
 def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import notes
+from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.report import configurations
 from hopaas_p2p.report.facts import state_word
@@ -118,8 +119,9 @@ def _rungs(state: State) -> dict[str, Any]:
 
 
 def _checkpoints(state: State) -> dict[str, int]:
-    """What the checkpoints of the study's trials take; a file that several trials name counts once."""
-    sizes = {one.key: one.size for trial in state.trials for one in trial.checkpoints}
+    """What the checkpoints that may be resumed from take; a file that several trials name counts once."""
+    gone = unneeded(state)
+    sizes = {one.key: one.size for trial in state.trials for one in trial.checkpoints if one.key not in gone}
     return {"count": len(sizes), "bytes": sum(sizes.values())}
 
 

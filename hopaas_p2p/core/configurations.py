@@ -211,6 +211,13 @@ class Configurations:
         best = None if self.ladder is None else self.ladder.best(closing=closing)
         return None if best is None else self._chains[best].paused
 
+    def may_be_continued(self, number: int, *, most: int | None) -> bool:
+        """Whether this trial has paused and may yet be promoted, if `most` configurations come at most."""
+        root = self.root(number)
+        if self.ladder is None or self._chains[root].paused != number:
+            return False
+        return self.ladder.may_be_promoted(root, most=most)
+
     def may_go_on(self, running: Mapping[int, None]) -> bool:
         """Whether a trial may start once one that runs has come to its rung, or an interrupted one had its rest."""
         waits = self.ladder is not None and self.ladder.waiting() > 0

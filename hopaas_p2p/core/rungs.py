@@ -265,6 +265,17 @@ class Ladder:
         owed = self._owed.first()
         return None if owed is None else owed[1]
 
+    def may_be_promoted(self, number: int, *, most: int | None) -> bool:
+        """Whether one that waits may yet be among the best of its rung, if `most` configurations come at most."""
+        standing = self._standing[number]
+        if not standing.waits or not standing.reached or self._key(standing.reached[-1]) == math.inf:
+            return standing.waits and not standing.reached
+        if most is None or len(standing.reached) <= standing.promoted:
+            return True
+        rung = self._rungs[self._bracket[number]][len(standing.reached) - 1]
+        rank = rung.reached.rank((self._key(standing.reached[-1]), number))
+        return rank < max(-(-max(most, len(rung.reached)) // self.policy.eta), 1)
+
     def _quota(self, rung: _Rung, *, closing: bool) -> int:
         quota = len(rung.reached) // self.policy.eta
         return max(quota, 1) if closing else quota

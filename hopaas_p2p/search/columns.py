@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.core.state import BlockColumns
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,7 @@ COMPLETE: Final = int(TrialState.COMPLETE)
 PRUNED: Final = int(TrialState.PRUNED)
 RUNNING: Final = int(TrialState.RUNNING)
 _LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+_SUPERSEDED: Final = -1
 _NO_REPORT: Final = (1.0, 0.0)  # sorts a pruned trial without reports behind all others
 
 
@@ -171,8 +173,12 @@ class TrialColumns:
             self._open.pop(row, None)
         else:
             self._open[row] = trial
+        earlier = trial.system_attrs.get(CONTINUES) if trial.system_attrs else None
+        if earlier is not None and trial.state is TrialState.RUNNING:
+            return False  # what it goes on from says more
         self.state[row] = int(trial.state)
         if trial.state in _LEARNED:
+            self._supersede(earlier)
             self._first = self._first or (row, trial)
             self._read_outcome(row, trial)
         elif trial.state is not TrialState.RUNNING:
@@ -183,6 +189,12 @@ class TrialColumns:
         self._read_params(row, trial.params if over else self._running(trial), trial.distributions)
         self.changes.append(row)
         return over
+
+    def _supersede(self, earlier: object) -> None:
+        """A paused trial that was continued counts no more: its configuration is seen once."""
+        if type(earlier) is int and 0 <= earlier < self.count and self.state[earlier] in (COMPLETE, PRUNED):
+            self.state[earlier] = _SUPERSEDED
+            self.learned -= 1
 
     def _read_block(self, block: ReadBlock, distributions: Mapping[str, BaseDistribution]) -> None:
         columns = block.columns

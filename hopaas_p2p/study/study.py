@@ -22,7 +22,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p import extras, interrupts
+from hopaas_p2p import checkpoints, extras, interrupts
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
@@ -569,6 +569,8 @@ class Study:
                 raise
             finally:
                 self._settle()
+        with contextlib.suppress(HopaasError):  # what is left there harms nobody
+            self.collect_checkpoints()
 
     def _next_trial(self, deadline: float | None, progress: ProgressLog) -> Trial | None:
         """The next trial; None when there is nothing to do here, now and later."""
@@ -729,6 +731,14 @@ class Study:
                 )
         if said.attributes():
             self._control(records.StudySet(system=said.attributes()))
+
+    def collect_checkpoints(self) -> int:
+        """Remove the checkpoints of a study with rungs that no trial will resume from; returns how many.
+
+        `optimize` does it when it ends. Blocks for a request per file.
+        """
+        self.storage.state(self.study_id)
+        return checkpoints.collect(self._handle)
 
     def without_rungs(self) -> None:
         """Let trials pause no more; what waits at a rung stays as it is. Owners only."""

@@ -27,6 +27,7 @@ def _pages() -> list[Path]:
         "README.md",
         "docs/index.md",
         "docs/budgets.md",
+        "docs/fidelity.md",
         "docs/quickstart.md",
         "docs/tutorials/first-study.md",
         "docs/from-hopaas.md",

@@ -8,8 +8,12 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.checkpoints import unneeded
+from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
 from hopaas_p2p.fidelity import in_words, parse
+from hopaas_p2p.search import columns as columns_module
+from hopaas_p2p.search.columns import TrialColumns
 from hopaas_p2p.study import Study
 from hopaas_p2p.training import Training
 
@@ -90,6 +94,19 @@ def test_a_pause_is_taken_up_by_another_process_of_the_study(tmp_path: Path) -> 
     second.close()
 
 
+def test_checkpoints_that_can_no_longer_win_are_collected(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=3, fidelity=NINE)
+    study.optimize(Trained())
+    state = study.state
+    kept = {path.name for path in tmp_path.rglob("*") if path.is_file() and "checkpoint" in str(path.parent)}
+    gone = unneeded(state)
+    assert gone
+    assert not any(key.rpartition("/")[2] in kept for key in gone)
+    complete = next(trial for trial in state.trials if trial.state.name == "COMPLETE")
+    assert all(one.key not in gone for one in complete.checkpoints)
+    study.close()
+
+
 def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) -> None:
     study = _opened(tmp_path, space=SPACE, fidelity=NINE)
     with pytest.raises(DefinitionMismatch, match=r"rungs\(min=1, max=9, eta=3\)"):
@@ -129,3 +146,26 @@ def test_rungs_are_written_as_they_are_called(said: object, meant: hopaas_p2p.Ru
 def test_what_cannot_be_read_is_said_with_how_to_write_it(said: str) -> None:
     with pytest.raises(InvalidInput):
         parse(said)
+
+
+def test_our_samplers_see_a_configuration_once() -> None:
+    def trial(number: int, state: str, value: float | None, continues: int | None = None) -> optuna.trial.FrozenTrial:
+        made = optuna.trial.create_trial(
+            state=optuna.trial.TrialState[state],
+            value=value,
+            params={"x": 0.5},
+            distributions={"x": optuna.distributions.FloatDistribution(0.0, 1.0)},
+            intermediate_values={number: 1.0},
+            system_attrs={} if continues is None else {CONTINUES: continues},
+        )
+        made.number = number
+        return made
+
+    columns = TrialColumns(lambda one: one.params)
+    paused = trial(0, "PRUNED", 1.0)
+    columns.refresh([paused, trial(1, "RUNNING", None, continues=0)])
+    assert columns.learned == 1
+    assert list(columns.state[:2]) == [columns_module.PRUNED, -1]  # it runs on, and what it did so far is known
+    columns.refresh([paused, trial(1, "COMPLETE", 0.5, continues=0)])
+    assert columns.learned == 1
+    assert list(columns.state[:2]) == [-1, columns_module.COMPLETE]
