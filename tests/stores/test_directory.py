@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import pytest
@@ -23,7 +23,8 @@ from optuna.study import StudyDirection
 
 import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, Denied, NewerFormat, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.base import Beat, Progress
+from hopaas_p2p.stores.directory import files
 from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.directory.mounts import Mount, mount_of
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -1161,6 +1162,31 @@ def test_a_beat_that_was_replaced_is_read_when_the_cache_has_let_go_of_the_one_b
 
     monkeypatch.setattr(os, "open", replaced)
     assert store.beats(["ann"]) == {"ann": "ann:1"}
+
+
+@pytest.mark.parametrize("kind", ["fuse.glusterfs", "nfs4"])
+def test_a_file_that_another_node_replaces_while_it_is_read_is_read_from_its_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("hopaas_p2p.stores.directory.files.mount_of", lambda _: Mount(kind, "s:/", ()))
+    store = DirectoryStore(tmp_path / "store")
+    content = b"weights" * 400_000
+    (tmp_path / "source").write_bytes(content)
+    store.artifacts().put("study-1/7/model", tmp_path / "source")
+    replaced: list[int] = []
+    chunks = files._chunks
+
+    def stale(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
+        for number, chunk in enumerate(chunks(file, progress)):
+            if number == 1 and len(replaced) < 3:
+                replaced.append(number)
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            yield chunk
+
+    monkeypatch.setattr(files, "_chunks", stale)
+    store.artifacts().get("study-1/7/model", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == content
+    assert len(replaced) == 3
 
 
 def test_a_beat_on_nfs_is_never_opened_so_no_node_that_dies_keeps_it(

@@ -34,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
 from hopaas_p2p.atomic import READ, read_fd, read_regular
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
@@ -47,6 +47,7 @@ _TEXT: Final = "hopaas:"
 _LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
 _OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
 _NAME: Final = 240  # characters between two slashes; file systems take 255
+_Read = TypeVar("_Read")
 _SHORT: Final = 1000  # XFS takes 1,023
 _TOO_LONG: Final = (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL)
 _BESIDE: Final = re.compile(r"\.[0-9A-Za-z_-]{1,64}\.[0-9a-f]{12}")
@@ -55,7 +56,7 @@ _NO_HARD_LINKS: Final = (errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 _SETTLES: Final = 2.0
 """Seconds. A client that lists a folder on GlusterFS sees a draft while it is empty, and remembers that for a second,
 also under the name that the draft gets meanwhile."""
-_STALE: Final = 0.05  # seconds between attempts to open a file that was replaced
+_STALE: Final = 0.05  # seconds between attempts to read a file that was replaced
 _NEVER_OPENED: Final = "beats/"
 """Where objects are replaced all the time. A node that opens a file on NFS 4 may be given a delegation of it, and
 nobody can replace the file until that is given back; if the node has died, for 90 s or more. A link is not opened."""
@@ -335,8 +336,11 @@ class Directory:
         return Found(data if len(data) <= limit else b"", len(data))
 
     def _read_file(self, path: str, limit: int) -> Found | None:
+        return self._anew(lambda: self._read_file_once(path, limit))
+
+    def _read_file_once(self, path: str, limit: int) -> Found | None:
         try:
-            fd = self._open(path)
+            fd = os.open(path, READ)
         except _ABSENT:
             return None
         try:
@@ -348,14 +352,15 @@ class Directory:
         finally:
             os.close(fd)
 
-    def _open(self, path: str, *, dir_fd: int | None = None) -> int:
-        """Open a file, which may have been replaced while this machine still remembers the one before."""
-        settled = time.monotonic() + self.settles
+    def _anew(self, read: Callable[[], _Read]) -> _Read:
+        """Read a file; again from its start if it was replaced meanwhile, or this machine remembers the one before."""
+        settled = time.monotonic() + (_SETTLES if self.shared else 0.0)
         while True:
             try:
-                return os.open(path, READ, dir_fd=dir_fd)
-            except OSError as error:
-                if error.errno != errno.ESTALE or time.monotonic() >= settled:
+                return read()
+            except (OSError, StoreUnreachable) as error:
+                stale = getattr(error.__cause__ or error, "errno", None) == errno.ESTALE
+                if not stale or time.monotonic() >= settled:
                     raise
             time.sleep(_STALE)
 
@@ -377,14 +382,16 @@ class Directory:
             _write(draft, _chunks(given, progress), dir_fd=fd)
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
-        path = f"{self.root}/{key}"
+        return self._anew(lambda: self._download_once(f"{self.root}/{key}", target, progress))
+
+    def _download_once(self, path: str, target: Path, progress: Progress | None) -> bool:
         folder, _, name = path.rpartition("/")
         with reaching(path):
             if self.shared:
                 look_anew(folder)
             try:
                 with self._opened(folder) as above:
-                    fd = self._open(name, dir_fd=above)
+                    fd = os.open(name, READ, dir_fd=above)
             except _ABSENT:
                 self._check_mounted()
                 return False
