@@ -29,13 +29,12 @@ def test_a_killed_process_costs_what_it_ran_and_counts_toward_the_limit(tmp_path
         store, "s", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=2.0, attempts=1, budget=Budget(epochs=60)
     )
     began = time.monotonic()
-    job = subprocess.Popen([sys.executable, "-c", _JOB, store], stdout=subprocess.PIPE, text=True)
-    assert job.stdout is not None
-    said = 0
-    while said < 20:
-        said = int(job.stdout.readline())
-    job.kill()
-    job.wait()
+    with subprocess.Popen([sys.executable, "-c", _JOB, store], stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        said = 0
+        while said < 20:
+            said = int(job.stdout.readline())
+        job.kill()
     elapsed = time.monotonic() - began
     study.optimize(lambda trial: trial.report(1.0, 0) or 1.0)
     ledger = study.state.ledger
