@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hopaas_p2p.budget import words
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, Stamp, StudyControl, TrialFinish, TrialSet
@@ -53,9 +54,10 @@ def _record(state: State, entry: Entry, commit: Commit, record: object, verdict:
 
 def _detail(record: object) -> str:
     match record:
-        case StudyControl(status, budget):
+        case StudyControl(status, budget, limits):
             moved = "" if budget is None else f"budget {'lifted' if budget < 0 else budget}"
-            return " ".join(part for part in (status, moved) if part)
+            limited = "" if limits is None else f"limits {words(limits) or 'lifted'}"
+            return " ".join(part for part in (status, moved, limited) if part)
         case TrialFinish(_, _, state, values, reason):
             why = (reason or "").split("\n", 1)[0]
             numbers = ", ".join(f"{value:.6g}" for value in values or ())

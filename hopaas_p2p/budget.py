@@ -80,7 +80,8 @@ def _flat(given: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
         elif value is not None:
-            yield f"{before}{key}", to_iso(value) if (before, key) == ("until.", "date") else value
+            is_time = (before, key) == ("until.", "date") and isinstance(value, int)
+            yield f"{before}{key}", to_iso(value) if is_time else value
 
 
 def _parsed(texts: Iterable[str]) -> Budget:

@@ -305,6 +305,15 @@ def _is_inside(folder: Path, name: str) -> bool:
         return False
 
 
+def _flat(table: dict[str, object], before: str = "") -> Iterable[str]:
+    """A table as one line: `until.target=0.1`."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}={value}"
+
+
 def _checked(path: Path, name: str, value: object) -> str:
     setting = SETTINGS.get(name)
     if setting is None:
@@ -315,6 +324,8 @@ def _checked(path: Path, name: str, value: object) -> str:
     if not setting.in_files:
         instead = f"Say where it is with {name}_file." if setting.secret else f"Use {variable(name)}."
         raise ConfigurationError(f"{path}: {name!r} does not belong in a file. {instead}")
+    if name == "budget" and isinstance(value, dict):
+        return ",".join(_flat(value))
     if isinstance(value, dict | list):
         raise ConfigurationError(f"{path}: {name} = {value!r}: give text or a number")
     return str(value)

@@ -15,6 +15,7 @@ import msgspec
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import best, is_better, shown
+from hopaas_p2p.report.spending import amount, limited
 
 
 class AlertThresholds(NamedTuple):
@@ -112,6 +113,11 @@ def _conditions(
         used = state.used()
         text = f"{used:,} of {state.budget:,} trials of the budget are used"
         yield Alert("budget", f"budget:{state.budget}", text, {"used": used, "budget": state.budget})
+    for one in limited(state):
+        if one.limit is not None and one.spent >= thresholds.budget * one.limit:
+            text = f"{amount(one.spent)} of {amount(one.limit)} {one.unit} of the budget are used"
+            about = {"used": one.spent, "budget": one.limit, "unit": one.what}
+            yield Alert("budget", f"budget:{one.what}:{one.limit:g}", text, about)
     if state.finished() and not state.running:
         word = "done" if state.closed_because() == "budget" else state.closed_because() or "done"
         value = f"; the best is {shown(top.values[0])} (trial {top.number})" if top is not None and top.values else ""

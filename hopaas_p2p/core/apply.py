@@ -19,7 +19,7 @@ import msgspec
 
 from hopaas_p2p.core.attributes import CONTINUES, FIDELITY, MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.ledger import UNLIMITED, Ledger, possible_limits
+from hopaas_p2p.core.ledger import Ledger, possible_limits
 from hopaas_p2p.core.records import (
     UNSTAMPED,
     Budget,
@@ -92,7 +92,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     if last is not None and commit.seq <= last.seq:
         _count(state, "duplicate")
         return last.verdicts if commit.seq == last.seq else ()
-    if state.ledger is None:
+    if state.ledger is None or not state.ledger.limited:
         verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
     else:
         verdicts = _apply_within_limits(state, commit, stamp)
@@ -116,7 +116,7 @@ def _apply_within_limits(state: State, commit: Commit, stamp: Stamp) -> tuple[Ve
 def _judge(state: State) -> None:
     """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
     ledger = state.ledger
-    if ledger is None or ledger.reached is not None or ledger.limits == UNLIMITED:
+    if ledger is None or ledger.reached is not None or not ledger.limited:
         return
     ledger.reached = ledger.judge(maximize=_maximizes(state))
     if ledger.reached is not None:
@@ -700,8 +700,10 @@ def _close(
 
 def _note_result(state: State, trial: Trial) -> None:
     """Let the ledger know of a trial that ended."""
-    if state.ledger is not None and trial.state is not FAIL:
-        state.ledger.result(state.ledger.time, value_of(trial, state), maximize=_maximizes(state))
+    ledger = state.ledger
+    if ledger is not None and trial.state is not FAIL:
+        at = ledger.time if ledger.clocks else trial.end or 0
+        ledger.result(at, value_of(trial, state), maximize=_maximizes(state))
 
 
 def _open_lease(state: State, trial: Trial, commit: Commit) -> None:

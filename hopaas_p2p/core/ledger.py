@@ -15,6 +15,7 @@ when the last commits of two writers say so, of whoever wrote the last eight, so
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
@@ -62,19 +63,25 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
 
     def add(self, other: Cost) -> None:
         """Take this on top."""
-        self.time = min(_MOST, self.time + other.time)
-        self.gpu = min(_MOST, self.gpu + other.gpu)
-        self.core = min(_MOST, self.core + other.core)
-        self.energy = min(_MOST, self.energy + other.energy)
-        self.epochs = min(_MOST, self.epochs + other.epochs)
+        self.time += other.time
+        self.gpu += other.gpu
+        self.core += other.core
+        self.energy += other.energy
+        self.epochs += other.epochs
+        if max(self.time, self.gpu, self.core, self.energy, self.epochs) > _MOST:
+            for name in self.__struct_fields__:
+                setattr(self, name, min(_MOST, getattr(self, name)))
 
     def subtract(self, other: Cost) -> None:
         """Take this away."""
-        self.time = max(0, self.time - other.time)
-        self.gpu = max(0, self.gpu - other.gpu)
-        self.core = max(0, self.core - other.core)
-        self.energy = max(0, self.energy - other.energy)
-        self.epochs = max(0, self.epochs - other.epochs)
+        self.time -= other.time
+        self.gpu -= other.gpu
+        self.core -= other.core
+        self.energy -= other.energy
+        self.epochs -= other.epochs
+        if min(self.time, self.gpu, self.core, self.energy, self.epochs) < 0:  # of what was too much to be written
+            for name in self.__struct_fields__:
+                setattr(self, name, max(0, getattr(self, name)))
 
     @property
     def gpu_hours(self) -> float:
@@ -154,25 +161,34 @@ class Ledger(msgspec.Struct, array_like=True):
     improvements: list[tuple[int, float]] = []
     """When the best value changed, and to what: of the time that `gain_hours` needs."""
     clocks: list[tuple[str, int]] = []
-    """The last commits: their writers and times."""
+    """The last commits: their writers and times, where there are limits."""
+    total: Cost = msgspec.field(default_factory=Cost)
+    """The sum of the accounts."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything beside trials ends the study."""
+        return self.limits is not UNLIMITED
+
+    @property
+    def measured(self) -> bool:
+        """Whether a limit needs to know what running trials have cost so far."""
+        limits = self.limits
+        return limits is not UNLIMITED and any(getattr(limits, name) is not None for name in AMOUNTS)
+
+    def __post_init__(self) -> None:
+        if self.limits == UNLIMITED:
+            self.limits = UNLIMITED
 
     # --- leases ---
 
     def began(self, number: int, info: Mapping[str, str], at: int, reports: Iterable[int]) -> None:
         """A trial started at a peer that introduced itself like this; it inherits these steps."""
         top, from_zero = _epochs(reports)
-        self.open[number] = OpenLease(
-            site=info.get("site", "?")[:_LONGEST_NAME],
-            user=(info.get("on_behalf_of") or info.get("user", "?"))[:_LONGEST_NAME],
-            gpus=_thousandths(info.get("gpus")),
-            cores=_thousandths(info.get("cores")),
-            watts=_thousandths(info.get("watts")),
-            start=at,
-            heard=at,
-            base=top,
-            top=top,
-            from_zero=from_zero,
-        )
+        get = info.get
+        user = get("on_behalf_of") or get("user")
+        peer = _peer(get("site"), user, get("gpus"), get("cores"), get("watts"))
+        self.open[number] = OpenLease(*peer, at, at, top, top, from_zero)
 
     def heard(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
         """The owner said something of its trial."""
@@ -185,7 +201,7 @@ class Ledger(msgspec.Struct, array_like=True):
         if reports:
             lease.from_zero = lease.from_zero or 0 in reports
             lease.top = max(lease.top, min(max(reports) + lease.from_zero, _MOST_STEPS))
-        if _measures(self.limits):
+        if self.measured:
             self._count(lease)
 
     def resumed(self, number: int, reports: Iterable[int]) -> None:
@@ -201,10 +217,13 @@ class Ledger(msgspec.Struct, array_like=True):
         if lease is None:
             self.settle(number, outcome)
             return
-        self._count(lease)
-        cost = lease.counted
-        self._book(lease.site, lease.user, "running", -1).subtract(cost)
+        cost = lease.cost()
+        if lease.booked:
+            self._book(lease.site, lease.user, "running", -1).subtract(lease.counted)
+            self.total.subtract(lease.counted)
+        lease.counted = cost
         self._book(lease.site, lease.user, outcome, 1).add(cost)
+        self.total.add(cost)
         if outcome == "given back":
             part = Account(lease.site, lease.user, outcome, cost, 1)
             self.given_back[number] = [*self.given_back.get(number, ()), part]
@@ -240,15 +259,19 @@ class Ledger(msgspec.Struct, array_like=True):
         lease.heard = max(lease.heard, at)
         lease.used = used if used is not None and _possible(used) else None
         lease.top = max(lease.top, _epochs(reports)[0])
+        after = lease.cost()
         self._book(lease.site, lease.user, "lost", -1).subtract(before)
-        self._book(lease.site, lease.user, "complete", 1).add(lease.cost())
+        self._book(lease.site, lease.user, "complete", 1).add(after)
+        self.total.subtract(before)
+        self.total.add(after)
 
     def _count(self, lease: OpenLease) -> None:
         """Bring the account of what runs up to date."""
         cost = lease.cost()
         running = self._book(lease.site, lease.user, "running", 0 if lease.booked else 1)
-        running.subtract(lease.counted)
-        running.add(cost)
+        for sum_ in (running, self.total):
+            sum_.subtract(lease.counted)
+            sum_.add(cost)
         lease.counted, lease.booked = cost, True
 
     def _book(self, site: str, user: str, outcome: Outcome, leases: int) -> Cost:
@@ -266,8 +289,8 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def limit(self, limits: Budget) -> None:
         """Let these limits count from now on."""
-        self.limits, self.reached = limits, None
-        if _measures(limits):
+        self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
+        if self.measured:
             for lease in self.open.values():
                 self._count(lease)
 
@@ -325,10 +348,9 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def spent(self, name: str) -> float:
         """How much of this is spent: epochs, gpu_hours, core_hours, kwh or euro."""
-        total = 0.0
-        for account in self.accounts.values():
-            total += euro(account, self.limits.prices) if name == "euro" else getattr(account.cost, name)
-        return total
+        if name != "euro":
+            return float(getattr(self.total, name))
+        return sum([euro(account, self.limits.prices) for account in self.accounts.values()])
 
 
 AMOUNTS: Final = {
@@ -340,11 +362,6 @@ AMOUNTS: Final = {
 }
 """What a budget may limit beside trials: its field, and the unit in words."""
 UNLIMITED: Final = Budget()
-
-
-def _measures(limits: Budget) -> bool:
-    """Whether a limit needs to know what running trials have cost so far."""
-    return limits != UNLIMITED and any(getattr(limits, name) is not None for name in AMOUNTS)
 
 
 def euro(account: Account, prices: Mapping[str, Price]) -> float:
@@ -373,13 +390,24 @@ def possible_limits(limits: Budget, directions: int) -> bool:
     )
 
 
-def _epochs(steps: Iterable[int]) -> tuple[int, bool]:
+def _epochs(reports: Iterable[int]) -> tuple[int, bool]:
     """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
-    steps = list(steps)
+    if not reports:
+        return 0, False
+    steps = list(reports)
     if not steps:
         return 0, False
     from_zero = 0 in steps
     return min(max(0, max(steps) + from_zero), _MOST_STEPS), from_zero
+
+
+@functools.lru_cache(4096)
+def _peer(
+    site: str | None, user: str | None, gpus: str | None, cores: str | None, watts: str | None
+) -> tuple[str, str, int, int, int]:
+    """What an open lease says of its peer: the first fields of `OpenLease`."""
+    where, who = (site or "?")[:_LONGEST_NAME], (user or "?")[:_LONGEST_NAME]
+    return where, who, _thousandths(gpus), _thousandths(cores), _thousandths(watts)
 
 
 def _thousandths(text: str | None) -> int:

@@ -72,6 +72,14 @@ def spending(state: State) -> Spending:
     return Spending(rows, total, amounts, _until_in_words(until), ledger.reached, _more_trials(state, amounts))
 
 
+def limited(state: State) -> list[Amount]:
+    """What is limited beside trials, and how much of it is spent; nothing is computed where nothing is limited."""
+    ledger = state.ledger
+    if ledger is None or all(getattr(ledger.limits, what) is None for what in AMOUNTS):
+        return []
+    return [one for one in spending(state).amounts if one.limit is not None and one.what != "trials"]
+
+
 def _since_counted(lease: OpenLease) -> Cost:
     """What a running lease cost that is not in the accounts yet."""
     cost = lease.cost()
@@ -185,12 +193,10 @@ def _texts(row: SpentRow) -> list[str]:
 
 
 def amount(value: float) -> str:
-    """An amount to read: three digits, and no more decimals than a hundredth."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
+    """An amount to read: three or four digits."""
+    if value >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"
+    return "<0.001" if 0 < value < 0.001 else f"{value:.4g}" if value >= 1 else f"{value:.3g}"
 
 
 def budget_lines(found: Spending) -> list[str]:

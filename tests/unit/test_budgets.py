@@ -187,8 +187,11 @@ def test_the_command_line_creates_shows_moves_and_lifts_a_budget(tmp_path: Path)
     assert "the budget of 's': no end" in run("study", "set", "s", "--budget", "0", store=store)
 
 
-def test_a_settings_file_says_what_a_new_study_may_spend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", ['budget = "gpu_hours=7"', "budget = {gpu_hours = 7, until = {date = 2099-12-31}}"])
+def test_a_settings_file_says_what_a_new_study_may_spend(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "hopaas.toml").write_text('budget = "gpu_hours=7"\n')
+    (tmp_path / "hopaas.toml").write_text(f"{line}\n")
     run("study", "create", "s", "--space", "x=float(0,1)", store=tmp_path / "store")
     assert "0 of 7 GPU hours used" in run("study", "show", "s", store=tmp_path / "store")
