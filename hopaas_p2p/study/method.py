@@ -105,8 +105,9 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
     A peer that uses another sampler than the study says so in its introduction. What the study's sampler was before an
     owner changed it is not known.
     """
-    if trial.retry_of is not None and 0 <= trial.retry_of < trial.number:
-        return chosen_by(state.trials[trial.retry_of], state)
+    earlier = trial.retry_of if trial.continues is None else trial.continues
+    if earlier is not None and 0 <= earlier < trial.number:
+        return chosen_by(state.trials[earlier], state)
     if "fixed_params" in trial.system:
         return "queued by hand"
     owner = trial.history[0].owner if trial.history else trial.owner

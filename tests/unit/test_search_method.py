@@ -323,6 +323,7 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
         "pruner": "hopaas_p2p.SuccessiveHalvingPruner()",
         "repeats": "avoid",
         "replicates": "2",
+        "fidelity": "none",
     }
     first = shown["means"][0]
     assert (first["mean"], first["trials"], first["standard_error"]) == (0.5, [0, 1], pytest.approx(0.5))
@@ -349,8 +350,8 @@ def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:
 
 
 def test_a_retry_has_the_sampler_of_its_first_attempt(studies: Any) -> None:
-    other, usual = studies(space=SMALL, sampler=optuna.samplers.RandomSampler()), studies(sampler=None)
-    usual.search_with(sampler=TPESampler())
+    usual = studies(space=SMALL, sampler=TPESampler())
+    other = studies(sampler=optuna.samplers.RandomSampler())
     trial = other.ask()
     other.storage.release(trial.id)
     usual.tell(usual.ask(), 1.0)
