@@ -298,8 +298,8 @@ class Peer:
                 self.running[trial.number] = trial.params["x"], trial.epoch
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_whatever_peers_do_each_result_is_there_once_with_the_parameters_that_its_owner_ran(seed: int) -> None:
+def worked(seed: int) -> tuple[list[Peer], dict[int, Entry]]:
+    """A server that gets a second pool under some peers, and the log as it stands in the end."""
     rng = random.Random(seed)
     server = Server(rng)
     values = itertools.count(1)
@@ -316,8 +316,12 @@ def test_whatever_peers_do_each_result_is_there_once_with_the_parameters_that_it
     log = {lsn: entry for lsn in heads if (entry := server.get(lsn)) is not None}
     for peer in peers:  # at its end a peer looks for its last commits
         peer.stopped |= any(log[entry.lsn] != entry for entry in peer.acknowledged)
-    kept = [entry for peer in peers if peer.stopped for entry in peer.acknowledged if log[entry.lsn] != entry]
+    return peers, log
 
+
+def rescued(log: dict[int, Entry], peers: Iterable[Peer]) -> list[list[tuple[float, float]]]:
+    """Parameter and value of each result in the log and in what these peers have kept: certain ones, and all."""
+    kept = [entry for peer in peers if peer.stopped for entry in peer.acknowledged if log[entry.lsn] != entry]
     shared = min([_shared(log, len(log)), *[entry.lsn - 1 for entry in kept]])
     state, total = State(), 0
     for lsn in range(1, shared + 1):
@@ -327,7 +331,27 @@ def test_whatever_peers_do_each_result_is_there_once_with_the_parameters_that_it
     tree, merge = Tree(state, total, rest, [], _bridged), Merge(state)
     for history in tree.histories():
         merge.add(history)
-    trials, _ = merge.trials()
+    trials, numbers = merge.trials()
+    marked = {numbers[place] for place in merge.uncertain if place in numbers}
+    certain = [trial for trial in trials if trial.number not in marked and trial.record.values]
+    return [
+        sorted((one.record.params.get("x", -1.0), one.record.values[0]) for one in some if one.record.values)
+        for some in (certain, trials)
+    ]
 
-    assert results(trials) == sorted(one for peer in peers for one in peer.told)
-    assert not merge.uncertain
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_peers_do_each_result_is_there_once_with_the_parameters_that_its_owner_ran(seed: int) -> None:
+    peers, log = worked(seed)
+    certain, everything = rescued(log, peers)
+    assert everything == sorted(one for peer in peers for one in peer.told)
+    assert certain == everything
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_where_a_peer_was_killed_what_is_not_marked_is_true(seed: int) -> None:
+    peers, log = worked(seed)
+    certain, _ = rescued(log, peers[1:])
+    told = [one for peer in peers for one in peer.told]
+    assert [one for one in certain if one not in told] == []
+    assert len(certain) == len(set(certain))
