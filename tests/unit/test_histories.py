@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterable
+
+import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
@@ -17,10 +21,10 @@ from hopaas_p2p.core.records import (
     TrialReclaim,
     TrialState,
 )
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.export.portable import PortableTrial
 from hopaas_p2p.histories import Merge, Tree
-from hopaas_p2p.rescue import _bridged
+from hopaas_p2p.rescue import _bridged, _shared
 from hopaas_p2p.stores.base import Entry
 
 COMPLETE, FAIL, RUNNING, WAITING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
@@ -214,3 +218,140 @@ def test_links_between_trials_follow_their_new_numbers() -> None:
     lost = next(trial for trial in trials if trial.record.state is FAIL)
     assert (retry.origin["retry_of"], lost.origin["retried_by"]) == (lost.number, retry.number)
     assert retry.record.system["retry_history"] == f"[{lost.number}]"
+
+
+# --- a server with pools, and peers that do everything at once ---
+
+
+class Server:
+    """Each write goes to a pool by chance, and is refused only if that one has it; what is read is the newest."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.pools = 1
+        self.order = itertools.count()
+        self.objects: dict[tuple[int, int], tuple[int, Entry]] = {}
+
+    def put_new(self, entry: Entry) -> bool:
+        key = self.rng.randrange(self.pools), entry.lsn
+        if key in self.objects:
+            return False
+        self.objects[key] = next(self.order), entry
+        return True
+
+    def get(self, lsn: int) -> Entry | None:
+        there = [self.objects[pool, lsn] for pool in range(2) if (pool, lsn) in self.objects]
+        return max(there)[1] if there else None
+
+
+class Peer:
+    """Reads, checks the sums, and writes what comes to its mind; remembers what it was told is safe."""
+
+    def __init__(self, name: str, server: Server, values: itertools.count[int]) -> None:
+        self.name, self.server, self.values = name, server, values
+        self.state, self.total = State(), 0
+        self.acknowledged: list[Entry] = []
+        self.running: dict[int, tuple[float, int]] = {}
+        self.told: list[tuple[float, float]] = []
+        self.stopped = False
+
+    def read(self) -> None:
+        while not self.stopped and (entry := self.server.get(self.state.lsn + 1)):
+            if entry.before != self.total:
+                self.stopped = True
+                return
+            self.take(entry)
+
+    def take(self, entry: Entry) -> tuple[Verdict, ...]:
+        self.total = following(self.total, entry.payload)
+        return apply(self.state, entry.lsn, codec.decode(entry.payload))
+
+    def commit(self, record: Record) -> Verdict | None:
+        commit = Commit(self.name, len(self.acknowledged) + 1, self.name, 1000 * next(self.values), (record,))
+        entry = Entry(self.state.lsn + 1, codec.encode(commit), before=self.total)
+        if not self.server.put_new(entry):
+            return None
+        self.acknowledged.append(entry)
+        return self.take(entry)[0]
+
+    def act(self, rng: random.Random) -> None:
+        what = rng.random()
+        others = [n for n in self.state.running if self.state.trials[n].owner != self.name]
+        if self.running and what < 0.45:
+            number = rng.choice(list(self.running))
+            x, epoch = self.running[number]
+            value = float(next(self.values))
+            verdict = self.commit(TrialFinish(number, epoch, COMPLETE, (value,)))
+            if verdict is not None:
+                del self.running[number]
+                if verdict.accepted or verdict.refusal == "late":
+                    self.told.append((x, value))
+        elif others and what < 0.55:
+            number = rng.choice(others)
+            self.commit(TrialReclaim(number, self.state.trials[number].epoch, reason="silent"))
+        elif what < 0.65:
+            self.commit(TrialCreate(WAITING, params={"x": rng.random() * 100}))
+        else:
+            verdict = self.commit(TrialCreate(RUNNING, params={"x": rng.random() * 100}, prefer_waiting=True))
+            if verdict is not None and verdict.number is not None:
+                trial = self.state.trials[verdict.number]
+                self.running[trial.number] = trial.params["x"], trial.epoch
+
+
+def worked(seed: int) -> tuple[list[Peer], dict[int, Entry]]:
+    """A server that gets a second pool under some peers, and the log as it stands in the end."""
+    rng = random.Random(seed)
+    server = Server(rng)
+    values = itertools.count(1)
+    peers = [Peer(f"p{number}", server, values) for number in range(rng.randint(2, 8))]
+    peers[0].commit(StudyDefine("s", ("minimize",), space={"x": Float(0.0, 100.0)}))
+    for step in range(400):
+        server.pools = 1 if step < 100 else 2
+        peer = rng.choice(peers)
+        if rng.random() < 0.7:
+            peer.read()
+        if not peer.stopped:
+            peer.act(rng)
+    heads = range(1, max(lsn for _, lsn in server.objects) + 1)
+    log = {lsn: entry for lsn in heads if (entry := server.get(lsn)) is not None}
+    for peer in peers:  # at its end a peer looks for its last commits
+        peer.stopped |= any(log[entry.lsn] != entry for entry in peer.acknowledged)
+    return peers, log
+
+
+def rescued(log: dict[int, Entry], peers: Iterable[Peer]) -> list[list[tuple[float, float]]]:
+    """Parameter and value of each result in the log and in what these peers have kept: certain ones, and all."""
+    kept = [entry for peer in peers if peer.stopped for entry in peer.acknowledged if log[entry.lsn] != entry]
+    shared = min([_shared(log, len(log)), *[entry.lsn - 1 for entry in kept]])
+    state, total = State(), 0
+    for lsn in range(1, shared + 1):
+        apply(state, lsn, codec.decode(log[lsn].payload))
+        total = following(total, log[lsn].payload)
+    rest = [entry for entry in (*log.values(), *kept) if entry.lsn > shared]
+    tree, merge = Tree(state, total, rest, [], _bridged), Merge(state)
+    for history in tree.histories():
+        merge.add(history)
+    trials, numbers = merge.trials()
+    marked = {numbers[place] for place in merge.uncertain if place in numbers}
+    certain = [trial for trial in trials if trial.number not in marked and trial.record.values]
+    return [
+        sorted((one.record.params.get("x", -1.0), one.record.values[0]) for one in some if one.record.values)
+        for some in (certain, trials)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_peers_do_each_result_is_there_once_with_the_parameters_that_its_owner_ran(seed: int) -> None:
+    peers, log = worked(seed)
+    certain, everything = rescued(log, peers)
+    assert everything == sorted(one for peer in peers for one in peer.told)
+    assert certain == everything
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_where_a_peer_was_killed_what_is_not_marked_is_true(seed: int) -> None:
+    peers, log = worked(seed)
+    certain, _ = rescued(log, peers[1:])
+    told = [one for peer in peers for one in peer.told]
+    assert [one for one in certain if one not in told] == []
+    assert len(certain) == len(set(certain))
