@@ -121,8 +121,9 @@ def told(session: CliSession, **given: str) -> dict[str, str]:
         raise ConfigurationError(
             f"{redacted(values['store'])}: a job may not hold a password. Put it into HOPAAS_TOKEN_FILE or PGPASSFILE"
         )
-    paths = {name: str(Path(value).expanduser().absolute()) for name, value in values.items() if name.endswith("_file")}
-    told = {variable(name): value for name, value in (values | paths).items()}
+    paths = {name: Path(value).expanduser() for name, value in values.items() if name.endswith("_file")}
+    values |= {name: str(path.absolute()) for name, path in paths.items()}
+    told = {variable(name): value for name, value in values.items()}
     return told | _passed_on("PGPASSFILE", "AWS_PROFILE")
 
 

@@ -182,6 +182,11 @@ def _open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) 
     )
 
 
+def open_again(options: StorageOptions) -> Storage:
+    """A storage like the one that had these `options`, as a peer of its own; raises as `open_storage` does."""
+    return Storage(options, _open_peer(options))
+
+
 _OWNER_ONLY: Final = (
     "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {study} USER owner"
 )
@@ -225,6 +230,11 @@ class Storage(BaseStorage):
         if peer is None or peer.closed:
             peer = _unpickled[key] = _open_peer(options, state["acts_for"])
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
+
+    @property
+    def options(self) -> StorageOptions:
+        """How it was opened: no secret, and fit to travel."""
+        return self._options
 
     @property
     def url(self) -> str:
