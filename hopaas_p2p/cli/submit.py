@@ -81,14 +81,15 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **others:
     hopaas-p2p submit slurm --study digits --jobs 20 --gpus 1 --time 4h -- python train.py --lr {lr}
 
     Each job runs one worker, and queues itself again when its time is over and the study is not done. The script goes
-    to hopaas-jobs. It holds no secret: a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the script is
-    written and shown, and you submit it.
+    to hopaas-jobs. It holds no secret: a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the
+    script is written and shown, and you submit it.
     """  # noqa: D301  # click's mark for lines that stay as they are
     request, worker = split(others)
-    if session.settings.get("joined"):
+    origin = Path(session.settings.find("store", session.given["store"]).origin)
+    if origin.parent == joined_folder():
         from hopaas_p2p.joining import membership
 
-        joined = membership.load(str(session.settings.get("joined")))
+        joined = membership.load(origin.stem)
         submit_joined(session, system, joined, command, request, worker)
         return
     study = session.study()

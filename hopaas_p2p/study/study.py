@@ -795,6 +795,39 @@ class Study:
         trial = self._running(number)
         self._control(TrialStop(number, trial.epoch if epoch is None else epoch, reason))
 
+    def take_over(
+        self,
+        number: int,
+        values: float | Sequence[float] | None = None,
+        *,
+        state: TrialState | str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """End a trial that another peer runs, in its place: durable when this returns.
+
+        The log says who did it. The owner is told at its next report or tell that it has lost the trial; a complete
+        result of its own is kept as a late one. For a study that was opened with `operator=True`.
+
+        Args:
+            number: the trial's.
+            values: the objective's value or values, for a COMPLETE trial.
+            state: "complete", "pruned" or "fail", if it does not follow from `values`.
+            reason: why.
+
+        Raises:
+            ConfigurationError: the study was not opened with `operator=True`.
+            Denied: only an owner of the study may do that.
+            InvalidInput: the trial does not run, or the values are not those of a trial.
+        """
+        to = _state_named(state) if isinstance(state, str) else state
+        if to is None:
+            to = TrialState.COMPLETE if values is not None else TrialState.FAIL
+        if (to is TrialState.COMPLETE) != (values is not None):
+            raise InvalidInput("a COMPLETE trial needs values, and only that has some")
+        told = None if values is None else as_values(values, expected=len(self.optuna.directions))
+        self._running(number)
+        self.storage.take_over((self.study_id << 32) + number, to, told, reason)
+
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
 
