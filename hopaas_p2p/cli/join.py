@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.findings import Finding
     from hopaas_p2p.joining.membership import Membership
 
-_LONGEST = 1 << 16
+_LONGEST: Final = 1 << 16
+_STDIN: Final = 2.0  # seconds for which something that is piped in is waited for, where a study is joined already
 
 
 @click.command(cls=CommandAfterDashes)
@@ -135,17 +137,24 @@ def _read(file: str | None) -> str:
             raise InvalidInput(
                 f"{file}: {error.strerror}. Name the file of the invitation; the command stands behind --"
             ) from None
-    if os.environ.get(variable("joined")) and file is None:
-        return ""
     if sys.stdin is None:
         return ""
-    if sys.stdin.isatty():
+    if file is None:
         from hopaas_p2p.joining.membership import names
 
-        if file is None and len(names()) == 1:
+        if os.environ.get(variable("joined")) or (names() and not _comes_by_stdin()):
             return ""
+    if sys.stdin.isatty():
         return str(click.prompt("Invitation", hide_input=True, err=True)).strip()
     return sys.stdin.read(_LONGEST).strip()
+
+
+def _comes_by_stdin() -> bool:
+    """Whether something is piped in. A batch system may leave standard input open, and never write to it."""
+    if sys.stdin.isatty():
+        return False
+    ready, _, _ = select.select([sys.stdin], [], [], _STDIN)
+    return bool(ready)
 
 
 def _nothing_in(file: str) -> str:

@@ -83,9 +83,14 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
 
     Raises:
         ConfigurationError: its time is over.
+        InvalidInput: it would have this user's own token sent to a stranger's server.
 
     """
     invitation.check()
+    if (
+        invitation.store.startswith("postgresql") and invitation.token is None
+    ):  # or a token of this user's would be used
+        raise InvalidInput("this invitation leads to a database and holds no token; it was not made by `invite`")
     name = _free_name(invitation)
     files = {}
     if invitation.token is not None:

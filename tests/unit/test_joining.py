@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import batch
+from hopaas_p2p import batch, settings
 from hopaas_p2p.batch import BatchJob
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
 from hopaas_p2p.joining import membership, ways
@@ -64,6 +64,16 @@ def test_an_invitation_whose_time_is_over_says_how_to_get_another() -> None:
     old = invitation()._replace(expires=int(time.time()) - 1)
     with pytest.raises(ConfigurationError, match="hopaas-p2p invite digits"):
         membership.accept(old)
+
+
+def test_an_invitation_of_a_stranger_takes_no_token_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("mine:secret")
+    monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(tmp_path / "own"))
+    with pytest.raises(InvalidInput, match="holds no token"):
+        membership.accept(invitation()._replace(token=None))
+    kept = membership.accept(invitation())
+    ways.enter(kept)
+    assert settings.token() == Secret(SECRET)
 
 
 def test_an_invitation_to_a_directory_holds_no_secret_and_needs_the_study(tmp_path: Path) -> None:
