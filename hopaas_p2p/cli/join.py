@@ -87,17 +87,17 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
     if via == "relay" and not relayed:
         raise InvalidInput(f"no relay leads to {membership.store}, which is not spoken to by HTTPS; say --via bridge")
     if via == "bridge":
-        helper = start_bridge(membership)
+        process = start_bridge(membership)
     elif relayed and via != "direct":
-        helper = start_relay(membership, known_as=login_node)
+        process = start_relay(membership, known_as=login_node)
     else:
         return membership.with_via(via)
     what = "bridge" if via == "bridge" else "relay"
-    if helper.pid is None:
+    if process.pid is None:
         output.say(f"a {what} runs here already")
     else:
         why = "needs no network on the nodes" if via == "bridge" else "serves nodes that reach this one only"
-        output.say(f"started a {what} here, which {why}. To stop it: kill {helper.pid}; its log: {helper.log}")
+        output.say(f"started a {what} here, which {why}. To stop it: kill {process.pid}; its log: {process.log}")
     return membership.with_via(via)
 
 

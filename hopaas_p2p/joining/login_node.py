@@ -20,7 +20,7 @@ from hopaas_p2p.joining.membership import Membership
 _PATIENCE: Final = 60.0  # seconds for a process to begin its work
 
 
-class Helper(NamedTuple):
+class LoginNodeProcess(NamedTuple):
     """A relay or a bridge that runs here."""
 
     pid: int | None
@@ -33,7 +33,7 @@ def can_be_relayed(url: str) -> bool:
     return url.startswith("postgresql+https:") or (url.startswith("s3:") and "endpoint=http:" not in url)
 
 
-def start_relay(membership: Membership, *, known_as: str | None = None) -> Helper:
+def start_relay(membership: Membership, *, known_as: str | None = None) -> LoginNodeProcess:
     """See that a relay to the store runs here, and that `membership.relay_file` names it.
 
     Raises:
@@ -42,24 +42,24 @@ def start_relay(membership: Membership, *, known_as: str | None = None) -> Helpe
     """
     log = membership.relay_file.with_suffix(".relay.log")
     if _answers(membership):
-        return Helper(None, log)
+        return LoginNodeProcess(None, log)
     membership.relay_file.unlink(missing_ok=True)
     words = ["relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
     process = _start([*words, *(["--known-as", known_as] if known_as else [])], log)
     _wait(process, log, "relay listening on")
-    return Helper(process.pid, log)
+    return LoginNodeProcess(process.pid, log)
 
 
-def start_bridge(membership: Membership) -> Helper:
+def start_bridge(membership: Membership) -> LoginNodeProcess:
     """See that a bridge between the store and `membership.mirror` runs here; raises as `start_relay` does."""
     log = membership.mirror.with_suffix(".bridge.log")
     pid = membership.mirror.with_suffix(".bridge.pid")
     if pid.exists() and _runs(pid.read_text().strip(), "bridge"):
-        return Helper(None, log)
+        return LoginNodeProcess(None, log)
     process = _start(["bridge", str(membership.mirror), membership.store], log)
     _wait(process, log, "carrying between")
     pid.write_text(f"{process.pid}\n")
-    return Helper(process.pid, log)
+    return LoginNodeProcess(process.pid, log)
 
 
 def _answers(membership: Membership) -> bool:

@@ -31,6 +31,13 @@ def quick(trial: Trial) -> float:
     return float(trial.params["lr"])
 
 
+def together(folder: str, trial: Trial) -> float:
+    """Ends when two processes have begun a trial, so that each of two workers runs some."""
+    (Path(folder) / f"began-{os.getpid()}").touch()
+    until(lambda: len(list(Path(folder).glob("began-*"))) >= 2, 300)
+    return quick(trial)
+
+
 def slow(trial: Trial) -> float:
     for step in range(600):
         trial.report(1.0, step)
@@ -70,14 +77,14 @@ def workers_of(study: Study) -> set[str]:
 
 
 def test_every_worker_of_a_process_pool_is_a_peer_and_the_budget_is_exact(
-    study: Study, caplog: pytest.LogCaptureFixture
+    study: Study, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO, "hopaas_p2p")
     with spawned() as pool:
-        study.optimize(quick, on=pool)
+        study.optimize(partial(together, str(tmp_path)), on=pool)
     assert states(study) == ["COMPLETE"] * 8
     assert workers_of(study) == {"0", "1"}
-    assert len({trial.owner for trial in study.state.trials}) == len({trial.owner for trial in study.state.trials})
+    assert len({trial.owner for trial in study.state.trials}) == 2
     shown = [record.getMessage() for record in caplog.records if record.getMessage().startswith("trial ")]
     assert len(shown) == 8
 
@@ -159,22 +166,22 @@ def test_ctrl_c_gives_the_trials_back(study: Study, tmp_path: Path) -> None:
         caller = subprocess.Popen(
             script(tmp_path, program), env=environment(), stderr=errors, start_new_session=True, stdout=errors
         )
-    until(lambda: states(study).count("RUNNING") == 2, 120, what=(tmp_path / "caller.err").read_text)
+    until(lambda: states(study).count("RUNNING") == 2, 300, what=(tmp_path / "caller.err").read_text)
     caller.send_signal(signal.SIGINT)
-    until(lambda: set(states(study)) == {"WAITING"}, 60, what=lambda: str(states(study)))
+    until(lambda: set(states(study)) == {"WAITING"}, 300, what=lambda: str(states(study)))
     reasons = {trial.history[-1].why for trial in study.state.trials}
     assert reasons == {"interrupted: KeyboardInterrupt"}
-    assert caller.wait(120) != 0
+    assert caller.wait(300) != 0
     assert set(states(study)) == {"WAITING"}, (tmp_path / "caller.err").read_text()
 
 
-def test_workers_of_a_dask_cluster(study: Study) -> None:
+def test_workers_of_a_dask_cluster(study: Study, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
-        study.optimize(quick, on=client)
+        study.optimize(partial(together, str(tmp_path)), on=client)
     assert states(study) == ["COMPLETE"] * 8
     assert workers_of(study) == {"0", "1"}
 
@@ -199,7 +206,7 @@ def test_jobs_of_submitit_in_a_real_slurm(slurm: Slurm, study: Study, tmp_path: 
         env={**slurm.environment, "PYTHONPATH": environment()["PYTHONPATH"]},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         cwd=tmp_path,
         check=False,
     )
