@@ -484,7 +484,6 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
         return _refuse(state, "malformed", trial.number)
     _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
     if state.ledger is not None:
-        state.ledger.heard(trial.number, commit.at, None, {})
         state.ledger.ended(trial.number, BOOKED[record.state])
     trial.epoch += 1
     _close(state, trial, record.state, TrialTakeOver, commit.at, values=record.values, reason=record.reason)

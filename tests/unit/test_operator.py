@@ -151,7 +151,8 @@ def test_a_person_rates_the_trials_of_a_script_in_optuna_dashboard(both: tuple[S
 
 def test_a_script_of_preferences_goes_on_as_a_person_compares(both: tuple[Storage, Storage]) -> None:
     script, dashboard = both
-    study = create_study(n_generate=3, storage=script, study_name="liked")
+    sampler = optuna.samplers.RandomSampler()  # the default one needs BoTorch
+    study = create_study(n_generate=3, storage=script, study_name="liked", sampler=sampler)
     for _ in range(3):
         assert study.should_generate()
         study.ask().suggest_float("x", 0, 1)
