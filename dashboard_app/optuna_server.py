@@ -43,6 +43,8 @@ def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Serve
 
     assert opts.optuna_port is not None
     storage = cache_of(opts.stores[0]).storage()
+    if opts.actions:
+        storage = storage.as_operator()  # people tell trials here that peers run
     app = _with_files_as_downloads(_with_study_of_path(wsgi(storage, artifact_store=RequestedFiles(storage))))
     try:
         server = make_server(

@@ -25,12 +25,15 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from hopaas_p2p.stores.base import Store
+
 ROLES: Final = ("viewer", "worker", "owner")
 VALIDITIES: Final = {"day": "1 day", "week": "7 days", "month": "1 month", "year": "1 year"}
 CONNECTIONS: Final = 256
 """Processes that may use one token at once, by default, and never more than a quarter of the server's connections."""
 
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,44}")
+_DAYS: Final = re.compile(r"([1-9][0-9]{0,3})d")
 _ATTEMPTS: Final = 5
 _MOST_CONNECTIONS: Final = 100_000
 
@@ -249,7 +252,7 @@ def create_token(
         url: the store, with an administrator's login.
         user: the user it belongs to.
         label: a note for people, such as where it is used.
-        valid: day, week, month, year, or a date such as 2030-12-31.
+        valid: day, week, month, year, a number of days such as 10d, or a date such as 2030-12-31.
         connections: the number of processes that may use it at once. By default a quarter of what the server takes, so
             that no token shuts others out, and at most 256.
 
@@ -297,14 +300,16 @@ def _without_set(connection: Connection) -> str:
 
 def _expiry(connection: Connection, valid: str) -> datetime.datetime:
     """When a token ends."""
-    now, until = schema.run(connection, "expiry", span=VALIDITIES.get(valid)).one()
-    if valid in VALIDITIES:
+    days = _DAYS.fullmatch(valid)
+    span = f"{days[1]} days" if days else VALIDITIES.get(valid)
+    now, until = schema.run(connection, "expiry", span=span).one()
+    if span is not None:
         return until  # type: ignore[no-any-return]
     try:
         date = datetime.datetime.fromisoformat(valid)
     except ValueError:
         raise InvalidInput(
-            f"valid: {valid!r} is neither {', '.join(VALIDITIES)} nor a date such as 2030-12-31"
+            f"valid: {valid!r} is neither {', '.join(VALIDITIES)}, nor 10d, nor a date such as 2030-12-31"
         ) from None
     date = date.replace(tzinfo=datetime.UTC) if date.tzinfo is None else date
     if date <= now:
@@ -391,7 +396,7 @@ def grants(url: str, study: str) -> list[Grant]:
         return [Grant(*row) for row in store.call("grants", log=uuid_of(store, study))]
 
 
-def uuid_of(store: PostgresStore, name: str) -> str:
+def uuid_of(store: Store, name: str) -> str:
     """The uuid of the study of this name.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hopaas_p2p.budget import words
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, Stamp, StudyControl, TrialFinish, TrialSet
+from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, Stamp, StudyControl, TrialFinish, TrialSet, TrialTakeOver
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.times import to_iso
@@ -62,6 +62,9 @@ def _detail(record: object) -> str:
             why = (reason or "").split("\n", 1)[0]
             numbers = ", ".join(f"{value:.6g}" for value in values or ())
             return " ".join(part for part in (state.name, numbers, why) if part)
+        case TrialTakeOver(_, _, state, values, reason, by):
+            numbers = ", ".join(f"{value:.6g}" for value in values or ())
+            return " ".join(part for part in (state.name, numbers, f"by {by}", reason or "") if part)
         case TrialSet(_, _, params, _, reports, user, system):
             counts = {"parameters": len(params), "reports": len(reports), "attributes": len(user) + len(system)}
             return ", ".join(f"{count} {what[:-1] if count == 1 else what}" for what, count in counts.items() if count)
@@ -73,7 +76,7 @@ def _detail(record: object) -> str:
 def _line(
     state: State, entry: Entry, commit: Commit | None, kind: str, number: int | None, detail: str, refusal: str | None
 ) -> dict[str, Any]:
-    said = state.peers.get(commit.owner) or state.peers.get(commit.writer) if commit else None
+    said = state.peers.get(commit.writer) or state.peers.get(commit.owner) if commit else None
     claimed = f"{said.get('user', '?')}@{said.get('host', '?')}" if said else None
     person = said.get("on_behalf_of") if said else None
     return {

@@ -112,6 +112,10 @@ class NoWork(HopaasError):
         """A key of `core.state.REFUSALS`: budget, paused, stopped, failing, draining."""
 
 
+class WorkersLost(HopaasError):
+    """The workers of an executor ended one after the other, without running a trial."""
+
+
 class Denied(HopaasError):
     """The store does not let this user do that; ask the study's owner for a grant."""
 

@@ -2,6 +2,10 @@
 
     option  >  HOPAAS_* variable  >  ./hopaas.toml  >  ~/.config/hopaas-p2p/config.toml  >  default
 
+A study that `hopaas-p2p join` has joined has a file of its own, `~/.config/hopaas-p2p/joined/NAME.toml`. HOPAAS_JOINED
+names the one that counts, before the other files. If none is named, and nothing names a store, the only one there
+counts.
+
 A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets are never in a settings file, which
 names the file that holds them (`token_file`), and are never shown.
 
@@ -20,7 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.ownership import read_own
+from hopaas_p2p.ownership import read_own, read_secret
 
 HERE: Final = "./hopaas.toml"
 """The origin of what this directory's file says."""
@@ -124,6 +128,19 @@ def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
     return env.get("HOPAAS_ARTIFACTS") or None
 
 
+def read_proxy(path: Path) -> Secret:
+    """The address of a proxy, with its login, in a file of this user's alone.
+
+    Raises:
+        ConfigurationError: it cannot be read, or others can read it.
+
+    """
+    try:
+        return Secret(read_secret(path.expanduser()))
+    except OSError as error:
+        raise ConfigurationError(f"proxy_file = {path}: {error.strerror or error}") from None
+
+
 class Setting(NamedTuple):
     """A setting."""
 
@@ -151,6 +168,9 @@ SETTINGS: Final[dict[str, Setting]] = {
     "ca_file": Setting("certificate authorities to trust instead of certifi's", in_directories=False),
     "token_file": Setting("a file that holds the token of a Postgres store"),
     "token_host": Setting("the only host, or hosts, that the token may be sent to", in_directories=False),
+    "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay", in_directories=False),
+    "via": Setting("how the jobs of a joined study reach it: auto, direct, relay, bridge", in_directories=False),
+    "joined": Setting("the name under which `join` keeps a study", in_files=False),
     "token": Setting("the token of a Postgres store, which its gateway takes too", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
@@ -187,6 +207,11 @@ def user_file(env: Mapping[str, str] = os.environ) -> Path:
     return (Path(base) if base else Path("~/.config").expanduser()) / "hopaas-p2p" / "config.toml"
 
 
+def joined_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """Where `join` keeps how each study is reached from here."""
+    return user_file(env).with_name("joined")
+
+
 class Settings:
     """All settings of this process. Files are read once, when first needed.
 
@@ -194,6 +219,7 @@ class Settings:
         env: the environment.
         directory: where hopaas.toml is looked for; the working directory by default.
         warn: told when it is there and does not count.
+        names_store: whether the command names a store, so that a joined study does not count by itself.
 
     """
 
@@ -203,8 +229,10 @@ class Settings:
         env: MutableMapping[str, str] = os.environ,
         directory: Path | None = None,
         warn: Callable[[str], None] = _log.warning,
+        names_store: bool = False,
     ) -> None:
         self._env = env
+        self._names_store = names_store
         self._directory = directory or Path()
         self._warn = warn
         self._files: list[tuple[str, dict[str, str]]] | None = None
@@ -248,6 +276,11 @@ class Settings:
             value = self.get(name)
             if value is not None:
                 self._env[variable(name)] = value
+        proxy = self.get("proxy_file")
+        if proxy and not any(
+            name.lower() in ("https_proxy", "all_proxy") for name, value in self._env.items() if value
+        ):
+            self._env["HTTPS_PROXY"] = read_proxy(Path(proxy)).reveal()
 
     def own(self, name: str) -> str | None:
         """What the user said, wherever this is run: in a variable or the user's own file; raises as `find` does."""
@@ -275,7 +308,27 @@ class Settings:
                     self._files.append((str(own), _parsed(own, Path.read_text)))
                 except OSError as error:
                     raise ConfigurationError(f"{own} cannot be read: {error}") from None
+            self._read_joined(self._files)
         return self._files
+
+    def _read_joined(self, files: list[tuple[str, dict[str, str]]]) -> None:
+        """Add what `join` keeps of the study that counts, if there is one."""
+        named, folder = self._env.get(variable("joined")), joined_folder(self._env)
+        if not named:
+            if self._names_store or self._env.get(variable("store")) or any("store" in values for _, values in files):
+                return
+            known = sorted(path.stem for path in folder.glob("*.toml"))
+            if len(known) != 1:
+                return
+        path = folder / f"{named or known[0]}.toml"
+        try:
+            values = _parsed(path, read_own)
+        except FileNotFoundError:
+            others = ", ".join(sorted(one.stem for one in folder.glob("*.toml"))) or "none"
+            raise ConfigurationError(f"no study is joined here as {named!r}; joined: {others}") from None
+        except OSError as error:
+            raise ConfigurationError(f"{path} does not count: {error.strerror or error}") from None
+        files.insert(0, (str(path), values))
 
 
 def _parsed(path: Path, read: Callable[[Path], str]) -> dict[str, str]:

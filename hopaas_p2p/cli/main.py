@@ -20,8 +20,10 @@ _CLI: Final = "hopaas_p2p.cli"
 
 SECTIONS: Final = {
     "Run trials": {
+        "join": Verb(f"{_CLI}.join:join", "Join a study by an invitation, and run a command for each trial."),
         "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial: signals, time limit, exit codes."),
         "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
+        "submit": Verb(f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
         "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
         "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
         "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be given up."),
@@ -34,6 +36,7 @@ SECTIONS: Final = {
     "Studies and trials": {
         "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
         "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
+        "invite": Verb(f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
         "artifact": Verb(f"{_CLI}.artifact:artifact", "Put, get, list and remove files of studies and trials."),
         "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask one, or a site, to take no more trials."),
         "export": Verb(

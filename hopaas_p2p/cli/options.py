@@ -29,7 +29,7 @@ class CliSession:
     """One run of a command: its settings, its storage, and how it prints."""
 
     def __init__(self, *, store: str | None = None, study: str | None = None, as_json: bool = False) -> None:
-        self.settings = Settings(warn=output.say)
+        self.settings = Settings(warn=output.say, names_store=bool(store))
         self.given = {"store": store, "study": study}
         self.as_json = as_json
         self._storage: Storage | None = None

@@ -25,8 +25,8 @@ _SIGNALS: Final = "TERM,USR1"
 _AGAIN: Final = os.EX_TEMPFAIL
 
 
-def _shared(function: F) -> F:
-    """The options of both commands."""
+def worker_options(function: F) -> F:
+    """The options of all commands that run trials."""
     adds: list[Callable[[Any], Any]] = [
         click.option("--time-limit", metavar="4h|auto", help="When this job ends; auto asks Slurm or HTCondor."),
         click.option(
@@ -54,21 +54,22 @@ def _shared(function: F) -> F:
         ),
         click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes. [default: the study's]"),
         click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports. [default: the study's]"),
-        click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND..."),
     ]
     for add in reversed(adds):
         function = add(function)
     return function
 
 
+_command = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+
+
 @click.command(context_settings=_TAKES_ALL)
 @options()
 @click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Leave after so many trials.")
 @click.option("--stay", is_flag=True, help="Wait till the study is finished, to take over what dying workers leave.")
-@_shared
-def worker(
-    session: CliSession, max_trials: int | None, stay: bool, command: tuple[str, ...], **worker_options: Any
-) -> int:
+@worker_options
+@_command
+def worker(session: CliSession, max_trials: int | None, stay: bool, command: tuple[str, ...], **others: Any) -> int:
     """Run a command for each trial, until the study needs no more.
 
     \b
@@ -83,29 +84,30 @@ def worker(
     the study says). Exit code: 0 the study needs no more from here, 75 run me again, 1 too many failures, or none of
     the trials succeeded.
     """  # noqa: D301  # click's mark for lines that stay as they are
-    code, _ = _work(session, command, max_trials=max_trials, stay=stay, **worker_options)
+    code, _ = work(session, command, max_trials=max_trials, stay=stay, **others)
     return code
 
 
 @click.command(context_settings=_TAKES_ALL)
 @options()
-@_shared
-def run(session: CliSession, command: tuple[str, ...], **worker_options: Any) -> int:
+@worker_options
+@_command
+def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     """Run a command for exactly one trial. Everything else is as with `worker`.
 
     Exit code: 0 complete or pruned, 1 failed, 3 no work, 11 taken over by another peer, 75 run me again.
     """
-    code, ran = _work(session, command, max_trials=1, **worker_options)
+    code, ran = work(session, command, max_trials=1, **others)
     if not ran:
         return code or 3
     return {"FAIL": 1, "LOST": 11, "WAITING": code or _AGAIN}.get(ran[0][1], 0)
 
 
-def _work(session: CliSession, command: tuple[str, ...], **worker_options: Any) -> tuple[int, list[tuple[int, str]]]:
+def work(session: CliSession, command: tuple[str, ...], **others: Any) -> tuple[int, list[tuple[int, str]]]:
     """Run a worker; returns its exit code and the trials that it ran, which --json prints at the end."""
     ran: list[tuple[int, str]] = []
     try:
-        made = _worker(session, command, **worker_options)
+        made = _worker(session, command, **others)
         code, ran = made.work(), made.ran
     except StoreUnreachable as error:
         output.say(f"{error} Run me again later.")

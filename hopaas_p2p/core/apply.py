@@ -41,6 +41,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
     TrialStop,
+    TrialTakeOver,
 )
 from hopaas_p2p.core.spending import BOOKED, ledger_of, value_of
 from hopaas_p2p.core.state import (
@@ -70,10 +71,10 @@ from hopaas_p2p.core.validity import (
     possible_time,
 )
 
-LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialReclaim | TrialStop
+LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialReclaim | TrialTakeOver | TrialStop
 """Records that name the epoch of a lease."""
 
-OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop})
+OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOver})
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
 _ACCEPTED: Final = Verdict(True)
@@ -477,6 +478,18 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     return Verdict(True, trial.number)
 
 
+def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> Verdict:
+    """An operator ends the trial. The owner's lease is over, so what it tells later is kept as a late result."""
+    if record.state not in TRANSITIONS[RUNNING, TrialTakeOver].to or not _can_end(state, record.state, record.values):
+        return _refuse(state, "malformed", trial.number)
+    _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
+    if state.ledger is not None:
+        state.ledger.ended(trial.number, BOOKED[record.state])
+    trial.epoch += 1
+    _close(state, trial, record.state, TrialTakeOver, commit.at, values=record.values, reason=record.reason)
+    return Verdict(True, trial.number)
+
+
 def _reports_to_resume(trial: Trial) -> dict[int, float]:
     """What the next owner need not report again: the steps up to the newest checkpoint."""
     if not trial.checkpoints:
@@ -753,6 +766,7 @@ _RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
     TrialFinish: _of_a_trial(_finish),
     TrialRelease: _of_a_trial(_release, absent="not running"),
     TrialReclaim: _of_a_trial(_reclaim, absent="not running"),
+    TrialTakeOver: _of_a_trial(_take_over, absent="not running"),
     TrialStop: _of_a_trial(_stop, absent="not running"),
     Opaque: lambda state, _record, _commit: _refuse(state, "malformed"),
 }

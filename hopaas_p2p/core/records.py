@@ -272,6 +272,18 @@ class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.recl
     """Microseconds for which the observer saw the owner alive in this lease, by the observer's own clock."""
 
 
+class TrialTakeOver(msgspec.Struct, array_like=True, frozen=True, tag="trial.take_over"):
+    """An operator ends a trial that another peer runs, in its place. That peer's own result is then a late one."""
+
+    number: int
+    epoch: int
+    state: TrialState
+    values: tuple[float, ...] | None = None
+    reason: str | None = None
+    by: str = ""
+    """Who, for people to read."""
+
+
 class TrialStop(msgspec.Struct, array_like=True, frozen=True, tag="trial.stop"):
     """A request to the owner of one lease to end its trial; its next `should_prune()` is True."""
 
@@ -312,6 +324,7 @@ StudyRecord = (
     | TrialFinish
     | TrialRelease
     | TrialReclaim
+    | TrialTakeOver
     | TrialStop
 )
 CatalogRecord = StudyOpen | StudyClose

@@ -24,6 +24,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
     TrialStop,
+    TrialTakeOver,
 )
 from hopaas_p2p.core.rungs import decode_fidelity
 
@@ -59,6 +60,7 @@ TRANSITIONS: Final[dict[tuple[TrialState, type], Move]] = {
     (RUNNING, TrialFinish): Move("lease", (COMPLETE, PRUNED, FAIL)),
     (RUNNING, TrialRelease): Move("lease", (WAITING, FAIL)),
     (RUNNING, TrialReclaim): Move("epoch", (FAIL, PRUNED)),
+    (RUNNING, TrialTakeOver): Move("epoch", (COMPLETE, PRUNED, FAIL)),
     (RUNNING, TrialStop): Move("epoch", (RUNNING,)),
     (RUNNING, LateFinish): Move("", (FAIL,)),
 }

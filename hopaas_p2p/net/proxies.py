@@ -87,7 +87,12 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
     given = proxies.get(scheme) or proxies.get("all")
     if not given or proxy_bypass_environment(str(server), proxies):
         return None
-    parts = urlsplit(given if "://" in given else f"http://{given}")
+    return parse_proxy(given, kinds=kinds)
+
+
+def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
+    """The proxy in a value of HTTPS_PROXY; raises as `proxy_for` does."""
+    parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
         number = parts.port
     except ValueError:

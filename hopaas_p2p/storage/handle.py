@@ -462,6 +462,23 @@ class StudyHandle:
                 (owned.draft.user if kind == "user" else owned.draft.system)[str(key)] = text
         self._deliver(number, owned, **{kind: {str(key): text}})
 
+    def is_run_by_another(self, number: int) -> bool:
+        """Whether a process that this one may not act for runs the trial, as far as the log was read."""
+        trial = self.state.trials[number]
+        return trial.state is records.TrialState.RUNNING and not self.held(number)
+
+    def annotate(self, number: int, kind: Literal["user", "system"], key: str, text: str) -> None:
+        """Set an attribute of a trial that another peer runs, in that peer's name. For operators."""
+        with self.log.lock:
+            trial = self.state.trials[number]
+        said = {key: text}
+        record = TrialSet(
+            number, trial.epoch, user=said if kind == "user" else {}, system=said if kind == "system" else {}
+        )
+        (verdict,) = self.peer.commit(self.log, record, owner=trial.owner)
+        if not verdict.accepted:
+            self.refused(number, verdict)
+
     def acknowledge_stop(self, number: int) -> None:
         """Let the others see that the request to stop has arrived; leaves with the next exchange."""
         with self.log.lock:

@@ -95,6 +95,7 @@ class StorageOptions(NamedTuple):
     allow_pickles: bool
     peer_ttl: float | None
     on_behalf_of: str = ""
+    operator: bool = False
 
 
 def open_storage(
@@ -110,6 +111,7 @@ def open_storage(
     acts_for: Iterable[str] = (),
     peer_ttl: float | None = None,
     on_behalf_of: str = "",
+    operator: bool = False,
 ) -> Storage:
     """A storage for `optuna.create_study(storage=…)`, shared by every process that opens the same URL.
 
@@ -132,6 +134,9 @@ def open_storage(
         peer_ttl: a longer silence than the study's that others grant this peer, in seconds.
         on_behalf_of: the person whom a service acts for, told in the log beside the service's own login. The service
             says so; the store does not vouch for it.
+        operator: let this process end and annotate trials that other peers run, as a person does who tells a trial in a
+            dashboard. Each end is in the log with the operator's name, and the owner's own result, if one comes, is
+            kept as a late one. For owners of a study; in a directory, for all who may write there.
 
     Raises:
         ConfigurationError: the URL or the store cannot be used; the message says what to change.
@@ -150,6 +155,7 @@ def open_storage(
         allow_pickles=allow_pickles,
         peer_ttl=peer_ttl,
         on_behalf_of=on_behalf_of,
+        operator=operator,
     )
     return Storage(options, _open_peer(options, frozenset(acts_for)))
 
@@ -180,6 +186,11 @@ def _open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) 
         describe=partial(describe, on_behalf_of=options.on_behalf_of),
         energy=energy_counter(),
     )
+
+
+def open_again(options: StorageOptions) -> Storage:
+    """A storage like the one that had these `options`, as a peer of its own; raises as `open_storage` does."""
+    return Storage(options, _open_peer(options))
 
 
 _OWNER_ONLY: Final = (
@@ -225,6 +236,11 @@ class Storage(BaseStorage):
         if peer is None or peer.closed:
             peer = _unpickled[key] = _open_peer(options, state["acts_for"])
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
+
+    @property
+    def options(self) -> StorageOptions:
+        """How it was opened: no secret, and fit to travel."""
+        return self._options
 
     @property
     def url(self) -> str:
@@ -452,6 +468,12 @@ class Storage(BaseStorage):
         other._handles, other._person = self._handles, new_uuid()
         return other
 
+    def as_operator(self) -> Storage:
+        """This storage, for somebody who may end and annotate trials of other peers; see `open_storage`."""
+        other = Storage(self._options._replace(operator=True), self.peer)
+        other._handles, other._person = self._handles, self._person
+        return other
+
     def study_names(self) -> list[str]:
         """The names that are taken, also by studies that this user may not see. Reads the catalog, and no study."""
         return list(self._catalog().by_name)
@@ -587,7 +609,37 @@ class Storage(BaseStorage):
 
         """
         handle, number = self.locate(trial_id)
+        if self._options.operator and handle.is_run_by_another(number):
+            self.take_over(trial_id, state, values, reason)
+            return
         handle.finish(number, state, values, reason, defer=defer, strict=strict)
+
+    def take_over(
+        self, trial_id: int, state: TrialState, values: tuple[float, ...] | None, reason: str | None = None
+    ) -> None:
+        """End a trial that another peer runs: durable when this returns. For a storage that was opened as `operator`.
+
+        Raises:
+            ConfigurationError: it was not.
+            Denied: only an owner of the study may do that.
+            InvalidInput: the trial does not run (any more), or cannot end like that.
+
+        """
+        if not self._options.operator:
+            raise ConfigurationError(
+                "only an operator ends trials that other peers run: open_storage(…, operator=True)"
+            )
+        handle, number = self.locate(trial_id, refresh=True)
+        told = None if values is None else tuple([float(value) for value in values])
+        epoch = handle.state.trials[number].epoch
+        by = self._options.on_behalf_of or "{user}@{host}".format(**self.peer.describe())
+        to = records.TrialState(state.value)
+        self.say(trial_id >> _NUMBER_BITS, records.TrialTakeOver(number, epoch, to, told, reason, by))
+
+    @property
+    def operator(self) -> bool:
+        """Whether this process may end and annotate trials that other peers run."""
+        return self._options.operator
 
     def locate(self, trial_id: int, *, refresh: bool = False) -> tuple[StudyHandle, int]:
         """The handle of this trial's study, with `refresh` as fresh as a read may expect; and the trial's number."""
@@ -631,6 +683,9 @@ class Storage(BaseStorage):
             self._proposal(trial_id).set_attribute(kind, str(key), value, text)
             return
         handle, number = self.locate(trial_id)
+        if self._options.operator and handle.is_run_by_another(number):
+            handle.annotate(number, kind, str(key), text)
+            return
         handle.set_attr(number, kind, key, value, text)
 
     def _commit(self, study_id: int, record: Record, *, within: float | None = None) -> Verdict:

@@ -46,6 +46,12 @@ def examine(store: Store) -> Iterator[Finding]:
     yield from _guarded("studies", _studies, store)
 
 
+def way_to(store: Store) -> Generator[Finding, None, bool]:
+    """The findings about the way to a store, which costs little; returns whether it was reached."""
+    way = _own_checks(store).get("way")
+    return (yield from _guarded("way", way, store) if way is not None else _guarded("reach", _reach, store))
+
+
 Check = Callable[[Any], Any]
 """Store -> an iterator of findings, which may return False: nothing else needs to be tried."""
 

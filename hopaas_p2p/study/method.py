@@ -189,6 +189,11 @@ class Searcher:
             self.pruner, changed = _made("pruner", stored.pruner) or default, True
         return changed
 
+    @property
+    def own(self) -> tuple[optuna.samplers.BaseSampler | None, optuna.pruners.BasePruner | None]:
+        """This process's own sampler and pruner; None for the study's."""
+        return self._own_sampler, self._own_pruner
+
     def differing(self) -> dict[str, str]:
         """What this process uses and the study does not."""
         return self._said.differing(self.stored)

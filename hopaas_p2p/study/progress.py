@@ -36,7 +36,7 @@ class ProgressLog:
         self._waiting_due = 0.0
 
     def __enter__(self) -> ProgressLog:
-        if not _log.hasHandlers():
+        if not _log.hasHandlers() and not self._study.quiet:
             self._handler = logging.StreamHandler()
             self._handler.setFormatter(logging.Formatter("%(message)s"))
             _log.addHandler(self._handler)
@@ -52,7 +52,7 @@ class ProgressLog:
 
     @property
     def enabled(self) -> bool:
-        return _log.isEnabledFor(logging.INFO)
+        return _log.isEnabledFor(logging.INFO) and not self._study.quiet
 
     def ended(self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None) -> None:
         """A trial of this call ended."""
@@ -70,7 +70,7 @@ class ProgressLog:
 
     def waiting(self, why: str) -> None:
         """No trial can start for now: said at once, and then once a minute."""
-        if time.monotonic() >= self._waiting_due:
+        if self.enabled and time.monotonic() >= self._waiting_due:
             self._waiting_due = time.monotonic() + _INTERVAL
             _log.info("waiting for study %r: %s", self._study.name, why)
 

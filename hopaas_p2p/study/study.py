@@ -212,6 +212,9 @@ class Study:
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._checked_sampler: optuna.samplers.BaseSampler | None = None
         self._exports: BackgroundExports | None = None
+        self._about: dict[str, str] = {}
+        self.quiet = False
+        """Whether `optimize` logs nothing, because another process shows how it goes on."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_proposer"}  # a copy makes its own
@@ -280,7 +283,7 @@ class Study:
             self.optuna.pruner = searcher.pruner
         if aloud:
             others = searcher.differing()
-            self._handle.introduce_as(others)
+            self._handle.introduce_as({**self._about, **others})
             for what, mine in others.items():
                 theirs = in_words(getattr(searcher.stored, what))
                 level = logging.INFO if theirs == "default" else logging.WARNING  # nobody chose what it differs from
@@ -299,6 +302,16 @@ class Study:
         self.optuna.sampler = sampler or self.optuna.sampler
         self.optuna.pruner = pruner or self.optuna.pruner
         self._keep_to_method(aloud=True)
+
+    @property
+    def own_method(self) -> tuple[optuna.samplers.BaseSampler | None, optuna.pruners.BasePruner | None]:
+        """The sampler and pruner that this process was given; None for the study's."""
+        return self._searcher.own
+
+    def be_worker(self, about: dict[str, str]) -> None:
+        """Let this process's introduction to the study say this, too, and let `optimize` log nothing."""
+        self._about, self.quiet = about, True
+        self._handle.introduce_as({**about, **self._searcher.differing()})
 
     # --- trials of this process ---
 
@@ -320,7 +333,7 @@ class Study:
         if os.getpid() != self._pid:
             self._pid = os.getpid()
             self.optuna.sampler.reseed_rng()  # a forked child would repeat its parent's draws
-            self._handle.introduce_as(self._searcher.differing())
+            self._handle.introduce_as({**self._about, **self._searcher.differing()})
         self._keep_to_method()
         if self._checked_sampler is not self.optuna.sampler:
             extras.check_sampler(self.optuna.sampler)
@@ -520,6 +533,8 @@ class Study:
         *,
         catch: Iterable[type[Exception]] | type[Exception] = (),
         callbacks: Iterable[Callable[[Study, FrozenTrial], None]] = (),
+        on: Any = None,
+        workers: int | None = None,
     ) -> None:
         """Run trials until the study gives out no more, or `n_trials` or `timeout` (seconds) of this call are reached.
 
@@ -532,13 +547,35 @@ class Study:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
             catch: exceptions that fail the trial and let this go on; others fail it and are raised.
             callbacks: called after each trial with this study and the finished trial.
+            on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
+                submitit, dask.distributed and parsl), or a function that makes one. Each of its workers is a peer of
+                its own; see `hopaas_p2p.study.workers`.
+            workers: how many, on the executor. By default as many as it says it has.
 
         Raises:
-            InvalidInput: the objective cannot be called. No trial is started.
+            InvalidInput: the objective cannot be called, or cannot travel to the executor. No trial is started.
+            WorkersLost: one worker after the other ended without running a trial.
         """
         if not callable(objective):
             raise InvalidInput(f"optimize wants a function that gets a trial and returns its value, got {objective!r}")
         caught = (catch,) if isinstance(catch, type) else tuple(catch)
+        if on is not None:
+            from hopaas_p2p.study.workers import WatchedWorkers
+
+            watched = WatchedWorkers(self, objective, on, workers, n_trials=n_trials, timeout=timeout, catch=caught)
+            watched.run(tuple(callbacks))
+        else:
+            self._optimize_here(objective, n_trials, timeout, caught, callbacks)
+
+    def _optimize_here(
+        self,
+        objective: Objective,
+        n_trials: int | None,
+        timeout: float | None,
+        caught: tuple[type[Exception], ...],
+        callbacks: Iterable[Callable[[Study, FrozenTrial], None]],
+    ) -> None:
+        """Run trials in this process, see `optimize`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
         trial = None
@@ -757,6 +794,39 @@ class Study:
         """
         trial = self._running(number)
         self._control(TrialStop(number, trial.epoch if epoch is None else epoch, reason))
+
+    def take_over(
+        self,
+        number: int,
+        values: float | Sequence[float] | None = None,
+        *,
+        state: TrialState | str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """End a trial that another peer runs, in its place: durable when this returns.
+
+        The log says who did it. The owner is told at its next report or tell that it has lost the trial; a complete
+        result of its own is kept as a late one. For a study that was opened with `operator=True`.
+
+        Args:
+            number: the trial's.
+            values: the objective's value or values, for a COMPLETE trial.
+            state: "complete", "pruned" or "fail", if it does not follow from `values`.
+            reason: why.
+
+        Raises:
+            ConfigurationError: the study was not opened with `operator=True`.
+            Denied: only an owner of the study may do that.
+            InvalidInput: the trial does not run, or the values are not those of a trial.
+        """
+        to = _state_named(state) if isinstance(state, str) else state
+        if to is None:
+            to = TrialState.COMPLETE if values is not None else TrialState.FAIL
+        if (to is TrialState.COMPLETE) != (values is not None):
+            raise InvalidInput("a COMPLETE trial needs values, and only that has some")
+        told = None if values is None else as_values(values, expected=len(self.optuna.directions))
+        self._running(number)
+        self.storage.take_over((self.study_id << 32) + number, to, told, reason)
 
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.

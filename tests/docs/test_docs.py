@@ -31,6 +31,7 @@ def _pages() -> list[Path]:
         "docs/quickstart.md",
         "docs/tutorials/first-study.md",
         "docs/from-hopaas.md",
+        "docs/join.md",
         "docs/moving.md",
         "docs/notebooks.md",
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from hopaas_p2p import Float, Int
 from hopaas_p2p.study import Study
 from tests.support.htcondor_fixtures import Condor, condor
-from tests.support.processes import ROOT, campaign, states, until
+from tests.support.processes import ROOT, campaign, cli, states, until
 
 __all__ = ["condor"]
 EXAMPLES = ROOT / "examples"
@@ -113,3 +114,19 @@ def test_a_removed_job_gives_its_trial_back(condor: Condor, study: Study, place:
     until(lambda: condor.gone(job) and states(study) == ["WAITING"], 60, what=lambda: output(place))
 
     assert study.state.trials[0].checkpoints
+
+
+def test_one_command_leads_from_an_invitation_to_a_finished_campaign(condor: Condor, study: Study, place: Path) -> None:
+    study.set_budget(4)
+    (place / "s.invitation").write_text(cli("invite", "s", "--store", str(place / "store")).stdout)
+    command = ["python", str(place / "train.py"), "--lr", "{lr}", "--depth", "{depth}", "--epochs=2", "--seconds=0.1"]
+    words = ["hopaas-p2p", "join", "s.invitation", "--submit", "condor", "--jobs", "2", "--json", "--", *command]
+
+    said = json.loads(condor.run(*words, cwd=place, XDG_CONFIG_HOME=str(place / "config"), HOPAAS_TOKEN="hunter2"))
+
+    job = said["submitted"].split(".")[0]
+    until(lambda: condor.gone(job), 300, what=lambda: condor.run("condor_q", "-better", job) + output(place))
+    assert set(states(study)) <= {"COMPLETE", "PRUNED"}
+    assert len(states(study)) == 4
+    assert all("hunter2" not in Path(path).read_text() for path in said["files"])
+    assert {study.provenance(number)["batch"] for number in range(4)} == {"htcondor"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from hopaas_p2p import Float, Int
 from hopaas_p2p.study import Study
-from tests.support.processes import ROOT, campaign, states, until
+from tests.support.processes import ROOT, campaign, cli, states, until
 from tests.support.slurm_fixtures import Slurm, slurm
 
 __all__ = ["slurm"]
@@ -137,3 +138,23 @@ def test_a_job_that_is_ended_at_its_time_limit_gives_its_trial_back(slurm: Slurm
     trial = study.state.trials[0]
     assert [tenure.why for tenure in trial.history] == ["pre-empted: SIGTERM"]
     assert trial.attempt == 1 and trial.checkpoints[-1].step > 20
+
+
+def test_one_command_leads_from_an_invitation_to_a_finished_campaign(
+    slurm: Slurm, study: Study, tmp_path: Path
+) -> None:
+    """As typed on a login node: the script is written, shown and submitted, and no file is edited."""
+    study.set_budget(6)
+    invitation = cli("invite", "s", "--store", str(tmp_path / "store")).stdout
+    (tmp_path / "s.invitation").write_text(invitation)
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "HOPAAS_TOKEN": "hunter2"}
+    words = ["hopaas-p2p", "join", "s.invitation", "--submit", "slurm", "--jobs", "2", "--json", "--", *TRAIN]
+
+    said = json.loads(slurm.run(*words, "--epochs=2", "--seconds=0.1", cwd=tmp_path, **env))
+
+    job = said["submitted"]
+    until(lambda: ended(slurm, job, "COMPLETED"), 300, what=lambda: slurm.show(job) + output(tmp_path / "hopaas-jobs"))
+    assert set(states(study)) <= {"COMPLETE", "PRUNED"}
+    assert len(states(study)) == 6
+    assert "hunter2" not in Path(said["files"][0]).read_text() + slurm.show(job)
+    assert {study.provenance(number)["batch"] for number in range(6)} == {"slurm"}

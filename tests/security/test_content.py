@@ -68,6 +68,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
     TrialStop,
+    TrialTakeOver,
 )
 from hopaas_p2p.core.state import COMPLETE, FAIL, WAITING, State
 from hopaas_p2p.errors import NoWork
@@ -564,6 +565,7 @@ RECORDS: Final = st.one_of(
     st.builds(TrialClaim, _NUMBERS),
     st.builds(TrialRelease, _NUMBERS, _EPOCHS, st.booleans(), _TEXTS),
     st.builds(TrialReclaim, _NUMBERS, _EPOCHS, st.text(max_size=5)),
+    st.builds(TrialTakeOver, _NUMBERS, _EPOCHS, _STATES, _RESULTS, st.none(), st.text(max_size=5)),
     st.builds(TrialStop, _NUMBERS, _EPOCHS, _TEXTS),
 )
 

@@ -77,7 +77,7 @@ class World:
         token = folder / "token"
         token.write_text(access.create_token(store, "ann").secret.reveal())
         authority = Authority(folder)
-        self.pair = authority.certificate(CENTRE)
+        self.pair = authority.certificate(CENTRE, "localhost")
         self.env = {"HOPAAS_TOKEN_FILE": str(token), "HOPAAS_CA_FILE": str(authority.file)}
         self.squids: dict[str, SiteSquid] = {}
 

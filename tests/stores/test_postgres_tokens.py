@@ -14,6 +14,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access, spool
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.joining.invitation import invite
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.testing.commits import outgoing
 from tests.support.postgres import Server
@@ -240,3 +241,61 @@ def test_commands_print_data_on_stdout_and_messages_on_stderr(place: Place, monk
     assert "ann" in run(commands.user, "list").stdout
     run(commands.user, "rm", "ann")
     assert json.loads(run(commands.user, "list", "--json").stdout)[0]["user"] == "bob"
+
+
+# --- invitations -------------------------------------------------------------------------------------------------
+
+
+def test_an_invitation_lets_a_guest_into_one_study_and_no_other(place: Place, tmp_path: Path) -> None:
+    admin = place.storage(place.admin)
+    for name in ("digits", "letters"):
+        hopaas_p2p.open_study(admin, name, space={"x": hopaas_p2p.Float(0, 1)})
+    made = invite(place.admin, "digits", days=2, site="north")
+    assert made.invitation.token is not None
+    (token,) = access.tokens(place.admin, user=made.guest)
+    assert (token.name, token.label) == (made.token_name, "invitation to digits for north")
+    assert token.expires is not None
+    assert abs(token.expires - token.created - datetime.timedelta(days=2)) < datetime.timedelta(minutes=1)
+    assert "@" not in made.invitation.store
+
+    role, _, password = made.invitation.token.reveal().partition(":")
+    guest = hopaas_p2p.open_study(place.storage(place.url((role, password))), "digits", create=False)
+    guest.tell(guest.ask(), 1.0)
+    with pytest.raises(Denied):
+        guest.pause()
+    with pytest.raises(Denied):
+        hopaas_p2p.open_study(guest.storage, "letters", create=False)
+    access.revoke_token(place.admin, made.token_name)
+    with pytest.raises(Denied):
+        place.store(place.url((role, password))).catalog().exchange(None, 0)
+
+
+def test_guests_of_one_study_and_role_are_one_user_with_a_token_each(place: Place) -> None:
+    hopaas_p2p.open_study(place.storage(place.admin), "digits")
+    one, other = (invite(place.admin, "digits", site=site) for site in ("north", "south"))
+    viewer = invite(place.admin, "digits", role="viewer")
+    assert one.guest == other.guest != viewer.guest
+    assert one.token_name != other.token_name
+    roles = {grant.user: grant.role for grant in access.grants(place.admin, "digits")}
+    assert (roles[one.guest], roles[viewer.guest]) == ("worker", "viewer")
+
+
+def test_only_administrators_invite(place: Place) -> None:
+    url = place.person("ann")
+    hopaas_p2p.open_study(place.storage(url), "digits")
+    with pytest.raises(Denied):
+        invite(url, "digits")
+
+
+def test_a_worker_is_no_operator(place: Place) -> None:
+    owner = hopaas_p2p.open_study(place.storage(place.person("ann")), "digits", space={"x": hopaas_p2p.Float(0, 1)})
+    access.add_user(place.admin, "bob")
+    access.grant(place.admin, "digits", "bob", "worker")
+    owner.ask()
+    bob = hopaas_p2p.open_study(place.storage(place.person("bob"), operator=True), "digits", create=False)
+    with pytest.raises(Denied, match="grant digits USER owner"):
+        bob.take_over(0, 1.0)
+    assert owner.trials[0].state.name == "RUNNING"
+    chief = hopaas_p2p.open_study(place.storage(place.person("ann"), operator=True), "digits", create=False)
+    chief.take_over(0, 1.0)
+    assert owner.trials[0].value == 1.0

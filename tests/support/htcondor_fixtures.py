@@ -172,7 +172,7 @@ class Condor:
             words,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             cwd=cwd or self.directory,
             env={**self.environment, **env},
             user=self.user,

@@ -105,7 +105,7 @@ class Namespaces:
             self.words(name, *CLI, *words),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
             env=environment(**env),
         )
@@ -124,7 +124,7 @@ class Namespaces:
 
     def wait_for(self, log: str, words: str) -> None:
         """Wait until a program has said this."""
-        until(lambda: words in self.said(log), 60, what=lambda: self.said(log))
+        until(lambda: words in self.said(log), 300, what=lambda: self.said(log))
 
     def end(self) -> None:
         for process in reversed(self._processes):

@@ -150,7 +150,7 @@ class Slurm:
     def run(self, *words: str, cwd: Path | None = None, check: bool = True, **env: str) -> str:
         """Run one of Slurm's commands; its output."""
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=30, cwd=cwd, env={**self.environment, **env}, check=False
+            words, capture_output=True, text=True, timeout=120, cwd=cwd, env={**self.environment, **env}, check=False
         )
         assert not check or done.returncode == 0, f"{words}: {done.stderr}\n{self.logs()}"
         return done.stdout

@@ -35,6 +35,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
     TrialStop,
+    TrialTakeOver,
 )
 from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, LateFinish, Move, State, Trial, Verdict
 from hopaas_p2p.testing import invariants
@@ -43,7 +44,16 @@ from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scrib
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
-TRIAL_RECORDS = (TrialClaim, TrialSet, TrialCheckpoint, TrialFinish, TrialRelease, TrialReclaim, TrialStop)
+TRIAL_RECORDS = (
+    TrialClaim,
+    TrialSet,
+    TrialCheckpoint,
+    TrialFinish,
+    TrialRelease,
+    TrialReclaim,
+    TrialTakeOver,
+    TrialStop,
+)
 SAVED = Checkpoint(1, "key", 10, "0" * 64)
 
 
@@ -69,6 +79,9 @@ def records_of(kind: type, *, epoch: int) -> list[Record]:
             TrialFinish(0, epoch, PRUNED),
             TrialFinish(0, epoch, FAIL, None, "why"),
         ]
+    if kind is TrialTakeOver:
+        ends = ((COMPLETE, (2.0,)), (PRUNED, None), (FAIL, None))
+        return [TrialTakeOver(0, epoch, state, values, by="eve") for state, values in ends]
     if kind is TrialRelease:
         return [TrialRelease(0, epoch), TrialRelease(0, epoch, fail=True)]
     if kind is TrialCheckpoint:
@@ -131,7 +144,7 @@ def test_without_the_lease_only_what_the_table_allows_to_anyone_is_accepted(
         was = invariants._facts(trial)
         verdict = scribe.say(writer, choices[index])
         allowed = needs == "epoch" and epoch == trial.epoch
-        if kind is TrialReclaim and verdict.accepted:
+        if kind in (TrialReclaim, TrialTakeOver) and verdict.accepted:
             assert (writer, epoch) == ("bob", 1)
             continue
         assert verdict.accepted == allowed, verdict
@@ -211,6 +224,7 @@ def test_no_six_records_of_two_peers_on_two_trials_break_an_invariant(budget: in
     assert next(refused) > 1000
     every = {(start, kind, end) for (start, kind), move in TRANSITIONS.items() for end in move.to if end is not start}
     unsaid = {(RUNNING, TrialReclaim, PRUNED), (WAITING, TrialFinish, PRUNED), (RUNNING, TrialFinish, PRUNED)}
+    unsaid |= {(RUNNING, TrialTakeOver, end) for end in (COMPLETE, PRUNED, FAIL)}
     unsaid |= {(RUNNING, TrialRelease, FAIL)}  # the two peers say none of these
     unsaid |= {(RUNNING, LateFinish, FAIL)} if budget is None else set()  # there is a place for both
     assert moved == every - unsaid, "of one trial by its record, and of the other by a late result"

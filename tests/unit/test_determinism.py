@@ -32,6 +32,7 @@ from hopaas_p2p.core.records import (
     TrialRelease,
     TrialSet,
     TrialStop,
+    TrialTakeOver,
     Until,
     Used,
 )
@@ -83,6 +84,7 @@ def _some_record(random_: random.Random, scribe: Scribe, peer: str) -> Record:
             TrialFinish(own, lease, FAIL, None, "why"),
             TrialRelease(own, lease),
             TrialReclaim(number, epoch),
+            TrialTakeOver(number, epoch, COMPLETE, (3.0,), None, "ann"),
             TrialStop(number, epoch, "why"),
             StudySet(user={name: "1"}),
             StudyControl(None, random_.randrange(50, 500)),

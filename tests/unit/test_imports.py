@@ -44,6 +44,8 @@ LAYERS = (
         "histories",
         "rescue",
         "sweeps",
+        "joining",
+        "batch",
     },
     {"demo", "gateway", "local"},
     {"cli", "testing"},

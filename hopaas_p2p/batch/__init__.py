@@ -1,0 +1,189 @@
+"""Batch jobs that take part in a study: the script or manifest for each batch system, without a secret in it.
+
+A template in `templates/` is a file that could be submitted as it stands, with `@word@` where a value goes. The values
+come from one `BatchJob`. Everything that a job needs to be let in is in files that the script names; the script itself,
+the job's description and every argument may be read by all users of a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from importlib import resources
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hopaas_p2p.errors import InvalidInput
+
+SYSTEMS: Final = ("slurm", "condor", "kubernetes", "pbs", "lsf", "sge")
+_WORD: Final = re.compile(r"@([a-z]+)@")
+_STORE_TIME: Final = 30  # seconds beyond the grace, for the store
+_IN_POD: Final = "/etc/hopaas"
+_MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)
+
+
+class BatchJob(NamedTuple):
+    """Some equal jobs, each of which runs one worker."""
+
+    study: str
+    command: tuple[str, ...]
+    """What a trial runs."""
+    worker: tuple[str, ...]
+    """The program and subcommand that run it: `hopaas-p2p join` or `worker`, without options."""
+    options: tuple[str, ...] = ()
+    """Options for it."""
+    environment: dict[str, str] = {}
+    """What it needs to be told, none of it a secret."""
+    folder: Path = Path("hopaas-jobs")
+    """Where the script goes, and what the jobs print."""
+    jobs: int = 1
+    seconds: int = 4 * 3600
+    grace: int = 300
+    cpus: int = 1
+    gpus: int = 0
+    memory: str = ""
+    queue: str = ""
+    """A partition or queue."""
+    account: str = ""
+    more: tuple[str, ...] = ()
+    """Lines for the batch system, as it writes them."""
+    image: str = ""
+
+    @property
+    def name(self) -> str:
+        """Fit for every batch system."""
+        return "hopaas-" + re.sub(r"[^a-z0-9]+", "-", self.study.lower()).strip("-")[:40].strip("-")
+
+
+def files(system: str, job: BatchJob) -> dict[Path, str]:
+    """The files to be written, the one to be submitted last.
+
+    Raises:
+        InvalidInput: the job cannot be like that in this batch system.
+
+    """
+    if not job.command:
+        raise InvalidInput("say what a trial runs, behind --")
+    if job.memory and not _MEMORY.fullmatch(job.memory):
+        raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
+    if any("\n" in word for word in (*job.more, job.queue, job.account, job.image)):
+        raise InvalidInput("an option for the batch system is one line")
+    base = job.folder / job.name
+    match system:
+        case "condor":
+            script = base.with_suffix(".sh")
+            return {script: _filled("condor.sh", job), base.with_suffix(".sub"): _condor(job, script)}
+        case "kubernetes":
+            return {base.with_suffix(".yaml"): _kubernetes(job)}
+        case "slurm" | "pbs" | "lsf" | "sge":
+            return {base.with_suffix(f".{system}.sh"): _script(system, job)}
+    raise InvalidInput(f"no batch system {system!r}; there are: {', '.join(SYSTEMS)}")
+
+
+def submission(system: str, file: Path) -> list[str]:
+    """The command that submits this file."""
+    words = {"slurm": "sbatch --parsable", "condor": "condor_submit -terse", "kubernetes": "kubectl apply -f"}
+    return [*words.get(system, {"lsf": "bsub -I"}.get(system, "qsub")).split(), str(file)]
+
+
+def _filled(template: str, job: BatchJob, **more: str) -> str:
+    """A template with the values of a job; a line that is nothing but an empty value goes."""
+    limit = "auto" if template.startswith(("slurm", "condor")) else str(job.seconds)
+    signals = {"slurm": "USR1,TERM", "lsf": "USR1,TERM"}.get(template.partition(".")[0], "TERM")
+    options = ["--time-limit", limit, "--grace", str(job.grace), "--signal", signals, *job.options]
+    warning = job.grace + _STORE_TIME
+    values = {
+        "name": job.name,
+        "jobs": str(job.jobs),
+        "last": str(job.jobs - 1),
+        "seconds": str(job.seconds),
+        "minutes": f"{job.seconds // 3600}:{job.seconds % 3600 // 60:02d}",
+        "time": f"{job.seconds // 3600}:{job.seconds % 3600 // 60:02d}:{job.seconds % 60:02d}",
+        "warning": str(warning),
+        "warningminutes": str(-(-warning // 60)),
+        "cpus": str(job.cpus),
+        "folder": str(job.folder),
+        "exports": "\n".join(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
+        "worker": shlex.join([*job.worker, *options, "--", *job.command]),
+        **more,
+    }
+    text = resources.files("hopaas_p2p.batch").joinpath("templates", template).read_text()
+    lines = []
+    for line in text.splitlines():
+        made = _WORD.sub(lambda found: values[found[1]], line)
+        if made or not _WORD.fullmatch(line):
+            lines.append(made)
+    return "\n".join(lines) + "\n"
+
+
+def _script(system: str, job: BatchJob) -> str:
+    """A shell script whose first lines are for the batch system."""
+    mark = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB", "sge": "#$"}[system]
+    wanted = {
+        "slurm": (
+            f"--cpus-per-task={job.cpus}" if job.cpus > 1 else "",
+            f"--gpus={job.gpus}" if job.gpus else "",
+            f"--mem={job.memory}" if job.memory else "",
+            f"--partition={job.queue}" if job.queue else "",
+            f"--account={job.account}" if job.account else "",
+        ),
+        "pbs": (f"-q {job.queue}" if job.queue else "", f"-A {job.account}" if job.account else ""),
+        "lsf": (
+            f"-gpu num={job.gpus}" if job.gpus else "",
+            f"-M {job.memory}" if job.memory else "",
+            f"-q {job.queue}" if job.queue else "",
+            f"-P {job.account}" if job.account else "",
+        ),
+        "sge": (
+            f"-pe smp {job.cpus}" if job.cpus > 1 else "",
+            f"-l gpu={job.gpus}" if job.gpus else "",
+            f"-l h_vmem={job.memory}" if job.memory else "",
+            f"-q {job.queue}" if job.queue else "",
+            f"-P {job.account}" if job.account else "",
+        ),
+    }[system]
+    lines = [f"{mark} {words}" for words in (*wanted, *job.more) if words]
+    gpus = f":ngpus={job.gpus}" if job.gpus else ""
+    memory = f":mem={job.memory}" if job.memory else ""
+    return _filled(f"{system}.sh", job, options="\n".join(lines), gpuwords=gpus, memorywords=memory)
+
+
+def _condor(job: BatchJob, script: Path) -> str:
+    lines = [
+        f"request_gpus            = {job.gpus}" if job.gpus else "",
+        f"request_memory          = {job.memory}" if job.memory else "",
+        f"accounting_group        = {job.account}" if job.account else "",
+        *job.more,
+    ]
+    lines = [line for line in lines if line]
+    return _filled("condor.sub", job, options="\n".join(lines), script=str(script), here=str(Path.cwd()))
+
+
+def _kubernetes(job: BatchJob) -> str:
+    """A manifest; JSON is YAML, so what comes from people is written as JSON."""
+    if not job.image:
+        raise InvalidInput("--image: name the container image that holds your code and hopaas-p2p")
+    if job.more or job.queue or job.account:
+        raise InvalidInput("--option, --queue and --account say nothing to Kubernetes; edit the manifest (--dry-run)")
+    options = ["--time-limit", str(job.seconds), "--grace", str(job.grace), "--signal", "TERM", *job.options]
+    env: list[dict[str, object]] = [{"name": key, "value": value} for key, value in job.environment.items()]
+    env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
+    proxy = {"secretKeyRef": {"name": job.name, "key": "proxy", "optional": True}}
+    env.append({"name": "HTTPS_PROXY", "valueFrom": proxy})
+    requests = {"cpu": str(job.cpus), "memory": job.memory or "1Gi"}
+    limits = {"memory": job.memory or "1Gi"} | ({"nvidia.com/gpu": str(job.gpus)} if job.gpus else {})
+    return _filled(
+        "kubernetes.yaml",
+        job,
+        image=json.dumps(job.image),
+        command=json.dumps(["hopaas-p2p", "worker", *options, "--", *job.command]),
+        env="\n".join(f"            - {json.dumps(one)}" for one in env),
+        requests=json.dumps(requests),
+        limits=json.dumps(limits),
+    )
+
+
+def in_pod(file: str) -> str:
+    """Where a pod finds a file of the Secret."""
+    return f"{_IN_POD}/{file}"

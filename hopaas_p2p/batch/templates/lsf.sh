@@ -1,0 +1,14 @@
+#!/bin/bash
+# Written by hopaas-p2p for LSF. There is no secret in it: what lets a job in is in files of yours that it names.
+#BSUB -J @name@[1-@jobs@]
+#BSUB -W @minutes@
+#BSUB -n @cpus@
+#BSUB -r
+#BSUB -Q 75
+#BSUB -wa USR1
+#BSUB -wt @warningminutes@
+#BSUB -o @folder@/@name@-%I.out
+@options@
+@exports@
+
+exec @worker@

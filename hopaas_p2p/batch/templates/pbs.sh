@@ -1,0 +1,13 @@
+#!/bin/bash
+# Written by hopaas-p2p for PBS. There is no secret in it: what lets a job in is in files of yours that it names.
+#PBS -N @name@
+#PBS -J 0-@last@
+#PBS -l walltime=@time@
+#PBS -l select=1:ncpus=@cpus@@gpuwords@@memorywords@
+#PBS -r y
+#PBS -j oe
+@options@
+@exports@
+
+cd "$PBS_O_WORKDIR" || exit 78
+exec @worker@

@@ -1,0 +1,21 @@
+#!/bin/bash
+# Written by hopaas-p2p for Grid Engine. There is no secret in it: what lets a job in is in files of yours that it names.
+#$ -N @name@
+#$ -t 1-@jobs@
+#$ -l h_rt=@time@
+#$ -notify
+#$ -r y
+#$ -cwd
+#$ -j y
+#$ -S /bin/bash
+@options@
+@exports@
+
+@worker@ &
+worker=$!
+trap 'kill -TERM $worker 2>/dev/null' USR1 USR2 TERM
+while kill -0 $worker 2>/dev/null; do wait $worker; done
+wait $worker
+code=$?
+if [ "$code" -eq 75 ]; then exit 99; fi  # 99: queue this task again
+exit "$code"

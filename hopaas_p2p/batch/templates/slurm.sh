@@ -1,0 +1,30 @@
+#!/bin/bash
+# Written by hopaas-p2p. There is no secret in it: what lets a job in is in files of yours that it names.
+#SBATCH --job-name=@name@
+#SBATCH --array=0-@last@
+#SBATCH --time=@time@
+#SBATCH --requeue                 # when a node dies, or somebody with a higher priority comes
+#SBATCH --open-mode=append        # a requeued job goes on writing its output
+#SBATCH --output=@folder@/@name@-%a.out
+#SBATCH --signal=B:USR1@@warning@    # tell this script @warning@ s before the time limit
+@options@
+@exports@
+
+@worker@ &
+worker=$!
+
+# bash does not pass signals on by itself. TERM comes from scancel, and before a kill: then do not ask for another turn.
+cancelled=
+trap 'kill -USR1 $worker 2>/dev/null' USR1
+trap 'cancelled=yes; kill -TERM $worker 2>/dev/null' TERM
+
+while kill -0 $worker 2>/dev/null; do wait $worker; done  # a trap interrupts `wait`
+wait $worker
+code=$?
+
+# 75: the study is not done, but this job's time is. Queue it again; the trial that it gave back is gone on with.
+if [ "$code" -eq 75 ] && [ -z "$cancelled" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+    sleep 60  # Slurm ends this script
+fi
+exit "$code"

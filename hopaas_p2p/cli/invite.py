@@ -1,0 +1,63 @@
+"""`hopaas-p2p invite`: one string that lets somebody join a study."""
+
+from __future__ import annotations
+
+import datetime
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.times import to_iso
+
+
+@click.command()
+@options(study="argument")
+@click.option(
+    "--role",
+    type=click.Choice(["viewer", "worker", "owner"]),
+    default="worker",
+    show_default=True,
+    help="What the guest may do. Only Postgres holds guests to it.",
+)
+@click.option("--days", type=click.IntRange(1, 366), default=7, show_default=True, help="How long it is valid.")
+@click.option("--site", default="", metavar="NAME", help="For whom; `join` calls the site so.")
+@click.option("--address", metavar="URL", help="The store as guests reach it, if that differs: a gateway, for example.")
+def invite(session: CliSession, role: str, days: int, site: str, address: str | None) -> None:
+    """Print one string that lets somebody join STUDY with one command.
+
+    \b
+    hopaas-p2p invite digits --site north > north.invitation
+    hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
+
+    On Postgres it holds a new token of a guest who may use this study and no other; you need an administrator's login.
+    See and end it with `token list` and `token revoke`. For a bucket or a directory it says where the study is; what
+    lets somebody in there (keys, permissions) stays with them.
+    """  # noqa: D301  # click wants the backspace
+    from hopaas_p2p.joining import invitation as invitations
+
+    session.settings.publish()
+    made = invitations.invite(session.store_url, session.study_name, role=role, days=days, site=site, address=address)
+    said = made.invitation
+    secret = said.seal().reveal()
+    data = {
+        "invitation": secret,
+        "study": said.study,
+        "store": said.store,
+        "token": made.token_name or None,
+        "expires": to_iso(said.expires * 1_000_000),
+    }
+    session.show(data, lambda: output.print_lines([secret]))
+    until = datetime.datetime.fromtimestamp(said.expires, tz=datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    if made.token_name:
+        output.say(
+            f"An invitation to {said.study}, valid until {until}. It is a secret, shown this once: send it as you "
+            f"would a password. To end it: hopaas-p2p token revoke {made.token_name}"
+        )
+    else:
+        output.say(
+            f"An invitation to {said.study}, valid until {until}. It holds no secret: guests need access to "
+            f"{said.store} of their own."
+        )
+    if invitations.is_of_this_machine(said.store):
+        output.say(f"note: {said.store} leads to this machine only; for others say --address URL")

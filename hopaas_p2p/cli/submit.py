@@ -1,0 +1,269 @@
+"""`hopaas-p2p submit`, and `join --submit`: writes the batch jobs of a study, shows them, and submits them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import click
+
+from hopaas_p2p import batch
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.after_dashes import CommandAfterDashes
+from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.worker import worker_options
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.settings import SETTINGS, joined_folder, variable
+from hopaas_p2p.stores.url import redacted
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PROGRAM: Final = (sys.executable, "-m", "hopaas_p2p.cli.main")
+"""This program, in this environment."""
+_TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
+_PROXIES: Final = ("https_proxy", "http_proxy", "all_proxy")
+_BY_HAND: Final = ("pbs", "lsf", "sge")
+"""Batch systems whose script is written and shown, and submitted by the user: we have tried none of them."""
+_FOLDER: Final = Path("hopaas-jobs")
+
+
+class JobRequest(NamedTuple):
+    """What the options say about the jobs."""
+
+    jobs: int
+    gpus: int
+    cpus: int
+    memory: str
+    time: str
+    queue: str
+    account: str
+    more: tuple[str, ...]
+    image: str
+    dry_run: bool
+
+
+def job_options(function: F) -> F:
+    """The options of all commands that submit jobs."""
+    adds: list[Callable[[Any], Any]] = [
+        click.option("--jobs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many."),
+        click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="For each job."),
+        click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="For each job."),
+        click.option("--memory", default="", metavar="16G", help="For each job."),
+        click.option("--time", default="4h", show_default=True, metavar="4h", help="For each turn of a job."),
+        click.option("--queue", default="", metavar="NAME", help="The partition or queue."),
+        click.option("--account", default="", metavar="NAME", help="Who pays."),
+        click.option("--option", "more", multiple=True, metavar="LINE", help="For the batch system, as it writes it."),
+        click.option("--image", default="", metavar="IMAGE", help="On Kubernetes: your code and hopaas-p2p."),
+        click.option("--dry-run", is_flag=True, help="Write and show it, and submit nothing."),
+    ]
+    for add in reversed(adds):
+        function = add(function)
+    return function
+
+
+@click.command(cls=CommandAfterDashes)
+@options()
+@click.argument("system", type=click.Choice(batch.SYSTEMS))
+@job_options
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Leave after so many trials.")
+@click.option("--stay", is_flag=True, help="Wait till the study is finished, to take over what dying workers leave.")
+@worker_options
+def submit(session: CliSession, system: str, command: tuple[str, ...], **others: Any) -> None:
+    """Write the batch jobs of a study, show them, and submit them.
+
+    \b
+    hopaas-p2p submit slurm --study digits --jobs 20 --gpus 1 --time 4h -- python train.py --lr {lr}
+
+    Each job runs one worker, and queues itself again when its time is over and the study is not done. The script goes
+    to hopaas-jobs. It holds no secret: a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the
+    script is written and shown, and you submit it.
+    """  # noqa: D301  # click's mark for lines that stay as they are
+    request, worker = split(others)
+    origin = Path(session.settings.find("store", session.given["store"]).origin)
+    if origin.parent == joined_folder():
+        from hopaas_p2p.joining import membership
+
+        joined = membership.load(origin.stem)
+        submit_joined(session, system, joined, command, request, worker)
+        return
+    study = session.study()
+    environment = told(session, store=study.storage.url, study=study.name)
+    submit_jobs(session, system, study.name, (*PROGRAM, "worker"), environment, command, request, worker)
+
+
+def split(others: dict[str, Any]) -> tuple[JobRequest, dict[str, Any]]:
+    """(what the options say about the jobs, those of the worker)."""
+    request = JobRequest(*(others.pop(name) for name in JobRequest._fields))
+    return request, others
+
+
+def told(session: CliSession, **given: str) -> dict[str, str]:
+    """What jobs have to be told of the settings in effect, none of it a secret.
+
+    Raises:
+        ConfigurationError: the token, or a password, is in a place that would have to be copied into the job.
+
+    """
+    settings = session.settings
+    if settings.get("token") and not settings.get("token_file"):
+        raise ConfigurationError(
+            "a job may not hold the token that is in HOPAAS_TOKEN, since others can read jobs. Write it into a file of "
+            "mode 600 that the nodes see, and name that in HOPAAS_TOKEN_FILE"
+        )
+    found = {name: given.get(name) or settings.get(name) for name in _TOLD}
+    values = {name: str(value) for name, value in found.items() if value and value != SETTINGS[name].default}
+    if redacted(values["store"]) != values["store"] or "***" in values["store"]:
+        raise ConfigurationError(
+            f"{redacted(values['store'])}: a job may not hold a password. Put it into HOPAAS_TOKEN_FILE or PGPASSFILE"
+        )
+    paths = {name: Path(value).expanduser() for name, value in values.items() if name.endswith("_file")}
+    values |= {name: str(path.absolute()) for name, path in paths.items()}
+    told = {variable(name): value for name, value in values.items()}
+    return told | _passed_on("PGPASSFILE", "AWS_PROFILE")
+
+
+def _passed_on(*names: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in (*names, "PYTHONPATH") if os.environ.get(name)}
+
+
+def submit_joined(
+    session: CliSession,
+    system: str,
+    joined: Any,
+    command: tuple[str, ...],
+    request: JobRequest,
+    worker: dict[str, Any],
+) -> None:
+    """The same for a study that was joined: its jobs look for the way themselves, on their nodes."""
+    values: dict[str, str] = joined.values
+    if joined.values.get("via") == "bridge":
+        environment = {"HOPAAS_STORE": joined.mirror.as_uri(), "HOPAAS_STUDY": joined.study}
+        verb = "worker"
+    elif system == "kubernetes":
+        from hopaas_p2p.batch import in_pod
+
+        environment = {variable(name): values[name] for name in ("store", "study", "site") if name in values}
+        for name in ("token", "ca"):
+            if f"{name}_file" in values:
+                environment[variable(f"{name}_file")] = in_pod(name)
+        verb = "worker"
+    else:
+        environment = {"HOPAAS_JOINED": joined.name, "XDG_CONFIG_HOME": str(joined_folder().parent.parent.absolute())}
+        verb = "join"
+    if system != "kubernetes":
+        environment |= _passed_on("AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE")
+    parts = (*PROGRAM, verb)
+    keys = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
+    submit_jobs(session, system, joined.study, parts, environment, command, request, worker, secret=keys)
+
+
+def submit_jobs(
+    session: CliSession,
+    system: str,
+    study: str,
+    program: tuple[str, ...],
+    environment: dict[str, str],
+    command: tuple[str, ...],
+    request: JobRequest,
+    worker: dict[str, Any],
+    *,
+    secret: dict[str, str] | None = None,
+) -> None:
+    """Write, show, submit."""
+    from hopaas_p2p.worker.limits import parse_duration
+
+    if worker.pop("time_limit", None) is not None:
+        raise click.UsageError("--time says how long a job may run, and its worker reads that; leave --time-limit out")
+    folder = _FOLDER.absolute()
+    job = batch.BatchJob(
+        study,
+        command,
+        program,
+        options=_as_words(worker),
+        environment=environment,
+        folder=folder,
+        jobs=request.jobs,
+        seconds=round(parse_duration(request.time)),
+        grace=round(parse_duration(worker["grace"])),
+        cpus=request.cpus,
+        gpus=request.gpus,
+        memory=request.memory,
+        queue=request.queue,
+        account=request.account,
+        more=request.more,
+        image=request.image,
+    )
+    if job.grace + 60 >= job.seconds:
+        raise InvalidInput(f"--time {request.time} leaves no time for a trial beside --grace {worker['grace']}")
+    files = batch.files(system, job)
+    folder.mkdir(exist_ok=True)
+    for path, text in files.items():
+        path.write_text(text)
+        path.chmod(0o755 if path.suffix == ".sh" else 0o644)
+    last = list(files)[-1]
+    words = batch.submission(system, last)
+    if not session.as_json:
+        output.say(f"--- {last}")
+        output.say(files[last].rstrip())
+        output.say("---")
+    submitted = None
+    if request.dry_run or system in _BY_HAND:
+        output.say(f"to submit it: {shlex.join(words)}")
+    else:
+        if system == "kubernetes" and secret:
+            _make_secret(job.name, secret)
+        submitted = _run(words).strip()
+        output.say(f"submitted: {submitted}. Watch it: hopaas-p2p watch, hopaas-p2p peers list")
+    if session.as_json:
+        output.print_json({"files": [str(path) for path in files], "submit": words, "submitted": submitted})
+
+
+def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
+    """The options of a worker that were given, but for those that every job gets."""
+    words: list[str] = []
+    for name in ("site", "sampler", "pruner", "max_trials"):
+        if worker.get(name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(worker[name])]
+    if worker.get("stay"):
+        words.append("--stay")
+    logs = worker.get("logs")
+    if logs is not None and logs != Path("hopaas-logs"):
+        words += ["--logs", str(logs)]
+    return tuple(words)
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without secrets, for programs that copy it to others."""
+    secrets = {variable(name) for name, setting in SETTINGS.items() if setting.secret} | {"PGPASSWORD"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in secrets and not (name.lower() in _PROXIES and "@" in value) and not name.startswith("AWS_SECRET")
+    }
+
+
+def _run(words: list[str], *, text: str | None = None) -> str:
+    """Run a command of the batch system; its output."""
+    if shutil.which(words[0]) is None:
+        raise ConfigurationError(
+            f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node; what "
+            f"was written can be submitted by hand: {shlex.join(words)}"
+        )
+    done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=clean_environment())
+    if done.returncode != 0:
+        why = (done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}").splitlines()[-1]
+        raise ConfigurationError(f"{words[0]} refused it: {why}. The script stays; submit it with: {shlex.join(words)}")
+    return done.stdout
+
+
+def _make_secret(name: str, files: dict[str, str]) -> None:
+    """Make the Secret of these files, or renew it. Its content passes through pipes only."""
+    words = [f"--from-file={key}={path}" for key, path in files.items()]
+    made = _run(["kubectl", "create", "secret", "generic", name, *words, "--dry-run=client", "-o", "yaml"])
+    _run(["kubectl", "apply", "-f", "-"], text=made)

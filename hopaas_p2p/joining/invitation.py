@@ -1,0 +1,192 @@
+"""An invitation: one string that says where a study is, and carries what lets somebody in.
+
+It is made for people who have nothing yet, so it holds a secret where the store has tokens: it is printed once, read
+from a file or from standard input, and never put into an argument, a log or a repr. On Postgres its token belongs to a
+user of its own, a *guest*, who has a grant for this one study and for nothing else. Keys of a bucket and permissions of
+a directory stay where they are: there the string says only where to look.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import datetime
+import re
+import time
+import zlib
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from hopaas_p2p import access, settings
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.net import trust
+from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.stores.url import open_store, redacted
+
+_PREFIX: Final = "hpj1-"
+_LONGEST: Final = 1 << 16
+_DAY: Final = 86400
+MOST_DAYS: Final = 366
+_LIKE_A_FILE: Final = re.compile(r"[^A-Za-z0-9-]+")
+
+
+class Invitation(NamedTuple):
+    """What an invitation says. `seal` gives the string, `Invitation.parse` reads it."""
+
+    store: str
+    """Its URL, without a login."""
+    study: str
+    token: Secret | None
+    """What goes into a token file; None where the store has no tokens."""
+    expires: int
+    """Seconds since 1970. The server ends the token by its own clock; elsewhere this is all that ends it."""
+    site: str = ""
+    """The name of the site it was made for."""
+    authority: str = ""
+    """The certificates of a private authority that vouches for the server, in PEM."""
+
+    def seal(self) -> Secret:
+        """The string, which is a secret."""
+        body = msgspec.msgpack.encode(self._replace(token=None)._asdict() | {"token": self._token_text()})
+        packed = zlib.compress(body, 9)
+        code = base64.urlsafe_b64encode(zlib.crc32(packed).to_bytes(4, "big") + packed).decode().rstrip("=")
+        return Secret(_PREFIX + code)
+
+    def _token_text(self) -> str:
+        return self.token.reveal() if self.token is not None else ""
+
+    @classmethod
+    def parse(cls, text: str) -> Invitation:
+        """The invitation in this text.
+
+        Raises:
+            InvalidInput: it is none, or only a part of one. The message shows nothing of it.
+
+        """
+        text = "".join(text.split())  # a terminal or a mail may have broken the line
+        try:
+            if not text.startswith(_PREFIX) or len(text) > _LONGEST:
+                raise ValueError
+            code = text[len(_PREFIX) :]
+            data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
+            if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
+                raise ValueError
+            unpacker = zlib.decompressobj()
+            said = msgspec.msgpack.decode(unpacker.decompress(data[4:], _LONGEST), type=_Body)
+        except (ValueError, zlib.error, binascii.Error, msgspec.MsgspecError):
+            what = "it is cut or changed" if text.startswith(_PREFIX) else f"it does not begin with {_PREFIX}"
+            raise InvalidInput(f"this is no invitation: {what}; take all that `hopaas-p2p invite` printed") from None
+        return cls(**{**msgspec.structs.asdict(said), "token": Secret(said.token) if said.token else None})
+
+    def check(self) -> None:
+        """Raises ConfigurationError if the time for using it is over."""
+        if time.time() > self.expires:
+            day = datetime.datetime.fromtimestamp(self.expires, tz=datetime.UTC).date()
+            raise ConfigurationError(
+                f"this invitation to {self.study!r} was valid until {day}. Ask for another: "
+                f"hopaas-p2p invite {self.study}"
+            )
+
+
+class _Body(msgspec.Struct):
+    store: str
+    study: str
+    expires: int
+    site: str = ""
+    authority: str = ""
+    token: str = ""
+
+
+class NewInvitation(NamedTuple):
+    """An invitation just made."""
+
+    invitation: Invitation
+    guest: str
+    """The user that it was made for; empty where there are no users."""
+    token_name: str
+    """What `token list` shows and `token revoke` takes; empty where there are no tokens."""
+
+
+def invite(
+    store: str, study: str, *, role: str = "worker", days: int = 7, site: str = "", address: str | None = None
+) -> NewInvitation:
+    """Make an invitation to a study.
+
+    Args:
+        store: where it is; on Postgres with an administrator's login.
+        study: its name.
+        role: what a guest may do: view, work, or own. Only Postgres can hold guests to it.
+        days: how long it is valid.
+        site: for whom, for people to read; `join` calls the site so.
+        address: the store's URL as the guests reach it, if it is another one, such as that of a gateway.
+
+    Raises:
+        InvalidInput: no such role, or a number of days that is not from 1 to 366.
+        NoSuchStudy: there is no such study.
+        Denied: on Postgres, you are not an administrator.
+        ConfigurationError: the address holds a password, or leads to this machine only.
+
+    """
+    if role not in access.ROLES:
+        raise InvalidInput(f"role must be one of {', '.join(access.ROLES)}, got {role!r}")
+    if not 1 <= days <= MOST_DAYS:
+        raise InvalidInput(f"days must be from 1 to {MOST_DAYS}, got {days}")
+    with contextlib.closing(open_store(store, create=False)) as opened:
+        uuid = access.uuid_of(opened, study)
+        url = _public(address or opened.url)
+        is_postgres = isinstance(opened, PostgresStore)
+    authority = _authority(url)
+    if not is_postgres:
+        expires = int(time.time()) + days * _DAY
+        return NewInvitation(Invitation(url, study, None, expires, site, authority), "", "")
+    guest = f"guest-{like_a_file(study)[:20]}-{uuid[:6]}-{role}"
+    if guest not in {user.name for user in access.users(store)}:
+        access.add_user(store, guest)
+    access.grant(store, study, guest, role)
+    label = f"invitation to {study}" + (f" for {site}" if site else "")
+    made = access.create_token(store, guest, label=label, valid=f"{days}d")
+    invitation = Invitation(url, study, made.secret, int(made.expires.timestamp()), site, authority)
+    return NewInvitation(invitation, guest, made.name)
+
+
+def like_a_file(name: str) -> str:
+    """The name in letters, digits and hyphens, for a user or a file."""
+    return _LIKE_A_FILE.sub("-", name).strip("-") or "study"
+
+
+def _public(url: str) -> str:
+    """The URL as others may read it: without a login."""
+    if redacted(url) != url and "***" not in url:
+        raise ConfigurationError(f"{redacted(url)}: the address is for others to read, so it holds no password")
+    if not url.startswith("postgresql"):
+        return url
+    from hopaas_p2p.stores.postgres.connect import PostgresAddress
+
+    found = PostgresAddress(url).sqlalchemy_url.set(username=None, password=None)
+    driver = "postgresql+https" if found.drivername == "postgresql+https" else "postgresql"
+    return found.set(drivername=driver).render_as_string()
+
+
+def is_of_this_machine(url: str) -> bool:
+    """Whether only this machine reaches this store: a Unix socket, loopback."""
+    if not url.startswith("postgresql"):
+        return False
+    from hopaas_p2p.stores.postgres.connect import PostgresAddress
+
+    return PostgresAddress(url).local
+
+
+def _authority(url: str) -> str:
+    """The certificates of HOPAAS_CA_FILE, for a store that is reached by TLS."""
+    file = settings.ca_file()
+    if file in (None, trust.SYSTEM) or "://" not in url or url.startswith("file:"):
+        return ""
+    try:
+        text = Path(str(file)).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"HOPAAS_CA_FILE={file}: {error}") from None
+    return text if len(text) <= _LONGEST // 4 else ""  # a bundle of all authorities of a system is there, too

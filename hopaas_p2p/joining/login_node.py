@@ -1,0 +1,106 @@
+"""What has to run on a login node so that compute nodes without a network of their own can take part.
+
+A relay or a bridge is a process of the user's, started in the background, with its output in a file beside the study's
+settings. It goes on when `join` has ended, and is found again by the next `join`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.joining.membership import Membership
+
+_PATIENCE: Final = 60.0  # seconds for a process to begin its work
+
+
+class LoginNodeProcess(NamedTuple):
+    """A relay or a bridge that runs here."""
+
+    pid: int | None
+    """None: it ran before."""
+    log: Path
+
+
+def can_be_relayed(url: str) -> bool:
+    """Whether this store can be reached by way of a relay: one that is spoken to by HTTPS."""
+    return url.startswith("postgresql+https:") or (url.startswith("s3:") and "endpoint=http:" not in url)
+
+
+def start_relay(membership: Membership, *, known_as: str | None = None) -> LoginNodeProcess:
+    """See that a relay to the store runs here, and that `membership.relay_file` names it.
+
+    Raises:
+        ConfigurationError: it does not begin; the message says why.
+
+    """
+    log = membership.relay_file.with_suffix(".relay.log")
+    if _answers(membership):
+        return LoginNodeProcess(None, log)
+    membership.relay_file.unlink(missing_ok=True)
+    words = ["relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
+    process = _start([*words, *(["--known-as", known_as] if known_as else [])], log)
+    _wait(process, log, "relay listening on")
+    return LoginNodeProcess(process.pid, log)
+
+
+def start_bridge(membership: Membership) -> LoginNodeProcess:
+    """See that a bridge between the store and `membership.mirror` runs here; raises as `start_relay` does."""
+    log = membership.mirror.with_suffix(".bridge.log")
+    pid = membership.mirror.with_suffix(".bridge.pid")
+    if pid.exists() and _runs(pid.read_text().strip(), "bridge"):
+        return LoginNodeProcess(None, log)
+    process = _start(["bridge", str(membership.mirror), membership.store], log)
+    _wait(process, log, "carrying between")
+    pid.write_text(f"{process.pid}\n")
+    return LoginNodeProcess(process.pid, log)
+
+
+def _answers(membership: Membership) -> bool:
+    """Whether the relay of an earlier time still leads to the store."""
+    from hopaas_p2p.gateway.relay import targets_of
+    from hopaas_p2p.net.proxies import connect_through, parse_proxy
+    from hopaas_p2p.settings import read_proxy
+
+    try:
+        proxy = parse_proxy(read_proxy(membership.relay_file).reveal())
+        connect_through(proxy, targets_of(membership.store)[0], timeout=5.0).close()
+    except HopaasError:
+        return False
+    return True
+
+
+def _runs(pid: str, what: str) -> bool:
+    """Whether this is still the process that we started, on this machine."""
+    try:
+        return what.encode() in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+
+
+def _start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hopaas_p2p.cli.main", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, words: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while words not in (said := log.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            why = said.strip().splitlines()[-1] if said.strip() else f"see {log}"
+            raise ConfigurationError(f"it did not begin on this node: {why}")
+        time.sleep(0.1)

@@ -1,0 +1,167 @@
+"""What a site keeps of a study that it has joined: a file of settings, and files for its secrets, for this user alone.
+
+`~/.config/hopaas-p2p/joined/NAME.toml` holds settings, as any settings file does: store, study, site, and the names of
+the files that hold the token, the authority and the proxy. Batch jobs name it in HOPAAS_JOINED, so that no script and
+no job description holds a secret. The token is bound to the store's hosts by `token_host`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.joining.invitation import Invitation, like_a_file
+from hopaas_p2p.ownership import read_own
+from hopaas_p2p.settings import Secret, joined_folder
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
+
+
+class Membership(NamedTuple):
+    """A study that was joined, as its file says."""
+
+    name: str
+    """What HOPAAS_JOINED names it by."""
+    store: str
+    study: str
+    site: str
+    values: dict[str, str]
+    """All settings of the file."""
+
+    @property
+    def path(self) -> Path:
+        """The file of settings."""
+        return _beside(self.name, "toml")
+
+    @property
+    def relay_file(self) -> Path:
+        """Where a relay of this study keeps its address and login."""
+        return _beside(self.name, "relay")
+
+    @property
+    def mirror(self) -> Path:
+        """The directory that a bridge of this study fills."""
+        return _beside(self.name, "mirror")
+
+    def with_proxy(self, address: Secret | None) -> Membership:
+        """The same, by way of this proxy, or of none; its address goes to a file of its own."""
+        values = {key: value for key, value in self.values.items() if key != "proxy_file"}
+        if address is not None:
+            values["proxy_file"] = str(_write(_beside(self.name, "proxy"), address.reveal()))
+        return self._kept(values)
+
+    def by_relay(self) -> Membership:
+        """The same, by way of the relay that wrote `relay_file`."""
+        return self._kept({**self.values, "proxy_file": str(self.relay_file)})
+
+    def with_via(self, via: str) -> Membership:
+        """The same, and jobs go this way: auto, direct, relay or bridge."""
+        return self._kept({**self.values, "via": via})
+
+    def _kept(self, values: dict[str, str]) -> Membership:
+        if values == self.values:
+            return self
+        return keep(self._replace(values=values))
+
+
+def _beside(name: str, ending: str) -> Path:
+    return joined_folder() / f"{name}.{ending}"
+
+
+def _some(**values: str) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value}
+
+
+def accept(invitation: Invitation, *, site: str = "") -> Membership:
+    """Keep what this invitation says, for this user alone. Says nothing to the store.
+
+    Raises:
+        ConfigurationError: its time is over.
+        InvalidInput: it would have this user's own token sent to a stranger's server.
+
+    """
+    invitation.check()
+    if (
+        invitation.store.startswith("postgresql") and invitation.token is None
+    ):  # or a token of this user's would be used
+        raise InvalidInput("this invitation leads to a database and holds no token; it was not made by `invite`")
+    name = _free_name(invitation)
+    files = {}
+    if invitation.token is not None:
+        files["token_file"] = str(_write(_beside(name, "token"), invitation.token.reveal()))
+        files["token_host"] = ",".join(_hosts(invitation.store))
+    if invitation.authority:
+        files["ca_file"] = str(_write(_beside(name, "ca"), invitation.authority))
+    values = {"store": invitation.store, "study": invitation.study, **_some(site=site or invitation.site), **files}
+    return keep(Membership(name, invitation.store, invitation.study, values.get("site", ""), values))
+
+
+def _free_name(invitation: Invitation) -> str:
+    """The study's name, unless a study of the same name in another store has it."""
+    base = like_a_file(invitation.study)[:40]
+    for name in (base, *(f"{base}-{number}" for number in range(2, 1000))):
+        with contextlib.suppress(FileNotFoundError):
+            known = load(name)
+            origin = known.values.get("store")
+            if (origin, known.study) != (invitation.store, invitation.study):
+                continue
+        return name
+    raise ConfigurationError(f"{joined_folder()} is full; remove what you do not need")
+
+
+def _hosts(url: str) -> list[str]:
+    """What `token_host` names for a Postgres store."""
+    from hopaas_p2p.stores.postgres.connect import PostgresAddress
+
+    return sorted({f"{host.lower()}:{port}" for host, port in PostgresAddress(url).servers})
+
+
+def keep(membership: Membership) -> Membership:
+    """Write the file of settings."""
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in membership.values.items()]
+    _write(membership.path, "".join(lines))
+    return membership
+
+
+def load(name: str) -> Membership:
+    """The study that is joined under this name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InvalidInput: that is no name.
+        ConfigurationError: its file is not this user's own, or is damaged.
+
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(f"{name!r} is not the name of a joined study; joined: {', '.join(names()) or 'none'}")
+    path = _beside(name, "toml")
+    try:
+        values = {key: str(value) for key, value in tomllib.loads(read_own(path)).items()}
+        return Membership(name, values["store"], values["study"], values.get("site", ""), values)
+    except (PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise ConfigurationError(f"{path} does not count: {error}. Remove it, and join again") from None
+
+
+def names() -> list[str]:
+    """The names of all studies that are joined here."""
+    return sorted(path.stem for path in joined_folder().glob("*.toml"))
+
+
+def forget(name: str) -> None:
+    """Remove all that is kept of a joined study, but for the mirror of a bridge."""
+    for path in joined_folder().glob(f"{name}.*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replace_atomically(path, private=True) as draft:
+        draft.write_text(text if text.endswith("\n") else f"{text}\n")
+    return path

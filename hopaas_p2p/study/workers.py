@@ -1,0 +1,339 @@
+"""`optimize(on=executor)`: each worker of an executor is a peer of its own, and this process watches over them.
+
+An executor is anything whose `submit(function, *args)` gives a future with `done`, `exception`, `result` and `cancel`:
+concurrent.futures, submitit, dask.distributed, parsl. Nothing passes through it but one call for each worker and its
+answer: trials, reports and results go through the study's log, as those of every peer do.
+
+This process runs no trial. It reads the log, shows how each trial ended, sends another worker for one that was lost,
+and gives the lost one's trial back at once: the future is over, so nobody has to wait for a lease to end. When it is
+interrupted, it does that for all workers, and asks them to take no more.
+
+One lost process ends a ProcessPoolExecutor. Give `on=` a function that makes one, and it is made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from optuna.trial import TrialState
+
+from hopaas_p2p.core.records import PeerDrain, TrialReclaim, TrialRelease
+from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable, WorkersLost
+from hopaas_p2p.interrupts import INTERRUPTIONS, describe
+from hopaas_p2p.process import new_uuid
+from hopaas_p2p.settings import variable
+from hopaas_p2p.storage.storage import StorageOptions, open_again
+from hopaas_p2p.study.progress import ProgressLog
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from hopaas_p2p.study.study import Objective, Study
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_LOOK: Final = 0.25  # seconds between looks at futures and log
+_LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that ended in between
+_CREW, _WORKER = "crew", "worker"
+"""In the introduction of a peer: whose worker it is, and which."""
+_PASSED_ON: Final = ("token_file", "token_host", "ca_file", "proxy_file", "joined", "artifacts")
+
+
+class WorkOrder(NamedTuple):
+    """What a worker is sent."""
+
+    options: StorageOptions
+    study: str
+    crew: str
+    number: int
+    objective: Objective
+    sampler: optuna.samplers.BaseSampler | None
+    pruner: optuna.pruners.BasePruner | None
+    n_trials: int | None
+    timeout: float | None
+    catch: tuple[type[Exception], ...]
+    environment: dict[str, str]
+
+
+class WorkDone(NamedTuple):
+    """What it answers."""
+
+    error: BaseException | None = None
+    """What the objective raised, if that ended it."""
+
+
+def take_part(order: WorkOrder) -> WorkDone:
+    """Run trials as a peer of its own, in a worker of an executor, until the study needs no more from it."""
+    from hopaas_p2p.study.study import open_study
+
+    for name, value in order.environment.items():
+        os.environ.setdefault(name, value)
+    if order.sampler is not None:
+        order.sampler.reseed_rng()  # all workers got the same
+    storage = open_again(order.options)
+    study = open_study(storage, order.study, sampler=order.sampler, pruner=order.pruner, create=False)
+    try:
+        study.be_worker({_CREW: order.crew, _WORKER: str(order.number)})
+        study.optimize(order.objective, order.n_trials, order.timeout, catch=order.catch)
+    except HopaasError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the objective's; everything else means that this worker is lost
+        return WorkDone(_travelling(error))
+    finally:
+        study.close()
+    return WorkDone()
+
+
+def _travelling(error: Exception) -> BaseException:
+    """The error, or one that says the same, if it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # made this moment, here
+    except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
+        return HopaasError(describe(error))
+    return error
+
+
+class WatchedWorkers:
+    """One call of `optimize(on=…)`. Used by one thread."""
+
+    def __init__(
+        self,
+        study: Study,
+        objective: Objective,
+        on: Any,
+        workers: int | None,
+        *,
+        n_trials: int | None,
+        timeout: float | None,
+        catch: tuple[type[Exception], ...],
+    ) -> None:
+        if study.storage.url.startswith("memory:"):
+            raise InvalidInput(f"{study.storage.url} lives in this process only; give the workers a directory or a URL")
+        self._study, self._objective = study, objective
+        self._make: Callable[[], Any] | None = None if hasattr(on, "submit") else on
+        if self._make is not None and not callable(on):
+            raise InvalidInput(f"on= wants an executor, which has `submit`, or a function that makes one; got {on!r}")
+        self._executor = on if self._make is None else on()
+        self._wanted = workers if workers is not None else _size(self._executor)
+        if self._wanted < 1 or (n_trials is not None and n_trials < 1):
+            raise InvalidInput("workers and n_trials must be at least 1")
+        self._left, self._catch = n_trials, catch
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._crew = new_uuid()
+        self._numbers = 0
+        self._futures: dict[int, Any] = {}
+        self._shares: dict[int, int] = {}
+        self._ended: dict[int, int] = {}
+        """Trials that each worker has ended."""
+        self._losses = 0
+        self._cursor = study.storage.handle(study.study_id).log.session.cursor()
+        self._shown: set[int] = set()
+        if isinstance(self._executor, ProcessPoolExecutor):
+            _check_travels(objective)
+
+    def run(self, callbacks: Sequence[Callable[[Study, FrozenTrial], None]]) -> None:
+        """Run it to its end; raises what the objective raised, or what interrupted this process."""
+        with ProgressLog(self._study) as progress:
+            try:
+                self._send(min(self._wanted, self._left or self._wanted))
+                while self._futures:
+                    time.sleep(_LOOK)
+                    self._look(progress, callbacks)
+                    for number, future in list(self._futures.items()):
+                        if future.done():
+                            del self._futures[number]
+                            self._conclude(number, future)
+                    self._drop_needless()
+                self._look(progress, callbacks)
+                progress.stopped("all workers are done")
+            except BaseException as error:
+                self._give_back(error)
+                raise
+            finally:
+                if self._make is not None:
+                    self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # --- sending workers ---
+
+    def _send(self, count: int, share: int | None = None) -> None:
+        """Send so many workers. With `n_trials`, each gets its share of what is left, or this one."""
+        for index in range(count):
+            number = self._numbers
+            self._numbers += 1
+            part = share
+            if part is None and self._left is not None:
+                part = self._left // count + (index < self._left % count)
+            if part is not None:
+                self._shares[number] = part
+            self._futures[number] = self._submit(self._order(number, part))
+        if share is None and self._left is not None:
+            self._left = 0
+
+    def _order(self, number: int, share: int | None) -> WorkOrder:
+        sampler, pruner = self._study.own_method
+        return WorkOrder(
+            self._study.storage.options,
+            self._study.name,
+            self._crew,
+            number,
+            self._objective,
+            sampler,
+            pruner,
+            share,
+            None if self._deadline is None else max(0.0, self._deadline - time.monotonic()),
+            self._catch,
+            {variable(name): os.environ[variable(name)] for name in _PASSED_ON if os.environ.get(variable(name))},
+        )
+
+    def _submit(self, order: WorkOrder) -> Any:
+        """Submit it; to another executor, if this one is broken and can be made again."""
+        options = {"pure": False} if _is_dask(self._executor) else {}
+        try:
+            return self._executor.submit(take_part, order, **options)
+        except BrokenExecutor as broken:
+            if self._make is None:
+                raise WorkersLost(
+                    "a worker was lost, and with it the executor, which starts no others. Give a function that makes "
+                    "one: optimize(…, on=lambda: ProcessPoolExecutor(4))"
+                ) from broken
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor = self._make()
+        return self._executor.submit(take_part, order)
+
+    # --- what becomes of them ---
+
+    def _conclude(self, number: int, future: Any) -> None:
+        """A worker's future is over: it is done, or its objective failed, or it was lost and another one is sent."""
+        error = _error_of(future)
+        if error is None:
+            done: WorkDone = future.result()
+            if done.error is not None:
+                raise done.error
+            return
+        if isinstance(error, Denied | ConfigurationError | InvalidInput):  # another worker would fare no better
+            raise error
+        running = [trial for trial in self._running() if self._worker_of(trial) == number]
+        for trial in running:
+            self._write(TrialReclaim(trial.number, trial.epoch, "its worker was lost"))
+        self._losses += 1
+        _log.warning("worker %d was lost (%s); another one is sent", number, str(error).strip().split("\n")[0] or error)
+        if self._losses > self._wanted + _LOSSES:
+            raise WorkersLost(
+                f"{self._losses} workers were lost in a row, without a trial that ended; the last one: "
+                f"{type(error).__name__}: {error}. Try the objective in this process first, without on="
+            ) from error
+        share = None
+        if number in self._shares:
+            share = self._shares[number] - self._ended.get(number, 0)
+            if share < 1:
+                return
+        self._send(1, share)
+
+    def _drop_needless(self) -> None:
+        """When the study is over, do not wait for workers that never began."""
+        if self._study.state.closed_because() is not None and not self._study.state.running:
+            for future in self._futures.values():
+                future.cancel()
+            self._futures = {number: one for number, one in self._futures.items() if not _is_waiting(one)}
+
+    def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[Study, FrozenTrial], None]]) -> None:
+        """Show which trials of these workers have ended since the last look."""
+        try:
+            state = self._study.state
+        except StoreUnreachable as error:
+            _log.warning("%s", error)
+            return
+        changed, self._cursor.changed = self._cursor.changed, set()
+        for number in sorted(changed - self._shown):
+            if number >= len(state.trials):
+                continue
+            trial = state.trials[number]
+            worker = self._worker_of(trial)
+            if trial.end is None or worker is None:
+                continue
+            self._shown.add(number)
+            self._losses = 0
+            self._ended[worker] = self._ended.get(worker, 0) + 1
+            progress.ended(number, TrialState(trial.state.value), trial.values, trial.reason)
+            for callback in callbacks:
+                callback(self._study, self._study.trials[number])
+
+    def _worker_of(self, trial: Trial) -> int | None:
+        """Which of these workers runs the trial, or has run it last."""
+        info = self._study.state.peers.get(trial.owner or "", {})
+        return int(info[_WORKER]) if info.get(_CREW) == self._crew else None
+
+    def _running(self) -> list[Trial]:
+        state: State = self._study.state
+        found = [state.trials[number] for number in state.running]
+        return [trial for trial in found if self._worker_of(trial) is not None]
+
+    # --- an end before the end ---
+
+    def _give_back(self, error: BaseException) -> None:
+        """Ask all workers to take no more trials, and give back those that they run."""
+        for future in self._futures.values():
+            future.cancel()
+        why = f"interrupted: {type(error).__name__}"
+        try:
+            with self._study.storage.peer.in_a_hurry():
+                running = self._running()
+                peers = [uuid for uuid, info in self._study.state.peers.items() if info.get(_CREW) == self._crew]
+                for uuid in peers:
+                    self._write(PeerDrain(peer=uuid))
+                if isinstance(error, INTERRUPTIONS):
+                    for trial in running:
+                        self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
+        except HopaasError as trouble:
+            _log.warning("the workers' trials could not be given back now: %s", trouble)
+
+    def _write(self, record: PeerDrain | TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
+        peer, log = self._study.storage.peer, self._study.storage.handle(self._study.study_id).log
+        peer.commit(log, record, owner=owner)
+
+
+def _size(executor: Any) -> int:
+    """How many workers an executor says it has."""
+    if isinstance(getattr(executor, "_max_workers", None), int):  # of concurrent.futures
+        return int(executor._max_workers)
+    if callable(getattr(executor, "nthreads", None)):  # a client of dask.distributed
+        return sum(executor.nthreads().values()) or 1
+    raise InvalidInput("say how many: optimize(…, on=executor, workers=20)")
+
+
+def _is_dask(executor: Any) -> bool:
+    return type(executor).__module__.partition(".")[0] == "distributed"
+
+
+def _error_of(future: Any) -> BaseException | None:
+    """Why a future that is over has no answer."""
+    try:
+        error: BaseException | None = future.exception()
+    except BaseException as raised:  # noqa: BLE001  # a cancelled one raises it
+        if isinstance(raised, INTERRUPTIONS):
+            raise
+        return raised
+    return error
+
+
+def _is_waiting(future: Any) -> bool:
+    """Whether a future was cancelled before it began."""
+    return bool(getattr(future, "cancelled", lambda: True)())
+
+
+def _check_travels(objective: Objective) -> None:
+    """Raise InvalidInput if a process of concurrent.futures cannot be given this function."""
+    try:
+        pickle.dumps(objective)
+    except Exception as error:  # noqa: BLE001  # each kind of object has its own
+        raise InvalidInput(
+            f"the objective cannot be sent to another process: {error}. Define it in a module, not in a function or a "
+            "notebook, and not as a lambda"
+        ) from None

@@ -1,0 +1,217 @@
+"""`study.optimize(objective, on=executor)`: workers of real executors, killed, interrupted, and out of work."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from hopaas_p2p.errors import InvalidInput, WorkersLost
+from hopaas_p2p.study import Study
+from hopaas_p2p.trial import Trial
+from tests.support.processes import campaign, environment, script, states, until
+from tests.support.slurm_fixtures import Slurm, slurm
+
+__all__ = ["slurm"]
+
+
+def quick(trial: Trial) -> float:
+    return float(trial.params["lr"])
+
+
+def together(folder: str, trial: Trial) -> float:
+    """Ends when two processes have begun a trial, so that each of two workers runs some."""
+    (Path(folder) / f"began-{os.getpid()}").touch()
+    until(lambda: len(list(Path(folder).glob("began-*"))) >= 2, 300)
+    return quick(trial)
+
+
+def slow(trial: Trial) -> float:
+    for step in range(600):
+        trial.report(1.0, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        time.sleep(0.1)
+    return 1.0
+
+
+def broken(trial: Trial) -> float:
+    raise ZeroDivisionError("the objective's own fault")
+
+
+def killed_once(folder: str, trial: Trial) -> float:
+    """The first trial kills its process."""
+    with contextlib.suppress(FileExistsError):
+        (Path(folder) / "killed").touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(trial.params["lr"])
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    made = campaign(tmp_path, budget=8)
+    yield made
+    made.close()
+
+
+def spawned(count: int = 2) -> ProcessPoolExecutor:
+    import multiprocessing
+
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+
+
+def workers_of(study: Study) -> set[str]:
+    return {info["worker"] for info in study.state.peers.values() if "worker" in info}
+
+
+def test_every_worker_of_a_process_pool_is_a_peer_and_the_budget_is_exact(
+    study: Study, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO, "hopaas_p2p")
+    with spawned() as pool:
+        study.optimize(partial(together, str(tmp_path)), on=pool)
+    assert states(study) == ["COMPLETE"] * 8
+    assert workers_of(study) == {"0", "1"}
+    assert len({trial.owner for trial in study.state.trials}) == 2
+    shown = [record.getMessage() for record in caplog.records if record.getMessage().startswith("trial ")]
+    assert len(shown) == 8
+
+
+def test_n_trials_are_shared_out_and_callbacks_run_here(study: Study) -> None:
+    seen: list[int] = []
+    with ThreadPoolExecutor(3) as pool:
+        study.optimize(quick, 5, on=pool, callbacks=[lambda _, trial: seen.append(trial.number)])
+    assert states(study) == ["COMPLETE"] * 5
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_is_run_again_at_once(study: Study, tmp_path: Path) -> None:
+    study.optimize(partial(killed_once, str(tmp_path)), on=spawned)
+    counted = states(study)
+    assert counted.count("COMPLETE") == 8
+    assert counted.count("FAIL") == 1
+    lost = next(trial for trial in study.state.trials if trial.state.name == "FAIL")
+    assert lost.reason == "its worker was lost"
+    assert lost.retried_by is not None
+
+
+def test_an_executor_that_cannot_start_another_worker_says_what_to_give_instead(study: Study, tmp_path: Path) -> None:
+    with spawned() as pool, pytest.raises(WorkersLost, match="on=lambda"):
+        study.optimize(partial(killed_once, str(tmp_path)), on=pool)
+
+
+def test_what_the_objective_raises_is_raised_here(study: Study) -> None:
+    with spawned() as pool, pytest.raises(ZeroDivisionError, match="own fault"):
+        study.optimize(broken, on=pool)
+    assert set(states(study)) == {"FAIL"}
+
+
+class LosesAll:
+    """An executor whose workers never live to begin."""
+
+    submitted = 0
+
+    def submit(self, function: object, *arguments: object) -> Future[Any]:
+        self.submitted += 1
+        future: Future[Any] = Future()
+        future.set_exception(OSError("node failure"))
+        return future
+
+
+def test_an_executor_that_loses_every_worker_is_given_up(study: Study) -> None:
+    with pytest.raises(WorkersLost, match=r"(?s)node failure.*without on="):
+        study.optimize(quick, on=LosesAll(), workers=2)
+    assert study.state.counts[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("on", "options", "why"),
+    [(3, {}, "has `submit`"), (LosesAll(), {}, "workers=20"), (LosesAll(), {"workers": 0}, "at least 1")],
+)
+def test_what_is_no_executor_is_refused(study: Study, on: object, options: dict[str, int], why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        study.optimize(quick, on=on, **options)
+
+
+def test_an_objective_that_cannot_travel_is_refused_before_a_trial_starts(study: Study) -> None:
+    with spawned() as pool, pytest.raises(InvalidInput, match="Define it in a module"):
+        study.optimize(lambda trial: 1.0, on=pool)
+    assert states(study) == []
+
+
+def test_ctrl_c_gives_the_trials_back(study: Study, tmp_path: Path) -> None:
+    """Only the calling process gets the signal, as in a notebook."""
+    program = f"""
+        import sys
+        import hopaas_p2p
+        from tests.processes.test_optimize_on import slow, spawned
+        if __name__ == "__main__":
+            study = hopaas_p2p.open_study({str(tmp_path / "store")!r}, "s", create=False)
+            with spawned() as pool:
+                study.optimize(slow, on=pool)
+    """
+    with (tmp_path / "caller.err").open("w") as errors:
+        caller = subprocess.Popen(
+            script(tmp_path, program), env=environment(), stderr=errors, start_new_session=True, stdout=errors
+        )
+    until(lambda: states(study).count("RUNNING") == 2, 300, what=(tmp_path / "caller.err").read_text)
+    caller.send_signal(signal.SIGINT)
+    until(lambda: set(states(study)) == {"WAITING"}, 300, what=lambda: str(states(study)))
+    reasons = {trial.history[-1].why for trial in study.state.trials}
+    assert reasons == {"interrupted: KeyboardInterrupt"}
+    assert caller.wait(300) != 0
+    assert set(states(study)) == {"WAITING"}, (tmp_path / "caller.err").read_text()
+
+
+def test_workers_of_a_dask_cluster(study: Study, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        study.optimize(partial(together, str(tmp_path)), on=client)
+    assert states(study) == ["COMPLETE"] * 8
+    assert workers_of(study) == {"0", "1"}
+
+
+def test_jobs_of_submitit_in_a_real_slurm(slurm: Slurm, study: Study, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    program = f"""
+        import logging
+        import submitit
+        import hopaas_p2p
+        from tests.processes.test_optimize_on import quick
+        logging.basicConfig(level=logging.INFO)
+        executor = submitit.AutoExecutor(folder={str(tmp_path / "jobs")!r}, cluster="slurm")
+        executor.update_parameters(timeout_min=5, slurm_setup=["export PYTHONPATH={os.environ.get("PYTHONPATH", "")}"])
+        study = hopaas_p2p.open_study({str(tmp_path / "store")!r}, "s", create=False)
+        study.optimize(quick, on=executor, workers=3)
+        study.close()
+    """
+    words = [sys.executable, *script(tmp_path, program)[1:]]
+    done = subprocess.run(
+        words,
+        env={**slurm.environment, "PYTHONPATH": environment()["PYTHONPATH"]},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+        check=False,
+    )
+    logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in (tmp_path / "jobs").glob("*.err"))
+    assert done.returncode == 0, done.stderr + logs
+    assert states(study) == ["COMPLETE"] * 8
+    batch = {info["batch"] for info in study.state.peers.values() if "worker" in info}
+    assert batch == {"slurm"}

@@ -1,0 +1,240 @@
+"""Invitations, what a site keeps of them, and what batch scripts hold."""
+
+from __future__ import annotations
+
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import batch, settings
+from hopaas_p2p.batch import BatchJob
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
+from hopaas_p2p.joining import membership, ways
+from hopaas_p2p.joining.invitation import Invitation, invite
+from hopaas_p2p.settings import Secret, Settings
+from tests.support.processes import ROOT, SPACE, cli
+
+SECRET = "guest-digits-123456-worker.0a1b2c3d:hunter2hunter2hunter2hunter2"
+WEEK = 7 * 86400
+
+
+def invitation(store: str = "postgresql+https://gw.example.org/tuning", study: str = "digits") -> Invitation:
+    return Invitation(store, study, Secret(SECRET), int(time.time()) + WEEK, "north", "-- a certificate --")
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's configuration, which nothing of an earlier test is in."""
+    for name in ("HOPAAS_JOINED", "HOPAAS_STORE", "HOPAAS_STUDY", "HOPAAS_TOKEN", "HOPAAS_TOKEN_FILE"):
+        monkeypatch.setenv(name, "")  # so that what a test sets is taken back
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config" / "hopaas-p2p" / "joined"
+
+
+# --- the string ------------------------------------------------------------------------------------------------------
+
+
+def test_an_invitation_is_one_word_that_says_everything() -> None:
+    made = invitation()
+    text = made.seal().reveal()
+    assert text.startswith("hpj1-")
+    assert text.isascii()
+    assert len(text.split()) == 1
+    assert Invitation.parse(f" {text[:40]}\n{text[40:]}\n") == made
+
+
+def test_an_invitation_is_shown_by_no_repr() -> None:
+    made = invitation()
+    assert SECRET not in f"{made!r} {made} {made.seal()!r}"
+    assert made.seal().reveal() not in repr(made)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 20, -1])
+def test_a_part_of_an_invitation_is_refused_without_being_shown(cut: int) -> None:
+    text = invitation().seal().reveal()
+    with pytest.raises(InvalidInput, match="no invitation") as refused:
+        Invitation.parse(text[:cut])
+    assert text[5:15] not in str(refused.value)
+
+
+def test_an_invitation_whose_time_is_over_says_how_to_get_another() -> None:
+    old = invitation()._replace(expires=int(time.time()) - 1)
+    with pytest.raises(ConfigurationError, match="hopaas-p2p invite digits"):
+        membership.accept(old)
+
+
+def test_an_invitation_of_a_stranger_takes_no_token_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("mine:secret")
+    monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(tmp_path / "own"))
+    with pytest.raises(InvalidInput, match="holds no token"):
+        membership.accept(invitation()._replace(token=None))
+    kept = membership.accept(invitation())
+    ways.enter(kept)
+    assert settings.token() == Secret(SECRET)
+
+
+def test_an_invitation_to_a_directory_holds_no_secret_and_needs_the_study(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    hopaas_p2p.open_study(store, "digits", space=SPACE).close()
+    made = invite(store, "digits", days=1, site="north")
+    assert made.invitation.token is None
+    assert made.invitation.store == (tmp_path / "store").as_uri()
+    with pytest.raises(NoSuchStudy):
+        invite(store, "letters")
+    for days in (0, 367):
+        with pytest.raises(InvalidInput, match="days"):
+            invite(store, "digits", days=days)
+
+
+# --- what a site keeps ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_for_this_user_alone_and_the_token_for_its_host(config: Path) -> None:
+    kept = membership.accept(invitation())
+    assert kept.name == "digits"
+    assert SECRET not in kept.path.read_text() + repr(kept)
+    assert (config / "digits.token").read_text().strip() == SECRET
+    assert kept.values["token_host"] == "gw.example.org:443"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in config.iterdir()] == [0o600] * 3
+    assert stat.S_IMODE(config.stat().st_mode) == 0o700
+    assert membership.load("digits") == kept
+
+
+def test_a_study_that_is_joined_again_keeps_its_name_and_another_of_that_name_gets_its_own() -> None:
+    first = membership.accept(invitation())
+    assert membership.accept(invitation(), site="south").name == first.name
+    assert membership.accept(invitation("postgresql+https://other.example.org/tuning")).name == "digits-2"
+    assert membership.names() == ["digits", "digits-2"]
+    membership.forget("digits")
+    assert membership.names() == ["digits-2"]
+
+
+def test_the_only_joined_study_counts_where_nothing_names_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    membership.accept(invitation())
+    assert Settings().get("store") == "postgresql+https://gw.example.org/tuning"
+    assert Settings().get("study") == "digits"
+    assert Settings(names_store=True).get("token_file") is None
+    monkeypatch.setenv("HOPAAS_STORE", "./campaign")
+    assert Settings().get("token_file") is None
+
+
+def test_of_several_joined_studies_the_one_that_is_named_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    membership.accept(invitation())
+    membership.accept(invitation(study="letters"))
+    assert Settings().get("store") is None
+    monkeypatch.setenv("HOPAAS_JOINED", "letters")
+    assert Settings().get("study") == "letters"
+    monkeypatch.setenv("HOPAAS_JOINED", "numbers")
+    with pytest.raises(ConfigurationError, match="joined: digits, letters"):
+        Settings().get("study")
+
+
+def test_a_file_that_others_may_write_does_not_count(config: Path) -> None:
+    membership.accept(invitation())
+    (config / "digits.toml").chmod(0o666)
+    with pytest.raises(ConfigurationError, match="does not count"):
+        Settings().get("store")
+
+
+def test_a_proxy_that_was_kept_is_used_where_none_is_set(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    kept = membership.accept(invitation()).with_proxy(Secret("http://site:pw@proxy:3128"))
+    assert "pw" not in kept.path.read_text()
+    env = {"XDG_CONFIG_HOME": str(config.parents[1])}
+    Settings(env=env).publish()
+    assert env["HTTPS_PROXY"] == "http://site:pw@proxy:3128"
+    env = {"XDG_CONFIG_HOME": str(config.parents[1]), "HTTPS_PROXY": "http://other:1"}
+    Settings(env=env).publish()
+    assert env["HTTPS_PROXY"] == "http://other:1"
+
+
+def test_where_no_way_leads_to_the_store_each_that_was_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://site:hunter2@127.0.0.1:9")
+    kept = membership.accept(invitation("postgresql+https://gateway.invalid/tuning")._replace(authority=""))
+    ways.enter(kept)
+    said: list[str] = []
+    with pytest.raises(ConfigurationError, match=r"tried: proxy, direct"):
+        ways.find(kept, lambda finding: said.append(f"{finding.check} {finding.detail} {finding.cure}"))
+    text = "\n".join(said)
+    assert "proxy: proxy the proxy http://127.0.0.1:9 cannot be reached" in text
+    assert "direct: name gateway.invalid has no address" in text
+    assert "hunter2" not in text
+
+
+def test_an_invitation_is_not_taken_as_an_argument(tmp_path: Path) -> None:
+    done = cli("join", invitation().seal().reveal(), "--", "true", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "every list of processes shows arguments" in done.stderr
+
+
+# --- batch jobs ------------------------------------------------------------------------------------------------------
+
+
+def job(**more: object) -> BatchJob:
+    command = ("python", "train.py", "--lr", "{lr}", "--note", "it's $HOME")
+    made = BatchJob("My study!", command, ("hopaas-p2p", "join"), environment={"HOPAAS_JOINED": "digits"})
+    return made._replace(**{"jobs": 20, "gpus": 1, "memory": "16G", **more})
+
+
+def written(system: str, **more: object) -> str:
+    return "\n".join(batch.files(system, job(**more)).values())
+
+
+@pytest.mark.parametrize("system", batch.SYSTEMS)
+def test_a_script_has_no_gap_left_and_hands_the_command_over_as_it_is(system: str) -> None:
+    text = written(system, image="registry.example.org/me/train:1" if system == "kubernetes" else "")
+    assert not batch._WORD.search(text)
+    assert "hopaas-my-study" in text
+    assert ("it's $HOME" if system == "kubernetes" else "'it'\"'\"'s $HOME'") in text
+
+
+def test_the_script_of_slurm_is_the_example_with_values_in_it() -> None:
+    text = written("slurm", queue="gpu", account="physics", more=("--qos=low",), seconds=5400)
+    lines = text.splitlines()
+    wanted = ["--array=0-19", "--time=1:30:00", "--gpus=1", "--mem=16G", "--partition=gpu", "--qos=low"]
+    for option in (*wanted, "--account=physics"):
+        assert f"#SBATCH {option}" in lines
+    example = (ROOT / "examples/slurm/array.sh").read_text()
+    shared = example[example.index("worker=$!") :]
+    assert text.endswith(shared)
+
+
+def test_the_files_of_htcondor_say_what_the_example_says() -> None:
+    text = written("condor")
+    example = (ROOT / "examples/htcondor/worker.sub").read_text()
+    for line in example.splitlines():
+        if line.startswith(("kill_sig", "want_graceful", "on_exit_remove", "job_max_vacate")):
+            assert line in text
+    assert "queue 20" in text
+
+
+def test_the_manifest_of_kubernetes_has_the_shape_of_the_example() -> None:
+    import yaml
+
+    made = yaml.safe_load(written("kubernetes", image="me/train:1"))
+    example = yaml.safe_load((ROOT / "examples/kubernetes/job.yaml").read_text())
+    assert made["spec"].keys() == example["spec"].keys()
+    assert made["spec"]["podFailurePolicy"] == example["spec"]["podFailurePolicy"]
+    pod, other = made["spec"]["template"]["spec"], example["spec"]["template"]["spec"]
+    assert pod.keys() == other.keys()
+    assert pod["containers"][0].keys() == other["containers"][0].keys() - {"args"}
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("system", "more", "why"),
+    [
+        ("kubernetes", {}, "--image"),
+        ("slurm", {"memory": "lots"}, "--memory"),
+        ("slurm", {"more": ("--qos=low\nrm -rf /",)}, "one line"),
+        ("slurm", {"command": ()}, "behind --"),
+        ("moab", {}, "no batch system"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused(system: str, more: dict[str, object], why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        batch.files(system, job(**more))
