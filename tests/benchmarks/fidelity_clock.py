@@ -8,28 +8,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
+from hopaas_p2p.core.rungs import Ladder, Rungs
 from tests.benchmarks.curves import EPOCHS, Curves
 
 _MOST: Final = 1500
 """Configurations, after which a search counts as one that found nothing more."""
-
-
-class Ladder(Protocol):
-    """Who pauses where, and who goes on; `hopaas_p2p.core.rungs` has it."""
-
-    def admit(self, number: int) -> int: ...
-    def pauses_at(self, number: int) -> int | None: ...
-    def report(self, number: int, resource: int, value: float) -> None: ...
-    def pause(self, number: int) -> None: ...
-    def best(self, closing: bool = False) -> int | None: ...
-    def promote(self, number: int) -> None: ...
-    def end(self, number: int) -> None: ...
 
 
 class Found(NamedTuple):
@@ -46,6 +35,11 @@ class Searched(NamedTuple):
     epochs: int
     configurations: int
     until: float
+
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> Searched:
+        """From another simulator, which said it as JSON."""
+        return cls([Found(*one) for one in said["found"]], said["epochs"], said["configurations"], said["until"])
 
     def first(self, value: float) -> float | None:
         """When that value was found; None, if it was not."""
@@ -133,26 +127,30 @@ def prune(
 def promote(
     curves: Curves,
     sampler: BaseSampler,
-    ladder: Ladder,
+    policy: Rungs,
     *,
     peers: int,
     until: float,
     target: float | None = None,
     budget: int | None = None,
 ) -> Searched:
-    """Let that many peers search with rungs: a trial pauses at each, and who is free goes on with the best that waits."""
-    crowd = _Crowd(curves, sampler, None)
+    """Let that many peers search with rungs: a trial pauses at each, and a free peer goes on with the best that waits."""
+    crowd, ladder = _Crowd(curves, sampler, None), Ladder(policy)
     rows: dict[int, int] = {}
     trained: dict[int, int] = {}
+    running: set[int] = set()
+    idle = 0
 
     def ask() -> None:
+        nonlocal idle
         closing = budget is not None and crowd.configurations >= budget
-        number = ladder.best(closing)
+        number = ladder.best(closing=closing and not running)
         if number is not None:
             ladder.promote(number)
-            trial = _again(crowd, rows[number])
-            train(trial, number)
-        elif not closing:
+            train(_again(crowd, rows[number]), number)
+        elif closing:
+            idle += 1
+        else:
             trial, row = crowd.ask()
             number = len(rows)
             rows[number], trained[number] = row, 0
@@ -162,22 +160,27 @@ def promote(
     def train(trial: Trial, number: int) -> None:
         row, began = rows[number], trained[number]
         ends = ladder.pauses_at(number) or EPOCHS
+        running.add(number)
         crowd.after(float(curves.seconds[row, began:ends].sum()), lambda: stop(trial, number, ends))
 
     def stop(trial: Trial, number: int, ends: int) -> None:
+        nonlocal idle
         row = rows[number]
+        running.remove(number)
         crowd.epochs += ends - trained[number]
         trained[number] = ends
-        value = float(curves.values[row, ends - 1])
         if ends == EPOCHS:
             ladder.end(number)
             crowd.complete(trial, row)
         else:
+            value = float(curves.values[row, ends - 1])
             trial.report(value, ends)
             ladder.report(number, ends, value)
             ladder.pause(number)
             crowd.study.tell(trial, state=TrialState.PRUNED)
-        ask()
+        waited, idle = idle, 0
+        for _ in range(1 + waited):
+            ask()
 
     for _ in range(peers):
         crowd.after(0, ask)
