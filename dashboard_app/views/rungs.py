@@ -39,7 +39,9 @@ def overview(state: State) -> Overview:
     """How many configurations are where."""
     rows, events = configurations.rows(state), configurations.promotions(state)
     words = [row.state for row in rows]
-    elsewhere = sum(one.site is not None and one.site_before is not None and one.site != one.site_before for one in events)
+    elsewhere = sum(
+        one.site is not None and one.site_before is not None and one.site != one.site_before for one in events
+    )
     counted = (words.count(word) for word in ("running", "paused", "complete"))
     return Overview(len(rows), *counted, len(events), elsewhere)
 

@@ -3,7 +3,8 @@
 Seeds are taken one after another, each with every table, method and number of peers, until there are enough of them or
 no time is left for one more; only whole ones count. FIDELITY_SEEDS, FIDELITY_MINUTES, FIDELITY_PEERS and
 FIDELITY_SAMPLERS say what is measured. Syne Tune 0.13 is measured where FIDELITY_SYNE_TUNE names a Python that has it
-(`pip install syne-tune==0.13.0 scikit-learn` in an environment of its own: it needs NumPy 1; later ones do not promote).
+(`pip install syne-tune==0.13.0 scikit-learn statsmodels` in an environment of its own: it needs NumPy 1, and later
+versions do not promote).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import statistics
@@ -19,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -94,23 +97,25 @@ def first_wave(curves: Curves, method: Method, seed: int) -> tuple[float, float]
     return 1 - done.epochs / (_FIRST_WAVE * EPOCHS), curves.regret(done.best(math.inf))
 
 
-def run(case: Case, seed: int, *, share: Sequence[float] = _TARGETS) -> Run:
+def run(case: Case, seed: int) -> Run:
     """One search, until its last target is reached."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     curves = _table(case.table)
-    targets, whole = [curves.best(one) for one in share], curves.training
+    targets, whole = [curves.best(share) for share in _TARGETS], curves.training
     until = _LONGEST[case.peers] * whole
     if case.method == _SYNE:
         done = _syne_tune(curves, peers=case.peers, until=until, seed=seed)
     else:
-        sampler = _SAMPLERS[case.sampler](seed)
-        done = METHODS[case.method](curves, sampler, peers=case.peers, until=until, target=targets[-1])
+        last = targets[0] if case.table.startswith("late") else targets[-1]
+        done = METHODS[case.method](curves, _SAMPLERS[case.sampler](seed), peers=case.peers, until=until, target=last)
     firsts = [done.first(target) for target in targets]
     best = curves.regret(done.best(math.inf)) if done.found else math.inf
     return Run(tuple(math.inf if at is None else at / whole for at in firsts), best)
 
 
 def _table(name: str) -> Curves:
-    return late_bloomers(int(name.split()[-1])) if name.startswith("late") else recorded(name)
+    return late_bloomers(int(name.rsplit(maxsplit=1)[-1])) if name.startswith("late") else recorded(name)
 
 
 def _syne_tune(curves: Curves, *, peers: int, until: float, seed: int) -> Searched:
@@ -123,17 +128,16 @@ def _syne_tune(curves: Curves, *, peers: int, until: float, seed: int) -> Search
 
 
 def _measure(cases: list[Case], *, seeds: int, minutes: float) -> Runs:
-    warnings.simplefilter("ignore")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     runs: Runs = {case: [] for case in cases}
     began = time.monotonic()
-    for seed in range(seeds):
-        spent = time.monotonic() - began
-        if seed and spent * (seed + 1) / seed > 60 * minutes:
-            break
-        for case, one in [(case, run(case, seed)) for case in cases]:
-            runs[case].append(one)
-        print(f"seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for seed in range(seeds):
+            spent = time.monotonic() - began
+            if seed and spent * (seed + 1) / seed > 60 * minutes:
+                break
+            for case, one in zip(cases, pool.map(run, cases, itertools.repeat(seed)), strict=True):
+                runs[case].append(one)
+            print(f"seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return runs
 
 
@@ -183,9 +187,12 @@ def _summary(runs: Runs, samplers: list[str], peers: list[int]) -> list[str]:
 
 
 def _waves(seeds: int) -> list[str]:
-    lines = [
+    told = (
         f"A first wave: {_FIRST_WAVE} peers begin {_FIRST_WAVE} random configurations at once, and nothing else is "
-        f"begun. Epochs saved, of {_FIRST_WAVE * EPOCHS:,}, and the regret of the best that was trained to its end:",
+        f"begun. Epochs saved, of {_FIRST_WAVE * EPOCHS:,}, and the regret of the best that was trained to its end:"
+    )
+    lines = [
+        told,
         "",
         f"| method | {' | '.join(f'{table}: saved | regret' for table in DATA_SETS)} | asked |",
         "|---|" + "--:|--:|" * len(DATA_SETS) + "--:|",
@@ -201,10 +208,13 @@ def _waves(seeds: int) -> list[str]:
 
 
 def _crossing(runs: Runs, late: list[str]) -> list[str]:
+    told = (
+        "Curves that cross (`curves.late_bloomers`): the better a configuration is in the end, the longer it looks "
+        "like the worst. The best blooms after the epoch that is given. Random sampler, time to the best 1 %, and the "
+        "ratio to no pruning (∞: not reached by the median seed):"
+    )
     lines = [
-        "Curves that cross (`curves.late_bloomers`): the better a configuration is in the end, the longer it looks like "
-        "the worst. The best blooms after the epoch that is given. Random sampler, time to the best 1 %, and the ratio "
-        "to no pruning (∞: not reached by the median seed):",
+        told,
         "",
         f"| peers | method | {' | '.join(f'{table}: time | ratio' for table in late)} | asked |",
         "|--:|---|" + "--:|--:|" * len(late) + "--:|",

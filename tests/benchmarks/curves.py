@@ -6,7 +6,6 @@ that each epoch takes.
 
 from __future__ import annotations
 
-import itertools
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple

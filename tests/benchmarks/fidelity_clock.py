@@ -134,7 +134,7 @@ def promote(
     target: float | None = None,
     budget: int | None = None,
 ) -> Searched:
-    """Let that many peers search with rungs: a trial pauses at each, and a free peer goes on with the best that waits."""
+    """Let that many peers search with rungs: trials pause there, and a free peer goes on with the best that waits."""
     crowd, ladder = _Crowd(curves, sampler, None), Ladder(policy)
     rows: dict[int, int] = {}
     trained: dict[int, int] = {}

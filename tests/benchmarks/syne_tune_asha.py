@@ -11,9 +11,7 @@ import json
 import logging
 import sys
 import warnings
-
-warnings.simplefilter("ignore")
-logging.disable(logging.CRITICAL)
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +30,7 @@ class Finished(SimulatorCallback):
         super().__init__()
         self.epochs, self.found, self.reports, self.begun = epochs, [], 0, 0
 
-    def on_trial_result(self, trial, status, result, decision) -> None:  # type: ignore[no-untyped-def]
+    def on_trial_result(self, trial: Any, status: str, result: dict[str, Any], decision: str) -> None:
         super().on_trial_result(trial, status, result, decision)
         self.reports += 1
         self.begun += int(result["epoch"]) == 1
@@ -41,13 +39,18 @@ class Finished(SimulatorCallback):
 
 
 def main() -> None:
+    """One search."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
     asked = json.load(sys.stdin)
     values, seconds = np.array(asked["values"]), np.array(asked["seconds"])
     epochs, sizes = values.shape[1], asked["sizes"]
     rows = pd.DataFrame(list(itertools.product(*map(range, sizes.values()))), columns=list(sizes))
     space = {name: randint(0, size - 1) for name, size in sizes.items()}
     objectives = np.stack([values, seconds.cumsum(1)], axis=-1)[:, None]
-    table = BlackboxTabular(rows, space, {"epoch": randint(1, epochs)}, objectives, objectives_names=["loss", "elapsed"])
+    table = BlackboxTabular(
+        rows, space, {"epoch": randint(1, epochs)}, objectives, objectives_names=["loss", "elapsed"]
+    )
     backend = UserBlackboxBackend(table, elapsed_time_attr="elapsed", max_resource_attr="epochs", seed=0)
     scheduler = HyperbandScheduler(
         {**space, "epochs": epochs},

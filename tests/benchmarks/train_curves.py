@@ -147,7 +147,9 @@ def _seconds(shape: Shape, train: Data, validate: Data, classes: int) -> list[fl
     half = np.full(1, 0.01, np.float32)
     runs = []
     for _ in range(3):
-        network = Networks(shape, Rest(half, half, half, half > 0), inputs=train.inputs.shape[1], classes=classes, seed=0)
+        network = Networks(
+            shape, Rest(half, half, half, half > 0), inputs=train.inputs.shape[1], classes=classes, seed=0
+        )
         numbers, ends = np.random.default_rng(_SEED), [time.process_time()]
         for done in range(EPOCHS):
             network.epoch(train, done, numbers)

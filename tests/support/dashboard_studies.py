@@ -11,6 +11,7 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.records import (
     Categorical,
+    Checkpoint,
     Commit,
     Distribution,
     Float,
@@ -20,6 +21,7 @@ from hopaas_p2p.core.records import (
     StudyDefine,
     StudyOpen,
     StudySet,
+    TrialCheckpoint,
     TrialCreate,
     TrialFinish,
     TrialReclaim,
@@ -108,8 +110,11 @@ class Scribe:
         return number
 
     def pause(self, peer: str, number: int) -> None:
-        """The trial stops at its rung."""
+        """The trial stops at its rung, with a checkpoint."""
         self.clock += 10.0
+        trial = self.state.trials[number]
+        at = Checkpoint(max(trial.reports), f"checkpoint-{number}", 1000, "0" * 64)
+        self.say(peer, TrialCheckpoint(number, trial.epoch, at))
         self.say(peer, TrialFinish(number, self.state.trials[number].epoch, PRUNED, None, "at a rung", paused=True))
 
     def go_on(self, peer: str) -> int:

@@ -64,7 +64,7 @@ def test_without_pruning_every_configuration_is_trained_to_its_end() -> None:
 def test_a_configuration_that_goes_on_repeats_no_epoch_and_is_not_counted_again() -> None:
     done = promote(FOUR, RandomSampler(seed=1), Rungs(min=10, max=EPOCHS, eta=4), peers=1, until=math.inf, budget=4)
     assert done.configurations == 4
-    assert done.epochs == 4 * 10 + 30 + 10  # four to the rung at 10; one on to 40 and, the last that is left, to the end
+    assert done.epochs == 4 * 10 + 30 + 10  # four to the first rung, one to the second and then to its end
     assert len(done.found) == 1
 
 
