@@ -124,8 +124,8 @@ def _some(rows: Sequence[ConfigurationRow], word: str, most: int) -> list[Config
 
 def _best(state: State, complete: Sequence[ConfigurationRow]) -> list[ConfigurationRow]:
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
-    valued = [row for row in complete if row.newest.values]
-    return [min(valued, key=lambda row: sign * row.newest.values[0])] if valued else []
+    valued = [(sign * row.newest.values[0], row.first, row) for row in complete if row.newest.values]
+    return [min(valued)[-1]] if valued else []
 
 
 def reports(state: State, row: ConfigurationRow) -> list[tuple[float, float]]:
