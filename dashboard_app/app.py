@@ -46,6 +46,7 @@ PAGES: Final = (
     PageEntry("trial", "Trial", ":material/target:"),
     PageEntry("explore", "Explore", ":material/scatter_plot:"),
     PageEntry("pruning", "Pruning", ":material/content_cut:"),
+    PageEntry("rungs", "Rungs", ":material/stairs:"),
     PageEntry("failures", "Failures", ":material/report:"),
     PageEntry("notes", "Notes & artifacts", ":material/edit_note:"),
     PageEntry("steer", "Steer", ":material/tune:", actions=True),

@@ -5,7 +5,8 @@ promotes, the highest rung first, and otherwise begins a new one. A rung promote
 that have reached it, whether they wait, run on, or are finished, so the first wave of a study is cut as well.
 
 A configuration belongs to one bracket for life. Bracket b begins at the b-th rung, so a bracket with a high first rung
-protects configurations that start slowly. Configurations are dealt to brackets in the shares of Hyperband.
+protects configurations that start slowly. Brackets get configurations by turns. Hyperband gives most to the lowest one;
+where curves cross, that takes several times as long as no pruning, and by turns it takes less (docs/benchmarks.md).
 
 This file knows numbers only: no trials, no log. `chains` derives from a study's trials where each configuration stands.
 """
@@ -137,9 +138,6 @@ class Ladder:
         self.policy = policy
         self._sign = -1.0 if maximize else 1.0
         self._levels = [policy.levels[bracket:] for bracket in range(policy.brackets)]
-        self._weights = _shares(policy)
-        self._total = sum(self._weights)
-        self._admitted = [0] * policy.brackets
         self._bracket: dict[int, int] = {}
         self._standing: dict[int, RungStanding] = {}
         self._rungs = [[_Rung() for _ in levels] for levels in self._levels]
@@ -157,12 +155,7 @@ class Ladder:
 
     def admit(self, number: int) -> int:
         """Take in a new configuration; returns its bracket."""
-        count = len(self._bracket) + 1
-        lacks = [
-            count * weight - have * self._total for weight, have in zip(self._weights, self._admitted, strict=True)
-        ]
-        bracket = lacks.index(max(lacks))
-        self._admitted[bracket] += 1
+        bracket = len(self._bracket) % self.policy.brackets
         self._bracket[number] = bracket
         self._standing[number] = RungStanding()
         return bracket
@@ -305,15 +298,6 @@ class Ladder:
             for bracket, (levels, rungs) in enumerate(zip(self._levels, self._rungs, strict=True))
             for at, rung in enumerate(rungs)
         ]
-
-
-def _shares(policy: Rungs) -> list[int]:
-    """How many configurations Hyperband gives each bracket, in whole numbers: the same on every peer."""
-    rungs = len(policy.levels)
-    return [
-        max((rungs + 1) * policy.eta ** (rungs - bracket) // (rungs + 1 - bracket), 1)
-        for bracket in range(policy.brackets)
-    ]
 
 
 def _pairs(

@@ -8,8 +8,10 @@ from typing import Final
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.records import (
     Categorical,
+    Checkpoint,
     Commit,
     Distribution,
     Float,
@@ -18,12 +20,15 @@ from hopaas_p2p.core.records import (
     Policy,
     StudyDefine,
     StudyOpen,
+    StudySet,
+    TrialCheckpoint,
     TrialCreate,
     TrialFinish,
     TrialReclaim,
     TrialSet,
     TrialState,
 )
+from hopaas_p2p.core.rungs import Rungs, encode_fidelity
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.url import open_store
@@ -104,6 +109,21 @@ class Scribe:
         self.finish(peer, number, *values, state=state, reason=reason)
         return number
 
+    def pause(self, peer: str, number: int) -> None:
+        """The trial stops at its rung, with a checkpoint."""
+        self.clock += 10.0
+        trial = self.state.trials[number]
+        at = Checkpoint(max(trial.reports), f"checkpoint-{number}", 1000, "0" * 64)
+        self.say(peer, TrialCheckpoint(number, trial.epoch, at))
+        self.say(peer, TrialFinish(number, self.state.trials[number].epoch, PRUNED, None, "at a rung", paused=True))
+
+    def go_on(self, peer: str) -> int:
+        """This peer takes what a rung promotes; returns the number of the trial that goes on."""
+        number = self.say(peer, TrialCreate(prefer_waiting=True))[0].number
+        assert number is not None
+        assert self.state.trials[number].continues is not None
+        return number
+
     def reclaim(self, observer: str, number: int) -> None:
         """The owner fell silent."""
         self.say(observer, TrialReclaim(number, self.state.trials[number].epoch))
@@ -158,3 +178,24 @@ def _one_of_many(at: int, reports: int, params: int, began: int) -> Iterator[obj
     yield TrialCreate(params=given, reports=curve, start=start)
     reason = f"ValueError: step {at} diverged" if state is FAIL else None
     yield TrialFinish(at, 1, state, (value,) if state is COMPLETE else None, reason)
+
+
+def with_rungs() -> Scribe:
+    """Nine configurations at two sites under Rungs(min=1, max=9): three go on from the first rung, one to its end."""
+    scribe = Scribe(space={"lr": Float(0.0, 1.0)})
+    scribe.join("a", "north")
+    scribe.join("b", "south")
+    scribe.say("definer", StudySet(system={FIDELITY: encode_fidelity(Rungs(min=1, max=9, first_step=1))}))
+    for at in range(9):
+        first = scribe.start("ab"[at % 2], lr=at / 10)
+        scribe.report("ab"[at % 2], first, 1.0 + at / 10)
+        scribe.pause("ab"[at % 2], first)
+    for _ in range(3):
+        more = scribe.go_on("b")
+        best = scribe.state.trials[more].reports[1]
+        scribe.report("b", more, best - 0.2, best - 0.3, first=2)
+        scribe.pause("b", more)
+    last = scribe.go_on("a")
+    scribe.report("a", last, *(0.6 - step / 100 for step in range(4, 10)), first=4)
+    scribe.finish("a", last, 0.51)
+    return scribe

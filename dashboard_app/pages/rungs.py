@@ -1,0 +1,113 @@
+"""Rungs: who stands where, what was promoted when and by which site, and why nothing is promoted now."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dashboard_app import theme
+from dashboard_app.frames import Frame
+from dashboard_app.page_context import PageContext
+from dashboard_app.redraw import live
+from dashboard_app.theme import draw
+from dashboard_app.views import rungs
+from dashboard_app.views.spec import number
+from hopaas_p2p.fidelity import in_words
+from hopaas_p2p.report import configurations
+from hopaas_p2p.report.configurations import ConfigurationRow, PromotionEvent
+
+_EVENTS: Final = 40
+_ROWS: Final = 60
+
+
+def show(page: PageContext) -> None:
+    """The page."""
+    page.title("Rungs")
+    live(page, _body)
+
+
+def _body(_here: PageContext, frame: Frame) -> None:
+    sorted_ = frame.state.configurations
+    if sorted_ is None or sorted_.ladder is None or sorted_.policy is None:
+        theme.nothing(
+            "This study has no rungs. With open_study(…, fidelity=hopaas_p2p.Rungs(min=1, max=27)), trials pause at "
+            "rungs and the best go on."
+        )
+        return
+    found = frame.once(lambda one: rungs.overview(one.state), "rungs")
+    theme.tiles([
+        ("configurations", f"{found.configurations:,}", in_words(sorted_.policy)),
+        ("running", f"{found.running:,}", "now"),
+        ("wait at a rung", f"{found.waiting:,}", "with a checkpoint"),
+        ("promotions", f"{found.promotions:,}", f"{found.elsewhere:,} went on at another site"),
+        ("complete", f"{found.complete:,}", "trained to the end"),
+    ])  # fmt: skip
+    theme.caption(configurations.next_in_words(frame.state).capitalize() + ".")
+    draw(
+        frame.once(lambda one: rungs.standing(one.state), "standing"),
+        key="standing",
+        empty="No configuration has come to a rung yet.",
+    )
+    _rungs(frame)
+    draw(
+        frame.once(lambda one: rungs.curves(one.state), "chains"),
+        key="chains",
+        empty="Curves take reports: trial.report(value, step).",
+    )
+    _promotions(frame)
+    _configurations(frame)
+
+
+def _rungs(frame: Frame) -> None:
+    places = configurations.rung_counts(frame.state)
+    brackets = len({place.bracket for place in places})
+    rows = [
+        [theme.safe(rungs.name_of(place, brackets)), *(f"{count:,}" for count in counts)]
+        for place in places
+        for counts in [(place.reached, place.promoted, place.waiting, place.quota)]
+    ]
+    headers = ["rung", "came", "went on", "wait", "may go on by now"]
+    theme.table(headers, rows, label="Rungs", numeric=(1, 2, 3, 4))
+
+
+def _promotions(frame: Frame) -> None:
+    events = configurations.promotions(frame.state)
+    theme.heading("Promotions")
+    headers = ["when", "configuration", "after epochs", "paused at", "goes on at", "trial"]
+    rows = [_event(frame, one) for one in reversed(events[-_EVENTS:])]
+    theme.table(headers, rows, label="Promotions", numeric=(2,), empty="Nothing was promoted yet.")
+    if len(events) > _EVENTS:
+        theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
+
+
+def _event(frame: Frame, one: PromotionEvent) -> list[str]:
+    return [
+        "" if one.at is None else theme.ago(one.at / 1e6),
+        theme.trial_link(frame.name, one.first),
+        f"{one.epochs:,}",
+        theme.safe(one.site_before or "?"),
+        theme.safe(one.site or "?"),
+        f"{theme.trial_link(frame.name, one.paused)} → {theme.trial_link(frame.name, one.trial)}",
+    ]
+
+
+def _configurations(frame: Frame) -> None:
+    found = configurations.rows(frame.state)
+    theme.heading("Configurations")
+    order = sorted(found, key=lambda row: (-row.epochs, -row.first))
+    headers = ["configuration", "is", "epochs", "pauses after", "worth at its rungs", "sites", "trials"]
+    rows = [_row(frame, row) for row in order[:_ROWS]]
+    theme.table(headers, rows, label="Configurations", numeric=(2, 3))
+    if len(found) > _ROWS:
+        theme.caption(f"and {len(found) - _ROWS:,} more that have not come as far")
+
+
+def _row(frame: Frame, row: ConfigurationRow) -> list[str]:
+    return [
+        theme.trial_link(frame.name, row.first),
+        theme.pill(row.state),
+        f"{row.epochs:,}",
+        "" if row.pauses_at is None else f"{row.pauses_at:,}",
+        ", ".join(number(value) for value in row.reached),
+        theme.safe(", ".join(row.sites)),
+        ", ".join(theme.trial_link(frame.name, one) for one in row.trials[-4:]),
+    ]

@@ -1,0 +1,76 @@
+"""The page of rungs: who stands where, what was promoted where, and curves that go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+from dashboard_app.views import rungs
+from tests.support.dashboard_pages import calm, close_all, page, texts
+from tests.support.dashboard_studies import Scribe, with_rungs
+
+pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray")  # pyarrow asks pandas for it
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    close_all()
+
+
+def test_a_configuration_counts_once_however_many_trials_it_took() -> None:
+    found = rungs.overview(with_rungs().state)
+    assert (found.configurations, found.waiting, found.complete, found.promotions) == (9, 8, 1, 4)
+    assert found.elsewhere == 3  # 0 and 2 paused in the north and went on in the south; the best of all went back
+
+
+def test_the_bars_of_a_rung_add_up_to_those_that_came() -> None:
+    chart = rungs.standing(with_rungs().state)
+    assert chart is not None
+    went_on, wait = (source["source"]["configurations"].tolist() for source in chart.option["dataset"])
+    assert (went_on, wait) == ([3, 1], [6, 2])
+    assert "after 1 epoch: 9 came, 3 went on, 6 wait" in chart.alt
+
+
+def test_a_curve_goes_through_all_trials_of_a_configuration() -> None:
+    state = with_rungs().state
+    chart = rungs.curves(state)
+    assert chart is not None
+    drawn = {
+        one["name"]: source["source"]
+        for one, source in zip(chart.option["series"], chart.option["dataset"], strict=True)
+    }
+    best = drawn["best"]
+    assert best["epochs"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert set(best["configuration"]) == {0}
+    assert sorted(zip(drawn["promoted"]["epochs"], drawn["promoted"]["configuration"], strict=True)) == [
+        (1, 0), (1, 1), (1, 2), (3, 0),
+    ]  # fmt: skip
+
+
+def test_a_study_without_rungs_has_no_chart() -> None:
+    assert rungs.standing(Scribe().state) is None
+    assert rungs.curves(Scribe().state) is None
+
+
+def test_the_page_says_where_each_configuration_stands_and_what_comes_next(tmp_path: Path) -> None:
+    with_rungs().put_into(str(tmp_path / "store"))
+    shown = texts(calm(page("rungs", str(tmp_path / "store"), "study")))
+    for words in (
+        "Who stands where",
+        "Promotions",
+        "north",
+        "south",
+        "rungs(min=1, max=9, eta=3",
+        "3 went on at another site",
+    ):
+        assert words in shown, words
+
+
+def test_the_page_of_a_study_without_rungs_says_how_to_have_them(tmp_path: Path) -> None:
+    Scribe().put_into(str(tmp_path / "store"))
+    assert "fidelity=hopaas_p2p.Rungs" in texts(calm(page("rungs", str(tmp_path / "store"), "study")))

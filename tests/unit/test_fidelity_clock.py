@@ -1,0 +1,88 @@
+"""What rungs save, on recorded curves and a virtual clock: the short form of `make bench ONLY=fidelity`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import optuna
+import pytest
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+
+from hopaas_p2p.core.rungs import Rungs
+from tests.benchmarks.bench_fidelity import METHODS, NONE, Method, first_wave
+from tests.benchmarks.curves import DATA_SETS, EPOCHS, FILE, Curves, late_bloomers, recorded
+from tests.benchmarks.fidelity_clock import promote, prune
+
+SEEDS = range(8)
+ONE_BRACKET, THREE_BRACKETS = (name for name in METHODS if "Rungs" in name)
+FOUR = Curves(
+    {"x": 4},
+    np.repeat([[4.0], [3.0], [2.0], [1.0]], EPOCHS, axis=1),
+    np.ones((4, EPOCHS)),
+)
+"""Four configurations whose order never changes; an epoch takes a second."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def time_to(share: float, curves: Curves, method: Method, *, peers: int) -> float:
+    """The median over the seeds, in whole trainings; a search that does not get there counts with its length."""
+    target, longest = curves.best(share), 12 * curves.training
+    runs = [method(curves, RandomSampler(seed=seed), peers=peers, until=longest, target=target) for seed in SEEDS]
+    return statistics.median(run.first(target) or longest for run in runs) / curves.training
+
+
+def test_the_file_of_curves_is_small_and_holds_what_is_promised() -> None:
+    assert FILE.stat().st_size < 600_000
+    for name in DATA_SETS:
+        curves = recorded(name)
+        assert len(curves.values) >= 1000
+        assert curves.values.shape == curves.seconds.shape == (math.prod(curves.sizes.values()), EPOCHS)
+        assert np.isfinite(curves.values).all()
+        assert (curves.seconds > 0).all()
+        assert curves.row(dict(zip(curves.sizes, curves.places(1234), strict=True))) == 1234
+
+
+def test_without_pruning_every_configuration_is_trained_to_its_end() -> None:
+    done = prune(FOUR, RandomSampler(seed=1), NopPruner(), peers=2, until=math.inf, budget=4)
+    assert (done.epochs, done.configurations) == (4 * EPOCHS, 4)
+    assert [found.at for found in done.found] == [50.0, 50.0, 100.0, 100.0]
+
+
+def test_a_configuration_that_goes_on_repeats_no_epoch_and_is_not_counted_again() -> None:
+    done = promote(FOUR, RandomSampler(seed=1), Rungs(min=10, max=EPOCHS, eta=4), peers=1, until=math.inf, budget=4)
+    assert done.configurations == 4
+    assert done.epochs == 4 * 10 + 30 + 10  # four to the first rung, one to the second and then to its end
+    assert len(done.found) == 1
+
+
+def test_a_peer_that_finds_nothing_to_do_goes_on_when_another_has_paused() -> None:
+    done = promote(FOUR, RandomSampler(seed=1), Rungs(min=10, max=EPOCHS, eta=2), peers=3, until=math.inf, budget=4)
+    assert done.found
+
+
+@pytest.mark.parametrize("table", DATA_SETS)
+@pytest.mark.parametrize("method", [ONE_BRACKET, THREE_BRACKETS])
+def test_a_first_wave_of_256_saves_two_fifths_of_its_epochs(table: str, method: str) -> None:
+    saved, regret = first_wave(recorded(table), METHODS[method], seed=1)
+    assert saved >= 0.4
+    assert regret < 0.25
+
+
+@pytest.mark.parametrize(("table", "most"), [("digits", 0.6), ("breast_cancer", 0.6)])
+def test_rungs_reach_a_target_in_a_part_of_the_time(table: str, most: float) -> None:
+    curves = recorded(table)
+    rungs = time_to(0.005, curves, METHODS[ONE_BRACKET], peers=16)
+    assert rungs <= most * time_to(0.005, curves, METHODS[NONE], peers=16)
+
+
+def test_three_brackets_protect_curves_that_cross() -> None:
+    curves = late_bloomers(5)
+    rungs = time_to(0.01, curves, METHODS[THREE_BRACKETS], peers=16)
+    assert rungs <= 1.1 * time_to(0.01, curves, METHODS[NONE], peers=16)
