@@ -42,8 +42,8 @@ def overview(state: State) -> Overview:
     elsewhere = sum(
         one.site is not None and one.site_before is not None and one.site != one.site_before for one in events
     )
-    counted = (words.count(word) for word in ("running", "paused", "complete"))
-    return Overview(len(rows), *counted, len(events), elsewhere)
+    running, paused, complete = (words.count(word) for word in ("running", "paused", "complete"))
+    return Overview(len(rows), running, paused, complete, len(events), elsewhere)
 
 
 def name_of(place: RungCount, brackets: int) -> str:

@@ -44,10 +44,9 @@ LAYERS = (
         "histories",
         "rescue",
         "sweeps",
-        "joining",
         "batch",
     },
-    {"demo", "gateway", "local"},
+    {"demo", "gateway", "local", "joining"},
     {"cli", "testing"},
 )
 """From the bottom up. A part may import its own layer and those below."""
