@@ -180,7 +180,7 @@ CIRCLES = (
     {"stores.bridge.store", "stores.bridge.store_files", "stores.bridge.store_log"},
     {"stores.postgres.connect", "stores.postgres.store", "stores.url"},
 )
-"""Files that import each other, late or for a type checker. The first: a Study shows, exports and sends itself. Add none."""
+"""Files that import each other, late or for a type checker. The first: a Study shows and sends itself. Add none."""
 
 
 def _circles(graph: dict[str, set[str]]) -> list[set[str]]:
