@@ -30,7 +30,7 @@ class PageEntry(NamedTuple):
     """Whether it is about one study, else about the store."""
     group: str = "Study"
     actions: bool = False
-    """Whether it is only there when actions are allowed."""
+    """Whether the menu has it only for people who may change something."""
 
     def load(self) -> Callable[[PageContext], None]:
         """The function that shows the page."""
@@ -128,16 +128,20 @@ def _stores(opts: options.DashboardOptions) -> dict[str, str]:
 def _pages(page: PageContext, listing: Listing | None) -> dict[str, list[st.Page]]:
     """The pages by the heading that they stand under."""
     groups: dict[str, list[st.Page]] = {}
+    on_study = replace(page, listing=listing)
     for entry in PAGES:
-        if entry.actions and not page.options.actions:
-            continue
         show = _show(entry, replace(page, listing=listing if entry.study else None))
         shown = st.Page(
             show, title=entry.title, icon=entry.icon, url_path=entry.path, default=entry is PAGES[0],
-            visibility="visible" if listing is not None or not entry.study else "hidden",
+            visibility="visible" if _offered(entry, on_study) else "hidden",
         )  # fmt: skip
         groups.setdefault(entry.group, []).append(shown)
     return groups
+
+
+def _offered(entry: PageEntry, page: PageContext) -> bool:
+    """Whether the menu has this page; its address works all the same, and says why nothing can be done there."""
+    return (page.listing is not None or not entry.study) and (page.may_act or not entry.actions)
 
 
 def _menu(groups: dict[str, list[st.Page]], listing: Listing | None) -> None:

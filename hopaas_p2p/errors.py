@@ -112,6 +112,12 @@ class NoWork(HopaasError):
         """A key of `core.state.REFUSALS`: budget, paused, stopped, failing, draining."""
 
 
+class StudyFinished(HopaasError):
+    """This study starts no more trials, so one that is queued now would never run; resume it first."""
+
+    exit_code = 3
+
+
 class Denied(HopaasError):
     """The store does not let this user do that; ask the study's owner for a grant."""
 

@@ -80,12 +80,13 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     budget = "no budget" if state.budget is None else f"{card.used:,} of {state.budget:,} used"
     why = _CLOSED.get(state.closed_because() or "", "")
     st.html(f'<div class="hp-row hp-start">{theme.pill(card.word)}<span class="hp-small">{why}</span></div>')
-    per_hour = number(round(pace.per_hour, 1 if pace.per_hour < 100 else 0))
+    finished = sum(card.counts.get(word, 0) for word in ("complete", "pruned", "fail"))
+    failed = f"of {finished:,} finished trials" + (f"; {pace.retried:,} more were run again" if pace.retried else "")
     theme.tiles([
         ("best", card.best, card.best_of),
         ("running", f"{card.counts.get('running', 0):,}", running + (f", {waiting:,} waiting" if waiting else "")),
-        ("trials an hour", per_hour, "complete and pruned, last hour"),
-        ("failed", f"{pace.failed:.1%}", f"{card.counts.get('fail', 0):,} of the finished trials"),
+        ("last hour", f"{pace.recent:,}", "trials complete or pruned"),
+        ("failed", f"{pace.crashed:,}", failed),
         ("compute-hours", number(round(pace.hours, 2)), saving),
         ("to the budget", "done" if card.word == "done" or pace.left == 0 else eta, budget),
     ])  # fmt: skip

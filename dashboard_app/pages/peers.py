@@ -13,6 +13,7 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import peers as views
 from dashboard_app.views.spec import rough
+from hopaas_p2p.core.leases import ttl_of
 from hopaas_p2p.report.facts import duration
 
 _ROWS: Final = 60
@@ -64,7 +65,7 @@ def _body(page: PageContext, frame: Frame) -> None:
     headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]
     theme.table(headers, [_site(one) for one in places], label="Sites", numeric=(1, 2, 3, 4, 5))
     theme.heading("Peers")
-    headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "sign of life", "clock", "machine", ""]
+    headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "last seen", "clock", "machine", ""]
     theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", numeric=(4, 5))
     if len(found) > _ROWS:
         theme.caption(f"and {len(found) - _ROWS:,} more that run nothing now")
@@ -81,7 +82,7 @@ def _peer(page: PageContext, frame: Frame, one: views.PeerRow) -> list[str]:
     more = f" and {len(one.running) - 4} more" if len(one.running) > 4 else ""
     name = f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b>'
     cells = [f'{name} <span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>', safe(one.site), safe(one.host)]
-    cells += [links + more, f"{one.ended:,}", f"{one.lost:,}", theme.share(one.busy), _sign_of_life(page, frame, one)]
+    cells += [links + more, f"{one.ended:,}", f"{one.lost:,}", theme.share(one.busy), _last_seen(page, frame, one)]
     clock = _clock(page.cache.clock_behind(frame.uuid, one.uuid))
     return [
         *cells,
@@ -91,9 +92,10 @@ def _peer(page: PageContext, frame: Frame, one: views.PeerRow) -> list[str]:
     ]
 
 
-def _sign_of_life(page: PageContext, frame: Frame, one: views.PeerRow) -> str:
+def _last_seen(page: PageContext, frame: Frame, one: views.PeerRow) -> str:
     if one.running:
-        return theme.lease(one.uuid, page.cache.lease_left(frame.uuid, one.uuid))
+        left = page.cache.lease_left(frame.uuid, one.uuid)
+        return theme.last_seen(one.uuid, left, ttl_of(frame.state, one.uuid))
     return f'<span class="hp-small">{"" if one.last is None else theme.ago(one.last)}</span>'
 
 

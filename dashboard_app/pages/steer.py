@@ -21,6 +21,8 @@ from dashboard_app.views.columns import place
 from dashboard_app.views.requests import Kind, Request
 from hopaas_p2p.core.records import Categorical, Distribution, Int, TrialState
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.peer.liveness import any_alive, owners_of
+from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.study import Study
 
 _KEPT: Final = 30
@@ -32,10 +34,11 @@ _LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
 def show(page: PageContext) -> None:
     """The page."""
     page.title("Steer")
+    if not page.options.actions:
+        theme.nothing("This monitor is read-only. Start it with: hopaas-p2p dashboard --allow-actions")
+        return
     if not page.may_act:
-        theme.nothing(
-            f"You may look at this study ({page.role()}), not change it. Ask its owner for a grant: hopaas-p2p grant"
-        )
+        theme.nothing("You may look at this study but not change it. Ask one of its owners for the role worker.")
         return
     live(page, _now)
     live(page, _choices, key="choices", age=False)
@@ -89,9 +92,10 @@ def _requests(page: PageContext, frame: Frame) -> None:
 def _status(page: PageContext, frame: Frame) -> None:
     state = frame.state
     closed = state.closed_because()
-    end = f" of {state.budget:,}" if state.budget is not None else ", no end"
+    end = f" of {state.budget:,}" if state.budget is not None else ", no budget"
+    working = any_alive([page.cache.sign_of_life(frame.uuid, owner) for owner in owners_of(state)])
     theme.tiles([
-        ("the study is", closed or "running", ""),
+        ("the study is", state_word(state, working=working), ""),
         ("budget used", f"{state.used():,}{end}", "complete, pruned and running"),
         ("running", f"{len(state.running):,}", "trials"),
         ("waiting", f"{len(state.waiting):,}", "trials"),

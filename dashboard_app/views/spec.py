@@ -135,6 +135,8 @@ def parameter_axis(one: Parameter, **more: Any) -> Option:
         choices = [label(choice, 16) for choice in one.choices]
         return {"type": "category", "name": label(one.name), "data": choices, **_NAME, **more}
     limits: dict[str, Any] = {} if one.low == one.high else {"min": one.low, "max": one.high}
+    if one.whole and not one.log:
+        limits["minInterval"] = 1  # no tick between two whole numbers
     return axis(one.name, log=one.log, **limits, **more)
 
 

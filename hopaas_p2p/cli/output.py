@@ -106,6 +106,13 @@ def duration(seconds: float | None) -> str:
     return "-" if seconds is None else facts.duration(seconds)
 
 
+def ago(seconds: float | None) -> str:
+    """How long ago something was."""
+    if seconds is None:
+        return "unknown"
+    return "just now" if seconds < 2 else f"{duration(float(round(seconds)) if seconds < 60 else seconds)} ago"
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Print a table. On a terminal, the widest columns are cut to fit."""
     cells = [[printable(cell) for cell in row] for row in rows]

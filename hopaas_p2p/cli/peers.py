@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from hopaas_p2p.errors import InvalidInput
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
+    from hopaas_p2p.peer.liveness import SignOfLife
 
 
 @click.group()
@@ -26,23 +28,34 @@ def peers() -> None:
 def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
 
-    A peer that died is listed until its trial is taken over, for the lease's time of silence.
+    A peer is alive when its last heartbeat is more recent than the lease is long, and silent when it is not. A silent
+    peer is listed until another peer takes its trial over.
     """
-    rows = [row for row in _rows(session.study().state) if show_all or row["running"] or row["draining"]]
+    from hopaas_p2p.peer.liveness import signs_of_life
 
+    study = session.study()
+    rows = _rows(study.state, signs_of_life(study.storage.peer, study.state))
     columns: Columns = {
-        **{name.upper(): name for name in ("peer", "site", "host", "user", "pid", "job")},
+        "PEER": "peer",
+        "WHERE": _where,
+        "USER": "user",
+        "JOB": lambda row: row["job"] or (f"pid {row['pid']}" if row["pid"] else "-"),
         "RUNS": lambda row: ", ".join(f"#{number}" for number in row["running"]) or "-",
         "ENDED": "ended",
-        "NOTE": lambda row: "; ".join([*(["takes no more"] if row["draining"] else []), *row["differs"]]),
+        "STATE": "state",
+        "LAST SEEN": lambda row: output.ago(row["last_seen"]),
+        "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
-    empty = "no peer runs a trial now; all that took part: hopaas-p2p peers list --all"
-    session.show_table(rows, columns, right=("PID", "ENDED"), empty=empty)
+    empty = "No peer runs a trial now. To list all that took part: hopaas-p2p peers list --all"
+    shown = [row for row in rows if show_all or row["running"] or row["draining"]]
+    session.show_table(shown, columns, right=("ENDED",), empty=empty)
 
 
-def _rows(state: State) -> list[dict[str, Any]]:
+def _rows(state: State, signs: dict[str, SignOfLife]) -> list[dict[str, Any]]:
     from hopaas_p2p.core.state import differences
+    from hopaas_p2p.report.facts import last_ended
 
+    ends, now = last_ended(state), time.time()
     running: dict[str, list[int]] = {}
     for number in list(state.running):
         running.setdefault(state.trials[number].owner or "", []).append(number)
@@ -50,6 +63,8 @@ def _rows(state: State) -> list[dict[str, Any]]:
     rows = []
     for peer, info in state.peers.items():
         job = f"{info['batch']} {info['job']}" if "batch" in info and "job" in info else None
+        sign = signs.get(peer)
+        ended_ago = None if peer not in ends else max(0.0, now - ends[peer])
         rows.append(
             {
                 "peer": peer,
@@ -57,11 +72,24 @@ def _rows(state: State) -> list[dict[str, Any]]:
                 "job": job,
                 "running": running.get(peer, []),
                 "ended": ended[peer],
+                "state": _word(sign),
+                "last_seen": ended_ago if sign is None else sign.ago,
                 "draining": state.is_draining(peer),
                 "differs": differences(info),
             }
         )
     return rows
+
+
+def _where(row: dict[str, Any]) -> str:
+    """Node and site, which are often the same."""
+    site, host = row["site"] or "?", row["host"] or "?"
+    return host if site == host else f"{host} ({site})"
+
+
+def _word(sign: SignOfLife | None) -> str:
+    """What a peer does; `sign` is that of a peer that runs a trial."""
+    return "idle" if sign is None else {True: "alive", False: "silent", None: "unknown"}[sign.alive]
 
 
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash

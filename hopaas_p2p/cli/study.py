@@ -49,14 +49,14 @@ def list_(session: CliSession) -> None:
         "STUDY": "name",
         "STATE": "state",
         "TRIALS": lambda one: f"{one['trials']}" if one["budget"] is None else f"{one['used']}/{one['budget']}",
-        "RUN": lambda one: str(one["counts"]["RUNNING"]),
-        "FAIL": lambda one: str(one["counts"]["FAIL"]),
+        "RUNNING": lambda one: str(one["counts"]["RUNNING"]),
+        "FAILED": lambda one: str(one["counts"]["FAIL"] - one["retried"]),
         "BEST": lambda one: _best_value(one["best"]),
         "NOTE": lambda one: " ".join([*(f"#{tag}" for tag in one["tags"]), _first_line(one["note"])]),
     }
     here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
     empty = f"no studies yet{here}; create one with: hopaas-p2p study create NAME"
-    session.show_table(found, columns, right=("TRIALS", "RUN", "FAIL", "BEST"), empty=empty)
+    session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=empty)
 
 
 def _first_line(note: str) -> str:
@@ -103,6 +103,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     from hopaas_p2p.report.spending import budget_lines, cells
 
     counts = ", ".join(f"{count} {state}" for state, count in data["counts"].items() if count) or "none yet"
+    counts += f", of which {data['retried']} were run again" if data["retried"] else ""
     facts = {"study": data["name"], "store": data["store"], "state": data["state"]}
     facts["directions"] = ", ".join(data["directions"])
     facts["trials"] = f"{data['trials']} ({counts})"
@@ -115,6 +116,9 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
         or "-"
     )
     facts["running at"] = ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-"
+    if data["silent"]:
+        silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
+        facts["silent"] = "\n".join(silent)
     if found.rows:
         heads, rows = cells(found)
         facts["spent"] = "\n".join(output.aligned([heads, *rows], right=heads[3:]))
