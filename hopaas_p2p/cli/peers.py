@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def peers() -> None:
-    """List the peers of a study; ask one, or all of a site, to finish what they run and take no more."""
+    """List the peers of a study. Ask one of them, or a whole site, to take no more trials."""
 
 
 @peers.command("list")
-@options()
-@click.option("--all", "show_all", is_flag=True, help="Also those that run nothing now.")
+@options(study="argument")
+@click.option("--all", "show_all", is_flag=True, help="Also list peers that run no trial now.")
 def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
 
@@ -95,15 +95,15 @@ def _word(sign: SignOfLife | None) -> str:
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
 @options()
 @click.argument("names", nargs=-1, metavar="[PEER]...")
-@click.option("--site", "sites", multiple=True, metavar="SITE", help="All of a site, also those yet to come.")
-@click.option("--off", is_flag=True, help="Take it back.")
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, also those that join later.")
+@click.option("--off", is_flag=True, help="Let them take trials again.")
 def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
-    """Ask peers, or sites, to finish the trial that they run and to take no more.
+    """Ask peers, or whole sites, to finish the trials that they run and to take no more.
 
-    A peer is named as `peers list` shows it, or by the beginning of that.
+    Name a peer as `peers list` shows it; the first letters are enough.
     """
     if not names and not sites:
-        raise click.UsageError("which? Name a peer of `hopaas-p2p peers list`, or a site with --site")
+        raise click.UsageError("No peer is named. Name one that `hopaas-p2p peers list` shows, or a site with --site.")
     study = session.study()
     known = list(study.state.peers)
     found = [_one_of(known, name) for name in names]
@@ -113,10 +113,10 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
         study.drain(site=site, off=off)
         here = {info.get("site", "?") for info in study.state.peers.values()}
         if site not in here:
-            output.say(f"nobody of the site {site!r} has taken part yet; there are: {', '.join(sorted(here))}")
+            output.say(f"No peer of the site {site!r} has taken part yet. The sites are: {', '.join(sorted(here))}")
     asked = ", ".join([*found, *(f"all of {site}" for site in sites)])
-    verb = "may take trials again" if off else "finish what they run and take no more"
-    session.done({"peers": found, "sites": list(sites), "draining": not off}, f"{asked}: {verb}")
+    message = f"Allowed to take trials again: {asked}" if off else f"Asked to take no more trials: {asked}"
+    session.done({"peers": found, "sites": list(sites), "draining": not off}, message)
 
 
 def _one_of(known: list[str], name: str) -> str:

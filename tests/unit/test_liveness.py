@@ -12,6 +12,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.cli import main
+from hopaas_p2p.cli.output import value_cells
 from hopaas_p2p.core.leases import FailureDetector, beat_time, beat_value
 from hopaas_p2p.core.records import StudyDefine
 from hopaas_p2p.core.state import State
@@ -152,3 +153,33 @@ def test_attributes_take_what_numpy_gives(store: str) -> None:
 
 def test_a_state_says_which_study_it_is_of() -> None:
     assert repr(_state()) == "<State of 's' at lsn 0: no trials>"
+
+
+def test_a_column_of_values_has_its_points_below_each_other() -> None:
+    assert value_cells([(0.734551,), (12.3,), None, (0.00004,)]) == ["0.7346", "12.3000", "-", "4.000e-05"]
+    assert value_cells([(0.5,), (0.25,), (1e9,)]) == ["0.5000", "0.2500", "1.000e+09"]
+    assert value_cells([(3,), (14,)]) == ["3", "14"]
+
+
+def test_failures_are_listed_alone_each_with_its_reason(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    study = hopaas_p2p.open_study(store, "s", space=SPACE)
+    study.tell(study.ask(), 0.5)
+    study.tell(study.ask(), state="fail", reason="the command ended with 1\nTraceback\nValueError: no data")
+    study.close()
+    capsys.readouterr()
+
+    assert main.run(["trial", "list", "s", "--failed", "--store", store]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].split() == ["#", "STATE", "VALUE", "TIME", "TRY", "WHERE", "REASON", "PARAMETERS"]
+    assert "the command ended with 1: ValueError: no data" in lines[1]
+
+
+def test_quiet_commands_print_results_and_errors_only(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+    capsys.readouterr()
+
+    assert main.run(["study", "pause", "s", "--store", store, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main.run(["study", "pause", "missing", "--store", store, "-q"]) == 1
+    assert "missing" in capsys.readouterr().err
