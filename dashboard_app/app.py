@@ -101,7 +101,7 @@ def _signed_in() -> SignedIn | None:
         st.button("Sign out", on_click=st.logout, type="tertiary")
         return None
     if claims:
-        theme.nothing("Your sign-in has ended. Please sign in again.")
+        theme.nothing("Your session has expired. Please sign in again.")
     st.button("Sign in", on_click=st.login, type="primary", icon=":material/login:")
     return None
 
@@ -183,10 +183,10 @@ def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None)
             st.rerun()
     if page.options.optuna_port is not None:
         st.link_button("optuna-dashboard", page.options.optuna_address, icon=":material/open_in_new:")
-    theme.caption(f"store {redacted(page.cache.url)}")
-    theme.caption("changes allowed" if page.options.actions else "read-only")
+    theme.caption(f"Store: {redacted(page.cache.url)}")
+    theme.caption("Changes allowed" if page.options.actions else "Read-only")
     if page.person:
-        theme.caption(f"signed in as {sign_in.shown(page.person)}")
+        theme.caption(f"Signed in as {sign_in.shown(page.person)}")
         st.button("Sign out", on_click=st.logout, type="tertiary")
 
 
@@ -215,8 +215,10 @@ def _show(entry: PageEntry, page: PageContext) -> Callable[[], None]:
 
 def _no_study() -> None:
     asked = url.given("study")
-    theme.title("No such study" if asked else "Which study?")
+    theme.title("No such study" if asked else "Choose a study")
     theme.nothing(
-        f"There is no study {asked!r} here; it may have been deleted." if asked else "Choose one of the campaigns."
+        f"There is no study {asked!r} in this store. It may have been deleted."
+        if asked
+        else "Choose one of the campaigns."
     )
     st.html(f'<a href="{theme.safe(url.link("campaigns"))}" target="_self">All campaigns</a>')

@@ -118,7 +118,7 @@ class PageContext:
         if not self.options.actions:
             return "This dashboard is read-only; start it with --allow-actions to change things."
         if not self.may_act:
-            return "Your grant for this study lets you look only."
+            return "Your role in this study is viewer, which does not allow changes."
         try:
             do(self.study())
         except HopaasError as error:

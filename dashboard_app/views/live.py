@@ -155,6 +155,6 @@ def alerts(state: State, name: str) -> str:
             "fail, nothing improves, the budget runs out or a trial is the best, run: "
             f"hopaas-p2p watch {shlex.quote(name)} --alert"
         )
-    by = "Alerts are posted to a webhook, by one of the processes that run hopaas-p2p watch --alert"
+    by = "Alerts are posted to a webhook by one of the processes that run hopaas-p2p watch --alert"
     still = ", ".join(key.replace(":", " ") for key in posted_now)
     return f"{by}. Posted, and still so: {still}." if still else f"{by}. Nothing that was posted is still so."
