@@ -111,10 +111,12 @@ def send(session: CliSession, source: Path | None) -> int:
             stay.setdefault(file, (f"No store that can be reached has the study {spooled.name!r}.", 69))
 
     def text() -> None:
-        kept = f"; could not send {len(stay)}" if stay else ""
-        output.say(f"Sent {output.count(len(sent), 'file')}{kept}." if sent or stay else "No results wait to be sent.")
+        unsent = f"; could not send {len(stay)}" if stay else ""
+        output.say(
+            f"Sent {output.count(len(sent), 'file')}{unsent}." if sent or stay else "No results wait to be sent."
+        )
         if kept:
-            output.say(f"kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
+            output.say(f"Kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
         for file, (why, _) in stay.items():
             output.say(f"{file}: {why}")
 
