@@ -30,7 +30,7 @@ class PageEntry(NamedTuple):
     """Whether it is about one study, else about the store."""
     group: str = "Study"
     actions: bool = False
-    """Whether it is only there when actions are allowed."""
+    """Whether the menu has it only for people who may change something."""
 
     def load(self) -> Callable[[PageContext], None]:
         """The function that shows the page."""
@@ -102,7 +102,7 @@ def _signed_in() -> SignedIn | None:
         st.button("Sign out", on_click=st.logout, type="tertiary")
         return None
     if claims:
-        theme.nothing("Your sign-in has ended. Please sign in again.")
+        theme.nothing("Your session has expired. Please sign in again.")
     st.button("Sign in", on_click=st.login, type="primary", icon=":material/login:")
     return None
 
@@ -129,16 +129,20 @@ def _stores(opts: options.DashboardOptions) -> dict[str, str]:
 def _pages(page: PageContext, listing: Listing | None) -> dict[str, list[st.Page]]:
     """The pages by the heading that they stand under."""
     groups: dict[str, list[st.Page]] = {}
+    on_study = replace(page, listing=listing)
     for entry in PAGES:
-        if entry.actions and not page.options.actions:
-            continue
         show = _show(entry, replace(page, listing=listing if entry.study else None))
         shown = st.Page(
             show, title=entry.title, icon=entry.icon, url_path=entry.path, default=entry is PAGES[0],
-            visibility="visible" if listing is not None or not entry.study else "hidden",
+            visibility="visible" if _offered(entry, on_study) else "hidden",
         )  # fmt: skip
         groups.setdefault(entry.group, []).append(shown)
     return groups
+
+
+def _offered(entry: PageEntry, page: PageContext) -> bool:
+    """Whether the menu has this page; its address works all the same, and says why nothing can be done there."""
+    return (page.listing is not None or not entry.study) and (page.may_act or not entry.actions)
 
 
 def _menu(groups: dict[str, list[st.Page]], listing: Listing | None) -> None:
@@ -180,10 +184,10 @@ def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None)
             st.rerun()
     if page.options.optuna_port is not None:
         st.link_button("optuna-dashboard", page.options.optuna_address, icon=":material/open_in_new:")
-    theme.caption(f"store {redacted(page.cache.url)}")
-    theme.caption("changes allowed" if page.options.actions else "read-only")
+    theme.caption(f"Store: {redacted(page.cache.url)}")
+    theme.caption("Changes allowed" if page.options.actions else "Read-only")
     if page.person:
-        theme.caption(f"signed in as {sign_in.shown(page.person)}")
+        theme.caption(f"Signed in as {sign_in.shown(page.person)}")
         st.button("Sign out", on_click=st.logout, type="tertiary")
 
 
@@ -212,8 +216,10 @@ def _show(entry: PageEntry, page: PageContext) -> Callable[[], None]:
 
 def _no_study() -> None:
     asked = url.given("study")
-    theme.title("No such study" if asked else "Which study?")
+    theme.title("No such study" if asked else "Choose a study")
     theme.nothing(
-        f"There is no study {asked!r} here; it may have been deleted." if asked else "Choose one of the campaigns."
+        f"There is no study {asked!r} in this store. It may have been deleted."
+        if asked
+        else "Choose one of the campaigns."
     )
     st.html(f'<a href="{theme.safe(url.link("campaigns"))}" target="_self">All campaigns</a>')

@@ -48,11 +48,10 @@ class PageContext:
         """Draw the page's heading, under the name of the study it is about."""
         theme.title(text, above=self.listing.name if self.listing is not None else "")
 
-    def alive(self, owner: str, listing: Listing | None = None) -> bool:
-        """Whether a peer's lease is still valid; True until it has been watched for long enough to know."""
+    def alive(self, owner: str, listing: Listing | None = None) -> bool | None:
+        """Whether a peer that runs a trial is alive; None until that is known."""
         one = listing or self.listing
-        left = self.cache.lease_left(one.uuid, owner) if one is not None else None
-        return left is None or left > 0
+        return None if one is None else self.cache.sign_of_life(one.uuid, owner).alive
 
     def leases(self, frame: Frame, owners: Mapping[str, str]) -> dict[str, Any]:
         """Name -> seconds left of this owner's lease, as a page's browser is sent them with each poll."""
@@ -119,7 +118,7 @@ class PageContext:
         if not self.options.actions:
             return "This dashboard is read-only; start it with --allow-actions to change things."
         if not self.may_act:
-            return "Your grant for this study lets you look only."
+            return "Your role in this study is viewer, which does not allow changes."
         try:
             do(self.study())
         except HopaasError as error:

@@ -15,17 +15,16 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
-
-import numpy as np
 
 from dashboard_app.frames import Frame
 from hopaas_p2p.core.catalog import Listing
-from hopaas_p2p.core.leases import FailureDetector, ttl_of
+from hopaas_p2p.core.leases import FailureDetector, beat_time, ttl_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.driver import LogDriver, Scheduler, translated
+from hopaas_p2p.peer.liveness import UNKNOWN, SignOfLife, sign_of_life
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 
@@ -82,8 +81,7 @@ class CachedStudy(CachedLog):
         self.deleted = False
         self.heartbeats_due = 0.0
         self.clocks: dict[str, float] = {}
-        """Peer -> seconds by which its clock is behind this machine's."""
-        self._latest: dict[str, float] = {}
+        """Peer -> seconds by which its clock is behind this machine's, by the heartbeats that came meanwhile."""
         self._news = replica.session.cursor()  # without a reader, changes would accumulate
 
     @property
@@ -99,21 +97,17 @@ class CachedStudy(CachedLog):
             if state.define is None or (before is not None and before.lsn == state.lsn):
                 return 0
             frame = self.frame = Frame(self.listing, state, before)
-        self._compare_clocks(frame, time.time())
         return len(frame.columns) - (len(before.columns) if before is not None else 0)
 
-    def _compare_clocks(self, frame: Frame, wall: float) -> None:
-        """Compare the times that peers have just reported with this machine's clock."""
-        columns, known = frame.columns, bool(self._latest)
-        newest = np.full(len(columns.owners) + 1, -np.inf)  # the last one is for trials that nobody ran
-        for times in (columns.start, columns.end):
-            np.fmax.at(newest, columns.owner, times)
-        for owner, at in zip(columns.owners, newest.tolist(), strict=False):
-            if at > self._latest.get(owner, -np.inf):
-                if known:
-                    behind = wall - at
-                    self.clocks[owner] = min(behind, self.clocks.get(owner, behind))
-                self._latest[owner] = at
+    def compare_clocks(self, beats: Mapping[str, str], wall: float) -> None:
+        """Compare the times in heartbeats that have just come with this machine's clock.
+
+        Results may lie on a disk for an hour before they are sent; a heartbeat is sent at once or not at all.
+        """
+        for owner, beat in beats.items():
+            before, at = self.detector.beat(owner), beat_time(beat)
+            if at is not None and before is not None and before != beat:
+                self.clocks[owner] = min(wall - at, self.clocks.get(owner, wall - at))
 
 
 class ReplicaCache:
@@ -184,12 +178,17 @@ class ReplicaCache:
         """How old what is shown of this study is, or of the list of studies."""
         return self._studies.get(uuid or "", self._catalog).freshness
 
-    def lease_left(self, uuid: str, owner: str) -> float | None:
-        """Seconds until this peer's trials may be taken over; negative when they may be now; None: not watched yet."""
+    def sign_of_life(self, uuid: str, owner: str) -> SignOfLife:
+        """What is known of this peer, which runs a trial."""
         study = self._studies.get(uuid)
-        if study is None or not study.detector.watches(owner):
-            return None
-        return ttl_of(study.replica.state, owner) - study.detector.silence(owner, time.monotonic())
+        if study is None:
+            return UNKNOWN
+        return sign_of_life(study.replica.state, owner, study.detector, time.monotonic(), time.time())
+
+    def lease_left(self, uuid: str, owner: str) -> float | None:
+        """Seconds until this peer's trials may be taken over; negative when they may be now; None: not known yet."""
+        ago = self.sign_of_life(uuid, owner).ago
+        return None if ago is None else ttl_of(self._studies[uuid].replica.state, owner) - ago
 
     def clock_behind(self, uuid: str, owner: str) -> float | None:
         """Seconds by which this peer's clock is behind this machine's, transmission included; None: not known yet.
@@ -332,6 +331,7 @@ class ReplicaCache:
         owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
         with translated():
             beats = self.store.beats(owners)
+        study.compare_clocks(beats, time.time())
         with study.replica.lock:
             study.detector.look(beats, owners, time.monotonic())
         study.heartbeats_due = now + max(_HEARTBEATS, self._every)

@@ -1,15 +1,16 @@
 """What a person may do in a study. Grants decide, where the store has them; the store itself has the last word on what
 the dashboard's own token may do.
 
-Without sign-in everybody who has the key counts as the user whose token the dashboard has. With sign-in, the claim of
-the provider that HOPAAS_OIDC_CLAIM names (see `sign_in.py`) is the name of a user of the store, and the grants of that
-user count. A directory or a bucket has no grants: there, the people named in HOPAAS_DASHBOARD_OWNERS own every study,
-and others view.
+Without sign-in everybody who has the key counts as the user whose token the dashboard has, and the grants of that user
+count. With sign-in, the claim of the provider that HOPAAS_OIDC_CLAIM names (see `sign_in.py`) is the name of a user of
+the store, and the grants of that user count. A directory or a bucket has no grants: there, the people named in
+HOPAAS_DASHBOARD_OWNERS own every study, and others view.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from typing import Final, Literal
 
 import streamlit as st
@@ -21,6 +22,8 @@ from hopaas_p2p.errors import HopaasError
 Role = Literal["none", "viewer", "worker", "owner"]
 
 _ROLES: Final[dict[str, Role]] = {"viewer": "viewer", "worker": "worker", "owner": "owner"}
+_TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")
+"""What the name of a token's login has after its user's."""
 _KEPT: Final = 20.0  # seconds after which a grant that was taken away takes effect
 
 
@@ -35,12 +38,29 @@ def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -
     May ask the store, at most every twenty seconds per study; while it does not answer, nobody may do anything.
     """
     if opts.auth == "none":
-        return "owner"
+        return _own_role(cache, uuid)
     if not name:
         return "none"
     if not hasattr(cache.store, "call"):
         return "owner" if name in named("HOPAAS_DASHBOARD_OWNERS") else "viewer"
     return grants(cache, cache.url, uuid).get(name, "none")
+
+
+def _own_role(cache: ReplicaCache, uuid: str) -> Role:
+    """The role of the user whose token the dashboard has. An administrator needs no grant, and owns every study."""
+    login = own_login(cache)
+    if login is None:
+        return "owner"
+    known = grants(cache, cache.url, uuid)
+    if not known:
+        return "viewer"  # the store does not answer
+    return known.get(login) or known.get(_TOKEN.sub("", login)) or "owner"
+
+
+def own_login(cache: ReplicaCache) -> str | None:
+    """The name by which the dashboard logs in to the store; None where the store has no users."""
+    address = getattr(cache.store, "address", None)
+    return None if address is None or not hasattr(address, "credentials") else str(address.credentials()[0])
 
 
 @st.cache_data(ttl=_KEPT, show_spinner=False)

@@ -24,7 +24,7 @@ ICON: Final = str(_STATIC / "icon.svg")
 """Our own: Streamlit's icons are fetched from a third party's server."""
 _SYMBOLS: Final = {
     "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
-    "stalled": "!", "failing": "✕", "done": "✓", "new": "○",
+    "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?",
 }  # fmt: skip
 _WIDE: Final = 8  # characters; longer words are written smaller, because a number that is broken in two is misread
 _WHOLE: Final = 11  # characters of all words that stay on one line
@@ -128,8 +128,14 @@ def lasting(since: float) -> str:
 
 def lease(name: object, left: float | None) -> str:
     """What is left of a lease (seconds, None while unknown), as HTML that counts down under this name."""
-    words = "watching" if left is None else f"{round(left)} s left" if left > 0 else "may be taken over"
+    words = "unknown, watching" if left is None else f"{_whole(left)} left" if left > 0 else "may be taken over"
     return f'<span data-lease="{safe(name)}">{words}</span>'
+
+
+def last_seen(name: object, left: float | None, ttl: float) -> str:
+    """How long ago a peer was last seen, by what is left of its lease, as HTML that keeps counting."""
+    words = "unknown, watching" if left is None else f"{_whole(max(0.0, ttl - left))} ago"
+    return f'<span data-lease="{safe(name)}" data-ttl="{ttl:g}">{words}</span>'
 
 
 def _whole(seconds: float) -> str:

@@ -116,6 +116,12 @@ class WorkersLost(HopaasError):
     """The workers of an executor ended one after the other, without running a trial."""
 
 
+class StudyFinished(HopaasError):
+    """This study starts no more trials, so one that is queued now would never run; resume it first."""
+
+    exit_code = 3
+
+
 class Denied(HopaasError):
     """The store does not let this user do that; ask the study's owner for a grant."""
 

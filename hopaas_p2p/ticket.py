@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from hopaas_p2p.core.leases import beat_value
 from hopaas_p2p.core.records import TrialFinish, TrialRelease, TrialSet, TrialState
 from hopaas_p2p.core.rungs import AT_RUNG
 from hopaas_p2p.errors import (
@@ -151,7 +152,7 @@ class TicketTrial:
 
     def _show_life(self) -> None:
         peer = self.storage.peer
-        peer.store.beat(Beat(self.ticket.owner, f"{peer.uuid}:1"))
+        peer.store.beat(Beat(self.ticket.owner, beat_value(peer.uuid, 1, peer.now_us())))
 
     def _say(self, record: StudyRecord) -> Verdict:
         """Write in the owner's name, without introducing this short-lived process as one more peer."""

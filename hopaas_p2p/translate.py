@@ -14,8 +14,6 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import outliers, possible_attributes
 from hopaas_p2p.errors import InvalidInput
 
-AGAIN: Final = "hopaas:again"
-"""The system attribute of a trial that was queued again by hand: the number of the one that it repeats."""
 _LIMIT: Final = 1 << 63
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 _MAX_ATTRIBUTE: Final = 1 << 20
@@ -94,21 +92,29 @@ def to_json(key: str, value: object) -> str:
         InvalidInput: not JSON serialisable, or too large.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_python)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
     if not _encodable(key):
         raise InvalidInput(f"an attribute cannot be called {key!r}: half of a surrogate pair is no character")
     if not _encodable(text):
-        text = json.dumps(value, separators=(",", ":"))
+        text = json.dumps(value, separators=(",", ":"), default=_as_python)
     if not possible_attributes({key: text}):
         raise InvalidInput(f"the attribute {key!r} is nested too deeply for some readers")
     if len(text) > _MAX_ATTRIBUTE // 4 and len(text.encode()) > _MAX_ATTRIBUTE:
         raise InvalidInput(
             f"the attribute {key!r} has {len(text.encode()):,} bytes; at most {_MAX_ATTRIBUTE:,}. "
-            "Every peer would read it: store big data as an artifact."
+            "Every peer would read it; keep it as a file instead: trial.upload(path) or study.artifacts().put(path)."
         )
     return text
+
+
+def _as_python(value: object) -> object:
+    """A scalar or array of numpy, PyTorch or pandas as a number or a list."""
+    to_list = getattr(value, "tolist", None)
+    if not callable(to_list):
+        raise TypeError(f"{type(value).__name__} is not JSON serializable")
+    return to_list()
 
 
 def _encodable(text: str) -> bool:

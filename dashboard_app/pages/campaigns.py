@@ -31,13 +31,13 @@ def show(page: PageContext) -> None:
 
 
 def _version(page: PageContext) -> str:
-    """What changes when a card does: logs with new commits, and peers that fell silent."""
+    """What changes when a card does: logs with new commits, and what is known of their peers."""
     marks = []
     for listing in page.studies():
         frame = page.cache.frame(listing.uuid, wait=False)
         owners = [frame.state.trials[one].owner for one in list(frame.state.running)] if frame is not None else []
-        silent = sum(not page.alive(owner, listing) for owner in owners if owner)
-        marks.append((listing.study_id, page.cache.lsn(listing.uuid), silent))
+        signs = sorted(str(page.alive(owner, listing)) for owner in owners if owner)
+        marks.append((listing.study_id, page.cache.lsn(listing.uuid), signs))
     return f"{zlib.crc32(repr(marks).encode()):08x}"
 
 

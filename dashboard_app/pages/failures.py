@@ -13,6 +13,7 @@ from dashboard_app.redraw import live
 from dashboard_app.views import failures
 from dashboard_app.views.failures import Failure, Key
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.report.facts import queued_again
 
 _ROWS: Final = 100
 _SHOWN: Final = 30
@@ -102,7 +103,7 @@ def queue_again(page: PageContext, numbers: list[int]) -> str:
     """Queue these trials again, except those that were retried meanwhile; says what was done."""
     study = page.study()
     state = study.state
-    again = failures.queued_again(state)
+    again = queued_again(state)
     still = [number for number in numbers if state.trials[number].retried_by is None and number not in again]
     queued = [number for number in map(study.requeue, still) if number is not None]
     page.cache.show_written(page.uuid)

@@ -24,9 +24,9 @@ _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
 _SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕", "lost": "↺"}
 _CLOSED: Final = {
-    "failing": "too many failures in a row; no trial starts until somebody resumes the study",
-    "paused": "running trials go on; no new one starts",
-    "stopped": "running trials are ended by their owners; no new one starts",
+    "failing": "Too many trials failed in a row. No trial starts until the study is resumed.",
+    "paused": "No trial starts. Running trials continue.",
+    "stopped": "No trial starts. Their peers finish the running ones.",
 }
 
 
@@ -48,10 +48,10 @@ def _body(page: PageContext, frame: Frame) -> None:
     _tiles(page, frame, now)
     left, right = st.columns(2)
     with left:
-        draw(frame.once(_history), key="history", empty="No complete trial yet: the first value appears here.")
+        draw(frame.once(_history), key="history", empty="No complete trial yet. The first value will appear here.")
     with right:
         curves = frame.once(lambda one: pruning.curves(one.state, one.columns, height=360), "curves")
-        draw(curves, key="curves", empty="No curves: trials have not reported values by step.")
+        draw(curves, key="curves", empty="No learning curves: no trial has reported intermediate values.")
     _running(page, frame, now)
     _spent(frame)
     _events(frame)
@@ -73,21 +73,22 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     waiting = card.counts.get("waiting", 0)
     peers, sites = sum(card.sites.values()), len(card.sites)
     running = f"{peers} live peer{'s' * (peers != 1)} at {sites} site{'s' * (sites != 1)}"
-    saving = "none saved by pruning"
+    saving = "pruning saved none"
     if saved is not None:
         saving = f"pruning saved about {rough(saved.hours)} h ({rough(saved.low)} to {rough(saved.high)})"
     eta = "unknown" if pace.eta is None else duration(pace.eta)
     budget = "no budget" if state.budget is None else f"{card.used:,} of {state.budget:,} used"
     why = _CLOSED.get(state.closed_because() or "", "")
     st.html(f'<div class="hp-row hp-start">{theme.pill(card.word)}<span class="hp-small">{why}</span></div>')
-    per_hour = number(round(pace.per_hour, 1 if pace.per_hour < 100 else 0))
+    finished = sum(card.counts.get(word, 0) for word in ("complete", "pruned", "fail"))
+    failed = f"of {finished:,} finished trials" + (f"; {pace.retried:,} more were run again" if pace.retried else "")
     theme.tiles([
-        ("best", card.best, card.best_of),
-        ("running", f"{card.counts.get('running', 0):,}", running + (f", {waiting:,} waiting" if waiting else "")),
-        ("trials an hour", per_hour, "complete and pruned, last hour"),
-        ("failed", f"{pace.failed:.1%}", f"{card.counts.get('fail', 0):,} of the finished trials"),
-        ("compute-hours", number(round(pace.hours, 2)), saving),
-        ("to the budget", "done" if card.word == "done" or pace.left == 0 else eta, budget),
+        ("Best", card.best, card.best_of),
+        ("Running", f"{card.counts.get('running', 0):,}", running + (f", {waiting:,} waiting" if waiting else "")),
+        ("Last hour", f"{pace.recent:,}", "trials completed or pruned"),
+        ("Failed", f"{pace.crashed:,}", failed),
+        ("Compute-hours", number(round(pace.hours, 2)), saving),
+        ("Time to budget", "done" if card.word == "done" or pace.left == 0 else eta, budget),
     ])  # fmt: skip
     if saved is not None:
         with st.popover("How the saving is estimated", type="tertiary"):
@@ -98,7 +99,7 @@ def _running(page: PageContext, frame: Frame, now: float) -> None:
     theme.heading("Running now")
     trials = views.running(frame.state)
     if not trials:
-        theme.nothing("No trial runs. A peer that joins shows up here by itself.")
+        theme.nothing("No trial is running. Peers that join appear here.")
         return
     headers = ["trial", "site", "node", "peer", "for", "progress", "last report", "curve", "lease"]
     of = views.steps_of_a_trial(frame.columns)
@@ -141,7 +142,7 @@ def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: flo
 
 
 def _events(frame: Frame) -> None:
-    theme.heading("What happened last")
+    theme.heading("Recent events")
     parts = [
         f'<li class="hp-event hp-{one.kind}"><i aria-hidden="true">{_SYMBOLS.get(one.kind, "")}</i>{theme.ago(one.at)}'
         f"{theme.trial_link(frame.name, one.number, 'trial ')} <span>{theme.safe(one.text)}</span></li>"
@@ -150,4 +151,4 @@ def _events(frame: Frame) -> None:
     if parts:
         st.html(f'<ul class="hp-events">{"".join(parts)}</ul>')
     else:
-        theme.nothing("Nothing yet.")
+        theme.nothing("No events yet.")

@@ -13,14 +13,16 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import peers as views
 from dashboard_app.views.spec import rough
+from hopaas_p2p.core.leases import ttl_of
+from hopaas_p2p.report import palette
 from hopaas_p2p.report.facts import duration
 
 _ROWS: Final = 60
 _TICKS: Final[dict[str, Any]] = {"seconds": ":%S", "minutes": "%H:%M", "hours": "%H:%M"}
 """On the 24-hour clock: Vega's own formats count to twelve without AM or PM."""
 _COLOURS: Final = {
-    "complete": "#3b7be8", "pruned": "#a3854f", "failed": "#d9485f", "running": "#0f9d8a", "taken away": "#b0306a",
-    "given back": "#7c8798",
+    "complete": palette.COMPLETE, "pruned": palette.PRUNED, "failed": palette.FAILED, "running": palette.RUNNING,
+    "taken away": palette.LOST, "given back": palette.WAITING,
 }  # fmt: skip
 _HEIGHTS: Final = {
     "complete": 0.85, "taken away": 0.85, "running": 0.65, "pruned": 0.45, "given back": 0.35, "failed": 0.25,
@@ -47,16 +49,16 @@ def _body(page: PageContext, frame: Frame) -> None:
     now = time.time()
     found = views.peers(frame.state, frame.columns, now, page.alive)
     if not found:
-        theme.nothing("Nobody has taken part yet. Start a peer: run your program, or hopaas-p2p worker.")
+        theme.nothing("No peer has taken part yet. To start one, run your program, or hopaas-p2p worker.")
         return
     places = views.sites(found, frame.state, page.alive)
     trip = page.cache.round_trip
     theme.tiles([
-        ("live peers", f"{sum(one.live for one in places):,}", f"of {len(found):,} that took part"),
-        ("sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
-        ("leases lost", f"{sum(one.lost for one in found):,}", "taken from silent peers, or given back"),
-        ("lease", f"{frame.state.policy.ttl:g} s", "of silence until a trial is taken over"),
-        ("round trip", "unknown" if trip is None else f"{rough(1000 * trip)} ms", "to the store, from this server"),
+        ("Live peers", f"{sum(one.live for one in places):,}", f"of {len(found):,} that took part"),
+        ("Sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
+        ("Leases lost", f"{sum(one.lost for one in found):,}", "taken from silent peers, or returned"),
+        ("Lease", duration(frame.state.policy.ttl), "of silence until a trial is taken over"),
+        ("Round trip", "unknown" if trip is None else f"{rough(1000 * trip)} ms", "from this server to the store"),
     ])  # fmt: skip
     theme.heading("Who ran what")
     _timeline(frame, now)
@@ -64,7 +66,7 @@ def _body(page: PageContext, frame: Frame) -> None:
     headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]
     theme.table(headers, [_site(one) for one in places], label="Sites", numeric=(1, 2, 3, 4, 5))
     theme.heading("Peers")
-    headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "sign of life", "clock", "machine", ""]
+    headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "last seen", "clock", "machine", ""]
     theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", numeric=(4, 5))
     if len(found) > _ROWS:
         theme.caption(f"and {len(found) - _ROWS:,} more that run nothing now")
@@ -81,7 +83,7 @@ def _peer(page: PageContext, frame: Frame, one: views.PeerRow) -> list[str]:
     more = f" and {len(one.running) - 4} more" if len(one.running) > 4 else ""
     name = f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b>'
     cells = [f'{name} <span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>', safe(one.site), safe(one.host)]
-    cells += [links + more, f"{one.ended:,}", f"{one.lost:,}", theme.share(one.busy), _sign_of_life(page, frame, one)]
+    cells += [links + more, f"{one.ended:,}", f"{one.lost:,}", theme.share(one.busy), _last_seen(page, frame, one)]
     clock = _clock(page.cache.clock_behind(frame.uuid, one.uuid))
     return [
         *cells,
@@ -91,9 +93,10 @@ def _peer(page: PageContext, frame: Frame, one: views.PeerRow) -> list[str]:
     ]
 
 
-def _sign_of_life(page: PageContext, frame: Frame, one: views.PeerRow) -> str:
+def _last_seen(page: PageContext, frame: Frame, one: views.PeerRow) -> str:
     if one.running:
-        return theme.lease(one.uuid, page.cache.lease_left(frame.uuid, one.uuid))
+        left = page.cache.lease_left(frame.uuid, one.uuid)
+        return theme.last_seen(one.uuid, left, ttl_of(frame.state, one.uuid))
     return f'<span class="hp-small">{"" if one.last is None else theme.ago(one.last)}</span>'
 
 
@@ -110,7 +113,7 @@ def _timeline(frame: Frame, now: float) -> None:
 
     found = views.gantt(frame.state, now)
     if found.bars.empty:
-        theme.nothing("No trial has been started.")
+        theme.nothing("No trial has started yet.")
         return
     bars = found.bars
     rows = bars["peer"].nunique()
@@ -127,7 +130,7 @@ def _timeline(frame: Frame, now: float) -> None:
         ),
         tooltip=["trial:Q", "kind:N", "site:N", "peer:N", alt.Tooltip("took:Q", title="seconds")],
     )
-    dashed: dict[str, Any] = {"stroke": "#b0306a", "strokeDash": [3, 2], "fillOpacity": 0.3}
+    dashed: dict[str, Any] = {"stroke": palette.LOST, "strokeDash": [3, 2], "fillOpacity": 0.3}
     chart = alt.layer(
         *(
             base.transform_filter(alt.datum.kind == kind).mark_bar(
@@ -140,7 +143,7 @@ def _timeline(frame: Frame, now: float) -> None:
     height = 26 * rows + 100 + 18 * -(-len(kinds) // 2)  # rows, the axis and its room, the legend
     st.altair_chart(chart, key="gantt", height=height, alt=f"Timeline of {rows} peers: {drawn}.")
     tall = sorted(kinds, key=lambda kind: -_HEIGHTS[kind])
-    notes = ["Times are by each peer's own clock"]
+    notes = ["Each peer's times are by its own clock"]
     notes += [f"The tallest bars are {', then '.join(tall)}"] if len(kinds) > 1 else []
     notes += [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
     notes += [f"{found.bars_left_out:,} earlier stretches are not drawn"] if found.bars_left_out else []
@@ -152,7 +155,7 @@ def _drain(page: PageContext) -> None:
     if frame is None:
         return
     theme.heading("Drain")
-    theme.caption("Ask a peer, or a whole site, to finish what it runs and to take no more trials.")
+    theme.caption("Ask a peer, or a whole site, to finish its trials and take no more.")
     peers = dict(frame.state.peers)
     labels = views.labels_of(frame.state, peers)
     names = {
@@ -161,10 +164,10 @@ def _drain(page: PageContext) -> None:
     names |= {peer: f"{info.get('site') or '?'}: {labels[peer]}" for peer, info in peers.items()}
     left, right, last = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
-        "Whom", list(names), index=None, placeholder="a site or a peer", format_func=names.__getitem__, key="drain"
+        "Site or peer", list(names), index=None, placeholder="choose one", format_func=names.__getitem__, key="drain"
     )
     whom = {"site": chosen[5:]} if chosen and chosen.startswith("site:") else {"peer": chosen}
     if right.button("Take no more", disabled=chosen is None, width="stretch"):
-        page.act(lambda study: study.drain(**whom), done="asked to take no more trials")
+        page.act(lambda study: study.drain(**whom), done="Asked to take no more trials.")
     if last.button("Take trials again", disabled=chosen is None, width="stretch"):
-        page.act(lambda study: study.drain(**whom, off=True), done="may take trials again")
+        page.act(lambda study: study.drain(**whom, off=True), done="Allowed to take trials again.")

@@ -21,6 +21,8 @@ from dashboard_app.views.columns import place
 from dashboard_app.views.requests import Kind, Request
 from hopaas_p2p.core.records import Categorical, Distribution, Int, TrialState
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.peer.liveness import any_alive, owners_of
+from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.study import Study
 
 _KEPT: Final = 30
@@ -32,10 +34,11 @@ _LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
 def show(page: PageContext) -> None:
     """The page."""
     page.title("Steer")
+    if not page.options.actions:
+        theme.nothing("This monitor is read-only. Start it with: hopaas-p2p dashboard --allow-actions")
+        return
     if not page.may_act:
-        theme.nothing(
-            f"You may look at this study ({page.role()}), not change it. Ask its owner for a grant: hopaas-p2p grant"
-        )
+        theme.nothing("You may look at this study but not change it. Ask one of its owners for the role worker.")
         return
     live(page, _now)
     live(page, _choices, key="choices", age=False)
@@ -69,6 +72,13 @@ def ask(
     asked = Request(kind, what, time.time(), number, refused=refused, **more)
     key = f"asked-{page.uuid}"
     st.session_state[key] = [asked, *st.session_state.get(key, ())][:_KEPT]
+    st.session_state[f"count-{page.uuid}"] = _asked(page) + 1
+
+
+def _asked(page: PageContext) -> int:
+    """How much was asked for in this session: part of the keys of what an action leaves empty."""
+    asked: int = st.session_state.get(f"count-{page.uuid}", 0)
+    return asked
 
 
 def _requests(page: PageContext, frame: Frame) -> None:
@@ -89,15 +99,16 @@ def _requests(page: PageContext, frame: Frame) -> None:
 def _status(page: PageContext, frame: Frame) -> None:
     state = frame.state
     closed = state.closed_because()
-    end = f" of {state.budget:,}" if state.budget is not None else ", no end"
+    end = f" of {state.budget:,}" if state.budget is not None else ", no budget"
+    working = any_alive([page.cache.sign_of_life(frame.uuid, owner) for owner in owners_of(state)])
     theme.tiles([
-        ("the study is", closed or "running", ""),
-        ("budget used", f"{state.used():,}{end}", "complete, pruned and running"),
-        ("running", f"{len(state.running):,}", "trials"),
-        ("waiting", f"{len(state.waiting):,}", "trials"),
+        ("State", state_word(state, working=working), "of the study"),
+        ("Budget used", f"{state.used():,}{end}", "complete, pruned and running"),
+        ("Running", f"{len(state.running):,}", "trials"),
+        ("Waiting", f"{len(state.waiting):,}", "trials"),
     ])  # fmt: skip
     if not page.may_steer:
-        theme.caption("You may queue trials. Pause, stop, budget and stopping trials are for the study's owners.")
+        theme.caption("You may queue trials. Only owners of the study may pause or stop it or change its budget.")
         return
     first, second, third, fourth = st.columns([1, 1, 1, 3], vertical_alignment="bottom")
     running = state.status == "running" and closed != "failing"
@@ -111,10 +122,10 @@ def _status(page: PageContext, frame: Frame) -> None:
         _stop_study(page)
     with fourth, st.form("budget", border=False):
         left, right = st.columns([2, 1], vertical_alignment="bottom")
-        wanted = left.number_input("Budget, in trials (empty: no end)", min_value=1, value=state.budget, step=1)
+        wanted = left.number_input("Budget, in trials (empty: none)", min_value=1, value=state.budget, step=1)
         if right.form_submit_button("Set", width="stretch") and wanted != state.budget:
             budget = int(wanted) if wanted else None
-            what = f"budget {budget:,}" if budget else "no end to the budget"
+            what = f"set the budget to {budget:,}" if budget else "remove the budget"
             ask(page, "control", what, lambda study: study.set_budget(budget), budget=budget or -1)
             st.rerun()
 
@@ -126,9 +137,9 @@ def _stop_study(page: PageContext) -> None:
         theme.nothing("The study is gone.")
         return
     running = sorted(frame.state.running)
-    st.write(f"No more trials start. {len(running):,} are running now and are finished by their peers.")
+    st.write(f"No more trials will start. {len(running):,} are running now; their peers finish them.")
     epochs = {number: frame.state.trials[number].epoch for number in running}
-    too = st.checkbox("Ask the running ones to end, too", disabled=not running)
+    too = st.checkbox("Also ask the running trials to end", disabled=not running)
     if st.button("Stop it", type="primary"):
         ask(page, "control", "stop the study", lambda study: study.stop(), status="stopped")
         for number, epoch in epochs.items() if too else ():
@@ -143,12 +154,12 @@ def _running(page: PageContext, frame: Frame) -> None:
     running = [frame.state.trials[number] for number in sorted(frame.state.running)]
     if not running or not page.may_steer:
         return
-    theme.heading("Trials that run")
+    theme.heading("Running trials")
     leases = {(one.number, one.epoch): _where(frame, one) for one in running}
     left, middle, right = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
-        "Trial", list(leases), format_func=lambda key: f"{key[0]} | {leases.get(key, 'has ended')}", key="lease",
-        index=None, placeholder="choose one",
+        "Trial", list(leases), format_func=lambda key: f"{key[0]} | {leases.get(key, 'has ended')}",
+        key=f"lease-{_asked(page)}", index=None, placeholder="choose one",  # after an action nothing stays selected
     )  # fmt: skip
     if middle.button("Stop it …", disabled=chosen is None, width="stretch") and chosen:
         _confirm_stop(page, *chosen)
@@ -182,7 +193,7 @@ def _seen(page: PageContext, number: int, epoch: int) -> bool:
 def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
     still = _seen(page, number, epoch)
     reason = st.text_input("Why (its peer sees it)", max_chars=200)
-    st.caption("Its next should_prune() is true; it ends as its training code then decides, usually as PRUNED.")
+    st.caption("Its next should_prune() returns true. Its training code then decides how to end, usually as PRUNED.")
     if st.button("Ask it to end", type="primary", disabled=not still):
         _ask_to_stop(page, number, epoch, reason or "stopped from the dashboard")
         st.rerun()
@@ -200,8 +211,8 @@ def _ask_to_stop(page: PageContext, number: int, epoch: int, reason: str) -> Non
 def _confirm_take(page: PageContext, number: int, epoch: int) -> None:
     still = _seen(page, number, epoch)
     st.caption(
-        "It fails there, and waits again with the same parameters while attempts remain. Its peer learns of it at its "
-        "next contact with the store; a complete result that it still brings is kept."
+        "The trial fails, and its parameters are queued again if attempts remain. Its peer learns of it at its next "
+        "contact with the store. If the peer still completes the trial, its result is kept."
     )
     if st.button("Take it away", type="primary", disabled=not still):
         what = f"take trial {number} away and queue it again"
@@ -220,7 +231,8 @@ def _again(page: PageContext, frame: Frame) -> None:
         return
     with st.form("again"):
         # no upper end: a field whose limits change forgets what was typed
-        chosen = st.number_input("Number of a trial that ended", 0, value=None, step=1, key="again-number")
+        key = f"again-number-{_asked(page)}"
+        chosen = st.number_input("Number of a trial that ended", 0, value=None, step=1, key=key)
         if not st.form_submit_button("Queue again") or chosen is None:
             return
         number = int(chosen)
@@ -236,33 +248,33 @@ def _again(page: PageContext, frame: Frame) -> None:
 def _enqueue(page: PageContext, frame: Frame) -> None:
     theme.heading("Queue a trial")
     if not frame.columns.parameters:
-        theme.nothing("The study has no search space yet: its training code names the parameters as it goes.")
+        theme.nothing("The study has no search space yet. The first trial will name the parameters.")
         return
     with st.form("enqueue"):
         theme.caption("Leave a field empty to let the sampler choose.")
-        given = _space_form(frame.state.dists)
+        given = _space_form(frame.state.dists, _asked(page))
         times = int(st.number_input("How often", 1, 100, value=1, step=1))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
-            words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "all as the sampler chooses"
+            words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "parameters of the sampler"
             for _ in range(times):
                 ask(page, "run", f"queue {words}", lambda study: study.enqueue(given))
             st.rerun()
 
 
-def _space_form(space: Mapping[str, Distribution]) -> dict[str, Any]:
-    """Draw one field per parameter; return what was filled in."""
+def _space_form(space: Mapping[str, Distribution], asked: int) -> dict[str, Any]:
+    """Draw one field per parameter, empty again after each action; return what was filled in."""
     places = st.columns(2)
     given: dict[str, Any] = {}
     for at, (name, one) in enumerate(list(space.items())):
         with places[at % 2]:
-            value = _field(name, one)
+            value = _field(name, one, f"new-{name}-{asked}")
         if value is not None:
             given[name] = value
     return given
 
 
-def _field(name: str, one: Distribution) -> Any:
-    label, key = theme.plain(name, longest=60), f"new-{name}"
+def _field(name: str, one: Distribution, key: str) -> Any:
+    label = theme.plain(name, longest=60)
     if isinstance(one, Categorical):
         at = st.selectbox(
             label, range(len(one.choices)), index=None, placeholder=_OPEN, key=key,

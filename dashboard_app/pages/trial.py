@@ -33,7 +33,7 @@ def show(page: PageContext) -> None:
     asked = url.given("trial")
     if not asked.isdecimal() or int(asked) >= count:
         if asked:
-            theme.nothing(f"There is no trial {asked}; this is another.")
+            theme.nothing(f"There is no trial {asked}. Another one is shown.")
         # a default would be left out of the address, and the best trial is another tomorrow
         st.session_state.setdefault("trial", _first(frame))
     given = st.number_input("Number", 0, count - 1, value=None, step=1, key="trial", bind="query-params", width=180)
@@ -64,16 +64,21 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
     with left:
         _parameters(frame, trial)
     with right:
-        draw(views.curve(frame.state, frame.columns, number), key="curve", empty="It reported nothing by step.")
-    _leases(page, frame, trial)
+        draw(
+            views.curve(frame.state, frame.columns, number),
+            key="curve",
+            empty="No reports yet, so there is no learning curve.",
+        )
     _attempts(frame, trial)
-    _pairs("Where and with what it ran", ("what", "as its peer said"), frame.state.peers.get(trial.owner or "", {}))
     _pairs("Attributes", ("attribute", "value"), dict(list(trial.user.items())[:200]))
-    theme.heading("Run it again")
-    python, shell = st.tabs(["Python", "Shell"])
-    # wrapped: what only a mouse can scroll shuts out those who use a keyboard
-    python.code(views.as_python(frame.name, page.cache.url, frame.state, trial), language="python", wrap_lines=True)
-    shell.code(views.as_shell(frame.name, page.cache.url, frame.state, trial), language="shell", wrap_lines=True)
+    with st.expander("Owners, and where it ran", expanded=bool(trial.history), key="ran"):
+        _leases(page, frame, trial)
+        _pairs("Where it ran", ("what", "as its peer said"), frame.state.peers.get(trial.owner or "", {}))
+    with st.expander("Run it again", expanded=False, key="again"):
+        python, shell = st.tabs(["Python", "Shell"])
+        # wrapped: what only a mouse can scroll shuts out those who use a keyboard
+        python.code(views.as_python(frame.name, page.cache.url, frame.state, trial), language="python", wrap_lines=True)
+        shell.code(views.as_shell(frame.name, page.cache.url, frame.state, trial), language="shell", wrap_lines=True)
 
 
 def _head(frame: Frame, trial: Trial) -> None:
@@ -83,15 +88,15 @@ def _head(frame: Frame, trial: Trial) -> None:
     unfinished = trial.state in (TrialState.RUNNING, TrialState.WAITING)
     value = ", ".join(map(shown, trial.values or ())) or ("none yet" if unfinished else "none")
     peer = frame.state.peers.get(trial.owner or "", {})
-    took = "not over" if trial.end is None or trial.start is None else duration(max(0, trial.end - trial.start) / 1e6)
+    took = "unfinished" if trial.end is None or trial.start is None else duration(max(0, trial.end - trial.start) / 1e6)
     last = max(trial.reports, default=None)
     reported = "no reports" if last is None else f"last {shown(trial.reports[last])} at step {last}"
     theme.tiles([
-        ("value", value, f"place {rank[0]:,} of {rank[1]:,} complete" if rank else "of the objective"),
-        ("steps", f"{len(trial.reports):,}", reported),
-        ("took", took, f"started {_when(trial.start)}"),
-        ("attempt", str(trial.attempt), f"of at most {frame.state.policy.attempts}"),
-        ("site", peer.get("site") or "none", peer.get("host") or "nobody runs it"),
+        ("Value", value, f"rank {rank[0]:,} of {rank[1]:,} complete trials" if rank else "of the objective"),
+        ("Steps", f"{len(trial.reports):,}", reported),
+        ("Duration", took, f"started {_when(trial.start)}"),
+        ("Attempt", str(trial.attempt), f"of at most {frame.state.policy.attempts}"),
+        ("Site", peer.get("site") or "none", peer.get("host") or "no peer runs it"),
     ])  # fmt: skip
 
 
@@ -114,15 +119,15 @@ def _parameters(frame: Frame, trial: Trial) -> None:
     for one in views.standings(frame.state, frame.columns, trial.number):
         where = ""
         if one.share is not None:
-            what = "lie below" if one.numeric else "had it too"
+            what = "are lower" if one.numeric else "have it too"
             where = f"{theme.share(one.share)} <span class='hp-small'>{what}</span>"
         rows.append([theme.safe(one.name), f"<b>{theme.safe(one.value)}</b>", where])
-    headers = ["parameter", "value", "among the complete trials"]
-    theme.table(headers, rows, label="Parameters", empty="None yet; the objective has suggested nothing.")
+    headers = ["parameter", "value", "of the complete trials"]
+    theme.table(headers, rows, label="Parameters", empty="None yet. The objective has not suggested a parameter.")
 
 
 def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:
-    theme.heading("Who owned it")
+    theme.heading("Owners")
     rows = []
     for one in views.leases(frame.state, trial):
         left = page.cache.lease_left(frame.uuid, one.uuid) if one.end is None else None
@@ -133,13 +138,13 @@ def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:
         peer = f'<span title="{theme.safe(one.uuid)}">{theme.safe(one.uuid[:8])}</span>'
         rows.append([str(one.epoch), peer, theme.safe(one.site), theme.safe(one.host), _when(one.start), took, how])
     headers = ["epoch", "peer", "site", "node", "from", "for", "how it ended"]
-    theme.table(headers, rows, label="Owners", numeric=(0,), empty="Nobody has run it.")
+    theme.table(headers, rows, label="Owners", numeric=(0,), empty="No peer has run it.")
 
 
 def _attempts(frame: Frame, trial: Trial) -> None:
     found = views.family(frame.state, trial.number)
     if len(found) > 1:
-        theme.heading("Attempts at these parameters")
+        theme.heading("Attempts with these parameters")
         rows = []
         for one, what in found:
             mine = one == trial.number
@@ -147,7 +152,7 @@ def _attempts(frame: Frame, trial: Trial) -> None:
             rows.append([link, theme.safe(what)])
         theme.table(["trial", "what it is"], rows, label="Attempts")
     if trial.checkpoints:
-        theme.heading("Where it may be resumed")
+        theme.heading("Checkpoints")
         rows = [
             [str(one.step), f"{one.size:,}", theme.safe(one.sha256[:16]), theme.safe(one.key)]
             for one in trial.checkpoints

@@ -17,12 +17,17 @@ from dashboard_app.redraw import live
 from dashboard_app.views import table as views
 from dashboard_app.views.columns import Mask
 from hopaas_p2p.export import jsonl, portable, tables
+from hopaas_p2p.report import palette
 
 _FORMATS: Final = (
     ("csv", "CSV", "text/csv"),
     ("jsonl", "JSON lines", "application/x-ndjson"),
     ("parquet", "Parquet", "application/vnd.apache.parquet"),
 )
+_COLOURS: Final = {
+    "best": palette.BEST, "complete": palette.COMPLETE, "pruned": palette.PRUNED, "fail": palette.FAILED,
+    "running": palette.RUNNING, "waiting": palette.WAITING,
+}  # fmt: skip
 _LINK: Final = r"[?&]trial=(\d+)"
 
 
@@ -40,20 +45,27 @@ def _body(_page: PageContext, frame: Frame) -> None:
         mask = mask & views.matching(frame.state, frame.columns, text, tags)
     count = int(mask.sum())
     st.html(
-        f'<p class="hp-caption" role="status">{count:,} of {len(mask):,} trials, the newest first. '
-        "A click on a column sorts by it; a trial's number opens it.</p>"
+        f'<p class="hp-caption" role="status">{count:,} of {len(mask):,} trials, newest first. '
+        "Click a column to sort by it, or a trial's number to open it.</p>"
     )
     if not count:
         theme.nothing("No trial yet." if not len(mask) else "No trial passes the filter.")
         return
     found = views.table(frame.state, frame.columns, mask, tags=tags)
+    words = found["state"]
+    best = frame.columns.best() if len(frame.columns.directions) == 1 else None
+    found["state"] = [["best"] if one == best else [word] for one, word in zip(found["trial"], words, strict=True)]
+    zone = st.context.timezone or "UTC"
     found["trial"] = [url.link("trial", study=frame.name, trial=one) for one in found["trial"].tolist()]
     st.dataframe(
         found, hide_index=True, height=560, lazy=True if count > 500 else None, placeholder="", key="trials",
         column_config={
             **{name: _number(name) for name in found.select_dtypes("float64").columns if name != "seconds"},
             "trial": st.column_config.LinkColumn("trial", display_text=_LINK, pinned=True, width="small"),
-            "started": st.column_config.DatetimeColumn("started", format="YYYY-MM-DD HH:mm:ss"),
+            "state": st.column_config.MultiselectColumn("state", options=list(_COLOURS), color=list(_COLOURS.values())),
+            "started": st.column_config.DatetimeColumn(
+                f"started ({zone})", format="YYYY-MM-DD HH:mm:ss", timezone=zone
+            ),
             "reason": st.column_config.TextColumn("reason", width="large"),
         },
         alt=f"{count} trials with their state, values, parameters, and where they ran",

@@ -1,14 +1,15 @@
 // Asks every two seconds for the version of what the page shows, and has its body drawn again when that is another one.
 // Shows how old the data is, and counts times on. Texts are set as text, never as HTML. A hidden tab asks nothing.
 const EVERY = 2000;
+const WORTH = 15; // seconds of lag that are worth a word
 const PATIENCE = 3 * EVERY; // after which a wish to be drawn again that came to nothing is said once more
 
 const words = (seconds) => {
   const s = Math.max(0, Math.round(seconds));
   if (s < 60) return `${s} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
-  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+  const [size, unit, smaller, word] = s < 3600 ? [60, "min", 1, "s"] : s < 86400 ? [3600, "h", 60, "min"] : [86400, "d", 3600, "h"];
+  const rest = Math.floor((s % size) / smaller);
+  return `${Math.floor(s / size)} ${unit}` + (rest ? ` ${rest} ${word}` : "");
 };
 const write = (element, text) => {
   if (element.textContent !== text) element.textContent = text;
@@ -56,7 +57,8 @@ function start(parent) {
     const trouble = lost || beat.trouble;
     const lag = beat.lag === null ? null : beat.lag + passed;
     const at = lag === null ? "" : new Date(Date.now() - lag * 1000).toLocaleTimeString();
-    const known = lag === null ? "not read yet" : `data as of ${at} (lag ${words(lag)})`;
+    const old = lag > WORTH ? `, ${words(lag)} old` : "";
+    const known = lag === null ? "Not read yet" : `Data as of ${at}${old}`;
     write(text, known + (trouble ? ` · ${trouble}` : ""));
     line.classList.toggle("hp-trouble", Boolean(trouble));
     const now = beat.now + passed;
@@ -64,7 +66,9 @@ function start(parent) {
     each("for", (e, at) => write(e, words(now - at)));
     each("lease", (e, name) => {
       const left = beat.leases?.[name];
-      if (left !== undefined) write(e, left > passed ? `${Math.ceil(left - passed)} s left` : "may be taken over");
+      if (left === undefined) return;
+      if (e.dataset.ttl) return write(e, `${words(e.dataset.ttl - left + passed)} ago`);
+      write(e, left > passed ? `${words(left - passed)} left` : "may be taken over");
     });
   };
   const redraw = () => {
@@ -78,13 +82,13 @@ function start(parent) {
     if (document.hidden || stopped) return;
     try {
       const reply = await fetch(self.data.ask, { cache: "no-store", credentials: "same-origin" });
-      lost = reply.ok ? null : "this page is too old: load it again";
+      lost = reply.ok ? null : "This page is too old. Load it again.";
       if (reply.ok) {
         beat = await reply.json();
         came = performance.now();
       }
     } catch {
-      lost = "the dashboard's server does not answer";
+      lost = "The monitor does not answer.";
     }
     if (stopped || !line.isConnected) return;
     show();

@@ -14,6 +14,8 @@ from dashboard_app.views.spec import cut, number
 from dashboard_app.views.spread import pareto_rows
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
+from hopaas_p2p.peer.liveness import SignOfLife, any_alive, owners_of
+from hopaas_p2p.report.facts import state_word
 
 ARCHIVED: Final = "archived"
 """The tag that takes a study off the list."""
@@ -25,7 +27,7 @@ class Card(NamedTuple):
     """What distinguishes a study at a glance."""
 
     word: str
-    """running, new, stalled, paused, stopped, failing or done."""
+    """See `report.facts.state_word`."""
     best: str
     best_of: str
     """What the best is: which trial, or how many objectives."""
@@ -42,13 +44,14 @@ class Card(NamedTuple):
     """When a trial last began or ended: seconds since 1970, by that peer's clock."""
 
 
-def card(state: State, columns: Columns, *, alive: Callable[[str], bool] = lambda _owner: True) -> Card:
-    """The card of this study; `alive(owner)`: whether that peer's lease is valid."""
-    owners = {owner for one in list(state.running) if (owner := state.trials[one].owner) is not None and alive(owner)}
-    sites = Counter(place(state, owner)[0] for owner in owners)
+def card(state: State, columns: Columns, *, alive: Callable[[str], bool | None] = lambda _owner: True) -> Card:
+    """The card of this study; `alive(owner)`: whether that peer is alive, None while that is not known."""
+    owners = owners_of(state)
+    signs = [SignOfLife(alive(owner), None) for owner in owners]
+    sites = Counter(place(state, owner)[0] for owner in owners if alive(owner))
     best, of = _best(columns)
     return Card(
-        word=word_of(state, working=bool(owners)),
+        word=state_word(state, working=any_alive(signs)),
         best=best,
         best_of=of,
         counts={one.name.lower(): state.counts[one] for one in TrialState if state.counts[one]},
@@ -59,18 +62,6 @@ def card(state: State, columns: Columns, *, alive: Callable[[str], bool] = lambd
         begun_by=next((info["user"] for info in list(state.peers.values()) if info.get("user")), ""),
         last=_last(columns),
     )
-
-
-def word_of(state: State, *, working: bool) -> str:
-    """The study's state in a word; `working`: whether a live peer runs one of its trials."""
-    closed = state.closed_because()
-    if closed is not None and closed != "budget":
-        return closed
-    if state.finished():
-        return "done"
-    if working:
-        return "running"
-    return "stalled" if state.trials else "new"
 
 
 def _best(columns: Columns) -> tuple[str, str]:

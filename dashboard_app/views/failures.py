@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 from dashboard_app.views.columns import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.translate import AGAIN
+from hopaas_p2p.report.facts import queued_again
 
 Kind = Literal["error", "lease", "withdrawn"]
 Key = tuple[Kind, str, str, str]
@@ -44,12 +44,6 @@ def failures(state: State) -> list[Failure]:
     """All of them, by trial. A lease that was lost counts, also when a retry made up for it."""
     again = queued_again(state)
     return [failure for trial in list(state.trials) for failure in _of(trial, state, again)]
-
-
-def queued_again(state: State) -> frozenset[int]:
-    """The numbers of trials that somebody queued again by hand."""
-    numbers = [trial.system[AGAIN] for trial in list(state.trials) if AGAIN in trial.system]
-    return frozenset(int(text) for text in numbers)
 
 
 def _of(trial: Trial, state: State, again: frozenset[int]) -> Iterator[Failure]:

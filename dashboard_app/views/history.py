@@ -12,6 +12,7 @@ from dashboard_app.views.columns import Columns, Floats, Ints, Mask
 from dashboard_app.views.downsample import MOST, downsample_points
 from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.report import palette
 
 Along = Literal["number", "time", "compute"]
 
@@ -70,7 +71,9 @@ def history(
     single = len(columns.directions) == 1
     pruned = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last) & np.isfinite(x) & mask & single
     place = x * 1000 if along == "time" else x
-    low, high = spec.robust_limits(y[complete], minimize=columns.directions[objective] == "minimize")
+    log = spec.wants_log(np.concatenate([y[complete], columns.last[pruned]]))
+    minimize = columns.directions[objective] == "minimize"
+    low, high = (None, None) if log else spec.robust_limits(y[complete], minimize=minimize)
     count, cut_short = int(complete.sum()), int(pruned.sum())
 
     def points(values: Floats, rows: Ints) -> spec.Rows:
@@ -84,7 +87,7 @@ def history(
     if cut_short:
         cut = points(columns.last, drawn(columns.last, pruned, max(most // 4, most - count)))
         name = "pruned, at its last report"
-        layers.append(spec.scatter(name, cut, colour=spec.FAINT, symbol="emptyDiamond", size=5))
+        layers.append(spec.scatter(name, cut, colour=palette.PRUNED, symbol="emptyDiamond", size=5))
     rows = np.union1d(drawn(y, complete, max(most * 3 // 4, most - cut_short)), best_rows)
     layers += clouds(columns, rows, lambda rows: points(y, rows), by_site=by_site)
     total, shown_points = count + cut_short, sum(len(layer.rows) for layer in layers)
@@ -95,13 +98,13 @@ def history(
     option = spec.base(
         layers,
         xAxis=spec.axis(ALONG[along], time=along == "time"),
-        yAxis=spec.axis("value", min=low, max=high, nameGap=44),
+        yAxis=spec.axis("value, log scale" if log else "value", log=log, min=low, max=high, nameGap=44),
         dataZoom=[{"type": "inside", "zoomOnMouseWheel": "shift"}],
     )
     far = int((y[complete] > (np.inf if high is None else high)).sum())
     far += int((y[complete] < (-np.inf if low is None else low)).sum())
     notes = [f"{shown_points:,} of {total:,} drawn"] if shown_points < total else []
-    notes += [f"{far:,} far-off values lie outside"] if far else []
+    notes += [f"{far:,} far-off value{'s lie' if far > 1 else ' lies'} outside the chart"] if far else []
     many = "" if single else f" of objective {objective + 1} ({columns.directions[objective]})"
     alt = (
         f"History{many} along {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "

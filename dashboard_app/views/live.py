@@ -14,6 +14,7 @@ from dashboard_app.views.spec import number
 from hopaas_p2p.alerts import posted
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.report.facts import retried
 
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
@@ -23,10 +24,14 @@ _EVENTS: Final = 14
 class Throughput(NamedTuple):
     """How fast it goes, and how long it will take."""
 
+    recent: int
+    """COMPLETE and PRUNED trials that ended in the last hour."""
     per_hour: float
-    """COMPLETE and PRUNED trials per hour, in the last hour of work."""
-    failed: float
-    """Share of the finished trials."""
+    """The same as a rate, also where the work began less than an hour ago."""
+    crashed: int
+    """FAIL trials that nothing retried."""
+    retried: int
+    """FAIL trials that were run again."""
     hours: float
     """Hours that trials have run, lost and running ones included."""
     left: int | None
@@ -41,6 +46,7 @@ def pace(state: State, columns: Columns, now: float) -> Throughput:
     over = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]
+    again = retried(state)
     began = columns.start[np.isfinite(columns.start)]
     per_hour = 0.0
     if len(recent):
@@ -48,8 +54,10 @@ def pace(state: State, columns: Columns, now: float) -> Throughput:
         per_hour = len(recent) * _HOUR / max(1.0, window)
     left = None if state.budget is None else max(0, state.budget - (over - counts[TrialState.FAIL]))
     return Throughput(
+        recent=len(recent),
         per_hour=per_hour,
-        failed=counts[TrialState.FAIL] / over if over else 0.0,
+        crashed=counts[TrialState.FAIL] - again,
+        retried=again,
         hours=_seconds_run(columns, now) / _HOUR,
         left=left,
         eta=left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
@@ -147,6 +155,6 @@ def alerts(state: State, name: str) -> str:
             "fail, nothing improves, the budget runs out or a trial is the best, run: "
             f"hopaas-p2p watch {shlex.quote(name)} --alert"
         )
-    by = "Alerts are posted to a webhook, by one of the processes that run hopaas-p2p watch --alert"
+    by = "Alerts are posted to a webhook by one of the processes that run hopaas-p2p watch --alert"
     still = ", ".join(key.replace(":", " ") for key in posted_now)
     return f"{by}. Posted, and still so: {still}." if still else f"{by}. Nothing that was posted is still so."

@@ -56,7 +56,7 @@ class Site(NamedTuple):
     draining: bool
 
 
-def peers(state: State, columns: Columns, now: float, alive: Callable[[str], bool]) -> list[PeerRow]:
+def peers(state: State, columns: Columns, now: float, alive: Callable[[str], bool | None]) -> list[PeerRow]:
     """The peers: those that run something first, then the last seen first."""
     by_owner: dict[str, list[Stretch]] = defaultdict(list)
     for stretch in stretches(state):
@@ -111,7 +111,7 @@ def labels_of(state: State, owners: Iterable[str]) -> dict[str, str]:
     return labels
 
 
-def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool]) -> list[Site]:
+def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool | None]) -> list[Site]:
     """The sites of these peers, the busiest first. A site's busy share is the mean of its peers'."""
     by_name: dict[str, list[PeerRow]] = defaultdict(list)
     for one in found:
@@ -119,7 +119,7 @@ def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool]) -> l
     rows = [
         Site(
             name=name,
-            live=sum(bool(one.running) and alive(one.uuid) for one in there),
+            live=sum(bool(one.running and alive(one.uuid)) for one in there),
             peers=len(there),
             running=sum(len(one.running) for one in there),
             ended=sum(one.ended for one in there),

@@ -13,6 +13,7 @@ from dashboard_app.views.downsample import downsample_line, spread
 from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.report import palette
 
 _DRAWS: Final = 400  # of the bootstrap; the ends of a 90 % interval move by about a percent of it with more
 _FEWER_DRAWS: Final = 100  # where each takes long, and the interval is narrow
@@ -101,7 +102,7 @@ def pruned_at(columns: Columns) -> tuple[list[tuple[int, int]], ChartSpec] | Non
     bars = np.bincount((steps - steps[0]) // width, weights=counts).astype(np.int64)
     starts = steps[0] + width * np.arange(len(bars))
     names = [str(start) if width == 1 else f"{start} to {start + width - 1}" for start in starts.tolist()]
-    series = {"type": "bar", "name": "pruned", "encode": {"x": 0, "y": 1}, "itemStyle": {"color": spec.PLAIN}}
+    series = {"type": "bar", "name": "pruned", "encode": {"x": 0, "y": 1}, "itemStyle": {"color": palette.PRUNED}}
     option = spec.base(
         [spec.Layer(series, spec.frame(step=np.array(names), trials=bars))],
         xAxis={**spec.axis("last step reported"), "type": "category"},
@@ -127,9 +128,9 @@ def curves(state: State, columns: Columns, *, height: int = 400) -> ChartSpec | 
     some_cut, some_whole = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)]
     best = whole[np.argsort(np.where(columns.complete(), columns.cost(), np.inf)[whole], kind="stable")[:1]]
     layers = [
-        _bundle("pruned", state, some_cut, spec.FAINT, "dotted", 1.0),
+        _bundle("pruned", state, some_cut, palette.PRUNED, "dotted", 1.0),
         _bundle("complete", state, some_whole, spec.PLAIN, "solid", 1.0),
-        _bundle("running", state, running, "#009E73", "dashed", 1.8),
+        _bundle("running", state, running, palette.RUNNING, "dashed", 1.8),
         _bundle("best", state, best, spec.BEST, "solid", 3.0),
     ]
     layers = [layer for layer in layers if len(layer.rows)]

@@ -55,10 +55,11 @@ def progress(request: Request, state: State) -> Progress:
 
 
 def _control(request: Request, state: State) -> Progress:
-    moved = request.status is None or state.status == request.status
+    """The store has taken it, or it would be refused: what differs now was changed afterwards."""
+    as_asked = request.status is None or state.status == request.status
     wanted = None if request.budget == -1 else request.budget
-    moved = moved and (request.budget is None or state.budget == wanted)
-    return Progress("done") if moved else Progress("requested", "or changed again by somebody")
+    as_asked = as_asked and (request.budget is None or state.budget == wanted)
+    return Progress("done", "" if as_asked else "changed again since")
 
 
 def _stop(request: Request, trial: Trial) -> Progress:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views.columns import Floats, Parameter
+from hopaas_p2p.report import palette
 
 if TYPE_CHECKING:  # it takes half a second to import
     import pandas as pd
@@ -24,11 +25,12 @@ Option = dict[str, Any]
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
 """Okabe and Ito's, which colour-blind people can tell apart, in both themes. Colour is never the only sign."""
 SYMBOLS: Final = ("circle", "rect", "triangle", "diamond", "roundRect", "arrow", "pin", "emptyCircle")
-BEST: Final = "#D55E00"
-PLAIN: Final = "#2F86D1"
+BEST: Final = palette.BEST
+PLAIN: Final = palette.COMPLETE
 FAINT: Final = "#7F7F7F"
 _LONGEST: Final = 40
 _NAME: Final = {"nameLocation": "middle", "nameGap": 26}
+_DECADES: Final = 1000.0
 _FEW: Final = 300  # fewer rows are not worth rounding
 
 
@@ -135,6 +137,8 @@ def parameter_axis(one: Parameter, **more: Any) -> Option:
         choices = [label(choice, 16) for choice in one.choices]
         return {"type": "category", "name": label(one.name), "data": choices, **_NAME, **more}
     limits: dict[str, Any] = {} if one.low == one.high else {"min": one.low, "max": one.high}
+    if one.whole and not one.log:
+        limits["minInterval"] = 1  # no tick between two whole numbers
     return axis(one.name, log=one.log, **limits, **more)
 
 
@@ -162,6 +166,18 @@ def dashed(name: str, at: int, rows: Rows) -> Layer:
     colour = COLOURS[at % len(COLOURS)]
     look = {"type": ("solid", "dashed", "dotted")[at % 3], "width": 2, "color": colour}
     return line(name, rows, colour=colour, step="end", lineStyle=look)
+
+
+def wants_log(values: Floats) -> bool:
+    """Whether an axis of these values is read more easily with a log scale: all positive, over three decades or more.
+
+    The middle 90 % decide, so that a single far-off value does not.
+    """
+    finite = values[np.isfinite(values)]
+    if len(finite) < 20 or finite.min() <= 0:
+        return False
+    low, high = np.quantile(finite, [0.05, 0.95])
+    return bool(high >= _DECADES * low)
 
 
 def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> tuple[float | None, float | None]:

@@ -29,7 +29,7 @@ def init(session: CliSession, url: str | None) -> None:
     chosen = url or session.store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
         store = open_store(chosen)
-        session.done({"store": store.url, "was": None}, f"{store.url} is ready")
+        session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
         return
     from hopaas_p2p import access
 
@@ -40,19 +40,19 @@ def init(session: CliSession, url: str | None) -> None:
 
 @click.group()
 def user() -> None:
-    """Manage the users of a Postgres store. For its administrators."""
+    """Manage the users of a Postgres store. Administrators only."""
 
 
 @user.command("add")
 @click.argument("username", metavar="NAME")
 @options(study="none")
-@click.option("--existing", is_flag=True, help="Let a login that the server has already use this store.")
+@click.option("--existing", is_flag=True, help="Let an existing login of the server use this store.")
 def user_add(session: CliSession, username: str, existing: bool) -> None:
-    """Make a user. Then give it a token: hopaas-p2p token create NAME"""
+    """Create a user. Then create a token for it: hopaas-p2p token create NAME"""
     from hopaas_p2p import access
 
     access.add_user(session.store_url, username, existing=existing)
-    session.done({"user": username}, f"{username} may use this store; next: hopaas-p2p token create {username}")
+    session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p token create {username}")
 
 
 @user.command("list")
@@ -71,30 +71,30 @@ def user_list(session: CliSession) -> None:
 @click.argument("username", metavar="NAME")
 @options(study="none")
 def user_rm(session: CliSession, username: str) -> None:
-    """Remove a user with all tokens and grants. Open sessions end at once; what it did stays in the logs."""
+    """Remove a user with all tokens and grants. Open sessions end at once; the logs keep what the user did."""
     from hopaas_p2p import access
 
     access.remove_user(session.store_url, username)
-    session.done({"user": username}, f"{username} and all its tokens and grants are gone")
+    session.done({"user": username}, f"Removed {username} with all tokens and grants.")
 
 
 @click.group()
 def token() -> None:
-    """Create, list and revoke tokens. For the store's administrators."""
+    """Create, list and revoke tokens. Administrators only."""
 
 
 @token.command("create")
 @click.argument("user")
 @options(study="none")
-@click.option("--valid", default="month", show_default=True, metavar="day|week|month|year|DATE", help="How long.")
-@click.option("--label", default="", help="Where it is used, for people.")
+@click.option("--valid", default="month", show_default=True, metavar="day|week|month|year|DATE", help="Validity.")
+@click.option("--label", default="", help="A note, such as where it is used.")
 @click.option(
     "--connections",
     type=int,
-    help="Processes that may use it at once. [default: a quarter of the server's connections, at most 256]",
+    help="How many processes may use it at once. [default: a quarter of the server's connections, at most 256]",
 )
 def token_create(session: CliSession, user: str, valid: str, label: str, connections: int | None) -> None:
-    """Make a token for USER and print it: the only time that it is seen.
+    """Create a token for USER and print it. It is shown only once.
 
     \b
     hopaas-p2p token create alice --valid week --label cluster > alice.token
@@ -116,9 +116,9 @@ def token_create(session: CliSession, user: str, valid: str, label: str, connect
 
 @token.command("list")
 @options(study="none")
-@click.option("--user", help="Of this user only.")
+@click.option("--user", help="List the tokens of this user only.")
 def token_list(session: CliSession, user: str | None) -> None:
-    """List tokens: user, label, created, expires, last used."""
+    """List tokens: user, label, when created, when they expire, when last used."""
     from hopaas_p2p import access
 
     times = ("created", "expires", "last_used")
@@ -140,17 +140,17 @@ def token_list(session: CliSession, user: str | None) -> None:
 @click.argument("token_name", metavar="TOKEN")
 @options(study="none")
 def token_revoke(session: CliSession, token_name: str) -> None:
-    """End a token, named as in `token list` or by its label. Its open sessions end at once."""
+    """Revoke a token, named as in `token list` or by its label. Its open sessions end at once."""
     from hopaas_p2p import access
 
     gone = access.revoke_token(session.store_url, token_name)
-    session.done({"name": gone}, f"{gone} is revoked")
+    session.done({"name": gone}, f"Revoked {gone}.")
 
 
 @click.command()
 @options(study="argument")
 def grants(session: CliSession) -> None:
-    """List who may do what in STUDY: user, role, since when, by whom. For everybody with a grant."""
+    """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may see it."""
     from hopaas_p2p import access
 
     found = access.grants(session.store_url, session.study_name)
@@ -165,11 +165,13 @@ def grants(session: CliSession) -> None:
 @click.argument("role", type=click.Choice(_ROLES))
 @options(study="none")
 def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
-    """Let USER view STUDY, work in it, or own it. For the study's owners."""
+    """Let USER view STUDY, work on it, or own it. Owners of the study only."""
     from hopaas_p2p import access
 
     access.grant(session.store_url, study_name, user, role)
-    session.done({"study": study_name, "user": user, "role": role}, f"{user} is {role} of {study_name} now")
+    session.done(
+        {"study": study_name, "user": user, "role": role}, f"{user} now has the role {role} in {study_name!r}."
+    )
 
 
 @click.command()
@@ -177,11 +179,11 @@ def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
 @click.argument("user")
 @options(study="none")
 def revoke(session: CliSession, study_name: str, user: str) -> None:
-    """Take USER's grant for STUDY away. For the study's owners."""
+    """Take USER's grant for STUDY away. Owners of the study only."""
     from hopaas_p2p import access
 
     access.revoke(session.store_url, study_name, user)
-    session.done({"study": study_name, "user": user}, f"{user} has no part in {study_name} any more")
+    session.done({"study": study_name, "user": user}, f"{user} no longer has a role in {study_name!r}.")
 
 
 def _local(when: datetime.datetime | None) -> str:

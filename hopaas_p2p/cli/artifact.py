@@ -16,7 +16,7 @@ from hopaas_p2p.errors import InvalidInput
 
 @click.group()
 def artifact() -> None:
-    """Put, get, list and remove files of the study that --study or HOPAAS_STUDY names, and of its trials."""
+    """Put, get, list and remove files of a study and its trials. --study or HOPAAS_STUDY names the study."""
 
 
 @contextlib.contextmanager
@@ -32,15 +32,17 @@ def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None] | None]
 @artifact.command()
 @options()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Of this trial, not of the study.")
-@click.option("--as", "filename", metavar="NAME", help="What it is called there. [default: its own name]")
-@click.option("--type", "mimetype", metavar="MIME", help="What it is. [default: by its name]")
+@click.option(
+    "--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Store them with this trial, not with the study."
+)
+@click.option("--as", "filename", metavar="NAME", help="Store it under this name. [default: its own]")
+@click.option("--type", "mimetype", metavar="MIME", help="Its media type. [default: by its name]")
 def put(
     session: CliSession, files: tuple[Path, ...], trial: int | None, filename: str | None, mimetype: str | None
 ) -> None:
-    """Store files; print their ids."""
+    """Store files and print their ids."""
     if filename is not None and len(files) > 1:
-        raise InvalidInput("--as is for one file")
+        raise InvalidInput("--as takes one file only.")
     artifacts = session.study().artifacts()
     stored = []
     for path in files:
@@ -53,7 +55,7 @@ def put(
 @options()
 @click.argument("what", metavar="ID_OR_NAME")
 @click.argument("target", required=False, type=click.Path(path_type=Path))
-@click.option("--force", "-f", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
 def get(session: CliSession, what: str, target: Path | None, force: bool) -> None:
     """Fetch a file into TARGET, a file or a directory; by default into this directory, under its own name."""
     artifacts = session.study().artifacts()
@@ -62,7 +64,7 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
     if path.is_dir():
         path /= one.filename
     if path.exists() and not force:
-        raise InvalidInput(f"{path} is there already; say --force to replace it, or another TARGET")
+        raise InvalidInput(f"{path} exists already. Use --force to overwrite it, or another TARGET.")
     with _bar(one.filename, one.size) as progress:
         artifacts.get(one, path, progress=progress)
     session.done({**one._asdict(), "path": str(path)}, f"{path}: {_size(one.size)}")
@@ -70,9 +72,9 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
 
 @artifact.command()
 @options()
-@click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Of this trial only.")
+@click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="List the files of this trial only.")
 def ls(session: CliSession, trial: int | None) -> None:
-    """List the files of a study and its trials. The beginning of an id is enough; --json shows all of it."""
+    """List the files of a study and its trials. Other commands take the shortened ids; --json prints whole ones."""
     from hopaas_p2p.artifacts import short_id
 
     found = session.study().artifacts().list(trial)
@@ -94,7 +96,7 @@ def rm(session: CliSession, what: tuple[str, ...]) -> None:
     """Remove files."""
     artifacts = session.study().artifacts()
     removed = [artifacts.delete(one) for one in what]
-    session.done([one._asdict() for one in removed], f"removed {', '.join(one.filename for one in removed)}")
+    session.done([one._asdict() for one in removed], f"Removed {', '.join(one.filename for one in removed)}.")
 
 
 def _size(size: int | None) -> str:

@@ -16,10 +16,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("url", metavar="STORE")
 @click.argument("target", metavar="FILE", type=_FILE)
-@click.option("--no-files", is_flag=True, help="Leave out files and checkpoints.")
+@click.option("--no-files", is_flag=True, help="Leave files and checkpoints out.")
 @options(study="none", store=False)
 def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
-    """Write everything a store holds into one file, with checksums, while peers go on working.
+    """Write everything in a store to one file, with checksums, while its peers continue to work.
 
     On Postgres any user may do so, of the studies that are shared with them. Files and checkpoints are included. In
     the FILE, which only you may read, nothing says who has which role or token.
@@ -39,13 +39,13 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
     finally:
         store.close()
     for name, why in manifest.left_out.items():
-        output.say(f"note: {name!r} is not in the backup: {why}")
+        output.say(f"Note: {name!r} is not in the backup: {why}")
     if manifest.files_left_out:
-        output.say(f"note: files and checkpoints are not in the backup: {manifest.files_left_out}")
+        output.say(f"Note: files and checkpoints are not in the backup: {manifest.files_left_out}")
     data = {**msgspec.to_builtins(manifest), "file": str(target)}
     size = target.stat().st_size / 1e6
     what = f"{_studies(len(manifest.studies))}, {output.count(manifest.files, 'file')}"
-    session.done(data, f"backed up {what} to {target} ({size:.1f} MB)")
+    session.done(data, f"Backed up {what} to {target} ({size:.1f} MB).")
 
 
 @click.command()
@@ -77,9 +77,10 @@ def restore(session: CliSession, source: Path, url: str) -> None:
         opened.close()
     manifest = opened.manifest
     if manifest.files_left_out:
-        output.say(f"note: the backup holds no files and checkpoints: {manifest.files_left_out}")
+        output.say(f"Note: the backup has no files and checkpoints: {manifest.files_left_out}")
     what = f"{_studies(result.studies)} with {output.count(result.trials, 'trial')} and {result.files} files"
-    done = "was there already, whole" if result.already_there else f"restored {what}, as of {to_iso(manifest.at)}"
+    already = "The store holds this whole backup already."
+    done = already if result.already_there else f"Restored {what}, as of {to_iso(manifest.at)}."
     session.done(result._asdict(), done)
 
 

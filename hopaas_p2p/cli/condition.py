@@ -41,7 +41,7 @@ def _term(term: str, whole: str) -> Condition:
     if match is None or match[1] not in QUANTITIES:
         known = ", ".join(QUANTITIES)
         raise InvalidInput(
-            f"{whole!r} is not a condition; write done, or best<0.1 with one of {known}, and < <= == >= >"
+            f"{whole!r} is not a condition. Use done, or a comparison such as best<0.1, with {known} and < <= == >= >."
         )
     name, compare = match[1], _COMPARE[match[2]]
     try:

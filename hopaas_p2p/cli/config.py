@@ -22,7 +22,7 @@ def config() -> None:
 
 @config.command()
 @options()
-@click.option("--origin", is_flag=True, help="Say for each where it comes from.")
+@click.option("--origin", is_flag=True, help="Also show where each comes from.")
 def show(session: CliSession, origin: bool) -> None:
     """Show the settings that are in effect here."""
     rows = {}

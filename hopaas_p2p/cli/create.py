@@ -31,24 +31,28 @@ _FILE = click.Path(path_type=Path)
     "directions",
     multiple=True,
     metavar="minimize|maximize",
-    help="Once for each objective, or with commas. [default: minimize]",
+    help="One per objective; repeat, or use commas. [default: minimize]",
 )
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
-@click.option("--space-file", type=_FILE, metavar="FILE", help="The parameters from a TOML or JSON file.")
-@click.option("--from-yaml", type=_FILE, metavar="FILE", help="All of it from a W&B sweep, or in Optuna's words.")
-@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no end]")
-@click.option("--attempts", type=int, metavar="N", help="Starts of one set of parameters, when peers die. [default: 3]")
-@click.option("--max-failures", type=int, metavar="N", help="Failures in a row that end the study. [default: never]")
+@click.option("--space-file", type=_FILE, metavar="FILE", help="Read the parameters from a TOML or JSON file.")
 @click.option(
-    "--lease-ttl", type=float, metavar="S", help="Seconds of silence until a trial is taken over. [default: 120]"
+    "--from-yaml", type=_FILE, metavar="FILE", help="Read it all from a W&B sweep, or a file in Optuna's terms."
 )
-@click.option("--progress-timeout", type=float, metavar="S", help="Seconds without a report until a trial is stopped.")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes, in all peers. [default: tpe]")
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports, in all peers. [default: median]")
-@click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What was tried already. [default: avoid]")
-@click.option("--replicates", type=int, metavar="N", help="Trials of each configuration, for N seeds. [default: 1]")
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
+@click.option("--attempts", type=int, metavar="N", help="How often a trial is started when its peers die. [default: 3]")
+@click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
+@click.option(
+    "--lease-ttl", type=float, metavar="S", help="Take a trial over after S seconds of silence. [default: 120]"
+)
+@click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler of all peers. [default: default]")
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner of all peers. [default: median]")
+@click.option(
+    "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="When a proposal was tried before. [default: avoid]"
+)
+@click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds. [default: 1]")
 @click.option("--fidelity", metavar="RUNGS", help=rungs.HELP + " [default: none]")
-@click.option("--exist-ok", is_flag=True, help="Do not fail when the study exists with this same definition.")
+@click.option("--exist-ok", is_flag=True, help="Succeed when the study exists with the same definition.")
 def create(
     session: CliSession,
     directions: tuple[str, ...],
@@ -64,7 +68,7 @@ def create(
 ) -> None:
     """Create a study, and its store if that is a directory.
 
-    What options say wins over what a file says.
+    Options take precedence over the file.
 
     \b
     hopaas-p2p study create mnist -s ./campaign --budget 100 \\
@@ -83,7 +87,7 @@ def create(
     storage = session.storage(create=True)
     there = name in storage.study_names()
     if there and not exist_ok:
-        raise StudyExists(f"a study {name!r} exists already in {storage.url}; join it, or choose another name")
+        raise StudyExists(f"A study {name!r} exists already in {storage.url}. Join it, or choose another name.")
     given = budgets or (() if "budget" in described.policy else (session.settings.get("budget") or "",))
     policy["budget"] = budget.parsed_budget(given) if any(given) else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
@@ -99,23 +103,24 @@ def create(
         _write_extras(made, described)
     notes = [*described.notes, *([_worker_command(session, made.name, described.command)] if described.command else [])]
     data = {"name": made.name, "store": storage.url, "notes": notes}
-    queued = f", with {len(described.grid)} trials to run" if described.grid and not there else ""
-    session.done(data, "\n".join([f"created study {made.name!r} in {storage.url}{queued}", *notes]))
+    queued = f", and queued {len(described.grid)} trials" if described.grid and not there else ""
+    verb = "The study exists already:" if there else "Created study"
+    session.done(data, "\n".join([f"{verb} {made.name!r} in {storage.url}{queued}.", *notes]))
 
 
 def _worker_command(session: CliSession, name: str, job: str) -> str:
     """The command that starts the jobs, as it works in this directory."""
     where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
-    return f"start the jobs with: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {job}"
+    return f"To start the jobs: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {job}"
 
 
 @click.command("set")
 @options(study="argument")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} 0 lifts all of it.")
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
-@click.option("--space-file", type=_FILE, metavar="FILE", help="The parameters from a TOML or JSON file.")
+@click.option("--space-file", type=_FILE, metavar="FILE", help="Read the parameters from a TOML or JSON file.")
 def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], space_file: Path | None) -> None:
-    """Move the budget, or give a search space to a study that has none, such as an imported one.
+    """Change the budget, or give a search space to a study that has none, such as an imported one.
 
     \b
     hopaas-p2p study set mnist --budget trials=400,gpu_hours=500,until.target=0.02
@@ -125,18 +130,18 @@ def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], 
 
     given = given_space(specs, space_file)
     if not given and not budgets:
-        raise click.UsageError("say --budget, or the parameters: --space NAME=…, or --space-file FILE")
+        raise click.UsageError("Nothing to set. Use --budget, --space NAME=…, or --space-file FILE.")
     study = session.study()
     data: dict[str, Any] = {}
     said = []
     if given:
         study.set_space(given)
         data["space"] = {name: space.spec(one) for name, one in given.items()}
-        said.append(f"the search space of {study.name!r}: {', '.join(map('='.join, data['space'].items()))}")
+        said.append(f"The search space of {study.name!r} is {', '.join(map('='.join, data['space'].items()))}.")
     if budgets:
         set_budget(study, budgets)
         data["budget"] = summary.budget_of_study(study.state)
-        said.append(f"the budget of {study.name!r}: {data['budget'] or 'no end'}")
+        said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
     session.done(data, "\n".join(said))
 
 
@@ -157,7 +162,7 @@ def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, An
     given = space.read_space(space_file) if space_file else {}
     more = space.parse_space(specs)
     for name in given.keys() & more.keys():
-        raise InvalidInput(f"the parameter {name!r} is in {space_file} and in --space; say it once")
+        raise InvalidInput(f"The parameter {name!r} is both in {space_file} and in --space. Give it once.")
     return {**given, **more}
 
 

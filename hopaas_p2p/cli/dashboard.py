@@ -20,25 +20,29 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @click.command()
 @options(study="none")
 @click.argument("stores", nargs=-1, metavar="[STORE]...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=click.IntRange(1, _LAST_PORT), default=8501, show_default=True, help="The port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(1, _LAST_PORT), default=8501, show_default=True, help="The port to listen on."
+)
 @click.option(
     "--allow-actions/--read-only",
     "actions",
     default=False,
-    help="Whether people may change studies from here, as far as their grants go. [default: --read-only]",
+    help="Let people change studies, as far as their grants allow. [default: --read-only]",
 )
-@click.option("--auth", type=click.Choice(["none", "oidc"]), default="none", show_default=True, help="Who may look.")
+@click.option(
+    "--auth", type=click.Choice(["none", "oidc"]), default="none", show_default=True, help="How people sign in."
+)
 @click.option(
     "--allow-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Another name that this is served under, behind a proxy; may be repeated.",
+    help="Another host name that this is served under, as behind a proxy; repeat for more.",
 )
-@click.option("--base-path", default="", metavar="PATH", help="The path that a proxy serves this under.")
+@click.option("--base-path", default="", metavar="PATH", help="The path under which a proxy serves this.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
-@click.option("--optuna", "with_optuna", is_flag=True, help="Serve optuna-dashboard too, at the next port.")
+@click.option("--optuna", "with_optuna", is_flag=True, help="Also serve optuna-dashboard, on the next port.")
 def dashboard(
     session: CliSession,
     stores: tuple[str, ...],
@@ -51,7 +55,7 @@ def dashboard(
     open_browser: bool,
     with_optuna: bool,
 ) -> None:
-    """Watch studies in a browser: what runs, where, how well.
+    """Watch studies in a browser: which trials run, where, and how well.
 
     It reads the store as a peer does, and needs nothing else: a viewer's token is enough. Several stores may be named.
     The address that it prints holds a key, without which it answers nobody.
@@ -64,13 +68,13 @@ def dashboard(
     if with_optuna:
         _require("optuna_dashboard")
     if with_optuna and auth != "none":
-        raise click.UsageError("optuna-dashboard knows no sign-in; leave out --optuna or --auth")
+        raise click.UsageError("optuna-dashboard has no sign-in. Leave out --optuna or --auth.")
     if with_optuna and port == _LAST_PORT:
-        raise click.UsageError(f"--optuna takes the next port, and {port} is the last; choose another --port")
+        raise click.UsageError(f"--optuna uses the next port, and {port} is the last. Choose another --port.")
     for store in (*stores, *filter(None, [session.given["store"]])):
         if redacted(store) != store:
             raise ConfigurationError(
-                f"{redacted(store)}: a password does not belong into an argument, which every list of processes shows. "
+                f"{redacted(store)}: a password does not belong in an argument, which other users of this machine see. "
                 "Set HOPAAS_TOKEN_FILE, or PGPASSFILE"
             )
     urls = stores or (session.store_url,)
@@ -90,7 +94,9 @@ def dashboard(
         optuna_port=port + 1 if with_optuna else None,
     )
     if actions and auth == "none" and host not in _LOOPBACK:
-        output.say(f"who has the key may change these studies, and {host}:{port} sends it unencrypted; see --auth oidc")
+        output.say(
+            f"Whoever has the key may change these studies, and {host}:{port} is not encrypted. See --auth oidc."
+        )
     serve(opts)
 
 

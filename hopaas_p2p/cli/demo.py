@@ -13,23 +13,23 @@ from hopaas_p2p.errors import ConfigurationError
 
 
 @click.command()
-@click.option("--peers", type=click.IntRange(1, 16), default=3, show_default=True, help="Processes that take part.")
-@click.option("--trials", type=click.IntRange(1), default=120, show_default=True, help="Budget of the study.")
+@click.option("--peers", type=click.IntRange(1, 16), default=3, show_default=True, help="How many processes take part.")
+@click.option("--trials", type=click.IntRange(1), default=120, show_default=True, help="The study's budget.")
 @click.option(
-    "--seed", type=int, default=1, show_default=True, help="Of the first peer's sampler; the others count on."
+    "--seed", type=int, default=1, show_default=True, help="The first peer's seed; the others use the next ones."
 )
 @click.option("--store", help="Directory or URL of the store.  [default: a new directory, which is kept]")
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the HTML report goes.  [default: into the store's directory]",
+    help="The HTML report to write.  [default: in the store's directory]",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=75.0,
     show_default=True,
-    help="Seconds after which no more trials are given out.",
+    help="Seconds after which no more trials start.",
 )
 @click.option("--kill/--no-kill", default=True, show_default=True, help="Kill one peer in the middle of a trial.")
 def demo(

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("url", required=False)
 @click.option(
-    "--meet", metavar="WORD", help="Try the store together with another node that runs this at the same time."
+    "--meet", metavar="WORD", help="Test the store together with another node that runs the same command now."
 )
-@click.option("--rescue", is_flag=True, help="Copy each damaged study, as far as it can be read, into a new one.")
-@click.option("--from-live", is_flag=True, help="With --rescue: ask the study's live peers for what they know, first.")
-@click.option("--to", metavar="STORE", help="With --rescue: where the new studies go. [default: the same store]")
+@click.option("--rescue", is_flag=True, help="Copy what can be read of each damaged study into a new one.")
+@click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for what they know.")
+@click.option("--to", metavar="STORE", help="With --rescue: the store for the new studies. [default: the same]")
 @click.option("--as", "new_name", metavar="NAME", help="With --rescue: the new study's name. [default: OLD-rescued]")
 @options(study="option")
 def doctor(
@@ -34,7 +34,7 @@ def doctor(
     to: str | None,
     new_name: str | None,
 ) -> int:
-    """Check a store from this node, line by line, and say what cures what fails.
+    """Check a store from this node, and say how to fix what fails.
 
     First the way: name, proxy and certificate, with the days it has left. Then the store: version, token, file system,
     clock, race, a write and a read, and every study's log and snapshot. Writes a scratch log and removes it. Exits
@@ -49,7 +49,7 @@ def doctor(
     if rescue:
         return _rescue(session, url or session.store_url, from_live=from_live, to=to, new_name=new_name)
     if from_live or to is not None or new_name is not None:
-        raise click.UsageError("--from-live, --to and --as go with --rescue")
+        raise click.UsageError("--from-live, --to and --as need --rescue.")
     from hopaas_p2p.errors import HopaasError
     from hopaas_p2p.findings import AGAIN, Finding
     from hopaas_p2p.stores.checks import examine
@@ -79,7 +79,7 @@ def doctor(
     if session.as_json:
         output.print_json([finding._asdict() for finding in findings])
     else:
-        output.say(f"{failed} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
+        output.say(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
     return 1 if failed else 0
 
 
@@ -102,7 +102,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         reasons = {uuid: rescue.is_damaged(store.log(uuid)) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
         if not damaged:
-            output.say("no study is damaged" if whole else "no study is damaged, but the list of studies is")
+            output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")
         if new_name is not None and len(damaged) > 1:
             raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; say which: --study NAME")
         if damaged and not whole and to is None:

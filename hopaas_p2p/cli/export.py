@@ -15,9 +15,11 @@ from hopaas_p2p.errors import HopaasError
 if TYPE_CHECKING:
     from hopaas_p2p.trackers import Export, Tracker
 
-_follow = click.option("--follow", is_flag=True, help="Go on until the study is done; outages of the tracker pass.")
+_follow = click.option(
+    "--follow", is_flag=True, help="Continue until the study is done, and wait out outages of the tracker."
+)
 _interval = click.option(
-    "--interval", type=float, default=10.0, show_default=True, metavar="S", help="Seconds between two looks."
+    "--interval", type=float, default=10.0, show_default=True, metavar="S", help="Seconds between updates."
 )
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; this command retries itself."""
@@ -57,7 +59,7 @@ def mlflow(session: CliSession, to: str | None, experiment: str | None, follow: 
 @click.option("--project", metavar="NAME", help="[default: WANDB_PROJECT, else hopaas]")
 @click.option("--entity", metavar="NAME", help="The team or user. [default: W&B's own]")
 @click.option("--offline", is_flag=True, help="Write files for `wandb sync`. [default: as WANDB_MODE says]")
-@click.option("--directory", metavar="PATH", help="Where W&B's files go. [default: WANDB_DIR, else here]")
+@click.option("--directory", metavar="PATH", help="Directory for W&B's files. [default: WANDB_DIR, else this one]")
 @_follow
 @_interval
 def wandb(
@@ -85,7 +87,7 @@ def _export(session: CliSession, tracker: Tracker, *, follow: bool, interval: fl
     from hopaas_p2p.trackers import Export, leave_link
 
     if not interval > 0:
-        raise click.UsageError(f"--interval must be positive seconds, got {interval}")
+        raise click.UsageError(f"--interval must be a positive number of seconds, not {interval}.")
     study = session.study()
     export_ = Export(study, tracker)
     try:
@@ -93,7 +95,7 @@ def _export(session: CliSession, tracker: Tracker, *, follow: bool, interval: fl
         leave_link(study, tracker)
     finally:
         tracker.close()
-    message = f"exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
+    message = f"Exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
@@ -111,11 +113,11 @@ def _until_done(export_: Export, session: CliSession, interval: float) -> int:
             if not error.retry:
                 raise
             if not away:
-                output.say(f"{error}; trying again every {interval:g} s")
+                output.say(f"{error}. Trying again every {interval:g} s.")
             away = True
         else:
             if away:
-                output.say("it is back, and has what was missing")
+                output.say("The tracker answers again; what was missing has been sent.")
             away = False
             if done:
                 return sent

@@ -15,33 +15,37 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", show_default=True, help="Where to listen.")  # noqa: S104
-@click.option("--tls-cert", type=_FILE, help="The certificate and what leads to its authority, PEM.")
-@click.option("--tls-key", type=_FILE, help="Its key, PEM. Both are loaded again when they change.")
-@click.option("--postgres", metavar="URL", required=True, help="The one database to lead to, without a login.")
+@click.option(
+    "--listen", metavar="HOST:PORT", default="0.0.0.0:443", show_default=True, help="The address to listen on."
+)  # noqa: S104
+@click.option("--tls-cert", type=_FILE, help="The certificate with its chain, PEM.")
+@click.option("--tls-key", type=_FILE, help="Its key, PEM. Both files are read again when they change.")
+@click.option("--postgres", metavar="URL", required=True, help="The one database to connect to, without a login.")
 @click.option(
     "--behind-proxy",
     metavar="NETWORK",
     multiple=True,
-    help="Serve in the clear, and only a proxy in NETWORK that terminates TLS and sets X-Forwarded-For and -Proto.",
+    help="Serve without TLS, to a proxy in NETWORK that terminates it and sets X-Forwarded-For and -Proto.",
 )
 @click.option(
-    "--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics; by default this machine only."
+    "--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine only]"
 )
-@click.option("--connections", default=1000, show_default=True, type=click.IntRange(1), help="Tunnels at once.")
-@click.option("--per-token", default=256, show_default=True, type=click.IntRange(1), help="Tunnels of one token.")
+@click.option(
+    "--connections", default=1000, show_default=True, type=click.IntRange(1), help="How many tunnels at once."
+)
+@click.option("--per-token", default=256, show_default=True, type=click.IntRange(1), help="How many per token.")
 @click.option(
     "--drain",
     metavar="SECONDS",
     default=30.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="That transactions get to end at SIGTERM.",
+    help="Seconds that transactions get to end after SIGTERM.",
 )
 @click.option(
     "--remember",
     type=_FILE,
-    help="Keeps digests of good tokens. [default: a file in the STATE_DIRECTORY that systemd sets, or none]",
+    help="File for digests of good tokens. [default: in the STATE_DIRECTORY that systemd sets, or none]",
 )
 @click.option("--ping", default=20.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 50.0))
 @click.option("--recheck", default=30.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 300.0))
@@ -62,7 +66,7 @@ def gateway(
     recheck: float,
     handshake: float,
 ) -> None:
-    """Relay peers that reach nothing but HTTPS to a Postgres server.
+    """Let peers that can use only HTTPS reach a Postgres server.
 
     Peers use postgresql+https://HOST/DATABASE and their token. SIGTERM lets transactions end, then stops. The log goes
     to stderr, a line of JSON an event; /healthz and /metrics are for machines. Several gateways may run side by side.
@@ -78,7 +82,7 @@ def gateway(
     if not colon or not port.isdigit() or int(port) > 65535:
         raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
     if (tls_cert is None) != (tls_key is None):
-        raise ConfigurationError("--tls-cert and --tls-key belong together")
+        raise ConfigurationError("--tls-cert and --tls-key must be given together.")
     if remember is None and os.environ.get("STATE_DIRECTORY"):
         remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
     log.to_stderr()
@@ -93,7 +97,7 @@ def gateway(
     )
 
     def listening(bound: int) -> None:
-        output.say(f"gateway listening on {host}:{bound}")
+        output.say(f"Gateway listening on {host}:{bound}")
 
     asyncio.run(server.serve(made, host.strip("[]"), int(port), listening=listening))
 

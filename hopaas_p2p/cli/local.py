@@ -30,12 +30,12 @@ _silence = click.option(
     default=SILENCE,
     show_default=True,
     metavar="S",
-    help="Seconds until a trial is returned.",
+    help="Seconds without a request after which a trial is returned.",
 )
 _key_file = click.option(
     "--key-file",
     metavar="FILE",
-    help="Holds the key, and is made if missing. [default: in ~/.local/state/hopaas-p2p]",
+    help="File with the key; created if missing. [default: in ~/.local/state/hopaas-p2p]",
 )
 
 
@@ -43,7 +43,7 @@ _key_file = click.option(
 @options(study="none")
 @click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT|PATH", help="A loopback port, or a Unix socket.")
 @_key_file
-@click.option("--read-only", is_flag=True, help="Answer questions only; run and change nothing.")
+@click.option("--read-only", is_flag=True, help="Only answer questions; run and change nothing.")
 @_silence
 def local(session: CliSession, listen: str, key_file: str | None, read_only: bool, silence: float) -> None:
     """Let programs in any language take part, by JSON over HTTP on this machine.
@@ -60,7 +60,7 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
         server = LocalServer(peer, address, None if file is None else _key(file))
         threading.Thread(target=server.serve_forever, name="hopaas-local", daemon=True).start()
         where = {"listening": server.url, "key_file": None if file is None else str(file)}
-        session.done(where, f"listening on {server.url}" + ("" if file is None else f"; the key is in {file}"))
+        session.done(where, f"Listening on {server.url}" + ("" if file is None else f"; the key is in {file}"))
         ending.wait()
         server.shutdown()
         server.server_close()
@@ -68,7 +68,7 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
 
 @click.command()
 @options(study="none")
-@click.option("--allow-actions", is_flag=True, help="Offer tools that run and change trials, too.")
+@click.option("--allow-actions", is_flag=True, help="Also offer tools that run and change trials.")
 @click.option("--http", "http", metavar="HOST:PORT", help="Serve streamable HTTP on loopback. [default: stdio]")
 @_key_file
 @_silence
@@ -90,7 +90,7 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
         host, port = _loopback(http)
         file = _key_path(key_file)
         app = KeyRequired(made.streamable_http_app(host=host, json_response=True), _key(file))
-        output.say(f"listening on http://{host}:{port}/mcp; the key is in {file}")
+        output.say(f"Listening on http://{host}:{port}/mcp; the key is in {file}")
         uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
@@ -100,7 +100,7 @@ def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tup
     from hopaas_p2p.local.peer import LocalPeer, watch_silence
 
     if not silence > 0:
-        raise InvalidInput(f"--silence must be positive seconds, got {silence}")
+        raise InvalidInput(f"--silence must be a positive number of seconds, not {silence}.")
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _end(ending))

@@ -26,11 +26,11 @@ SECTIONS: Final = {
         "submit": Verb(f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
         "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
         "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
-        "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be given up."),
+        "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be pruned."),
         "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
-        "renew": Verb(f"{_CLI}.work:renew", "Show that the ticket's trial is alive."),
-        "release": Verb(f"{_CLI}.work:release", "Give the ticket's trial back, to be run by somebody else."),
-        "local": Verb(f"{_CLI}.local:local", "Let programs in any language take part, by HTTP on this machine."),
+        "renew": Verb(f"{_CLI}.work:renew", "Renew the lease of the ticket's trial."),
+        "release": Verb(f"{_CLI}.work:release", "Return the ticket's trial, to be run by another peer."),
+        "local": Verb(f"{_CLI}.local:local", "Let programs in any language take part, over HTTP on this machine."),
         "mcp": Verb(f"{_CLI}.local:mcp", "Let an agent look at studies and run trials."),
     },
     "Studies and trials": {
@@ -38,26 +38,32 @@ SECTIONS: Final = {
         "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
         "invite": Verb(f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
         "artifact": Verb(f"{_CLI}.artifact:artifact", "Put, get, list and remove files of studies and trials."),
-        "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask one, or a site, to take no more trials."),
+        "peers": Verb(
+            f"{_CLI}.peers:peers", "List the peers of a study; ask one, or a whole site, to take no more trials."
+        ),
         "export": Verb(
             f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases, and keep the copy current."
         ),
     },
     "Look": {
-        "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until something is true of it."),
-        "dashboard": Verb(f"{_CLI}.dashboard:dashboard", "Watch studies in a browser: what runs, where, how well."),
-        "demo": Verb(f"{_CLI}.demo:demo", "See the main job done on real data, in about a minute."),
+        "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until a condition is true."),
+        "dashboard": Verb(
+            f"{_CLI}.dashboard:dashboard", "Watch studies in a browser: which trials run, where, and how well."
+        ),
+        "demo": Verb(f"{_CLI}.demo:demo", "Watch three processes tune a classifier together, in about a minute."),
     },
     "Stores": {
-        "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, line by line, and say how to cure it."),
-        "backup": Verb(f"{_CLI}.backup:backup", "Write everything a store holds into one file."),
+        "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, and say how to fix what fails."),
+        "backup": Verb(f"{_CLI}.backup:backup", "Write everything in a store to one file."),
         "restore": Verb(f"{_CLI}.backup:restore", "Fill an empty store from a backup."),
-        "spool": Verb(f"{_CLI}.spool:spool", "List, send and carry results that could not reach their store."),
+        "spool": Verb(f"{_CLI}.spool:spool", "List and send results that could not reach their store."),
         "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
-        "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the least policy that a key of the bucket needs."),
+        "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the smallest policy with which a key of the bucket can work."),
         "bridge": Verb(f"{_CLI}.relay:bridge", "Let peers on a shared directory take part in studies elsewhere."),
-        "relay": Verb(f"{_CLI}.relay:relay", "Forward connections to one target, for nodes that reach nothing else."),
-        "gateway": Verb(f"{_CLI}.gateway:gateway", "Let Postgres be reached through HTTPS."),
+        "relay": Verb(
+            f"{_CLI}.relay:relay", "Forward connections to one target, for nodes that can reach only this one."
+        ),
+        "gateway": Verb(f"{_CLI}.gateway:gateway", "Let peers reach Postgres through HTTPS."),
     },
     "Administration": {
         "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),
@@ -89,7 +95,7 @@ def cli() -> None:
     """Tune hyperparameters together: every process runs Optuna, and they meet in a shared log.
 
     Name the store with --store after the command, with HOPAAS_STORE, or in hopaas.toml: a directory such as
-    ./campaign, or a URL.
+    ./campaign, or a URL. Name the study with --study or HOPAAS_STUDY, or as an argument where a command takes it.
     """
 
 
@@ -135,7 +141,7 @@ def run(arguments: list[str]) -> int:
 def _with_usage(error: click.ClickException) -> str:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
-        message = f"{error.option_name!r} is not an option here; the options of a command come after its name"
+        message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{message} (see: {error.ctx.command_path} --help)"
     return message

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
-_LAST = ("store", "study", "as_json", "debug")
+_LAST = ("store", "study", "quiet", "as_json", "debug")
 Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
 """Header -> the key of the values in a row, or a function that gives a row's text."""
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,7 +56,9 @@ class CliSession:
     def _required(self, name: str, option: str) -> str:
         value: str | None = self.settings.get(name, self.given[name])
         if not value:
-            raise ConfigurationError(f"which {name}? Say {option}, or set {variable(name)} or {name} in hopaas.toml")
+            raise ConfigurationError(
+                f"No {name} is named. Use {option}, or set {variable(name)}, or {name} in hopaas.toml."
+            )
         return value
 
     def storage(self, *, create: bool = False, **options: Any) -> Storage:
@@ -149,10 +151,12 @@ def options(*, study: Literal["none", "option", "argument"] = "option", store: b
             study: str | None = None,
             name: str | None = None,
             as_json: bool,
+            quiet: bool = False,
             **others: Any,
         ) -> Any:
             if name is not None and study is not None and name != study:
-                raise click.UsageError(f"two studies are named, {name!r} and --study {study!r}; name one")
+                raise click.UsageError(f"Two studies are named, {name!r} and --study {study!r}. Name one.")
+            click.get_current_context().meta[output.QUIET] = quiet
             warnings.simplefilter("ignore")  # they are for programmers, not for users
             session = CliSession(store=store, study=name if name is not None else study, as_json=as_json)
             try:
@@ -177,6 +181,7 @@ def _shared(study: str, *, store: bool) -> list[Callable[[Any], Any]]:
         wanted.append(click.option("--store", "-s", metavar="URL", help="The store: a directory or a URL."))
     if study != "none":
         wanted.append(click.option("--study", metavar="NAME", help="The study.", shell_complete=complete_study))
+    wanted.append(click.option("--quiet", "-q", is_flag=True, help="Print results and errors only."))
     wanted.append(click.option("--json", "as_json", is_flag=True, help="Print JSON."))
     wanted.append(click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure."))
     return wanted

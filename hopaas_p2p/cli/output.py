@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -28,6 +29,8 @@ _COLOURS: Final = {
     "paused": "yellow",
     "stopped": "yellow",
     "failing": "red",
+    "alive": "green",
+    "silent": "red",
     "passed": "green",
     "failed": "red",
 }
@@ -43,9 +46,15 @@ def printable(text: str, *, lines: bool = False) -> str:
     )
 
 
+QUIET: Final = "hopaas_p2p.quiet"
+"""In the `meta` of a command's context: whether --quiet was given."""
+
+
 def say(message: str) -> None:
-    """A message for people, on stderr."""
-    click.echo(printable(message, lines=True), err=True)
+    """A message for people, on stderr; not with --quiet."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.meta.get(QUIET):
+        click.echo(printable(message, lines=True), err=True)
 
 
 def count(number: int, what: str) -> str:
@@ -82,15 +91,34 @@ def number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
+def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
+    """Values of a column, with as many decimals in each cell, so that the points stand below each other.
+
+    Four significant digits of a typical value; what is far larger or smaller is written with an exponent.
+    """
+    sizes = sorted(abs(one) for cell in cells for one in cell or () if math.isfinite(one) and one != 0)
+    if not sizes or all(one == int(one) for one in sizes):
+        return [numbers(cell) for cell in cells]
+    typical = sizes[len(sizes) // 2]
+    places = max(0, min(8, 3 - math.floor(math.log10(typical))))
+
+    def text(value: float) -> str:
+        size = abs(value)
+        plain = not math.isfinite(value) or size == 0 or typical / 1000 <= size < max(1e6, typical * 1000)
+        return f"{value:.{places}f}" if plain and places < 8 else f"{value:.3e}"
+
+    return [", ".join(map(text, cell)) if cell else "-" for cell in cells]
+
+
 def numbers(values: Sequence[float] | None) -> str:
     """Numbers in one cell."""
     return ", ".join(number(value) for value in values) if values else "-"
 
 
-def parameters(params: dict[str, Any]) -> str:
-    """Parameters in one cell."""
+def parameters(params: dict[str, Any], *, digits: int = 6) -> str:
+    """Parameters in one cell, numbers with so many significant digits."""
     return " ".join(
-        f"{printable(name)}={number(value) if isinstance(value, float) else printable(str(value))}"
+        f"{printable(name)}={f'{value:.{digits}g}' if isinstance(value, float) else printable(str(value))}"
         for name, value in params.items()
     )
 
@@ -104,6 +132,13 @@ def local_time(microseconds: int | None) -> str:
 def duration(seconds: float | None) -> str:
     """Seconds in words; see `report.facts.duration`."""
     return "-" if seconds is None else facts.duration(seconds)
+
+
+def ago(seconds: float | None) -> str:
+    """How long ago something was."""
+    if seconds is None:
+        return "unknown"
+    return "just now" if seconds < 2 else f"{duration(float(round(seconds)) if seconds < 60 else seconds)} ago"
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -139,13 +174,13 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str]) -> list[str]
 
 
 def print_facts(facts: dict[str, str]) -> None:
-    """Print names and values, one per line; on a terminal, long values are wrapped and indented."""
+    """Print names, capitalised, and values, one per line; on a terminal, long values are wrapped and indented."""
     width = max(map(len, facts))
     room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0
     for name, value in facts.items():
         lines = printable(value, lines=True).split("\n")
         first, *others = [part for line in lines for part in (textwrap.wrap(line, room) if room else [line]) or [""]]
-        click.echo(f"{name:<{width}}  {_coloured(first)}")
+        click.echo(f"{name[:1].upper()}{name[1:]:<{width - 1}}  {_coloured(first)}")
         for line in others:
             click.echo(f"{'':<{width}}  {line}")
 

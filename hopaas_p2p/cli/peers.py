@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,36 +14,48 @@ from hopaas_p2p.errors import InvalidInput
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
+    from hopaas_p2p.peer.liveness import SignOfLife
 
 
 @click.group()
 def peers() -> None:
-    """List the peers of a study; ask one, or all of a site, to finish what they run and take no more."""
+    """List the peers of a study. Ask one of them, or a whole site, to take no more trials."""
 
 
 @peers.command("list")
-@options()
-@click.option("--all", "show_all", is_flag=True, help="Also those that run nothing now.")
+@options(study="argument")
+@click.option("--all", "show_all", is_flag=True, help="Also list peers that run no trial now.")
 def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
 
-    A peer that died is listed until its trial is taken over, for the lease's time of silence.
+    A peer is alive when its last heartbeat is more recent than the lease is long, and silent when it is not. A silent
+    peer is listed until another peer takes its trial over.
     """
-    rows = [row for row in _rows(session.study().state) if show_all or row["running"] or row["draining"]]
+    from hopaas_p2p.peer.liveness import signs_of_life
 
+    study = session.study()
+    rows = _rows(study.state, signs_of_life(study.storage.peer, study.state))
     columns: Columns = {
-        **{name.upper(): name for name in ("peer", "site", "host", "user", "pid", "job")},
+        "PEER": "peer",
+        "WHERE": _where,
+        "USER": "user",
+        "JOB": lambda row: row["job"] or (f"pid {row['pid']}" if row["pid"] else "-"),
         "RUNS": lambda row: ", ".join(f"#{number}" for number in row["running"]) or "-",
         "ENDED": "ended",
-        "NOTE": lambda row: "; ".join([*(["takes no more"] if row["draining"] else []), *row["differs"]]),
+        "STATE": "state",
+        "LAST SEEN": lambda row: output.ago(row["last_seen"]),
+        "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
-    empty = "no peer runs a trial now; all that took part: hopaas-p2p peers list --all"
-    session.show_table(rows, columns, right=("PID", "ENDED"), empty=empty)
+    empty = "No peer runs a trial now. To list all that took part: hopaas-p2p peers list --all"
+    shown = [row for row in rows if show_all or row["running"] or row["draining"]]
+    session.show_table(shown, columns, right=("ENDED",), empty=empty)
 
 
-def _rows(state: State) -> list[dict[str, Any]]:
+def _rows(state: State, signs: dict[str, SignOfLife]) -> list[dict[str, Any]]:
     from hopaas_p2p.core.state import differences
+    from hopaas_p2p.report.facts import last_ended
 
+    ends, now = last_ended(state), time.time()
     running: dict[str, list[int]] = {}
     for number in list(state.running):
         running.setdefault(state.trials[number].owner or "", []).append(number)
@@ -50,6 +63,8 @@ def _rows(state: State) -> list[dict[str, Any]]:
     rows = []
     for peer, info in state.peers.items():
         job = f"{info['batch']} {info['job']}" if "batch" in info and "job" in info else None
+        sign = signs.get(peer)
+        ended_ago = None if peer not in ends else max(0.0, now - ends[peer])
         rows.append(
             {
                 "peer": peer,
@@ -57,6 +72,8 @@ def _rows(state: State) -> list[dict[str, Any]]:
                 "job": job,
                 "running": running.get(peer, []),
                 "ended": ended[peer],
+                "state": _word(sign),
+                "last_seen": ended_ago if sign is None else sign.ago,
                 "draining": state.is_draining(peer),
                 "differs": differences(info),
             }
@@ -64,18 +81,29 @@ def _rows(state: State) -> list[dict[str, Any]]:
     return rows
 
 
+def _where(row: dict[str, Any]) -> str:
+    """Node and site, which are often the same."""
+    site, host = row["site"] or "?", row["host"] or "?"
+    return host if site == host else f"{host} ({site})"
+
+
+def _word(sign: SignOfLife | None) -> str:
+    """What a peer does; `sign` is that of a peer that runs a trial."""
+    return "idle" if sign is None else {True: "alive", False: "silent", None: "unknown"}[sign.alive]
+
+
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
 @options()
 @click.argument("names", nargs=-1, metavar="[PEER]...")
-@click.option("--site", "sites", multiple=True, metavar="SITE", help="All of a site, also those yet to come.")
-@click.option("--off", is_flag=True, help="Take it back.")
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, also those that join later.")
+@click.option("--off", is_flag=True, help="Let them take trials again.")
 def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
-    """Ask peers, or sites, to finish the trial that they run and to take no more.
+    """Ask peers, or whole sites, to finish the trials that they run and to take no more.
 
-    A peer is named as `peers list` shows it, or by the beginning of that.
+    Name a peer as `peers list` shows it; the first letters are enough.
     """
     if not names and not sites:
-        raise click.UsageError("which? Name a peer of `hopaas-p2p peers list`, or a site with --site")
+        raise click.UsageError("No peer is named. Name one that `hopaas-p2p peers list` shows, or a site with --site.")
     study = session.study()
     known = list(study.state.peers)
     found = [_one_of(known, name) for name in names]
@@ -85,10 +113,10 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
         study.drain(site=site, off=off)
         here = {info.get("site", "?") for info in study.state.peers.values()}
         if site not in here:
-            output.say(f"nobody of the site {site!r} has taken part yet; there are: {', '.join(sorted(here))}")
+            output.say(f"No peer of the site {site!r} has taken part yet. The sites are: {', '.join(sorted(here))}")
     asked = ", ".join([*found, *(f"all of {site}" for site in sites)])
-    verb = "may take trials again" if off else "finish what they run and take no more"
-    session.done({"peers": found, "sites": list(sites), "draining": not off}, f"{asked}: {verb}")
+    message = f"Allowed to take trials again: {asked}" if off else f"Asked to take no more trials: {asked}"
+    session.done({"peers": found, "sites": list(sites), "draining": not off}, message)
 
 
 def _one_of(known: list[str], name: str) -> str:

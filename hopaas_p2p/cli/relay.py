@@ -20,15 +20,15 @@ _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the log
 
 
 @click.command()
-@click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where; PATH is a Unix socket.")
+@click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where to listen; PATH is a Unix socket.")
 @click.option(
     "--to", "url", required=True, metavar="URL", help="The one target: postgresql+https://, s3:// or https://."
 )
-@click.option("--login-file", metavar="FILE", help="Keeps the relay's address and login; made if it is not there.")
-@click.option("--known-as", metavar="HOST", help="The name that compute nodes know this node by. Default: its own.")
+@click.option("--login-file", metavar="FILE", help="File for the relay's address and login; created if missing.")
+@click.option("--known-as", metavar="HOST", help="The name of this node on compute nodes. [default: its own]")
 @options(study="none", store=False)
 def relay(session: CliSession, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
-    """Forward connections to one target, for nodes that reach this one only.
+    """Forward connections to one target, for nodes that can reach only this one.
 
     On a port it is an HTTP proxy with a login, which is made at the first start and kept in the login file, readable by
     you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS runs
@@ -41,7 +41,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
     targets = targets_of(url)
     at_socket = "/" in listen
     if not at_socket and login_file is None:
-        raise ConfigurationError("say where the login is kept: --login-file FILE, which compute nodes can read as you")
+        raise ConfigurationError("Use --login-file FILE, a file that you can also read on the compute nodes.")
     file = Path(login_file).expanduser() if login_file else None
     password = read_password(file or Path("/nonexistent"))
     host, port = ("", 0) if at_socket else _address(listen)
@@ -60,14 +60,14 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
             where = f"{known}:{bound}"
             if file is not None:
                 write_address(file, known, bound, password)
-                output.say(f"on compute nodes: export HTTPS_PROXY=$(cat {file})")
+                output.say(f"On compute nodes: export HTTPS_PROXY=$(cat {file})")
         names = [str(target) for target in targets]
-        session.done({"listening": where, "to": names}, f"relay listening on {where}, to {', '.join(names)}")
+        session.done({"listening": where, "to": names}, f"Relay listening on {where}, to {', '.join(names)}")
         await ending.wait()
         await relay.close()
         session.done(
             {"carried": relay.carried, "refused": relay.refused},
-            f"stopped; carried {relay.carried} connections, refused {relay.refused}",
+            f"Stopped. Carried {relay.carried} connections, refused {relay.refused}.",
         )
 
     asyncio.run(run())
@@ -80,7 +80,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
     "--pace",
     metavar="SECONDS",
     type=click.FloatRange(min=0.01),
-    help="Between looks for what others did; by default 1 s on Postgres, 5 s on S3.",
+    help="Seconds between looks at FAR. [default: 1 on Postgres, 5 on S3]",
 )
 @options(study="none", store=False)
 def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None:
@@ -101,12 +101,12 @@ def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None
         signal.signal(number, lambda *_: stop.set())
     ends = open_endpoints(near, far)
     bridge = Bridge(ends.near, ends.far, pool=ends.pool, artifacts=lambda: artifacts_of(ends.far), pace=pace)
-    session.done({"near": ends.near.url, "far": ends.far.url}, f"carrying between {ends.near.url} and {ends.far.url}")
+    session.done({"near": ends.near.url, "far": ends.far.url}, f"Carrying between {ends.near.url} and {ends.far.url}")
     try:
         bridge.run(stop.wait)
     finally:
         ends.close()
-    session.done({"carried": bridge.carried}, f"stopped; carried {bridge.carried} commits")
+    session.done({"carried": bridge.carried}, f"Stopped. Carried {output.count(bridge.carried, 'commit')}.")
 
 
 def _address(listen: str) -> tuple[str, int]:

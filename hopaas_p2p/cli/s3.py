@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _address(session: CliSession) -> Address:
     if not session.store_url.lower().startswith("s3://"):
-        raise ConfigurationError("this is about buckets: say which with --store s3://bucket/prefix?endpoint=…")
+        raise ConfigurationError("This command is for buckets only. Use --store s3://bucket/prefix?endpoint=…")
     from hopaas_p2p.stores.s3.address import parse
 
     return parse(session.store_url)
@@ -24,16 +24,16 @@ def _address(session: CliSession) -> Address:
 
 @click.command()
 @options(study="none")
-@click.option("--dry-run", "-n", is_flag=True, help="Only tell what would go.")
-@click.option("--keep", default=24.0, metavar="HOURS", show_default=True, help="Remove nothing younger than this.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only list what would be removed.")
+@click.option("--keep", default=24.0, metavar="HOURS", show_default=True, help="Keep everything younger than this.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
-    """Remove old commits that snapshots stand for, and what deleted studies left in a bucket.
+    """Remove old commits that snapshots replace, and what deleted studies left in a bucket.
 
     Never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that slept
     longer than HOURS find out, and join again.
     """
     if not keep >= 24.0:
-        raise InvalidInput(f"--keep {keep:g}: 24 hours at least, because peers may be asleep")
+        raise InvalidInput(f"--keep must be at least 24 hours, not {keep:g}, because peers may be asleep.")
     _address(session)
     session.settings.publish()
     from hopaas_p2p.stores.s3.gc import collect
@@ -50,19 +50,21 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
         "size": lambda row: f"{row['size'] / 1e6:.1f} MB",
     }
     rows = [one._asdict() for one in found]
-    session.show_table(rows, columns, right=("objects", "size"), empty="nothing to remove")
+    session.show_table(rows, columns, right=("objects", "size"), empty="Nothing to remove.")
     if found and not session.as_json:
         total = sum(one.objects for one in found)
-        output.say(f"{total} objects would be removed" if dry_run else f"{total} objects removed")
+        output.say(f"{total} objects would be removed." if dry_run else f"Removed {total} objects.")
 
 
 @click.command("s3-policy")
 @options()
 @click.option("--role", type=click.Choice(["viewer", "worker", "owner"]), default="worker", show_default=True)
-@click.option("--all-studies", is_flag=True, help="For every study, and those to come.")
-@click.option("--no-condition", is_flag=True, help="For servers where `doctor` says so: listing not only by prefix.")
+@click.option("--all-studies", is_flag=True, help="For every study, also future ones.")
+@click.option(
+    "--no-condition", is_flag=True, help="For servers where `doctor` says so: allow listing without a prefix."
+)
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
-    """Print the least policy that a key of the bucket needs for a study.
+    """Print the smallest policy with which a key of the bucket can work on a study.
 
     Give it to the S3 server, such as with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """

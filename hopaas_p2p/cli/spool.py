@@ -24,17 +24,17 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def spool() -> None:
-    """List and send results that could not reach their store.
+    """List, send and carry results that could not reach their store.
 
-    They lie in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in a
-    study of the same store sends them too, whatever URL it uses; each counts once, however often it is sent.
+    They are kept in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in
+    a study of the same store sends them too, whatever URL it uses. Each counts once, however often it is sent.
     """
 
 
 @spool.command("list")
 @options(study="none", store=False)
 def list_(session: CliSession) -> None:
-    """List what waits to be sent."""
+    """List the results that wait to be sent."""
     from hopaas_p2p import spool as waiting
 
     rows = [
@@ -55,24 +55,24 @@ def list_(session: CliSession) -> None:
         "TRIALS": lambda row: ", ".join(f"#{number}" for number in row["trials"]),
         "FILE": "file",
     }
-    session.show_table(rows, columns, empty="nothing waits to be sent")
+    session.show_table(rows, columns, empty="No results wait to be sent.")
 
 
 @spool.command()
 @options(study="none", store=False)
 @click.argument("target", metavar="FILE", type=_FILE)
 def export(session: CliSession, target: Path) -> None:
-    """Write everything that waits into one file, to be sent from another machine: hopaas-p2p spool send FILE.
+    """Write all waiting results to a file, to be sent from another machine: hopaas-p2p spool send FILE.
 
-    It stays in the spool, too: whichever arrives first counts, once. Only you may read the file. What peers kept of a
-    log with two histories goes along, for `doctor --rescue` on the other machine.
+    They stay in the spool as well; each counts once, whichever copy arrives first. Only you can read the file.
+    It also has what peers kept of a log with two histories, for `doctor --rescue` on the other machine.
     """
     from hopaas_p2p import spool as waiting
 
     everything = waiting.export(target)
     trials = sum(len(one.trials) for one in everything)
     data = {"file": str(target), "files": len(everything), "trials": trials}
-    session.done(data, f"wrote the results of {output.count(trials, 'trial')} to {target}")
+    session.done(data, f"Wrote the results of {output.count(trials, 'trial')} to {target}.")
 
 
 @spool.command()
@@ -81,11 +81,11 @@ def export(session: CliSession, target: Path) -> None:
     "source", metavar="[FILE]", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 def send(session: CliSession, source: Path | None) -> int:
-    """Send what waits on this machine, or what `spool export` wrote to FILE on another.
+    """Send the results that wait on this machine, or those in FILE, which `spool export` wrote on another.
 
-    What belongs to a study of the store of --store (or HOPAAS_STORE) goes there, with that URL's login, whatever URL
-    of the store its peer used. Without --store, the rest goes to the URL that its peer used. When something has to
-    stay, the exit code is that of the reason, such as 69. FILE itself stays; to send it twice does no harm.
+    Results of studies in the store of --store (or HOPAAS_STORE) are sent to it with that URL's login, whatever URL of
+    the store their peer used. Without --store, other results are sent to the URL that their peer used. If some cannot
+    be sent, the exit code says why: 69, for example. FILE is not removed; sending it twice does no harm.
     Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
     """
     from hopaas_p2p import spool as waiting
@@ -108,12 +108,15 @@ def send(session: CliSession, source: Path | None) -> int:
         left = _send(store, left, sent, stay)
     if session.given["store"] is None or source is not None:
         for file, _, spooled in left:
-            stay.setdefault(file, (f"no store that can be reached has the study {spooled.name!r}", 69))
+            stay.setdefault(file, (f"No store that can be reached has the study {spooled.name!r}.", 69))
 
     def text() -> None:
-        output.say(f"sent {len(sent)}, {len(stay)} have to stay" if sent or stay else "nothing waits to be sent")
+        unsent = f"; could not send {len(stay)}" if stay else ""
+        output.say(
+            f"Sent {output.count(len(sent), 'file')}{unsent}." if sent or stay else "No results wait to be sent."
+        )
         if kept:
-            output.say(f"kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
+            output.say(f"Kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
         for file, (why, _) in stay.items():
             output.say(f"{file}: {why}")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def study() -> None:
     """Create, list, show, control, export, import and copy studies.
 
-    The study is named after the verb, by --study, or by HOPAAS_STUDY.
+    The study is named by an argument, by --study, or by HOPAAS_STUDY.
     """
 
 
@@ -49,14 +49,14 @@ def list_(session: CliSession) -> None:
         "STUDY": "name",
         "STATE": "state",
         "TRIALS": lambda one: f"{one['trials']}" if one["budget"] is None else f"{one['used']}/{one['budget']}",
-        "RUN": lambda one: str(one["counts"]["RUNNING"]),
-        "FAIL": lambda one: str(one["counts"]["FAIL"]),
+        "RUNNING": lambda one: str(one["counts"]["RUNNING"]),
+        "FAILED": lambda one: str(one["counts"]["FAIL"] - one["retried"]),
         "BEST": lambda one: _best_value(one["best"]),
         "NOTE": lambda one: " ".join([*(f"#{tag}" for tag in one["tags"]), _first_line(one["note"])]),
     }
     here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
-    empty = f"no studies yet{here}; create one with: hopaas-p2p study create NAME"
-    session.show_table(found, columns, right=("TRIALS", "RUN", "FAIL", "BEST"), empty=empty)
+    empty = f"No studies yet{here}. To create one: hopaas-p2p study create NAME"
+    session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=empty)
 
 
 def _first_line(note: str) -> str:
@@ -103,6 +103,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     from hopaas_p2p.report.spending import budget_lines, cells
 
     counts = ", ".join(f"{count} {state}" for state, count in data["counts"].items() if count) or "none yet"
+    counts += f", of which {data['retried']} were run again" if data["retried"] else ""
     facts = {"study": data["name"], "store": data["store"], "state": data["state"]}
     facts["directions"] = ", ".join(data["directions"])
     facts["trials"] = f"{data['trials']} ({counts})"
@@ -115,6 +116,9 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
         or "-"
     )
     facts["running at"] = ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-"
+    if data["silent"]:
+        silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
+        facts["silent"] = "\n".join(silent)
     if found.rows:
         heads, rows = cells(found)
         facts["spent"] = "\n".join(output.aligned([heads, *rows], right=heads[3:]))
@@ -143,10 +147,12 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
 
 @study.command()
 @options(study="argument")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes.")
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports.")
-@click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What becomes of what was tried already.")
-@click.option("--replicates", type=int, metavar="N", help="Trials of each configuration, for N seeds.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler that proposes parameters.")
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that decides on reports.")
+@click.option(
+    "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What to do when a proposal was tried before."
+)
+@click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds.")
 @click.option("--fidelity", metavar="RUNGS", help=rungs.HELP)
 def search(
     session: CliSession,
@@ -156,7 +162,7 @@ def search(
     replicates: int | None,
     fidelity: str | None,
 ) -> None:
-    """Change how all peers search, from their next trial on. Without an option, show it."""
+    """Change how all peers search, from their next trial on. Without options, show how they search."""
     from hopaas_p2p.cli import summary
     from hopaas_p2p.sampler_config import built, checked
 
@@ -177,54 +183,57 @@ def search(
 @study.command()
 @options(study="argument")
 def pause(session: CliSession) -> None:
-    """Give out no trials until `resume`; running ones go on."""
+    """Start no trials until `resume`. Running trials continue, and peers wait."""
     paused = session.study()
     paused.pause()
-    session.done({"state": "paused"}, f"{paused.name!r} is paused; running trials go on")
+    session.done({"state": "paused"}, f"Paused {paused.name!r}. Running trials continue.")
 
 
 @study.command()
 @options(study="argument")
-@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help="Move the budget too; 0 lifts it.")
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help="Also change the budget; 0 removes it.")
 def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
-    """Give out trials again, also after `stop` and after too many failures."""
+    """Start trials again, also after `stop` or too many failures."""
+    from hopaas_p2p.peer.liveness import any_alive, signs_of_life
     from hopaas_p2p.report.facts import state_word
 
     resumed = session.study()
     if budgets:
         set_budget(resumed, budgets)
     resumed.resume()
-    word = state_word(resumed.state)
-    session.done({"state": word, "budget": resumed.state.budget}, f"{resumed.name!r} is {word}")
+    state = resumed.state
+    word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
+    budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} trials used"
+    session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}: {word}, {budget_now}.")
 
 
 @study.command()
 @options(study="argument")
-@click.option("--trials", is_flag=True, help="Ask the running trials to end, too: their next should_prune() is true.")
+@click.option("--trials", is_flag=True, help="Also ask running trials to end: their next should_prune() returns true.")
 def stop(session: CliSession, trials: bool) -> None:
-    """End the study: no more trials. Running ones are finished by their peers."""
+    """End the study: no more trials start. Their peers finish the running ones."""
     stopped = session.study()
     stopped.stop()
     running = list(stopped.state.running)
     if trials:
         for number in running:
             stopped.stop_trial(number, reason="the study is stopped")
-    asked = f"; asked {len(running)} running trials to end" if trials and running else ""
-    session.done({"state": "stopped", "running": running}, f"{stopped.name!r} is stopped{asked}")
+    asked = f" Asked {output.count(len(running), 'running trial')} to end." if trials and running else ""
+    session.done({"state": "stopped", "running": running}, f"Stopped {stopped.name!r}.{asked}")
 
 
 @study.command()
 @options(study="argument")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def rm(session: CliSession, yes: bool) -> None:
-    """Delete a study, with its trials and its log, for ever."""
+    """Delete a study with its trials and its log. This cannot be undone."""
     doomed = session.study()
     state = doomed.state
     if not yes:
         running = f", {len(state.running)} of them running" if state.running else ""
-        _confirm(f"Delete {doomed.name!r} with {len(state.trials)} trials{running}, for ever?")
+        _confirm(f"Delete {doomed.name!r} with {output.count(len(state.trials), 'trial')}{running}?")
     doomed.storage.delete_study(doomed.study_id)
-    session.done({"deleted": doomed.name}, f"deleted {doomed.name!r}")
+    session.done({"deleted": doomed.name}, f"Deleted {doomed.name!r}.")
 
 
 def _confirm(question: str) -> None:
@@ -234,6 +243,8 @@ def _confirm(question: str) -> None:
         if sys.stdin.isatty():
             raise
         output.say("")
-        raise click.ClickException("nobody answered, so nothing was deleted; --yes does not ask") from None
+        raise click.ClickException(
+            "Nothing was deleted, because nobody confirmed it. To skip the question: --yes"
+        ) from None
     if not yes:
-        raise click.ClickException("nothing was deleted")
+        raise click.ClickException("Nothing was deleted.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from hopaas_p2p import notes
 from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.spending import trial_seconds
+from hopaas_p2p.peer.liveness import SignOfLife, any_alive, signs_of_life
 from hopaas_p2p.report import configurations
-from hopaas_p2p.report.facts import state_word
+from hopaas_p2p.report.facts import retried, state_word
 from hopaas_p2p.report.spending import as_data, spending
 from hopaas_p2p.space import spec
 from hopaas_p2p.times import to_iso
@@ -33,16 +34,19 @@ def of_study(study: Study) -> dict[str, Any]:
     state = study.state
     define = definition_of(state, study.name)
     attributes = study.storage.get_study_system_attrs(study.study_id)
+    signs = signs_of_life(study.storage.peer, state)
     return {
         "name": study.name,
-        "state": state_word(state),
+        "state": state_word(state, working=any_alive(signs.values())),
         "directions": list(define.directions),
         "trials": len(state.trials),
         "counts": {one.name: state.counts[one] for one in TrialState},
+        "retried": retried(state),
         "budget": state.budget,
         "used": state.used(),
         "best": _best(study, len(define.directions)),
-        "peers": _running_peers(state),
+        "peers": _live_sites(state, signs),
+        "silent": _silent(signs),
         "note": notes.read_note(attributes, None),
         "tags": notes.read_tags(attributes),
     }
@@ -155,11 +159,16 @@ def _brief(trial: FrozenTrial) -> dict[str, Any]:
     return {"number": trial.number, "values": trial.values, "params": trial.params}
 
 
-def _running_peers(state: State) -> dict[str, int]:
-    """Site -> number of its peers that run a trial, according to the log."""
-    owners = {state.trials[number].owner for number in list(state.running)}
-    sites = Counter(state.peers.get(owner or "", {}).get("site", "?") for owner in owners)
+def _live_sites(state: State, signs: dict[str, SignOfLife]) -> dict[str, int]:
+    """Site -> number of its peers that run a trial and are not known to be silent."""
+    owners = [owner for owner, sign in signs.items() if sign.alive is not False]
+    sites = Counter(state.peers.get(owner, {}).get("site", "?") for owner in owners)
     return dict(sorted(sites.items()))
+
+
+def _silent(signs: dict[str, SignOfLife]) -> dict[str, float | None]:
+    """Peer -> seconds since its last sign of life, of those that run a trial according to the log, and are silent."""
+    return {owner: sign.ago for owner, sign in sorted(signs.items()) if sign.alive is False}
 
 
 def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,11 @@ _FORMATS = click.Choice(["jsonl", "csv", "parquet", "optuna"])
 
 @click.command()
 @options(study="argument")
-@click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the end of PATH, else jsonl]")
+@click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the extension of PATH, else jsonl]")
 @click.option("--to", "-t", default="-", metavar="PATH_OR_URL", help="A file, - for stdout, or an Optuna storage.")
-@click.option("--files", type=_DIRECTORY, metavar="DIR", help="Put the files of the study and its trials there, too.")
+@click.option(
+    "--files", type=_DIRECTORY, metavar="DIR", help="Also write the files of the study and its trials to DIR."
+)
 def export(session: CliSession, form: str | None, to: str, files: Path | None) -> None:
     """Write a study to a file or to an Optuna storage.
 
@@ -38,7 +40,7 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None) -
 
     count = export_study(session.study(), to, form=form, files=files)
     if to != "-":
-        session.done({"trials": count, "to": to}, f"exported {output.count(count, 'trial')} to {to}")
+        session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
 
 
 @click.command("import")
@@ -46,10 +48,14 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None) -
 @click.option(
     "--from", "-f", "source", default="-", metavar="PATH_OR_URL", help="A file, - for stdin, or an Optuna storage."
 )
-@click.option("--format", "form", type=_FORMATS, help="[default: by the end of PATH, else jsonl]")
+@click.option("--format", "form", type=_FORMATS, help="[default: by the extension of PATH, else jsonl]")
 @click.option("--source-study", metavar="NAME", help="Which study of an Optuna storage. [default: the only one]")
-@click.option("--files", type=_DIRECTORY, metavar="DIR", help="Bring the files, which lie there under their ids.")
-@click.option("--space", "specs", multiple=True, metavar="SPEC", help="A parameter to search, as in `study create`.")
+@click.option(
+    "--files", type=_DIRECTORY, metavar="DIR", help="Also import the files in DIR, which are named by their ids."
+)
+@click.option(
+    "--space", "specs", multiple=True, metavar="SPEC", help="A parameter of the search space, as in `study create`."
+)
 def import_(
     session: CliSession,
     source: str,
@@ -58,7 +64,7 @@ def import_(
     files: Path | None,
     specs: tuple[str, ...],
 ) -> None:
-    """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
+    """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
     Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the study keeps
     its own. A `worker` that goes on with a study of Optuna's takes the search space from its trials; say --space where
@@ -74,12 +80,12 @@ def import_(
     if space:
         open_study(storage, result.study, create=False).set_space(space)
     for warning in result.warnings:
-        output.say(f"note: {warning}")
+        output.say(f"Note: {warning}")
     also = f" and {output.count(result.files, 'file')}" if result.files else ""
     data = {"study": result.study, "trials": result.trials, "files": result.files, "warnings": result.warnings}
     there = len(storage.state(storage.get_study_id_from_name(result.study)).trials)
-    more = f", which has {there} now" if there > result.trials else ""
-    session.done(data, f"imported {output.count(result.trials, 'trial')}{also} into {result.study!r}{more}")
+    more = f", which now has {there}" if there > result.trials else ""
+    session.done(data, f"Imported {output.count(result.trials, 'trial')}{also} into {result.study!r}{more}.")
 
 
 @click.command("report")
@@ -90,7 +96,7 @@ def import_(
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("report.html"),
     show_default=True,
-    help="Where the file goes.",
+    help="The file to write.",
 )
 def report_html(session: CliSession, out: Path) -> None:
     """Write the study's report: one HTML file that needs no network and no server.
@@ -101,17 +107,17 @@ def report_html(session: CliSession, out: Path) -> None:
     from hopaas_p2p.report import write_report
 
     path = write_report(session.study(), out)
-    session.done({"report": str(path)}, f"wrote {path}")
+    session.done({"report": str(path)}, f"Wrote {path}.")
 
 
 @click.command()
 @options(study="option", store=False)
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-@click.option("--all", "everything", is_flag=True, help="Every study of FROM.")
-@click.option("--as", "new_name", metavar="NAME", help="What the study is called in TO. [default: as in FROM]")
-@click.option("--unfinished", is_flag=True, help="Bring waiting and running trials too, to be run anew there.")
-@click.option("--no-files", is_flag=True, help="Leave the files of the study and its trials where they are.")
+@click.option("--all", "everything", is_flag=True, help="Copy every study of FROM.")
+@click.option("--as", "new_name", metavar="NAME", help="The study's name in TO. [default: as in FROM]")
+@click.option("--unfinished", is_flag=True, help="Also copy waiting and running trials, to be run again in TO.")
+@click.option("--no-files", is_flag=True, help="Do not copy the files of the study and its trials.")
 def copy(
     session: CliSession,
     source: str,
@@ -133,7 +139,7 @@ def copy(
     from hopaas_p2p.study import open_study
 
     if everything and new_name is not None:
-        raise click.UsageError("--as names one study; it does not go with --all")
+        raise click.UsageError("--as names one study and cannot be used with --all.")
     results = []
     with opened(session, source, create=False) as there:
         names = _chosen(session, [one.study_name for one in there.get_all_studies()], everything=everything)
@@ -149,11 +155,11 @@ def copy(
 
 def _tell(session: CliSession, name: str, result: Copied) -> None:
     for warning in result.warnings:
-        output.say(f"note: {warning}")
+        output.say(f"Note: {warning}")
     if not session.as_json:
-        before = f"; {result.already_there} were there" if result.already_there else ""
+        before = f"; {result.already_there} were there already" if result.already_there else ""
         also = f" and {output.count(result.files, 'file')}" if result.files else ""
-        output.say(f"copied {output.count(result.trials, 'trial')}{also} of {name!r} into {result.study!r}{before}")
+        output.say(f"Copied {output.count(result.trials, 'trial')}{also} of {name!r} to {result.study!r}{before}.")
 
 
 @contextlib.contextmanager
@@ -173,5 +179,5 @@ def _chosen(session: CliSession, names: list[str], *, everything: bool) -> list[
     if name is not None:
         return [name]
     if len(names) != 1:
-        raise NoSuchStudy(f"FROM holds {len(names)} studies; say --study NAME or --all: {', '.join(names[:20]) or '-'}")
+        raise NoSuchStudy(f"FROM has {len(names)} studies. Use --study NAME, or --all: {', '.join(names[:20]) or '-'}")
     return names

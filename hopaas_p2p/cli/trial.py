@@ -12,7 +12,7 @@ import click
 from hopaas_p2p import space
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
 
 if TYPE_CHECKING:
@@ -24,48 +24,70 @@ _SORTS: Final = ("number", "value", "start", "seconds")
 
 @click.group()
 def trial() -> None:
-    """List, show, enqueue, requeue, annotate and stop trials of the study that --study or HOPAAS_STUDY names."""
+    """List, show, enqueue, requeue, annotate and stop trials.
+
+    The study is named by --study or by HOPAAS_STUDY; `trial list` also takes it as an argument.
+    """
 
 
 @trial.command("list")
-@options()
+@options(study="argument")
 @click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
-@click.option("--sort", type=click.Choice(_SORTS), default="number", show_default=True, help="The best come first.")
-@click.option("--reverse", "-r", is_flag=True, help="The other way round.")
-@click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="At most so many.")
-@click.option("--all", "every", is_flag=True, help="In a study with rungs, each trial, not each configuration.")
+@click.option("--failed", is_flag=True, help="Short for --state fail.")
+@click.option(
+    "--sort", type=click.Choice(_SORTS), default="number", show_default=True, help="The order; by value, best first."
+)
+@click.option("--reverse", "-r", is_flag=True, help="Reverse the order.")
+@click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
+@click.option(
+    "--all", "every", is_flag=True, help="In a study with rungs, list every trial, not one per configuration."
+)
 def list_(
-    session: CliSession, states: tuple[str, ...], sort: str, reverse: bool, limit: int | None, every: bool
+    session: CliSession,
+    states: tuple[str, ...],
+    failed: bool,
+    sort: str,
+    reverse: bool,
+    limit: int | None,
+    every: bool,
 ) -> None:
     """List the trials of a study. With rungs, one row per configuration: the newest of its trials."""
     from hopaas_p2p.cli import summary
 
     study = session.study()
-    wanted = {word.strip().upper() for one in states for word in one.split(",")}
+    wanted = {word.strip().upper() for one in (*states, *(["fail"] if failed else [])) for word in one.split(",")}
     for word in sorted(wanted - {one.upper() for one in _STATES}):
-        raise click.UsageError(f"{word.lower()!r} is not a state; there are {', '.join(_STATES)}")
+        raise click.UsageError(f"{word.lower()!r} is not a state. The states are {', '.join(_STATES)}.")
     attributes = study.storage.get_study_system_attrs(study.study_id)
     frozen = study.trials
     state = study.state
     chains = {} if every or state.configurations is None else summary.chains_of(state)
-    shown = [one for one in frozen if not chains or one.number in chains]
-    pairs = [(one, state.trials[one.number]) for one in shown if not wanted or one.state.name in wanted]
+    heads = [one for one in frozen if not chains or one.number in chains]
+    pairs = [(one, state.trials[one.number]) for one in heads if not wanted or one.state.name in wanted]
     rows = [summary.of_trial(study, *pair, attributes) for pair in pairs]
     for row in rows:
         row["trials"] = chains.get(row["number"], [row["number"]])
     rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
-    columns: Columns = {
+    shown = rows[:limit]
+    cells = output.value_cells([row["values"] for row in shown])
+    values = dict(zip((row["number"] for row in shown), cells, strict=True))
+    columns: dict[str, str | Callable[[dict[str, Any]], str]] = {
         "#": "number",
         "STATE": lambda row: "PAUSED" if row["paused"] else row["state"],
-        "VALUE": lambda row: output.numbers(row["values"]),
+        "VALUE": lambda row: values[row["number"]],
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": "host",
-        "PARAMETERS": _last_cell,
     }
     if chains:
-        columns = {"#": "number", "GOES ON FROM": _earlier, **columns}
-    session.show_table(rows[:limit], columns, right=("#", "VALUE", "TIME", "TRY"), empty="no trials")
+        columns = {"#": "number", "CONTINUES": _earlier, **columns}
+    if any(row["reason"] for row in shown):
+        columns["REASON"] = lambda row: reason_line(row["reason"]) or "-"
+    if any(row["tags"] for row in shown):
+        columns["TAGS"] = lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-"
+    columns["PARAMETERS"] = lambda row: output.parameters(row["params"], digits=4)
+    empty = "No trials in this state." if wanted else "No trials yet."
+    session.show_table(shown, columns, right=("#", "VALUE", "TIME", "TRY"), empty=empty)
 
 
 def _key(row: dict[str, Any], sort: str, direction: str) -> tuple[bool, Any]:
@@ -81,10 +103,12 @@ def _earlier(row: dict[str, Any]) -> str:
     return " ".join(f"#{number}" for number in row["trials"] if number != row["number"]) or "-"
 
 
-def _last_cell(row: dict[str, Any]) -> str:
-    reason = (row["reason"] or "").split("\n", 1)[0]
-    tags = " ".join(f"#{tag}" for tag in row["tags"])
-    return " ".join(part for part in (tags, reason, output.parameters(row["params"])) if part)
+def reason_line(reason: str | None) -> str:
+    """Why a trial failed, in one line: of a command, how it ended and the last line of what it wrote."""
+    lines = (reason or "").strip().splitlines()
+    if len(lines) > 1 and lines[0].startswith("the command"):
+        return f"{lines[0]}: {lines[-1].strip()}"
+    return lines[0] if lines else ""
 
 
 @trial.command()
@@ -105,12 +129,12 @@ def show(session: CliSession, number: int) -> None:
 
 def _exists(study: Study, number: int) -> None:
     if not 0 <= number < len(study.state.trials):
-        raise NoSuchTrial(f"the study {study.name!r} has no trial {number}; it has {len(study.state.trials)} trials")
+        raise NoSuchTrial(f"The study {study.name!r} has no trial {number}; it has {len(study.state.trials)} trials.")
 
 
 def _facts(data: dict[str, Any]) -> dict[str, str]:
     reports = [f"{step}: {output.number(value)}" for step, value in data["reports"].items()]
-    hidden = f", … ({len(reports)} in all)" if len(reports) > 20 else ""
+    hidden = f" (the last 20 of {len(reports)})" if len(reports) > 20 else ""
     history = [
         f"epoch {one['epoch']}: {one['owner']} at {one['host'] or '?'}, until {one['end']}: {one['why']}"
         + (f"; its late result is trial {one['kept_as']}" if one["kept_as"] is not None else "")
@@ -152,7 +176,9 @@ def _stop_asked(data: dict[str, Any]) -> str:
     """Why the trial was asked to end, and whether its peer knows."""
     if not data["stop_requested"]:
         return ""
-    return f"{data['stop_requested']} ({'acknowledged' if data['stop_acknowledged'] else 'not yet acknowledged'})"
+    return (
+        f"{data['stop_requested']} ({'acknowledged by its peer' if data['stop_acknowledged'] else 'not acknowledged'})"
+    )
 
 
 def _value(value: object) -> str:
@@ -163,11 +189,11 @@ def _value(value: object) -> str:
 @options()
 @click.argument("params", nargs=-1, required=True, metavar="NAME=VALUE...")
 @click.option("--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="A user attribute of the trial.")
-@click.option("--times", type=click.IntRange(1, 1000), default=1, help="Queue it so many times.")
+@click.option("--times", type=click.IntRange(1, 1000), default=1, metavar="N", help="Queue it N times.")
 def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...], times: int) -> None:
-    """Queue a trial with these parameters; the next peer that asks runs it.
+    """Queue a trial with these parameters; the next peer that asks for a trial runs it.
 
-    Parameters that are left out are chosen by that peer's sampler.
+    The sampler of that peer chooses the parameters that you leave out.
     """
     study = session.study()
     given = space.parse_params(params, dict(study.space))
@@ -180,14 +206,14 @@ def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]
 @options()
 @click.argument("numbers", nargs=-1, required=True, type=int)
 def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
-    """Queue trials again with the same parameters. A running one is taken away from its peer."""
+    """Queue trials again with the same parameters. A running trial is taken away from its peer."""
     study = session.study()
     for number in numbers:
         _exists(study, number)
     retries = [study.requeue(number) for number in numbers]
     for number, retry in zip(numbers, retries, strict=True):
         if retry is None:
-            output.say(f"trial {number} was taken away, and has no attempts left")
+            output.say(f"Trial {number} was taken away from its peer; it has no attempts left.")
     session.show({"numbers": retries}, lambda: output.print_lines(one for one in retries if one is not None))
 
 
@@ -201,16 +227,16 @@ add_annotations(trial, "a trial's", _one_trial)
 @trial.command()
 @options()
 @click.argument("numbers", nargs=-1, required=True, type=int)
-@click.option("--reason", help="Why; the trial's peer sees it.")
+@click.option("--reason", help="Why; it is shown to the trial's peer.")
 def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> None:
-    """Ask running trials to end: their next should_prune() is true. A waiting one is withdrawn.
+    """Ask running trials to end: their next should_prune() returns true. A waiting trial is withdrawn.
 
-    `trial show` says whether the trial's peer knows; when it has ended, the state says so.
+    `trial show` says whether the trial's peer has seen the request, and later how the trial ended.
     """
     study = session.study()
     for number in numbers:
         _exists(study, number)
-    done = [f"trial {number} {_stop(study, number, reason)}" for number in numbers]
+    done = [f"Trial {number} {_stop(study, number, reason)}." for number in numbers]
     session.done({"numbers": list(numbers)}, "\n".join(done))
 
 
@@ -223,7 +249,7 @@ def _stop(study: Study, number: int, reason: str | None) -> str:
     if study.state.trials[number].state is TrialState.WAITING:
         trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
         study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand")
-        return "is withdrawn"
+        return "was withdrawn"
     try:
         study.stop_trial(number, reason=reason)
     except InvalidInput as error:

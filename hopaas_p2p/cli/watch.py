@@ -16,6 +16,7 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.peer.liveness import sign_of_life
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,10 +29,10 @@ _ROWS: Final = 12  # running trials shown
 
 @click.command()
 @options(study="argument")
-@click.option("--until", metavar="CONDITION", help="Leave when it is true: done, 'best<0.1', 'failures>20 or done'.")
-@click.option("--interval", type=float, default=2.0, show_default=True, metavar="S", help="Seconds between two looks.")
-@click.option("--timeout", type=float, metavar="S", help="Leave after so many seconds, with exit code 1.")
-@click.option("--once", is_flag=True, help="Look once.")
+@click.option("--until", metavar="CONDITION", help="Exit when it is true: done, 'best<0.1', 'failures>20 or done'.")
+@click.option("--interval", type=float, default=2.0, show_default=True, metavar="S", help="Seconds between updates.")
+@click.option("--timeout", type=float, metavar="S", help="Exit with code 1 after S seconds.")
+@click.option("--once", is_flag=True, help="Print the present state and exit.")
 @click.option("--reclaim", is_flag=True, help="Also take over the trials of peers that fell silent.")
 @click.option("--alert", is_flag=True, help="Also post alerts to the webhook of HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE.")
 def watch(
@@ -43,14 +44,14 @@ def watch(
     reclaim: bool,
     alert: bool,
 ) -> int:
-    """Follow a study till it is done, or till --until is true.
+    """Follow a study until it is done, or until --until is true.
 
-    Live in a terminal; elsewhere a line whenever something changed; with --json, a JSON line. Exits with 0 when the
-    condition came true, and with 1 when the study ended, or the time was up, before it did. Peers that work on the
-    study take over each other's trials; where there are only tickets of `ask`, --reclaim does it.
+    On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed, with --json
+    as JSON. Exits with 0 when the condition is true, and with 1 when the study ended or the time was up first. Peers
+    that run trials take over those of dead peers; where trials are run only by tickets of `ask`, --reclaim does.
 
-    With --alert, a message is posted when a site falls silent, trials fail one after another, nothing gets better, 80 %
-    of the budget is used, a trial is the new best, or the study ends. Of several that watch, one posts at a time.
+    With --alert, a message is posted when a site falls silent, trials fail one after another, nothing improves, 80 % of
+    the budget is used, a trial is the new best, or the study ends. If several processes watch, one of them posts.
     """
     if not interval > 0:
         raise click.UsageError(f"--interval must be positive seconds, got {interval}")
@@ -116,7 +117,7 @@ class _Watcher:
         due = reclaims(study.state, self._detector, now, spare=frozenset())
         if due:
             study.storage.peer.commit(study.storage.handle(study.study_id).log, *due)
-            output.say(f"took over {', '.join(f'#{one.number}' for one in due)}: silent for too long")
+            output.say(f"Took over {', '.join(f'#{one.number}' for one in due)}: its peer was silent for too long.")
 
     def _running(self, trial: Any, now: float) -> dict[str, Any]:
         peer = self._study.state.peers.get(trial.owner or "", {})
@@ -129,6 +130,7 @@ class _Watcher:
             if trial.start is None
             else earlier_seconds(trial) + max(0.0, time.time() - trial.start / 1e6),
             "silent": self._detector.silence(trial.owner or "", now),
+            "last_seen": sign_of_life(self._study.state, trial.owner or "", self._detector, now, time.time()).ago,
             "step": step,
             "report": None if step is None else trial.reports[step],
         }
@@ -146,7 +148,7 @@ def _posting(session: CliSession, study: Study, *, wanted: bool) -> Iterator[Ale
     session.settings.publish()
     url = webhook_url()
     if url is None:
-        raise ConfigurationError("--alert: where to? Set HOPAAS_WEBHOOK_FILE, or HOPAAS_WEBHOOK, to a URL")
+        raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
     sender = AlertSender(study, webhook(url), complain=output.say)
     try:
         yield sender
@@ -184,7 +186,7 @@ def _sentence(look: dict[str, Any]) -> str:
 def _best(look: dict[str, Any]) -> str:
     best = look["best"]
     if isinstance(best, list):
-        return f"{len(best)} trials on the front"
+        return f"{len(best)} trials on the Pareto front"
     return f"{output.numbers(best['values'])} (#{best['number']})" if best else "-"
 
 
@@ -206,13 +208,14 @@ def _table(look: dict[str, Any]) -> Group:
 
     table = Table(box=None)
     table.add_column("#", justify="right")
-    table.add_column("where")
-    for header in ("for", "step", "report"):
+    table.add_column("WHERE")
+    for header in ("FOR", "STEP", "REPORT"):
         table.add_column(header, justify="right")
-    table.add_column("sign of life")
+    table.add_column("LAST SEEN")
     for one in look["running"][:_ROWS]:
-        silent = "now" if one["silent"] < 1 else f"{output.duration(one['silent'])} ago"
-        where = f"{one['host'] or '?'} ({one['site'] or '?'})"
+        silent = output.ago(one["last_seen"])
+        site, host = one["site"] or "?", one["host"] or "?"
+        where = host if site == host else f"{host} ({site})"
         step = "-" if one["step"] is None else str(one["step"])
         cells = (str(one["number"]), where, output.duration(one["seconds"]), step, output.number(one["report"]), silent)
         table.add_row(*(Text(output.printable(cell)) for cell in cells))

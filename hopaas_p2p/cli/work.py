@@ -37,19 +37,24 @@ _NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
 
 
 @click.command()
-@options()
-@click.option("--ttl", type=float, default=3600.0, show_default=True, metavar="S", help="Seconds of silence granted.")
+@options(study="argument")
 @click.option(
-    "--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes the parameters. [default: the study's]"
+    "--ttl",
+    type=float,
+    default=3600.0,
+    show_default=True,
+    metavar="S",
+    help="Take the trial over after S s of silence.",
 )
-@click.option("--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study does not say them.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]")
+@click.option("--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study has no space.")
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p ask --shell)".')
 def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
 
-    Exits with 3 when there is no work: the budget is used up, or the study is paused or stopped. The ticket is what
-    report, tell and the other commands need; put it into HOPAAS_TICKET. When none of them is called for --ttl seconds,
-    the trial is taken over.
+    Exits with 3 when there is no work: the budget is used up, or the study is paused or stopped. The commands report,
+    should-prune, tell, renew and release find the trial by its ticket, in HOPAAS_TICKET. When none of them is called
+    for --ttl seconds, another peer may take the trial over.
     """
     from hopaas_p2p.storage.optuna_internals import suggest
     from hopaas_p2p.ticket import ticket_of
@@ -107,7 +112,7 @@ def _ticket_trial(
     """
     found = session.settings.get("ticket", text)
     if not found:
-        raise InvalidInput("which trial? Say --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed")
+        raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed.")
     found = found.strip().removeprefix("HOPAAS_TICKET=")
     if found.startswith(trial_socket.PREFIX):
         yield SocketTrialClient(found)
@@ -131,11 +136,11 @@ def _number(text: str) -> float:
 @options(study="none")
 @_ticket
 @click.argument("value")
-@click.option("--step", type=click.IntRange(min=0), required=True, help="Which step this is: an epoch, for example.")
-@click.option("--should-prune", "also_prune", is_flag=True, help="Then act as should-prune does.")
+@click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
+@click.option("--should-prune", "also_prune", is_flag=True, help="Then do what should-prune does.")
 @click.option("--pruner", type=click.Choice(list(PRUNERS)), help="For --should-prune. [default: the study's]")
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool, pruner: str | None) -> int:
-    """Report an intermediate value of the ticket's trial. It is in the store when this ends."""
+    """Report an intermediate value of the ticket's trial. It is in the store when the command returns."""
     reported = _number(value)
     with _ticket_trial(session, ticket) as trial:
         trial.report(reported, step=step)
@@ -149,9 +154,9 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
 @click.command()
 @options(study="none")
 @_ticket
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges. [default: the study's]")
+@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]")
 def should_prune(session: CliSession, ticket: str | None, pruner: str | None) -> int:
-    """Exit with 10 when the ticket's trial should be given up, else with 0."""
+    """Exit with 10 when the ticket's trial should be pruned, else with 0."""
     with _ticket_trial(session, ticket) as trial:
         return _judge(session, trial, pruner)
 
@@ -160,7 +165,7 @@ def _judge(session: CliSession, trial: TicketTrial | SocketTrialClient, pruner: 
     judge = None if isinstance(trial, SocketTrialClient) else session.configured("pruner", pruner, trial.study)
     why = trial.should_prune(judge)
     data = {"number": trial.ticket.number, "prune": why is not None, "why": why}
-    session.show(data, lambda: output.say(f"prune trial {trial.ticket.number}: {why}") if why is not None else None)
+    session.show(data, lambda: output.say(f"Prune trial {trial.ticket.number}: {why}.") if why is not None else None)
     return 0 if why is None else PRUNE
 
 
@@ -175,8 +180,8 @@ def tell(
 ) -> None:
     """End the ticket's trial: with its value (one for each objective), or as pruned or failed.
 
-    When another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. When the
-    store cannot be reached, it is kept on disk, see `spool`, and the exit code is that of the trouble, such as 69.
+    If another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. If the store
+    cannot be reached, the result is kept on disk (see `spool`), and the exit code says why: 69, for example.
     """
     from hopaas_p2p.core.records import TrialState
     from hopaas_p2p.ticket import ending
@@ -184,14 +189,14 @@ def tell(
     to = TrialState[(state or "complete").upper()]
     told = [_number(value) for value in values]
     if to is TrialState.COMPLETE and not told:
-        raise click.UsageError("give the trial's value, or --state pruned, or --state fail")
+        raise click.UsageError("Give the trial's value, or --state pruned, or --state fail.")
     if to is not TrialState.COMPLETE and told:
-        raise click.UsageError(f"a trial that is {state} has no value")
+        raise click.UsageError(f"A trial with --state {state} takes no value.")
     with _ticket_trial(session, ticket, end=lambda held: ending(held, told or None, state=to, reason=reason)) as trial:
         trial.tell(told or None, state=to, reason=reason)
         session.done(
             {"number": trial.ticket.number, "state": to.name, "values": told or None},
-            f"trial {trial.ticket.number} is {to.name}",
+            f"Trial {trial.ticket.number} is {to.name}.",
         )
 
 
@@ -199,9 +204,9 @@ def tell(
 @options(study="none")
 @_ticket
 def renew(session: CliSession, ticket: str | None) -> None:
-    """Show that the ticket's trial is alive.
+    """Renew the lease of the ticket's trial.
 
-    Otherwise it is taken over after --ttl of `ask`. Exits with 11 when that has happened.
+    Otherwise another peer may take it over after the --ttl of `ask`. Exits with 11 if that has happened.
     """
     with _ticket_trial(session, ticket) as trial:
         trial.renew()
@@ -214,8 +219,8 @@ def renew(session: CliSession, ticket: str | None) -> None:
 @_ticket
 @click.option("--reason", help="Why.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
-    """Give the ticket's trial back: somebody else runs it again, with the same parameters."""
+    """Return the ticket's trial: another peer runs it again, with the same parameters."""
     with _ticket_trial(session, ticket) as trial:
         trial.release(reason)
         number = trial.ticket.number
-        session.done({"number": number, "state": "WAITING"}, f"trial {number} waits for somebody to run it")
+        session.done({"number": number, "state": "WAITING"}, f"Trial {number} waits for a peer.")

@@ -28,13 +28,13 @@ _AGAIN: Final = os.EX_TEMPFAIL
 def worker_options(function: F) -> F:
     """The options of all commands that run trials."""
     adds: list[Callable[[Any], Any]] = [
-        click.option("--time-limit", metavar="4h|auto", help="When this job ends; auto asks Slurm or HTCondor."),
+        click.option("--time-limit", metavar="4h|auto", help="How long this job may run; auto asks Slurm or HTCondor."),
         click.option(
             "--grace",
             default="300",
             show_default=True,
             metavar="S",
-            help="Seconds that the command has to save its work after a signal.",
+            help="Seconds the command gets to save its work after a signal.",
         ),
         click.option(
             "--signal",
@@ -42,18 +42,18 @@ def worker_options(function: F) -> F:
             default=_SIGNALS,
             show_default=True,
             metavar="NAMES",
-            help="What the batch system sends before it ends a job.",
+            help="Signals that the batch system sends before it ends a job.",
         ),
-        click.option("--site", help="Where this runs, for people to read. [default: HOPAAS_SITE, cluster or domain]"),
+        click.option("--site", help="A name for where this runs. [default: HOPAAS_SITE, cluster or domain]"),
         click.option(
             "--logs",
             type=click.Path(file_okay=False, path_type=Path),
             default=Path("hopaas-logs"),
             show_default=True,
-            help="Where the output goes: LOGS/STUDY/NUMBER.log.",
+            help="Directory for the output: LOGS/STUDY/NUMBER.log.",
         ),
-        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Who proposes. [default: the study's]"),
-        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="Who judges reports. [default: the study's]"),
+        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
+        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
     ]
     for add in reversed(adds):
         function = add(function)
@@ -65,8 +65,8 @@ _command = click.argument("command", nargs=-1, required=True, type=click.UNPROCE
 
 @click.command(context_settings=_TAKES_ALL)
 @options()
-@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Leave after so many trials.")
-@click.option("--stay", is_flag=True, help="Wait till the study is finished, to take over what dying workers leave.")
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials.")
+@click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers.")
 @worker_options
 @_command
 def worker(session: CliSession, max_trials: int | None, stay: bool, command: tuple[str, ...], **others: Any) -> int:
@@ -75,14 +75,16 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
     \b
     hopaas-p2p worker --study S --time-limit auto -- python train.py --lr {lr} --depth {depth}
 
-    The parameters are also in HOPAAS_PARAMS (JSON), the trial's number in HOPAAS_TRIAL, a checkpoint of an earlier try
-    in HOPAAS_CHECKPOINT. The command prints {"value": 0.12} last, or talks through HOPAAS_TICKET: hopaas-p2p report,
-    should-prune, tell; in Python, hopaas_p2p.client.
+    The parameters are also in HOPAAS_PARAMS (JSON), the trial's number in HOPAAS_TRIAL, and a checkpoint of an earlier
+    attempt in HOPAAS_CHECKPOINT. The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report,
+    should-prune and tell, which find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client.
 
-    Signals go to the command, and its trial is given back, so that another worker continues it. While the study is
-    paused, the worker waits. It stops after 10 failures in a row without any success (or as many as --max-failures of
-    the study says). Exit code: 0 the study needs no more from here, 75 run me again, 1 too many failures, or none of
-    the trials succeeded.
+    Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
+    study is paused, the worker waits. It stops after 10 failures in a row without any success (or as many as
+    --max-failures of the study says).
+
+    Exit codes: 0 the study needs no more work from here; 75 run this job again; 1 too many failures, or no trial
+    succeeded.
     """  # noqa: D301  # click's mark for lines that stay as they are
     code, _ = work(session, command, max_trials=max_trials, stay=stay, **others)
     return code
@@ -93,9 +95,9 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
 @worker_options
 @_command
 def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
-    """Run a command for exactly one trial. Everything else is as with `worker`.
+    """Run a command for exactly one trial, as `worker` does for many.
 
-    Exit code: 0 complete or pruned, 1 failed, 3 no work, 11 taken over by another peer, 75 run me again.
+    Exit codes: 0 complete or pruned; 1 failed; 3 no work; 11 taken over by another peer; 75 run this job again.
     """
     code, ran = work(session, command, max_trials=1, **others)
     if not ran:
@@ -110,7 +112,7 @@ def work(session: CliSession, command: tuple[str, ...], **others: Any) -> tuple[
         made = _worker(session, command, **others)
         code, ran = made.work(), made.ran
     except StoreUnreachable as error:
-        output.say(f"{error} Run me again later.")
+        output.say(f"{error} Run this job again later.")
         code = _AGAIN
     if session.as_json:
         output.print_json({"trials": [{"number": number, "state": state} for number, state in ran]})
@@ -158,11 +160,11 @@ def _seconds(time_limit: str | None) -> float | None:
         return None if time_limit is None else parse_duration(time_limit)
     found = time_left()
     if found is None:
-        output.say("--time-limit auto: no batch system sets a limit here; going on without")
+        output.say("--time-limit auto: no batch system sets a limit here, so there is none.")
         return None
     seconds, who = found
     if seconds <= 0:
-        raise ConfigurationError(f"{who} says that no time is left; say --time-limit 4h if that is wrong")
+        raise ConfigurationError(f"{who}: no time is left. If that is wrong, use --time-limit 4h.")
     output.say(f"{who}: {output.duration(seconds)} left")
     return seconds
 

@@ -16,6 +16,8 @@ REPLICATE: Final = "hopaas:replicate"
 """System attribute of a trial: {"of": the first trial with these parameters, "seed": from 1}."""
 REUSED: Final = "hopaas:reused"
 """System attribute of a trial: the number of the one whose values it has."""
+AGAIN: Final = "hopaas:again"
+"""System attribute of a trial that was queued again by hand: the number of the one that it repeats."""
 REPEATS_POLICIES: Final = ("avoid", "allow", "reuse")
 MOST_REPLICATES: Final = 1000
 CONTINUES: Final = "hopaas:continues"

@@ -59,6 +59,17 @@ def ttl_of(state: State, owner: str) -> float:
     return max(state.policy.ttl, min(longer, LONGEST_TTL))
 
 
+def beat_value(peer: str, count: int, now_us: int) -> str:
+    """A heartbeat that differs from all before it. It says when it was made, for people; rules see that it changes."""
+    return f"{peer}:{count}:{now_us // 1_000_000}"
+
+
+def beat_time(beat: str | None) -> float | None:
+    """When this heartbeat was made, in seconds since 1970 by its peer's clock; None if it does not say."""
+    text = beat.rpartition(":")[2] if beat is not None and beat.count(":") == 2 else ""
+    return float(text) if text.isascii() and text.isdigit() else None
+
+
 def trusted_until(last_exchange_began: float, ttl: float) -> float:
     """The moment, on the owner's monotonic clock, from which it must doubt its leases."""
     return last_exchange_began + ttl * (1.0 - MARGIN)
@@ -102,6 +113,11 @@ class FailureDetector:
     def watches(self, owner: str) -> bool:
         """Whether this owner was among those of the last look."""
         return owner in self._seen
+
+    def beat(self, owner: str) -> str | None:
+        """The beat last seen of this owner."""
+        seen = self._seen.get(owner)
+        return seen.beat if seen is not None else None
 
     def silence(self, owner: str, now: float) -> float:
         """Seconds for which this owner's beat has not changed; 0 for one not watched yet."""

@@ -13,6 +13,7 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchTrial, NotYourTrial
+from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.report.facts import best, is_better, json_number, params_of, scored, state_word
 from hopaas_p2p.report.importance import importance
 from hopaas_p2p.space import spec
@@ -84,7 +85,7 @@ class LocalPeer:
         return fitted(
             {
                 "study": name,
-                "state": state_word(state),
+                "state": state_word(state, working=any_alive(signs_of_life(self.storage.peer, state).values())),
                 "directions": list(define.directions),
                 "counts": {one.name: state.counts[one] for one in TrialState},
                 "budget": state.budget,

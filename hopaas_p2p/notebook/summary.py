@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.notebook.frame import drawn, framed
+from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.report import charts
 from hopaas_p2p.report.charts import key
 from hopaas_p2p.report.facts import best, params_of, pareto_front, peer_labels, shown, state_word, took
@@ -27,13 +28,15 @@ def study_html(study: Study) -> str:
     """The study: its status, the best trial, the newest trials."""
     from hopaas_p2p.notebook.plot import looking_at
 
+    working = any_alive(signs_of_life(study.storage.peer, study.state).values())
     with looking_at(study) as state:
-        return framed(overview(state, name=study.name, store=study.storage.url))
+        return framed(overview(state, name=study.name, store=study.storage.url, working=working))
 
 
-def overview(state: State, *, name: str, store: str, chart: bool = False) -> str:
-    """The content of the study's view."""
-    parts = [f'<div class="head">{safe(name)} · {safe(state_word(state))}</div>', _about(state, store)]
+def overview(state: State, *, name: str, store: str, working: bool | None, chart: bool = False) -> str:
+    """The content of the study's view; `working` as for `state_word`."""
+    word = state_word(state, working=working)
+    parts = [f'<div class="head">{safe(name)} · {safe(word)}</div>', _about(state, store)]
     counts = " ".join(key(css, f"{state.counts[one]:,} {css}") for one, css in _KEYS.items() if state.counts[one])
     parts.append(f"<p>{counts or 'No trials yet.'}</p>{_best(state)}")
     newest = _trials(state)

@@ -11,6 +11,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
 from hopaas_p2p.notebook.plot import looking_at
 from hopaas_p2p.notebook.summary import overview
+from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.report.svg import safe
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Watching:
         self._interval = interval
         self._stopped = threading.Event()
         self._over = threading.Event()
-        self._lsn = -1
+        self._seen_at: tuple[int, bool | None] = (-1, None)
         self._seen = self._body = ""
         self._html = html
         self.updates = 0
@@ -84,10 +85,13 @@ class Watching:
         """Read the study; returns whether the view has changed."""
         before = self._body
         try:
-            with looking_at(self._study) as state:
-                if state.lsn != self._lsn:
-                    self._lsn = state.lsn
-                    self._seen = overview(state, name=self._study.name, store=self._study.storage.url, chart=True)
+            study = self._study
+            working = any_alive(signs_of_life(study.storage.peer, study.state).values())
+            with looking_at(study) as state:
+                if (state.lsn, working) != self._seen_at:
+                    self._seen_at = (state.lsn, working)
+                    where = study.storage.url
+                    self._seen = overview(state, name=study.name, store=where, working=working, chart=True)
                 if state.finished():
                     self._over.set()
             self._body = self._seen

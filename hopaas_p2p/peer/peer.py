@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 from hopaas_p2p import metering, process, provenance
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.leases import BEATS_PER_TTL, trusted_until
+from hopaas_p2p.core.leases import BEATS_PER_TTL, beat_value, trusted_until
 from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
@@ -449,7 +449,7 @@ class Peer:
     def _new_beat(self, owner: str) -> Beat:
         """A beat that differs from all before it, also from those of other processes that act for this owner."""
         self._beats += 1
-        return Beat(owner, f"{self.uuid}:{self._beats}")
+        return Beat(owner, beat_value(self.uuid, self._beats, self.now_us()))
 
     def _beat(self, owners: tuple[str, ...]) -> None:
         with translated():

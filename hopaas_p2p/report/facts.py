@@ -6,8 +6,9 @@ import math
 import statistics
 from typing import Any, Final, NamedTuple
 
+from hopaas_p2p.core.attributes import AGAIN
 from hopaas_p2p.core.spending import trial_seconds
-from hopaas_p2p.core.state import COMPLETE, PRUNED, RUNNING, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
 
 _LONGEST_LABEL: Final = 40
 
@@ -39,16 +40,49 @@ def savings(state: State, *, length: int | None = None) -> Savings:
     return Savings(saved, made + saved, length, len(cut))
 
 
-def state_word(state: State) -> str:
-    """One word for people: open (no trial yet), running, idle (no trial runs), paused, stopped, failing or done."""
+def state_word(state: State, *, working: bool | None = True) -> str:
+    """One word for people: open (no trial yet), running, idle, paused, stopped, failing or done.
+
+    Args:
+        state: the study.
+        working: whether a live peer runs one of its trials. False: idle, whatever the log says of running trials.
+            None: nobody knows yet, which is a word too: unknown.
+
+    """
     closed = state.closed_because()
     if closed not in (None, "budget"):
         return closed
     if state.counts[RUNNING]:
-        return "running"
+        return {True: "running", False: "idle", None: "unknown"}[working]
     if closed == "budget":
         return "done"
     return "idle" if state.trials else "open"
+
+
+def retried(state: State) -> int:
+    """How many of the FAIL trials were run again: leases that were lost, and what was given back or queued again."""
+    if not state.counts[FAIL]:
+        return 0
+    trials = list(state.trials)
+    again = queued_again(state)
+    return sum(trial.state is FAIL and (trial.retried_by is not None or trial.number in again) for trial in trials)
+
+
+def queued_again(state: State) -> frozenset[int]:
+    """The numbers of trials that somebody queued again by hand."""
+    texts = [trial.system[AGAIN] for trial in list(state.trials) if AGAIN in trial.system]
+    return frozenset(int(text) for text in texts if text.isascii() and text.isdigit())
+
+
+def last_ended(state: State) -> dict[str, float]:
+    """Peer -> when the last of its trials began or ended, in seconds since 1970 by its own clock."""
+    found: dict[str, float] = {}
+    for trial in list(state.trials):
+        times = [(trial.owner, trial.start), (trial.owner, trial.end)]
+        for owner, at in [*times, *((past.owner, past.start) for past in trial.history)]:
+            if owner is not None and at is not None:
+                found[owner] = max(found.get(owner, 0.0), at / 1e6)
+    return found
 
 
 def is_better(value: float, than: float, direction: str) -> bool:
@@ -140,13 +174,14 @@ def json_number(value: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 4.2 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    """Seconds in words, two units at most: 0.03 s, 4.2 s, 42 s, 3 min 20 s, 2 h, 3 d 4 h."""
+    if seconds < 9.95:
+        return f"{seconds:.2f} s" if 0.0 < seconds < 0.095 else f"{seconds:.1f} s"
     whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if whole < 3600:
-        return f"{minutes} min {whole % 60} s"
-    if whole < 86400:
-        return f"{hours} h {minutes % 60} min"
-    return f"{days} d {hours % 24} h"
+    if whole < 60:
+        return f"{whole} s"
+    for size, unit, smaller, word in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {word}" if rest else "")
+    raise AssertionError(seconds)

@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,7 @@ from hopaas_p2p import checkpoints, extras, interrupts
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
-from hopaas_p2p.core.attributes import FIDELITY, REUSED
+from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED
 from hopaas_p2p.core.records import (
     Budget,
     Distribution,
@@ -47,6 +48,7 @@ from hopaas_p2p.errors import (
     NoSuchTrial,
     NoWork,
     StoreUnreachable,
+    StudyFinished,
 )
 from hopaas_p2p.interrupts import INTERRUPTIONS, describe, sigterm_raises
 from hopaas_p2p.space import ATTRIBUTE, as_attribute, inferred, said_later, spec
@@ -75,7 +77,7 @@ from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.proposer import Proposed, Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
-from hopaas_p2p.translate import AGAIN, fits, to_optuna, to_record
+from hopaas_p2p.translate import fits, to_optuna, to_record
 from hopaas_p2p.trial import Trial, as_values
 
 if TYPE_CHECKING:
@@ -690,7 +692,9 @@ class Study:
 
         Raises:
             InvalidInput: an unknown parameter, or a value outside the space; nothing was queued.
+            StudyFinished: it would never run; see `resume` and `set_budget`.
         """
+        self._check_not_finished()
         space = self.space
         for name, value in params.items():
             if space and name not in space:
@@ -704,6 +708,22 @@ class Study:
         )
         trial_id = self.storage.create_new_trial(self.study_id, before)
         return self.storage.get_trial_number_from_id(trial_id)
+
+    def _check_not_finished(self) -> None:
+        state = self.state
+        if not state.finished():
+            return
+        why, more = state.closed_because(), ""
+        if why == "budget":
+            limit = state.limit_reached()
+            why = f"has ended ({limit})" if limit else f"has used its budget of {state.budget} trials"
+            more = "" if limit else " --budget N"
+        else:
+            why = f"is {why}"
+        raise StudyFinished(
+            f"The study {self.name!r} {why}: a trial queued now would never run. "
+            f"First run: hopaas-p2p study resume {shlex.quote(self.name)}{more}"
+        )
 
     def pause(self) -> None:
         """Give out no trials until `resume`; running ones go on."""
@@ -832,7 +852,8 @@ class Study:
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
 
         None when the policy's attempts are used up. With `epoch`, a running trial is taken away only if that is still
-        its lease, else InvalidInput says that it is not, and nothing is queued.
+        its lease, else InvalidInput says that it is not, and nothing is queued. Raises `StudyFinished` as `enqueue`
+        does.
         """
         state = self.state
         if not 0 <= number < len(state.trials):
@@ -841,6 +862,7 @@ class Study:
         if epoch is not None:
             self._running(number)
         if trial.state is not records.TrialState.RUNNING:
+            self._check_not_finished()
             frozen = self.storage.get_trial((self.study_id << 32) + number)
             attrs = {
                 **frozen.system_attrs,

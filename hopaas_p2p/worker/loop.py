@@ -4,7 +4,7 @@
 
 A job that is pre-empted, or that nears its time limit, gives its trial back with the last checkpoint; nothing failed,
 so no attempt is used up. No trial is started that would not fit into what is left of the job. What the batch system
-reads is the exit code: 0 the study needs no more from here, 75 run me again.
+reads is the exit code: 0 the study needs no more from here, 75 run this job again.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Worker:
                     if time.monotonic() - began < _QUICK:
                         self._back_off()
             except StoreUnreachable as error:
-                self._say(f"{error} Run me again later.")
+                self._say(f"{error} Run this job again later.")
                 return AGAIN
 
     @contextlib.contextmanager
@@ -210,7 +210,7 @@ class Worker:
             except StoreUnreachable as error:
                 self._say_each_minute("away", f"{error} Waiting for it.")
             if self._deadline is not None and time.monotonic() >= self._deadline - self._reserve:
-                self._say("no work came in the time that was left; run me again")
+                self._say("no work came in the time that was left; run this job again")
                 return AGAIN
             time.sleep(LOOK if self._received else min(1.0, self.study.state.policy.ttl / 8))
 
@@ -258,7 +258,7 @@ class Worker:
                 f"a trial of {self.study.name!r} takes {typical:.0f} s (median), and this job has only {whole:.0f} s: "
                 "ask for more time, or let the command write checkpoints"
             )
-        self._say(f"no trial fits into the {max(left, 0.0):.0f} s that are left; run me again")
+        self._say(f"no trial fits into the {max(left, 0.0):.0f} s that are left; run this job again")
         return False
 
     def _typical(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hopaas_p2p.audit import audit
 from hopaas_p2p.core.records import StudySet, TrialCreate
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.driver import study_driver
+from hopaas_p2p.peer.liveness import UNKNOWN
 from hopaas_p2p.stores.base import Beat
 from hopaas_p2p.stores.url import open_store
 from tests.support.dashboard_pages import calm, texts
@@ -193,33 +195,60 @@ def test_a_lease_counts_from_the_last_change_of_a_beat(
     opened = open_store(store)
     opened.beat(Beat("ann", "1"))
     cache.frame(UUID)
+    assert cache.sign_of_life(UUID, "ann") == UNKNOWN  # an older version's, and seen once
+
+    def look_again(after: float, beat: str = "") -> None:
+        nonlocal clock
+        if beat:
+            opened.beat(Beat("ann", beat))
+        clock += after
+        cache.lsn(UUID)  # somebody looks
+        cache.tick()
+
+    look_again(10.0, beat="2")
     assert cache.lease_left(UUID, "ann") == 120.0
-
-    clock += 50.0
-    cache.lsn(UUID)  # somebody looks
-    cache.tick()
+    look_again(50.0)
     assert cache.lease_left(UUID, "ann") == 70.0
-
-    opened.beat(Beat("ann", "2"))
-    clock += 10.0
-    cache.lsn(UUID)
-    cache.tick()
+    look_again(80.0)
+    assert cache.sign_of_life(UUID, "ann").alive is False
+    look_again(10.0, beat="3")
     opened.close()
     assert cache.lease_left(UUID, "ann") == 120.0
     assert cache.lease_left(UUID, "nobody") is None
 
 
-def test_a_clock_that_is_off_is_seen_in_what_a_peer_tells(
+def test_a_peer_that_died_before_the_monitor_looked_is_silent_at_once(store: str, cache: ReplicaCache) -> None:
+    opened = open_store(store)
+    opened.beat(Beat("ann", f"ann:1:{time.time() - 500:.0f}"))
+    cache.frame(UUID)
+    opened.close()
+
+    sign = cache.sign_of_life(UUID, "ann")
+    assert sign.alive is False
+    assert sign.ago == pytest.approx(500, abs=60)
+
+
+def test_a_clock_that_is_off_is_seen_in_heartbeats_and_not_in_results_that_come_late(
     store: str, cache: ReplicaCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock, wall = 1000.0, 1_700_000_000.0
+    monkeypatch.setattr("dashboard_app.replica_cache.time.monotonic", lambda: clock)
+    monkeypatch.setattr("dashboard_app.replica_cache.time.time", lambda: wall)
+    opened = open_store(store)
+    opened.beat(Beat("ann", f"ann:1:{wall - 9000:.0f}"))  # may have been there for hours
     cache.frame(UUID)
-    assert cache.clock_behind(UUID, "newcomer") is None
-    monkeypatch.setattr("dashboard_app.replica_cache.time.time", lambda: 1_700_000_999.0 + 3600.0)
-
-    add_trial(store)
+    add_trial(store)  # ended long ago, and sent only now
     look(cache)
+    assert cache.clock_behind(UUID, "newcomer") is None
+    assert cache.clock_behind(UUID, "ann") is None
 
-    assert cache.clock_behind(UUID, "newcomer") == pytest.approx(3600.0)
+    opened.beat(Beat("ann", f"ann:2:{wall - 3600:.0f}"))
+    clock += 60.0
+    cache.lsn(UUID)
+    cache.tick()
+    opened.close()
+
+    assert cache.clock_behind(UUID, "ann") == pytest.approx(3600.0)
 
 
 def test_a_result_is_computed_once_for_all_sessions(cache: ReplicaCache) -> None:

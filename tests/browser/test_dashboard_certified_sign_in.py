@@ -128,14 +128,14 @@ def test_two_people_may_do_what_is_theirs(world: World) -> None:
     eve = sign_in(world, world.usual, "eve", "/steer?study=digits")
     root = sign_in(world, world.usual, "root", "/admin")
 
-    ann.page.get_by_text("signed in as ann (sub)").wait_for(state="attached")
+    ann.page.get_by_text("Signed in as ann (sub)").wait_for(state="attached")
     assert ann.page.url == world.usual.monitor.address("/steer?study=digits")
     ann.page.get_by_role("button", name="Pause").click()
     ann.page.locator("tr", has_text="pause the study").get_by_text("done").wait_for()
-    eve.page.get_by_text("signed in as eve (sub)").wait_for(state="attached")
+    eve.page.get_by_text("Signed in as eve (sub)").wait_for(state="attached")
     eve.settled()
     assert eve.page.get_by_role("button", name="Pause").count() == 0
-    root.page.get_by_text("signed in as root (sub)").wait_for(state="attached")
+    root.page.get_by_text("Signed in as root (sub)").wait_for(state="attached")
     for visit in (ann, eve, root):
         visit.check()
         visit.close()
@@ -145,7 +145,7 @@ def test_two_people_may_do_what_is_theirs(world: World) -> None:
 
 def test_who_signs_out_is_outside_at_the_provider_too(world: World) -> None:
     visit = sign_in(world, world.usual, "eve")
-    visit.page.get_by_text("signed in as eve").wait_for(state="attached")
+    visit.page.get_by_text("Signed in as eve").wait_for(state="attached")
 
     visit.page.get_by_role("button", name="Sign out").click()
     visit.page.get_by_role("button", name="Yes, sign me out").click()
@@ -155,7 +155,7 @@ def test_who_signs_out_is_outside_at_the_provider_too(world: World) -> None:
     assert "digits" not in visit.page.locator("body").inner_text()
     visit.page.get_by_role("button", name="Sign in").click()
     at_provider(visit.page, "ann")  # is asked for a name and a password again
-    visit.page.get_by_text("signed in as ann").wait_for(state="attached")
+    visit.page.get_by_text("Signed in as ann").wait_for(state="attached")
     visit.close()
 
 
@@ -164,7 +164,7 @@ def test_a_sign_in_ends_after_a_while_though_the_cookie_stays(world: World) -> N
 
     def ended() -> bool:
         visit.go("/live?study=digits")
-        return visit.page.get_by_text("Your sign-in has ended").count() > 0
+        return visit.page.get_by_text("Your session has expired").count() > 0
 
     until(ended, 120, what="the sign-in did not end")
 

@@ -168,7 +168,7 @@ def test_the_study_is_stopped_after_a_second_word_and_its_trials_if_wanted(
     assert study.state.status == "running"
 
     page.get_by_role("button", name=END).click()
-    page.get_by_role("dialog").get_by_text("Ask the running ones to end, too").click()
+    page.get_by_role("dialog").get_by_text("Also ask the running trials to end").click()
     page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
 
     page.locator("tr", has_text="stop the study").get_by_text("done").wait_for()

@@ -160,7 +160,7 @@ def test_a_name_that_means_nothing_in_markdown_stays_as_it_is() -> None:
 
 
 def test_a_note_fetches_no_picture_from_elsewhere() -> None:
-    assert tame("see ![p](https://evil/pixel.png) and $x$") == "see &#33;[p](https://evil/pixel.png) and \\$x\\$"
+    assert tame("see ![p](https://evil/pixel.png) and $x$") == "see &#33;[p](https://evil/pixel.png) and $x$"
     assert tame("\\![p](https://evil/pixel.png)") == "\\&#33;[p](https://evil/pixel.png)"  # an entity is no picture
 
 

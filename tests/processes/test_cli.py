@@ -99,12 +99,12 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple
     return found
 
 
-def test_every_command_takes_json_and_debug() -> None:
+def test_every_command_takes_json_quiet_and_debug() -> None:
     for path, command in commands(cli):
         names = {option for param in command.params for option in param.opts}
         if path in {("completion",), ("demo",), ("gateway",)}:  # a script; a show; a log that is JSON anyway
             continue
-        assert {"--json", "--debug"} <= names, path
+        assert {"--json", "--quiet", "--debug"} <= names, path
 
 
 def test_a_command_whose_module_is_missing_says_so_and_the_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,9 +142,9 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
         (
             ["--store", "./store", "study", "list"],
             2,
-            "'--store' is not an option here; the options",
+            "'--store' is not an option here. The options",
         ),
-        (["study", "show", "-s", "./store"], 78, "which study? Say --study NAME, or set HOPAAS_STUDY"),
+        (["study", "show", "-s", "./store"], 78, "No study is named. Use --study NAME, or set HOPAAS_STUDY"),
         (["study", "list", "-s", "./nowhere"], 78, "there is no store"),
         (["study", "list", "-s", "gopher://x"], 78, "no store has the scheme 'gopher'"),
         (["study", "list", "-s", "./file"], 78, "is a file"),
@@ -159,7 +159,7 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
         (["trial", "enqueue", "lr", "--study", "s", "-s", "./store"], 2, "NAME=VALUE"),
         (["trial", "list", "--state", "odd", "--study", "s", "-s", "./store"], 2, "'odd' is not a state"),
         (["trial", "stop", "0", "--study", "s", "-s", "./store"], 1, "COMPLETE, not RUNNING"),
-        (["study", "show", "s", "--study", "t", "-s", "./store"], 2, "two studies"),
+        (["study", "show", "s", "--study", "t", "-s", "./store"], 2, "Two studies"),
         (["watch", "s", "-s", "./store", "--until", "__import__('os')"], 2, "not a condition"),
         (["tell", "1"], 2, "HOPAAS_TICKET"),
         (["tell", "1", "--ticket", "hp1-abc"], 2, "no ticket"),
@@ -208,7 +208,7 @@ def test_create_defines_what_was_said(tmp_path: Path) -> None:
     spaces = ["--space", "lr=float(1e-5,1e-1,log)", "--space", "n=int(1,8)", "--space", "opt=cat(adam,sgd)"]
     done = run("study", "create", "s", "-s", "./store", *words.split(), *spaces, cwd=tmp_path)
     assert done.stdout == ""
-    assert "created study 's'" in done.stderr
+    assert "Created study 's'" in done.stderr
     shown = json.loads(run("study", "show", "s", "-s", "./store", "--json", cwd=tmp_path).stdout)
     assert shown["space"] == {"lr": "float(1e-05,0.1,log)", "n": "int(1,8)", "opt": "cat(adam,sgd)"}
     assert shown["policy"] == {
@@ -282,13 +282,13 @@ def test_control(here: dict[str, Any], study: Study) -> None:
     assert (study.state.status, study.state.budget) == ("running", None)
 
 
-@pytest.mark.parametrize(("answer", "said"), [("n\n", "nothing was deleted"), ("", "--yes does not ask")])
+@pytest.mark.parametrize(("answer", "said"), [("n\n", "Nothing was deleted"), ("", "To skip the question: --yes")])
 def test_rm_asks_first(here: dict[str, Any], answer: str, said: str) -> None:
     env = environment(HOPAAS_STORE="./store", HOPAAS_STUDY="s")
     command = [*CLI, "study", "rm"]
     no = subprocess.run(command, input=answer, capture_output=True, text=True, check=False, cwd=here["cwd"], env=env)
     assert no.returncode == 1
-    assert "Delete 's' with 3 trials, for ever?" in no.stderr
+    assert "Delete 's' with 3 trials?" in no.stderr
     assert said in no.stderr
     assert run("study", "rm", "--yes", **here).stdout == ""
     assert run("study", "list", "--json", **here).stdout.strip() == "[]"
@@ -346,8 +346,8 @@ def test_trial_show_tells_the_whole_story(here: dict[str, Any], study: Study) ->
     assert shown["retried_by"] == taken["numbers"][0]
     assert shown["provenance"]["pid"] == str(os.getpid())
     text = run("trial", "show", str(trial.number), **here).stdout
-    assert re.search(r"^reason +requeued by hand", text, re.MULTILINE)
-    assert re.search(r"^attempt +1, retried by #4", text, re.MULTILINE)
+    assert re.search(r"^Reason +requeued by hand", text, re.MULTILINE)
+    assert re.search(r"^Attempt +1, retried by #4", text, re.MULTILINE)
     assert "epoch 2" not in text, "nobody had it after it was taken away"
 
 

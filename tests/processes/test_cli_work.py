@@ -59,7 +59,7 @@ def test_a_trial_from_the_shell(here: dict[str, Any], study: Study) -> None:
     assert code("should-prune", **ticket) == 0
     assert code("renew", **ticket) == 0
     told = run("tell", "-1.5e-3", **ticket)
-    assert (told.stdout, "trial 0 is COMPLETE" in told.stderr) == ("", True)
+    assert (told.stdout, "Trial 0 is COMPLETE" in told.stderr) == ("", True)
     assert study.trials[0].values == [-1.5e-3]
     again = run("tell", "2", check=False, **ticket)
     assert again.returncode == 1
@@ -184,7 +184,7 @@ def test_a_result_that_finds_the_store_closed_is_kept_and_sent_at_the_next_conta
     assert [(row["study"], row["trials"], row["store"]) for row in listed] == [("s", [0], study.storage.url)]
     assert run("spool", "send", check=False).returncode == 78
     (tmp_path / "away").rename(tmp_path / "store")
-    assert run("spool", "send").stderr == "sent 1, 0 have to stay\n"
+    assert run("spool", "send").stderr == "Sent 1 file.\n"
     assert study.trials[0].values == [0.25]
     assert len(study.state.peers) == 1
     assert run("tell", "0.25", "--ticket", ticket, check=False, **here).returncode == 1, "it is finished"

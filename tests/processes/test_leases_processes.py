@@ -331,7 +331,7 @@ def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
 
     listed = json.loads(cli("spool", "list", "--json").stdout)
     assert [(row["study"], row["trials"], row["file"]) for row in listed] == [("s", [number], str(path))]
-    assert cli("spool", "send").stderr == "sent 1, 0 have to stay\n"
+    assert cli("spool", "send").stderr == "Sent 1 file.\n"
 
     assert study.trials[number].value == 0.5
     assert not path.exists()
@@ -339,7 +339,7 @@ def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
     assert json.loads(cli("spool", "send", "--store", store, "--json").stdout)["sent"] == [str(path)]
     assert [trial.value for trial in study.trials] == [0.5]
     assert study.state.refusals == {"duplicate": 1}
-    assert cli("spool", "list").stderr == "nothing waits to be sent\n"
+    assert cli("spool", "list").stderr == "No results wait to be sent.\n"
 
 
 def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(
@@ -352,7 +352,7 @@ def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(
     done = cli("spool", "send", check=False)
 
     assert done.returncode == 78
-    assert "sent 0, 1 have to stay" in done.stderr
+    assert "Sent 0 files; could not send 1." in done.stderr
     assert "there is no store in" in done.stderr
     assert len(list(spool.waiting())) == 1
 
@@ -468,7 +468,7 @@ def test_a_drained_site_takes_no_more_also_peers_that_come_later(
 
     said = cli("peers", "drain", "-s", store, "--study", "s", "--site", "far-away").stderr
 
-    assert "nobody of the site 'far-away' has taken part yet" in said
+    assert "No peer of the site 'far-away' has taken part yet" in said
     there = studies()
     with pytest.raises(hopaas_p2p.errors.NoWork, match="take no more"):
         there.ask()

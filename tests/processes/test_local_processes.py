@@ -34,7 +34,7 @@ class Local:
             self.process = subprocess.Popen(
                 [*CLI, "local", "-s", str(store), *options], stdout=log, stderr=log, env=env
             )
-        until(lambda: "listening on" in self.log.read_text(), 60, what=self.log.read_text)
+        until(lambda: "Listening on" in self.log.read_text(), 60, what=self.log.read_text)
         said = self.log.read_text()
         self.url = said.partition("listening on ")[2].split(";")[0].strip()
         self.key_file = Path(said.partition("the key is in ")[2].strip() or "none")
@@ -227,7 +227,7 @@ def test_an_agent_with_the_key_reads_over_http_and_without_it_nothing(store: Pat
             env=environment(),
         )
     try:
-        until(lambda: "listening on" in log.read_text(), 60, what=log.read_text)
+        until(lambda: "Listening on" in log.read_text(), 60, what=log.read_text)
         url = f"http://127.0.0.1:{port}/mcp"
 
         async def status() -> int:

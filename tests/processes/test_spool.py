@@ -56,7 +56,7 @@ def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
         study.storage.peer.tick()
     assert len(list(spool.waiting())) == 1
     sent = cli("spool", "send", "--store", f"{tmp_path}/another")
-    assert sent.stderr == "nothing waits to be sent\n"
+    assert sent.stderr == "No results wait to be sent.\n"
     assert len(list(spool.waiting())) == 1
 
 
@@ -64,22 +64,22 @@ def test_a_store_that_was_moved_gets_it_by_its_new_url(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "store").rename(tmp_path / "moved")
     assert cli("spool", "send", check=False).returncode == 78
-    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/moved").stderr == "sent 1, 0 have to stay\n"
+    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/moved").stderr == "Sent 1 file.\n"
     assert values(f"{tmp_path}/moved") == [0.25]
 
 
 def test_another_machine_sends_an_exported_spool_and_each_result_counts_once(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     written = cli("spool", "export", "results.spool", cwd=tmp_path)
-    assert written.stderr == "wrote the results of 1 trial to results.spool\n"
+    assert written.stderr == "Wrote the results of 1 trial to results.spool.\n"
     file = tmp_path / "results.spool"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     elsewhere = {"XDG_STATE_HOME": f"{tmp_path}/elsewhere", "TMPDIR": f"{tmp_path}"}
     (tmp_path / "there").symlink_to(tmp_path / "store")
     for _ in range(2):
         sent = cli("spool", "send", str(file), "--store", f"{tmp_path}/there", **elsewhere)
-        assert sent.stderr == "sent 1, 0 have to stay\n"
-    assert cli("spool", "send").stderr == "sent 1, 0 have to stay\n", "and here, where it still waits"
+        assert sent.stderr == "Sent 1 file.\n"
+    assert cli("spool", "send").stderr == "Sent 1 file.\n", "and here, where it still waits"
     assert values(f"{tmp_path}/store") == [0.25]
     file.write_bytes(file.read_bytes()[:-1])
     assert cli("spool", "send", str(file), check=False).returncode == 2
@@ -91,7 +91,7 @@ def test_an_exported_result_that_no_store_takes_says_so(tmp_path: Path) -> None:
     hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE).close()
     sent = cli("spool", "send", "results.spool", "--store", "another", cwd=tmp_path, check=False)
     assert sent.returncode == 69
-    assert "no store that can be reached has the study 's'" in sent.stderr
+    assert "No store that can be reached has the study 's'" in sent.stderr
 
 
 def test_a_password_in_the_url_is_no_obstacle(place: Place) -> None:
@@ -110,6 +110,6 @@ def test_a_password_in_the_url_is_no_obstacle(place: Place) -> None:
         study.tell(trial, 0.25)
     ((_, kept),) = spool.waiting()
     assert place.server.password not in kept.store
-    assert cli("spool", "send", HOPAAS_STORE=ann).stderr == "sent 1, 0 have to stay\n"
+    assert cli("spool", "send", HOPAAS_STORE=ann).stderr == "Sent 1 file.\n"
     again = hopaas_p2p.open_study(place.storage(ann), "s", create=False)
     assert [one.value for one in again.trials] == [0.25]

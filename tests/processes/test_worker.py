@@ -655,7 +655,7 @@ def test_a_store_that_stays_away_until_the_time_limit_means_run_me_again(study: 
 
     shutil.rmtree(store, ignore_errors=True)
     away.rename(store)
-    assert "run me again" in said
+    assert "run this job again" in said
     listed = json.loads(cli("spool", "list", "--json", **spooling).stdout)
     assert [row["trials"] for row in listed] == [[0]]
     cli("spool", "send", **spooling)
@@ -669,7 +669,7 @@ def test_a_store_that_is_away_when_a_job_begins_means_run_me_again_too(tmp_path:
     done = cli(verb, "-s", nobody, "--study", "s", "--", "true", cwd=tmp_path, check=False, HOPAAS_PATIENCE="0.1")
 
     assert done.returncode == 75
-    assert "Run me again later" in done.stderr
+    assert "Run this job again later" in done.stderr
 
 
 def test_the_help_is_quick_and_complete() -> None:

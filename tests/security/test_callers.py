@@ -192,7 +192,7 @@ def test_the_dashboard_takes_no_password_in_an_argument(words: list[str]) -> Non
     pytest.importorskip("streamlit")
     done = cli("dashboard", *words, "postgresql://ann:sesame@127.0.0.1:1/d", check=False)
     assert done.returncode != 0
-    assert "a password does not belong into an argument" in done.stderr
+    assert "a password does not belong in an argument" in done.stderr
     assert "sesame" not in done.stderr
 
 

@@ -88,7 +88,7 @@ class World:
         target = f"postgresql:///store?host={socket_folder}&port={self.server.port}"
         words += [str(self.pair[1]), "--postgres", target]
         self.spaces.start("centre", [*CLI, *words], log="gateway.log")
-        self.spaces.wait_for("gateway.log", "gateway listening on")
+        self.spaces.wait_for("gateway.log", "Gateway listening on")
         for number in ("1", "2"):
             _, address = self.spaces.cable(f"site{number}", f"login{number}")
             self.spaces.link(f"login{number}", "centre", round_trip=0.030)
@@ -190,7 +190,7 @@ def test_a_site_goes_through_the_relay_of_its_login_node(world: World, tmp_path:
     login, (address, port) = tmp_path / "relay.login", (world.squids["2"].address, 8443)
     words = ["relay", "--listen", f"{address}:{port}", "--to", URL, "--login-file", str(login)]
     world.spaces.start("login2", [*CLI, *words], log="relay.log", **world.through("2"))
-    world.spaces.wait_for("relay.log", "relay listening on")
+    world.spaces.wait_for("relay.log", "Relay listening on")
     world.study(budget=_SHARE)
     peers = [
         world.peer("site2", URL, **{**world.env, "HOPAAS_SITE": "site2", "HTTPS_PROXY": login.read_text().strip()})

@@ -307,7 +307,7 @@ def test_the_command_exports_and_says_where_to_look(study: Study, mlflow_server:
     done = cli(*words, cwd=tmp_path)
 
     assert done.stdout == ""
-    assert done.stderr.startswith(f"exported 3 trials to mlflow: {mlflow_server}/#/experiments/")
+    assert done.stderr.startswith(f"Exported 3 trials to mlflow: {mlflow_server}/#/experiments/")
     assert len(runs(mlflow_server, tmp_path)) == 4
     assert (
         f"seen at     {mlflow_server}/#/experiments/" in cli("study", "show", "s", "-s", "store", cwd=tmp_path).stdout

@@ -251,7 +251,7 @@ def test_the_command_writes_for_wandb_sync(study: Study, tmp_path: Path) -> None
     done = cli("export", "wandb", "s", "-s", "store", "--project", "tuning", "--offline", cwd=tmp_path)
 
     assert done.stdout == ""
-    assert done.stderr == f"exported 3 trials to wandb: {Path('wandb')}\n"
+    assert done.stderr == f"Exported 3 trials to wandb: {Path('wandb')}\n"
     assert sorted(runs(tmp_path)) == ["0", "1", "2", "study"]
 
 

@@ -159,9 +159,9 @@ def test_a_damaged_backup_is_refused_before_anything_is_written(tmp_path: Path) 
 def test_the_commands_say_what_is_in_the_file(tmp_path: Path) -> None:
     filled(f"{tmp_path}/old")
     done = cli("backup", "old", "store.backup", cwd=tmp_path)
-    assert "backed up 1 study, 2 files to store.backup" in done.stderr
+    assert "Backed up 1 study, 2 files to store.backup" in done.stderr
     assert (tmp_path / "store.backup").stat().st_mode & 0o777 == 0o600
-    assert "restored 1 study with 4 trials and 2 files" in cli("restore", "store.backup", "new", cwd=tmp_path).stderr
+    assert "Restored 1 study with 4 trials and 2 files" in cli("restore", "store.backup", "new", cwd=tmp_path).stderr
     assert len(json.loads(cli("trial", "list", "--study", "s", "--store", "new", "--json", cwd=tmp_path).stdout)) == 4
     without = cli("backup", "old", "lean.backup", "--no-files", cwd=tmp_path)
     assert "files and checkpoints are not in the backup: left out by --no-files" in without.stderr

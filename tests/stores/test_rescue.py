@@ -198,7 +198,7 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
 def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:
     filled(tmp_path / "store", trials=2)
     done = cli("doctor", str(tmp_path / "store"), "--rescue")
-    assert done.stderr == "no study is damaged\n"
+    assert done.stderr == "No study is damaged.\n"
 
 
 def test_another_store_takes_the_rescued_study(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ Data goes to stdout, messages go to stderr. Every command takes `--json`, and sh
 | 10 | `should-prune`: give the trial up |
 | 11 | the lease was lost: another peer took the trial over |
 | 69 | the store cannot be reached; trying again may help |
-| 75 | run me again: the trial was given back (`worker`, `run`), or the file system of the store is not mounted |
+| 75 | run this job again: the trial was returned (`worker`, `run`), or the file system of the store is not mounted |
 | 77 | denied: the store does not let this user do that |
 | 78 | configuration: a setting, URL or store cannot be used as it is |
 | 130 | interrupted |

@@ -57,12 +57,12 @@ class GatewayProcess:
 
     def start(self) -> GatewayProcess:
         words = [*CLI, "gateway", "--listen", f"127.0.0.1:{self.port}", *self._options]
-        seen = self.log().count("gateway listening on")
+        seen = self.log().count("Gateway listening on")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment(**self._env)
             )
-        until(lambda: self.log().count("gateway listening on") > seen or self._died(), 60, what=self.log)
+        until(lambda: self.log().count("Gateway listening on") > seen or self._died(), 60, what=self.log)
         return self
 
     def _died(self) -> bool:

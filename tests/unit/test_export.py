@@ -374,11 +374,11 @@ def test_the_command_line_exports_and_imports(study: Study, tmp_path: Path) -> N
     assert len(exported.stdout.splitlines()) == 1 + len(study.trials)
     (tmp_path / "x.jsonl").write_text(exported.stdout)
     done = cli("study", "import", "copy", "-s", target, "--from", str(tmp_path / "x.jsonl"))
-    assert done.stderr == f"imported {len(study.trials)} trials into 'copy'\n"
+    assert done.stderr == f"Imported {len(study.trials)} trials into 'copy'.\n"
     assert done.stdout == ""
     again = cli("study", "export", "copy", "-s", target, "--to", str(tmp_path / "y.jsonl"), "--json")
     assert json.loads(again.stdout)["trials"] == len(study.trials)
     before, after = ((tmp_path / name).read_text().splitlines()[1:] for name in ("x.jsonl", "y.jsonl"))
     assert before == after
     twice = cli("study", "import", "copy", "-s", target, "--from", str(tmp_path / "x.jsonl"), check=False)
-    assert twice.stderr.endswith(f"into 'copy', which has {2 * len(study.trials)} now\n")
+    assert twice.stderr.endswith(f"into 'copy', which now has {2 * len(study.trials)}.\n")

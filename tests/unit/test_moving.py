@@ -249,9 +249,9 @@ def test_the_command_copies_one_study_or_all(source: Study, tmp_path: Path) -> N
     named = cli("study", "copy", "from", "to", "--study", "moved", "--as", "other", cwd=tmp_path)
 
     assert json.loads(alone.stdout)[0]["trials"] == 2
-    assert "holds 2 studies" in unclear.stderr
-    assert "2 were there" in everything.stderr
-    assert "into 'other'" in named.stderr
+    assert "has 2 studies" in unclear.stderr
+    assert "2 were there already" in everything.stderr
+    assert "to 'other'" in named.stderr
     wrong = [("nothing", "there", "--all"), ("from", "there", "--study", "missing"), ("from", "there")]
     for words in wrong:
         failed = cli("study", "copy", *words, cwd=tmp_path, check=False)

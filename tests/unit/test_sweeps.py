@@ -282,7 +282,7 @@ def test_the_line_that_starts_the_jobs_works_as_it_stands(tmp_path: Path) -> Non
     (tmp_path / "t.py").write_text("print('{\"value\": 1}')")
 
     made = cli("study", "create", "-s", "a store", "--from-yaml", "s.yaml", cwd=tmp_path)
-    words = shlex.split(made.stderr.splitlines()[-1].removeprefix("start the jobs with: "))
+    words = shlex.split(made.stderr.splitlines()[-1].removeprefix("To start the jobs: "))
     done = cli(*words[1:], cwd=tmp_path)
 
     assert words[0] == "hopaas-p2p"

@@ -1,0 +1,80 @@
+"""Whether the peers that run trials are alive, for people.
+
+A peer is *known* to be alive when its heartbeat was seen to change. A process that has only just looked does not know
+that yet, so each heartbeat also carries the time at which it was made, by its peer's clock: recent means alive, old
+means silent. Where clocks disagree, and where an older version wrote the heartbeat, the answer is "unknown". Nothing
+is decided here: leases are reclaimed by what an observer saw itself, see `core.leases`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from hopaas_p2p.core.leases import FailureDetector, beat_time, ttl_of
+from hopaas_p2p.core.state import State
+from hopaas_p2p.peer.peer import Peer
+
+_CLOCKS_AGREE: Final = 10.0  # seconds that another machine's clock may be ahead of ours
+
+
+class SignOfLife(NamedTuple):
+    """What is known of a peer."""
+
+    alive: bool | None
+    """None: not known yet."""
+    ago: float | None
+    """Seconds since its last sign of life; None if that is not known."""
+
+
+UNKNOWN: Final = SignOfLife(None, None)
+
+
+def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float, wall: float) -> SignOfLife:
+    """What an observer knows of this owner; `now` is the detector's clock, `wall` the time of day."""
+    if not detector.watches(owner):
+        return UNKNOWN
+    ttl, silence = ttl_of(state, owner), detector.silence(owner, now)
+    if silence >= ttl:
+        return SignOfLife(False, _earlier(detector, owner, silence, wall))
+    if detector.proven_alive(owner, now, within=ttl):
+        return SignOfLife(True, silence)
+    ago = _ago(detector, owner, wall)
+    return UNKNOWN if ago is None else SignOfLife(ago < ttl, ago)
+
+
+def _ago(detector: FailureDetector, owner: str, wall: float) -> float | None:
+    made = beat_time(detector.beat(owner))
+    return None if made is None or made - wall > _CLOCKS_AGREE else max(0.0, wall - made)
+
+
+def _earlier(detector: FailureDetector, owner: str, silence: float, wall: float) -> float:
+    """How long a silent owner has been silent: it may have been so before this observer looked."""
+    return max(silence, _ago(detector, owner, wall) or 0.0)
+
+
+def signs_of_life(peer: Peer, state: State) -> dict[str, SignOfLife]:
+    """What one look at the store tells of each owner of a running trial.
+
+    Raises:
+        StoreUnreachable: the store did not answer.
+    """
+    owners = owners_of(state)
+    detector, now = FailureDetector(), peer.clock()
+    detector.look(peer.store.beats(owners - peer.mine) if owners else {}, owners, now)
+    mine = dict.fromkeys(owners & peer.mine, SignOfLife(True, 0.0))
+    others = {owner: sign_of_life(state, owner, detector, now, time.time()) for owner in owners - peer.mine}
+    return {**others, **mine}
+
+
+def owners_of(state: State) -> set[str]:
+    """The peers that run a trial, according to the log."""
+    return {owner for one in list(state.running) if (owner := state.trials[one].owner) is not None}
+
+
+def any_alive(signs: Collection[SignOfLife]) -> bool | None:
+    """Whether one of them is alive; None when nobody is known to be, and not all are known to be silent."""
+    if any(one.alive for one in signs):
+        return True
+    return None if any(one.alive is None for one in signs) else False

@@ -1,0 +1,16 @@
+"""One colour for each state of a trial and for the best, in monitor, charts, report and notebook.
+
+Each can be told from the others, and seen, on a light and on a dark page. Colour is never the only sign.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+COMPLETE: Final = "#3b7be8"
+PRUNED: Final = "#a3854f"
+FAILED: Final = "#d9485f"
+RUNNING: Final = "#0f9d8a"
+WAITING: Final = "#7c8798"
+LOST: Final = "#b0306a"
+BEST: Final = "#1f9a58"
