@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import astuple
 
+from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 
 _FINISHED: Final = (COMPLETE, PRUNED, FAIL)
@@ -126,6 +127,24 @@ def the_ledger_follows_the_trials(state: State) -> bool:
     )
 
 
+def a_pause_is_continued_once(state: State) -> bool:
+    continued = [trial.continues for trial in state.trials if trial.continues is not None]
+    return len(continued) == len(set(continued)) and all(state.trials[number].paused for number in continued)
+
+
+def configurations_follow_from_the_trials(state: State) -> bool:
+    """Rungs that are derived anew from the trials, as from a snapshot, decide as those that were kept."""
+    kept = state.configurations
+    if kept is None:
+        return True
+    anew = Configurations(kept.policy, maximize=state.define is not None and state.define.directions[0] == "maximize")
+    anew.refresh(state.trials)
+    same = anew.used == kept.used and anew.resumable == kept.resumable
+    if anew.ladder is None or kept.ladder is None:
+        return same and anew.ladder is kept.ladder
+    return same and anew.ladder.places() == kept.ladder.places() and anew.ladder.best() == kept.ladder.best()
+
+
 ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (
     numbers_are_dense,
     counts_agree_with_states,
@@ -141,6 +160,8 @@ ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (
     retries_and_their_origins_agree,
     attempts_are_limited,
     a_late_result_is_kept_once,
+    a_pause_is_continued_once,
+    configurations_follow_from_the_trials,
     the_ledger_follows_the_trials,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -45,12 +46,13 @@ class Curve:
 class Trained:
     """Counts the epochs of all trainings."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, save: bool = True) -> None:
         self.epochs = 0
+        self._saves = save
 
     def __call__(self, trial: hopaas_p2p.Trial) -> float:
         curve = Curve(trial.params["x"])
-        training = Training(trial, save=curve.save, load=curve.load)
+        training = Training(trial, save=curve.save, load=curve.load) if self._saves else Training(trial)
         for step in training.steps(9):
             value = curve.epoch()
             assert curve.done == step + 1  # resumed where the last one stopped
@@ -92,6 +94,25 @@ def test_a_pause_is_taken_up_by_another_process_of_the_study(tmp_path: Path) -> 
     second.tell(trial, state="fail")
     first.close()
     second.close()
+
+
+def test_a_promotion_costs_no_further_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a trial and the start of the next are one exchange, whether that is new or goes on."""
+    study = _opened(tmp_path, space=SPACE, fidelity=NINE, lease_ttl=3600.0, linger=3600.0)
+    study.optimize(Trained(save=False), n_trials=1)
+    log = study.storage.handle(study.study_id).log.log
+    calls: list[object] = []
+    exchange = log.exchange
+
+    def counted(outgoing: Any, since: int, beat: Any = None) -> Any:
+        calls.append(outgoing)
+        return exchange(outgoing, since, beat)
+
+    monkeypatch.setattr(log, "exchange", counted)
+    study.optimize(Trained(save=False), n_trials=12)
+    assert any(trial.continues is not None for trial in study.state.trials)
+    assert len(calls) == 13  # one more for the last end
+    study.close()
 
 
 def test_checkpoints_that_can_no_longer_win_are_collected(tmp_path: Path) -> None:
