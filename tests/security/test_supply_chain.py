@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from tests.support import sbom
+import pytest
+from packaging.requirements import Requirement
+
+from tests.support import lock, sbom
 
 
 def test_the_bill_of_a_wheel_names_all_that_it_takes_along(tmp_path: Path) -> None:
@@ -21,3 +26,21 @@ def test_the_bill_of_a_wheel_names_all_that_it_takes_along(tmp_path: Path) -> No
     assert found["optuna"] == metadata.version("optuna")
     refs = {component["bom-ref"] for component in bill["components"]} | {bill["metadata"]["component"]["bom-ref"]}
     assert {ref for one in bill["dependencies"] for ref in [one["ref"], *one["dependsOn"]]} == refs
+
+
+@pytest.mark.parametrize("path", sorted((lock.ROOT / "requirements").glob("py*.txt")), ids=lambda path: path.stem)
+def test_a_lock_file_has_a_version_and_a_hash_of_all_that_the_tests_need(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    locked = {}
+    for line in lines:
+        found = re.fullmatch(r"([a-z0-9.-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
+        assert found, f"no place and nothing else is named: {line}"
+        locked[found[1]] = found[2]
+    assert len(locked) == len(lines)
+    project = tomllib.loads((lock.ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"]]
+    for extra in lock.EXTRAS.split(","):
+        wanted += project["optional-dependencies"][extra]
+    for requirement in map(Requirement, [*wanted, lock.BUILD]):
+        name = requirement.name.lower().replace("_", "-")
+        assert requirement.specifier.contains(locked[name]), f"{requirement}: python -m tests.support.lock"
