@@ -64,6 +64,13 @@ class SiteSquid(Squid):
             assert self._process.poll() is None, self.log()
         return self
 
+    def kill(self) -> None:
+        """As `Squid.kill`; it is a child of `ip` and in this process's group."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(60)
+        self._process = None
+
     def proxy(self, user: str = USER, password: str = "p%40ss%3Aword%2F1") -> str:
         return f"http://{user}:{password}@{self.address}:{self.port}"
 
