@@ -28,7 +28,7 @@ def test_the_bill_of_a_wheel_names_all_that_it_takes_along(tmp_path: Path) -> No
     assert {ref for one in bill["dependencies"] for ref in [one["ref"], *one["dependsOn"]]} == refs
 
 
-@pytest.mark.parametrize("path", sorted((lock.ROOT / "requirements").glob("py*.txt")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(lock.FOLDER.glob("py*.txt")), ids=lambda path: path.stem)
 def test_a_lock_file_has_a_version_and_a_hash_of_all_that_the_tests_need(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     locked = {}

@@ -1,10 +1,10 @@
-"""Writes requirements/py3XX.txt: every package that the tests take along, with its version and hash.
+"""Writes .ci/requirements/py3XX.txt: every package that the tests take along, with its version and hash.
 
     python -m tests.support.lock          for the Python that runs it; takes some minutes
 
 Then, where nothing else shall be installed than what was tried:
 
-    python -m pip install --require-hashes --no-deps -r requirements/py311.txt
+    python -m pip install --require-hashes --no-deps -r .ci/requirements/py311.txt
     python -m pip install --no-deps --no-build-isolation --editable .
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".ci" / "requirements"
 EXTRAS = "test,check,ci"
 BUILD = "hatchling>=1.27"  # for the project itself, which is built without isolation
 _HEAD = (
@@ -43,8 +44,7 @@ def main() -> None:
         command = ["install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
         subprocess.run([sys.executable, "-m", "pip", *command, f"{ROOT}[{EXTRAS}]", BUILD], check=True)
         found = lines(json.loads(report.read_text()))
-    target = ROOT / "requirements" / f"py{sys.version_info.major}{sys.version_info.minor}.txt"
-    target.parent.mkdir(exist_ok=True)
+    target = FOLDER / f"py{sys.version_info.major}{sys.version_info.minor}.txt"
     target.write_text("".join([_HEAD, *found]))
     print(f"{len(found)} packages in {target}")
 
