@@ -206,10 +206,12 @@ def budget_lines(found: Spending) -> list[str]:
         if one.limit is not None:
             lasts = "" if one.lasts is None or one.left == 0 else f"; the rest lasts about {duration(one.lasts)}"
             lines.append(f"{amount(one.spent)} of {amount(one.limit)} {one.unit} used{lasts}")
+            if one.what == "kwh" and found.total.cost.time and not one.spent:
+                lines.append("no energy is known: install nvidia-ml-py, let RAPL be read, or set HOPAAS_WATTS")
     lines += [f"ends when {one}" if not one[0].isdigit() or "bring" in one else f"ends on {one}" for one in found.until]
     if found.reached is not None:
         lines.append(f"ended: {found.reached}")
-    elif found.more_trials is not None and len(lines) > 1:
+    elif found.more_trials and any(one.limit and one.spent for one in found.amounts if one.what != "trials"):
         lines.append(f"about {found.more_trials:,} more trials at what one has cost so far")
     return lines or ["no end"]
 

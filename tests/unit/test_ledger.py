@@ -446,6 +446,13 @@ def test_what_is_left_lasts_as_long_as_what_runs_now_takes() -> None:
     assert budget_lines(found)[0] == "4 of 10 GPU hours used; the rest lasts about 3 h 0 min"
 
 
+def test_a_limit_of_energy_that_nobody_measures_is_pointed_out() -> None:
+    study = Campaign(Budget(kwh=5.0))
+    study.at(0, "bob", ASK)
+    study.at(1, "bob", end(0))
+    assert "set HOPAAS_WATTS" in budget_lines(spending(study.state))[1]
+
+
 def test_reading_changes_nothing() -> None:
     study = _full()
     before = snapshot.digest(study.state)
