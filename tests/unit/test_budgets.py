@@ -183,8 +183,8 @@ def test_the_command_line_creates_shows_moves_and_lifts_a_budget(tmp_path: Path)
     assert "0 of 9 trials used" in shown
     assert "0 of 5 GPU hours used" in shown
     assert "ends when the value 0.1 is reached" in shown
-    assert "the budget of 's': trials=9,kwh=2" in run("study", "set", "s", "--budget", "trials=9,kwh=2", store=store)
-    assert "the budget of 's': no end" in run("study", "set", "s", "--budget", "0", store=store)
+    assert "The budget of 's' is trials=9,kwh=2." in run("study", "set", "s", "--budget", "trials=9,kwh=2", store=store)
+    assert "The budget of 's' is removed." in run("study", "set", "s", "--budget", "0", store=store)
 
 
 @pytest.mark.parametrize("line", ['budget = "gpu_hours=7"', "budget = {gpu_hours = 7, until = {date = 2099-12-31}}"])

@@ -443,7 +443,7 @@ def test_what_is_left_lasts_as_long_as_what_runs_now_takes() -> None:
     found = spending(study.state)
     (gpus,) = [one for one in found.amounts if one.what == "gpu_hours"]
     assert (gpus.spent, gpus.left, gpus.pace, gpus.lasts) == (4.0, 6.0, 2.0, 3 * 3600.0)
-    assert budget_lines(found)[0] == "4 of 10 GPU hours used; the rest lasts about 3 h 0 min"
+    assert budget_lines(found)[0] == "4 of 10 GPU hours used; the rest lasts about 3 h"
 
 
 def test_a_limit_of_energy_that_nobody_measures_is_pointed_out() -> None:
