@@ -8,7 +8,6 @@ beats, pulls for readers, reclaims, snapshots.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import os
@@ -52,6 +51,7 @@ _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is l
 
 REQUESTS_EVERY = 60.0
 """Seconds between looks for a request of a rescue: seldom, since a look is a round trip of its own."""
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """What the peer of a forked child is constructed with again."""
 
@@ -63,11 +63,12 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-elapsed: Final = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-"""Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
+def elapsed() -> float:
+    """Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
 
-A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
-"""
+    A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
+    """
+    return time.clock_gettime(_CLOCK)
 
 
 class Peer:
