@@ -44,10 +44,10 @@ def test_nothing_is_reclaimed_in_calm_weather() -> None:
 
 
 def test_a_broken_promise_is_found_and_names_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def two_too_many(state: State) -> str | None:
-        return "budget" if state.budget is not None and state.used() >= state.budget + 2 else None
+    def two_too_many(state: State, _trial: int | None = None) -> bool:
+        return state.budget is None or state.used() < state.budget + 2
 
-    monkeypatch.setattr(State, "closed_because", two_too_many)
+    monkeypatch.setattr(State, "has_room", two_too_many)
 
     with pytest.raises(Broken, match=r"simulate\(seed=4, .*22 trials counted, with a budget of 20"):
         simulate(seed=4, peers=10, budget=20, weather=CALM)
