@@ -519,16 +519,23 @@ class StudyHandle:
         to = _STATES[state]
         with self.log.lock:
             owned = self.writable(number)
-            if owned is None:
+            given_back = owned is not None and self.state.trials[number].state is records.TrialState.WAITING
+            if given_back and to is not records.TrialState.COMPLETE:  # by another process; it is to be run again
+                self._rebuild(number)
+                pending = None
+            elif owned is None:
                 epoch = self.state.trials[number].epoch
                 pending = self.peer.put(self.log, TrialFinish(number, epoch, to, values, reason))
             else:
                 pending = self._put_finish(number, owned, to, values, reason)
                 end_frozen(owned.frozen, state, values)
-        if defer:
+        if pending is None:
+            verdict: Verdict | None = Verdict(False, number, "fenced")
+        elif defer:
             self.deferred.append((number, pending))
             return
-        verdict = self._settled(number, pending)
+        else:
+            verdict = self._settled(number, pending)
         if verdict is None or verdict.accepted:
             return
         try:

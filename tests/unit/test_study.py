@@ -18,7 +18,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.core.records import TrialReclaim, TrialRelease
 from hopaas_p2p.errors import (
     DefinitionMismatch,
     InvalidInput,
@@ -487,6 +487,21 @@ def test_losing_the_lease_does_not_kill_optimize_however_the_trial_ends(studies:
 
     study.optimize(objective, catch=ValueError)
     assert states(study).count("COMPLETE") == 3
+
+
+@pytest.mark.parametrize("end", [optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL])
+def test_a_trial_that_was_given_back_for_its_owner_still_waits_whatever_the_owner_says_of_it(
+    studies: Any, end: optuna.trial.TrialState
+) -> None:
+    """As `optimize(on=…)` gives back what its workers run when it is interrupted."""
+    one, other = studies(space=SPACE), studies()
+    trial = one.ask()
+    record = TrialRelease(0, 1, reason="interrupted")
+    other.storage.peer.commit(other.storage.handle(other.study_id).log, record, owner=one.state.trials[0].owner)
+    assert trial.should_prune()
+    with pytest.raises(LeaseLost):
+        one.storage.finish(trial.id, end, None, strict=True)
+    assert [trial.state.name for trial in other.trials] == ["WAITING"]
 
 
 def test_a_told_loss_says_where_the_result_is_kept(studies: Any) -> None:
