@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 
 import numpy as np
 import optuna
@@ -16,7 +15,7 @@ from tests.benchmarks.bench_fidelity import METHODS, NONE, Method, first_wave
 from tests.benchmarks.curves import DATA_SETS, EPOCHS, FILE, Curves, late_bloomers, recorded
 from tests.benchmarks.fidelity_clock import promote, prune
 
-SEEDS = range(8)
+SEEDS = range(3)
 ONE_BRACKET, THREE_BRACKETS = (name for name in METHODS if "Rungs" in name)
 FOUR = Curves(
     {"x": 4},
@@ -31,11 +30,14 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def time_to(share: float, curves: Curves, method: Method, *, peers: int) -> float:
-    """The median over the seeds, in whole trainings; a search that does not get there counts with its length."""
-    target, longest = curves.best(share), 12 * curves.training
-    runs = [method(curves, RandomSampler(seed=seed), peers=peers, until=longest, target=target) for seed in SEEDS]
-    return statistics.median(run.first(target) or longest for run in runs) / curves.training
+def found(share: float, curves: Curves, method: Method) -> int:
+    """How many of the best configurations 16 peers train to the end within ten whole trainings, over all seeds.
+
+    The time to the first one says the same and varies more: it would take hundreds of seeds.
+    """
+    target, until = curves.best(share), 10 * curves.training
+    runs = [method(curves, RandomSampler(seed=seed), peers=16, until=until) for seed in SEEDS]
+    return sum(one.value <= target for run in runs for one in run.found)
 
 
 def test_the_file_of_curves_is_small_and_holds_what_is_promised() -> None:
@@ -75,14 +77,12 @@ def test_a_first_wave_of_256_saves_two_fifths_of_its_epochs(table: str, method: 
     assert regret < 0.25
 
 
-@pytest.mark.parametrize(("table", "most"), [("digits", 0.6), ("breast_cancer", 0.6)])
-def test_rungs_reach_a_target_in_a_part_of_the_time(table: str, most: float) -> None:
+@pytest.mark.parametrize(("table", "times"), [("digits", 6.0), ("breast_cancer", 3.5)])
+def test_rungs_find_several_times_as_many_of_the_best(table: str, times: float) -> None:
     curves = recorded(table)
-    rungs = time_to(0.005, curves, METHODS[ONE_BRACKET], peers=16)
-    assert rungs <= most * time_to(0.005, curves, METHODS[NONE], peers=16)
+    assert found(0.02, curves, METHODS[ONE_BRACKET]) >= times * found(0.02, curves, METHODS[NONE])
 
 
 def test_three_brackets_protect_curves_that_cross() -> None:
     curves = late_bloomers(5)
-    rungs = time_to(0.01, curves, METHODS[THREE_BRACKETS], peers=16)
-    assert rungs <= 1.1 * time_to(0.01, curves, METHODS[NONE], peers=16)
+    assert found(0.05, curves, METHODS[THREE_BRACKETS]) >= found(0.05, curves, METHODS[NONE]) / 1.1
