@@ -230,7 +230,7 @@ def test_list_and_show(here: dict[str, Any], study: Study) -> None:
     notes.save_note(study, "# The plan\n\nmore")
     notes.change_tags(study, add=["gpu"])
     table = run("study", "list", **here).stdout
-    assert table.splitlines()[0].split() == ["STUDY", "STATE", "TRIALS", "RUN", "FAIL", "BEST", "NOTE"]
+    assert table.splitlines()[0].split() == ["STUDY", "STATE", "TRIALS", "RUNNING", "FAILED", "BEST", "NOTE"]
     assert "#gpu The plan" in table
     assert "3/20" in table
     (listed,) = json.loads(run("study", "list", "--json", **here).stdout)
