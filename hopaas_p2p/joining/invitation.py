@@ -166,9 +166,9 @@ def _public(url: str) -> str:
         return url
     from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
-    found = PostgresAddress(url).sqlalchemy_url.set(username=None, password=None)
+    found = PostgresAddress(url).sqlalchemy_url
     driver = "postgresql+https" if found.drivername == "postgresql+https" else "postgresql"
-    return found.set(drivername=driver).render_as_string()
+    return found._replace(drivername=driver, username=None, password=None).render_as_string()  # `set` takes no None
 
 
 def is_of_this_machine(url: str) -> bool:

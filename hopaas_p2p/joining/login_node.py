@@ -46,7 +46,7 @@ def start_relay(membership: Membership, *, known_as: str | None = None) -> Login
     membership.relay_file.unlink(missing_ok=True)
     words = ["relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
     process = _start([*words, *(["--known-as", known_as] if known_as else [])], log)
-    _wait(process, log, "relay listening on")
+    _wait(process, log, "Relay listening on")
     return LoginNodeProcess(process.pid, log)
 
 
@@ -57,7 +57,7 @@ def start_bridge(membership: Membership) -> LoginNodeProcess:
     if pid.exists() and _runs(pid.read_text().strip(), "bridge"):
         return LoginNodeProcess(None, log)
     process = _start(["bridge", str(membership.mirror), membership.store], log)
-    _wait(process, log, "carrying between")
+    _wait(process, log, "Carrying between")
     pid.write_text(f"{process.pid}\n")
     return LoginNodeProcess(process.pid, log)
 

@@ -426,7 +426,7 @@ def test_a_stop_is_requested_then_acknowledged_then_done_and_seen_at_each_step(s
     shown = lambda: cli("trial", "show", str(trial.number), HOPAAS_STORE=store, HOPAAS_STUDY="s").stdout  # noqa: E731
 
     asked = cli("trial", "stop", "0", "--reason", "enough of it", HOPAAS_STORE=store, HOPAAS_STUDY="s")
-    assert asked.stderr == "trial 0 was asked to end\n"
+    assert asked.stderr == "Trial 0 was asked to end.\n"
     assert (seen().stop, seen().stopping, seen().state.name) == ("enough of it", False, "RUNNING")
     assert "stop asked  enough of it (not yet acknowledged)\n" in shown()
 

@@ -395,7 +395,7 @@ def test_a_wrong_call_of_the_command_is_a_clear_line(centre: Centre) -> None:
     pair = ["--tls-cert", str(centre.pair[0]), "--tls-key", str(centre.pair[1])]
     for words, complaint in (
         (["--listen", "nonsense", "--postgres", centre.target, *pair], "write HOST:PORT"),
-        (["--postgres", centre.target, "--tls-cert", str(centre.pair[0])], "belong together"),
+        (["--postgres", centre.target, "--tls-cert", str(centre.pair[0])], "must be given together"),
         (["--postgres", centre.target, *pair, "--behind-proxy", "here"], "write a network"),
         (["--postgres", centre.target, *pair, "--listen", f"192.0.2.1:{free_port()}"], "cannot listen on 192.0.2.1"),
         (["--postgres", centre.target, *pair, "--listen", "127.0.0.1:99999"], "write HOST:PORT"),

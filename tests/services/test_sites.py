@@ -185,7 +185,7 @@ def test_peers_without_any_network_take_part_over_a_bridge_on_the_login_node(wor
     shared = tmp_path / "shared"
     world.study(budget=3 * _SHARE)
     world.spaces.start("login2", [*CLI, "bridge", shared, URL], log="bridge.log", **world.through("2"))
-    world.spaces.wait_for("bridge.log", "carrying between")
+    world.spaces.wait_for("bridge.log", "Carrying between")
     peers = [world.peer("site3", str(shared), HOPAAS_SITE="site3") for _ in range(2)]
     peers.append(world.peer("site1", URL, **world.through("1")))
     state = finished(world, peers, ["site1.log", "site3.log", "bridge.log"])

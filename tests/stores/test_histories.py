@@ -223,5 +223,5 @@ def test_the_last_commits_that_are_kept_are_not_more_than_memory_should_hold(
     study = join("memory://kept")
     tell_some(study, 10)
     (driver,) = study.storage.peer.logs.values()
-    lsns = [lsn for lsn, _ in driver.session.acknowledged]
+    lsns = [placed.lsn for placed in driver.session.acknowledged]
     assert lsns == list(range(driver.state.lsn - 4, driver.state.lsn + 1))

@@ -18,10 +18,10 @@ class BridgeProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> BridgeProcess:
-        begun = self.log().count("carrying between")
+        begun = self.log().count("Carrying between")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._words, stdout=log, stderr=log, env=environment(**self._env))
-        until(lambda: self.log().count("carrying between") > begun, 60, what=self.log)
+        until(lambda: self.log().count("Carrying between") > begun, 60, what=self.log)
         return self
 
     def log(self) -> str:

@@ -20,10 +20,10 @@ class RelayProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RelayProcess:
-        begun = self.log().count("relay listening")
+        begun = self.log().count("Relay listening")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._words, stdout=log, stderr=log, env=environment(**self._env))
-        until(lambda: self.log().count("relay listening") > begun or self._died(), 60, what=self.log)
+        until(lambda: self.log().count("Relay listening") > begun or self._died(), 60, what=self.log)
         return self
 
     def _died(self) -> bool:

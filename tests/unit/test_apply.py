@@ -652,6 +652,7 @@ def test_a_trial_that_was_never_allotted_is_no_such_trial(kind: type, number: in
     full = {
         TrialClaim: (number,),
         TrialFinish: (number, 1, FAIL),
+        TrialTakeOver: (number, 1, FAIL),
         TrialCheckpoint: (number, 1, SAVED),
     }
     record = kind(*full.get(kind, (number, 1)))

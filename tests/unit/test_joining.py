@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,16 @@ def invitation(store: str = "postgresql+https://gw.example.org/tuning", study: s
 
 
 @pytest.fixture(autouse=True)
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's configuration, which nothing of an earlier test is in."""
-    for name in ("HOPAAS_JOINED", "HOPAAS_STORE", "HOPAAS_STUDY", "HOPAAS_TOKEN", "HOPAAS_TOKEN_FILE"):
-        monkeypatch.setenv(name, "")  # so that what a test sets is taken back
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return tmp_path / "config" / "hopaas-p2p" / "joined"
+def config(tmp_path: Path) -> Iterator[Path]:
+    """The user's configuration, which nothing of an earlier test is in. A process that joins changes its environment."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("HOPAAS_") and not name.startswith("HOPAAS_TEST"):
+            del os.environ[name]
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path / "config")
+    yield tmp_path / "config" / "hopaas-p2p" / "joined"
+    os.environ.clear()
+    os.environ.update(before)
 
 
 # --- the string ------------------------------------------------------------------------------------------------------

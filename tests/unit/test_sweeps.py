@@ -245,7 +245,7 @@ def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
     cli(*words, cwd=tmp_path)
 
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "g", create=False)
-    assert "with 6 trials to run" in created.stderr
+    assert "queued 6 trials" in created.stderr
     assert "hopaas-p2p worker --store store --study g -- python train.py --c=9 --a={a} --b={b}" in created.stderr
     assert states(study) == ["COMPLETE"] * 6
     points = [(trial.params["a"], trial.params["b"]) for trial in study.trials]
