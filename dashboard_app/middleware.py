@@ -40,8 +40,6 @@ _POLICY: Final = (
     "base-uri 'self'; frame-ancestors 'self'"
 )
 _COOKIE: Final = "hopaas_asked"
-_PROBE: Final = re.compile(r"(/[^/]+)(/_stcore/(?:health|host-config))")
-"""On a deep link Streamlit's page looks for its server below the page's own path first: a 404 in every console."""
 _PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")  # a path here: neither //host nor a control character
 _HOST: Final = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
 
@@ -83,10 +81,6 @@ class DashboardMiddleware:
             await send(message)
 
         app = self._app
-        probe = _PROBE.fullmatch(path.removeprefix(self._prefix)) if path.startswith(self._prefix) else None
-        if probe is not None:
-            path = f"{self._prefix}{probe[2]}"
-            scope = {**scope, "path": path, "raw_path": path.encode()}
         if path in self._files and "gzip" in request.get("accept-encoding", "") and scope["method"] == "GET":
             body = await run_in_threadpool(_compressed, self._files[path])
             kind = mimetypes.guess_type(path)[0] or "application/octet-stream"

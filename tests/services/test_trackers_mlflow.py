@@ -310,7 +310,7 @@ def test_the_command_exports_and_says_where_to_look(study: Study, mlflow_server:
     assert done.stderr.startswith(f"Exported 3 trials to mlflow: {mlflow_server}/#/experiments/")
     assert len(runs(mlflow_server, tmp_path)) == 4
     assert (
-        f"seen at     {mlflow_server}/#/experiments/" in cli("study", "show", "s", "-s", "store", cwd=tmp_path).stdout
+        f"Seen at     {mlflow_server}/#/experiments/" in cli("study", "show", "s", "-s", "store", cwd=tmp_path).stdout
     )
 
 
