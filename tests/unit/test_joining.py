@@ -29,7 +29,7 @@ def invitation(store: str = "postgresql+https://gw.example.org/tuning", study: s
 
 @pytest.fixture(autouse=True)
 def config(tmp_path: Path) -> Iterator[Path]:
-    """The user's configuration, which nothing of an earlier test is in. A process that joins changes its environment."""
+    """The user's configuration, with nothing of an earlier test. A process that joins changes its environment."""
     before = dict(os.environ)
     for name in before:
         if name.startswith("HOPAAS_") and not name.startswith("HOPAAS_TEST"):
