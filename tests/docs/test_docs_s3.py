@@ -27,7 +27,7 @@ def test_every_command_of_the_page_runs(s3_server: S3Server, tmp_path: Path) -> 
         },
     )
     assert "race" in said
-    assert "nothing to remove" in said
+    assert "Nothing to remove" in said
     for role in ("worker", "viewer", "owner"):
         policy = json.loads((tmp_path / f"{role}.json").read_text())
         assert all(prefix in str(statement) for statement in policy["Statement"])

@@ -36,7 +36,7 @@ class Local:
             )
         until(lambda: "Listening on" in self.log.read_text(), 60, what=self.log.read_text)
         said = self.log.read_text()
-        self.url = said.partition("listening on ")[2].split(";")[0].strip()
+        self.url = said.partition("Listening on ")[2].split(";")[0].strip()
         self.key_file = Path(said.partition("the key is in ")[2].strip() or "none")
 
     def end(self) -> int:
