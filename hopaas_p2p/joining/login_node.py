@@ -6,11 +6,12 @@ settings. It goes on when `join` has ended, and is found again by the next `join
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -46,7 +47,7 @@ def start_relay(membership: Membership, *, known_as: str | None = None) -> Login
     membership.relay_file.unlink(missing_ok=True)
     words = ["relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
     process = _start([*words, *(["--known-as", known_as] if known_as else [])], log)
-    _wait(process, log, "Relay listening on")
+    _wait(process, log, lambda: _answers(membership))
     return LoginNodeProcess(process.pid, log)
 
 
@@ -57,7 +58,7 @@ def start_bridge(membership: Membership) -> LoginNodeProcess:
     if pid.exists() and _runs(pid.read_text().strip(), "bridge"):
         return LoginNodeProcess(None, log)
     process = _start(["bridge", str(membership.mirror), membership.store], log)
-    _wait(process, log, "Carrying between")
+    _wait(process, log, lambda: _is_filled(membership))
     pid.write_text(f"{process.pid}\n")
     return LoginNodeProcess(process.pid, log)
 
@@ -74,6 +75,17 @@ def _answers(membership: Membership) -> bool:
     except HopaasError:
         return False
     return True
+
+
+def _is_filled(membership: Membership) -> bool:
+    """Whether a bridge has made the mirror a mirror."""
+    from hopaas_p2p.stores.directory.store import DirectoryStore
+
+    try:
+        with contextlib.closing(DirectoryStore(membership.mirror, create=False)) as near:
+            return near.bridged_to is not None
+    except HopaasError:
+        return False
 
 
 def _runs(pid: str, what: str) -> bool:
@@ -96,11 +108,12 @@ def _start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, words: str) -> None:
+def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE
-    while words not in (said := log.read_text(errors="replace")):
+    while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
+            said = log.read_text(errors="replace")
             why = said.strip().splitlines()[-1] if said.strip() else f"see {log}"
             raise ConfigurationError(f"it did not begin on this node: {why}")
         time.sleep(0.1)

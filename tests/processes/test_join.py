@@ -159,3 +159,23 @@ def test_on_kubernetes_the_secret_passes_through_pipes_only(study: Study, tmp_pa
     assert "hunter2" not in arguments + done.stderr + (there / "hopaas-jobs/hopaas-s.yaml").read_text()
     assert (tmp_path / "piped").read_text() == "made-by-kubectl\n"
     assert "HOPAAS_TOKEN_FILE" in (there / "hopaas-jobs/hopaas-s.yaml").read_text()
+
+
+def test_where_nodes_reach_nothing_a_bridge_fills_a_directory_for_the_jobs(
+    study: Study, tmp_path: Path, there: Path
+) -> None:
+    words = ["join", "--submit", "pbs", "--via", "bridge", "--max-trials", "1", "--", *TRIAL]
+    done = join(there, *words, text=invitation(tmp_path))
+    assert done.returncode == 0, done.stderr
+    pid = int(done.stderr.partition("To stop it: kill ")[2].partition(";")[0])
+    try:
+        again = join(there, "join", "--submit", "pbs", "--", *TRIAL)
+        assert "a bridge runs here already" in again.stderr, "the choice is kept, and the bridge found"
+        (script,) = (there / "hopaas-jobs").glob("*.sh")
+        assert "hopaas-p2p/joined/s.mirror" in script.read_text()
+        env = {"PATH": os.environ["PATH"], "HOME": str(there), "PBS_O_WORKDIR": str(there)}
+        ran = subprocess.run([script], capture_output=True, text=True, timeout=300, cwd=there, env=env, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert states(study) == ["COMPLETE"] * 3
+    finally:
+        os.kill(pid, 15)

@@ -299,3 +299,14 @@ def test_a_worker_is_no_operator(place: Place) -> None:
     chief = hopaas_p2p.open_study(place.storage(place.person("ann"), operator=True), "digits", create=False)
     chief.take_over(0, 1.0)
     until(lambda: owner.trials[running.number].value == 1.0)
+
+
+def test_with_an_invitation_to_a_database_a_guest_runs_trials_by_one_command(place: Place, tmp_path: Path) -> None:
+    hopaas_p2p.open_study(place.storage(place.admin), "digits", space={"x": hopaas_p2p.Float(0, 1)}, budget=2)
+    file = tmp_path / "north.invitation"
+    file.write_text(invite(place.admin, "digits", site="north").invitation.seal().reveal())
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    done = cli("join", str(file), "--", "sh", "-c", 'echo "{\\"value\\": {x}}"', cwd=tmp_path, check=False, **env)
+    assert done.returncode == 0, done.stderr
+    study = hopaas_p2p.open_study(place.storage(place.admin), "digits", create=False)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
