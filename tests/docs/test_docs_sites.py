@@ -51,7 +51,7 @@ def _until_ended(directory: Path, name: str) -> str:
     from tests.support.processes import until
 
     log = directory / f"{name}.log"
-    until(lambda: "stopped" in log.read_text(), 30, what=log.read_text)
+    until(lambda: "Stopped." in log.read_text(), 30, what=log.read_text)
     return log.read_text()
 
 
