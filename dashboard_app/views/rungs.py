@@ -87,7 +87,7 @@ def standing(state: State) -> ChartSpec | None:
 def curves(state: State, *, height: int = 400) -> ChartSpec | None:
     """A curve for each configuration, through all its trials, with a mark where it was promoted."""
     policy = None if state.configurations is None else state.configurations.policy
-    rows = [row for row in configurations.rows(state) if row.epochs > 0]
+    rows = [row for row in configurations.rows(state) if row.epochs > 1]
     if policy is None or not rows:
         return None
     running = [row for row in rows if row.state == "running"][:_RUNNING]
@@ -107,7 +107,10 @@ def curves(state: State, *, height: int = 400) -> ChartSpec | None:
     option = spec.base(
         [*layers, *marks], xAxis=spec.axis("epochs"), yAxis=spec.axis("reported value", min=low, max=high, nameGap=44)
     )
-    said = f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations of {len(rows):,}"
+    said = (
+        f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations, of the {len(rows):,} "
+        "that have come beyond the first epoch"
+    )
     return ChartSpec(
         "Curves that go on",
         option,

@@ -47,6 +47,7 @@ def test_a_curve_goes_through_all_trials_of_a_configuration() -> None:
     best = drawn["best"]
     assert best["epochs"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert set(best["configuration"]) == {0}
+    assert set(drawn["paused"]["configuration"]) == {1, 2}  # the others have one report each: a point is no curve
     assert sorted(zip(drawn["promoted"]["epochs"], drawn["promoted"]["configuration"], strict=True)) == [
         (1, 0), (1, 1), (1, 2), (3, 0),
     ]  # fmt: skip
