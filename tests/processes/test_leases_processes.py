@@ -428,12 +428,12 @@ def test_a_stop_is_requested_then_acknowledged_then_done_and_seen_at_each_step(s
     asked = cli("trial", "stop", "0", "--reason", "enough of it", HOPAAS_STORE=store, HOPAAS_STUDY="s")
     assert asked.stderr == "Trial 0 was asked to end.\n"
     assert (seen().stop, seen().stopping, seen().state.name) == ("enough of it", False, "RUNNING")
-    assert "stop asked  enough of it (not yet acknowledged)\n" in shown()
+    assert "enough of it (not acknowledged)\n" in shown()
 
     assert trial.should_prune()
     until(lambda: seen().stopping)
     assert (seen().stop, seen().state.name) == ("enough of it", "RUNNING")
-    assert "stop asked  enough of it (acknowledged)\n" in shown()
+    assert "enough of it (acknowledged by its peer)\n" in shown()
 
     owner.tell(trial, state="pruned")
     assert (seen().state.name, seen().reason) == ("PRUNED", "enough of it")

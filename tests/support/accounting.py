@@ -140,7 +140,7 @@ class Job:
         try:
             trial = self.study.ask()
         except NoWork:
-            self.over = not self.study._may_come_back(NoWork("", refusal="budget"))
+            self.over = not self.study.state.running  # stays, so that somebody ends the leases of jobs that were killed
             return
         logged, resumed_from = self.study.state.trials[trial.number], FROM_START
         if logged.checkpoints and self.world.random.random() < 0.8:
