@@ -93,8 +93,8 @@ def test_a_vacated_job_saves_itself_and_goes_on_elsewhere(condor: Condor, study:
 
 def test_a_job_that_nears_its_time_limit_is_queued_again(condor: Condor, study: Study, place: Path) -> None:
     study.set_budget(1)
-    limit = "allowed_execute_duration = 11"  # less 4 s of grace, and 1.4 s for the store
-    job = submit(condor, place, "--epochs=8 --seconds=1", limit, "jobs = 1", HOPAAS_GRACE="4")
+    limit = "allowed_execute_duration = 17"  # less 4 s of grace, and 1.4 s for the store
+    job = submit(condor, place, "--epochs=8 --seconds=2", limit, "jobs = 1", HOPAAS_GRACE="4")
 
     until(lambda: condor.gone(job), 90, what=lambda: condor.run("condor_q", "-better", job) + output(place))
 
