@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p.study import Study
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import campaign, environment, script, states, until
@@ -338,6 +339,22 @@ def test_a_preempted_training_goes_on_where_it_was(tmp_path: Path, library: str)
     reports = study.trials[0].intermediate_values
     assert min(reports) == 1
     assert reports[max(reports)] < reports[1]  # it has learnt from where it was
+    study.close()
+
+
+@pytest.mark.parametrize("library", OURS)
+def test_ours_pauses_at_a_rung_and_a_continuation_trains_on_from_there(tmp_path: Path, library: str) -> None:
+    module, body = OURS[library]
+    needs(module, "torch")
+    study = campaign(tmp_path, budget=4, lease_ttl=60.0, fidelity=hopaas_p2p.Rungs(min=2, max=8, eta=2))
+
+    run(tmp_path, body.replace("scale[trial.number % 2]", "1.0"))
+
+    continued = [trial for trial in study.state.trials if trial.continues is not None]
+    assert continued
+    assert "COMPLETE" in states(study)
+    assert len((tmp_path / "epoch-0").read_text()) == 4, "each configuration begins once, whatever is continued"
+    assert sum(len(path.read_text()) for path in tmp_path.glob("epoch-*")) < 4 * 8
     study.close()
 
 

@@ -336,6 +336,39 @@ def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(study: St
     assert list(study.trials[0].intermediate_values) == list(range(1, checkpoint.step + 4))
 
 
+PAUSES = """
+import json, os
+from pathlib import Path
+from hopaas_p2p.client import Trial
+trial = Trial()
+begin = int(os.environ.get("HOPAAS_RESUME_STEP", -1)) + 1
+print("begins", begin)
+if begin:
+    assert Path(os.environ["HOPAAS_CHECKPOINT"]).read_text() == f"weights {begin - 1}"
+for step in range(begin, 4):
+    if trial.report(trial.params["lr"], step):
+        Path("weights").write_text(f"weights {step}")
+        trial.checkpoint("weights", step)
+        raise SystemExit
+print(json.dumps({"value": trial.params["lr"]}))
+"""
+
+
+def test_a_command_pauses_at_a_rung_and_its_continuation_has_the_checkpoint(tmp_path: Path) -> None:
+    study = campaign(tmp_path, budget=4, fidelity=hopaas_p2p.Rungs(min=1, max=4, eta=2))
+
+    work(tmp_path, script(tmp_path, PAUSES))
+
+    trials = study.state.trials
+    continued = [trial for trial in trials if trial.continues is not None]
+    assert continued
+    assert "COMPLETE" in states(study)
+    for trial in continued:
+        assert log_of(tmp_path, trial.number).startswith(f"begins {max(trials[trial.continues].reports) + 1}\n")
+    assert sum(log_of(tmp_path, trial.number).startswith("begins 0\n") for trial in trials) == 4
+    study.close()
+
+
 def test_a_command_that_ignores_the_signal_is_ended_and_its_trial_given_back(study: Study, tmp_path: Path) -> None:
     command = script(
         tmp_path,
