@@ -24,7 +24,7 @@ from hopaas_p2p.core.records import TrialFinish
 from hopaas_p2p.errors import BrokenChain, HopaasError
 from hopaas_p2p.stores.objects.audit import AFTER
 from hopaas_p2p.stores.s3.store import S3Store
-from tests.support.processes import until
+from tests.support.processes import patient, until
 from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
 
@@ -44,6 +44,7 @@ class _Told(NamedTuple):
     number: int
     value: float
     params: dict[str, float]
+    when: float
 
 
 class _Worker(threading.Thread):
@@ -67,7 +68,7 @@ class _Worker(threading.Thread):
                 trial = study.ask()
                 value = float(self.index * 1_000_000 + len(self.told))
                 study.tell(trial, value)
-                self.told.append(_Told(trial.number, value, dict(trial.params)))
+                self.told.append(_Told(trial.number, value, dict(trial.params), time.monotonic()))
         except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
             self.error = error
         finally:
@@ -118,6 +119,8 @@ def test_nothing_acknowledged_is_lost_when_a_server_gets_a_second_pool(server: I
     kept = _finished(there) | _finished(spooled)
     told = [one for worker in workers for one in worker.told]
     assert [one for one in told if one.value not in kept] == []
+    late = [one.number for one in told if one.when > switched + patient(1.0)]
+    assert len(late) == len(set(late)), "no number is given twice after the first second"
     twice = len(told) - len({one.number for one in told})
     assert twice <= len(server.overwritten), "a number is given twice only where a commit was overwritten"
 

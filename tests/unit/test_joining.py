@@ -244,3 +244,10 @@ def test_the_manifest_of_kubernetes_has_the_shape_of_the_example() -> None:
 def test_a_job_that_cannot_be_is_refused(system: str, more: dict[str, object], why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
         batch.files(system, job(**more))
+
+
+def test_a_script_for_slurm_queues_itself_again_as_the_example_does() -> None:
+    """The example is there to be read and copied, so its lines stand in both files."""
+    example = (ROOT / "examples" / "slurm" / "array.sh").read_text()
+    template = (ROOT / "hopaas_p2p" / "batch" / "templates" / "slurm.sh").read_text()
+    assert example.partition("worker=$!\n")[2] == template.partition("worker=$!\n")[2] != ""
