@@ -206,7 +206,7 @@ class Meter:
     def begin(self, lease: object) -> None:
         """This lease began."""
         with self._lock:
-            self._divide(anew=True)
+            self._divide(fresh=True)
             self._running[lease] = _Running(self._at, self._now_us())
             if len(self._running) > 1:
                 for one in self._running.values():
@@ -216,32 +216,32 @@ class Meter:
         """This lease ended."""
         with self._lock:
             if lease in self._running:
-                self._divide(anew=True)
+                self._divide(fresh=True)
                 del self._running[lease]
 
-    def used(self, lease: object, *, anew: bool) -> Measured | None:
+    def used(self, lease: object, *, fresh: bool) -> Measured | None:
         """What the lease has used; None if a reader of the log finds that by itself: one trial at a time, no energy.
 
-        `anew` reads the devices even if they have been read a moment ago.
+        `fresh` reads the devices even if they have been read a moment ago.
         """
         with self._lock:
             one = self._running.get(lease)
             if one is None:
                 return None
-            self._divide(anew=anew)
+            self._divide(fresh=fresh)
             told = (self._now_us() - one.wall) / 1e6
             true = self._at - one.began
             if self._energy is None and not one.shared and abs(told - true) <= _DRIFT + _DRIFT / 100 * true:
                 return None
             return Measured(round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3))
 
-    def _divide(self, *, anew: bool) -> None:
+    def _divide(self, *, fresh: bool) -> None:
         """Share what was used since the last time equally among the leases."""
         now = self._clock()
         share = 1.0 / max(1, len(self._running))
         seconds, self._at = now - self._at, now
         joules = 0.0
-        if self._energy is not None and (anew or now - self._read_at >= _AGAIN):
+        if self._energy is not None and (fresh or now - self._read_at >= _AGAIN):
             before, self._joules, self._read_at = self._joules, self._energy(), now
             joules = max(0.0, self._joules - before)
         for one in self._running.values():

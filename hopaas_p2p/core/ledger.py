@@ -9,8 +9,9 @@ All amounts are whole numbers, so that they can be moved from one account to ano
 running trial costs is booked as *running*, then as *complete*, *pruned* or *failed*, as *lost* if its peer died, or as
 *given back* until another peer ends the trial.
 
-Limits are judged when a record is applied, by what the log says up to then. Nothing here reads a clock: a time has come
-when the last commits of two writers say so, of whoever wrote the last eight, so that one wrong clock ends nothing.
+Limits are judged when a record is applied, from the log up to that record. Nothing here reads a clock: a time is
+reached when the clocks of two of the peers that wrote the last eight commits have passed it, so one wrong clock ends
+nothing.
 """
 
 from __future__ import annotations

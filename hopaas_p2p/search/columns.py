@@ -41,7 +41,7 @@ class ReadBlock(NamedTuple):
 class Changes(NamedTuple):
     """What is new in a study."""
 
-    anew: bool
+    reset: bool
     """Whether this is all that there is, and nothing that was read before counts."""
     number_of_trials: int
     """How many trials there are."""

@@ -264,7 +264,7 @@ class TPESampler(OptunaTPE):
         try:
             if self._reader is not None:
                 changes = self._reader.read()
-                if self._columns is None or changes.anew:
+                if self._columns is None or changes.reset:
                     self._columns = self._new_columns(study)
                 self._columns.take(changes)
             else:

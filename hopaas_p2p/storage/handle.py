@@ -323,7 +323,7 @@ class StudyHandle:
 
     def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
         """What the lease has used, if the log does not tell by itself."""
-        found = self.peer.meter.used((self.uuid, number, epoch), anew=at_end)
+        found = self.peer.meter.used((self.uuid, number, epoch), fresh=at_end)
         if at_end:
             self.peer.meter.end((self.uuid, number, epoch))
         return None if found is None else Used(*found)

@@ -37,9 +37,9 @@ class StudyReader:
             own = set(view.owned)
             numbers |= own | self._own
             trials = [view.trial(number) for number in sorted(numbers) if number < count]
-            anew, self._state, self._own = state is not self._state, state, own
+            reset, self._state, self._own = state is not self._state, state, own
             changed.clear()
-            return Changes(anew, count, blocks, trials, view.dists)
+            return Changes(reset, count, blocks, trials, view.dists)
 
     def _block(self, index: int, state: State) -> ReadBlock:
         columns, view = state.trials.closed[index].columns(), self._handle.view

@@ -141,8 +141,8 @@ def open_study(
             "avoid", the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse":
             the known values are told at once, as a trial of its own.
         replicates: how many trials each configuration gets; `trial.seed` tells them apart. See `Study.replicates`.
-        fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and whoever is free goes
-            on with the best. It takes the pruner's place, and the budget counts configurations.
+        fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
+            continues the best of them. It replaces the pruner, and the budget counts configurations.
         create: False joins only.
         trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers
             may say the same; one of them exports for all, in a thread of its own. Call `close` in the end.

@@ -180,8 +180,8 @@ def test_a_packed_block_counts_as_tried_as_its_trials_do(study: Study) -> None:
 
 def test_several_readers_have_each_their_place(study: Study) -> None:
     first, second = (StudyReader(study.storage.handle(study.study_id)) for _ in range(2))
-    assert first.read().anew
+    assert first.read().reset
     with study.trial() as trial:
         trial.tell(1.0)
     assert [one.number for one in first.read().trials] == [2500]
-    assert second.read().anew
+    assert second.read().reset

@@ -22,7 +22,7 @@ while kill -0 $worker 2>/dev/null; do wait $worker; done  # a trap interrupts `w
 wait $worker
 code=$?
 
-# 75: the study is not done, but this job's time is. Queue it again; the trial that it gave back is gone on with.
+# 75: the study is not done, but this job's time is. Queue it again; another job continues the trial that it returned.
 if [ "$code" -eq 75 ] && [ -z "$cancelled" ]; then
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60  # Slurm ends this script

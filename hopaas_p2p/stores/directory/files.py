@@ -336,7 +336,7 @@ class Directory:
         return Found(data if len(data) <= limit else b"", len(data))
 
     def _read_file(self, path: str, limit: int) -> Found | None:
-        return self._anew(lambda: self._read_file_once(path, limit))
+        return self._retry_if_replaced(lambda: self._read_file_once(path, limit))
 
     def _read_file_once(self, path: str, limit: int) -> Found | None:
         try:
@@ -352,7 +352,7 @@ class Directory:
         finally:
             os.close(fd)
 
-    def _anew(self, read: Callable[[], _Read]) -> _Read:
+    def _retry_if_replaced(self, read: Callable[[], _Read]) -> _Read:
         """Read a file; again from its start if it was replaced meanwhile, or this machine remembers the one before."""
         settled = time.monotonic() + (_SETTLES if self.shared else 0.0)
         while True:
@@ -382,7 +382,7 @@ class Directory:
             _write(draft, _chunks(given, progress), dir_fd=fd)
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
-        return self._anew(lambda: self._download_once(f"{self.root}/{key}", target, progress))
+        return self._retry_if_replaced(lambda: self._download_once(f"{self.root}/{key}", target, progress))
 
     def _download_once(self, path: str, target: Path, progress: Progress | None) -> bool:
         folder, _, name = path.rpartition("/")
