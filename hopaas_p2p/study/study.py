@@ -637,12 +637,14 @@ class Study:
         """Whether work may yet turn up: the study is paused, or the owner of a running trial is dead."""
         if none.refusal == "paused":
             return True
-        if none.refusal != "budget" or self.state.limit_reached() is not None:
+        if none.refusal != "budget":
             return False
         state = self.state
-        if state.configurations is not None and state.configurations.may_go_on(state.running):
-            return True
-        return state.closed_because() is None or self.storage.peer.someone_may_be_dead(self._handle.log)
+        if state.limit_reached() is None:
+            waiting = state.configurations
+            if state.closed_because() is None or (waiting is not None and waiting.may_go_on(state.running)):
+                return True
+        return self.storage.peer.someone_may_be_dead(self._handle.log)
 
     def _settle(self) -> None:
         for number, verdict in self._handle.settle_deferred():

@@ -344,13 +344,13 @@ def test_following_outlasts_an_outage_of_the_tracker(
     process = start(*words, "--follow", "--interval", "0.2", cwd=tmp_path)
     started.append(process)
     errors = tmp_path / "worker.err"
-    until(lambda: "trying again" in errors.read_text(), 60)
+    until(lambda: "Trying again" in errors.read_text(), 60)
     way.open()
     until(lambda: [run.info.status for run in runs(mlflow_server, tmp_path)] == ["RUNNING", "RUNNING"], 60)
-    until(lambda: "it is back" in errors.read_text(), 60)
+    until(lambda: "answers again" in errors.read_text(), 60)
     way.close()
     study.tell(trial, 1.0)
-    until(lambda: errors.read_text().count("trying again") == 2, 60)
+    until(lambda: errors.read_text().count("Trying again") == 2, 60)
     way.open()
     until(lambda: [run.info.status for run in runs(mlflow_server, tmp_path)] == ["RUNNING", "FINISHED"], 60)
 
@@ -359,5 +359,5 @@ def test_following_outlasts_an_outage_of_the_tracker(
     assert process.wait(60) == 0
     assert [run.info.status for run in runs(mlflow_server, tmp_path)] == ["FINISHED"] * 3
     said = errors.read_text().splitlines()
-    assert [line.split(";")[0].split(" ")[0] for line in said] == ["MLflow", "it", "MLflow", "it", "exported"]
+    assert [line.split(" ")[0] for line in said] == ["MLflow", "The", "MLflow", "The", "Exported"]
     study.close()
