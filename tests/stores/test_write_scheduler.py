@@ -303,3 +303,19 @@ def test_one_that_comes_now_and_then_is_served_soon_by_a_file_server_whose_peers
     folder.run([*busy, guest], 60.0)
     assert len(guest.waits) > 40
     assert max(guest.waits) < 0.6
+
+
+def test_the_flush_interval_is_asked_for_while_another_thread_reads_commits() -> None:
+    class Now(float):
+        """A moment at which, in the middle of the sum, another commit is seen."""
+
+        def __sub__(self, other: float) -> float:
+            scheduler.saw(payload, 0.0, 0.0)
+            return float(self) - other
+
+    scheduler = SpreadScheduler(random.Random(1))
+    payload = codec.encode(Commit("w", 1, "w", 0, ()))
+    scheduler.saw(payload, 0.0, 0.0)
+    scheduler.saw(payload, 0.0, 0.0)
+
+    assert scheduler.flush_interval(Now(1.0)) > 0.0

@@ -144,7 +144,8 @@ class WriteScheduler:
 
     def flush_interval(self, now: float) -> float:
         """Seconds for which reports should wait for company, so that those of all fill a fifth of the log at most."""
-        crowd = {sight.writer for sight in self._recent if now - sight.seen <= _CROWD}
+        sights = tuple(self._recent)  # another thread may be in the middle of an exchange
+        crowd = {sight.writer for sight in sights if now - sight.seen <= _CROWD}
         return min(len(crowd) * self._slot / _SHARE, _LONGEST_INTERVAL)
 
 
