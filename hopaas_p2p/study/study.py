@@ -550,7 +550,7 @@ class Study:
             catch: exceptions that fail the trial and let this go on; others fail it and are raised.
             callbacks: called after each trial with this study and the finished trial.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
-                submitit, dask.distributed and parsl), or a function that makes one. Each of its workers is a peer of
+                submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
                 its own; see `hopaas_p2p.study.workers`.
             workers: how many, on the executor. By default as many as it says it has.
 

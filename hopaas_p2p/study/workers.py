@@ -1,7 +1,7 @@
 """`optimize(on=executor)`: each worker of an executor is a peer of its own, and this process watches over them.
 
 An executor is anything whose `submit(function, *args)` gives a future with `done`, `exception`, `result` and `cancel`:
-concurrent.futures, submitit, dask.distributed, parsl. Nothing passes through it but one call for each worker and its
+concurrent.futures, submitit, dask.distributed. Nothing passes through it but one call for each worker and its
 answer: trials, reports and results go through the study's log, as those of every peer do.
 
 This process runs no trial. It reads the log, shows how each trial ended, sends another worker for one that was lost,
