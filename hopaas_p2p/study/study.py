@@ -641,8 +641,8 @@ class Study:
             return False
         state = self.state
         if state.limit_reached() is None:
-            waiting = state.configurations
-            if state.closed_because() is None or (waiting is not None and waiting.may_go_on(state.running)):
+            rungs = state.configurations
+            if state.closed_because() is None or (rungs is not None and rungs.may_go_on(state.running)):
                 return True
         return self.storage.peer.someone_may_be_dead(self._handle.log)
 

@@ -305,7 +305,7 @@ def test_one_that_comes_now_and_then_is_served_soon_by_a_file_server_whose_peers
     assert max(guest.waits) < 0.6
 
 
-def test_the_flush_interval_is_asked_for_while_another_thread_reads_commits() -> None:
+def test_the_flush_interval_can_be_computed_while_another_thread_reads_commits() -> None:
     class Now(float):
         """A moment at which, in the middle of the sum, another commit is seen."""
 
