@@ -27,7 +27,7 @@ def show(page: PageContext) -> None:
 
 def _body(_here: PageContext, frame: Frame) -> None:
     sorted_ = frame.state.configurations
-    if sorted_ is None or sorted_.ladder is None or sorted_.policy is None:
+    if sorted_ is None or sorted_.standings is None or sorted_.policy is None:
         theme.nothing(
             "This study has no rungs. With open_study(…, fidelity=hopaas_p2p.Rungs(min=1, max=27)), trials pause at "
             "rungs and the best go on."

@@ -11,7 +11,7 @@ import numpy as np
 from dashboard_app.views import spec
 from dashboard_app.views.downsample import downsample_line, spread
 from dashboard_app.views.spec import ChartSpec
-from hopaas_p2p.core.rungs import RungCount
+from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report import configurations
 from hopaas_p2p.report.configurations import ConfigurationRow
