@@ -60,22 +60,27 @@ def parent(trial: LinkedTrial) -> int | None:
     return None
 
 
+def own_steps(trial: LinkedTrial, last: int) -> TrainedSteps | None:
+    """The steps up to the `last` that this trial made itself; None if it made none of them."""
+    before = parent(trial)
+    start = resumed_step(trial)
+    if start is None and trial.late_of is not None:  # it has the reports of the trial that it was
+        return None
+    after = FROM_START if start is None or before is None else min(start, last)
+    return TrainedSteps(after, last, trial.number) if after < last else None
+
+
 def segments(trials: Sequence[LinkedTrial], number: int) -> list[TrainedSteps]:
     """The steps that led to where this trial stands now, and who made them, the first step first."""
     found: list[TrainedSteps] = []
-    trial = trials[number]
-    last = max(trial.reports, default=FROM_START)
-    while last > FROM_START:
-        before = parent(trial)
-        start = resumed_step(trial)
-        if start is None and trial.late_of is not None:  # it has the reports and the beginning of the trial it was
-            start = last
-        after = FROM_START if start is None or before is None else min(start, last)
-        if after < last:
-            found.append(TrainedSteps(after, last, trial.number))
-        if before is None:
-            break
-        last, trial = after, trials[before]
+    trial: LinkedTrial | None = trials[number]
+    last = max(trials[number].reports, default=FROM_START)
+    while trial is not None and last > FROM_START:
+        own, before = own_steps(trial, last), parent(trial)
+        if own is not None:
+            found.append(own)
+            last = own.after
+        trial = None if before is None else trials[before]
     return found[::-1]
 
 
