@@ -14,6 +14,7 @@ and only their configurations are looked at again.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
@@ -190,12 +191,16 @@ class Configurations:
         if standings is None or not reports:
             return []
         values, last, offset = [], max(reports), standings.policy.first_step - 1
+        steps: list[int] = []
         for level in standings.levels(root)[since:]:
             step = level + offset
             if step > last:
                 break
             value = reports.get(step)
-            values.append(reports[min(one for one in reports if one >= step)] if value is None else value)
+            if value is None:  # it reports less often: what it said next counts
+                steps = steps or sorted(reports)
+                value = reports[steps[bisect.bisect_left(steps, step)]]
+            values.append(value)
         return values
 
     def _place(self, root: int, trials: Sequence[ChainedTrial]) -> None:

@@ -306,6 +306,20 @@ def test_a_population_is_kept_as_an_attribute_and_only_possible_ones_are_taken()
         assert not possible_fidelity({"type": "population", **wrong})
 
 
+def test_a_member_that_reports_seldom_is_worth_what_it_said_next() -> None:
+    study = Herd(Population(size=2, every=2, max=8))
+    trial = study.start("a")
+    study.say("a", TrialSet(trial.number, trial.epoch, reports={0: 0.9, 4: 0.5}))
+    study.pause(trial)
+    assert study.state.configurations is not None
+    assert study.state.configurations.members is not None
+    assert study.state.configurations.members.standing(trial.number).reached == (0.5, 0.5)
+    study.interval(study.start("b"), 0.7)
+    again = [study.start("a"), study.start("b")]
+    assert [one.continues for one in again] == [1, 0]
+    assert study.state.configurations.pauses_at(again[1].number) == 6
+
+
 def test_as_many_are_copied_as_copy() -> None:
     members = Members(Population(size=20, every=1, max=3))
     for number in range(20):
