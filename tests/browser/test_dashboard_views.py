@@ -286,7 +286,7 @@ def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
 
     assert (drawn.option["xAxis"]["min"], drawn.option["xAxis"]["max"], drawn.caption) == (None, None, "")
     assert cut.option["xAxis"]["max"] == 0.157  # few digits, for it stands beside the axis
-    assert cut.caption == "2 values far out are beyond the edge."
+    assert cut.caption == "2 outlying values lie outside the chart."
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
