@@ -19,7 +19,7 @@ import hopaas_p2p
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.study import Study
 from hopaas_p2p.worker import loop
-from tests.support.processes import campaign, cli, script, start, states, until
+from tests.support.processes import campaign, cli, patient, script, start, states, until
 
 WORKER = ["worker", "--store", "store", "--study", "s"]
 REPORTING = """
@@ -670,6 +670,50 @@ def test_a_worker_that_stays_takes_over_what_a_killed_one_leaves(tmp_path: Path)
     assert stays.wait(20) == 0
     assert states(study) == ["FAIL", "COMPLETE"]
     assert study.state.trials[1].retry_of == 0
+    study.close()
+
+
+def begin_a_long_trial(where: Path) -> subprocess.Popen[str]:
+    """A worker whose trial runs, as long as that worker lives."""
+    body = """
+    import os, time
+    worker = os.getppid()
+    print("ready", flush=True)
+    while os.getppid() == worker:
+        time.sleep(0.1)
+    """
+    slow = script(where, body, "slow.py")
+    begun = start(*WORKER, "--", *slow, cwd=where)
+    until(lambda: "ready" in log_of(where))
+    return begun
+
+
+def test_after_a_limit_a_worker_stays_until_a_dead_owners_trial_is_reclaimed(tmp_path: Path) -> None:
+    limit = hopaas_p2p.Budget(until=hopaas_p2p.Until(target=2.0))
+    campaign(tmp_path, lease_ttl=2.0, budget=limit).close()  # so only the worker can reclaim
+    killed = begin_a_long_trial(tmp_path)
+    killed.kill()
+    killed.wait()
+
+    work(tmp_path, ["echo", '{{"value": 1}}'])
+
+    study = campaign(tmp_path, budget=limit, lease_ttl=2.0)
+    assert study.state.limit_reached() == "the target 2 is reached"
+    assert "RUNNING" not in states(study)
+    study.close()
+
+
+def test_after_a_limit_a_worker_leaves_though_a_live_owners_trial_runs(tmp_path: Path) -> None:
+    limit = hopaas_p2p.Budget(until=hopaas_p2p.Until(target=2.0))
+    study = campaign(tmp_path, lease_ttl=2.0, budget=limit)
+    alive = begin_a_long_trial(tmp_path)
+
+    work(tmp_path, ["echo", '{{"value": 1}}'])
+
+    assert study.state.limit_reached() == "the target 2 is reached"
+    assert running(study)
+    alive.terminate()
+    assert alive.wait(patient(60)) == 75
     study.close()
 
 
