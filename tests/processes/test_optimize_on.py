@@ -62,7 +62,7 @@ def killed_once(folder: str, trial: Trial) -> float:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
-    made = campaign(tmp_path, budget=8)
+    made = campaign(tmp_path, budget=8, lease_ttl=120.0)  # what is done at once does not wait for it
     yield made
     made.close()
 

@@ -267,7 +267,7 @@ def test_a_stop_request_reaches_the_command_and_is_seen_on_its_way(study: Study,
     until(lambda: states(study) == ["PRUNED"], what="the end")
     assert study.state.trials[0].reason == "enough"
 
-    assert worker.wait(20) == 0
+    assert worker.wait(patient(60)) == 0
 
 
 @pytest.mark.parametrize("reports", [True, False])
@@ -281,7 +281,7 @@ def test_a_command_that_ignores_a_stop_request_is_ended_after_the_grace(
 
     study.stop_trial(0)
 
-    assert worker.wait(20) == (0 if reports else 1)
+    assert worker.wait(patient(60)) == (0 if reports else 1)
     assert states(study) == ["PRUNED" if reports else "FAIL"]
     assert "asked to stop, and did not" in (study.state.trials[0].reason or "")
 
@@ -324,7 +324,7 @@ def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(study: St
 
     worker.send_signal(signal.SIGUSR1)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     trial = study.state.trials[0]
     assert trial.state.name == "WAITING"
     assert trial.attempt == 1
@@ -385,7 +385,7 @@ def test_a_command_that_ignores_the_signal_is_ended_and_its_trial_given_back(stu
 
     worker.send_signal(signal.SIGTERM)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     assert states(study) == ["WAITING"]
     until(lambda: not alive(grandchild), what="the end of all that the command started")
 
@@ -409,7 +409,7 @@ def test_a_command_that_the_batch_system_signals_first_is_given_back_all_the_sam
     os.kill(child, signal.SIGTERM)
     worker.send_signal(signal.SIGTERM)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     assert states(study) == ["WAITING"]
 
 
@@ -428,7 +428,7 @@ def test_a_result_that_comes_within_the_grace_counts(study: Study, tmp_path: Pat
 
     worker.send_signal(signal.SIGTERM)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     assert states(study) == ["COMPLETE"]
 
 
@@ -440,7 +440,7 @@ def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
 
     worker.send_signal(signal.SIGINT)
 
-    assert worker.wait(20) == 130
+    assert worker.wait(patient(60)) == 130
     assert states(study) == ["WAITING"]
 
 
@@ -667,7 +667,7 @@ def test_a_worker_that_stays_takes_over_what_a_killed_one_leaves(tmp_path: Path)
     killed.kill()
     killed.wait()
 
-    assert stays.wait(20) == 0
+    assert stays.wait(patient(60)) == 0
     assert states(study) == ["FAIL", "COMPLETE"]
     assert study.state.trials[1].retry_of == 0
     study.close()
