@@ -79,7 +79,6 @@ SECTIONS: Final = {
     },
 }
 """The commands, in the sections of `--help`."""
-VERBS: Final = {name: verb for verbs in SECTIONS.values() for name, verb in verbs.items()}
 
 
 @click.group(
