@@ -133,8 +133,8 @@ def open_study(
         attempts: how often one set of parameters may be started when its peers die or are pre-empted; 3 if not said.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
         lease_ttl: seconds of silence after which a peer's trial is taken over; 120 if not said.
-        progress_timeout: seconds without a report after which a live trial is asked to stop, and after as many more
-            reclaimed. None: never.
+        progress_timeout: seconds without a report or metric after which a live trial is asked to stop, and after as
+            many more reclaimed. None: never.
         interrupted: what becomes of a trial whose attempts are used up: "fail" (its place is given back), or "prune"
             at its last report.
         repeats: what becomes of a proposal that equals the parameters of another trial, in a study with a search space.
