@@ -63,10 +63,12 @@ from hopaas_p2p.core.state import (
 from hopaas_p2p.core.validity import (
     MAX_BUDGET,
     MAX_WAITING,
+    MOST_METRICS,
     outliers,
     possible_attributes,
     possible_definition,
     possible_distributions,
+    possible_metric,
     possible_system,
     possible_time,
 )
@@ -291,6 +293,7 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     trial = _append(state, RUNNING)
     trial.params, trial.dists, trial.user = dict(paused.params), dict(paused.dists), paused.user
     trial.reports, trial.checkpoints = _reports_to_resume(paused), paused.checkpoints
+    trial.metrics = _metrics_to_resume(paused)
     trial.continues = paused.number
     attempts = ("failed_trial", "retry_history")
     trial.system = {key: text for key, text in paused.system.items() if key not in attempts}
@@ -412,6 +415,7 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
     late.params, late.dists, late.reports = dict(lost.params), dict(lost.dists), dict(lost.reports)
+    late.metrics = _metrics_until(lost, None)
     late.user, late.system = lost.user, {**lost.system, "late_of": str(lost.number)}
     lease = (lost.number, record.epoch)
     unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
@@ -456,7 +460,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.owner = None
     trial.stop, trial.stopping = None, False
     trial.start = None
-    trial.reports = _reports_to_resume(trial)
+    trial.reports, trial.metrics = _reports_to_resume(trial), _metrics_to_resume(trial)
     return Verdict(True, trial.number)
 
 
@@ -498,11 +502,26 @@ def _reports_to_resume(trial: Trial) -> dict[int, float]:
     return {step: value for step, value in trial.reports.items() if step <= last}
 
 
+def _metrics_to_resume(trial: Trial) -> dict[str, dict[int, float]]:
+    """Like `_reports_to_resume`."""
+    return _metrics_until(trial, trial.checkpoints[-1].step) if trial.checkpoints else {}
+
+
+def _metrics_until(trial: Trial, last: int | None) -> dict[str, dict[int, float]]:
+    """A copy of the metrics, up to this step."""
+    some = {
+        name: {step: value for step, value in values.items() if last is None or step <= last}
+        for name, values in trial.metrics.items()
+    }
+    return {name: values for name, values in some.items() if values}
+
+
 def _queue_retry(state: State, trial: Trial) -> None:
     """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
     retry = _append(state, WAITING)
     retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
     retry.reports, retry.checkpoints = _reports_to_resume(trial), trial.checkpoints
+    retry.metrics = _metrics_to_resume(trial)
     retry.attempt = trial.attempt + 1
     retry.retry_of = trial.number
     trial.retried_by = retry.number
@@ -654,6 +673,7 @@ def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str
     step = record.resumed_from
     if step is not None:
         trial.reports = {one: value for one, value in trial.reports.items() if one <= step}
+        trial.metrics = _metrics_until(trial, step)
     _merge(state, trial, record, outside)
 
 
@@ -667,10 +687,21 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: 
             trial.dists.update(outside)
     if record.reports:
         trial.reports.update(record.reports)
+    if record.metrics:
+        _merge_metrics(state, trial, record.metrics)
     if record.user:
         trial.user = {**trial.user, **record.user}
     if record.system:
         trial.system = {**trial.system, **record.system}
+
+
+def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, float]]) -> None:
+    """Merge metrics. A name that no trial may have is counted and left out; the rest of its record is kept."""
+    for name, values in metrics.items():
+        if name not in trial.metrics and not (possible_metric(name) and len(trial.metrics) < MOST_METRICS):
+            _count(state, "malformed")
+            continue
+        trial.metrics.setdefault(name, {}).update(values)
 
 
 def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:

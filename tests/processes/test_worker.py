@@ -160,6 +160,11 @@ def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:
         + """
         for epoch in range(3):
             trial.report(1.0 / (epoch + 1), epoch)
+            trial.log(epoch, auc=epoch / 4)
+        try:
+            trial.log(3, auc=0.75, name="alpha")
+        except RuntimeError as error:
+            print(error)
         trial.tell(trial.params["lr"])
         sys.exit(7)  # told is told
         """.replace("\n        ", "\n"),
@@ -168,6 +173,9 @@ def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:
     work(tmp_path, command, "--max-trials", "1")
 
     assert study.trials[0].intermediate_values == {0: 1.0, 1: 0.5, 2: 1 / 3}
+    assert study.state.trials[0].metrics == {"auc": {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75}}
+    said = (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
+    assert said.splitlines()[0] == "step 3: name is 'alpha', which is not a number. The others are kept: auc"
     assert study.trials[0].value == study.trials[0].params["lr"]
 
 
