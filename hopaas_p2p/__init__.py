@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hopaas_p2p.core.populations import Population
     from hopaas_p2p.core.records import Budget, Categorical, Float, Int, Price, Until
     from hopaas_p2p.core.rungs import Rungs
     from hopaas_p2p.storage import open_storage
@@ -23,6 +24,7 @@ _WHERE = {
     "Price": "hopaas_p2p.core.records",
     "Until": "hopaas_p2p.core.records",
     "Rungs": "hopaas_p2p.core.rungs",
+    "Population": "hopaas_p2p.core.populations",
 }
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "Categorical",
     "Float",
     "Int",
+    "Population",
     "Price",
     "Rungs",
     "Study",

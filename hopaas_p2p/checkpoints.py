@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
@@ -52,10 +53,32 @@ def save(
         artifacts.delete(key)
         raise
     with contextlib.suppress(StoreUnreachable):  # nobody misses them
-        for old in dropped:
-            if _is_of(handle.uuid, old):
-                artifacts.delete(old.key)
+        for old in _removable(handle, number, dropped):
+            artifacts.delete(old)
     return checkpoint
+
+
+def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]) -> list[str]:
+    """Which of the checkpoints that this trial no longer names no other trial needs.
+
+    In a population another member may yet copy one. It is looked at again with the next checkpoint of this process.
+    """
+    with handle.lock:
+        state, uuid = handle.state, handle.uuid
+        keys = [one.key for one in dropped if _is_of(uuid, one)]
+        if state.configurations is None or state.configurations.members is None:
+            return keys
+        trial = state.trials[number]
+        own = [one for one in trial.checkpoints if one.key.startswith(f"{uuid}/checkpoint/{number}-")]
+        if len(own) == 1 and copied_trial(trial) is not None and trial.continues is not None:
+            keys += [one.key for one in state.trials[trial.continues].checkpoints if _is_of(uuid, one)]  # its member's
+        handle.dropped_checkpoints.update(keys)
+        if not handle.dropped_checkpoints:
+            return []
+        needed, _ = _by_need(state)
+        gone = [key for key in handle.dropped_checkpoints if key not in needed]
+        handle.dropped_checkpoints.difference_update(gone)
+        return gone
 
 
 def _as_file(source: str | Path | bytes, directory: Path) -> Path:
@@ -96,14 +119,21 @@ def load(
 
 
 def unneeded(state: State) -> dict[str, int]:
-    """The checkpoints of a study with rungs that no trial will resume from, and their sizes.
+    """The checkpoints of a study with rungs or a population that no trial will resume from, and their sizes.
 
-    Those of running, waiting and complete trials are needed, and of paused ones that may yet be promoted within the
-    present budget. If the budget is raised later, a continuation that finds none starts from the beginning.
+    Those of running, waiting and complete trials are needed, and of paused ones that may yet be promoted, or copied,
+    within the present budget. If the budget is raised later, a continuation that finds none starts from the beginning.
     """
-    configurations = state.configurations
-    if configurations is None:
+    if state.configurations is None:
         return {}
+    needed, others = _by_need(state)
+    return {key: size for key, size in others.items() if key not in needed}
+
+
+def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
+    """Checkpoints that a trial may resume from, and those of trials that nobody resumes; one may be in both."""
+    configurations = state.configurations
+    assert configurations is not None
     needed: dict[str, int] = {}
     others: dict[str, int] = {}
     for trial in state.trials:
@@ -115,7 +145,7 @@ def unneeded(state: State) -> dict[str, int]:
             needed |= keys
         else:
             others |= keys
-    return {key: size for key, size in others.items() if key not in needed}
+    return needed, others
 
 
 def collect(handle: StudyHandle) -> int:

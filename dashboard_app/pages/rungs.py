@@ -9,14 +9,17 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
-from dashboard_app.views import rungs
+from dashboard_app.views import families, rungs
 from dashboard_app.views.spec import number
 from hopaas_p2p.fidelity import in_words
 from hopaas_p2p.report import configurations
+from hopaas_p2p.report import families as relations
 from hopaas_p2p.report.configurations import ConfigurationRow, PromotionEvent
+from hopaas_p2p.report.families import CopyEvent
 
 _EVENTS: Final = 40
 _ROWS: Final = 60
+_VALUES: Final = 6  # at the highest rungs
 
 
 def show(page: PageContext) -> None:
@@ -27,10 +30,10 @@ def show(page: PageContext) -> None:
 
 def _body(_here: PageContext, frame: Frame) -> None:
     sorted_ = frame.state.configurations
-    if sorted_ is None or sorted_.ladder is None or sorted_.policy is None:
+    if sorted_ is None or sorted_.standings is None or sorted_.policy is None:
         theme.nothing(
             "This study has no rungs. With open_study(…, fidelity=hopaas_p2p.Rungs(min=1, max=27)), trials pause at "
-            "rungs and the best go on."
+            "rungs and the best go on; with fidelity=hopaas_p2p.Population(size=16, every=5), the worst copy the best."
         )
         return
     found = frame.once(lambda one: rungs.overview(one.state), "rungs")
@@ -53,12 +56,20 @@ def _body(_here: PageContext, frame: Frame) -> None:
         key="chains",
         empty="Curves take reports: trial.report(value, step).",
     )
-    _promotions(frame)
+    if sorted_.members is not None:
+        draw(
+            frame.once(lambda one: families.tree(one.state), "family"),
+            key="family",
+            empty="No member has reported yet.",
+        )
+        _copies(frame)
+    else:
+        _promotions(frame)
     _configurations(frame)
 
 
 def _rungs(frame: Frame) -> None:
-    places = configurations.rung_counts(frame.state)
+    places = configurations.rung_counts(frame.state)[-rungs.MOST_RUNGS :]
     brackets = len({place.bracket for place in places})
     rows = [
         [theme.safe(rungs.name_of(place, brackets)), *(f"{count:,}" for count in counts)]
@@ -79,6 +90,28 @@ def _promotions(frame: Frame) -> None:
         theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
 
 
+def _copies(frame: Frame) -> None:
+    events = relations.copies(frame.state)
+    theme.heading("Copies")
+    headers = ["when", "member", "copied", "after epochs", "its site", "goes on at", "trial"]
+    rows = [_copy(frame, one) for one in reversed(events[-_EVENTS:])]
+    theme.table(headers, rows, label="Copies", numeric=(3,), empty="No member has copied another one yet.")
+    if len(events) > _EVENTS:
+        theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
+
+
+def _copy(frame: Frame, one: CopyEvent) -> list[str]:
+    return [
+        "" if one.at is None else theme.ago(one.at / 1e6),
+        theme.trial_link(frame.name, one.member),
+        theme.trial_link(frame.name, one.source),
+        f"{one.epochs:,}",
+        theme.safe(one.site_before or "?"),
+        theme.safe(one.site or "?"),
+        f"{theme.trial_link(frame.name, one.source_trial)} → {theme.trial_link(frame.name, one.trial)}",
+    ]
+
+
 def _event(frame: Frame, one: PromotionEvent) -> list[str]:
     return [
         "" if one.at is None else theme.ago(one.at / 1e6),
@@ -96,6 +129,12 @@ def _configurations(frame: Frame) -> None:
     order = sorted(found, key=lambda row: (-row.epochs, -row.first))
     headers = ["configuration", "is", "epochs", "pauses after", "worth at its rungs", "sites", "trials"]
     rows = [_row(frame, row) for row in order[:_ROWS]]
+    population = frame.state.configurations is not None and frame.state.configurations.members is not None
+    if population:
+        trees = frame.once(lambda one: relations.families(one.state), "families")
+        headers.append("descends from")
+        for cells, row in zip(rows, order, strict=False):
+            cells.append(" → ".join(theme.trial_link(frame.name, one) for one in trees[row.first]))
     theme.table(headers, rows, label="Configurations", numeric=(2, 3))
     if len(found) > _ROWS:
         theme.caption(f"and {len(found) - _ROWS:,} more that have not come as far")
@@ -107,7 +146,7 @@ def _row(frame: Frame, row: ConfigurationRow) -> list[str]:
         theme.pill(row.state),
         f"{row.epochs:,}",
         "" if row.pauses_at is None else f"{row.pauses_at:,}",
-        ", ".join(number(value) for value in row.reached),
+        ", ".join(number(value) for value in row.reached[-_VALUES:]),
         theme.safe(", ".join(row.sites)),
         ", ".join(theme.trial_link(frame.name, one) for one in row.trials[-4:]),
     ]

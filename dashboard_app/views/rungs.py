@@ -11,7 +11,7 @@ import numpy as np
 from dashboard_app.views import spec
 from dashboard_app.views.downsample import downsample_line, spread
 from dashboard_app.views.spec import ChartSpec
-from hopaas_p2p.core.rungs import RungCount
+from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report import configurations
 from hopaas_p2p.report.configurations import ConfigurationRow
@@ -19,6 +19,8 @@ from hopaas_p2p.report.configurations import ConfigurationRow
 _PAUSED: Final = 40  # curves that are drawn
 _WHOLE: Final = 20
 _RUNNING: Final = 20
+MOST_RUNGS: Final = 24
+"""That are shown, the highest ones: a population may have thousands."""
 _STEPS: Final = 120  # points of one curve
 _WENT_ON: Final = "#009E73"
 
@@ -54,7 +56,7 @@ def name_of(place: RungCount, brackets: int) -> str:
 
 def standing(state: State) -> ChartSpec | None:
     """A bar for each rung: how many went on from it, wait there, or run past it now."""
-    places = configurations.rung_counts(state)
+    places = configurations.rung_counts(state)[-MOST_RUNGS:]
     if not any(place.reached for place in places):
         return None
     brackets = len({place.bracket for place in places})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hopaas_p2p import budget, space
-from hopaas_p2p import fidelity as rungs
+from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
@@ -53,7 +53,7 @@ _FILE = click.Path(path_type=Path)
     help="What to do when a proposal was tried before. [default: avoid]",
 )
 @click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds. [default: 1]")
-@click.option("--fidelity", metavar="RUNGS", help=rungs.HELP + " [default: none]")
+@click.option("--fidelity", metavar="POLICY", help=pauses.HELP + " [default: none]")
 @click.option("--exist-ok", is_flag=True, help="Succeed when the study exists with the same definition.")
 def create(
     session: CliSession,
@@ -94,7 +94,7 @@ def create(
     policy["budget"] = budget.parsed_budget(given) if any(given) else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
     if fidelity is not None:
-        policy["fidelity"] = rungs.parse(fidelity)
+        policy["fidelity"] = pauses.parse(fidelity)
     kept = {
         kind: built(kind, checked(kind, {"name": given}) if given else described.sampler_config[kind])
         for kind, given in (("sampler", sampler), ("pruner", pruner))

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -115,7 +115,7 @@ def numbers(values: Sequence[float] | None) -> str:
     return ", ".join(number(value) for value in values) if values else "-"
 
 
-def parameters(params: dict[str, Any], *, digits: int = 6) -> str:
+def parameters(params: Mapping[str, Any], *, digits: int = 6) -> str:
     """Parameters in one cell, numbers with so many significant digits."""
     return " ".join(
         f"{printable(name)}={f'{value:.{digits}g}' if isinstance(value, float) else printable(str(value))}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hopaas_p2p import fidelity as rungs
+from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.create import create, set_, set_budget
@@ -19,6 +19,9 @@ from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 if TYPE_CHECKING:
     from hopaas_p2p.report.spending import Spending
     from hopaas_p2p.study import Study
+
+_RUNGS = 12
+"""Of a study that `show` lists: the highest ones. A population may have thousands."""
 
 
 @click.group()
@@ -57,6 +60,29 @@ def list_(session: CliSession) -> None:
     here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
     empty = f"No studies yet{here}. To create one: hopaas-p2p study create NAME"
     session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=empty)
+
+
+@study.command()
+@options(study="argument")
+@click.option("--trial", type=int, metavar="N", help="The trial that it leads to. [default: the best]")
+def schedule(session: CliSession, trial: int | None) -> None:
+    """Show the parameters by step that led to a trial, through all that a population copied.
+
+    With --json it can be replayed: hopaas_p2p.study.Schedule.from_json(text).at(step) has the parameters of a step.
+
+    \b
+    hopaas-p2p study schedule digits --json > schedule.json
+    """  # noqa: D301  # click needs the backspace
+    found = session.study().schedule(trial)
+
+    def show_text() -> None:
+        rows = [
+            [f"{'' if one.first is None else one.first}..{one.last}", f"#{one.trial}", output.parameters(one.params)]
+            for one in found.entries
+        ]
+        output.print_table(["STEPS", "TRIAL", "PARAMETERS"], rows)
+
+    session.show(found.as_data(), show_text)
 
 
 def _first_line(note: str) -> str:
@@ -128,7 +154,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     facts["policy"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
     facts["search"] = ", ".join(f"{name} {value}" for name, value in data["search"].items())
     if data["rungs"]:
-        facts["rungs"] = "\n".join([*(one["text"] for one in data["rungs"]), data["next"]])
+        facts["rungs"] = "\n".join([*(one["text"] for one in data["rungs"][-_RUNGS:]), data["next"]])
     if data["checkpoints"]["count"]:
         facts["checkpoints"] = f"{data['checkpoints']['count']}, {data['checkpoints']['bytes'] / 1e6:.1f} MB"
     if data["other_samplers"]:
@@ -153,7 +179,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What to do when a proposal was tried before."
 )
 @click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds.")
-@click.option("--fidelity", metavar="RUNGS", help=rungs.HELP)
+@click.option("--fidelity", metavar="POLICY", help=pauses.HELP)
 def search(
     session: CliSession,
     sampler: str | None,
@@ -172,7 +198,7 @@ def search(
         for kind, name in (("sampler", sampler), ("pruner", pruner))
         if name
     }
-    wanted = None if fidelity is None else rungs.parse(fidelity)
+    wanted = None if fidelity is None else pauses.parse(fidelity)
     searched.search_with(**given, repeats=repeats, replicates=replicates, fidelity=wanted)
     if fidelity is not None and wanted is None:
         searched.without_rungs()

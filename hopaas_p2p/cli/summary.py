@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import notes
 from hopaas_p2p.checkpoints import unneeded
+from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, signs_of_life
 from hopaas_p2p.report import configurations
@@ -220,6 +221,7 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
         "stop_requested": trial.stop,
         "stop_acknowledged": trial.stopping,
         "continues": trial.continues,
+        "copies": copied_trial(trial),
         "retry_of": trial.retry_of,
         "retried_by": trial.retried_by,
         "late_of": trial.late_of,

@@ -40,7 +40,7 @@ def trial() -> None:
 @click.option("--reverse", "-r", is_flag=True, help="Reverse the order.")
 @click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
 @click.option(
-    "--all", "every", is_flag=True, help="In a study with rungs, list every trial, not one per configuration."
+    "--all", "every", is_flag=True, help="With rungs or a population, list every trial, not one per configuration."
 )
 def list_(
     session: CliSession,
@@ -51,7 +51,7 @@ def list_(
     limit: int | None,
     every: bool,
 ) -> None:
-    """List the trials of a study. With rungs, one row per configuration: the newest of its trials."""
+    """List the trials of a study. With rungs or a population, one row per configuration: the newest of its trials."""
     from hopaas_p2p.cli import summary
 
     study = session.study()
@@ -145,6 +145,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         history.append(f"epoch {data['epoch']}: {data['owner']} at {data['host'] or '?'}")
     related = {
         "goes on from": data["continues"],
+        "copies": data["copies"],
         "retry of": data["retry_of"],
         "retried by": data["retried_by"],
         "late result of": data["late_of"],

@@ -17,10 +17,21 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.attributes import CONTINUES, FIDELITY, MOST_REPLICATES, OWNERS_ATTRIBUTES, REPLICATE
+from hopaas_p2p.core.attributes import (
+    CONTINUES,
+    COPIES,
+    FIDELITY,
+    MOST_REPLICATES,
+    OWNERS_ATTRIBUTES,
+    REPLICATE,
+    RESUMED,
+)
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.ledger import Ledger, possible_limits
+from hopaas_p2p.core.lineage import resumed_step
+from hopaas_p2p.core.perturbation import Draws, perturbed
 from hopaas_p2p.core.records import (
+    FROM_START,
     UNSTAMPED,
     Budget,
     Commit,
@@ -80,6 +91,8 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
 _ACCEPTED: Final = Verdict(True)
+_OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
+"""System attributes of a trial that a continuation does not have from the one before it."""
 
 
 def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
@@ -289,18 +302,44 @@ def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
 
 
 def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
-    """A trial that goes on where a paused one stopped: same parameters, reports and checkpoints up to there."""
+    """A trial that goes on where a paused one stopped: same parameters, reports and checkpoints up to there.
+
+    In a population it may go on where another one stopped, whose parameters are then perturbed.
+    """
     trial = _append(state, RUNNING)
     trial.params, trial.dists, trial.user = dict(paused.params), dict(paused.dists), paused.user
-    trial.reports, trial.checkpoints = _reports_to_resume(paused), paused.checkpoints
-    trial.metrics = _metrics_to_resume(paused)
     trial.continues = paused.number
-    attempts = ("failed_trial", "retry_history")
-    trial.system = {key: text for key, text in paused.system.items() if key not in attempts}
+    trial.system = {key: text for key, text in paused.system.items() if key not in _OF_AN_ATTEMPT}
     trial.system[CONTINUES] = str(paused.number)
+    source = paused
+    configurations = state.configurations
+    if configurations is not None and configurations.members is not None:
+        source = _source(state, trial, paused)
+    trial.reports, trial.checkpoints = _reports_to_resume(source, state), source.checkpoints
+    trial.metrics = _metrics_to_resume(source, state)
     trial.owner, trial.epoch, trial.start = commit.owner, 1, commit.at
     _open_lease(state, trial, commit)
     return Verdict(True, trial.number)
+
+
+def _source(state: State, trial: Trial, paused: Trial) -> Trial:
+    """From which trial this new one of a population goes on; it gets that one's parameters, perturbed."""
+    configurations = state.configurations
+    assert configurations is not None
+    assert configurations.members is not None
+    assert state.define is not None
+    sources = configurations.sources(paused.number)
+    if not sources:
+        return paused
+    draws = Draws(state.define.name, trial.number)
+    source = state.trials[draws.pick(sources, "", "source")]
+    policy = configurations.members.policy
+    distributions = {name: source.distribution(name, state) for name in source.params}
+    trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws)
+    trial.dists = dict(source.dists)
+    trial.system.pop("fixed_params", None)
+    trial.system[COPIES] = str(source.number)
+    return source
 
 
 def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
@@ -341,11 +380,20 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
             state.ledger.resumed(trial.number, [one for one in trial.reports if one <= step])
         state.ledger.heard(trial.number, commit.at, record.used, record.reports)
     _merge_words(state, trial, record, outside)
+    if record.resumed_from is not None:
+        _note_resumption(state, trial, record.resumed_from)
     trial.stopping = trial.stopping or (record.stopping and trial.stop is not None)
     state.changed.add(trial.number)
     if state.configurations is not None:
         state.configurations.touch(trial.number)
     return Verdict(True, trial.number)
+
+
+def _note_resumption(state: State, trial: Trial, step: int) -> None:
+    """Keep from which step this trial of a population resumed; of several attempts, the lowest."""
+    if state.configurations is not None and state.configurations.members is not None:
+        before = resumed_step(trial)
+        trial.system = {**trial.system, RESUMED: str(step if before is None else min(step, before))}
 
 
 def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
@@ -415,7 +463,7 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
     late.params, late.dists, late.reports = dict(lost.params), dict(lost.dists), dict(lost.reports)
-    late.metrics = _metrics_until(lost, None)
+    late.metrics = {name: dict(values) for name, values in lost.metrics.items()}
     late.user, late.system = lost.user, {**lost.system, "late_of": str(lost.number)}
     lease = (lost.number, record.epoch)
     unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
@@ -460,7 +508,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.owner = None
     trial.stop, trial.stopping = None, False
     trial.start = None
-    trial.reports, trial.metrics = _reports_to_resume(trial), _metrics_to_resume(trial)
+    trial.reports, trial.metrics = _reports_to_resume(trial, state), _metrics_to_resume(trial, state)
     return Verdict(True, trial.number)
 
 
@@ -494,24 +542,36 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
     return Verdict(True, trial.number)
 
 
-def _reports_to_resume(trial: Trial) -> dict[int, float]:
-    """What the next owner need not report again: the steps up to the newest checkpoint."""
+def _reports_to_resume(trial: Trial, state: State) -> dict[int, float]:
+    """What the next owner need not report again."""
+    steps = _steps_to_resume(trial, state)
+    return {step: value for step, value in trial.reports.items() if step in steps}
+
+
+def _metrics_to_resume(trial: Trial, state: State) -> dict[str, dict[int, float]]:
+    """Of the metrics, the same steps."""
+    return _metrics_in(trial, _steps_to_resume(trial, state))
+
+
+def _steps_to_resume(trial: Trial, state: State) -> range:
+    """The steps up to the newest checkpoint.
+
+    In a population only those of the last interval: a member has many continuations, and each would repeat them all.
+    """
     if not trial.checkpoints:
-        return {}
+        return range(0)
     last = trial.checkpoints[-1].step
-    return {step: value for step, value in trial.reports.items() if step <= last}
+    configurations = state.configurations
+    first = FROM_START
+    if configurations is not None and configurations.members is not None:
+        first = last - configurations.members.policy.every + 1
+    return range(first, last + 1)
 
 
-def _metrics_to_resume(trial: Trial) -> dict[str, dict[int, float]]:
-    """Like `_reports_to_resume`."""
-    return _metrics_until(trial, trial.checkpoints[-1].step) if trial.checkpoints else {}
-
-
-def _metrics_until(trial: Trial, last: int | None) -> dict[str, dict[int, float]]:
-    """A copy of the metrics, up to this step."""
+def _metrics_in(trial: Trial, steps: range) -> dict[str, dict[int, float]]:
+    """A copy of the metrics at these steps."""
     some = {
-        name: {step: value for step, value in values.items() if last is None or step <= last}
-        for name, values in trial.metrics.items()
+        name: {step: value for step, value in values.items() if step in steps} for name, values in trial.metrics.items()
     }
     return {name: values for name, values in some.items() if values}
 
@@ -520,8 +580,8 @@ def _queue_retry(state: State, trial: Trial) -> None:
     """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
     retry = _append(state, WAITING)
     retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
-    retry.reports, retry.checkpoints = _reports_to_resume(trial), trial.checkpoints
-    retry.metrics = _metrics_to_resume(trial)
+    retry.reports, retry.checkpoints = _reports_to_resume(trial, state), trial.checkpoints
+    retry.metrics = _metrics_to_resume(trial, state)
     retry.attempt = trial.attempt + 1
     retry.retry_of = trial.number
     trial.retried_by = retry.number
@@ -531,7 +591,7 @@ def _queue_retry(state: State, trial: Trial) -> None:
         earlier = state.trials[earlier.retry_of]
         history.insert(0, earlier.number)
     retry.system = {
-        **trial.system,
+        **{key: text for key, text in trial.system.items() if key != RESUMED},
         "failed_trial": str(history[0]),
         "retry_history": msgspec.json.encode(history).decode(),
     }
@@ -673,7 +733,7 @@ def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str
     step = record.resumed_from
     if step is not None:
         trial.reports = {one: value for one, value in trial.reports.items() if one <= step}
-        trial.metrics = _metrics_until(trial, step)
+        trial.metrics = _metrics_in(trial, range(FROM_START, step + 1))
     _merge(state, trial, record, outside)
 
 

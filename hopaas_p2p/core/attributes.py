@@ -9,7 +9,7 @@ PRUNER: Final = "hopaas:pruner"
 REPEATS: Final = "hopaas:repeats"
 REPLICATES: Final = "hopaas:replicates"
 FIDELITY: Final = "hopaas:fidelity"
-"""System attribute of a study: its rungs, see `core.rungs.Rungs`; null for none."""
+"""System attribute of a study: its rungs or its population, see `core.fidelity`; null for none."""
 OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY})
 """System attributes of a study that say how it is searched: only its owners set them."""
 REPLICATE: Final = "hopaas:replicate"
@@ -22,3 +22,8 @@ REPEATS_POLICIES: Final = ("avoid", "allow", "reuse")
 MOST_REPLICATES: Final = 1000
 CONTINUES: Final = "hopaas:continues"
 """System attribute of a trial: the number of the paused one that it goes on from."""
+COPIES: Final = "hopaas:copies"
+"""System attribute of a trial in a population: the number of the paused one of another member whose checkpoint it has,
+and whose parameters it has with some changes."""
+RESUMED: Final = "hopaas:resumed"
+"""System attribute of a trial in a population: the lowest step that it resumed from, or `records.FROM_START`."""

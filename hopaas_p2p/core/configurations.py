@@ -4,6 +4,9 @@ A configuration is a chain of trials: the first with its parameters, its retries
 what paused at a rung. The chain counts once, in budgets as on rungs, and keeps its bracket for life. What it was worth
 at a rung is what the first of its trials reported that got there; a later attempt does not change that.
 
+In a population the chain is a member, whose parameters change. What it was worth at a rung is what the newest of its
+trials reported there that went on to it. A continuation that fails does not end it: it goes on from a better one.
+
 Everything here follows from the trials as they are now. So a state that was read from a snapshot decides as one that
 has replayed the log, and a study whose rungs are changed sorts its trials anew. `apply` says which trials it touched,
 and only their configurations are looked at again.
@@ -17,11 +20,16 @@ from typing import Final, Protocol
 
 import msgspec
 
+from hopaas_p2p.core.fidelity import Fidelity, Standings, standings_of
+from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.rungs import Ladder, Rungs, RungStanding
+from hopaas_p2p.core.rungs import Ladder
+from hopaas_p2p.core.standings import RungStanding
 
 _LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
 _TAKES: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+_MOST_FAILURES: Final = 3
+"""Of a member of a population since its last pause: then it is out."""
 
 
 class ChainedTrial(Protocol):
@@ -39,6 +47,8 @@ class ChainedTrial(Protocol):
     def continues(self) -> int | None: ...
     @property
     def retry_of(self) -> int | None: ...
+    @property
+    def retried_by(self) -> int | None: ...
     @property
     def late_of(self) -> int | None: ...
 
@@ -61,6 +71,10 @@ class _Chain(msgspec.Struct, gc=False):
     """The trial that paused, and has not been continued; -1: none."""
     paused_rungs: int = 0
     """How many rungs that one has reached."""
+    pauses: tuple[tuple[int, int], ...] = ()
+    """In a population, all of its pauses: (how many rungs it had reached, the trial)."""
+    failures: int = 0
+    """In a population, trials that failed for good since the last pause."""
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
@@ -80,14 +94,16 @@ class Configurations:
     """The configurations of one study; each is known by the number of its first trial.
 
     Args:
-        policy: the rungs; None: there are none, and chains are counted as configurations all the same.
+        policy: the rungs or the population; None: there are none, and chains are counted all the same.
         maximize: whether large values are good.
 
     """
 
-    def __init__(self, policy: Rungs | None, *, maximize: bool) -> None:
+    def __init__(self, policy: Fidelity | None, *, maximize: bool) -> None:
         self.policy = policy
-        self.ladder = None if policy is None else Ladder(policy, maximize=maximize)
+        self.standings: Standings | None = None if policy is None else standings_of(policy, maximize=maximize)
+        self.members = self.standings if isinstance(self.standings, Members) else None
+        """The standings of a population."""
         self.used = 0
         """Configurations of which a trial is COMPLETE, PRUNED or RUNNING."""
         self.resumable: set[int] = set()
@@ -129,13 +145,17 @@ class Configurations:
             chain.live = tuple([one for one in chain.live if one != number])
             self.resumable.discard(number)
         chain.complete = chain.complete or trial.state is TrialState.COMPLETE
+        failed = trial.state is TrialState.FAIL
+        if failed and trial.retried_by is None and number > chain.last:
+            chain.failures += 1
         if number >= chain.last:
-            chain.last, chain.failed = number, trial.state is TrialState.FAIL
+            chain.last, chain.failed = number, failed
         chain.takes = chain.takes or trial.state in _TAKES
-        reached = self._reached(root, trial)
-        chain.values = _earliest(chain.values, number, reached)
+        reached, chain.values = self._merged(root, chain, chain.values, trial)
         if trial.paused and number > chain.continued:
-            chain.paused, chain.paused_rungs = number, len(reached)
+            chain.paused, chain.paused_rungs = number, reached
+            if self.members is not None:
+                chain.pauses = (*[one for one in chain.pauses if one[1] != number], (reached, number))
         return root
 
     def _admit(self, trial: ChainedTrial) -> None:
@@ -144,22 +164,33 @@ class Configurations:
         chain = self._chains.get(root)
         if chain is None:
             self._chains[number] = _Chain()
-            if self.ladder is not None:
-                self.ladder.admit(number)
+            if self.standings is not None:
+                self.standings.admit(number)
             return
         self._root[number] = root
         if trial.continues is not None:
             chain.continued = max(chain.continued, trial.continues)
             if chain.paused == trial.continues:
                 chain.promoted, chain.paused = max(chain.promoted, chain.paused_rungs), -1
+                chain.failures = 0
 
-    def _reached(self, root: int, trial: ChainedTrial) -> list[float]:
-        """What this trial reported at each rung of its configuration that it has reached."""
-        reports, ladder = trial.reports, self.ladder
-        if ladder is None or not reports:
+    def _merged(
+        self, root: int, chain: _Chain, values: tuple[tuple[int, float], ...], trial: ChainedTrial
+    ) -> tuple[int, tuple[tuple[int, float], ...]]:
+        """How many rungs this trial has reached, and the values of its configuration with what it reported at them."""
+        if self.members is None:
+            reached = self._reached(root, trial)
+            return len(reached), _earliest(values, trial.number, reached)
+        reached = self._reached(root, trial, since=chain.promoted)
+        return chain.promoted + len(reached), _newest(values, trial.number, reached, since=chain.promoted)
+
+    def _reached(self, root: int, trial: ChainedTrial, *, since: int = 0) -> list[float]:
+        """What this trial reported at each rung of its configuration that it has reached, from the one `since`."""
+        reports, standings = trial.reports, self.standings
+        if standings is None or not reports:
             return []
-        values, last, offset = [], max(reports), ladder.policy.first_step - 1
-        for level in ladder.levels(root):
+        values, last, offset = [], max(reports), standings.policy.first_step - 1
+        for level in standings.levels(root)[since:]:
             step = level + offset
             if step > last:
                 break
@@ -175,17 +206,21 @@ class Configurations:
         chain.counted = takes
         values = chain.values
         for trial in live:
-            values = _earliest(values, trial.number, self._reached(root, trial))
+            _, values = self._merged(root, chain, values, trial)
             if takes and trial.state is TrialState.WAITING:
                 self.resumable.add(trial.number)
             else:
                 self.resumable.discard(trial.number)
-        if self.ladder is not None:
-            over = not live and not chain.complete
-            failed = over and chain.failed
-            reached = tuple([math.nan if failed else value for _, value in values])
-            waits = over and chain.paused >= 0
-            self.ladder.place(root, RungStanding(reached, chain.promoted, waits))
+        if self.standings is not None:
+            idle = not live and not chain.complete
+            reached = tuple([value for _, value in values])
+            if self.members is not None:
+                self.members.place(root, _as_member(chain, reached, idle=idle, live=bool(live)))
+                return
+            if idle and chain.failed:
+                reached = (math.nan,) * len(reached)
+            waits = idle and chain.paused >= 0
+            self.standings.place(root, RungStanding(reached, chain.promoted, waits, over=not live and not waits))
 
     # --- what follows from it ---
 
@@ -199,28 +234,53 @@ class Configurations:
 
     def pauses_at(self, number: int) -> int | None:
         """After how many epochs, from the beginning of its configuration, this trial pauses; None: it does not."""
-        return None if self.ladder is None else self.ladder.pauses_at(self.root(number))
+        return None if self.standings is None else self.standings.pauses_at(self.root(number))
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial with these reports has come to the rung at which it pauses."""
         epochs = self.pauses_at(number)
-        return epochs is not None and bool(reports) and self.ladder.policy.epochs(max(reports)) >= epochs  # type: ignore[union-attr]
+        return epochs is not None and bool(reports) and self.standings.policy.epochs(max(reports)) >= epochs  # type: ignore[union-attr]
 
     def promoted(self, *, closing: bool) -> int | None:
         """The paused trial to continue next; None if no rung promotes one. `closing`: see `Ladder.best`."""
-        best = None if self.ladder is None else self.ladder.best(closing=closing)
-        return None if best is None else self._chains[best].paused
+        best = None if self.standings is None else self.standings.best(closing=closing)
+        if best is None:
+            return None
+        chain = self._chains[best]
+        return chain.paused if chain.paused >= 0 else chain.last
+
+    def sources(self, number: int) -> list[int]:
+        """In a population, the paused trials of which one is copied where this one would go on; none: it is not."""
+        if self.members is None:
+            return []
+        root = self.root(number)
+        chain, rung = self._chains[root], len(self.members.standing(root).reached)
+        found = [self._pause(better, rung) for better in self.members.better(root)]
+        copied = [one for one in found if one is not None]
+        if not copied and chain.paused < 0:  # it failed: not with the same parameters again
+            own = self._pause(root, rung)
+            return [] if own is None else [own]
+        return copied
+
+    def _pause(self, root: int, rung: int) -> int | None:
+        """The trial of this member that paused when it had reached so many rungs."""
+        return next((number for reached, number in reversed(self._chains[root].pauses) if reached == rung), None)
 
     def may_be_continued(self, number: int, *, most: int | None) -> bool:
-        """Whether this trial has paused and may yet be promoted, if `most` configurations come at most."""
+        """Whether a trial may yet go on from where this one paused, if `most` configurations come at most."""
         root = self.root(number)
-        if self.ladder is None or self._chains[root].paused != number:
+        chain = self._chains[root]
+        if self.members is not None:
+            rung = next((reached for reached, one in chain.pauses if one == number), None)
+            few = self.used < self.members.policy.size and (most is None or self.used < most)
+            return rung is not None and (few or chain.paused == number or self.members.may_copy_from(rung))
+        if not isinstance(self.standings, Ladder) or chain.paused != number:
             return False
-        return self.ladder.may_be_promoted(root, most=most)
+        return self.standings.may_be_promoted(root, most=most)
 
     def may_go_on(self, running: Mapping[int, None]) -> bool:
         """Whether a trial may start once one that runs has come to its rung, or an interrupted one had its rest."""
-        waits = self.ladder is not None and self.ladder.waiting() > 0
+        waits = self.standings is not None and self.standings.waiting() > 0
         return bool(self.resumable) or (waits and bool(running))
 
 
@@ -237,3 +297,29 @@ def _earliest(
         elif before[0] < number:
             merged[at] = before
     return tuple(merged)
+
+
+def _newest(
+    values: tuple[tuple[int, float], ...], number: int, reached: Sequence[float], *, since: int
+) -> tuple[tuple[int, float], ...]:
+    """`values` with what another trial reported at the rungs from the one `since`; of two trials the last counts."""
+    if not reached:
+        return values
+    merged = list(values)
+    for at, value in enumerate(reached, since):
+        if at >= len(merged):
+            merged.append((number, value))
+        elif merged[at][0] <= number:
+            merged[at] = number, value
+    return tuple(merged)
+
+
+def _as_member(chain: _Chain, reached: tuple[float, ...], *, idle: bool, live: bool) -> RungStanding:
+    """Where a member stands. One that failed waits at the rung of its last pause, behind all others."""
+    if idle and chain.paused < 0 and chain.failed:
+        last = reached[: chain.promoted]
+        if last and chain.failures <= _MOST_FAILURES:
+            return RungStanding((*last[:-1], math.nan), chain.promoted, waits=True)
+        return RungStanding(last, chain.promoted, over=True)
+    waits = idle and chain.paused >= 0
+    return RungStanding(reached, chain.promoted, waits, over=not waits and not live)

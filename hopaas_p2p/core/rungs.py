@@ -13,15 +13,15 @@ This file knows numbers only: no trials, no log. `chains` derives from a study's
 
 from __future__ import annotations
 
-import bisect
 import functools
 import math
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-_CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at most, times 2
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding
+
 _MOST_RUNGS: Final = 64
 LARGEST: Final = 1 << 53
 AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
@@ -77,51 +77,6 @@ def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
     return tuple(levels)
 
 
-def decode_fidelity(text: str) -> Rungs | None:
-    """The rungs that a study's attribute says. None: it says none, or nothing that can be read."""
-    try:
-        return msgspec.json.decode(text, type=Rungs | None)
-    except msgspec.MsgspecError:
-        return None
-
-
-def encode_fidelity(rungs: Rungs | None) -> str:
-    """The attribute of a study with these rungs."""
-    return msgspec.json.encode(rungs).decode()
-
-
-def possible_fidelity(said: object) -> bool:
-    """Whether a study's attribute may be this: null, or rungs that can be."""
-    try:
-        rungs = msgspec.convert(said, Rungs | None)
-    except msgspec.ValidationError:
-        return False
-    return rungs is None or rungs.impossible() is None
-
-
-class RungStanding(NamedTuple):
-    """Where a configuration stands in its bracket. Rungs are counted from the first of the bracket, from 0."""
-
-    reached: tuple[float, ...] = ()
-    """What it was worth at each rung that it has reached, lowest first."""
-    promoted: int = 0
-    """From how many rungs it has been promoted; it pauses at the next."""
-    waits: bool = False
-    """Whether it waits at the highest rung that it has reached, to be promoted."""
-
-
-class RungCount(NamedTuple):
-    """A rung of a bracket, for people."""
-
-    bracket: int
-    epochs: int
-    reached: int
-    waiting: int
-    promoted: int
-    quota: int
-    """How many of those that reached it are to be promoted, by now."""
-
-
 class Ladder:
     """The rungs of a study, and where its configurations stand. A configuration is known by a number.
 
@@ -141,7 +96,7 @@ class Ladder:
         self._bracket: dict[int, int] = {}
         self._standing: dict[int, RungStanding] = {}
         self._rungs = [[_Rung() for _ in levels] for levels in self._levels]
-        self._owed = _Ranking()
+        self._owed = Ranking()
         """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
         self._best: dict[bool, int | None] = {}
 
@@ -317,58 +272,5 @@ class _Rung:
     __slots__ = ("reached", "waiting")
 
     def __init__(self) -> None:
-        self.reached = _Ranking()
-        self.waiting = _Ranking()
-
-
-class _Ranking:
-    """Pairs in order: adding one and asking for a rank cost hardly more with a million of them."""
-
-    __slots__ = ("_chunks", "_count")
-
-    def __init__(self) -> None:
-        self._chunks: list[list[tuple[float, int]]] = []
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def first(self) -> tuple[float, int] | None:
-        """The smallest."""
-        return self._chunks[0][0] if self._chunks else None
-
-    def rank(self, entry: tuple[float, int]) -> int:
-        """How many are smaller."""
-        at = self._chunk_of(entry)
-        if at == len(self._chunks):
-            return self._count
-        return sum(map(len, self._chunks[:at])) + bisect.bisect_left(self._chunks[at], entry)
-
-    def add(self, entry: tuple[float, int]) -> None:
-        """Put it in."""
-        self._count += 1
-        if not self._chunks:
-            self._chunks.append([entry])
-            return
-        at = min(self._chunk_of(entry), len(self._chunks) - 1)
-        chunk = self._chunks[at]
-        bisect.insort(chunk, entry)
-        if len(chunk) > 2 * _CHUNK:
-            self._chunks[at : at + 1] = [chunk[:_CHUNK], chunk[_CHUNK:]]
-
-    def remove(self, entry: tuple[float, int]) -> None:
-        """Take it out; it is there."""
-        at = self._chunk_of(entry)
-        chunk = self._chunks[at]
-        del chunk[bisect.bisect_left(chunk, entry)]
-        self._count -= 1
-        if not chunk:
-            del self._chunks[at]
-
-    def _chunk_of(self, entry: tuple[float, int]) -> int:
-        """The chunk in which it is or belongs; their number if it is larger than all."""
-        return bisect.bisect_left(self._chunks, entry, key=_last)
-
-
-def _last(chunk: list[tuple[float, int]]) -> tuple[float, int]:
-    return chunk[-1]
+        self.reached = Ranking()
+        self.waiting = Ranking()

@@ -9,6 +9,7 @@ import msgspec
 
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.configurations import Configurations
+from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.records import (
     Checkpoint,
@@ -26,7 +27,6 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
-from hopaas_p2p.core.rungs import decode_fidelity
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -384,7 +384,7 @@ class State:
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
 
         self.configurations: Configurations | None = None
-        """Of a study that has, or had, rungs. Derived from its trials: not in digests or snapshots."""
+        """Of a study that has, or had, rungs or a population. Derived from its trials: not in digests or snapshots."""
 
         self.quiet: dict[tuple[str, int], tuple[int, bytes]] = {}
         """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
@@ -401,9 +401,18 @@ class State:
         counts = self.counts
         return counts[COMPLETE] + counts[PRUNED] + counts[RUNNING]
 
+    def places(self) -> int | None:
+        """How many places the budget has; a population has no more than its size. None: no end."""
+        configurations = self.configurations
+        if configurations is None or configurations.members is None:
+            return self.budget
+        size = configurations.members.policy.size
+        return size if self.budget is None else min(size, self.budget)
+
     def has_room(self, trial: int | None = None) -> bool:
         """Whether the budget has a place for one more trial; or for this one, whose configuration may have a place."""
-        if self.budget is None or self.used() < self.budget:
+        most = self.places()
+        if most is None or self.used() < most:
             return True
         return trial is not None and self.configurations is not None and self.configurations.is_counted(trial)
 
@@ -412,16 +421,19 @@ class State:
         configurations = self.configurations
         if configurations is None:
             return None
-        closing = not (self.running or configurations.resumable or self.has_room())
+        room = self.has_room()
+        if room and configurations.members is not None:
+            return None  # members are compared once all of them are there
+        closing = not (self.running or configurations.resumable or room)
         return configurations.promoted(closing=closing)
 
     def follow_fidelity(self) -> None:
-        """Sort the trials by the rungs that the study's attributes say now."""
+        """Sort the trials by the rungs or the population that the study's attributes say now."""
         text = self.system.get(FIDELITY)
         if text is None or self.define is None:
             return
-        rungs = decode_fidelity(text) if len(self.define.directions) == 1 else None
-        self.configurations = Configurations(rungs, maximize=self.define.directions[0] == "maximize")
+        policy = decode_fidelity(text) if len(self.define.directions) == 1 else None
+        self.configurations = Configurations(policy, maximize=self.define.directions[0] == "maximize")
         self.configurations.refresh(self.trials)
 
     def closed_because(self) -> str | None:
@@ -433,7 +445,7 @@ class State:
             return "failing"
         if self.limit_reached() is not None:
             return "budget"
-        if self.budget is None or self.has_room():
+        if self.has_room():
             return None
         configurations = self.configurations
         if configurations is not None and (configurations.resumable or self.promoted() is not None):

@@ -27,9 +27,9 @@ from hopaas_p2p.core.attributes import (
     REUSED,
     SAMPLER,
 )
+from hopaas_p2p.core.fidelity import possible_fidelity
 from hopaas_p2p.core.ledger import possible_limits
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, StudyDefine
-from hopaas_p2p.core.rungs import possible_fidelity
 
 MAX_WAITING: Final = 100_000
 """Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hopaas_p2p.core.configurations import Configurations
+from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.rungs import RungCount
+from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 
 
@@ -71,7 +73,7 @@ def rows(state: State) -> list[ConfigurationRow]:
 def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
     newest = newest_of(chain)
     configurations = state.configurations
-    ladder = None if configurations is None else configurations.ladder
+    ladder = None if configurations is None else configurations.standings
     standing = None if ladder is None or first not in ladder else ladder.standing(first)
     word = newest.state.name.lower()
     if newest.paused:
@@ -118,7 +120,7 @@ def promotions(state: State) -> list[PromotionEvent]:
 
 def rung_counts(state: State) -> list[RungCount]:
     """Each rung of each bracket, and how many configurations are there; empty without rungs."""
-    ladder = None if state.configurations is None else state.configurations.ladder
+    ladder = None if state.configurations is None else state.configurations.standings
     return [] if ladder is None else ladder.places()
 
 
@@ -134,20 +136,32 @@ def in_words(place: RungCount, *, brackets: int) -> str:
 def next_in_words(state: State) -> str:
     """What the next peer that asks will do, and if nothing is promoted, why."""
     configurations = state.configurations
-    if configurations is None or configurations.ladder is None:
+    if configurations is None or configurations.standings is None:
         return ""
     if configurations.resumable:
         return f"trial {min(configurations.resumable)}, which was interrupted after its promotion, goes on next"
     paused = state.promoted()
     if paused is not None:
         return f"trial {paused} goes on next"
+    if configurations.members is not None:
+        return _next_member(state, configurations.members)
     return f"nothing is promoted now: {_why_not(state, configurations)}"
 
 
+def _next_member(state: State, members: Members) -> str:
+    running = state.counts[TrialState.RUNNING]
+    if state.has_room():
+        waits = f"; {members.waiting()} wait until all have begun" if members.waiting() else ""
+        return f"a new member begins next, {state.used() + 1} of {state.places()}{waits}"
+    return f"no member waits; {running} run{'s' * (running == 1)}"
+
+
 def _why_not(state: State, configurations: Configurations) -> str:
-    assert configurations.ladder is not None
-    eta = configurations.ladder.policy.eta
-    places = [place for place in configurations.ladder.places() if place.waiting]
+    policy = configurations.policy
+    assert configurations.standings is not None
+    assert isinstance(policy, Rungs)
+    eta = policy.eta
+    places = [place for place in configurations.standings.places() if place.waiting]
     if not places:
         return "nobody waits at a rung" if state.trials else "no trial has run yet"
     lacking = [place for place in places if place.reached < eta]

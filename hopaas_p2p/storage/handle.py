@@ -93,6 +93,8 @@ class StudyHandle:
         """Ends of trials that are queued, and will be awaited with the next exchange."""
         self.asked: dict[int, AskedTrial] = {}
         """Trials whose objects are watched."""
+        self.dropped_checkpoints: set[str] = set()
+        """Files that trials of this process no longer name, and that a member of a population may yet copy."""
 
     @property
     def state(self) -> State:

@@ -2,6 +2,7 @@
 
 from hopaas_p2p.interrupts import describe
 from hopaas_p2p.study.definition import Space
+from hopaas_p2p.study.schedule import Schedule, ScheduleEntry
 from hopaas_p2p.study.study import Study, open_study
 
-__all__ = ["Space", "Study", "describe", "open_study"]
+__all__ = ["Schedule", "ScheduleEntry", "Space", "Study", "describe", "open_study"]

@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution
 from hopaas_p2p.budget import budget_of, check_limits, limits_of, words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
-from hopaas_p2p.core.rungs import Rungs, decode_fidelity
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.fidelity import in_words
@@ -182,8 +182,8 @@ def _other_budget(state: State, wanted: Policy) -> list[str]:
     return [f"budget: stored {there}, given {asked}"]
 
 
-def compare_fidelity(storage: Storage, study_id: int, name: str, given: Rungs | None) -> None:
-    """Raise if rungs were given and the study has others: the log decides by its own."""
+def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity | None) -> None:
+    """Raise if rungs or a population were given and the study has others: the log decides by its own."""
     text = storage.state(study_id).system.get(FIDELITY)
     stored = None if text is None else decode_fidelity(text)
     if given is not None and given != stored:

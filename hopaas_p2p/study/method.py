@@ -1,4 +1,4 @@
-"""How a study is searched: sampler, pruner, repeats, replicates, rungs. The log says it for all peers.
+"""How a study is searched: sampler, pruner, repeats, replicates, rungs or a population. The log says it for all peers.
 
 It is said at creation and changed by an owner. A process may use others: what it said when it opened the study holds
 for it alone, is told once, and stands in its introduction, where the monitor finds it.
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import optuna
 
 from hopaas_p2p import fidelity as words
@@ -26,7 +27,8 @@ from hopaas_p2p.core.attributes import (
     REPLICATES,
     SAMPLER,
 )
-from hopaas_p2p.core.rungs import Rungs, decode_fidelity, encode_fidelity
+from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity, encode_fidelity
+from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.errors import InvalidInput
@@ -45,7 +47,7 @@ class SearchMethod(NamedTuple):
     pruner: registry.Method | None = None
     repeats: str | None = None
     replicates: int | None = None
-    fidelity: Rungs | None = None
+    fidelity: Fidelity | None = None
 
     @classmethod
     def given(
@@ -54,7 +56,7 @@ class SearchMethod(NamedTuple):
         pruner: optuna.pruners.BasePruner | None,
         repeats: str | None,
         replicates: int | None,
-        fidelity: Rungs | None = None,
+        fidelity: Fidelity | None = None,
     ) -> SearchMethod:
         """What a caller says.
 
@@ -89,7 +91,7 @@ class SearchMethod(NamedTuple):
         return texts if self.fidelity is None else texts | {FIDELITY: encode_fidelity(self.fidelity)}
 
     def differing(self, stored: SearchMethod) -> dict[str, str]:
-        """What is said here and is not what the study says, in words. Rungs are the log's alone."""
+        """What is said here and is not what the study says, in words. Where trials pause is the log's alone."""
         found = {}
         for name, mine, theirs in zip(self._fields, self, stored, strict=True):
             if name != "fidelity" and mine is not None and theirs is not None and mine != theirs:
@@ -105,6 +107,9 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
     A peer that uses another sampler than the study says so in its introduction. What the study's sampler was before an
     owner changed it is not known.
     """
+    copied = copied_trial(trial)
+    if copied is not None:
+        return f"perturbed from trial {copied}"
     earlier = trial.retry_of if trial.continues is None else trial.continues
     if earlier is not None and 0 <= earlier < trial.number:
         return chosen_by(state.trials[earlier], state)
@@ -126,9 +131,9 @@ def other_samplers(state: State) -> dict[str, int]:
     return {name: count for name, count in counts.items() if name in said and name != study}
 
 
-def in_words(value: registry.Method | Rungs | str | int | None) -> str:
+def in_words(value: registry.Method | Fidelity | str | int | None) -> str:
     """One of the parts for people."""
-    if isinstance(value, Rungs):
+    if isinstance(value, msgspec.Struct):
         return words.in_words(value)
     return registry.in_words(value) if value is None or isinstance(value, dict) else str(value)
 

@@ -28,6 +28,7 @@ from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED
+from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.records import (
     Budget,
     Distribution,
@@ -38,7 +39,6 @@ from hopaas_p2p.core.records import (
     TrialReclaim,
     TrialStop,
 )
-from hopaas_p2p.core.rungs import Rungs, encode_fidelity
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
     DefinitionMismatch,
@@ -77,6 +77,7 @@ from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.proposer import Proposed, Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
+from hopaas_p2p.study.schedule import Schedule, furthest, schedule_of
 from hopaas_p2p.translate import fits, to_optuna, to_record
 from hopaas_p2p.trial import Trial, as_values
 
@@ -111,7 +112,7 @@ def open_study(
     interrupted: str | None = None,
     repeats: str | None = None,
     replicates: int | None = None,
-    fidelity: Rungs | None = None,
+    fidelity: Fidelity | None = None,
     create: bool = True,
     trackers: Sequence[str | Tracker] = (),
     **storage_options: Any,
@@ -142,7 +143,8 @@ def open_study(
             the known values are told at once, as a trial of its own.
         replicates: how many trials each configuration gets; `trial.seed` tells them apart. See `Study.replicates`.
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
-            continues the best of them. It replaces the pruner, and the budget counts configurations.
+            continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
+            the worst copy the best. Either replaces the pruner, and the budget counts configurations.
         create: False joins only.
         trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers
             may say the same; one of them exports for all, in a thread of its own. Call `close` in the end.
@@ -168,11 +170,11 @@ def open_study(
     )
     said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
     if fidelity is not None and len(given.directions or ("",)) > 1:
-        raise InvalidInput("rungs compare by one value: a study with fidelity has one direction")
+        raise InvalidInput("trials are compared by one value: a study with fidelity has one direction")
     wanted = given.definition(name, provenance_of(sampler, pruner))
     study_id = _join_or_create(storage, wanted, said, create=create)
     compare(storage, study_id, wanted, given.given_fields())
-    compare_fidelity(storage, study_id, name, fidelity)
+    compare_fidelity(storage, study_id, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
     if trackers:
@@ -773,7 +775,7 @@ class Study:
         pruner: optuna.pruners.BasePruner | None = None,
         repeats: str | None = None,
         replicates: int | None = None,
-        fidelity: Rungs | None = None,
+        fidelity: Fidelity | None = None,
     ) -> None:
         """Change how all peers search that do not say otherwise themselves: from their next trial on. Owners only.
 
@@ -783,7 +785,7 @@ class Study:
         """
         said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
         if fidelity is not None and len(self.optuna.directions) > 1:
-            raise InvalidInput("rungs compare by one value: a study with fidelity has one direction")
+            raise InvalidInput("trials are compared by one value: a study with fidelity has one direction")
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
                 raise InvalidInput(
@@ -793,7 +795,7 @@ class Study:
             self._control(records.StudySet(system=said.attributes()))
 
     def collect_checkpoints(self) -> int:
-        """Remove the checkpoints of a study with rungs that no trial will resume from; returns how many.
+        """Remove the checkpoints of a study with fidelity that no trial will resume from; returns how many.
 
         `optimize` does it when it ends. Blocks for a request per file.
         """
@@ -801,7 +803,7 @@ class Study:
         return checkpoints.collect(self._handle)
 
     def without_rungs(self) -> None:
-        """Let trials pause no more; what waits at a rung stays as it is. Owners only."""
+        """Let trials pause no more, at rungs or in a population; what waits stays as it is. Owners only."""
         self._control(records.StudySet(system={FIDELITY: encode_fidelity(None)}))
 
     def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
@@ -918,6 +920,31 @@ class Study:
     def replicates(self) -> list[ReplicateGroup]:
         """The configurations that were tried, the best mean first, with mean and standard error over their trials."""
         return replicate_groups(self.trials, maximize=self.optuna.directions[0] == StudyDirection.MAXIMIZE)
+
+    def schedule(self, trial: int | None = None) -> Schedule:
+        """The parameters by step that led to a trial: in a population, through the trials that it copied.
+
+        Args:
+            trial: its number. None: the best one; before any is complete, the best of those that have come furthest.
+
+        Raises:
+            InvalidInput: there is no such trial, or none that has reported anything.
+
+        """
+        state = self.state
+        number = trial
+        if number is None:
+            try:
+                number = self.best_trial.number
+            except ValueError:
+                number = furthest(state)
+        if number is None or not 0 <= number < len(state.trials):
+            raise InvalidInput(f"there is no trial {trial}" if trial is not None else "no trial has reported anything")
+        return schedule_of(state, number, self._params_of)
+
+    def _params_of(self, number: int) -> dict[str, Any]:
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        return self.storage.get_trial(trial_id).params
 
     @property
     def direction(self) -> StudyDirection:

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from hopaas_p2p import fidelity, sampler_config
 from hopaas_p2p.budget import budget_of
+from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.records import Budget, Distribution
-from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.space import check_keys, distribution_of, mapping, number
 
@@ -91,7 +91,7 @@ def _by_our_names(content: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _policy_value(key: str, value: Any) -> float | int | str | Budget | Rungs | None:
+def _policy_value(key: str, value: Any) -> float | int | str | Budget | Fidelity | None:
     if key == "fidelity":
         return fidelity.parse(value if isinstance(value, str) else mapping(value, key))
     if key == "repeats":

@@ -128,8 +128,13 @@ def the_ledger_follows_the_trials(state: State) -> bool:
 
 
 def a_pause_is_continued_once(state: State) -> bool:
+    """Also what failed in a population; there, others may copy a pause as often as they like."""
     continued = [trial.continues for trial in state.trials if trial.continues is not None]
-    return len(continued) == len(set(continued)) and all(state.trials[number].paused for number in continued)
+    may_fail = state.configurations is not None and state.configurations.members is not None
+    ends = [state.trials[number] for number in continued]
+    return len(continued) == len(set(continued)) and all(
+        one.paused or (may_fail and one.state is FAIL and one.retried_by is None) for one in ends
+    )
 
 
 def configurations_follow_from_the_trials(state: State) -> bool:
@@ -140,9 +145,10 @@ def configurations_follow_from_the_trials(state: State) -> bool:
     anew = Configurations(kept.policy, maximize=state.define is not None and state.define.directions[0] == "maximize")
     anew.refresh(state.trials)
     same = anew.used == kept.used and anew.resumable == kept.resumable
-    if anew.ladder is None or kept.ladder is None:
-        return same and anew.ladder is kept.ladder
-    return same and anew.ladder.places() == kept.ladder.places() and anew.ladder.best() == kept.ladder.best()
+    if anew.standings is None or kept.standings is None:
+        return same and anew.standings is kept.standings
+    one, other = anew.standings, kept.standings
+    return same and one.places() == other.places() and anew.promoted(closing=False) == kept.promoted(closing=False)
 
 
 ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (

@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from dashboard_app.views import rungs
+from dashboard_app.views import families, rungs
+from hopaas_p2p.report import families as relations
 from tests.support.dashboard_pages import calm, close_all, page, texts
-from tests.support.dashboard_studies import Scribe, with_rungs
+from tests.support.dashboard_studies import Scribe, with_population, with_rungs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray")  # pyarrow asks pandas for it
 
@@ -75,3 +76,35 @@ def test_the_page_says_where_each_configuration_stands_and_what_comes_next(tmp_p
 def test_the_page_of_a_study_without_rungs_says_how_to_have_them(tmp_path: Path) -> None:
     Scribe().put_into(str(tmp_path / "store"))
     assert "fidelity=hopaas_p2p.Rungs" in texts(calm(page("rungs", str(tmp_path / "store"), "study")))
+
+
+def test_a_family_tree_says_who_descends_from_whom() -> None:
+    state = with_population().state
+    (copy,) = relations.copies(state)
+    assert (copy.member, copy.source, copy.epochs, copy.site_before, copy.site) == (4, 0, 2, "north", "south")
+    assert relations.families(state) == {0: [0], 1: [1], 2: [2], 3: [3], 4: [0, 4]}
+    chart = families.tree(state)
+    assert chart is not None
+    drawn = {
+        one["name"]: source["source"]
+        for one, source in zip(chart.option["series"], chart.option["dataset"], strict=True)
+    }
+    assert drawn["copied"]["row"].tolist()[:2] == [1, 5]
+    assert drawn["led to the best"]["trial"].tolist()[::3] == [0, copy.trial]
+    assert drawn["led to the best"]["epochs"].tolist()[:2] == [0, 2]
+    assert "5 members, of which 1 copied another one" in chart.alt
+    assert families.tree(with_rungs().state) is None
+
+
+def test_the_page_of_a_population_shows_its_family_and_its_copies(tmp_path: Path) -> None:
+    with_population().put_into(str(tmp_path / "store"))
+    shown = texts(calm(page("rungs", str(tmp_path / "store"), "study")))
+    for words in (
+        "population(size=5, every=2, max=4",
+        "Who descends from whom",
+        "Copies",
+        "descends from",
+        "Who stands",
+    ):
+        assert words in shown, words
+    assert "Promotions" not in shown

@@ -28,6 +28,7 @@ def _pages() -> list[Path]:
         "docs/index.md",
         "docs/budgets.md",
         "docs/fidelity.md",
+        "docs/populations.md",
         "docs/quickstart.md",
         "docs/tutorials/first-study.md",
         "docs/from-hopaas.md",

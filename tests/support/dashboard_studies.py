@@ -9,6 +9,8 @@ from typing import Final
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.fidelity import encode_fidelity
+from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import (
     Categorical,
     Checkpoint,
@@ -28,7 +30,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
-from hopaas_p2p.core.rungs import Rungs, encode_fidelity
+from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.url import open_store
@@ -198,4 +200,25 @@ def with_rungs() -> Scribe:
     last = scribe.go_on("a")
     scribe.report("a", last, *(0.6 - step / 100 for step in range(4, 10)), first=4)
     scribe.finish("a", last, 0.51)
+    return scribe
+
+
+def with_population() -> Scribe:
+    """Five members at two sites under Population(size=5, every=2, max=4): the worst copies the best, and wins."""
+    scribe = Scribe(space={"lr": Float(0.0, 1.0)})
+    scribe.join("a", "north")
+    scribe.join("b", "south")
+    policy = Population(size=5, every=2, max=4, first_step=1)
+    scribe.say("definer", StudySet(system={FIDELITY: encode_fidelity(policy)}))
+    for at in range(5):
+        first = scribe.start("ab"[at % 2], lr=(at + 1) / 10)
+        scribe.report("ab"[at % 2], first, 1.0, 0.5 + at / 10)
+        scribe.pause("ab"[at % 2], first)
+    for at in range(5):
+        more = scribe.go_on("b")
+        epoch = scribe.state.trials[more].epoch
+        scribe.say("b", TrialSet(more, epoch, resumed_from=2))
+        value = 0.4 + at / 10 if at < 4 else 0.1
+        scribe.report("b", more, value + 0.01, value, first=3)
+        scribe.finish("b", more, value)
     return scribe

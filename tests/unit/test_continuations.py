@@ -8,61 +8,17 @@ import pytest
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.fidelity import encode_fidelity
 from hopaas_p2p.core.records import (
-    Checkpoint,
-    Record,
     StudySet,
-    TrialCheckpoint,
-    TrialCreate,
     TrialFinish,
     TrialReclaim,
     TrialRelease,
-    TrialSet,
 )
-from hopaas_p2p.core.rungs import Rungs, encode_fidelity
-from hopaas_p2p.core.state import Trial, Verdict
-from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scribe, X, defined
-
-NINE = Rungs(min=1, max=9, eta=3)
-
-
-class Campaign(Scribe):
-    """A study with rungs, written by hand."""
-
-    def __init__(self, rungs: Rungs = NINE, **policy: object) -> None:
-        super().__init__(defined(**policy))
-        self.say("founder", StudySet(system={FIDELITY: encode_fidelity(rungs)}))
-
-    def ask(self, peer: str, *before: Record) -> Verdict:
-        return self.say(peer, *before, TrialCreate(prefer_waiting=True, params={"x": 0.5}, dists={"x": X}))
-
-    def start(self, peer: str) -> Trial:
-        number = self.ask(peer).number
-        assert number is not None
-        return self.trial(number)
-
-    def train(self, trial: Trial, to: int, value: float, *, checkpoint: bool = True) -> None:
-        """Report up to this many epochs, and keep a checkpoint."""
-        peer, epoch = trial.owner or "", trial.epoch
-        begun = max(trial.reports, default=-1) + 1
-        records: list[Record] = [TrialSet(trial.number, epoch, reports=dict.fromkeys(range(begun, to), value))]
-        if checkpoint:
-            records.append(TrialCheckpoint(trial.number, epoch, Checkpoint(to - 1, f"k{trial.number}-{to}", 1, "")))
-        self.say(peer, *records)
-
-    def pause(self, trial: Trial) -> Verdict:
-        return self.say(trial.owner or "", TrialFinish(trial.number, trial.epoch, PRUNED, None, None, True))
-
-    def first_rung(self, *values: float) -> list[Trial]:
-        """Configurations that wait at the first rung."""
-        started = [self.start(f"p{index}") for index in range(len(values))]
-        for trial, value in zip(started, values, strict=True):
-            self.train(trial, 1, value)
-            self.pause(trial)
-        return started
-
-    def trial(self, number: int) -> Trial:
-        return self.state.trials[number]
+from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.state import Trial
+from tests.support.campaign import NINE, Campaign
+from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scribe, defined
 
 
 def test_an_ask_goes_on_with_the_best_that_waits() -> None:
@@ -145,8 +101,8 @@ def test_nothing_is_promoted_for_want_of_others_while_others_still_run() -> None
 def test_a_retry_of_a_continuation_counts_once_and_keeps_its_bracket() -> None:
     study = Campaign(Rungs(min=1, max=9, eta=3, brackets=2), budget=4)
     configurations = study.state.configurations
-    assert configurations is not None and configurations.ladder is not None
-    ladder = configurations.ladder
+    assert configurations is not None and configurations.standings is not None
+    ladder = configurations.standings
     study.first_rung(*[0.1] * 4)
     waiting = [number for number in range(4) if study.trial(number).paused]
     trial = study.start("p")
@@ -269,8 +225,8 @@ def _same_after_a_restart(study: Campaign) -> None:
     again = snapshot.load(snapshot.dump(study.state))
     mine, theirs = study.state.configurations, again.configurations
     assert mine is not None and theirs is not None
-    assert mine.ladder is not None and theirs.ladder is not None
-    assert theirs.ladder.places() == mine.ladder.places()
+    assert mine.standings is not None and theirs.standings is not None
+    assert theirs.standings.places() == mine.standings.places()
     assert (theirs.used, theirs.resumable) == (mine.used, mine.resumable)
     assert again.promoted() == study.state.promoted()
 
@@ -280,14 +236,14 @@ def _holds_what_was_promised(study: Campaign, budget: int) -> None:
     continued = [trial.continues for trial in state.trials if trial.continues is not None]
     assert len(continued) == len(set(continued)), "a pause was promoted twice"
     chains: dict[int, list[Trial]] = {}
-    assert state.configurations is not None and state.configurations.ladder is not None
+    assert state.configurations is not None and state.configurations.standings is not None
     for trial in state.trials:
         chains.setdefault(state.configurations.root(trial.number), []).append(trial)
     taking = [root for root, chain in chains.items() if any(one.state in (COMPLETE, PRUNED, RUNNING) for one in chain)]
     assert state.used() == len(taking) <= budget
-    places = state.configurations.ladder.places()
+    places = state.configurations.standings.places()
     assert sum(place.waiting for place in places) <= len(chains)
-    ladder = state.configurations.ladder
+    ladder = state.configurations.standings
     stands = [len(ladder.standing(root).reached) for root in chains]
     for place in places:
         bracket = [root for root in chains if ladder.bracket(root) == place.bracket]

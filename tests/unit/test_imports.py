@@ -97,6 +97,7 @@ def test_the_core_is_pure() -> None:
         "bisect",
         "collections",
         "dataclasses",
+        "decimal",
         "enum",
         "functools",
         "hashlib",

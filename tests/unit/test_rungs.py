@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from hopaas_p2p.core.rungs import Ladder, Rungs, RungStanding
+from hopaas_p2p.core.rungs import Ladder, Rungs
+from hopaas_p2p.core.standings import RungStanding
 
 NINE = Rungs(min=1, max=9, eta=3)
 

@@ -1,0 +1,91 @@
+"""Which trials a trial descends from, and with which parameters each step of its training was made.
+
+In a population a member goes on from another one's checkpoint, so the model that a trial ends with was trained by
+several trials with different parameters. A path through them, from the first step to the last, is a schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from hopaas_p2p.core.attributes import COPIES, RESUMED
+from hopaas_p2p.core.records import FROM_START
+
+_LONGEST_NUMBER: Final = 20
+
+
+class LinkedTrial(Protocol):
+    """What is read of a trial here."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def system(self) -> Mapping[str, str]: ...
+    @property
+    def reports(self) -> Mapping[int, float]: ...
+    @property
+    def continues(self) -> int | None: ...
+    @property
+    def retry_of(self) -> int | None: ...
+    @property
+    def late_of(self) -> int | None: ...
+
+
+class TrainedSteps(NamedTuple):
+    """Steps of a training that one trial made."""
+
+    after: int
+    """The step before the first, or `records.FROM_START`."""
+    last: int
+    trial: int
+
+
+def copied_trial(trial: LinkedTrial) -> int | None:
+    """The trial of another member whose checkpoint this one began with, and whose parameters it has, perturbed."""
+    number = _whole(trial.system.get(COPIES))
+    return number if number is not None and 0 <= number < trial.number else None
+
+
+def resumed_step(trial: LinkedTrial) -> int | None:
+    """The lowest step that an attempt at this trial resumed from, or `FROM_START`; None: it never looked."""
+    return _whole(trial.system.get(RESUMED))
+
+
+def parent(trial: LinkedTrial) -> int | None:
+    """The trial whose checkpoint this one began with, if it began with one."""
+    for number in (trial.retry_of, trial.late_of, copied_trial(trial), trial.continues):
+        if number is not None:
+            return number
+    return None
+
+
+def own_steps(trial: LinkedTrial, last: int) -> TrainedSteps | None:
+    """The steps up to the `last` that this trial made itself; None if it made none of them."""
+    before = parent(trial)
+    start = resumed_step(trial)
+    if start is None and trial.late_of is not None:  # it has the reports of the trial that it was
+        return None
+    after = FROM_START if start is None or before is None else min(start, last)
+    return TrainedSteps(after, last, trial.number) if after < last else None
+
+
+def segments(trials: Sequence[LinkedTrial], number: int) -> list[TrainedSteps]:
+    """The steps that led to where this trial stands now, and who made them, the first step first."""
+    found: list[TrainedSteps] = []
+    trial: LinkedTrial | None = trials[number]
+    last = max(trials[number].reports, default=FROM_START)
+    while trial is not None and last > FROM_START:
+        own, before = own_steps(trial, last), parent(trial)
+        if own is not None:
+            found.append(own)
+            last = own.after
+        trial = None if before is None else trials[before]
+    return found[::-1]
+
+
+def _whole(text: str | None) -> int | None:
+    """The number that an attribute says: others may have written anything there."""
+    if text is None or len(text) > _LONGEST_NUMBER or not text.removeprefix("-").isdecimal() or not text.isascii():
+        return None
+    return max(int(text), FROM_START)

@@ -1,0 +1,215 @@
+"""Who copies whom: population-based training (arXiv 1711.09846) with truncation selection, without a master.
+
+A population has `size` members. Each trains for `every` epochs, pauses, and is then taken up again: the one that has
+come least far first, so that members advance nearly in step. A member that ranks in the bottom `quantile` of all that
+have come as far is not continued from its own checkpoint, but from that of a member in the top `quantile`, with that
+member's parameters, perturbed. The others keep their own parameters. No member waits for another.
+
+A member is compared at the rung where it pauses only, with what the others were worth at the same rung, even if they
+are ahead by now. What it copies is the checkpoint that the better one left at that rung, so every schedule of
+parameters has one entry per interval.
+
+This file knows numbers only: no trials, no log. `perturbation` says how parameters change.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding
+
+_MOST_MEMBERS: Final = 100_000
+_MOST_INTERVALS: Final = 10_000
+_LONGEST: Final = 1 << 53
+_ROUNDING: Final = 1e-9  # 0.29 * 100 is 28.999999999999996
+
+
+class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="population"):
+    """A study's trials are members of a population, which pause at intervals and copy the best.
+
+    Population-based training, https://arxiv.org/abs/1711.09846: the parameters of a member change while it trains.
+    "Epoch" stands for whatever your steps are.
+    """
+
+    size: int = 16
+    """Members. A study starts so many configurations, or as many as its budget has places for."""
+    every: int = 5
+    """Epochs between two pauses."""
+    max: int = 100
+    """Epochs of a whole training: there is no pause from here on."""
+    quantile: float = 0.2
+    """The share of the population that copies, and the share that is copied."""
+    resample: float = 0.25
+    """How likely a parameter of a member that copies is drawn anew instead of being perturbed."""
+    fixed: tuple[str, ...] = ()
+    """Parameters that a checkpoint depends on, such as a number of layers: they are copied and not perturbed."""
+    first_step: int = 0
+    """What `trial.report` calls the first epoch: 0, or 1."""
+
+    def epochs(self, step: int) -> int:
+        """How many epochs are done after this step."""
+        return step - self.first_step + 1
+
+    @property
+    def levels(self) -> range:
+        """After how many epochs members pause."""
+        return range(self.every, self.max, self.every)
+
+    def impossible(self) -> str | None:
+        """What is wrong with these numbers, or None."""
+        if not 2 <= self.size <= _MOST_MEMBERS:
+            return f"size is 2 to {_MOST_MEMBERS} members, got {self.size}"
+        if not 1 <= self.every < self.max <= _LONGEST:
+            return f"every and max are epochs, 1 <= every < max, got {self.every} and {self.max}"
+        if (self.max - 1) // self.every > _MOST_INTERVALS:
+            return f"at most {_MOST_INTERVALS} pauses, got {(self.max - 1) // self.every}"
+        if not 0.0 < self.quantile <= 0.5:
+            return f"quantile is above 0 and at most 0.5, got {self.quantile}"
+        if not 0.0 <= self.resample <= 1.0:
+            return f"resample is 0 to 1, got {self.resample}"
+        if self.first_step not in (0, 1):
+            return f"first_step is 0 or 1, got {self.first_step}"
+        return None
+
+
+class Members:
+    """The members of a population, and where they stand. A member is known by a number.
+
+    It depends only on where each member stands now: members that are made anew decide as those that were kept.
+
+    Args:
+        policy: the population.
+        maximize: whether large values are good.
+
+    """
+
+    def __init__(self, policy: Population, *, maximize: bool = False) -> None:
+        self.policy = policy
+        self._sign = -1.0 if maximize else 1.0
+        self._levels = policy.levels
+        self._standing: dict[int, RungStanding] = {}
+        self._reached: list[Ranking] = []
+        """For each rung, the members that have reached it, the best first."""
+        self._waiting = Ranking()
+        """Members that wait, the one that has come least far first."""
+        self._training = Ranking()
+        """Members that are not over, the one that has gone on from the fewest rungs first."""
+
+    def __len__(self) -> int:
+        return len(self._standing)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._standing
+
+    # --- members ---
+
+    def admit(self, number: int) -> int:
+        """Take in a new member; returns its bracket: there is one."""
+        self._standing[number] = RungStanding()
+        self._training.add((0.0, number))
+        return 0
+
+    def bracket(self, _number: int) -> int:
+        """The bracket of a member: there is one."""
+        return 0
+
+    def standing(self, number: int) -> RungStanding:
+        """Where a member stands."""
+        return self._standing[number]
+
+    def levels(self, _number: int) -> range:
+        """After how many epochs a member pauses."""
+        return self._levels
+
+    def pauses_at(self, number: int) -> int | None:
+        """After how many epochs it pauses next; None if it runs to the end."""
+        promoted = self._standing[number].promoted
+        return self._levels[promoted] if promoted < len(self._levels) else None
+
+    def place(self, number: int, to: RungStanding) -> None:
+        """Say where a member stands now."""
+        before = self._standing[number]
+        if to == before and repr(to) == repr(before):  # nan differs from itself
+            return
+        self._standing[number] = to
+        while len(self._reached) < len(to.reached):
+            self._reached.append(Ranking())
+        for at in range(_first_difference(before.reached, to.reached), max(len(before.reached), len(to.reached))):
+            if at < len(before.reached):
+                self._reached[at].remove((self._key(before.reached[at]), number))
+            if at < len(to.reached):
+                self._reached[at].add((self._key(to.reached[at]), number))
+        if before.waits:
+            self._waiting.remove((float(len(before.reached)), number))
+        if to.waits:
+            self._waiting.add((float(len(to.reached)), number))
+        if not before.over:
+            self._training.remove((float(before.promoted), number))
+        if not to.over:
+            self._training.add((float(to.promoted), number))
+
+    def _key(self, value: float) -> float:
+        return math.inf if math.isnan(value) else self._sign * value
+
+    # --- who goes on, and from where ---
+
+    def best(self, *, closing: bool = False) -> int | None:  # noqa: ARG002  # as `Ladder.best`
+        """The member to go on with; None if none waits."""
+        first = self._waiting.first()
+        return None if first is None else first[1]
+
+    def better(self, number: int) -> list[int]:
+        """The members that one that waits may copy, the best first; none if it keeps its own parameters."""
+        standing = self._standing[number]
+        if not standing.waits or not standing.reached:
+            return []
+        reached = self._reached[len(standing.reached) - 1]
+        quota = self._quota(len(reached))
+        mine = self._key(standing.reached[-1]), number
+        if mine[0] == math.inf:  # it diverged or failed, which no number of comparisons is needed for
+            quota = max(quota, 1)
+        if reached.rank(mine) < len(reached) - quota:
+            return []
+        return [one for key, one in reached.smallest(quota) if key < mine[0]]
+
+    def _quota(self, reached: int) -> int:
+        """How many of those that have reached a rung copy, and how many are copied."""
+        quota = int(reached * self.policy.quantile + _ROUNDING)
+        return 1 if quota == 0 and reached >= self.policy.size else quota
+
+    def may_copy_from(self, rung: int) -> bool:
+        """Whether a member of those that are there may yet go on from this rung; the first is 1."""
+        first = self._training.first()
+        return first is not None and first[0] <= rung
+
+    # --- for people ---
+
+    def waiting(self) -> int:
+        """How many members wait to go on."""
+        return len(self._waiting)
+
+    def places(self) -> list[RungCount]:
+        """Each rung that a member has reached, and how many are there."""
+        counts = [[0, 0] for _ in self._reached]  # waiting, gone on
+        for standing in self._standing.values():
+            height = len(standing.reached)
+            if standing.waits and height:
+                counts[height - 1][0] += 1
+            for at in range(min(standing.promoted, height - standing.waits)):
+                counts[at][1] += 1
+        return [
+            RungCount(0, self._levels[at], len(reached), counts[at][0], counts[at][1], len(reached))
+            for at, reached in enumerate(self._reached)
+            if len(reached)
+        ]
+
+
+def _first_difference(before: tuple[float, ...], after: tuple[float, ...]) -> int:
+    """The first rung at which the value of a member has changed."""
+    for at, (old, new) in enumerate(zip(before, after, strict=False)):
+        if old is not new and old != new:
+            return at
+    return min(len(before), len(after))

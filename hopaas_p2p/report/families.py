@@ -1,0 +1,90 @@
+"""A population for people: who copied whom, and from which member each one's weights come. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hopaas_p2p.core.lineage import copied_trial, own_steps, segments
+from hopaas_p2p.core.state import State
+from hopaas_p2p.report import configurations
+
+
+class CopyEvent(NamedTuple):
+    """A member went on from another one's checkpoint."""
+
+    member: int
+    """Known by the number of its first trial."""
+    trial: int
+    """The trial that goes on."""
+    source: int
+    """The member that was copied."""
+    source_trial: int
+    """Its trial that had paused."""
+    epochs: int
+    """How many were done at the checkpoint."""
+    at: int | None
+    """When, in microseconds since 1970, by the clock of the peer that goes on."""
+    site_before: str | None
+    site: str | None
+
+
+class FamilyStretch(NamedTuple):
+    """Epochs of a member that one trial trained."""
+
+    member: int
+    trial: int
+    begin: int
+    end: int
+
+
+def copies(state: State) -> list[CopyEvent]:
+    """Who copied whom, in the order of the log."""
+    found = []
+    root = state.configurations.root if state.configurations is not None else int
+    for trial in state.trials:
+        number = copied_trial(trial)
+        if number is None or trial.continues is None:  # a retry has copied nothing anew
+            continue
+        source = state.trials[number]
+        found.append(
+            CopyEvent(
+                root(trial.number),
+                trial.number,
+                root(number),
+                number,
+                _epochs(state, max(source.reports, default=-1)),
+                trial.start,
+                state.peers.get(source.owner or "", {}).get("site"),
+                state.peers.get(trial.owner or "", {}).get("site"),
+            )
+        )
+    return found
+
+
+def stretches(state: State) -> list[FamilyStretch]:
+    """What each trial has trained that has come beyond where it began, by the order of the log."""
+    found = []
+    for trial in state.trials:
+        own = own_steps(trial, max(trial.reports)) if trial.reports else None
+        if own is None:
+            continue
+        root = state.configurations.root(trial.number) if state.configurations is not None else trial.number
+        found.append(FamilyStretch(root, trial.number, max(0, _epochs(state, own.after)), _epochs(state, own.last)))
+    return found
+
+
+def ancestry(state: State, number: int) -> list[int]:
+    """The members whose training led to this trial, the first one first."""
+    root = state.configurations.root if state.configurations is not None else int
+    members = [root(one.trial) for one in segments(state.trials, number)]
+    return [one for at, one in enumerate(members) if at == 0 or members[at - 1] != one]
+
+
+def families(state: State) -> dict[int, list[int]]:
+    """Member -> the members whose training led to what it is now, the first one first."""
+    return {row.first: ancestry(state, row.newest.number) for row in configurations.rows(state)}
+
+
+def _epochs(state: State, step: int) -> int:
+    policy = None if state.configurations is None else state.configurations.policy
+    return step + 1 if policy is None else policy.epochs(step)

@@ -1,0 +1,109 @@
+"""The parameters of a trial by step: in a population they change while the model is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from hopaas_p2p.core.lineage import segments
+from hopaas_p2p.core.records import FROM_START, TrialState
+from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.errors import InvalidInput
+
+
+class ScheduleEntry(NamedTuple):
+    """Steps that were trained with the same parameters."""
+
+    first: int | None
+    """The first step; None: from the beginning."""
+    last: int
+    trial: int
+    """The number of the trial that trained them."""
+    params: Mapping[str, Any]
+
+
+class Schedule(NamedTuple):
+    """Which parameters each step of a training had. `at` replays it; `to_json` and `from_json` carry it elsewhere."""
+
+    trial: int
+    """The trial that it leads to."""
+    value: float | None
+    """What that trial was worth in the end, or what it reported last."""
+    entries: tuple[ScheduleEntry, ...]
+    """The first step first."""
+
+    def at(self, step: int) -> dict[str, Any]:
+        """The parameters of this step; of a later one than was trained, those of the last.
+
+        Raises:
+            InvalidInput: no step was trained.
+
+        """
+        if not self.entries:
+            raise InvalidInput(f"trial {self.trial} has reported nothing, so it has no schedule")
+        return dict(next((one.params for one in self.entries if step <= one.last), self.entries[-1].params))
+
+    def to_json(self) -> str:
+        """The schedule as JSON, as `hopaas-p2p study schedule --json` prints it."""
+        return json.dumps(self.as_data())
+
+    def as_data(self) -> dict[str, Any]:
+        """The schedule as plain data."""
+        return {
+            "trial": self.trial,
+            "value": self.value,
+            "schedule": [one._asdict() | {"params": dict(one.params)} for one in self.entries],
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> Schedule:
+        """The schedule that `to_json` wrote.
+
+        Raises:
+            InvalidInput: it is another text.
+
+        """
+        try:
+            said = json.loads(text)
+            entries = [
+                ScheduleEntry(one["first"], int(one["last"]), int(one["trial"]), dict(one["params"]))
+                for one in said["schedule"]
+            ]
+            return cls(int(said["trial"]), said["value"], tuple(entries))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"this is no schedule: {error!r}") from None
+
+
+def schedule_of(state: State, number: int, params_of: Callable[[int], Mapping[str, Any]]) -> Schedule:
+    """The schedule that led to this trial.
+
+    Args:
+        state: the study.
+        number: the trial.
+        params_of: the parameters of a trial.
+
+    """
+    trial = state.trials[number]
+    entries = [
+        ScheduleEntry(None if one.after == FROM_START else one.after + 1, one.last, one.trial, params_of(one.trial))
+        for one in segments(state.trials, number)
+    ]
+    value = trial.values[0] if trial.values else _last_report(trial)
+    return Schedule(number, None if value is None or math.isnan(value) else value, tuple(entries))
+
+
+def furthest(state: State) -> int | None:
+    """Of the trials that are not complete, the best of those that have come furthest; None: nothing was reported."""
+    sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
+    ranked = [
+        (-max(trial.reports), math.inf if math.isnan(value) else sign * value, trial.number)
+        for trial in state.trials
+        if trial.state is not TrialState.FAIL and (value := _last_report(trial)) is not None
+    ]
+    return min(ranked)[2] if ranked else None
+
+
+def _last_report(trial: Trial) -> float | None:
+    return trial.reports[max(trial.reports)] if trial.reports else None
