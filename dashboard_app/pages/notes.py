@@ -136,7 +136,7 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
         "</div>"
     )
     right.download_button(
-        "Fetch", data=lambda: _fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",
+        "Fetch", data=lambda: fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",
         icon=":material/download:", width="stretch",
         mime="application/octet-stream",  # whatever others say it is, a browser saves it and does not show it
     )  # fmt: skip
@@ -153,7 +153,8 @@ def _confirm_deletion(page: PageContext, one: Artifact) -> None:
         page.act(lambda study: study.artifacts().delete(one), done=f"{one.filename} was deleted.")
 
 
-def _fetched(page: PageContext, one: Artifact) -> bytes:
+def fetched(page: PageContext, one: Artifact) -> bytes:
+    """The bytes of a file. Raises a HopaasError if the store does not have them now."""
     with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
         files = artifacts.artifacts_of(page.cache.store)
         return artifacts.fetch(files, page.uuid, one, Path(folder, "file")).read_bytes()

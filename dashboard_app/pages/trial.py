@@ -11,19 +11,23 @@ import streamlit as st
 from dashboard_app import theme, url
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
-from dashboard_app.pages.notes import files_of, note_of, tags_of
+from dashboard_app.pages.notes import fetched, files_of, note_of, tags_of
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import logged
 from dashboard_app.views import trial as views
 from dashboard_app.views.spec import ChartSpec
 from dashboard_app.views.spec import number as shown
+from hopaas_p2p import artifacts
+from hopaas_p2p.artifacts import OUTPUT
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.report.facts import duration
 from hopaas_p2p.study.method import chosen_by
 
 _CHARTS: Final = 6  # metrics whose charts are unfolded
+_LONGEST_OUTPUT: Final = 1 << 18  # bytes
 
 
 def show(page: PageContext) -> None:
@@ -64,7 +68,8 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
     _head(frame, trial)
     if trial.reason:
         theme.heading("Why it ended")
-        st.html(f'<pre class="hp-reason">{theme.safe(trial.reason, longest=4000)}</pre>')
+        theme.long_text(trial.reason, label="Why it ended", longest=4000)
+    _output(page, frame, trial)
     left, right = st.columns(2)
     with left:
         _parameters(frame, trial)
@@ -85,6 +90,29 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
         # wrapped: what only a mouse can scroll shuts out those who use a keyboard
         python.code(views.as_python(frame.name, page.cache.url, frame.state, trial), language="python", wrap_lines=True)
         shell.code(views.as_shell(frame.name, page.cache.url, frame.state, trial), language="shell", wrap_lines=True)
+
+
+def _output(page: PageContext, frame: Frame, trial: Trial) -> None:
+    """The end of what the command wrote, if its worker kept it: folded, and fetched when it is unfolded."""
+    if trial.state is not TrialState.FAIL:
+        return
+    found = [one for one in artifacts.listed(frame.state, frame.study_id, trial.number) if one.filename == OUTPUT]
+    if not found:
+        return
+    one = found[-1]
+    box = st.expander("Output of the command", expanded=False, key="output", on_change="rerun")
+    if not box.open:
+        return
+    with box:
+        if one.size is None or one.size > _LONGEST_OUTPUT:
+            theme.nothing("It is too long to be shown. Fetch it below, under Files.")
+            return
+        try:
+            text = views.readable(fetched(page, one))
+        except HopaasError as error:
+            theme.error(error)
+            return
+        theme.long_text(text, label="Output of the command", longest=_LONGEST_OUTPUT)
 
 
 def _head(frame: Frame, trial: Trial) -> None:

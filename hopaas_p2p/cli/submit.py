@@ -243,6 +243,8 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
             words += [f"--{name.replace('_', '-')}", str(worker[name])]
     if worker.get("stay"):
         words.append("--stay")
+    if worker.get("keep_output") is False:
+        words.append("--no-keep-output")
     logs = worker.get("logs")
     if logs is not None and logs != Path("hopaas-logs"):
         words += ["--logs", str(logs)]

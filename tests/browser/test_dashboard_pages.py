@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -337,3 +338,20 @@ def test_a_log_is_measured_and_the_store_examined(stores: dict[str, str]) -> Non
     test = calm(page("admin", stores["one trial"], query={"part": "Doctor"}))
     click(test, "Check the store")
     assert "checks passed" in texts(calm(test))
+
+
+def test_the_output_of_a_failed_trial_is_folded_and_read_when_it_is_unfolded(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    with closing(hopaas_p2p.open_study(url, "study", space={"x": hopaas_p2p.Float(0, 1)})) as study:
+        (tmp_path / "output.log").write_text("epoch 1\n<b>boom</b>\n")
+        failed = study.ask()
+        failed.upload(tmp_path / "output.log")
+        study.tell(failed, state="fail", reason="the command ended with 1")
+    test = page("trial", url, "study", query={"trial": "0"}).run()
+    folded = texts(test)
+    test.session_state["output"] = True
+    unfolded = texts(test.run())
+    assert not test.exception
+    assert "Output of the command" in folded
+    assert "boom" not in folded
+    assert "epoch 1\n&lt;b&gt;boom&lt;/b&gt;" in unfolded

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from dashboard_app.views import compare, failures, history, logged, params, pruning, spec, spread
+from dashboard_app.views import compare, failures, history, logged, params, pruning, spec, spread, trial
 from dashboard_app.views.columns import BLOCK, Columns, columns
 from dashboard_app.views.downsample import downsample_line, downsample_points
 from dashboard_app.views.table import passing
@@ -487,3 +487,8 @@ def test_each_metric_of_a_trial_has_a_curve_and_the_best_trials_beside_it() -> N
         ("auc", 0.5, 1, 1),
         ("odd", 1.0, 2, 2),
     ]
+
+
+def test_output_reads_as_a_terminal_would_have_shown_it() -> None:
+    raw = b"\x1b[31mred\x1b[0m\r\n 10%\r 50%\r100%\nlast \xff\n\x1b]0;title\x07done\r"
+    assert trial.readable(raw) == "red\n100%\nlast \ufffd\ndone"

@@ -175,8 +175,61 @@ def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:
     assert study.trials[0].intermediate_values == {0: 1.0, 1: 0.5, 2: 1 / 3}
     assert study.state.trials[0].metrics == {"auc": {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75}}
     said = (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
-    assert said.splitlines()[0] == "step 3: name is 'alpha', which is not a number. The others are kept: auc"
+    assert "step 3: name is 'alpha', which is not a number. The others are kept: auc" in said.splitlines()
     assert study.trials[0].value == study.trials[0].params["lr"]
+
+
+def kept_output(study: Study, number: int, where: Path) -> str:
+    """The output that the worker has kept with this trial."""
+    (one,) = study.artifacts().list(number)
+    assert (one.filename, one.mimetype) == ("output.log", "text/plain")
+    return study.artifacts().get(one, where / "fetched").read_text()
+
+
+def test_the_end_of_the_output_of_a_failed_command_is_a_file_of_its_trial(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import sys
+        for line in range(20_000):
+            print("epoch", line)
+        sys.exit("no such file: data.npz")
+        """,
+    )
+
+    work(tmp_path, command, "--max-trials", "1", code=1)
+
+    text = kept_output(study, 0, tmp_path)
+    assert 60_000 < len(text) <= 1 << 16
+    assert text.startswith("epoch ")
+    assert {"epoch 19999", "no such file: data.npz"} <= set(text.splitlines()[-2:])
+
+
+def test_output_is_kept_of_a_command_that_says_itself_that_it_failed_and_of_no_other(
+    study: Study, tmp_path: Path
+) -> None:
+    command = script(
+        tmp_path,
+        REPORTING
+        + """
+        print("diverged at epoch 3", flush=True)
+        ends = [{"state": "fail", "reason": "diverged"}, {"state": "pruned"}, {}]
+        number = min(int(sys.argv[1]), 2)
+        trial.tell(*([0.5] if number == 2 else []), **ends[number])
+        """.replace("\n        ", "\n"),
+    )
+
+    work(tmp_path, [*command, "{trial}"])
+
+    assert states(study) == ["FAIL", "PRUNED", "COMPLETE", "COMPLETE"][: len(states(study))]
+    assert kept_output(study, 0, tmp_path).startswith("diverged at epoch 3")
+    assert [one.trial for one in study.artifacts().list()] == [0]
+
+
+def test_no_output_is_kept_if_nobody_wants_that(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "raise SystemExit('secret')")
+    work(tmp_path, command, "--max-trials", "1", "--no-keep-output", code=1)
+    assert study.artifacts().list() == []
 
 
 def test_the_socket_is_private_and_gone_afterwards(study: Study, tmp_path: Path) -> None:
