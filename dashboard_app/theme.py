@@ -79,6 +79,12 @@ def caption(text: str) -> None:
     st.html(f'<p class="hp-caption">{safe(text, longest=2000)}</p>')
 
 
+def long_text(text: str, *, label: str, longest: int) -> None:
+    """Text from a store as it is, in a box that scrolls, by keyboard too."""
+    shown = safe(text, longest=longest)
+    st.html(f'<pre class="hp-reason" role="region" tabindex="0" aria-label="{safe(label)}">{shown}</pre>')
+
+
 def nothing(text: str) -> None:
     """Say that there is nothing to show, and what to do about it."""
     st.html(f'<p class="hp-nothing">{safe(text, longest=2000)}</p>')

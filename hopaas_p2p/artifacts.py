@@ -46,6 +46,8 @@ _OPTUNA: Final = "artifacts:"
 _DASHBOARD: Final = "dashboard:artifacts:"
 """The prefix of the dashboard's attributes for files of trials, in the study; a trial id follows."""
 SUM: Final = "hopaas:artifact:"
+OUTPUT: Final = "output.log"
+"""The name of the file in which a worker keeps the end of a failed command's output."""
 _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")
 _OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
 _TYPE: Final = "application/octet-stream"

@@ -65,8 +65,13 @@ def _detail(record: object) -> str:
         case TrialTakeOver(_, _, state, values, reason, by):
             numbers = ", ".join(f"{value:.6g}" for value in values or ())
             return " ".join(part for part in (state.name, numbers, f"by {by}", reason or "") if part)
-        case TrialSet(_, _, params, _, reports, user, system):
-            counts = {"parameters": len(params), "reports": len(reports), "attributes": len(user) + len(system)}
+        case TrialSet(_, _, params, _, reports, user, system, metrics=metrics):
+            counts = {
+                "parameters": len(params),
+                "reports": len(reports),
+                "metrics": len(metrics),
+                "attributes": len(user) + len(system),
+            }
             return ", ".join(f"{count} {what[:-1] if count == 1 else what}" for what, count in counts.items() if count)
         case PeerJoin(info):
             return f"{info.get('site', '?')} pid {info.get('pid', '?')}"

@@ -20,8 +20,8 @@ class Trial:
         self._replies = self._socket.makefile("r", encoding="utf-8")
 
     def ask(self, do: str, **said: Any) -> dict[str, Any]:
-        """One request: report, should-prune, tell, checkpoint, renew or release. Gives the reply."""
-        self._socket.sendall(json.dumps({"do": do, **said}).encode() + b"\n")
+        """One request: report, log, should-prune, tell, checkpoint, renew or release. Gives the reply."""
+        self._socket.sendall(json.dumps({"do": do, **said}, default=float).encode() + b"\n")  # numpy's numbers, too
         reply: dict[str, Any] = json.loads(self._replies.readline() or '{"ok": false, "error": "the worker is gone"}')
         if not reply["ok"]:
             raise RuntimeError(reply["error"])
@@ -30,6 +30,10 @@ class Trial:
     def report(self, value: float, step: int) -> bool:
         """Report an intermediate value. True: end now, by `tell(state="pruned")` or simply by leaving."""
         return bool(self.ask("report", value=value, step=step)["prune"])
+
+    def log(self, step: int, /, **metrics: float) -> None:
+        """Keep numbers of this step beside the report: they are shown and exported, and decide nothing."""
+        self.ask("log", step=step, metrics=metrics)
 
     def tell(self, *values: float, state: str | None = None, reason: str | None = None) -> None:
         """The result, or state="pruned" or "fail". It is safe when this returns."""

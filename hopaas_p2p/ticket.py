@@ -16,7 +16,7 @@ import binascii
 import hmac
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -35,6 +35,7 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StoreUnreachable,
 )
+from hopaas_p2p.metrics import checked, refuse
 from hopaas_p2p.settings import Settings, token
 from hopaas_p2p.stores import vouched
 from hopaas_p2p.stores.base import Beat
@@ -207,6 +208,15 @@ class TicketTrial:
     def report(self, value: float, *, step: int) -> None:
         """Add an intermediate value."""
         self._say(TrialSet(self.ticket.number, self.ticket.epoch, reports={step: float(value)}))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics of one step. Raises InvalidInput if one cannot be kept; the others are in the store then."""
+        trials, number = self.study.state.trials, self.ticket.number
+        kept, wrong = checked(metrics, trials[number].metrics if number < len(trials) else ())
+        if kept:
+            said = {name: {step: value} for name, value in kept.items()}
+            self._say(TrialSet(number, self.ticket.epoch, metrics=said))
+        refuse(wrong, step=step, kept=kept)
 
     def should_prune(self, pruner: optuna.pruners.BasePruner | None = None) -> str | None:
         """Why to give this trial up now, or None: it was asked to stop, or the pruner says so."""

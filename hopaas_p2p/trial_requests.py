@@ -4,6 +4,7 @@ The worker's socket, the local HTTP server and the MCP server all answer by `Tri
 plain JSON:
 
     {"do": "report", "value": 0.3, "step": 4}    -> {"ok": true, "prune": false, "why": null, "preempted": false}
+    {"do": "log", "step": 4, "metrics": {"auc": 0.9}} -> {"ok": true}
     {"do": "should-prune"}                       -> the same
     {"do": "tell", "values": [0.3]}              -> {"ok": true}       or "state": "pruned" | "fail", "reason": …
     {"do": "checkpoint", "path": "…", "step": 4} -> {"ok": true}       when the store has it
@@ -90,6 +91,14 @@ class TrialRequests:
         self._trial.report(float(request["value"]), int(request["step"]))
         return self._should_prune(request)
 
+    def _log(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._refuse_after_the_end()
+        metrics = request["metrics"]
+        if not isinstance(metrics, dict):
+            raise InvalidInput(f"metrics is an object of numbers by name, got {str(metrics)[:40]!r}")
+        self._trial.log(int(request["step"]), **metrics)
+        return {}
+
     def _should_prune(self, _request: dict[str, Any]) -> dict[str, Any]:
         if self.pruned is None and self.told is None:
             self.pruned = self._why_to_end()
@@ -150,6 +159,7 @@ class TrialRequests:
 
 _REQUESTS: Final[dict[str, Callable[[TrialRequests, Any], dict[str, Any]]]] = {
     "report": TrialRequests._report,
+    "log": TrialRequests._log,
     "should-prune": TrialRequests._should_prune,
     "tell": TrialRequests._tell,
     "checkpoint": TrialRequests._checkpoint,

@@ -60,11 +60,11 @@ def _logs(page: PageContext) -> None:
     chosen = _study(page, "measure")
     if chosen is None:
         return
-    theme.caption("Its size is found by reading all of it, once.")
+    theme.caption("Measuring reads the whole log once.")
     if st.button("Measure the log and its newest snapshot", key="measure-now"):
         entries = [len(entry.payload) for entry in _entries(page, chosen)]
         snapshot = page.cache.store.log(chosen.uuid).newest_snapshot()
-        behind = "the log is short, or nobody wrote one"
+        behind = "the log is short, or none has been written"
         if snapshot:
             behind = f"{len(entries) - snapshot[0]:,} commits behind"
         theme.tiles([
@@ -100,12 +100,12 @@ def _audit(page: PageContext) -> None:
     if listing is None:
         return
     theme.caption(
-        "Every record of the log, the newest first. Who: the user that the store vouches for; where the store knows no "
-        "users, what the peer said of itself. For whom a dashboard with sign-in acted is what the dashboard said."
+        "All records of the log, newest first. Who: the user that the store has authenticated, or, in a store without "
+        "users, what the peer said about itself. If a dashboard acted for somebody who had signed in, it says for whom."
     )
     left, right = st.columns(2)
     wanted = left.text_input("Find", key="audit-find", placeholder="a person, a trial, a word").casefold()
-    refused = right.toggle("Refused ones only", key="audit-refused")
+    refused = right.toggle("Refused records only", key="audit-refused")
     if not st.button("Read the log", key="audit-now") and st.session_state.get("audit-read") != listing.uuid:
         return
     st.session_state["audit-read"] = listing.uuid
@@ -128,7 +128,7 @@ def _audit(page: PageContext) -> None:
         if (one["refused"] or not refused) and any(wanted in str(value).casefold() for value in one.values())
     ]
     if not found:
-        theme.nothing("The log has no such record.")
+        theme.nothing("No record matches.")
         return
     st.dataframe(
         found[:_LINES], hide_index=True, height=480 if len(found) > _FEW else "content", placeholder="",
@@ -139,10 +139,10 @@ def _audit(page: PageContext) -> None:
 
 def _doctor(page: PageContext) -> None:
     theme.caption(
-        "Checks the store: reach, write, read, lock, clock, room, and every study's log and snapshot. It writes a "
-        "scratch log and removes it, so it needs actions to be allowed."
+        "Checks whether the store can be reached, read and written, its clock and free space, and the log and snapshot "
+        "of every study. The check writes a scratch log and removes it, so changes must be allowed."
     )
-    if not st.button("Examine the store", disabled=not page.may_administer, icon=":material/stethoscope:"):
+    if not st.button("Check the store", disabled=not page.may_administer, icon=":material/stethoscope:"):
         return
     from hopaas_p2p.stores.checks import examine
     from hopaas_p2p.stores.url import open_store
@@ -171,20 +171,20 @@ def _doctor(page: PageContext) -> None:
 def _people(page: PageContext) -> None:
     """Users and their tokens."""
     if not page.may_administer:
-        theme.nothing("Users and tokens are for administrators, on a dashboard that is started with --allow-actions.")
+        theme.nothing("Administrators can manage users and tokens, if the dashboard was started with --allow-actions.")
         return
     users, tokens = access.users(page.cache.url), access.tokens(page.cache.url)
     theme.heading("Users")
     theme.table(
         ("user", "since", "tokens"),
         [[theme.safe(one.name), _day(one.created), str(one.tokens)] for one in users],
-        label="Users", numeric=(2,), empty="No user yet: whoever shall take part gets a name here, then a token.",
+        label="Users", numeric=(2,), empty="No users yet. Add a user here, then create a token for that user.",
     )  # fmt: skip
     with st.form("user", clear_on_submit=True):
         left, right = st.columns([3, 1], vertical_alignment="bottom")
         name = left.text_input("New user", max_chars=45)
         if right.form_submit_button("Add", width="stretch") and name:
-            _do(lambda: access.add_user(page.cache.url, name), f"{name} may use this store; now make a token")
+            _do(lambda: access.add_user(page.cache.url, name), f"{name} may use this store now; next, create a token")
     theme.heading("Tokens")
     _show_secret()
     rows = [
@@ -206,8 +206,8 @@ def _new_token(page: PageContext, users: list[str]) -> None:
     with st.form("token"):
         user = st.selectbox("Token for", users, index=None)
         valid = st.segmented_control("Valid for a", list(access.VALIDITIES), default="month", required=True)
-        label = st.text_input("Label: where it is used", max_chars=60)
-        if st.form_submit_button("Make a token", type="primary") and user:
+        label = st.text_input("Label, such as where it is used", max_chars=60)
+        if st.form_submit_button("Create a token", type="primary") and user:
             _do(lambda: _keep(access.create_token(page.cache.url, user, label=label, valid=valid or "month")))
 
 
@@ -225,7 +225,7 @@ def _show_secret() -> None:
 
 def _end(page: PageContext, users: list[str], tokens: list[str]) -> None:
     with st.form("revoke"):
-        token = st.selectbox("End a token", tokens, index=None)
+        token = st.selectbox("Revoke a token", tokens, index=None)
         if st.form_submit_button("Revoke it") and token:
             _do(lambda: access.revoke_token(page.cache.url, token), f"{token} is revoked; its sessions have ended")
     with st.form("remove"):
@@ -235,7 +235,7 @@ def _end(page: PageContext, users: list[str], tokens: list[str]) -> None:
             if sure != user:
                 st.error("The names differ; nothing was removed.")
             else:
-                _do(lambda: access.remove_user(page.cache.url, user), f"{user} and its tokens and grants are gone")
+                _do(lambda: access.remove_user(page.cache.url, user), f"{user} was removed, with all tokens and grants")
 
 
 def _grants(page: PageContext) -> None:
@@ -251,7 +251,7 @@ def _grants(page: PageContext) -> None:
     theme.caption("viewer: look. worker: also run and queue trials, write notes. owner: also control and share.")
     listing = next(one for one in page.studies() if one.name == name)
     if not (page.options.actions and page.role(listing) == "owner"):
-        theme.caption("Grants are given by the study's owners, on a dashboard that is started with --allow-actions.")
+        theme.caption("Owners of the study can give grants, on a dashboard that was started with --allow-actions.")
         return
     with st.form("grant"):
         left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
@@ -259,9 +259,9 @@ def _grants(page: PageContext) -> None:
         role = middle.segmented_control("May", [*access.ROLES, "nothing"], default="viewer", required=True)
         if right.form_submit_button("Share", width="stretch") and user:
             if role == "nothing":
-                _do(lambda: access.revoke(page.cache.url, name, user), f"{user} has no access to {name} any more")
+                _do(lambda: access.revoke(page.cache.url, name, user), f"{user} no longer has access to {name}")
             else:
-                done = f"{user} is {role} of {name} now"
+                done = f"{user} is now {role} of {name}"
                 _do(lambda: access.grant(page.cache.url, name, user, role or "viewer"), done)
 
 

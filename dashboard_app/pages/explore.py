@@ -109,7 +109,7 @@ def _slice(frame: Frame, objective: int, mask: Mask) -> None:
 def _contour(frame: Frame, objective: int, mask: Mask) -> None:
     names = list(frame.columns.parameters)
     if len(names) < 2:
-        theme.nothing("A contour takes two parameters; this study has fewer.")
+        theme.nothing("A contour needs two parameters; this study has fewer.")
         return
     left, right = st.columns(2)
     first = left.selectbox("Across", names, key="across", bind="query-params")

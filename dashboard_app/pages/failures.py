@@ -36,7 +36,7 @@ def _body(page: PageContext, frame: Frame) -> None:
         ("errors of the objective", f"{counts['error']:,}", "the training code failed"),
         ("leases lost", f"{counts['lease']:,}", "silent, pre-empted or interrupted peers"),
         ("withdrawn", f"{counts['withdrawn']:,}", "by hand, or replaced by a late result"),
-        ("stay failed", f"{len({one.number for one in found if one.final}):,}", "trials that nothing retried"),
+        ("stay failed", f"{len({one.number for one in found if one.final}):,}", "trials that were not retried"),
     ])  # fmt: skip
     groups = failures.groups(found)
     for kind, what in failures.KINDS.items():
@@ -61,7 +61,7 @@ def _table(frame: Frame, groups: list[tuple[Key, list[Failure]]], what: str) -> 
 def _members(page: PageContext, frame: Frame, groups: dict[Key, list[Failure]]) -> None:
     theme.heading("Look into one group")
     chosen = st.selectbox(
-        "Reason, site, node", list(groups), index=None, key="group", placeholder="choose one to see its trials",
+        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose one to see its trials",
         format_func=lambda key: f"{len(groups.get(key, ())):,} x {key[1]} | {key[2]} | {key[3]}",
     )  # fmt: skip
     if chosen is None:
@@ -82,7 +82,7 @@ def _requeue(page: PageContext, members: list[Failure]) -> None:
     """Queue again what stays failed, by number as it was seen; what was retried meanwhile is left alone."""
     numbers = sorted({one.number for one in members if one.final})[:_AT_ONCE]
     if not numbers:
-        theme.caption("All of these were retried already.")
+        theme.caption("All of these have already been retried.")
     elif st.button(f"Queue {len(numbers):,} again", key="requeue", icon=":material/replay:"):
         _confirm(page, numbers)
 
@@ -100,7 +100,7 @@ def _confirm(page: PageContext, numbers: list[int]) -> None:
 
 
 def queue_again(page: PageContext, numbers: list[int]) -> str:
-    """Queue these trials again, except those that were retried meanwhile; says what was done."""
+    """Queue these trials again, except those that had been retried in the meantime; says what was done."""
     study = page.study()
     state = study.state
     again = queued_again(state)
@@ -108,5 +108,5 @@ def queue_again(page: PageContext, numbers: list[int]) -> str:
     queued = [number for number in map(study.requeue, still) if number is not None]
     page.cache.show_written(page.uuid)
     span = f" as trials {queued[0]} to {queued[-1]}" if queued else ""
-    skipped = f"; {len(numbers) - len(still):,} were retried meanwhile" if len(still) < len(numbers) else ""
+    skipped = f"; {len(numbers) - len(still):,} had been retried in the meantime" if len(still) < len(numbers) else ""
     return f"Queued {len(queued):,}{span}{skipped}."

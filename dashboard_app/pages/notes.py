@@ -103,7 +103,7 @@ def archive(page: PageContext, frame: Frame) -> None:
     """Take the study off the list of campaigns, or put it back."""
     if page.may_act:
         before = [ARCHIVED] if ARCHIVED in frame.tags else []
-        archived = st.toggle("Archived: not among the campaigns", value=bool(before), key=f"archive-{frame.lsn}")
+        archived = st.toggle("Archived (not listed)", value=bool(before), key=f"archive-{frame.lsn}")
         _change_tags(page, None, before, [ARCHIVED] if archived else [], done="Saved.")
 
 
@@ -136,7 +136,7 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
         "</div>"
     )
     right.download_button(
-        "Fetch", data=lambda: _fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",
+        "Fetch", data=lambda: fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",
         icon=":material/download:", width="stretch",
         mime="application/octet-stream",  # whatever others say it is, a browser saves it and does not show it
     )  # fmt: skip
@@ -153,7 +153,8 @@ def _confirm_deletion(page: PageContext, one: Artifact) -> None:
         page.act(lambda study: study.artifacts().delete(one), done=f"{one.filename} was deleted.")
 
 
-def _fetched(page: PageContext, one: Artifact) -> bytes:
+def fetched(page: PageContext, one: Artifact) -> bytes:
+    """The bytes of a file. Raises a HopaasError if the store does not have them now."""
     with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
         files = artifacts.artifacts_of(page.cache.store)
         return artifacts.fetch(files, page.uuid, one, Path(folder, "file")).read_bytes()
@@ -162,11 +163,11 @@ def _fetched(page: PageContext, one: Artifact) -> bytes:
 def _upload(page: PageContext, number: int | None) -> None:
     with st.form(f"upload-{number}", clear_on_submit=True, border=False):
         given = st.file_uploader("Add a file", key=f"upload-file-{number}")
-        sent = st.form_submit_button("Store it")
+        sent = st.form_submit_button("Upload it")
     if not sent or given is None:
         return
     with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
         path = Path(folder, "file")
         path.write_bytes(given.getbuffer())
         name = artifacts.safe_name(given.name)
-        page.act(lambda study: study.artifacts().put(path, trial=number, filename=name), done=f"{name} is stored.")
+        page.act(lambda study: study.artifacts().put(path, trial=number, filename=name), done=f"{name} was uploaded.")

@@ -60,7 +60,7 @@ def _body(page: PageContext, frame: Frame) -> None:
         ("Lease", duration(frame.state.policy.ttl), "of silence until a trial is taken over"),
         ("Round trip", "unknown" if trip is None else f"{rough(1000 * trip)} ms", "from this server to the store"),
     ])  # fmt: skip
-    theme.heading("Who ran what")
+    theme.heading("Timeline")
     _timeline(frame, now)
     theme.heading("Sites")
     headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]

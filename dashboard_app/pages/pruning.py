@@ -36,7 +36,7 @@ def _body(_here: PageContext, frame: Frame) -> None:
     draw(
         frame.once(lambda one: pruning.curves(one.state, one.columns), "curves"),
         key="curves",
-        empty="Curves take trials with at least two reports.",
+        empty="Only trials with at least two reports have a curve.",
     )
     found = frame.once(lambda one: pruning.pruned_at(one.columns), "pruned at")
     draw(found[1] if found else None, key="pruned-at", empty="No trial has been pruned yet.")
@@ -46,7 +46,7 @@ def _tiles(saved: Saved | None, pruned: int, over: int) -> list[tuple[str, str, 
     share = f"{pruned / over:.0%} of the {over:,} that ended by themselves" if over else ""
     tiles = [("pruned", f"{pruned:,}", share)]
     if saved is None:
-        return [*tiles, ("compute saved", "-", "takes pruned and complete trials with reports and times")]
+        return [*tiles, ("compute saved", "-", "needs pruned and complete trials with reports and times")]
     return [
         *tiles,
         ("compute saved, estimated", hours(saved.hours), f"between {hours(saved.low)} and {hours(saved.high)} (90 %)"),

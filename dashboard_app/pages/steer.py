@@ -134,7 +134,7 @@ def _status(page: PageContext, frame: Frame) -> None:
 def _stop_study(page: PageContext) -> None:
     frame = page.frame
     if frame is None:
-        theme.nothing("The study is gone.")
+        theme.nothing("The study no longer exists.")
         return
     running = sorted(frame.state.running)
     st.write(f"No more trials will start. {len(running):,} are running now; their peers finish them.")
@@ -176,7 +176,7 @@ def _seen(page: PageContext, number: int, epoch: int) -> bool:
     """Show the trial as it is now, read again by its number; whether it is still the lease that was seen."""
     frame = page.frame
     if frame is None or number >= len(frame.state.trials):
-        theme.nothing("This trial is gone.")
+        theme.nothing("This trial no longer exists.")
         return False
     trial = frame.state.trials[number]
     step = max(trial.reports, default=None)
@@ -184,7 +184,7 @@ def _seen(page: PageContext, number: int, epoch: int) -> bool:
     link, pill = theme.trial_link(frame.name, number, "Trial "), theme.pill(trial.state.name.lower())
     st.html(f"<p>{link} {pill} {theme.safe(where)}</p>")
     if trial.state is not TrialState.RUNNING or trial.epoch != epoch:
-        st.warning("It is no longer what you chose: that lease has ended.")
+        st.warning("This is no longer the lease that you chose; that one has ended.")
         return False
     return True
 
@@ -192,7 +192,7 @@ def _seen(page: PageContext, number: int, epoch: int) -> bool:
 @st.dialog("Ask this trial to end?")
 def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
     still = _seen(page, number, epoch)
-    reason = st.text_input("Why (its peer sees it)", max_chars=200)
+    reason = st.text_input("Reason (shown to its peer)", max_chars=200)
     st.caption("Its next should_prune() returns true. Its training code then decides how to end, usually as PRUNED.")
     if st.button("Ask it to end", type="primary", disabled=not still):
         _ask_to_stop(page, number, epoch, reason or "stopped from the dashboard")

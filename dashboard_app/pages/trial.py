@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import streamlit as st
 
 from dashboard_app import theme, url
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
-from dashboard_app.pages.notes import files_of, note_of, tags_of
+from dashboard_app.pages.notes import fetched, files_of, note_of, tags_of
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
+from dashboard_app.views import logged
 from dashboard_app.views import trial as views
+from dashboard_app.views.spec import ChartSpec
 from dashboard_app.views.spec import number as shown
+from hopaas_p2p import artifacts
+from hopaas_p2p.artifacts import OUTPUT
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.report.facts import duration
 from hopaas_p2p.study.method import chosen_by
+
+_CHARTS: Final = 6  # metrics whose charts are unfolded
+_LONGEST_OUTPUT: Final = 1 << 18  # bytes
 
 
 def show(page: PageContext) -> None:
@@ -59,7 +68,8 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
     _head(frame, trial)
     if trial.reason:
         theme.heading("Why it ended")
-        st.html(f'<pre class="hp-reason">{theme.safe(trial.reason, longest=4000)}</pre>')
+        theme.long_text(trial.reason, label="Why it ended", longest=4000)
+    _output(page, frame, trial)
     left, right = st.columns(2)
     with left:
         _parameters(frame, trial)
@@ -69,6 +79,7 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
             key="curve",
             empty="No reports yet, so there is no learning curve.",
         )
+    _metrics(frame, trial)
     _attempts(frame, trial)
     _pairs("Attributes", ("attribute", "value"), dict(list(trial.user.items())[:200]))
     with st.expander("Owners, and where it ran", expanded=bool(trial.history), key="ran"):
@@ -79,6 +90,29 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
         # wrapped: what only a mouse can scroll shuts out those who use a keyboard
         python.code(views.as_python(frame.name, page.cache.url, frame.state, trial), language="python", wrap_lines=True)
         shell.code(views.as_shell(frame.name, page.cache.url, frame.state, trial), language="shell", wrap_lines=True)
+
+
+def _output(page: PageContext, frame: Frame, trial: Trial) -> None:
+    """The end of what the command wrote, if its worker kept it: folded, and fetched when it is unfolded."""
+    if trial.state is not TrialState.FAIL:
+        return
+    found = [one for one in artifacts.listed(frame.state, frame.study_id, trial.number) if one.filename == OUTPUT]
+    if not found:
+        return
+    one = found[-1]
+    box = st.expander("Output of the command", expanded=False, key="output", on_change="rerun")
+    if not box.open:
+        return
+    with box:
+        if one.size is None or one.size > _LONGEST_OUTPUT:
+            theme.nothing("It is too long to be shown. Fetch it below, under Files.")
+            return
+        try:
+            text = views.readable(fetched(page, one))
+        except HopaasError as error:
+            theme.error(error)
+            return
+        theme.long_text(text, label="Output of the command", longest=_LONGEST_OUTPUT)
 
 
 def _head(frame: Frame, trial: Trial) -> None:
@@ -124,6 +158,33 @@ def _parameters(frame: Frame, trial: Trial) -> None:
         rows.append([theme.safe(one.name), f"<b>{theme.safe(one.value)}</b>", where])
     headers = ["parameter", "value", "of the complete trials"]
     theme.table(headers, rows, label="Parameters", empty="None yet. The objective has not suggested a parameter.")
+
+
+def _metrics(frame: Frame, trial: Trial) -> None:
+    """What it logged beside the reports."""
+    found = logged.last_values(trial)
+    if not found:
+        return
+    theme.heading("Metrics")
+    theme.caption("Logged beside the reports. They decide nothing about pruning.")
+    rows = [
+        [theme.safe(one.name), *map(shown, (one.value, one.low, one.high)), f"{one.step:,}", f"{one.steps:,}"]
+        for one in found
+    ]
+    headers = ["metric", "last", "lowest", "highest", "at step", "steps"]
+    theme.table(headers, rows, label="Metrics", numeric=range(1, 6))
+    charts = logged.curves(frame.state, frame.columns, trial.number)
+    _in_two_columns(charts[:_CHARTS], first=0)
+    if len(charts) > _CHARTS:
+        with st.expander(f"{len(charts) - _CHARTS} more metrics", expanded=False, key="more-metrics"):
+            _in_two_columns(charts[_CHARTS:], first=_CHARTS)
+
+
+def _in_two_columns(charts: Sequence[ChartSpec], *, first: int) -> None:
+    columns = st.columns(2) if len(charts) > 1 else [st.container()]
+    for at, chart in enumerate(charts):
+        with columns[at % len(columns)]:
+            draw(chart, key=f"metric-{first + at}")
 
 
 def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:

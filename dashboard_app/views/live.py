@@ -151,10 +151,10 @@ def alerts(state: State, name: str) -> str:
     posted_now = posted(state)
     if posted_now is None:
         return (
-            "Only people with this page open see this. To be notified by a webhook when a site falls silent, trials "
-            "fail, nothing improves, the budget runs out or a trial is the best, run: "
+            "This is shown only on this page. To be notified through a webhook when a site falls silent, trials fail, "
+            "nothing improves, the budget is used up or a trial becomes the best, run: "
             f"hopaas-p2p watch {shlex.quote(name)} --alert"
         )
     by = "Alerts are posted to a webhook by one of the processes that run hopaas-p2p watch --alert"
     still = ", ".join(key.replace(":", " ") for key in posted_now)
-    return f"{by}. Posted, and still so: {still}." if still else f"{by}. Nothing that was posted is still so."
+    return f"{by}. Active alerts: {still}." if still else f"{by}. No alert is active."

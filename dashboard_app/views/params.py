@@ -215,8 +215,8 @@ def parallel(
     caption = f"{len(drawn):,} of {len(rows):,} drawn, the best among them. " if len(drawn) < len(rows) else ""
     alt = f"Parallel coordinates of {len(drawn):,} trials over {', '.join(names)}; the best is trial {numbers[-1]}."
     caption += (
-        "Drag along an axis to see the lines that pass there, click on it to see all. A range in the filter chooses "
-        "trials on every page, and in the list below."
+        "Drag along an axis to highlight the lines that pass there; click it to show all lines again. To choose trials "
+        "on every page and in the list below, set a range in the filter."
     )
     return ChartSpec("Parallel coordinates", option, alt, caption, height=430), numbers
 

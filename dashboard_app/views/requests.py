@@ -65,10 +65,10 @@ def _control(request: Request, state: State) -> Progress:
 def _stop(request: Request, trial: Trial) -> Progress:
     if trial.state is TrialState.RUNNING and trial.epoch == request.epoch:
         if trial.stopping:
-            return Progress("acknowledged", "its peer has seen it and ends the trial")
-        return Progress("requested", "its peer sees it at its next report" if trial.stop else "")
+            return Progress("acknowledged", "its peer has seen the request and is ending the trial")
+        return Progress("requested", "its peer will see it at its next report" if trial.stop else "")
     if trial.epoch != request.epoch:
-        return Progress("done", "that lease has ended; another peer has the trial or had it")
+        return Progress("done", "that lease has ended, and another peer has taken the trial over")
     return Progress("done", f"the trial ended as {trial.state.name}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import Final, NamedTuple
 
@@ -16,6 +17,8 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import params_of
 
+_ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+"""Sequences by which a program colours a terminal, moves its cursor or sets its title."""
 _MEDIAN_OF: Final = 2000  # complete trials that the median curve is made of, at most
 
 
@@ -154,6 +157,12 @@ def family(state: State, number: int) -> list[tuple[int, str]]:
     if trial.late_of is not None and all(other != trial.late_of for other, _ in found):
         found.append((trial.late_of, "this is its late result"))
     return found
+
+
+def readable(output: bytes) -> str:
+    """The output of a command as a person would have seen it end: no colours, and of a progress bar its last form."""
+    text = _ESCAPES.sub("", output.decode(errors="replace")).replace("\r\n", "\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
 def as_python(name: str, store: str, state: State, trial: Trial) -> str:

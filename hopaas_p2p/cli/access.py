@@ -179,7 +179,7 @@ def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
 @click.argument("user")
 @options(study="none")
 def revoke(session: CliSession, study_name: str, user: str) -> None:
-    """Take USER's grant for STUDY away. Owners of the study only."""
+    """Remove USER's grant for STUDY. Owners of the study only."""
     from hopaas_p2p import access
 
     access.revoke(session.store_url, study_name, user)

@@ -55,9 +55,9 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
 def restore(session: CliSession, source: Path, url: str) -> None:
     """Fill an empty store from a backup, and check that it replays to what was backed up.
 
-    Takes nothing back: refuses a STORE that holds anything else, or in which peers are alive. Repeat it when it was
-    interrupted. A database must have been prepared with `hopaas-p2p init`, and takes an administrator's login; grant
-    the studies anew afterwards.
+    Nothing is overwritten: a STORE that holds anything else, or in which peers are alive, is refused. If it was
+    interrupted, run it again. A database must have been prepared with `hopaas-p2p init`, and needs an administrator's
+    login; grant access to the studies again afterwards.
 
     \b
     hopaas-p2p restore campaign-2026-11-26.backup ./campaign

@@ -48,7 +48,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler of all peers. [default: default]")
 @click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner of all peers. [default: median]")
 @click.option(
-    "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="When a proposal was tried before. [default: avoid]"
+    "--repeats",
+    type=click.Choice(list(REPEATS_POLICIES)),
+    help="What to do when a proposal was tried before. [default: avoid]",
 )
 @click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds. [default: 1]")
 @click.option("--fidelity", metavar="POLICY", help=pauses.HELP + " [default: none]")

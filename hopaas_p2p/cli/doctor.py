@@ -36,9 +36,9 @@ def doctor(
 ) -> int:
     """Check a store from this node, and say how to fix what fails.
 
-    First the way: name, proxy and certificate, with the days it has left. Then the store: version, token, file system,
-    clock, race, a write and a read, and every study's log and snapshot. Writes a scratch log and removes it. Exits
-    with 1 when something failed.
+    First it checks the connection: name, proxy and certificate, with the days until it expires. Then the store:
+    version, token, file system, clock, race, a write and a read, and every study's log and snapshot. It writes a
+    scratch log and removes it, and exits with 1 when something failed.
 
     A directory that several nodes share is tried by starting the same command with --meet and the same WORD on two of
     them: both write into one log for ten seconds, and compare what they read.

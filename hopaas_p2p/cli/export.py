@@ -43,9 +43,9 @@ def export() -> None:
 def mlflow(session: CliSession, to: str | None, experiment: str | None, follow: bool, interval: float) -> None:
     """Copy a study to MLflow.
 
-    Parameters, reports as the metric `report`, values, states, files; where and with what a trial ran, and the
-    command that shows it, as tags `hopaas.*`. PRUNED trials are KILLED there. Who you are, MLflow's own variables
-    say: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN.
+    It sends parameters, values, states, files, and reports as the metric `report`. Tags `hopaas.*` say where and with
+    what a trial ran, and which command shows it. PRUNED trials are KILLED there. To log in, set MLflow's
+    own variables: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN.
     """
     from hopaas_p2p.trackers import MLflow
 
@@ -74,8 +74,8 @@ def wandb(
     """Copy a study to Weights & Biases.
 
     A group named like the study, with a run for the study and a run for each trial. Export from one directory, or
-    always say the same --directory: what was sent stands in a file there. Who you are, W&B knows from `wandb login`
-    or WANDB_API_KEY.
+    always give the same --directory: a file there records what was sent. To log in, use `wandb login` or
+    WANDB_API_KEY.
     """
     from hopaas_p2p.trackers import WandB
 

@@ -31,9 +31,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine only]"
 )
 @click.option(
-    "--connections", default=1000, show_default=True, type=click.IntRange(1), help="How many tunnels at once."
+    "--connections", default=1000, show_default=True, type=click.IntRange(1), help="The most tunnels at once."
 )
-@click.option("--per-token", default=256, show_default=True, type=click.IntRange(1), help="How many per token.")
+@click.option("--per-token", default=256, show_default=True, type=click.IntRange(1), help="The most tunnels per token.")
 @click.option(
     "--drain",
     metavar="SECONDS",
@@ -68,8 +68,9 @@ def gateway(
 ) -> None:
     """Let peers that can use only HTTPS reach a Postgres server.
 
-    Peers use postgresql+https://HOST/DATABASE and their token. SIGTERM lets transactions end, then stops. The log goes
-    to stderr, a line of JSON an event; /healthz and /metrics are for machines. Several gateways may run side by side.
+    Peers use postgresql+https://HOST/DATABASE and their token. After SIGTERM it lets transactions end, then
+    stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines. Several gateways
+    may run side by side.
     """
     import asyncio
 

@@ -21,7 +21,7 @@ from hopaas_p2p.times import to_iso
     help="What the guest may do. Only Postgres holds guests to it.",
 )
 @click.option("--days", type=click.IntRange(1, 366), default=7, show_default=True, help="How long it is valid.")
-@click.option("--site", default="", metavar="NAME", help="For whom; `join` calls the site so.")
+@click.option("--site", default="", metavar="NAME", help="The name of the guest's site, which `join` uses.")
 @click.option("--address", metavar="URL", help="The store as guests reach it, if that differs: a gateway, for example.")
 def invite(session: CliSession, role: str, days: int, site: str, address: str | None) -> None:
     """Print one string that lets somebody join STUDY with one command.

@@ -38,8 +38,8 @@ _STDIN: Final = 2.0  # seconds for which something that is piped in is waited fo
 )
 @click.option("--login-node", metavar="HOST", help="The name that jobs know this node by. [default: its own]")
 @job_options
-@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Leave after so many trials.")
-@click.option("--stay", is_flag=True, help="Wait till the study is finished, to take over what dying workers leave.")
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials.")
+@click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers.")
 @worker_options
 def join(
     session: CliSession,

@@ -26,6 +26,7 @@ SECTIONS: Final = {
         "submit": Verb(f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
         "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
         "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
+        "log": Verb(f"{_CLI}.work:log", "Keep numbers of a step beside the report."),
         "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be pruned."),
         "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
         "renew": Verb(f"{_CLI}.work:renew", "Renew the lease of the ticket's trial."),
@@ -79,7 +80,6 @@ SECTIONS: Final = {
     },
 }
 """The commands, in the sections of `--help`."""
-VERBS: Final = {name: verb for verbs in SECTIONS.values() for name, verb in verbs.items()}
 
 
 @click.group(

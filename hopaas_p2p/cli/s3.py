@@ -61,7 +61,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 @click.option("--role", type=click.Choice(["viewer", "worker", "owner"]), default="worker", show_default=True)
 @click.option("--all-studies", is_flag=True, help="For every study, also future ones.")
 @click.option(
-    "--no-condition", is_flag=True, help="For servers where `doctor` says so: allow listing without a prefix."
+    "--no-condition", is_flag=True, help="Allow listing without a prefix, for servers where `doctor` says so."
 )
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the smallest policy with which a key of the bucket can work on a study.

@@ -51,16 +51,27 @@ class JobRequest(NamedTuple):
 def job_options(function: F) -> F:
     """The options of all commands that submit jobs."""
     adds: list[Callable[[Any], Any]] = [
-        click.option("--jobs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many."),
-        click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="For each job."),
-        click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="For each job."),
-        click.option("--memory", default="", metavar="16G", help="For each job."),
-        click.option("--time", default="4h", show_default=True, metavar="4h", help="For each turn of a job."),
+        click.option("--jobs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Number of jobs."),
+        click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs per job."),
+        click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="CPU cores per job."),
+        click.option("--memory", default="", metavar="16G", help="Memory per job."),
+        click.option("--time", default="4h", show_default=True, metavar="4h", help="The time limit of each job."),
         click.option("--queue", default="", metavar="NAME", help="The partition or queue."),
-        click.option("--account", default="", metavar="NAME", help="Who pays."),
-        click.option("--option", "more", multiple=True, metavar="LINE", help="For the batch system, as it writes it."),
-        click.option("--image", default="", metavar="IMAGE", help="On Kubernetes: your code and hopaas-p2p."),
-        click.option("--dry-run", is_flag=True, help="Write and show it, and submit nothing."),
+        click.option("--account", default="", metavar="NAME", help="The account to charge."),
+        click.option(
+            "--option",
+            "more",
+            multiple=True,
+            metavar="LINE",
+            help="Another option for the batch system, in its own syntax.",
+        ),
+        click.option(
+            "--image",
+            default="",
+            metavar="IMAGE",
+            help="The container image for Kubernetes, with your code and hopaas-p2p.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Write and show the script; submit nothing."),
     ]
     for add in reversed(adds):
         function = add(function)
@@ -71,8 +82,8 @@ def job_options(function: F) -> F:
 @options()
 @click.argument("system", type=click.Choice(batch.SYSTEMS))
 @job_options
-@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Leave after so many trials.")
-@click.option("--stay", is_flag=True, help="Wait till the study is finished, to take over what dying workers leave.")
+@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials.")
+@click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers.")
 @worker_options
 def submit(session: CliSession, system: str, command: tuple[str, ...], **others: Any) -> None:
     """Write the batch jobs of a study, show them, and submit them.
@@ -232,6 +243,8 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
             words += [f"--{name.replace('_', '-')}", str(worker[name])]
     if worker.get("stay"):
         words.append("--stay")
+    if worker.get("keep_output") is False:
+        words.append("--no-keep-output")
     logs = worker.get("logs")
     if logs is not None and logs != Path("hopaas-logs"):
         words += ["--logs", str(logs)]

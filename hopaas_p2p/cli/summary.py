@@ -211,6 +211,7 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
 
     return {
         "reports": dict(sorted(frozen.intermediate_values.items())),
+        "metrics": {name: dict(sorted(values.items())) for name, values in trial.metrics.items()},
         "distributions": {name: spec(one) for name, one in frozen.distributions.items()},
         "user_attrs": frozen.user_attrs,
         "system_attrs": frozen.system_attrs,

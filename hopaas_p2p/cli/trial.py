@@ -115,7 +115,7 @@ def reason_line(reason: str | None) -> str:
 @options()
 @click.argument("number", type=int)
 def show(session: CliSession, number: int) -> None:
-    """Show one trial: parameters, reports, who owned it, where it ran, and why it ended."""
+    """Show one trial: parameters, reports, metrics, who owned it, where it ran, and why it ended."""
     from hopaas_p2p.cli import summary
 
     study = session.study()
@@ -165,12 +165,19 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "reason": data["reason"] or "",
         "stop asked": _stop_asked(data),
         "reports": ", ".join(reports[-20:]) + hidden,
+        "metrics": "\n".join(_last_logged(name, values) for name, values in data["metrics"].items()),
         "owners": "\n".join(history),
         "ran with": ", ".join(f"{name} {value}" for name, value in data["provenance"].items()),
         "attributes": "\n".join(f"{name} = {_value(value)}" for name, value in attributes.items()),
         "note": data["note"],
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _last_logged(name: str, values: dict[int, float]) -> str:
+    """A metric in one line; JSON has all of its steps."""
+    last = max(values)
+    return f"{name} = {output.number(values[last])} at step {last} ({len(values)} step{'s' * (len(values) > 1)})"
 
 
 def _stop_asked(data: dict[str, Any]) -> str:

@@ -151,6 +151,28 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
     return 0
 
 
+@click.command(context_settings=_NUMBERS)
+@options(study="none")
+@_ticket
+@click.argument("metrics", nargs=-1, required=True, metavar="NAME=NUMBER...")
+@click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
+def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step: int) -> None:
+    """Keep numbers of a step beside the report: loss=0.3 auc=0.9.
+
+    They are shown and exported. What `report` says decides about pruning.
+    """
+    given = {}
+    for text in metrics:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"{text!r} is not NAME=NUMBER.")
+        given[name] = _number(value)
+    with _ticket_trial(session, ticket) as trial:
+        trial.log(step, given)
+    if session.as_json:
+        output.print_json({"number": trial.ticket.number, "step": step, "metrics": given})
+
+
 @click.command()
 @options(study="none")
 @_ticket

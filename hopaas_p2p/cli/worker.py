@@ -52,6 +52,12 @@ def worker_options(function: F) -> F:
             show_default=True,
             help="Directory for the output: LOGS/STUDY/NUMBER.log.",
         ),
+        click.option(
+            "--keep-output/--no-keep-output",
+            default=True,
+            show_default=True,
+            help="Whether the end of a failed command's output goes into the store.",
+        ),
         click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
         click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
     ]
@@ -130,6 +136,7 @@ def _worker(
     logs: Path,
     sampler: str | None,
     pruner: str | None,
+    keep_output: bool = True,
     max_trials: int | None = None,
     stay: bool = False,
 ) -> Worker:
@@ -148,6 +155,7 @@ def _worker(
         grace=parse_duration(grace),
         signals=[_signal(name) for name in signals.split(",")],
         logs=logs,
+        keep_output=keep_output,
         stay=stay,
         say=output.say,
     )

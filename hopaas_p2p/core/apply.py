@@ -74,10 +74,12 @@ from hopaas_p2p.core.state import (
 from hopaas_p2p.core.validity import (
     MAX_BUDGET,
     MAX_WAITING,
+    MOST_METRICS,
     outliers,
     possible_attributes,
     possible_definition,
     possible_distributions,
+    possible_metric,
     possible_system,
     possible_time,
 )
@@ -314,6 +316,7 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     if configurations is not None and configurations.members is not None:
         source = _source(state, trial, paused)
     trial.reports, trial.checkpoints = _reports_to_resume(source, state), source.checkpoints
+    trial.metrics = _metrics_to_resume(source, state)
     trial.owner, trial.epoch, trial.start = commit.owner, 1, commit.at
     _open_lease(state, trial, commit)
     return Verdict(True, trial.number)
@@ -460,6 +463,7 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
     late.params, late.dists, late.reports = dict(lost.params), dict(lost.dists), dict(lost.reports)
+    late.metrics = {name: dict(values) for name, values in lost.metrics.items()}
     late.user, late.system = lost.user, {**lost.system, "late_of": str(lost.number)}
     lease = (lost.number, record.epoch)
     unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
@@ -504,7 +508,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.owner = None
     trial.stop, trial.stopping = None, False
     trial.start = None
-    trial.reports = _reports_to_resume(trial, state)
+    trial.reports, trial.metrics = _reports_to_resume(trial, state), _metrics_to_resume(trial, state)
     return Verdict(True, trial.number)
 
 
@@ -539,18 +543,37 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
 
 
 def _reports_to_resume(trial: Trial, state: State) -> dict[int, float]:
-    """What the next owner need not report again: the steps up to the newest checkpoint.
+    """What the next owner need not report again."""
+    steps = _steps_to_resume(trial, state)
+    return {step: value for step, value in trial.reports.items() if step in steps}
+
+
+def _metrics_to_resume(trial: Trial, state: State) -> dict[str, dict[int, float]]:
+    """Of the metrics, the same steps."""
+    return _metrics_in(trial, _steps_to_resume(trial, state))
+
+
+def _steps_to_resume(trial: Trial, state: State) -> range:
+    """The steps up to the newest checkpoint.
 
     In a population only those of the last interval: a member has many continuations, and each would repeat them all.
     """
     if not trial.checkpoints:
-        return {}
+        return range(0)
     last = trial.checkpoints[-1].step
     configurations = state.configurations
     first = FROM_START
     if configurations is not None and configurations.members is not None:
         first = last - configurations.members.policy.every + 1
-    return {step: value for step, value in trial.reports.items() if first <= step <= last}
+    return range(first, last + 1)
+
+
+def _metrics_in(trial: Trial, steps: range) -> dict[str, dict[int, float]]:
+    """A copy of the metrics at these steps."""
+    some = {
+        name: {step: value for step, value in values.items() if step in steps} for name, values in trial.metrics.items()
+    }
+    return {name: values for name, values in some.items() if values}
 
 
 def _queue_retry(state: State, trial: Trial) -> None:
@@ -558,6 +581,7 @@ def _queue_retry(state: State, trial: Trial) -> None:
     retry = _append(state, WAITING)
     retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
     retry.reports, retry.checkpoints = _reports_to_resume(trial, state), trial.checkpoints
+    retry.metrics = _metrics_to_resume(trial, state)
     retry.attempt = trial.attempt + 1
     retry.retry_of = trial.number
     trial.retried_by = retry.number
@@ -709,6 +733,7 @@ def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str
     step = record.resumed_from
     if step is not None:
         trial.reports = {one: value for one, value in trial.reports.items() if one <= step}
+        trial.metrics = _metrics_in(trial, range(FROM_START, step + 1))
     _merge(state, trial, record, outside)
 
 
@@ -722,10 +747,21 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: 
             trial.dists.update(outside)
     if record.reports:
         trial.reports.update(record.reports)
+    if record.metrics:
+        _merge_metrics(state, trial, record.metrics)
     if record.user:
         trial.user = {**trial.user, **record.user}
     if record.system:
         trial.system = {**trial.system, **record.system}
+
+
+def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, float]]) -> None:
+    """Merge metrics. A name that no trial may have is counted and left out; the rest of its record is kept."""
+    for name, values in metrics.items():
+        if name not in trial.metrics and not (possible_metric(name) and len(trial.metrics) < MOST_METRICS):
+            _count(state, "malformed")
+            continue
+        trial.metrics.setdefault(name, {}).update(values)
 
 
 def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:

@@ -65,8 +65,25 @@ class _TrialBlock(msgspec.Struct, array_like=True):
     rare: dict[int, _Linked]
 
 
+class _MeasuredBlock(_TrialBlock, array_like=True):
+    """A block in which a trial has metrics; others are packed as they always were."""
+
+    metrics: bytes = b""
+
+
+class _Metrics(msgspec.Struct, array_like=True):
+    """The metrics of a block. Packed apart: who reads columns does not decode them."""
+
+    names: list[str]
+    step_sets: list[tuple[int, ...]]
+    rows: list[tuple[int, int, int]]
+    """Of each metric of each trial: place of the trial in the block, name, step set."""
+    values: bytes
+
+
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(_TrialBlock).decode
+_decode: Final = msgspec.msgpack.Decoder(_MeasuredBlock).decode
+_decode_metrics: Final = msgspec.msgpack.Decoder(_Metrics).decode
 _COMMON: Final = _Rare()
 
 
@@ -135,7 +152,7 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         reports.extend(trial.reports.values())
         values.extend(trial.values or ())
     starts = [_ABSENT if trial.start is None else trial.start for trial in trials]
-    return _TrialBlock(
+    block = _TrialBlock(
         states=bytes([trial.state for trial in trials]),
         epochs=_integers(trial.epoch for trial in trials),
         owner=_integers(owners.setdefault(trial.owner, len(owners)) for trial in trials),
@@ -152,6 +169,39 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         values=_planes(values),
         rare={i: rare for i, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},  # type: ignore[misc]
     )
+    metrics = _packed_metrics(trials)
+    return block if metrics is None else _MeasuredBlock(**msgspec.structs.asdict(block), metrics=metrics)
+
+
+def _packed_metrics(trials: Sequence[Trial]) -> bytes | None:
+    """The metrics of these trials; None where they have none."""
+    names: dict[str, int] = {}
+    step_sets: dict[tuple[int, ...], int] = {}
+    rows, values = [], array("d")
+    for place, trial in enumerate(trials):
+        for name, by_step in trial.metrics.items():
+            steps = step_sets.setdefault(tuple(by_step), len(step_sets))
+            rows.append((place, names.setdefault(name, len(names)), steps))
+            values.extend(by_step.values())
+    return _encode(_Metrics(list(names), list(step_sets), rows, _planes(values))) if rows else None
+
+
+def _unpack_metrics(packed: bytes, trials: list[Trial]) -> None:
+    """Give these trials their metrics."""
+    metrics = _decode_metrics(packed)
+    values = iter(_reals(metrics.values))
+    for place, name, steps in metrics.rows:
+        trials[place].metrics[metrics.names[name]] = dict(zip(metrics.step_sets[steps], values, strict=False))
+
+
+def _fit_metrics(packed: bytes, trials: int) -> bool:
+    """Whether `_unpack_metrics` takes these. Raises a msgspec error."""
+    metrics = _decode_metrics(packed)
+    sizes = [len(steps) for steps in metrics.step_sets]
+    return all(
+        0 <= place < trials and 0 <= name < len(metrics.names) and 0 <= steps < len(sizes)
+        for place, name, steps in metrics.rows
+    ) and 8 * sum([sizes[steps] for _, _, steps in metrics.rows]) == len(metrics.values)
 
 
 def _rare(trial: Trial) -> _Rare:
@@ -192,6 +242,7 @@ def check(columns: bytes) -> Checked:
         or 8 * sum([steps[one] for one in step_set]) != len(block.reports)
         or 8 * sum([one for one in widths if one > 0]) != len(block.values)
         or any(not 0 <= index < count for index in block.rare)
+        or (block.metrics and not _fit_metrics(block.metrics, count))
     ):
         raise ValueError
     counts = [block.states.count(one) for one in range(len(_STATES))]
@@ -261,6 +312,8 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
     for index, rare in block.rare.items():
         for name in _Linked.__struct_fields__:
             setattr(trials[index], name, getattr(rare, name))
+    if block.metrics:
+        _unpack_metrics(block.metrics, trials)
     return trials
 
 

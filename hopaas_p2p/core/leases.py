@@ -148,7 +148,8 @@ class _Progress(NamedTuple):
     """How far a trial had got when it was last seen to move, and when that was."""
 
     epoch: int
-    reports: int
+    said: int
+    """How many reports and metrics it had."""
     since: float
 
 
@@ -205,9 +206,11 @@ class OwnerMonitor:
         before, self._progress = self._progress, {}
         found: list[TrialReclaim | TrialStop] = []
         for trial in [state.trials[number] for number in list(state.running)]:
-            seen = before.get(trial.number)
-            if seen is None or (seen.epoch, seen.reports) != (trial.epoch, len(trial.reports)):
-                seen = _Progress(trial.epoch, len(trial.reports), now)
+            seen, said = before.get(trial.number), len(trial.reports)
+            if trial.metrics:
+                said += sum(map(len, trial.metrics.values()))
+            if seen is None or (seen.epoch, seen.said) != (trial.epoch, said):
+                seen = _Progress(trial.epoch, said, now)
             self._progress[trial.number] = seen
             idle = now - seen.since
             if idle >= 2 * timeout and trial.stop is not None:

@@ -193,6 +193,8 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
     """WAITING trials that `prefer_waiting` passes over: retries that the peer gives a rest first."""
     replicates: int = 1
     """How many trials a new configuration gets: all but this one wait."""
+    metrics: dict[str, dict[Step, float]] = {}
+    """Name -> step -> value, beside the reports; see `TrialSet.metrics`."""
 
 
 class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"):
@@ -220,6 +222,8 @@ class TrialSet(msgspec.Struct, array_like=True, frozen=True, tag="trial.set"):
     """The step that this attempt really resumed from, or `FROM_START`: an earlier attempt's reports end there."""
     used: Used | None = None
     """What its lease has used; None: as the commits' times and the owner's introduction say."""
+    metrics: dict[str, dict[Step, float]] = {}
+    """Name -> step -> value: what is watched beside the reports. No pruner, rung or budget reads them."""
 
 
 class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -153,6 +153,8 @@ class Trial(msgspec.Struct, gc=False):
     """Whether it stopped at a rung, and may be continued."""
     continues: int | None = None
     """The paused trial that it goes on from."""
+    metrics: dict[str, dict[int, float]] = {}
+    """Name -> step -> value, beside the reports."""
 
     def distribution(self, name: str, state: State) -> Distribution:
         """The distribution that `params[name]` was drawn from."""

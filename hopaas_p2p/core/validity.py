@@ -35,6 +35,10 @@ MAX_WAITING: Final = 100_000
 """Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""
 MAX_BUDGET: Final = (1 << 53) - 1
 """What a browser, too, can count to."""
+MOST_METRICS: Final = 64
+"""Names of metrics per trial, beside its reports."""
+LONGEST_METRIC: Final = 100
+"""Characters of the name of a metric."""
 _DIRECTIONS: Final = ("minimize", "maximize")
 _MOST_DIRECTIONS: Final = 100
 _LONGEST_TTL: Final = 366 * 86_400.0
@@ -55,6 +59,11 @@ _NO_OUTLIERS: Final[dict[str, Distribution]] = {}
 def possible_time(microseconds: int | None) -> bool:
     """Whether a clock may show this, even one that is wrong by centuries."""
     return microseconds is None or -LAST_TIME < microseconds < LAST_TIME
+
+
+def possible_metric(name: str) -> bool:
+    """Whether a metric may have this name: one to 100 characters in one line."""
+    return 0 < len(name) <= LONGEST_METRIC and name.isprintable() and not name.isspace()
 
 
 # --- distributions and parameters ---

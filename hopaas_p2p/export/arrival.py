@@ -114,7 +114,7 @@ def _record(trial: PortableTrial) -> TrialCreate:
     if record.state is TrialState.RUNNING:
         origin["was"] = "RUNNING"
         record = msgspec.structs.replace(
-            record, state=TrialState.WAITING, reports={}, values=None, start=None, end=None
+            record, state=TrialState.WAITING, reports={}, metrics={}, values=None, start=None, end=None
         )
     if not origin:
         return record

@@ -116,7 +116,10 @@ def trial_line(trial: PortableTrial) -> dict[str, Any]:
         "end": to_iso(record.end) or record.end,
         "reason": record.reason,
     }
-    extra = {"internal": internal, "origin": trial.origin}
+    metrics = {
+        name: [[step, json_number(value)] for step, value in values.items()] for name, values in record.metrics.items()
+    }
+    extra = {"metrics": metrics, "internal": internal, "origin": trial.origin}
     return line | {name: value for name, value in extra.items() if value}
 
 
@@ -140,6 +143,10 @@ def read_trial(line: dict[str, Any]) -> PortableTrial:
         reason=line.get("reason"),
         start=_read_time(line.get("start")),
         end=_read_time(line.get("end")),
+        metrics={
+            name: {int(step): float(value) for step, value in values}
+            for name, values in line.get("metrics", {}).items()
+        },
     )
     return PortableTrial(int(line["number"]), record, dict(line.get("origin", {})))
 

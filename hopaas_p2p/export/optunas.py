@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _DEFINITION: Final = "hopaas:definition"
 """System attribute of a study in Optuna's storage: the part of our header that Optuna has no place for."""
 _REASON: Final = "hopaas:reason"
+_METRICS: Final = "hopaas:metrics"
 _NEVER_BEGAN: Final = "never_began"
 """In the origin of a finished trial without a start, which Optuna requires: it was withdrawn while WAITING."""
 
@@ -94,6 +95,8 @@ def _frozen(trial: PortableTrial) -> FrozenTrial:
     origin = trial.origin | ({_NEVER_BEGAN: True} if record.start is None and record.end is not None else {})
     if origin:
         system[ORIGIN] = origin
+    if record.metrics:
+        system[_METRICS] = {name: list(values.items()) for name, values in record.metrics.items()}
     if record.reason is not None:
         system[_REASON] = record.reason
     return Frozen(
@@ -160,6 +163,7 @@ def _trial(frozen: FrozenTrial) -> PortableTrial:
     origin: dict[str, Any] = found if isinstance(found, dict) else {}
     never_began = origin.pop(_NEVER_BEGAN, False)
     reason = system.pop(_REASON, None)
+    metrics = system.pop(_METRICS, {})
     values = frozen.values
     try:
         record = TrialCreate(
@@ -175,6 +179,9 @@ def _trial(frozen: FrozenTrial) -> PortableTrial:
             reason=reason,
             start=None if never_began else to_microseconds(frozen.datetime_start),
             end=to_microseconds(frozen.datetime_complete),
+            metrics={
+                name: {int(step): float(value) for step, value in values} for name, values in dict(metrics).items()
+            },
         )
     except InvalidInput as error:
         raise InvalidInput(f"trial {frozen.number}: {error}") from None

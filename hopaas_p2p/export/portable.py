@@ -102,6 +102,7 @@ def of_trial(trial: Trial, state: State) -> PortableTrial:
         reason=trial.reason,
         start=trial.start,
         end=trial.end,
+        metrics={name: dict(values) for name, values in trial.metrics.items()},
     )
     return PortableTrial(trial.number, record, _origin(trial) if carried is None else json.loads(carried))
 

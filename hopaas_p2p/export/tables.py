@@ -1,8 +1,8 @@
 """CSV, for spreadsheets, and Parquet, for data frames.
 
-CSV has the columns of Optuna's `trials_dataframe()`, without intermediate values and distributions. Text that a
-spreadsheet would run as a formula is quoted with an apostrophe. Parquet has typed columns, and each trial's JSON line
-for imports.
+CSV has the columns of Optuna's `trials_dataframe()`, without intermediate values and distributions, and the last value
+of each metric (`metrics_NAME`), which imports leave out. Text that a spreadsheet would run as a formula is quoted with
+an apostrophe. Parquet has typed columns, and each trial's JSON line for imports.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Trial
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export import jsonl
 from hopaas_p2p.export.portable import Portable, PortableTrial, externals, json_or_text
+from hopaas_p2p.report.facts import last_metrics
 from hopaas_p2p.space import parse_value
 from hopaas_p2p.times import from_iso, to_iso, to_utc
 
@@ -57,6 +58,7 @@ def _columns(portable: Portable, rows: list[dict[str, Any]]) -> list[str]:
     seen = dict.fromkeys(name for row in rows for name in row)
     middle = [name for name in seen if name.startswith("params_")]
     middle += [name for name in seen if name.startswith("user_attrs_")]
+    middle += sorted(name for name in seen if name.startswith("metrics_"))
     return [*first, *middle, *last]
 
 
@@ -87,6 +89,7 @@ def _row(trial: PortableTrial, portable: Portable) -> dict[str, Any]:
     row.update(zip(_value_columns(portable), record.values or (), strict=False))
     row.update({f"params_{name}": value for name, value in externals(record)})
     row.update({f"user_attrs_{key}": parse_value(text) for key, text in record.user.items()})
+    row.update({f"metrics_{name}": value for name, value in last_metrics(record).items()})
     return row
 
 
@@ -209,6 +212,15 @@ def dump_parquet(portable: Portable, path: Path) -> None:
     pair = pa.struct([("step", pa.int64()), ("value", pa.float64())])
     reports = [[{"step": s, "value": v} for s, v in trial.record.reports.items()] for trial in trials]
     columns["reports"] = pa.array(reports, pa.list_(pair))
+    logged = [
+        [
+            {"name": name, "step": s, "value": v}
+            for name, values in trial.record.metrics.items()
+            for s, v in values.items()
+        ]
+        for trial in trials
+    ]
+    columns["metrics"] = pa.array(logged, pa.list_(pa.struct([("name", pa.string()), *pair])))
     columns["reason"] = pa.array([trial.record.reason for trial in trials], pa.string())
     columns["record"] = pa.array([jsonl._text(jsonl.trial_line(trial)) for trial in trials], pa.string())
     metadata = {_METADATA: jsonl._text(jsonl.header(portable)).encode()}

@@ -2,6 +2,7 @@
 
     POST /v1/ask     {"study": "digits"}                                  -> {"ok": true, "trial": 7, "params": {…}}
     POST /v1/report  {"study": "digits", "trial": 7, "value": 0.3, "step": 1} -> {"ok": true, "prune": false, …}
+    POST /v1/log     {"study": "digits", "trial": 7, "metrics": {"auc": 0.9}, "step": 1} -> {"ok": true}
     POST /v1/tell    {"study": "digits", "trial": 7, "values": [0.3]}     -> {"ok": true}
     POST /v1/VERB for the others: see `_verbs`.
 
@@ -29,7 +30,7 @@ from hopaas_p2p.net.listening import cannot_listen, private_socket
 from hopaas_p2p.trial_requests import failure
 
 _LARGEST_BODY: Final = 1 << 20
-_REQUESTS: Final = ("report", "should-prune", "tell", "checkpoint", "renew", "release")
+_REQUESTS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
 _TIMEOUT: Final = 60.0  # seconds for which a connection may be silent
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _STATUS: Final = {0: 200, 2: 400, 3: 409, 11: 409, 69: 503, 77: 403}

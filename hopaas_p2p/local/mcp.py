@@ -29,7 +29,7 @@ class Tools:
     """What agents can call: the name, signature and docstring of each method are the tool's own."""
 
     reads: Final = ("list_studies", "show_study", "list_trials", "show_trial", "compare_trials", "importances")
-    acts: Final = ("ask", "report", "tell", "release", "enqueue", "note", "stop_trial")
+    acts: Final = ("ask", "report", "log", "tell", "release", "enqueue", "note", "stop_trial")
 
     def __init__(self, peer: LocalPeer) -> None:
         self._peer = peer
@@ -70,6 +70,10 @@ class Tools:
     def report(self, study: str, trial: int, value: float, step: int) -> Answer:
         """Report an intermediate value. If prune is true, end the trial: tell it with state=pruned."""
         return self._peer.request(study, trial, "report", value=value, step=step)
+
+    def log(self, study: str, trial: int, metrics: dict[str, float], step: int) -> Answer:
+        """Keep numbers of a step beside the report, such as {"auc": 0.9}: they are shown, and decide nothing."""
+        return self._peer.request(study, trial, "log", metrics=metrics, step=step)
 
     def tell(
         self,

@@ -14,7 +14,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchTrial, NotYourTrial
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report.facts import best, is_better, json_number, params_of, scored, state_word
+from hopaas_p2p.report.facts import best, is_better, json_number, last_metrics, params_of, scored, state_word
 from hopaas_p2p.report.importance import importance
 from hopaas_p2p.space import spec
 from hopaas_p2p.times import to_iso
@@ -124,17 +124,19 @@ class LocalPeer:
         return fitted({"study": name, "matching": len(rows), "trials": [_row(one, whole) for one in chosen]}, "trials")
 
     def trial(self, name: str, number: int) -> dict[str, Any]:
-        """One trial, with its reports."""
+        """One trial, with its reports, and the last value of each metric."""
         study = self._study(name)
         state = study.state
         trial = _existing(state, number, name)
         reports = [[step, json_number(value)] for step, value in sorted(trial.reports.items())]
+        metrics = {key: json_number(value) for key, value in last_metrics(trial).items()}
         return fitted(
             {
                 **_row(trial, state),
                 "attempt": trial.attempt,
                 "site": state.peers.get(trial.owner or "", {}).get("site"),
                 "note": notes.note_of(study, number)[:_LONGEST_TEXT],
+                **({"metrics": metrics} if metrics else {}),
                 "reports": reports[-_MOST:],
             },
             "reports",

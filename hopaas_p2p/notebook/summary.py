@@ -114,6 +114,9 @@ def trial_html(trial: OwnTrial) -> str:
     tables = [table(["parameter", "value"], params, words=("parameter",))] if params else []
     if attributes:
         tables.append(table(["attribute", "value"], attributes, words=("attribute",)))
+    if trial.metrics:
+        logged = [[name, shown(values[max(values)])] for name, values in trial.metrics.items()]
+        tables.append(table(["metric", "last value"], logged, words=("metric",)))
     curve = charts.reported(trial.intermediate_values)
     chart = "" if curve is None else drawn(curve)
     return framed(f'{"".join(parts)}<div class="two"><div>{"".join(tables)}</div>{chart}</div>')

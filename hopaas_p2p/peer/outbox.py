@@ -81,6 +81,7 @@ class Draft(msgspec.Struct, eq=False):
     stopping: bool = False
     resumed_from: int | None = None
     used: Used | None = None
+    metrics: dict[str, dict[int, float]] = {}
 
     def record(self) -> TrialSet:
         """All of it as one record."""
@@ -96,19 +97,27 @@ class Draft(msgspec.Struct, eq=False):
         part, weight = Draft(self.number, self.epoch, self.owner, resumed_from=self.resumed_from), 0
         parts = []
         for field, key, value in self._items():
-            size = _REPORT if field == "reports" else len(key) + len(value)
+            size = len(key) + len(value) if field in ("user", "system") else _REPORT
             if weight and weight + size > _MAX_TEXT:
                 parts.append(part.record())
                 part, weight = Draft(self.number, self.epoch, self.owner), 0
-            getattr(part, field)[key] = value
+            if field == "metrics":
+                part.metrics.setdefault(key[0], {})[key[1]] = value
+            else:
+                getattr(part, field)[key] = value
             weight += size
         part.params, part.dists, part.stopping = self.params, self.dists, self.stopping
         return [*parts, part.record()]
 
     def _items(self) -> Iterator[tuple[str, Any, Any]]:
-        for field in ("user", "system", "reports"):
+        for field in ("user", "system"):
             for key, value in getattr(self, field).items():
                 yield field, key, value
+        for name, values in self.metrics.items():
+            for step, value in values.items():
+                yield "metrics", (name, step), value
+        for step, value in self.reports.items():
+            yield "reports", step, value
 
 
 class InFlight(msgspec.Struct, frozen=True, gc=False):
@@ -297,7 +306,11 @@ def _of_a_lease(record: object) -> bool:
 
 def _weight(said: Draft | TrialCreate | TrialSet | StudySet) -> int:
     """Roughly how many characters this adds to a commit."""
-    weight = 0 if said.__class__ is StudySet else _REPORT * len(said.reports)  # type: ignore[union-attr]
+    weight = 0
+    if not isinstance(said, StudySet):
+        weight = _REPORT * len(said.reports)
+        for name, values in said.metrics.items():
+            weight += len(name) + _REPORT * len(values)
     for attributes in (said.user, said.system):
         if attributes:
             weight += sum(map(len, attributes)) + sum(map(len, attributes.values()))

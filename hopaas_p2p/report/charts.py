@@ -161,6 +161,22 @@ def reported(reports: Mapping[int, float]) -> Figure | None:
     return Figure("Reports", drawing, f"{len(reports):,} reports")
 
 
+def metrics(trial: Trial) -> list[str]:
+    """One small chart per metric with two values or more, by step."""
+    wide, high = 250.0, 170.0
+    drawings = []
+    for name, values in trial.metrics.items():
+        points = _points(values)
+        if len(points) < 2:
+            continue
+        x = svg.scale_of([step for step, _ in points], 46.0, wide - 10, log=False, pad=0.02)
+        y = svg.scale_of([value for _, value in points], high - _BOTTOM, _TOP)
+        body = svg.frame(x, y, x_title=name, y_title="") + svg.line(points, x, y, "curve best")
+        about = f"{len(values)} values; the last is {shown(points[-1][1])} at step {points[-1][0]:.0f}"
+        drawings.append(svg.svg(body, width=wide, height=high, title=name, description=about))
+    return drawings
+
+
 def _points(reports: Mapping[int, float]) -> list[tuple[float, float]]:
     points = [(float(step), value) for step, value in sorted(reports.items()) if math.isfinite(value)]
     return svg.sample(points, _STEPS) + (points[-1:] if len(points) > _STEPS else [])

@@ -7,6 +7,7 @@ import statistics
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core.attributes import AGAIN
+from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
 
@@ -164,6 +165,11 @@ def scored(state: State, objective: int = 0) -> list[tuple[float, Trial]]:
         for trial in list(state.trials)
         if trial.state is COMPLETE and trial.values and math.isfinite(trial.values[objective])
     ]
+
+
+def last_metrics(trial: Trial | TrialCreate) -> dict[str, float]:
+    """The value of each metric at its last step."""
+    return {name: values[max(values)] for name, values in trial.metrics.items() if values}
 
 
 def json_number(value: Any) -> Any:

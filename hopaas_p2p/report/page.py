@@ -25,6 +25,7 @@ _OBJECTIVES: Final = 4
 _SLICES: Final = 8
 _COLUMNS: Final = 10
 _INTERRUPTED: Final = 20
+_METRICS: Final = 12
 
 
 def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
@@ -104,7 +105,8 @@ def _sections(state: State) -> str:
     gantt = timeline(state)
     parts = [_figure(gantt)] if gantt is not None else []
     parts.append(f'<div class="grid">{"".join(map(_figure, figures))}</div>' if figures else "")
-    parts += [_parameters(state, found), _best_trials(state), _spent(state), _interrupted(state), _failures(state)]
+    parts += [_parameters(state, found), _best_trials(state), _metrics(state)]
+    parts += [_spent(state), _interrupted(state), _failures(state)]
     return "\n".join(part for part in parts if part) if state.trials else _nothing("No trial has been started yet.")
 
 
@@ -146,6 +148,18 @@ def _best_trials(state: State) -> str:
     complete = [t for t in state.trials if t.state is COMPLETE and t.values]
     ordered = sorted(complete, key=lambda t: (sign * t.values[0] if t.values else math.inf, t.number))
     return _trial_table("Best trials", ordered[:_TOP], state)
+
+
+def _metrics(state: State) -> str:
+    """What the best trial logged beside its reports."""
+    top = best(state)
+    drawings = charts.metrics(top)[:_METRICS] if top is not None else []
+    if top is None or not drawings:
+        return ""
+    hidden = len(top.metrics) - len(drawings)
+    note = f"By step. {hidden} more metrics are not shown." if hidden else "By step."
+    body = f'<figure><div class="slices">{"".join(drawings)}</div><figcaption>{note}</figcaption></figure>'
+    return _card(f"Metrics of the best trial, {top.number}", body)
 
 
 def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:

@@ -112,12 +112,6 @@ def _sum(rows: Iterable[SpentRow], site: str, user: str, outcome: str) -> SpentR
     return SpentRow(site, user, outcome, leases, cost, price)
 
 
-def by_outcome(found: Spending) -> list[SpentRow]:
-    """Sums over sites and persons."""
-    outcomes = [one for one in OUTCOMES if any(row.outcome == one for row in found.rows)]
-    return [_sum([row for row in found.rows if row.outcome == one], "all", "", one) for one in outcomes]
-
-
 def _amounts(state: State, ledger: Ledger, total: SpentRow) -> list[Amount]:
     counts, limits = state.counts, ledger.limits
     used = state.used() if state.budget is not None else counts[COMPLETE] + counts[PRUNED]

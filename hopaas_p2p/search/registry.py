@@ -117,13 +117,6 @@ def names(kind: Kind) -> list[str]:
     return sorted(_CLASSES[kind])
 
 
-def unknown_arguments(name: str) -> set[str]:
-    """Arguments of a class that cannot be found in its objects."""
-    cls = _class(name)
-    default = _made(cls, _REQUIRED.get(cls.__name__, {}))
-    return {key for key in _parameters(cls) if _argument(default, key) is _MISSING}
-
-
 def in_words(method: Mapping[str, Any] | None) -> str:
     """A sampler or pruner for people: `TPESampler(multivariate=True)`."""
     if method is None:

@@ -51,6 +51,10 @@ class OwnedTrial(msgspec.Struct, eq=False):
     """Whether another process, which the trial travelled to, was heard to write to it too."""
     lent: bool = False
     """Whether it runs for another process, which it travelled from and which will tell it."""
+    metrics: dict[str, dict[int, float]] = {}
+    """Name -> step -> value, as set in this process: Optuna's trials have no place for them."""
+    inherits_metrics: bool = False
+    """Whether an earlier attempt left some, which count as its reports do."""
     params: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
     """Those of `frozen`, which gives them by properties that cost as much as a write."""

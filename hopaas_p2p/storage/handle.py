@@ -228,6 +228,7 @@ class StudyHandle:
                 return None
             again = trial.attempt > 1 or bool(trial.history) or trial.continues is not None
             owned = self._own(trial, inherited=trial.reports if again else {})
+            owned.inherits_metrics = again and bool(trial.metrics)
             self.peer.meter.begin((self.uuid, verdict.number, owned.lease.epoch))
             return verdict.number
 
@@ -308,6 +309,8 @@ class StudyHandle:
             if self.state.dists.get(name) != record:
                 draft.dists[name] = record
         draft.reports.update(frozen.intermediate_values)
+        for metric, values in owned.metrics.items():
+            draft.metrics.setdefault(metric, {}).update(values)
         draft.resumed_from = owned.resumed_from
         draft.user.update({key: to_json(key, value) for key, value in frozen.user_attrs.items()})
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
@@ -413,13 +416,39 @@ class StudyHandle:
         with self.log.lock:
             owned = self._drafting(number)
             if owned is not None and owned.draft is not None:
-                if owned.inherited:
+                if owned.inherited or owned.inherits_metrics:
                     self._say_resumed_from_start(number, owned)
                 owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
                 if self.log.session.urgent_at < math.inf:  # parameters wait, and there will hardly be more of them
                     self.peer.hurry(self.log, within=0.0)
         if owned is None or owned.lent:
             self._deliver(number, owned, reports={step: value})
+
+    def set_metrics(self, number: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Set metrics of one step."""
+        with self.log.lock:
+            owned = self._drafting(number)
+            if owned is not None and owned.draft is not None:
+                if owned.inherited or owned.inherits_metrics:
+                    self._say_resumed_from_start(number, owned)
+                for name, value in metrics.items():
+                    owned.metrics.setdefault(name, {})[step] = value
+                    owned.draft.metrics.setdefault(name, {})[step] = value
+        if owned is None or owned.lent:
+            self._deliver(number, owned, metrics={name: {step: value} for name, value in metrics.items()})
+
+    def metric_names(self, number: int) -> frozenset[str]:
+        """The names of the trial's metrics."""
+        with self.log.lock:
+            logged, owned = self.state.trials[number].metrics, self.view.owned.get(number)
+            return frozenset(logged if owned is None else (*logged, *owned.metrics))
+
+    def metrics(self, number: int) -> dict[str, dict[int, float]]:
+        """The trial's metrics as far as the log was read, and as set in this process."""
+        with self.log.lock:
+            logged, owned = self.state.trials[number].metrics, self.view.owned.get(number)
+            mine = {} if owned is None else owned.metrics
+            return {name: {**logged.get(name, {}), **mine.get(name, {})} for name in (logged | mine)}
 
     def _say_resumed_from_start(self, number: int, owned: OwnedTrial) -> None:
         """Say so of a retry that goes on without a look at its checkpoints; unless another process may have looked."""
@@ -432,6 +461,8 @@ class StudyHandle:
         said_before, owned.resumed_from = owned.resumed_from is not None, step
         draft.resumed_from = step
         draft.reports.update({one: value for one, value in mine.items() if said_before or one > step})
+        for name, values in owned.metrics.items():
+            draft.metrics.setdefault(name, {}).update(values)
 
     def resumed_from(self, number: int, step: int) -> FrozenTrial:
         """Let an earlier attempt's reports up to this step count as this one's, and no later ones."""
@@ -439,10 +470,10 @@ class StudyHandle:
             owned = self.view.owned.get(number)
             if owned is None and self.held(number):
                 owned = self.writable(number)
-            if owned is not None and (owned.inherited or owned.lent) and not owned.frozen.state.is_finished():
-                mine = owned.frozen.intermediate_values
-                earlier = owned.inherited or mine  # of a trial that travelled here, all reports were read from the log
-                own = mine if owned.inherited else {}
+            again = owned is not None and bool(owned.inherited or owned.inherits_metrics)
+            if owned is not None and (again or owned.lent) and not owned.frozen.state.is_finished():
+                mine = owned.frozen.intermediate_values  # of a trial that travelled here, all were read from the log
+                earlier, own = (owned.inherited, mine) if again else (mine, {})
                 owned.frozen.intermediate_values = {one: earlier[one] for one in earlier if one <= step} | own
                 self._say_resumed(number, owned, step)
                 owned.shown = None

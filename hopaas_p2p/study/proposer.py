@@ -320,6 +320,7 @@ class Proposer:
             reports=same.reports,
             system={**proposal.system, REUSED: str(same.number)},
             values=same.values,
+            metrics=same.metrics,
         )
         self._storage.bring(self._study_id, record)
         return True

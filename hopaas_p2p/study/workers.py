@@ -1,7 +1,8 @@
 """`optimize(on=executor)`: each worker of an executor is a peer of its own, and this process watches over them.
 
 An executor is anything whose `submit(function, *args)` gives a future with `done`, `exception`, `result` and `cancel`:
-concurrent.futures, submitit, dask.distributed. Nothing passes through it but one call for each worker and its
+concurrent.futures, submitit, dask.distributed, parsl. A worker that cannot be cancelled before it begins finds that the
+study is over, and ends. Nothing passes through it but one call for each worker and its
 answer: trials, reports and results go through the study's log, as those of every peer do.
 
 This process runs no trial. It reads the log, shows how each trial ended, sends another worker for one that was lost,
@@ -13,6 +14,7 @@ One lost process ends a ProcessPoolExecutor. Give `on=` a function that makes on
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -236,11 +238,16 @@ class WatchedWorkers:
                 return
         self._send(1, share)
 
+    def _cancel(self) -> None:
+        """Cancel the workers that have not begun, if the executor can."""
+        for future in self._futures.values():
+            with contextlib.suppress(NotImplementedError):  # parsl's cannot be cancelled
+                future.cancel()
+
     def _drop_needless(self) -> None:
         """When the study is over, do not wait for workers that never began."""
         if self._study.state.closed_because() is not None and not self._study.state.running:
-            for future in self._futures.values():
-                future.cancel()
+            self._cancel()
             self._futures = {number: one for number, one in self._futures.items() if not _is_waiting(one)}
 
     def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[Study, FrozenTrial], None]]) -> None:
@@ -279,8 +286,7 @@ class WatchedWorkers:
 
     def _give_back(self, error: BaseException) -> None:
         """Ask all workers to take no more trials, and give back those that they run."""
-        for future in self._futures.values():
-            future.cancel()
+        self._cancel()
         why = f"interrupted: {type(error).__name__}"
         try:
             with self._study.storage.peer.in_a_hurry():

@@ -28,6 +28,7 @@ _ACTIVE: Final = re.compile(r"[$`;|&<>\n\r]")
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=")
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result may hold more than its value
+_OUTPUT: Final = 1 << 17  # bytes of both streams together that are kept in memory
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 _SECRETS: Final = ("HOPAAS_TOKEN",)  # the child talks to the worker, not to the store
@@ -124,6 +125,7 @@ class Child:
         assert self._process.stdout is not None and self._process.stderr is not None  # noqa: PT018
         self._pipes = (self._process.stdout, self._process.stderr)
         self._tails = (bytearray(), bytearray())
+        self._output = bytearray()
         self._readers = [
             threading.Thread(target=self._copy, args=pair, name="hopaas-output", daemon=True)
             for pair in zip(self._pipes, self._tails, strict=True)
@@ -136,6 +138,9 @@ class Child:
             while data := os.read(pipe.fileno(), 1 << 16):
                 tail += data
                 del tail[:-_TAIL]
+                self._output += data  # one operation: the other stream's thread does the same
+                if len(self._output) > 2 * _OUTPUT:
+                    del self._output[:-_OUTPUT]
                 with contextlib.suppress(OSError):
                     self._log.write(data)
 
@@ -180,6 +185,11 @@ class Child:
         except ValueError:
             return None
         return said if isinstance(said, dict) and ("value" in said or "values" in said) else None
+
+    @property
+    def output(self) -> bytes:
+        """The end of what it wrote to both streams, in the order in which it came here."""
+        return bytes(self._output[-_OUTPUT:])
 
     def failure(self, code: int) -> str:
         """Why it failed, for people: how it ended, and the last lines of its errors."""

@@ -28,6 +28,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, Lea
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.space import spec
 from hopaas_p2p.trial import as_values
+from hopaas_p2p.worker import output
 from hopaas_p2p.worker.child import Child, ending, fill_in, signal_name, text_of
 from hopaas_p2p.worker.trial_socket import TrialSocketServer
 
@@ -78,6 +79,7 @@ class Worker:
         grace: seconds that a command has to save its work after a signal, before it is ended.
         signals: what the batch system sends before it ends a job.
         logs: directory for what the commands print, one file a trial.
+        keep_output: whether the last 64 kB of the output of a failed command go into the store, as a file of its trial.
         stay: wait until the study is finished, to take over the trials of workers that die.
         say: takes a line for people.
 
@@ -96,6 +98,7 @@ class Worker:
         grace: float = 300.0,
         signals: Sequence[int] = (signal.SIGTERM, signal.SIGUSR1),
         logs: Path = Path("hopaas-logs"),
+        keep_output: bool = True,
         stay: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -108,6 +111,7 @@ class Worker:
         self._received: list[int] = []
         self._backoff = Backoff(0.1, _LONGEST_BACKOFF, jitter=(1.0, 1.0))
         self._next_line_at: dict[str, float] = {}
+        self._keep_output, self._outputs_kept, self._output = keep_output, 0, b""
         self._failure = ""
         """How the last failed trial ended, in one line."""
         study.storage.peer.store_wait = _ASK_TIMEOUT
@@ -369,8 +373,11 @@ class Worker:
         """Tell how the trial ended, unless the command did that itself."""
         code = child.poll() or 0
         printed = child.printed if code == 0 else None
+        self._output = child.output
         if server.requests.told is not None:
             self.last = server.requests.told.upper()
+            if server.requests.told == "fail":
+                self._store_output(trial)
         elif printed is not None:
             self._tell_printed(trial, printed)
         elif end is not None and end.gives_back:
@@ -404,6 +411,8 @@ class Worker:
     def _tell(
         self, trial: Trial, values: tuple[float, ...] | None = None, *, state: str, reason: str | None = None
     ) -> None:
+        if state == "fail":
+            self._store_output(trial)
         try:
             self.study.tell(trial, values, state=state, reason=reason)
         except LeaseLost as lost:
@@ -415,6 +424,16 @@ class Worker:
             lines = reason.splitlines()
             self._failure = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1].strip()}"
             self._say(f"trial {trial.number} failed: {self._failure}")
+
+    def _store_output(self, trial: Trial) -> None:
+        """Keep the end of the output of the command that has failed; before the trial is told, for it is its file."""
+        peer = self.study.storage.peer
+        if not self._keep_output or self._outputs_kept >= output.MOST or peer.clock() < peer.retry_at:
+            return  # while the store is away, the result should not wait for it
+        self._outputs_kept += 1
+        why = output.keep(trial, self._output)
+        if why is not None:
+            self._say(f"the output of trial {trial.number} is only in {self._log(trial.number)}: {why}")
 
     def _give_back_or_fail(self, trial: Trial, why: str) -> None:
         """Give the trial back, unless it ran out of time again and again without a checkpoint to go on from."""

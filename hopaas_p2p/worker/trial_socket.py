@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -122,6 +122,10 @@ class SocketTrialClient:
     def report(self, value: float, *, step: int) -> None:
         """Add an intermediate value."""
         self._ask("report", value=float(value), step=step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics of one step."""
+        self._ask("log", step=step, metrics=dict(metrics))
 
     def should_prune(self, _pruner: object = None) -> str | None:
         """Why to give this trial up now, or None; the worker's own pruner judges."""

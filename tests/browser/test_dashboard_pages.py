@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -278,7 +279,7 @@ def test_a_group_of_failures_is_queued_again_at_once(tmp_path: Path) -> None:
     assert "Queue 4 again" in [one.label for one in test.button]
     context = PageContext(cache(url), DashboardOptions(actions=True), listing_of(cache(url), "study"))
     assert queue_again(context, [0, 1, 2, 3]) == "Queued 4 as trials 5 to 8."
-    assert queue_again(context, [0, 1, 2, 3]) == "Queued 0; 4 were retried meanwhile."
+    assert queue_again(context, [0, 1, 2, 3]) == "Queued 0; 4 had been retried in the meantime."
     study = hopaas_p2p.open_study(url, "study")
     assert [study.trials[number].system_attrs["fixed_params"]["lr"] for number in (5, 8)] == [1e-3, 4e-3]
     study.close()
@@ -290,14 +291,14 @@ def test_a_group_of_failures_is_queued_again_at_once(tmp_path: Path) -> None:
 def test_users_tokens_and_grants_are_managed(postgres: Server, postgres_url: str) -> None:
     hopaas_p2p.open_study(postgres_url, "study", space=SPACE).close()
     test = calm(page("admin", postgres_url, query={"part": "People"}))
-    assert "No user yet" in texts(test)
+    assert "No users yet" in texts(test)
     assert "No token yet" in texts(test)
     test.text_input[0].set_value("vera")
     click(test, "Add")
     calm(test)
     assert [user.name for user in access.users(postgres_url)] == ["vera"]
     next(one for one in test.selectbox if one.label == "Token for").set_value("vera")
-    click(test, "Make a token")
+    click(test, "Create a token")
     calm(test)
     (token,) = access.tokens(postgres_url)
     secret = test.code[0].value
@@ -309,7 +310,7 @@ def test_users_tokens_and_grants_are_managed(postgres: Server, postgres_url: str
     calm(test)
     assert {(one.user, one.role) for one in access.grants(postgres_url, "study")} >= {("vera", "viewer")}
     test = calm(page("admin", postgres_url, query={"part": "People"}))
-    next(one for one in test.selectbox if one.label == "End a token").set_value(token.name)
+    next(one for one in test.selectbox if one.label == "Revoke a token").set_value(token.name)
     click(test, "Revoke it")
     calm(test)
     assert access.tokens(postgres_url) == []
@@ -335,5 +336,22 @@ def test_a_log_is_measured_and_the_store_examined(stores: dict[str, str]) -> Non
     click(test, "Measure the log and its newest snapshot")
     assert "2,005 commits" in texts(calm(test))
     test = calm(page("admin", stores["one trial"], query={"part": "Doctor"}))
-    click(test, "Examine the store")
+    click(test, "Check the store")
     assert "checks passed" in texts(calm(test))
+
+
+def test_the_output_of_a_failed_trial_is_folded_and_read_when_it_is_unfolded(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    with closing(hopaas_p2p.open_study(url, "study", space={"x": hopaas_p2p.Float(0, 1)})) as study:
+        (tmp_path / "output.log").write_text("epoch 1\n<b>boom</b>\n")
+        failed = study.ask()
+        failed.upload(tmp_path / "output.log")
+        study.tell(failed, state="fail", reason="the command ended with 1")
+    test = page("trial", url, "study", query={"trial": "0"}).run()
+    folded = texts(test)
+    test.session_state["output"] = True
+    unfolded = texts(test.run())
+    assert not test.exception
+    assert "Output of the command" in folded
+    assert "boom" not in folded
+    assert "epoch 1\n&lt;b&gt;boom&lt;/b&gt;" in unfolded

@@ -114,7 +114,7 @@ def test_who_signed_in_sees_studies_and_its_owner_may_steer(
     viewer.page.goto(monitor.address("/notes?study=digits"))
     viewer.page.locator("h1.hp-title", has_text="Notes").wait_for()
     viewer.settled()
-    assert viewer.page.get_by_text("Store it").count() == 0
+    assert viewer.page.get_by_text("Upload it").count() == 0
     viewer.page.goto(monitor.address("/steer?study=digits"))
     viewer.settled()
     assert viewer.page.get_by_role("button", name="Pause").count() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from dashboard_app.views import compare, failures, history, params, pruning, spec, spread
+from dashboard_app.views import compare, failures, history, logged, params, pruning, spec, spread, trial
 from dashboard_app.views.columns import BLOCK, Columns, columns
 from dashboard_app.views.downsample import downsample_line, downsample_points
 from dashboard_app.views.table import passing
-from hopaas_p2p.core.records import Categorical, Float, TrialCreate, TrialRelease
+from hopaas_p2p.core.records import Categorical, Float, TrialCreate, TrialRelease, TrialSet
 from hopaas_p2p.report import palette
-from tests.support.dashboard_studies import FAIL, PRUNED, Scribe, large
+from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
 
 ROOT = Path(__file__).parents[2]
 
@@ -286,7 +287,7 @@ def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
 
     assert (drawn.option["xAxis"]["min"], drawn.option["xAxis"]["max"], drawn.caption) == (None, None, "")
     assert cut.option["xAxis"]["max"] == 0.157  # few digits, for it stands beside the axis
-    assert cut.caption == "2 values far out are beyond the edge."
+    assert cut.caption == "2 outlying values lie outside the chart."
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -461,3 +462,33 @@ def test_an_axis_is_logarithmic_where_values_span_decades() -> None:
     assert spec.wants_log(np.geomspace(1e-6, 10, 40))
     assert not spec.wants_log(np.array([*np.linspace(1, 2, 39), 1e9]))  # one far-off value
     assert not spec.wants_log(np.linspace(-1, 1000, 40))
+
+
+# --- metrics beside the reports ---
+
+
+def test_each_metric_of_a_trial_has_a_curve_and_the_best_trials_beside_it() -> None:
+    scribe = five()
+    scribe.say("b", TrialCreate(COMPLETE, values=(1.0,), metrics={"loss": {1: 9.0, 2: 8.0}}))
+    scribe.start("a", lr=0.001)
+    running = scribe.state.trials[6]
+    scribe.say(
+        "a",
+        TrialSet(6, running.epoch, metrics={"loss": {2: 0.5, 1: 1.0}, "auc": {1: 0.5}, "odd": {1: math.nan, 2: 1.0}}),
+    )
+    charts = logged.curves(scribe.state, columns(scribe.state), 6)
+    assert [chart.title for chart in charts] == ["loss"]
+    assert rows(charts[0], "trial 6") == [(1.0, 1.0), (2.0, 0.5)]
+    assert rows(charts[0], "best, trial 5") == [(1.0, 9.0), (2.0, 8.0)]
+    assert charts[0].alt == "loss of trial 6 over 2 steps: the last is 0.5 at step 2."
+    found = logged.last_values(scribe.state.trials[6])
+    assert [(one.name, one.value, one.step, one.steps) for one in found] == [
+        ("loss", 0.5, 2, 2),
+        ("auc", 0.5, 1, 1),
+        ("odd", 1.0, 2, 2),
+    ]
+
+
+def test_output_reads_as_a_terminal_would_have_shown_it() -> None:
+    raw = b"\x1b[31mred\x1b[0m\r\n 10%\r 50%\r100%\nlast \xff\n\x1b]0;title\x07done\r"
+    assert trial.readable(raw) == "red\n100%\nlast \ufffd\ndone"

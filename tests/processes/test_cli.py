@@ -17,7 +17,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.cli.condition import parse_condition
-from hopaas_p2p.cli.main import VERBS, cli
+from hopaas_p2p.cli.main import SECTIONS, cli
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.space import parse_params, parse_space, read_space, spec
@@ -76,7 +76,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 
 def test_the_lines_of_the_help_are_those_of_the_commands() -> None:
     context = click.Context(cli)
-    for name, verb in VERBS.items():
+    for name, verb in [item for verbs in SECTIONS.values() for item in verbs.items()]:
         command = cli.get_command(context, name)
         assert command is not None
         first = (command.help or "").split("\n\n")[0].replace("\n", " ")

@@ -17,7 +17,7 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.study import Study
-from tests.support.processes import CLI, campaign, environment, until
+from tests.support.processes import CLI, campaign, environment, patient, until
 from tests.support.processes import cli as run
 
 
@@ -66,7 +66,7 @@ def test_it_follows_till_the_end(here: dict[str, Any], study: Study) -> None:
         assert "1 running" in watching.stdout.readline()
         study.tell(trial, 1.0)
         assert "done, 4 of 4" in watching.stdout.readline()
-        assert watching.wait(20) == 0
+        assert watching.wait(patient(60)) == 0
 
 
 def test_ctrl_c_ends_it(here: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def test_ctrl_c_ends_it(here: dict[str, Any]) -> None:
         assert watching.stdout is not None
         watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(20) == 130
+        assert watching.wait(patient(60)) == 130
 
 
 def test_reclaim_brings_back_what_a_ticket_left(here: dict[str, Any], study: Study) -> None:

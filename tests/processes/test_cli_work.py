@@ -56,6 +56,9 @@ def test_a_trial_from_the_shell(here: dict[str, Any], study: Study) -> None:
     assert run("report", "0.5", "--step", "1", **ticket).stdout == ""
     run("report", "-0.25", "--step", "2", **ticket)
     assert study.trials[0].intermediate_values == {1: 0.5, 2: -0.25}
+    run("log", "auc=0.75", "loss=-1e-3", "--step", "2", **ticket)
+    assert study.state.trials[0].metrics == {"auc": {2: 0.75}, "loss": {2: -1e-3}}
+    assert "auc = 0.75 at step 2 (1 step)" in run("trial", "show", "0", **here).stdout
     assert code("should-prune", **ticket) == 0
     assert code("renew", **ticket) == 0
     told = run("tell", "-1.5e-3", **ticket)

@@ -63,7 +63,7 @@ def output(place: Path) -> str:
 
 
 def test_eight_jobs_share_one_study(condor: Condor, study: Study, place: Path) -> None:
-    job = submit(condor, place, "--epochs=3 --seconds=0.1")
+    job = submit(condor, place, "--epochs=3 --seconds=0.5")
     until(lambda: condor.gone(job), 60, what=lambda: condor.run("condor_q", "-better", job) + output(place))
 
     counted = Counter(states(study))
@@ -76,7 +76,7 @@ def test_eight_jobs_share_one_study(condor: Condor, study: Study, place: Path) -
 
 def test_a_vacated_job_saves_itself_and_goes_on_elsewhere(condor: Condor, study: Study, place: Path) -> None:
     study.set_budget(1)
-    job = submit(condor, place, "--epochs=8 --seconds=0.2", "jobs = 1")
+    job = submit(condor, place, "--epochs=12 --seconds=1", "jobs = 1")  # long enough to be interrupted
     until(lambda: epochs(study) >= 2, 60, what=lambda: output(place))
 
     condor.run("condor_vacate_job", f"{job}.0")
@@ -87,7 +87,7 @@ def test_a_vacated_job_saves_itself_and_goes_on_elsewhere(condor: Condor, study:
     assert [tenure.why for tenure in trial.history] == ["pre-empted: SIGTERM"]
     assert trial.attempt == 1
     assert trial.checkpoints
-    assert list(study.trials[0].intermediate_values) == list(range(1, 9))
+    assert list(study.trials[0].intermediate_values) == list(range(1, 13))
     assert "Job was evicted" in (place / "worker.log").read_text()
 
 

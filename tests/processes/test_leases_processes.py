@@ -22,7 +22,7 @@ from hopaas_p2p.testing.invariants import check
 from hopaas_p2p.trial import Trial
 from tests.support import lease_peer
 from tests.support.lease_peer import NOTHING, POINTS, TOLD
-from tests.support.processes import SPACE, cli, states, until
+from tests.support.processes import SPACE, cli, patient, states, until
 
 TTL = 1.0
 DAY = 86400 * 1_000_000
@@ -68,7 +68,7 @@ def talk(
 
 
 def hear(pipe: Connection) -> Any:
-    assert pipe.poll(20), "the other process says nothing"
+    assert pipe.poll(patient(60)), "the other process says nothing"
     return pipe.recv()
 
 
@@ -85,7 +85,7 @@ def test_a_peer_killed(name: str, store: str, studies: Any, processes: list[Base
     point = POINTS[name]
     study = studies(budget=2, lease_ttl=0.5)
     processes.append(lease_peer.start(lease_peer.die_at, store, name))
-    processes[-1].join(20)
+    processes[-1].join(patient(60))
     assert processes[-1].exitcode == -signal.SIGKILL
     resumed: dict[int, tuple[int, bytes]] = {}
 
@@ -96,7 +96,7 @@ def test_a_peer_killed(name: str, store: str, studies: Any, processes: list[Base
             assert list(trial.intermediate_values) == list(range(1, step + 1))
         return float(trial.params["lr"])
 
-    study.optimize(objective, timeout=30)
+    study.optimize(objective, timeout=patient(30))
 
     state = study.state
     check(state)

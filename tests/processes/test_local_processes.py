@@ -103,17 +103,28 @@ def test_a_program_in_cpp_without_a_library_meets_the_budget(local: Local, store
     need_programs("the example in C++", "g++", "g++")
     program = tmp_path / "train"
     subprocess.run(["g++", "-O1", "-o", str(program), str(ROOT / "examples/local/train.cpp")], check=True, timeout=120)
-    port = local.url.rpartition(":")[2]
+    assert_meets_the_budget([str(program)], local, store)
 
-    done = subprocess.run(
-        [str(program), port, str(local.key_file), "s"], capture_output=True, text=True, timeout=120, check=False
-    )
 
+def test_a_program_in_r_without_a_package_meets_the_budget(local: Local, store: Path) -> None:
+    need_programs("the example in R", "r-base-core", "Rscript")
+    assert_meets_the_budget(["Rscript", "--vanilla", str(ROOT / "examples/local/train.R")], local, store)
+
+
+def assert_meets_the_budget(command: list[str], local: Local, store: Path) -> None:
+    """A client that reports and tells runs the whole study."""
+    words = [*command, local.url.rpartition(":")[2], str(local.key_file), "s"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     study = hopaas_p2p.open_study(str(store), "s", create=False)
     assert len(study.trials) == 6
     assert set(states(study)) <= {"COMPLETE", "PRUNED"}
-    assert all(trial.intermediate_values for trial in study.trials)
+    for trial in study.trials:
+        assert trial.intermediate_values == {
+            epoch: pytest.approx((trial.params["x"] - 0.3) ** 2 + 1 / epoch, abs=1e-5)
+            for epoch in range(1, len(trial.intermediate_values) + 1)
+        }
+    assert all(len(trial.intermediate_values) == 3 for trial in study.trials if trial.state.name == "COMPLETE")
     study.close()
 
 

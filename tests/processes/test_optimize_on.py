@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -61,7 +62,7 @@ def killed_once(folder: str, trial: Trial) -> float:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
-    made = campaign(tmp_path, budget=8)
+    made = campaign(tmp_path, budget=8, lease_ttl=120.0)  # what is done at once does not wait for it
     yield made
     made.close()
 
@@ -116,6 +117,43 @@ def test_what_the_objective_raises_is_raised_here(study: Study) -> None:
     with spawned() as pool, pytest.raises(ZeroDivisionError, match="own fault"):
         study.optimize(broken, on=pool)
     assert set(states(study)) == {"FAIL"}
+
+
+class CannotCancel(ThreadPoolExecutor):
+    """Like parsl's: its futures raise NotImplementedError when they are cancelled. Here the others begin only then."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.asked = threading.Event()
+        self._submitted = 0
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        self._submitted += 1
+        begin = super().submit
+        future = begin(function, *arguments) if self._submitted == 1 else begin(self._later, function, *arguments)
+        future.cancel = self._refuse  # type: ignore[method-assign]
+        return future
+
+    def _later(self, function: Any, *arguments: Any) -> Any:
+        assert self.asked.wait(300)
+        return function(*arguments)
+
+    def _refuse(self) -> bool:
+        self.asked.set()
+        raise NotImplementedError("Cancel not implemented")
+
+
+def test_workers_that_cannot_be_cancelled_before_they_begin_find_that_the_study_is_over(study: Study) -> None:
+    with CannotCancel(3) as pool:
+        study.optimize(quick, on=pool, workers=3)
+        assert pool.asked.is_set()
+    assert states(study) == ["COMPLETE"] * 8
+
+
+def test_an_error_is_raised_here_though_the_other_workers_cannot_be_cancelled(study: Study) -> None:
+    with CannotCancel(3) as pool, pytest.raises(ZeroDivisionError, match="own fault"):
+        study.optimize(broken, on=pool, workers=3)
+    assert pool.asked.is_set()
 
 
 class LosesAll:

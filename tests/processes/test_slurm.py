@@ -18,6 +18,7 @@ from tests.support.slurm_fixtures import Slurm, slurm
 __all__ = ["slurm"]
 ARRAY = str(ROOT / "examples" / "slurm" / "array.sh")
 TRAIN = ["python", str(ROOT / "examples" / "train.py"), "--lr={lr}", "--depth={depth}"]
+SLOW = ["--epochs=12", "--seconds=1"]  # long enough to be interrupted, also on a busy machine
 SPACE = {"lr": Float(1e-3, 1.0, log=True), "depth": Int(1, 9)}
 
 
@@ -56,7 +57,7 @@ def output(directory: Path) -> str:
 
 
 def test_an_array_of_eight_jobs_shares_one_study(slurm: Slurm, study: Study, tmp_path: Path) -> None:
-    job = slurm.submit(ARRAY, *TRAIN, "--epochs=3", "--seconds=0.1", cwd=tmp_path, **where(tmp_path))
+    job = slurm.submit(ARRAY, *TRAIN, "--epochs=3", "--seconds=0.5", cwd=tmp_path, **where(tmp_path))
 
     until(lambda: ended(slurm, job, "COMPLETED"), 60, what=lambda: slurm.show(job) + output(tmp_path))
 
@@ -70,7 +71,7 @@ def test_an_array_of_eight_jobs_shares_one_study(slurm: Slurm, study: Study, tmp
 
 def test_scancel_gives_the_trial_back_and_the_job_stays_cancelled(slurm: Slurm, study: Study, tmp_path: Path) -> None:
     study.set_budget(1)
-    slow = [*TRAIN, "--epochs=10", "--seconds=0.2"]
+    slow = [*TRAIN, *SLOW]
     job = slurm.submit("--array=0", ARRAY, *slow, cwd=tmp_path, **where(tmp_path))
     until(lambda: epochs(study) >= 2, 30, what=slurm.logs)
 
@@ -81,16 +82,16 @@ def test_scancel_gives_the_trial_back_and_the_job_stays_cancelled(slurm: Slurm, 
     (checkpoint,) = study.state.trials[0].checkpoints
     assert checkpoint.step >= 2
     other = slurm.submit("--array=0", ARRAY, *slow, cwd=tmp_path, **where(tmp_path))
-    until(lambda: ended(slurm, other, "COMPLETED"), 30)
+    until(lambda: ended(slurm, other, "COMPLETED"), 60)
     assert states(study) == ["COMPLETE"]
-    assert list(study.trials[0].intermediate_values) == list(range(1, 11))
+    assert list(study.trials[0].intermediate_values) == list(range(1, 13))
     assert f"going on after epoch {checkpoint.step}" in (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
 
 
 @pytest.mark.parametrize("how", ["requeued by an operator", "signalled before the end"])
 def test_a_requeued_job_goes_on_where_it_was(slurm: Slurm, study: Study, tmp_path: Path, how: str) -> None:
     study.set_budget(1)
-    slow = [*TRAIN, "--epochs=8", "--seconds=0.2"]
+    slow = [*TRAIN, *SLOW]
     job = slurm.submit("--array=0", ARRAY, *slow, cwd=tmp_path, **where(tmp_path))
     until(lambda: epochs(study) >= 2, 30, what=slurm.logs)
 
@@ -98,7 +99,7 @@ def test_a_requeued_job_goes_on_where_it_was(slurm: Slurm, study: Study, tmp_pat
         slurm.run("scontrol", "requeue", job)
     else:  # as --signal=B:USR1@330 does; the script asks for another turn by itself
         slurm.run("scancel", "--batch", "--signal=USR1", job)
-    until(lambda: gone_on_with(slurm, study, job, 8), 60, what=lambda: slurm.show(job) + output(tmp_path))
+    until(lambda: gone_on_with(slurm, study, job, 12), 60, what=lambda: slurm.show(job) + output(tmp_path))
 
     assert restarts(slurm, job) == 1
     assert states(study) == ["COMPLETE"]

@@ -19,7 +19,7 @@ import hopaas_p2p
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.study import Study
 from hopaas_p2p.worker import loop
-from tests.support.processes import campaign, cli, script, start, states, until
+from tests.support.processes import campaign, cli, patient, script, start, states, until
 
 WORKER = ["worker", "--store", "store", "--study", "s"]
 REPORTING = """
@@ -160,6 +160,11 @@ def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:
         + """
         for epoch in range(3):
             trial.report(1.0 / (epoch + 1), epoch)
+            trial.log(epoch, auc=epoch / 4)
+        try:
+            trial.log(3, auc=0.75, name="alpha")
+        except RuntimeError as error:
+            print(error)
         trial.tell(trial.params["lr"])
         sys.exit(7)  # told is told
         """.replace("\n        ", "\n"),
@@ -168,7 +173,63 @@ def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:
     work(tmp_path, command, "--max-trials", "1")
 
     assert study.trials[0].intermediate_values == {0: 1.0, 1: 0.5, 2: 1 / 3}
+    assert study.state.trials[0].metrics == {"auc": {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75}}
+    said = (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
+    assert "step 3: name is 'alpha', which is not a number. The others are kept: auc" in said.splitlines()
     assert study.trials[0].value == study.trials[0].params["lr"]
+
+
+def kept_output(study: Study, number: int, where: Path) -> str:
+    """The output that the worker has kept with this trial."""
+    (one,) = study.artifacts().list(number)
+    assert (one.filename, one.mimetype) == ("output.log", "text/plain")
+    return study.artifacts().get(one, where / "fetched").read_text()
+
+
+def test_the_end_of_the_output_of_a_failed_command_is_a_file_of_its_trial(study: Study, tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        """
+        import sys
+        for line in range(20_000):
+            print("epoch", line)
+        sys.exit("no such file: data.npz")
+        """,
+    )
+
+    work(tmp_path, command, "--max-trials", "1", code=1)
+
+    text = kept_output(study, 0, tmp_path)
+    assert 60_000 < len(text) <= 1 << 16
+    assert text.startswith("epoch ")
+    assert {"epoch 19999", "no such file: data.npz"} <= set(text.splitlines()[-2:])
+
+
+def test_output_is_kept_of_a_command_that_says_itself_that_it_failed_and_of_no_other(
+    study: Study, tmp_path: Path
+) -> None:
+    command = script(
+        tmp_path,
+        REPORTING
+        + """
+        print("diverged at epoch 3", flush=True)
+        ends = [{"state": "fail", "reason": "diverged"}, {"state": "pruned"}, {}]
+        number = min(int(sys.argv[1]), 2)
+        trial.tell(*([0.5] if number == 2 else []), **ends[number])
+        """.replace("\n        ", "\n"),
+    )
+
+    work(tmp_path, [*command, "{trial}"])
+
+    assert states(study) == ["FAIL", "PRUNED", "COMPLETE", "COMPLETE"][: len(states(study))]
+    assert kept_output(study, 0, tmp_path).startswith("diverged at epoch 3")
+    assert [one.trial for one in study.artifacts().list()] == [0]
+
+
+def test_no_output_is_kept_if_nobody_wants_that(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "raise SystemExit('secret')")
+    work(tmp_path, command, "--max-trials", "1", "--no-keep-output", code=1)
+    assert study.artifacts().list() == []
 
 
 def test_the_socket_is_private_and_gone_afterwards(study: Study, tmp_path: Path) -> None:
@@ -267,7 +328,7 @@ def test_a_stop_request_reaches_the_command_and_is_seen_on_its_way(study: Study,
     until(lambda: states(study) == ["PRUNED"], what="the end")
     assert study.state.trials[0].reason == "enough"
 
-    assert worker.wait(20) == 0
+    assert worker.wait(patient(60)) == 0
 
 
 @pytest.mark.parametrize("reports", [True, False])
@@ -281,7 +342,7 @@ def test_a_command_that_ignores_a_stop_request_is_ended_after_the_grace(
 
     study.stop_trial(0)
 
-    assert worker.wait(20) == (0 if reports else 1)
+    assert worker.wait(patient(60)) == (0 if reports else 1)
     assert states(study) == ["PRUNED" if reports else "FAIL"]
     assert "asked to stop, and did not" in (study.state.trials[0].reason or "")
 
@@ -324,7 +385,7 @@ def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(study: St
 
     worker.send_signal(signal.SIGUSR1)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     trial = study.state.trials[0]
     assert trial.state.name == "WAITING"
     assert trial.attempt == 1
@@ -385,7 +446,7 @@ def test_a_command_that_ignores_the_signal_is_ended_and_its_trial_given_back(stu
 
     worker.send_signal(signal.SIGTERM)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     assert states(study) == ["WAITING"]
     until(lambda: not alive(grandchild), what="the end of all that the command started")
 
@@ -409,7 +470,7 @@ def test_a_command_that_the_batch_system_signals_first_is_given_back_all_the_sam
     os.kill(child, signal.SIGTERM)
     worker.send_signal(signal.SIGTERM)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     assert states(study) == ["WAITING"]
 
 
@@ -428,7 +489,7 @@ def test_a_result_that_comes_within_the_grace_counts(study: Study, tmp_path: Pat
 
     worker.send_signal(signal.SIGTERM)
 
-    assert worker.wait(20) == 75
+    assert worker.wait(patient(60)) == 75
     assert states(study) == ["COMPLETE"]
 
 
@@ -440,7 +501,7 @@ def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
 
     worker.send_signal(signal.SIGINT)
 
-    assert worker.wait(20) == 130
+    assert worker.wait(patient(60)) == 130
     assert states(study) == ["WAITING"]
 
 
@@ -667,9 +728,53 @@ def test_a_worker_that_stays_takes_over_what_a_killed_one_leaves(tmp_path: Path)
     killed.kill()
     killed.wait()
 
-    assert stays.wait(20) == 0
+    assert stays.wait(patient(60)) == 0
     assert states(study) == ["FAIL", "COMPLETE"]
     assert study.state.trials[1].retry_of == 0
+    study.close()
+
+
+def begin_a_long_trial(where: Path) -> subprocess.Popen[str]:
+    """A worker whose trial runs, as long as that worker lives."""
+    body = """
+    import os, time
+    worker = os.getppid()
+    print("ready", flush=True)
+    while os.getppid() == worker:
+        time.sleep(0.1)
+    """
+    slow = script(where, body, "slow.py")
+    begun = start(*WORKER, "--", *slow, cwd=where)
+    until(lambda: "ready" in log_of(where))
+    return begun
+
+
+def test_after_a_limit_a_worker_stays_until_a_dead_owners_trial_is_reclaimed(tmp_path: Path) -> None:
+    limit = hopaas_p2p.Budget(until=hopaas_p2p.Until(target=2.0))
+    campaign(tmp_path, lease_ttl=2.0, budget=limit).close()  # so only the worker can reclaim
+    killed = begin_a_long_trial(tmp_path)
+    killed.kill()
+    killed.wait()
+
+    work(tmp_path, ["echo", '{{"value": 1}}'])
+
+    study = campaign(tmp_path, budget=limit, lease_ttl=2.0)
+    assert study.state.limit_reached() == "the target 2 is reached"
+    assert "RUNNING" not in states(study)
+    study.close()
+
+
+def test_after_a_limit_a_worker_leaves_though_a_live_owners_trial_runs(tmp_path: Path) -> None:
+    limit = hopaas_p2p.Budget(until=hopaas_p2p.Until(target=2.0))
+    study = campaign(tmp_path, lease_ttl=2.0, budget=limit)
+    alive = begin_a_long_trial(tmp_path)
+
+    work(tmp_path, ["echo", '{{"value": 1}}'])
+
+    assert study.state.limit_reached() == "the target 2 is reached"
+    assert running(study)
+    alive.terminate()
+    assert alive.wait(patient(60)) == 75
     study.close()
 
 

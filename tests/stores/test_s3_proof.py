@@ -35,11 +35,13 @@ def server() -> Iterator[Imitation]:
 def open_and_write(server: Imitation) -> S3Store:
     """A store of a process that has written, long ago."""
     store = S3Store(server.url("store"))
+    later(store, 0.0)
     store.log("u").exchange(outgoing("first"), 0)
     return store
 
 
 def later(store: S3Store, seconds: float) -> None:
+    """Set the clock of its proof so many seconds on, and stop it there."""
     now = store.condition.clock() + seconds
     store.condition.clock = lambda: now
 
@@ -123,7 +125,7 @@ def test_a_peer_that_writes_proves_it_again_every_few_minutes(server: Imitation)
     log.exchange(outgoing("third"), 2)
     assert server.requests["PUT"] == 2 + 6
     server.keeps_condition = False
-    later(store, RENEW)
+    later(store, RENEW + 1)
     for _ in range(2):
         with pytest.raises(BrokenChain, match="If-None-Match"):
             log.exchange(outgoing("fourth"), 3)
@@ -183,7 +185,7 @@ def test_a_peer_whose_server_breaks_the_condition_in_mid_run_stops_and_says_why(
     store = study.storage.peer.store
     assert isinstance(store, S3Store)
     server.keeps_condition = False
-    later(store, RENEW)
+    later(store, RENEW + 1)
     for _ in range(2):
         with pytest.raises(BrokenChain, match="pool"):
             study.ask()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -79,6 +80,9 @@ class _Life:
     def __init__(self, point: Point) -> None:
         self._point = point
         self._phase = ""
+        self._appending = threading.local()
+        if point.call == "sync":
+            ObjectLog._append = self._noted(ObjectLog._append)  # type: ignore[method-assign]
         if point.call is not None:
             owner, name = _CALLS[point.call]
             setattr(owner, name, self._deadly(getattr(owner, name)))
@@ -88,9 +92,23 @@ class _Life:
         if self._point.call is None and phase == self._point.phase:
             die()
 
+    def _concerns_the_log(self) -> bool:
+        """Heartbeats, which another thread writes, are synced too."""
+        return self._point.call != "sync" or getattr(self._appending, "now", False)
+
+    def _noted(self, append: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            self._appending.now = True
+            try:
+                return append(*args, **options)
+            finally:
+                self._appending.now = False
+
+        return called
+
     def _deadly(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **options: Any) -> Any:
-            here = self._phase == self._point.phase
+            here = self._phase == self._point.phase and self._concerns_the_log()
             if here and self._point.when == "before":
                 die()
             result = real(*args, **options)

@@ -230,11 +230,11 @@ def test_the_monitor_says_whether_somebody_is_told_and_how_to_be(study: Study, r
     sender = AlertSender(study, webhook(Secret(receiver.url)), settle=0.0)
     assert "hopaas-p2p watch 'my study' --alert" in live.alerts(study.state, "my study")
     sender.look()
-    assert "Nothing that was posted is still so" in live.alerts(study.state, "my study")
+    assert "No alert is active" in live.alerts(study.state, "my study")
     study.set_budget(1)
     study.optimize(lambda _trial: 1.0, n_trials=1)
     sender.look()
-    assert live.alerts(study.state, "my study").endswith("Posted, and still so: budget 1, done.")
+    assert live.alerts(study.state, "my study").endswith("Active alerts: budget 1, done.")
     sender.resign()
     assert "--alert" in live.alerts(study.state, "my study")
 

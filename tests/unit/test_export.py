@@ -61,6 +61,7 @@ def study(storages: Any) -> Study:
         trial.set_user_attr("formula", "=1+1")
         for step, value in enumerate([1.0, math.nan, -math.inf, 0.1 + 0.2]):
             trial.report(value, step)
+            trial.log(step, loss=value, **({"val/auc": 0.5} if step == 2 else {}))
         if trial.number == 1:
             raise optuna.TrialPruned
         if trial.number == 2:
@@ -109,6 +110,7 @@ def test_a_round_trip_loses_nothing(study: Study, storages: Any, tmp_path: Path,
         assert repr(ours.params) == repr(theirs.params)
         assert ours.distributions == theirs.distributions
         assert repr(ours.intermediate_values) == repr(theirs.intermediate_values)
+        assert repr(copied.state.trials[theirs.number].metrics) == repr(study.state.trials[ours.number].metrics)
         assert (ours.state, ours.values) == (theirs.state, theirs.values)
         assert (ours.datetime_start, ours.datetime_complete) == (theirs.datetime_start, theirs.datetime_complete)
         assert repr(sorted(ours.user_attrs.items())) == repr(sorted(theirs.user_attrs.items()))

@@ -23,7 +23,7 @@ LAYERS = (
         "process",
         "provenance",
     },
-    {"budget", "core", "fidelity", "settings", "space", "times"},
+    {"budget", "core", "fidelity", "metrics", "settings", "space", "times"},
     {"net"},
     {"tunnel"},
     {"stores", "spool"},

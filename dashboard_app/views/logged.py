@@ -1,0 +1,72 @@
+"""The metrics that a trial logged beside its reports: a small curve each, and their last values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from dashboard_app.views import spec
+from dashboard_app.views.columns import Columns
+from dashboard_app.views.downsample import downsample_line
+from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.core.state import State, Trial
+
+_POINTS: Final = 400
+_FEW: Final = 40
+
+
+class LastValue(NamedTuple):
+    """A metric at a glance."""
+
+    name: str
+    value: float
+    step: int
+    low: float
+    high: float
+    steps: int
+
+
+def last_values(trial: Trial) -> list[LastValue]:
+    """The trial's metrics in the order in which they were first logged."""
+    found = []
+    for name, values in list(trial.metrics.items()):
+        numbers = [value for value in values.values() if math.isfinite(value)] or [math.nan]
+        last = max(values)
+        found.append(LastValue(name, values[last], last, min(numbers), max(numbers), len(values)))
+    return found
+
+
+def curves(state: State, columns: Columns, number: int) -> list[ChartSpec]:
+    """One chart per metric with two values or more; the best trial's curve of the same name beside it."""
+    trial = state.trials[number]
+    best = columns.best() if len(columns.directions) == 1 else None
+    charts = []
+    for name, values in list(trial.metrics.items()):
+        points = _points(values)
+        if len(points) < 2:
+            continue
+        layers = []
+        theirs = _points(state.trials[best].metrics.get(name, {})) if best is not None and best != number else []
+        if theirs:
+            layers.append(_line(f"best, trial {best}", theirs, spec.BEST, 2.0))
+        layers.append(_line(f"trial {number}", points, spec.PLAIN, 3.0))
+        option = spec.base(layers, xAxis=spec.axis("step"), yAxis=spec.axis(name, nameGap=44))
+        alt = (
+            f"{name} of trial {number} over {len(points):,} steps: the last is {spec.number(points[-1][1])} at step "
+            f"{points[-1][0]:.0f}."
+        )
+        charts.append(ChartSpec(name, option, alt, height=240))
+    return charts
+
+
+def _points(values: Mapping[int, float]) -> list[tuple[float, float]]:
+    return [(float(step), value) for step, value in sorted(values.items()) if math.isfinite(value)]
+
+
+def _line(name: str, points: list[tuple[float, float]], colour: str, width: float) -> spec.Layer:
+    kept = downsample_line(np.array([value for _, value in points]), most=_POINTS)
+    rows = spec.frame(step=[points[at][0] for at in kept], value=[points[at][1] for at in kept])
+    return spec.line(name, rows, colour=colour, width=width, showSymbol=len(points) < _FEW)

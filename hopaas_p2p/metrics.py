@@ -1,0 +1,62 @@
+"""What `trial.log` takes: numbers by name, beside the one that is reported.
+
+Metrics are stored and shown, and decide nothing: pruners, rungs and budgets read the reports alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from hopaas_p2p.core.validity import LONGEST_METRIC, MOST_METRICS, possible_metric
+from hopaas_p2p.errors import InvalidInput
+
+_MOST_NAMED: Final = 3
+_LONGEST_SHOWN: Final = 40
+
+
+def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple[dict[str, float], list[str]]:
+    """The metrics that can be kept, and what is wrong with the others.
+
+    Args:
+        metrics: values by name: numbers, also numpy's, or tensors of one element. NaN and the infinities are kept.
+        known: names that the trial has already.
+
+    """
+    names, kept, wrong = set(known), dict[str, float](), list[str]()
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not possible_metric(name):
+            wrong.append(f"a metric's name is one line of up to {LONGEST_METRIC} characters, got {_shown(name)}")
+            continue
+        number = _number(value)
+        if number is None:
+            wrong.append(f"{name} is {_shown(value)}, which is not a number")
+        elif name not in names and len(names) >= MOST_METRICS:
+            wrong.append(f"{name} would be metric {len(names) + 1}, and a trial has at most {MOST_METRICS}")
+        else:
+            names.add(name)
+            kept[name] = number
+    return kept, wrong
+
+
+def refuse(wrong: list[str], *, step: int, kept: Collection[str]) -> None:
+    """Raise InvalidInput if anything is wrong: one line that names what was refused."""
+    if not wrong:
+        return
+    more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+    others = f". The others are kept: {', '.join(list(kept)[:10])}" if kept else ""
+    raise InvalidInput(f"step {step}: {'; '.join(wrong[:_MOST_NAMED])}{more}{others}")
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str | bytes | bytearray):
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for a tensor of several
+        return None
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
