@@ -44,6 +44,7 @@ PAGES: Final = (
     PageEntry("peers", "Peers & sites", ":material/hub:"),
     PageEntry("trials", "Trials", ":material/table_rows:"),
     PageEntry("trial", "Trial", ":material/target:"),
+    PageEntry("beside", "Side by side", ":material/compare:"),
     PageEntry("explore", "Explore", ":material/scatter_plot:"),
     PageEntry("pruning", "Pruning", ":material/content_cut:"),
     PageEntry("rungs", "Rungs", ":material/stairs:"),

@@ -24,7 +24,7 @@ ICON: Final = str(_STATIC / "icon.svg")
 """Our own: Streamlit's icons are fetched from a third party's server."""
 _SYMBOLS: Final = {
     "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
-    "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?",
+    "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★",
 }  # fmt: skip
 _WIDE: Final = 8  # characters; longer words are written smaller, because a number that is broken in two is misread
 _WHOLE: Final = 11  # characters of all words that stay on one line
@@ -53,9 +53,9 @@ def error(trouble: object, *, icon: str | None = None) -> None:
     st.error(plain(trouble, longest=1000), icon=icon)
 
 
-def link(text: object, name: str, *, study: str, trial: int | None = None) -> str:
+def link(text: object, name: str, *, study: str, **parts: str | int | None) -> str:
     """A link to a page of a study, as HTML."""
-    return f'<a href="{safe(url.link(name, study=study, trial=trial), longest=4000)}" target="_self">{safe(text)}</a>'
+    return f'<a href="{safe(url.link(name, study=study, **parts), longest=4000)}" target="_self">{safe(text)}</a>'
 
 
 def trial_link(study: str, number: int, words: str = "") -> str:

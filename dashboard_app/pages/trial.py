@@ -69,6 +69,10 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
     if trial.reason:
         theme.heading("Why it ended")
         theme.long_text(trial.reason, label="Why it ended", longest=4000)
+    best = frame.columns.best() if len(frame.columns.directions) == 1 else None
+    if best is not None and best != trial.number:
+        link = theme.link("best trial", "beside", study=frame.name, trials=f"{trial.number}, {best}")
+        st.html(f'<p class="hp-caption">Compare it with the {link}.</p>')
     _output(page, frame, trial)
     left, right = st.columns(2)
     with left:

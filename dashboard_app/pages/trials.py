@@ -14,6 +14,7 @@ from dashboard_app.filters import shared_filter
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
+from dashboard_app.views import beside
 from dashboard_app.views import table as views
 from dashboard_app.views.columns import Mask
 from hopaas_p2p.export import jsonl, portable, tables
@@ -70,7 +71,16 @@ def _body(_page: PageContext, frame: Frame) -> None:
         },
         alt=f"{count} trials with their state, values, parameters, and where they ran",
     )  # fmt: skip
+    _side_by_side(frame, mask)
     _downloads(frame, mask)
+
+
+def _side_by_side(frame: Frame, mask: Mask) -> None:
+    """A link to the best of these, or the newest, beside each other."""
+    chosen = beside.first_choice(frame.columns, mask)
+    if len(chosen) > 1:
+        link = theme.link("side by side", "beside", study=frame.name, trials=", ".join(map(str, chosen)))
+        st.html(f'<p class="hp-caption">Compare the first of these {link}, or any two to five trials.</p>')
 
 
 def _number(name: str) -> Any:

@@ -355,3 +355,16 @@ def test_the_output_of_a_failed_trial_is_folded_and_read_when_it_is_unfolded(tmp
     assert "Output of the command" in folded
     assert "boom" not in folded
     assert "epoch 1\n&lt;b&gt;boom&lt;/b&gt;" in unfolded
+
+
+def test_what_differs_between_trials_is_marked_and_the_rest_can_be_left_out(stores: dict[str, str]) -> None:
+    chosen = {"trials": "0, 1"}
+    whole = texts(page("beside", stores["conditional"], "study", query=chosen).run())
+    short = texts(page("beside", stores["conditional"], "study", query={**chosen, "differing": "true"}).run())
+    assert "trial 0" in whole
+    assert "differs" in whole
+    assert "attempt" in whole
+    assert "attempt" not in short
+    assert "Name two to 5 trials" in texts(
+        page("beside", stores["conditional"], "study", query={"trials": "0, 99999"}).run()
+    )

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from dashboard_app.views import compare, failures, history, logged, params, pruning, spec, spread, trial
+from dashboard_app.views import beside, compare, failures, history, logged, params, pruning, spec, spread, trial
 from dashboard_app.views.columns import BLOCK, Columns, columns
 from dashboard_app.views.downsample import downsample_line, downsample_points
 from dashboard_app.views.table import passing
@@ -492,3 +492,40 @@ def test_each_metric_of_a_trial_has_a_curve_and_the_best_trials_beside_it() -> N
 def test_output_reads_as_a_terminal_would_have_shown_it() -> None:
     raw = b"\x1b[31mred\x1b[0m\r\n 10%\r 50%\r100%\nlast \xff\n\x1b]0;title\x07done\r"
     assert trial.readable(raw) == "red\n100%\nlast \ufffd\ndone"
+
+
+# --- side by side ---
+
+
+def test_trials_side_by_side_say_in_which_parameters_they_differ() -> None:
+    scribe = Scribe()
+    scribe.join("a", "north")
+    scribe.trial("a", 1.0, reports=(3.0, 1.0), lr=0.01, units=64.0, opt=0.0)
+    scribe.trial("a", 2.0, reports=(4.0, 2.0), lr=0.01, units=64.0, opt=1.0)
+    scribe.trial("a", state=FAIL, reason="ValueError: no", lr=0.010000001, units=64.0)
+    found = beside.side_by_side(scribe.state, columns(scribe.state), [1, 0, 2])
+    facts = {one.name: one for one in (*found.results, *found.params)}
+    assert facts["value"].cells == ("2", "1", "")
+    assert facts["rank"].cells == ("2 of 2", "1 of 2", "")
+    assert facts["last report"].cells == ("2 at step 2", "1 at step 2", "")
+    assert facts["reason"].cells == ("", "", "ValueError: no")
+    assert facts["opt"].cells == ("sgd", "adam", "")
+    assert facts["lr"].cells == ("0.01", "0.01", "0.010000001")  # numbers that look alike are written out
+    assert [one.name for one in found.params if one.differs] == ["lr", "opt"]
+    chart = beside.curves(scribe.state, [1, 0, 2])
+    assert rows(chart, "trial 1") == [(1.0, 4.0), (2.0, 2.0)]
+    assert chart is not None
+    assert chart.alt == "Reports by step. trial 1: 2 at step 2; trial 0: 1 at step 2."
+
+
+def test_trials_to_compare_are_read_from_what_was_typed() -> None:
+    assert beside.numbers_in("3, #1 and 3; 99, -2", 10) == [3, 1, 2]
+    assert beside.numbers_in("0 1 2 3 4 5 6", 10) == [0, 1, 2, 3, 4]
+    assert beside.numbers_in("no number, 9999999999999", 10) == []
+
+
+def test_the_best_trials_are_compared_at_first() -> None:
+    found = columns(five().state)
+    assert beside.first_choice(found) == [2, 3, 0]
+    assert beside.first_choice(found, found.values[:, 0] > 2.5) == [0, 4, 1]
+    assert beside.first_choice(columns(Scribe().state)) == []
