@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from hopaas_p2p.core.ledger import Ledger, Outcome
+from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Budget
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
 from hopaas_p2p.core.validity import feasible
@@ -82,6 +83,9 @@ def _is_last_lease(trial: Trial) -> bool:
 def _inherited(trial: Trial, state: State) -> list[int]:
     """The steps that a retry or a continuation had when it began."""
     number = trial.retry_of if trial.continues is None else trial.continues
+    copied = copied_trial(trial)
+    if copied is not None and trial.retry_of is None:
+        number = copied
     if number is None:
         return []
     before = state.trials[number]

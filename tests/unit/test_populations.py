@@ -14,6 +14,7 @@ from hopaas_p2p.core.lineage import copied_trial, segments
 from hopaas_p2p.core.populations import Members, Population
 from hopaas_p2p.core.records import (
     FROM_START,
+    Budget,
     StudySet,
     TrialCreate,
     TrialFinish,
@@ -21,6 +22,7 @@ from hopaas_p2p.core.records import (
     TrialRelease,
     TrialSet,
 )
+from hopaas_p2p.core.spending import ledger_of
 from hopaas_p2p.core.standings import RungStanding
 from hopaas_p2p.core.state import State, Trial
 from tests.support.campaign import Campaign
@@ -304,6 +306,21 @@ def test_a_population_is_kept_as_an_attribute_and_only_possible_ones_are_taken()
     assert possible_fidelity({"type": "population"})
     for wrong in ({"size": 1}, {"every": 0}, {"quantile": 0.6}, {"resample": -1}, {"max": 3}, {"fixed": 1}):
         assert not possible_fidelity({"type": "population", **wrong})
+
+
+def test_a_limit_of_epochs_ends_a_population_and_each_epoch_counts_once() -> None:
+    study = Herd(limits=Budget(epochs=25))
+    for wave in range(2):
+        study.wave(*[((3 * member + wave) % 5) / 10 for member in range(5)])
+    assert any(copied_trial(trial) is not None for trial in study.state.trials)
+    ledger = study.state.ledger
+    assert ledger is not None
+    assert ledger.total.epochs == 20
+    assert ledger_of(study.state, Budget()).total.epochs == 20
+    for _ in range(3):
+        study.interval(study.start("a"), 0.1)
+    assert study.ask("a").refusal == "budget"
+    assert ledger.total.epochs == 26  # the interval in which the limit was reached is reported to its end
 
 
 def test_a_member_that_reports_seldom_is_worth_what_it_said_next() -> None:
