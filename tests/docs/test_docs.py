@@ -33,6 +33,7 @@ def _pages() -> list[Path]:
         "docs/tutorials/first-study.md",
         "docs/from-hopaas.md",
         "docs/join.md",
+        "docs/monitor.md",
         "docs/moving.md",
         "docs/notebooks.md",
     ],

@@ -60,6 +60,7 @@ def run_page(
         for shown, real in (stands_in or {}).items():
             text = text.replace(shown, real)
         if block.file is not None:
+            (directory / block.file).parent.mkdir(parents=True, exist_ok=True)
             (directory / block.file).write_text(text)
             continue
         if block.language == "sql" and sql is not None:
