@@ -119,11 +119,11 @@ def server(peer: LocalPeer, *, actions: bool) -> MCPServer:
     tools = Tools(peer)
     for name in (*Tools.reads, *(Tools.acts if actions else ())):
         hints = ToolAnnotations(read_only_hint=name in Tools.reads, destructive_hint=False, open_world_hint=False)
-        made.add_tool(_as_data(getattr(tools, name)), annotations=hints, structured_output=False)
+        made.add_tool(as_data(getattr(tools, name)), annotations=hints, structured_output=False)
     return made
 
 
-def _as_data(function: Callable[..., Answer]) -> Callable[..., str]:
+def as_data(function: Callable[..., Answer]) -> Callable[..., str]:
     """The function, whose answer becomes JSON text that is marked as data."""
 
     @functools.wraps(function)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+import operator
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p import notes
@@ -111,17 +113,16 @@ class LocalPeer:
 
         """
         whole = self._study(name).state
-        rows: Sequence[CoreTrial]
+        first, last = max(0, offset), max(0, offset) + max(1, min(limit, _MOST))
         if order == "best":
-            rows = [trial for _, trial in _ranked(whole)]
+            matching, chosen = _best(whole, first, last)
         elif order in ("number", "newest"):
             wanted = None if state is None else _state_named(state)
             rows = [trial for trial in list(whole.trials) if wanted is None or trial.state is wanted]
-            rows = rows[::-1] if order == "newest" else rows
+            matching, chosen = len(rows), (rows[::-1] if order == "newest" else rows)[first:last]
         else:
             raise InvalidInput(f"order is number, newest or best, got {order!r}")
-        chosen = rows[offset : offset + max(1, min(limit, _MOST))]
-        return fitted({"study": name, "matching": len(rows), "trials": [_row(one, whole) for one in chosen]}, "trials")
+        return fitted({"study": name, "matching": matching, "trials": [_row(one, whole) for one in chosen]}, "trials")
 
     def trial(self, name: str, number: int) -> dict[str, Any]:
         """One trial, with its reports, and the last value of each metric."""
@@ -286,12 +287,15 @@ def _short(value: object) -> object:
     return value[:_LONGEST_TEXT] if isinstance(value, str) else json_number(value)
 
 
-def _ranked(state: State) -> list[tuple[float, CoreTrial]]:
+def _best(state: State, first: int, last: int) -> tuple[int, list[CoreTrial]]:
+    """How many trials have a value, and those at these places when the best is the first; earlier ones among equals."""
     assert state.define is not None
     if len(state.define.directions) != 1:
         raise InvalidInput("order=best is for studies with one objective")
+    found = scored(state)
     largest_first = is_better(1.0, 0.0, state.define.directions[0])
-    return sorted(scored(state), key=lambda one: (-one[0] if largest_first else one[0], one[1].number))
+    top = (heapq.nlargest if largest_first else heapq.nsmallest)(last, found, key=operator.itemgetter(0))
+    return len(found), [trial for _, trial in top[first:]]
 
 
 def _existing(state: State, number: int, name: str) -> CoreTrial:

@@ -8,7 +8,7 @@ that package loads scikit-learn for another evaluator, which takes seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p.core.state import State, Trial
@@ -17,6 +17,8 @@ from hopaas_p2p.report.facts import is_better, scored
 if TYPE_CHECKING:
     import numpy as np
     from optuna.distributions import BaseDistribution
+
+    from hopaas_p2p.core.records import Distribution
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -69,46 +71,78 @@ def _ped_anova(trials: Sequence[Trial], losses: Sequence[float], state: State) -
         losses: their finite losses; smaller is better.
         state: the study.
     """
-    cutoff = sorted(losses)[math.ceil(_BETTER * len(losses)) - 1]
-    better = {trial.number for trial, loss in zip(trials, losses, strict=True) if loss <= cutoff}
+    import numpy as np
+
+    losses_ = np.asarray(losses)
+    last = math.ceil(_BETTER * len(losses)) - 1
+    better = losses_ <= np.partition(losses_, last)[last]
+    params = [trial.params for trial in trials]
+    own = [(place, trial.dists) for place, trial in enumerate(trials) if trial.dists]
     found = {
-        name: sum(_divergence(*regime, better, len(trials)) for regime in _regimes(name, trials, state))
-        for name in sorted({name for trial in trials for name in trial.params})
+        name: sum(
+            _divergence(dist, values[those], better[those], total_better=int(better.sum()), total=len(trials))
+            for dist, values, those in _regimes(name, params, own, state)
+        )
+        for name in sorted({name for names in set(map(tuple, params)) for name in names})
     }
     total = sum(found.values())
     ordered = sorted(found.items(), key=lambda item: -item[1])
     return {name: value / total for name, value in ordered} if total > 0 and math.isfinite(total) else {}
 
 
-def _regimes(name: str, trials: Sequence[Trial], state: State) -> list[tuple[str, BaseDistribution, list[Trial]]]:
-    """The trials that have the parameter, grouped by its distribution."""
+def _regimes(
+    name: str, params: Sequence[dict[str, Any]], own: Sequence[tuple[int, dict[str, Distribution]]], state: State
+) -> Iterator[tuple[BaseDistribution, Array, Array]]:
+    """Each distribution of the parameter, its value in every trial, and which trials drew from this distribution.
+
+    Args:
+        name: the parameter.
+        params: of every trial.
+        own: the trials, by their place there, that have other distributions than the study.
+        state: the study.
+    """
+    import numpy as np
+
     from hopaas_p2p.translate import to_optuna
 
-    regimes: dict[Any, list[Trial]] = {}
-    for trial in trials:
-        if name in trial.params:
-            regimes.setdefault(trial.distribution(name, state), []).append(trial)
-    return [(name, to_optuna(dist), those) for dist, those in regimes.items() if len(those) >= _FEWEST_ALIKE]
+    values = np.fromiter((one.get(name, math.nan) for one in params), float, len(params))
+    kinds = {state.dists[name]: 0}
+    kind = np.where(np.isnan(values), -1, 0)
+    for place, dists in own:
+        if name in dists:
+            kind[place] = kinds.setdefault(dists[name], len(kinds))
+    for dist, number in kinds.items():
+        those = kind == number
+        if np.count_nonzero(those) >= _FEWEST_ALIKE:
+            yield to_optuna(dist), values, those
 
 
-def _divergence(name: str, dist: BaseDistribution, trials: list[Trial], better: set[int], total: int) -> float:
-    """Pearson's divergence of the better trials' density from that of all, weighted by their numbers."""
-    best = [trial.params[name] for trial in trials if trial.number in better]
-    if dist.single() or not best:
+def _divergence(dist: BaseDistribution, values: Array, better: Array, *, total_better: int, total: int) -> float:
+    """Pearson's divergence of the better trials' density from that of all, weighted by their numbers.
+
+    Args:
+        dist: what the values were drawn from.
+        values: of the trials that drew from it.
+        better: which of them are among the better trials.
+        total_better: how many of all trials are.
+        total: how many trials there are.
+    """
+    best = values[better]
+    if dist.single() or not len(best):
         return 0.0
     above = _density(dist, best) + _TINY
-    below = _density(dist, [trial.params[name] for trial in trials]) + _TINY
-    weight = (len(best) / len(better)) ** 2 / (len(trials) / total)
+    below = _density(dist, values) + _TINY
+    weight = (len(best) / total_better) ** 2 / (len(values) / total)
     return weight * float(below @ ((above / below - 1) ** 2))
 
 
-def _density(dist: BaseDistribution, values: list[float]) -> Array:
+def _density(dist: BaseDistribution, values: Array) -> Array:
     """The density on the cells of the parameter's grid: a kernel per value, and a wide one as the prior."""
     import numpy as np
     from optuna.distributions import CategoricalDistribution
 
     if isinstance(dist, CategoricalDistribution):
-        counts = np.bincount(np.asarray(values, dtype=int), minlength=len(dist.choices))
+        counts = np.bincount(values.astype(int), minlength=len(dist.choices))
         kinds = np.count_nonzero(counts)
         prior = 1 / (kinds + 1)
         row = prior * len(counts)
@@ -124,7 +158,7 @@ def _density(dist: BaseDistribution, values: list[float]) -> Array:
     return smooth
 
 
-def _counted(dist: Any, values: list[float]) -> Array:
+def _counted(dist: Any, values: Array) -> Array:
     """The number of values in each cell; a value on the border belongs to the lower one."""
     import numpy as np
     from optuna.distributions import IntDistribution
@@ -134,8 +168,7 @@ def _counted(dist: Any, values: list[float]) -> Array:
         steps = min(math.ceil(math.log(dist.high - dist.low + 1) / math.log(2)) + 1, steps)
     elif dist.step is not None:
         steps = min(round((dist.high - dist.low) / dist.step) + 1, steps)
-    numbers = np.asarray(values, dtype=float)
-    low, high = float(dist.low), float(dist.high)
+    numbers, low, high = values, float(dist.low), float(dist.high)
     if dist.log:
         numbers, low, high = np.log(numbers), math.log(low), math.log(high)
     cells = np.ceil((numbers - low) / ((high - low) / (steps - 1)) - 0.5).astype(int)

@@ -27,6 +27,7 @@ TOPICS: Final = {
     "bridge": "The bridge",
     "monitor": "The monitor",
     "notebook": "Plots in notebooks",
+    "agents": "Agents and other languages",
     "trackers": "Trackers",
     "search_speed": "Asks in large studies",
     "search": "How well many peers search",

@@ -161,10 +161,14 @@ def test_compared_trials_say_in_what_they_differ(peer: LocalPeer) -> None:
 
 
 def test_the_best_come_first_if_that_is_asked_for(peer: LocalPeer) -> None:
-    for value in (0.3, 0.1, 0.2):
+    for value in (0.3, 0.1, 0.2, 0.1):
         peer.request("s", peer.ask("s")["trial"], "tell", values=[value])
 
-    assert [row["values"] for row in peer.trials("s", order="best")["trials"]] == [[0.1], [0.2], [0.3]]
+    found = peer.trials("s", order="best")
+    assert [(row["trial"], *row["values"]) for row in found["trials"]] == [(1, 0.1), (3, 0.1), (2, 0.2), (0, 0.3)]
+    some = peer.trials("s", order="best", limit=2, offset=1)
+    assert some["matching"] == 4
+    assert [row["trial"] for row in some["trials"]] == [3, 2]
 
 
 # --- over HTTP ---
