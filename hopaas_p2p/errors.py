@@ -7,6 +7,7 @@ refuses and counts it.
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 
@@ -20,6 +21,20 @@ class HopaasError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        handled = sys.exception()
+        if isinstance(handled, HopaasError):
+            self.__cause__ = _beneath(handled)
+
+
+def _beneath(error: BaseException | None) -> BaseException | None:
+    """What an error of ours arose from that is not one of ours.
+
+    A traceback then shows the last error, and whatever of the caller's own it arose from. Each attempt to send what is
+    queued may raise the same error once more, and all of them would fill some screens.
+    """
+    while isinstance(error, HopaasError):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error
 
 
 class InvalidInput(HopaasError, ValueError):

@@ -182,7 +182,9 @@ class TicketTrial:
             raise NotYourTrial(f"trial {number} is finished already, and stays as it is")
         if verdict.refusal == "no such trial":
             raise NoSuchTrial(f"there is no trial {number} in {self.ticket.study!r}; was the study made anew?")
-        raise InvalidInput(f"trial {number}: the store's log refused this, {verdict.refusal}")
+        from hopaas_p2p.storage.handle import why_refused
+
+        raise InvalidInput(f"trial {number} was refused: {why_refused(self.study.state, verdict)}")
 
     def _trial(self) -> Trial:
         """The trial as the log has it now, still ours; raises otherwise."""
@@ -248,7 +250,7 @@ class TicketTrial:
         end = ending(self.ticket, values, state=state, reason=reason or self._why_stopped(state))
         expected, given = len(self.study.optuna.directions), len(end.values or ())
         if end.state is TrialState.COMPLETE and given != expected:
-            raise InvalidInput(f"the study wants {expected} value{'s' * (expected > 1)}, got {given}")
+            raise InvalidInput(f"{expected} value{'s' * (expected > 1)} expected, got {given}")
         pauses = end.state is TrialState.PRUNED and end.reason is None and self.study.state.configurations is not None
         self._say(msgspec.structs.replace(end, paused=True) if pauses else end)
 

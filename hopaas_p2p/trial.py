@@ -256,7 +256,7 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
     """
     parts: Sequence[float] = result if isinstance(result, list | tuple) else (result,)
     if len(parts) != expected:
-        raise InvalidInput(f"the study wants {expected} value{'s' * (expected > 1)}, the objective gave {len(parts)}")
+        raise InvalidInput(f"{expected} value{'s' * (expected > 1)} expected, got {len(parts)}")
     values = []
     for part in parts:
         try:

@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, Self
 
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.core import records
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
-from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import outliers, possible_distributions
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
@@ -51,6 +51,19 @@ def no_work(state: State, refusal: str) -> NoWork:
     why = NO_WORK.get(refusal, refusal)
     limit = state.limit_reached() if refusal == "budget" else None
     return NoWork(why if limit is None else f"{why}: {limit}", refusal=refusal)
+
+
+def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None = None) -> str:
+    """A refusal in words, which name what was refused where that can be told."""
+    define = state.define
+    if verdict.refusal == "malformed" and values is not None and define is not None:
+        expected = len(define.directions)
+        if len(values) != expected:
+            return f"{expected} value{'s' * (expected > 1)} expected, got {len(values)}"
+        if any(map(math.isnan, values)):
+            return f"a value is a number, got {', '.join(map(str, values))}"
+    word = verdict.refusal or "refused"
+    return REFUSALS.get(word, word)
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -572,7 +585,7 @@ class StudyHandle:
         if verdict is None or verdict.accepted:
             return
         try:
-            self.refused(number, verdict)
+            self.refused(number, verdict, values)
         except LeaseLost as lost:
             if strict:
                 raise
@@ -617,15 +630,16 @@ class StudyHandle:
         """
         path, why = self.peer.spool.keep(self.uuid, self.log)
         if path is None:
-            only = f"trial {number}: {error} Its end is kept in this process only, and sent at the next contact: {why}"
+            said = str(error).rstrip(".")
+            only = f"trial {number}: {said}. Its end is kept in this process only, and sent at the next contact: {why}"
             if isinstance(error, Denied) or self.peer.store_wait <= self.peer.patience:
-                raise type(error)(only) from error
+                raise type(error)(only)
             _log.warning("%s", only)
             return False
         kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p spool send"
         if isinstance(error, Denied):
-            raise Denied(f"trial {number}: {error} {kept}")
-        _log.warning("trial %d: %s %s", number, error, kept)
+            raise Denied(f"trial {number}: {str(error).rstrip('.')}. {kept}")
+        _log.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)
         return True
 
     def _put_finish(
@@ -696,7 +710,7 @@ class StudyHandle:
             self.view.catch_up(self.state)
             return sorted(number for number, one in self.view.owned.items() if not one.frozen.state.is_finished())
 
-    def refused(self, number: int, verdict: Verdict) -> NoReturn:
+    def refused(self, number: int, verdict: Verdict, values: Sequence[float] | None = None) -> NoReturn:
         """Raise the error for a refusal, as the owner of a trial sees it."""
         if verdict.refusal == "late":
             raise LeaseLost(
@@ -706,7 +720,7 @@ class StudyHandle:
         if verdict.refusal == "fenced":
             raise LeaseLost(f"Trial {number} was taken over by another peer.")
         self._refuse_finished(verdict.refusal == "finished", number)
-        raise InvalidInput(f"trial {number}: refused, {verdict.refusal}")
+        raise InvalidInput(f"trial {number} was refused: {why_refused(self.state, verdict, values)}")
 
     # --- reads of trials of this process ---
 

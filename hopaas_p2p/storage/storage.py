@@ -39,7 +39,7 @@ from hopaas_p2p.core.records import (
     StudySet,
     TrialCreate,
 )
-from hopaas_p2p.core.state import REFUSALS, State, Verdict
+from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import possible_definition, possible_system
 from hopaas_p2p.errors import (
     ConfigurationError,
@@ -56,7 +56,7 @@ from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.process import new_uuid
 from hopaas_p2p.provenance import describe
 from hopaas_p2p.storage import optuna_internals as internals
-from hopaas_p2p.storage.handle import NO_WORK, StudyHandle
+from hopaas_p2p.storage.handle import NO_WORK, StudyHandle, why_refused
 from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.stores.base import Store
@@ -524,7 +524,7 @@ class Storage(BaseStorage):
         if verdict.refusal == "role":
             raise Denied(_OWNER_ONLY.format(study=self._listing(study_id).name))
         if not verdict.accepted:
-            raise InvalidInput(REFUSALS.get(verdict.refusal or "", verdict.refusal))
+            raise InvalidInput(why_refused(self.state(study_id), verdict, getattr(record, "values", None)))
         return verdict
 
     def state(self, study_id: int) -> State:
@@ -578,7 +578,8 @@ class Storage(BaseStorage):
         refusal = verdict.refusal or "refused"
         if refusal in NO_WORK:
             raise NoWork(NO_WORK[refusal], refusal=refusal)
-        raise InvalidInput(f"a {record.state.name} trial with values {record.values}: {refusal}")
+        why = why_refused(self.state(study_id), verdict, record.values)
+        raise InvalidInput(f"a trial that is {record.state.name}: {why}")
 
     def finish(
         self,

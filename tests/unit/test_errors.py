@@ -1,0 +1,125 @@
+"""Errors as people see them: one screen, and a word on what was refused."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.core.records import TrialCreate, TrialState, TrialTakeOver
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.study import Study
+from hopaas_p2p.trial import Trial, as_values
+from tests.support.processes import SPACE
+
+SCREEN = 45  # lines
+REVOKED = "your token was revoked; ask the study's owner for a new one"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    made = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=SPACE)
+    yield made
+    made.close()
+
+
+def revoke_after(study: Study, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the store deny everything from the exchange after so many on."""
+    log = study.storage.handle(study.study_id).log.log
+    exchange, left = log.exchange, [calls]
+
+    def denied(*args: Any, **more: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Denied(REVOKED)
+        return exchange(*args, **more)
+
+    monkeypatch.setattr(log, "exchange", denied)
+
+
+def shown(study: Study, work: Any) -> list[str]:
+    """The lines that a person sees."""
+    with pytest.raises(HopaasError) as raised:
+        work(study)
+    return "".join(traceback.format_exception(raised.value)).splitlines()
+
+
+def optimized(study: Study) -> None:
+    study.optimize(lambda trial: trial.params["lr"], n_trials=20)
+
+
+def in_a_with_block(study: Study) -> None:
+    for _ in range(9):
+        with study.trial() as trial:
+            trial.tell(1.0)
+
+
+def asked_and_told(study: Study) -> None:
+    for _ in range(9):
+        study.tell(study.ask(), 1.0)
+
+
+def by_optuna(study: Study) -> None:
+    study.optuna.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=20)
+
+
+@pytest.mark.parametrize("work", [optimized, in_a_with_block, asked_and_told, by_optuna], ids=lambda one: one.__name__)
+def test_a_revoked_token_is_one_traceback_on_one_screen(
+    study: Study, monkeypatch: pytest.MonkeyPatch, work: Any
+) -> None:
+    revoke_after(study, 3, monkeypatch)
+    lines = shown(study, work)
+    assert len(lines) <= SCREEN
+    assert sum(line.startswith("Traceback") for line in lines) == 1
+    assert sum(REVOKED in line for line in lines) == 1
+
+
+def test_the_objectives_own_error_is_shown_beside_that_of_the_store(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def objective(trial: Trial) -> float:
+        revoke_after(study, 0, monkeypatch)
+        raise ValueError("mine")
+
+    lines = shown(study, lambda study: study.optimize(objective, n_trials=1))
+    assert len(lines) <= SCREEN
+    assert "ValueError: mine" in lines
+    assert REVOKED in lines[-1]
+
+
+def test_an_error_of_ours_keeps_what_it_arose_from_unless_that_is_ours() -> None:
+    def nested() -> None:
+        try:
+            try:
+                raise OSError("no route")
+            except OSError as error:
+                raise StoreUnreachable("first") from error
+        except StoreUnreachable:
+            raise StoreUnreachable("second")  # noqa: B904  # that is what this is about
+
+    with pytest.raises(StoreUnreachable, match="second") as raised:
+        nested()
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+# --- refusals ---
+
+
+def test_a_refusal_says_how_many_values_are_expected(study: Study) -> None:
+    with pytest.raises(InvalidInput, match=r"^1 value expected, got 3$"):
+        as_values((1.0, 2.0, 3.0), expected=1)
+    with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: 1 value expected, got 3$"):
+        study.storage.bring(study.study_id, TrialCreate(TrialState.COMPLETE, values=(1.0, 2.0, 3.0)))
+    with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: a value is a number, got nan$"):
+        study.storage.bring(study.study_id, TrialCreate(TrialState.COMPLETE, values=(math.nan,)))
+    trial = study.ask()
+    with pytest.raises(InvalidInput, match=r"^1 value expected, got 2$"):
+        study.storage.say(study.study_id, TrialTakeOver(trial.number, 1, TrialState.COMPLETE, (1.0, 2.0)))
+    with pytest.raises(InvalidInput, match=r"^trial 0 was refused: 1 value expected, got 2$"):
+        study.storage.finish(trial.id, optuna.trial.TrialState.COMPLETE, (1.0, 2.0), None)
