@@ -47,7 +47,7 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreCorrupt
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, HopaasError, StoreCorrupt
 from hopaas_p2p.export.arrival import Imported, bring_in
 from hopaas_p2p.export.files import from_store, named_files
 from hopaas_p2p.export.portable import Portable, of_state
@@ -114,7 +114,7 @@ def is_damaged(log: Log) -> str | None:
             if read is not None and before != read:
                 return f"it has two histories: commit {entry.lsn} was written after others than those before it"
             known = (entry.lsn, following(before, entry.payload)) if before is not None else (-1, 0)
-    except StoreCorrupt as error:
+    except (BrokenChain, StoreCorrupt) as error:
         return str(error)
     return None
 

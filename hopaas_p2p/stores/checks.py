@@ -23,7 +23,7 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import following, sum_at
 from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import Denied, HopaasError, StoreCorrupt
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.stores.base import Beat, Entry, Erasable, Outgoing, RateLimitedLog, Store, read_all
 
@@ -73,7 +73,7 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
     except Denied as error:
         cure = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
         yield Finding(name, passed=False, detail=str(error), cure=cure)
-    except StoreCorrupt as error:
+    except (BrokenChain, StoreCorrupt) as error:
         cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
         yield Finding(name, passed=False, detail=str(error), cure=cure)
     except HopaasError as error:

@@ -23,6 +23,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import TrialFinish
 from hopaas_p2p.errors import BrokenChain, HopaasError
 from hopaas_p2p.stores.objects.audit import AFTER
+from hopaas_p2p.stores.objects.carried import opened
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.processes import patient, until
 from tests.support.s3_fixtures import s3_environment
@@ -112,7 +113,9 @@ def test_nothing_acknowledged_is_lost_when_a_server_gets_a_second_pool(server: I
 
     store = S3Store(url, create=False)
     keys = store.objects.listed(f"study/{uuid}/log/")
-    there = [found.data for found in store.objects.get_many(keys, limit=1 << 20) if hasattr(found, "data")]
+    there = [
+        opened(found.data).stored for found in store.objects.get_many(keys, limit=1 << 20) if hasattr(found, "data")
+    ]
     store.close()
     files = [*spool.waiting(), *spool.histories(uuid)]
     spooled = [payload for _, file in files for payload in file.payloads]

@@ -15,6 +15,7 @@ import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
+from hopaas_p2p.stores.objects.carried import MOST
 from hopaas_p2p.stores.objects.log import LOSSES
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler, TurnScheduler, WriteScheduler
 
@@ -114,6 +115,49 @@ class Peer:
         self.scheduler.reached_head(seen, self.bucket.now)
 
 
+class CarryingPeer(Peer):
+    """A writer to a bucket whose objects carry earlier commits."""
+
+    def tail(self) -> Iterator[float]:
+        search = self.scheduler.search(self.bucket.now)
+        since = self.head
+        while offsets := search.following():
+            self.bucket.gets += len(offsets)
+            yield self.bucket.get / 2
+            length = len(self.bucket.commits)
+            yield self.bucket.get / 2
+            if len(offsets) == 1:
+                self.scheduler.looked(self.bucket.get)
+            for offset in offsets:
+                if since + offset > length:
+                    search.free(offset)
+                    break
+                yield from self.fill(since + offset)
+                search.found(offset, carries=self.carries(since + offset))
+        self.scheduler.reached_head(self.head - since, self.bucket.now)
+
+    def fill(self, lsn: int) -> Iterator[float]:
+        """Read what the object of this lsn does not carry, too."""
+        place = lsn - self.carries(lsn) - 1
+        while place > self.head:
+            self.bucket.gets += 1
+            yield self.bucket.get
+            place -= self.carries(place) + 1
+        for payload, modified in self.bucket.commits[self.head : lsn]:
+            self.scheduler.saw(payload, modified, self.bucket.now)
+        self.head = max(self.head, lsn)
+
+    def carries(self, lsn: int) -> int:
+        """As `Carrier`: back to the last commit of every writer among the last."""
+        latest = {
+            payload: place
+            for place, (payload, _) in enumerate(
+                self.bucket.commits[max(lsn - 1 - MOST, 0) : lsn - 1], -min(MOST, lsn - 1)
+            )
+        }
+        return -1 - min(latest.values(), default=-1)
+
+
 class NfsPeer(Peer):
     """A writer to a directory on a file server: it reads a commit with two calls, up to the first gap."""
 
@@ -136,11 +180,11 @@ class NfsPeer(Peer):
 
 
 def crowd(
-    count: int, rest: Callable[[random.Random], float], seconds: float, seed: int = 1
+    count: int, rest: Callable[[random.Random], float], seconds: float, seed: int = 1, kind: type[Peer] = Peer
 ) -> tuple[Bucket, list[Peer]]:
     bucket = Bucket()
     chooser = random.Random(seed)
-    peers = [Peer(bucket, f"peer-{i}", lambda: rest(chooser), seed * 1000 + i) for i in range(count)]
+    peers = [kind(bucket, f"peer-{i}", lambda: rest(chooser), seed * 1000 + i) for i in range(count)]
     bucket.run(peers, seconds)
     return bucket, peers
 
@@ -154,6 +198,31 @@ def test_sixteen_peers_at_leisure_pay_little_more_than_a_put_a_commit(seed: int)
     assert bucket.gets / len(bucket.commits) < 22, "15 of them are what the others wrote"
     assert waits[len(waits) // 2] < 0.25
     assert waits[int(0.99 * len(waits))] < 1.0
+
+
+def test_sixteen_peers_whose_objects_carry_others_pay_four_gets_a_commit() -> None:
+    commits = puts = gets = 0
+    waits: list[float] = []
+    for seed in (1, 2, 3):
+        bucket, peers = crowd(16, lambda chooser: chooser.uniform(2.0, 6.0), 300.0, seed, CarryingPeer)
+        commits, puts, gets = commits + len(bucket.commits), puts + bucket.puts, gets + bucket.gets
+        waits += [wait for peer in peers for wait in peer.waits]
+    waits.sort()
+    assert commits > 3000
+    assert gets / commits <= 4.0, "without copies it is 17.4"
+    assert puts / commits <= 1.25
+    assert waits[len(waits) // 2] < 0.25
+    assert waits[int(0.99 * len(waits))] < 1.0
+
+
+@pytest.mark.parametrize(("count", "puts", "gets"), [(2, 1.1, 4), (4, 1.2, 7), (8, 1.3, 10), (16, 1.4, 12)])
+def test_peers_at_full_speed_take_turns_where_objects_carry_others(count: int, puts: float, gets: float) -> None:
+    bucket, peers = crowd(count, lambda _: 0.001, 60.0, kind=CarryingPeer)
+    served = sorted(len(peer.waits) for peer in peers)
+    assert len(bucket.commits) / 60.0 >= 11
+    assert bucket.puts / len(bucket.commits) <= puts
+    assert bucket.gets / len(bucket.commits) <= gets
+    assert served[0] >= 0.5 * served[-1]
 
 
 @pytest.mark.parametrize(("count", "puts"), [(2, 1.1), (4, 1.1), (8, 1.2), (16, 1.3), (32, 1.5)])

@@ -7,7 +7,7 @@ In a directory (see `packs`):
 
 In a bucket:
 
-    study/{uuid}/log/{lsn:020d}                    a commit
+    study/{uuid}/log/{lsn:020d}                    a commit, and perhaps copies of the ones before it: see `carried`
 
 In both:
 
@@ -35,20 +35,30 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NoReturn
 
 from hopaas_p2p.core import chain, codec, snapshot
-from hopaas_p2p.errors import ConfigurationError, SleptThrough, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    SleptThrough,
+    StoreCorrupt,
+    StoreUnreachable,
+    StudyDeleted,
+)
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.objects.audit import Audit
+from hopaas_p2p.stores.objects.carried import MAGIC, OVERHEAD, Carrier, Opened, opened
 from hopaas_p2p.stores.objects.contract import Found, NoFolder, ObjectStore, lsn_of
 from hopaas_p2p.stores.objects.history import History
 from hopaas_p2p.stores.objects.packs import LARGEST, SPAN, Packs, first_of, frame
+from hopaas_p2p.stores.objects.reader import CarriedReader, Piece
 from hopaas_p2p.stores.objects.retention import DELETED, Clocks, RetentionGuard
-from hopaas_p2p.stores.objects.scheduler import WIDEST, WriteScheduler
+from hopaas_p2p.stores.objects.scheduler import WriteScheduler
+from hopaas_p2p.stores.objects.search import WIDEST
 
 _log: Final = logging.getLogger("hopaas_p2p")
 PATIENCE: Final = 5.0  # seconds for one exchange; the caller goes on from there
@@ -73,6 +83,7 @@ class ObjectLog:
         scheduler: when to write, and how far to look first. None: at once, because both cost next to nothing.
         packs: packs and folders, if this log has any.
         audited: whether own commits are read once more after a while.
+        carries: whether objects carry copies of earlier commits; asked once the store was found.
         readable: called until it has once returned before a look: sees that this is a store.
         writable: called before every write, until it returns True: proves that `put_new` has one winner, unless it has
             lately.
@@ -90,6 +101,7 @@ class ObjectLog:
         scheduler: WriteScheduler | None = None,
         packs: Packs | None = None,
         audited: bool = False,
+        carries: Callable[[], bool] = lambda: False,
         readable: Callable[[], object] | None = None,
         writable: Callable[[], object],
         at_first: int | None = None,
@@ -110,7 +122,11 @@ class ObjectLog:
         self._hole = 0
         """The lsn of the hole that was last warned of."""
         self._history = History(self._stored)
-        self._audit = Audit(objects, self.key, limit=LARGEST) if audited else None
+        self._carries = carries
+        self._carrier = Carrier()
+        self._modified = 0.0
+        """When the server took the object of the last commit that was read."""
+        self._audit = Audit(objects, self.key, limit=LARGEST + OVERHEAD, own=self._own) if audited else None
         self._snapshot = 0
         """The lsn of the snapshot that was read last, until it is known that the log goes that far."""
         self._head = _BEHIND
@@ -208,6 +224,8 @@ class ObjectLog:
 
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
         """Read single objects up to the first free key; whether a receipt was full before that."""
+        if self.scheduler is not None and self._carries():
+            return self._search_on(self.scheduler, since, entries, deadline)
         size = 0
         windows = itertools.repeat(WIDEST) if self.scheduler is None else self.scheduler.windows(time.monotonic())
         for width in windows:
@@ -227,10 +245,30 @@ class ObjectLog:
             size += sum(len(found.data) for found in there)
             if len(there) < len(window) and not any(window[len(there) :]):
                 return False
-            enough = self._at_first is not None and not since and len(entries) >= self._at_first
-            if enough or size >= _RECEIPT:
+            if self._enough(since, entries) or size >= _RECEIPT:
                 return True
         return False
+
+    def _search_on(self, scheduler: WriteScheduler, since: int, entries: list[Entry], deadline: float) -> bool:
+        """As `_read_on`, where objects carry the commits before them."""
+        reader = CarriedReader(
+            lambda lsns: self._at(lsns, deadline), lambda lsn: self._get(lsn, deadline), self._taken_apart
+        )
+        size = 0
+        for pieces in reader.read(since, scheduler.search(time.monotonic())):
+            entries += self._noted(pieces)
+            size += sum(len(piece.payload) for piece in pieces)
+            if self._enough(since, entries) or size >= _RECEIPT:
+                return True
+        if reader.hole > since + len(entries):
+            self._read_up_to_hole(since + len(entries) + 1)
+        if not since and not entries:
+            self._check_beginning(deadline)
+        return False
+
+    def _enough(self, since: int, entries: list[Entry]) -> bool:
+        """Whether a reader of the whole log may prefer a snapshot for the rest."""
+        return self._at_first is not None and not since and len(entries) >= self._at_first
 
     def _leading(self, lsn: int, window: list[Found | None], deadline: float) -> list[Found]:
         """What was found before the first free key."""
@@ -257,18 +295,22 @@ class ObjectLog:
         """The objects of so many lsns, as far as they go; None if not even their folder is there."""
         if self.packs is not None:
             width = SPAN - (lsn - 1) % SPAN  # a folder is read up to the first gap
-        window: list[Found | None] = []
-        began = time.monotonic()
         try:
-            run = self.objects.get_run(map(self.key, range(lsn, lsn + width)), limit=LARGEST, certain=certain)
-            for place, one in enumerate(run, lsn):
-                if one is None or (isinstance(one, Found) and _sound(one)):
-                    window.append(one)
-                else:
-                    window.append(self._get(place, deadline, suspect=one))
+            return self._at(range(lsn, lsn + width), deadline, certain=certain)
         except NoFolder:
             return None
-        if width == 1 and self.scheduler is not None:
+
+    def _at(self, lsns: Sequence[int], deadline: float, *, certain: bool = True) -> list[Found | None]:
+        """The objects of these lsns, which in folders follow each other. Raises NoFolder."""
+        window: list[Found | None] = []
+        began = time.monotonic()
+        run = self.objects.get_run(map(self.key, lsns), limit=self._limit, certain=certain)
+        for lsn, one in zip(lsns, run, strict=False):
+            if one is None or (isinstance(one, Found) and self._sound(one)):
+                window.append(one)
+            else:
+                window.append(self._get(lsn, deadline, suspect=one))
+        if len(lsns) == 1 and self.scheduler is not None:
             self.scheduler.looked(time.monotonic() - began)
         return window
 
@@ -286,11 +328,11 @@ class ObjectLog:
             if isinstance(suspect, Found):
                 time.sleep(_SECOND_LOOK)
             try:
-                found = self.objects.get(self.key(lsn), limit=LARGEST, certain=certain)
-                if found is None or _sound(found):
+                found = self.objects.get(self.key(lsn), limit=self._limit, certain=certain)
+                if found is None or self._sound(found):
                     return found
                 if found == suspect and time.monotonic() >= settled:
-                    if chain.has_sum(found.data):
+                    if chain.has_sum(found.data) or (self._carries() and found.data.endswith(MAGIC)):
                         self._damaged(lsn)
                     return found
                 suspect = found
@@ -304,6 +346,8 @@ class ObjectLog:
 
         A tombstone counts where the boundary says so too, which a key that may only add commits cannot write.
         """
+        if self._carries():
+            return self._noted(self._taken_apart(lsn, found)[-1:], mine=mine)[0]
         if found.data == TOMBSTONE and self._is_deleted():
             raise StudyDeleted
         payload, before = chain.detach(found.data)
@@ -314,12 +358,52 @@ class ObjectLog:
         self._history.follow(lsn, payload, before)
         return Entry(lsn, payload, before=before)
 
+    def _taken_apart(self, lsn: int, found: Found) -> list[Piece]:
+        """The commits in this object, its own last. Raises StudyDeleted for a tombstone, and BrokenChain."""
+        if found.data == TOMBSTONE and self._is_deleted():
+            raise StudyDeleted
+        there = opened(found.data)
+        payload, before = chain.detach(there.stored)
+        copies = [Piece(*copy, found.modified) for copy in self._carrier.copies(lsn, there)]
+        return [*copies, Piece(lsn, payload, before, found.modified)]
+
+    def _noted(self, pieces: list[Piece], *, mine: bytes | None = None) -> list[Entry]:
+        """Commits that were read, one after the other, and written as evenly as can be assumed."""
+        entries = []
+        first = self._modified or pieces[-1].modified
+        for place, (lsn, payload, before, modified) in enumerate(pieces, 1):
+            if self.scheduler is not None and payload != mine:
+                at = first + place / len(pieces) * (pieces[-1].modified - first)
+                self.scheduler.saw(payload, min(at, modified), time.monotonic())
+            known = self._history.before(lsn)
+            self._history.follow(lsn, payload, before)
+            self._carrier.saw(lsn, payload, known if before is None else before)
+            entries.append(Entry(lsn, payload, before=before))
+        self._modified = pieces[-1].modified
+        return entries
+
+    def _opened(self, data: bytes) -> Opened:
+        return opened(data) if self._carries() else Opened(data)
+
+    def _own(self, data: bytes) -> bytes:
+        """The commit in an object, as it would be stored alone."""
+        return self._opened(data).stored
+
+    def _sound(self, found: Found) -> bool:
+        sound = opened(found.data).sound if self._carries() else codec.intact(found.data)
+        return sound or found.data == TOMBSTONE or found.size > self._limit
+
+    @property
+    def _limit(self) -> int:
+        """Bytes of an object that are read, at most."""
+        return LARGEST + OVERHEAD if self._carries() else LARGEST
+
     def _stored(self, lsn: int) -> bytes | None:
         """What is stored at this lsn, wherever it is; None if nothing is. Raises StudyDeleted."""
         with contextlib.suppress(NoFolder):
-            found = self.objects.get(self.key(lsn), limit=LARGEST, certain=False)
+            found = self.objects.get(self.key(lsn), limit=self._limit, certain=False)
             if found is not None:
-                return found.data
+                return self._own(found.data)
         packed = None if self.packs is None else next(self.packs.after(lsn - 1), None)
         if packed is None and self._is_deleted():
             raise StudyDeleted
@@ -467,10 +551,11 @@ class ObjectLog:
         unknown: StoreUnreachable | None = None
         before = self._history.before(lsn)
         stored = chain.attach(payload, before)
+        data = self._carrier.load(lsn, stored, before) if self._carries() else stored
         while True:
             created = False
             try:
-                created = self._create(lsn, stored)
+                created = self._create(lsn, data)
             except StoreUnreachable as error:
                 unknown = error
             self._check_awake(lsn)
@@ -481,6 +566,7 @@ class ObjectLog:
                 if self._audit is not None:
                     self._audit.wrote(lsn, stored)
                 self._history.follow(lsn, payload)
+                self._carrier.saw(lsn, payload, before)
                 return Entry(lsn, payload, before=before), True
             entry = self._there(lsn, payload, deadline)
             if entry is not None:
@@ -491,7 +577,7 @@ class ObjectLog:
             backoff = backoff or Backoff(*_PAUSES)
             time.sleep(backoff.pause())
 
-    def _create(self, lsn: int, stored: bytes) -> bool:
+    def _create(self, lsn: int, data: bytes) -> bool:
         """Write this commit at this lsn if there is none; whether this call did."""
         began = time.monotonic()
         unless: tuple[str, ...] | None = None
@@ -499,7 +585,7 @@ class ObjectLog:
             unless = (self.packs.pack(lsn), self._ended)
             if lsn > 1:  # a power cut must not take the commit before it
                 self.objects.secure(self.key(lsn - 1))
-        created = self.objects.put_new(self.key(lsn), stored, unless=unless)
+        created = self.objects.put_new(self.key(lsn), data, unless=unless)
         if self.scheduler is not None:
             now = time.monotonic()
             (self.scheduler.won if created else self.scheduler.lost)(now, now - began)
@@ -578,9 +664,16 @@ class ObjectLog:
             if lsn is None or codec.intact(found.get(lsn, b"")):
                 continue
             with contextlib.suppress(NoFolder):
-                one = self.objects.get(key, limit=LARGEST)
+                one = self.objects.get(key, limit=self._limit)
                 if one is not None and one.data != TOMBSTONE:
                     found[lsn] = one.data
+        for lsn, data in sorted(found.items()):
+            there = self._opened(data)
+            found[lsn] = there.stored
+            with contextlib.suppress(BrokenChain):
+                for place, payload, before in Carrier().copies(lsn, there):
+                    if not codec.intact(found.get(place, b"")):
+                        found[place] = chain.attach(payload, before)
         for lsn in sorted(found):
             yield self._entry(lsn, Found(found[lsn], len(found[lsn])))
 
@@ -616,8 +709,8 @@ class ObjectLog:
         stored = _stored(entry)
         unless = () if self.packs is None else (self.packs.pack(entry.lsn), self._ended)
         if not self.objects.put_new(self.key(entry.lsn), stored, unless=unless):
-            found = self.objects.get(self.key(entry.lsn), limit=LARGEST)
-            if found is None or found.data != stored:
+            found = self.objects.get(self.key(entry.lsn), limit=self._limit)
+            if found is None or self._own(found.data) != stored:
                 raise StoreCorrupt(f"{self.key(entry.lsn)} is another commit than in the backup; nothing was replaced.")
 
     # --- the end ---
@@ -688,7 +781,3 @@ def _leading(window: Iterable[Found | None]) -> list[Found]:
 
 def _stored(entry: Entry) -> bytes:
     return chain.attach(entry.payload, entry.before)
-
-
-def _sound(found: Found) -> bool:
-    return codec.intact(found.data) or found.data == TOMBSTONE or found.size > LARGEST

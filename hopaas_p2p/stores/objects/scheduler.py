@@ -26,9 +26,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.stores.objects.search import WIDEST, EndSearch
 
-WIDEST: Final = 16
-"""GETs under way at once, at most."""
 _MEMORY: Final = 20.0  # seconds after which an observation counts for a third
 _LATELY_SEEN: Final = 10.0  # seconds for which a writer to a directory counts as one that is waiting, too
 _SPREAD: Final = (0.0005, 0.25)  # seconds that each of them is taken to need for a commit
@@ -43,6 +42,7 @@ _LATEST: Final = 3.0  # slots for each writer ahead, after which this peer goes
 _STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
 _HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
 _ALONE: Final = (16, 256)  # commits in a full log without another's, after which it lets go: less and less often
+_LOOKS: Final = 2.0  # looks that a search lasts, on the average
 _GAP: Final = 3.0  # slots for which it does: a look and a PUT of somebody else
 _LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between looks for whose turn it is
@@ -76,6 +76,8 @@ class WriteScheduler:
         self._others = 0.0
         self._seconds = 0.0
         self._head_at: float | None = None
+        self._lost_at: float | None = None
+        """When a write of this peer last came second, and the commit was read that came first."""
         self._write = min(0.05, self.slot_bounds[1])
         self._look = 0.0
         self._recent: deque[_Sight] = deque(maxlen=256)
@@ -126,6 +128,19 @@ class WriteScheduler:
     def windows(self, now: float) -> Iterator[int]:
         """How many commits to ask for at once, time after time."""
         return itertools.repeat(WIDEST)  # a generator's end would swallow Ctrl-C
+
+    def search(self, now: float) -> EndSearch:
+        """How to look for the end of the log, where objects carry earlier commits."""
+        if self._head_at is None:
+            return EndSearch(None)
+        known_at = self._head_at if self._lost_at is None else max(self._head_at, self._lost_at)
+        expected = self.expected(now + _LOOKS * self._look) - self.expected(known_at)
+        return EndSearch(expected, hurried=self._hurried)
+
+    @property
+    def _hurried(self) -> bool:
+        """Whether what others write during a search would come first."""
+        return False
 
     def pause(self, now: float) -> float:
         """Seconds after which to look again, because this peer should not write yet; 0 if it may."""
@@ -198,6 +213,7 @@ class TurnScheduler(WriteScheduler):
 
     def lost(self, now: float, took: float) -> None:
         super().lost(now, took)
+        self._lost_at = now
         self._fade(now)
         self._write = max(min(self._write, 2 * took), _SLOT[0])  # before it has won, it does not know a near server
         self._due = None
@@ -246,6 +262,10 @@ class TurnScheduler(WriteScheduler):
     @property
     def _full(self) -> bool:
         return self._losing >= _LOSING or self._busy >= _FULL
+
+    @property
+    def _hurried(self) -> bool:
+        return self._busy >= _FULL
 
     def pause(self, now: float) -> float:
         self._fade(now)

@@ -17,7 +17,7 @@ from minio.deleteobjects import DeleteObject
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.objects.contract import Found, Listed
-from hopaas_p2p.stores.objects.scheduler import WIDEST
+from hopaas_p2p.stores.objects.search import WIDEST
 from hopaas_p2p.stores.s3.address import Address
 from hopaas_p2p.stores.s3.client import Signed
 from hopaas_p2p.stores.s3.credentials import chain

@@ -10,17 +10,19 @@ import json
 import secrets
 from typing import Final
 
-from hopaas_p2p.core.records import FORMAT
 from hopaas_p2p.errors import ConfigurationError, NewerFormat
 from hopaas_p2p.stores.objects.contract import Bucket
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from hopaas_p2p.stores.objects.retention import RetentionGuard
-from hopaas_p2p.stores.objects.scheduler import WIDEST, TurnScheduler
+from hopaas_p2p.stores.objects.scheduler import TurnScheduler
+from hopaas_p2p.stores.objects.search import WIDEST
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.minio import MinioObjects
 from hopaas_p2p.stores.s3.proof import Condition
 
+FORMAT: Final = 2
+"""Of new buckets. In those of format 1, which stay as they are, an object holds one commit and no copies of others."""
 _META: Final = 4096
 _CATALOG: Final = 2 * WIDEST - 1  # studies that are read one by one: five windows of GETs, 1, 2, 4, 8 and 16
 
@@ -46,6 +48,7 @@ class S3Store(ObjectBackedStore):
         self.objects = objects or MinioObjects(address)
         self._create = create
         self._meta: bytes | None = None
+        self._format = 1
         self.condition = Condition(self.objects, self.url)
 
     def __repr__(self) -> str:
@@ -58,6 +61,7 @@ class S3Store(ObjectBackedStore):
             scheduler=TurnScheduler(),
             guard=RetentionGuard(self.objects, root),
             audited=True,
+            carries=lambda: self._format >= FORMAT,
             readable=self.find,
             writable=lambda: self.prove(root),
             at_first=_CATALOG if root == "studies/" else None,
@@ -109,3 +113,4 @@ class S3Store(ObjectBackedStore):
             raise ConfigurationError(f"{META} in {self.url} cannot be read as the description of a store") from None
         if version > FORMAT:
             raise NewerFormat
+        self._format = version

@@ -1,0 +1,146 @@
+"""Copies of earlier commits behind a commit's own bytes, so that a reader that is far behind reads few objects.
+
+In a bucket of format 2 the object of a commit may hold the commits before it, too:
+
+    the commit, with its sum | msgpack [sum before the first copy, [copy, ...]] | tail
+
+    tail: length of the commit (4 bytes) | crc32 of all before (4 bytes), both little-endian | MAGIC
+
+Copies are the commits as their writers sealed them, oldest first, without a gap up to the commit itself. They go back
+to the last commit of every writer that was seen among the last 32, because that is how far these writers are behind: a
+log with one writer carries nothing. An object without a tail is a commit alone.
+
+The object under a commit's own lsn remains what counts. A copy is believed because the sums of the copies lead from the
+sum that the reader knows to the one that the commit carries (`core.chain`). These sums are no defence against somebody
+who forges copies; but every peer also compares the copies that it reads with the commits that it has read itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from hopaas_p2p.core import chain, codec
+from hopaas_p2p.errors import BrokenChain
+
+MOST: Final = 32
+"""Copies in an object, at most."""
+MOST_BYTES: Final = 64 << 10
+"""Bytes of the copies in an object, at most."""
+OVERHEAD: Final = MOST_BYTES + 1024
+"""Bytes by which copies make an object larger, at most."""
+MAGIC: Final = b"\x00carried"
+_TAIL: Final = 16
+_encoder: Final = msgspec.msgpack.Encoder()
+_copies: Final = msgspec.msgpack.Decoder(tuple[int, list[bytes]])
+
+
+class Opened(NamedTuple):
+    """An object of a log, taken apart."""
+
+    stored: bytes
+    """The commit as an object without copies would hold it."""
+    copies: tuple[bytes, ...] = ()
+    """The commits before it, oldest first."""
+    before: int = 0
+    """The sum of the log before the first copy."""
+    sound: bool = True
+    """Whether the object is as its writer left it, as far as a checksum tells."""
+
+
+class _Seen(NamedTuple):
+    lsn: int
+    payload: bytes
+    before: int
+
+
+def opened(data: bytes) -> Opened:
+    """The commit and the copies in these bytes. Bytes that no writer of ours left are all the commit's own."""
+    if not data.endswith(MAGIC) or len(data) < _TAIL or codec.intact(data):
+        return Opened(data, sound=codec.intact(data))
+    length = int.from_bytes(data[-16:-12], "little")
+    stored, copies = data[:length], data[length:-_TAIL]
+    if zlib.crc32(memoryview(data)[:-12]) != int.from_bytes(data[-12:-8], "little") or not codec.intact(stored):
+        return Opened(data, sound=False)
+    try:
+        before, found = _copies.decode(copies)
+    except (msgspec.MsgspecError, ValueError):
+        return Opened(data, sound=False)
+    if not 0 <= before < chain.PRIME or len(found) > MOST:
+        return Opened(data, sound=False)
+    return Opened(stored, tuple(found), before)
+
+
+def sealed(stored: bytes, before: int, copies: list[bytes]) -> bytes:
+    """The object of a commit that carries these copies, of which the first follows this sum."""
+    body = b"%b%b%b" % (stored, _encoder.encode((before, copies)), len(stored).to_bytes(4, "little"))
+    return b"%b%b%b" % (body, zlib.crc32(body).to_bytes(4, "little"), MAGIC)
+
+
+class Carrier:
+    """The last commits that one handle on a log has read or written."""
+
+    def __init__(self) -> None:
+        self._seen: deque[_Seen] = deque(maxlen=MOST)
+
+    def saw(self, lsn: int, payload: bytes, before: int | None) -> None:
+        """This commit was read or written, where that is the sum before it."""
+        if len(payload) > MOST_BYTES:
+            before = None
+        if before is None or (self._seen and self._seen[-1].lsn != lsn - 1):
+            self._seen.clear()
+        if before is not None:
+            self._seen.append(_Seen(lsn, payload, before))
+
+    def load(self, lsn: int, stored: bytes, before: int | None) -> bytes:
+        """The object of a commit that is to be written at this lsn, with the copies that others probably lack."""
+        copies = self._lacking(lsn, before) if chain.has_sum(stored) else []
+        return sealed(stored, copies[0].before, [one.payload for one in copies]) if copies else stored
+
+    def _lacking(self, lsn: int, before: int | None) -> list[_Seen]:
+        last = self._seen[-1] if self._seen else None
+        if last is None or last.lsn != lsn - 1 or chain.following(last.before, last.payload) != before:
+            return []
+        latest = {codec.writer_of(one.payload): one.lsn for one in self._seen}
+        found: list[_Seen] = []
+        size = 0
+        for one in reversed(self._seen):
+            size += len(one.payload) + 5
+            if one.lsn <= min(latest.values()) or size > MOST_BYTES or not codec.intact(one.payload):
+                break
+            found.append(one)
+        return found[::-1]
+
+    def copies(self, lsn: int, object_: Opened) -> Iterator[tuple[int, bytes, int]]:
+        """Lsn, commit and the sum before it, of each copy in the object of this lsn.
+
+        Raises:
+            BrokenChain: they do not lead to the commit, or are not what this handle has read.
+
+        """
+        mine = {one.lsn: one.payload for one in self._seen}
+        total = object_.before
+        found = []
+        for place, payload in enumerate(object_.copies, lsn - len(object_.copies)):
+            if mine.get(place, payload) != payload:
+                raise BrokenChain(_said(lsn, place, "is another than this peer has read"))
+            if place < 1 or not codec.intact(payload):
+                raise BrokenChain(_said(lsn, place, "is not a commit"))
+            found.append((place, payload, total))
+            total = chain.following(total, payload)
+        payload, before = chain.detach(object_.stored)
+        if object_.copies and before != total:
+            read, there = chain.shown(total), chain.shown(before)
+            raise BrokenChain(_said(lsn, lsn - 1, f"leads to the sum {read}, and the commit itself follows {there}"))
+        return iter(found)
+
+
+def _said(lsn: int, place: int, what: str) -> str:
+    return (
+        f"this log has two histories: commit {lsn} carries copies of those before it, and the copy of commit {place} "
+        f"{what}. Nothing was changed. Look with: hopaas-p2p doctor URL"
+    )

@@ -1,0 +1,99 @@
+"""Where to look for the end of a log whose objects show also what came before them.
+
+A reader expects some number of new commits, and asks for one object at a time: where the end is as likely before it as
+after it. Each answer halves what is possible, so that fifteen new commits take three or four GETs instead of sixteen.
+Nothing here decides what is in the log: a wrong guess costs a GET more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from hopaas_p2p.stores.objects.carried import MOST
+
+WIDEST: Final = 16
+"""GETs under way at once, at most."""
+_FAR: Final = 2.0 * MOST  # commits expected, beyond which they are read in windows
+_ABREAST: Final = 4  # objects at once for a peer that must not be late
+_SPREAD: Final = 0.35  # variance of the number of new commits, per commit expected; tried out, as the next two, in
+_SHARE: Final = 0.4  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
+_SURE: Final = 0.98  # that the expectation is good for anything
+
+
+class EndSearch:
+    """One search. Offsets count from the last commit that the reader knows.
+
+    Args:
+        expected: how many commits are probably new; None: nobody knows, as at the first look.
+        hurried: whether to ask for several at once, because what comes during the search comes first.
+
+    """
+
+    def __init__(self, expected: float | None, *, hurried: bool = False) -> None:
+        self._expected = None if expected is None or expected > _FAR else expected
+        self._hurried = hurried and self._expected is not None
+        self._known = 0
+        self._free: int | None = None
+        self._checked = True
+        """Whether the free offset was seen to be free in the last round."""
+        self._width = 1
+        self._stride = 1
+
+    def following(self) -> list[int]:
+        """The offsets to read next, ascending; none when the end is known."""
+        if self._free == self._known + 1 and (self._checked or not self._hurried):
+            return []
+        self._checked = False
+        if self._expected is None:
+            return self._window()
+        if self._hurried:
+            return self._several(self._expected)
+        return [self._likeliest(self._expected, _SHARE)]
+
+    def found(self, offset: int, *, carries: int = 0) -> None:
+        """Everything up to this offset was read; the object there carries so many commits."""
+        self._known = max(self._known, offset)
+        self._stride = carries + 1
+        if self._free is not None and self._free <= self._known:
+            self._free = None
+
+    def free(self, offset: int) -> None:
+        """There is nothing at this offset."""
+        self._free = offset if self._free is None else min(offset, self._free)
+        self._checked = True
+
+    def _window(self) -> list[int]:
+        if self._free is not None:
+            return [(self._known + self._free) // 2]
+        first, width = self._known + self._stride, self._width
+        self._width = min(2 * width, WIDEST)
+        return list(range(first, first + width * self._stride, self._stride))
+
+    def _several(self, expected: float) -> list[int]:
+        if self._free is not None and self._free - self._known <= _ABREAST:
+            return list(range(self._known + 1, self._free + 1))
+        shares = ((_ABREAST - place - 0.5) / _ABREAST for place in range(_ABREAST))
+        return sorted({self._likeliest(expected, share) for share in shares})
+
+    def _likeliest(self, expected: float, share: float) -> int:
+        """The offset which the log has reached with a probability of `share`, after all that is known."""
+        most, least = self._reached(expected, self._known), self._reached(expected, self._free)
+        offset, before = self._known + 1, 1.0
+        while True:
+            chance = (self._reached(expected, offset) - least) / (most - least) if most > least else 0.0
+            if chance <= share or offset + 1 == self._free:
+                break
+            offset, before = offset + 1, chance
+        return offset - 1 if offset > self._known + 1 and before - share < share - chance else offset
+
+    @staticmethod
+    def _reached(expected: float, offset: int | None) -> float:
+        """The probability that the log has reached this offset."""
+        if offset is None:
+            return 0.0
+        if offset <= 0:
+            return 1.0
+        deviation = math.sqrt(_SPREAD * expected + 0.05)
+        near = 0.5 * math.erfc((offset - 0.5 - expected) / deviation / math.sqrt(2.0))
+        return _SURE * near + (1.0 - _SURE) / (offset + 1) ** 2
