@@ -184,7 +184,7 @@ def _seen(page: PageContext, number: int, epoch: int) -> bool:
     link, pill = theme.trial_link(frame.name, number, "Trial "), theme.pill(trial.state.name.lower())
     st.html(f"<p>{link} {pill} {theme.safe(where)}</p>")
     if trial.state is not TrialState.RUNNING or trial.epoch != epoch:
-        st.warning("This is no longer the lease that you chose; that one has ended.")
+        st.warning("You chose an earlier lease of this trial; that lease has ended.")
         return False
     return True
 

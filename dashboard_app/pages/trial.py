@@ -26,6 +26,7 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.report.facts import duration
 from hopaas_p2p.study.method import chosen_by
 
+_UNFINISHED: Final = (TrialState.RUNNING, TrialState.WAITING)
 _CHARTS: Final = 6  # metrics whose charts are unfolded
 _LONGEST_OUTPUT: Final = 1 << 18  # bytes
 
@@ -81,7 +82,7 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
         draw(
             views.curve(frame.state, frame.columns, number),
             key="curve",
-            empty="No reports yet, so there is no learning curve.",
+            empty="No reports yet." if trial.state in _UNFINISHED else "It ended without reports.",
         )
     _metrics(frame, trial)
     _attempts(frame, trial)
@@ -123,8 +124,7 @@ def _head(frame: Frame, trial: Trial) -> None:
     asked = f' <span class="hp-tag">asked to stop: {theme.safe(trial.stop)}</span>' if trial.stop else ""
     st.html(f'<div class="hp-row hp-start">{theme.pill(trial.state.name.lower())}{asked}</div>')
     rank = views.rank(frame.columns, trial.number)
-    unfinished = trial.state in (TrialState.RUNNING, TrialState.WAITING)
-    value = ", ".join(map(shown, trial.values or ())) or ("none yet" if unfinished else "none")
+    value = ", ".join(map(shown, trial.values or ())) or ("none yet" if trial.state in _UNFINISHED else "none")
     peer = frame.state.peers.get(trial.owner or "", {})
     took = "unfinished" if trial.end is None or trial.start is None else duration(max(0, trial.end - trial.start) / 1e6)
     last = max(trial.reports, default=None)

@@ -226,7 +226,7 @@ def test_a_request_to_stop_reaches_the_peer(live: tuple[Campaign, Monitor], visi
     (number,) = until(chosen, 120, what="no fresh trial is offered")
     epoch = state.trials[number].epoch
     page.get_by_role("button", name="Stop it").click()
-    page.get_by_role("dialog").get_by_label("Why").fill("it smells")
+    page.get_by_role("dialog").get_by_label("Reason").fill("it smells")
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()
     asked = page.locator("tr", has_text=f"stop trial {number}")
     asked.get_by_text("done").wait_for()
