@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from hopaas_p2p.peer.driver import LogDriver
     from hopaas_p2p.study.study import Objective, Study
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -119,7 +120,7 @@ class WatchedWorkers:
         if study.storage.url.startswith("memory:"):
             raise InvalidInput(f"{study.storage.url} lives in this process only; give the workers a directory or a URL")
         self._study, self._objective = study, objective
-        self._make: Callable[[], Any] | None = None if hasattr(on, "submit") else on
+        self._make: Callable[[], Any] | None = None if hasattr(on, "submit") and not isinstance(on, type) else on
         if self._make is not None and not callable(on):
             raise InvalidInput(f"on= wants an executor, which has `submit`, or a function that makes one; got {on!r}")
         self._executor = on if self._make is None else on()
@@ -135,6 +136,8 @@ class WatchedWorkers:
         self._ended: dict[int, int] = {}
         """Trials that each worker has ended."""
         self._losses = 0
+        self._lost: set[int] = set()
+        """Workers that were lost, and whose trials may still be running in the log."""
         self._cursor = study.storage.handle(study.study_id).log.session.cursor()
         self._shown: set[int] = set()
         if isinstance(self._executor, ProcessPoolExecutor):
@@ -152,6 +155,7 @@ class WatchedWorkers:
                         if future.done():
                             del self._futures[number]
                             self._conclude(number, future)
+                    self._reclaim_lost()
                     self._drop_needless()
                 self._look(progress, callbacks)
                 progress.stopped("all workers are done")
@@ -198,16 +202,18 @@ class WatchedWorkers:
         """Submit it; to another executor, if this one is broken and can be made again."""
         options = {"pure": False} if _is_dask(self._executor) else {}
         try:
-            return self._executor.submit(take_part, order, **options)
+            future = self._executor.submit(take_part, order, **options)
         except BrokenExecutor as broken:
             if self._make is None:
                 raise WorkersLost(
                     "a worker was lost, and with it the executor, which starts no others. Give a function that makes "
                     "one: optimize(…, on=lambda: ProcessPoolExecutor(4))"
                 ) from broken
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._executor = self._make()
-        return self._executor.submit(take_part, order)
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = self._make()
+            future = self._executor.submit(take_part, order)
+        _watch_newest(self._executor)
+        return future
 
     # --- what becomes of them ---
 
@@ -221,9 +227,8 @@ class WatchedWorkers:
             return
         if isinstance(error, Denied | ConfigurationError | InvalidInput):  # another worker would fare no better
             raise error
-        running = [trial for trial in self._running() if self._worker_of(trial) == number]
-        for trial in running:
-            self._write(TrialReclaim(trial.number, trial.epoch, "its worker was lost"))
+        self._lost.add(number)
+        self._reclaim_lost()
         self._losses += 1
         _log.warning("worker %d was lost (%s); another one is sent", number, str(error).strip().split("\n")[0] or error)
         if self._losses > self._wanted + _LOSSES:
@@ -237,6 +242,20 @@ class WatchedWorkers:
             if share < 1:
                 return
         self._send(1, share)
+
+    def _reclaim_lost(self) -> None:
+        """Reclaim what lost workers ran. The log is read first: it may have trials that are not known here yet."""
+        if not self._lost:
+            return
+        try:
+            self._study.storage.peer.catch_up(self._driver, within=_LOOK)
+            for trial in self._running():
+                if self._worker_of(trial) in self._lost:
+                    self._write(TrialReclaim(trial.number, trial.epoch, "its worker was lost"))
+        except StoreUnreachable as error:
+            _log.warning("%s", error)
+        else:
+            self._lost.clear()
 
     def _cancel(self) -> None:
         """Cancel the workers that have not begun, if the executor can."""
@@ -301,8 +320,11 @@ class WatchedWorkers:
             _log.warning("the workers' trials could not be given back now: %s", trouble)
 
     def _write(self, record: PeerDrain | TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
-        peer, log = self._study.storage.peer, self._study.storage.handle(self._study.study_id).log
-        peer.commit(log, record, owner=owner)
+        self._study.storage.peer.commit(self._driver, record, owner=owner)
+
+    @property
+    def _driver(self) -> LogDriver[State]:
+        return self._study.storage.handle(self._study.study_id).log
 
 
 def _size(executor: Any) -> int:
@@ -312,6 +334,16 @@ def _size(executor: Any) -> int:
     if callable(getattr(executor, "nthreads", None)):  # a client of dask.distributed
         return sum(executor.nthreads().values()) or 1
     raise InvalidInput("say how many: optimize(…, on=executor, workers=20)")
+
+
+def _watch_newest(executor: Any) -> None:
+    """Let a process pool notice the death of its newest process, too.
+
+    It waits for the death of those that it had when it was last woken, and `submit` wakes it before a process starts.
+    """
+    if isinstance(executor, ProcessPoolExecutor):
+        with contextlib.suppress(AttributeError, OSError), executor._shutdown_lock:
+            executor._executor_manager_thread_wakeup.wakeup()
 
 
 def _is_dask(executor: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,9 @@ from typing import Any
 import optuna
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput, WorkersLost
+from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial
 from tests.support.processes import campaign, environment, script, states, until
@@ -60,6 +63,29 @@ def killed_once(folder: str, trial: Trial) -> float:
     return float(trial.params["lr"])
 
 
+def second_is_killed(folder: str, trial: Trial) -> float:
+    """When two processes have begun a trial, the one that began later kills itself; another one takes its place."""
+    mine = Path(folder) / f"began-{os.getpid()}"
+    with contextlib.suppress(FileExistsError):
+        mine.touch(exist_ok=False)
+    until(lambda: len(list(Path(folder).glob("began-*"))) >= 2, 300)
+    began = sorted(Path(folder).glob("began-*"), key=lambda path: path.stat().st_mtime_ns)
+    if began[1] == mine:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(trial.params["lr"])
+
+
+class SlowToStart(ProcessPoolExecutor):
+    """It has looked which processes there are before the newest one begins."""
+
+    def __init__(self) -> None:
+        super().__init__(2, mp_context=multiprocessing.get_context("spawn"))
+
+    def _adjust_process_count(self) -> None:
+        time.sleep(1.0)
+        super()._adjust_process_count()  # type: ignore[misc]
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
     made = campaign(tmp_path, budget=8, lease_ttl=120.0)  # what is done at once does not wait for it
@@ -68,8 +94,6 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 
 def spawned(count: int = 2) -> ProcessPoolExecutor:
-    import multiprocessing
-
     return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -106,6 +130,13 @@ def test_a_killed_worker_is_replaced_and_its_trial_is_run_again_at_once(study: S
     lost = next(trial for trial in study.state.trials if trial.state.name == "FAIL")
     assert lost.reason == "its worker was lost"
     assert lost.retried_by is not None
+
+
+def test_the_death_of_the_newest_process_of_a_pool_is_noticed_at_once(study: Study, tmp_path: Path) -> None:
+    study.optimize(partial(second_is_killed, str(tmp_path)), on=SlowToStart)
+    lost = [trial for trial in study.state.trials if trial.state.name == "FAIL"]
+    assert {trial.reason for trial in lost} == {"its worker was lost"}
+    assert states(study).count("COMPLETE") == 8
 
 
 def test_an_executor_that_cannot_start_another_worker_says_what_to_give_instead(study: Study, tmp_path: Path) -> None:
@@ -154,6 +185,38 @@ def test_an_error_is_raised_here_though_the_other_workers_cannot_be_cancelled(st
     with CannotCancel(3) as pool, pytest.raises(ZeroDivisionError, match="own fault"):
         study.optimize(broken, on=pool, workers=3)
     assert pool.asked.is_set()
+
+
+class LosesTheFirst(ThreadPoolExecutor):
+    """Its first worker begins a trial and is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.lost: Study | None = None
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        if self.lost is not None:
+            return super().submit(function, *arguments, **options)
+        (order,) = arguments
+        self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
+        self.lost.be_worker({"crew": order.crew, "worker": str(order.number)})
+        self.lost.ask()
+        future: Future[Any] = Future()
+        future.set_exception(OSError("its node is down"))
+        return future
+
+
+def test_what_a_lost_worker_began_is_run_again_though_it_was_not_read_of_yet(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LosesTheFirst() as pool:
+        monkeypatch.setattr(study.storage.peer.store, "freshness", 60.0)  # reads may be as old as that
+        study.optimize(quick, on=pool)
+        monkeypatch.undo()
+        assert [trial.reason for trial in study.state.trials if trial.state.name == "FAIL"] == ["its worker was lost"]
+        assert states(study).count("COMPLETE") == 8
+        assert pool.lost is not None
+        pool.lost.close()
 
 
 class LosesAll:
