@@ -160,6 +160,22 @@ def test_every_expectation_finds_the_same_commits(store: S3Store, monkeypatch: p
                 assert not receipt.more
 
 
+@pytest.mark.parametrize("grows", [0, 1, 3, 4, 5, 10, 20])
+@pytest.mark.parametrize("hurried", [False, True])
+def test_a_search_ends_although_the_log_grows_while_it_lasts(grows: int, hurried: bool) -> None:
+    """A far peer reads a round of objects while the others write several."""
+    search, end, rounds = EndSearch(4.0, hurried=hurried), 4, 0
+    while offsets := search.following():
+        rounds, end = rounds + 1, end + grows
+        assert rounds < 30
+        for offset in offsets:
+            if offset > end:
+                search.free(offset)
+                break
+            search.found(offset)
+    assert search._known >= 4
+
+
 # --- copies that contradict --------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ WIDEST: Final = 16
 """GETs under way at once, at most."""
 _FAR: Final = 2.0 * MOST  # commits expected, beyond which they are read in windows
 _ABREAST: Final = 4  # objects at once for a peer that must not be late
+_RUSH: Final = 8  # rounds of these, after which it stops: a log may grow faster than a far peer reads
 _SPREAD: Final = 0.35  # variance of the number of new commits, per commit expected; tried out, as the next two, in
 _SHARE: Final = 0.4  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
 _SURE: Final = 0.98  # that the expectation is good for anything
@@ -26,7 +27,8 @@ class EndSearch:
 
     Args:
         expected: how many commits are probably new; None: nobody knows, as at the first look.
-        hurried: whether to ask for several at once, because what comes during the search comes first.
+        hurried: whether to ask for several at once, because what comes during the search comes first. An end that was
+            seen some rounds ago is then asked for once more, as long as that does not make the search endless.
 
     """
 
@@ -39,12 +41,15 @@ class EndSearch:
         """Whether the free offset was seen to be free in the last round."""
         self._width = 1
         self._stride = 1
+        self._rounds = 0
 
     def following(self) -> list[int]:
         """The offsets to read next, ascending; none when the end is known."""
+        self._hurried = self._hurried and self._rounds < _RUSH
         if self._free == self._known + 1 and (self._checked or not self._hurried):
             return []
         self._checked = False
+        self._rounds += 1
         if self._expected is None:
             return self._window()
         if self._hurried:
