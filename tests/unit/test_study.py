@@ -836,7 +836,7 @@ def test_several_objectives(studies: Any) -> None:
     study.optimize(lambda trial: (trial.params["lr"], trial.params["depth"]), n_trials=3)
     study.optimize(lambda _: 1.0, n_trials=1)
     assert states(study) == ["COMPLETE"] * 3 + ["FAIL"]
-    assert "wants 2 values" in (study.state.trials[3].reason or "")
+    assert "2 values expected, got 1" in (study.state.trials[3].reason or "")
 
 
 def test_define_by_run_needs_no_space(studies: Any) -> None:

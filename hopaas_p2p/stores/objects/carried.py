@@ -122,12 +122,16 @@ class Carrier:
             BrokenChain: they do not lead to the commit, or are not what this handle has read.
 
         """
-        mine = {one.lsn: one.payload for one in self._seen}
+        mine = {one.lsn: one for one in self._seen}
         total = object_.before
         found = []
         for place, payload in enumerate(object_.copies, lsn - len(object_.copies)):
-            if mine.get(place, payload) != payload:
-                raise BrokenChain(_said(lsn, place, "is another than this peer has read"))
+            known = mine.get(place)
+            if known is not None and known.payload != payload:
+                read = chain.shown(chain.following(known.before, known.payload))
+                there = chain.shown(chain.following(total, payload))
+                what = f"is another than this peer has read: it leads to the sum {there}, the one read to {read}"
+                raise BrokenChain(_said(lsn, place, what))
             if place < 1 or not codec.intact(payload):
                 raise BrokenChain(_said(lsn, place, "is not a commit"))
             found.append((place, payload, total))
