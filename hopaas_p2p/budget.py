@@ -53,15 +53,9 @@ def parsed_budget(texts: Iterable[str]) -> Budget:
     return budget_of(_parsed(texts))
 
 
-def limits_of(budget: Budget | None) -> Budget | None:
-    """All of a budget but its trials, which a log keeps apart; None if that is nothing, so that no ledger is needed.
-
-    An empty `Budget()` limits nothing either, and asks for a ledger.
-    """
-    if budget is None:
-        return None
-    limits = msgspec.structs.replace(budget, trials=None)
-    return None if limits == Budget() and budget.trials is not None else limits
+def limits_of(budget: Budget) -> Budget:
+    """All of a budget but its trials, which a log keeps apart."""
+    return msgspec.structs.replace(budget, trials=None)
 
 
 def check_limits(limits: Budget, objectives: int) -> None:
@@ -75,7 +69,7 @@ def check_limits(limits: Budget, objectives: int) -> None:
 
 def words(budget: Budget) -> str:
     """The budget as one line, as it may be given to `--budget`; empty if there is none."""
-    if budget.trials is not None and limits_of(budget) is None:
+    if budget.trials is not None and limits_of(budget) == Budget():
         return str(budget.trials)
     flat = _flat(msgspec.to_builtins(budget))
     return ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in flat)

@@ -186,7 +186,10 @@ class Ledger(msgspec.Struct, array_like=True):
     def began(self, number: int, info: Mapping[str, str], at: int, reports: Iterable[int]) -> None:
         """A trial started at a peer that introduced itself like this; it inherits these steps."""
         top, from_zero = _epochs(reports)
-        self.open[number] = OpenLease(*_announced(info), at, at, top, top, from_zero)
+        get = info.get
+        user = get("on_behalf_of") or get("user")
+        peer = _peer(get("site"), user, get("gpus"), get("cores"), get("watts"))
+        self.open[number] = OpenLease(*peer, at, at, top, top, from_zero)
 
     def heard(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
         """The owner said something of its trial."""
@@ -227,25 +230,6 @@ class Ledger(msgspec.Struct, array_like=True):
             self.given_back[number] = [*self.given_back.get(number, ()), part]
         else:
             self.settle(number, outcome)
-
-    def add_leases(self, info: Mapping[str, str], leases: Iterable[tuple[int, int, int]], outcome: Outcome) -> None:
-        """Leases of one peer ended alike: of each, how long it took, its highest step, and 1 if its steps begin with 0.
-
-        Books the same as `began`, `heard` and `ended` of each, in a fraction of the time.
-        """
-        site, user, gpus, cores, watts = _announced(info)
-        time = gpu = core = energy = epochs = count = 0
-        for took, top, from_zero in leases:
-            lasted = min(max(took, 0), LONGEST_LEASE)
-            time += lasted
-            gpu += lasted * gpus // 1000
-            core += lasted * cores // 1000
-            energy += lasted * watts // 1_000_000
-            epochs += max(0, min(top + from_zero, _MOST_STEPS))
-            count += 1
-        cost = Cost(time, gpu, core, energy, epochs)
-        self._book(site, user, outcome, count).add(cost)
-        self.total.add(cost)
 
     def settle(self, number: int, outcome: Outcome) -> None:
         """What the trial's earlier leases cost belongs to this outcome now."""
@@ -416,12 +400,6 @@ def _epochs(reports: Iterable[int]) -> tuple[int, bool]:
         return 0, False
     from_zero = 0 in steps
     return min(max(0, max(steps) + from_zero), _MOST_STEPS), from_zero
-
-
-def _announced(info: Mapping[str, str]) -> tuple[str, str, int, int, int]:
-    """What an open lease says of the peer that introduced itself like this."""
-    get = info.get
-    return _peer(get("site"), get("on_behalf_of") or get("user"), get("gpus"), get("cores"), get("watts"))
 
 
 @functools.lru_cache(4096)

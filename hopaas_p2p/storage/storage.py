@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.core import records
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
 from hopaas_p2p.core.records import (
+    Budget,
     PeerJoin,
     Policy,
     Record,
@@ -147,7 +148,7 @@ def open_storage(
         raise InvalidInput(f"lease_ttl must be positive, got {lease_ttl}")
     options = StorageOptions(
         url=_found(url, create=create, within=store_wait if store_wait is not None else patience).url,
-        policy=Policy(ttl=float(lease_ttl), attempts=attempts),
+        policy=Policy(ttl=float(lease_ttl), attempts=attempts, limits=Budget()),
         linger=linger,
         patience=patience,
         store_wait=store_wait,

@@ -48,14 +48,12 @@ class StudyArguments(NamedTuple):
             InvalidInput: no study can be like that; the message says what it can be.
         """
         default = Policy()
-        budget = None if self.budget is None else budget_of(self.budget)
-        limits = limits_of(budget)
+        budget = Budget() if self.budget is None else budget_of(self.budget)
         directions = _directions(self.directions)
-        if limits is not None:
-            check_limits(limits, len(directions))
+        check_limits(limits_of(budget), len(directions))
         policy = Policy(
-            budget=None if budget is None else budget.trials,
-            limits=limits,
+            budget=budget.trials,
+            limits=limits_of(budget),
             attempts=_whole("attempts", self.attempts) or default.attempts,
             ttl=_seconds("lease_ttl", self.lease_ttl) or default.ttl,
             max_failures=_whole("max_failures", self.max_failures),
@@ -173,11 +171,11 @@ def _other_budget(state: State, wanted: Policy) -> list[str]:
     assert state.define is not None
     stored = state.define.policy
     now = (state.budget, Budget() if state.ledger is None else state.ledger.limits)
-    given = (wanted.budget, wanted.limits or Budget())
+    given = (wanted.budget, wanted.limits)
     if given in (now, (stored.budget, stored.limits or Budget())):
         return []
     there, asked = (
-        words(msgspec.structs.replace(limits, trials=trials)) or "no end" for trials, limits in (now, given)
+        words(msgspec.structs.replace(limits or Budget(), trials=trials)) or "no end" for trials, limits in (now, given)
     )
     return [f"budget: stored {there}, given {asked}"]
 

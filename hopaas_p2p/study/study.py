@@ -130,7 +130,7 @@ def open_study(
             none uses the same. One that gives another uses that, with a warning.
         pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
         budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`, whose first limit
-            that is reached ends the study; an empty one limits nothing and measures all. None: no end.
+            that is reached ends the study. None: no end.
         attempts: how often one set of parameters may be started when its peers die or are pre-empted; 3 if not said.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
         lease_ttl: seconds of silence after which a peer's trial is taken over; 120 if not said.
@@ -751,14 +751,13 @@ class Study:
         if isinstance(budget, int):
             self._control(StudyControl(budget=budget_of(budget).trials))
             return
-        wanted = None if budget is None else budget_of(budget)
-        limits, ledger = limits_of(wanted), self.state.ledger
-        if ledger is not None:
-            limits = None if (limits or Budget()) == ledger.limits else limits or Budget()
-        if limits is not None:
-            check_limits(limits, len(self.directions))
-        trials = -1 if wanted is None or wanted.trials is None else wanted.trials
-        self._control(StudyControl(budget=trials, limits=limits))
+        wanted = Budget() if budget is None else budget_of(budget)
+        limits = limits_of(wanted)
+        check_limits(limits, len(self.directions))
+        ledger = self.state.ledger
+        same = limits == (Budget() if ledger is None else ledger.limits)
+        trials = -1 if wanted.trials is None else wanted.trials
+        self._control(StudyControl(budget=trials, limits=None if same else limits))
 
     def _control(self, record: records.StudyRecord) -> None:
         self.storage.say(self.study_id, record)

@@ -106,30 +106,6 @@ def test_moving_the_budget_of_trials_leaves_the_limits(opened: Any) -> None:
     assert (study.state.budget, study.state.ledger.limits) == (None, Budget())
 
 
-@pytest.mark.parametrize("budget", [None, 9, "9", Budget(trials=9)])
-def test_a_study_without_limits_keeps_no_ledger_until_it_gets_some(opened: Any, budget: Any) -> None:
-    study = opened(budget=budget)
-    study.tell(study.ask(), 1.0)
-    assert study.state.policy.limits is None
-    assert study.state.ledger is None
-    study.set_budget(budget or None)
-    assert study.state.ledger is None
-    study.set_budget(Budget(gpu_hours=5))
-    assert [one.outcome for one in study.state.ledger.accounts.values() if one.leases] == ["complete"]
-
-
-def test_an_empty_budget_keeps_the_books(opened: Any) -> None:
-    study = opened(budget=Budget())
-    assert study.state.ledger.limits == Budget()
-    assert opened(budget=Budget()).name == opened().name == study.name
-
-
-def test_an_empty_budget_that_is_given_later_begins_the_books(opened: Any) -> None:
-    study = opened(budget=9)
-    study.set_budget(Budget())
-    assert (study.state.budget, study.state.ledger.limits) == (None, Budget())
-
-
 def test_two_objectives_have_no_target(opened: Any) -> None:
     with pytest.raises(InvalidInput, match="several objectives ends by its budget or a date"):
         opened(directions=["minimize", "minimize"], budget=Budget(until=Until(target=1)))
@@ -156,7 +132,7 @@ def test_a_running_trial_ends_at_its_next_look_when_a_limit_is_reached(opened: A
 
 
 def test_what_is_measured_travels_with_what_is_sent_anyway(opened: Any) -> None:
-    study = opened(budget=Budget())
+    study = opened()
     peer, joules = study.storage.peer, [0.0]
     study.tell(study.ask(), 1.0)
     before = study.state.lsn
@@ -170,7 +146,7 @@ def test_what_is_measured_travels_with_what_is_sent_anyway(opened: Any) -> None:
 
 
 def test_trials_at_a_time_in_one_process_share_its_time(opened: Any) -> None:
-    study = opened(budget=Budget())
+    study = opened()
     first, second = study.ask(), study.ask()
     study.tell(first, 1.0)
     study.tell(second, 1.0)
