@@ -551,7 +551,8 @@ class ObjectLog:
         unknown: StoreUnreachable | None = None
         before = self._history.before(lsn)
         stored = chain.attach(payload, before)
-        data = self._carrier.load(lsn, stored, before) if self._carries() else stored
+        carries = self._carries()
+        data = self._carrier.load(lsn, stored, before) if carries else stored
         while True:
             created = False
             try:
@@ -566,7 +567,8 @@ class ObjectLog:
                 if self._audit is not None:
                     self._audit.wrote(lsn, stored)
                 self._history.follow(lsn, payload)
-                self._carrier.saw(lsn, payload, before)
+                if carries:
+                    self._carrier.saw(lsn, payload, before)
                 return Entry(lsn, payload, before=before), True
             entry = self._there(lsn, payload, deadline)
             if entry is not None:
