@@ -43,8 +43,8 @@ def export() -> None:
 def mlflow(session: CliSession, to: str | None, experiment: str | None, follow: bool, interval: float) -> None:
     """Copy a study to MLflow.
 
-    It sends parameters, values, states, files, and reports as the metric `report`. Tags `hopaas.*` say where and with
-    what a trial ran, and which command shows it. PRUNED trials are KILLED there. To log in, set MLflow's
+    It sends parameters, values, states, files, metrics, and reports as the metric `report`. Tags `hopaas.*` say where
+    and with what a trial ran, and which command shows it. PRUNED trials are KILLED there. To log in, set MLflow's
     own variables: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN.
     """
     from hopaas_p2p.trackers import MLflow

@@ -23,7 +23,7 @@ from hopaas_p2p import extras
 from hopaas_p2p.errors import ConfigurationError, Denied
 from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, fetched
-from hopaas_p2p.trackers.view import PREFIX, StudyView, TrialView
+from hopaas_p2p.trackers.view import PREFIX, REPORT, StudyView, TrialView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,8 +84,8 @@ class MLflow:
         self._study_uuid = ""
         self._runs: dict[int, str] = {}
         self._status: dict[int, str] = {}
-        self._sent: dict[int, dict[int, float]] = {}
-        """Trial -> the reports that its run holds, by step."""
+        self._sent: dict[int, dict[str, dict[int, float]]] = {}
+        """Trial -> the reports and metrics that its run holds, by step."""
         self._files: dict[str, list[str]] = {}
         """Run -> ids of its files."""
 
@@ -150,14 +150,15 @@ class MLflow:
             elif self._status[trial.number] != status:
                 self.client.update_run(run_id, status)
             self._status[trial.number] = status
-            reports = self._new_reports(trial, run_id)
-            last = max(trial.reports, default=0)
-            metrics = [*_metrics("report", reports, trial.start)]
+            metrics: list[Metric] = []
+            for name, by_step in self._new(trial, run_id).items():
+                metrics += _metrics(name, by_step, trial.start)
+            last = max(trial.series[REPORT], default=0)
             for name, value in trial.values.items():
                 metrics += _metrics(name, {last: value}, trial.end)
             tags = {**_prefixed(trial.tags), **_note(trial.note), **_provenance(trial), MARK: trial.mark}
             self._send(run_id, params=trial.params, metrics=metrics, tags=tags)
-            self._sent[trial.number] = trial.reports
+            self._sent[trial.number] = trial.series
             if trial.final:
                 self._sent.pop(trial.number)
 
@@ -230,13 +231,19 @@ class MLflow:
         self._sent[trial.number] = {}
         return run_id
 
-    def _new_reports(self, trial: TrialView, run_id: str) -> dict[int, float]:
-        """The reports that the run does not hold; after an interruption, MLflow is asked which it holds."""
+    def _new(self, trial: TrialView, run_id: str) -> dict[str, dict[int, float]]:
+        """The reports and metrics that the run does not hold; after an interruption, MLflow is asked which it holds."""
         if trial.number not in self._sent:
-            there = self.client.get_metric_history(run_id, "report") if trial.reports else []
-            self._sent[trial.number] = {one.step: one.value for one in there}
-        sent = self._sent[trial.number]
-        return {step: value for step, value in trial.reports.items() if step not in sent or sent[step] != value}
+            self._sent[trial.number] = {
+                name: {one.step: one.value for one in self.client.get_metric_history(run_id, _key(name))}
+                for name, by_step in trial.series.items()
+                if by_step
+            }
+        new = {}
+        for name, by_step in trial.series.items():
+            sent = self._sent[trial.number].get(name, {})
+            new[name] = {step: value for step, value in by_step.items() if step not in sent or sent[step] != value}
+        return new
 
     def _send(
         self,

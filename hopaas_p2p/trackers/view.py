@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.core.state import State, Trial
     from hopaas_p2p.study import Study
 
+REPORT: Final = "report"
+"""The name of what `trial.report` said, beside the metrics of `trial.log`."""
 PREFIX: Final = "hopaas."
 """Prefix of our tags."""
 EXPORTER: Final = "hopaas:exporter:"
@@ -42,7 +44,8 @@ class TrialView(NamedTuple):
     params: dict[str, Any]
     values: dict[str, float]
     """Objective values by name: "value", or "values_0" and so on; empty without a result."""
-    reports: dict[int, float]
+    series: dict[str, dict[int, float]]
+    """Values by step: "report", what was reported; and each metric that was logged beside it."""
     tags: dict[str, str]
     """Where, with what and for whom it ran, and the command that shows it."""
     note: str
@@ -158,13 +161,20 @@ def _trial(
         state=frozen.state.name,
         params=dict(frozen.params),
         values={"value": values[0]} if len(values) == 1 else {f"values_{i}": one for i, one in enumerate(values)},
-        reports=dict(sorted(frozen.intermediate_values.items())),
+        series=dict(_series(frozen, trial)),
         tags=dict(_tags(trial, state, attributes, command)),
         note=notes.read_note(attributes, trial_id_of(frozen)),
         start=trial.start,
         end=trial.end,
         files=files,
     )
+
+
+def _series(frozen: FrozenTrial, trial: Trial) -> Iterator[tuple[str, dict[int, float]]]:
+    yield REPORT, dict(sorted(frozen.intermediate_values.items()))
+    for name, by_step in trial.metrics.items():
+        taken = name in (REPORT, "value") or name.startswith("values_")
+        yield f"metric.{name}" if taken else name, dict(sorted(by_step.items()))
 
 
 def _tags(trial: Trial, state: State, attributes: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:

@@ -96,7 +96,7 @@ class WandB:
             key = str(trial.number)
             run = self._run(key, f"trial {trial.number}", trial.params, _labels(trial), trial.note)
             summary = {**trial.values, "state": trial.state}
-            self._send(key, run, trial, {"report": trial.reports}, summary, files)
+            self._send(key, run, trial, trial.series, summary, files)
             if trial.final:
                 run.finish(exit_code=_EXIT[trial.state])
                 del self._open[key]
@@ -128,11 +128,14 @@ class WandB:
         """What the run of a trial or of the study does not have yet."""
         entry = self._ledger.setdefault(key, {})
         last = entry.get("step", -1)
+        rows: dict[int, dict[str, float]] = {}
         for name, by_step in metrics.items():
             for step, value in by_step.items():
-                if step > last:
-                    run.log({name: value}, step=step, commit=True)
-            entry["step"] = max(by_step, default=last)
+                if step > last:  # W&B takes a step once
+                    rows.setdefault(step, {})[name] = value
+        for step in sorted(rows):
+            run.log(rows[step], step=step, commit=True)
+        entry["step"] = max(rows, default=last)
         run.config.update({"hopaas": view.tags}, allow_val_change=True)
         run.summary.update({**summary, "hopaas_mark": view.mark})
         for one in view.files:

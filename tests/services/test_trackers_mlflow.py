@@ -246,6 +246,31 @@ def test_reports_of_a_running_trial_arrive_once_whoever_exports(mlflow_server: s
     study.close()
 
 
+def test_metrics_arrive_beside_the_reports_once_whoever_exports(mlflow_server: str, tmp_path: Path) -> None:
+    study = campaign(tmp_path)
+    trial = study.ask()
+    trial.report(1.0, 1)
+    trial.log(1, auc=0.5, report=7.0)
+    study.storage.flush()
+    staying = Export(study, tracker(mlflow_server, tmp_path))
+    staying.sync()
+    trial.log(2, auc=0.6)
+    study.tell(trial, 0.5)
+    export_to(study, tracker(mlflow_server, tmp_path))  # another one, which knows nothing
+    staying.sync()
+
+    (_, run) = runs(mlflow_server, tmp_path)
+    client = tracker(mlflow_server, tmp_path).client
+
+    def history(name: str) -> list[tuple[int, float]]:
+        return [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+
+    assert history("auc") == [(1, 0.5), (2, 0.6)]
+    assert history("metric.report") == [(1, 7.0)]
+    assert history("report") == [(1, 1.0)]
+    study.close()
+
+
 def test_what_is_said_of_a_finished_trial_later_arrives(study: Study, mlflow_server: str, tmp_path: Path) -> None:
     staying = Export(study, tracker(mlflow_server, tmp_path))
     staying.sync()

@@ -178,6 +178,26 @@ def test_a_running_trial_is_written_as_it_goes_whoever_exports(offline: WandB, t
     study.close()
 
 
+def test_metrics_stand_beside_the_reports(offline: WandB, tmp_path: Path) -> None:
+    study = campaign(tmp_path)
+    trial = study.ask()
+    trial.report(1.0, 1)
+    trial.log(1, auc=0.5, value=7.0)
+    study.storage.flush()
+    export_to(study, offline)
+    trial.log(2, auc=0.6)
+    study.tell(trial, 0.5)
+    export_to(study, WandB("tuning", offline=True, directory=tmp_path))
+
+    run = runs(tmp_path)["0"]
+
+    assert run.steps("report") == [(1, 1.0)]
+    assert run.steps("auc") == [(1, 0.5), (2, 0.6)]
+    assert run.steps("metric.value") == [(1, 7.0)]
+    assert run.summary["value"] == 0.5
+    study.close()
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_an_export_that_ends_before_its_ledger_is_written_leaves_no_duplicate(
     study: Study, offline: WandB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
