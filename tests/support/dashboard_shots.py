@@ -33,7 +33,9 @@ def objective(trial):
     if p["width"] > 470:
         raise MemoryError(f"CUDA out of memory: tried to allocate {p['width'] * 8} MiB")
     for epoch in range(20):
-        trial.report(floor + 0.6 * math.exp(-epoch / (3 + 6 * p["dropout"])), epoch)
+        loss = floor + 0.6 * math.exp(-epoch / (3 + 6 * p["dropout"]))
+        trial.report(loss, epoch)
+        trial.log(epoch, auc=1 - 0.8 * loss, gradient=3 * math.exp(-epoch / 4))
         if trial.should_prune():
             raise optuna.TrialPruned
         if stop.exists():
@@ -80,6 +82,7 @@ def _take(root: Path) -> None:
             _picture(visit, "/live?study=jet+tagger", "live", height=1340)
             _picture(visit, "/explore?study=jet+tagger&chart=Parallel", "explore", height=900)
             _picture(visit, "/pruning?study=jet+tagger", "pruning", height=900)
+            _picture(visit, f"/trial?study=jet+tagger&trial={study.best_trial.number}", "trial", height=1100)
             _steer(visit, study)
             visit.close()
             visit = Visit(browser, monitor, dark=True)
@@ -118,7 +121,7 @@ def _steer(visit: Visit, study: hopaas_p2p.Study) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()
     page.locator("tr", has_text=f"stop trial {number}").get_by_text("done").wait_for()
     page.get_by_role("button", name="Queue", exact=True).click()
-    page.locator("tr", has_text="queue all").get_by_text("acknowledged").wait_for()
+    page.locator("tr", has_text="queue parameters").get_by_text("acknowledged").wait_for()
     _keep(visit, "steer")
 
 
