@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from hopaas_p2p.core.attributes import COPIES, RESUMED
-from hopaas_p2p.core.records import FROM_START
+from hopaas_p2p.core.records import FROM_START, Checkpoint
 
 _LONGEST_NUMBER: Final = 20
 
@@ -24,6 +24,8 @@ class LinkedTrial(Protocol):
     def system(self) -> Mapping[str, str]: ...
     @property
     def reports(self) -> Mapping[int, float]: ...
+    @property
+    def checkpoints(self) -> Sequence[Checkpoint]: ...
     @property
     def continues(self) -> int | None: ...
     @property
@@ -60,11 +62,13 @@ def parent(trial: LinkedTrial) -> int | None:
     return None
 
 
-def own_steps(trial: LinkedTrial, last: int) -> TrainedSteps | None:
+def own_steps(trials: Sequence[LinkedTrial], trial: LinkedTrial, last: int) -> TrainedSteps | None:
     """The steps up to the `last` that this trial made itself; None if it made none of them."""
     before = parent(trial)
     start = resumed_step(trial)
     if start is None and trial.late_of is not None:  # it has the reports of the trial that it was
+        return None
+    if start is None and before is not None and _leaves_reports(trials[before]):  # it has those, and none of its own
         return None
     after = FROM_START if start is None or before is None else min(start, last)
     return TrainedSteps(after, last, trial.number) if after < last else None
@@ -76,12 +80,17 @@ def segments(trials: Sequence[LinkedTrial], number: int) -> list[TrainedSteps]:
     trial: LinkedTrial | None = trials[number]
     last = max(trials[number].reports, default=FROM_START)
     while trial is not None and last > FROM_START:
-        own, before = own_steps(trial, last), parent(trial)
+        own, before = own_steps(trials, trial, last), parent(trial)
         if own is not None:
             found.append(own)
             last = own.after
         trial = None if before is None else trials[before]
     return found[::-1]
+
+
+def _leaves_reports(trial: LinkedTrial) -> bool:
+    """Whether a trial that goes on from this one begins with reports, so that it has to say where it began."""
+    return bool(trial.checkpoints) and any(step <= trial.checkpoints[-1].step for step in trial.reports)
 
 
 def _whole(text: str | None) -> int | None:

@@ -65,7 +65,7 @@ def stretches(state: State) -> list[FamilyStretch]:
     """What each trial has trained that has come beyond where it began, by the order of the log."""
     found = []
     for trial in state.trials:
-        own = own_steps(trial, max(trial.reports)) if trial.reports else None
+        own = own_steps(state.trials, trial, max(trial.reports)) if trial.reports else None
         if own is None:
             continue
         root = state.configurations.root(trial.number) if state.configurations is not None else trial.number

@@ -254,6 +254,22 @@ def test_a_schedule_has_the_steps_that_a_killed_attempt_left_a_checkpoint_of() -
     ]
 
 
+def test_a_copy_that_was_killed_before_it_began_made_no_step_of_the_schedule() -> None:
+    study = Herd()
+    first = study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
+    second = [study.start(f"q{index}") for index in range(5)]
+    copy = next(trial for trial in second if copied_trial(trial) is not None)
+    study.say("b", TrialReclaim(copy.number, copy.epoch))
+    retry = study.start("b")
+    assert retry.retry_of == copy.number
+    study.resume(retry)
+    study.interval(retry, 0.05)
+    assert segments(study.state.trials, retry.number) == [
+        (FROM_START, 1, first[1].number),
+        (1, 3, retry.number),
+    ]
+
+
 def test_continuations_carry_the_reports_of_one_interval() -> None:
     study = Herd(Population(size=2, every=2, max=10))
     for _ in range(3):
