@@ -30,6 +30,7 @@ from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.ledger import Ledger, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import Draws, perturbed
+from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
     FROM_START,
     UNSTAMPED,
@@ -311,10 +312,7 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     trial.continues = paused.number
     trial.system = {key: text for key, text in paused.system.items() if key not in _OF_AN_ATTEMPT}
     trial.system[CONTINUES] = str(paused.number)
-    source = paused
-    configurations = state.configurations
-    if configurations is not None and configurations.members is not None:
-        source = _source(state, trial, paused)
+    source = _source(state, trial, paused)
     trial.reports, trial.checkpoints = _reports_to_resume(source, state), source.checkpoints
     trial.metrics = _metrics_to_resume(source, state)
     trial.owner, trial.epoch, trial.start = commit.owner, 1, commit.at
@@ -323,23 +321,28 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
 
 
 def _source(state: State, trial: Trial, paused: Trial) -> Trial:
-    """From which trial this new one of a population goes on; it gets that one's parameters, perturbed."""
-    configurations = state.configurations
-    assert configurations is not None
-    assert configurations.members is not None
-    assert state.define is not None
+    """From which trial this new one goes on; in a population it may get another one's parameters, perturbed."""
+    members, configurations = _members(state), state.configurations
+    if members is None or configurations is None:
+        return paused
     sources = configurations.sources(paused.number)
     if not sources:
         return paused
+    assert state.define is not None
     draws = Draws(state.define.name, trial.number)
     source = state.trials[draws.pick(sources, "", "source")]
-    policy = configurations.members.policy
+    policy = members.policy
     distributions = {name: source.distribution(name, state) for name in source.params}
     trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws)
     trial.dists = dict(source.dists)
     trial.system.pop("fixed_params", None)
     trial.system[COPIES] = str(source.number)
     return source
+
+
+def _members(state: State) -> Members | None:
+    """The members of a population; None if the study has none."""
+    return None if state.configurations is None else state.configurations.members
 
 
 def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
@@ -391,7 +394,7 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
 
 def _note_resumption(state: State, trial: Trial, step: int) -> None:
     """Keep from which step this trial of a population resumed; of several attempts, the lowest."""
-    if state.configurations is not None and state.configurations.members is not None:
+    if _members(state) is not None:
         before = resumed_step(trial)
         trial.system = {**trial.system, RESUMED: str(step if before is None else min(step, before))}
 
@@ -561,10 +564,8 @@ def _steps_to_resume(trial: Trial, state: State) -> range:
     if not trial.checkpoints:
         return range(0)
     last = trial.checkpoints[-1].step
-    configurations = state.configurations
-    first = FROM_START
-    if configurations is not None and configurations.members is not None:
-        first = last - configurations.members.policy.every + 1
+    members = _members(state)
+    first = FROM_START if members is None else last - members.policy.every + 1
     return range(first, last + 1)
 
 
