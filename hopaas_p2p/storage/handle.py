@@ -50,6 +50,8 @@ def no_work(state: State, refusal: str) -> NoWork:
     """The error of an ask that was refused for this reason."""
     why = NO_WORK.get(refusal, refusal)
     limit = state.limit_reached() if refusal == "budget" else None
+    if refusal == "budget" and limit is None and state.budget is None:  # a population gives out so many, and no more
+        why = "all members of the population have begun"
     return NoWork(why if limit is None else f"{why}: {limit}", refusal=refusal)
 
 

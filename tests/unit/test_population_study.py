@@ -13,7 +13,7 @@ from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.fidelity import in_words, parse
 from hopaas_p2p.study import Schedule, Study
 from hopaas_p2p.study.method import chosen_by
@@ -83,6 +83,17 @@ def test_a_population_trains_to_its_end_and_says_the_schedule_of_the_best(tmp_pa
     assert found.value == study.best_value
     assert [found.at(step)["lr"] for step in range(8)] == trained.made_with[found.trial]
     assert Schedule.from_json(found.to_json()) == found
+    study.close()
+
+
+def test_a_peer_that_no_member_waits_for_is_told_so(tmp_path: Path) -> None:
+    fidelity = hopaas_p2p.Population(size=2, every=2, max=4)
+    study = hopaas_p2p.open_study(str(tmp_path), "s", space={"lr": hopaas_p2p.Float(0, 1)}, fidelity=fidelity)
+    running = [study.ask(), study.ask()]
+    with pytest.raises(NoWork, match="all members of the population have begun"):
+        study.ask()
+    for trial in running:
+        study.tell(trial, state="fail")
     study.close()
 
 
