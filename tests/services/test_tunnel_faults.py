@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -391,9 +391,15 @@ def test_a_hundred_megabytes_for_a_slow_reader_stay_where_they_are(
     assert peak_of(gateway.process.pid) < 64
 
 
-def test_a_hundred_megabytes_for_postgres_are_taken_as_it_takes_them(centre: Centre, token: Secret) -> None:
-    """Not by COPY: psycopg2 ends one without letting other threads run, and the tunnel's is one; see docs/tunnel.md."""
-    gateway = centre.gateway()
+@pytest.mark.parametrize("options", [(), ("--ping", "1")], ids=["", "pings"])
+def test_a_hundred_megabytes_for_postgres_are_taken_as_it_takes_them(
+    centre: Centre, token: Secret, options: tuple[str, ...]
+) -> None:
+    """Nor is who sends them taken for dead, though its data fill every buffer and its answers to pings are not heard.
+
+    Not by COPY: psycopg2 ends one without letting other threads run, and the tunnel's is one; see docs/tunnel.md.
+    """
+    gateway = centre.gateway(*options)
     connection = connects(gateway, user=OWNER, password=centre.server.password)
     still = [0, 0.0]
 
@@ -416,7 +422,9 @@ def test_a_hundred_megabytes_for_postgres_are_taken_as_it_takes_them(centre: Cen
         try:
             until(lambda: carried() > before, 30)
             until(stands_still, 30)
-            assert carried() - before < 32_000_000, "far more was sent than Postgres took"
+            assert carried() - before < 45_000_000, "far more was sent than Postgres took"
+            if options:
+                time.sleep(4)  # several pings, none of them answered
         finally:
             os.kill(backend, signal.SIGCONT)
         sending.join(60)
@@ -426,34 +434,6 @@ def test_a_hundred_megabytes_for_postgres_are_taken_as_it_takes_them(centre: Cen
     assert carried() - before > 100_000_000
     assert gateway.process is not None
     assert peak_of(gateway.process.pid) < 64
-
-
-def test_a_peer_that_postgres_makes_wait_is_not_taken_for_dead(centre: Centre, token: Secret) -> None:
-    """Its data fill every buffer, so its answers to pings are not heard for many pings' time."""
-    gateway = centre.gateway("--ping", "1")
-    blocking, copying = (connects(gateway, user=OWNER, password=centre.server.password) for _ in range(2))
-    scalar(blocking, "CREATE TABLE IF NOT EXISTS public.much (x text); SELECT 1")
-    blocking.commit()
-    scalar(blocking, "LOCK TABLE public.much IN EXCLUSIVE MODE; SELECT 1")
-    copied: list[int] = []
-
-    def copy() -> None:
-        with copying.cursor() as cursor, io.BytesIO((b"x" * 999 + b"\n") * 20_000) as data:
-            cursor.copy_expert("COPY public.much FROM STDIN", data)
-            copied.append(cursor.rowcount)
-        copying.rollback()
-
-    thread = threading.Thread(target=copy)
-    thread.start()
-    until(lambda: centre.server.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
-    scalar(blocking, "SELECT 1 FROM pg_sleep(4)")
-    blocking.rollback()
-    thread.join(60)
-    assert copied == [20_000]
-    scalar(blocking, "DROP TABLE public.much; SELECT 1")
-    blocking.commit()
-    for one in (blocking, copying):
-        one.close()
 
 
 def test_a_reader_that_reads_nothing_is_cut_off_at_last(centre: Centre, token: Secret, tmp_path: Path) -> None:
