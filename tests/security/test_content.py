@@ -333,8 +333,8 @@ class RecordingTracker:
 
     def put(self, trial: TrialView, files: StudyArtifacts) -> None:
         self._turn(trial, files)
-        assert all(isinstance(step, int) for step in trial.reports)
-        [float(value) for value in (*trial.reports.values(), *trial.values.values())]
+        assert all(isinstance(step, int) for by_step in trial.series.values() for step in by_step)
+        [float(value) for by_step in (*trial.series.values(), trial.values) for value in by_step.values()]
 
     def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
         self._turn(study, files)
