@@ -420,7 +420,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     if word is None:
         configurations = state.configurations
         if record.paused and record.state is PRUNED and configurations is not None:
-            trial.paused = configurations.is_at_rung(trial.number, trial.reports)
+            trial.paused = configurations.may_pause(trial.number, trial.reports)
         if state.ledger is not None:
             state.ledger.heard(trial.number, commit.at, record.used, {})
             state.ledger.ended(trial.number, BOOKED[record.state])

@@ -79,6 +79,8 @@ class _Chain(msgspec.Struct, gc=False):
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
+    end: float | None = None
+    """What the complete one reported last."""
     last: int = -1
     """The newest trial that is over."""
     failed: bool = False
@@ -145,7 +147,9 @@ class Configurations:
         if number in chain.live:
             chain.live = tuple([one for one in chain.live if one != number])
             self.resumable.discard(number)
-        chain.complete = chain.complete or trial.state is TrialState.COMPLETE
+        if trial.state is TrialState.COMPLETE:
+            chain.complete = True
+            chain.end = trial.reports[max(trial.reports)] if trial.reports else None
         failed = trial.state is TrialState.FAIL
         if failed and trial.retried_by is None and number > chain.last:
             chain.failures += 1
@@ -225,7 +229,8 @@ class Configurations:
             if idle and chain.failed:
                 reached = (math.nan,) * len(reached)
             waits = idle and chain.paused >= 0
-            self.standings.place(root, RungStanding(reached, chain.promoted, waits, over=not live and not waits))
+            end = None if live or chain.promoted else chain.end
+            self.standings.place(root, RungStanding(reached, chain.promoted, waits, not live and not waits, end))
 
     # --- what follows from it ---
 
@@ -243,7 +248,14 @@ class Configurations:
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial with these reports has come to the rung at which it pauses."""
-        epochs = self.pauses_at(number)
+        return self._has_come(self.pauses_at(number), reports)
+
+    def may_pause(self, number: int, reports: Mapping[int, float]) -> bool:
+        """Whether one that pauses with these reports is to go on later, also by an earlier state of the rungs."""
+        at = None if self.standings is None else self.standings.may_pause_at(self.root(number))
+        return self._has_come(at, reports)
+
+    def _has_come(self, epochs: int | None, reports: Mapping[int, float]) -> bool:
         return epochs is not None and bool(reports) and self.standings.policy.epochs(max(reports)) >= epochs  # type: ignore[union-attr]
 
     def promoted(self, *, closing: bool) -> int | None:

@@ -129,6 +129,8 @@ class Members:
         promoted = self._standing[number].promoted
         return self._levels[promoted] if promoted < len(self._levels) else None
 
+    may_pause_at = pauses_at
+
     def place(self, number: int, to: RungStanding) -> None:
         """Say where a member stands now."""
         before = self._standing[number]

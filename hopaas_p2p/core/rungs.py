@@ -8,11 +8,16 @@ A configuration belongs to one bracket for life. Bracket b begins at the b-th ru
 protects configurations that start slowly. Brackets get configurations by turns. Hyperband gives most to the lowest one;
 where curves cross, that takes several times as long as no pruning, and by turns it takes less (docs/benchmarks.md).
 
+With three brackets or more, the first configurations do not pause until `whole` of them were trained to the end, and
+later one of 32 never does. A rung at which the best of those stood behind is passed for as long as that is so, and what
+waits there goes on in the order in which it began.
+
 This file knows numbers only: no trials, no log. `chains` derives from a study's trials where each configuration stands.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Iterator
@@ -23,6 +28,15 @@ import msgspec
 from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding
 
 _MOST_RUNGS: Final = 64
+_HEDGED: Final = 3
+"""Brackets, from which on a rung has to show that it tells the end."""
+_MOST_WHOLE: Final = 1000
+_AT_FIRST: Final = 8
+"""Times `whole`: so many configurations do not pause until that many have ended."""
+_ONE_WHOLE: Final = 32
+"""Later, one of so many never pauses."""
+_NEWEST: Final = 64
+"""So many of those that were trained to the end are looked at."""
 LARGEST: Final = 1 << 53
 AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
 """Why a program is to leave its trial."""
@@ -45,6 +59,9 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     """How many first rungs there are. With 2, some configurations pause at the second rung first, and so on."""
     first_step: int = 0
     """What `trial.report` calls the first epoch: 0, or 1."""
+    whole: int = 8
+    """With three brackets or more: how many configurations are trained to the end first. They show which rungs mislead;
+    those are passed. 0: none are."""
 
     def epochs(self, step: int) -> int:
         """How many epochs are done after this step."""
@@ -65,6 +82,8 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
             return f"there are {len(self.levels)} rungs, so 1 to {len(self.levels) + 1} brackets, got {self.brackets}"
         if self.first_step not in (0, 1):
             return f"first_step is 0 or 1, got {self.first_step}"
+        if not 0 <= self.whole <= _MOST_WHOLE:
+            return f"whole is 0 to {_MOST_WHOLE}, got {self.whole}"
         return None
 
 
@@ -92,10 +111,17 @@ class Ladder:
     def __init__(self, policy: Rungs, *, maximize: bool = False) -> None:
         self.policy = policy
         self._sign = -1.0 if maximize else 1.0
-        self._levels = [policy.levels[bracket:] for bracket in range(policy.brackets)]
         self._bracket: dict[int, int] = {}
         self._standing: dict[int, RungStanding] = {}
-        self._rungs = [[_Rung() for _ in levels] for levels in self._levels]
+        self._hedged = policy.brackets >= _HEDGED and policy.whole > 0
+        self._rungs = [[_Rung() for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
+        """For each bracket all rungs; it pauses at none that is below its first."""
+        self._whole: list[int] = []
+        """The configurations that were trained to the end without a pause, in order."""
+        self._passed: frozenset[int] = frozenset()
+        """The rungs, from 0, that mislead, so that none pauses there."""
+        self._first: set[int] = set()
+        """The configurations that do not pause before there is proof."""
         self._owed = Ranking()
         """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
         self._best: dict[bool, int | None] = {}
@@ -111,6 +137,10 @@ class Ladder:
     def admit(self, number: int) -> int:
         """Take in a new configuration; returns its bracket."""
         bracket = len(self._bracket) % self.policy.brackets
+        if self._hedged and len(self._bracket) % _ONE_WHOLE == _ONE_WHOLE - 1:
+            bracket = len(self.policy.levels)  # all rungs are below its first
+        if self._hedged and len(self._bracket) < _AT_FIRST * self.policy.whole:
+            self._first.add(number)
         self._bracket[number] = bracket
         self._standing[number] = RungStanding()
         return bracket
@@ -123,14 +153,21 @@ class Ladder:
         """Where a configuration stands."""
         return self._standing[number]
 
-    def levels(self, number: int) -> tuple[int, ...]:
-        """The rungs at which this configuration may pause, in epochs."""
-        return self._levels[self._bracket[number]]
+    def levels(self, _number: int) -> tuple[int, ...]:
+        """The rungs at which a configuration is compared, in epochs."""
+        return self.policy.levels
 
     def pauses_at(self, number: int) -> int | None:
-        """After how many epochs it pauses next; None if it runs to the end."""
-        levels, promoted = self.levels(number), self._standing[number].promoted
-        return levels[promoted] if promoted < len(levels) else None
+        """After how many epochs it pauses next; None if it runs to the end, by what is known now."""
+        if number in self._first and self.is_unproved():
+            return None
+        first, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
+        return next((levels[at] for at in range(first, len(levels)) if at not in self._passed), None)
+
+    def may_pause_at(self, number: int) -> int | None:
+        """The same, where rungs are passed of which others did not know yet."""
+        first, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
+        return levels[first] if first < len(levels) else None
 
     def place(self, number: int, to: RungStanding) -> None:
         """Say where a configuration stands now."""
@@ -145,17 +182,30 @@ class Ladder:
                 rung.reached.remove((self._key(old), number))
             if new is not None:
                 rung.reached.add((self._key(new), number))
-        self._queue(rungs, number, before, waits=False)
-        self._queue(rungs, number, to, waits=True)
+        self._queue(number, before, waits=False)
+        self._queue(number, to, waits=True)
+        if before.end is not None:
+            self._whole.remove(number)
+        if to.end is not None:
+            bisect.insort(self._whole, number)
+        if before.end is not None or to.end is not None:
+            self._judge()
 
-    def _queue(self, rungs: list[_Rung], number: int, standing: RungStanding, *, waits: bool) -> None:
+    def _waits_at(self, number: int, standing: RungStanding) -> int | None:
+        """The rung, from 0, at which one that waits does; None: all of its own are behind it, or still ahead."""
+        height = len(standing.reached)
+        return height - 1 if height > max(standing.promoted, self._bracket[number]) else None
+
+    def _queue(self, number: int, standing: RungStanding, *, waits: bool) -> None:
         if not standing.waits:
             return
-        ranking, entry = self._owed, (0.0, number)
-        if len(standing.reached) > standing.promoted:
-            ranking, entry = rungs[len(standing.reached) - 1].waiting, (self._key(standing.reached[-1]), number)
-        if entry[0] == math.inf:  # it diverged, and is not worth a continuation
-            return
+        ranking, entry, at = self._owed, (0.0, number), self._waits_at(number, standing)
+        if at is not None:
+            key = self._key(standing.reached[-1])
+            if key == math.inf:  # it diverged, and is not worth a continuation
+                return
+            ranking = self._rungs[self._bracket[number]][at].waiting
+            entry = 0.0 if at in self._passed else key, number
         if waits:
             ranking.add(entry)
         else:
@@ -164,12 +214,40 @@ class Ladder:
     def _key(self, value: float) -> float:
         return math.inf if math.isnan(value) else self._sign * value
 
+    def is_unproved(self) -> bool:
+        """Whether it is still to be seen which rungs mislead."""
+        return self._hedged and len(self._whole) < self.policy.whole
+
+    def _judge(self) -> None:
+        """Find out which rungs mislead."""
+        ends = [self._standing[number] for number in self._whole[-max(_NEWEST, self.policy.whole) :]]
+        passed = frozenset(
+            [
+                at
+                for at in range(len(self.policy.levels))
+                if self.policy.brackets >= _HEDGED
+                and (self.is_unproved() or _misleads([self._at(one, at) for one in ends if len(one.reached) > at]))
+            ]
+        )
+        if passed == self._passed:
+            return
+        waiting = [(number, one) for number, one in self._standing.items() if one.waits]
+        for number, standing in waiting:
+            self._queue(number, standing, waits=False)
+        self._passed = passed
+        for number, standing in waiting:
+            self._queue(number, standing, waits=True)
+
+    def _at(self, standing: RungStanding, at: int) -> tuple[float, float]:
+        """What one was worth at a rung, and at the end; the smaller, the better."""
+        return self._key(standing.reached[at]), self._key(math.nan if standing.end is None else standing.end)
+
     # --- the same, one event at a time ---
 
     def report(self, number: int, epochs: int, value: float) -> None:
         """A configuration was worth this after so many epochs."""
         before = self._standing[number]
-        more = sum(level <= epochs for level in self.levels(number)) - len(before.reached)
+        more = sum(level <= epochs for level in self.policy.levels) - len(before.reached)
         if more > 0:
             self.place(number, before._replace(reached=before.reached + (value,) * more))
 
@@ -182,9 +260,11 @@ class Ladder:
         before = self._standing[number]
         self.place(number, before._replace(promoted=len(before.reached), waits=False))
 
-    def end(self, number: int) -> None:
-        """It is complete, or has failed for good."""
-        self.place(number, self._standing[number]._replace(waits=False))
+    def end(self, number: int, value: float | None = None) -> None:
+        """It is complete and was worth this, or has failed for good."""
+        before = self._standing[number]
+        end = None if before.promoted else value
+        self.place(number, before._replace(waits=False, over=True, end=end))
 
     # --- who is promoted ---
 
@@ -204,9 +284,11 @@ class Ladder:
         for height in reversed(range(len(self.policy.levels))):
             found: list[tuple[float, int]] = []
             for bracket in range(min(height, self.policy.brackets - 1) + 1):
-                rung = self._rungs[bracket][height - bracket]
+                rung = self._rungs[bracket][height]
                 entry = rung.waiting.first()
-                if entry is not None and rung.reached.rank(entry) < self._quota(rung, closing=closing):
+                if entry is None:
+                    continue
+                if height in self._passed or rung.reached.rank(entry) < self._quota(rung, closing=closing):
                     found.append(entry)
             if found:
                 return min(found)[1]
@@ -218,9 +300,10 @@ class Ladder:
         standing = self._standing[number]
         if not standing.waits or not standing.reached or self._key(standing.reached[-1]) == math.inf:
             return standing.waits and not standing.reached
-        if most is None or len(standing.reached) <= standing.promoted:
+        at = self._waits_at(number, standing)
+        if most is None or at is None or at in self._passed:
             return True
-        rung = self._rungs[self._bracket[number]][len(standing.reached) - 1]
+        rung = self._rungs[self._bracket[number]][at]
         rank = rung.reached.rank((self._key(standing.reached[-1]), number))
         return rank < max(-(-max(most, len(rung.reached)) // self.policy.eta), 1)
 
@@ -244,15 +327,27 @@ class Ladder:
         return [
             RungCount(
                 bracket,
-                levels[at],
+                level,
                 len(rung.reached),
                 len(rung.waiting),
                 promoted.get((bracket, at), 0),
-                self._quota(rung, closing=False),
+                len(rung.reached) if at in self._passed else self._quota(rung, closing=False),
+                at in self._passed,
             )
-            for bracket, (levels, rungs) in enumerate(zip(self._levels, self._rungs, strict=True))
-            for at, rung in enumerate(rungs)
+            for bracket, rungs in enumerate(self._rungs[: self.policy.brackets])
+            for at, (level, rung) in enumerate(zip(self.policy.levels, rungs, strict=True))
+            if at >= bracket
         ]
+
+
+def _misleads(pairs: list[tuple[float, float]]) -> bool:
+    """Whether the eighth that is best by the second numbers stands, by the first, in the worse half on average."""
+    first = sorted([by for by, _ in pairs])
+    best = sorted(pairs, key=lambda pair: pair[1])[: -(-len(pairs) // 8)]
+    twice = [
+        bisect.bisect_left(first, by) + bisect.bisect_right(first, by) - 1 for by, _ in best
+    ]  # equals share a rank
+    return sum(twice) >= len(best) * (len(pairs) - 1) > 0
 
 
 def _pairs(

@@ -9,7 +9,7 @@ _CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at m
 
 
 class RungStanding(NamedTuple):
-    """Where a configuration stands among its rungs, which are counted from its first, from 0."""
+    """Where a configuration stands among the rungs, which are counted from the lowest, from 0."""
 
     reached: tuple[float, ...] = ()
     """What it was worth at each rung that it has reached, lowest first."""
@@ -19,6 +19,8 @@ class RungStanding(NamedTuple):
     """Whether it waits at the highest rung that it has reached, to go on."""
     over: bool = False
     """Whether it is complete, or has failed for good."""
+    end: float | None = None
+    """What it was worth at the end, if it was trained to the end without a pause."""
 
 
 class RungCount(NamedTuple):
@@ -31,6 +33,8 @@ class RungCount(NamedTuple):
     promoted: int
     quota: int
     """How many of those that reached it are to be promoted, by now."""
+    passed: bool = False
+    """Whether none pauses here, because the best at the end stood behind."""
 
 
 class Ranking:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.rungs import Ladder, Rungs
 from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 
@@ -130,6 +130,7 @@ def in_words(place: RungCount, *, brackets: int) -> str:
     return (
         f"{where}after {place.epochs} epoch{'s' * (place.epochs != 1)}: "
         f"{place.reached} came, {place.promoted} went on, {place.waiting} wait"
+        + ("; none pauses here any more, because the best at the end stood behind" if place.passed else "")
     )
 
 
@@ -145,7 +146,10 @@ def next_in_words(state: State) -> str:
         return f"trial {paused} goes on next"
     if configurations.members is not None:
         return _next_member(state, configurations.members)
-    return f"nothing is promoted now: {_why_not(state, configurations)}"
+    first = ""
+    if isinstance(configurations.standings, Ladder) and configurations.standings.is_unproved():
+        first = f"; the first ones do not pause before {configurations.standings.policy.whole} were trained to the end"
+    return f"nothing is promoted now: {_why_not(state, configurations)}{first}"
 
 
 def _next_member(state: State, members: Members) -> str:

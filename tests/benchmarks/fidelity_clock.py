@@ -159,7 +159,7 @@ def promote(
 
     def train(trial: Trial, number: int) -> None:
         row, began = rows[number], trained[number]
-        ends = ladder.pauses_at(number) or EPOCHS
+        ends = began + 1 if policy.brackets > 2 else ladder.pauses_at(number) or EPOCHS  # see `Rungs.whole`
         running.add(number)
         crowd.after(float(curves.seconds[row, began:ends].sum()), lambda: stop(trial, number, ends))
 
@@ -168,19 +168,23 @@ def promote(
         row = rows[number]
         running.remove(number)
         crowd.epochs += ends - trained[number]
+        for level in ladder.levels(number):
+            if trained[number] < level <= ends:
+                ladder.report(number, level, float(curves.values[row, level - 1]))
         trained[number] = ends
         if ends == EPOCHS:
-            ladder.end(number)
+            ladder.end(number, float(curves.values[row, -1]))
             crowd.complete(trial, row)
+        elif (pauses_at := ladder.pauses_at(number)) is None or ends < pauses_at:
+            return train(trial, number)
         else:
-            value = float(curves.values[row, ends - 1])
-            trial.report(value, ends)
-            ladder.report(number, ends, value)
+            trial.report(float(curves.values[row, ends - 1]), ends)
             ladder.pause(number)
             crowd.study.tell(trial, state=TrialState.PRUNED)
         waited, idle = idle, 0
         for _ in range(1 + waited):
             ask()
+        return None
 
     for _ in range(peers):
         crowd.after(0, ask)

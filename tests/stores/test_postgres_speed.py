@@ -15,6 +15,7 @@ from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.support.latency import Relay
+from tests.support.postgres import Server
 from tests.support.processes import until
 from tests.support.scribe import defined
 
@@ -59,6 +60,31 @@ def test_a_trial_costs_one_exchange_with_ours(far_url: str, relay: Relay, undist
     relay.reset()
     study.optimize(objective, n_trials=TRIALS)
     assert relay.flights == 2 * TRIALS + 2, "and one to begin with"
+    storage.close()
+
+
+@pytest.mark.parametrize("reports", [0, 10])
+def test_the_server_writes_few_bytes_of_wal_for_a_trial_however_many_there_are(
+    postgres: Server, postgres_url: str, undisturbed: dict[str, Any], reports: int
+) -> None:
+    """Three parameters, and so many reports; the server writes no full pages here."""
+    storage = hopaas_p2p.open_storage(postgres_url, **undisturbed)
+    space = {"x": hopaas_p2p.Float(0, 1), "rate": hopaas_p2p.Float(1e-5, 1, log=True), "layers": hopaas_p2p.Int(1, 9)}
+    study = hopaas_p2p.open_study(storage, "s", space=space, sampler=optuna.samplers.RandomSampler(seed=1))
+
+    def train(trial: hopaas_p2p.Trial) -> float:
+        for step in range(reports):
+            trial.report(trial.params["x"] / (step + 1), step)
+        return float(trial.params["x"])
+
+    def written(trials: int) -> float:
+        ((before,),) = postgres.execute("SELECT pg_current_wal_insert_lsn()::text")
+        study.optimize(train, n_trials=trials)
+        ((size,),) = postgres.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)::bigint", before)
+        return float(size) / trials
+
+    written(20)
+    assert written(200) <= 700
     storage.close()
 
 

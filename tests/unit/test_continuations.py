@@ -74,6 +74,32 @@ def test_a_continuation_pauses_at_the_next_rung_and_completes_after_the_last() -
     assert study.ask("p").refusal == "budget"
 
 
+def test_with_three_brackets_trials_pause_once_some_have_shown_that_rungs_tell_the_end() -> None:
+    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=3, whole=2))
+    configurations = study.state.configurations
+    assert configurations is not None
+    first, second, third = (study.start(peer) for peer in "abc")
+    for trial, value in ((first, 0.1), (second, 0.2)):
+        study.train(trial, 9, value)
+        assert configurations.pauses_at(third.number) is None
+        study.say(trial.owner or "", TrialFinish(trial.number, trial.epoch, COMPLETE, (value,)))
+    study.train(third, 2, 0.5)
+    fourth = study.start("d")
+    assert [configurations.pauses_at(trial.number) for trial in (third, fourth)] == [None, 1]  # brackets 2 and 0
+    again = snapshot.load(snapshot.dump(study.state)).configurations
+    assert again is not None
+    assert again.pauses_at(fourth.number) == 1
+
+
+def test_a_pause_counts_though_its_rung_is_passed_by_now() -> None:
+    """The peer that paused did not know yet."""
+    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=3, whole=1000))
+    trial = study.start("p")
+    study.train(trial, 1, 0.5)
+    study.pause(trial)
+    assert study.trial(trial.number).paused
+
+
 def test_the_budget_counts_configurations() -> None:
     study = Campaign(budget=3)
     study.first_rung(0.3, 0.1, 0.2)
@@ -181,10 +207,10 @@ def test_only_owners_set_rungs_and_only_possible_ones_are_taken() -> None:
     assert study.state.configurations is None
 
 
-def _storm(seed: int, steps: int, *, budget: int = 60) -> tuple[Campaign, int]:
+def _storm(seed: int, steps: int, *, budget: int = 60, brackets: int = 2) -> tuple[Campaign, int]:
     """Peers that train, pause, die, come back late, and keep few checkpoints; the study, and how many were killed."""
     rng = random.Random(seed)
-    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=2), budget=budget, attempts=3)
+    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=brackets), budget=budget, attempts=3)
     zombies: list[tuple[int, int, str]] = []
     kills = 0
     for step in range(steps):
@@ -199,9 +225,9 @@ def _storm(seed: int, steps: int, *, budget: int = 60) -> tuple[Campaign, int]:
             assert configurations is not None
             target = configurations.pauses_at(trial.number)
             begun = max(trial.reports, default=-1) + 1
-            until = min(begun + rng.randint(1, 4), 9 if target is None else target)
+            until = min(begun + rng.randint(1, 4), 9 if target is None else max(begun, target))
             study.train(trial, until, rng.random(), checkpoint=rng.random() < 0.7)
-            if until == target:
+            if target is not None and until >= target:
                 study.pause(trial)
             elif until == 9:
                 study.say(trial.owner or "", TrialFinish(trial.number, trial.epoch, COMPLETE, (rng.random(),)))

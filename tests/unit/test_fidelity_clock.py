@@ -83,6 +83,7 @@ def test_rungs_find_several_times_as_many_of_the_best(table: str, times: float) 
     assert found(0.02, curves, METHODS[ONE_BRACKET]) >= times * found(0.02, curves, METHODS[NONE])
 
 
-def test_three_brackets_protect_curves_that_cross() -> None:
-    curves = late_bloomers(5)
+@pytest.mark.parametrize("latest", [5, 15, 40])
+def test_three_brackets_protect_curves_that_cross(latest: int) -> None:
+    curves = late_bloomers(latest)
     assert found(0.05, curves, METHODS[THREE_BRACKETS]) >= found(0.05, curves, METHODS[NONE]) / 1.1

@@ -106,32 +106,115 @@ def test_a_report_that_passes_two_rungs_counts_on_both() -> None:
     assert [place.waiting for place in ladder.places()] == [0, 1]
 
 
+def _whole(ladder: Ladder, number: int, values: tuple[float, ...], end: float) -> None:
+    """Trained to the end, with these values at the rungs."""
+    ladder.admit(number)
+    for level, value in zip(ladder.policy.levels, values, strict=True):
+        ladder.report(number, level, value)
+    ladder.end(number, end)
+
+
+HEDGED = Rungs(min=1, max=9, eta=3, brackets=3, whole=4)
+
+
+def _after(policy: Rungs, *curves: tuple[tuple[float, ...], float]) -> Ladder:
+    ladder = Ladder(policy)
+    for number, (values, end) in enumerate(curves):
+        _whole(ladder, number, values, end)
+    return ladder
+
+
+RIGHT = (((0.1, 0.1), 0.1), ((0.2, 0.2), 0.2), ((0.3, 0.3), 0.3), ((0.4, 0.4), 0.4))
+LATE = (((0.4, 0.1), 0.1), ((0.3, 0.2), 0.2), ((0.2, 0.3), 0.3), ((0.1, 0.4), 0.4))
+
+
+def test_with_three_brackets_none_pauses_until_some_were_trained_to_the_end() -> None:
+    ladder = _after(HEDGED, *RIGHT[:3])
+    ladder.admit(3)
+    assert ladder.bracket(3) == 0
+    assert ladder.pauses_at(3) is None
+    assert ladder.may_pause_at(3) == 1
+    ladder.report(3, 1, 0.4)
+    ladder.report(3, 3, 0.4)
+    ladder.end(3, 0.4)
+    assert [ladder.pauses_at(number) for number in range(4, 7) if ladder.admit(number) >= 0] == [3, None, 1]
+
+
+def test_two_brackets_pause_from_the_first_on() -> None:
+    ladder = Ladder(Rungs(min=1, max=9, eta=3, brackets=2))
+    ladder.admit(0)
+    assert ladder.pauses_at(0) == 1
+
+
+def test_a_rung_where_the_best_at_the_end_stood_behind_is_passed() -> None:
+    ladder = _after(HEDGED, *LATE)
+    assert [ladder.admit(number) for number in range(4, 7)] == [1, 2, 0]
+    assert ladder.pauses_at(6) == 3
+    assert [bool(place.passed) for place in ladder.places()] == [True, False, False]
+
+
+def test_what_waits_at_a_rung_that_misleads_goes_on_as_it_began() -> None:
+    ladder = _after(HEDGED, *LATE[:3])
+    for number, value in ((3, 0.9), (6, 0.1), (9, 0.5)):  # paused where none needs to, by another peer's word
+        while len(ladder) <= number:
+            ladder.admit(len(ladder))
+        _reached(ladder, number, 1, value)
+    _whole(ladder, 10, *LATE[3])
+    for number in (3, 6, 9):
+        assert ladder.best() == number
+        assert ladder.may_be_promoted(number, most=11)
+        ladder.promote(number)
+
+
+def test_rungs_count_again_when_more_show_that_they_tell_the_end() -> None:
+    ladder = _after(HEDGED, *LATE)
+    for number in range(4, 20):
+        _whole(ladder, number, (number / 100, 0.5), number / 100)
+    ladder.admit(20)
+    ladder.admit(21)
+    assert ladder.pauses_at(21) == 1
+
+
+def test_what_was_promoted_says_nothing_of_rungs() -> None:
+    """It was among the best there, so it cannot show that the rung misleads."""
+    ladder = _after(HEDGED, *RIGHT)
+    for number in range(4, 40):
+        ladder.admit(number)
+        if ladder.bracket(number) == 0:
+            _reached(ladder, number, 1, 1.0 - number / 100)
+            ladder.promote(number)
+            ladder.report(number, 3, number / 100)
+            ladder.end(number, number / 100)
+    assert not any(place.passed for place in ladder.places())
+
+
 def test_brackets_get_configurations_by_turns() -> None:
     ladder = Ladder(Rungs(min=1, max=27, eta=3, brackets=4))
     assert [ladder.admit(number) for number in range(6)] == [0, 1, 2, 3, 0, 1]
 
 
 def test_the_last_bracket_pauses_nowhere() -> None:
-    ladder = Ladder(Rungs(min=1, max=9, eta=3, brackets=3))
+    ladder = Ladder(Rungs(min=1, max=9, eta=3, brackets=3, whole=0))
     number = next(number for number in range(20) if ladder.admit(number) == 2)
     assert ladder.pauses_at(number) is None
 
 
-def test_a_ladder_made_anew_decides_as_one_that_was_kept() -> None:
+@pytest.mark.parametrize("brackets", [2, 3])
+def test_a_ladder_made_anew_decides_as_one_that_was_kept(brackets: int) -> None:
     rng = random.Random(5)
-    policy = Rungs(min=1, max=27, eta=3, brackets=2)
+    policy = Rungs(min=1, max=27, eta=3, brackets=brackets)
     kept = Ladder(policy)
     for number in range(2000):
         kept.admit(number)
         for _ in range(2):
             one = rng.randrange(number + 1)
-            epochs = kept.pauses_at(one)
+            epochs = kept.may_pause_at(one)
             if epochs is not None and not kept.standing(one).waits:
                 _reached(kept, one, epochs, rng.choice([rng.random(), math.nan]))
         if rng.random() < 0.7 and (best := kept.best()) is not None:
             kept.promote(best)
         if rng.random() < 0.05:
-            kept.end(rng.randrange(number + 1))
+            kept.end(rng.randrange(number + 1), rng.random())
     again = Ladder(policy)
     for number in range(2000):
         assert again.admit(number) == kept.bracket(number)
