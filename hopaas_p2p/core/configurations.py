@@ -78,9 +78,10 @@ class _Chain(msgspec.Struct, gc=False):
     """In a population, trials that failed for good since the last pause."""
     continued: int = -1
     """The last trial that was continued."""
-    complete: bool = False
+    complete: int = -1
+    """The first COMPLETE trial; -1: none."""
     end: float | None = None
-    """What the complete one reported last."""
+    """What that one reported last."""
     last: int = -1
     """The newest trial that is over."""
     failed: bool = False
@@ -147,8 +148,8 @@ class Configurations:
         if number in chain.live:
             chain.live = tuple([one for one in chain.live if one != number])
             self.resumable.discard(number)
-        if trial.state is TrialState.COMPLETE:
-            chain.complete = True
+        if trial.state is TrialState.COMPLETE and not 0 <= chain.complete < number:
+            chain.complete = number
             chain.end = trial.reports[max(trial.reports)] if trial.reports else None
         failed = trial.state is TrialState.FAIL
         if failed and trial.retried_by is None and number > chain.last:
@@ -221,7 +222,7 @@ class Configurations:
             else:
                 self.resumable.discard(trial.number)
         if self.standings is not None:
-            idle = not live and not chain.complete
+            idle = not live and chain.complete < 0
             reached = tuple([value for _, value in values])
             if self.members is not None:
                 self.members.place(root, _as_member(chain, reached, idle=idle, live=bool(live)))
