@@ -200,7 +200,12 @@ def _is(wanted: Callable[[Any], bool], text: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # a whole number of more digits than a double has room for
+        return False
 
 
 def _is_whole(value: object) -> bool:
