@@ -79,8 +79,8 @@ class _Chain(msgspec.Struct, gc=False):
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
-    end: float | None = None
-    """What the complete one reported last."""
+    end: tuple[int, float] | None = None
+    """The first complete one that reported anything, and what it reported last."""
     last: int = -1
     """The newest trial that is over."""
     failed: bool = False
@@ -149,7 +149,8 @@ class Configurations:
             self.resumable.discard(number)
         if trial.state is TrialState.COMPLETE:
             chain.complete = True
-            chain.end = trial.reports[max(trial.reports)] if trial.reports else None
+            if trial.reports and (chain.end is None or number <= chain.end[0]):
+                chain.end = number, trial.reports[max(trial.reports)]
         failed = trial.state is TrialState.FAIL
         if failed and trial.retried_by is None and number > chain.last:
             chain.failures += 1
@@ -229,7 +230,7 @@ class Configurations:
             if idle and chain.failed:
                 reached = (math.nan,) * len(reached)
             waits = idle and chain.paused >= 0
-            end = None if live or chain.promoted else chain.end
+            end = None if live or chain.promoted or chain.end is None else chain.end[1]
             self.standings.place(root, RungStanding(reached, chain.promoted, waits, not live and not waits, end))
 
     # --- what follows from it ---
