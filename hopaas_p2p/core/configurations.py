@@ -148,9 +148,7 @@ class Configurations:
             chain.live = tuple([one for one in chain.live if one != number])
             self.resumable.discard(number)
         if trial.state is TrialState.COMPLETE:
-            chain.complete = True
-            if trial.reports and (chain.end is None or number <= chain.end[0]):
-                chain.end = number, trial.reports[max(trial.reports)]
+            chain.complete, chain.end = True, _earlier(chain.end, trial)
         failed = trial.state is TrialState.FAIL
         if failed and trial.retried_by is None and number > chain.last:
             chain.failures += 1
@@ -300,6 +298,13 @@ class Configurations:
         """Whether a trial may start once one that runs has come to its rung, or an interrupted one had its rest."""
         waits = self.standings is not None and self.standings.waiting() > 0
         return bool(self.resumable) or (waits and bool(running))
+
+
+def _earlier(end: tuple[int, float] | None, trial: ChainedTrial) -> tuple[int, float] | None:
+    """`end`, or what this complete trial reported last, if it came before that one."""
+    if not trial.reports or (end is not None and end[0] < trial.number):
+        return end
+    return trial.number, trial.reports[max(trial.reports)]
 
 
 def _earliest(
