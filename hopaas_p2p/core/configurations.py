@@ -78,10 +78,9 @@ class _Chain(msgspec.Struct, gc=False):
     """In a population, trials that failed for good since the last pause."""
     continued: int = -1
     """The last trial that was continued."""
-    complete: int = -1
-    """The first COMPLETE trial; -1: none."""
-    end: float | None = None
-    """What that one reported last."""
+    complete: bool = False
+    end: tuple[int, float] | None = None
+    """The first complete one that reported anything, and what it reported last."""
     last: int = -1
     """The newest trial that is over."""
     failed: bool = False
@@ -148,9 +147,8 @@ class Configurations:
         if number in chain.live:
             chain.live = tuple([one for one in chain.live if one != number])
             self.resumable.discard(number)
-        if trial.state is TrialState.COMPLETE and not 0 <= chain.complete < number:
-            chain.complete = number
-            chain.end = trial.reports[max(trial.reports)] if trial.reports else None
+        if trial.state is TrialState.COMPLETE:
+            chain.complete, chain.end = True, _earlier(chain.end, trial)
         failed = trial.state is TrialState.FAIL
         if failed and trial.retried_by is None and number > chain.last:
             chain.failures += 1
@@ -222,7 +220,7 @@ class Configurations:
             else:
                 self.resumable.discard(trial.number)
         if self.standings is not None:
-            idle = not live and chain.complete < 0
+            idle = not live and not chain.complete
             reached = tuple([value for _, value in values])
             if self.members is not None:
                 self.members.place(root, _as_member(chain, reached, idle=idle, live=bool(live)))
@@ -230,7 +228,7 @@ class Configurations:
             if idle and chain.failed:
                 reached = (math.nan,) * len(reached)
             waits = idle and chain.paused >= 0
-            end = None if live or chain.promoted else chain.end
+            end = None if live or chain.promoted or chain.end is None else chain.end[1]
             self.standings.place(root, RungStanding(reached, chain.promoted, waits, not live and not waits, end))
 
     # --- what follows from it ---
@@ -300,6 +298,13 @@ class Configurations:
         """Whether a trial may start once one that runs has come to its rung, or an interrupted one had its rest."""
         waits = self.standings is not None and self.standings.waiting() > 0
         return bool(self.resumable) or (waits and bool(running))
+
+
+def _earlier(end: tuple[int, float] | None, trial: ChainedTrial) -> tuple[int, float] | None:
+    """`end`, or what this complete trial reported last, if it came before that one."""
+    if not trial.reports or (end is not None and end[0] < trial.number):
+        return end
+    return trial.number, trial.reports[max(trial.reports)]
 
 
 def _earliest(

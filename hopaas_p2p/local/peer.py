@@ -17,7 +17,7 @@ from hopaas_p2p.core.state import Trial as CoreTrial
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchTrial, NotYourTrial
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.report.facts import best, is_better, json_number, last_metrics, params_of, scored, state_word
-from hopaas_p2p.report.importance import importance
+from hopaas_p2p.report.importance import Importance, importance
 from hopaas_p2p.space import spec
 from hopaas_p2p.times import to_iso
 from hopaas_p2p.trial_requests import TrialRequests
@@ -33,11 +33,18 @@ LARGEST_ANSWER: Final = 3800
 """Characters of an answer; an agent reads each of them."""
 _LONGEST_TEXT: Final = 400
 _MOST: Final = 50  # rows of a list
+_ONE_PERCENT_MORE: Final = 1.01
 
 
 class _OpenTrial(NamedTuple):
     trial: Trial
     requests: TrialRequests
+
+
+class _KeptImportance(NamedTuple):
+    study: Study
+    complete: int
+    found: Importance
 
 
 class LocalPeer:
@@ -70,6 +77,7 @@ class LocalPeer:
         self._studies: dict[str, Study] = {}
         self._open: dict[tuple[str, int], _OpenTrial] = {}
         self._heard_at: dict[tuple[str, int], float] = {}
+        self._importances: dict[str, _KeptImportance] = {}
 
     # --- reading ---
 
@@ -152,8 +160,16 @@ class LocalPeer:
         return fitted({"differ": differing, "trials": rows}, "trials")
 
     def importances(self, name: str) -> dict[str, Any]:
-        """Which parameters matter, as shares that add up to 1 (PED-ANOVA)."""
-        found = importance(self._study(name).state)
+        """Which parameters matter, as shares that add up to 1 (PED-ANOVA); worked out anew for 1 % more trials."""
+        study = self._study(name)
+        complete = study.state.counts[TrialState.COMPLETE]
+        with self._lock:
+            kept = self._importances.get(name)
+        if kept is None or kept.study is not study or not kept.complete <= complete < kept.complete * _ONE_PERCENT_MORE:
+            kept = _KeptImportance(study, complete, importance(study.state))
+            with self._lock:
+                self._importances[name] = kept
+        found = kept.found
         shares = [[key, round(share, 4)] for key, share in found.shares]
         return fitted({"importances": shares, "note": found.note}, "importances")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -304,9 +305,21 @@ def _holds_what_was_promised(study: Campaign, budget: int) -> None:
     assert all(count == 1 for count in promotions.values())
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_promise_about_configurations_holds_in_a_storm(seed: int) -> None:
-    study, kills = _storm(seed, 500)
+@pytest.mark.parametrize("brackets", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_promise_about_configurations_holds_in_a_storm(seed: int, brackets: int) -> None:
+    study, kills = _storm(seed, 500, brackets=brackets)
     assert kills > 10
     _same_after_a_restart(study)
     _holds_what_was_promised(study, 60)
+
+
+@pytest.mark.soak
+def test_every_promise_about_configurations_holds_after_a_thousand_kills() -> None:
+    kills = 0
+    for seed, brackets in itertools.product(range(12), (1, 2, 3)):
+        study, killed = _storm(seed, 500, brackets=brackets)
+        _same_after_a_restart(study)
+        _holds_what_was_promised(study, 60)
+        kills += killed
+    assert kills >= 1000
