@@ -79,8 +79,8 @@ class _Chain(msgspec.Struct, gc=False):
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
-    end: float | None = None
-    """What the complete one reported last."""
+    end: tuple[int, float] | None = None
+    """The first complete one that reported anything, and what it reported last."""
     last: int = -1
     """The newest trial that is over."""
     failed: bool = False
@@ -148,8 +148,7 @@ class Configurations:
             chain.live = tuple([one for one in chain.live if one != number])
             self.resumable.discard(number)
         if trial.state is TrialState.COMPLETE:
-            chain.complete = True
-            chain.end = trial.reports[max(trial.reports)] if trial.reports else None
+            chain.complete, chain.end = True, _earlier(chain.end, trial)
         failed = trial.state is TrialState.FAIL
         if failed and trial.retried_by is None and number > chain.last:
             chain.failures += 1
@@ -229,7 +228,7 @@ class Configurations:
             if idle and chain.failed:
                 reached = (math.nan,) * len(reached)
             waits = idle and chain.paused >= 0
-            end = None if live or chain.promoted else chain.end
+            end = None if live or chain.promoted or chain.end is None else chain.end[1]
             self.standings.place(root, RungStanding(reached, chain.promoted, waits, not live and not waits, end))
 
     # --- what follows from it ---
@@ -299,6 +298,13 @@ class Configurations:
         """Whether a trial may start once one that runs has come to its rung, or an interrupted one had its rest."""
         waits = self.standings is not None and self.standings.waiting() > 0
         return bool(self.resumable) or (waits and bool(running))
+
+
+def _earlier(end: tuple[int, float] | None, trial: ChainedTrial) -> tuple[int, float] | None:
+    """`end`, or what this complete trial reported last, if it came before that one."""
+    if not trial.reports or (end is not None and end[0] < trial.number):
+        return end
+    return trial.number, trial.reports[max(trial.reports)]
 
 
 def _earliest(

@@ -6,9 +6,10 @@ treats its lease as uncertain a little before others may reclaim it.
 
 No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw and since when,
 on its own monotonic clock; the same beat for a whole ttl is silence, and silence is what a reclaim needs. An observer
-that could not look for a while begins anew: what kept it from looking may have kept the owner from beating. An owner
-trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
-they saw no earlier than that.
+that could not look for a while begins anew: what kept it from looking may have kept the owner from beating. Where each
+beat costs a request, it does not read those of owners whose commits have come since its last look. An owner trusts its
+lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it, they saw no
+earlier than that.
 """
 
 from __future__ import annotations
@@ -94,20 +95,30 @@ class FailureDetector:
         self._seen: dict[str, Sighting] = {}
         self._looked = -math.inf
 
-    def look(self, beats: Mapping[str, str], owners: Iterable[str], now: float, *, gap: float = math.inf) -> None:
-        """Take in the beats of these owners; forget all others.
+    def look(
+        self,
+        beats: Mapping[str, str],
+        owners: Iterable[str],
+        now: float,
+        *,
+        heard: Collection[str] = (),
+        gap: float = math.inf,
+    ) -> None:
+        """Take in the beats of these owners, or that others of them were `heard`; forget all others.
 
         After more than `gap` seconds without a look, all that was seen before is forgotten.
         """
         if now - self._looked > gap:
             self._seen = {}
         self._looked = now
-        self._seen = {owner: self._sighting(owner, beats.get(owner), now) for owner in owners}
+        self._seen = {owner: self._sighting(owner, beats.get(owner), now, heard=owner in heard) for owner in owners}
 
-    def _sighting(self, owner: str, beat: str | None, now: float) -> Sighting:
+    def _sighting(self, owner: str, beat: str | None, now: float, *, heard: bool) -> Sighting:
         before = self._seen.get(owner)
         if before is None:
             return Sighting(beat, now)
+        if heard:
+            return Sighting(before.beat, now, changed=True)
         return before if before.beat == beat else Sighting(beat, now, changed=True)
 
     def watches(self, owner: str) -> bool:
@@ -163,6 +174,14 @@ class OwnerMonitor:
         self._first_seen: dict[tuple[int, int], float] = {}
         """When each running lease, by trial and epoch, was first seen."""
         self._rests: dict[int, float] = {}
+        self._last_commit: dict[str, int] = {}
+        """The last commit of each watched owner, as of the last look."""
+
+    def heard(self, state: State, watched: Collection[str]) -> set[str]:
+        """Those that wrote to the log since this was asked last: they live, and their beats need not be read."""
+        last = {owner: commit.lsn for owner in watched if (commit := state.writers.get(owner)) is not None}
+        before, self._last_commit = self._last_commit, last
+        return {owner for owner, lsn in last.items() if owner in before and lsn > before[owner]}
 
     def watched(self, state: State, spare: Collection[str]) -> list[str]:
         """The owners to look at: all, if this peer runs no trial itself; else the few that follow it in a ring.
@@ -180,12 +199,19 @@ class OwnerMonitor:
         return (others[place:] + others[:place])[:_RING]
 
     def look(
-        self, state: State, beats: Mapping[str, str], watched: Collection[str], *, spare: Collection[str], now: float
+        self,
+        state: State,
+        beats: Mapping[str, str],
+        watched: Collection[str],
+        *,
+        spare: Collection[str],
+        now: float,
+        heard: Collection[str] = (),
     ) -> list[TrialReclaim | TrialStop]:
-        """Take in the beats of the watched owners, and say what may be done about them."""
+        """Take in the beats of the watched owners that were not `heard`, and say what may be done about them."""
         ttl = state.policy.ttl
         self.next_look = now + ttl / _LOOKS_PER_TTL
-        self.detector.look(beats, watched, now, gap=ttl * _LONGEST_GAP)
+        self.detector.look(beats, watched, now, heard=heard, gap=ttl * _LONGEST_GAP)
         running = [(number, state.trials[number].epoch) for number in list(state.running)]
         self._first_seen = {lease: self._first_seen.get(lease, now) for lease in running}
         due = [self._with_life(one, state, now) for one in reclaims(state, self.detector, now, spare=frozenset(spare))]

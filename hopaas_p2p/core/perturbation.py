@@ -84,9 +84,10 @@ def _moved(value: float, distribution: Float | Int, *, up: bool) -> float:
     else:
         shift = SHIFT * (float(high) - float(low))
         target = value + shift if up else value - shift
+    target = min(max(target, float(low)), float(high))
     step = distribution.step
     if step is None:
-        return min(max(target, float(low)), float(high))
+        return target
     place, last = round((value - low) / step), _last_place(distribution)
     to = round((target - low) / step)
     to = max(to, place + 1) if up else min(to, place - 1)

@@ -225,7 +225,7 @@ class Ladder:
             [
                 at
                 for at in range(len(self.policy.levels))
-                if self.policy.brackets >= _HEDGED
+                if self._hedged
                 and (self.is_unproved() or _misleads([self._at(one, at) for one in ends if len(one.reached) > at]))
             ]
         )

@@ -141,12 +141,15 @@ def _widened(distribution: Distribution, value: float) -> Distribution | None:
     reach = _REACH * max(high - low, abs(low), abs(high))
     if not low - reach <= value <= high + reach or (distribution.log and value <= 0):
         return None
+    wider: Distribution
     if isinstance(distribution, Float):
-        return Float(min(low, value), max(high, value), distribution.log, distribution.step)
-    whole = int(value)
-    if not -(1 << 63) <= whole < 1 << 63:  # the upper end of 64 bits, as a double
-        return distribution
-    return Int(min(distribution.low, whole), max(distribution.high, whole), distribution.log, distribution.step)
+        wider = Float(min(low, value), max(high, value), distribution.log, distribution.step)
+    else:
+        whole = int(value)
+        if not -(1 << 63) <= whole < 1 << 63:  # the upper end of 64 bits, as a double
+            return distribution
+        wider = Int(min(distribution.low, whole), max(distribution.high, whole), distribution.log, distribution.step)
+    return wider if _possible(wider) else None
 
 
 # --- attributes ---
@@ -197,7 +200,12 @@ def _is(wanted: Callable[[Any], bool], text: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # a whole number of more digits than a double has room for
+        return False
 
 
 def _is_whole(value: object) -> bool:

@@ -93,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: LocalServer
     protocol_version = "HTTP/1.1"
     timeout = _TIMEOUT
+    wbufsize = -1  # an answer in one piece: in two, the second would wait 40 ms for the client's acknowledgement
     server_version, sys_version = "hopaas-p2p", ""
 
     def do_GET(self) -> None:

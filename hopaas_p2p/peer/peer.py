@@ -575,11 +575,13 @@ class Peer:
     def _look_after_others(self, log: LogDriver[State], now: float) -> None:
         """Reclaim what silent peers left and stop what is stuck, as far as that is still so when the log says so."""
         with log.lock:
-            watched = log.session.owners.watched(log.state, self.mine)
+            owners = log.session.owners
+            watched = owners.watched(log.state, self.mine)
+            heard = set() if self.store.piggybacks_heartbeats else owners.heard(log.state, watched)
         with translated():
-            beats = self.store.beats(watched)
+            beats = self.store.beats([owner for owner in watched if owner not in heard])
         with log.lock:
-            due = log.session.owners.look(log.state, beats, watched, spare=self.mine, now=now)
+            due = log.session.owners.look(log.state, beats, watched, spare=self.mine, now=now, heard=heard)
         if not due:
             return
         self.pull(log)  # another peer may have been quicker, or the owner has finished

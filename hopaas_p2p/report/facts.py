@@ -95,13 +95,12 @@ def best(state: State) -> Trial | None:
     """The best COMPLETE trial of a study with one objective, the earliest of equals; None if there is none."""
     if state.define is None or len(state.define.directions) != 1:
         return None
-    direction = state.define.directions[0]
-    found: Trial | None = None
-    top = 0.0
-    for trial in state.trials:
-        if trial.state is COMPLETE and trial.values and (found is None or is_better(trial.values[0], top, direction)):
-            found, top = trial, trial.values[0]
-    return found
+    results = state.trials.results()
+    if state.define.directions[0] == "maximize":
+        found = max(results, key=lambda one: (one[1], -one[0]), default=None)
+    else:
+        found = min(results, key=lambda one: (one[1], one[0]), default=None)
+    return None if found is None else state.trials[found[0]]
 
 
 def pareto_front(state: State) -> list[Trial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -14,6 +15,7 @@ from hopaas_p2p.core.records import (
     TrialFinish,
     TrialReclaim,
     TrialRelease,
+    TrialSet,
 )
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import Trial
@@ -168,6 +170,24 @@ def test_a_late_result_belongs_to_its_configuration() -> None:
     assert study.ask("q").refusal == "budget"
 
 
+def test_of_two_complete_trials_the_first_says_where_its_configuration_ended() -> None:
+    """Whichever ended first: a replica from a snapshot cannot know."""
+    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=3, whole=1))
+    trial = study.start("zombie")
+    study.say("q", TrialReclaim(trial.number, 1))
+    retry = study.start("q")
+    late = TrialSet(trial.number, 1, reports=dict.fromkeys(range(9), 0.75))
+    study.say("zombie", late, TrialFinish(trial.number, 1, COMPLETE, (0.75,)))
+    study.train(retry, 9, 0.25)
+    study.say("q", TrialFinish(retry.number, retry.epoch, COMPLETE, (0.25,)))
+    assert study.trial(2).late_of == trial.number
+
+    again = snapshot.load(snapshot.dump(study.state))
+    for state in (study.state, again):
+        assert state.configurations is not None and state.configurations.standings is not None
+        assert state.configurations.standings.standing(0).end == 0.25
+
+
 def test_a_continuation_without_a_checkpoint_begins_anew_and_pauses_at_the_next_rung() -> None:
     study = Campaign()
     for value in (0.3, 0.1, 0.2):
@@ -285,9 +305,21 @@ def _holds_what_was_promised(study: Campaign, budget: int) -> None:
     assert all(count == 1 for count in promotions.values())
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_promise_about_configurations_holds_in_a_storm(seed: int) -> None:
-    study, kills = _storm(seed, 500)
+@pytest.mark.parametrize("brackets", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_promise_about_configurations_holds_in_a_storm(seed: int, brackets: int) -> None:
+    study, kills = _storm(seed, 500, brackets=brackets)
     assert kills > 10
     _same_after_a_restart(study)
     _holds_what_was_promised(study, 60)
+
+
+@pytest.mark.soak
+def test_every_promise_about_configurations_holds_after_a_thousand_kills() -> None:
+    kills = 0
+    for seed, brackets in itertools.product(range(12), (1, 2, 3)):
+        study, killed = _storm(seed, 500, brackets=brackets)
+        _same_after_a_restart(study)
+        _holds_what_was_promised(study, 60)
+        kills += killed
+    assert kills >= 1000

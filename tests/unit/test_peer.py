@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 
 import pytest
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import Commit, Policy, StudyDefine, StudySet, TrialCreate, TrialFinish
+from hopaas_p2p.core.records import Commit, Policy, StudyDefine, StudySet, TrialCreate, TrialFinish, TrialSet
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import peer as peer_module
@@ -23,7 +23,7 @@ from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.faults import Fault, FaultyStore
 from tests.support.processes import until
-from tests.support.scribe import COMPLETE, defined
+from tests.support.scribe import COMPLETE, RUNNING, defined
 
 
 class Clock:
@@ -454,4 +454,49 @@ def test_no_beat_waits_for_a_snapshot() -> None:
     until(lambda: store.beats([peer.uuid]) != before)
     assert not store.go.is_set()
     store.go.set()
+    peer.close()
+
+
+class CountingStore(MemoryStore):
+    """Remembers whose beats were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[str] = []
+
+    def beats(self, peers: Iterable[str]) -> dict[str, str]:
+        asked = list(peers)
+        self.read += asked
+        return super().beats(asked)
+
+
+def _running(store: MemoryStore, clock: Clock, owner: str) -> tuple[Peer, LogDriver[State]]:
+    """A peer that watches a trial that this owner runs."""
+    for commit in (
+        Commit("founder", 1, "founder", 0, (defined(ttl=12.0),)),
+        Commit(owner, 1, owner, 0, (TrialCreate(), TrialCreate())),
+    ):
+        store.log("one").exchange(Outgoing(f"{commit.writer}:1", codec.encode(commit)), 0)
+    peer = Peer(store, linger=1.0, clock=clock, threaded=False, describe=dict, patience=0.0)
+    log = peer.log("one")
+    peer.introduce(log)
+    return peer, log
+
+
+def test_the_beats_of_an_owner_that_writes_to_the_log_are_not_read(clock: Clock) -> None:
+    store = CountingStore()
+    peer, log = _running(store, clock, "ann")
+    tick_for(peer, clock, 4.0)
+    assert "ann" in store.read
+    store.read.clear()
+    for seq in range(2, 40):  # ann beats no more, and reports
+        commit = Commit("ann", seq, "ann", 0, (TrialSet(0, 1, reports={seq: 0.5}),))
+        store.log("one").exchange(Outgoing(f"ann:{seq}", codec.encode(commit)), 0)
+        peer.pull(log)
+        tick_for(peer, clock, 1.0)
+    assert "ann" not in store.read
+    assert log.state.trials[0].owner == log.state.trials[1].owner == "ann"
+    tick_for(peer, clock, 12.0 * 1.25 + 0.1)
+    assert "ann" in store.read
+    assert log.state.counts[RUNNING] == 0, "silent for a ttl: reclaimed"
     peer.close()

@@ -61,7 +61,9 @@ def test_a_choice_stays_unless_it_is_drawn_anew_and_fixed_ones_always_do() -> No
 
 
 def test_a_range_of_one_value_keeps_it() -> None:
-    for distribution in (Float(0.5, 0.5), Int(1, 1), Float(1.0, 1.0, log=True)):
+    end = 1.7e308  # of the doubles: 1.2 times that is infinite
+    ends = Float(end, end), Float(end, end, step=1.0)
+    for distribution in (Float(0.5, 0.5), Int(1, 1), Float(1.0, 1.0, log=True), *ends):
         for resample in (0.0, 1.0):
             value = float(distribution.low)
             assert _once(value, distribution, 1, resample=resample) == value

@@ -166,6 +166,11 @@ def test_what_waits_at_a_rung_that_misleads_goes_on_as_it_began() -> None:
         ladder.promote(number)
 
 
+def test_without_whole_trainings_first_no_rung_is_passed() -> None:
+    ladder = _after(Rungs(min=1, max=9, eta=3, brackets=3, whole=0), *LATE)
+    assert not any(place.passed for place in ladder.places())
+
+
 def test_rungs_count_again_when_more_show_that_they_tell_the_end() -> None:
     ladder = _after(HEDGED, *LATE)
     for number in range(4, 20):
