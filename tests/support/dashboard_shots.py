@@ -121,7 +121,7 @@ def _steer(visit: Visit, study: hopaas_p2p.Study) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()
     page.locator("tr", has_text=f"stop trial {number}").get_by_text("done").wait_for()
     page.get_by_role("button", name="Queue", exact=True).click()
-    page.locator("tr", has_text="queue parameters").get_by_text("acknowledged").wait_for()
+    page.locator("tr", has_text="queue a trial").get_by_text("acknowledged").wait_for()
     _keep(visit, "steer")
 
 
