@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         verb = self.server.verbs.get(self.path.removeprefix("/v1/"))
         try:
             if verb is None or self.command != "POST":
-                raise InvalidInput(f"POST /v1/VERB; there are {', '.join(self.server.verbs)}")
+                raise InvalidInput(f"POST /v1/VERB; choose from {', '.join(self.server.verbs)}")
             request = json.loads(body or b"{}")
             if not isinstance(request, dict):
                 raise InvalidInput("the body is not a JSON object")

@@ -219,7 +219,7 @@ class LocalPeer:
         """A request about a trial that was asked for here, see `trial_requests`.
 
         Raises:
-            NotYourTrial: it was not asked for here, or was returned meanwhile.
+            NotYourTrial: it was not requested here, or was returned meanwhile.
             HopaasError: the store refused it.
 
         """
@@ -288,7 +288,7 @@ class LocalPeer:
 
     def _study(self, name: str, *, changes: bool = False) -> Study:
         if changes and not self._actions:
-            raise Denied("this server only reads; start it with --allow-actions to let clients run and change trials")
+            raise Denied("this server is read-only; start it with --allow-actions to let clients run and change trials")
         with self._lock:
             if name not in self._studies:
                 from hopaas_p2p.study import open_study
@@ -346,7 +346,7 @@ def _state_named(word: str) -> TrialState:
     try:
         return TrialState[word.upper()]
     except KeyError:
-        raise InvalidInput(f"{word!r} is not a state; there are running, complete, pruned, fail, waiting") from None
+        raise InvalidInput(f"{word!r} is not a state; choose from running, complete, pruned, fail, waiting") from None
 
 
 def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 10.0) -> None:

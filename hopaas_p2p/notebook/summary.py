@@ -90,7 +90,7 @@ def _trials(state: State) -> str:
                 took(trial),
             ]
         )
-    return table(heads, cells, words=("state", "peer"))
+    return table(heads, cells, words=("state", "peer"), names=names)
 
 
 def _value(trial: Trial) -> str:

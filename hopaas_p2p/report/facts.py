@@ -151,6 +151,19 @@ def shown(value: object) -> str:
     return f"{value:.4g}"
 
 
+def reason_line(reason: str | None) -> str:
+    """Why a trial failed, in one line: of a command, how it ended and the last line of what it wrote."""
+    lines = (reason or "").strip().splitlines()
+    if len(lines) > 1 and lines[0].startswith("the command"):
+        return f"{lines[0]}: {lines[-1].strip()}"
+    return lines[0] if lines else ""
+
+
+def phrase(label: str) -> str:
+    """A label with a capital letter, unless its first word has a form of its own, such as kWh."""
+    return label[:1].upper() + label[1:] if label.partition(" ")[0].islower() else label
+
+
 def took(trial: Trial) -> str:
     """How long the trial took over all its leases, in words; empty if that is not known."""
     seconds = trial_seconds(trial)

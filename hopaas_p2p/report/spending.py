@@ -160,9 +160,9 @@ def _until_in_words(until: Until | None) -> list[str]:
     if isinstance(until.date, int):
         found.append((to_iso(until.date) or "?").replace("T00:00:00Z", ""))
     if until.trials_without_gain is not None:
-        found.append(f"{until.trials_without_gain} trials bring no better one")
+        found.append(f"{until.trials_without_gain} trials in a row bring no improvement")
     if until.hours_without_gain is not None:
-        found.append(f"{shown(until.hours_without_gain)} hours bring no better trial")
+        found.append(f"{shown(until.hours_without_gain)} hours bring no improvement")
     if until.gain_per_hour is not None:
         found.append(f"the gain per hour is below {shown(until.gain_per_hour)}")
     return found
@@ -201,12 +201,12 @@ def budget_lines(found: Spending) -> list[str]:
             lasts = "" if one.lasts is None or one.left == 0 else f"; the rest lasts about {duration(one.lasts)}"
             lines.append(f"{amount(one.spent)} of {amount(one.limit)} {one.unit} used{lasts}")
             if one.what == "kwh" and found.total.cost.time and not one.spent:
-                lines.append("no energy is known: install nvidia-ml-py, let RAPL be read, or set HOPAAS_WATTS")
+                lines.append("energy use is unknown: install nvidia-ml-py, allow RAPL to be read, or set HOPAAS_WATTS")
     lines += [f"ends when {one}" if not one[0].isdigit() or "bring" in one else f"ends on {one}" for one in found.until]
     if found.reached is not None:
         lines.append(f"ended: {found.reached}")
     elif found.more_trials and any(one.limit and one.spent for one in found.amounts if one.what != "trials"):
-        lines.append(f"about {found.more_trials:,} more trials at what one has cost so far")
+        lines.append(f"about {found.more_trials:,} more trials at the average cost so far")
     return lines or ["no end"]
 
 

@@ -153,7 +153,7 @@ def test_when_time_is_up_no_more_trials_are_given_out(tmp_path: Path) -> None:
         (("--trials", "-1"), 2, "-1 is not in the range"),
         (("--store", "/dev/null"), 78, "is a file"),
         (("--store", "ftp://x"), 78, "no store has the scheme"),
-        (("--store", "memory://x"), 78, "lives in one process"),
+        (("--store", "memory://x"), 78, "exists in one process"),
         (("--report", "/nowhere/digits.html"), 78, "there is no directory /nowhere"),
     ],
 )

@@ -214,7 +214,7 @@ def test_users_are_made_listed_and_removed(place: Place) -> None:
     place.person("bob")
     place.study(ann)
     assert [(user.name, user.tokens) for user in access.users(place.admin)] == [("ann", 1), ("bob", 1)]
-    with pytest.raises(InvalidInput, match="exists already"):
+    with pytest.raises(InvalidInput, match="already exists"):
         access.add_user(place.admin, "ann")
     for name in ("", "a b", 'x"; DROP SCHEMA hopaas', "-x", "a" * 46):
         with pytest.raises(InvalidInput):

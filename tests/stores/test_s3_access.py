@@ -466,7 +466,7 @@ def test_a_server_that_goes_away_under_commit_407_is_not_taken_for_a_proxy() -> 
     ("status", "said"),
     [
         ("403 Forbidden", r"cannot be reached \(Tunnel connection failed: 403 Forbidden\)"),
-        ("407 Proxy Authentication Required", "wants a login: set HTTPS_PROXY"),
+        ("407 Proxy Authentication Required", "requires a login: set HTTPS_PROXY"),
     ],
 )
 def test_a_proxy_that_does_not_lead_there_is_one_plain_line(
