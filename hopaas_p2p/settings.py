@@ -377,7 +377,11 @@ def _checked(path: Path, name: str, value: object) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
         raise ConfigurationError(f"{path}: {name!r} is not a setting; {hint}")
     if not setting.in_files:
-        instead = f"Say where it is with {name}_file." if setting.secret else f"Use {variable(name)}."
+        instead = (
+            f"Put it into a file of its own, and name that with {name}_file."
+            if setting.secret
+            else f"Use {variable(name)}."
+        )
         raise ConfigurationError(f"{path}: {name!r} does not belong in a file. {instead}")
     if name == "budget" and isinstance(value, dict):
         return ",".join(_flat(value))

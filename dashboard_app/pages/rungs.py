@@ -77,7 +77,7 @@ def _rungs(frame: Frame) -> None:
         for place in places
         for counts in [(place.reached, place.promoted, place.waiting, place.quota)]
     ]
-    headers = ["rung", "reached", "promoted", "waiting", "promotions allowed"]
+    headers = ["rung", "reached", "promoted", "waiting", "promotion limit"]
     theme.table(headers, rows, label="Rungs", numeric=(1, 2, 3, 4))
 
 

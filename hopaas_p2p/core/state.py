@@ -91,7 +91,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 REFUSALS: Final = {
     "malformed": "it cannot be read, or a value in it is impossible",
-    "duplicate": "this commit stands in the log already",
+    "duplicate": "this commit is already in the log",
     "undefined": "the study has no definition yet, or this one comes second",
     "role": "the author's grant does not allow it",
     "no such trial": "the number was never allotted",

@@ -183,7 +183,8 @@ def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
 def _texts(row: SpentRow) -> list[str]:
     cost = row.cost
     numbers = [amount(one) for one in (cost.gpu_hours, cost.core_hours, cost.kwh, row.euro)]
-    return [row.site, row.user, row.outcome, f"{row.leases:,}", duration(cost.time / 1e6), *numbers, f"{cost.epochs:,}"]
+    state = "returned" if row.outcome == "given back" else row.outcome
+    return [row.site, row.user, state, f"{row.leases:,}", duration(cost.time / 1e6), *numbers, f"{cost.epochs:,}"]
 
 
 def amount(value: float) -> str:

@@ -83,7 +83,7 @@ def test_the_end_tells_results_savings_and_where_to_look_further(
     assert accuracy is not None
     assert float(accuracy[1]) > 0.85
     assert re.search(r"Pruning saved about \d+ of \d+ epochs", done.stdout)
-    assert "An estimate" in done.stdout
+    assert "This is an estimate" in done.stdout
     assert f"Report  {folder / 'digits.html'}" in done.stdout
     report = (folder / "digits.html").read_text()
     assert 'class="lost"' in report

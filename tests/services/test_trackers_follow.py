@@ -262,7 +262,7 @@ def test_a_tracker_that_hangs_does_not_keep_the_program(
 
     followers.close()
 
-    assert "notebook does not have the last of this study yet" in caplog.text
+    assert "notebook has not received the last updates of this study" in caplog.text
     notebook.trouble = lambda: None
     goes_on.set()
     until(lambda: not any(thread.name == "hopaas-notebook" for thread in threading.enumerate()))

@@ -92,7 +92,7 @@ def test_a_url_has_a_normal_form_that_needs_no_environment(url: str, env: dict[s
 def test_a_wrong_url_says_what_to_write(url: str, hint: str) -> None:
     with pytest.raises(ConfigurationError, match=hint) as caught:
         open_store(url)
-    assert "secret" not in str(caught.value).replace("'secret' is no option", "")
+    assert "secret" not in str(caught.value).replace("'secret' is not an option of an s3", "")
 
 
 # --- keys --------------------------------------------------------------------------------------------------------
