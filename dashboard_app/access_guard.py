@@ -107,7 +107,7 @@ class AccessGuard:
                 f"This dashboard is not served as {host[:200]!r}; if it should be, start it with --allow-host NAME."
             )
         if not _same_origin(request, host):
-            return _refusal("Another site's page asked for this.")
+            return _refusal("This request came from another site's page.")
         if request.path == f"{self._prefix}/healthz":
             return None
         bearer = request.headers.get("authorization", "")

@@ -97,8 +97,8 @@ def _signed_in() -> SignedIn | None:
     theme.title("hopaas-p2p")
     if claims and not name:
         theme.nothing(
-            f"Your provider does not send the claim {sign_in.claim()!r}, by which people are known here. "
-            "HOPAAS_OIDC_CLAIM names another one."
+            f"Your provider does not send the claim {sign_in.claim()!r}, which identifies people here. "
+            "Set HOPAAS_OIDC_CLAIM to use another one."
         )
         st.button("Sign out", on_click=st.logout, type="tertiary")
         return None

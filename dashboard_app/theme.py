@@ -14,7 +14,7 @@ import streamlit as st
 
 from dashboard_app import url
 from dashboard_app.views.spec import ChartSpec, cut
-from hopaas_p2p.report.facts import duration
+from hopaas_p2p.report.facts import duration, phrase
 
 T = TypeVar("T")
 
@@ -161,7 +161,7 @@ def _is_long(value: str) -> bool:
 def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
     """A row of numbers: (what it is, the number, a small line below)."""
     parts = [
-        f'<div class="hp-tile"><span>{safe(what)}</span><b{_LONG if _is_long(value) else ""}>{safe(value)}</b>'
+        f'<div class="hp-tile"><span>{safe(phrase(what))}</span><b{_LONG if _is_long(value) else ""}>{safe(value)}</b>'
         f"<i>{safe(more)}</i></div>"
         for what, value, more in facts
     ]
@@ -194,18 +194,24 @@ def share(part: float, words: str = "", *, css: str = "hp-complete") -> str:
 
 def table(
     headers: Iterable[str], rows: Sequence[Iterable[str]], *, label: str, numeric: Iterable[int] = (),
-    empty: str = "None yet.",
+    empty: str = "None yet.", names: Iterable[int] = (),
 ) -> None:  # fmt: skip
-    """A small table, or words if it is empty. Cells are HTML: text from a store goes through `safe`."""
+    """A small table, or words if it is empty. Cells are HTML: text from a store goes through `safe`.
+
+    Headers begin with a capital letter, except in the columns `names`, which are headed by names from a study.
+    """
     if not rows:
         nothing(empty)
         return
-    right = frozenset(numeric)
+    right, verbatim = frozenset(numeric), frozenset(names)
 
     def css(column: int) -> str:
         return ' class="hp-number"' if column in right else ""
 
-    head = "".join(f'<th scope="col"{css(column)}>{safe(text)}</th>' for column, text in enumerate(headers))
+    head = "".join(
+        f'<th scope="col"{css(column)}>{safe(text if column in verbatim else phrase(text))}</th>'
+        for column, text in enumerate(headers)
+    )
     body = "".join(
         "<tr>" + "".join(f"<td{css(column)}>{cell}</td>" for column, cell in enumerate(row)) + "</tr>" for row in rows
     )

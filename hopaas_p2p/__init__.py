@@ -1,4 +1,4 @@
-"""Tune hyperparameters together: every process runs Optuna, and they meet in a shared log. There is no server."""
+"""Tune hyperparameters together: every process runs Optuna, and all share one log. There is no server."""
 
 from __future__ import annotations
 

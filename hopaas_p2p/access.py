@@ -155,15 +155,19 @@ def add_user(url: str, name: str, *, existing: bool = False) -> None:
 
     """
     if not existing and not _USER.fullmatch(name):
-        raise InvalidInput(f"{name!r} cannot be a user: 1 to 45 letters, digits, '-' and '_', beginning with no sign")
+        raise InvalidInput(
+            f"{name!r} cannot be a user: 1 to 45 letters, digits, '-' and '_', beginning with a letter or a digit"
+        )
     with _administration(url) as connection:
         peers = _peers(connection)
         owner = schema.schema_owner(connection)
         role = schema.run(connection, "role_is_powerful", owner=owner, peers=peers, name=name).one_or_none()
         if existing and role is None:
-            raise InvalidInput(f"there is no login {name!r} on this server; leave --existing out to make one")
+            raise InvalidInput(f"there is no login {name!r} on this server; leave out --existing to create one")
         if role is not None and not existing:
-            raise InvalidInput(f"{name!r} exists already on this server; choose another name, or adopt it: --existing")
+            raise InvalidInput(
+                f"{name!r} already exists on this server; choose another name, or adopt it with --existing"
+            )
         if role is not None and role[0]:
             raise InvalidInput(f"{name!r} has powers over the server or the store, which its tokens would have too")
         quoted = schema.quoted(connection, name)
@@ -224,9 +228,10 @@ def _remove(roles: list[str], url: str, forget: Callable[[Connection], None]) ->
         removal.clear_away()
     if removal.left:
         raise ConfigurationError(
-            f"{', '.join(roles)}: no longer let in, and without any right in this store, but the server keeps "
-            f"something of them: {'; '.join(removal.left)}. To clear it away, as a superuser in the database that is "
-            "named: DROP OWNED BY the role, then DROP ROLE"
+            f"{', '.join(roles)}: can no longer log in and have no rights in this store, but the server still "
+            f"holds objects of theirs: {'; '.join(removal.left)}. To remove them, run as a superuser in the "
+            f"database named above: "
+            "DROP OWNED BY the role, then DROP ROLE"
         )
 
 
@@ -234,8 +239,8 @@ def _peers(connection: Connection) -> str:
     peers = schema.peers_role(connection)
     if peers is None:
         raise ConfigurationError(
-            "this store was made by a login that may not create roles, so it has no other users. "
-            "Let one that may (CREATEROLE) make it: hopaas-p2p init URL"
+            "this store was created by a login that may not create roles, so it has no other "
+            "users. Have a login with CREATEROLE create it: hopaas-p2p init URL"
         )
     return peers
 
@@ -268,7 +273,7 @@ def create_token(
     with _administration(url) as connection:
         expires = _expiry(connection, valid)
         if schema.run(connection, "user", name=user).one_or_none() is None:
-            raise InvalidInput(f"there is no user {user!r}; make it with: hopaas-p2p user add {user}")
+            raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p user add {user}")
         if connections is None:
             served = int(connection.exec_driver_sql("SHOW max_connections").scalar_one())
             connections = max(1, min(CONNECTIONS, served // 4))

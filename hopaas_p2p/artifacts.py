@@ -204,7 +204,7 @@ class StudyArtifacts:
         if not found:
             raise InvalidInput(f"there is no file {what!r} in this study; list them with: hopaas-p2p artifact ls")
         some = ", ".join(map(short_id, found[:3])) + ("" if len(found) <= 3 else ", …; see: hopaas-p2p artifact ls")
-        raise InvalidInput(f"{what!r} may be any of {len(found)} files; say which by its id: {some}")
+        raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id: {some}")
 
     def get(self, what: Artifact | str, target: str | Path, *, progress: Progress | None = None) -> Path:
         """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there once it is complete.
@@ -295,7 +295,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, pro
         except KeyError:
             raise InvalidInput(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, _sha256(draft)) != (one.size, one.sha256):
-            raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) are not what was put there")
+            raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) do not match what was stored")
     return path
 
 

@@ -204,7 +204,7 @@ def _write_study(store: Store, writer: _Writer, uuid: str, name: str) -> StudyBa
 def _write_files(store: Store, writer: _Writer, uuids: set[str]) -> tuple[int, str]:
     elsewhere = settings.artifacts_url()
     if elsewhere is not None:
-        return 0, "HOPAAS_ARTIFACTS keeps them in another place; back that up as well"
+        return 0, "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
     try:
         artifacts = store.artifacts()
     except ConfigurationError as error:
@@ -316,7 +316,7 @@ def read(path: Path) -> Backup:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise InvalidInput(f"{path} is not a whole backup") from None
+        raise InvalidInput(f"{path} is not a complete backup") from None
     try:
         return Backup(archive, _checked(archive, path))
     except BaseException:
@@ -415,8 +415,8 @@ def _check_prefix(what: str, log: Log, entries: Iterator[Entry], base: int) -> b
             return False
         if there is None:
             raise ConfigurationError(
-                f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would take back "
-                "what others have seen. Restore into an empty store"
+                f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would undo what "
+                "others have seen. Restore into an empty store"
             )
         if here != there:
             raise ConfigurationError(
@@ -441,8 +441,8 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
     alive = [peers[peer] for peer in peers if after.get(peer) != before.get(peer)]
     if alive:
         raise ConfigurationError(
-            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and know more than the backup: end "
-            "them first. What they could not send stays in their spool"
+            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and know more than the backup: "
+            "stop them first. Results that they could not send stay in their spool"
         )
 
 
@@ -467,4 +467,6 @@ def _check_replay(backup: Backup, store: Store) -> None:
         if snapshot.digest(state) != one.digest:
             differ.append(one.name)
     if differ:
-        raise StoreCorrupt(f"restored, but not the same as was backed up: {', '.join(differ)}. Do not use this store")
+        raise StoreCorrupt(
+            f"restored, but the result differs from the backup: {', '.join(differ)}. Do not use this store"
+        )

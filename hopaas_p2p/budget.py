@@ -63,7 +63,9 @@ def check_limits(limits: Budget, objectives: int) -> None:
     if possible_limits(limits, objectives):
         return
     if possible_limits(limits, 1):
-        raise InvalidInput("a study with several objectives ends by its budget or a date: it has no best value")
+        raise InvalidInput(
+            "a study with several objectives can end only by its budget or a date, since it has no best value"
+        )
     raise InvalidInput(f"a budget's limits are positive numbers, got {words(limits)}")
 
 
@@ -96,7 +98,7 @@ def _parsed(texts: Iterable[str]) -> Budget:
         for name in names[:-1]:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
-                raise InvalidInput(f"{key!r} is no part of a budget; there are: {_KEYS}")
+                raise InvalidInput(f"{key!r} is not a budget key; choose from: {_KEYS}")
         if names[-1] in place:
             raise InvalidInput(f"the budget says {key.strip()} twice")
         place[names[-1]] = value.strip()
@@ -111,7 +113,7 @@ def _converted(content: Mapping[str, Any]) -> Budget:
     for price in prices.values() if isinstance(prices, Mapping) else ():
         unknown |= set(price) - set(Price.__struct_fields__) if isinstance(price, Mapping) else set()
     if unknown:
-        raise InvalidInput(f"{min(unknown)!r} is no part of a budget; there are: {_KEYS}")
+        raise InvalidInput(f"{min(unknown)!r} is not a budget key; choose from: {_KEYS}")
     plain = {**content}
     if isinstance(until, Mapping) and isinstance(until.get("date"), datetime.date):  # as YAML and TOML read it
         plain["until"] = {**until, "date": until["date"].isoformat()}

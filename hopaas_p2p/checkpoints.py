@@ -102,18 +102,18 @@ def load(
     for checkpoint in reversed(checkpoints):
         if not _is_of(uuid, checkpoint):
             _log.warning(
-                "the checkpoint of step %d is not a file of this study's; trying the one before", checkpoint.step
+                "the checkpoint of step %d does not belong to this study; trying the previous one", checkpoint.step
             )
             continue
         path = directory / f"checkpoint-{checkpoint.step}"
         try:
             artifacts.get(checkpoint.key, path)
         except KeyError:
-            _log.warning("the checkpoint of step %d is gone; trying the one before", checkpoint.step)
+            _log.warning("the checkpoint of step %d is gone; trying the previous one", checkpoint.step)
             continue
         if path.stat().st_size == checkpoint.size and _sha256(path) == checkpoint.sha256:
             return checkpoint.step, path
-        _log.warning("the checkpoint of step %d is damaged; trying the one before", checkpoint.step)
+        _log.warning("the checkpoint of step %d is damaged; trying the previous one", checkpoint.step)
         path.unlink()
     return None
 

@@ -89,7 +89,7 @@ class StudyDeleted(HopaasError):
 
 
 class StudyExists(HopaasError):
-    """A study of that name exists already; join it with open_study, or choose another name."""
+    """A study of that name already exists; join it with open_study, or choose another name."""
 
 
 class DefinitionMismatch(ConfigurationError):

@@ -15,8 +15,8 @@ from hopaas_p2p.errors import InvalidInput
 
 _EXAMPLES: Final = "rungs(min=1,max=27,eta=3,brackets=1) or population(size=16,every=5,max=100)"
 HELP: Final = (
-    "Where trials pause, and which go on: rungs(min=1,max=27,eta=3,brackets=1), population(size=16,every=5,max=100), "
-    "or none."
+    "Where trials pause, and which continue: rungs(min=1,max=27,eta=3,brackets=1), "
+    "population(size=16,every=5,max=100), or none."
 )
 _CALL: Final = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _KINDS: Final[dict[str, type[Rungs] | type[Population]]] = {"rungs": Rungs, "population": Population}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-AGAIN: Final = "set that right, and ask the doctor again"
+AGAIN: Final = "fix that, and run the doctor again"
 """The cure if the detail already says what to change."""
 
 

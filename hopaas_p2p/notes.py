@@ -89,7 +89,7 @@ def change_tags(
     """
     for tag in add:
         if not tag or len(tag) > _MAX_TAG or not tag.isprintable():
-            raise InvalidInput(f"{tag!r} is no tag: use 1 to {_MAX_TAG} printable characters")
+            raise InvalidInput(f"{tag!r} is not a tag: use 1 to {_MAX_TAG} printable characters")
     before = tags_of(study, number)
     after = [tag for tag in dict.fromkeys([*before, *add]) if tag not in remove]
     if after != before:

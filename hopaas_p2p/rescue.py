@@ -371,7 +371,7 @@ def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target
 
     """
     if name in target.study_names():
-        raise ConfigurationError(f"there is a study {name!r} already; give the new one another name: --as NAME")
+        raise ConfigurationError(f"there is a study {name!r} already; give the new one another name with --as NAME")
     if rescued.study is None:
         raise ConfigurationError("not even the definition of this study can be read; there is nothing to copy")
     portable = _marked(rescued.study._replace(name=name), rescued, uuid)
@@ -387,7 +387,7 @@ def _marked(portable: Portable, rescued: Rescued, uuid: str) -> Portable:
             trials.append(trial)
             continue
         what = (
-            "started in the damaged commit" if trial.number in rescued.unknown else "changed behind the damaged commit"
+            "started in the damaged commit" if trial.number in rescued.unknown else "changed after the damaged commit"
         )
         user = {**trial.record.user, MARK: json.dumps(f"{what} {lsn}")}
         trials.append(trial._replace(record=msgspec.structs.replace(trial.record, user=user)))

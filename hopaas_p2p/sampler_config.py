@@ -57,7 +57,9 @@ def configured(
     if chosen is None:
         name = _KNOWN[kind].get((found.value or "").lower())
         if name is None:
-            raise ConfigurationError(f"{kind} = {found.value!r} ({found.origin}); there are {', '.join(_KNOWN[kind])}")
+            raise ConfigurationError(
+                f"{kind} = {found.value!r} ({found.origin}); choose from {', '.join(_KNOWN[kind])}"
+            )
         chosen = _default_sampler() if name == "TPESampler" else _new(kind, name, {})
     extras.check_sampler(chosen)
     return chosen
@@ -75,7 +77,7 @@ def checked(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     classes = {one.lower(): one for one in _KNOWN[kind].values()}
     found = _KNOWN[kind].get(name.lower()) or classes.get(name.lower())
     if found is None:
-        raise InvalidInput(f"{kind} = {name!r}; there are {', '.join(_KNOWN[kind])}")
+        raise InvalidInput(f"{kind} = {name!r}; choose from {', '.join(_KNOWN[kind])}")
     try:
         _new(kind, found, arguments)
     except (TypeError, ValueError, AttributeError) as error:

@@ -155,26 +155,26 @@ class Setting(NamedTuple):
 
 SETTINGS: Final[dict[str, Setting]] = {
     "store": Setting("where the studies are: a directory, or a URL"),
-    "study": Setting("the study that commands without a name are about"),
+    "study": Setting("the study to use when a command names none"),
     "sampler": Setting("what proposes parameters in `ask`: tpe, random, gp, qmc, nsgaii", "tpe"),
     "pruner": Setting("what answers `should-prune`: median, hyperband, halving, none", "median"),
     "budget": Setting("what `study create` lets a study spend: trials, or limits such as gpu_hours=500,kwh=80"),
-    "gpus": Setting("GPUs that a process here uses, where its batch job does not say"),
-    "cores": Setting("cores that a process here uses, where its batch job does not say"),
-    "watts": Setting("power that a process here draws, where neither NVML nor RAPL can be read"),
-    "patience": Setting("seconds for which a command tries a store that does not answer", "20"),
+    "gpus": Setting("GPUs that a process here uses, if its batch job does not say"),
+    "cores": Setting("cores that a process here uses, if its batch job does not say"),
+    "watts": Setting("watts that a process here draws, if neither NVML nor RAPL can be read"),
+    "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL"),
-    "site": Setting("where this process runs, for people to read"),
+    "site": Setting("a name for where this process runs"),
     "ca_file": Setting("certificate authorities to trust instead of certifi's", in_directories=False),
     "token_file": Setting("a file that holds the token of a Postgres store"),
     "token_host": Setting("the only host, or hosts, that the token may be sent to", in_directories=False),
     "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay", in_directories=False),
     "via": Setting("how the jobs of a joined study reach it: auto, direct, relay, bridge", in_directories=False),
     "joined": Setting("the name under which `join` keeps a study", in_files=False),
-    "token": Setting("the token of a Postgres store, which its gateway takes too", in_files=False, secret=True),
+    "token": Setting("the token of a Postgres store, also accepted by its gateway", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
-    "ticket": Setting("the trial that report, tell and the like are about", in_files=False),
+    "ticket": Setting("the trial that report, tell and similar commands act on", in_files=False),
 }
 _READ_FROM_THE_ENVIRONMENT: Final = (
     "artifacts",
@@ -301,7 +301,7 @@ class Settings:
             except FileNotFoundError:
                 pass
             except PermissionError as error:
-                self._warn(f"{HERE} does not count: {error.strerror or error}")
+                self._warn(f"{HERE} is ignored: {error.strerror or error}")
             own = user_file(self._env)
             if own.is_file():
                 try:
@@ -327,7 +327,7 @@ class Settings:
             others = ", ".join(sorted(one.stem for one in folder.glob("*.toml"))) or "none"
             raise ConfigurationError(f"no study is joined here as {named!r}; joined: {others}") from None
         except OSError as error:
-            raise ConfigurationError(f"{path} does not count: {error.strerror or error}") from None
+            raise ConfigurationError(f"{path} is ignored: {error.strerror or error}") from None
         files.insert(0, (str(path), values))
 
 
@@ -345,7 +345,9 @@ def _checked_here(path: Path, values: dict[str, str]) -> dict[str, str]:
     for name, value in values.items():
         instead = f"put it into {user_file()}, or set {variable(name)}"
         if not SETTINGS[name].in_directories:
-            raise ConfigurationError(f"{path}: {name} says whom to trust, which no directory may; {instead}")
+            raise ConfigurationError(
+                f"{path}: {name} decides whom to trust, which a directory's file may not; {instead}"
+            )
         if name.endswith("_file") and not _is_inside(folder, value):
             raise ConfigurationError(f"{path}: {name} = {value!r} is outside this directory; {instead}")
     return values
@@ -375,7 +377,11 @@ def _checked(path: Path, name: str, value: object) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
         raise ConfigurationError(f"{path}: {name!r} is not a setting; {hint}")
     if not setting.in_files:
-        instead = f"Say where it is with {name}_file." if setting.secret else f"Use {variable(name)}."
+        instead = (
+            f"Put it into a file of its own, and name that with {name}_file."
+            if setting.secret
+            else f"Use {variable(name)}."
+        )
         raise ConfigurationError(f"{path}: {name!r} does not belong in a file. {instead}")
     if name == "budget" and isinstance(value, dict):
         return ",".join(_flat(value))

@@ -94,7 +94,7 @@ def distribution_of(name: str, entry: Any) -> Distribution:
     if kind == "float":
         return Float(float(low), float(high), bool(table.get("log")), None if step is None else float(step))
     if any(one is not None and one != int(one) for one in (low, high, step)):
-        raise InvalidInput(f"{what}: an int has whole numbers, not {low}, {high}, {step}")
+        raise InvalidInput(f"{what}: an int needs whole numbers, not {low}, {high}, {step}")
     return Int(int(low), int(high), bool(table.get("log")), 1 if step is None else int(step))
 
 
@@ -119,7 +119,7 @@ def choices(value: Any, what: str) -> Categorical:
     for one in value:
         if one is not None and not isinstance(one, bool | int | float | str):
             raise InvalidInput(
-                f"{what}: {one!r} is not text, a number, a truth value or null; name it, and look it up in your code"
+                f"{what}: {one!r} is not a string, number, boolean or null; name it, and look it up in your code"
             )
     return Categorical(tuple(value))
 
@@ -168,7 +168,7 @@ def inferred(state: State) -> tuple[dict[str, Distribution], str]:
             one = trial.distribution(name, state)
             both = _united(space.get(name, one), one)
             if both is None:
-                return {}, f"the parameter {name!r} was drawn in different ways"
+                return {}, f"the parameter {name!r} has different distributions"
             space[name] = both
     return space, "" if space else "no trial has parameters yet"
 
@@ -210,12 +210,14 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
         return Categorical(tuple(parts))
     convert = float if kind == "float" else _whole
     bounds, words = parts[:2], parts[2:]
+    if len(bounds) < 2:
+        raise InvalidInput(f"the parameter {name!r}: needs two bounds; write {name}={SHAPES}")
     try:
         low, high = (convert(bound) for bound in bounds)
         log = "log" in words
         steps = [convert(word.partition("=")[2]) for word in words if word != "log" and _is_step(word)]
     except (ValueError, TypeError) as error:
-        raise InvalidInput(f"the parameter {name!r}: {error or 'needs two bounds'}; write {name}={SHAPES}") from None
+        raise InvalidInput(f"the parameter {name!r}: {error}; write {name}={SHAPES}") from None
     if len(steps) + log != len(words) or len(steps) > 1:
         raise InvalidInput(f"the parameter {name!r}: after the bounds, only 'log' or 'step=…'")
     if kind == "float":

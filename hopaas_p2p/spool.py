@@ -213,7 +213,7 @@ def take_in(spooled: Spooled) -> None:
     if all(there != spooled for _, there in histories(spooled.study)):
         path, why = write(spooled, _HISTORY)
         if path is None:
-            raise ConfigurationError(f"the spool takes nothing: {why}")
+            raise ConfigurationError(f"the spool cannot store anything: {why}")
 
 
 def exported(source: Path) -> list[Spooled]:

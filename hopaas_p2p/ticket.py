@@ -87,7 +87,9 @@ class Ticket(NamedTuple):
             return msgspec.msgpack.decode(data[4:], type=cls)
         except (ValueError, binascii.Error, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
-            raise InvalidInput(f"{shown!r} is no ticket, or only a part of one; take all that `ask` printed") from None
+            raise InvalidInput(
+                f"{shown!r} is not a ticket, or only a part of one; use everything that `ask` printed"
+            ) from None
 
 
 def ticket_of(study: Study, trial_number: int) -> Ticket:
@@ -179,9 +181,9 @@ class TicketTrial:
         if verdict.refusal in ("fenced", "not running"):
             self._explain_loss()
         if verdict.refusal == "finished":
-            raise NotYourTrial(f"trial {number} is finished already, and stays as it is")
+            raise NotYourTrial(f"trial {number} has already finished, and stays as it is")
         if verdict.refusal == "no such trial":
-            raise NoSuchTrial(f"there is no trial {number} in {self.ticket.study!r}; was the study made anew?")
+            raise NoSuchTrial(f"there is no trial {number} in {self.ticket.study!r}; was the study created again?")
         from hopaas_p2p.storage.handle import why_refused
 
         raise InvalidInput(f"trial {number} was refused: {why_refused(self.study.state, verdict)}")
@@ -190,7 +192,7 @@ class TicketTrial:
         """The trial as the log has it now, still ours; raises otherwise."""
         trials = self.study.state.trials
         if self.ticket.number >= len(trials):
-            raise NoSuchTrial(f"there is no trial {self.ticket.number} in {self.ticket.study!r}; was it made anew?")
+            raise NoSuchTrial(f"there is no trial {self.ticket.number} in {self.ticket.study!r}; was it created again?")
         trial = trials[self.ticket.number]
         if (trial.owner, trial.epoch) != (self.ticket.owner, self.ticket.epoch) or trial.end is not None:
             self._explain_loss()
@@ -201,7 +203,7 @@ class TicketTrial:
         number, lease = self.ticket.number, (self.ticket.owner, self.ticket.epoch)
         trial = self.study.state.trials[number]
         if (trial.owner, trial.epoch) == lease and trial.end is not None:
-            raise NotYourTrial(f"trial {number} is finished already ({trial.state.name}), and stays as it is")
+            raise NotYourTrial(f"trial {number} has already finished ({trial.state.name}), and stays as it is")
         why = next((one.why for one in trial.history if (one.owner, one.epoch) == lease), "another peer took it over")
         raise LeaseLost(f"trial {number} is no longer run by this ticket: {why}")
 
@@ -279,7 +281,7 @@ def ending(
     to = state if state is not None else TrialState.COMPLETE
     told = None if values is None else tuple([float(value) for value in values])
     if to is TrialState.COMPLETE and any(math.isnan(value) for value in told or ()):
-        raise InvalidInput("NaN is no result; say --state fail")
+        raise InvalidInput("NaN is not a result; use --state fail")
     return TrialFinish(ticket.number, ticket.epoch, to, told, reason)
 
 

@@ -75,7 +75,7 @@ class Trial(optuna.trial.Trial):
     def log(self, step: int, /, **metrics: float) -> None:
         """Keep numbers of this step beside the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
 
-        They are shown and exported. What `report` says decides about pruning. Never waits for the store: they leave
+        They are shown and exported. Pruning looks only at what `report` sent. Never waits for the store: they leave
         with the next exchange, with the reports. NaN and the infinities are kept; names of up to 100 characters, and up
         to 64 of them per trial (`**{"val/loss": 0.3}` for one that is no word).
 
@@ -262,8 +262,8 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
         try:
             value = float(part)
         except (TypeError, ValueError):
-            raise InvalidInput(f"the objective gave {part!r}, which is not a number") from None
+            raise InvalidInput(f"the objective returned {part!r}, which is not a number") from None
         if math.isnan(value):
-            raise InvalidInput("the objective gave NaN")
+            raise InvalidInput("the objective returned NaN")
         values.append(value)
     return tuple(values)

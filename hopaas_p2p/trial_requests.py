@@ -77,7 +77,7 @@ class TrialRequests:
         """
         carry_out = _REQUESTS.get(str(request.get("do"))) if isinstance(request, dict) else None
         if carry_out is None:
-            raise InvalidInput(f"there is no such request; there are {', '.join(_REQUESTS)}")
+            raise InvalidInput(f"there is no such request; choose from {', '.join(_REQUESTS)}")
         with self._lock:
             if self._closed:
                 raise NotYourTrial("the trial is over")
@@ -123,7 +123,7 @@ class TrialRequests:
         values = request.get("values")
         state = str(request.get("state") or ("complete" if values else "fail")).lower()
         if state not in ("complete", "pruned", "fail"):
-            raise InvalidInput(f"state {state!r}; there are complete, pruned, fail")
+            raise InvalidInput(f"state {state!r}; choose from complete, pruned, fail")
         told = values if state == "complete" else None
         try:
             self._study.tell(self._trial, told, state=state, reason=request.get("reason"))
@@ -154,7 +154,7 @@ class TrialRequests:
 
     def _refuse_after_the_end(self) -> None:
         if self.told is not None:
-            raise NotYourTrial(f"trial {self._trial.number} is finished already, and stays as it is")
+            raise NotYourTrial(f"trial {self._trial.number} has already finished, and stays as it is")
 
 
 _REQUESTS: Final[dict[str, Callable[[TrialRequests, Any], dict[str, Any]]]] = {

@@ -64,7 +64,7 @@ def _logs(page: PageContext) -> None:
     if st.button("Measure the log and its newest snapshot", key="measure-now"):
         entries = [len(entry.payload) for entry in _entries(page, chosen)]
         snapshot = page.cache.store.log(chosen.uuid).newest_snapshot()
-        behind = "the log is short, or none has been written"
+        behind = "none yet, or the log is short"
         if snapshot:
             behind = f"{len(entries) - snapshot[0]:,} commits behind"
         theme.tiles([
@@ -104,7 +104,7 @@ def _audit(page: PageContext) -> None:
         "users, what the peer said about itself. If a dashboard acted for somebody who had signed in, it says for whom."
     )
     left, right = st.columns(2)
-    wanted = left.text_input("Find", key="audit-find", placeholder="a person, a trial, a word").casefold()
+    wanted = left.text_input("Find", key="audit-find", placeholder="user, trial or text").casefold()
     refused = right.toggle("Refused records only", key="audit-refused")
     if not st.button("Read the log", key="audit-now") and st.session_state.get("audit-read") != listing.uuid:
         return

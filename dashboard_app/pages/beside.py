@@ -20,17 +20,17 @@ def show(page: PageContext) -> None:
     page.title("Side by side")
     frame = page.frame
     if frame is None or len(frame.columns) < 2:
-        theme.nothing("It takes two trials to compare.")
+        theme.nothing("Choose two trials or more to compare.")
         return
     if not url.given("trials"):  # a default would be left out of the address
         st.session_state.setdefault("trials", ", ".join(map(str, beside.first_choice(frame.columns))))
     text = st.text_input(
         "Trials", key="trials", bind="query-params", placeholder="numbers, such as 3, 17, 42", max_chars=100
     )
-    only = st.toggle("Only what differs", key="differing", bind="query-params")
+    only = st.toggle("Show differences only", key="differing", bind="query-params")
     numbers = beside.numbers_in(text or "", len(frame.columns))
     if len(numbers) < 2:
-        theme.nothing(f"Name two to {beside.MOST} trials that this study has.")
+        theme.nothing(f"Enter the numbers of two to {beside.MOST} trials of this study.")
         return
     live(page, lambda _page, frame: _body(frame, numbers, only=only), auto=False)
 
@@ -49,7 +49,7 @@ def _body(frame: Frame, numbers: Sequence[int], *, only: bool) -> None:
     rows += _rows(found.metrics, mark=False, only=only, of="metric ")
     headers = ["what", *(f"trial {one}" for one in numbers)]
     theme.table(headers, rows, label="Trials side by side")
-    draw(beside.curves(frame.state, numbers), key="curves", empty="None of them has a learning curve.")
+    draw(beside.curves(frame.state, numbers), key="curves", empty="None of these trials has a learning curve.")
 
 
 def _rows(facts: Sequence[Fact], *, mark: bool, only: bool, of: str = "") -> list[list[str]]:

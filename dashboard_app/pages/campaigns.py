@@ -19,8 +19,8 @@ def show(page: PageContext) -> None:
     """The page."""
     theme.title("Campaigns")
     left, right = st.columns([3, 1], vertical_alignment="bottom")
-    wanted = left.text_input("Find", key="find", placeholder="a name, a tag, a user", bind="query-params")
-    archived = right.toggle("Archived ones too", key="archived", bind="query-params")
+    wanted = left.text_input("Find", key="find", placeholder="name, tag or user", bind="query-params")
+    archived = right.toggle("Include archived", key="archived", bind="query-params")
 
     def draw() -> str:
         shown = _version(page)
@@ -68,7 +68,7 @@ def _cards(page: PageContext, wanted: str, *, archived: bool) -> None:
         theme.nothing(f"No campaign matches {wanted!r}.")
     else:
         theme.nothing(
-            "No study yet. Make one: hopaas-p2p study create NAME --store "
+            "No study yet. Create one: hopaas-p2p study create NAME --store "
             f"{page.cache.url} --space 'x=float(0,1)', or run your program; it shows up by itself."
         )
     if hidden:
@@ -80,7 +80,7 @@ def _html(frame: Frame, card: Card) -> str:
     of = f" of {card.budget:,}" if card.budget is not None else ""
     counts = " · ".join(f"{count:,} {word}" for word, count in card.counts.items()) or "no trials yet"
     peers = " · ".join(f"{safe(site)} {count}" for site, count in card.sites.items())
-    small = [f"begun by {safe(card.begun_by)}"] if card.begun_by else []
+    small = [f"started by {safe(card.begun_by)}"] if card.begun_by else []
     small += [f"last trial {theme.ago(card.last)}"] if card.last is not None else []
     lines = [
         f"{card.used:,}{of} used · {counts}",

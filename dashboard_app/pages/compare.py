@@ -21,7 +21,7 @@ def show(page: PageContext) -> None:
     theme.title("Compare")
     names = [one.name for one in page.studies()]
     if len(names) < 2:
-        theme.nothing("It takes two studies in this store to compare.")
+        theme.nothing("Comparing needs at least two studies in this store.")
         return
     if not url.given("studies"):  # a default would be left out of the address, and differs from person to person
         before = st.session_state.get("study")
@@ -53,7 +53,7 @@ def _body(frames: list[Frame], along: Along) -> None:
     if len({columns.directions[0] for _, columns in pairs}) > 1:
         theme.caption("These studies do not optimise in the same direction.")
     if any(len(columns.directions) > 1 for _, columns in pairs):
-        theme.caption("Of studies with several objectives the first is shown.")
+        theme.caption("For studies with several objectives, the first objective is shown.")
     summaries = [compare.summary(columns) for _, columns in pairs]
     rows = [
         [

@@ -135,9 +135,9 @@ def _leaders(frame: Frame, objective: int, numbers: list[int], names: tuple[str,
         [theme.trial_link(frame.name, one), value, *map(theme.safe, parts)]
         for one, value, parts in params.leaders(frame.columns, numbers, names, objective=objective)
     ]
-    title = "The best that pass the filter"
+    title = "Best trials that pass the filter"
     theme.heading(title)
-    theme.table(("trial", "value", *names), rows, label=title, numeric=(0, 1))
+    theme.table(("trial", "value", *names), rows, label=title, numeric=(0, 1), names=range(2, 2 + len(names)))
     if len(numbers) > len(rows):
         theme.caption("All trials that pass the filter are on the Trials page.")
 

@@ -33,10 +33,10 @@ def _body(page: PageContext, frame: Frame) -> None:
         return
     counts = {kind: sum(one.kind == kind for one in found) for kind in failures.KINDS}
     theme.tiles([
-        ("errors of the objective", f"{counts['error']:,}", "the training code failed"),
+        ("errors in the objective", f"{counts['error']:,}", "the training code failed"),
         ("leases lost", f"{counts['lease']:,}", "silent, pre-empted or interrupted peers"),
         ("withdrawn", f"{counts['withdrawn']:,}", "by hand, or replaced by a late result"),
-        ("stay failed", f"{len({one.number for one in found if one.final}):,}", "trials that were not retried"),
+        ("not retried", f"{len({one.number for one in found if one.final}):,}", "trials that stay failed"),
     ])  # fmt: skip
     groups = failures.groups(found)
     for kind, what in failures.KINDS.items():
@@ -52,16 +52,16 @@ def _table(frame: Frame, groups: list[tuple[Key, list[Failure]]], what: str) -> 
          theme.trial_link(frame.name, members[0].number)]
         for (_, *where), members in groups[:_ROWS]
     ]  # fmt: skip
-    headers = ("reason", "site", "node", "count", "stay failed", "newest trial")
+    headers = ("reason", "site", "node", "count", "not retried", "newest trial")
     theme.table(headers, cells, label=what, numeric=(3, 4, 5))
     if len(groups) > _ROWS:
         theme.caption(f"{len(groups) - _ROWS:,} more groups are not shown.")
 
 
 def _members(page: PageContext, frame: Frame, groups: dict[Key, list[Failure]]) -> None:
-    theme.heading("Look into one group")
+    theme.heading("Inspect a group")
     chosen = st.selectbox(
-        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose one to see its trials",
+        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose a group to see its trials",
         format_func=lambda key: f"{len(groups.get(key, ())):,} x {key[1]} | {key[2]} | {key[3]}",
     )  # fmt: skip
     if chosen is None:
@@ -73,7 +73,7 @@ def _members(page: PageContext, frame: Frame, groups: dict[Key, list[Failure]]) 
         [theme.trial_link(frame.name, one.number), f'<pre class="hp-reason">{theme.safe(one.full, longest=2000)}</pre>']
         for one in members[:_SHOWN]
     ]
-    theme.table(("trial", "reason in full"), cells, label="trials of this group", numeric=(0,))
+    theme.table(("trial", "full reason"), cells, label="Trials of this group", numeric=(0,))
     if len(members) > _SHOWN:
         theme.caption(f"The newest {_SHOWN} of {len(members):,} are shown.")
 

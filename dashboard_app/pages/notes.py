@@ -43,7 +43,7 @@ def show(page: PageContext) -> None:
 def _trials(frame: Frame, found: list[Noted]) -> None:
     theme.heading("Trials with a note or a tag")
     if not found:
-        theme.nothing("None. Write one on the page of a trial, or with: hopaas-p2p trial note")
+        theme.nothing("None yet. Write one on the page of a trial, or with: hopaas-p2p trial note")
         return
     rows = [
         [theme.trial_link(frame.name, one.number), " ".join(map(theme.tag, one.tags)), theme.safe(one.line)]
@@ -70,7 +70,7 @@ def note_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
         with st.container(border=True, key=f"hopaas-note-{number}"):
             st.markdown(tame(text))
     elif not page.may_act:
-        theme.nothing("There is no note.")
+        theme.nothing("No note yet.")
     if not page.may_act:
         return
     with st.expander("Write" if not text else "Change", icon=":material/edit:", expanded=False):
@@ -89,14 +89,14 @@ def tags_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
     before = notes.read_tags(frame.system, number)
     if page.may_act:
         after = st.multiselect(
-            "Tags", before, default=before, accept_new_options=True, placeholder="type a new one",
+            "Tags", before, default=before, accept_new_options=True, placeholder="type a new tag",
             label_visibility="collapsed", key=f"tags-{number}-{frame.lsn}",
         )  # fmt: skip
         _change_tags(page, number, before, after, done="The tags are saved.")
     elif before:
         st.html(" ".join(map(theme.tag, before)))
     else:
-        theme.nothing("There is no tag.")
+        theme.nothing("No tags yet.")
 
 
 def archive(page: PageContext, frame: Frame) -> None:
@@ -118,7 +118,7 @@ def files_of(page: PageContext, frame: Frame, number: int | None = None) -> None
     theme.heading("Files")
     found = artifacts.listed(frame.state, frame.study_id, number)
     if not found:
-        theme.nothing("There is no file.")
+        theme.nothing("No files yet.")
     for one in found[:_SHOWN]:
         _file(page, one, named=number is None)
     if len(found) > _SHOWN:

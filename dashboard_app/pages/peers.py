@@ -22,12 +22,12 @@ _TICKS: Final[dict[str, Any]] = {"seconds": ":%S", "minutes": "%H:%M", "hours": 
 """On the 24-hour clock: Vega's own formats count to twelve without AM or PM."""
 _COLOURS: Final = {
     "complete": palette.COMPLETE, "pruned": palette.PRUNED, "failed": palette.FAILED, "running": palette.RUNNING,
-    "taken away": palette.LOST, "given back": palette.WAITING,
+    "taken over": palette.LOST, "returned": palette.WAITING,
 }  # fmt: skip
 _HEIGHTS: Final = {
-    "complete": 0.85, "taken away": 0.85, "running": 0.65, "pruned": 0.45, "given back": 0.35, "failed": 0.25,
+    "complete": 0.85, "taken over": 0.85, "running": 0.65, "pruned": 0.45, "returned": 0.35, "failed": 0.25,
 }  # fmt: skip
-"""Height distinguishes kinds too, for those who cannot tell the colours apart; what was taken away is dashed."""
+"""Height distinguishes kinds too, for those who cannot tell the colours apart; what was taken over is dashed."""
 
 _DRAINING: Final = ("", "takes no more trials")
 
@@ -134,7 +134,7 @@ def _timeline(frame: Frame, now: float) -> None:
     chart = alt.layer(
         *(
             base.transform_filter(alt.datum.kind == kind).mark_bar(
-                height={"band": _HEIGHTS[kind]}, cornerRadius=2, **(dashed if kind == "taken away" else {})
+                height={"band": _HEIGHTS[kind]}, cornerRadius=2, **(dashed if kind == "taken over" else {})
             )
             for kind in kinds
         )

@@ -43,14 +43,14 @@ def _body(_here: PageContext, frame: Frame) -> None:
 
 
 def _tiles(saved: Saved | None, pruned: int, over: int) -> list[tuple[str, str, str]]:
-    share = f"{pruned / over:.0%} of the {over:,} that ended by themselves" if over else ""
+    share = f"{pruned / over:.0%} of the {over:,} that were not interrupted" if over else ""
     tiles = [("pruned", f"{pruned:,}", share)]
     if saved is None:
         return [*tiles, ("compute saved", "-", "needs pruned and complete trials with reports and times")]
     return [
         *tiles,
-        ("compute saved, estimated", hours(saved.hours), f"between {hours(saved.low)} and {hours(saved.high)} (90 %)"),
-        ("of all that would be needed", f"{saved.share:.0%}", f"{hours(saved.spent)} were spent"),
+        ("estimated compute saved", hours(saved.hours), f"between {hours(saved.low)} and {hours(saved.high)} (90 %)"),
+        ("of what would have been needed", f"{saved.share:.0%}", f"{hours(saved.spent)} were spent"),
         ("steps of a complete trial", number(saved.steps), "on average"),
     ]
 

@@ -33,28 +33,29 @@ def _body(_here: PageContext, frame: Frame) -> None:
     if sorted_ is None or sorted_.standings is None or sorted_.policy is None:
         theme.nothing(
             "This study has no rungs. With open_study(…, fidelity=hopaas_p2p.Rungs(min=1, max=27)), trials pause at "
-            "rungs and the best go on; with fidelity=hopaas_p2p.Population(size=16, every=5), the worst copy the best."
+            "rungs and the best continue; with fidelity=hopaas_p2p.Population(size=16, every=5), the worst copy the "
+            "best."
         )
         return
     found = frame.once(lambda one: rungs.overview(one.state), "rungs")
     theme.tiles([
         ("configurations", f"{found.configurations:,}", in_words(sorted_.policy)),
         ("running", f"{found.running:,}", "now"),
-        ("wait at a rung", f"{found.waiting:,}", "with a checkpoint"),
-        ("promotions", f"{found.promotions:,}", f"{found.elsewhere:,} went on at another site"),
+        ("waiting at a rung", f"{found.waiting:,}", "with a checkpoint"),
+        ("promoted", f"{found.promotions:,}", f"{found.elsewhere:,} continued at another site"),
         ("complete", f"{found.complete:,}", "trained to the end"),
     ])  # fmt: skip
     theme.caption(configurations.next_in_words(frame.state).capitalize() + ".")
     draw(
         frame.once(lambda one: rungs.standing(one.state), "standing"),
         key="standing",
-        empty="No configuration has come to a rung yet.",
+        empty="No configuration has reached a rung yet.",
     )
     _rungs(frame)
     draw(
         frame.once(lambda one: rungs.curves(one.state), "chains"),
         key="chains",
-        empty="Curves take reports: trial.report(value, step).",
+        empty="Curves need reports: trial.report(value, step).",
     )
     if sorted_.members is not None:
         draw(
@@ -76,16 +77,16 @@ def _rungs(frame: Frame) -> None:
         for place in places
         for counts in [(place.reached, place.promoted, place.waiting, place.quota)]
     ]
-    headers = ["rung", "came", "went on", "wait", "may go on by now"]
+    headers = ["rung", "reached", "promoted", "waiting", "promotion limit"]
     theme.table(headers, rows, label="Rungs", numeric=(1, 2, 3, 4))
 
 
 def _promotions(frame: Frame) -> None:
     events = configurations.promotions(frame.state)
     theme.heading("Promotions")
-    headers = ["when", "configuration", "after epochs", "paused at", "goes on at", "trial"]
+    headers = ["when", "configuration", "after epochs", "paused at", "continued at", "trial"]
     rows = [_event(frame, one) for one in reversed(events[-_EVENTS:])]
-    theme.table(headers, rows, label="Promotions", numeric=(2,), empty="Nothing was promoted yet.")
+    theme.table(headers, rows, label="Promotions", numeric=(2,), empty="Nothing has been promoted yet.")
     if len(events) > _EVENTS:
         theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
 
@@ -93,9 +94,9 @@ def _promotions(frame: Frame) -> None:
 def _copies(frame: Frame) -> None:
     events = relations.copies(frame.state)
     theme.heading("Copies")
-    headers = ["when", "member", "copied", "after epochs", "its site", "goes on at", "trial"]
+    headers = ["when", "member", "copied", "after epochs", "its site", "continued at", "trial"]
     rows = [_copy(frame, one) for one in reversed(events[-_EVENTS:])]
-    theme.table(headers, rows, label="Copies", numeric=(3,), empty="No member has copied another one yet.")
+    theme.table(headers, rows, label="Copies", numeric=(3,), empty="No member has copied another yet.")
     if len(events) > _EVENTS:
         theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
 
@@ -127,7 +128,7 @@ def _configurations(frame: Frame) -> None:
     found = configurations.rows(frame.state)
     theme.heading("Configurations")
     order = sorted(found, key=lambda row: (-row.epochs, -row.first))
-    headers = ["configuration", "is", "epochs", "pauses after", "worth at its rungs", "sites", "trials"]
+    headers = ["configuration", "state", "epochs", "pauses after", "value at its rungs", "sites", "trials"]
     rows = [_row(frame, row) for row in order[:_ROWS]]
     population = frame.state.configurations is not None and frame.state.configurations.members is not None
     if population:
@@ -137,7 +138,7 @@ def _configurations(frame: Frame) -> None:
             cells.append(" → ".join(theme.trial_link(frame.name, one) for one in trees[row.first]))
     theme.table(headers, rows, label="Configurations", numeric=(2, 3))
     if len(found) > _ROWS:
-        theme.caption(f"and {len(found) - _ROWS:,} more that have not come as far")
+        theme.caption(f"and {len(found) - _ROWS:,} more that are not as far along")
 
 
 def _row(frame: Frame, row: ConfigurationRow) -> list[str]:

@@ -27,7 +27,7 @@ from hopaas_p2p.study import Study
 
 _KEPT: Final = 30
 _SYMBOLS: Final = {"requested": "…", "acknowledged": "◐", "done": "✓", "refused": "✕"}
-_OPEN: Final = "left open"
+_OPEN: Final = "auto"
 _LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
 
 
@@ -89,8 +89,8 @@ def _requests(page: PageContext, frame: Frame) -> None:
         state = f'<span class="hp-tag">{_SYMBOLS[how.word]} {how.word}</span>'
         rows.append([when, theme.safe(one.what), state, theme.safe(how.more)])
     if rows:
-        theme.heading("What you asked for")
-        theme.table(("at", "what", "state", ""), rows, label="What you asked for")
+        theme.heading("Your requests")
+        theme.table(("at", "what", "state", ""), rows, label="Your requests")
 
 
 # --- the study ---
@@ -253,9 +253,9 @@ def _enqueue(page: PageContext, frame: Frame) -> None:
     with st.form("enqueue"):
         theme.caption("Leave a field empty to let the sampler choose.")
         given = _space_form(frame.state.dists, _asked(page))
-        times = int(st.number_input("How often", 1, 100, value=1, step=1))
+        times = int(st.number_input("How many times", 1, 100, value=1, step=1))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
-            words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "parameters of the sampler"
+            words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "a trial with sampled parameters"
             for _ in range(times):
                 ask(page, "run", f"queue {words}", lambda study: study.enqueue(given))
             st.rerun()

@@ -110,7 +110,7 @@ def _output(page: PageContext, frame: Frame, trial: Trial) -> None:
         return
     with box:
         if one.size is None or one.size > _LONGEST_OUTPUT:
-            theme.nothing("It is too long to be shown. Fetch it below, under Files.")
+            theme.nothing("It is too long to show here. Download it below, under Files.")
             return
         try:
             text = views.readable(fetched(page, one))
@@ -170,7 +170,7 @@ def _metrics(frame: Frame, trial: Trial) -> None:
     if not found:
         return
     theme.heading("Metrics")
-    theme.caption("Logged beside the reports. They decide nothing about pruning.")
+    theme.caption("Logged beside the reports. They do not affect pruning.")
     rows = [
         [theme.safe(one.name), *map(shown, (one.value, one.low, one.high)), f"{one.step:,}", f"{one.steps:,}"]
         for one in found
@@ -215,14 +215,14 @@ def _attempts(frame: Frame, trial: Trial) -> None:
             mine = one == trial.number
             link = f"<b>trial {one}</b>" if mine else theme.trial_link(frame.name, one, "trial ")
             rows.append([link, theme.safe(what)])
-        theme.table(["trial", "what it is"], rows, label="Attempts")
+        theme.table(["trial", "relation"], rows, label="Attempts")
     if trial.checkpoints:
         theme.heading("Checkpoints")
         rows = [
             [str(one.step), f"{one.size:,}", theme.safe(one.sha256[:16]), theme.safe(one.key)]
             for one in trial.checkpoints
         ]
-        theme.table(["after step", "bytes", "sha256", "kept as"], rows, label="Checkpoints", numeric=(0, 1))
+        theme.table(["after step", "bytes", "SHA-256", "kept as"], rows, label="Checkpoints", numeric=(0, 1))
 
 
 def _pairs(title: str, headers: tuple[str, str], pairs: Mapping[str, object]) -> None:

@@ -19,6 +19,7 @@ from dashboard_app.views import table as views
 from dashboard_app.views.columns import Mask
 from hopaas_p2p.export import jsonl, portable, tables
 from hopaas_p2p.report import palette
+from hopaas_p2p.report.facts import phrase
 
 _FORMATS: Final = (
     ("csv", "CSV", "text/csv"),
@@ -61,13 +62,16 @@ def _body(_page: PageContext, frame: Frame) -> None:
     st.dataframe(
         found, hide_index=True, height=560, lazy=True if count > 500 else None, placeholder="", key="trials",
         column_config={
+            **{name: phrase(name) for name in ("site", "node", "seconds", "steps", "attempt", "tags")},
             **{name: _number(name) for name in found.select_dtypes("float64").columns if name != "seconds"},
-            "trial": st.column_config.LinkColumn("trial", display_text=_LINK, pinned=True, width="small"),
-            "state": st.column_config.MultiselectColumn("state", options=list(_COLOURS), color=list(_COLOURS.values())),
-            "started": st.column_config.DatetimeColumn(
-                f"started ({zone})", format="YYYY-MM-DD HH:mm:ss", timezone=zone
+            "trial": st.column_config.LinkColumn("Trial", display_text=_LINK, pinned=True, width="small"),
+            "state": st.column_config.MultiselectColumn(
+                "State", width=104, options=list(_COLOURS), color=list(_COLOURS.values())
             ),
-            "reason": st.column_config.TextColumn("reason", width="large"),
+            "started": st.column_config.DatetimeColumn(
+                f"Started ({zone})", format="YYYY-MM-DD HH:mm:ss", timezone=zone
+            ),
+            "reason": st.column_config.TextColumn("Reason", width="large"),
         },
         alt=f"{count} trials with their state, values, parameters, and where they ran",
     )  # fmt: skip
@@ -85,7 +89,11 @@ def _side_by_side(frame: Frame, mask: Mask) -> None:
 
 def _number(name: str) -> Any:
     """A column of numbers: by itself it would show four decimals, and be as wide as its first rows, also empty ones."""
-    return st.column_config.NumberColumn(width=min(200, max(112, 28 + 8 * len(name))), format="%.6g")
+    return st.column_config.NumberColumn(
+        phrase(name) if name in views.FIXED or name.startswith("value") else name,
+        width=min(200, max(112, 28 + 8 * len(name))),
+        format="%.6g",
+    )
 
 
 def _downloads(frame: Frame, mask: Mask) -> None:

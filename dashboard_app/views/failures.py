@@ -9,14 +9,14 @@ from typing import Final, Literal, NamedTuple
 from dashboard_app.views.columns import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import queued_again
+from hopaas_p2p.report.facts import queued_again, reason_line
 
 Kind = Literal["error", "lease", "withdrawn"]
 Key = tuple[Kind, str, str, str]
 """What the failures of a group share: kind, reason, site and node."""
 
 KINDS: Final[dict[Kind, str]] = {
-    "error": "errors of the objective",
+    "error": "errors in the objective",
     "lease": "leases lost: the peer fell silent, was pre-empted or interrupted",
     "withdrawn": "withdrawn by hand or by a late result",
 }
@@ -30,7 +30,7 @@ class Failure(NamedTuple):
 
     kind: Kind
     reason: str
-    """The first line, with numbers and addresses replaced, so that similar reasons are counted together."""
+    """In one line, with numbers and addresses replaced, so that similar reasons are counted together."""
     site: str
     host: str
     number: int
@@ -62,7 +62,7 @@ def _of(trial: Trial, state: State, again: frozenset[int]) -> Iterator[Failure]:
 
 def alike(reason: str) -> str:
     """A reason without what differs from trial to trial."""
-    first = reason.strip().split("\n", 1)[0][:_LONGEST]
+    first = reason_line(reason)[:_LONGEST]
     return _VARYING.sub(lambda found: "0x…" if found[0].startswith("0x") else "N", first) or "no reason given"
 
 

@@ -46,13 +46,14 @@ def tree(state: State) -> ChartSpec | None:
         xAxis=spec.axis("epochs", min=0),
         yAxis=spec.axis("member", min=0, max=len(rows) + 1, inverse=True, minInterval=1),
     )
-    said = f"{len(members):,} members, of which {len({one.member for one in events}):,} copied another one"
+    said = f"{len(members):,} members, {len({one.member for one in events}):,} of which copied another member"
     more = f"; the first {len(rows)} are drawn" if len(rows) < len(members) else ""
     return ChartSpec(
-        "Who descends from whom",
+        "Family tree",
         option,
-        f"The family tree of {said}.",
-        f"{said}{more}; a line from one member to another is where that one went on from its checkpoint",
+        f"Family tree of {said}.",
+        f"{said}{more}; a line from one member to another shows where the latter continued from the former's "
+        f"checkpoint",
         height=120 + 18 * len(rows),
     )
 

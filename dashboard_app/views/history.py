@@ -104,7 +104,7 @@ def history(
     far = int((y[complete] > (np.inf if high is None else high)).sum())
     far += int((y[complete] < (-np.inf if low is None else low)).sum())
     notes = [f"{shown_points:,} of {total:,} drawn"] if shown_points < total else []
-    notes += [f"{far:,} far-off value{'s lie' if far > 1 else ' lies'} outside the chart"] if far else []
+    notes += [f"{far:,} outlying value{'s lie' if far > 1 else ' lies'} outside the chart"] if far else []
     many = "" if single else f" of objective {objective + 1} ({columns.directions[objective]})"
     alt = (
         f"History{many} along {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "

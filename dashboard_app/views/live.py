@@ -137,10 +137,10 @@ def _losses(state: State) -> Iterator[TrialEvent]:
     for trial in list(state.trials):
         for tenure in trial.history:
             site, host = place(state, tenure.owner)
-            given = "given back by" if tenure.why.startswith(("released", "interrupted")) else "taken from"
+            given = "returned by" if tenure.why.startswith(("released", "interrupted")) else "taken from"
             text = f"{given} {site} ({host}): {tenure.why}"
             if trial.retried_by is not None and tenure.end == trial.end:
-                text += f"; it comes again as trial {trial.retried_by}"
+                text += f"; retried as trial {trial.retried_by}"
             if tenure.kept_as is not None:
                 text += f"; its late result is kept as trial {tenure.kept_as}"
             yield TrialEvent(tenure.end / 1e6, trial.number, "lost", text)

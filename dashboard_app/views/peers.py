@@ -17,7 +17,7 @@ from hopaas_p2p.report.timeline import Stretch, stretches
 _BARS: Final = 1500
 _ROWS: Final = 40
 _LOST: Final = ("lost", "given-back")
-_KINDS: Final = {"lost": "taken away", "given-back": "given back"}
+_KINDS: Final = {"lost": "taken over", "given-back": "returned"}
 
 
 class PeerRow(NamedTuple):

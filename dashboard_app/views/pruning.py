@@ -143,7 +143,7 @@ def curves(state: State, columns: Columns, *, height: int = 400) -> ChartSpec | 
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
     about += [f"the best, trial {number}" for number in best]
-    caption = f"{', '.join(about)}; of trials with two reports or more"
+    caption = f"{', '.join(about)}, of the trials with at least two reports"
     return ChartSpec("Learning curves", option, f"Learning curves: {', '.join(about)}.", caption, height=height)
 
 

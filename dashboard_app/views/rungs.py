@@ -62,8 +62,8 @@ def standing(state: State) -> ChartSpec | None:
     brackets = len({place.bracket for place in places})
     names = np.array([name_of(place, brackets) for place in places])
     parts = (
-        ("went on", _WENT_ON, [place.promoted for place in places]),
-        ("wait", spec.FAINT, [place.waiting for place in places]),
+        ("promoted", _WENT_ON, [place.promoted for place in places]),
+        ("waiting", spec.FAINT, [place.waiting for place in places]),
         ("not paused there", spec.PLAIN, [max(0, place.reached - place.promoted - place.waiting) for place in places]),
     )
     layers = [
@@ -83,7 +83,7 @@ def standing(state: State) -> ChartSpec | None:
         yAxis={"type": "category", "data": names.tolist()},
     )
     said = [configurations.in_words(place, brackets=brackets) for place in places if place.reached]
-    return ChartSpec("Who stands where", option, f"{'; '.join(said)}.", height=90 + 30 * len(places))
+    return ChartSpec("Configurations at each rung", option, f"{'; '.join(said)}.", height=90 + 30 * len(places))
 
 
 def curves(state: State, *, height: int = 400) -> ChartSpec | None:
@@ -111,13 +111,13 @@ def curves(state: State, *, height: int = 400) -> ChartSpec | None:
     )
     said = (
         f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations, of the {len(rows):,} "
-        "that have come beyond the first epoch"
+        "that are beyond the first epoch"
     )
     return ChartSpec(
-        "Curves that go on",
+        "Learning curves across rungs",
         option,
         f"Learning curves of {said}.",
-        f"{said}; a curve goes through all trials of a configuration, and a triangle is where it was promoted",
+        f"{said}; each curve runs through all trials of a configuration, and a triangle marks a promotion",
         height=height,
     )
 

@@ -14,6 +14,7 @@ from dashboard_app.views.columns import Columns, Floats, Mask, Parameter, place
 from hopaas_p2p import notes
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
+from hopaas_p2p.report.facts import reason_line
 
 STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason")
@@ -36,7 +37,7 @@ def table(state: State, columns: Columns, shown: Mask, *, tags: dict[int, list[s
     for name, column in columns.params.items():
         found[param_name(name)] = _param(column[rows], columns.parameters[name])
     hosts = [place(state, owner)[1] for owner in columns.owners] + [""]
-    reasons = [(state.trials[one].reason or "").strip().split("\n", 1)[0][:_REASON] for one in numbers]
+    reasons = [reason_line(state.trials[one].reason)[:_REASON] for one in numbers]
     found |= {
         "site": [columns.sites[at] if at < len(columns.sites) else "" for at in columns.site[rows]],
         "node": [hosts[at] for at in columns.owner[rows]],

@@ -24,6 +24,7 @@ _PLACES = {
     "FAIL": (620, 260),
 }
 _WIDE = ("comparison.md",)
+_GLOSSARY = "concepts.md"
 _HALF_WIDTH, _HALF_HEIGHT = 58, 18
 
 
@@ -55,9 +56,14 @@ def _existing(nav: list[Any], docs: Path, named: set[str]) -> list[Any]:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """State diagrams, drawn; and room for tables that need it."""
-    if page.file.src_uri in _WIDE:
+    """State diagrams, drawn; room for tables that need it; and below each page a link to the glossary."""
+    uri = page.file.src_uri
+    if uri in _WIDE:
         page.meta["hide"] = ["navigation", "toc"]
+    if uri != _GLOSSARY:
+        markdown += (
+            f"\n\n<small>Terms are explained in the [glossary]({'../' * uri.count('/')}{_GLOSSARY}#terms).</small>\n"
+        )
     return _DIAGRAM.sub(lambda found: _drawn(_ARROW.findall(found[1])), markdown)
 
 

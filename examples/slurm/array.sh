@@ -1,5 +1,5 @@
 #!/bin/bash
-# Eight workers that share one study. Submit as many more, whenever you like, here and on other clusters:
+# Eight workers that share one study. Submit more whenever you like, here and on other clusters:
 #
 #     export HOPAAS_STORE=/shared/campaign HOPAAS_STUDY=demo
 #     sbatch array.sh python train.py --lr {lr} --depth {depth}
@@ -7,15 +7,15 @@
 #SBATCH --job-name=hopaas
 #SBATCH --array=0-7
 #SBATCH --time=04:00:00
-#SBATCH --requeue                 # when a node dies, or somebody with a higher priority comes
-#SBATCH --open-mode=append        # a requeued job goes on writing its output
+#SBATCH --requeue                 # when a node dies, or the job is pre-empted
+#SBATCH --open-mode=append        # a requeued job appends to its output
 #SBATCH --signal=B:USR1@330       # tell this script 330 s before the time limit
 # Add what your training needs: --gpus=1 --cpus-per-task=8 --mem=16G --partition=…
 
 hopaas-p2p worker --time-limit auto --grace "${HOPAAS_GRACE:-300}" --signal USR1,TERM -- "$@" &
 worker=$!
 
-# bash does not pass signals on by itself. TERM comes from scancel, and before a kill: then do not ask for another turn.
+# bash does not pass signals on by itself. TERM comes from scancel, and before a kill: then do not requeue.
 cancelled=
 trap 'kill -USR1 $worker 2>/dev/null' USR1
 trap 'cancelled=yes; kill -TERM $worker 2>/dev/null' TERM
@@ -24,7 +24,7 @@ while kill -0 $worker 2>/dev/null; do wait $worker; done  # a trap interrupts `w
 wait $worker
 code=$?
 
-# 75: the study is not done, but this job's time is. Queue it again; another job continues the trial that it returned.
+# 75: the study is not done, but this job's time is up. Requeue it; another job continues the trial that it returned.
 if [ "$code" -eq 75 ] && [ -z "$cancelled" ]; then
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60  # Slurm ends this script

@@ -64,7 +64,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
 
     """
     if not job.command:
-        raise InvalidInput("say what a trial runs, behind --")
+        raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
         raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
     if any("\n" in word for word in (*job.more, job.queue, job.account, job.image)):
@@ -78,7 +78,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
             return {base.with_suffix(".yaml"): _kubernetes(job)}
         case "slurm" | "pbs" | "lsf" | "sge":
             return {base.with_suffix(f".{system}.sh"): _script(system, job)}
-    raise InvalidInput(f"no batch system {system!r}; there are: {', '.join(SYSTEMS)}")
+    raise InvalidInput(f"no batch system {system!r}; choose from: {', '.join(SYSTEMS)}")
 
 
 def submission(system: str, file: Path) -> list[str]:
@@ -165,7 +165,7 @@ def _kubernetes(job: BatchJob) -> str:
     if not job.image:
         raise InvalidInput("--image: name the container image that holds your code and hopaas-p2p")
     if job.more or job.queue or job.account:
-        raise InvalidInput("--option, --queue and --account say nothing to Kubernetes; edit the manifest (--dry-run)")
+        raise InvalidInput("--option, --queue and --account do not apply to Kubernetes; edit the manifest (--dry-run)")
     options = ["--time-limit", str(job.seconds), "--grace", str(job.grace), "--signal", "TERM", *job.options]
     env: list[dict[str, object]] = [{"name": key, "value": value} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})

@@ -57,14 +57,14 @@ def put(
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 @click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
 def get(session: CliSession, what: str, target: Path | None, force: bool) -> None:
-    """Fetch a file into TARGET, a file or a directory; by default into this directory, under its own name."""
+    """Fetch a file into TARGET, a file or a directory; by default into the current directory, under its own name."""
     artifacts = session.study().artifacts()
     one = artifacts.find(what)
     path = target or Path()
     if path.is_dir():
         path /= one.filename
     if path.exists() and not force:
-        raise InvalidInput(f"{path} exists already. Use --force to overwrite it, or another TARGET.")
+        raise InvalidInput(f"{path} already exists. Use --force to overwrite it, or another TARGET.")
     with _bar(one.filename, one.size) as progress:
         artifacts.get(one, path, progress=progress)
     session.done({**one._asdict(), "path": str(path)}, f"{path}: {_size(one.size)}")

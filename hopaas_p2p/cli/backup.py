@@ -21,8 +21,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
     """Write everything in a store to one file, with checksums, while its peers continue to work.
 
-    On Postgres any user may do so, of the studies that are shared with them. Files and checkpoints are included. In
-    the FILE, which only you may read, nothing says who has which role or token.
+    On Postgres any user may back up the studies that are shared with them. Files and checkpoints are included. FILE
+    is readable by you only, and contains no roles or tokens.
 
     \b
     hopaas-p2p backup ./campaign campaign-$(date +%F).backup
@@ -79,7 +79,7 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     if manifest.files_left_out:
         output.say(f"Note: the backup has no files and checkpoints: {manifest.files_left_out}")
     what = f"{_studies(result.studies)} with {output.count(result.trials, 'trial')} and {result.files} files"
-    already = "The store holds this whole backup already."
+    already = "The store already holds this whole backup."
     done = already if result.already_there else f"Restored {what}, as of {to_iso(manifest.at)}."
     session.done(result._asdict(), done)
 

@@ -36,25 +36,32 @@ _FILE = click.Path(path_type=Path)
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 @click.option("--space-file", type=_FILE, metavar="FILE", help="Read the parameters from a TOML or JSON file.")
 @click.option(
-    "--from-yaml", type=_FILE, metavar="FILE", help="Read it all from a W&B sweep, or a file in Optuna's terms."
+    "--from-yaml",
+    type=_FILE,
+    metavar="FILE",
+    help="Read the whole definition from a W&B sweep, or from a file in Optuna's terms.",
 )
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option("--attempts", type=int, metavar="N", help="How often a trial is started when its peers die. [default: 3]")
+@click.option(
+    "--attempts", type=int, metavar="N", help="How many times a trial is started if its peers die. [default: 3]"
+)
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
 @click.option(
     "--lease-ttl", type=float, metavar="S", help="Take a trial over after S seconds of silence. [default: 120]"
 )
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler of all peers. [default: default]")
+@click.option(
+    "--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler of all peers. [default: the one for many peers]"
+)
 @click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner of all peers. [default: median]")
 @click.option(
     "--repeats",
     type=click.Choice(list(REPEATS_POLICIES)),
-    help="What to do when a proposal was tried before. [default: avoid]",
+    help="What to do when a proposal has been tried before. [default: avoid]",
 )
 @click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds. [default: 1]")
 @click.option("--fidelity", metavar="POLICY", help=pauses.HELP + " [default: none]")
-@click.option("--exist-ok", is_flag=True, help="Succeed when the study exists with the same definition.")
+@click.option("--exist-ok", is_flag=True, help="Succeed if the study already exists with the same definition.")
 def create(
     session: CliSession,
     directions: tuple[str, ...],
@@ -89,7 +96,7 @@ def create(
     storage = session.storage(create=True)
     there = name in storage.study_names()
     if there and not exist_ok:
-        raise StudyExists(f"A study {name!r} exists already in {storage.url}. Join it, or choose another name.")
+        raise StudyExists(f"A study {name!r} already exists in {storage.url}. Join it, or choose another name.")
     given = budgets or (() if "budget" in described.policy else (session.settings.get("budget") or "",))
     policy["budget"] = budget.parsed_budget(given) if any(given) else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
@@ -106,7 +113,7 @@ def create(
     notes = [*described.notes, *([_worker_command(session, made.name, described.command)] if described.command else [])]
     data = {"name": made.name, "store": storage.url, "notes": notes}
     queued = f", and queued {len(described.grid)} trials" if described.grid and not there else ""
-    verb = "The study exists already:" if there else "Created study"
+    verb = "The study already exists:" if there else "Created study"
     session.done(data, "\n".join([f"{verb} {made.name!r} in {storage.url}{queued}.", *notes]))
 
 
@@ -118,7 +125,7 @@ def _worker_command(session: CliSession, name: str, job: str) -> str:
 
 @click.command("set")
 @options(study="argument")
-@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} 0 lifts all of it.")
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} 0 removes every limit.")
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 @click.option("--space-file", type=_FILE, metavar="FILE", help="Read the parameters from a TOML or JSON file.")
 def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], space_file: Path | None) -> None:

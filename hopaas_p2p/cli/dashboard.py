@@ -38,7 +38,7 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Another host name that this is served under, as behind a proxy; repeat for more.",
+    help="Another host name under which a proxy serves this; repeat for more.",
 )
 @click.option("--base-path", default="", metavar="PATH", help="The path under which a proxy serves this.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
@@ -58,7 +58,7 @@ def dashboard(
     """Watch studies in a browser: which trials run, where, and how well.
 
     It reads the store as a peer does, and needs nothing else: a viewer's token is enough. Several stores may be named.
-    The address that it prints holds a key, without which it answers nobody.
+    The address that it prints contains a key; requests without the key are refused.
 
     \b
     hopaas-p2p dashboard ./campaign --open

@@ -37,8 +37,8 @@ def demo(
 ) -> None:
     """Three processes tune a classifier of hand-written digits together. One is killed; its trial is taken over.
 
-    Every process runs Optuna; they meet in a shared directory, and there is no server. Takes about a minute on two
-    cores, and ends with the best parameters, an HTML report, and commands to look further.
+    Every process runs Optuna; they share a directory, and there is no server. Takes about a minute on two
+    cores, and ends with the best parameters, an HTML report, and commands to explore further.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise ConfigurationError(f"the demo needs scikit-learn: {extras.install('demo')}")
@@ -50,5 +50,5 @@ def demo(
     try:
         run(DemoOptions(peers, trials, seed, store, report, timeout, kill), console)
     except KeyboardInterrupt:
-        console.print("Interrupted: the peers gave their trials back and have ended.")
+        console.print("Interrupted. The peers returned their trials and have ended.")
         sys.exit(130)

@@ -40,11 +40,11 @@ def doctor(
     version, token, file system, clock, race, a write and a read, and every study's log and snapshot. It writes a
     scratch log and removes it, and exits with 1 when something failed.
 
-    A directory that several nodes share is tried by starting the same command with --meet and the same WORD on two of
+    To test a directory that several nodes share, start the same command with --meet and the same WORD on two of
     them: both write into one log for ten seconds, and compare what they read.
 
-    With --rescue it looks for damaged studies instead (or takes the one of --study), reads everything before and behind
-    the damage, and copies it into a new study, in which the work goes on. The damaged one stays as it is.
+    With --rescue it looks for damaged studies instead (or takes the one of --study), reads everything before and after
+    the damage, and copies it into a new study, in which work can continue. The damaged one stays as it is.
     """
     if rescue:
         return _rescue(session, url or session.store_url, from_live=from_live, to=to, new_name=new_name)
@@ -104,7 +104,9 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         if not damaged:
             output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")
         if new_name is not None and len(damaged) > 1:
-            raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; say which: --study NAME")
+            raise click.UsageError(
+                f"--as names one study, but {len(damaged)} are damaged; choose one with --study NAME"
+            )
         if damaged and not whole and to is None:
             raise ConfigurationError("the list of studies is damaged, too: copy into another store, with --to STORE")
         target = open_storage(to or place) if damaged else None
@@ -133,17 +135,17 @@ def _rescue_one(
         count = rescue.ask_live_peers(store, uuid, within=max(rescue.PATIENCE, session.settings.seconds("patience")))
         output.say(f"{name}: {output.count(count, 'live peer')} handed over what it knows")
     found = rescue.rescue(store, uuid)
-    damage = _lsns(found.damaged) if found.damaged else "none that is known of"
+    damage = _lsns(found.damaged) if found.damaged else "none known"
     output.say(f"{name}: damaged commits: {damage}")
     if found.covered:
-        output.say(f"{name}: a snapshot or a live peer stands for {_lsns(found.covered)}: nothing of them is lost")
+        output.say(f"{name}: a snapshot or a live peer covers {_lsns(found.covered)}: nothing in them is lost")
     if found.lost:
         output.say(
             f"{name}: lost: {_lsns(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are "
             f"marked with the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
         )
     if found.histories > 1:
-        output.say(f"{name}: put together from {found.histories} histories of the log")
+        output.say(f"{name}: merged from {found.histories} histories of the log")
     if found.from_spool:
         output.say(f"{name}: {output.count(found.from_spool, 'commit')} came from this machine's spool")
     new = new_name or f"{name}-rescued"

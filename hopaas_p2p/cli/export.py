@@ -29,8 +29,8 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 def export() -> None:
     """Copy a study to a tracker: a run for the study, a nested run for each trial.
 
-    Run it as often as you like: what is there already is not sent again. Files and Optuna storages are written by
-    `study export`.
+    Run it as often as you like: what is already there is not sent again. To write a file or an Optuna storage,
+    use `study export`.
     """
 
 
@@ -73,8 +73,8 @@ def wandb(
 ) -> None:
     """Copy a study to Weights & Biases.
 
-    A group named like the study, with a run for the study and a run for each trial. Export from one directory, or
-    always give the same --directory: a file there records what was sent. To log in, use `wandb login` or
+    Creates a group named after the study, with a run for the study and a run for each trial. Export from one directory,
+    or always give the same --directory: a file there records what was sent. To log in, use `wandb login` or
     WANDB_API_KEY.
     """
     from hopaas_p2p.trackers import WandB

@@ -31,9 +31,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine only]"
 )
 @click.option(
-    "--connections", default=1000, show_default=True, type=click.IntRange(1), help="The most tunnels at once."
+    "--connections", default=1000, show_default=True, type=click.IntRange(1), help="Maximum number of tunnels at once."
 )
-@click.option("--per-token", default=256, show_default=True, type=click.IntRange(1), help="The most tunnels per token.")
+@click.option(
+    "--per-token", default=256, show_default=True, type=click.IntRange(1), help="Maximum number of tunnels per token."
+)
 @click.option(
     "--drain",
     metavar="SECONDS",
@@ -45,7 +47,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--remember",
     type=_FILE,
-    help="File for digests of good tokens. [default: in the STATE_DIRECTORY that systemd sets, or none]",
+    help="File for digests of valid tokens. [default: in the STATE_DIRECTORY that systemd sets, or none]",
 )
 @click.option("--ping", default=20.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 50.0))
 @click.option("--recheck", default=30.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 300.0))

@@ -18,11 +18,11 @@ from hopaas_p2p.times import to_iso
     type=click.Choice(["viewer", "worker", "owner"]),
     default="worker",
     show_default=True,
-    help="What the guest may do. Only Postgres holds guests to it.",
+    help="What the guest may do. Enforced on Postgres only.",
 )
 @click.option("--days", type=click.IntRange(1, 366), default=7, show_default=True, help="How long it is valid.")
 @click.option("--site", default="", metavar="NAME", help="The name of the guest's site, which `join` uses.")
-@click.option("--address", metavar="URL", help="The store as guests reach it, if that differs: a gateway, for example.")
+@click.option("--address", metavar="URL", help="The store's address for guests, if it differs: a gateway, for example.")
 def invite(session: CliSession, role: str, days: int, site: str, address: str | None) -> None:
     """Print one string that lets somebody join STUDY with one command.
 
@@ -30,9 +30,9 @@ def invite(session: CliSession, role: str, days: int, site: str, address: str | 
     hopaas-p2p invite digits --site north > north.invitation
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
-    On Postgres it holds a new token of a guest who may use this study and no other; you need an administrator's login.
-    See and end it with `token list` and `token revoke`. For a bucket or a directory it says where the study is; what
-    lets somebody in there (keys, permissions) stays with them.
+    On Postgres it contains a new token for a guest who may use only this study; you need an administrator's login.
+    List it with `token list`, and revoke it with `token revoke`. For a bucket or a directory it says where the study
+    is; guests need keys or permissions of their own.
     """  # noqa: D301  # click wants the backspace
     from hopaas_p2p.joining import invitation as invitations
 
@@ -60,4 +60,4 @@ def invite(session: CliSession, role: str, days: int, site: str, address: str | 
             f"{said.store} of their own."
         )
     if invitations.is_of_this_machine(said.store):
-        output.say(f"note: {said.store} leads to this machine only; for others say --address URL")
+        output.say(f"note: {said.store} can be reached only from this machine; for others use --address URL")

@@ -50,19 +50,19 @@ def join(
     login_node: str | None,
     **others: Any,
 ) -> int:
-    """Join a study by an invitation, and run a command for each trial.
+    """Join a study with an invitation, and run a command for each trial.
 
     \b
     hopaas-p2p join north.invitation -- python train.py --lr {lr} --depth {depth}
     hopaas-p2p join --submit slurm --jobs 20 -- python train.py --lr {lr} --depth {depth}
 
-    The invitation is read from FILE, or from standard input, or asked for. It is a secret: never give it as an
-    argument. What it says is kept in ~/.config/hopaas-p2p/joined, for you alone, together with the way by which this
-    site reaches the store: directly, by the proxy of HTTPS_PROXY, or by a relay or bridge on the login node. From then
-    on no invitation is needed, and other commands find the study, too.
+    The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret: never give
+    it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with how
+    this site reaches the store: directly, through the proxy in HTTPS_PROXY, or through a relay or bridge on the login
+    node. From then on you need no invitation, and other commands find the study too.
 
-    With --submit it writes the batch script, shows it and submits it, as `submit` does. Everything else is as with
-    `worker`.
+    With --submit it writes the batch script, shows it and submits it, as `submit` does. Everything else works as
+    in `worker`.
     """  # noqa: D301  # click's mark for lines that stay as they are
     membership = _membership(file, site=others["site"] or "")
     membership = _reach(membership)
@@ -85,7 +85,7 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
     via = via or membership.values.get("via", "auto")
     relayed = can_be_relayed(membership.store)
     if via == "relay" and not relayed:
-        raise InvalidInput(f"no relay leads to {membership.store}, which is not spoken to by HTTPS; say --via bridge")
+        raise InvalidInput(f"a relay cannot reach {membership.store}, which does not use HTTPS; use --via bridge")
     if via == "bridge":
         process = start_bridge(membership)
     elif relayed and via != "direct":
@@ -94,9 +94,9 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
         return membership.with_via(via)
     what = "bridge" if via == "bridge" else "relay"
     if process.pid is None:
-        output.say(f"a {what} runs here already")
+        output.say(f"a {what} is already running here")
     else:
-        why = "needs no network on the nodes" if via == "bridge" else "serves nodes that reach this one only"
+        why = "needs no network on the nodes" if via == "bridge" else "serves nodes that can reach only this one"
         output.say(f"started a {what} here, which {why}. To stop it: kill {process.pid}; its log: {process.log}")
     return membership.with_via(via)
 
@@ -113,7 +113,7 @@ def _membership(file: str | None, *, site: str) -> Membership:
     if not named and not known:
         raise InvalidInput("no study is joined here yet: hopaas-p2p join FILE -- COMMAND")
     if not named and len(known) > 1:
-        raise InvalidInput(f"several studies are joined here; say which: HOPAAS_JOINED={'|'.join(known)}")
+        raise InvalidInput(f"several studies are joined here; choose one: HOPAAS_JOINED={'|'.join(known)}")
     try:
         return memberships.load(named or known[0])
     except FileNotFoundError:
@@ -124,8 +124,8 @@ def _read(file: str | None) -> str:
     """The invitation as it was given; empty if there is none."""
     if file is not None and file.startswith("hpj1-"):
         raise InvalidInput(
-            "an invitation is a secret, and every list of processes shows arguments: give it on standard input, or in "
-            "a file. Ask for another one, since this one was seen"
+            "an invitation is a secret, and arguments are visible in every process list: pass it on standard input, "
+            "or in a file. Ask for a new one, since this one has been exposed"
         )
     if file not in (None, "-"):
         try:
@@ -135,7 +135,7 @@ def _read(file: str | None) -> str:
             return _nothing_in(str(file))
         except OSError as error:
             raise InvalidInput(
-                f"{file}: {error.strerror}. Name the file of the invitation; the command stands behind --"
+                f"{file}: {error.strerror}. Give the file of the invitation; the command goes after --"
             ) from None
     if sys.stdin is None:
         return ""
@@ -158,7 +158,7 @@ def _comes_by_stdin() -> bool:
 
 
 def _nothing_in(file: str) -> str:
-    raise InvalidInput(f"{file} holds no invitation; write into it what `hopaas-p2p invite` printed")
+    raise InvalidInput(f"{file} contains no invitation; it should contain what `hopaas-p2p invite` printed")
 
 
 def _reach(membership: Membership) -> Membership:

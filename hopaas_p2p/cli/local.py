@@ -46,10 +46,10 @@ _key_file = click.option(
 @click.option("--read-only", is_flag=True, help="Only answer questions; run and change nothing.")
 @_silence
 def local(session: CliSession, listen: str, key_file: str | None, read_only: bool, silence: float) -> None:
-    """Let programs in any language take part, by JSON over HTTP on this machine.
+    """Let programs in any language take part, through JSON over HTTP on this machine.
 
     It is one peer, and runs trials for its clients: POST /v1/ask, report, tell and others, as docs/local.md shows.
-    Below /api/ it speaks the REST interface of Hopaas. On a port, requests carry a key, which is kept in a file that
+    Under /api/ it offers the REST interface of Hopaas. On a port, requests carry a key, which is kept in a file that
     only you can read. When it ends, or a client is silent for too long, unfinished trials are returned.
     """
     from hopaas_p2p.local.http import LocalServer
@@ -73,7 +73,7 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
 @_key_file
 @_silence
 def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: str | None, silence: float) -> None:
-    """Let an agent look at studies, and with --allow-actions run trials, by the Model Context Protocol.
+    """Let an agent look at studies, and with --allow-actions run trials, through the Model Context Protocol.
 
     Over stdio it is started by the agent's program. With --http it listens on this machine, and requests carry the key
     as a bearer token. Needs the package mcp.
@@ -152,7 +152,7 @@ def _key(file: Path) -> str:
             draft.write_text(key + "\n", encoding="ascii")
         return key
     except PermissionError as error:
-        raise ConfigurationError(f"the key file must be yours alone: {error.strerror or error}") from None
+        raise ConfigurationError(f"the key file must be readable by you only: {error.strerror or error}") from None
     if not key:
-        raise ConfigurationError(f"{file} is empty; remove it, and a key is made")
+        raise ConfigurationError(f"{file} is empty; remove it, and a new key is created")
     return key

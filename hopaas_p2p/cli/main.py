@@ -20,13 +20,13 @@ _CLI: Final = "hopaas_p2p.cli"
 
 SECTIONS: Final = {
     "Run trials": {
-        "join": Verb(f"{_CLI}.join:join", "Join a study by an invitation, and run a command for each trial."),
+        "join": Verb(f"{_CLI}.join:join", "Join a study with an invitation, and run a command for each trial."),
         "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial: signals, time limit, exit codes."),
         "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
         "submit": Verb(f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
         "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
         "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
-        "log": Verb(f"{_CLI}.work:log", "Keep numbers of a step beside the report."),
+        "log": Verb(f"{_CLI}.work:log", "Log other metrics of a step."),
         "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be pruned."),
         "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
         "renew": Verb(f"{_CLI}.work:renew", "Renew the lease of the ticket's trial."),
@@ -46,7 +46,7 @@ SECTIONS: Final = {
             f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases, and keep the copy current."
         ),
     },
-    "Look": {
+    "Watch": {
         "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until a condition is true."),
         "dashboard": Verb(
             f"{_CLI}.dashboard:dashboard", "Watch studies in a browser: which trials run, where, and how well."
@@ -74,7 +74,7 @@ SECTIONS: Final = {
         "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
         "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
     },
-    "This program": {
+    "Settings": {
         "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),
         "completion": Verb(f"{_CLI}.config:completion", "Print the completion script of a shell."),
     },
@@ -92,7 +92,7 @@ SECTIONS: Final = {
 @click.version_option(package_name="hopaas-p2p", prog_name=PROGRAM)
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when something goes wrong.")
 def cli() -> None:
-    """Tune hyperparameters together: every process runs Optuna, and they meet in a shared log.
+    """Tune hyperparameters together: every process runs Optuna, and all share one log.
 
     Name the store with --store after the command, with HOPAAS_STORE, or in hopaas.toml: a directory such as
     ./campaign, or a URL. Name the study with --study or HOPAAS_STUDY, or as an argument where a command takes it.

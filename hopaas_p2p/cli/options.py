@@ -57,7 +57,7 @@ class CliSession:
         value: str | None = self.settings.get(name, self.given[name])
         if not value:
             raise ConfigurationError(
-                f"No {name} is named. Use {option}, or set {variable(name)}, or {name} in hopaas.toml."
+                f"No {name} given. Use {option}, or set {variable(name)}, or set {name} in hopaas.toml."
             )
         return value
 

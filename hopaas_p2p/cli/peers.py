@@ -28,8 +28,8 @@ def peers() -> None:
 def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
 
-    A peer is alive when its last heartbeat is more recent than the lease is long, and silent when it is not. A silent
-    peer is listed until another peer takes its trial over.
+    A peer is alive if its last heartbeat is more recent than the length of a lease, and silent otherwise. A silent
+    peer is listed until another peer takes over its trial.
     """
     from hopaas_p2p.peer.liveness import signs_of_life
 
@@ -95,7 +95,9 @@ def _word(sign: SignOfLife | None) -> str:
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
 @options()
 @click.argument("names", nargs=-1, metavar="[PEER]...")
-@click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, also those that join later.")
+@click.option(
+    "--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, including those that join later."
+)
 @click.option("--off", is_flag=True, help="Let them take trials again.")
 def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
     """Ask peers, or whole sites, to finish the trials that they run and to take no more.

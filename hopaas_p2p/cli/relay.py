@@ -30,9 +30,9 @@ _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the log
 def relay(session: CliSession, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
     """Forward connections to one target, for nodes that can reach only this one.
 
-    On a port it is an HTTP proxy with a login, which is made at the first start and kept in the login file, readable by
-    you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS runs
-    end to end inside.
+    On a port it is an HTTP proxy with a login, which is created at the first start and kept in the login file, readable
+    by you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS
+    runs end to end through it.
     """
     from hopaas_p2p.gateway.relay import Relay, read_password, targets_of, write_address
 
@@ -80,14 +80,14 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
     "--pace",
     metavar="SECONDS",
     type=click.FloatRange(min=0.01),
-    help="Seconds between looks at FAR. [default: 1 on Postgres, 5 on S3]",
+    help="Seconds between polls of FAR. [default: 1 on Postgres, 5 on S3]",
 )
 @options(study="none", store=False)
 def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None:
     """Carry studies between NEAR, a directory that local peers share, and FAR, the store where they live.
 
     Runs until it is stopped, on a node that reaches both, such as a login node. It may be stopped, killed and started
-    again at any time, and two may run at once: what local peers have said waits in NEAR. They use NEAR as their store.
+    again at any time, and two may run at once: records of local peers wait in NEAR. They use NEAR as their store.
     """
     from hopaas_p2p.artifacts import artifacts_of
     from hopaas_p2p.stores.bridge.bridge import Bridge

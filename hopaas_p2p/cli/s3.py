@@ -29,11 +29,11 @@ def _address(session: CliSession) -> Address:
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots replace, and what deleted studies left in a bucket.
 
-    Never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that slept
-    longer than HOURS find out, and join again.
+    Never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that were
+    suspended for longer notice this, and join again.
     """
     if not keep >= 24.0:
-        raise InvalidInput(f"--keep must be at least 24 hours, not {keep:g}, because peers may be asleep.")
+        raise InvalidInput(f"--keep must be at least 24 hours, not {keep:g}, because peers may be suspended.")
     _address(session)
     session.settings.publish()
     from hopaas_p2p.stores.s3.gc import collect
@@ -59,14 +59,14 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 @click.command("s3-policy")
 @options()
 @click.option("--role", type=click.Choice(["viewer", "worker", "owner"]), default="worker", show_default=True)
-@click.option("--all-studies", is_flag=True, help="For every study, also future ones.")
+@click.option("--all-studies", is_flag=True, help="For every study, including future ones.")
 @click.option(
     "--no-condition", is_flag=True, help="Allow listing without a prefix, for servers where `doctor` says so."
 )
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the smallest policy with which a key of the bucket can work on a study.
 
-    Give it to the S3 server, such as with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
+    Give it to the S3 server, for example with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """
     from hopaas_p2p.stores.s3.policy import ROLES, policy
 

@@ -65,7 +65,7 @@ def export(session: CliSession, target: Path) -> None:
     """Write all waiting results to a file, to be sent from another machine: hopaas-p2p spool send FILE.
 
     They stay in the spool as well; each counts once, whichever copy arrives first. Only you can read the file.
-    It also has what peers kept of a log with two histories, for `doctor --rescue` on the other machine.
+    The file also contains what peers kept of a log with two histories, for `doctor --rescue` on the other machine.
     """
     from hopaas_p2p import spool as waiting
 

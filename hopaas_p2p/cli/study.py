@@ -66,7 +66,7 @@ def list_(session: CliSession) -> None:
 @options(study="argument")
 @click.option("--trial", type=int, metavar="N", help="The trial that it leads to. [default: the best]")
 def schedule(session: CliSession, trial: int | None) -> None:
-    """Show the parameters by step that led to a trial, through all that a population copied.
+    """Show the parameters that led to a trial, step by step, including those of the members that it copied.
 
     With --json it can be replayed: hopaas_p2p.study.Schedule.from_json(text).at(step) has the parameters of a step.
 
@@ -151,7 +151,10 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     facts["space"] = "\n".join(f"{name}: {one}" for name, one in data["space"].items()) or "define-by-run"
     policy = {name: value for name, value in data["policy"].items() if value is not None}
     said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
-    facts["policy"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
+    units = {"lease_ttl": " s", "progress_timeout": " s"}
+    facts["policy"] = ", ".join(
+        f"{name.replace('_', ' ')} {value}{units.get(name, '')}" for name, value in said.items()
+    )
     facts["search"] = ", ".join(f"{name} {value}" for name, value in data["search"].items())
     if data["rungs"]:
         facts["rungs"] = "\n".join([*(one["text"] for one in data["rungs"][-_RUNGS:]), data["next"]])
@@ -176,7 +179,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler that proposes parameters.")
 @click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that decides on reports.")
 @click.option(
-    "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What to do when a proposal was tried before."
+    "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What to do when a proposal has been tried before."
 )
 @click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds.")
 @click.option("--fidelity", metavar="POLICY", help=pauses.HELP)
@@ -219,9 +222,9 @@ def pause(session: CliSession) -> None:
 @options(study="argument")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help="Also change the budget; 0 removes it.")
 def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
-    """Start trials again, also after `stop` or too many failures."""
+    """Start trials again, even after `stop` or too many failures."""
     from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-    from hopaas_p2p.report.facts import state_word
+    from hopaas_p2p.report.facts import budget_unit, state_word
 
     resumed = session.study()
     if budgets:
@@ -229,7 +232,7 @@ def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
-    budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} trials used"
+    budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} {budget_unit(state)} used"
     session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}: {word}, {budget_now}.")
 
 
@@ -237,7 +240,7 @@ def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
 @options(study="argument")
 @click.option("--trials", is_flag=True, help="Also ask running trials to end: their next should_prune() returns true.")
 def stop(session: CliSession, trials: bool) -> None:
-    """End the study: no more trials start. Their peers finish the running ones."""
+    """End the study: no more trials start, and running ones are finished."""
     stopped = session.study()
     stopped.stop()
     running = list(stopped.state.running)
@@ -270,7 +273,7 @@ def _confirm(question: str) -> None:
             raise
         output.say("")
         raise click.ClickException(
-            "Nothing was deleted, because nobody confirmed it. To skip the question: --yes"
+            "Nothing was deleted, because it was not confirmed. To skip the question: --yes"
         ) from None
     if not yes:
         raise click.ClickException("Nothing was deleted.")

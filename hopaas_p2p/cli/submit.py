@@ -91,7 +91,7 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **others:
     \b
     hopaas-p2p submit slurm --study digits --jobs 20 --gpus 1 --time 4h -- python train.py --lr {lr}
 
-    Each job runs one worker, and queues itself again when its time is over and the study is not done. The script goes
+    Each job runs one worker, and requeues itself if its time is up and the study is not done. The script goes
     to hopaas-jobs. It holds no secret: a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the
     script is written and shown, and you submit it.
     """  # noqa: D301  # click's mark for lines that stay as they are
@@ -125,7 +125,7 @@ def told(session: CliSession, **given: str) -> dict[str, str]:
     if settings.get("token") and not settings.get("token_file"):
         raise ConfigurationError(
             "a job may not hold the token that is in HOPAAS_TOKEN, since others can read jobs. Write it into a file of "
-            "mode 600 that the nodes see, and name that in HOPAAS_TOKEN_FILE"
+            "mode 600 that the nodes can read, and name that in HOPAAS_TOKEN_FILE"
         )
     found = {name: given.get(name) or settings.get(name) for name in _TOLD}
     values = {name: str(value) for name, value in found.items() if value and value != SETTINGS[name].default}
@@ -190,7 +190,7 @@ def submit_jobs(
     from hopaas_p2p.worker.limits import parse_duration
 
     if worker.pop("time_limit", None) is not None:
-        raise click.UsageError("--time says how long a job may run, and its worker reads that; leave --time-limit out")
+        raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
     folder = _FOLDER.absolute()
     job = batch.BatchJob(
         study,
@@ -211,7 +211,7 @@ def submit_jobs(
         image=request.image,
     )
     if job.grace + 60 >= job.seconds:
-        raise InvalidInput(f"--time {request.time} leaves no time for a trial beside --grace {worker['grace']}")
+        raise InvalidInput(f"--time {request.time} leaves no time for a trial after --grace {worker['grace']}")
     files = batch.files(system, job)
     folder.mkdir(exist_ok=True)
     for path, text in files.items():
@@ -265,13 +265,15 @@ def _run(words: list[str], *, text: str | None = None) -> str:
     """Run a command of the batch system; its output."""
     if shutil.which(words[0]) is None:
         raise ConfigurationError(
-            f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node; what "
-            f"was written can be submitted by hand: {shlex.join(words)}"
+            f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node; or "
+            f"submit the script by hand: {shlex.join(words)}"
         )
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=clean_environment())
     if done.returncode != 0:
         why = (done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}").splitlines()[-1]
-        raise ConfigurationError(f"{words[0]} refused it: {why}. The script stays; submit it with: {shlex.join(words)}")
+        raise ConfigurationError(
+            f"{words[0]} refused it: {why}. The script is kept; submit it with: {shlex.join(words)}"
+        )
     return done.stdout
 
 

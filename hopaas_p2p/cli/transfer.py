@@ -49,7 +49,7 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None) -
     "--from", "-f", "source", default="-", metavar="PATH_OR_URL", help="A file, - for stdin, or an Optuna storage."
 )
 @click.option("--format", "form", type=_FORMATS, help="[default: by the extension of PATH, else jsonl]")
-@click.option("--source-study", metavar="NAME", help="Which study of an Optuna storage. [default: the only one]")
+@click.option("--source-study", metavar="NAME", help="The study in the Optuna storage. [default: the only one]")
 @click.option(
     "--files", type=_DIRECTORY, metavar="DIR", help="Also import the files in DIR, which are named by their ids."
 )
@@ -67,8 +67,8 @@ def import_(
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
     Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the study keeps
-    its own. A `worker` that goes on with a study of Optuna's takes the search space from its trials; say --space where
-    that is not what you want.
+    its own. A `worker` that continues an Optuna study takes the search space from its trials; use --space to give
+    another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.export import import_study
@@ -129,8 +129,8 @@ def copy(
 ) -> None:
     """Copy a study from one store to another: finished trials, notes, tags and files.
 
-    FROM and TO are directories or URLs. Without --study, FROM must hold one study. Copied again, only what has been
-    finished since comes along. Nothing in FROM changes; others may go on working there. Checkpoints are not copied.
+    FROM and TO are directories or URLs. Without --study, FROM must hold one study. Repeated, it copies only what
+    has finished since. FROM is not changed, and others may continue to work there. Checkpoints are not copied.
 
     \b
     hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist

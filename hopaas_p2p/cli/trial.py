@@ -14,6 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+from hopaas_p2p.report.facts import reason_line
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -32,7 +33,13 @@ def trial() -> None:
 
 @trial.command("list")
 @options(study="argument")
-@click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    metavar="|".join(_STATES),
+    help="Only trials in these states; repeat, or use commas.",
+)
 @click.option("--failed", is_flag=True, help="Short for --state fail.")
 @click.option(
     "--sort", type=click.Choice(_SORTS), default="number", show_default=True, help="The order; by value, best first."
@@ -103,14 +110,6 @@ def _earlier(row: dict[str, Any]) -> str:
     return " ".join(f"#{number}" for number in row["trials"] if number != row["number"]) or "-"
 
 
-def reason_line(reason: str | None) -> str:
-    """Why a trial failed, in one line: of a command, how it ended and the last line of what it wrote."""
-    lines = (reason or "").strip().splitlines()
-    if len(lines) > 1 and lines[0].startswith("the command"):
-        return f"{lines[0]}: {lines[-1].strip()}"
-    return lines[0] if lines else ""
-
-
 @trial.command()
 @options()
 @click.argument("number", type=int)
@@ -144,7 +143,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     if data["owner"] and not taken_away:
         history.append(f"epoch {data['epoch']}: {data['owner']} at {data['host'] or '?'}")
     related = {
-        "goes on from": data["continues"],
+        "continues": data["continues"],
         "copies": data["copies"],
         "retry of": data["retry_of"],
         "retried by": data["retried_by"],
@@ -163,7 +162,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "time": output.duration(data["seconds"]),
         "attempt": ", ".join([str(data["attempt"]), *links]),
         "reason": data["reason"] or "",
-        "stop asked": _stop_asked(data),
+        "asked to stop": _stop_asked(data),
         "reports": ", ".join(reports[-20:]) + hidden,
         "metrics": "\n".join(_last_logged(name, values) for name, values in data["metrics"].items()),
         "owners": "\n".join(history),
@@ -235,7 +234,7 @@ add_annotations(trial, "a trial's", _one_trial)
 @trial.command()
 @options()
 @click.argument("numbers", nargs=-1, required=True, type=int)
-@click.option("--reason", help="Why; it is shown to the trial's peer.")
+@click.option("--reason", help="The reason, which is shown to the trial's peer.")
 def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> None:
     """Ask running trials to end: their next should_prune() returns true. A waiting trial is withdrawn.
 

@@ -32,7 +32,7 @@ _ROWS: Final = 12  # running trials shown
 @click.option("--until", metavar="CONDITION", help="Exit when it is true: done, 'best<0.1', 'failures>20 or done'.")
 @click.option("--interval", type=float, default=2.0, show_default=True, metavar="S", help="Seconds between updates.")
 @click.option("--timeout", type=float, metavar="S", help="Exit with code 1 after S seconds.")
-@click.option("--once", is_flag=True, help="Print the present state and exit.")
+@click.option("--once", is_flag=True, help="Print the current state and exit.")
 @click.option("--reclaim", is_flag=True, help="Also take over the trials of peers that fell silent.")
 @click.option("--alert", is_flag=True, help="Also post alerts to the webhook of HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE.")
 def watch(
@@ -47,8 +47,8 @@ def watch(
     """Follow a study until it is done, or until --until is true.
 
     On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed, with --json
-    as JSON. Exits with 0 when the condition is true, and with 1 when the study ended or the time was up first. Peers
-    that run trials take over those of dead peers; where trials are run only by tickets of `ask`, --reclaim does.
+    as JSON. Exits with 0 when the condition is true, and with 1 if the study ended or the time was up first. Peers
+    that run trials take over those of dead peers; if trials run only through tickets of `ask`, give --reclaim.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, nothing improves, 80 % of
     the budget is used, a trial is the new best, or the study ends. If several processes watch, one of them posts.
@@ -177,7 +177,12 @@ class _Lines:
 
 
 def _sentence(look: dict[str, Any]) -> str:
-    counts = ", ".join(f"{count} {name.lower()}" for name, count in look["counts"].items() if count) or "no trials yet"
+    counts = (
+        ", ".join(
+            f"{count} {'failed' if name == 'FAIL' else name.lower()}" for name, count in look["counts"].items() if count
+        )
+        or "no trials yet"
+    )
     budget = "" if look["budget"] is None else f" of {look['budget']}"
     outage = f"  [{look['outage']}]" if look["outage"] else ""
     return f"{look['name']} {look['state']}, {look['used']}{budget}: {counts}; best {_best(look)}{outage}"

@@ -44,10 +44,12 @@ _NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
     default=3600.0,
     show_default=True,
     metavar="S",
-    help="Take the trial over after S s of silence.",
+    help="Let others take the trial over after S seconds of silence.",
 )
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]")
-@click.option("--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study has no space.")
+@click.option(
+    "--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study has no search space."
+)
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p ask --shell)".')
 def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
@@ -69,7 +71,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     if not wanted and not study.space:
         why = study.infer_space()
         if why and not study.state.waiting:
-            raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Say --space NAME={space.SHAPES}")
+            raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Use --space NAME={space.SHAPES}")
     trial = study.ask()
     try:
         for name, distribution in wanted.items():
@@ -77,7 +79,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
         ticket = ticket_of(study, trial.number)
         _print_asked(session, trial.params, str(ticket), ticket.number, shell=shell)
     except BaseException:
-        session.storage().release(trial.id, reason="never begun: `ask` was interrupted")
+        session.storage().release(trial.id, reason="not started: `ask` was interrupted")
         raise
 
 
@@ -157,9 +159,9 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
 @click.argument("metrics", nargs=-1, required=True, metavar="NAME=NUMBER...")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step: int) -> None:
-    """Keep numbers of a step beside the report: loss=0.3 auc=0.9.
+    """Log other metrics of a step: loss=0.3 auc=0.9.
 
-    They are shown and exported. What `report` says decides about pruning.
+    They are shown and exported. Pruning looks only at what `report` sent.
     """
     given = {}
     for text in metrics:

@@ -56,7 +56,7 @@ def worker_options(function: F) -> F:
             "--keep-output/--no-keep-output",
             default=True,
             show_default=True,
-            help="Whether the end of a failed command's output goes into the store.",
+            help="Whether to keep the end of a failed command's output in the store.",
         ),
         click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
         click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
@@ -86,8 +86,8 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
     should-prune and tell, which find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
-    study is paused, the worker waits. It stops after 10 failures in a row without any success (or as many as
-    --max-failures of the study says).
+    study is paused, the worker waits. It stops after 10 failures in a row without any success, or after the
+    study's --max-failures.
 
     Exit codes: 0 the study needs no more work from here; 75 run this job again; 1 too many failures, or no trial
     succeeded.

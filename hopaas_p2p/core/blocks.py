@@ -106,6 +106,11 @@ class PackedBlock(NamedTuple):
         rows = zip(itertools.count(self.first), block.states, widths, starts, strict=False)
         return [(number, values[at]) for number, state, width, at in rows if state == TrialState.COMPLETE and width > 0]
 
+    def numbers_of(self, state: TrialState) -> list[int]:
+        """The numbers of the trials in this state."""
+        states = _decode(zlib.decompress(self.packed)).states
+        return [number for number, one in enumerate(states, self.first) if one == state]
+
     def columns(self) -> BlockColumns:
         """The trials as columns, whose numbers are arrays."""
         block = _decode(zlib.decompress(self.packed))

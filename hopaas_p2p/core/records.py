@@ -145,7 +145,7 @@ class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.defin
 
 
 class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
-    """Attributes of the study, each a JSON text, merged over what is there."""
+    """Attributes of the study, each a JSON text, merged into the existing ones."""
 
     user: dict[str, str] = {}
     system: dict[str, str] = {}
@@ -338,7 +338,7 @@ Record = StudyRecord | CatalogRecord
 class Commit(msgspec.Struct, frozen=True):
     """Some records that one writer appends at once: all of them or none.
 
-    `(writer, seq)` is the nonce: a writer's seq only rises, so a commit that stands in the log twice counts once.
+    `(writer, seq)` is the nonce: a writer's seq only rises, so a commit that is in the log twice counts once.
     """
 
     writer: str

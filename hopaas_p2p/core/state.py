@@ -91,7 +91,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 REFUSALS: Final = {
     "malformed": "it cannot be read, or a value in it is impossible",
-    "duplicate": "this commit stands in the log already",
+    "duplicate": "this commit is already in the log",
     "undefined": "the study has no definition yet, or this one comes second",
     "role": "the author's grant does not allow it",
     "no such trial": "the number was never allotted",
@@ -196,6 +196,9 @@ class ClosedBlock(Protocol):
     def results(self) -> list[tuple[int, float]]:
         """Number and first value of each COMPLETE trial."""
 
+    def numbers_of(self, state: TrialState) -> list[int]:
+        """The numbers of the trials in this state."""
+
     def columns(self) -> BlockColumns:
         """The trials as columns."""
 
@@ -280,6 +283,15 @@ class Trials(Sequence[Trial]):
                 yield from closed.results()
             else:
                 yield from [(t.number, t.values[0]) for t in self.block(index) if t.state is COMPLETE and t.values]
+
+    def numbers_of(self, state: TrialState) -> Iterator[int]:
+        """The numbers of the trials in this state, without making the trials of closed blocks."""
+        for index in range(-(-self.size // BLOCK)):
+            closed = self.closed.get(index)
+            if closed is not None:
+                yield from closed.numbers_of(state)
+            else:
+                yield from [trial.number for trial in self.block(index) if trial.state is state]
 
     def append(self, trial: Trial) -> None:
         """Add the trial whose number is the length."""

@@ -1,4 +1,4 @@
-"""The demo from beginning to end: the study, its peers, the kill, the report, and commands to look further."""
+"""The demo from beginning to end: the study, its peers, the kill, the report, and commands to explore further."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def run(options: DemoOptions, console: Console) -> None:
 def _new_study(store: str, budget: int) -> Study:
     """A new study for this run: digits, else digits-2, digits-3, …"""
     if store.startswith("memory:"):
-        raise ConfigurationError("memory:// lives in one process; give the demo a directory or a URL that is shared")
+        raise ConfigurationError(
+            "memory:// exists in one process only; give the demo a directory or a URL that is shared"
+        )
     storage = hopaas_p2p.open_storage(store)
     existing = storage.study_names()
     names = itertools.chain([_NAME], (f"{_NAME}-{number}" for number in itertools.count(2)))
@@ -115,7 +117,7 @@ def _perform(options: DemoOptions, study: Study, store: str, folder: Path, conso
                 _kill(processes, screen, state, elapsed)
             if elapsed > options.timeout and not stopped:
                 stopped = True
-                screen.add(DemoEvent(elapsed, f"time is up after {options.timeout:g} s: no more trials are given out"))
+                screen.add(DemoEvent(elapsed, f"time is up after {options.timeout:g} s: no more trials are started"))
                 study.stop()
             time.sleep(_INTERVAL)
 
@@ -130,7 +132,7 @@ def _kill(processes: PeerProcesses, screen: LiveScreen | PlainScreen, state: Sta
 def _print_results(
     options: DemoOptions, study: Study, store: str, folder: Path, killed: KilledPeer | None, console: Console
 ) -> None:
-    """Results, the report, and commands to look further."""
+    """Results, the report, and commands to explore further."""
     state = study.state
 
     def say(line: str = "", style: str | None = None) -> None:
@@ -148,18 +150,18 @@ def _print_results(
     say(f"  accuracy {objective.held_out_accuracy(params):.4f} on 360 digits that no trial has seen", "bold green")
     saved = savings(state, length=objective.EPOCHS)
     say(
-        f"Pruning saved about {shown(saved.saved)} of {shown(saved.without)} epochs ({saved.share:.0%}): what the "
-        f"{saved.pruned} pruned trials were short of {objective.EPOCHS}. An estimate: nobody ran them to the end."
+        f"Pruning saved about {shown(saved.saved)} of {shown(saved.without)} epochs ({saved.share:.0%}): those "
+        f"that the {saved.pruned} pruned trials did not run, of {objective.EPOCHS} each. This is an estimate."
     )
     if killed is not None:
         say(_outcome(killed, state))
     elif options.kills:
-        say("No peer was killed: no trial was caught in the middle. Give it more trials.")
+        say("No peer was killed, because none was in the middle of a trial. Try more trials.")
     report = options.report or folder / f"{study.name}.html"
     write_report(study, report)
     say()
     say(f"Report  {report}", "bold")
-    say("Look further:")
+    say("To explore further:")
     for command in further(store, study.name, killed.number if killed is not None else top.number):
         say(f"  {command}")
     say("In a browser, with the extra hopaas-p2p[dashboard]:")

@@ -71,7 +71,7 @@ def export_study(
         from hopaas_p2p.export.tables import dump_parquet
 
         if target == "-":
-            raise InvalidInput("Parquet goes to a file, not to a terminal; say --to PATH")
+            raise InvalidInput("Parquet is written to a file, not to a terminal; use --to PATH")
         with replace_atomically(Path(target)) as draft:
             dump_parquet(portable, draft)
     else:
@@ -175,13 +175,13 @@ def _reading(source: str) -> Iterator[TextIO]:
         with Path(source).open(encoding="utf-8", newline="") as file:
             yield file
     except UnicodeDecodeError:
-        raise InvalidInput(f"{source} is not UTF-8 text; say its --format") from None
+        raise InvalidInput(f"{source} is not UTF-8 text; give its --format") from None
 
 
 def _format(place: str, form: str | None) -> str:
     if form is not None:
         if form not in FORMATS:
-            raise InvalidInput(f"{form!r} is not a format; there are {', '.join(FORMATS)}")
+            raise InvalidInput(f"{form!r} is not a format; choose from {', '.join(FORMATS)}")
         return form
     if "://" in place:
         return "optuna"

@@ -63,7 +63,7 @@ def bring_in(
     """
     name = name or portable.name
     if not name:
-        raise InvalidInput("the study's name is not in this file; say which study")
+        raise InvalidInput("this file does not name its study; give a name")
     records = [_record(trial) for trial in portable.trials]
     for trial, record in zip(portable.trials, records, strict=True):
         size = _size(record)
@@ -103,8 +103,8 @@ def _check(state: State, portable: Portable, records: list[TrialCreate], name: s
     finished = sum(record.state in _TAKES_A_PLACE for record in records)
     if not fresh and state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
-            f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are used."
-            f" Move it first: hopaas-p2p study resume {name} --budget {state.used() + finished}"
+            f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
+            f"used. Raise it first: hopaas-p2p study resume {name} --budget {state.used() + finished}"
         )
 
 

@@ -90,7 +90,9 @@ def _already_there(state: State, uuid: str, name: str) -> dict[int, int]:
 
     """
     if state.define is None or state.define.info.get(_FROM) != uuid:
-        raise StudyExists(f"there is a study {name!r} which is no copy of this one; give the copy another name: --as")
+        raise StudyExists(
+            f"there is a study {name!r} which is not a copy of this one; give the copy another name with --as"
+        )
     known = {}
     for trial in state.trials:
         origin = json.loads(trial.system.get(ORIGIN, "{}"))

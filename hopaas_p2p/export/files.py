@@ -137,11 +137,11 @@ def _send(old: str, key: str, total: dict[str, Any], fetch: Fetch, files: Artifa
         try:
             fetch(old, path)
         except KeyError:
-            return "its bytes are not there"
+            return "its bytes are missing"
         if "sha256" in total:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != total["sha256"]:
-                    return "its bytes are not what was put there; it was not copied"
+                    return "its bytes do not match what was stored; it was not copied"
         try:
             files.put(key, path)
         except (InvalidInput, ConfigurationError) as error:  # for example too large for this store

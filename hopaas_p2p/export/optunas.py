@@ -69,7 +69,7 @@ def dump_optuna(portable: Portable, url: str) -> None:
             directions = [StudyDirection[one.upper()] for one in portable.directions or ()]
             study_id = storage.create_new_study(directions, portable.name)
         except DuplicatedStudyError:
-            raise StudyExists(f"{redacted(url)} has a study {portable.name!r} already") from None
+            raise StudyExists(f"{redacted(url)} already has a study {portable.name!r}") from None
         ids = {
             trial.number: storage.create_new_trial(study_id, template_trial=_frozen(trial)) for trial in portable.trials
         }
@@ -128,11 +128,11 @@ def load_optuna(url: str, *, name: str | None) -> Portable:
         names = [one.study_name for one in storage.get_all_studies()]
         if name is None and len(names) != 1:
             there = ", ".join(names[:20]) or "none"
-            raise NoSuchStudy(f"{redacted(url)} holds {len(names)} studies; say which: {there}")
+            raise NoSuchStudy(f"{redacted(url)} holds {len(names)} studies; choose one: {there}")
         chosen = names[0] if name is None else name
         if chosen not in names:
             there = ", ".join(names[:20]) or "none"
-            raise NoSuchStudy(f"{redacted(url)} has no study {chosen!r}; there are: {there}")
+            raise NoSuchStudy(f"{redacted(url)} has no study {chosen!r}; it has: {there}")
         return _portable(storage, storage.get_study_id_from_name(chosen), chosen)
 
 

@@ -60,7 +60,7 @@ class Certificate:
         try:
             context.load_cert_chain(*self._files, password=b"")  # instead of asking for it
         except (OSError, ssl.SSLError) as error:
-            why = (error.reason or "not to be read") if isinstance(error, ssl.SSLError) else error.strerror
+            why = (error.reason or "not readable") if isinstance(error, ssl.SSLError) else error.strerror
             raise ConfigurationError(
                 f"certificate {self._files[0]} with key {self._files[1]}: {why}. Both must be PEM, the key must "
                 "belong to the certificate, and have no passphrase"

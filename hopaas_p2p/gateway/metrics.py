@@ -13,9 +13,9 @@ _HELP: Final = {
     "bytes_total": "Payload carried, by direction",
     "shed_total": "Connections closed before they asked for anything, by cause",
     "connections": "Tunnels open now",
-    "pending": "Connections that have not asked yet",
+    "pending": "Connections that have sent no request yet",
     "token_logins_total": "Logins at Postgres to check tokens",
-    "postgres_up": "Whether Postgres answered the last time",
+    "postgres_up": "Whether Postgres answered the last request",
     "certificate_expiry_seconds": "When the certificate expires, in seconds since 1970",
     "draining": "Whether the gateway is about to stop",
 }

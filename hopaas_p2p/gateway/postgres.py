@@ -35,13 +35,15 @@ class PostgresTarget(NamedTuple):
         address = PostgresAddress(url)
         parts = address.sqlalchemy_url
         if address.tunnelled:
-            raise ConfigurationError(f"{address.url}: a gateway leads to a database, as in postgresql://host/database")
+            raise ConfigurationError(
+                f"{address.url}: a gateway connects to a database, as in postgresql://host/database"
+            )
         asked = parts.query.get("host", "")
         host = parts.host or (asked if isinstance(asked, str) else ",".join(asked))
         if not host or "," in host:
-            raise ConfigurationError(f"{address.url}: name one host; for several, put a pooler or HAProxy between")
+            raise ConfigurationError(f"{address.url}: give one host; for several, put a pooler or HAProxy in between")
         if parts.username or ":***@" in address.url:
-            raise ConfigurationError(f"{address.url}: leave the login out; every peer brings its own")
+            raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
         port = parts.port or int(str(parts.query.get("port", 5432)))
         return cls(host, port, str(parts.database), address)
 
@@ -64,7 +66,7 @@ class PostgresTarget(NamedTuple):
             if context is not None:
                 await loop.sock_sendall(plain, _TLS_REQUEST)
                 if await loop.sock_recv(plain, 1) != b"S":  # one byte and no more: the rest could be from anybody
-                    raise ConnectionError("Postgres does not speak TLS")
+                    raise ConnectionError("Postgres does not offer TLS")
                 tls = {"ssl": context, "server_hostname": self.host}
             _, connection = await loop.create_connection(lambda: Connection(handler), sock=plain, **tls)
             return connection

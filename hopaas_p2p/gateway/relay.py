@@ -43,7 +43,8 @@ PENDING: Final = 256
 
 
 def targets_of(url: str) -> list[ServerAddress]:
-    """What clients may connect to for this URL: the gateways of a `postgresql+https://`, a bucket's endpoint, an https://.
+    """What clients may connect to for this URL: the gateways of a `postgresql+https://`, a bucket's endpoint, an
+    https://.
 
     Raises:
         ConfigurationError: nothing that can be reached through an HTTP proxy; the message says what to use instead.
@@ -67,15 +68,15 @@ def targets_of(url: str) -> list[ServerAddress]:
     if scheme == "https":
         return [_of_https(url)]
     raise ConfigurationError(
-        "a relay leads to a gateway (postgresql+https://…), a bucket (s3://…) or an https://… address. For a database "
-        "without a gateway use: hopaas-p2p bridge, which needs no network on compute nodes at all"
+        "a relay connects to a gateway (postgresql+https://…), a bucket (s3://…) or an https://… address. For a "
+        "database without a gateway use: hopaas-p2p bridge, which needs no network on compute nodes at all"
     )
 
 
 def _of_https(url: str) -> ServerAddress:
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname:
-        raise ConfigurationError(f"{url!r}: a relay leads to https only, since what it carries must be encrypted")
+        raise ConfigurationError(f"{url!r}: a relay connects only to https, since its traffic must be encrypted")
     return ServerAddress(parts.hostname, parts.port or 443)
 
 
@@ -91,7 +92,7 @@ def read_password(path: Path) -> Secret:
     except FileNotFoundError:
         return Secret(secrets.token_urlsafe(24))
     except PermissionError as error:
-        raise ConfigurationError(f"the login file must be yours alone: {error.strerror or error}") from None
+        raise ConfigurationError(f"the login file must be readable by you only: {error.strerror or error}") from None
     password = urlsplit(text).password
     if not password or urlsplit(text).username != USER:
         raise ConfigurationError(f"{path} does not hold the address of a relay; name another file, or remove it")

@@ -59,7 +59,7 @@ class Gateway:
         remember: Path | None = None,
     ) -> None:
         if certificate is None and not behind:
-            raise ConfigurationError("a gateway speaks TLS: give --tls-cert and --tls-key, or --behind-proxy NETWORK")
+            raise ConfigurationError("a gateway needs TLS: give --tls-cert and --tls-key, or --behind-proxy NETWORK")
         self._certificate, self._metrics_from = certificate, metrics_from
         self.admission = Admission(target, limits or GatewayLimits(), behind, remember)
         self._sessions: dict[int, TunnelSession] = {}

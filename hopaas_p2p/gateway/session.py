@@ -236,7 +236,7 @@ class TunnelSession:
         except TooManyAttempts as error:
             return self._reject_for_now(429 if error.guessing else 503, error.retry_after)
         except (StoreUnreachable, OSError) as error:
-            event("postgres is out of reach", why=str(error))
+            event("postgres cannot be reached", why=str(error))
             return self._reject_for_now(503, 2.0)
         return self._accept(request, token[0], status)
 

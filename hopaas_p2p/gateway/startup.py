@@ -17,9 +17,9 @@ _MAJOR: Final = 3
 _NEGOTIATE: Final = b"v"  # the server knows an older minor version of the protocol; its demand follows
 _SASL: Final = struct.pack("!I", 10)
 _REQUESTS: Final = {
-    80877102: "a cancel request, which is not carried",
-    80877103: "a request for TLS, which is spoken outside already",
-    80877104: "a request for GSSAPI encryption, which is not carried",
+    80877102: "a cancel request, which is not supported",
+    80877103: "a request for TLS, which the connection already uses",
+    80877104: "a request for GSSAPI encryption, which is not supported",
 }
 
 
@@ -50,14 +50,14 @@ class StartupParser:
         if len(self.received) >= 8:
             (version,) = struct.unpack_from("!I", self.received, 4)
             if version >> 16 != _MAJOR:
-                raise BadStartup(_REQUESTS.get(version, "another protocol than Postgres' third"))
+                raise BadStartup(_REQUESTS.get(version, "a protocol other than version 3 of Postgres's"))
         return _parameters(self.received[8:length]) if len(self.received) >= length else None
 
 
 def _parameters(body: bytes) -> dict[str, str]:
     """Names and values in turn, each ended by a zero byte, and one more zero byte."""
     if not body.endswith(b"\0"):
-        raise BadStartup("a first message that does not end")
+        raise BadStartup("a first message without an end")
     parts = body[:-1].split(b"\0")
     if parts.pop() != b"" or len(parts) % 2:
         raise BadStartup("a first message with a name that has no value")
@@ -67,7 +67,7 @@ def _parameters(body: bytes) -> dict[str, str]:
         raise BadStartup("a first message that is not UTF-8") from None
     names = texts[::2]
     if "" in names or len(set(names)) < len(names):
-        raise BadStartup("a first message with a name that is empty or comes twice")
+        raise BadStartup("a first message with an empty or repeated name")
     return dict(zip(names, texts[1::2], strict=True))
 
 
@@ -115,11 +115,11 @@ def check(parameters: dict[str, str], *, role: str, database: str) -> None:
 
     """
     if parameters.get("user") != role:
-        raise BadStartup("the login is not the token's")
+        raise BadStartup("the login does not match the token")
     if parameters.get("database", parameters["user"]) != database:
-        raise BadStartup("this gateway leads to another database")
+        raise BadStartup("this gateway serves another database")
     if "replication" in parameters:
-        raise BadStartup("replication is not carried")
+        raise BadStartup("replication is not supported")
 
 
 def fatal(text: str, code: str = "28000") -> bytes:

@@ -128,7 +128,7 @@ def _configured(config_filename: str | None, token: str | None) -> _StoreChoice:
     if own.is_file():
         return _read(own, token)
     raise HopaasServerError(
-        "which store? Say Client(server=…) or HOPAAS_STORE: a directory that all jobs reach, or a URL; "
+        "no store is given. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs reach, or a URL; "
         "or name an INI file with HOPAAS_CONFIG_FILE, with [server] address = …"
     )
 

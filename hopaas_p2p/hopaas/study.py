@@ -184,7 +184,7 @@ class Study:
                     stopped = error
                     trial._ended = True
                     if isinstance(error, SystemExit) and error.code != _TERMINATED:
-                        raise LeftByExit(f"the script left by sys.exit({error.code!r})") from error
+                        raise LeftByExit(f"the script called sys.exit({error.code!r})") from error
                     raise
                 if trial._loss_is_none:
                     trial._ended = True
@@ -302,4 +302,4 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is not a number, text, truth value, list or dictionary")
+    raise TypeError(f"{type(value).__name__} is not a number, string, boolean, list or dictionary")

@@ -78,8 +78,10 @@ class Invitation(NamedTuple):
             unpacker = zlib.decompressobj()
             said = msgspec.msgpack.decode(unpacker.decompress(data[4:], _LONGEST), type=_Body)
         except (ValueError, zlib.error, binascii.Error, msgspec.MsgspecError):
-            what = "it is cut or changed" if text.startswith(_PREFIX) else f"it does not begin with {_PREFIX}"
-            raise InvalidInput(f"this is no invitation: {what}; take all that `hopaas-p2p invite` printed") from None
+            what = "it is truncated or was changed" if text.startswith(_PREFIX) else f"it does not begin with {_PREFIX}"
+            raise InvalidInput(
+                f"this is not an invitation: {what}; use everything that `hopaas-p2p invite` printed"
+            ) from None
         return cls(**{**msgspec.structs.asdict(said), "token": Secret(said.token) if said.token else None})
 
     def check(self) -> None:
@@ -161,7 +163,7 @@ def like_a_file(name: str) -> str:
 def _public(url: str) -> str:
     """The URL as others may read it: without a login."""
     if redacted(url) != url and "***" not in url:
-        raise ConfigurationError(f"{redacted(url)}: the address is for others to read, so it holds no password")
+        raise ConfigurationError(f"{redacted(url)}: others will read this address, so it must not contain a password")
     if not url.startswith("postgresql"):
         return url
     from hopaas_p2p.stores.postgres.connect import PostgresAddress

@@ -115,5 +115,5 @@ def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]
             process.kill()
             said = log.read_text(errors="replace")
             why = said.strip().splitlines()[-1] if said.strip() else f"see {log}"
-            raise ConfigurationError(f"it did not begin on this node: {why}")
+            raise ConfigurationError(f"it did not start on this node: {why}")
         time.sleep(0.1)

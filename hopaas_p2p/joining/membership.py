@@ -89,7 +89,7 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
     if (
         invitation.store.startswith("postgresql") and invitation.token is None
     ):  # or a token of this user's would be used
-        raise InvalidInput("this invitation leads to a database and holds no token; it was not made by `invite`")
+        raise InvalidInput("this invitation is for a database but contains no token; it was not created by `invite`")
     name = _free_name(invitation)
     files = {}
     if invitation.token is not None:
@@ -150,7 +150,7 @@ def load(name: str) -> Membership:
         values = {key: str(value) for key, value in tomllib.loads(read_own(path)).items()}
         return Membership(name, values["store"], values["study"], values.get("site", ""), values)
     except (PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise ConfigurationError(f"{path} does not count: {error}. Remove it, and join again") from None
+        raise ConfigurationError(f"{path} is ignored: {error}. Remove it, and join again") from None
 
 
 def names() -> list[str]:

@@ -56,9 +56,9 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[Way, M
             say(finding._replace(check=f"{way.kind}: {finding.check}"))
     tried = ", ".join(way.kind for way, _ in failed)
     raise ConfigurationError(
-        f"{membership.store} cannot be reached from here (tried: {tried}). Cure what failed above. Where nodes "
-        "reach their login node only, start there: hopaas-p2p join --submit SYSTEM; where they reach nothing, the same "
-        "with --via bridge"
+        f"{membership.store} cannot be reached from here (tried: {tried}). Fix what failed above. If nodes can "
+        "reach only their login node, start there: hopaas-p2p join --submit SYSTEM; if they can reach nothing, add "
+        "--via bridge"
     )
 
 

@@ -139,12 +139,12 @@ class HopaasRest:
         with self._lock:
             study = self._studies.get(setup_id)
         if study is None:
-            raise NotYourTrial(f"{text!r} was not asked for here")
+            raise NotYourTrial(f"{text!r} was not requested here")
         return study, int(number)
 
 
 def _named(module: Any, config: dict[str, Any]) -> Any:
     """The sampler or pruner that a request names."""
     if config["name"] not in module.testables:
-        raise InvalidInput(f"{config['name']!r} is not known; there are {', '.join(module.testables)}")
+        raise InvalidInput(f"{config['name']!r} is not known; choose from {', '.join(module.testables)}")
     return getattr(module, config["name"])(**config.get("args") or {})

@@ -93,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: LocalServer
     protocol_version = "HTTP/1.1"
     timeout = _TIMEOUT
+    wbufsize = -1  # an answer in one piece: in two, the second would wait 40 ms for the client's acknowledgement
     server_version, sys_version = "hopaas-p2p", ""
 
     def do_GET(self) -> None:
@@ -132,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         verb = self.server.verbs.get(self.path.removeprefix("/v1/"))
         try:
             if verb is None or self.command != "POST":
-                raise InvalidInput(f"POST /v1/VERB; there are {', '.join(self.server.verbs)}")
+                raise InvalidInput(f"POST /v1/VERB; choose from {', '.join(self.server.verbs)}")
             request = json.loads(body or b"{}")
             if not isinstance(request, dict):
                 raise InvalidInput("the body is not a JSON object")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import heapq
 import json
+import math
 import operator
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -19,7 +20,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchTrial, NotYourTrial
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report.facts import best, is_better, json_number, last_metrics, params_of, scored, state_word
+from hopaas_p2p.report.facts import best, is_better, json_number, last_metrics, params_of, state_word
 from hopaas_p2p.report.importance import Importance, importance
 from hopaas_p2p.space import spec
 from hopaas_p2p.times import to_iso
@@ -36,6 +37,7 @@ LARGEST_ANSWER: Final = 3800
 """Characters of an answer; an agent reads each of them."""
 _LONGEST_TEXT: Final = 400
 _MOST: Final = 50  # rows of a list
+_KEPT_ROWS: Final = 2000
 _ONE_PERCENT_MORE: Final = 1.01
 
 
@@ -80,6 +82,7 @@ class LocalPeer:
         self._studies: dict[str, Study] = {}
         self._open: dict[tuple[str, int], _OpenTrial] = {}
         self._heard_at: dict[tuple[str, int], float] = {}
+        self._rows: dict[tuple[Study, int], dict[str, Any]] = {}
         self._importances: dict[str, _KeptImportance] = {}
 
     # --- reading ---
@@ -123,17 +126,32 @@ class LocalPeer:
             offset: how many to skip.
 
         """
-        whole = self._study(name).state
+        study = self._study(name)
+        whole = study.state
         first, last = max(0, offset), max(0, offset) + max(1, min(limit, _MOST))
         if order == "best":
-            matching, chosen = _best(whole, first, last)
+            matching, numbers = _best(whole, first, last)
         elif order in ("number", "newest"):
-            wanted = None if state is None else _state_named(state)
-            rows = [trial for trial in list(whole.trials) if wanted is None or trial.state is wanted]
-            matching, chosen = len(rows), (rows[::-1] if order == "newest" else rows)[first:last]
+            rows = range(len(whole.trials)) if state is None else list(whole.trials.numbers_of(_state_named(state)))
+            matching, numbers = len(rows), (rows[::-1] if order == "newest" else rows)[first:last]
         else:
             raise InvalidInput(f"order is number, newest or best, got {order!r}")
-        return fitted({"study": name, "matching": matching, "trials": [_row(one, whole) for one in chosen]}, "trials")
+        found = [self._row(study, whole, number) for number in numbers]
+        return fitted({"study": name, "matching": matching, "trials": found}, "trials")
+
+    def _row(self, study: Study, state: State, number: int) -> dict[str, Any]:
+        """What `trials` says of one; of a complete one it is kept, since making its trial may open a whole block."""
+        with self._lock:
+            kept = self._rows.get((study, number))
+        if kept is None:
+            trial = state.trials[number]
+            kept = _row(trial, state)
+            if trial.state is TrialState.COMPLETE:
+                with self._lock:
+                    if len(self._rows) >= _KEPT_ROWS:
+                        self._rows.clear()
+                    self._rows[study, number] = kept
+        return kept
 
     def trial(self, name: str, number: int) -> dict[str, Any]:
         """One trial, with its reports, and the last value of each metric."""
@@ -201,7 +219,7 @@ class LocalPeer:
         """A request about a trial that was asked for here, see `trial_requests`.
 
         Raises:
-            NotYourTrial: it was not asked for here, or was returned meanwhile.
+            NotYourTrial: it was not requested here, or was returned meanwhile.
             HopaasError: the store refused it.
 
         """
@@ -270,7 +288,7 @@ class LocalPeer:
 
     def _study(self, name: str, *, changes: bool = False) -> Study:
         if changes and not self._actions:
-            raise Denied("this server only reads; start it with --allow-actions to let clients run and change trials")
+            raise Denied("this server is read-only; start it with --allow-actions to let clients run and change trials")
         with self._lock:
             if name not in self._studies:
                 from hopaas_p2p.study import open_study
@@ -307,15 +325,15 @@ def _short(value: object) -> object:
     return value[:_LONGEST_TEXT] if isinstance(value, str) else json_number(value)
 
 
-def _best(state: State, first: int, last: int) -> tuple[int, list[CoreTrial]]:
-    """How many trials have a value, and those at these places when the best is the first; earlier ones among equals."""
+def _best(state: State, first: int, last: int) -> tuple[int, Sequence[int]]:
+    """How many trials have a value, and the numbers at these places, the best first, of equals the earliest."""
     assert state.define is not None
     if len(state.define.directions) != 1:
         raise InvalidInput("order=best is for studies with one objective")
-    found = scored(state)
+    found = [one for one in state.trials.results() if math.isfinite(one[1])]
     largest_first = is_better(1.0, 0.0, state.define.directions[0])
-    top = (heapq.nlargest if largest_first else heapq.nsmallest)(last, found, key=operator.itemgetter(0))
-    return len(found), [trial for _, trial in top[first:]]
+    top = (heapq.nlargest if largest_first else heapq.nsmallest)(last, found, key=operator.itemgetter(1))
+    return len(found), [number for number, _ in top[first:]]
 
 
 def _existing(state: State, number: int, name: str) -> CoreTrial:
@@ -328,7 +346,7 @@ def _state_named(word: str) -> TrialState:
     try:
         return TrialState[word.upper()]
     except KeyError:
-        raise InvalidInput(f"{word!r} is not a state; there are running, complete, pruned, fail, waiting") from None
+        raise InvalidInput(f"{word!r} is not a state; choose from running, complete, pruned, fail, waiting") from None
 
 
 def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 10.0) -> None:

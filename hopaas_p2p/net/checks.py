@@ -83,17 +83,19 @@ def _connect(route: Route) -> tuple[socket.socket, Finding]:
         cure = "check that the server is up, and that this node may connect to it"
         if route.proxy:
             cure = "fix HTTPS_PROXY, or ask your site to let the proxy connect to this server"
-        raise _CheckFailed(check, str(error), f"{cure}; where only a login node may: hopaas-p2p relay") from None
+        raise _CheckFailed(
+            check, str(error), f"{cure}; if only a login node may connect, use: hopaas-p2p relay"
+        ) from None
     taken = (time.monotonic() - began) * 1000
     if route.proxy is None:
         return connection, Finding(check, passed=True, detail=f"{route.server} answers in {taken:.1f} ms")
     login = ", with a login" if route.proxy.login else ""
-    return connection, Finding(check, passed=True, detail=f"{route.proxy} connects us to {route.server}{login}")
+    return connection, Finding(check, passed=True, detail=f"{route.proxy} connects to {route.server}{login}")
 
 
 def _secure(route: Route, connection: socket.socket, context: ssl.SSLContext) -> tuple[socket.socket, Finding]:
     if route.request_tls is not None and not route.request_tls(connection):
-        detail = "the server does not speak TLS, so anybody on the way could read and change everything"
+        detail = "the server does not speak TLS, so anybody in between could read and change everything"
         raise _CheckFailed("tls", detail, "enable TLS there; or if it is a gateway, write postgresql+https://")
     try:
         secured = trust.secure(connection, route.server.host, deadline=time.monotonic() + _TIMEOUT, context=context)
@@ -114,10 +116,10 @@ def lifetime(certificate: Any, version: str = "TLS") -> Finding:
         "tls",
         passed=False,
         detail=f"THE CERTIFICATE EXPIRES IN {days:.0f} DAYS: {detail}",
-        cure="renew it now: on that day every peer stops, and people begin to look for ways around TLS",
+        cure="renew it now: on that day every peer stops",
     )
 
 
 def _issuer(certificate: Any) -> str:
     names = {key: value for part in certificate.get("issuer", ()) for key, value in part}
-    return str(names.get("commonName") or names.get("organizationName") or "an authority without a name")
+    return str(names.get("commonName") or names.get("organizationName") or "an unnamed authority")

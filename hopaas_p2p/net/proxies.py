@@ -99,7 +99,7 @@ def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
         number = -1
     if parts.scheme not in kinds or not parts.hostname or " " in parts.hostname or number == -1:
         raise ConfigurationError(
-            "the proxy in HTTPS_PROXY is not understood; write http://user:password@host:port"
+            "HTTPS_PROXY cannot be parsed; write http://user:password@host:port"
             + (", or socks5h://host:port" if "socks5h" in kinds else "")
         )
     login = Secret(f"{unquote(parts.username)}:{unquote(parts.password or '')}") if parts.username else None
@@ -158,8 +158,8 @@ def _connect_directly(server: ServerAddress, deadline: float, shown: str) -> soc
         return _connect_to_any(socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM), deadline)
     except socket.gaierror as error:
         raise StoreUnreachable(
-            f"the name {server.host!r} is not known on this node ({error.strerror}). Check the URL; where only a proxy "
-            "can be reached, set HTTPS_PROXY=http://host:port"
+            f"the name {server.host!r} cannot be resolved on this node ({error.strerror}). Check the URL; if only a "
+            "proxy can be reached, set HTTPS_PROXY=http://host:port"
         ) from None
     except OSError as error:
         raise StoreUnreachable(
@@ -223,19 +223,19 @@ def _through_connect(proxy: Proxy, server: ServerAddress, deadline: float) -> so
             return made
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise StoreUnreachable(f"the proxy {proxy} broke off ({why})") from None
+        raise StoreUnreachable(f"the proxy {proxy} closed the connection ({why})") from None
 
 
 def _refused(proxy: Proxy, server: ServerAddress, answer: http.client.HTTPResponse) -> HopaasError:
     """Which proxy refused, and what to do."""
-    who = answer.getheader("Via") or answer.getheader("Server") or "it did not say who it is"
+    who = answer.getheader("Via") or answer.getheader("Server") or "it did not identify itself"
     answered = f"the proxy {proxy} ({who}) answered {answer.status} {answer.reason}"
     if answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
         asks = answer.getheader("Proxy-Authenticate", "")
-        have = "the login in HTTPS_PROXY is wrong" if proxy.login else "it wants a login"
+        have = "the login in HTTPS_PROXY is wrong" if proxy.login else "it requires a login"
         cure = "set HTTPS_PROXY=http://user:password@host:port"
         if asks and not asks.lower().startswith("basic"):
-            cure = f"it asks for {asks.split()[0]}, and only Basic is spoken here; ask the site about that"
+            cure = f"it asks for {asks.split()[0]}, but only Basic is supported here; ask the site about that"
         return ConfigurationError(f"{answered}: {have}; {cure}")
     if answer.status in (http.client.BAD_GATEWAY, http.client.SERVICE_UNAVAILABLE, http.client.GATEWAY_TIMEOUT):
         return StoreUnreachable(f"{answered}: it cannot reach {server} now")

@@ -109,18 +109,18 @@ def secure(
                 "Check host and port: something else may listen there"
             ) from None
         why = (error.reason or str(error)).lower().replace("_", " ")
-        raise StoreUnreachable(f"TLS with {host} broke off: {why}{hint}") from None
+        raise StoreUnreachable(f"TLS with {host} failed: {why}{hint}") from None
     except TimeoutError:
-        raise StoreUnreachable(f"{host} accepts the connection and then says nothing{hint}") from None
+        raise StoreUnreachable(f"{host} accepts the connection and then sends nothing{hint}") from None
     except OSError as error:
-        raise StoreUnreachable(f"TLS with {host} broke off: {error.strerror or error}{hint}") from None
+        raise StoreUnreachable(f"TLS with {host} failed: {error.strerror or error}{hint}") from None
 
 
 def _untrusted(host: str, why: str) -> HopaasError:
     if "expired" in why:
         return StoreUnreachable(
             f"the certificate of {host} has expired. Its administrator has to renew it, and nothing is sent until "
-            "then; results wait in the spool. If the date on this node is wrong, correct that"
+            "then; results wait in the spool. If the date on this node is wrong, correct it"
         )
     if "not yet valid" in why:
         return StoreUnreachable(f"the certificate of {host} is not valid yet: is the date on this node right?")
@@ -130,7 +130,7 @@ def _untrusted(host: str, why: str) -> HopaasError:
             "for this name"
         )
     return ConfigurationError(
-        f"the certificate of {host} is not to be trusted: {why}. If your site has an authority of its own, set "
+        f"the certificate of {host} cannot be trusted: {why}. If your site has an authority of its own, set "
         "HOPAAS_CA_FILE to its certificate; otherwise the connection may be intercepted"
     )
 

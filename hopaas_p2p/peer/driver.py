@@ -103,7 +103,7 @@ def translated() -> Iterator[None]:
 
 
 def _unreachable(error: OSError) -> StoreUnreachable:
-    return StoreUnreachable(f"The store cannot be used now: {error}. What waits is sent at the next contact.")
+    return StoreUnreachable(f"The store cannot be used now: {error}. Waiting records are sent at the next contact.")
 
 
 class LogDriver(Generic[S]):
@@ -423,5 +423,5 @@ def _guarded(tick: Callable[[], float]) -> float:
     except HopaasError as error:
         _log.warning("%s", error)
     except Exception:  # noqa: BLE001  # whatever it is, it is written down
-        _log.exception("the scheduler met an error and goes on")
+        _log.exception("the scheduler met an error and continues")
     return _AFTER_TROUBLE

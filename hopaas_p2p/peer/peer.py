@@ -704,7 +704,7 @@ class Peer:
         """Take a new identity: another process uses this one too, as where the image of a machine was started twice."""
         with self._lock:
             if session.writer == self.uuid:
-                _log.warning("another process writes as %s; this one goes on under a new name", self.uuid)
+                _log.warning("another process writes as %s; this one continues under a new name", self.uuid)
                 self.adopted.add(self.uuid)
                 self.identity = self.identity.successor()
                 self.uuid = self.identity.uuid
@@ -734,7 +734,7 @@ class _Attempts:
             raise error
         if waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
             self._warned = waited
-            limit = "until it answers; Ctrl-C ends this, and nothing is lost"
+            limit = "until it answers; Ctrl-C stops waiting, and nothing is lost"
             limit = f"for {self._within:.0f} s in all" if self._within < math.inf else limit
             _log.warning("still trying, %s: %s", limit, error)
         return self._backoff.pause()

@@ -104,7 +104,7 @@ class SpoolSender:
                 raise
             except HopaasError as error:  # the others are not held up by it
                 self._refused.add(path)
-                _log.warning("%s stays there: %s", path, error)
+                _log.warning("%s was not sent and stays in the spool: %s", path, error)
             else:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)

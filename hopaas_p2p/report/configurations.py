@@ -125,12 +125,12 @@ def rung_counts(state: State) -> list[RungCount]:
 
 
 def in_words(place: RungCount, *, brackets: int) -> str:
-    """One rung in a line: `after 3 epochs: 12 came, 4 went on, 7 wait`."""
+    """One rung in a line: `after 3 epochs: 12 reached it, 4 promoted, 7 waiting`."""
     where = f"bracket {place.bracket}, " if brackets > 1 else ""
     return (
         f"{where}after {place.epochs} epoch{'s' * (place.epochs != 1)}: "
-        f"{place.reached} came, {place.promoted} went on, {place.waiting} wait"
-        + ("; none pauses here any more, because the best at the end stood behind" if place.passed else "")
+        f"{place.reached} reached it, {place.promoted} promoted, {place.waiting} waiting"
+        + ("; none pauses here any more, because the eventual best ranked low here" if place.passed else "")
     )
 
 
@@ -140,24 +140,24 @@ def next_in_words(state: State) -> str:
     if configurations is None or configurations.standings is None:
         return ""
     if configurations.resumable:
-        return f"trial {min(configurations.resumable)}, which was interrupted after its promotion, goes on next"
+        return f"trial {min(configurations.resumable)}, which was interrupted after its promotion, continues next"
     paused = state.promoted()
     if paused is not None:
-        return f"trial {paused} goes on next"
+        return f"trial {paused} continues next"
     if configurations.members is not None:
         return _next_member(state, configurations.members)
     first = ""
     if isinstance(configurations.standings, Ladder) and configurations.standings.is_unproved():
-        first = f"; the first ones do not pause before {configurations.standings.policy.whole} were trained to the end"
+        first = f"; no trial pauses until {configurations.standings.policy.whole} have been trained to the end"
     return f"nothing is promoted now: {_why_not(state, configurations)}{first}"
 
 
 def _next_member(state: State, members: Members) -> str:
     running = state.counts[TrialState.RUNNING]
     if state.has_room():
-        waits = f"; {members.waiting()} wait until all have begun" if members.waiting() else ""
-        return f"a new member begins next, {state.used() + 1} of {state.places()}{waits}"
-    return f"no member waits; {running} run{'s' * (running == 1)}"
+        waits = f"; {members.waiting()} wait until all have started" if members.waiting() else ""
+        return f"a new member starts next, {state.used() + 1} of {state.places()}{waits}"
+    return f"no member is waiting; {running} running"
 
 
 def _why_not(state: State, configurations: Configurations) -> str:
@@ -167,12 +167,12 @@ def _why_not(state: State, configurations: Configurations) -> str:
     eta = policy.eta
     places = [place for place in configurations.standings.places() if place.waiting]
     if not places:
-        return "nobody waits at a rung" if state.trials else "no trial has run yet"
+        return "no trial is waiting at a rung" if state.trials else "no trial has run yet"
     lacking = [place for place in places if place.reached < eta]
     if len(lacking) == len(places):
         place = lacking[0]
-        return f"a rung promotes one of {eta}, and {place.reached} came to the one after {place.epochs} epochs"
-    end = "" if state.has_room() else ", and the budget has no place for new ones"
+        return f"a rung promotes one trial in {eta}, and only {place.reached} reached epoch {place.epochs}"
+    end = "" if state.has_room() else ", and the budget has no room for new ones"
     running = state.counts[TrialState.RUNNING]
-    wait = f"; {running} run{'s' * (running == 1)}" if running else ""
-    return f"those that wait are not among the best 1/{eta} of their rungs{end}{wait}"
+    wait = f"; {running} running" if running else ""
+    return f"those waiting are not among the best 1/{eta} of their rungs{end}{wait}"

@@ -86,6 +86,14 @@ def last_ended(state: State) -> dict[str, float]:
     return found
 
 
+def budget_unit(state: State) -> str:
+    """What a study's budget counts, in words: trials, or with rungs configurations, or a population's members."""
+    configurations = state.configurations
+    if configurations is None or configurations.policy is None:
+        return "trials"
+    return "configurations" if configurations.members is None else "members"
+
+
 def is_better(value: float, than: float, direction: str) -> bool:
     """Whether `value` is better than `than` in this direction."""
     return value > than if direction == "maximize" else value < than
@@ -95,13 +103,12 @@ def best(state: State) -> Trial | None:
     """The best COMPLETE trial of a study with one objective, the earliest of equals; None if there is none."""
     if state.define is None or len(state.define.directions) != 1:
         return None
-    direction = state.define.directions[0]
-    found: Trial | None = None
-    top = 0.0
-    for trial in state.trials:
-        if trial.state is COMPLETE and trial.values and (found is None or is_better(trial.values[0], top, direction)):
-            found, top = trial, trial.values[0]
-    return found
+    results = state.trials.results()
+    if state.define.directions[0] == "maximize":
+        found = max(results, key=lambda one: (one[1], -one[0]), default=None)
+    else:
+        found = min(results, key=lambda one: (one[1], one[0]), default=None)
+    return None if found is None else state.trials[found[0]]
 
 
 def pareto_front(state: State) -> list[Trial]:
@@ -150,6 +157,19 @@ def shown(value: object) -> str:
     if math.isfinite(value) and value == int(value) and abs(value) < 10_000:
         return str(int(value))
     return f"{value:.4g}"
+
+
+def reason_line(reason: str | None) -> str:
+    """Why a trial failed, in one line: of a command, how it ended and the last line of what it wrote."""
+    lines = (reason or "").strip().splitlines()
+    if len(lines) > 1 and lines[0].startswith("the command"):
+        return f"{lines[0]}: {lines[-1].strip()}"
+    return lines[0] if lines else ""
+
+
+def phrase(label: str) -> str:
+    """A label with a capital letter, unless its first word has a form of its own, such as kWh."""
+    return label[:1].upper() + label[1:] if label.partition(" ")[0].islower() else label
 
 
 def took(trial: Trial) -> str:

@@ -47,7 +47,7 @@ def importance(state: State, *, objective: int = 0, numbers: Container[int] | No
         (value, trial) for value, trial in scored(state, objective) if numbers is None or trial.number in numbers
     ]
     if len(complete) < _FEWEST:
-        return Importance((), f"Takes {_FEWEST} complete trials; there are {len(complete)}.")
+        return Importance((), f"Needs {_FEWEST} complete trials; there are {len(complete)}.")
     assert state.define is not None
     directions = state.define.directions
     sign = -1.0 if is_better(1.0, 0.0, directions[objective]) else 1.0
@@ -56,7 +56,7 @@ def importance(state: State, *, objective: int = 0, numbers: Container[int] | No
     except Exception as error:  # noqa: BLE001  # whatever a strange log causes, the rest of the report is shown
         return Importance((), f"Could not be computed: {type(error).__name__}.")
     if not shares:
-        return Importance((), "No parameter that varies sets the better trials apart.")
+        return Importance((), "No varying parameter clearly separates the better trials from the others.")
     which = "" if len(directions) == 1 else f", for objective {objective + 1}"
     return Importance(
         tuple(shares.items()), f"PED-ANOVA over {len(complete):,} complete trials{which}. Shares add up to 100 %."

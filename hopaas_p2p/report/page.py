@@ -13,7 +13,18 @@ from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.report import charts
 from hopaas_p2p.report.charts import Figure
-from hopaas_p2p.report.facts import best, duration, params_of, pareto_front, peer_labels, savings, shown, took
+from hopaas_p2p.report.facts import (
+    best,
+    duration,
+    params_of,
+    pareto_front,
+    peer_labels,
+    phrase,
+    reason_line,
+    savings,
+    shown,
+    took,
+)
 from hopaas_p2p.report.importance import Importance, importance
 from hopaas_p2p.report.spending import budget_lines, cells, spending
 from hopaas_p2p.report.svg import safe
@@ -76,7 +87,7 @@ def _tiles(state: State) -> str:
             _tile(
                 f"≈ {saved.share:.0%}",
                 "of the steps saved by pruning",
-                f"about {saved.saved:,}: what pruned trials were short of {saved.length:,}",
+                f"about {saved.saved:,}: steps that pruned trials did not run, of {saved.length:,} each",
             )
         )
     owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
@@ -85,7 +96,7 @@ def _tiles(state: State) -> str:
     if spans:
         wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
         busy = sum(trial_seconds(t) or 0.0 for t in state.trials)
-        tiles.append(_tile(duration(wall), "from first to last", f"{duration(busy)} of trials"))
+        tiles.append(_tile(duration(wall), "from the first trial to the last", f"{duration(busy)} of training"))
     return "".join(tiles)
 
 
@@ -179,7 +190,9 @@ def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:
         rows.append([*cells, labels.get(trial.owner or "", ""), took(trial), retry])
     hidden = len(names) - len(columns)
     note = f'<p class="none">{hidden} more parameters are not shown.</p>' if hidden else ""
-    return _card(title, table([*heads, "peer", "took", ""], rows, words=("peer", ""), first=values == 1) + note)
+    return _card(
+        title, table([*heads, "peer", "took", ""], rows, words=("peer", ""), first=values == 1, names=columns) + note
+    )
 
 
 def _spent(state: State) -> str:
@@ -209,14 +222,18 @@ def _interrupted(state: State) -> str:
             then = labels.get(retry.owner or "", "") if retry.owner != past.owner or retry is not trial else ""
             rows.append([str(trial.number), labels.get(past.owner, ""), past.why, outcome, then])
     title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
-    heads = ["trial", "was run by", "why it ended", "what became of it", "run by"]
+    heads = ["trial", "was run by", "why it ended", "outcome", "run by"]
     return _card(title, table(heads, rows, words=heads[1:], long="why it ended"))
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str], long: str = "", first: bool = False
-) -> str:
-    """A table of texts, which are escaped here. Columns are numbers but for `words`; `long` may wrap."""
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str], long: str = "", first: bool = False,
+    names: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """A table of texts, which are escaped here. Columns are numbers but for `words`; `long` may wrap.
+
+    Heads begin with a capital letter, except `names`, which come from the study.
+    """
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         parts = []
@@ -228,7 +245,8 @@ def table(
     body = [f"<tr>{cells('td', row)}</tr>" for row in rows]
     if first:
         body[0] = body[0].replace("<tr", '<tr class="first"', 1)
-    head = f"<thead><tr>{cells('th', heads)}</tr></thead>"
+    shown_heads = cells("th", [one if one in names else phrase(one) for one in heads])
+    head = f"<thead><tr>{shown_heads}</tr></thead>"
     return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
@@ -237,7 +255,7 @@ def _failures(state: State) -> str:
     reasons: dict[str, list[int]] = {}
     for trial in state.trials:
         if trial.state is FAIL and not trial.history:
-            reasons.setdefault((trial.reason or "no reason given").split("\n", 1)[0][:200], []).append(trial.number)
+            reasons.setdefault((reason_line(trial.reason) or "no reason given")[:200], []).append(trial.number)
     if not reasons:
         return ""
     frequent = sorted(reasons.items(), key=lambda one: (-len(one[1]), one[0]))[:10]

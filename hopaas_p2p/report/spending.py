@@ -9,7 +9,7 @@ from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledge
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.spending import spent
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
-from hopaas_p2p.report.facts import duration, shown
+from hopaas_p2p.report.facts import budget_unit, duration, shown
 from hopaas_p2p.times import to_iso
 
 
@@ -115,7 +115,7 @@ def _sum(rows: Iterable[SpentRow], site: str, user: str, outcome: str) -> SpentR
 def _amounts(state: State, ledger: Ledger, total: SpentRow) -> list[Amount]:
     counts, limits = state.counts, ledger.limits
     used = state.used() if state.budget is not None else counts[COMPLETE] + counts[PRUNED]
-    found = [Amount("trials", "trials", used, state.budget, None)]
+    found = [Amount("trials", budget_unit(state), used, state.budget, None)]
     for what, unit in AMOUNTS.items():
         value = total.euro if what == "euro" else getattr(total.cost, what)
         limit = getattr(limits, what)
@@ -160,9 +160,9 @@ def _until_in_words(until: Until | None) -> list[str]:
     if isinstance(until.date, int):
         found.append((to_iso(until.date) or "?").replace("T00:00:00Z", ""))
     if until.trials_without_gain is not None:
-        found.append(f"{until.trials_without_gain} trials bring no better one")
+        found.append(f"{until.trials_without_gain} trials in a row bring no improvement")
     if until.hours_without_gain is not None:
-        found.append(f"{shown(until.hours_without_gain)} hours bring no better trial")
+        found.append(f"{shown(until.hours_without_gain)} hours bring no improvement")
     if until.gain_per_hour is not None:
         found.append(f"the gain per hour is below {shown(until.gain_per_hour)}")
     return found
@@ -183,7 +183,8 @@ def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
 def _texts(row: SpentRow) -> list[str]:
     cost = row.cost
     numbers = [amount(one) for one in (cost.gpu_hours, cost.core_hours, cost.kwh, row.euro)]
-    return [row.site, row.user, row.outcome, f"{row.leases:,}", duration(cost.time / 1e6), *numbers, f"{cost.epochs:,}"]
+    state = "returned" if row.outcome == "given back" else row.outcome
+    return [row.site, row.user, state, f"{row.leases:,}", duration(cost.time / 1e6), *numbers, f"{cost.epochs:,}"]
 
 
 def amount(value: float) -> str:
@@ -201,12 +202,12 @@ def budget_lines(found: Spending) -> list[str]:
             lasts = "" if one.lasts is None or one.left == 0 else f"; the rest lasts about {duration(one.lasts)}"
             lines.append(f"{amount(one.spent)} of {amount(one.limit)} {one.unit} used{lasts}")
             if one.what == "kwh" and found.total.cost.time and not one.spent:
-                lines.append("no energy is known: install nvidia-ml-py, let RAPL be read, or set HOPAAS_WATTS")
+                lines.append("energy use is unknown: install nvidia-ml-py, allow RAPL to be read, or set HOPAAS_WATTS")
     lines += [f"ends when {one}" if not one[0].isdigit() or "bring" in one else f"ends on {one}" for one in found.until]
     if found.reached is not None:
         lines.append(f"ended: {found.reached}")
     elif found.more_trials and any(one.limit and one.spent for one in found.amounts if one.what != "trials"):
-        lines.append(f"about {found.more_trials:,} more trials at what one has cost so far")
+        lines.append(f"about {found.more_trials:,} more trials at the average cost so far")
     return lines or ["no end"]
 
 

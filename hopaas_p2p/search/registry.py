@@ -73,7 +73,7 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
     """
     name = str(method.get("class"))
     if name not in _CLASSES[kind]:
-        raise InvalidInput(f"{kind} = {name[:80]!r}; there are {', '.join(sorted(_CLASSES[kind]))}")
+        raise InvalidInput(f"{kind} = {name[:80]!r}; choose from {', '.join(sorted(_CLASSES[kind]))}")
     if method.get("arguments") is None:
         raise InvalidInput(f"the arguments of the {kind} {name} cannot be kept with a study; give it as an object")
     arguments = dict(method["arguments"])

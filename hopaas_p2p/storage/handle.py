@@ -296,7 +296,7 @@ class StudyHandle:
             if trial.state is records.TrialState.WAITING:
                 return None
             if not self.peer.is_mine(trial.owner):
-                raise NotYourTrial(f"trial {number} is run by another peer, and only that one may change it")
+                raise NotYourTrial(f"trial {number} is run by another peer, and only that peer may change it")
             owned = self._own(trial, inherited={})
         if owned.frozen.state is not _RUNNING:
             self._refuse_finished(True, number)
@@ -699,7 +699,7 @@ class StudyHandle:
             mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid
             if owned is None or not mine or self._travelled(owned) or owned.frozen.state.is_finished():
                 return
-        _log.warning("trial %d is given back: nothing refers to it any more, and it was not told", number)
+        _log.warning("trial %d is returned: nothing refers to it any more, and it has no result", number)
         try:
             self.release(number, reason="forgotten: its object was collected before it was told")
         except (UpdateFinishedTrialError, HopaasError) as error:

@@ -74,7 +74,7 @@ from hopaas_p2p.translate import (
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
-"""Times `Store.freshness`: a beat is seen that late and an eighth of a ttl later, and so is the reclaim."""
+"""Times `Store.freshness`: a heartbeat is seen that late and an eighth of a ttl later, and so is the reclaim."""
 _NUMBER_BITS: Final = 32
 _NUMBERS: Final = (1 << _NUMBER_BITS) - 1
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
@@ -230,7 +230,7 @@ class Storage(BaseStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         options = state["options"]
         if options.url.startswith("memory:") and state["pid"] != os.getpid():
-            raise ConfigurationError(f"{options.url} lives in one process; give the others a directory or a URL")
+            raise ConfigurationError(f"{options.url} exists in one process only; give the others a directory or a URL")
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key)
         if peer is None or peer.closed:
@@ -491,7 +491,7 @@ class Storage(BaseStorage):
         checked_name(define.name)
         if not possible_definition(define):
             raise InvalidInput(f"a study cannot be run like this: {define}")
-        taken = DuplicatedStudyError(f"A study named {define.name!r} exists already in {self.url}.")
+        taken = DuplicatedStudyError(f"A study named {define.name!r} already exists in {self.url}.")
         if define.name in self._catalog().by_name:
             raise taken
         shortest = _SHORTEST_TTL * self.peer.store.freshness
@@ -628,7 +628,7 @@ class Storage(BaseStorage):
         """
         if not self._options.operator:
             raise ConfigurationError(
-                "only an operator ends trials that other peers run: open_storage(…, operator=True)"
+                "only an operator may end trials that other peers run: open_storage(…, operator=True)"
             )
         handle, number = self.locate(trial_id, refresh=True)
         told = None if values is None else tuple([float(value) for value in values])

@@ -109,7 +109,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
         try:
             log.erase() if isinstance(log, Erasable) else log.destroy()
         except Denied:  # a worker's key may add objects, and not remove them
-            left = "; it may not be removed with these rights, and stays"
+            left = "; this user may not remove it, so it stays"
     if there != list(range(1, _EXCHANGES + 1)):
         yield Finding("write and read", passed=False, detail=f"wrote 5 commits, read {there}", cure="use another store")
         return
@@ -117,7 +117,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
     yield Finding("write and read", passed=True, detail=done)
     median = statistics.median(seconds)
     detail = f"{median * 1000:.1f} ms in the median, {max(seconds) * 1000:.1f} ms at most"
-    cure = "every ask and tell takes that long; use a store that is nearer"
+    cure = "every ask and tell takes that long; use a closer store"
     yield Finding.judged("exchange", detail, passed=median < _SLOW, cure=cure)
 
 
@@ -126,8 +126,8 @@ def _beat(store: Store) -> Iterator[Finding]:
     store.beat(Beat(peer, value))
     found = store.beats([peer]).get(peer)
     store.beat(Beat(peer, "gone"))
-    detail = "a beat is seen" if found == value else f"read {found!r}"
-    cure = "peers would take each other for dead; use another store"
+    detail = "a heartbeat is seen" if found == value else f"read {found!r}"
+    cure = "peers would consider each other dead; use another store"
     yield Finding.judged("beat", detail, passed=found == value, cure=cure)
 
 
@@ -170,7 +170,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     yield Finding.judged(name, detail, passed=not unreadable, cure=cure)
     if forks:
         detail = f"it has two histories: commit {', '.join(forks)} was written after others than those before it"
-        cure = "was a backup restored under running peers, or does the store let two write one commit? Peers stop here"
+        cure = "was a backup restored under running peers, or did the store accept two commits under one number?"
         yield Finding(f"{name}, history", passed=False, detail=detail, cure=cure)
     if found is not None:
         try:
@@ -194,6 +194,6 @@ def _follows(state: State | Catalog, entry: Entry) -> bool:
 
 def _snapshot(name: str, found: tuple[int, bytes], *, same: bool) -> Finding:
     lsn, data = found
-    cure = "delete it: peers that join from it see another state than those that replay the log"
+    cure = "delete it: peers that join from it see a different state from those that replay the log"
     detail = f"at commit {lsn}, {len(data):,} bytes, " + ("equal to replay" if same else "differs from replay")
     return Finding.judged(name, detail, passed=same, cure=cure)

@@ -31,7 +31,7 @@ PATIENCE: Final = 120.0  # seconds for which the first node waits for another
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _PAUSE: Final = 0.02  # seconds between two commits of a node
 _LOOK: Final = 0.2  # seconds between looks for another node
-_CURE: Final = "results would be lost; use another store, or a mount that both nodes see alike"
+_CURE: Final = "results would be lost; use another store, or a mount that looks the same on both nodes"
 
 
 class _MeetingMessage(msgspec.Struct, omit_defaults=True):
@@ -91,12 +91,12 @@ class Meeting:
             self._exchange(None)
         except StudyDeleted:  # a bucket keeps the end of a log
             cure = "take another word, the same on all nodes"
-            yield Finding("meeting", passed=False, detail="nodes have met here with this word before", cure=cure)
+            yield Finding("meeting", passed=False, detail="this word was used here before", cure=cure)
             return
         self._began = len(self._entries)
         self._write()
         if not self._wait(lambda: bool(self._seen)):
-            cure = "run the same command on another node at the same time, and see that both name the same store"
+            cure = "run the same command on another node at the same time, and make sure that both name the same store"
             detail = f"nobody else came within {self._patience:.0f} s"
             yield Finding("meeting", passed=False, detail=detail, cure=cure)
             return
@@ -117,17 +117,17 @@ class Meeting:
         nodes = (
             f"{len(self._seen) + 1} nodes, {len(self._entries) - self._began} commits, {len(self._mine)} of this one"
         )
-        cure = "see what became of the other node, and meet again"
+        cure = "check the other node, and run the test again"
         detail = nodes if everybody else f"{nodes}; another node did not report"
         yield Finding.judged("meeting", detail, passed=everybody, cure=cure)
         there = {entry.lsn: entry.payload for entry in self._read_again()}
         lost = sum(there.get(lsn) != payload for lsn, payload in self._mine.items())
         twice = len(there) - len(set(there.values()))
         whole = not lost and not twice and list(there) == list(range(1, max(len(there), len(self._entries)) + 1))
-        detail = "every commit is there, once" if whole else f"{lost} commits lost, {twice} there twice"
+        detail = "every commit is there, once" if whole else f"{lost} commits lost, {twice} duplicated"
         yield Finding.judged("nothing lost", detail, passed=whole, cure=_CURE)
         differ = [node for node, (upto, digest) in self._reports.items() if self._sum(upto) != digest]
-        detail = "another node read other commits than this one" if differ else "all nodes read the same commits"
+        detail = "another node read different commits from this one" if differ else "all nodes read the same commits"
         yield Finding.judged("same log", detail, passed=not differ, cure=_CURE)
         if self._delays:
             ordered = sorted(self._delays)

@@ -69,7 +69,7 @@ class MemoryLog:
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         if base is not None:
-            raise ConfigurationError("A store in memory holds whole logs only; restore this backup into a bucket.")
+            raise ConfigurationError("A store in memory holds complete logs only; restore this backup into a bucket.")
         with self._lock:
             for entry in list(entries)[len(self._entries) :]:
                 self._entries.append(entry if entry.before is not None else entry._replace(before=self._sum()))

@@ -37,8 +37,8 @@ def check_store(url: str, found: Settings, *, origin: str, secret: bool = False)
     for host, port in sorted(_servers(url) - named):
         if not allowed & {host, f"{host}:{port}"}:
             raise ConfigurationError(
-                f"{origin} would send your token to {host}:{port}, which is not where you said that it is for. "
-                f"If it is: name the store yourself, --store {redacted(url)} or HOPAAS_STORE, or set "
+                f"{origin} would send your token to {host}:{port}, a host that you have not named. If the "
+                f"token is meant for it: name the store yourself, --store {redacted(url)} or HOPAAS_STORE, or set "
                 f"HOPAAS_TOKEN_HOST={host}"
             )
 

@@ -138,7 +138,7 @@ def definition_of(state: State, name: str) -> StudyDefine:
     if state.define is None:
         raise StoreCorrupt(
             f"the first commit of the study {name!r} is not its definition: somebody has overwritten it. Nothing was "
-            "changed. Bring that commit back from a backup or, in a bucket, from an older version of the object"
+            "changed. Restore that commit from a backup or, in a bucket, from an older version of the object"
         )
     return state.define
 

@@ -304,7 +304,7 @@ class Proposer:
         if not self._said_used_up:
             self._said_used_up = True
             _log.warning(
-                "all %s configurations of the search space of %r have been tried: from now on they are repeated",
+                "all %s configurations of the search space of %r have been tried: from now on they will be repeated",
                 self._tried.size,
                 self._study.study_name,
             )

@@ -170,7 +170,7 @@ def open_study(
     )
     said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
     if fidelity is not None and len(given.directions or ("",)) > 1:
-        raise InvalidInput("trials are compared by one value: a study with fidelity has one direction")
+        raise InvalidInput("a study with fidelity needs exactly one direction: its trials are compared by one value")
     wanted = given.definition(name, provenance_of(sampler, pruner))
     study_id = _join_or_create(storage, wanted, said, create=create)
     compare(storage, study_id, wanted, given.given_fields())
@@ -509,7 +509,7 @@ class Study:
         except UpdateFinishedTrialError:
             pass
         except HopaasError as trouble:
-            _log.warning("the interrupted trial could not be given back now: %s", trouble)
+            _log.warning("the interrupted trial could not be returned now: %s", trouble)
 
     @staticmethod
     def _result(trial: Trial) -> tuple[float, ...] | None:
@@ -520,7 +520,7 @@ class Study:
 
     def _tell_result(self, trial: Trial, result: float | Sequence[float] | None) -> None:
         if result is None:
-            self.tell(trial, state=TrialState.FAIL, reason="no value was told")
+            self.tell(trial, state=TrialState.FAIL, reason="no value was given")
             return
         try:
             values = as_values(result, expected=len(self.optuna.directions))
@@ -561,7 +561,7 @@ class Study:
             WorkersLost: one worker after the other ended without running a trial.
         """
         if not callable(objective):
-            raise InvalidInput(f"optimize wants a function that gets a trial and returns its value, got {objective!r}")
+            raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {objective!r}")
         caught = (catch,) if isinstance(catch, type) else tuple(catch)
         if on is not None:
             from hopaas_p2p.study.workers import WatchedWorkers
@@ -784,11 +784,14 @@ class Study:
         """
         said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
         if fidelity is not None and len(self.optuna.directions) > 1:
-            raise InvalidInput("trials are compared by one value: a study with fidelity has one direction")
+            raise InvalidInput(
+                "a study with fidelity needs exactly one direction: its trials are compared by one value"
+            )
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
                 raise InvalidInput(
-                    f"the {what} {in_words(method)} cannot be kept: its class, or a function it is given"
+                    f"the {what} {in_words(method)} cannot be kept with the study: its class, or a function "
+                    "that it was given"
                 )
         if said.attributes():
             self._control(records.StudySet(system=said.attributes()))
@@ -847,7 +850,7 @@ class Study:
         if to is None:
             to = TrialState.COMPLETE if values is not None else TrialState.FAIL
         if (to is TrialState.COMPLETE) != (values is not None):
-            raise InvalidInput("a COMPLETE trial needs values, and only that has some")
+            raise InvalidInput("a COMPLETE trial needs values, and other states take none")
         told = None if values is None else as_values(values, expected=len(self.optuna.directions))
         self._running(number)
         self.storage.take_over((self.study_id << 32) + number, to, told, reason)

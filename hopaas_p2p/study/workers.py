@@ -120,11 +120,13 @@ class WatchedWorkers:
         catch: tuple[type[Exception], ...],
     ) -> None:
         if study.storage.url.startswith("memory:"):
-            raise InvalidInput(f"{study.storage.url} lives in this process only; give the workers a directory or a URL")
+            raise InvalidInput(
+                f"{study.storage.url} exists in this process only; give the workers a directory or a URL"
+            )
         self._study, self._objective = study, objective
         self._make: Callable[[], Any] | None = None if hasattr(on, "submit") and not isinstance(on, type) else on
         if self._make is not None and not callable(on):
-            raise InvalidInput(f"on= wants an executor, which has `submit`, or a function that makes one; got {on!r}")
+            raise InvalidInput(f"on= needs an executor, which has `submit`, or a function that creates one; got {on!r}")
         self._executor = on if self._make is None else on()
         self._wanted = workers if workers is not None else _size(self._executor)
         if self._wanted < 1 or (n_trials is not None and n_trials < 1):
@@ -208,8 +210,8 @@ class WatchedWorkers:
         except BrokenExecutor as broken:
             if self._make is None:
                 raise WorkersLost(
-                    "a worker was lost, and with it the executor, which starts no others. Give a function that makes "
-                    "one: optimize(…, on=lambda: ProcessPoolExecutor(4))"
+                    "a worker was lost, and with it the executor, which cannot start another. Give a function that "
+                    "creates one: optimize(…, on=lambda: ProcessPoolExecutor(4))"
                 ) from broken
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = self._make()
@@ -232,10 +234,12 @@ class WatchedWorkers:
         self._lost.add(number)
         self._reclaim_lost()
         self._losses += 1
-        _log.warning("worker %d was lost (%s); another one is sent", number, str(error).strip().split("\n")[0] or error)
+        _log.warning(
+            "worker %d was lost (%s); another one is started", number, str(error).strip().split("\n")[0] or error
+        )
         if self._losses > self._wanted + _LOSSES:
             raise WorkersLost(
-                f"{self._losses} workers were lost in a row, without a trial that ended; the last one: "
+                f"{self._losses} workers were lost in a row without finishing a trial; the last one: "
                 f"{type(error).__name__}: {error}. Try the objective in this process first, without on="
             ) from error
         share = None
@@ -320,7 +324,7 @@ class WatchedWorkers:
                     for trial in running:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
         except HopaasError as trouble:
-            _log.warning("the workers' trials could not be given back now: %s", trouble)
+            _log.warning("the workers' trials could not be returned now: %s", trouble)
 
     def _write(self, record: PeerDrain | TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
         self._study.storage.peer.commit(self._driver, record, owner=owner)
@@ -336,7 +340,7 @@ def _size(executor: Any) -> int:
         return int(executor._max_workers)
     if callable(getattr(executor, "nthreads", None)):  # a client of dask.distributed
         return sum(executor.nthreads().values()) or 1
-    raise InvalidInput("say how many: optimize(…, on=executor, workers=20)")
+    raise InvalidInput("give the number of workers: optimize(…, on=executor, workers=20)")
 
 
 def _watch_newest(executor: Any) -> None:

@@ -37,11 +37,11 @@ def describe(content: Mapping[str, Any]) -> StudyDescription:
     check_keys(content, _KEYS | _IGNORED_KEYS, "the sweep")
     method = content.get("method")
     if method not in _METHODS:
-        raise InvalidInput(f"method = {method!r}; there are {', '.join(_METHODS)}")
+        raise InvalidInput(f"method = {method!r}; choose from {', '.join(_METHODS)}")
     notes: list[str] = []
     space, constants = _parameters(mapping(content.get("parameters"), "parameters"), notes)
     if not space:
-        raise InvalidInput("parameters: there is none to choose; at least one needs values, or min and max")
+        raise InvalidInput("parameters: none of them varies; at least one needs values, or min and max")
     metric, direction = _metric(content.get("metric"), method)
     budget = None if content.get("run_cap") is None else int(number(content["run_cap"], "run_cap"))
     grid = None
@@ -100,7 +100,7 @@ def _parameters(
             if str(entry.get("distribution")).startswith("q_log") and entry.get("q", 1) != 1:
                 notes.append(f"the grid of {name!r} is left out: Optuna's log ranges have none; let the job round")
             if "probabilities" in entry:
-                notes.append(f"the probabilities of {name!r} are left out: the sampler finds out which values are good")
+                notes.append(f"the probabilities of {name!r} are left out: the sampler learns which values are good")
     return space, constants
 
 
@@ -170,7 +170,7 @@ def _log(what: str, low: float, high: float) -> Float:
 
 def _whole_log(what: str, low: float, high: float) -> Int:
     if low < 0.5:
-        raise InvalidInput(f"{what}: a range of whole numbers with a logarithm begins at 1")
+        raise InvalidInput(f"{what}: a logarithmic range of whole numbers begins at 1 or above")
     return Int(max(1, round(low)), round(high), log=True)
 
 

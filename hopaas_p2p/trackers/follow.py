@@ -57,7 +57,7 @@ def tracker_of(named: str | Tracker) -> Tracker:
         return MLflow(place or None)
     if name == "wandb":
         return WandB(place or None)
-    raise InvalidInput(f"{named!r} is not a tracker; there are mlflow, mlflow:URI, wandb, wandb:PROJECT")
+    raise InvalidInput(f"{named!r} is not a tracker; choose from mlflow, mlflow:URI, wandb, wandb:PROJECT")
 
 
 class BackgroundExports:
@@ -122,7 +122,7 @@ class _ExportThread(threading.Thread):
     def join_until(self, deadline: float) -> None:
         self.join(max(0.0, deadline - time.monotonic()))
         if self.is_alive():
-            _log.warning("%s does not have the last of this study yet: %s", self._tracker.name, self._cure())
+            _log.warning("%s has not received the last updates of this study: %s", self._tracker.name, self._cure())
 
     def _cure(self) -> str:
         return f"run hopaas-p2p export {self._tracker.name} once it is back"
@@ -156,7 +156,7 @@ class _ExportThread(threading.Thread):
         except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises, training goes on
             return self._failed(error, last=last)
         if self._failures:
-            _log.info("%s is back, and has what was missing", self._tracker.name)
+            _log.info("%s is back, and has received what was missing", self._tracker.name)
         self._failures = 0
         self._backoff.reset()
         return self._every
@@ -165,7 +165,7 @@ class _ExportThread(threading.Thread):
         self._failures += 1
         if self._failures == 1 or last:
             why = str(error) if isinstance(error, HopaasError) else f"{type(error).__name__}: {error}"
-            what = self._cure() if last else "training goes on; it is tried again"
+            what = self._cure() if last else "training continues, and sending is retried"
             _log.warning("%s; %s", why.splitlines()[0], what)
         if self._failures >= _MAX_FAILURES or last:  # another peer may be nearer to the tracker
             with contextlib.suppress(HopaasError):  # the store is away as well: others will notice the silence

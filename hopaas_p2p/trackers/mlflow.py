@@ -75,7 +75,8 @@ class MLflow:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         if not self.uri:
             raise ConfigurationError(
-                "which MLflow? Say its address (in a shell: --to http://host:5000), or set MLFLOW_TRACKING_URI"
+                "no MLflow server is given. Give its address (in a shell: --to http://host:5000), or set "
+                "MLFLOW_TRACKING_URI"
             )
         self._experiment_name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         self._client: MlflowClient | None = None
@@ -192,7 +193,9 @@ class MLflow:
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
-            raise ConfigurationError(f"the experiment {name!r} was deleted in MLflow; restore it, or say another name")
+            raise ConfigurationError(
+                f"the experiment {name!r} was deleted in MLflow; restore it, or choose another name"
+            )
         if found is None:
             from mlflow.exceptions import MlflowException
 
@@ -200,7 +203,7 @@ class MLflow:
                 return str(self.client.create_experiment(name))
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                raise TrackerUnreachable(f"MLflow has no experiment {name!r}, and makes none")
+                raise TrackerUnreachable(f"MLflow has no experiment {name!r}, and cannot create it")
         return str(found.experiment_id)
 
     def _existing_runs(self) -> Iterator[Run]:
@@ -307,7 +310,7 @@ class MLflow:
             if error.error_code in _REFUSED:
                 raise TrackerRefused(message) from None
             if error.error_code in _DENIED:
-                raise Denied(f"MLflow at {redacted(self.uri)} does not let us in: {message}") from None
+                raise Denied(f"MLflow at {redacted(self.uri)} denies access: {message}") from None
             raise TrackerUnreachable(f"MLflow at {redacted(self.uri)}: {message}") from None
         except requests.RequestException as error:
             raise TrackerUnreachable(f"MLflow at {redacted(self.uri)} does not answer: {_short(error)}") from None
@@ -318,9 +321,9 @@ def _short(error: Exception) -> str:
     import requests
 
     if isinstance(error, requests.Timeout):
-        return f"nothing came within {_TIMEOUT:g} s"
+        return f"no answer came within {_TIMEOUT:g} s"
     if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy does not let us through"
+        return "the proxy refuses the connection"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     return redacted(f"{type(error).__name__}: {error}")[:200]

@@ -82,7 +82,9 @@ class Training:
         broadcast: Callable[[Any], Any] | None = None,
     ) -> None:
         if report_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
-            raise InvalidInput(f"every how many steps? At least 1, got {report_every} and {checkpoint_every}")
+            raise InvalidInput(
+                f"report_every and checkpoint_every must be at least 1, got {report_every} and {checkpoint_every}"
+            )
         if trial is None and broadcast is None:
             raise InvalidInput("without a trial this is a rank above 0, which needs broadcast")
         if (save is None) != (load is None):

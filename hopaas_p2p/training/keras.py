@@ -67,7 +67,7 @@ class KerasCallback(Callback):  # type: ignore[misc]  # Keras brings no types
         self._epoch = epoch
         value = (logs or {}).get(self._monitor)
         if value is None:
-            raise InvalidInput(f"{self._monitor!r} is not among what Keras measures: {', '.join(logs or {})}")
+            raise InvalidInput(f"{self._monitor!r} is not among the metrics that Keras logs: {', '.join(logs or {})}")
         self._pruned = judged(self._trial, value, epoch, report_every=self._report_every)
         if self._pruned:
             self.model.stop_training = True

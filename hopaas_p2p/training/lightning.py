@@ -58,7 +58,7 @@ class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whe
             return
         value = trainer.callback_metrics.get(self._monitor)
         if value is None:
-            raise InvalidInput(f"{self._monitor!r} was not logged; there are {', '.join(trainer.callback_metrics)}")
+            raise InvalidInput(f"{self._monitor!r} was not logged; logged are {', '.join(trainer.callback_metrics)}")
         epoch = trainer.current_epoch
         prune = trainer.is_global_zero and judged(self._trial, value, epoch, report_every=self._report_every)
         pauses = bool(prune) and self._trial.at_rung

@@ -43,7 +43,7 @@ def _check_token(gateway: ServerAddress, user: str | None, secret: Secret | None
         return Finding("gateway", passed=False, detail=str(error), cure=cure)
     connection.socket.close()
     expiry = _expiry(connection.expires)
-    return Finding("gateway", passed=True, detail=f"{gateway} lets in {connection.role or role}{expiry}")
+    return Finding("gateway", passed=True, detail=f"{gateway} accepts {connection.role or role}{expiry}")
 
 
 def _expiry(expires: str | None) -> str:
@@ -51,4 +51,4 @@ def _expiry(expires: str | None) -> str:
         return ""
     end = datetime.datetime.fromisoformat(expires)
     days = (end - datetime.datetime.now(tz=datetime.UTC)).total_seconds() / 86400
-    return f", whose token ends in {days:.1f} days"
+    return f", whose token expires in {days:.1f} days"

@@ -107,8 +107,8 @@ def login(user: str | None, password: str | None) -> tuple[str, Secret]:
     role, secret = settings.login(user)
     if secret is None:
         if settings.token() is None:
-            raise Denied("a gateway wants a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
-        raise Denied(f"the token is not {user}'s. Set HOPAAS_TOKEN_FILE to one of that user's, or leave the user out")
+            raise Denied("a gateway needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
+        raise Denied(f"the token is not {user}'s. Set HOPAAS_TOKEN_FILE to one of that user's, or leave out the user")
     if not role:
         raise ConfigurationError("the token has no name before a colon, and the URL names no user either")
     return role, secret
@@ -124,7 +124,7 @@ def dial_any(gateways: Sequence[ServerAddress], token: Secret) -> GatewayConnect
     for gateway in order:
         wait = _busy_until.get(gateway, now) - now
         if wait > 0:
-            failure = GatewayBusy(f"the gateway {gateway} asked to come again in {wait:.0f} s", wait)
+            failure = GatewayBusy(f"the gateway {gateway} asked to retry in {wait:.0f} s", wait)
             continue
         try:
             connection = dial(gateway, token)

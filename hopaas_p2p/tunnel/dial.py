@@ -25,7 +25,7 @@ TIMEOUT: Final = 10.0
 """Seconds for TCP, proxy, TLS and the gateway's answer together."""
 _SILENCE: Final = 2.25  # missed pings of the gateway after which the connection is dead, and a margin
 _LONGEST_REST: Final = 60.0  # seconds
-_HINT: Final = ". Is a gateway there, and well? hopaas-p2p doctor looks step by step"
+_HINT: Final = ". Is a gateway there, and well? hopaas-p2p doctor checks step by step"
 
 
 class GatewayBusy(StoreUnreachable):
@@ -92,7 +92,7 @@ def _open_websocket(
     if response.status_code != 101:
         raise _refusal(gateway, response)
     if protocol.handshake_exc is not None or protocol.subprotocol != SUBPROTOCOL:
-        raise ConfigurationError(f"{gateway} answers, but is no gateway of ours: {protocol.handshake_exc}")
+        raise ConfigurationError(f"{gateway} answers, but is not a hopaas-p2p gateway: {protocol.handshake_exc}")
     headers = response.headers
     with contextlib.suppress(ValueError):
         return GatewayConnection(
@@ -103,7 +103,7 @@ def _open_websocket(
             role=decode_header(headers.get("Hopaas-Role", "")) or None,
             expires=headers.get("Hopaas-Expires"),
         )
-    raise ConfigurationError(f"{gateway} answers nonsense; is it a gateway of ours?")
+    raise ConfigurationError(f"{gateway} sent an invalid answer; is it a hopaas-p2p gateway?")
 
 
 def _response(secured: ssl.SSLSocket, protocol: ClientProtocol, deadline: float) -> Response:
@@ -132,12 +132,14 @@ def _refusal(gateway: ServerAddress, response: Response) -> HopaasError:
     if status == 401:
         return Denied(f"{answered}: the token is wrong, expired or revoked. {ASK_FOR_ANOTHER}")
     if status == 403:
-        return Denied(f"{answered}: this token may not come in here")
+        return Denied(f"{answered}: this token is not accepted here")
     if status in (429, 500, 502, 503, 504):
-        return GatewayBusy(f"{answered}: it cannot take us now", _retry_after(response.headers.get("Retry-After")))
+        return GatewayBusy(
+            f"{answered}: it cannot accept connections now", _retry_after(response.headers.get("Retry-After"))
+        )
     if 300 <= status < 400:
         return ConfigurationError(f"{answered}. Redirects are not followed; write the gateway's own address")
-    return ConfigurationError(f"{answered}: that is no gateway of ours. Check the address")
+    return ConfigurationError(f"{answered}: that is not a hopaas-p2p gateway. Check the address")
 
 
 def _retry_after(text: str | None) -> float:

@@ -87,12 +87,12 @@ def _check_text(name: str, text: str, program: str, *, is_code: bool) -> None:
     """Refuse a text that would or might become code."""
     if is_code:
         raise InvalidInput(
-            f"{{{name}}} is a text, and a shell or interpreter would run what is in it. Give it as an argument "
+            f"{{{name}}} is text, and a shell or interpreter would run what is in it. Give it as an argument "
             f"instead: sh -c '… \"$1\" …' sh {{{name}}}"
         )
     if _ACTIVE.search(text):
         raise InvalidInput(
-            f"{{{name}}} is {text[:80]!r}, which a shell would not take for a text, and {program} may hand it to one. "
+            f"{{{name}}} is {text[:80]!r}, which a shell would not treat as text, and {program} may pass it to one. "
             f"Read it from HOPAAS_PARAMS, or begin with: sh -c '… \"$1\" …' sh {{{name}}}"
         )
 

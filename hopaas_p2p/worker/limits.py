@@ -42,7 +42,7 @@ def parse_duration(text: str) -> float:
     else:
         seconds = _clock(given) or 0.0
     if not seconds > 0:
-        raise InvalidInput(f"{text!r} is no duration; write 4h, 1h30m, 90s, 12:00:00 or 1-12:00:00")
+        raise InvalidInput(f"{text!r} is not a duration; write 4h, 1h30m, 90s, 12:00:00 or 1-12:00:00")
     return seconds
 
 

@@ -56,7 +56,12 @@ _FAILURES: Final = 10
 number: a command that cannot work would use up trials for ever."""
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
 _LONGEST_BACKOFF: Final = 5.0  # seconds
-_NO_VALUE: Final = 'the command told no value: print {"value": 0.5} last, or tell it through HOPAAS_TICKET'
+_NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p tell'
+
+
+def _shown(value: object) -> str:
+    """A value for people, with six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else text_of(value)
 
 
 class _Ending(NamedTuple):
@@ -129,10 +134,10 @@ class Worker:
             if not space:
                 raise InvalidInput(
                     f"the study {self.study.name!r} has no search space, so there is nothing to give to a command: "
-                    f"{why}. Say it: hopaas-p2p study set {self.study.name} --space 'lr=float(1e-5,1e-1,log)'"
+                    f"{why}. Set it: hopaas-p2p study set {self.study.name} --space 'lr=float(1e-5,1e-1,log)'"
                 )
             said = ", ".join(f"{name}={spec(one)}" for name, one in space.items())
-            self._say(f"the study names no search space; taken from its trials: {said}")
+            self._say(f"the study has no search space; taken from its trials: {said}")
         choices = {name: getattr(one, "choices", (0,)) for name, one in space.items()}
         texts = {name: next((one for one in some if isinstance(one, str)), 0) for name, some in choices.items()}
         program = fill_in(self.command, texts, 0)[0]
@@ -253,7 +258,7 @@ class Worker:
         if self._reserve >= whole:
             raise ConfigurationError(
                 f"this job has {whole:.0f} s, of which {self._reserve:.0f} s are kept for a command to save its work: "
-                "ask for more time, or say a shorter --grace"
+                "ask for more time, or use a shorter --grace"
             )
         if typical is not None and needed > whole:
             if any(trial.checkpoints for trial in self.study.state.trials):
@@ -288,7 +293,7 @@ class Worker:
     def _run(self, trial: Trial) -> None:
         """Run one trial to its end, whatever that is."""
         log = self._log(trial.number)
-        given = " ".join(f"{name}={text_of(value)}" for name, value in trial.params.items())
+        given = " ".join(f"{name}={_shown(value)}" for name, value in trial.params.items())
         self._say(f"trial {trial.number}: {given} · log {log}")
         server = TrialSocketServer(self.study, trial)
         params = {name: value for name, value in trial.params.items() if name in self.study.space}
@@ -305,7 +310,15 @@ class Worker:
             server.close()
         self._conclude(trial, child, server, end)
         taken = time.monotonic() - child.began
-        self._say(f"trial {trial.number}: {self.last} after {taken:.1f} s")
+        self._say(f"trial {trial.number}: {self.last}{self._value(trial)} after {taken:.1f} s")
+
+    def _value(self, trial: Trial) -> str:
+        """Its values, if it is complete, as far as this process knows without asking the store."""
+        handle = self.study.storage.handle(self.study.study_id)
+        with handle.lock:
+            trials = handle.state.trials
+            values = trials[trial.number].values if trial.number < len(trials) else None
+        return f" {', '.join(map(_shown, values))}" if self.last == "COMPLETE" and values else ""
 
     @staticmethod
     def _environment(trial: Trial, server: TrialSocketServer) -> dict[str, str]:
@@ -448,11 +461,11 @@ class Worker:
 
     def _give_back(self, trial: Trial, why: str) -> None:
         self.last = TrialState.WAITING.name
-        self._say(f"trial {trial.number} is given back: {why}")
+        self._say(f"trial {trial.number} is returned: {why}")
         try:
             self.study.storage.release(trial.id, reason=why)
         except StoreUnreachable as error:  # its lease ends by itself, and others take it over
-            self._say(f"trial {trial.number} could not be given back now: {error}")
+            self._say(f"trial {trial.number} could not be returned now: {error}")
 
 
 __all__ = ["AGAIN", "DONE", "FAILED", "NO_WORK", "Worker", "ending"]

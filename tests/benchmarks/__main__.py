@@ -47,7 +47,7 @@ def main(topics: list[str]) -> int:
     """Measure these topics, or all; returns how many could not be measured."""
     unknown = [topic for topic in topics if topic not in TOPICS]
     if unknown:
-        sys.exit(f"there is no benchmark of {', '.join(unknown)}; there are: {', '.join(TOPICS)}")
+        sys.exit(f"there is no benchmark of {', '.join(unknown)}; choose from: {', '.join(TOPICS)}")
     failed = 0
     for topic in topics or TOPICS:
         code = f"from tests.benchmarks.bench_{topic} import main; print(main())"

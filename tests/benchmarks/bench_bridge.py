@@ -82,7 +82,7 @@ def _one(url: str, near: str, round_trip: float) -> list[str]:
 
 
 def _crowd(url: str, near: str, round_trip: float) -> list[str]:
-    """Several peers at once: commits a second."""
+    """Several peers at once: commits per second."""
     direct = _rate(lambda: PostgresStore(url), "direct")
     bridged = _rate(lambda: open_store(near), "bridged")
     return [_row(f"{_PEERS} peers over {1000 * round_trip:.0f} ms, commits/s", direct, bridged)]

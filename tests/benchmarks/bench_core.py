@@ -146,8 +146,8 @@ def _replay(directory: Path) -> list[Row]:
         ),
         Row("replay 10,000 trials, reports alone", f"{slow:.2f} s", f"{theirs:.2f} s", f"{theirs / slow:.1f} x", ""),
         Row("open, join, all as FrozenTrials", f"{joined:.2f} s", f"{theirs:.2f} s", f"{theirs / joined:.1f} x", ""),
-        Row("log, bytes a trial, together", f"{_bytes(together):.0f}", f"{size:.0f}", "", "800"),
-        Row("log, bytes a trial, alone", f"{_bytes(alone):.0f}", f"{size:.0f}", "", "1600"),
+        Row("log, bytes per trial, together", f"{_bytes(together):.0f}", f"{size:.0f}", "", "800"),
+        Row("log, bytes per trial, alone", f"{_bytes(alone):.0f}", f"{size:.0f}", "", "1600"),
     ]
 
 
@@ -181,7 +181,7 @@ def _joins(directory: Path) -> list[Row]:
             f"{theirs / seconds:.0f} x",
             "20 x, 1.5 s",
         ),
-        Row("snapshot, bytes a trial", f"{len(data) / _MANY:.0f}", "", "", "130"),
+        Row("snapshot, bytes per trial", f"{len(data) / _MANY:.0f}", "", "", "130"),
     ]
 
 
@@ -200,7 +200,7 @@ gc.collect(); print((psutil.Process().memory_info().rss - before) / 20_000)
 
 def _memory() -> Row:
     done = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True)
-    return Row("memory, bytes a trial, FrozenTrial included", f"{float(done.stdout):.0f}", "", "", "2500")
+    return Row("memory, bytes per trial, FrozenTrial included", f"{float(done.stdout):.0f}", "", "", "2500")
 
 
 def _own_share(directory: Path) -> list[Row]:
@@ -268,7 +268,7 @@ def _cpu(directory: Path) -> list[Row]:
         for kind in kinds:
             for how, runs in (("", ours[kind]), (", Study.optimize", fused[kind])):
                 asked = {"TPE": "1.02", "random": "1.10"}[name] if kind == "memory" else ""
-                found.append(_cpu_row(f"CPU a trial, {name}, {kind} store{how}", min(runs, key=sum), least, asked))
+                found.append(_cpu_row(f"CPU per trial, {name}, {kind} store{how}", min(runs, key=sum), least, asked))
         what = f"… directory store, Optuna's in memory with two fdatasyncs ({name})"
         found.append(_cpu_row(what, min(ours["directory"], key=sum), min(synced, key=sum), "1.15"))
     return [*found, *_cpu_bare(directory)]

@@ -90,7 +90,7 @@ def _trials(places: Places) -> list[Row]:
         if round_trip:
             found.append(
                 Row(
-                    "blocked a trial, in round trips",
+                    "blocked per trial, in round trips",
                     f"{plain.blocked / round_trip:.2f}; ours {own.blocked / round_trip:.2f}",
                     f"{rdb.seconds / round_trip:.0f}",
                     f"{grpc.seconds / round_trip:.0f}",

@@ -55,11 +55,13 @@ def _alone(server: Seaweed) -> list[Row]:
     plain, own, theirs = (_one_trial(server, kind) for kind in ("ours", "own", "theirs"))
     bound = 2.5 * (PUT + GET)
     return [
-        Row("one peer: PUTs a trial", *_pair(plain, own, theirs, lambda one: f"{one.asked.get('PUT', 0):.1f}"), "2; 1"),
-        Row("… GETs a trial", *_pair(plain, own, theirs, lambda one: f"{one.asked.get('GET', 0):.1f}"), "3"),
+        Row(
+            "one peer: PUTs per trial", *_pair(plain, own, theirs, lambda one: f"{one.asked.get('PUT', 0):.1f}"), "2; 1"
+        ),
+        Row("… GETs per trial", *_pair(plain, own, theirs, lambda one: f"{one.asked.get('GET', 0):.1f}"), "3"),
         Row("… LISTs a trial", *_pair(plain, own, theirs, lambda one: f"{one.asked.get('LIST', 0):.1f}"), "0"),
         Row(
-            "… blocked a trial, ms",
+            "… blocked per trial, ms",
             *_pair(plain, own, theirs, lambda one: f"{1000 * one.blocked:.0f}"),
             f"{1000 * bound:.0f}",
         ),

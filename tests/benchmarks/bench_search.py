@@ -66,7 +66,7 @@ _METHOD: Final = (
     "recorded repetitions. Figures are medians over the tables of medians over the seeds. Where a target was not "
     f"reached, {_EVALUATIONS + 1} counts. Ratios are to Optuna's TPE with as many peers, with 90 % bootstrap intervals "
     "over the seeds. The regret is that after all evaluations. Efficiency: the evaluations to the best 0.1 % with one "
-    "peer, divided by those with so many."
+    "peer, divided by those with this many."
 )
 _COLUMNS: Final = (
     *("peers", "sampler", "to the best 1 %", "to 0.1 %", "… ratio", "… on how many tables fewer"),

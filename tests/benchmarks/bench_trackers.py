@@ -122,8 +122,14 @@ def main() -> str:
         rounds = [[training(one) for one in (None, uri, "http://127.0.0.1:9")] for _ in range(3)]
         alone, beside, away = (statistics.median(column) for column in zip(*rounds, strict=True))
     rows = [
-        ("requests a trial", f"{own_requests:.1f}", f"{their_requests:.1f}", own_requests / their_requests, "< 1"),
-        ("ms a trial", f"{1000 * own_seconds:.0f}", f"{1000 * their_seconds:.0f}", own_seconds / their_seconds, "< 1"),
+        ("requests per trial", f"{own_requests:.1f}", f"{their_requests:.1f}", own_requests / their_requests, "< 1"),
+        (
+            "ms per trial",
+            f"{1000 * own_seconds:.0f}",
+            f"{1000 * their_seconds:.0f}",
+            own_seconds / their_seconds,
+            "< 1",
+        ),
     ]
     table = "\n".join(f"| {what} | {one} | {two} | {ratio:.2f} | {bound} |" for what, one, two, ratio, bound in rows)
     return (

@@ -221,7 +221,7 @@ def _trials(here: Place) -> list[Row]:
                 waits[kind] += sum(spent) / 40
                 storage.close()
         what = "`Study.optimize` of ours" if own else "Optuna's `optimize`"
-        rows.append(_row(f"blocked a trial over 30 ms, {what}, ms", waits, 1e3, "{:.1f}", "1.05 x"))
+        rows.append(_row(f"blocked per trial over 30 ms, {what}, ms", waits, 1e3, "{:.1f}", "1.05 x"))
     return rows
 
 

@@ -62,9 +62,9 @@ def at_leisure(server: Seaweed) -> list[Row]:
             )
     both = list(zip(found["ours"], found["theirs"], strict=True))
     return [
-        Row("16 peers at 0.25 commits/s each: PUTs a commit", *both[0], "1.25"),
+        Row("16 peers at 0.25 commits/s each: PUTs per commit", *both[0], "1.25"),
         Row("… p50 and p99 of a commit, ms", *both[1], "250, 1000"),
-        Row("… GETs a commit; LISTs, but for one each 256 commits", *both[2], "no LIST"),
+        Row("… GETs per commit; LISTs, but for one each 256 commits", *both[2], "no LIST"),
     ]
 
 

@@ -115,7 +115,7 @@ def _peer(kind: str, url: str) -> _Ours | _Theirs:
 
 
 def at_leisure(number: int, barrier: Any, results: Any, kind: str, url: str, rate: float, seconds: float) -> None:
-    """Say something `rate` times a second, and measure how long each takes."""
+    """Say something `rate` times per second, and measure how long each takes."""
     import random
 
     chooser = random.Random(number)

@@ -162,7 +162,7 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
     (event,) = live.events(scribe.state, columns(scribe.state))
 
     assert event.kind == "lost"
-    assert event.text == "taken from north (n1): its owner fell silent; it comes again as trial 1"
+    assert event.text == "taken from north (n1): its owner fell silent; retried as trial 1"
 
 
 # --- peers -------------------------------------------------------------------------------------------------------

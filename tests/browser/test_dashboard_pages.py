@@ -365,6 +365,6 @@ def test_what_differs_between_trials_is_marked_and_the_rest_can_be_left_out(stor
     assert "differs" in whole
     assert "attempt" in whole
     assert "attempt" not in short
-    assert "Name two to 5 trials" in texts(
+    assert "Enter the numbers of two to 5 trials" in texts(
         page("beside", stores["conditional"], "study", query={"trials": "0, 99999"}).run()
     )

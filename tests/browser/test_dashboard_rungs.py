@@ -34,7 +34,7 @@ def test_the_bars_of_a_rung_add_up_to_those_that_came() -> None:
     assert chart is not None
     went_on, wait = (source["source"]["configurations"].tolist() for source in chart.option["dataset"])
     assert (went_on, wait) == ([3, 1], [6, 2])
-    assert "after 1 epoch: 9 came, 3 went on, 6 wait" in chart.alt
+    assert "after 1 epoch: 9 reached it, 3 promoted, 6 waiting" in chart.alt
 
 
 def test_a_curve_goes_through_all_trials_of_a_configuration() -> None:
@@ -63,12 +63,12 @@ def test_the_page_says_where_each_configuration_stands_and_what_comes_next(tmp_p
     with_rungs().put_into(str(tmp_path / "store"))
     shown = texts(calm(page("rungs", str(tmp_path / "store"), "study")))
     for words in (
-        "Who stands where",
+        "Configurations at each rung",
         "Promotions",
         "north",
         "south",
         "rungs(min=1, max=9, eta=3",
-        "3 went on at another site",
+        "3 continued at another site",
     ):
         assert words in shown, words
 
@@ -92,7 +92,7 @@ def test_a_family_tree_says_who_descends_from_whom() -> None:
     assert drawn["copied"]["row"].tolist()[:2] == [1, 5]
     assert drawn["led to the best"]["trial"].tolist()[::3] == [0, copy.trial]
     assert drawn["led to the best"]["epochs"].tolist()[:2] == [0, 2]
-    assert "5 members, of which 1 copied another one" in chart.alt
+    assert "5 members, 1 of which copied another member" in chart.alt
     assert families.tree(with_rungs().state) is None
 
 
@@ -101,10 +101,10 @@ def test_the_page_of_a_population_shows_its_family_and_its_copies(tmp_path: Path
     shown = texts(calm(page("rungs", str(tmp_path / "store"), "study")))
     for words in (
         "population(size=5, every=2, max=4",
-        "Who descends from whom",
+        "Family tree",
         "Copies",
-        "descends from",
-        "Who stands",
+        "Descends from",
+        "Configurations at each rung",
     ):
         assert words in shown, words
     assert "Promotions" not in shown

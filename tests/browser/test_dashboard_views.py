@@ -161,7 +161,7 @@ def test_far_off_values_do_not_flatten_the_rest() -> None:
     chart = history.history(columns(scribe.state))
     assert chart is not None
     assert chart.option["yAxis"]["max"] < 10
-    assert "1 far-off value lies outside the chart" in chart.caption
+    assert "1 outlying value lies outside the chart" in chart.caption
 
 
 def test_history_of_what_is_shown_only() -> None:

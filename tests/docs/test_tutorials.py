@@ -77,7 +77,7 @@ def _on(server: Server, page: str, directory: Path, **env: str) -> str:
 
 def test_a_group_works_on_postgres(own_server: Server, tmp_path: Path) -> None:
     said = _on(own_server, "docs/tutorials/postgres-group.md", tmp_path)
-    assert "digits" in said
+    assert "shared" in said
     assert "secret" not in said
 
 

@@ -83,7 +83,7 @@ def test_the_end_tells_results_savings_and_where_to_look_further(
     assert accuracy is not None
     assert float(accuracy[1]) > 0.85
     assert re.search(r"Pruning saved about \d+ of \d+ epochs", done.stdout)
-    assert "An estimate" in done.stdout
+    assert "This is an estimate" in done.stdout
     assert f"Report  {folder / 'digits.html'}" in done.stdout
     report = (folder / "digits.html").read_text()
     assert 'class="lost"' in report
@@ -153,7 +153,7 @@ def test_when_time_is_up_no_more_trials_are_given_out(tmp_path: Path) -> None:
         (("--trials", "-1"), 2, "-1 is not in the range"),
         (("--store", "/dev/null"), 78, "is a file"),
         (("--store", "ftp://x"), 78, "no store has the scheme"),
-        (("--store", "memory://x"), 78, "lives in one process"),
+        (("--store", "memory://x"), 78, "exists in one process"),
         (("--report", "/nowhere/digits.html"), 78, "there is no directory /nowhere"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_next_time_needs_no_invitation_and_other_commands_find_the_study(
     [
         (["join", "--", "true"], "", "no study is joined here yet"),
         (["join", "nowhere", "--", "true"], "", "nowhere: No such file"),
-        (["join", "-", "--", "true"], "hpj1-abc", "it is cut or changed"),
+        (["join", "-", "--", "true"], "hpj1-abc", "it is truncated or was changed"),
         (["join", "train.py"], "", "train.py: No such file"),
     ],
 )
@@ -170,7 +170,7 @@ def test_where_nodes_reach_nothing_a_bridge_fills_a_directory_for_the_jobs(
     pid = int(done.stderr.partition("To stop it: kill ")[2].partition(";")[0])
     try:
         again = join(there, "join", "--submit", "pbs", "--", *TRIAL)
-        assert "a bridge runs here already" in again.stderr, "the choice is kept, and the bridge found"
+        assert "a bridge is already running here" in again.stderr, "the choice is kept, and the bridge found"
         (script,) = (there / "hopaas-jobs").glob("*.sh")
         assert "hopaas-p2p/joined/s.mirror" in script.read_text()
         env = {"PATH": os.environ["PATH"], "HOME": str(there), "PBS_O_WORKDIR": str(there)}

@@ -840,7 +840,7 @@ def test_an_ask_waits_for_the_store_as_long_as_it_takes_and_says_so_once_a_minut
     assert verdict.accepted
     assert 1600.0 <= now[0] < 1610.0
     assert 9 <= len(caplog.messages) <= 11
-    assert all("Ctrl-C ends this, and nothing is lost" in message for message in caplog.messages)
+    assert all("Ctrl-C stops waiting, and nothing is lost" in message for message in caplog.messages)
     peer.close()
 
 

@@ -102,7 +102,7 @@ def test_a_command_without_a_value_fails_with_the_reason(study: Study, tmp_path:
     work(tmp_path, ["echo", "all done"], "--max-trials", "1", code=1)
 
     assert states(study) == ["FAIL"]
-    assert "told no value" in (study.state.trials[0].reason or "")
+    assert "gave no value" in (study.state.trials[0].reason or "")
 
 
 def test_a_command_that_breaks_fails_with_its_last_words(study: Study, tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_a_command_that_is_killed_says_by_what(study: Study, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
-        ('{{"value": NaN}}', "the objective gave NaN"),
-        ('{{"value": "high"}}', "the objective gave 'high', which is not a number"),
+        ('{{"value": NaN}}', "the objective returned NaN"),
+        ('{{"value": "high"}}', "the objective returned 'high', which is not a number"),
         ('{{"values": [1, 2]}}', "1 value expected, got 2"),
     ],
 )
@@ -521,7 +521,7 @@ def test_a_trial_that_nears_the_time_limit_is_given_back(study: Study, tmp_path:
 
     assert states(study) == ["WAITING"]
     assert study.state.trials[0].history[-1].why == "out of time"
-    assert "trial 0 is given back: out of time" in said
+    assert "trial 0 is returned: out of time" in said
 
 
 def test_what_never_ends_in_time_and_writes_no_checkpoint_fails_in_the_end(study: Study, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_bucket_without_tls_beyond_this_machine_is_asked_for(host: str, by: st
         parse(url, env)
     address = parse(f"{url}&insecure=true", env)
     assert parse(address.url, {}) == address, "and another process opens the same"
-    with pytest.raises(ConfigurationError, match="takes insecure=true"):
+    with pytest.raises(ConfigurationError, match="accepts only insecure=true"):
         parse(f"{url}&insecure=yes", env)
 
 
@@ -261,7 +261,7 @@ def test_doctor_says_what_is_open_and_which_tokens_were_changed(place: Place) ->
         with place.session(eve) as say:
             say(f"ALTER ROLE CURRENT_USER {change}")
         for url in (eve, place.admin):
-            assert found(url)["tokens"] == (False, f"{token.name}: time-outs were changed by the holder")
+            assert found(url)["tokens"] == (False, f"{token.name}: timeouts were changed by the token's holder")
         access.initialise(place.admin)
         assert "tokens" not in found(place.admin)
 

@@ -70,7 +70,7 @@ def test_a_file_of_somebody_elses_does_not_count(
     monkeypatch.setattr(ownership.os, "geteuid", lambda: os.getuid() + 1)
     store, (said,) = _found(env, here)
     assert store is None
-    assert "./hopaas.toml does not count" in said
+    assert "./hopaas.toml is ignored" in said
     assert "belongs to" in said
 
 
@@ -97,7 +97,7 @@ def test_a_file_that_others_may_write_does_not_count(env: dict[str, str], here: 
 
 def test_a_pipe_or_a_directory_in_its_place_hangs_nobody(env: dict[str, str], here: Path) -> None:
     os.mkfifo(here / "hopaas.toml")
-    assert _found(env, here) == (None, [f"./hopaas.toml does not count: {here / 'hopaas.toml'} is not a regular file"])
+    assert _found(env, here) == (None, [f"./hopaas.toml is ignored: {here / 'hopaas.toml'} is not a regular file"])
     (here / "hopaas.toml").unlink()
     (here / "hopaas.toml").mkdir()
     assert _found(env, here)[0] is None
@@ -106,7 +106,7 @@ def test_a_pipe_or_a_directory_in_its_place_hangs_nobody(env: dict[str, str], he
 def test_a_directory_names_no_authority_and_no_host_to_trust(env: dict[str, str], here: Path) -> None:
     for line in ('ca_file = "evil.pem"', 'token_host = "evil.example.org"'):
         (here / "hopaas.toml").write_text(line)
-        with pytest.raises(ConfigurationError, match="says whom to trust, which no directory may"):
+        with pytest.raises(ConfigurationError, match="decides whom to trust, which a directory's file may not"):
             _found(env, here)
 
 
@@ -126,7 +126,7 @@ def test_a_directory_names_no_secret_outside_it(env: dict[str, str], here: Path,
 
 def test_a_stranger_that_asks_for_the_password_is_told_nothing(evil: Stranger) -> None:
     store = PostgresStore(_url(evil))
-    with pytest.raises(ConfigurationError, match="wants the secret itself"):
+    with pytest.raises(ConfigurationError, match="asks for the secret itself"):
         store.catalog().exchange(None, 0)
     store.close()
     assert (evil.visits, evil.heard) == (1, b"")
@@ -140,7 +140,7 @@ def test_what_libpq_knows_by_itself_is_not_told_either(
     monkeypatch.delenv("HOPAAS_TOKEN")
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
     store = PostgresStore(f"postgresql://ann@127.0.0.1:{evil.port}/d")
-    with pytest.raises(ConfigurationError, match="wants the secret itself"):
+    with pytest.raises(ConfigurationError, match="asks for the secret itself"):
         store.catalog().exchange(None, 0)
     store.close()
     assert evil.heard == b""
@@ -187,12 +187,12 @@ def test_whoever_names_the_store_or_the_host_vouches_for_it(evil: Stranger, here
         ([], {"HOPAAS_TOKEN_HOST": "127.0.0.1"}),
     ):
         done = cli("study", "list", *words, check=False, cwd=here, HOPAAS_TOKEN=TOKEN, **env)
-        assert "wants the secret itself" in done.stderr
+        assert "asks for the secret itself" in done.stderr
     own = user_file()
     own.parent.mkdir(parents=True)
     own.write_text(f'store = "postgresql://127.0.0.1:{evil.port}/other"')
     done = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN=TOKEN, XDG_CONFIG_HOME=str(tmp_path / "config"))
-    assert "wants the secret itself" in done.stderr
+    assert "asks for the secret itself" in done.stderr
     assert (evil.visits, evil.heard) == (4, b"")
 
 
@@ -212,9 +212,9 @@ def test_a_token_beside_the_store_in_one_file_goes_there(
     monkeypatch.delenv("HOPAAS_TOKEN")
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"\ntoken_file = "mine.token"')
     (here / "mine.token").write_text(TOKEN)
-    assert "wants the secret itself" in cli("study", "list", check=False, cwd=here).stderr
+    assert "asks for the secret itself" in cli("study", "list", check=False, cwd=here).stderr
     again = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN_FILE="mine.token")  # as a command's child has it
-    assert "wants the secret itself" in again.stderr
+    assert "asks for the secret itself" in again.stderr
 
 
 # --- tickets -----------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_what_a_stranger_was_to_be_told_is_not_kept_until_there_is_a_token(
     monkeypatch.delenv("HOPAAS_TOKEN")
     ticket = Ticket(_url(evil), "s", 0, "owner", 1, "uuid")
     end = ending(ticket, [0.5])
-    with pytest.raises(ConfigurationError, match="wants the secret itself"), carry(ticket, end=end, patience=0.1):
+    with pytest.raises(ConfigurationError, match="asks for the secret itself"), carry(ticket, end=end, patience=0.1):
         pass
     assert not list(spool.waiting())
 
@@ -276,7 +276,7 @@ def test_a_login_file_that_others_may_write_is_refused(here: Path) -> None:
     file.chmod(0o600)
     assert read_password(file).reveal() == "s3cret"
     here.chmod(0o777)
-    with pytest.raises(ConfigurationError, match="must be yours alone: others may write"):
+    with pytest.raises(ConfigurationError, match="must be readable by you only: others may write"):
         read_password(file)
 
 

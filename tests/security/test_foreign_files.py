@@ -118,7 +118,7 @@ def test_a_checkpoint_that_names_another_studys_file_is_not_loaded_and_takes_not
         trial.checkpoint(b"mine", step=step)
 
     assert found is None
-    assert "not a file of this study" in caplog.text
+    assert "does not belong to this study" in caplog.text
     assert mine.artifacts().get(own, tmp_path / "got").read_text() == "secret"
     theirs.tell(trial, 1.0)
 

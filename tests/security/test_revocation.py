@@ -119,7 +119,7 @@ def test_what_cannot_be_dropped_is_told_and_everything_else_is_done(place: Place
     place.server.execute("DROP DATABASE IF EXISTS hers")
     place.server.execute(f'CREATE DATABASE hers OWNER "{token[0]}"')
     try:
-        with pytest.raises(ConfigurationError, match=r"no longer let in.*owner of database hers"):
+        with pytest.raises(ConfigurationError, match=r"can no longer log in.*owner of database hers"):
             access.remove_user(place.admin, "ann")
         for one in (token, other):
             with pytest.raises(Denied):

@@ -170,7 +170,7 @@ def test_the_doctor_at_a_site_tells_the_proxys_refusal_from_the_rest(world: Worl
     good = world.spaces.run("site1", "doctor", URL, "--json", **world.through("1"))
     assert good.returncode == 0, good.stdout + good.stderr
     found = {one["check"]: one["detail"] for one in json.loads(good.stdout)}
-    assert "connects us to centre.example.org:443, with a login" in found["proxy"]
+    assert "connects to centre.example.org:443, with a login" in found["proxy"]
     wrong = {**world.through("1"), "HTTPS_PROXY": world.squids["1"].proxy(password="guess")}
     bad = world.spaces.run("site1", "doctor", URL, "--json", **wrong)
     assert bad.returncode == 1

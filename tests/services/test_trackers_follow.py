@@ -203,7 +203,7 @@ def test_an_outage_costs_one_warning_and_is_made_good(
         followers.close()
 
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["the desk is away; training goes on; it is tried again"]
+    assert warnings == ["the desk is away; training continues, and sending is retried"]
 
 
 def test_whatever_a_tracker_raises_training_goes_on(
@@ -262,7 +262,7 @@ def test_a_tracker_that_hangs_does_not_keep_the_program(
 
     followers.close()
 
-    assert "notebook does not have the last of this study yet" in caplog.text
+    assert "notebook has not received the last updates of this study" in caplog.text
     notebook.trouble = lambda: None
     goes_on.set()
     until(lambda: not any(thread.name == "hopaas-notebook" for thread in threading.enumerate()))
@@ -334,7 +334,7 @@ def test_mlflow_catches_up_after_an_outage_while_training_goes_on(
     followers.close()
 
     assert _states(mlflow_server, tmp_path) == ["FINISHED"] * 4
-    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("training continues") == 1
     study.close()
 
 

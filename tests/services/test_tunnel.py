@@ -202,7 +202,7 @@ def test_all_gateways_down_is_one_clear_line(centre: Centre, monkeypatch: pytest
     with pytest.raises(StoreUnreachable, match="cannot be reached") as refused:
         store.catalog().exchange(None, 0)
     assert "\n" not in str(refused.value)
-    with pytest.raises(StoreUnreachable, match="is not known on this node"):
+    with pytest.raises(StoreUnreachable, match="cannot be resolved on this node"):
         dial(ServerAddress("no-such-host.invalid", 443), Secret("a:b"))
 
 
@@ -254,7 +254,7 @@ def test_what_would_lead_past_the_gateway_is_refused(
 
 
 def test_a_login_that_postgres_refuses_says_what_postgres_said(through: Callable[..., Any]) -> None:
-    with pytest.raises(psycopg2.OperationalError, match="leads to another database"):
+    with pytest.raises(psycopg2.OperationalError, match="serves another database"):
         through(dbname="postgres")
     until(lambda: tunnels() == 0)
 
@@ -265,7 +265,7 @@ def test_a_database_that_the_gateway_does_not_lead_to_is_one_clear_line_at_once(
     gateway = centre.gateway()
     monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
     store = open_store(f"postgresql+https://{HOST}:{gateway.port}/other")
-    with pytest.raises(ConfigurationError, match="leads to another database: correct the name") as caught:
+    with pytest.raises(ConfigurationError, match="serves another database: correct the name") as caught:
         store.catalog().exchange(None, 0)
     assert "socket" not in str(caught.value)
     until(lambda: len(gateway.events("refused")) == 1)

@@ -54,7 +54,7 @@ def test_a_proxy_that_wants_a_login_is_passed(
 
 
 @pytest.mark.parametrize(
-    ("login", "complaint"), [(("", ""), "it wants a login"), ((USER, "wrong"), "the login in HTTPS_PROXY is wrong")]
+    ("login", "complaint"), [(("", ""), "it requires a login"), ((USER, "wrong"), "the login in HTTPS_PROXY is wrong")]
 )
 def test_a_proxy_that_refuses_says_so_who_it_is_and_what_to_do(
     url: str, squid: Squid, monkeypatch: pytest.MonkeyPatch, login: tuple[str, str], complaint: str
@@ -95,7 +95,7 @@ def test_no_proxy_is_obeyed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_proxy_that_is_not_understood_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    with pytest.raises(ConfigurationError, match="not understood"):
+    with pytest.raises(ConfigurationError, match="cannot be parsed"):
         proxies.proxy_for(ServerAddress("gw.example.org"))
 
 

@@ -182,7 +182,7 @@ def test_a_server_that_is_no_gateway_is_refused(authority: Authority, answer: by
     with Impostor(authority.certificate(), answer) as server:
         error = refused(server.port)
         assert isinstance(error, ConfigurationError)
-        assert "no gateway of ours" in str(error)
+        assert "not a hopaas-p2p gateway" in str(error)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 Switch", b"SSH-2.0-OpenSSH_9.9\r\n"])
@@ -194,7 +194,11 @@ def test_a_server_that_says_nothing_sensible_is_given_up_on_in_time(authority: A
 def test_a_gateway_that_hangs_is_told_in_plain_words(authority: Authority) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as hung,
-        pytest.raises(StoreUnreachable, match=r"^localhost accepts the connection and then says nothing. Is a gateway"),
+        pytest.raises(
+            StoreUnreachable,
+            match=r"^localhost accepts the connection and then sends nothing. Is a "
+            r"gateway",
+        ),
     ):
         dial.dial(ServerAddress(HOST, hung.getsockname()[1]), TOKEN, timeout=0.2)
 
@@ -325,11 +329,11 @@ def test_a_gateway_without_tls_is_refused_unless_it_is_told_who_terminates_it(tm
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("postgresql://ann:secret@127.0.0.1/d", "leave the login out"),
-        ("postgresql://one,two/d", "name one host"),
-        ("postgresql:///d", "name one host"),
-        ("mysql://db.example.org/d", "no Postgres"),
-        ("postgresql+https://gateway.example.org/d", "leads to a database"),
+        ("postgresql://ann:secret@127.0.0.1/d", "leave out the login"),
+        ("postgresql://one,two/d", "give one host"),
+        ("postgresql:///d", "give one host"),
+        ("mysql://db.example.org/d", "not a Postgres"),
+        ("postgresql+https://gateway.example.org/d", "connects to a database"),
         ("postgresql://db.example.org/d?sslmode=require", "would let others read"),
     ],
 )

@@ -188,7 +188,7 @@ def test_bytes_that_are_not_what_was_stored_are_refused(tmp_path: Path, file: Ca
     path.write_bytes(b"WEIGHTS")
     target = tmp_path / "mine"
     target.write_bytes(b"before")
-    with pytest.raises(StoreCorrupt, match="not what was put"):
+    with pytest.raises(StoreCorrupt, match="not match what was stored"):
         study.artifacts().get(one, target)
     assert target.read_bytes() == b"before"
     assert not list(tmp_path.glob(".hopaas-*"))

@@ -85,7 +85,7 @@ def test_a_restored_directory_replays_to_the_same_digest_and_has_its_files(tmp_p
 
 def restore_again(file: Path, url: str) -> bool:
     """Whether a store in which the work has gone on is refused."""
-    with pytest.raises(ConfigurationError, match="take back what others have seen"):
+    with pytest.raises(ConfigurationError, match="undo what others have seen"):
         restore(file, url)
     return True
 
@@ -185,7 +185,7 @@ def test_on_postgres_a_user_backs_up_what_is_shared_and_an_administrator_restore
     assert {entry.author for entry in restored["s"]} == {"ann"}  # type: ignore[attr-defined]
     study = optuna.load_study(study_name="s", storage=place.storage(target))
     study.tell(study.ask(), 1.0)
-    with pytest.raises(ConfigurationError, match="take back what others have seen"):
+    with pytest.raises(ConfigurationError, match="undo what others have seen"):
         restore(file, target)
     with pytest.raises(ConfigurationError, match="only a database can hold it"):
         restore(file, f"{tmp_path}/directory")

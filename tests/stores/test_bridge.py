@@ -656,7 +656,7 @@ def test_a_directory_becomes_one_end_of_a_bridge_for_good(tmp_path: Path) -> Non
     assert isinstance(open_endpoints(near, far).near, DirectoryStore)
     with pytest.raises(ConfigurationError, match="itself one end of a bridge"):
         open_endpoints(str(tmp_path / "third"), near)
-    with pytest.raises(ConfigurationError, match="the same one twice"):
+    with pytest.raises(ConfigurationError, match="the same store twice"):
         open_endpoints(far, far)
 
 

@@ -178,7 +178,7 @@ def test_a_proxy_lets_through_whom_it_knows_and_says_who_it_is_to_others(
         assert all(finding.passed for finding in found.values())
         without, wrong = one(net_checks.checks(way(None))), one(net_checks.checks(way("ann:guess")))
     assert f"http://127.0.0.1:{proxy.port} (test-proxy) answered 407" in without.detail
-    assert "it wants a login" in without.detail
+    assert "it requires a login" in without.detail
     assert "the login in HTTPS_PROXY is wrong" in wrong.detail
     assert "HTTPS_PROXY" in wrong.cure
     assert "guess" not in str(wrong)
@@ -370,7 +370,7 @@ def test_a_sound_gateway_passes_and_a_wrong_token_does_not(centre: Centre, monke
     store.close()
     assert [finding for finding in found.values() if not finding.passed] == []
     assert list(found)[:5] == ["name", "connect", "tls", "gateway", "server"]
-    assert f"lets in {token.name}, whose token ends in 7.0 days" in found["gateway"].detail
+    assert f"accepts {token.name}, whose token expires in 7.0 days" in found["gateway"].detail
     access.revoke_token(centre.store, token.name)
     revoked = one(checks.examine(PostgresStore(centre.url(gateway.port))))
     assert revoked.check in ("gateway", "token")  # the gateway looks every 30 s, Postgres always
@@ -451,14 +451,14 @@ def test_a_race_whose_winner_is_not_what_is_there_fails(s3_url: str, monkeypatch
     monkeypatch.setattr(store.objects, "get_many", lambda keys, limit: [Found(b"another", 7)] * len(keys))
     assert "not what the winner wrote" in race(store.objects, "race/", cure="").detail
     monkeypatch.setattr(store.objects, "get_many", lambda keys, limit: [None] * len(keys))
-    assert "nothing is there" in race(store.objects, "race/", cure="").detail
+    assert "the object is missing" in race(store.objects, "race/", cure="").detail
     store.close()
 
 
 def test_wrong_keys_are_said_once(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
     found = one(checks.examine(S3Store(s3_url)))
-    assert "keys are not valid" in found.detail
+    assert "keys are invalid or expired" in found.detail
     assert "guess" not in str(found)
 
 

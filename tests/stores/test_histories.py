@@ -211,7 +211,7 @@ def test_a_whole_commit_whose_bytes_have_changed_is_damage_and_stays_as_it_is(
     text = str(path.readlink())
     path.unlink()
     path.symlink_to(text[:60] + ("A" if text[60] != "A" else "B") + text[61:])
-    with pytest.raises(StoreCorrupt, match="damaged: it is whole"):
+    with pytest.raises(StoreCorrupt, match="damaged: it is complete"):
         join(str(tmp_path / "store")).ask()
     assert str(path.readlink()) != text
 

@@ -60,8 +60,8 @@ def test_psycopg2_is_chosen_whatever_the_scheme_leaves_open(scheme: str) -> None
         ("postgresql://u@h/", "name the database"),
         ("postgresql://u@h:port/d", "cannot be read as a URL"),
         ("postgresql://u:x@hunter2@h/d", "write %40 for @"),
-        ("./campaign", "no Postgres store"),
-        ("s3://bucket/prefix", "no Postgres store"),
+        ("./campaign", "not a Postgres store"),
+        ("s3://bucket/prefix", "not a Postgres store"),
         (FAR + "?options=-csearch_path%3Dx", "option options"),
         (FAR + "?password=hunter2", "HOPAAS_TOKEN_FILE"),
         (FAR + "?sslmode=disable", "sslmode=disable"),
@@ -285,12 +285,12 @@ def test_a_server_of_an_unknown_authority_is_refused(tls: tuple[Server, Path, st
 def test_a_server_of_another_name_is_refused(tls: tuple[Server, Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, ca, url = tls
     monkeypatch.setenv("HOPAAS_CA_FILE", str(ca))
-    with pytest.raises(ConfigurationError, match="not one to trust"):
+    with pytest.raises(ConfigurationError, match="is not trusted"):
         _reads(url.replace("localhost", "127.0.0.1"))
 
 
 def test_a_server_without_tls_is_refused(postgres: Server, postgres_url: str) -> None:
-    with pytest.raises(ConfigurationError, match="speaks no TLS"):
+    with pytest.raises(ConfigurationError, match="does not offer TLS"):
         _reads(postgres_url + "?sslmode=verify-full")
 
 

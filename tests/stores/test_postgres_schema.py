@@ -103,7 +103,7 @@ def test_a_missing_older_or_newer_schema_says_what_to_run(
             store.catalog().exchange(None, 0)
         return str(refused.value)
 
-    assert "holds no store yet" in complaint()
+    assert "has no store yet" in complaint()
     assert "hopaas-p2p init" in complaint()
     with pytest.raises(ConfigurationError, match="hopaas-p2p init"):
         access.users(url)

@@ -92,7 +92,7 @@ def test_a_url_has_a_normal_form_that_needs_no_environment(url: str, env: dict[s
 def test_a_wrong_url_says_what_to_write(url: str, hint: str) -> None:
     with pytest.raises(ConfigurationError, match=hint) as caught:
         open_store(url)
-    assert "secret" not in str(caught.value).replace("'secret' is no option", "")
+    assert "secret" not in str(caught.value).replace("'secret' is not an option of an s3", "")
 
 
 # --- keys --------------------------------------------------------------------------------------------------------
@@ -466,7 +466,7 @@ def test_a_server_that_goes_away_under_commit_407_is_not_taken_for_a_proxy() -> 
     ("status", "said"),
     [
         ("403 Forbidden", r"cannot be reached \(Tunnel connection failed: 403 Forbidden\)"),
-        ("407 Proxy Authentication Required", "wants a login: set HTTPS_PROXY"),
+        ("407 Proxy Authentication Required", "requires a login: set HTTPS_PROXY"),
     ],
 )
 def test_a_proxy_that_does_not_lead_there_is_one_plain_line(

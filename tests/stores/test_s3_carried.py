@@ -234,7 +234,7 @@ def test_a_copy_with_the_same_checksum_is_noticed_by_who_has_read_the_commit(sto
     total = chain.following(chain.following(following, object_.copies[2]), last)
     own = chain.attach(said(9, 99).payload, total)
     store.objects.put(key(13), sealed(own, object_.before, [object_.copies[0], forged, object_.copies[2], last]))
-    with pytest.raises(BrokenChain, match="another than this peer has read"):
+    with pytest.raises(BrokenChain, match="differs from the one this peer has read"):
         reader.exchange(None, 12)
 
 
@@ -316,7 +316,7 @@ def test_a_reader_goes_on_at_a_hole_that_nothing_carries(
     expecting(log, 9.0, monkeypatch)
     with caplog.at_level("WARNING", "hopaas_p2p"):
         assert [entry.lsn for entry in log.exchange(None, 1).entries] == [2, 3]
-    assert "there are objects behind it" in caplog.text
+    assert "there are objects after it" in caplog.text
 
 
 def define(store: S3Store) -> None:

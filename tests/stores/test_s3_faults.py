@@ -307,7 +307,7 @@ def test_a_log_with_a_hole_is_read_up_to_it_and_goes_on_there(
     with caplog.at_level("WARNING", "hopaas_p2p"):
         assert [entry.lsn for entry in reader.exchange(None, 0).entries] == [1, 2, 3]
         reader.exchange(None, 3)
-    assert caplog.text.count("is not there, but there are objects behind it") == 1
+    assert caplog.text.count("is missing, but there are objects after it") == 1
     assert append(reader, outgoing("new"), 3).entries[0].lsn == 4
 
 

@@ -54,13 +54,13 @@ def test_a_date_is_a_text_a_day_or_a_moment(date: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"gpu_hour": 5}, "'gpu_hour' is no part of a budget; there are: trials, epochs, gpu_hours"),
-        ({"until": {"goal": 5}}, "'goal' is no part of a budget"),
+        ({"gpu_hour": 5}, "'gpu_hour' is not a budget key; choose from: trials, epochs, gpu"),
+        ({"until": {"goal": 5}}, "'goal' is not a budget key"),
         ({"gpu_hours": "many"}, "Expected `float"),
         ({"until": {"date": "tomorrow"}}, "until.date is a date or time such as 2026-12-31"),
         ({"euro": 5}, "needs prices per site"),
         ("gpu_hours=1,gpu_hours=2", "says gpu_hours twice"),
-        ("until=5,until.target=3", "no part of a budget"),
+        ("until=5,until.target=3", "not a budget key"),
         (0, "at least 1"),
         (2.5, "whole number"),
         (Budget(trials=0), "at least 1"),
@@ -107,7 +107,7 @@ def test_moving_the_budget_of_trials_leaves_the_limits(opened: Any) -> None:
 
 
 def test_two_objectives_have_no_target(opened: Any) -> None:
-    with pytest.raises(InvalidInput, match="several objectives ends by its budget or a date"):
+    with pytest.raises(InvalidInput, match="several objectives can end only by its budget or a date"):
         opened(directions=["minimize", "minimize"], budget=Budget(until=Until(target=1)))
 
 

@@ -313,7 +313,7 @@ def test_a_loss_that_is_no_number_fails_the_trial(tmp_path: Path) -> None:
 
     study = opened(tmp_path)
     assert states(study) == ["FAIL"]
-    assert study.state.trials[0].reason == "the objective gave NaN"
+    assert study.state.trials[0].reason == "the objective returned NaN"
     study.close()
 
 
@@ -466,7 +466,7 @@ def test_leaving_the_program_inside_the_block_fails_the_trial_so_that_no_other_j
     assert left.value.code == code
     assert (told.state.name, told.values) == ("FAIL", None)
     assert told.reason is not None
-    assert f"the script left by sys.exit({code!r})" in told.reason
+    assert f"the script called sys.exit({code!r})" in told.reason
     looked.close()
 
 

@@ -66,7 +66,7 @@ def test_where_all_are_alike_nothing_is_important() -> None:
     study.optimize(lambda _: 1.0, n_trials=20)
     found = importance(study.state)
     assert found.shares == ()
-    assert "apart" in found.note
+    assert "clearly separates" in found.note
     study.close()
 
 

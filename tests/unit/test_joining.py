@@ -61,7 +61,7 @@ def test_an_invitation_is_shown_by_no_repr() -> None:
 @pytest.mark.parametrize("cut", [0, 4, 20, -1])
 def test_a_part_of_an_invitation_is_refused_without_being_shown(cut: int) -> None:
     text = invitation().seal().reveal()
-    with pytest.raises(InvalidInput, match="no invitation") as refused:
+    with pytest.raises(InvalidInput, match="not an invitation") as refused:
         Invitation.parse(text[:cut])
     assert text[5:15] not in str(refused.value)
 
@@ -75,7 +75,7 @@ def test_an_invitation_whose_time_is_over_says_how_to_get_another() -> None:
 def test_an_invitation_of_a_stranger_takes_no_token_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "own").write_text("mine:secret")
     monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(tmp_path / "own"))
-    with pytest.raises(InvalidInput, match="holds no token"):
+    with pytest.raises(InvalidInput, match="contains no token"):
         membership.accept(invitation()._replace(token=None))
     kept = membership.accept(invitation())
     ways.enter(kept)
@@ -155,7 +155,7 @@ def test_an_invitation_of_a_time_that_no_calendar_has_is_none(expires: int) -> N
 def test_a_file_that_others_may_write_does_not_count(config: Path) -> None:
     membership.accept(invitation())
     (config / "digits.toml").chmod(0o666)
-    with pytest.raises(ConfigurationError, match="does not count"):
+    with pytest.raises(ConfigurationError, match="is ignored"):
         Settings().get("store")
 
 
@@ -188,7 +188,7 @@ def test_where_no_way_leads_to_the_store_each_that_was_tried_says_why(monkeypatc
 def test_an_invitation_is_not_taken_as_an_argument(tmp_path: Path) -> None:
     done = cli("join", invitation().seal().reveal(), "--", "true", cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert "every list of processes shows arguments" in done.stderr
+    assert "arguments are visible in every process list" in done.stderr
 
 
 # --- batch jobs ------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_the_manifest_of_kubernetes_has_the_shape_of_the_example() -> None:
         ("kubernetes", {}, "--image"),
         ("slurm", {"memory": "lots"}, "--memory"),
         ("slurm", {"more": ("--qos=low\nrm -rf /",)}, "one line"),
-        ("slurm", {"command": ()}, "behind --"),
+        ("slurm", {"command": ()}, "after --"),
         ("moab", {}, "no batch system"),
     ],
 )

@@ -135,7 +135,7 @@ def test_what_changes_something_is_refused_where_actions_are_not_allowed() -> No
     ]
 
     for attempt in attempts:
-        with pytest.raises(Denied, match="only reads"):
+        with pytest.raises(Denied, match="is read-only"):
             attempt()
 
     assert reader.show("s")["counts"]["RUNNING"] == 0
@@ -222,7 +222,7 @@ def test_a_trial_over_http(server: LocalServer) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
-        ("/v1/nonsense", {}, 400, "there are studies"),
+        ("/v1/nonsense", {}, 400, "choose from studies"),
         ("/v1/ask", {}, 400, "no 'study'"),
         ("/v1/ask", [], 400, "not a JSON object"),
         ("/v1/ask", {"study": "none"}, 500, "no study"),

@@ -191,7 +191,7 @@ def test_a_study_with_few_trials_has_a_report(trials: int) -> None:
     if trials == 0:
         assert "No trial has been started yet." in page
     else:
-        assert "Takes 10 complete trials" in page
+        assert "Needs 10 complete trials" in page
 
 
 def test_a_study_without_definition_has_a_report() -> None:

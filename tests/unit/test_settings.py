@@ -61,7 +61,7 @@ def test_an_empty_variable_says_nothing(env: dict[str, str], here: Path) -> None
     [
         ("stor = 1", "did you mean 'store'"),
         ("zzz = 1", "there are: store, study"),
-        ('token = "secret"', "Say where it is with token_file"),
+        ('token = "secret"', "name that with token_file"),
         ('ticket = "hp1-x"', "Use HOPAAS_TICKET"),
         ("store = [1]", "give text or a number"),
         ("store = ", "cannot be read"),
@@ -117,7 +117,7 @@ def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sampler", "pruner"])
 def test_a_setting_that_names_no_sampler_or_pruner_is_told_with_its_origin(tmp_path: Path, kind: str) -> None:
     (tmp_path / "hopaas.toml").write_text(f'{kind} = "oracle"\n')
-    with pytest.raises(ConfigurationError, match=rf"{kind} = 'oracle' \(./hopaas.toml\); there are \w+, "):
+    with pytest.raises(ConfigurationError, match=rf"{kind} = 'oracle' \(./hopaas.toml\); choose from \w+, "):
         configured(kind, Settings(env={}, directory=tmp_path), None, None, warn=print)
 
 

@@ -571,7 +571,7 @@ def test_what_is_no_result_fails_the_trial_with_a_reason(study: Study, wrong: An
     assert all(trial.reason for trial in study.state.trials)
     with study.trial():
         pass
-    assert study.state.trials[2].reason == "no value was told"
+    assert study.state.trials[2].reason == "no value was given"
 
 
 @pytest.mark.parametrize("form", ["with", "optimize"])

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Written by hopaas-p2p for LSF. There is no secret in it: what lets a job in is in files of yours that it names.
+# Written by hopaas-p2p for LSF. It contains no secrets: credentials are in files of yours that it names.
 #BSUB -J @name@[1-@jobs@]
 #BSUB -W @minutes@
 #BSUB -n @cpus@

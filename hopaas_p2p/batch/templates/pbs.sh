@@ -1,5 +1,5 @@
 #!/bin/bash
-# Written by hopaas-p2p for PBS. There is no secret in it: what lets a job in is in files of yours that it names.
+# Written by hopaas-p2p for PBS. It contains no secrets: credentials are in files of yours that it names.
 #PBS -N @name@
 #PBS -J 0-@last@
 #PBS -l walltime=@time@

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Written by hopaas-p2p for Grid Engine. There is no secret in it: what lets a job in is in files of yours that it names.
+# Written by hopaas-p2p for Grid Engine. It contains no secrets: credentials are in files of yours that it names.
 #$ -N @name@
 #$ -t 1-@jobs@
 #$ -l h_rt=@time@

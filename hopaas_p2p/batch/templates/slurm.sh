@@ -1,10 +1,10 @@
 #!/bin/bash
-# Written by hopaas-p2p. There is no secret in it: what lets a job in is in files of yours that it names.
+# Written by hopaas-p2p. It contains no secrets: credentials are in files of yours that it names.
 #SBATCH --job-name=@name@
 #SBATCH --array=0-@last@
 #SBATCH --time=@time@
-#SBATCH --requeue                 # when a node dies, or somebody with a higher priority comes
-#SBATCH --open-mode=append        # a requeued job goes on writing its output
+#SBATCH --requeue                 # when a node dies, or the job is pre-empted
+#SBATCH --open-mode=append        # a requeued job appends to its output
 #SBATCH --output=@folder@/@name@-%a.out
 #SBATCH --signal=B:USR1@@warning@    # tell this script @warning@ s before the time limit
 @options@
@@ -13,7 +13,7 @@
 @worker@ &
 worker=$!
 
-# bash does not pass signals on by itself. TERM comes from scancel, and before a kill: then do not ask for another turn.
+# bash does not pass signals on by itself. TERM comes from scancel, and before a kill: then do not requeue.
 cancelled=
 trap 'kill -USR1 $worker 2>/dev/null' USR1
 trap 'cancelled=yes; kill -TERM $worker 2>/dev/null' TERM
@@ -22,7 +22,7 @@ while kill -0 $worker 2>/dev/null; do wait $worker; done  # a trap interrupts `w
 wait $worker
 code=$?
 
-# 75: the study is not done, but this job's time is. Queue it again; another job continues the trial that it returned.
+# 75: the study is not done, but this job's time is up. Requeue it; another job continues the trial that it returned.
 if [ "$code" -eq 75 ] && [ -z "$cancelled" ]; then
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60  # Slurm ends this script

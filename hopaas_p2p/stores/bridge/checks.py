@@ -14,8 +14,8 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 
 _PATIENCE: Final = 5.0  # seconds, or three rounds of the bridge
 _CURE: Final = (
-    "start it on a node that reaches both sides: hopaas-p2p bridge NEAR FAR; if it runs, its messages say what it "
-    "lacks, and so does, from that node: hopaas-p2p doctor FAR"
+    "start it on a node that reaches both sides: hopaas-p2p bridge NEAR FAR; if it runs, read its messages, and "
+    "run on that node: hopaas-p2p doctor FAR"
 )
 
 
@@ -32,7 +32,7 @@ def checks(store: BridgedStore) -> Generator[Finding, None, bool]:
         yield Finding("bridge", passed=False, detail=detail, cure=_CURE)
         return False
     taken = time.monotonic() - began
-    yield Finding("bridge", passed=True, detail=f"reaches {store.leads_to}; its round came after {taken:.1f} s")
+    yield Finding("bridge", passed=True, detail=f"reaches {store.leads_to}; a round took {taken:.1f} s")
     yield Finding("inbox", passed=True, detail=_waiting(store))
     return True
 

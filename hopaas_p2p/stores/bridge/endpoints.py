@@ -61,7 +61,7 @@ def open_endpoints(near_url: str, far_url: str) -> Endpoints:
             "that reach a bucket or a database use it as their store, without a bridge"
         )
     if near.url == far.url:
-        raise ConfigurationError(f"{near.url}: a bridge needs two stores; this is the same one twice")
+        raise ConfigurationError(f"{near.url}: a bridge needs two stores; this is the same store twice")
     _claim(near, far)
     _warn_of_readers(near)
     pool = [open_store(far_url) for _ in range(CONNECTIONS if isinstance(far, PostgresStore) else 0)]

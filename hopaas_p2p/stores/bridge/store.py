@@ -152,7 +152,8 @@ class BridgedStore:
             if waited >= patience:
                 raise StoreUnreachable(
                     f"the bridge of {self.url} has not carried this over within {patience:.0f} s. Is it running, "
-                    "and does it reach the other side? Nothing is lost: what was told is in the inbox, and goes then."
+                    "and does it reach the other side? Nothing is lost: it is in the inbox, and is sent when the "
+                    "bridge works again."
                 )
             pause = min(max(_PAUSES[0], _SHARE * waited), _PAUSES[1])
             self._sleep(pause * random.uniform(0.7, 1.3))

@@ -40,12 +40,12 @@ def checks(store: DirectoryStore) -> Iterator[Finding]:
     yield _file_system(store)
     works = links_work(root)
     cure = "" if works else "commits would be lost; use a directory on another file system"
-    detail = "a name can be created once" if works else "symbolic links do not work, or can be created twice"
+    detail = "a name can be created only once" if works else "symbolic links do not work, or can be created twice"
     yield Finding("write-once names", passed=works, detail=detail, cure=cure)
     yield race(store.objects, "beats/race-", cure="commits would be lost; use a directory on another file system")
     yield _clock(store)
     room = shutil.disk_usage(store.path).free
-    cure = "" if room > _ROOM else "make room: a commit that does not fit waits, and training with it"
+    cure = "" if room > _ROOM else "free some space: a commit that does not fit waits, and training waits with it"
     yield Finding("room", passed=room > _ROOM, detail=f"{room / (1 << 30):.1f} GiB free", cure=cure)
 
 
@@ -55,11 +55,11 @@ def _file_system(store: DirectoryStore) -> Finding:
     if not mount.kind:
         return Finding("file system", passed=True, detail="the system does not say which")
     options = ", ".join(one for one in mount.options if one.partition("=")[0] in _TELLING)
-    where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, of this machine only"
+    where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, on this machine only"
     detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
     cure = ""
     if mount.nfs and mount.option("nocto") is not None:
-        cure = "mount without nocto: this machine sees for up to a minute what others no longer see"
+        cure = "mount without nocto: for up to a minute, this machine may see what is no longer there"
     return Finding("file system", passed=not cure, detail=detail, cure=cure)
 
 
@@ -74,4 +74,6 @@ def _clock(store: DirectoryStore) -> Finding:
     apart = theirs - before
     agree = abs(apart) < _CLOCKS_AGREE
     cure = "" if agree else "nothing depends on it, but times are shown wrongly; run NTP"
-    return Finding("clock", passed=agree, detail=f"the file system is {apart:+.1f} s from ours", cure=cure)
+    return Finding(
+        "clock", passed=agree, detail=f"the file system's clock differs by {apart:+.1f} s from ours", cure=cure
+    )

@@ -430,7 +430,7 @@ class Directory:
                     with contextlib.suppress(OSError):
                         os.unlink(draft, dir_fd=fd)
                     if isinstance(error, IsADirectoryError):
-                        raise InvalidInput(f"{key} is a folder of this store, and no file") from None
+                        raise InvalidInput(f"{key} is a folder of this store, not a file") from None
                     raise
             self._sync(folder)
 
@@ -591,7 +591,7 @@ class reaching:  # noqa: N801  # used like contextlib's managers, at a third of 
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         if isinstance(error, PermissionError) and (root := _readable_root(Path(self._path))) is not None:
-            raise not_permitted(root.parent, "read it, and not write to it") from error
+            raise not_permitted(root.parent, "read it but not write to it") from error
         if isinstance(error, OSError):
             raise StoreUnreachable(f"{self._path}: {error.strerror or error}. Nothing acknowledged is lost.") from error
 

@@ -55,8 +55,8 @@ def check_not_away(path: Path) -> None:
         if seen is not None and seen.mount != mount:
             raise StoreAway(
                 f"{path} has no store now. This machine has seen one there, when {seen.mount[0]} was mounted "
-                f"({seen.mount[1]}), so nothing is begun in its place. Mount it again; if that store is given up, "
-                f"remove {note}"
+                f"({seen.mount[1]}), so no store is created in its place. Mount it again; if that store is no "
+                f"longer wanted, remove {note}"
             )
 
 

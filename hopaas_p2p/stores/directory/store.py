@@ -81,7 +81,7 @@ class DirectoryStore(ObjectBackedStore):
             raise
         except (OSError, StoreUnreachable) as error:
             if isinstance(error, OSError) and error.errno in _CUT_OFF and seen.is_known(self.path):
-                raise StoreAway(f"{self.path}: {error.strerror}. Nothing was made in its place") from None
+                raise StoreAway(f"{self.path}: {error.strerror}. Nothing was created in its place") from None
             if isinstance(error, PermissionError) and os.path.lexists(self.path) and not os.access(self._root, os.R_OK):
                 raise not_permitted(self.path, "not read it") from None
             said = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
@@ -101,7 +101,7 @@ class DirectoryStore(ObjectBackedStore):
             if not self.path.parent.is_dir():  # a typo, or a file system that is not mounted here
                 raise ConfigurationError(
                     f"there is no directory {self.path.parent} to make the store {self.path.name!r} in; "
-                    f"is its file system mounted? Else: mkdir -p {self.path.parent}"
+                    f"is its file system mounted? Otherwise: mkdir -p {self.path.parent}"
                 )
             for folder in (self.path, self._root):
                 make_folder(folder)
@@ -131,9 +131,7 @@ class DirectoryStore(ObjectBackedStore):
         deadline = time.monotonic() + _WRITTEN_WITHIN
         while not (text := read_regular(meta, limit=DESCRIPTION)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        unreadable = ConfigurationError(
-            f"{meta} cannot be read as the description of a store; bring it back from a backup"
-        )
+        unreadable = ConfigurationError(f"{meta} is not a valid description of a store; restore it from a backup")
         try:
             said = json.loads(text)
             version, lock = int(said["format"]), str(said.get("lock", ""))
@@ -142,7 +140,7 @@ class DirectoryStore(ObjectBackedStore):
         if version > FORMAT:
             raise NewerFormat
         if lock not in ("", *LOCKS):
-            raise ConfigurationError(f"{meta} asks for a lock of the kind {lock!r}; known are {', '.join(LOCKS)}")
+            raise ConfigurationError(f"{meta} needs a lock of the kind {lock!r}; supported are {', '.join(LOCKS)}")
         if not isinstance(said.get("uuid"), str):
             raise unreadable
         return said["uuid"], lock
@@ -192,7 +190,7 @@ class DirectoryStore(ObjectBackedStore):
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise ConfigurationError(f"{self._root / BRIDGE} cannot be read; start the bridge anew") from None
+            raise ConfigurationError(f"{self._root / BRIDGE} cannot be read; restart the bridge") from None
 
     def bridge_to(self, url: str) -> None:
         """Make this one end of a bridge, for good."""

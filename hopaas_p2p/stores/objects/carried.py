@@ -130,7 +130,7 @@ class Carrier:
             if known is not None and known.payload != payload:
                 read = chain.shown(chain.following(known.before, known.payload))
                 there = chain.shown(chain.following(total, payload))
-                what = f"is another than this peer has read: it leads to the sum {there}, the one read to {read}"
+                what = f"differs from the one this peer has read: it leads to the sum {there}, the one read to {read}"
                 raise BrokenChain(_said(lsn, place, what))
             if place < 1 or not codec.intact(payload):
                 raise BrokenChain(_said(lsn, place, "is not a commit"))

@@ -458,7 +458,7 @@ class ObjectLog:
 
     def _damaged(self, lsn: int) -> NoReturn:
         raise StoreCorrupt(
-            f"{self.key(lsn)} is damaged: it is whole, and not what was written. Nothing was changed: bring it back "
+            f"{self.key(lsn)} is damaged: it is complete, but not what was written. Nothing was changed: restore it "
             "from a backup, or look with: hopaas-p2p doctor URL"
         )
 
@@ -474,14 +474,14 @@ class ObjectLog:
         if self._hole != lsn:
             self._hole = lsn
             _log.warning(
-                "%s is not there, but there are objects behind it: somebody put them there ahead of time, or removed a "
-                "commit. The log is read up to it, and goes on there",
+                "%s is missing, but there are objects after it: somebody put them there ahead of time, or removed a "
+                "commit. The log is read up to that point, and continues there",
                 self.key(lsn),
             )
 
     def _missing(self, lsn: int) -> NoReturn:
         raise StoreCorrupt(
-            f"{self.key(lsn)} is missing, but there are commits behind it. Somebody who cleaned up, a tool that "
+            f"{self.key(lsn)} is missing, but there are commits after it. Somebody who cleaned up, a tool that "
             "removes dangling links, or a lifecycle rule of the bucket has removed it: stop that, and restore it from "
             "a backup or, in a bucket, from a version. Nothing was changed. To copy what can be read into a new study: "
             "hopaas-p2p doctor STORE --rescue"
@@ -575,7 +575,7 @@ class ObjectLog:
                 return entry, False
             if time.monotonic() >= deadline:
                 where = self.key(lsn)
-                raise unknown or StoreUnreachable(f"{where} is neither free nor there; is the store consistent?")
+                raise unknown or StoreUnreachable(f"{where} is neither free nor present; is the store consistent?")
             backoff = backoff or Backoff(*_PAUSES)
             time.sleep(backoff.pause())
 

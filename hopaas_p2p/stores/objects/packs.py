@@ -87,7 +87,7 @@ class Packs:
         payloads, end = frames(data)
         if (whole and len(payloads) < SPAN) or (end < len(data) and damaged(data[end:])):
             raise StoreCorrupt(
-                f"{key} is damaged after byte {end}. Nothing was changed: bring the file back from a backup, or copy "
+                f"{key} is damaged after byte {end}. Nothing was changed: restore the file from a backup, or copy "
                 "what can be read into a new study: hopaas-p2p doctor STORE --rescue"
             )
         return payloads

@@ -25,7 +25,7 @@ _AT_ONCE: Final = 16  # writes under way, at most
 _PATIENCE: Final = 30.0  # seconds for which racers wait for each other
 _MINE: Final = b"racer %d"
 _LATER: Final = b"one that came later"
-_OVERWRITTEN: Final = "a write that came after the first was answered was accepted, too"
+_OVERWRITTEN: Final = "a second write was accepted after the first was acknowledged"
 
 
 class Evidence(NamedTuple):
@@ -176,6 +176,6 @@ def _misread(results: Sequence[_Result], there: Found | StoreUnreachable | None)
         mine for mine, result in results if isinstance(result, StoreUnreachable)
     ]
     if there is not None:
-        return None if there.data in may_be else "what is there is not what the winner wrote"
+        return None if there.data in may_be else "the stored object is not what the winner wrote"
     accepted = any(result is True for _, result in results)
-    return "nothing is there after a write was accepted: the server is not consistent" if accepted else None
+    return "the object is missing after a write was accepted: the server is not consistent" if accepted else None

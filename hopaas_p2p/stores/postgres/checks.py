@@ -118,8 +118,8 @@ def _limits(connection: Connection) -> Generator[Finding, None, None]:
     """What any token can do to the server beside this store, and what one has done."""
     prepared = int(connection.exec_driver_sql("SHOW max_prepared_transactions").scalar_one())
     if prepared:
-        detail = f"any login may leave up to {prepared} behind, whose locks stay when its sessions have ended"
-        cure = "nothing here uses them: max_prepared_transactions = 0 in postgresql.conf, and restart the server"
+        detail = f"any login may leave up to {prepared} behind, and their locks outlive its sessions"
+        cure = "hopaas-p2p does not use them: set max_prepared_transactions = 0 in postgresql.conf, and restart"
         yield Finding("prepared transactions", passed=False, detail=detail, cure=cure)
     opened = ["NOTIFY, work_mem (no server forbids them)"]
     if schema.run(connection, "costly_functions").scalar_one():
@@ -133,7 +133,7 @@ def _limits(connection: Connection) -> Generator[Finding, None, None]:
     yield Finding("open to all", passed=True, detail=f"{'; '.join(opened)}{closes}")
     changed = schema.changed_tokens(connection)
     if changed:
-        detail = f"{', '.join(changed)}: time-outs were changed by the holder"
+        detail = f"{', '.join(changed)}: timeouts were changed by the token's holder"
         yield Finding("tokens", passed=False, detail=detail, cure="ask who has it; hopaas-p2p init sets them again")
 
 

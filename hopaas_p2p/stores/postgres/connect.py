@@ -59,7 +59,7 @@ class PostgresAddress:
         shown = redacted(text)
         url = _parsed(text, shown)
         if url.drivername not in _SCHEMES:
-            raise ConfigurationError(f"{shown}: this is no Postgres; write postgresql://host/database")
+            raise ConfigurationError(f"{shown}: this is not a Postgres URL; write postgresql://host/database")
         if not url.database:
             raise ConfigurationError(f"{shown}: name the database, as in postgresql://user@host/database")
         self.tunnelled = url.drivername == "postgresql+https"
@@ -67,7 +67,7 @@ class PostgresAddress:
         unknown = set(url.query) - allowed
         if unknown:
             raise ConfigurationError(
-                f"{shown}: the option {', '.join(sorted(unknown))} is not for this URL; it may have "
+                f"{shown}: the option {', '.join(sorted(unknown))} is not allowed in this URL; allowed are "
                 f"{', '.join(sorted(allowed))}. A secret goes into HOPAAS_TOKEN_FILE."
             )
         if self.tunnelled:
@@ -133,7 +133,7 @@ def _parsed(text: str, shown: str) -> URL:
     from sqlalchemy.exc import ArgumentError
 
     if not text.lower().startswith("postgresql"):
-        raise ConfigurationError(f"{shown} is no Postgres store; users, tokens and grants are a database's")
+        raise ConfigurationError(f"{shown} is not a Postgres store; only a database has users, tokens and grants")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -168,8 +168,8 @@ def _tls(url: URL, shown: str, *, local: bool) -> dict[str, str]:
         return {"sslmode": "disable"}
     if mode not in ("verify-full", "verify-ca"):
         raise ConfigurationError(
-            f"{shown}: sslmode={mode} would let others read or answer in the server's place. Leave it out to verify "
-            "the server; for a private authority set HOPAAS_CA_FILE or sslrootcert=/path/ca.pem."
+            f"{shown}: sslmode={mode} would let others read the traffic or impersonate the server. Leave it out to "
+            "verify the server; for a private authority set HOPAAS_CA_FILE or sslrootcert=/path/ca.pem."
         )
     return {"sslmode": mode, "sslrootcert": trust.authorities(str(url.query.get("sslrootcert", "")))}
 

@@ -47,20 +47,20 @@ _OLDER: Final = (
 )
 _ADVICE: Final = {
     LOGIN_ENDED: ASK_FOR_ANOTHER,
-    "ZH404": "Who there is, an administrator lists with: hopaas-p2p user list",
+    "ZH404": "An administrator can list the users: hopaas-p2p user list",
     "ZH409": _OLDER,
     "ZH410": "Its peers may stop.",
-    "ZH413": "Give large files a place of their own, that all peers reach: "
+    "ZH413": "Keep large files in a place of their own that all peers can reach: "
     "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…",
-    "ZH412": "Ask the administrator to mend it, e.g. with: ALTER DATABASE … SET synchronous_commit = on",
+    "ZH412": "Ask the administrator to fix it, e.g. with: ALTER DATABASE … SET synchronous_commit = on",
 }
 _PASSING: Final = {
-    "53100": "the server's disk is full; nothing was stored, and it is sent again",
+    "53100": "the server's disk is full; nothing was stored, and it will be sent again",
     "53200": "the server is out of memory",
     "53300": "the server has no free connection",
     "57014": "the server stopped the statement: it took longer than statement_timeout",
     "55P03": "the study was locked for too long by another session",
-    "57P01": "the server closed the connection: it is shutting down, or the administrator did it",
+    "57P01": "the server closed the connection: it is shutting down, or an administrator closed it",
     "57P02": "the server crashed and is coming back",
     "57P03": "the server is starting or stopping",
 }
@@ -84,26 +84,26 @@ _REFUSALS: Final = (
     (
         r"authentication method requirement",
         ConfigurationError,
-        "the server wants the secret itself, and is not told it; let it ask for SCRAM, or say ?require_auth=password",
+        "the server asks for the secret itself, which was not sent; use SCRAM there, or ?require_auth=password",
     ),
-    (r"no pg_hba\.conf entry", Denied, "the server lets nobody in from here under that name, or only with TLS"),
+    (r"no pg_hba\.conf entry", Denied, "the server accepts no connection from here under that name, or only with TLS"),
     (r"permission denied for database", Denied, "this user may not use that database"),
     (r'database "[^"]*" does not exist', ConfigurationError, "check the name in the URL, or create it: createdb"),
-    (r"leads to another database", ConfigurationError, "correct the name at the end of the URL"),
+    (r"(?:leads to|serves) another database", ConfigurationError, "correct the name at the end of the URL"),
     (
         r"certificate verify failed|root certificate|server certificate for",
         ConfigurationError,
-        "the server's certificate is not one to trust; hopaas-p2p doctor says why, HOPAAS_CA_FILE adds an authority",
+        "the server's certificate is not trusted; hopaas-p2p doctor says why; HOPAAS_CA_FILE adds an authority",
     ),
     (
         r"server does not support SSL",
         ConfigurationError,
-        "the server speaks no TLS, and it is not on this machine. Switch ssl on there, or tunnel to it",
+        "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or use a tunnel",
     ),
     (
         r'too many connections for role "[^"]*"',
         StoreUnreachable,
-        "the token is in use by as many processes as it may be; an administrator makes more: hopaas-p2p token create",
+        "the token has no free connection; an administrator can create another token: hopaas-p2p token create",
     ),
 )
 
@@ -114,7 +114,7 @@ def refusal(text: str) -> HopaasError:
     for pattern, kind, advice in _REFUSALS:
         if re.search(pattern, text, re.IGNORECASE):
             return kind(f"{line}: {advice}.")
-    return StoreUnreachable(f"{line}. Nothing acknowledged is lost; hopaas-p2p doctor looks step by step.")
+    return StoreUnreachable(f"{line}. Nothing acknowledged is lost; hopaas-p2p doctor checks step by step.")
 
 
 def failure(code: str | None, text: str) -> HopaasError:
@@ -132,7 +132,7 @@ def failure(code: str | None, text: str) -> HopaasError:
             return Denied(f"{line}. Ask an administrator for access: hopaas-p2p user add")
         return Denied(f"that is for administrators: use the login that ran hopaas-p2p init ({line})")
     if (code or "")[:2] in _FOR_GOOD:
-        return ConfigurationError(f"the server does not take this: {line}")
+        return ConfigurationError(f"the server rejected this: {line}")
     reason = _PASSING.get(code or "")
     return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
 
@@ -140,14 +140,14 @@ def failure(code: str | None, text: str) -> HopaasError:
 def idle_too_long() -> StoreUnreachable:
     """The error for a connection that was given up because no byte moved."""
     return StoreUnreachable(
-        f"the server, or the way to it, hangs: not a byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged is lost."
+        f"the server, or the network to it, hangs: no byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged is lost."
     )
 
 
 def wrong_schema(installed: int | None) -> ConfigurationError:
     """The error for a database whose schema is missing or older."""
     if installed is None:
-        return ConfigurationError("this database holds no store yet. Its owner makes one with: hopaas-p2p init URL")
+        return ConfigurationError("this database has no store yet. Its owner creates one with: hopaas-p2p init URL")
     return ConfigurationError(
         f"the store's schema is of version {installed}, and this program needs {SCHEMA_VERSION}. "
         "Its owner brings it up to date with: hopaas-p2p init URL"

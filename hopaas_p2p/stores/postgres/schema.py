@@ -94,7 +94,7 @@ def install(connection: Connection) -> int:
     if 0 < before < min(migrations):
         raise ConfigurationError(
             f"the schema here is of version {before}, from before the first release, and cannot be brought up to date. "
-            "Export its studies with the program that made it, and import them into a new database"
+            "Export its studies with the program that created it, and import them into a new database"
         )
     if not before:
         _make_schema(connection)

@@ -115,7 +115,7 @@ class PostgresLog:
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         if base is not None:
-            raise ConfigurationError("A database holds whole logs only; restore this backup into a bucket.")
+            raise ConfigurationError("A database holds complete logs only; restore this backup into a bucket.")
         self._store.restore(self._uuid, entries)
 
 
@@ -257,7 +257,7 @@ class PostgresStore:
             self._connections.close()  # the next connection may lead to the new primary
             return StoreUnreachable("the server has become a read-only replica; waiting for the new primary")
         return ConfigurationError(
-            f"{self.url} is a read-only replica, which takes no commits. Use the primary's URL, or list all servers: "
+            f"{self.url} is a read-only replica, which accepts no commits. Use the primary's URL, or list all servers: "
             "postgresql://user@/database?host=one,two&target_session_attrs=read-write"
         )
 

@@ -75,16 +75,16 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
-            "keys do not belong into an s3:// URL: they would show in every list of processes. "
+            "keys do not belong in an s3:// URL: every process list would show them. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
-        raise ConfigurationError(f"{unknown[0]!r} is no option of an s3:// URL; there are {', '.join(_OPTIONS)}")
+        raise ConfigurationError(f"{unknown[0]!r} is not an option of an s3:// URL; choose from {', '.join(_OPTIONS)}")
     bucket, prefix = parts.netloc, unquote(parts.path).strip("/")
     if not _BUCKET.fullmatch(bucket):
-        raise ConfigurationError(f"{bucket!r} is no bucket name; write {_EXAMPLE}")
+        raise ConfigurationError(f"{bucket!r} is not a bucket name; write {_EXAMPLE}")
     if bucket.endswith("--x-s3"):
         raise ConfigurationError(
             f"{bucket} is a directory bucket (S3 Express One Zone), which lists keys in no order; a log needs them in "
@@ -94,7 +94,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
         raise ConfigurationError(f"the prefix {prefix!r} may have letters, digits, '_', '-', '.', '=' and '/' only")
     region = options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
     if not _REGION.fullmatch(region):
-        raise ConfigurationError(f"{region!r} is no region; write one such as eu-central-1")
+        raise ConfigurationError(f"{region!r} is not a region; write one such as eu-central-1")
     endpoint = _endpoint(
         options.get("endpoint") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"), region
     )
@@ -103,15 +103,15 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
         raise ConfigurationError(f"style={style!r}: an s3:// URL takes style=path or style=virtual")
     insecure = options.get("insecure", "false")
     if insecure not in ("true", "false"):
-        raise ConfigurationError(f"insecure={insecure!r}: an s3:// URL takes insecure=true, or none")
+        raise ConfigurationError(f"insecure={insecure!r}: an s3:// URL accepts only insecure=true")
     if (
         insecure == "false"
         and endpoint.startswith("http://")
         and not trust.is_loopback(urlsplit(endpoint).hostname or "")
     ):
         raise ConfigurationError(
-            f"the endpoint {endpoint} is another machine's and has no TLS, so anybody on the way can read and change "
-            "what is in the store; write https://, or add insecure=true to the URL where the network is your own"
+            f"the endpoint {endpoint} is on another machine and has no TLS, so anybody in between can read and "
+            "change what is in the store; write https://, or add insecure=true to the URL if the network is your own"
         )
     return Address(bucket, prefix, endpoint, region, style == "virtual", insecure == "true")
 
@@ -121,7 +121,7 @@ def _endpoint(given: str | None, region: str) -> str:
         return f"https://s3.{region}.amazonaws.com"
     parts = urlsplit(given if "://" in given else f"https://{given}")
     if parts.username is not None or parts.password is not None:
-        raise ConfigurationError("keys do not belong into an endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        raise ConfigurationError("keys do not belong in an endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     try:
         port = parts.port
     except ValueError:
@@ -134,7 +134,7 @@ def _endpoint(given: str | None, region: str) -> str:
         or port == -1
     ):
         raise ConfigurationError(
-            f"the endpoint {given!r} is not understood; write one such as https://s3.example.org:9000"
+            f"the endpoint {given!r} cannot be parsed; write one such as https://s3.example.org:9000"
         )
     default = {"http": 80, "https": 443}[parts.scheme]
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -33,7 +33,7 @@ def way(store: S3Store) -> Generator[Finding, None, bool]:
         return False
     if proxy is not None and proxy.scheme == "https":
         yield Finding(
-            "proxy", passed=True, detail=f"{proxy} is itself spoken to in TLS; the way is not looked at closer"
+            "proxy", passed=True, detail=f"{proxy} is itself reached through TLS; the route is not checked any further"
         )
         return True
     return (yield from net_checks.checks(Route(s3_http.server_of(endpoint), context, proxy)))
@@ -60,8 +60,8 @@ def _free_keys(objects: ObjectStore) -> Finding | None:
         return Finding(
             "free keys",
             passed=False,
-            detail="a key that is free is answered with 403, as is one that this user may not read",
-            cure="this server judges that by a policy without its Condition: give the user the one that "
+            detail="for a free key the server answers 403, as for a key that this user may not read",
+            cure="this server ignores the policy's Condition here: give the user the policy that "
             "hopaas-p2p s3-policy --no-condition prints",
         )
     return None

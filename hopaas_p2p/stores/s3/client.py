@@ -158,7 +158,7 @@ class Signed:
             status = getattr(getattr(error, "response", None), "status", None) or answer.status  # of a part's thread
             if status is None or status in (200, 204, 206):
                 raise StoreUnreachable(
-                    f"{self.address.endpoint} gave an answer that is not S3's: {type(error).__name__}"
+                    f"{self.address.endpoint} sent an answer that is not from S3: {type(error).__name__}"
                 ) from None
             refused = Refused(status, str(getattr(error, "code", None) or ""))
             self.observer.interruptions += refused.away

@@ -42,11 +42,11 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
         )
     if "failed: 407" in reason:  # a number alone may be an lsn's
         return ConfigurationError(
-            f"the proxy on the way to {endpoint} wants a login: set HTTPS_PROXY=http://user:password@host:port"
+            f"the proxy on the way to {endpoint} requires a login: set HTTPS_PROXY=http://user:password@host:port"
         )
     return StoreUnreachable(
         f"{endpoint} cannot be reached ({_plainly(error) or reason}). Nothing acknowledged is lost. "
-        "What is the matter says: hopaas-p2p doctor"
+        "To find out why: hopaas-p2p doctor"
     )
 
 
@@ -84,19 +84,21 @@ def refusal(
             f"{where}: this machine's clock is wrong, and the server refuses it; set the clock ({said})"
         )
     if code in RUN_OUT or code == "SignatureDoesNotMatch" or status == 401:
-        return ConfigurationError(f"{where}: the keys are not valid, or no longer; renew them ({said})")
+        return ConfigurationError(f"{where}: the keys are invalid or expired; renew them ({said})")
     if status in PASSING or code in _MANGLED:
         return StoreUnreachable(f"{where}: try later ({said}). Nothing acknowledged is lost.")
     if code == "NoSuchBucket" and known:
-        return StoreUnreachable(f"{where}: the bucket was there, and is not now. If it was removed, bring it back")
+        return StoreUnreachable(f"{where}: the bucket is gone. If it was removed, restore it")
     if code == "NoSuchBucket":
         return ConfigurationError(f"{where}: there is no such bucket; create it, or correct the URL")
     if status == 403:
         return Denied(
-            f"{where}: these keys may not {what} ({said}). What a key needs is printed by: hopaas-p2p s3-policy"
+            f"{where}: these keys may not {what} ({said}). To print the policy that a key needs: hopaas-p2p s3-policy"
         )
     if status in (301, 307, 308) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
-        return ConfigurationError(f"{where}: the bucket is in another region; say which with ?region=… ({said})")
+        return ConfigurationError(f"{where}: the bucket is in another region; name it with ?region=… ({said})")
     if status in (405, 501) and conditional:
-        return ConfigurationError(f"{where}: the server knows no conditional writes, which a log needs ({said})")
+        return ConfigurationError(
+            f"{where}: the server does not support conditional writes, which a log needs ({said})"
+        )
     return ConfigurationError(f"{where}: the server does not {what} ({said}); is it an S3 server?")

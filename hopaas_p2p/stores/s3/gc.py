@@ -67,7 +67,7 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
         else:
             yield from _clear(store, uuid, now - keep, dry_run=dry_run)
     old = [one for one in store.objects.details("beats/") if one.modified < now - max(keep, _BEATS)]
-    yield from _remove(store, "signs of life of peers long gone", "", old, dry_run=dry_run)
+    yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
 
 
 def _catalog(store: S3Store) -> Catalog:

@@ -110,7 +110,7 @@ class S3Store(ObjectBackedStore):
         try:
             version = int(json.loads(data)["format"])
         except (ValueError, KeyError, TypeError):
-            raise ConfigurationError(f"{META} in {self.url} cannot be read as the description of a store") from None
+            raise ConfigurationError(f"{META} in {self.url} is not a valid description of a store") from None
         if version > FORMAT:
             raise NewerFormat
         self._format = version
