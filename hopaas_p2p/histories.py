@@ -14,20 +14,18 @@ before a failure, a failure before a trial that still runs.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.attributes import REPLICATE
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit, Stamp, TrialFinish, TrialState
 from hopaas_p2p.core.state import State, Trial, Verdict
-from hopaas_p2p.export.portable import PortableTrial, of_trial
+from hopaas_p2p.export.portable import PortableTrial, of_trial, with_links
 from hopaas_p2p.stores.base import Entry
 
 Origin = tuple[str, int, int] | int
@@ -400,24 +398,6 @@ def _linked(found: _Found, number: int, final: Mapping[int, int]) -> PortableTri
             [*past[:5], *(to(one) for one in past[5:] if one is not None)] for past in origin["history"]
         ]
     origin = {name: fact for name, fact in origin.items() if fact is not None}
-    system = dict(trial.record.system)
-    for key in ("failed_trial", "retry_history", "late_of", REPLICATE):
-        if key in system:
-            system[key] = _renumbered(system[key], to)
+    system = with_links(trial.record.system, to)
     record = msgspec.structs.replace(trial.record, system=system)
     return PortableTrial(number, record, origin)
-
-
-def _renumbered(text: str, to: Callable[[int], int | None]) -> str:
-    """An attribute that names trials, with their new numbers."""
-    try:
-        value: Any = json.loads(text)
-    except ValueError:
-        return text
-    if isinstance(value, int):
-        value = to(value)
-    elif isinstance(value, list):
-        value = [to(one) for one in value if isinstance(one, int)]
-    elif isinstance(value, dict) and isinstance(value.get("of"), int):
-        value["of"] = to(value["of"])
-    return json.dumps(value, separators=(",", ":"))

@@ -13,6 +13,7 @@ import importlib
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,6 +27,9 @@ _RAPL: Final = Path("/sys/class/powercap")
 _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 _AGAIN: Final = 0.5
 """Seconds for which a reading counts: NVML takes a millisecond per GPU."""
+_GAUGED_EVERY: Final = 10.0
+"""Seconds: a trial with quick steps does not get a value for each."""
+_MOST_TRIALS: Final = 1000
 _DRIFT: Final = 1.0
 """Seconds, and percent, by which a clock that others set may be off before the owner says so."""
 
@@ -164,6 +168,53 @@ def energy_counter() -> EnergyCounter | None:
     share = min(1.0, float(devices()["cores"]) / (os.cpu_count() or 1))
     counter = EnergyCounter(nvml=nvml, gpus=visible(), share=share)
     return counter if counter.sources else None
+
+
+# --- how busy the GPUs are ---
+
+
+class GpuGauge:
+    """How busy this process's GPUs are and what is in their memory, for the metrics of a trial. Any thread may call.
+
+    Args:
+        nvml: a module like `pynvml`.
+        gpus: those of this process; None: all.
+        clock: monotonic seconds.
+
+    """
+
+    def __init__(self, *, nvml: Any, gpus: list[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._nvml, self._clock = nvml, clock
+        self.handles = _handles(nvml, gpus)
+        self._lock = threading.Lock()
+        self._next: dict[object, float] = {}
+
+    def __call__(self, trial: object) -> dict[str, float]:
+        """`gpu_percent`, on average, and `gpu_memory_gb`, together; empty if this trial got them a moment ago."""
+        now = self._clock()
+        with self._lock:
+            if now < self._next.get(trial, now):
+                return {}
+            if len(self._next) >= _MOST_TRIALS:
+                self._next.clear()
+            self._next[trial] = now + _GAUGED_EVERY
+        try:
+            busy = [self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in self.handles]
+            used = [self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self.handles]
+        except self._nvml.NVMLError:
+            return {}
+        return {"gpu_percent": round(sum(busy) / len(busy), 1), "gpu_memory_gb": round(sum(used) / 1e9, 2)}
+
+
+@functools.cache
+def gpu_gauge() -> GpuGauge | None:
+    """The gauge of this process; None where NVML cannot be read."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return None
+    gauge = GpuGauge(nvml=nvml, gpus=visible())
+    return gauge if gauge.handles else None
 
 
 # --- the trials of this process ---

@@ -34,7 +34,7 @@ def failure(error: Exception) -> dict[str, Any]:
         return {"ok": False, "error": str(error), "code": error.exit_code}
     if isinstance(error, KeyError):
         return {"ok": False, "error": f"the request has no {error.args[0]!r}", "code": InvalidInput.exit_code}
-    if isinstance(error, ValueError | TypeError | NotImplementedError):
+    if isinstance(error, ValueError | TypeError | OverflowError | NotImplementedError):
         return {"ok": False, "error": str(error), "code": InvalidInput.exit_code}
     return {"ok": False, "error": f"{type(error).__name__}: {error}", "code": 1}
 

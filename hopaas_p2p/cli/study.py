@@ -224,7 +224,7 @@ def pause(session: CliSession) -> None:
 def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
     """Start trials again, even after `stop` or too many failures."""
     from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-    from hopaas_p2p.report.facts import state_word
+    from hopaas_p2p.report.facts import budget_unit, state_word
 
     resumed = session.study()
     if budgets:
@@ -232,7 +232,7 @@ def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
-    budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} trials used"
+    budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} {budget_unit(state)} used"
     session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}: {word}, {budget_now}.")
 
 

@@ -280,7 +280,7 @@ class Ledger(msgspec.Struct, array_like=True):
         key = f"{site}\n{user}\n{outcome}"
         found = self.accounts.get(key)
         if found is None:
-            if len(self.accounts) >= _MOST_ACCOUNTS and site != OTHERS:
+            if len(self.accounts) >= _MOST_ACCOUNTS and (site, user) != (OTHERS, OTHERS):
                 return self._book(OTHERS, OTHERS, outcome, leases)
             found = self.accounts[key] = Account(site, user, outcome, Cost(), 0)
         found.leases += leases

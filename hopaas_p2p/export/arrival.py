@@ -15,7 +15,7 @@ from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCr
 from hopaas_p2p.core.state import REFUSALS, Verdict
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput
 from hopaas_p2p.export.files import Fetch, copy_files
-from hopaas_p2p.export.portable import ORIGIN, PEERS, Portable, PortableTrial, with_ids
+from hopaas_p2p.export.portable import ORIGIN, PEERS, Portable, PortableTrial, with_ids, with_links
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
@@ -73,7 +73,7 @@ def bring_in(
     fresh = name not in storage.study_names()
     study_id = _create(storage, portable, name) if fresh else storage.get_study_id_from_name(name)
     _check(storage.state(study_id), portable, records, name, fresh=fresh)
-    arrival = _Arrival(storage, study_id, known or {})
+    arrival = _Arrival(storage, study_id, known or {}, fresh=fresh)
     files = 0
     if fetch is not None and artifacts is not None:
         copied = copy_files(portable, fetch, artifacts, storage.handle(study_id).uuid)
@@ -129,11 +129,13 @@ def _size(record: TrialCreate) -> int:
 class _Arrival:
     """One import in progress."""
 
-    def __init__(self, storage: Storage, study_id: int, known: Mapping[int, int]) -> None:
+    def __init__(self, storage: Storage, study_id: int, known: Mapping[int, int], *, fresh: bool) -> None:
         self._storage = storage
         self._study_id = study_id
         self._log = storage.handle(study_id).log
         self._numbers = dict(known)
+        self._fresh = fresh
+        """Whether nobody else adds trials."""
         self.count = 0
         self.warnings: list[str] = []
 
@@ -142,9 +144,16 @@ class _Arrival:
 
     def add(self, trials: list[PortableTrial], records: list[TrialCreate]) -> None:
         for batch in _batches(zip(trials, records, strict=True), lambda pair: _size(pair[1]), bytes_=_BYTES):
-            known = self._log.state.dists
+            known, expected = self._log.state.dists, dict(self._numbers)
+            if self._fresh:
+                first = len(self._log.state.trials)
+                expected |= {trial.number: first + place for place, (trial, _) in enumerate(batch)}
             lean = [
-                msgspec.structs.replace(record, dists={k: d for k, d in record.dists.items() if known.get(k) != d})
+                msgspec.structs.replace(
+                    record,
+                    dists={k: d for k, d in record.dists.items() if known.get(k) != d},
+                    system=with_links(record.system, expected.get),
+                )
                 for _, record in batch
             ]
             verdicts = self._storage.peer.commit(self._log, *lean)

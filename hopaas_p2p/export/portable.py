@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.core.records import Distribution, Policy, TrialCreate
+from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIES, REPLICATE, REUSED
+from hopaas_p2p.core.records import Distribution, Policy, TrialCreate, TrialState
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State, Trial
@@ -25,6 +26,8 @@ ORIGIN: Final = "hopaas:origin"
 PEERS: Final = "hopaas:peers"
 _BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20}):(.*)", re.DOTALL)
 _BY_NUMBER: Final = re.compile(r"(dashboard:(?:artifacts:)?)#([0-9]{1,20}):(.*)", re.DOTALL)
+_LINKS: Final = (CONTINUES, COPIES, REUSED, AGAIN, REPLICATE, "late_of", "failed_trial", "retry_history")
+"""System attributes of a trial that name other trials."""
 _TAGS: Final = re.compile(r"hopaas:([0-9]{1,20}):tags")
 
 
@@ -48,6 +51,7 @@ class Portable(NamedTuple):
     info: dict[str, str] = {}
     status: str = "running"
     budget: int | None = None
+    """Counted in trials: where trials pause, each that was continued needs a place more than in the study itself."""
     user: dict[str, str] = {}
     system: dict[str, str] = {}
     peers: dict[str, dict[str, str]] = {}
@@ -80,11 +84,20 @@ def of_state(name: str, state: State, study_id: int) -> Portable:
         space=define.space,
         info=define.info,
         status=state.status,
-        budget=state.budget,
+        budget=None if state.budget is None else state.budget + _continued(state),
         user=dict(state.user),
         system=with_numbers(system, numbers),
         peers=peers,
     )
+
+
+def _continued(state: State) -> int:
+    """How many of the trials that take a place take none in this study, which counts configurations."""
+    configurations = state.configurations
+    if configurations is None:
+        return 0
+    taking = [trial.number for trial in state.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    return len(taking) - len({configurations.root(number) for number in taking})
 
 
 def of_trial(trial: Trial, state: State) -> PortableTrial:
@@ -145,6 +158,32 @@ def with_ids(system: Mapping[str, str], ids: Mapping[int, int], numbers: Mapping
         return key
 
     return {renamed(key): text for key, text in system.items()}
+
+
+def with_links(system: Mapping[str, str], to: Callable[[int], int | None]) -> dict[str, str]:
+    """A trial's attributes with the new numbers of the trials that they name; without those whose trials are not there.
+
+    Args:
+        system: the attributes.
+        to: the new number of a trial, or None.
+
+    """
+    found = {key: _link(text, to) if key in _LINKS else text for key, text in system.items()}
+    return {key: text for key, text in found.items() if text is not None}
+
+
+def _link(text: str, to: Callable[[int], int | None]) -> str | None:
+    value = json_or_text(text)
+    if type(value) is int:
+        value = to(value)
+    elif isinstance(value, list):
+        value = [one for one in map(to, value) if one is not None] if all(type(one) is int for one in value) else None
+    elif isinstance(value, dict) and type(value.get("of")) is int:
+        of = to(value["of"])
+        value = None if of is None else {**value, "of": of}
+    else:
+        return text
+    return None if value is None else json.dumps(value, separators=(",", ":"))
 
 
 def externals(record: TrialCreate) -> Iterator[tuple[str, Any]]:

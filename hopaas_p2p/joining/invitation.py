@@ -16,7 +16,7 @@ import re
 import time
 import zlib
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -97,7 +97,7 @@ class Invitation(NamedTuple):
 class _Body(msgspec.Struct):
     store: str
     study: str
-    expires: int
+    expires: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800)]  # the year 10,000
     site: str = ""
     authority: str = ""
     token: str = ""

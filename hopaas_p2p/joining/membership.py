@@ -8,7 +8,6 @@ no job description holds a secret. The token is bound to the store's hosts by `t
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -124,9 +123,15 @@ def _hosts(url: str) -> list[str]:
 
 def keep(membership: Membership) -> Membership:
     """Write the file of settings."""
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in membership.values.items()]
+    lines = [f"{key} = {_quoted(value)}\n" for key, value in membership.values.items()]
     _write(membership.path, "".join(lines))
     return membership
+
+
+def _quoted(text: str) -> str:
+    """The text as TOML writes it; JSON's escapes would not do, which write an emoji as two surrogates."""
+    plain = [one if one.isascii() and one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text]
+    return f'"{"".join(plain)}"'
 
 
 def load(name: str) -> Membership:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
+from optuna.exceptions import UpdateFinishedTrialError
+
 import hopaas_p2p
 from hopaas_p2p.errors import HopaasError, InvalidInput, NotYourTrial
 from hopaas_p2p.hopaas import exceptions, pruners, samplers
@@ -80,8 +82,10 @@ class HopaasRest:
         except (HopaasError, exceptions.HopaasError) as error:
             unknown = isinstance(error, NotYourTrial | exceptions.HopaasConsistencyError)
             return 404 if unknown else 400 if isinstance(error, InvalidInput) else 503, str(error).encode(), _TEXT
-        except (KeyError, TypeError, ValueError) as error:
-            return 400, f"the request is malformed: {error}".encode(), _TEXT
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            return 400, f"the request is malformed: {error}".encode(errors="replace"), _TEXT
+        except UpdateFinishedTrialError as error:  # others took the trial over
+            return 404, str(error).encode(), _TEXT
 
     def _ask(self, request: dict[str, Any]) -> Reply:
         config = request.pop("hopaas_config")

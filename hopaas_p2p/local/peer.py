@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import math
@@ -10,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from optuna.exceptions import UpdateFinishedTrialError
 
 from hopaas_p2p import notes
 from hopaas_p2p.core.records import TrialState
@@ -259,7 +262,8 @@ class LocalPeer:
     def _return(self, key: tuple[str, int], found: _OpenTrial, reason: str) -> None:
         found.requests.close()
         self._forget(key)
-        self.storage.release(found.trial.id, reason=reason)
+        with contextlib.suppress(UpdateFinishedTrialError, NotYourTrial):  # others took it over meanwhile
+            self.storage.release(found.trial.id, reason=reason)
 
     def _forget(self, key: tuple[str, int]) -> None:
         with self._lock:

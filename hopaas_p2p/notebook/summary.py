@@ -10,7 +10,7 @@ from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.report import charts
 from hopaas_p2p.report.charts import key
-from hopaas_p2p.report.facts import best, params_of, pareto_front, peer_labels, shown, state_word, took
+from hopaas_p2p.report.facts import best, budget_unit, params_of, pareto_front, peer_labels, shown, state_word, took
 from hopaas_p2p.report.page import table
 from hopaas_p2p.report.svg import safe
 from hopaas_p2p.storage.optuna_internals import cached_trial, trial_id_of
@@ -50,7 +50,9 @@ def _about(state: State, store: str) -> str:
     said = [store]
     if state.define is not None:
         said.append(", ".join(state.define.directions))
-    said.append("no budget" if state.budget is None else f"{state.used():,} of {state.budget:,} trials used")
+    said.append(
+        "no budget" if state.budget is None else f"{state.used():,} of {state.budget:,} {budget_unit(state)} used"
+    )
     running = {state.peers.get(state.trials[one].owner or "", {}).get("site", "?") for one in state.running}
     if running:
         said.append(f"running at {', '.join(sorted(running))}")

@@ -86,6 +86,14 @@ def last_ended(state: State) -> dict[str, float]:
     return found
 
 
+def budget_unit(state: State) -> str:
+    """What a study's budget counts, in words: trials, or with rungs configurations, or a population's members."""
+    configurations = state.configurations
+    if configurations is None or configurations.policy is None:
+        return "trials"
+    return "configurations" if configurations.members is None else "members"
+
+
 def is_better(value: float, than: float, direction: str) -> bool:
     """Whether `value` is better than `than` in this direction."""
     return value > than if direction == "maximize" else value < than

@@ -9,7 +9,7 @@ from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledge
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.spending import spent
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
-from hopaas_p2p.report.facts import duration, shown
+from hopaas_p2p.report.facts import budget_unit, duration, shown
 from hopaas_p2p.times import to_iso
 
 
@@ -115,7 +115,7 @@ def _sum(rows: Iterable[SpentRow], site: str, user: str, outcome: str) -> SpentR
 def _amounts(state: State, ledger: Ledger, total: SpentRow) -> list[Amount]:
     counts, limits = state.counts, ledger.limits
     used = state.used() if state.budget is not None else counts[COMPLETE] + counts[PRUNED]
-    found = [Amount("trials", "trials", used, state.budget, None)]
+    found = [Amount("trials", budget_unit(state), used, state.budget, None)]
     for what, unit in AMOUNTS.items():
         value = total.euro if what == "euro" else getattr(total.cost, what)
         limit = getattr(limits, what)

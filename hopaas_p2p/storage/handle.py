@@ -22,6 +22,7 @@ from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import outliers, possible_distributions
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
+from hopaas_p2p.metering import gpu_gauge
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
@@ -434,10 +435,21 @@ class StudyHandle:
                 if owned.inherited or owned.inherits_metrics:
                     self._say_resumed_from_start(number, owned)
                 owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
+                self._gauge(number, step, owned)
                 if self.log.session.urgent_at < math.inf:  # parameters wait, and there will hardly be more of them
                     self.peer.hurry(self.log, within=0.0)
         if owned is None or owned.lent:
             self._deliver(number, owned, reports={step: value})
+
+    def _gauge(self, number: int, step: int, owned: OwnedTrial) -> None:
+        """Note with a report how busy the GPUs are, where NVML says that; what the program logs itself comes first."""
+        gauge = gpu_gauge()
+        if gauge is None or owned.draft is None:
+            return
+        for name, value in gauge((self.uuid, number)).items():
+            if step not in owned.metrics.get(name, {}):
+                owned.metrics.setdefault(name, {})[step] = value
+                owned.draft.metrics.setdefault(name, {})[step] = value
 
     def set_metrics(self, number: int, step: int, metrics: Mapping[str, float]) -> None:
         """Set metrics of one step."""

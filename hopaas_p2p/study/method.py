@@ -107,12 +107,14 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
     A peer that uses another sampler than the study says so in its introduction. What the study's sampler was before an
     owner changed it is not known.
     """
-    copied = copied_trial(trial)
-    if copied is not None:
-        return f"perturbed from trial {copied}"
-    earlier = trial.retry_of if trial.continues is None else trial.continues
-    if earlier is not None and 0 <= earlier < trial.number:
-        return chosen_by(state.trials[earlier], state)
+    while True:  # a member of a population may have thousands of trials before this one
+        copied = copied_trial(trial)
+        if copied is not None:
+            return f"perturbed from trial {copied}"
+        earlier = trial.retry_of if trial.continues is None else trial.continues
+        if earlier is None or not 0 <= earlier < trial.number:
+            break
+        trial = state.trials[earlier]
     if "fixed_params" in trial.system:
         return "queued by hand"
     owner = trial.history[0].owner if trial.history else trial.owner

@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -46,6 +47,7 @@ _LOOK: Final = 0.25  # seconds between looks at futures and log
 _LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that ended in between
 _CREW, _WORKER = "crew", "worker"
 """In the introduction of a peer: whose worker it is, and which."""
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _PASSED_ON: Final = ("token_file", "token_host", "ca_file", "proxy_file", "joined", "artifacts")
 
 
@@ -298,7 +300,8 @@ class WatchedWorkers:
     def _worker_of(self, trial: Trial) -> int | None:
         """Which of these workers runs the trial, or has run it last."""
         info = self._study.state.peers.get(trial.owner or "", {})
-        return int(info[_WORKER]) if info.get(_CREW) == self._crew else None
+        number = info.get(_WORKER, "") if info.get(_CREW) == self._crew else ""
+        return int(number) if _NUMBER.fullmatch(number) else None  # any peer may have introduced itself like that
 
     def _running(self) -> list[Trial]:
         state: State = self._study.state

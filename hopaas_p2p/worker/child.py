@@ -182,7 +182,7 @@ class Child:
         lines = bytes(self._tails[0]).decode(errors="replace").strip().splitlines()
         try:
             said = json.loads(lines[-1]) if lines else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return said if isinstance(said, dict) and ("value" in said or "values" in said) else None
 

@@ -74,7 +74,7 @@ class TrialSocketServer:
         """The reply to one line."""
         try:
             request = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return failure(error)
         return self.requests.answer(request)
 

@@ -60,6 +60,7 @@ _TARGETS: Final = (0.01, 0.001)
 _LATE: Final = (5, 15, 40)
 _LONGEST: Final = {1: 150.0, 16: 20.0, 64: 10.0, 256: 5.0}
 """For so many peers, how long to search, in whole trainings."""
+_DAY: Final = 86400.0  # seconds
 _FIRST_WAVE: Final = 256
 _RESAMPLED: Final = 1000
 _METHOD: Final = (
@@ -119,12 +120,17 @@ def _table(name: str) -> Curves:
 
 
 def _syne_tune(curves: Curves, *, peers: int, until: float, seed: int) -> Searched:
-    """Run in the Python that has it; see `tests/benchmarks/syne_tune_asha.py`."""
-    asked = {"sizes": curves.sizes, "peers": peers, "until": until, "seed": seed}
+    """Run in the Python that has it; see `tests/benchmarks/syne_tune_asha.py`.
+
+    Its simulated reports and starts take 50 ms each, so a whole training is said to take a day.
+    """
+    scale = _DAY / curves.training
+    asked = {"sizes": curves.sizes, "peers": peers, "until": until * scale, "seed": seed}
     words = [os.environ["FIDELITY_SYNE_TUNE"], str(Path(__file__).with_name("syne_tune_asha.py"))]
-    given = json.dumps(asked | {"values": curves.values.tolist(), "seconds": curves.seconds.tolist()})
+    given = json.dumps(asked | {"values": curves.values.tolist(), "seconds": (curves.seconds * scale).tolist()})
     said = subprocess.run(words, input=given, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return Searched.of(json.loads(said.splitlines()[-1]))
+    done = Searched.of(json.loads(said.splitlines()[-1]))
+    return done._replace(found=[one._replace(at=one.at / scale) for one in done.found], until=done.until / scale)
 
 
 def _measure(cases: list[Case], *, seeds: int, minutes: float) -> Runs:

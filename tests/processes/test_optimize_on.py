@@ -24,6 +24,7 @@ import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput, WorkersLost
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.workers import WatchedWorkers
 from hopaas_p2p.trial import Trial
 from tests.support.processes import campaign, environment, script, states, until
 from tests.support.slurm_fixtures import Slurm, slurm
@@ -244,6 +245,19 @@ def test_an_executor_that_loses_every_worker_is_given_up(study: Study) -> None:
 def test_what_is_no_executor_is_refused(study: Study, on: object, options: dict[str, int], why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
         study.optimize(quick, on=on, **options)
+
+
+@pytest.mark.parametrize("info", [{}, {"worker": "x"}, {"worker": "9" * 5000}])
+def test_a_peer_that_claims_to_be_one_of_the_workers_stops_nothing(study: Study, info: dict[str, str]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        watched = WatchedWorkers(study, quick, pool, 1, n_trials=None, timeout=None, catch=())
+    asked = study.ask()
+    trial = study.state.trials[asked.number]
+    assert trial.owner is not None
+    study.state.peers[trial.owner] = {"crew": watched._crew, **info}
+
+    assert watched._running() == []
+    study.tell(asked, 0.5)
 
 
 def test_an_objective_that_cannot_travel_is_refused_before_a_trial_starts(study: Study) -> None:

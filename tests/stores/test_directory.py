@@ -1012,7 +1012,7 @@ def test_what_the_group_may_do_in_the_directory_it_may_do_below_whatever_the_uma
 def test_a_description_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     append_many(a_log(tmp_path), "c", 1)
     (tmp_path / "v1" / "meta.json").write_text(text)
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="is not a valid description of a store"):
         open_store(str(tmp_path))
     assert (tmp_path / "v1" / "meta.json").read_text() == text
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final, NamedTuple
 
 import optuna
@@ -38,6 +39,7 @@ class FakeNvml:
 
     def __init__(self, gpus: int) -> None:
         self.millijoules = [1e9 * index for index in range(gpus)]
+        self.percent, self.gigabytes = [0] * gpus, [0.0] * gpus
 
     def nvmlInit(self) -> None:  # noqa: N802
         """As pynvml's."""
@@ -55,6 +57,12 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
         return int(self.millijoules[handle])
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=self.percent[handle])
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(used=int(self.gigabytes[handle] * 1e9))
 
 
 class TrueLease(NamedTuple):

@@ -15,7 +15,6 @@ from hopaas_p2p.core.records import (
     TrialFinish,
     TrialReclaim,
     TrialRelease,
-    TrialSet,
 )
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import Trial
@@ -168,24 +167,6 @@ def test_a_late_result_belongs_to_its_configuration() -> None:
     assert study.trial(verdict.number or 0).state is COMPLETE
     assert study.state.used() == 3
     assert study.ask("q").refusal == "budget"
-
-
-def test_of_two_complete_trials_the_first_says_where_its_configuration_ended() -> None:
-    """Whichever ended first: a replica from a snapshot cannot know."""
-    study = Campaign(Rungs(min=1, max=9, eta=3, brackets=3, whole=1))
-    trial = study.start("zombie")
-    study.say("q", TrialReclaim(trial.number, 1))
-    retry = study.start("q")
-    late = TrialSet(trial.number, 1, reports=dict.fromkeys(range(9), 0.75))
-    study.say("zombie", late, TrialFinish(trial.number, 1, COMPLETE, (0.75,)))
-    study.train(retry, 9, 0.25)
-    study.say("q", TrialFinish(retry.number, retry.epoch, COMPLETE, (0.25,)))
-    assert study.trial(2).late_of == trial.number
-
-    again = snapshot.load(snapshot.dump(study.state))
-    for state in (study.state, again):
-        assert state.configurations is not None and state.configurations.standings is not None
-        assert state.configurations.standings.standing(0).end == 0.25
 
 
 def test_a_continuation_without_a_checkpoint_begins_anew_and_pauses_at_the_next_rung() -> None:

@@ -173,7 +173,7 @@ def test_a_study_among_several_has_to_be_named(storages: Any, tmp_path: Path) ->
         optuna.create_study(study_name=name, storage=journal)
     with pytest.raises(NoSuchStudy, match="a, b"):
         import_study(storages("x"), path)
-    with pytest.raises(NoSuchStudy, match="there are: a, b"):
+    with pytest.raises(NoSuchStudy, match="it has: a, b"):
         import_study(storages("y"), path, source_study="c")
     assert import_study(storages("z"), path, source_study="b", name="mine").study == "mine"
 

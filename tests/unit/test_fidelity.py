@@ -13,6 +13,7 @@ from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
 from hopaas_p2p.fidelity import in_words, parse
+from hopaas_p2p.report.facts import budget_unit
 from hopaas_p2p.search import columns as columns_module
 from hopaas_p2p.search.columns import TrialColumns
 from hopaas_p2p.study import Study
@@ -190,3 +191,17 @@ def test_our_samplers_see_a_configuration_once() -> None:
     columns.refresh([paused, trial(1, "COMPLETE", 0.5, continues=0)])
     assert columns.learned == 1
     assert list(columns.state[:2]) == [-1, columns_module.COMPLETE]
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "unit"),
+    [
+        (None, "trials"),
+        (hopaas_p2p.Rungs(max=9), "configurations"),
+        (hopaas_p2p.Population(size=4, every=1, max=9), "members"),
+    ],
+)
+def test_words_about_the_budget_say_what_it_counts(fidelity: Any, unit: str) -> None:
+    study = hopaas_p2p.open_study(f"memory://unit-{unit}", "s", space=SPACE, budget=4, fidelity=fidelity)
+    assert budget_unit(study.state) == unit
+    study.close()

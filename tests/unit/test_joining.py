@@ -138,6 +138,20 @@ def test_of_several_joined_studies_the_one_that_is_named_counts(monkeypatch: pyt
         Settings().get("study")
 
 
+@pytest.mark.parametrize("name", ["\U0001f680", "caf\u00e9", 'a"b\\c', "\x7f", "a\nb = 1", "\u202e"])
+def test_a_study_of_any_name_can_be_joined(name: str) -> None:
+    made = membership.accept(invitation(study=name), site=name)
+    known = membership.load(made.name)
+    assert (known.study, known.site) == (name, name)
+
+
+@pytest.mark.parametrize("expires", [-(10**18), 1 << 62])
+def test_an_invitation_of_a_time_that_no_calendar_has_is_none(expires: int) -> None:
+    text = invitation()._replace(expires=expires).seal().reveal()
+    with pytest.raises(InvalidInput, match="no invitation"):
+        Invitation.parse(text)
+
+
 def test_a_file_that_others_may_write_does_not_count(config: Path) -> None:
     membership.accept(invitation())
     (config / "digits.toml").chmod(0o666)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from hopaas_p2p.core import codec, snapshot
@@ -422,10 +424,13 @@ def test_limits_that_come_later_count_what_was_spent_before() -> None:
     assert study.state.limit_reached() == "5 GPU hours are spent"
 
 
-def test_what_a_thousand_sites_spend_is_kept_and_more_is_booked_together() -> None:
+@pytest.mark.parametrize(
+    "peer", [lambda n: {"site": f"site{n}", "user": "ann"}, lambda n: {"site": "others", "user": f"user{n}"}]
+)
+def test_what_a_thousand_sites_spend_is_kept_and_more_is_booked_together(peer: Callable[[int], dict[str, str]]) -> None:
     ledger = Ledger(Budget())
     for number in range(1200):
-        ledger.began(number, {"site": f"site{number}", "user": "ann", "cores": "1"}, 0, ())
+        ledger.began(number, {**peer(number), "cores": "1"}, 0, ())
         ledger.heard(number, HOUR, None, {})
         ledger.ended(number, "complete")
     assert len(ledger.accounts) <= 1002

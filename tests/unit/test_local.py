@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.records import TrialState, TrialTakeOver
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, NoSuchTrial, NotYourTrial
 from hopaas_p2p.local.http import LocalServer
@@ -100,6 +100,18 @@ def test_the_trial_of_a_silent_client_is_returned_and_run_again(peer: LocalPeer,
     assert peer.expire() == [silent["trial"]]
     assert peer.trial("s", busy["trial"])["state"] == "RUNNING"
     assert peer.ask("s") == silent
+
+
+def test_a_silent_trial_that_another_peer_ended_keeps_no_other_from_being_returned(
+    peer: LocalPeer, clock: Clock
+) -> None:
+    ended, silent = peer.ask("s")["trial"], peer.ask("s")["trial"]
+    peer.storage.say(0, TrialTakeOver(ended, 1, TrialState.FAIL))
+    clock.now = 101.0
+
+    assert peer.expire() == [ended, silent]
+    assert peer.trial("s", ended)["state"] == "FAIL"
+    assert peer.trial("s", silent)["state"] == "WAITING"
 
 
 def test_a_released_trial_waits_for_another_peer(peer: LocalPeer) -> None:
@@ -331,6 +343,15 @@ def test_a_failed_trial_of_hopaas_says_why(server: LocalServer, peer: LocalPeer)
     (name,) = [one for one in peer.studies()["studies"] if one.startswith("GBDT-")]
     (row,) = peer.trials(name)["trials"]
     assert (row["state"], row["reason"]) == ("FAIL", "aborted")
+
+
+def test_a_number_beyond_doubles_is_a_wrong_request(server: LocalServer) -> None:
+    _, asked = post(server, "/api/ask/the-key", CONFIG)
+    said = {"hopaas_trial": asked["hopaas_trial"], "loss": 10**400, "step": 1}
+
+    assert post(server, "/api/should_prune/the-key", said)[0] == 400
+    assert post(server, "/api/tell/the-key", said)[0] == 400
+    assert post(server, "/api/tell/the-key", {**said, "loss": 1.0})[0] == 200
 
 
 @pytest.mark.parametrize(

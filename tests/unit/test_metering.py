@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hopaas_p2p.metering import EnergyCounter, Measured, Meter, devices
+import hopaas_p2p
+from hopaas_p2p.metering import EnergyCounter, GpuGauge, Measured, Meter, devices
 from tests.support.accounting import FakeNvml
 
 
@@ -130,3 +132,35 @@ def test_a_clock_that_was_set_is_told_from() -> None:
     clocks.pass_(10)
     clocks.wall += 3_600_000_000
     assert meter.used("a", fresh=True) == Measured(10_000_000, None)
+
+
+def test_reports_bring_along_how_busy_the_gpus_are_but_not_every_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml, now = FakeNvml(3), [0.0]
+    gauge = GpuGauge(nvml=nvml, gpus=["0", "2"], clock=lambda: now[0])
+    monkeypatch.setattr("hopaas_p2p.storage.handle.gpu_gauge", lambda: gauge)
+    study = hopaas_p2p.open_study("memory://gauge", "s")
+    trial, other = study.ask(), study.ask()
+    for step, (seconds, percent, gigabytes) in enumerate([(0, 50, 1.5), (5, 99, 9.0), (10, 80, 2.0)]):
+        now[0] = seconds
+        nvml.percent, nvml.gigabytes = [percent, 0, 100], [gigabytes, 70.0, 0.5]
+        trial.report(0.5, step)
+    other.report(0.5, 0)
+    other.log(1, gpu_percent=7.0)
+    other.report(0.5, 1)
+    assert trial.metrics == {"gpu_percent": {0: 75.0, 2: 90.0}, "gpu_memory_gb": {0: 2.0, 2: 2.5}}
+    assert other.metrics == {"gpu_percent": {0: 90.0, 1: 7.0}, "gpu_memory_gb": {0: 2.5}}
+    study.tell(trial, 1.0)
+    assert study.state.trials[0].metrics == trial.metrics
+    study.close()
+
+
+def test_gpus_that_cannot_be_asked_bring_nothing() -> None:
+    assert GpuGauge(nvml=FakeNvml(1), gpus=["7"]).handles == []
+    nvml = FakeNvml(1)
+    gauge = GpuGauge(nvml=nvml, gpus=None)
+
+    def fails(_handle: int) -> SimpleNamespace:
+        raise nvml.NVMLError
+
+    nvml.nvmlDeviceGetMemoryInfo = fails  # type: ignore[method-assign]
+    assert gauge("trial") == {}

@@ -152,6 +152,29 @@ def test_unfinished_trials_wait_in_the_copy_if_they_are_asked_for(
     assert copy.ask().params["x"] == 0.5
 
 
+def test_a_copy_of_a_study_with_rungs_keeps_what_is_left_of_the_budget_and_who_continues_whom(
+    opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    rungs = hopaas_p2p.Rungs(min=1, max=9, eta=2)
+    space = {"x": hopaas_p2p.Float(0, 1)}
+    study = hopaas_p2p.open_study(opened(str(tmp_path / "from")), "s", space=space, budget=6, fidelity=rungs)
+    held = study.ask()  # is not copied, so the numbers of the others differ there
+    for step in (0, 0, 1):
+        trial = study.ask()
+        trial.report(float(trial.number), step)
+        study.tell(trial, state="pruned")
+    assert [trial.continues for trial in study.state.trials] == [None, None, None, 1]
+
+    target = opened(str(tmp_path / "to"))
+    copy_study(study, target)
+
+    copied = hopaas_p2p.open_study(target, "s", create=False).state
+    assert [trial.system.get("hopaas:continues") for trial in copied.trials] == [None, None, "0"]
+    assert copied.budget is not None
+    assert copied.budget - copied.used() == 6 - (study.state.used() - 1)
+    study.tell(held, state="fail")
+
+
 def test_a_copy_of_a_copy_knows_where_it_came_from(
     source: Study, opened: Callable[[str], Storage], tmp_path: Path
 ) -> None:

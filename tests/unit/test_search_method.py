@@ -17,8 +17,9 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import REPEATS, REPLICATE, SAMPLER
-from hopaas_p2p.core.records import Commit, Stamp, StudyDefine, StudySet, TrialCreate
+from hopaas_p2p.core.records import Commit, Stamp, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import Trial as CoreTrial
 from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.pruners import MedianPruner, SuccessiveHalvingPruner
 from hopaas_p2p.samplers import TPESampler
@@ -356,3 +357,11 @@ def test_a_retry_has_the_sampler_of_its_first_attempt(studies: Any) -> None:
     other.storage.release(trial.id)
     usual.tell(usual.ask(), 1.0)
     assert chosen_by(usual.state.trials[trial.number], usual.state) == "RandomSampler()"
+
+
+def test_who_chose_the_parameters_is_known_of_the_five_thousandth_continuation_too() -> None:
+    state = State()
+    state.trials.append(CoreTrial(0, TrialState.PRUNED, end=1))
+    for number in range(1, 5000):
+        state.trials.append(CoreTrial(number, TrialState.PRUNED, continues=number - 1, end=1))
+    assert chosen_by(state.trials[4999], state) == "imported"
