@@ -148,7 +148,7 @@ def test_a_study_of_any_name_can_be_joined(name: str) -> None:
 @pytest.mark.parametrize("expires", [-(10**18), 1 << 62])
 def test_an_invitation_of_a_time_that_no_calendar_has_is_none(expires: int) -> None:
     text = invitation()._replace(expires=expires).seal().reveal()
-    with pytest.raises(InvalidInput, match="no invitation"):
+    with pytest.raises(InvalidInput, match="not an invitation"):
         Invitation.parse(text)
 
 
