@@ -71,7 +71,7 @@ def test_a_501_is_about_conditional_writes_only_where_one_was_asked_for(server: 
 def test_a_bucket_that_was_there_is_away_and_not_wrong(server: Imitation, store: S3Store) -> None:
     """MinIO says so while it starts with a new pool."""
     server.no_bucket = True
-    with pytest.raises(StoreUnreachable, match="was there"):
+    with pytest.raises(StoreUnreachable, match="the bucket is gone"):
         store.log("u").exchange(None, 1)
     with pytest.raises(ConfigurationError, match="no such bucket"):
         S3Store(server.url("store")).log("u").exchange(None, 1)
