@@ -27,9 +27,17 @@ def link(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
 
 def test_connecting_costs_six_round_trips(link: Relay) -> None:
     """TCP, TLS, WebSocket, and three of SCRAM's; a direct connection asks for TLS first, so it needs seven."""
-    client.connect([ServerAddress(HOST, link.port)], dbname="store").close()
-    assert link.round_trips <= 5.5, "TCP's own is not seen; a farewell may be"
-    assert link.connections == 1
+
+    def cost() -> float:
+        """Of one connection. What the server has to say unasked, as tickets of TLS, may come between two requests."""
+        link.reset()
+        connection = client.connect([ServerAddress(HOST, link.port)], dbname="store")
+        assert link.connections == 1
+        found = link.round_trips
+        connection.close()
+        return found
+
+    assert min(cost() for _ in range(3)) == 5, "TCP's own is not seen"
 
 
 def test_an_exchange_costs_one_round_trip(link: Relay) -> None:
