@@ -221,14 +221,9 @@ class Ladder:
     def _judge(self) -> None:
         """Find out which rungs mislead."""
         ends = [self._standing[number] for number in self._whole[-max(_NEWEST, self.policy.whole) :]]
-        passed = frozenset(
-            [
-                at
-                for at in range(len(self.policy.levels))
-                if self._hedged
-                and (self.is_unproved() or _misleads([self._at(one, at) for one in ends if len(one.reached) > at]))
-            ]
-        )
+        judged = self._hedged and not self.is_unproved()
+        pairs = [[self._at(one, at) for one in ends if len(one.reached) > at] for at in range(len(self.policy.levels))]
+        passed = frozenset([at for at, found in enumerate(pairs) if judged and _misleads(found)])
         if passed == self._passed:
             return
         waiting = [(number, one) for number, one in self._standing.items() if one.waits]

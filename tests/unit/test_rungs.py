@@ -140,6 +140,16 @@ def test_with_three_brackets_none_pauses_until_some_were_trained_to_the_end() ->
     assert [ladder.pauses_at(number) for number in range(4, 7) if ladder.admit(number) >= 0] == [3, None, 1]
 
 
+def test_before_there_is_proof_no_rung_misleads_and_those_that_come_later_pause() -> None:
+    ladder = _after(HEDGED, *LATE[:3])
+    for number in range(3, 40):
+        ladder.admit(number)
+    assert not any(place.passed for place in ladder.places())
+    assert ladder.pauses_at(30) is None
+    assert ladder.bracket(33) == 0
+    assert ladder.pauses_at(33) == 1
+
+
 def test_two_brackets_pause_from_the_first_on() -> None:
     ladder = Ladder(Rungs(min=1, max=9, eta=3, brackets=2))
     ladder.admit(0)
