@@ -29,14 +29,14 @@ from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding
 
 _MOST_RUNGS: Final = 64
 _HEDGED: Final = 3
-"""Brackets, from which on a rung has to show that it tells the end."""
+"""With this many brackets or more, a rung must show that it predicts the final value."""
 _MOST_WHOLE: Final = 1000
 _AT_FIRST: Final = 8
-"""Times `whole`: so many configurations do not pause until that many have ended."""
+"""The first `whole` times this many configurations do not pause until `whole` of them have ended."""
 _ONE_WHOLE: Final = 32
-"""Later, one of so many never pauses."""
+"""One in this many configurations never pauses."""
 _NEWEST: Final = 64
-"""So many of those that were trained to the end are looked at."""
+"""How many of the configurations that were trained to the end are compared, the newest first."""
 LARGEST: Final = 1 << 53
 AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
 """Why a program is to leave its trial."""
@@ -121,7 +121,7 @@ class Ladder:
         self._passed: frozenset[int] = frozenset()
         """The rungs, from 0, that mislead, so that none pauses there."""
         self._first: set[int] = set()
-        """The configurations that do not pause before there is proof."""
+        """The configurations that do not pause until the rungs are proved."""
         self._owed = Ranking()
         """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
         self._best: dict[bool, int | None] = {}
@@ -165,7 +165,7 @@ class Ladder:
         return next((levels[at] for at in range(first, len(levels)) if at not in self._passed), None)
 
     def may_pause_at(self, number: int) -> int | None:
-        """The same, where rungs are passed of which others did not know yet."""
+        """The same without regard to skipped rungs: the peer that paused may not have known of them yet."""
         first, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
         return levels[first] if first < len(levels) else None
 
