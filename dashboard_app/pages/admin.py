@@ -22,6 +22,9 @@ _NO_USERS: Final = (
     "This store has no users of its own: the file system, or the bucket's policy, decides who may read or write it. A "
     "Postgres store has users, tokens and grants."
 )
+_OF_USERS: Final = ("People", "Grants", "Your tokens")
+_OWN_TOKENS: Final = 20
+"""Tokens that people can have at once when they create them here."""
 _FEW: Final = 12  # lines that are shown without scrolling
 
 
@@ -36,8 +39,10 @@ def show(page: PageContext) -> None:
         "People": _people,
         "Grants": _grants,
     }
+    if page.person:
+        parts["Your tokens"] = _own_tokens
     part = theme.segments("Part", list(parts), key="part", visible=False)
-    if part in ("People", "Grants") and not hasattr(page.cache.store, "call"):
+    if part in _OF_USERS and not hasattr(page.cache.store, "call"):
         theme.nothing(_NO_USERS)
         return
     try:
@@ -187,6 +192,42 @@ def _people(page: PageContext) -> None:
             _do(lambda: access.add_user(page.cache.url, name), f"{name} may use this store now; next, create a token")
     theme.heading("Tokens")
     _show_secret()
+    _list_tokens(tokens)
+    names = [one.name for one in users]
+    left, right = st.columns(2)
+    with left:
+        _new_token(page, names)
+    with right:
+        _revoke_token(page, tokens)
+        _remove_user(page, names)
+
+
+def _own_tokens(page: PageContext) -> None:
+    """The tokens of whoever has signed in, who is a user of the store of that name."""
+    if not page.may_have_tokens:
+        theme.nothing("You can manage your own tokens if the dashboard was started with --allow-actions.")
+        return
+    if all(one.name != page.person for one in access.users(page.cache.url)):
+        theme.nothing(
+            f"This store has no user {theme.plain(page.person)}. Ask an administrator to add you, and to give you "
+            "access to a study."
+        )
+        return
+    theme.caption("A token lets your programs do what you may do. Create one for each place, and revoke it after use.")
+    _show_secret()
+    tokens = access.tokens(page.cache.url, user=page.person)
+    _list_tokens(tokens)
+    left, right = st.columns(2)
+    with left:
+        if len(tokens) < _OWN_TOKENS:
+            _new_token(page)
+        else:
+            theme.nothing(f"The limit is {_OWN_TOKENS} tokens per person. Revoke one before you create another.")
+    with right:
+        _revoke_token(page, tokens)
+
+
+def _list_tokens(tokens: list[access.Token]) -> None:
     rows = [
         [*map(theme.safe, (one.name, one.user, one.label)), *map(_day, (one.created, one.expires, one.last_used)),
          f"{one.sessions} of {one.connections}"]
@@ -194,17 +235,12 @@ def _people(page: PageContext) -> None:
     ]  # fmt: skip
     headers = ("token", "user", "label", "made", "valid until", "last used", "in use")
     theme.table(headers, rows, label="Tokens", numeric=(6,), empty="No token yet.")
-    names = [one.name for one in users]
-    left, right = st.columns(2)
-    with left:
-        _new_token(page, names)
-    with right:
-        _end(page, names, [one.name for one in tokens])
 
 
-def _new_token(page: PageContext, users: list[str]) -> None:
+def _new_token(page: PageContext, users: list[str] | None = None) -> None:
+    """A form; for the person who has signed in if it offers no users."""
     with st.form("token"):
-        user = st.selectbox("Token for", users, index=None)
+        user = page.person if users is None else st.selectbox("Token for", users, index=None)
         valid = st.segmented_control("Valid for a", list(access.VALIDITIES), default="month", required=True)
         label = st.text_input("Label, such as where it is used", max_chars=60)
         if st.form_submit_button("Create a token", type="primary") and user:
@@ -223,11 +259,14 @@ def _show_secret() -> None:
         st.code(made.secret.reveal(), language=None, wrap_lines=True)
 
 
-def _end(page: PageContext, users: list[str], tokens: list[str]) -> None:
+def _revoke_token(page: PageContext, tokens: list[access.Token]) -> None:
     with st.form("revoke"):
-        token = st.selectbox("Revoke a token", tokens, index=None)
+        token = st.selectbox("Revoke a token", [one.name for one in tokens], index=None)
         if st.form_submit_button("Revoke it") and token:
             _do(lambda: access.revoke_token(page.cache.url, token), f"{token} is revoked; its sessions have ended")
+
+
+def _remove_user(page: PageContext, users: list[str]) -> None:
     with st.form("remove"):
         user = st.selectbox("Remove a user, with all tokens and grants", users, index=None)
         sure = st.text_input("Type the name again")

@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from streamlit.testing.v1 import AppTest
+
 import hopaas_p2p
 from dashboard_app.app import PAGES
 from dashboard_app.options import DashboardOptions
@@ -314,6 +316,48 @@ def test_users_tokens_and_grants_are_managed(postgres: Server, postgres_url: str
     click(test, "Revoke it")
     calm(test)
     assert access.tokens(postgres_url) == []
+
+
+def test_who_has_signed_in_creates_and_revokes_own_tokens_and_no_others(postgres_url: str) -> None:
+    access.add_user(postgres_url, "vera")
+    access.add_user(postgres_url, "olga")
+    others = access.create_token(postgres_url, "olga", label="of Olga")
+
+    def own(person: str, *, actions: bool = True) -> AppTest:
+        query = {"part": "Your tokens"}
+        return calm(page("admin", postgres_url, query=query, person=person, actions=actions))
+
+    test = own("vera")
+    assert "No token yet" in texts(test)
+    assert "of Olga" not in texts(test)
+    assert [one.label for one in test.selectbox] == ["Revoke a token"], "nobody chooses for whom"
+    click(test, "Create a token")
+    calm(test)
+    (token,) = access.tokens(postgres_url, user="vera")
+    assert test.code[0].value.startswith(f"{token.name}:")
+    (choice,) = own("vera").selectbox
+    assert choice.options == [token.name]
+    choice.set_value(token.name)
+    test = own("vera")
+    test.selectbox[0].set_value(token.name)
+    click(test, "Revoke it")
+    calm(test)
+    assert [one.name for one in access.tokens(postgres_url)] == [others.name]
+    assert "no user eve" in texts(own("eve"))
+    for test in (own("vera", actions=False), own("eve")):
+        assert not any("token" in one.label for one in test.button)
+    assert "Administrators can manage users" in texts(
+        calm(page("admin", postgres_url, query={"part": "People"}, person="vera"))
+    )
+
+
+def test_nobody_has_more_than_twenty_tokens_from_a_page(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    access.add_user(postgres_url, "vera")
+    access.create_token(postgres_url, "vera")
+    monkeypatch.setattr("dashboard_app.pages.admin._OWN_TOKENS", 1)
+    test = calm(page("admin", postgres_url, query={"part": "Your tokens"}, person="vera"))
+    assert "The limit is 1 tokens" in texts(test)
+    assert not any(one.label == "Create a token" for one in test.button)
 
 
 def test_a_store_without_users_says_so(stores: dict[str, str]) -> None:

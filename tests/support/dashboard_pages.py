@@ -23,20 +23,26 @@ _listings: dict[tuple[str, str], Listing] = {}
 
 
 def page(
-    name: str, url: str, study: str | None = None, *, actions: bool = True, query: dict[str, str] | None = None
+    name: str,
+    url: str,
+    study: str | None = None,
+    *,
+    actions: bool = True,
+    person: str = "",
+    query: dict[str, str] | None = None,
 ) -> AppTest:
-    """The page of this name in the address, about that study; `run` it."""
-    opts = DashboardOptions(stores=(url,), actions=actions)
+    """The page of this name in the address, about that study, as a person sees it who has signed in; `run` it."""
+    opts = DashboardOptions(stores=(url,), actions=actions, auth="oidc" if person else "none")
     options.use(opts)
     if url not in _caches:
         _caches[url] = ReplicaCache(url, threaded=False)
 
-    def script(name: str, url: str, study: str | None) -> None:
+    def script(name: str, url: str, study: str | None, person: str) -> None:
         from tests.support import dashboard_pages
 
-        dashboard_pages.show(name, url, study)
+        dashboard_pages.show(name, url, study, person)
 
-    test = AppTest.from_function(script, args=(name, url, study), default_timeout=60)
+    test = AppTest.from_function(script, args=(name, url, study, person), default_timeout=60)
     for key, value in (query or {}).items():
         test.query_params[key] = value
     return test
@@ -47,14 +53,14 @@ def cache(url: str) -> ReplicaCache:
     return _caches[url]
 
 
-def show(name: str, url: str, study: str | None) -> None:
+def show(name: str, url: str, study: str | None, person: str) -> None:
     """What runs inside AppTest."""
     entry = next(entry for entry in PAGES if entry.path == name)
     if study is not None and (url, study) not in _listings:
         found = listing_of(_caches[url], study)
         _listings[url, study] = found
     listing = _listings[url, study] if study is not None and entry.study else None  # as a session goes on with it
-    entry.load()(PageContext(_caches[url], options.current(), listing))
+    entry.load()(PageContext(_caches[url], options.current(), listing, person))
 
 
 def listing_of(cache: ReplicaCache, study: str) -> Listing:
