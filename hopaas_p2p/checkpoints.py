@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
+from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Artifacts
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_SHARE: Final = 0.05  # of this process's time, which counting what checkpoints take may cost
 
 
 def save(
@@ -152,11 +156,71 @@ def collect(handle: StudyHandle) -> int:
     """Remove the checkpoints that nobody needs any more; returns how many there were. Blocks for a request each."""
     with handle.lock:
         keys = [key for key in unneeded(handle.state) if key.startswith(f"{handle.uuid}/checkpoint/")]
+    _delete(handle, keys)
+    return len(keys)
+
+
+def _delete(handle: StudyHandle, keys: list[str]) -> None:
     if keys:
         artifacts = artifacts_of(handle.peer.store)
         for key in keys:
             artifacts.delete(key)
-    return len(keys)
+
+
+class CheckpointBound:
+    """Whether the checkpoints of a study leave room for a new configuration, by the `checkpoint_mb` of its rungs.
+
+    What runs or waits goes on. Each peer counts by itself, so those that begin at the same moment may exceed the bound.
+    Any thread may ask.
+    """
+
+    def __init__(self) -> None:
+        self._collected: set[str] = set()
+        """Checkpoints that this process has removed."""
+        self._reason: str | None = None
+        self._count_at = -math.inf
+
+    def reason(self, handle: StudyHandle, *, within: float) -> str | None:
+        """Why no new configuration may begin now; None if one may.
+
+        Removes checkpoints that nobody needs before it says so.
+        May block for an exchange, and for a request per checkpoint that it removes.
+        """
+        policy = None if handle.state.configurations is None else handle.state.configurations.policy
+        if not isinstance(policy, Rungs) or not policy.checkpoint_mb or handle.gives_out_waiting():
+            return None
+        began = time.monotonic()
+        if began >= self._count_at:
+            self._reason = self._counted(handle, policy.checkpoint_mb, within)
+            ended = time.monotonic()
+            self._count_at = ended + (ended - began) / _SHARE
+        return self._reason
+
+    def _counted(self, handle: StudyHandle, most: int, within: float) -> str | None:
+        if self._total(handle) < most * 1e6:
+            return None
+        handle.peer.catch_up(handle.log, within=min(within, handle.peer.store_wait))
+        if handle.gives_out_waiting():
+            return None
+        with handle.lock:
+            gone = [key for key in unneeded(handle.state) if key.startswith(f"{handle.uuid}/checkpoint/")]
+        with contextlib.suppress(StoreUnreachable):
+            _delete(handle, [key for key in gone if key not in self._collected])
+            self._collected.update(gone)
+        total = self._total(handle)
+        if total < most * 1e6:
+            return None
+        return (
+            f"the checkpoints take {total / 1e6:,.0f} MB, and new configurations begin below {most:,} MB only. "
+            "To raise checkpoint_mb: hopaas-p2p study search NAME --fidelity 'rungs(…)'"
+        )
+
+    def _total(self, handle: StudyHandle) -> int:
+        with handle.lock:
+            needed, others = _by_need(handle.state)
+        return sum(needed.values()) + sum(
+            size for key, size in others.items() if key not in needed and key not in self._collected
+        )
 
 
 def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:

@@ -124,7 +124,13 @@ class NoWork(HopaasError):
         super().__init__(f"No trial to run: {reason}.")
         self.reason = reason
         self.refusal = refusal
-        """A key of `core.state.REFUSALS`: budget, paused, stopped, failing, draining."""
+        """A key of `core.state.REFUSALS`, such as budget or paused; "space" where every configuration was tried,
+        "checkpoints" where these take as much as the study's rungs allow."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether `optimize` and the worker wait for it to pass."""
+        return self.refusal in ("paused", "checkpoints")
 
 
 class WorkersLost(HopaasError):

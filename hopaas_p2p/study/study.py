@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
-_LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that is paused
+_LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that starts no trial for now
 
 Objective = Callable[[Trial], float | Sequence[float]]
 
@@ -209,6 +209,7 @@ class Study:
         self.storage = storage
         self.name = name
         self.study_id = study_id
+        self._checkpoint_bound = checkpoints.CheckpointBound()
         self._searcher = Searcher(sampler, pruner, said or SearchMethod.given(sampler, pruner, None, None))
         self.optuna = WatchedStudy(name, storage, sampler, self._searcher.pruner)
         """The same study as Optuna's own object."""
@@ -325,7 +326,8 @@ class Study:
         Keep the trial until you tell it: it is given back when nothing refers to it any more.
 
         Raises:
-            NoWork: the budget is used up, or the study is paused, stopped or failing.
+            NoWork: the budget is used up, the study is paused, stopped or failing, or its checkpoints take as much as
+                its rungs allow.
             ConfigurationError: the sampler unpickles what other peers wrote; see `allow_pickles` of `open_storage`.
             StoreUnreachable: the store did not answer within `store_wait`, where that was given.
 
@@ -347,6 +349,9 @@ class Study:
             interrupts.raise_again()
         proposer = self._proposer
         while True:
+            full = self._checkpoint_bound.reason(self._handle, within=within)
+            if full is not None:
+                raise NoWork(full, refusal="checkpoints")
             proposed = proposer.propose(within)
             try:
                 trial_id = self.storage.take(self.study_id, proposed and proposed.proposal, within=within)
@@ -542,7 +547,8 @@ class Study:
     ) -> None:
         """Run trials until the study gives out no more, or `n_trials` or `timeout` (seconds) of this call are reached.
 
-        One exchange per trial: the end of one is sent with the start of the next. While the study is paused it waits.
+        One exchange per trial: the end of one is sent with the start of the next. While the study is paused, or its
+        checkpoints take as much as its rungs allow, it waits.
         It returns as soon as there is no work and every running trial has a live owner; while an owner is silent it
         stays until that trial has been reclaimed and retried, for at most twice the lease's ttl. What happens is
         logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
@@ -632,12 +638,12 @@ class Study:
                     return None
                 progress.waiting(none.reason)
                 time.sleep(min(pause, left))
-                if none.refusal == "paused":
+                if none.waits:
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def _may_come_back(self, none: NoWork) -> bool:
-        """Whether work may yet turn up: the study is paused, or the owner of a running trial is dead."""
-        if none.refusal == "paused":
+        """Whether work may yet turn up: the study is paused, its checkpoints take too much, or an owner is dead."""
+        if none.waits:
             return True
         if none.refusal != "budget":
             return False

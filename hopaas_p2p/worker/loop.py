@@ -233,8 +233,8 @@ class Worker:
         return 130 if signal.SIGINT in self._received else AGAIN
 
     def _may_leave(self, none: NoWork) -> bool:
-        if none.refusal == "paused":
-            self._say_each_minute("paused", f"Waiting: {none.reason}")
+        if none.waits:
+            self._say_each_minute(none.refusal, f"Waiting: {none.reason}")
             return False
         if self._stay and none.refusal == "budget":
             return self.study.state.finished()

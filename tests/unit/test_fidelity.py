@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.checkpoints import unneeded
+from hopaas_p2p.checkpoints import CheckpointBound, unneeded
 from hopaas_p2p.core.attributes import CONTINUES
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.fidelity import in_words, parse
 from hopaas_p2p.report.facts import budget_unit
 from hopaas_p2p.search import columns as columns_module
 from hopaas_p2p.search.columns import TrialColumns
 from hopaas_p2p.study import Study
 from hopaas_p2p.training import Training
+from tests.support.processes import until
 
 SPACE = {"x": hopaas_p2p.Float(0.0, 1.0)}
 NINE = hopaas_p2p.Rungs(min=1, max=9, eta=3)
@@ -126,6 +129,89 @@ def test_checkpoints_that_can_no_longer_win_are_collected(tmp_path: Path) -> Non
     assert not any(key.rpartition("/")[2] in kept for key in gone)
     complete = next(trial for trial in state.trials if trial.state.name == "COMPLETE")
     assert all(one.key not in gone for one in complete.checkpoints)
+    study.close()
+
+
+def _paused(study: Study, size: int) -> hopaas_p2p.Trial:
+    """Start a trial, and let it pause at the first rung with a checkpoint of so many bytes."""
+    trial = study.ask()
+    trial.checkpoint(b"x" * size, step=0)
+    trial.report(trial.params["x"], 0)
+    assert trial.should_prune()
+    study.tell(trial, state="pruned")
+    return trial
+
+
+BOUNDED = hopaas_p2p.Rungs(min=1, max=9, eta=3, checkpoint_mb=1)
+
+
+def test_no_configuration_begins_while_checkpoints_take_too_much_and_what_is_promoted_goes_on(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
+    for _ in range(3):
+        _paused(study, 400_000)
+    promoted = study.ask()  # although 1.2 MB are taken
+    assert study.state.trials[promoted.number].continues is not None
+    with pytest.raises(
+        NoWork, match=r"the checkpoints take 1 MB, and new configurations begin below 1 MB only"
+    ) as full:
+        study.ask()
+    assert (full.value.refusal, full.value.waits) == ("checkpoints", True)
+    assert len(study.state.trials) == 4, "nothing was refused by the log"
+    study.search_with(fidelity=hopaas_p2p.Rungs(min=1, max=9, eta=3, checkpoint_mb=2))
+    _paused(study, 100)
+    study.tell(promoted, state="fail")
+    study.close()
+
+
+def test_checkpoints_that_nobody_needs_make_room_for_a_configuration(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=3, fidelity=BOUNDED)
+    first, second = _paused(study, 600_000), _paused(study, 600_000)
+    worse = max(first, second, key=lambda trial: trial.params["x"])
+    assert len(list(tmp_path.rglob("checkpoint/*"))) == 2
+    trial = study.ask()  # of three configurations one is promoted: the worse of these two never
+    (left,) = [path.name for path in tmp_path.rglob("checkpoint/*")]
+    assert not left.startswith(f"{worse.number}-")
+    study.tell(trial, state="fail")
+    study.close()
+
+
+def test_optimize_waits_until_there_is_room_for_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="hopaas_p2p")
+    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
+    for _ in range(2):
+        _paused(study, 600_000)
+    ran = threading.Thread(target=study.optimize, args=(lambda _trial: 1.0, 1))
+    ran.start()
+    until(lambda: "new configurations begin below" in caplog.text, 30)
+    assert ran.is_alive()
+    owner = _opened(tmp_path)
+    owner.search_with(fidelity=NINE)
+    ran.join(30)
+    assert not ran.is_alive()
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED", "COMPLETE"]
+    owner.close()
+    study.close()
+
+
+def test_what_checkpoints_take_is_counted_for_a_twentieth_of_the_time_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
+    now, counts = [0.0], []
+    monkeypatch.setattr("hopaas_p2p.checkpoints.time", SimpleNamespace(monotonic=lambda: now[0]))
+    handle, bound = study.storage.handle(study.study_id), CheckpointBound()
+
+    def counted(_handle: object) -> int:
+        counts.append(now[0])
+        now[0] += 0.1
+        return 0
+
+    monkeypatch.setattr(bound, "_total", counted)
+    while now[0] < 20.0:
+        assert bound.reason(handle, within=1.0) is None
+        now[0] += 0.1
+    assert len(counts) <= 10
+    monkeypatch.undo()
     study.close()
 
 
