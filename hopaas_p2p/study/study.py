@@ -805,7 +805,7 @@ class Study:
     def collect_checkpoints(self) -> int:
         """Remove the checkpoints of a study with fidelity that no trial will resume from; returns how many.
 
-        `optimize` does it when it ends. Blocks for a request per file.
+        `optimize` and the worker do it when they end. Blocks for a request per file.
         """
         self.storage.state(self.study_id)
         return checkpoints.collect(self._handle)

@@ -151,6 +151,7 @@ class Worker:
                 while True:
                     found = self._next()
                     if isinstance(found, int):
+                        self._collect()
                         return FAILED if found == DONE and self._only_failures() else found
                     began = time.monotonic()
                     self._run(found)
@@ -160,6 +161,12 @@ class Worker:
             except StoreUnreachable as error:
                 self._say(f"{error} Run this job again later.")
                 return AGAIN
+
+    def _collect(self) -> None:
+        """Remove checkpoints that nobody needs, unless this process is about to be ended."""
+        if not self._received:
+            with contextlib.suppress(HopaasError):  # what is left there harms nobody
+                self.study.collect_checkpoints()
 
     @contextlib.contextmanager
     def _taking_signals(self) -> Iterator[None]:
