@@ -580,18 +580,15 @@ class StudyHandle:
         strict: bool,
     ) -> None:
         """End a trial, see `Storage.finish`."""
-        to = _STATES[state]
+        to, pending = _STATES[state], None
         with self.log.lock:
-            owned = self.writable(number)
-            given_back = owned is not None and self.state.trials[number].state is records.TrialState.WAITING
-            if given_back and to is not records.TrialState.COMPLETE:  # by another process; it is to be run again
-                self._rebuild(number)
-                pending = None
-            elif owned is None:
-                epoch = self.state.trials[number].epoch
-                pending = self.peer.put(self.log, TrialFinish(number, epoch, to, values, reason))
+            owned, trial = self.writable(number), self.log.session.state.trials[number]
+            if owned is None:
+                pending = self.peer.put(self.log, TrialFinish(number, trial.epoch, to, values, reason))
+            elif trial.state is records.TrialState.WAITING and to is not records.TrialState.COMPLETE:
+                self._rebuild(number)  # another process gave it back; it is to be run again
             else:
-                pending = self._put_finish(number, owned, to, values, reason)
+                pending = self._put_finish(trial, owned, to, values, reason)
                 end_frozen(owned.frozen, state, values)
         if pending is None:
             verdict: Verdict | None = Verdict(False, number, "fenced")
@@ -662,21 +659,19 @@ class StudyHandle:
 
     def _put_finish(
         self,
-        number: int,
+        trial: LoggedTrial,
         owned: OwnedTrial,
         to: records.TrialState,
         values: tuple[float, ...] | None,
         reason: str | None,
     ) -> PendingCommit:
         """Queue the end of a trial, with all that still has to be said about it, in one commit."""
-        owner, epoch = owned.lease
-        state = self.log.session.state
-        trial = state.trials[number]
-        pauses = state.configurations is not None and reason is None and trial.stop is None
+        number, session, (owner, epoch) = trial.number, self.log.session, owned.lease
+        pauses = session.state.configurations is not None and reason is None and trial.stop is None
         holds_lease = (trial.owner, trial.epoch) == owned.lease
         if owned.inherited:
             self._say_resumed_from_start(number, owned)
-        if not holds_lease or self.log.session.in_doubt(number):
+        if not holds_lease or session.in_doubt(number):
             self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
         elif to is not records.TrialState.COMPLETE:
             reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer
