@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
 _COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
 _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
@@ -227,11 +229,12 @@ class Measured(NamedTuple):
     millijoules: int | None
 
 
-class _Running:
-    def __init__(self, now: float, wall: int) -> None:
-        self.seconds = self.joules = 0.0
-        self.began, self.wall = now, wall
-        self.shared = False
+class _Running(msgspec.Struct, eq=False):
+    began: float
+    wall: int
+    seconds: float = 0.0
+    joules: float = 0.0
+    shared: bool = False
 
 
 class Meter:
@@ -257,34 +260,34 @@ class Meter:
     def begin(self, lease: object) -> None:
         """This lease began."""
         with self._lock:
-            self._divide(fresh=True)
-            self._running[lease] = _Running(self._at, self._now_us())
-            if len(self._running) > 1:
-                for one in self._running.values():
+            running = self._running
+            if running or self._energy is not None:
+                self._divide(fresh=True)
+            else:
+                self._at = self._clock()
+            running[lease] = _Running(self._at, self._now_us())
+            if len(running) > 1:
+                for one in running.values():
                     one.shared = True
 
-    def end(self, lease: object) -> None:
-        """This lease ended."""
-        with self._lock:
-            if lease in self._running:
-                self._divide(fresh=True)
-                del self._running[lease]
-
-    def used(self, lease: object, *, fresh: bool) -> Measured | None:
+    def used(self, lease: object, *, at_end: bool = False) -> Measured | None:
         """What the lease has used; None if a reader of the log finds that by itself: one trial at a time, no energy.
 
-        `fresh` reads the devices even if they have been read a moment ago.
+        `at_end` ends it, and reads the devices even if they have been read a moment ago.
         """
         with self._lock:
             one = self._running.get(lease)
             if one is None:
                 return None
-            self._divide(fresh=fresh)
-            told = (self._now_us() - one.wall) / 1e6
-            true = self._at - one.began
-            if self._energy is None and not one.shared and abs(told - true) <= _DRIFT + _DRIFT / 100 * true:
-                return None
-            return Measured(round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3))
+            alone = self._energy is None and not one.shared  # it has had the process to itself
+            if not alone:
+                self._divide(fresh=at_end)
+            if at_end:
+                del self._running[lease]
+            if not alone:
+                return Measured(round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3))
+            true, told = self._clock() - one.began, (self._now_us() - one.wall) / 1e6
+            return Measured(round(true * 1e6), None) if abs(told - true) > _DRIFT + _DRIFT / 100 * true else None
 
     def _divide(self, *, fresh: bool) -> None:
         """Share what was used since the last time equally among the leases."""

@@ -15,7 +15,6 @@ from hopaas_p2p.core.validity import outliers, possible_attributes
 from hopaas_p2p.errors import InvalidInput
 
 _LIMIT: Final = 1 << 63
-_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 _MAX_ATTRIBUTE: Final = 1 << 20
 """Bytes. A quarter of what a commit may have, so that each fits into one with all that goes along."""
 
@@ -149,19 +148,6 @@ def checked_parameter(name: str) -> str:
     if not _encodable(name):
         raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
     return str(name)
-
-
-def to_datetime(microseconds: int | None) -> datetime.datetime | None:
-    """A time of the log in this machine's time zone, naive as Optuna's are."""
-    if microseconds is None:
-        return None
-    if 0 < microseconds < _EXACT:
-        return datetime.datetime.fromtimestamp(microseconds / 1e6)  # noqa: DTZ006
-    seconds, rest = divmod(microseconds, 1_000_000)
-    try:
-        return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
-    except (OverflowError, ValueError, OSError):  # nonsense from a hostile or broken peer
-        return datetime.datetime.fromtimestamp(0)  # noqa: DTZ006
 
 
 def to_microseconds(when: datetime.datetime | None) -> int | None:

@@ -55,7 +55,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
-from hopaas_p2p.core.spending import BOOKED, ledger_of, value_of
+from hopaas_p2p.core.spending import BOOKED, ledger_of
 from hopaas_p2p.core.state import (
     BLOCK,
     CHECKPOINTS_KEPT,
@@ -109,12 +109,15 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     if last is not None and commit.seq <= last.seq:
         _count(state, "duplicate")
         return last.verdicts if commit.seq == last.seq else ()
-    if state.ledger is None or not state.ledger.limited:
-        verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
-    else:
+    if state.ledger is not None and state.ledger.limited:
         verdicts = _apply_within_limits(state, commit, stamp)
+    elif len(commit.records) == 1:  # as an ask
+        verdicts = (_apply_record(state, commit.records[0], commit, stamp),)
+    else:
+        verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts)
-    _sort_configurations(state)
+    if state.configurations is not None:
+        _sort_configurations(state)
     return verdicts
 
 
@@ -245,7 +248,8 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
     outside = _describes_a_trial(state, record)
     if outside is None:
         return _refuse(state, "malformed")
-    _sort_configurations(state)
+    if state.configurations is not None:
+        _sort_configurations(state)
     if record.state is RUNNING:
         return _create_running(state, record, commit, outside)
     if not _has_place_for(state, record.state):
@@ -271,14 +275,15 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
         started = _go_on(state, record, commit)
         if started is not None:
             return started
-    if not state.has_room():
+    if state.configurations is not None and not state.has_room():  # without them, `closed_to` has looked
         return _refuse(state, "budget")
     trial = _append(state, RUNNING)
     _merge(state, trial, record, outside)
     trial.owner, trial.epoch = commit.owner, 1
     trial.start = commit.at if record.start is None else record.start
     _open_lease(state, trial, commit)
-    _queue_replicates(state, trial, record.replicates)
+    if record.replicates > 1:
+        _queue_replicates(state, trial, record.replicates)
     return Verdict(True, trial.number)
 
 
@@ -372,24 +377,27 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     outside = _outliers(state, record)
     if outside is None:
         return _refuse(state, "malformed", trial.number)
+    number, step = trial.number, record.resumed_from
     word = _refusal(trial, record, commit, absent="finished")
     if word == "finished" and trial.owner is not None and not _has_lease(trial, record.epoch, commit):
         word = "fenced"
     if word is not None:
-        return _refuse(state, word, trial.number)
+        return _refuse(state, word, number)
     if state.ledger is not None:
-        step = record.resumed_from
         if step is not None:
-            state.ledger.resumed(trial.number, [one for one in trial.reports if one <= step])
-        state.ledger.heard(trial.number, commit.at, record.used, record.reports)
-    _merge_words(state, trial, record, outside)
-    if record.resumed_from is not None:
-        _note_resumption(state, trial, record.resumed_from)
-    trial.stopping = trial.stopping or (record.stopping and trial.stop is not None)
-    state.changed.add(trial.number)
+            state.ledger.resumed(number, [one for one in trial.reports if one <= step])
+        state.ledger.heard(number, commit.at, record.used, record.reports)
+    if step is None:
+        _merge(state, trial, record, outside)
+    else:
+        _merge_words(state, trial, record, outside)
+        _note_resumption(state, trial, step)
+    if record.stopping:
+        trial.stopping = trial.stopping or trial.stop is not None
+    state.changed.add(number)
     if state.configurations is not None:
-        state.configurations.touch(trial.number)
-    return Verdict(True, trial.number)
+        state.configurations.touch(number)
+    return Verdict(True, number)
 
 
 def _note_resumption(state: State, trial: Trial, step: int) -> None:
@@ -422,8 +430,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         if record.paused and record.state is PRUNED and configurations is not None:
             trial.paused = configurations.may_pause(trial.number, trial.reports)
         if state.ledger is not None:
-            state.ledger.heard(trial.number, commit.at, record.used, {})
-            state.ledger.ended(trial.number, BOOKED[record.state])
+            state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
         _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
         return Verdict(True, trial.number)
     if word != "fenced":
@@ -501,8 +508,7 @@ def _last_retry(state: State, trial: Trial) -> Trial | None:
 def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> Verdict:
     """The owner gives the trial back: WAITING again, or failed for good."""
     if state.ledger is not None:
-        state.ledger.heard(trial.number, commit.at, record.used, {})
-        state.ledger.ended(trial.number, "failed" if record.fail else "given back")
+        state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
         return Verdict(True, trial.number)
@@ -641,7 +647,7 @@ def _has_lease(trial: Trial, epoch: int, commit: Commit) -> bool:
 def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribution] | None:
     """`_outliers` of the record, or None if no trial can be like that."""
     if not (
-        _can_end(state, record.state, record.values)
+        ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
         and 1 <= record.replicates <= MOST_REPLICATES
         and (record.start is None or possible_time(record.start))
         and (record.end is None or possible_time(record.end))
@@ -652,9 +658,10 @@ def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribut
 
 def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
     """Distributions for the parameters that need one of their own; None if the record cannot be merged into a trial."""
-    known = state.dists if isinstance(record, TrialSet) else {}  # an import may come from another search space
-    if record.dists and not possible_distributions(record.dists, known):
-        return None
+    if record.dists:
+        known = state.dists if isinstance(record, TrialSet) else {}  # an import may come from another search space
+        if not possible_distributions(record.dists, known):
+            return None
     if (record.user or record.system) and not _can_be_read(record):
         return None
     return outliers(record.params, record.dists, state.dists) if record.params else {}
@@ -808,7 +815,7 @@ def _note_result(state: State, trial: Trial) -> None:
     ledger = state.ledger
     if ledger is not None and trial.state is not FAIL:
         at = ledger.time if ledger.clocks else trial.end or 0
-        ledger.result(at, value_of(trial, state), maximize=_maximizes(state))
+        ledger.result(at, state.value_of(trial), maximize=_maximizes(state))
 
 
 def _open_lease(state: State, trial: Trial, commit: Commit) -> None:

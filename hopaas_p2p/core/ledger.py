@@ -69,7 +69,7 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
         self.core += other.core
         self.energy += other.energy
         self.epochs += other.epochs
-        if max(self.time, self.gpu, self.core, self.energy, self.epochs) > _MOST:
+        if self.time + self.gpu + self.core + self.energy + self.epochs > _MOST:  # so one of them may be
             for name in self.__struct_fields__:
                 setattr(self, name, min(_MOST, getattr(self, name)))
 
@@ -185,7 +185,7 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def began(self, number: int, info: Mapping[str, str], at: int, reports: Iterable[int]) -> None:
         """A trial started at a peer that introduced itself like this; it inherits these steps."""
-        top, from_zero = _epochs(reports)
+        top, from_zero = _epochs(reports) if reports else (0, False)
         get = info.get
         user = get("on_behalf_of") or get("user")
         peer = _peer(get("site"), user, get("gpus"), get("cores"), get("watts"))
@@ -202,7 +202,7 @@ class Ledger(msgspec.Struct, array_like=True):
         if reports:
             lease.from_zero = lease.from_zero or 0 in reports
             lease.top = max(lease.top, min(max(reports) + lease.from_zero, _MOST_STEPS))
-        if self.measured:
+        if self.limits is not UNLIMITED and self.measured:
             self._count(lease)
 
     def resumed(self, number: int, reports: Iterable[int]) -> None:
@@ -212,12 +212,16 @@ class Ledger(msgspec.Struct, array_like=True):
             lease.top, lease.from_zero = _epochs(reports)
             lease.base = min(lease.base, lease.top)
 
-    def ended(self, number: int, outcome: Outcome) -> None:
-        """The trial ended, or was given back."""
+    def ended(self, number: int, outcome: Outcome, at: int | None = None, used: Used | None = None) -> None:
+        """The trial ended, or was given back; `at` is when its owner said so, with what it had used."""
+        if at is not None and (self.limits is not UNLIMITED or used is not None):
+            self.heard(number, at, used, {})
         lease = self.open.pop(number, None)
         if lease is None:
             self.settle(number, outcome)
             return
+        if at is not None and at > lease.heard:
+            lease.heard = at
         cost = lease.cost()
         if lease.booked:
             self._book(lease.site, lease.user, "running", -1).subtract(lease.counted)
@@ -228,7 +232,7 @@ class Ledger(msgspec.Struct, array_like=True):
         if outcome == "given back":
             part = Account(lease.site, lease.user, outcome, cost, 1)
             self.given_back[number] = [*self.given_back.get(number, ()), part]
-        else:
+        elif self.given_back:
             self.settle(number, outcome)
 
     def settle(self, number: int, outcome: Outcome) -> None:
@@ -393,8 +397,6 @@ def possible_limits(limits: Budget, directions: int) -> bool:
 
 def _epochs(reports: Iterable[int]) -> tuple[int, bool]:
     """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
-    if not reports:
-        return 0, False
     steps = list(reports)
     if not steps:
         return 0, False

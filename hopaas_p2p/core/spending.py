@@ -8,17 +8,9 @@ from hopaas_p2p.core.ledger import Ledger, Outcome
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Budget
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
-from hopaas_p2p.core.validity import feasible
 
 BOOKED: Final[dict[int, Outcome]] = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
 """How what a trial cost is booked when it has ended like this."""
-
-
-def value_of(trial: Trial, state: State) -> float | None:
-    """The value by which a finished trial may be the best: of a study with one objective, if it is feasible."""
-    if trial.state is not COMPLETE or not trial.values or state.define is None or len(state.define.directions) > 1:
-        return None
-    return trial.values[0] if feasible(trial.system) else None
 
 
 def spent(state: State) -> Ledger:
@@ -33,7 +25,7 @@ def ledger_of(state: State, limits: Budget) -> Ledger:
     for trial in state.trials:
         _enter(ledger, trial, state)
         if trial.end is not None and trial.state is not FAIL:
-            ledger.result(trial.end, value_of(trial, state), maximize=maximize)
+            ledger.result(trial.end, state.value_of(trial), maximize=maximize)
     if limits != ledger.limits or state.running:
         ledger.limit(limits)
     return ledger

@@ -27,6 +27,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
+from hopaas_p2p.core.validity import feasible
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -423,6 +424,8 @@ class State:
 
     def has_room(self, trial: int | None = None) -> bool:
         """Whether the budget has a place for one more trial; or for this one, whose configuration may have a place."""
+        if self.budget is None and self.configurations is None:
+            return True
         most = self.places()
         if most is None or self.used() < most:
             return True
@@ -455,7 +458,7 @@ class State:
         limit = self.policy.max_failures
         if limit is not None and self.failures_in_a_row >= limit:
             return "failing"
-        if self.limit_reached() is not None:
+        if self.ledger is not None and self.ledger.reached is not None:
             return "budget"
         if self.has_room():
             return None
@@ -464,13 +467,20 @@ class State:
             return None
         return "budget"
 
+    def value_of(self, trial: Trial) -> float | None:
+        """The value by which a finished trial may be the best: of a study with one objective, if it is feasible."""
+        if trial.state is not COMPLETE or not trial.values or self.define is None or len(self.define.directions) > 1:
+            return None
+        return trial.values[0] if "constraints" not in trial.system or feasible(trial.system) else None
+
     def limit_reached(self) -> str | None:
         """Which limit beside `budget` has ended the study, in words; None while none has."""
         return None if self.ledger is None else self.ledger.reached
 
     def closed_to(self, peer: str) -> str | None:
         """The key in `REFUSALS` that says why no trial may start in this peer now; None when one may."""
-        return self.closed_because() or ("draining" if self.draining and self.is_draining(peer) else None)
+        closed = self.closed_because()
+        return "draining" if closed is None and self.draining and self.is_draining(peer) else closed
 
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials, by name or with its site."""

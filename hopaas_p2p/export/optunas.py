@@ -87,7 +87,8 @@ def _frozen(trial: PortableTrial) -> FrozenTrial:
     from optuna.trial import FrozenTrial as Frozen
     from optuna.trial import TrialState as OptunaState
 
-    from hopaas_p2p.translate import external, to_datetime, to_optuna
+    from hopaas_p2p.storage.frozen import to_datetime
+    from hopaas_p2p.translate import external, to_optuna
 
     record = trial.record
     dists = {name: to_optuna(one) for name, one in record.dists.items()}

@@ -208,7 +208,7 @@ class Peer:
         try:
             with log.lock:
                 log.session.queue(pending)
-            self.await_commit(log, pending, within=min(within, self.store_wait))
+            self.await_commit(log, pending, within=min(self.store_wait, within))
         except BaseException:
             self.abandon(log, pending)
             raise
@@ -262,8 +262,9 @@ class Peer:
             InvalidInput: they cannot be written down.
 
         """
+        patience = self.patience if within is None else within
         while pending.verdicts is None:
-            self._retry(log, pending, self.patience if within is None else within)
+            self._retry(log, pending, patience)
         self.scheduler.yield_to()
         if pending.error is not None:
             raise pending.error

@@ -286,11 +286,11 @@ class LogSession(Generic[S]):
     @property
     def flush_interval(self) -> float:
         """Seconds for which reports are collected before they are sent."""
-        if self.pacing.flush_interval is not None:
-            return self.pacing.flush_interval
-        interval = max(FLUSH_INTERVAL, self.pacing.freshness, self.suggested_interval)
-        state = self.state
-        timeout = state.policy.progress_timeout if isinstance(state, State) else None
+        interval, freshness = self.pacing
+        if interval is not None:
+            return interval
+        interval = max(FLUSH_INTERVAL, freshness, self.suggested_interval)
+        timeout = self.state.policy.progress_timeout if isinstance(self.state, State) else None
         return interval if timeout is None else min(interval, timeout / 4)  # reports are what it waits for
 
     # --- what came of it ---
@@ -343,7 +343,9 @@ class LogSession(Generic[S]):
         """
         joined, self.joined = self.joined, False
         outbox, state, apply_ = self.outbox, self.state, self.machine.apply
-        head, chain = state.lsn, self._chain
+        head, (summed, chain) = state.lsn, state.chain
+        if summed != head:
+            chain = None  # type: ignore[assignment]
         for entry in receipt.entries:
             lsn, payload, author, role, at, before = entry
             if lsn <= head:

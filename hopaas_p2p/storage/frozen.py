@@ -9,6 +9,7 @@ laid over the State, so a writer always reads its own writes.
 from __future__ import annotations
 
 import bisect
+import datetime
 from collections.abc import Container, Iterable
 from operator import attrgetter
 from typing import Any, Final
@@ -23,11 +24,12 @@ from hopaas_p2p.core.validity import compatible
 from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.optuna_internals import copy_of, new_frozen, pickle_prefixes
-from hopaas_p2p.translate import external, read_json, to_datetime, to_optuna
+from hopaas_p2p.translate import external, read_json, to_optuna
 
 _NUMBER: Final = attrgetter("number")
 _STATES: Final = tuple(TrialState)
 _COMPLETE: Final = (TrialState.COMPLETE,)
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 
 
 class OwnedTrial(msgspec.Struct, eq=False):
@@ -360,3 +362,16 @@ class View:
 
 def _special(distributions: dict[str, BaseDistribution]) -> list[str]:
     return [name for name, one in distributions.items() if not isinstance(one, FloatDistribution)]
+
+
+def to_datetime(microseconds: int | None) -> datetime.datetime | None:
+    """A time of the log in this machine's time zone, naive as Optuna's are."""
+    if microseconds is None:
+        return None
+    if 0 < microseconds < _EXACT:
+        return datetime.datetime.fromtimestamp(microseconds / 1e6)  # noqa: DTZ006
+    seconds, rest = divmod(microseconds, 1_000_000)
+    try:
+        return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
+    except (OverflowError, ValueError, OSError):  # nonsense from a hostile or broken peer
+        return datetime.datetime.fromtimestamp(0)  # noqa: DTZ006

@@ -35,6 +35,7 @@ _RUNNING: Final = TrialState.RUNNING
 _STATES: Final = tuple(records.TrialState)  # with Optuna's numbers
 _SOON: Final = 0.05
 """Seconds for which a trial's parameters wait for more of them, where another peer's sampler could use them."""
+_NEW: Final = TrialCreate()
 _RECENT: Final = 1.0
 """Seconds. With 64 peers on S3, 10 s made a search take a seventh more trials; tests/benchmarks/search_stores.py."""
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -135,7 +136,7 @@ class StudyHandle:
     def take_new(self) -> int:
         """Start a new trial, even where others wait: one exchange. Raises NoWork when the study gives out none."""
         self.look_again_if_closed(math.inf)
-        return self.start(TrialCreate())
+        return self.start(_NEW)
 
     def take(self, proposal: Proposal | None = None, *, within: float = math.inf) -> int:
         """Start the next trial, a WAITING one first: one exchange, without a race. Raises NoWork if there is none."""
@@ -242,10 +243,12 @@ class StudyHandle:
             trial = self.log.session.state.trials[verdict.number]
             if trial.end is not None:
                 return None
-            again = trial.attempt > 1 or bool(trial.history) or trial.continues is not None
-            owned = self._own(trial, inherited=trial.reports if again else {})
-            owned.inherits_metrics = again and bool(trial.metrics)
-            self.peer.meter.begin((self.uuid, verdict.number, owned.lease.epoch))
+            if trial.attempt > 1 or trial.history or trial.continues is not None:
+                owned = self._own(trial, inherited=trial.reports)
+                owned.inherits_metrics = bool(trial.metrics)
+            else:
+                self._own(trial, inherited={})
+            self.peer.meter.begin((self.uuid, verdict.number, trial.epoch))
             return verdict.number
 
     def claim(self, number: int) -> bool:
@@ -339,14 +342,14 @@ class StudyHandle:
             self.peer.note_draft(self.log)
             session = self.log.session
         draft = session.draft(number, epoch, owner)
-        draft.used = self._used(number, epoch) or draft.used
+        used = self._used(number, epoch)
+        if used is not None:
+            draft.used = used
         return draft
 
     def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
         """What the lease has used, if the log does not tell by itself."""
-        found = self.peer.meter.used((self.uuid, number, epoch), fresh=at_end)
-        if at_end:
-            self.peer.meter.end((self.uuid, number, epoch))
+        found = self.peer.meter.used((self.uuid, number, epoch), at_end=at_end)
         return None if found is None else Used(*found)
 
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
@@ -365,16 +368,16 @@ class StudyHandle:
 
     def _drafting(self, number: int) -> OwnedTrial | None:
         """The trial, with its `draft` ready to be added to; None for a WAITING one. Under the lock."""
-        owned, session = self.view.owned.get(number), self.log.session
-        if (
-            owned is not None
-            and owned.draft is not None
-            and owned.draft is session.outbox.drafts.get(number)  # not sent yet: all was checked when it was begun
-            and owned.writer == self.peer.uuid
-            and session.drafted_at is not None
-        ):
-            owned.shown = None
-            return owned
+        owned = self.view.owned.get(number)
+        if owned is not None and owned.draft is not None:
+            session = self.log.session
+            if (
+                owned.draft is session.outbox.drafts.get(number)  # not sent yet: all was checked when it was begun
+                and owned.writer == self.peer.uuid
+                and session.drafted_at is not None
+            ):
+                owned.shown = None
+                return owned
         owned = self.writable(number)
         if owned is not None:
             owned.draft = self.draft(number, owned)
@@ -404,9 +407,10 @@ class StudyHandle:
             if owned is not None and owned.draft is not None:
                 owned.params[name] = value if plain else external(distribution, value)
                 owned.distributions[name] = distribution
-                if not owned.draft.params:
+                drafted = owned.draft.params
+                if not drafted:
                     self.peer.hurry(self.log, within=_SOON)
-                owned.draft.params[name] = value
+                drafted[name] = value
                 if record is not None:
                     owned.draft.dists[name] = record
         if owned is None or owned.lent:
@@ -576,18 +580,15 @@ class StudyHandle:
         strict: bool,
     ) -> None:
         """End a trial, see `Storage.finish`."""
-        to = _STATES[state]
+        to, pending = _STATES[state], None
         with self.log.lock:
-            owned = self.writable(number)
-            given_back = owned is not None and self.state.trials[number].state is records.TrialState.WAITING
-            if given_back and to is not records.TrialState.COMPLETE:  # by another process; it is to be run again
-                self._rebuild(number)
-                pending = None
-            elif owned is None:
-                epoch = self.state.trials[number].epoch
-                pending = self.peer.put(self.log, TrialFinish(number, epoch, to, values, reason))
+            owned, trial = self.writable(number), self.log.session.state.trials[number]
+            if owned is None:
+                pending = self.peer.put(self.log, TrialFinish(number, trial.epoch, to, values, reason))
+            elif trial.state is records.TrialState.WAITING and to is not records.TrialState.COMPLETE:
+                self._rebuild(number)  # another process gave it back; it is to be run again
             else:
-                pending = self._put_finish(number, owned, to, values, reason)
+                pending = self._put_finish(trial, owned, to, values, reason)
                 end_frozen(owned.frozen, state, values)
         if pending is None:
             verdict: Verdict | None = Verdict(False, number, "fenced")
@@ -658,21 +659,19 @@ class StudyHandle:
 
     def _put_finish(
         self,
-        number: int,
+        trial: LoggedTrial,
         owned: OwnedTrial,
         to: records.TrialState,
         values: tuple[float, ...] | None,
         reason: str | None,
     ) -> PendingCommit:
         """Queue the end of a trial, with all that still has to be said about it, in one commit."""
-        owner, epoch = owned.lease
-        state = self.log.session.state
-        trial = state.trials[number]
-        pauses = state.configurations is not None and reason is None and trial.stop is None
+        number, session, (owner, epoch) = trial.number, self.log.session, owned.lease
+        pauses = session.state.configurations is not None and reason is None and trial.stop is None
         holds_lease = (trial.owner, trial.epoch) == owned.lease
         if owned.inherited:
             self._say_resumed_from_start(number, owned)
-        if not holds_lease or self.log.session.in_doubt(number):
+        if not holds_lease or session.in_doubt(number):
             self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
         elif to is not records.TrialState.COMPLETE:
             reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer

@@ -6,6 +6,7 @@ them all, and fails with a clear message when a new Optuna renames one.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 import json
@@ -22,7 +23,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from hopaas_p2p.search.samplers import default_sampler
 
@@ -49,6 +50,32 @@ __all__ = [
     "trial_id_of",
     "unpickles",
 ]
+
+
+class FrozenTrial(optuna.trial.FrozenTrial):
+    """Optuna's, which it copies at every `tell`, for every callback and in `Study.trials`: here at a fifth of the cost.
+
+    It is pickled as Optuna's own.
+    """
+
+    def __copy__(self) -> FrozenTrial:
+        new = FrozenTrial.__new__(FrozenTrial)
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTrial:
+        new = copy_of(self)  # parameters and reports are numbers and texts
+        new._values = None if new._values is None else list(new._values)
+        for name, distribution in new._distributions.items():
+            new._distributions[name] = twin = object.__new__(distribution.__class__)
+            twin.__dict__.update(distribution.__dict__)
+        for attributes in (new._user_attrs, new._system_attrs):
+            for key, value in attributes.items():
+                attributes[key] = copy.deepcopy(value, memo)
+        return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object.__new__, (optuna.trial.FrozenTrial,), self.__dict__
 
 
 def new_frozen(
@@ -80,24 +107,24 @@ def new_frozen(
     return frozen
 
 
-def copy_of(frozen: FrozenTrial) -> FrozenTrial:
-    """A copy with dictionaries of its own, at a third of the cost of copy.copy."""
-    return new_frozen(
-        frozen._trial_id,
-        frozen._number,
-        frozen.state,
-        frozen._values,
-        frozen._datetime_start,
-        frozen.datetime_complete,
-        frozen._params.copy(),
-        frozen._distributions.copy(),
-        frozen._user_attrs.copy(),
-        frozen._system_attrs.copy(),
-        frozen.intermediate_values.copy(),
-    )
+def copy_of(frozen: optuna.trial.FrozenTrial) -> FrozenTrial:
+    """A copy with dictionaries of its own, at a quarter of the cost of copy.copy."""
+    new = FrozenTrial.__new__(FrozenTrial)
+    new._number = frozen._number
+    new.state = frozen.state
+    new._values = frozen._values
+    new._datetime_start = frozen._datetime_start
+    new.datetime_complete = frozen.datetime_complete
+    new._params = frozen._params.copy()
+    new._user_attrs = frozen._user_attrs.copy()
+    new._system_attrs = frozen._system_attrs.copy()
+    new.intermediate_values = frozen.intermediate_values.copy()
+    new._distributions = frozen._distributions.copy()
+    new._trial_id = frozen._trial_id
+    return new
 
 
-def encodable_copy_of(frozen: FrozenTrial) -> FrozenTrial:
+def encodable_copy_of(frozen: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
     """A copy whose attributes have a question mark in place of half a surrogate pair."""
     new = copy_of(frozen)
     for attributes in (new._user_attrs, new._system_attrs):
@@ -106,14 +133,14 @@ def encodable_copy_of(frozen: FrozenTrial) -> FrozenTrial:
     return new
 
 
-def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+def end_frozen(frozen: optuna.trial.FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
     """Let it have ended like this; Optuna's setter of values wants them to fit the state at every moment."""
     frozen.state = state
     if values is not None:
         frozen._values = list(values)
 
 
-def trial_id_of(trial: optuna.trial.Trial | FrozenTrial) -> int:
+def trial_id_of(trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> int:
     """The id by which storages know a trial."""
     return trial._trial_id
 
@@ -169,7 +196,7 @@ def sample_relative(trial: optuna.trial.Trial) -> None:
         raise
 
 
-def become(trial: optuna.trial.Trial, trial_id: int, frozen: FrozenTrial) -> None:
+def become(trial: optuna.trial.Trial, trial_id: int, frozen: optuna.trial.FrozenTrial) -> None:
     """Let this Trial, which was sampled for a proposal, be the one of the storage that the proposal became."""
     trial._trial_id = trial_id
     trial._cached_frozen_trial = frozen
@@ -180,12 +207,12 @@ def announces_parameters(key: str) -> bool:
     return key.startswith("tpe:relative_params")
 
 
-def cached_trial(trial: optuna.trial.Trial) -> FrozenTrial:
+def cached_trial(trial: optuna.trial.Trial) -> optuna.trial.FrozenTrial:
     """What a Trial believes it has said: the pruner and its properties read this and not the storage."""
     return trial._cached_frozen_trial
 
 
-def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
+def set_cached_trial(trial: optuna.trial.Trial, frozen: optuna.trial.FrozenTrial) -> None:
     """Let a Trial know what was said of it elsewhere."""
     trial._cached_frozen_trial = frozen
 
@@ -196,7 +223,7 @@ def forget_cached_trials(study: optuna.Study) -> None:
 
 
 def after_trial(
-    study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    study: optuna.Study, frozen: optuna.trial.FrozenTrial, state: TrialState, values: Sequence[float] | None
 ) -> tuple[float, ...] | None:
     """Do what `Study.tell` does before the storage is told, and return the values to tell.
 

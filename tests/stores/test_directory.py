@@ -30,8 +30,8 @@ from hopaas_p2p.stores.directory.mounts import Mount, mount_of
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects import packs
 from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.objects.history import clocks
 from hopaas_p2p.stores.objects.log import ObjectLog
-from hopaas_p2p.stores.objects.retention import clocks
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing, study_snapshot
 from tests.support.processes import as_nobody

@@ -13,8 +13,8 @@ from hopaas_p2p.errors import InvalidInput, SleptThrough, StoreCorrupt, StoreUnr
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.objects.contract import lsn_of
+from hopaas_p2p.stores.objects.history import Clocks, clocks
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
-from hopaas_p2p.stores.objects.retention import Clocks, clocks
 from hopaas_p2p.stores.s3 import gc as s3_gc
 from hopaas_p2p.stores.s3.gc import Removal
 from hopaas_p2p.stores.s3.store import S3Store

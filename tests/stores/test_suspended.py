@@ -18,9 +18,9 @@ import pytest
 
 from hopaas_p2p.errors import SleptThrough, StoreUnreachable
 from hopaas_p2p.stores.directory.store import DirectoryStore
+from hopaas_p2p.stores.objects.history import clocks
 from hopaas_p2p.stores.objects.log import ObjectLog
 from hopaas_p2p.stores.objects.packs import SPAN
-from hopaas_p2p.stores.objects.retention import clocks
 from hopaas_p2p.testing.commits import PATIENCE, append, append_many, everything, outgoing
 
 CALLS = ("open", "symlink", "readlink", "stat", "lstat", "fsync", "mkdir", "close")

@@ -89,9 +89,8 @@ def test_one_trial_at_a_time_without_a_counter_needs_no_word() -> None:
     meter = clocks.meter(energy=False)
     meter.begin("a")
     clocks.pass_(1000)
-    assert meter.used("a", fresh=True) is None
-    meter.end("a")
-    assert meter.used("a", fresh=True) is None
+    assert meter.used("a", at_end=True) is None
+    assert meter.used("a") is None
 
 
 def test_trials_at_a_time_share_the_process() -> None:
@@ -101,10 +100,9 @@ def test_trials_at_a_time_share_the_process() -> None:
     clocks.pass_(10, watts=100)
     meter.begin("b")
     clocks.pass_(20, watts=100)
-    assert meter.used("b", fresh=True) == Measured(10_000_000, 1_000_000)
-    meter.end("b")
+    assert meter.used("b", at_end=True) == Measured(10_000_000, 1_000_000)
     clocks.pass_(5, watts=100)
-    assert meter.used("a", fresh=True) == Measured(25_000_000, 2_500_000)
+    assert meter.used("a", at_end=True) == Measured(25_000_000, 2_500_000)
 
 
 def test_nothing_is_charged_for_the_time_between_trials() -> None:
@@ -113,7 +111,7 @@ def test_nothing_is_charged_for_the_time_between_trials() -> None:
     clocks.pass_(50, watts=100)
     meter.begin("a")
     clocks.pass_(1, watts=100)
-    assert meter.used("a", fresh=True) == Measured(1_000_000, 100_000)
+    assert meter.used("a", at_end=True) == Measured(1_000_000, 100_000)
 
 
 def test_the_counters_are_read_at_most_twice_a_second_until_the_end() -> None:
@@ -121,8 +119,8 @@ def test_the_counters_are_read_at_most_twice_a_second_until_the_end() -> None:
     meter = clocks.meter(energy=True)
     meter.begin("a")
     clocks.pass_(0.1, watts=100)
-    assert meter.used("a", fresh=False) == Measured(100_000, 0)
-    assert meter.used("a", fresh=True) == Measured(100_000, 10_000)
+    assert meter.used("a") == Measured(100_000, 0)
+    assert meter.used("a", at_end=True) == Measured(100_000, 10_000)
 
 
 def test_a_clock_that_was_set_is_told_from() -> None:
@@ -131,7 +129,7 @@ def test_a_clock_that_was_set_is_told_from() -> None:
     meter.begin("a")
     clocks.pass_(10)
     clocks.wall += 3_600_000_000
-    assert meter.used("a", fresh=True) == Measured(10_000_000, None)
+    assert meter.used("a", at_end=True) == Measured(10_000_000, None)
 
 
 def test_reports_bring_along_how_busy_the_gpus_are_but_not_every_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
+import pickle
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -41,6 +44,54 @@ def test_a_frozen_trial_has_the_fields_that_are_set_without_its_constructor() ->
     assert internals.copy_of(real).__dict__.keys() == real.__dict__.keys(), CURE
     internals.end_frozen(ours, TrialState.PRUNED, [2.0])
     assert (ours.state, ours.values) == (TrialState.PRUNED, [2.0]), CURE
+
+
+def a_frozen_trial() -> internals.FrozenTrial:
+    return internals.new_frozen(
+        3,
+        3,
+        TrialState.COMPLETE,
+        [1.0],
+        None,
+        None,
+        {"x": 0.5, "c": "u"},
+        {"x": FloatDistribution(0, 1), "c": CategoricalDistribution(["u", "v"])},
+        {"notes": ["one", {"two": 2}]},
+        {"sampler:state": [1, 2]},
+        {1: 0.3},
+    )
+
+
+def changeable_parts(trial: FrozenTrial) -> list[object]:
+    """Every object of a trial that a program could change."""
+    attributes = [trial.user_attrs, trial.user_attrs["notes"], trial.user_attrs["notes"][1]]
+    attributes += [trial.system_attrs, trial.system_attrs["sampler:state"]]
+    return [trial, trial.values, trial.params, trial.intermediate_values, *attributes, *trial.distributions.values()]
+
+
+def test_a_deep_copy_of_a_frozen_trial_shares_nothing_that_can_be_changed() -> None:
+    ours = a_frozen_trial()
+    copied = copy.deepcopy(ours)
+    assert (copied, repr(copied)) == (ours, repr(ours))
+    assert not {*map(id, changeable_parts(copied))} & {*map(id, changeable_parts(ours))}
+
+
+def test_a_copy_of_a_frozen_trial_shares_all_but_itself() -> None:
+    ours = a_frozen_trial()
+    copied = copy.copy(ours)
+    copied.number = 4
+    assert ours.number == 3
+    assert changeable_parts(copied)[1:] == changeable_parts(ours)[1:]
+    assert copied.user_attrs is ours.user_attrs
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_frozen_trial_is_pickled_as_optunas(protocol: int) -> None:
+    ours = a_frozen_trial()
+    pickled = pickle.dumps(ours, protocol)
+    assert b"hopaas" not in pickled
+    assert type(pickle.loads(pickled)) is FrozenTrial
+    assert pickle.loads(pickled) == ours
 
 
 @pytest.mark.parametrize("name", ["_trial_id", "_cached_frozen_trial", "_suggest"])

@@ -30,9 +30,9 @@ from hopaas_p2p.stores.directory.files import (
 )
 from hopaas_p2p.stores.directory.mounts import mount_of
 from hopaas_p2p.stores.directory.upgrade import FORMAT, LOCKS, Upgrade
+from hopaas_p2p.stores.objects.history import RetentionGuard
 from hopaas_p2p.stores.objects.log import ObjectLog, ScheduledObjectLog
 from hopaas_p2p.stores.objects.packs import Packs
-from hopaas_p2p.stores.objects.retention import RetentionGuard
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 

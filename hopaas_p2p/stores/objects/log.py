@@ -53,10 +53,9 @@ from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receip
 from hopaas_p2p.stores.objects.audit import Audit
 from hopaas_p2p.stores.objects.carried import MAGIC, OVERHEAD, Carrier, Opened, opened
 from hopaas_p2p.stores.objects.contract import Found, NoFolder, ObjectStore, lsn_of
-from hopaas_p2p.stores.objects.history import History
+from hopaas_p2p.stores.objects.history import DELETED, Clocks, History, RetentionGuard
 from hopaas_p2p.stores.objects.packs import LARGEST, SPAN, Packs, first_of, frame
 from hopaas_p2p.stores.objects.reader import CarriedReader, Piece
-from hopaas_p2p.stores.objects.retention import DELETED, Clocks, RetentionGuard
 from hopaas_p2p.stores.objects.scheduler import WriteScheduler
 from hopaas_p2p.stores.objects.search import WIDEST
 

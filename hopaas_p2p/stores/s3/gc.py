@@ -16,8 +16,8 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import InvalidInput, StoreCorrupt
 from hopaas_p2p.stores.base import read_all
 from hopaas_p2p.stores.objects.contract import Listed, lsn_of
+from hopaas_p2p.stores.objects.history import DELETED
 from hopaas_p2p.stores.objects.log import TOMBSTONE
-from hopaas_p2p.stores.objects.retention import DELETED
 from hopaas_p2p.stores.s3.store import S3Store
 
 DAY: Final = 86400.0

@@ -12,8 +12,8 @@ from typing import Final
 
 from hopaas_p2p.errors import ConfigurationError, NewerFormat
 from hopaas_p2p.stores.objects.contract import Bucket
+from hopaas_p2p.stores.objects.history import RetentionGuard
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
-from hopaas_p2p.stores.objects.retention import RetentionGuard
 from hopaas_p2p.stores.objects.scheduler import TurnScheduler
 from hopaas_p2p.stores.objects.search import WIDEST
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
