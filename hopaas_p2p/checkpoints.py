@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Artifacts
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_SHARE: Final = 0.05  # of this process's time, which counting what checkpoints take may cost
+_SHARE: Final = 0.05  # of a processor, which counting what checkpoints take may cost
+_CHEAP: Final = 0.005  # seconds that a count takes which may be repeated at any time
 
 
 def save(
@@ -178,6 +179,8 @@ class CheckpointBound:
         self._collected: set[str] = set()
         """Checkpoints that this process has removed."""
         self._reason: str | None = None
+        self._policy: Rungs | None = None
+        """By which this reason was found."""
         self._count_at = -math.inf
 
     def reason(self, handle: StudyHandle, *, within: float) -> str | None:
@@ -189,11 +192,11 @@ class CheckpointBound:
         policy = None if handle.state.configurations is None else handle.state.configurations.policy
         if not isinstance(policy, Rungs) or not policy.checkpoint_mb or handle.gives_out_waiting():
             return None
-        began = time.monotonic()
-        if began >= self._count_at:
-            self._reason = self._counted(handle, policy.checkpoint_mb, within)
-            ended = time.monotonic()
-            self._count_at = ended + (ended - began) / _SHARE
+        if policy != self._policy or time.monotonic() >= self._count_at:
+            began = time.thread_time()
+            self._reason, self._policy = self._counted(handle, policy.checkpoint_mb, within), policy
+            cost = time.thread_time() - began
+            self._count_at = -math.inf if cost < _CHEAP else time.monotonic() + cost / _SHARE
         return self._reason
 
     def _counted(self, handle: StudyHandle, most: int, within: float) -> str | None:

@@ -193,12 +193,13 @@ def test_optimize_waits_until_there_is_room_for_checkpoints(tmp_path: Path, capl
     study.close()
 
 
-def test_what_checkpoints_take_is_counted_for_a_twentieth_of_the_time_at_most(
+def test_counting_what_many_checkpoints_take_costs_a_twentieth_of_the_time_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
     now, counts = [0.0], []
-    monkeypatch.setattr("hopaas_p2p.checkpoints.time", SimpleNamespace(monotonic=lambda: now[0]))
+    clock = SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0])
+    monkeypatch.setattr("hopaas_p2p.checkpoints.time", clock)
     handle, bound = study.storage.handle(study.study_id), CheckpointBound()
 
     def counted(_handle: object) -> int:
