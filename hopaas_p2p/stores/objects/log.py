@@ -52,7 +52,7 @@ from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.objects.audit import Audit
 from hopaas_p2p.stores.objects.carried import MAGIC, OVERHEAD, Carrier, Opened, opened
-from hopaas_p2p.stores.objects.contract import Found, NoFolder, ObjectStore, lsn_of
+from hopaas_p2p.stores.objects.contract import Bucket, Found, NoFolder, ObjectStore, lsn_of
 from hopaas_p2p.stores.objects.history import History
 from hopaas_p2p.stores.objects.packs import LARGEST, SPAN, Packs, first_of, frame
 from hopaas_p2p.stores.objects.reader import CarriedReader, Piece
@@ -82,7 +82,7 @@ class ObjectLog:
         guard: notices that this process slept.
         scheduler: when to write, and how far to look first. None: at once, because both cost next to nothing.
         packs: packs and folders, if this log has any.
-        audited: whether own commits are read once more after a while.
+        audited: the bucket in which own commits are looked at once more after a while, if that is asked for.
         carries: whether objects carry copies of earlier commits; asked once the store was found.
         readable: called until it has once returned before a look: sees that this is a store.
         writable: called before every write, until it returns True: proves that `put_new` has one winner, unless it has
@@ -100,7 +100,7 @@ class ObjectLog:
         guard: RetentionGuard,
         scheduler: WriteScheduler | None = None,
         packs: Packs | None = None,
-        audited: bool = False,
+        audited: Bucket | None = None,
         carries: Callable[[], bool] = lambda: False,
         readable: Callable[[], object] | None = None,
         writable: Callable[[], object],
@@ -126,7 +126,9 @@ class ObjectLog:
         self._carrier = Carrier()
         self._modified = 0.0
         """When the server took the object of the last commit that was read."""
-        self._audit = Audit(objects, self.key, limit=LARGEST + OVERHEAD, own=self._own) if audited else None
+        self._audit: Audit | None = None
+        if audited is not None:
+            self._audit = Audit(audited, self.key, limit=LARGEST + OVERHEAD, own=self._own, copied=carries)
         self._snapshot = 0
         """The lsn of the snapshot that was read last, until it is known that the log goes that far."""
         self._head = _BEHIND
@@ -158,7 +160,7 @@ class ObjectLog:
         return receipt
 
     def confirm(self) -> None:
-        while self._audit is not None and self._audit.check(age=0.0):
+        while self._audit is not None and self._audit.check(ending=True):
             pass
 
     def changed(self, since: int) -> bool | None:
@@ -565,7 +567,7 @@ class ObjectLog:
                 if self.packs is not None:
                     self.packs.wrote(lsn, stored, [self._ended])
                 if self._audit is not None:
-                    self._audit.wrote(lsn, stored)
+                    self._audit.wrote(lsn, stored, data)
                 self._history.follow(lsn, payload)
                 if carries:
                     self._carrier.saw(lsn, payload, before)
@@ -764,6 +766,8 @@ class ScheduledObjectLog(ObjectLog):
     def wait_turn(self, since: int) -> Receipt:
         self._prove()
         self._begin(since)
+        if self._audit is not None:
+            self._audit.check()  # now: between the look and the write that follow, each request costs collisions
         if self.packs is not None and self._head == _BEHIND:
             return Receipt([])  # the exchange that follows begins with a look
         receipt = self._await_turn(since, time.monotonic() + self._patience)
