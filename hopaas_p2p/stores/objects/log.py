@@ -41,7 +41,6 @@ from typing import Final, NoReturn
 
 from hopaas_p2p.core import chain, codec, snapshot
 from hopaas_p2p.errors import (
-    BrokenChain,
     ConfigurationError,
     SleptThrough,
     StoreCorrupt,
@@ -57,6 +56,7 @@ from hopaas_p2p.stores.objects.history import History
 from hopaas_p2p.stores.objects.packs import LARGEST, SPAN, Packs, first_of, frame
 from hopaas_p2p.stores.objects.reader import CarriedReader, Piece
 from hopaas_p2p.stores.objects.retention import DELETED, Clocks, RetentionGuard
+from hopaas_p2p.stores.objects.salvage import from_bucket, from_directory
 from hopaas_p2p.stores.objects.scheduler import WriteScheduler
 from hopaas_p2p.stores.objects.search import WIDEST
 
@@ -254,13 +254,16 @@ class ObjectLog:
     def _search_on(self, scheduler: WriteScheduler, since: int, entries: list[Entry], deadline: float) -> bool:
         """As `_read_on`, where objects carry the commits before them."""
         reader = CarriedReader(
-            lambda lsns: self._at(lsns, deadline), lambda lsn: self._get(lsn, deadline), self._taken_apart
+            lambda lsns: self._at(lsns, deadline),
+            lambda lsn: self._get(lsn, deadline),
+            self._taken_apart,
+            enough=_RECEIPT,
         )
         size = 0
         for pieces in reader.read(since, scheduler.search(time.monotonic())):
             entries += self._noted(pieces)
             size += sum(len(piece.payload) for piece in pieces)
-            if self._enough(since, entries) or size >= _RECEIPT:
+            if self._enough(since, entries) or size >= _RECEIPT or reader.stopped:
                 return True
         if reader.hole > since + len(entries):
             self._read_up_to_hole(since + len(entries) + 1)
@@ -659,27 +662,13 @@ class ObjectLog:
 
     def salvage(self) -> Iterator[Entry]:
         self._find()
-        found: dict[int, bytes] = {}
-        if self.packs is not None:
-            found |= self.packs.salvage()
-        kind = f"{self.root}{'log' if self.packs is None else 'commits'}/"
-        for key in self.objects.listed(kind):
-            lsn = lsn_of(key)
-            if lsn is None or codec.intact(found.get(lsn, b"")):
-                continue
-            with contextlib.suppress(NoFolder):
-                one = self.objects.get(key, limit=self._limit)
-                if one is not None and one.data != TOMBSTONE:
-                    found[lsn] = one.data
-        for lsn, data in sorted(found.items()):
-            there = self._opened(data)
-            found[lsn] = there.stored
-            with contextlib.suppress(BrokenChain):
-                for place, payload, before in Carrier().copies(lsn, there):
-                    if not codec.intact(found.get(place, b"")):
-                        found[place] = chain.attach(payload, before)
-        for lsn in sorted(found):
-            yield self._entry(lsn, Found(found[lsn], len(found[lsn])))
+        if self.packs is None:
+            found = from_bucket(self.objects, self.root, self._opened, limit=self._limit)
+        else:
+            found = from_directory(self.objects, self.root, self.packs, limit=self._limit)
+        for lsn, data in found:
+            if data != TOMBSTONE:
+                yield self._entry(lsn, Found(data, len(data)))
 
     def removed_up_to(self) -> int:
         self._find()
