@@ -34,7 +34,7 @@ _RING: Final = 8  # owners that a busy peer watches
 _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
 _LONGEST_REST: Final = 64  # doublings, which is for ever
 _LONGEST_GAP: Final = 0.5  # of a ttl without a look: the store was away, and perhaps for the owners too
-_LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 2/8)
+_LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
 
 
 class Lease(NamedTuple):
@@ -116,7 +116,7 @@ class FailureDetector:
     def _sighting(self, owner: str, beat: str | None, now: float, *, heard: bool) -> Sighting:
         before = self._seen.get(owner)
         if before is None:
-            return Sighting(beat, now)
+            return Sighting(beat, now, changed=heard)
         if heard:
             return Sighting(before.beat, now, changed=True)
         return before if before.beat == beat else Sighting(beat, now, changed=True)
@@ -174,14 +174,16 @@ class OwnerMonitor:
         self._first_seen: dict[tuple[int, int], float] = {}
         """When each running lease, by trial and epoch, was first seen."""
         self._rests: dict[int, float] = {}
-        self._last_commit: dict[str, int] = {}
-        """The last commit of each watched owner, as of the last look."""
+        self._looked_at: int | None = None
+        """How long the log was at the last look."""
 
     def heard(self, state: State, watched: Collection[str]) -> set[str]:
         """Those that wrote to the log since this was asked last: they live, and their beats need not be read."""
+        before, self._looked_at = self._looked_at, state.lsn
+        if before is None:
+            return set()
         last = {owner: commit.lsn for owner in watched if (commit := state.writers.get(owner)) is not None}
-        before, self._last_commit = self._last_commit, last
-        return {owner for owner, lsn in last.items() if owner in before and lsn > before[owner]}
+        return {owner for owner, lsn in last.items() if lsn > before}
 
     def watched(self, state: State, spare: Collection[str]) -> list[str]:
         """The owners to look at: all, if this peer runs no trial itself; else the few that follow it in a ring.

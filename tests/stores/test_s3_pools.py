@@ -22,7 +22,7 @@ from hopaas_p2p import rescue, spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import TrialFinish
 from hopaas_p2p.errors import BrokenChain, HopaasError
-from hopaas_p2p.stores.objects.audit import AFTER
+from hopaas_p2p.stores.objects.audit import SELDOM
 from hopaas_p2p.stores.objects.carried import opened
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.processes import patient, until
@@ -152,7 +152,7 @@ def test_a_commit_that_is_overwritten_behind_its_writer_is_noticed_by_it(server:
     store.close()
     if not ending:
         audit = part.log.log._audit  # type: ignore[attr-defined]
-        audit.clock = lambda: time.monotonic() + AFTER
+        audit.clock = lambda: time.monotonic() + SELDOM
         with pytest.raises(BrokenChain, match="another's now"):
             study.ask()
     study.close()

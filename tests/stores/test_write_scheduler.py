@@ -200,7 +200,7 @@ def test_sixteen_peers_at_leisure_pay_little_more_than_a_put_a_commit(seed: int)
     assert waits[int(0.99 * len(waits))] < 1.0
 
 
-def test_sixteen_peers_whose_objects_carry_others_pay_four_gets_a_commit() -> None:
+def test_sixteen_peers_whose_objects_carry_others_pay_four_to_five_gets_a_commit() -> None:
     commits = puts = gets = 0
     waits: list[float] = []
     for seed in (1, 2, 3):
@@ -209,8 +209,8 @@ def test_sixteen_peers_whose_objects_carry_others_pay_four_gets_a_commit() -> No
         waits += [wait for peer in peers for wait in peer.waits]
     waits.sort()
     assert commits > 3000
-    assert gets / commits <= 4.0, "without copies it is 17.4"
-    assert puts / commits <= 1.25
+    assert gets / commits <= 4.45, "without copies it is 17.4"
+    assert puts / commits <= 1.18, "a beat now and then goes on top of it: 1.25 with them"
     assert waits[len(waits) // 2] < 0.25
     assert waits[int(0.99 * len(waits))] < 1.0
 

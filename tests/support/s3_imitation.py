@@ -64,6 +64,8 @@ class Imitation(ThreadedServer):
         """Whether it says that there is no such bucket."""
         self.asked: Callable[[Request], int | None] | None = None
         """Asked about every request; a status is an answer."""
+        self.etag_of: Callable[[bytes], str] = _etag
+        """What it calls an object of these bytes."""
         self.overwritten: list[str] = []
         """Keys of conditional PUTs that were accepted though there was an object."""
         self._rng = random.Random(seed)
@@ -120,7 +122,7 @@ class Imitation(ThreadedServer):
         if found is None:
             return _error(404, "NoSuchKey")
         modified = email.utils.format_datetime(found.modified, usegmt=True)
-        return 200, {"Last-Modified": modified, "ETag": _etag(found.data)}, found.data
+        return 200, {"Last-Modified": modified, "ETag": self.etag_of(found.data)}, found.data
 
     async def _put(self, key: str, request: Request) -> tuple[int, dict[str, str], bytes]:
         pool = self._pools.setdefault(self._rng.randrange(self.pools), {})
@@ -133,7 +135,7 @@ class Imitation(ThreadedServer):
             if self._newest(key) is not None:
                 self.overwritten.append(key)
         pool[key] = _Object(next(self._order), request.body, datetime.datetime.now(datetime.UTC))
-        return 200, {"ETag": _etag(request.body)}, b""
+        return 200, {"ETag": self.etag_of(request.body)}, b""
 
     def _newest(self, key: str) -> _Object | None:
         return max((pool[key] for pool in self._pools.values() if key in pool), default=None)
@@ -158,7 +160,7 @@ class Imitation(ThreadedServer):
             time = found.modified.strftime("%Y-%m-%dT%H:%M:%S.000Z")
             shown.append(
                 f"<Contents><Key>{escape(quote(key))}</Key><LastModified>{time}</LastModified>"
-                f"<ETag>{escape(_etag(found.data))}</ETag><Size>{len(found.data)}</Size></Contents>"
+                f"<ETag>{escape(self.etag_of(found.data))}</ETag><Size>{len(found.data)}</Size></Contents>"
             )
         shown += [f"<CommonPrefixes><Prefix>{escape(quote(one))}</Prefix></CommonPrefixes>" for one in sorted(folders)]
         head = f"<Name>{BUCKET}</Name><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"

@@ -500,3 +500,24 @@ def test_the_beats_of_an_owner_that_writes_to_the_log_are_not_read(clock: Clock)
     assert "ann" in store.read
     assert log.state.counts[RUNNING] == 0, "silent for a ttl: reclaimed"
     peer.close()
+
+
+def test_the_beats_of_an_owner_whose_trial_is_new_are_not_read_if_it_has_just_written(clock: Clock) -> None:
+    """Each of its trials is shorter than the time between two looks."""
+    store = CountingStore()
+    peer, log = _running(store, clock, "ann")
+    tick_for(peer, clock, 4.0)
+    store.read.clear()
+    for turn in range(8):
+        name = f"bob-{turn}"
+        commit = Commit(name, 1, name, 0, (TrialCreate(),))
+        store.log("one").exchange(Outgoing(f"{name}:1", codec.encode(commit)), 0)
+        peer.pull(log)
+        for _ in range(4):  # no more than one look
+            peer.tick()
+            clock.now += 0.3
+        end = Commit(name, 2, name, 0, (TrialFinish(len(log.state.trials) - 1, 1, COMPLETE, (0.5,)),))
+        store.log("one").exchange(Outgoing(f"{name}:2", codec.encode(end)), 0)
+        peer.pull(log)
+    assert set(store.read) == {"ann"}
+    peer.close()

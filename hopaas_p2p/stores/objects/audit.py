@@ -1,75 +1,126 @@
-"""Own commits in a bucket, read once more after a while.
+"""Own commits in a bucket, compared once more with what the bucket has after a while.
 
 A server with several pools may accept another peer's commit over one that it has acknowledged. Others notice by the sum
 that the next commit carries (`core.chain`); but where all of these follow the first, its writer would never know that
-whoever joins later reads the second. So each commit is read once by its writer, half a minute later and at the end, one
-GET each, when no write to its key can be under way any more.
+whoever joins later reads the second. So each writer looks once at each of its commits, when no write to its key can be
+under way any more, and at the end.
+
+Where an object holds one commit, it is read half a minute later. Where later objects carry copies of it, so that other
+peers hold what was acknowledged in any case, a writer waits for five minutes of its commits. A listing that shows their
+ETags, as MD5 of what was written, then stands for up to a thousand GETs; an object for which it does not is read.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from hopaas_p2p.errors import BrokenChain
-from hopaas_p2p.stores.objects.contract import Found, ObjectStore
+from hopaas_p2p.errors import BrokenChain, HopaasError
+from hopaas_p2p.stores.objects.contract import Bucket, Found
 
 AFTER: Final = 30.0
-"""Seconds after which a commit is read once more."""
-_AT_ONCE: Final = 16
+"""Seconds after which a commit can be looked at."""
+SELDOM: Final = 300.0
+"""Seconds after which it is, where others have copies of it."""
+_AT_ONCE: Final = 16  # GETs
+_PAGE: Final = 1000  # keys that one listing shows
+_LIST_PAYS: Final = 13  # GETs that cost as much as a LIST
+
+
+class _Written(NamedTuple):
+    when: float
+    lsn: int
+    checksum: int
+    """Of the commit, as it would be stored alone."""
+    etag: str
+    """Of the object, on a server that makes it from the bytes."""
 
 
 class Audit:
     """The commits of one log that this process appended lately.
 
     Args:
-        objects: the bucket.
+        bucket: where they are.
         key: where the commit of an lsn is.
         limit: bytes of an object, at most.
         own: the commit in an object, without the copies that it carries.
+        copied: whether later objects carry copies of commits; asked once the store was found.
         clock: seconds; for tests.
 
     """
 
     def __init__(
         self,
-        objects: ObjectStore,
+        bucket: Bucket,
         key: Callable[[int], str],
         *,
         limit: int,
         own: Callable[[bytes], bytes],
+        copied: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self._objects = objects
+        self._bucket = bucket
         self._key = key
         self._limit = limit
         self._own = own
-        self._written: deque[tuple[float, int, int]] = deque()
+        self._copied = copied
+        self._written: deque[_Written] = deque()
 
-    def wrote(self, lsn: int, stored: bytes) -> None:
-        """This process appended that."""
-        self._written.append((self.clock(), lsn, zlib.crc32(stored)))
+    def wrote(self, lsn: int, stored: bytes, data: bytes) -> None:
+        """This process appended that commit, in an object of these bytes."""
+        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        self._written.append(_Written(self.clock(), lsn, zlib.crc32(stored), etag))
 
-    def check(self, *, age: float = AFTER) -> bool:
-        """Read some of those that are as old as that; whether there may be more.
+    def check(self, *, ending: bool = False) -> bool:
+        """Look at some of those that are due, at the end at all; whether more are.
 
         Raises:
             BrokenChain: one is another's now.
 
         """
-        due: list[tuple[float, int, int]] = []
-        while self._written and self.clock() - self._written[0][0] >= age and len(due) < _AT_ONCE:
+        now = self.clock()
+        oldest = 0.0 if ending else SELDOM if self._copied() else AFTER
+        if not self._written or now - self._written[0].when < oldest:
+            return False
+        due = self._due(now, 0.0 if ending else AFTER)
+        if len(due) >= _LIST_PAYS:
+            etags = self._listed(due)
+            due = [one for one in due if etags.get(one.lsn) != one.etag]
+        while due:
+            self._read(due[:_AT_ONCE])
+            del due[:_AT_ONCE]
+        return bool(self._written) and ending
+
+    def _due(self, now: float, age: float) -> list[_Written]:
+        """Take out what is as old as that, as far as a listing shows it."""
+        first = self._written[0].lsn
+        due = []
+        while self._written and now - self._written[0].when >= age and self._written[0].lsn < first + _PAGE:
             due.append(self._written.popleft())
-        found = self._objects.get_many([self._key(lsn) for _, lsn, _ in due], limit=self._limit) if due else []
-        for (_, lsn, told), there in zip(due, found, strict=True):
-            if isinstance(there, Found) and zlib.crc32(self._own(there.data)) != told:
+        return due
+
+    def _listed(self, due: list[_Written]) -> dict[int, str]:
+        """The ETags of these, by lsn; nothing if no listing is to be had."""
+        before, first, last = self._key(due[0].lsn - 1), due[0].lsn, due[-1].lsn
+        numbers = {self._key(one.lsn): one.lsn for one in due}
+        with contextlib.suppress(HopaasError):
+            folder = before.rpartition("/")[0] + "/"
+            found = self._bucket.details(folder, after=before, at_most=last - first + 1)
+            return {numbers[one.key]: one.etag for one in found if one.key in numbers}
+        return {}
+
+    def _read(self, due: list[_Written]) -> None:
+        found = self._bucket.get_many([self._key(one.lsn) for one in due], limit=self._limit)
+        for one, there in zip(due, found, strict=True):
+            if isinstance(there, Found) and zlib.crc32(self._own(there.data)) != one.checksum:
                 raise BrokenChain(
-                    f"This log has two histories: commit {lsn}, which the store had taken from this process, is "
+                    f"This log has two histories: commit {one.lsn}, which the store had taken from this process, is "
                     "another's now: the store accepted two commits under one number. This process writes nothing more "
                     "to the study. See what the log has: hopaas-p2p doctor URL"
                 )
-        return len(due) == _AT_ONCE

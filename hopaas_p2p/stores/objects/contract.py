@@ -44,6 +44,8 @@ class Listed(NamedTuple):
     key: str
     size: int
     modified: float
+    etag: str = ""
+    """The MD5 of its bytes in most cases; whatever else a server calls it, it changes with them."""
 
 
 class ObjectStore(Protocol):

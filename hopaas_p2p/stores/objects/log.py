@@ -41,7 +41,6 @@ from typing import Final, NoReturn
 
 from hopaas_p2p.core import chain, codec, snapshot
 from hopaas_p2p.errors import (
-    BrokenChain,
     ConfigurationError,
     SleptThrough,
     StoreCorrupt,
@@ -52,10 +51,11 @@ from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.objects.audit import Audit
 from hopaas_p2p.stores.objects.carried import MAGIC, OVERHEAD, Carrier, Opened, opened
-from hopaas_p2p.stores.objects.contract import Found, NoFolder, ObjectStore, lsn_of
+from hopaas_p2p.stores.objects.contract import Bucket, Found, NoFolder, ObjectStore, lsn_of
 from hopaas_p2p.stores.objects.history import DELETED, Clocks, History, RetentionGuard
 from hopaas_p2p.stores.objects.packs import LARGEST, SPAN, Packs, first_of, frame
 from hopaas_p2p.stores.objects.reader import CarriedReader, Piece
+from hopaas_p2p.stores.objects.salvage import from_bucket, from_directory
 from hopaas_p2p.stores.objects.scheduler import WriteScheduler
 from hopaas_p2p.stores.objects.search import WIDEST
 
@@ -81,7 +81,7 @@ class ObjectLog:
         guard: notices that this process slept.
         scheduler: when to write, and how far to look first. None: at once, because both cost next to nothing.
         packs: packs and folders, if this log has any.
-        audited: whether own commits are read once more after a while.
+        audited: the bucket in which own commits are looked at once more after a while, if that is asked for.
         carries: whether objects carry copies of earlier commits; asked once the store was found.
         readable: called until it has once returned before a look: sees that this is a store.
         writable: called before every write, until it returns True: proves that `put_new` has one winner, unless it has
@@ -99,7 +99,7 @@ class ObjectLog:
         guard: RetentionGuard,
         scheduler: WriteScheduler | None = None,
         packs: Packs | None = None,
-        audited: bool = False,
+        audited: Bucket | None = None,
         carries: Callable[[], bool] = lambda: False,
         readable: Callable[[], object] | None = None,
         writable: Callable[[], object],
@@ -125,7 +125,9 @@ class ObjectLog:
         self._carrier = Carrier()
         self._modified = 0.0
         """When the server took the object of the last commit that was read."""
-        self._audit = Audit(objects, self.key, limit=LARGEST + OVERHEAD, own=self._own) if audited else None
+        self._audit: Audit | None = None
+        if audited is not None:
+            self._audit = Audit(audited, self.key, limit=LARGEST + OVERHEAD, own=self._own, copied=carries)
         self._snapshot = 0
         """The lsn of the snapshot that was read last, until it is known that the log goes that far."""
         self._head = _BEHIND
@@ -157,7 +159,7 @@ class ObjectLog:
         return receipt
 
     def confirm(self) -> None:
-        while self._audit is not None and self._audit.check(age=0.0):
+        while self._audit is not None and self._audit.check(ending=True):
             pass
 
     def changed(self, since: int) -> bool | None:
@@ -251,13 +253,16 @@ class ObjectLog:
     def _search_on(self, scheduler: WriteScheduler, since: int, entries: list[Entry], deadline: float) -> bool:
         """As `_read_on`, where objects carry the commits before them."""
         reader = CarriedReader(
-            lambda lsns: self._at(lsns, deadline), lambda lsn: self._get(lsn, deadline), self._taken_apart
+            lambda lsns: self._at(lsns, deadline),
+            lambda lsn: self._get(lsn, deadline),
+            self._taken_apart,
+            enough=_RECEIPT,
         )
         size = 0
         for pieces in reader.read(since, scheduler.search(time.monotonic())):
             entries += self._noted(pieces)
             size += sum(len(piece.payload) for piece in pieces)
-            if self._enough(since, entries) or size >= _RECEIPT:
+            if self._enough(since, entries) or size >= _RECEIPT or reader.stopped:
                 return True
         if reader.hole > since + len(entries):
             self._read_up_to_hole(since + len(entries) + 1)
@@ -564,7 +569,7 @@ class ObjectLog:
                 if self.packs is not None:
                     self.packs.wrote(lsn, stored, [self._ended])
                 if self._audit is not None:
-                    self._audit.wrote(lsn, stored)
+                    self._audit.wrote(lsn, stored, data)
                 self._history.follow(lsn, payload)
                 if carries:
                     self._carrier.saw(lsn, payload, before)
@@ -656,27 +661,13 @@ class ObjectLog:
 
     def salvage(self) -> Iterator[Entry]:
         self._find()
-        found: dict[int, bytes] = {}
-        if self.packs is not None:
-            found |= self.packs.salvage()
-        kind = f"{self.root}{'log' if self.packs is None else 'commits'}/"
-        for key in self.objects.listed(kind):
-            lsn = lsn_of(key)
-            if lsn is None or codec.intact(found.get(lsn, b"")):
-                continue
-            with contextlib.suppress(NoFolder):
-                one = self.objects.get(key, limit=self._limit)
-                if one is not None and one.data != TOMBSTONE:
-                    found[lsn] = one.data
-        for lsn, data in sorted(found.items()):
-            there = self._opened(data)
-            found[lsn] = there.stored
-            with contextlib.suppress(BrokenChain):
-                for place, payload, before in Carrier().copies(lsn, there):
-                    if not codec.intact(found.get(place, b"")):
-                        found[place] = chain.attach(payload, before)
-        for lsn in sorted(found):
-            yield self._entry(lsn, Found(found[lsn], len(found[lsn])))
+        if self.packs is None:
+            found = from_bucket(self.objects, self.root, self._opened, limit=self._limit)
+        else:
+            found = from_directory(self.objects, self.root, self.packs, limit=self._limit)
+        for lsn, data in found:
+            if data != TOMBSTONE:
+                yield self._entry(lsn, Found(data, len(data)))
 
     def removed_up_to(self) -> int:
         self._find()
@@ -763,6 +754,8 @@ class ScheduledObjectLog(ObjectLog):
     def wait_turn(self, since: int) -> Receipt:
         self._prove()
         self._begin(since)
+        if self._audit is not None:
+            self._audit.check()  # now: between the look and the write that follow, each request costs collisions
         if self.packs is not None and self._head == _BEHIND:
             return Receipt([])  # the exchange that follows begins with a look
         receipt = self._await_turn(since, time.monotonic() + self._patience)

@@ -92,17 +92,18 @@ class Packs:
             )
         return payloads
 
-    def salvage(self) -> dict[int, bytes]:
-        """Every commit in packs of which the lsn is certain, damaged ones included."""
+    def ranges(self) -> set[int]:
+        """The first lsn of every pack."""
+        keys = (key for folder in self._folders for key in self._objects.listed(f"{self._root}{folder}/"))
+        return {first for key in keys if (first := lsn_of(key)) is not None}
+
+    def salvage(self, first: int) -> dict[int, bytes]:
+        """The commits in the packs that begin with this lsn, as far as their own is certain, damaged ones included."""
         found: dict[int, bytes] = {}
         for folder in self._folders:
-            for key in self._objects.listed(f"{self._root}{folder}/"):
-                first = lsn_of(key)
-                one = None
-                if first is not None:
-                    with contextlib.suppress(NoFolder):
-                        one = self._objects.get(key, limit=LARGEST_PACK)
-                if first is not None and one is not None:
+            with contextlib.suppress(NoFolder):
+                one = self._objects.get(f"{self._root}{folder}/{first:020d}", limit=LARGEST_PACK)
+                if one is not None:
                     size = SPAN if folder == self._folders[0] else None
                     found |= {first + place: payload for place, payload in _salvaged(one.data, size).items()}
         return found

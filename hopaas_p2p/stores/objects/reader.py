@@ -28,6 +28,7 @@ class CarriedReader:
         fetch: the objects of these lsns, or None for each that is not there.
         once_more: the object of one lsn, read again.
         taken_apart: the commit in the object of an lsn, last, and before it the copies that this carries.
+        enough: bytes of commits that are held at a time; a batch of objects is read before that is noticed.
 
     """
 
@@ -36,10 +37,15 @@ class CarriedReader:
         fetch: Callable[[Sequence[int]], Sequence[Found | None]],
         once_more: Callable[[int], Found | None],
         taken_apart: Callable[[int, Found], list[Piece]],
+        *,
+        enough: int,
     ) -> None:
         self._fetch = fetch
         self._once_more = once_more
         self._taken_apart = taken_apart
+        self._enough = enough
+        self.stopped = False
+        """Whether it went no further because what lies before the object it had found is enough by itself."""
         self.hole = 0
         """The first lsn at which there is nothing, although there are objects behind it; 0: none was seen."""
 
@@ -66,13 +72,20 @@ class CarriedReader:
                     break
                 search.found(lsn - since, carries=carries)
                 yield pieces
+                if self.stopped:
+                    return
                 known = lsn
 
     def _fill(self, known: int, top: int, pieces: list[Piece]) -> int:
-        """Complete these, of the object at `top`, by what is before them and not known; the lsn of a hole, or 0."""
+        """Complete these, of the object at `top`, by what is before them and not known; the lsn of a hole, or 0.
+
+        If that is too much to be held, they become what comes first instead.
+        """
         step = len(pieces)
         found = {piece.lsn: piece for piece in pieces if piece.lsn > known}
         while missing := [lsn for lsn in range(known + 1, top) if lsn not in found]:
+            if sum(len(piece.payload) for piece in found.values()) > self._enough:
+                return self._from_below(known, top, pieces)
             lsns = missing[::-step][:WIDEST]
             for lsn, one in zip(lsns, self._fetch(lsns), strict=True):
                 there = self._once_more(lsn) if one is None else one
@@ -85,4 +98,20 @@ class CarriedReader:
                             f"{piece.lsn}. Nothing was changed. Look with: hopaas-p2p doctor URL"
                         )
         pieces[:] = [found[lsn] for lsn in range(known + 1, top + 1)]
+        return 0
+
+    def _from_below(self, known: int, top: int, pieces: list[Piece]) -> int:
+        """Replace these by the commits behind `known`, one object after the other, as far as they are enough."""
+        self.stopped = True
+        pieces.clear()
+        size = 0
+        for lsn in range(known + 1, top):
+            there = self._once_more(lsn)
+            if there is None:
+                self.stopped = bool(pieces)
+                return 0 if pieces else lsn
+            pieces.append(self._taken_apart(lsn, there)[-1])
+            size += len(pieces[-1].payload)
+            if size >= self._enough:
+                break
         return 0

@@ -2,7 +2,8 @@
 
 A reader expects some number of new commits, and asks for one object at a time: where the end is as likely before it as
 after it. Each answer halves what is possible, so that fifteen new commits take three or four GETs instead of sixteen.
-Nothing here decides what is in the log: a wrong guess costs a GET more.
+The last answer must not be old, because a write follows it: where one place is left, the free one behind it is asked
+for again in the same round. Nothing here decides what is in the log: a wrong guess costs a GET more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _FAR: Final = 2.0 * MOST  # commits expected, beyond which they are read in wind
 _ABREAST: Final = 4  # objects at once for a peer that must not be late
 _RUSH: Final = 8  # rounds of these, after which it stops: a log may grow faster than a far peer reads
 _SPREAD: Final = 0.35  # variance of the number of new commits, per commit expected; tried out, as the next two, in
-_SHARE: Final = 0.4  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
+_SHARE: Final = 0.5  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
 _SURE: Final = 0.98  # that the expectation is good for anything
 
 
@@ -54,6 +55,8 @@ class EndSearch:
             return self._window()
         if self._hurried:
             return self._several(self._expected)
+        if self._free == self._known + 2 and self._rounds <= _RUSH:
+            return [self._known + 1, self._free]
         return [self._likeliest(self._expected, _SHARE)]
 
     def found(self, offset: int, *, carries: int = 0) -> None:

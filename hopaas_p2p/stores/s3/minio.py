@@ -156,7 +156,7 @@ class MinioObjects:
 
     def details(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[Listed]:
         found = self._list(prefix, recursive=True, after=after, at_most=at_most)
-        return [Listed(self._own(o.object_name), o.size or 0, _seconds(o.last_modified)) for o in found]
+        return [Listed(self._own(o.object_name), o.size or 0, _seconds(o.last_modified), o.etag or "") for o in found]
 
     def folders(self, prefix: str) -> list[str]:
         found = self._list(prefix, recursive=False)

@@ -30,9 +30,9 @@ CAUSES: Final = (
     "Most likely, in this order: (1) MinIO or RustFS with more than one server pool: use a server with one pool, and "
     "never add another; (2) a Ceph bucket with versioning switched on, before Squid 19.2.7 and Tentacle 20.2.1: use a "
     "bucket that never had versions; (3) a gateway, proxy or cache that drops the header, or checks first and "
-    "writes later, such as the Versity gateway and rclone serve s3: talk to the server behind it; (4) an old "
-    "release, such as MinIO before 2024-09. docs/s3.md lists servers that keep it. Run hopaas-p2p doctor again to see "
-    "whether it is fixed"
+    "writes later, such as the Versity gateway and rclone serve s3: talk to the server behind it; (4) a "
+    "server made for tests, such as s3rver and Ceph's RGW on dbstore: use another; (5) an old release, such as MinIO "
+    "before 2024-09. docs/s3.md lists servers that keep it. Run hopaas-p2p doctor again to see whether it is fixed"
 )
 
 

@@ -60,7 +60,7 @@ class S3Store(ObjectBackedStore):
             root,
             scheduler=TurnScheduler(),
             guard=RetentionGuard(self.objects, root),
-            audited=True,
+            audited=self.objects,
             carries=lambda: self._format >= FORMAT,
             readable=self.find,
             writable=lambda: self.prove(root),

@@ -1,0 +1,115 @@
+"""Own commits, looked at once more: what that costs, and that no commit of another passes for one's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from hopaas_p2p.errors import BrokenChain
+from hopaas_p2p.stores.base import append
+from hopaas_p2p.stores.objects.audit import AFTER, SELDOM
+from hopaas_p2p.stores.objects.log import ScheduledObjectLog
+from hopaas_p2p.stores.s3.store import S3Store
+from hopaas_p2p.testing.commits import outgoing_of
+from tests.support.http_messages import Request
+from tests.support.s3_fixtures import s3_environment
+from tests.support.s3_imitation import Imitation
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
+    s3_environment(monkeypatch)
+    with Imitation() as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: Imitation) -> Iterator[S3Store]:
+    store = S3Store(server.url("store"))
+    yield store
+    store.close()
+
+
+def written(store: S3Store, count: int) -> ScheduledObjectLog:
+    """A log with so many commits, by the handle that wrote them."""
+    log, known = store.log("u"), 0
+    for turn in range(count):
+        known = append(log, outgoing_of("w", f"w-{turn}"), known)[-1].lsn
+    return log
+
+
+def asked(store: S3Store, log: ScheduledObjectLog, *, after: float) -> tuple[int, int]:
+    """GETs and LISTs that the audit makes when so many seconds have passed since the last commit."""
+    assert log._audit is not None
+    log._audit.clock = lambda: time.monotonic() + after
+    before = store.objects.requests.copy()
+    log._audit.check()
+    made = store.objects.requests - before
+    return made["GET"], made["LIST"]
+
+
+def forge(store: S3Store, lsn: int) -> None:
+    store.objects.put(f"study/u/log/{lsn:020d}", b"another's")
+
+
+def test_forty_commits_of_which_others_have_copies_are_looked_at_with_one_listing(store: S3Store) -> None:
+    log = written(store, 40)
+    assert asked(store, log, after=SELDOM - AFTER) == (0, 0)
+    assert asked(store, log, after=SELDOM) == (0, 1)
+    assert asked(store, log, after=3 * SELDOM) == (0, 0), "once"
+
+
+def test_a_few_commits_are_read_because_that_is_cheaper(store: S3Store) -> None:
+    log = written(store, 12)
+    assert asked(store, log, after=SELDOM) == (12, 0)
+
+
+def test_commits_to_a_bucket_of_format_1_are_read_after_half_a_minute(store: S3Store) -> None:
+    store.find()
+    store._format = 1
+    log = written(store, 12)
+    assert asked(store, log, after=AFTER) == (12, 0)
+
+
+def test_a_real_servers_listing_stands_for_reading(s3_url: str) -> None:
+    store = S3Store(s3_url)
+    log = written(store, 20)
+    assert asked(store, log, after=SELDOM) == (0, 1)
+    store.close()
+
+
+def test_where_etags_say_nothing_all_commits_are_read(server: Imitation, store: S3Store) -> None:
+    """As on a server that encrypts with keys of its own."""
+    server.etag_of = lambda data: f'"{len(data)}-opaque"'
+    log = written(store, 20)
+    assert asked(store, log, after=SELDOM) == (20, 1)
+
+
+def test_where_a_listing_is_refused_all_commits_are_read(server: Imitation, store: S3Store) -> None:
+    log = written(store, 20)
+
+    def refuse(request: Request) -> int | None:
+        return 403 if request.kind == "LIST" else None
+
+    server.asked = refuse
+    assert asked(store, log, after=SELDOM) == (20, 1)
+
+
+@pytest.mark.parametrize("count", [5, 20])
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_commit_that_is_anothers_now_is_found_among_few_and_many(store: S3Store, count: int, *, ending: bool) -> None:
+    log = written(store, count)
+    forge(store, 3)
+    with pytest.raises(BrokenChain, match="commit 3, which the store had taken"):
+        if ending:
+            log.confirm()
+        else:
+            asked(store, log, after=SELDOM)
+
+
+def test_commits_that_were_cleaned_up_meanwhile_are_not_missed(store: S3Store) -> None:
+    log = written(store, 20)
+    store.objects.delete([f"study/u/log/{lsn:020d}" for lsn in range(1, 16)])
+    assert asked(store, log, after=SELDOM) == (15, 1)
