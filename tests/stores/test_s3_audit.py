@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit
 from hopaas_p2p.errors import BrokenChain
-from hopaas_p2p.stores.base import append
+from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.audit import AFTER, SELDOM
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.testing.commits import outgoing_of
 from tests.support.http_messages import Request
 from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
@@ -32,11 +33,18 @@ def store(server: Imitation) -> Iterator[S3Store]:
     store.close()
 
 
-def written(store: S3Store, count: int) -> ScheduledObjectLog:
-    """A log with so many commits, by the handle that wrote them."""
+def said(writer: str, seq: int) -> Outgoing:
+    """One of a writer's commits."""
+    return Outgoing(f"{writer}:{seq}", codec.encode(Commit(writer, seq, writer, 0, ())))
+
+
+def written(store: S3Store, count: int, *, alone: bool = False) -> ScheduledObjectLog:
+    """The handle that has written so many commits; unless `alone`, somebody else has written the first one."""
     log, known = store.log("u"), 0
+    if not alone:
+        append(store.log("u"), said("v", 1), 0)
     for turn in range(count):
-        known = append(log, outgoing_of("w", f"w-{turn}"), known)[-1].lsn
+        known = append(log, said("w", turn + 1), known)[-1].lsn
     return log
 
 
@@ -54,8 +62,8 @@ def forge(store: S3Store, lsn: int) -> None:
     store.objects.put(f"study/u/log/{lsn:020d}", b"another's")
 
 
-def test_forty_commits_of_which_others_have_copies_are_looked_at_with_one_listing(store: S3Store) -> None:
-    log = written(store, 40)
+def test_thirty_commits_of_which_later_ones_carry_copies_are_looked_at_with_one_listing(store: S3Store) -> None:
+    log = written(store, 30)
     assert asked(store, log, after=SELDOM - AFTER) == (0, 0)
     assert asked(store, log, after=SELDOM) == (0, 1)
     assert asked(store, log, after=3 * SELDOM) == (0, 0), "once"
@@ -64,6 +72,14 @@ def test_forty_commits_of_which_others_have_copies_are_looked_at_with_one_listin
 def test_a_few_commits_are_read_because_that_is_cheaper(store: S3Store) -> None:
     log = written(store, 12)
     assert asked(store, log, after=SELDOM) == (12, 0)
+
+
+def test_commits_of_which_no_object_carries_a_copy_are_looked_at_after_half_a_minute(store: S3Store) -> None:
+    log = written(store, 12, alone=True)
+    assert asked(store, log, after=AFTER) == (12, 0)
+    for turn in range(50):
+        append(log, said("w", 13 + turn), 12 + turn)
+    assert asked(store, log, after=2 * AFTER) == (0, 1)
 
 
 def test_commits_to_a_bucket_of_format_1_are_read_after_half_a_minute(store: S3Store) -> None:
@@ -111,5 +127,5 @@ def test_a_commit_that_is_anothers_now_is_found_among_few_and_many(store: S3Stor
 
 def test_commits_that_were_cleaned_up_meanwhile_are_not_missed(store: S3Store) -> None:
     log = written(store, 20)
-    store.objects.delete([f"study/u/log/{lsn:020d}" for lsn in range(1, 16)])
+    store.objects.delete([f"study/u/log/{lsn:020d}" for lsn in range(2, 17)])
     assert asked(store, log, after=SELDOM) == (15, 1)

@@ -5,15 +5,16 @@ that the next commit carries (`core.chain`); but where all of these follow the f
 whoever joins later reads the second. So each writer looks once at each of its commits, when no write to its key can be
 under way any more, and at the end.
 
-Where an object holds one commit, it is read half a minute later. Where later objects carry copies of it, so that other
-peers hold what was acknowledged in any case, a writer waits for five minutes of its commits. A listing that shows their
-ETags, as MD5 of what was written, then stands for up to a thousand GETs; an object for which it does not is read.
+That is half a minute later. Where the objects behind a commit carry copies of it, so that what was acknowledged is not
+lost with it, a writer waits for five minutes of its commits. A listing that shows ETags, as MD5 of what was written,
+stands for up to a thousand GETs; an object for which it does not is read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 import zlib
 from collections import deque
@@ -26,7 +27,7 @@ from hopaas_p2p.stores.objects.contract import Bucket, Found
 AFTER: Final = 30.0
 """Seconds after which a commit can be looked at."""
 SELDOM: Final = 300.0
-"""Seconds after which it is, where others have copies of it."""
+"""Seconds after which it is, where later objects carry copies of it."""
 _AT_ONCE: Final = 16  # GETs
 _PAGE: Final = 1000  # keys that one listing shows
 _LIST_PAYS: Final = 13  # GETs that cost as much as a LIST
@@ -34,6 +35,7 @@ _LIST_PAYS: Final = 13  # GETs that cost as much as a LIST
 
 class _Written(NamedTuple):
     when: float
+    due: float
     lsn: int
     checksum: int
     """Of the commit, as it would be stored alone."""
@@ -49,7 +51,6 @@ class Audit:
         key: where the commit of an lsn is.
         limit: bytes of an object, at most.
         own: the commit in an object, without the copies that it carries.
-        copied: whether later objects carry copies of commits; asked once the store was found.
         clock: seconds; for tests.
 
     """
@@ -61,7 +62,6 @@ class Audit:
         *,
         limit: int,
         own: Callable[[bytes], bytes],
-        copied: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -69,13 +69,16 @@ class Audit:
         self._key = key
         self._limit = limit
         self._own = own
-        self._copied = copied
         self._written: deque[_Written] = deque()
+        self._next = math.inf
 
-    def wrote(self, lsn: int, stored: bytes, data: bytes) -> None:
-        """This process appended that commit, in an object of these bytes."""
+    def wrote(self, lsn: int, stored: bytes, data: bytes, *, copied: bool) -> None:
+        """This process appended that commit, in an object of these bytes; later objects carry copies if `copied`."""
+        now = self.clock()
+        due = now + (SELDOM if copied else AFTER)
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        self._written.append(_Written(self.clock(), lsn, zlib.crc32(stored), etag))
+        self._written.append(_Written(now, due, lsn, zlib.crc32(stored), etag))
+        self._next = min(self._next, due)
 
     def check(self, *, ending: bool = False) -> bool:
         """Look at some of those that are due, at the end at all; whether more are.
@@ -85,10 +88,9 @@ class Audit:
 
         """
         now = self.clock()
-        oldest = 0.0 if ending else SELDOM if self._copied() else AFTER
-        if not self._written or now - self._written[0].when < oldest:
+        if not self._written or (now < self._next and not ending):
             return False
-        due = self._due(now, 0.0 if ending else AFTER)
+        due = self._take(now, 0.0 if ending else AFTER)
         if len(due) >= _LIST_PAYS:
             etags = self._listed(due)
             due = [one for one in due if etags.get(one.lsn) != one.etag]
@@ -97,12 +99,13 @@ class Audit:
             del due[:_AT_ONCE]
         return bool(self._written) and ending
 
-    def _due(self, now: float, age: float) -> list[_Written]:
+    def _take(self, now: float, age: float) -> list[_Written]:
         """Take out what is as old as that, as far as a listing shows it."""
         first = self._written[0].lsn
         due = []
         while self._written and now - self._written[0].when >= age and self._written[0].lsn < first + _PAGE:
             due.append(self._written.popleft())
+        self._next = min((one.due for one in self._written), default=math.inf)
         return due
 
     def _listed(self, due: list[_Written]) -> dict[int, str]:

@@ -96,6 +96,11 @@ class Carrier:
         if before is not None:
             self._seen.append(_Seen(lsn, payload, before))
 
+    @property
+    def shared(self) -> bool:
+        """Whether these are of several writers: then whoever writes next carries the last of them."""
+        return len({codec.writer_of(one.payload) for one in self._seen}) > 1
+
     def load(self, lsn: int, stored: bytes, before: int | None) -> bytes:
         """The object of a commit that is to be written at this lsn, with the copies that others probably lack."""
         copies = self._lacking(lsn, before) if chain.has_sum(stored) else []

@@ -127,7 +127,7 @@ class ObjectLog:
         """When the server took the object of the last commit that was read."""
         self._audit: Audit | None = None
         if audited is not None:
-            self._audit = Audit(audited, self.key, limit=LARGEST + OVERHEAD, own=self._own, copied=carries)
+            self._audit = Audit(audited, self.key, limit=LARGEST + OVERHEAD, own=self._own)
         self._snapshot = 0
         """The lsn of the snapshot that was read last, until it is known that the log goes that far."""
         self._head = _BEHIND
@@ -568,11 +568,11 @@ class ObjectLog:
                 self._known = self._contact
                 if self.packs is not None:
                     self.packs.wrote(lsn, stored, [self._ended])
-                if self._audit is not None:
-                    self._audit.wrote(lsn, stored, data)
                 self._history.follow(lsn, payload)
                 if carries:
                     self._carrier.saw(lsn, payload, before)
+                if self._audit is not None:
+                    self._audit.wrote(lsn, stored, data, copied=carries and self._carrier.shared)
                 return Entry(lsn, payload, before=before), True
             entry = self._there(lsn, payload, deadline)
             if entry is not None:
