@@ -349,9 +349,10 @@ class Study:
             interrupts.raise_again()
         proposer = self._proposer
         while True:
-            full = self._checkpoint_bound.reason(self._handle, within=within)
-            if full is not None:
-                raise NoWork(full, refusal="checkpoints")
+            if self._handle.state.configurations is not None:
+                full = self._checkpoint_bound.reason(self._handle, within=within)
+                if full is not None:
+                    raise NoWork(full, refusal="checkpoints")
             proposed = proposer.propose(within)
             try:
                 trial_id = self.storage.take(self.study_id, proposed and proposed.proposal, within=within)
