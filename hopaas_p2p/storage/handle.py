@@ -20,7 +20,7 @@ from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.core.validity import outliers, possible_distributions
+from hopaas_p2p.core.validity import outliers, possible_distributions, reason_text
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
 from hopaas_p2p.metering import gpu_gauge
 from hopaas_p2p.peer.driver import LogDriver
@@ -576,7 +576,7 @@ class StudyHandle:
         strict: bool,
     ) -> None:
         """End a trial, see `Storage.finish`."""
-        to = _STATES[state]
+        to, reason = _STATES[state], reason_text(reason)
         with self.log.lock:
             owned = self.writable(number)
             given_back = owned is not None and self.state.trials[number].state is records.TrialState.WAITING
@@ -696,7 +696,8 @@ class StudyHandle:
                 return False
             owner, epoch = owned.lease
             used = self._used(number, epoch, at_end=True)
-            pending = self._put_last(TrialRelease(number, epoch, reason=reason, used=used), owner=owner)
+            record = TrialRelease(number, epoch, reason=reason_text(reason), used=used)
+            pending = self._put_last(record, owner=owner)
             self._rebuild(number)
         return self.peer.await_commit(self.log, pending)[-1].accepted
 
