@@ -22,6 +22,7 @@ from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
+from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage.handle import StudyHandle
@@ -42,6 +43,7 @@ def save(
         InvalidInput: no such file, or a negative step.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
+    step = checked_step(step)
     if step < 0:
         raise InvalidInput(f"a checkpoint's step is 0 or more, got {step}")
     artifacts = artifacts_of(handle.peer.store)

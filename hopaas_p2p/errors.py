@@ -25,6 +25,10 @@ class HopaasError(Exception):
         if isinstance(handled, HopaasError):
             self.__cause__ = _beneath(handled)
 
+    def __str__(self) -> str:
+        """The message; a KeyError would quote it."""
+        return Exception.__str__(self)
+
 
 def _beneath(error: BaseException | None) -> BaseException | None:
     """What an error of ours arose from that is not one of ours.
@@ -80,7 +84,7 @@ class SleptThrough(StoreUnreachable):
     """This process slept while commits it had not read were removed; it joins again from a snapshot."""
 
 
-class NoSuchStudy(HopaasError, LookupError):
+class NoSuchStudy(HopaasError, KeyError):
     """This store has no study of that name; list its studies with: hopaas-p2p study list."""
 
 
@@ -96,7 +100,7 @@ class DefinitionMismatch(ConfigurationError):
     """The study exists with another definition; use the stored one, or choose another name."""
 
 
-class NoSuchTrial(HopaasError, LookupError):
+class NoSuchTrial(HopaasError, KeyError):
     """This study has no trial of that number."""
 
 

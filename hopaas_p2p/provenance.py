@@ -65,7 +65,7 @@ def describe(*, on_behalf_of: str = "") -> dict[str, str]:
     info.update(_batch_job(os.environ))
     info.update(_machine())
     info.update(metering.devices())
-    commit = _git_commit(Path.cwd())
+    commit = _git_commit()
     if commit:
         info["git_commit"] = commit
     return info
@@ -123,9 +123,10 @@ def _gpus() -> str:
     return ", ".join(models)
 
 
-def _git_commit(start: Path) -> str | None:
+def _git_commit() -> str | None:
     """The commit that the working directory's checkout is at, read from git's files."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):  # a directory that was removed, a branch in Latin-1
+        start = Path.cwd()
         for directory in (start, *start.parents):
             found = directory / ".git"
             if found.is_file():  # a worktree or a submodule: it says where its files are

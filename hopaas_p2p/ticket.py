@@ -26,6 +26,7 @@ import msgspec
 from hopaas_p2p.core.leases import beat_value
 from hopaas_p2p.core.records import TrialFinish, TrialRelease, TrialSet, TrialState
 from hopaas_p2p.core.rungs import AT_RUNG
+from hopaas_p2p.core.validity import reason_text
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
@@ -271,7 +272,7 @@ class TicketTrial:
 
     def release(self, reason: str | None = None) -> None:
         """Give the trial back: WAITING, with the same parameters."""
-        self._say(TrialRelease(self.ticket.number, self.ticket.epoch, reason=reason))
+        self._say(TrialRelease(self.ticket.number, self.ticket.epoch, reason=reason_text(reason)))
 
 
 def ending(
@@ -282,7 +283,7 @@ def ending(
     told = None if values is None else tuple([float(value) for value in values])
     if to is TrialState.COMPLETE and any(math.isnan(value) for value in told or ()):
         raise InvalidInput("NaN is not a result; use --state fail")
-    return TrialFinish(ticket.number, ticket.epoch, to, told, reason)
+    return TrialFinish(ticket.number, ticket.epoch, to, told, reason_text(reason))
 
 
 @contextmanager

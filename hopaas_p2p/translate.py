@@ -26,10 +26,10 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
         InvalidInput: a categorical choice that is not None, bool, int, float or str.
     """
     if isinstance(distribution, FloatDistribution):
-        return records.Float(distribution.low, distribution.high, distribution.log, distribution.step)
+        return records.Float(distribution.low, distribution.high, bool(distribution.log), distribution.step)
     if isinstance(distribution, IntDistribution):
         _check_whole(distribution.low, distribution.high, distribution.step)
-        return records.Int(distribution.low, distribution.high, distribution.log, distribution.step)
+        return records.Int(distribution.low, distribution.high, bool(distribution.log), distribution.step)
     if isinstance(distribution, CategoricalDistribution):
         for choice in distribution.choices:
             if choice is not None and not isinstance(choice, bool | int | float | str):
@@ -84,12 +84,13 @@ def fits(value: object, distribution: records.Distribution) -> bool:
     return outliers({"": inner}, {}, {"": distribution}) is not None
 
 
-def to_json(key: str, value: object) -> str:
-    """An attribute's value as the log writes it.
+def to_json(key: object, value: object) -> str:
+    """An attribute's value as the log writes it; its key is written as `str(key)`.
 
     Raises:
         InvalidInput: not JSON serialisable, or too large.
     """
+    key = str(key)
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_python)
     except (TypeError, ValueError, RecursionError) as error:
@@ -141,10 +142,12 @@ def checked_parameter(name: str) -> str:
     """The name of a parameter, if the log can hold it.
 
     Raises:
-        InvalidInput: it is no text in Unicode.
+        InvalidInput: it is no text, or not in Unicode.
     """
     if name.__class__ is str and name.isascii():
         return name
+    if not isinstance(name, str):
+        raise InvalidInput(f"a parameter is called by a text, not {name!r}")
     if not _encodable(name):
         raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
     return str(name)

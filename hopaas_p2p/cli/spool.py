@@ -9,7 +9,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, Columns, options
-from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.errors import HopaasError, NoSuchStudy
 from hopaas_p2p.times import from_iso, to_iso
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tu
                 storage.peer.send_spooled(spooled)
             except HopaasError as error:
                 stay[file] = (str(error), error.exit_code)
-                left += [(file, path, spooled)] if error.retry else []
+                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy) else []
             else:
                 stay.pop(file, None)
                 sent.append(file)

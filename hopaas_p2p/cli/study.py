@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +43,15 @@ for command in (create, set_, export, report_html, import_, copy):
 def list_(session: CliSession) -> None:
     """List the studies of the store."""
     from hopaas_p2p.cli import summary
+    from hopaas_p2p.errors import NoSuchStudy
     from hopaas_p2p.study import open_study
 
     storage = session.storage()
     names = [frozen.study_name for frozen in storage.get_all_studies()]
-    found = [summary.of_study(open_study(storage, name, create=False)) for name in names]
+    found = []
+    for name in names:
+        with contextlib.suppress(NoSuchStudy):  # deleted this moment
+            found.append(summary.of_study(open_study(storage, name, create=False)))
 
     columns: Columns = {
         "STUDY": "name",
@@ -245,10 +250,21 @@ def stop(session: CliSession, trials: bool) -> None:
     stopped.stop()
     running = list(stopped.state.running)
     if trials:
-        for number in running:
-            stopped.stop_trial(number, reason="the study is stopped")
+        running = [number for number in running if _was_asked_to_end(stopped, number)]
     asked = f" Asked {output.count(len(running), 'running trial')} to end." if trials and running else ""
     session.done({"state": "stopped", "running": running}, f"Stopped {stopped.name!r}.{asked}")
+
+
+def _was_asked_to_end(study: Study, number: int) -> bool:
+    from hopaas_p2p.errors import InvalidInput
+
+    try:
+        study.stop_trial(number, reason="the study is stopped")
+    except InvalidInput:
+        if number in study.state.running:
+            raise
+        return False  # it has ended meanwhile
+    return True
 
 
 @study.command()

@@ -110,10 +110,10 @@ def checked_name(name: str) -> str:
             or it looks like another name: it has invisible characters, or letters of several alphabets.
 
     """
-    what = flaw(name) or _disguise(name)
+    what = f"a study is called by a text, not {name!r}" if not isinstance(name, str) else flaw(name) or _disguise(name)
     if what is not None:
         raise InvalidInput(what)
-    return name
+    return str(name)
 
 
 def _disguise(name: str) -> str | None:

@@ -44,6 +44,8 @@ _MOST_DIRECTIONS: Final = 100
 _LONGEST_TTL: Final = 366 * 86_400.0
 LAST_TIME: Final = 1 << 53
 """Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
+_LONGEST_TEXT: Final = 10_000
+"""Characters of a text that is only shown."""
 _LARGEST: Final = 1e300
 """Of a bound. The sum and the difference of two larger ones may be infinite, and Optuna's samplers raise on it."""
 _FINEST_GRID: Final = 1 << 53
@@ -64,6 +66,16 @@ def possible_time(microseconds: int | None) -> bool:
 def possible_metric(name: str) -> bool:
     """Whether a metric may have this name: one to 100 characters in one line."""
     return 0 < len(name) <= LONGEST_METRIC and name.isprintable() and not name.isspace()
+
+
+def readable(text: str) -> str:
+    """A text that is only shown, as a log can hold it: of a bounded length, bytes that are not Unicode escaped."""
+    return text[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
+
+
+def reason_text(reason: object) -> str | None:
+    """Why a trial ended, see `readable`. A result is not refused because its reason quotes a file's name in Latin-1."""
+    return None if reason is None else readable(str(reason))
 
 
 # --- distributions and parameters ---

@@ -20,7 +20,7 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.records import Record
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, StoreUnreachable
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
 from hopaas_p2p.stores.base import Beat, KeepsBeats, Log, Outgoing, RateLimitedLog, Receipt, Revocable, Store
@@ -243,11 +243,18 @@ class LogDriver(Generic[S]):
             raise _unreachable(error) from error
 
     def send_for_another(self, commits: list[Outgoing]) -> None:
-        """Append commits that another process of this user could not send; the log counts each of them once."""
+        """Append commits that another process of this user could not send; the log counts each of them once.
+
+        Raises:
+            NoSuchStudy: the store has no such study. A store in place of another has its URL, but not its studies.
+
+        """
         with self.turn, translated():
             began = self._clock()
             if not self.session.joined:
                 self._join(began)
+            if isinstance(self.state, State) and self.state.define is None:
+                raise NoSuchStudy("this store has not the study that it is of; perhaps another one was here before")
             for commit in commits:
                 appended = False
                 while not appended:

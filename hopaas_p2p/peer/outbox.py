@@ -168,12 +168,12 @@ class Outbox:
 
         `chain` is the sum of the log as far as it was read.
         """
-        if not self.in_flight:
+        while not self.in_flight:
             if len(self.queued) == 1 and not self.drafts:  # as nearly always: an ask, or a tell with all before it
                 self._launch(self.queued, chain=chain)
-            else:
+            elif self.queued or self.drafts:
                 self._load(chain)
-            if not self.in_flight:
+            else:
                 return None
         outgoing = self.in_flight[0].outgoing
         return outgoing if outgoing.chain == chain else outgoing._replace(chain=chain)
@@ -259,9 +259,11 @@ class Outbox:
             about = _study_in(records) if records[0].__class__ in _OF_CATALOG else ""
             outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
-            for pending in taken:
-                pending.error = error
-                pending.decide(_MALFORMED)
+            if len(taken) > 1:  # what others have queued is not refused with it
+                self._launch(taken[:1], [*taken[1:], *kept], drafts, chain=chain)
+                return
+            first.error = error
+            first.decide(_MALFORMED)
             self.queued, self.drafts = [*kept], left
             return
         sent = InFlight(commit, outgoing, tuple(taken))

@@ -28,6 +28,7 @@ from hopaas_p2p.core.leases import BEATS_PER_TTL, beat_value, trusted_until
 from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.core.validity import readable
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.driver import LogDriver, Scheduler, SnapshotWriter, catalog_driver, study_driver, translated
@@ -250,7 +251,7 @@ class Peer:
 
     def _introduction(self, log: LogDriver[State]) -> PeerJoin:
         ttl = {} if self.peer_ttl is None else {"ttl": str(self.peer_ttl)}
-        return PeerJoin({**self.describe(), **log.about, **ttl})
+        return introduction({**self.describe(), **log.about, **ttl})
 
     def await_commit(
         self, log: LogDriver[Any], pending: PendingCommit, *, within: float | None = None
@@ -594,7 +595,7 @@ class Peer:
     # --- the end, and what cannot be sent ---
 
     def flush(self) -> None:
-        """Send everything that is queued. Blocks until the store has it.
+        """Send everything that is queued. Blocks until the store has it. What was said of a deleted study is dropped.
 
         Raises:
             StoreUnreachable: it did not answer; what waits stays queued.
@@ -609,14 +610,16 @@ class Peer:
                     self.pull(log)
             except StoreUnreachable:
                 raise
+            except StudyDeleted as error:
+                log.session.deleted = True
+                _log.warning("%s", error)
             except HopaasError as error:
-                log.session.deleted = log.session.deleted or isinstance(error, StudyDeleted)
                 troubles.append(error)
         if troubles:
             raise troubles[0]
 
     def send_spooled(self, spooled: Spooled) -> None:
-        """Send what a process left in a spool; StoreUnreachable: not this time."""
+        """Send what a process left in a spool; raises StoreUnreachable: not this time, and NoSuchStudy: not here."""
         self.spool.send(spooled, self.logs, writer=self.uuid)
 
     def studies(self) -> set[str]:
@@ -718,6 +721,11 @@ class Peer:
         if old.introduced:
             self.introduce(log)
         return log.session
+
+
+def introduction(about: dict[str, str]) -> PeerJoin:
+    """A peer's introduction; names of users and sites may come in any encoding."""
+    return PeerJoin({key: readable(text) for key, text in about.items()})
 
 
 class _Attempts:

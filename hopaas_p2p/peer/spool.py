@@ -114,6 +114,7 @@ class SpoolSender:
 
         Raises:
             StoreUnreachable: not this time.
+            NoSuchStudy: it is of another store.
 
         """
         log = logs.get(spooled.study) or study_driver(

@@ -20,7 +20,7 @@ from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.core.validity import outliers, possible_distributions
+from hopaas_p2p.core.validity import outliers, possible_distributions, reason_text
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
 from hopaas_p2p.metering import gpu_gauge
 from hopaas_p2p.peer.driver import LogDriver
@@ -580,7 +580,7 @@ class StudyHandle:
         strict: bool,
     ) -> None:
         """End a trial, see `Storage.finish`."""
-        to, pending = _STATES[state], None
+        to, reason, pending = _STATES[state], reason_text(reason), None
         with self.log.lock:
             owned, trial = self.writable(number), self.log.session.state.trials[number]
             if owned is None:
@@ -695,7 +695,8 @@ class StudyHandle:
                 return False
             owner, epoch = owned.lease
             used = self._used(number, epoch, at_end=True)
-            pending = self._put_last(TrialRelease(number, epoch, reason=reason, used=used), owner=owner)
+            record = TrialRelease(number, epoch, reason=reason_text(reason), used=used)
+            pending = self._put_last(record, owner=owner)
             self._rebuild(number)
         return self.peer.await_commit(self.log, pending)[-1].accepted
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import BaseSampler
@@ -31,7 +32,6 @@ from hopaas_p2p.core import records
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
 from hopaas_p2p.core.records import (
     Budget,
-    PeerJoin,
     Policy,
     Record,
     StudyClose,
@@ -41,19 +41,21 @@ from hopaas_p2p.core.records import (
     TrialCreate,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.core.validity import possible_definition, possible_system
+from hopaas_p2p.core.validity import possible_definition, possible_system, readable, reason_text
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
     HopaasError,
     InvalidInput,
+    NoSuchStudy,
+    NoSuchTrial,
     NoWork,
     StoreAway,
     StoreUnreachable,
     StudyDeleted,
 )
 from hopaas_p2p.metering import energy_counter
-from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.process import new_uuid
 from hopaas_p2p.provenance import describe
 from hopaas_p2p.storage import optuna_internals as internals
@@ -222,7 +224,7 @@ class Storage(BaseStorage):
         return f"hopaas_p2p.open_storage({self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        with contextlib.suppress(StoreUnreachable):  # the copy sends what it touches again
+        with contextlib.suppress(HopaasError):  # the copy sends what it touches again
             self.peer.flush()
         self.peer.handovers += 1
         return {"options": self._options, "acts_for": self.peer.mine, "origin": self.peer.uuid, "pid": os.getpid()}
@@ -268,7 +270,7 @@ class Storage(BaseStorage):
             raise Denied(_OWNER_ONLY.format(study=listing.name))
         self._handles.pop(study_id, None)
         if not verdict.accepted:
-            raise KeyError(f"No study with study_id {study_id} exists.")
+            raise NoSuchStudy(f"No study with study_id {study_id} exists.")
         self._destroy(listing.uuid)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -283,14 +285,14 @@ class Storage(BaseStorage):
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna's; see `set_study_user_attr`."""
-        record = StudySet(system={str(key): self._system_json(key, value)})
+        record = StudySet(system={str(key): self._system_json(str(key), value)})
         self._commit(study_id, record, within=self.peer.store_wait)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """As Optuna's."""
         listing = self._catalog().by_name.get(study_name)
         if listing is None:
-            raise KeyError(f"No study named {study_name!r} in {self.url}.")
+            raise NoSuchStudy(f"No study named {study_name!r} in {self.url}.")
         return listing.study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
@@ -355,7 +357,7 @@ class Storage(BaseStorage):
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """As Optuna's."""
         if not 0 <= trial_number < len(self.state(study_id).trials):
-            raise KeyError(f"No trial with number {trial_number} in the study with study_id {study_id}.")
+            raise NoSuchTrial(f"No trial with number {trial_number} in the study with study_id {study_id}.")
         return (study_id << _NUMBER_BITS) + trial_number
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
@@ -393,7 +395,7 @@ class Storage(BaseStorage):
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna's; see `set_trial_user_attr`. ConfigurationError for pickles, unless they are allowed."""
-        self._set_attribute(trial_id, "system", key, value, self._system_json(key, value))
+        self._set_attribute(trial_id, "system", key, value, self._system_json(str(key), value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's. A finished trial is shared with all readers."""
@@ -441,8 +443,12 @@ class Storage(BaseStorage):
 
     def remove_session(self) -> None:
         """Optuna calls this at the end of `optimize`: see that reports and attributes are in the store."""
-        with contextlib.suppress(StoreUnreachable):  # stays queued
+        try:
             self.flush()
+        except StoreUnreachable:
+            pass  # stays queued
+        except HopaasError as error:  # of another study, perhaps; what is told of this one says so itself
+            _log.warning("%s", error)
 
     # --- beyond Optuna: the storage ---
 
@@ -488,7 +494,7 @@ class Storage(BaseStorage):
             InvalidInput: no study may carry that name.
 
         """
-        checked_name(define.name)
+        define = msgspec.structs.replace(define, name=checked_name(define.name))
         if not possible_definition(define):
             raise InvalidInput(f"a study cannot be run like this: {define}")
         taken = DuplicatedStudyError(f"A study named {define.name!r} already exists in {self.url}.")
@@ -635,7 +641,8 @@ class Storage(BaseStorage):
         epoch = handle.state.trials[number].epoch
         by = self._options.on_behalf_of or "{user}@{host}".format(**self.peer.describe())
         to = records.TrialState(state.value)
-        self.say(trial_id >> _NUMBER_BITS, records.TrialTakeOver(number, epoch, to, told, reason, by))
+        record = records.TrialTakeOver(number, epoch, to, told, reason_text(reason), readable(by))
+        self.say(trial_id >> _NUMBER_BITS, record)
 
     @property
     def operator(self) -> bool:
@@ -654,11 +661,11 @@ class Storage(BaseStorage):
         try:
             handle = self.handle(trial_id >> _NUMBER_BITS)
         except KeyError:
-            raise KeyError(f"No trial with trial_id {trial_id} exists.") from None
+            raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.") from None
         if number >= len(handle.state.trials):
             self.peer.catch_up(handle.log)
             if number >= len(handle.state.trials):
-                raise KeyError(f"No trial with trial_id {trial_id} exists.")
+                raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
         self._located = trial_id, (handle, number)
         if refresh:
             self._read(handle.study_id)
@@ -674,7 +681,7 @@ class Storage(BaseStorage):
     def _proposal(self, trial_id: int) -> Proposal:
         proposal = self._proposals.get(trial_id)
         if proposal is None:
-            raise KeyError(f"No trial with trial_id {trial_id} exists.")
+            raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
         return proposal
 
     def _set_attribute(
@@ -694,8 +701,8 @@ class Storage(BaseStorage):
         log = self.handle(study_id).log
         if self._person is None:
             return self.peer.commit(log, record, within=within)[-1]
-        introduction = PeerJoin(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of})
-        return self.peer.commit(log, introduction, record, owner=self._person, within=within)[-1]
+        person = introduction(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of})
+        return self.peer.commit(log, person, record, owner=self._person, within=within)[-1]
 
     def _catalog(self) -> Catalog:
         self.peer.refresh_for_reading(self.peer.catalog)
@@ -705,7 +712,7 @@ class Storage(BaseStorage):
         listing = self._catalog().by_id.get(study_id)
         if listing is None:
             self._handles.pop(study_id, None)
-            raise KeyError(f"No study with study_id {study_id} exists.")
+            raise NoSuchStudy(f"No study with study_id {study_id} exists.")
         return listing
 
     def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:
@@ -719,7 +726,7 @@ class Storage(BaseStorage):
             self.peer.refresh_for_reading(handle.log)
         except StudyDeleted:
             self._handles.pop(study_id, None)
-            raise KeyError(f"No study with study_id {study_id} exists any more.") from None
+            raise NoSuchStudy(f"No study with study_id {study_id} exists any more.") from None
         return handle
 
     def _destroy(self, uuid: str) -> None:
@@ -754,8 +761,8 @@ class Storage(BaseStorage):
             },
             dists={name: one for name, one in dists.items() if state.dists.get(name) != one},
             reports={checked_step(step): float(value) for step, value in template.intermediate_values.items()},
-            user={key: to_json(key, value) for key, value in template.user_attrs.items()},
-            system={key: self._system_json(key, value) for key, value in template.system_attrs.items()},
+            user={str(key): to_json(key, value) for key, value in template.user_attrs.items()},
+            system={str(key): self._system_json(str(key), value) for key, value in template.system_attrs.items()},
             values=None if values is None else tuple([float(value) for value in values]),
             start=to_microseconds(template.datetime_start),
             end=to_microseconds(template.datetime_complete),

@@ -32,7 +32,13 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         ConfigurationError: unknown scheme, or a store that cannot be used; the message says what to change.
 
     """
-    url = os.fspath(url)
+    try:
+        url = os.fsdecode(url)
+        os.fsencode(url)
+    except (TypeError, UnicodeError):
+        raise ConfigurationError(f"a store is named by a path or a URL, not {url!r}") from None
+    if not url or "\0" in url:
+        raise ConfigurationError(f"{url!r} names no store; give a path such as ./campaign, or a URL")
     scheme, separator, _ = url.partition("://")
     if not separator:
         return _directory(Path(url), create=create)

@@ -18,7 +18,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.fidelity import in_words
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.translate import to_optuna, to_record
+from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
 BudgetGiven = int | str | Mapping[str, Any] | Budget
@@ -62,8 +62,7 @@ class StudyArguments(NamedTuple):
         )
         if policy.interrupted not in ("fail", "prune"):
             raise InvalidInput(f"interrupted is 'fail' or 'prune', got {policy.interrupted!r}")
-        space = {key: _checked(key, value) for key, value in (self.space or {}).items()}
-        return StudyDefine(name, directions, policy, space, info)
+        return StudyDefine(name, directions, policy, checked_space(self.space or {}), info)
 
 
 def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -98,12 +97,19 @@ def _seconds(what: str, value: float | None) -> float | None:
     return seconds
 
 
+def checked_space(space: Space) -> dict[str, records.Distribution]:
+    """The search space as the log writes it. Raises InvalidInput."""
+    if not isinstance(space, Mapping):
+        raise InvalidInput(f"a space is a mapping of parameters to distributions, got {space!r}")
+    return {checked_parameter(name): _checked(name, one) for name, one in space.items()}
+
+
 def _checked(name: str, given: BaseDistribution | records.Distribution) -> records.Distribution:
     """The distribution as the log writes it, if Optuna would have it."""
     try:
         distribution = as_record(given)
         to_record(to_optuna(distribution))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InvalidInput(f"the parameter {name!r}: {error}") from None
     return distribution
 
@@ -114,12 +120,20 @@ def as_record(distribution: BaseDistribution | records.Distribution) -> records.
         return to_record(distribution)
     if isinstance(distribution, records.Float):
         step = None if distribution.step is None else float(distribution.step)
-        return records.Float(float(distribution.low), float(distribution.high), distribution.log, step)
+        return records.Float(float(distribution.low), float(distribution.high), bool(distribution.log), step)
     if isinstance(distribution, records.Categorical):
         return records.Categorical(tuple(distribution.choices))
     if isinstance(distribution, records.Int):
-        return distribution
+        low, high, step = map(_index, (distribution.low, distribution.high, distribution.step))
+        return records.Int(low, high, bool(distribution.log), step)
     raise InvalidInput(f"give a Float, Int or Categorical, got {distribution!r}")
+
+
+def _index(number: Any) -> int:
+    try:
+        return int(operator.index(number))
+    except TypeError:
+        raise InvalidInput(f"an Int has whole numbers for bounds and step, not {number!r}") from None
 
 
 def provenance_of(sampler: object, pruner: object) -> dict[str, str]:

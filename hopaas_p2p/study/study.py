@@ -40,6 +40,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
 )
 from hopaas_p2p.core.state import State
+from hopaas_p2p.core.validity import reason_text
 from hopaas_p2p.errors import (
     DefinitionMismatch,
     HopaasError,
@@ -68,6 +69,7 @@ from hopaas_p2p.study.definition import (
     BudgetGiven,
     Space,
     StudyArguments,
+    checked_space,
     compare,
     compare_fidelity,
     definition_of,
@@ -245,13 +247,14 @@ class Study:
         """Give a search space to a study that was created without, or imported: for `worker`, and for `ask`.
 
         Raises:
+            InvalidInput: no study can be searched in it.
             DefinitionMismatch: its definition has one, which does not change.
             Denied: this user may not write to the study.
 
         """
         if self._defined_space:
             raise DefinitionMismatch(f"the study {self.name!r} was created with a search space, which does not change")
-        self.storage.say(self.study_id, StudySet(system={ATTRIBUTE: as_attribute(space)}))
+        self.storage.say(self.study_id, StudySet(system={ATTRIBUTE: as_attribute(checked_space(space))}))
         self.__dict__.pop("_proposer", None)  # it is for the space before
 
     def infer_space(self) -> str:
@@ -827,7 +830,7 @@ class Study:
         With `epoch`, only the owner of that lease: InvalidInput if the trial has another owner by now.
         """
         trial = self._running(number)
-        self._control(TrialStop(number, trial.epoch if epoch is None else epoch, reason))
+        self._control(TrialStop(number, trial.epoch if epoch is None else epoch, reason_text(reason)))
 
     def take_over(
         self,
@@ -942,6 +945,8 @@ class Study:
         """
         state = self.state
         number = trial
+        if number is None and len(self.directions) > 1:
+            raise InvalidInput("of several objectives no trial is the best: give a trial")
         if number is None:
             try:
                 number = self.best_trial.number

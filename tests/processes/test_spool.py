@@ -60,6 +60,20 @@ def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
     assert len(list(spool.waiting())) == 1
 
 
+def test_a_store_in_the_place_of_another_does_not_swallow_its_results(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "store").rename(tmp_path / "away")
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE)) as study:
+        study.storage.peer.tick()
+    sent = cli("spool", "send", check=False)
+    assert "another one was here before" in sent.stderr
+    assert sent.returncode != 0
+    assert len(list(spool.waiting())) == 1
+
+    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/away").stderr.startswith("Sent 1 file")
+    assert values(f"{tmp_path}/away") == [0.25]
+
+
 def test_a_store_that_was_moved_gets_it_by_its_new_url(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "store").rename(tmp_path / "moved")

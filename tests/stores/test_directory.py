@@ -150,6 +150,23 @@ def test_a_missing_commit_with_others_behind_it_is_damage_and_nothing_is_written
     assert not single(tmp_path, 3).is_symlink()
 
 
+def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = a_log(tmp_path)
+    append_many(log, "a", 5)
+    folder, stat_ = str(single(tmp_path, 1).parent), os.stat
+
+    def fails(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if path == folder:
+            raise OSError(errno.EIO, "Input/output error")
+        return stat_(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", fails)
+    with pytest.raises(StoreUnreachable, match="Input/output error"):
+        log.exchange(None, 5)
+
+
 def test_a_log_whose_first_commits_are_gone_is_damage_and_not_an_empty_study(tmp_path: Path) -> None:
     append_many(a_log(tmp_path), "c", 5)
     single(tmp_path, 1).unlink()

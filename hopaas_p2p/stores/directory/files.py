@@ -233,7 +233,7 @@ class Directory:
             self._check_links(folder)
             one = None if certain and self.shared else self._read(path, limit)
             if one is None:
-                if not (look_anew(folder) if self.shared else os.path.isdir(folder)):
+                if not (look_anew(folder) if self.shared else _is_folder(folder)):
                     self._no_folder(folder)
                 one = self._read(path, limit)
             found = [one]
@@ -419,7 +419,7 @@ class Directory:
         folder, _, name = path.rpartition("/")
         with reaching(path):
             self._check_there()
-            if not os.path.isdir(folder):
+            if not _is_folder(folder):
                 self._make_folder(folder)
             draft = f".{name}.{secrets.token_hex(6)}"
             with self._opened(folder) as fd:
@@ -537,7 +537,7 @@ class Directory:
         if self._any(unless):
             return False
         parent, _, name = folder.rpartition("/")
-        if not os.path.isdir(parent):
+        if not _is_folder(parent):
             self._make_folder(parent)
         with self._opened(parent) as fd:
             made = _make_folder(name, fd)
@@ -631,6 +631,14 @@ def look_anew(folder: str) -> bool:
             if attempt or len(folder) < 2 or not look_anew(folder[: folder.rindex("/")] or "/"):
                 break
     return False
+
+
+def _is_folder(path: str) -> bool:
+    """Whether there is a folder. Unlike `os.path.isdir`, it does not take an error of the disk for an answer."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except _ABSENT:
+        return False
 
 
 def make_folder(folder: Path) -> bool:

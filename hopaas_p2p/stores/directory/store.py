@@ -69,7 +69,10 @@ class DirectoryStore(ObjectBackedStore):
     objects: Directory
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
-        self.path = Path(path).expanduser().absolute()
+        try:
+            self.path = Path(path).expanduser().absolute()
+        except RuntimeError as error:
+            raise ConfigurationError(f"{path}: {error}") from None
         self.url = self.path.as_uri()
         self._root = self.path / "v1"
         self._proven = False
