@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hopaas_p2p.budget import words
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, Stamp, StudyControl, TrialFinish, TrialSet, TrialTakeOver
+from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, StudyControl, TrialFinish, TrialSet, TrialTakeOver
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.times import to_iso
@@ -36,7 +36,7 @@ def audit_of(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
 
 def _lines(state: State, entry: Entry) -> list[dict[str, Any]]:
     commit = codec.decode(entry.payload)
-    verdicts = apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
+    verdicts = apply(state, entry.lsn, commit, entry.stamp)
     if isinstance(commit, codec.Garbage):
         return [_line(state, entry, None, "unreadable", None, commit.why, "malformed")]
     if not verdicts and commit.records:
@@ -86,9 +86,9 @@ def _line(
     person = said.get("on_behalf_of") if said else None
     return {
         "lsn": entry.lsn,
-        "time": to_iso(entry.at or (commit.at if commit else None)),
-        "clock": "store" if entry.at else "peer",
-        "author": entry.author or None,
+        "time": to_iso(entry.stamp.at or (commit.at if commit else None)),
+        "clock": "store" if entry.stamp.at else "peer",
+        "author": entry.stamp.author or None,
         "claimed": claimed,
         "on_behalf_of": person,
         "writer": commit.writer if commit else None,

@@ -42,7 +42,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.names import valid_key, valid_name
-from hopaas_p2p.core.records import Stamp
+from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
 from hopaas_p2p.stores.base import Compacted, Entry, Log, Restorable, Store, read_all
@@ -145,7 +145,7 @@ def _write(store: Store, writer: _Writer, *, files: bool, say: Say) -> Manifest:
     while True:
         for entry in read_all(store.catalog(), catalog.lsn):
             entries.append(entry)
-            catalog.apply(entry.lsn, codec.decode(entry.payload), _stamp(entry))
+            catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
         open_ = {listing.uuid: listing.name for listing in catalog.by_id.values()}
         left = {uuid: name for uuid, name in open_.items() if uuid not in studies and name not in left_out}
         if not left:
@@ -169,7 +169,7 @@ def _write(store: Store, writer: _Writer, *, files: bool, say: Say) -> Manifest:
         at=time.time_ns() // 1000,
         catalog_lsn=catalog.lsn,
         catalog_digest=_digest_of(catalog),
-        stamped=any(map(_is_stamped, entries)),
+        stamped=any(entry.stamp != UNSTAMPED for entry in entries),
         studies=kept,
         left_out=left_out,
         files=count,
@@ -191,7 +191,7 @@ def _write_study(store: Store, writer: _Writer, uuid: str, name: str) -> StudyBa
 
     def frames() -> Iterator[bytes]:
         for entry in read_all(log, base):
-            apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
             yield _frame(entry)
 
     try:
@@ -232,16 +232,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _frame(entry: Entry) -> bytes:
-    data = msgspec.msgpack.encode(tuple(entry))
+    data = msgspec.msgpack.encode((entry.lsn, entry.payload, *msgspec.structs.astuple(entry.stamp), entry.before))
     return len(data).to_bytes(4, "big") + data
-
-
-def _stamp(entry: Entry) -> Stamp:
-    return Stamp(entry.author, entry.role, entry.at)
-
-
-def _is_stamped(entry: Entry) -> bool:
-    return _stamp(entry) != Stamp("", "owner", 0)
 
 
 def _digest_of(catalog: Catalog) -> str:
@@ -295,8 +287,8 @@ class Backup:
                 size = int.from_bytes(head, "big")
                 if size > _LARGEST:
                     raise _damaged(name)
-                lsn, payload, *stamp = msgspec.msgpack.decode(member.read(size))
-                yield Entry(lsn, payload, *stamp)
+                lsn, payload, author, role, at, *before = msgspec.msgpack.decode(member.read(size))
+                yield Entry(lsn, payload, Stamp(author, role, at), *before)
 
     def close(self) -> None:
         self._archive.close()
@@ -450,20 +442,20 @@ def _replayed(backup: Backup, one: StudyBackup) -> State:
     base = backup.base(one)
     state = State() if base is None else _loaded(base[1], one.name)
     for entry in backup.study(one.uuid):
-        apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+        apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
     return state
 
 
 def _check_replay(backup: Backup, store: Store) -> None:
     catalog = Catalog()
     for entry in read_all(store.catalog()):
-        catalog.apply(entry.lsn, codec.decode(entry.payload), _stamp(entry))
+        catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
     differ = [] if _digest_of(catalog) == backup.manifest.catalog_digest else ["the list of studies"]
     for one in backup.manifest.studies:
         base = backup.base(one)
         state = State() if base is None else _loaded(base[1], one.name)
         for entry in read_all(store.log(one.uuid), state.lsn):
-            apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
         if snapshot.digest(state) != one.digest:
             differ.append(one.name)
     if differ:

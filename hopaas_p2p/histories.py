@@ -23,7 +23,7 @@ import msgspec
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.chain import following
-from hopaas_p2p.core.records import Commit, Stamp, TrialFinish, TrialState
+from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State, Trial, Verdict
 from hopaas_p2p.export.portable import PortableTrial, of_trial, with_links
 from hopaas_p2p.stores.base import Entry
@@ -258,7 +258,7 @@ def _commit(node: Node) -> Commit | None:
 
 
 def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
-    return apply(state, state.lsn + 1, codec.decode(entry.payload), Stamp(entry.author, entry.role, entry.at))
+    return apply(state, state.lsn + 1, codec.decode(entry.payload), entry.stamp)
 
 
 def _up_from(node: Node | None) -> Iterator[Node]:

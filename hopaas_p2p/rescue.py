@@ -38,7 +38,6 @@ from hopaas_p2p.core.chain import following, sum_at
 from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.records import (
     Commit,
-    Stamp,
     TrialCheckpoint,
     TrialCreate,
     TrialFinish,
@@ -99,7 +98,7 @@ def names_of(store: Store) -> tuple[dict[str, str], bool]:
         entry = entries.get(lsn)
         whole &= entry is not None
         if entry is not None:
-            catalog.apply(lsn, codec.decode(entry.payload), _stamp(entry))
+            catalog.apply(lsn, codec.decode(entry.payload), entry.stamp)
     return {listing.uuid: listing.name for listing in catalog.by_id.values()}, whole
 
 
@@ -242,10 +241,6 @@ def _snapshots(log: Log) -> Iterator[State]:
         found = log.newest_snapshot(before=found[0])
 
 
-def _stamp(entry: Entry) -> Stamp:
-    return Stamp(entry.author, entry.role, entry.at)
-
-
 def _identity(payload: bytes) -> str:
     """The nonce of the commit in these bytes, as `histories.Tree.accepted` has it."""
     commit = codec.decode(payload)
@@ -253,7 +248,7 @@ def _identity(payload: bytes) -> str:
 
 
 def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
-    return apply(state, entry.lsn, codec.decode(entry.payload), _stamp(entry))
+    return apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
 
 
 # --- commits that are missing ---

@@ -26,7 +26,6 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import BASE, PRIME, shown
 from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
 from hopaas_p2p.core.records import (
-    UNSTAMPED,
     Commit,
     Record,
     Stamp,
@@ -347,7 +346,7 @@ class LogSession(Generic[S]):
         if summed != head:
             chain = None  # type: ignore[assignment]
         for entry in receipt.entries:
-            lsn, payload, author, role, at, before = entry
+            lsn, payload, stamp, before = entry
             if lsn <= head:
                 continue
             if lsn > head + 1 or (before != chain and before is not None and chain is not None):
@@ -358,8 +357,7 @@ class LogSession(Generic[S]):
             commit = sent.commit if own else self._decoded(payload)  # type: ignore[union-attr]
             if self.duplicated:
                 return
-            stamped = author or at or role != UNSTAMPED.role
-            verdicts = apply_(state, lsn, commit, Stamp(author, role, at) if stamped else UNSTAMPED)
+            verdicts = apply_(state, lsn, commit, stamp)
             if own:
                 self._acknowledge(Placed(lsn, before, sent.outgoing), verdicts)  # type: ignore[union-attr]
             head, before = lsn, before if chain is None else chain

@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.search.samplers import default_sampler
 
@@ -52,18 +52,18 @@ __all__ = [
 ]
 
 
-class FrozenTrial(optuna.trial.FrozenTrial):
+class StoredTrial(FrozenTrial):
     """Optuna's, which it copies at every `tell`, for every callback and in `Study.trials`: here at a fifth of the cost.
 
-    It is pickled as Optuna's own.
+    It is pickled, and shown, as Optuna's own.
     """
 
-    def __copy__(self) -> FrozenTrial:
-        new = FrozenTrial.__new__(FrozenTrial)
+    def __copy__(self) -> StoredTrial:
+        new = StoredTrial.__new__(StoredTrial)
         new.__dict__.update(self.__dict__)
         return new
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTrial:
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoredTrial:
         new = copy_of(self)  # parameters and reports are numbers and texts
         new._values = None if new._values is None else list(new._values)
         for name, distribution in new._distributions.items():
@@ -75,7 +75,10 @@ class FrozenTrial(optuna.trial.FrozenTrial):
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return object.__new__, (optuna.trial.FrozenTrial,), self.__dict__
+        return object.__new__, (FrozenTrial,), self.__dict__
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(StoredTrial.__name__, FrozenTrial.__name__, 1)
 
 
 def new_frozen(
@@ -90,9 +93,9 @@ def new_frozen(
     user_attrs: dict[str, Any],
     system_attrs: dict[str, Any],
     reports: dict[int, float],
-) -> FrozenTrial:
+) -> StoredTrial:
     """A FrozenTrial of these very objects, unchecked: its `__init__` costs as much as all the rest of building one."""
-    frozen = FrozenTrial.__new__(FrozenTrial)
+    frozen = StoredTrial.__new__(StoredTrial)
     frozen._number = number
     frozen.state = state
     frozen._values = values
@@ -107,9 +110,9 @@ def new_frozen(
     return frozen
 
 
-def copy_of(frozen: optuna.trial.FrozenTrial) -> FrozenTrial:
+def copy_of(frozen: FrozenTrial) -> StoredTrial:
     """A copy with dictionaries of its own, at a quarter of the cost of copy.copy."""
-    new = FrozenTrial.__new__(FrozenTrial)
+    new = StoredTrial.__new__(StoredTrial)
     new._number = frozen._number
     new.state = frozen.state
     new._values = frozen._values
@@ -124,7 +127,7 @@ def copy_of(frozen: optuna.trial.FrozenTrial) -> FrozenTrial:
     return new
 
 
-def encodable_copy_of(frozen: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
+def encodable_copy_of(frozen: FrozenTrial) -> FrozenTrial:
     """A copy whose attributes have a question mark in place of half a surrogate pair."""
     new = copy_of(frozen)
     for attributes in (new._user_attrs, new._system_attrs):
@@ -133,14 +136,14 @@ def encodable_copy_of(frozen: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTr
     return new
 
 
-def end_frozen(frozen: optuna.trial.FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
     """Let it have ended like this; Optuna's setter of values wants them to fit the state at every moment."""
     frozen.state = state
     if values is not None:
         frozen._values = list(values)
 
 
-def trial_id_of(trial: optuna.trial.Trial | optuna.trial.FrozenTrial) -> int:
+def trial_id_of(trial: optuna.trial.Trial | FrozenTrial) -> int:
     """The id by which storages know a trial."""
     return trial._trial_id
 
@@ -196,7 +199,7 @@ def sample_relative(trial: optuna.trial.Trial) -> None:
         raise
 
 
-def become(trial: optuna.trial.Trial, trial_id: int, frozen: optuna.trial.FrozenTrial) -> None:
+def become(trial: optuna.trial.Trial, trial_id: int, frozen: FrozenTrial) -> None:
     """Let this Trial, which was sampled for a proposal, be the one of the storage that the proposal became."""
     trial._trial_id = trial_id
     trial._cached_frozen_trial = frozen
@@ -207,12 +210,12 @@ def announces_parameters(key: str) -> bool:
     return key.startswith("tpe:relative_params")
 
 
-def cached_trial(trial: optuna.trial.Trial) -> optuna.trial.FrozenTrial:
+def cached_trial(trial: optuna.trial.Trial) -> FrozenTrial:
     """What a Trial believes it has said: the pruner and its properties read this and not the storage."""
     return trial._cached_frozen_trial
 
 
-def set_cached_trial(trial: optuna.trial.Trial, frozen: optuna.trial.FrozenTrial) -> None:
+def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
     """Let a Trial know what was said of it elsewhere."""
     trial._cached_frozen_trial = frozen
 
@@ -223,7 +226,7 @@ def forget_cached_trials(study: optuna.Study) -> None:
 
 
 def after_trial(
-    study: optuna.Study, frozen: optuna.trial.FrozenTrial, state: TrialState, values: Sequence[float] | None
+    study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None
 ) -> tuple[float, ...] | None:
     """Do what `Study.tell` does before the storage is told, and return the values to tell.
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+from hopaas_p2p.core.records import UNSTAMPED, Stamp
+
 SNAPSHOT_EVERY: Final = 256
 """The smallest number of commits between two snapshots, and of which every larger one is a multiple."""
 _SHORT: Final = 4096
@@ -77,9 +79,7 @@ class Entry(NamedTuple):
 
     lsn: int
     payload: bytes
-    author: str = ""
-    role: str = "owner"
-    at: int = 0
+    stamp: Stamp = UNSTAMPED
     before: int | None = None
     """The sum of the log before this commit, as whoever gave it its lsn knew it; None: it was stored without."""
 

@@ -21,7 +21,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import following, sum_at
-from hopaas_p2p.core.records import FORMAT, Commit, Stamp, StudyDefine
+from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.findings import AGAIN, Finding
@@ -136,7 +136,7 @@ def _studies(store: Store) -> Iterator[Finding]:
     found = log.newest_snapshot() if isinstance(log, RateLimitedLog) else None
     for entry in read_all(log):
         _follows(catalog, entry)
-        catalog.apply(entry.lsn, codec.decode(entry.payload), Stamp(entry.author, entry.role, entry.at))
+        catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
         if found is not None and entry.lsn == found[0]:
             yield _snapshot("studies, snapshot", found, same=catalogs.dump(catalog) == found[1])
     if not catalog.by_name:
@@ -158,7 +158,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
                 forks.append(str(entry.lsn))
             commit = codec.decode(entry.payload)
             unreadable += isinstance(commit, codec.Garbage)
-            apply(state, entry.lsn, commit, Stamp(entry.author, entry.role, entry.at))
+            apply(state, entry.lsn, commit, entry.stamp)
             if found is not None and entry.lsn == found[0]:
                 replayed = snapshot.digest(state)
     except Denied:

@@ -87,7 +87,7 @@ class StoreConformance(Conformance):
         commit = outgoing("a")
         (entry,) = log.exchange(commit, 0).entries
         assert (entry.lsn, entry.payload) == (1, commit.payload)
-        assert entry.role in ("owner", "worker")
+        assert entry.stamp.role in ("owner", "worker")
 
     def test_a_read_appends_nothing_and_brings_what_comes_after_since(self, log: Log) -> None:
         append_many(log, "a", 5)

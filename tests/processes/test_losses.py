@@ -333,7 +333,7 @@ def test_a_process_forked_in_c_is_a_peer_of_its_own(studies: Callable[..., Study
     study.tell(study.ask(), 0.0)
     mine, childs = study.ask(), study.ask()
     study.storage.flush()
-    pid = ctypes.CDLL(None).fork()
+    pid = ctypes.PyDLL(None).fork()  # with the interpreter's lock, which the child could else not take any more
     if pid == 0:
         try:
             study.tell(childs, 2.0)

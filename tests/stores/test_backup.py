@@ -182,7 +182,7 @@ def test_on_postgres_a_user_backs_up_what_is_shared_and_an_administrator_restore
     restore(file, target)
     restored = logs(target)
     assert restored == logs(place.admin)
-    assert {entry.author for entry in restored["s"]} == {"ann"}  # type: ignore[attr-defined]
+    assert {entry.stamp.author for entry in restored["s"]} == {"ann"}  # type: ignore[attr-defined]
     study = optuna.load_study(study_name="s", storage=place.storage(target))
     study.tell(study.ask(), 1.0)
     with pytest.raises(ConfigurationError, match="undo what others have seen"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.core import codec, snapshot
-from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialReclaim, TrialSet
+from hopaas_p2p.core.records import Commit, Stamp, TrialCreate, TrialFinish, TrialReclaim, TrialSet
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import ConfigurationError, Denied, SleptThrough, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.peer import Peer as RealPeer
@@ -61,7 +61,7 @@ def test_peers_on_both_sides_run_one_study() -> None:
 
 def test_authors_and_roles_are_those_of_the_far_store() -> None:
     world = World()
-    stamped = [Entry(lsn, outgoing(f"c{lsn}").payload, "ann", "worker", 17 + lsn) for lsn in (1, 2, 3)]
+    stamped = [Entry(lsn, outgoing(f"c{lsn}").payload, Stamp("ann", "worker", 17 + lsn)) for lsn in (1, 2, 3)]
 
     class Stamping(MemoryLog):
         def exchange(self, outgoing: object, since: int, beat: object = None) -> Receipt:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Record, Stamp
+from hopaas_p2p.core.records import Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.driver import LogDriver, study_driver
@@ -179,8 +179,8 @@ def founded(world: World, **policy: object) -> None:
 
 def replayed(entries: Iterable[Entry]) -> State:
     state = State()
-    for lsn, payload, author, role, at, _ in entries:
-        apply(state, lsn, codec.decode(payload), Stamp(author, role, at) if author or at else Stamp(role=role))
+    for lsn, payload, stamp, _ in entries:
+        apply(state, lsn, codec.decode(payload), stamp)
     return state
 
 

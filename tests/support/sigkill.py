@@ -24,7 +24,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study, open_study
@@ -143,8 +142,8 @@ def _watch_it_again(storage: Storage, study_id: int) -> None:
     """Replay the study's log from its beginning, and hold every State on the way against the invariants."""
     uuid = storage.handle(study_id).uuid
     state, witness = State(), Witness()
-    for lsn, payload, author, role, at, _ in everything(storage.peer.store.log(uuid)):
-        apply(state, lsn, codec.decode(payload), Stamp(author, role, at))
+    for lsn, payload, stamp, _ in everything(storage.peer.store.log(uuid)):
+        apply(state, lsn, codec.decode(payload), stamp)
         if lsn % 16 == 0:  # each look costs as much as the State is large
             witness.look(state)
     witness.look(state)

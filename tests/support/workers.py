@@ -29,7 +29,6 @@ import optuna
 import hopaas_p2p
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import LeaseLost
 from hopaas_p2p.study import Study
@@ -172,8 +171,8 @@ def judge(options: argparse.Namespace, peer: str) -> None:
     entries = everything(study.storage.peer.store.log(uuid))
     study.close()
     state, digests, log = State(), {}, hashlib.sha256()
-    for lsn, payload, author, role, at, _ in entries:
-        apply(state, lsn, codec.decode(payload), Stamp(author, role, at))
+    for lsn, payload, stamp, _ in entries:
+        apply(state, lsn, codec.decode(payload), stamp)
         log.update(b"%d %d " % (lsn, len(payload)) + payload)
         if lsn in options.lsns:
             digests[lsn] = snapshot.digest(state)

@@ -46,7 +46,7 @@ def test_a_frozen_trial_has_the_fields_that_are_set_without_its_constructor() ->
     assert (ours.state, ours.values) == (TrialState.PRUNED, [2.0]), CURE
 
 
-def a_frozen_trial() -> internals.FrozenTrial:
+def a_frozen_trial() -> FrozenTrial:
     return internals.new_frozen(
         3,
         3,
@@ -73,6 +73,7 @@ def test_a_deep_copy_of_a_frozen_trial_shares_nothing_that_can_be_changed() -> N
     ours = a_frozen_trial()
     copied = copy.deepcopy(ours)
     assert (copied, repr(copied)) == (ours, repr(ours))
+    assert repr(ours).startswith("FrozenTrial(number=3")
     assert not {*map(id, changeable_parts(copied))} & {*map(id, changeable_parts(ours))}
 
 

@@ -13,7 +13,10 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+import msgspec
+
 from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import SleptThrough, StoreCorrupt
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Log, Outgoing, append, read_all
 from hopaas_p2p.stores.bridge.messages import MirroredSnapshot, Segment, seal, unseal
@@ -82,7 +85,7 @@ class Mirror:
                     if lsn == self.lsn + 1:
                         self.lsn = lsn
                         self.chain = None if before is None else following(before, payload)
-                        yield Entry(lsn, payload, author, role, at, before)
+                        yield Entry(lsn, payload, Stamp(author, role, at), before)
             self._near = commit.lsn
             if not self._marks or self._marks[-1][0] < self.lsn:
                 self._marks.append((self.lsn, self._near))
@@ -96,7 +99,7 @@ class Mirror:
         new: list[Entry] = []
         for part in _segments([entry for entry in entries if entry.lsn > self.lsn]):
             if part[-1].lsn > self.lsn:
-                stamped = [(one.payload, one.author, one.role, one.at) for one in part]
+                stamped = [(one.payload, *msgspec.structs.astuple(one.stamp)) for one in part]
                 new += self._write(Segment(part[0].lsn, stamped, [one.before for one in part]))
         return new
 

@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, NewerFormat
 from hopaas_p2p.stores.base import Entry
@@ -242,7 +244,8 @@ def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 def _row(uuid: str, entry: Entry, seen: set[tuple[str, str]]) -> dict[str, Any]:
     """A commit as the table holds it. The nonce of one that a directory holds twice is made up."""
     nonce = codec.nonce_of(entry.payload) or f"restored:{entry.lsn}"
-    if (nonce, entry.author) in seen:
+    if (nonce, entry.stamp.author) in seen:
         nonce = f"restored:{entry.lsn}"
-    seen.add((nonce, entry.author))
-    return {"uuid": uuid, "nonce": nonce, **entry._asdict()}
+    seen.add((nonce, entry.stamp.author))
+    whole = {"lsn": entry.lsn, "payload": entry.payload, "before": entry.before, **msgspec.structs.asdict(entry.stamp)}
+    return {"uuid": uuid, "nonce": nonce, **whole}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
@@ -68,7 +69,7 @@ class PostgresLog:
             chain=outgoing.chain if outgoing else None,
         )
         entries = [
-            Entry(lsn, base64.b64decode(text), author, role, at, before)
+            Entry(lsn, base64.b64decode(text), Stamp(author, role, at), before)
             for lsn, text, author, role, at, before, _ in rows
         ]
         return Receipt(entries, more=bool(rows) and rows[-1][0] < rows[-1][6])
