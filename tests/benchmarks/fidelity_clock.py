@@ -17,8 +17,8 @@ from optuna.trial import Trial, TrialState
 from hopaas_p2p.core.rungs import Ladder, Rungs
 from tests.benchmarks.curves import EPOCHS, Curves
 
-_MOST: Final = 1500
-"""Configurations, after which a search counts as one that found nothing more."""
+_MOST: Final = (1500, 1 / 16)
+"""Configurations, or a share of them if that is more, after which a search counts as one that found nothing more."""
 
 
 class Found(NamedTuple):
@@ -58,6 +58,7 @@ class _Crowd:
         self.study = optuna.create_study(sampler=sampler, pruner=pruner, storage=optuna.storages.InMemoryStorage())
         self.now, self.epochs, self.configurations = 0.0, 0, 0
         self.found: list[Found] = []
+        self._most = max(_MOST[0], round(_MOST[1] * len(curves.values)))
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
@@ -76,7 +77,7 @@ class _Crowd:
         self.found.append(Found(self.now, value))
 
     def run(self, *, until: float, target: float | None) -> Searched:
-        while self._events and self._events[0][0] <= until and self.configurations < _MOST:
+        while self._events and self._events[0][0] <= until and self.configurations < self._most:
             self.now, _, what = heapq.heappop(self._events)
             what()
             if target is not None and self.found and self.found[-1].value <= target:

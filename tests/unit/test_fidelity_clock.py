@@ -7,13 +7,15 @@ import math
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 
 from hopaas_p2p.core.rungs import Rungs
 from tests.benchmarks.bench_fidelity import METHODS, NONE, Method, first_wave
-from tests.benchmarks.curves import DATA_SETS, EPOCHS, FILE, Curves, late_bloomers, recorded
+from tests.benchmarks.curves import DATA_SETS, EPOCHS, FILE, Curves, drawn, late_bloomers, recorded
 from tests.benchmarks.fidelity_clock import promote, prune
+from tests.benchmarks.search_clock import Recorded, Table
 
 SEEDS = range(3)
 ONE_BRACKET, THREE_BRACKETS = (name for name in METHODS if "Rungs" in name)
@@ -49,6 +51,16 @@ def test_the_file_of_curves_is_small_and_holds_what_is_promised() -> None:
         assert np.isfinite(curves.values).all()
         assert (curves.seconds > 0).all()
         assert curves.row(dict(zip(curves.sizes, curves.places(1234), strict=True))) == 1234
+
+
+def test_curves_that_are_drawn_end_in_the_order_of_what_was_recorded() -> None:
+    space = {"a": CategoricalDistribution((0, 1)), "b": IntDistribution(0, 2)}
+    records = {(a, b): Recorded(1.0 + a + 0.1 * b, 10.0 + b) for a in range(2) for b in range(3) if (a, b) != (1, 2)}
+    curves = drawn(Table(space, records))
+    assert list(np.argsort(curves.values[:, -1], kind="stable")) == [0, 1, 2, 3, 4, 5]  # what is missing is the worst
+    assert curves.best(0) == 0.0
+    assert np.allclose(curves.seconds.sum(1), [10, 11, 12, 10, 11, 1])
+    assert (curves.values[:, 0] > curves.values[:, -1]).all()
 
 
 def test_without_pruning_every_configuration_is_trained_to_its_end() -> None:
