@@ -246,7 +246,7 @@ class LogDriver(Generic[S]):
         """Append commits that another process of this user could not send; the log counts each of them once.
 
         Raises:
-            NoSuchStudy: the store has no such study. A store in place of another has its URL, but not its studies.
+            NoSuchStudy: the store has no such study, as one that was made where another had been, under the same URL.
 
         """
         with self.turn, translated():
@@ -254,7 +254,9 @@ class LogDriver(Generic[S]):
             if not self.session.joined:
                 self._join(began)
             if isinstance(self.state, State) and self.state.define is None:
-                raise NoSuchStudy("this store has not the study that it is of; perhaps another one was here before")
+                raise NoSuchStudy(
+                    "this store does not have the study that it belongs to; perhaps another one was here before"
+                )
             for commit in commits:
                 appended = False
                 while not appended:
