@@ -60,7 +60,7 @@ class CachedLog:
         self.pulled = -float("inf")
         self.trouble: str | None = None
         self.looked_at = False
-        """Whether it was read, or could not be, at least once."""
+        """Whether a first attempt to read it has ended, with or without success."""
 
     @property
     def freshness(self) -> Freshness:
@@ -81,7 +81,7 @@ class CachedStudy(CachedLog):
         self.deleted = False
         self.heartbeats_due = 0.0
         self.clocks: dict[str, float] = {}
-        """Peer -> seconds by which its clock is behind this machine's, by the heartbeats that came meanwhile."""
+        """Peer -> seconds by which its clock is behind this machine's, estimated from its heartbeats."""
         self._news = replica.session.cursor()  # without a reader, changes would accumulate
 
     @property

@@ -122,7 +122,7 @@ def app(opts: DashboardOptions, guard: AccessGuard) -> App:
 
     @contextlib.asynccontextmanager
     async def opening(_app: App) -> AsyncIterator[None]:
-        """Tell the address, and open a browser if that was asked for, as soon as the server answers."""
+        """Print the address, and open a browser if asked to, as soon as the server answers."""
         address = guard.address(opts.prefix or "/", opts.port)
         click.echo(f"open {address}", err=True)
         if opts.open_browser:

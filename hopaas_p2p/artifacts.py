@@ -46,6 +46,8 @@ _OPTUNA: Final = "artifacts:"
 _DASHBOARD: Final = "dashboard:artifacts:"
 """The prefix of the dashboard's attributes for files of trials, in the study; a trial id follows."""
 SUM: Final = "hopaas:artifact:"
+PREFIXES: Final = (_OPTUNA, SUM)
+"""What the names of a file's attributes begin with; its id follows."""
 OUTPUT: Final = "output.log"
 """The name of the file in which a worker keeps the end of a failed command's output."""
 _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")

@@ -120,7 +120,16 @@ def _converted(content: Mapping[str, Any]) -> Budget:
     try:
         return msgspec.convert(plain, Budget, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"the budget: {error}. There are: {_KEYS}") from None
+        raise InvalidInput(f"not a budget: {_problem(content, error)}. Keys of a budget: {_KEYS}") from None
+
+
+def _problem(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:
+    """What is wrong with it: the value where it is known."""
+    place = str(error).rpartition("`$.")[2].rstrip("`")
+    value: Any = content
+    for key in place.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return str(error) if value is None else f"{place} = {value!r} is not a value that this key takes"
 
 
 def _whole(trials: Any) -> int:

@@ -267,7 +267,7 @@ class Settings:
         except ValueError:
             value = -1.0
         if not value > 0:
-            raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): give positive seconds")
+            raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): give a positive number of seconds")
         return value
 
     def publish(self) -> None:

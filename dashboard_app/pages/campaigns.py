@@ -78,7 +78,10 @@ def _cards(page: PageContext, wanted: str, *, archived: bool) -> None:
 def _html(frame: Frame, card: Card) -> str:
     safe = theme.safe
     of = f" of {card.budget:,}" if card.budget is not None else ""
-    counts = " · ".join(f"{count:,} {word}" for word, count in card.counts.items()) or "no trials yet"
+    counts = (
+        " · ".join(f"{count:,} {'failed' if word == 'fail' else word}" for word, count in card.counts.items())
+        or "no trials yet"
+    )
     peers = " · ".join(f"{safe(site)} {count}" for site, count in card.sites.items())
     small = [f"started by {safe(card.begun_by)}"] if card.begun_by else []
     small += [f"last trial {theme.ago(card.last)}"] if card.last is not None else []

@@ -28,7 +28,7 @@ def show(page: PageContext) -> None:
         results = {one.name for one in _frames(page, names, wait=False) if one.columns.best() is not None}
         st.session_state.setdefault("studies", sorted(names, key=lambda one: (one != before, one not in results))[:2])
     chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=compare.MOST_STUDIES)
-    along = theme.segments("Along", list(ALONG), names=ALONG.__getitem__, key="along")
+    along = theme.segments("Horizontal axis", list(ALONG), names=ALONG.__getitem__, key="along")
 
     def shown() -> str:
         frames = _frames(page, chosen)

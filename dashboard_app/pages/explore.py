@@ -63,7 +63,7 @@ def _by_site(frame: Frame) -> bool:
 def _history(frame: Frame, objective: int, mask: Mask) -> None:
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
-        along = theme.segments("Along", list(history.ALONG), names=history.ALONG.__getitem__, key="along")
+        along = theme.segments("Horizontal axis", list(history.ALONG), names=history.ALONG.__getitem__, key="along")
     with right:
         by_site = _by_site(frame)
     chart = _computed(frame, mask, history.history, along=along, objective=objective, by_site=by_site)

@@ -15,7 +15,7 @@ from dashboard_app.theme import draw
 from dashboard_app.views import campaigns, history, pruning, spread
 from dashboard_app.views import live as views
 from dashboard_app.views.columns import place
-from dashboard_app.views.spec import ChartSpec, number, rough
+from dashboard_app.views.spec import ChartSpec, number
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.report.facts import duration
 from hopaas_p2p.report.spending import budget_lines, cells, spending
@@ -23,10 +23,12 @@ from hopaas_p2p.report.spending import budget_lines, cells, spending
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
 _SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕", "lost": "↺"}
+_AT_REST: Final = ("open", "idle", "paused", "stopped", "failing")
+"""States of a study in which nothing runs, so no time to the budget can be told."""
 _CLOSED: Final = {
     "failing": "Too many trials failed in a row. No trial starts until the study is resumed.",
     "paused": "No trial starts. Running trials continue.",
-    "stopped": "No trial starts. Their peers finish the running ones.",
+    "stopped": "No trial starts. Peers finish the trials that are running.",
 }
 
 
@@ -75,13 +77,14 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     running = f"{peers} live peer{'s' * (peers != 1)} at {sites} site{'s' * (sites != 1)}"
     saving = "pruning saved none"
     if saved is not None:
-        saving = f"pruning saved about {rough(saved.hours)} h ({rough(saved.low)} to {rough(saved.high)})"
-    eta = "unknown" if pace.eta is None else duration(pace.eta)
+        low, high = pruning.hours(saved.low), pruning.hours(saved.high)
+        saving = f"pruning saved about {pruning.hours(saved.hours)} ({low} to {high})"
+    eta = "unknown" if pace.eta is None else duration(pace.eta) if card.word not in _AT_REST else "not running"
     budget = "no budget" if state.budget is None else f"{card.used:,} of {state.budget:,} used"
     why = _CLOSED.get(state.closed_because() or "", "")
     st.html(f'<div class="hp-row hp-start">{theme.pill(card.word)}<span class="hp-small">{why}</span></div>')
     finished = sum(card.counts.get(word, 0) for word in ("complete", "pruned", "fail"))
-    failed = f"of {finished:,} finished trials" + (f"; {pace.retried:,} more were run again" if pace.retried else "")
+    failed = f"of {finished:,} finished trials" + (f"; {pace.retried:,} more were retried" if pace.retried else "")
     theme.tiles([
         ("Best", card.best, card.best_of),
         ("Running", f"{card.counts.get('running', 0):,}", running + (f", {waiting:,} waiting" if waiting else "")),

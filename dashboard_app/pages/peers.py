@@ -69,7 +69,7 @@ def _body(page: PageContext, frame: Frame) -> None:
     headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "last seen", "clock", "machine", ""]
     theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", numeric=(4, 5))
     if len(found) > _ROWS:
-        theme.caption(f"and {len(found) - _ROWS:,} more that run nothing now")
+        theme.caption(f"and {len(found) - _ROWS:,} more that run no trial now")
 
 
 def _site(one: views.Site) -> list[str]:
@@ -144,7 +144,7 @@ def _timeline(frame: Frame, now: float) -> None:
     st.altair_chart(chart, key="gantt", height=height, alt=f"Timeline of {rows} peers: {drawn}.")
     tall = sorted(kinds, key=lambda kind: -_HEIGHTS[kind])
     notes = ["Each peer's times are by its own clock"]
-    notes += [f"The tallest bars are {', then '.join(tall)}"] if len(kinds) > 1 else []
+    notes += [f"Bars by height, tallest first: {', '.join(tall)}"] if len(kinds) > 1 else []
     notes += [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
     notes += [f"{found.bars_left_out:,} earlier stretches are not drawn"] if found.bars_left_out else []
     theme.caption(". ".join(notes) + ".")

@@ -8,7 +8,7 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import pruning
-from dashboard_app.views.pruning import Saved
+from dashboard_app.views.pruning import Saved, hours
 from dashboard_app.views.spec import number
 from hopaas_p2p.core.records import TrialState
 
@@ -49,12 +49,7 @@ def _tiles(saved: Saved | None, pruned: int, over: int) -> list[tuple[str, str, 
         return [*tiles, ("compute saved", "-", "needs pruned and complete trials with reports and times")]
     return [
         *tiles,
-        ("estimated compute saved", hours(saved.hours), f"between {hours(saved.low)} and {hours(saved.high)} (90 %)"),
+        ("estimated compute saved", hours(saved.hours), f"between {hours(saved.low)} and {hours(saved.high)} (90%)"),
         ("of what would have been needed", f"{saved.share:.0%}", f"{hours(saved.spent)} were spent"),
         ("steps of a complete trial", number(saved.steps), "on average"),
     ]
-
-
-def hours(value: float) -> str:
-    """Compute-hours as people read them."""
-    return f"{value * 60:.2g} min" if value < 0.1 else f"{value:.3g} h"

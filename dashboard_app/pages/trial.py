@@ -152,7 +152,7 @@ def _parameters(frame: Frame, trial: Trial) -> None:
     theme.heading("Parameters")
     who = chosen_by(trial, frame.state)
     if who:
-        st.html(f'<p class="hp-small">Chosen by: {theme.safe(who)}</p>')
+        st.html(f'<p class="hp-small">Parameters from: {theme.safe(who)}</p>')
     rows = []
     for one in views.standings(frame.state, frame.columns, trial.number):
         where = ""

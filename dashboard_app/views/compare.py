@@ -66,7 +66,7 @@ def best_so_far(studies: Named, *, along: Along = "number") -> ChartSpec | None:
     unit = "hours since the first start" if along == "time" else ALONG[along]
     option = spec.base(layers, xAxis=spec.axis(unit, tight=False), yAxis=spec.axis("best so far", nameGap=44))
     option["legend"]["show"] = True
-    return ChartSpec("Best so far", option, f"Best value along {unit}. {'; '.join(words)}.")
+    return ChartSpec("Best so far", option, f"Best value by {unit}. {'; '.join(words)}.")
 
 
 def distributions(studies: Named) -> ChartSpec | None:

@@ -107,7 +107,7 @@ def history(
     notes += [f"{far:,} outlying value{'s lie' if far > 1 else ' lies'} outside the chart"] if far else []
     many = "" if single else f" of objective {objective + 1} ({columns.directions[objective]})"
     alt = (
-        f"History{many} along {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
+        f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
         f"trial {best} with {spec.number(float(y[best]))}; it improved {len(best_rows) - 1} times."
     )
     return ChartSpec(f"History{many}", option, alt, ". ".join(notes))

@@ -14,6 +14,7 @@ from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report import palette
+from hopaas_p2p.report.facts import duration
 
 _DRAWS: Final = 400  # of the bootstrap; the ends of a 90 % interval move by about a percent of it with more
 _FEWER_DRAWS: Final = 100  # where each takes long, and the interval is narrow
@@ -46,11 +47,16 @@ class Saved(NamedTuple):
 
 
 ESTIMATOR: Final = (
-    "Each pruned trial is assumed to have gone on, at its own seconds per step, to the length of a complete trial: the "
-    "mean of what remains, over the lengths of the complete trials. The interval is the middle 90 % of resamplings "
-    "(bootstrap) of both the pruned and the complete trials. It does not cover that pruned trials might have been of "
-    "another length, or have become slower."
+    "Without pruning, each pruned trial would have continued, at its own seconds per step, to the length of a complete "
+    "trial; the estimate is the mean over the lengths of the complete trials. The interval is the middle 90% of "
+    "bootstrap resamples of the pruned and complete trials. It does not account for pruned trials that would have been "
+    "longer, shorter or slower."
 )
+
+
+def hours(value: float) -> str:
+    """Compute-hours as people read them."""
+    return duration(value * 3600) if value < 0.1 else f"{value:.3g} h"
 
 
 def saved(columns: Columns) -> Saved | None:
@@ -142,8 +148,8 @@ def curves(state: State, columns: Columns, *, height: int = 400) -> ChartSpec | 
     )
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
-    about += [f"the best, trial {number}" for number in best]
-    caption = f"{', '.join(about)}, of the trials with at least two reports"
+    about += [f"the best (trial {number})" for number in best]
+    caption = f"Trials with at least two reports: {', '.join(about)}."
     return ChartSpec("Learning curves", option, f"Learning curves: {', '.join(about)}.", caption, height=height)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.times import to_iso
 
@@ -38,7 +39,7 @@ def init(session: CliSession, url: str | None) -> None:
     session.done({"store": redacted(chosen), "was": before or None}, f"the store in {redacted(chosen)} {what}")
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def user() -> None:
     """Manage the users of a Postgres store. Administrators only."""
 
@@ -78,7 +79,7 @@ def user_rm(session: CliSession, username: str) -> None:
     session.done({"user": username}, f"Removed {username} with all tokens and grants.")
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def token() -> None:
     """Create, list and revoke tokens. Administrators only."""
 
@@ -110,7 +111,7 @@ def token_create(session: CliSession, user: str, valid: str, label: str, connect
     )
     output.say(
         f"{made.name} is valid until {_local(made.expires)}. It is not stored anywhere and not shown again: keep it in "
-        "a file of mode 600, and name that in HOPAAS_TOKEN_FILE."
+        "a file of mode 600, and set HOPAAS_TOKEN_FILE to its path."
     )
 
 
@@ -150,7 +151,7 @@ def token_revoke(session: CliSession, token_name: str) -> None:
 @click.command()
 @options(study="argument")
 def grants(session: CliSession) -> None:
-    """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may see it."""
+    """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may run this."""
     from hopaas_p2p import access
 
     found = access.grants(session.store_url, session.study_name)

@@ -27,10 +27,17 @@ def add_annotations(group: click.Group, whose: str, target: Callable[..., Any]) 
         text = file.read() if file is not None else message
         if text is not None:
             notes.save_note(study, text, number)
-            session.done({"note": text}, "note saved" if text else "note removed")
+            session.done({"note": text}, "Saved the note." if text else "Removed the note.")
             return
         found = notes.note_of(study, number)
-        session.show({"note": found}, lambda: click.echo(output.printable(found, lines=True)) if found else None)
+
+        def show_note() -> None:
+            if found:
+                click.echo(output.printable(found, lines=True))
+            else:
+                output.say("There is no note.")
+
+        session.show({"note": found}, show_note)
 
     @group.command(help=f"Print {whose} tags, or change them.")
     @target
@@ -40,4 +47,4 @@ def add_annotations(group: click.Group, whose: str, target: Callable[..., Any]) 
         from hopaas_p2p import notes
 
         tags = notes.change_tags(session.study(), number, add=add, remove=remove)
-        session.show({"tags": tags}, lambda: output.print_lines(tags))
+        session.show({"tags": tags}, lambda: output.print_lines(tags) if tags else output.say("There are no tags."))

@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import InvalidInput
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def artifact() -> None:
     """Put, get, list and remove files of a study and its trials. --study or HOPAAS_STUDY names the study."""
 
@@ -67,7 +68,7 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
         raise InvalidInput(f"{path} already exists. Use --force to overwrite it, or another TARGET.")
     with _bar(one.filename, one.size) as progress:
         artifacts.get(one, path, progress=progress)
-    session.done({**one._asdict(), "path": str(path)}, f"{path}: {_size(one.size)}")
+    session.done({**one._asdict(), "path": str(path)}, f"{path}: {output.size(one.size)}")
 
 
 @artifact.command()
@@ -80,13 +81,13 @@ def ls(session: CliSession, trial: int | None) -> None:
     found = session.study().artifacts().list(trial)
     short_ids = {one.id: short_id(one) for one in found}
     columns: Columns = {
-        "trial": "trial",
-        "name": "filename",
-        "size": lambda row: _size(row["size"]),
-        "type": "mimetype",
-        "id": lambda row: short_ids[row["id"]],
+        "TRIAL": "trial",
+        "NAME": "filename",
+        "SIZE": lambda row: output.size(row["size"]),
+        "TYPE": "mimetype",
+        "ID": lambda row: short_ids[row["id"]],
     }
-    session.show_table([one._asdict() for one in found], columns, right=("trial", "size"))
+    session.show_table([one._asdict() for one in found], columns, right=("TRIAL", "SIZE"), empty="No files yet.")
 
 
 @artifact.command()
@@ -97,14 +98,3 @@ def rm(session: CliSession, what: tuple[str, ...]) -> None:
     artifacts = session.study().artifacts()
     removed = [artifacts.delete(one) for one in what]
     session.done([one._asdict() for one in removed], f"Removed {', '.join(one.filename for one in removed)}.")
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return "-"
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

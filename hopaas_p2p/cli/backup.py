@@ -43,9 +43,8 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
     if manifest.files_left_out:
         output.say(f"Note: files and checkpoints are not in the backup: {manifest.files_left_out}")
     data = {**msgspec.to_builtins(manifest), "file": str(target)}
-    size = target.stat().st_size / 1e6
     what = f"{_studies(len(manifest.studies))}, {output.count(manifest.files, 'file')}"
-    session.done(data, f"Backed up {what} to {target} ({size:.1f} MB).")
+    session.done(data, f"Backed up {what} to {target} ({output.size(target.stat().st_size)}).")
 
 
 @click.command()
@@ -78,9 +77,10 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     manifest = opened.manifest
     if manifest.files_left_out:
         output.say(f"Note: the backup has no files and checkpoints: {manifest.files_left_out}")
-    what = f"{_studies(result.studies)} with {output.count(result.trials, 'trial')} and {result.files} files"
+    trials, files = output.count(result.trials, "trial"), output.count(result.files, "file")
+    what = f"{_studies(result.studies)} with {trials} and {files}"
     already = "The store already holds this whole backup."
-    done = already if result.already_there else f"Restored {what}, as of {to_iso(manifest.at)}."
+    done = already if result.already_there else f"Restored {what}, as of {output.utc_time(to_iso(manifest.at))}."
     session.done(result._asdict(), done)
 
 

@@ -6,17 +6,18 @@ import click
 from click.shell_completion import get_completion_class
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.settings import SETTINGS, variable
 from hopaas_p2p.stores.url import redacted
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def config() -> None:
     """Show the settings, and where each comes from.
 
-    An option wins over a HOPAAS_* variable, that over ./hopaas.toml, that over the user's own file
-    (~/.config/hopaas-p2p/config.toml), that over the default.
+    A setting is taken from the first place that has it: an option, a HOPAAS_* variable, ./hopaas.toml, your own file
+    (~/.config/hopaas-p2p/config.toml), the default.
     """
 
 

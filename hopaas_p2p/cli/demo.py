@@ -27,7 +27,7 @@ from hopaas_p2p.errors import ConfigurationError
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
-    default=75.0,
+    default=75,
     show_default=True,
     help="Seconds after which no more trials start.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import HopaasError
 
@@ -19,13 +20,13 @@ _follow = click.option(
     "--follow", is_flag=True, help="Continue until the study is done, and wait out outages of the tracker."
 )
 _interval = click.option(
-    "--interval", type=float, default=10.0, show_default=True, metavar="S", help="Seconds between updates."
+    "--interval", type=float, default=10, show_default=True, metavar="S", help="Seconds between updates."
 )
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; this command retries itself."""
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def export() -> None:
     """Copy a study to a tracker: a run for the study, a nested run for each trial.
 

@@ -39,7 +39,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--drain",
     metavar="SECONDS",
-    default=30.0,
+    default=30,
     show_default=True,
     type=click.FloatRange(0),
     help="Seconds that transactions get to end after SIGTERM.",

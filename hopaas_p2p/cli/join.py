@@ -72,7 +72,7 @@ def join(
         submit_joined(session, system, membership, command, request, worker)
         return 0
     if not command:
-        output.say(f"joined {membership.study!r}. To run trials: hopaas-p2p join -- COMMAND")
+        output.say(f"Joined {membership.study!r}. To run trials: hopaas-p2p join -- COMMAND")
         return 0
     code, _ = work(session, command, **worker)
     return code
@@ -168,7 +168,7 @@ def _reach(membership: Membership) -> Membership:
     ways.enter(membership)
     way, membership = ways.find(membership, _say)
     ways.enter(membership)
-    output.say(f"{membership.study!r} in {membership.store} is reached from here: {way.kind}")
+    output.say(f"Study {membership.study!r} in {membership.store}. Connection: {way.kind}")
     return membership
 
 

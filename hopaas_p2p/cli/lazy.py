@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -55,6 +57,20 @@ class LazyGroup(click.Group):
         for title, verbs in self.sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(widest), verb.help) for name, verb in verbs.items()])
+
+
+class Subgroup(click.Group):
+    """A group of commands; `--help` shows the whole first sentence of each."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, _first_sentence(self.commands[name])) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _first_sentence(command: click.Command) -> str:
+    paragraph = " ".join(inspect.cleandoc(command.help or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", paragraph)[0]
 
 
 def _unavailable(name: str, verb: Verb, error: ImportError) -> click.Command:

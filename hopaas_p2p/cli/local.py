@@ -28,7 +28,7 @@ _silence = click.option(
     "--silence",
     type=float,
     default=SILENCE,
-    show_default=True,
+    show_default=f"{SILENCE:g}",
     metavar="S",
     help="Seconds without a request after which a trial is returned.",
 )

@@ -21,7 +21,7 @@ _CLI: Final = "hopaas_p2p.cli"
 SECTIONS: Final = {
     "Run trials": {
         "join": Verb(f"{_CLI}.join:join", "Join a study with an invitation, and run a command for each trial."),
-        "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial: signals, time limit, exit codes."),
+        "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial, until the study is done."),
         "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
         "submit": Verb(f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
         "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),

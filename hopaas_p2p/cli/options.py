@@ -39,7 +39,7 @@ class CliSession:
         """The store that the command is about.
 
         Raises:
-            ConfigurationError: it is not set, or this directory's file would send the user's token to a stranger.
+            ConfigurationError: it is not set, or a file in this directory would send the user's token to another host.
 
         """
         url = self._required("store", "--store URL")

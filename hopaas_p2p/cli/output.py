@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -91,25 +90,6 @@ def number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
-    """Values of a column, with as many decimals in each cell, so that the points stand below each other.
-
-    Four significant digits of a typical value; what is far larger or smaller is written with an exponent.
-    """
-    sizes = sorted(abs(one) for cell in cells for one in cell or () if math.isfinite(one) and one != 0)
-    if not sizes or all(one == int(one) for one in sizes):
-        return [numbers(cell) for cell in cells]
-    typical = sizes[len(sizes) // 2]
-    places = max(0, min(8, 3 - math.floor(math.log10(typical))))
-
-    def text(value: float) -> str:
-        size = abs(value)
-        plain = not math.isfinite(value) or size == 0 or typical / 1000 <= size < max(1e6, typical * 1000)
-        return f"{value:.{places}f}" if plain and places < 8 else f"{value:.3e}"
-
-    return [", ".join(map(text, cell)) if cell else "-" for cell in cells]
-
-
 def numbers(values: Sequence[float] | None) -> str:
     """Numbers in one cell."""
     return ", ".join(number(value) for value in values) if values else "-"
@@ -127,6 +107,31 @@ def local_time(microseconds: int | None) -> str:
     """A time of the log, in this machine's time zone."""
     when = to_utc(microseconds)
     return when.astimezone().strftime("%Y-%m-%d %H:%M:%S") if when else "-"
+
+
+def utc_time(iso: str | None) -> str:
+    """A time of `times.to_iso`, without fractions of a second."""
+    return f"{iso[:10]} {iso[11:19]} UTC" if iso else ""
+
+
+def size(count: int | None) -> str:
+    """Bytes with three digits at most and a unit."""
+    if count is None:
+        return "-"
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def where(row: Mapping[str, Any]) -> str:
+    """Node and site of a peer, which are often the same; "-" if no peer is known."""
+    site, host = row["site"], row["host"]
+    if not site and not host:
+        return "-"
+    return host or "?" if site == host else f"{host or '?'} ({site or '?'})"
 
 
 def duration(seconds: float | None) -> str:

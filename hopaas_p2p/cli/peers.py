@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import InvalidInput
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.peer.liveness import SignOfLife
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def peers() -> None:
     """List the peers of a study. Ask one of them, or a whole site, to take no more trials."""
 
@@ -37,7 +38,7 @@ def list_(session: CliSession, show_all: bool) -> None:
     rows = _rows(study.state, signs_of_life(study.storage.peer, study.state))
     columns: Columns = {
         "PEER": "peer",
-        "WHERE": _where,
+        "WHERE": output.where,
         "USER": "user",
         "JOB": lambda row: row["job"] or (f"pid {row['pid']}" if row["pid"] else "-"),
         "RUNS": lambda row: ", ".join(f"#{number}" for number in row["running"]) or "-",
@@ -79,12 +80,6 @@ def _rows(state: State, signs: dict[str, SignOfLife]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _where(row: dict[str, Any]) -> str:
-    """Node and site, which are often the same."""
-    site, host = row["site"] or "?", row["host"] or "?"
-    return host if site == host else f"{host} ({site})"
 
 
 def _word(sign: SignOfLife | None) -> str:

@@ -25,11 +25,13 @@ def _address(session: CliSession) -> Address:
 @click.command()
 @options(study="none")
 @click.option("--dry-run", "-n", is_flag=True, help="Only list what would be removed.")
-@click.option("--keep", default=24.0, metavar="HOURS", show_default=True, help="Keep everything younger than this.")
+@click.option(
+    "--keep", default=24, type=float, metavar="HOURS", show_default=True, help="Keep everything younger than this."
+)
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots replace, and what deleted studies left in a bucket.
 
-    Never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that were
+    This is never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that were
     suspended for longer notice this, and join again.
     """
     if not keep >= 24.0:

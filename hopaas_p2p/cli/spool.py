@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import HopaasError, NoSuchStudy
 from hopaas_p2p.times import from_iso, to_iso
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def spool() -> None:
     """List, send and carry results that could not reach their store.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -12,6 +12,7 @@ from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.create import create, set_, set_budget
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
@@ -21,11 +22,18 @@ if TYPE_CHECKING:
     from hopaas_p2p.report.spending import Spending
     from hopaas_p2p.study import Study
 
+_POLICY: Final = {
+    "attempts": "at most {} attempts per trial",
+    "lease_ttl": "lease of {} s",
+    "max_failures": "ends after {} failures in a row",
+    "progress_timeout": "stops a trial after {} s without a report",
+    "interrupted": "interrupted trials {}",
+}
 _RUNGS = 12
 """Of a study that `show` lists: the highest ones. A population may have thousands."""
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def study() -> None:
     """Create, list, show, control, export, import and copy studies.
 
@@ -85,7 +93,10 @@ def schedule(session: CliSession, trial: int | None) -> None:
             [f"{'' if one.first is None else one.first}..{one.last}", f"#{one.trial}", output.parameters(one.params)]
             for one in found.entries
         ]
-        output.print_table(["STEPS", "TRIAL", "PARAMETERS"], rows)
+        if rows:
+            output.print_table(["STEPS", "TRIAL", "PARAMETERS"], rows)
+        else:
+            output.say(f"Trial {found.trial} has reported no steps.")
 
     session.show(found.as_data(), show_text)
 
@@ -133,8 +144,11 @@ def _show_audit(session: CliSession, study: Study) -> None:
 def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     from hopaas_p2p.report.spending import budget_lines, cells
 
-    counts = ", ".join(f"{count} {state}" for state, count in data["counts"].items() if count) or "none yet"
-    counts += f", of which {data['retried']} were run again" if data["retried"] else ""
+    again = {"FAIL": f" ({data['retried']} retried)"} if data["retried"] else {}
+    counts = (
+        ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
+        or "none yet"
+    )
     facts = {"study": data["name"], "store": data["store"], "state": data["state"]}
     facts["directions"] = ", ".join(data["directions"])
     facts["trials"] = f"{data['trials']} ({counts})"
@@ -149,18 +163,15 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     facts["running at"] = ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-"
     if data["silent"]:
         silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
-        facts["silent"] = "\n".join(silent)
+        facts["silent"] = "\n".join([*silent, "(their trials are taken over as soon as another peer runs)"])
     if found.rows:
         heads, rows = cells(found)
         facts["spent"] = "\n".join(output.aligned([heads, *rows], right=heads[3:]))
     facts["space"] = "\n".join(f"{name}: {one}" for name, one in data["space"].items()) or "define-by-run"
     policy = {name: value for name, value in data["policy"].items() if value is not None}
     said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
-    units = {"lease_ttl": " s", "progress_timeout": " s"}
-    facts["policy"] = ", ".join(
-        f"{name.replace('_', ' ')} {value}{units.get(name, '')}" for name, value in said.items()
-    )
-    facts["search"] = ", ".join(f"{name} {value}" for name, value in data["search"].items())
+    facts["policy"] = ", ".join(_POLICY[name].format(value) for name, value in said.items())
+    facts["search"] = ", ".join(f"{name}: {value}" for name, value in data["search"].items())
     if data["rungs"]:
         facts["rungs"] = "\n".join([*(one["text"] for one in data["rungs"][-_RUNGS:]), data["next"]])
     if data["checkpoints"]["count"]:

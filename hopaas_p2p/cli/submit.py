@@ -125,7 +125,7 @@ def told(session: CliSession, **given: str) -> dict[str, str]:
     if settings.get("token") and not settings.get("token_file"):
         raise ConfigurationError(
             "a job may not hold the token that is in HOPAAS_TOKEN, since others can read jobs. Write it into a file of "
-            "mode 600 that the nodes can read, and name that in HOPAAS_TOKEN_FILE"
+            "mode 600 that the nodes can read, and set HOPAAS_TOKEN_FILE to its path"
         )
     found = {name: given.get(name) or settings.get(name) for name in _TOLD}
     values = {name: str(value) for name, value in found.items() if value and value != SETTINGS[name].default}

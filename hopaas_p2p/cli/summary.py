@@ -233,10 +233,12 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
                 "end": to_iso(tenure.end),
                 "why": tenure.why,
                 "kept_as": tenure.kept_as,
+                "site": study.state.peers.get(tenure.owner, {}).get("site"),
                 "host": study.state.peers.get(tenure.owner, {}).get("host"),
             }
             for tenure in trial.history
         ],
+        "files": [one._asdict() for one in study.artifacts().list(trial.number)],
         "provenance": study.provenance(trial.number),
         "note": notes.read_note(attributes, trial_id_of(frozen)),
     }

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p import space
+from hopaas_p2p import artifacts, space
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
+from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
-from hopaas_p2p.report.facts import reason_line
+from hopaas_p2p.report.facts import reason_line, value_cells
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -23,7 +24,7 @@ _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
 _SORTS: Final = ("number", "value", "start", "seconds")
 
 
-@click.group()
+@click.group(cls=Subgroup)
 def trial() -> None:
     """List, show, enqueue, requeue, annotate and stop trials.
 
@@ -76,7 +77,7 @@ def list_(
         row["trials"] = chains.get(row["number"], [row["number"]])
     rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
     shown = rows[:limit]
-    cells = output.value_cells([row["values"] for row in shown])
+    cells = value_cells([row["values"] for row in shown])
     values = dict(zip((row["number"] for row in shown), cells, strict=True))
     columns: dict[str, str | Callable[[dict[str, Any]], str]] = {
         "#": "number",
@@ -84,7 +85,7 @@ def list_(
         "VALUE": lambda row: values[row["number"]],
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
-        "WHERE": "host",
+        "WHERE": output.where,
     }
     if chains:
         columns = {"#": "number", "CONTINUES": _earlier, **columns}
@@ -135,13 +136,14 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     reports = [f"{step}: {output.number(value)}" for step, value in data["reports"].items()]
     hidden = f" (the last 20 of {len(reports)})" if len(reports) > 20 else ""
     history = [
-        f"epoch {one['epoch']}: {one['owner']} at {one['host'] or '?'}, until {one['end']}: {one['why']}"
+        f"epoch {one['epoch']}: {one['owner']} at {output.where(one)}, "
+        f"until {output.utc_time(one['end'])}: {one['why']}"
         + (f"; its late result is trial {one['kept_as']}" if one["kept_as"] is not None else "")
         for one in data["history"]
     ]
     taken_away = data["end"] is not None and any(one["end"] == data["end"] for one in data["history"])
     if data["owner"] and not taken_away:
-        history.append(f"epoch {data['epoch']}: {data['owner']} at {data['host'] or '?'}")
+        history.append(f"epoch {data['epoch']}: {data['owner']} at {output.where(data)}")
     related = {
         "continues": data["continues"],
         "copies": data["copies"],
@@ -150,15 +152,18 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "late result of": data["late_of"],
     }
     links = [f"{what} #{other}" for what, other in related.items() if other is not None]
-    attributes = {**data["user_attrs"], **data["system_attrs"]}
+    listed = tuple(f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES)
+    attributes = {
+        name: value for name, value in {**data["user_attrs"], **data["system_attrs"]}.items() if name not in listed
+    }
     facts = {
         "trial": " ".join([str(data["number"]), *(f"#{tag}" for tag in data["tags"])]),
         "state": data["state"],
-        "values": output.numbers(data["values"]),
+        "values" if len(data["values"] or ()) > 1 else "value": output.numbers(data["values"]),
         "parameters": "\n".join(f"{name} = {_value(value)}" for name, value in data["params"].items()),
-        "chosen by": data["chosen_by"],
-        "start": data["start"] or "",
-        "end": data["end"] or "",
+        "parameters from": data["chosen_by"],
+        "start": output.utc_time(data["start"]),
+        "end": output.utc_time(data["end"]),
         "time": output.duration(data["seconds"]),
         "attempt": ", ".join([str(data["attempt"]), *links]),
         "reason": data["reason"] or "",
@@ -166,6 +171,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "reports": ", ".join(reports[-20:]) + hidden,
         "metrics": "\n".join(_last_logged(name, values) for name, values in data["metrics"].items()),
         "owners": "\n".join(history),
+        "files": "\n".join(f"{one['filename']} ({output.size(one['size'])})" for one in data["files"]),
         "ran with": ", ".join(f"{name} {value}" for name, value in data["provenance"].items()),
         "attributes": "\n".join(f"{name} = {_value(value)}" for name, value in attributes.items()),
         "note": data["note"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
-from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.liveness import sign_of_life
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ROWS: Final = 12  # running trials shown
 @click.command()
 @options(study="argument")
 @click.option("--until", metavar="CONDITION", help="Exit when it is true: done, 'best<0.1', 'failures>20 or done'.")
-@click.option("--interval", type=float, default=2.0, show_default=True, metavar="S", help="Seconds between updates.")
+@click.option("--interval", type=float, default=2, show_default=True, metavar="S", help="Seconds between updates.")
 @click.option("--timeout", type=float, metavar="S", help="Exit with code 1 after S seconds.")
 @click.option("--once", is_flag=True, help="Print the current state and exit.")
 @click.option("--reclaim", is_flag=True, help="Also take over the trials of peers that fell silent.")
@@ -54,9 +55,11 @@ def watch(
     the budget is used, a trial is the new best, or the study ends. If several processes watch, one of them posts.
     """
     if not interval > 0:
-        raise click.UsageError(f"--interval must be positive seconds, got {interval}")
+        raise click.UsageError(f"--interval must be a positive number of seconds, got {interval}")
     reached: Condition = parse_condition(until or "done")
     study = session.study()
+    if until is not None and re.search(r"\bbest\b", until) and len(study.optuna.directions) > 1:
+        raise InvalidInput(f"{until!r}: this study has several objectives, so it has no single best value")
     deadline = None if timeout is None else time.monotonic() + timeout
     live = sys.stdout.isatty() and not session.as_json and not once
     lines = _Lines(as_json=session.as_json)
@@ -191,7 +194,7 @@ def _sentence(look: dict[str, Any]) -> str:
 def _best(look: dict[str, Any]) -> str:
     best = look["best"]
     if isinstance(best, list):
-        return f"{len(best)} trials on the Pareto front"
+        return f"{output.count(len(best), 'trial')} on the Pareto front"
     return f"{output.numbers(best['values'])} (#{best['number']})" if best else "-"
 
 
@@ -219,8 +222,7 @@ def _table(look: dict[str, Any]) -> Group:
     table.add_column("LAST SEEN")
     for one in look["running"][:_ROWS]:
         silent = output.ago(one["last_seen"])
-        site, host = one["site"] or "?", one["host"] or "?"
-        where = host if site == host else f"{host} ({site})"
+        where = output.where(one)
         step = "-" if one["step"] is None else str(one["step"])
         cells = (str(one["number"]), where, output.duration(one["seconds"]), step, output.number(one["report"]), silent)
         table.add_row(*(Text(output.printable(cell)) for cell in cells))

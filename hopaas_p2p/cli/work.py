@@ -41,7 +41,7 @@ _NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
 @click.option(
     "--ttl",
     type=float,
-    default=3600.0,
+    default=3600,
     show_default=True,
     metavar="S",
     help="Let others take the trial over after S seconds of silence.",
@@ -63,7 +63,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     from hopaas_p2p.translate import to_optuna
 
     if not ttl > 0:
-        raise InvalidInput(f"--ttl must be positive seconds, got {ttl}")
+        raise InvalidInput(f"--ttl must be a positive number of seconds, got {ttl}")
     session.storage(peer_ttl=ttl)
     study = session.study()
     study.use(sampler=session.configured("sampler", sampler, study))
@@ -109,8 +109,8 @@ def _ticket_trial(
 ) -> Iterator[TicketTrial | SocketTrialClient]:
     """The trial of the ticket. --store takes precedence over the store in the ticket: paths differ between nodes.
 
-    Under a worker the ticket is the worker's socket, and no store is opened. `end` makes the record that will be told,
-    so that it can be kept if the store is away.
+    Under a worker the ticket is the worker's socket, and no store is opened. `end` makes the record to tell, so that it
+    can be kept if the store is unreachable.
     """
     found = session.settings.get("ticket", text)
     if not found:
@@ -197,7 +197,9 @@ def _judge(session: CliSession, trial: TicketTrial | SocketTrialClient, pruner: 
 @options(study="none")
 @_ticket
 @click.argument("values", nargs=-1, metavar="VALUE...")
-@click.option("--state", type=click.Choice(["complete", "pruned", "fail"]), help="[default: complete]")
+@click.option(
+    "--state", type=click.Choice(["complete", "pruned", "fail"]), help="How the trial ended. [default: complete]"
+)
 @click.option("--reason", help="Why it failed.")
 def tell(
     session: CliSession, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None

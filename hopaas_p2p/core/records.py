@@ -152,7 +152,7 @@ class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
 
 
 class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.control"):
-    """Run, pause or stop the study; set a new budget. None leaves a thing as it is; a budget of -1 lifts it."""
+    """Run, pause or stop the study; set a new budget. None leaves a setting as it is; a budget of -1 removes it."""
 
     status: str | None = None
     budget: int | None = None
@@ -161,13 +161,13 @@ class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.cont
 
 
 class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
-    """A peer introduces itself, once a study: site, host, user, pid, batch job, GPU, code version."""
+    """A peer introduces itself, once per study: site, host, user, pid, batch job, GPU, code version."""
 
     info: dict[str, str]
 
 
 class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
-    """A request to one peer, or to all of a site: finish what you run, take no more. `off` takes it back."""
+    """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes it."""
 
     peer: str | None = None
     site: str | None = None
@@ -257,7 +257,7 @@ class TrialFinish(msgspec.Struct, array_like=True, frozen=True, tag="trial.finis
 
 
 class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.release"):
-    """The owner gives its trial back: WAITING with the same parameters (pre-emption), or FAIL for good."""
+    """The owner returns its trial: WAITING with the same parameters (pre-emption), or FAIL for good."""
 
     number: int
     epoch: int
@@ -277,7 +277,7 @@ class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.recl
 
 
 class TrialTakeOver(msgspec.Struct, array_like=True, frozen=True, tag="trial.take_over"):
-    """An operator ends a trial that another peer runs, in its place. That peer's own result is then a late one."""
+    """An operator ends a trial on behalf of the peer that runs it. That peer's own result is then a late one."""
 
     number: int
     epoch: int

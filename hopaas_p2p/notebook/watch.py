@@ -27,7 +27,7 @@ class Watching:
 
     def __init__(self, study: Study, *, interval: float) -> None:
         if not interval > 0:
-            raise InvalidInput(f"interval must be positive seconds, got {interval}")
+            raise InvalidInput(f"interval must be a positive number of seconds, got {interval}")
         display, html = _notebook(study.name)
         self._study = study
         self._interval = interval

@@ -69,7 +69,8 @@ def history(state: State, objective: int = 0) -> Figure | None:
     )
     outside = sum(not y.low <= p.y <= y.high for p in (*complete, *pruned))
     caption = (
-        f"{key('complete', 'complete')} {key('pruned', 'pruned, at its last report')} {key('best', 'best so far')}"
+        f"{key('complete', 'complete')} {key('pruned', 'pruned, at its last report') if pruned else ''} "
+        f"{key('best', 'best so far')}"
     )
     if outside:
         caption += f" · {outside:,} lie outside and are drawn at the edge"
@@ -140,7 +141,7 @@ def curves(state: State) -> Figure | None:
     caption = (
         f"{key('best', f'best, #{best.number}')} {key('median', 'median of the complete ones')} "
         f"{key('complete', f'{len(sampled_whole)} of {len(whole):,} complete')} "
-        f"{key('pruned', f'{len(sampled_cut)} of {len(cut):,} pruned')}"
+        + (key("pruned", f"{len(sampled_cut)} of {len(cut):,} pruned") if cut else "")
     )
     about = f"the best trial, the median, {len(sampled_cut)} pruned and {len(sampled_whole)} complete trials"
     return Figure(

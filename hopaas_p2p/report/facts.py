@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core.attributes import AGAIN
@@ -197,6 +198,25 @@ def json_number(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
     return value
+
+
+def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
+    """Values of a column, with as many decimals in each cell, so that the points stand below each other.
+
+    Four significant digits of a typical value; what is far larger or smaller is written with an exponent.
+    """
+    sizes = sorted(abs(one) for cell in cells for one in cell or () if math.isfinite(one) and one != 0)
+    if not sizes or all(one == int(one) for one in sizes):
+        return [", ".join(f"{one:.6g}" for one in cell) if cell else "-" for cell in cells]
+    typical = sizes[len(sizes) // 2]
+    places = max(0, min(8, 3 - math.floor(math.log10(typical))))
+
+    def text(value: float) -> str:
+        size = abs(value)
+        plain = not math.isfinite(value) or size == 0 or typical / 1000 <= size < max(1e6, typical * 1000)
+        return f"{value:.{places}f}" if plain and places < 8 else f"{value:.3e}"
+
+    return [", ".join(map(text, cell)) if cell else "-" for cell in cells]
 
 
 def duration(seconds: float) -> str:

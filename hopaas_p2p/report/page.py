@@ -24,6 +24,7 @@ from hopaas_p2p.report.facts import (
     savings,
     shown,
     took,
+    value_cells,
 )
 from hopaas_p2p.report.importance import Importance, importance
 from hopaas_p2p.report.spending import budget_lines, cells, spending
@@ -181,10 +182,12 @@ def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:
     columns = names[:_COLUMNS]
     values = max(len(trial.values or ()) for trial in trials)
     heads = ["trial", *(["value"] if values == 1 else [f"value {i + 1}" for i in range(values)]), *columns]
+    told = [trial.values or () for trial in trials]
+    texts = [value_cells([one[at : at + 1] for one in told]) for at in range(values)]
     rows = []
-    for trial in trials:
+    for row, trial in enumerate(trials):
         params = params_of(trial, state)
-        cells = [str(trial.number), *(f"{value:.5g}" for value in trial.values or ())]
+        cells = [str(trial.number), *(column[row] for column in texts)]
         cells += [shown(params[name]) if name in params else "" for name in columns]
         retry = f"retry of {trial.retry_of}" if trial.retry_of is not None else ""
         rows.append([*cells, labels.get(trial.owner or "", ""), took(trial), retry])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, OpenLease, euro
@@ -175,16 +175,29 @@ HEADS: Final = ("site", "person", "state", "attempts", "time", "GPU hours", "cor
 
 def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
     """The table by site, person and state, without columns in which nothing is; its last line is the sum."""
-    rows = [[*_texts(row)] for row in [*found.rows, found.total]]
+    shown = [*found.rows, found.total]
+    columns = [aligned_amounts([_costs(row)[at] for row in shown]) for at in range(4)]
+    rows = [_texts(row, amounts) for row, amounts in zip(shown, zip(*columns, strict=True), strict=True)]
     keep = [at for at, _ in enumerate(HEADS) if any(row[at] not in ("", "0") for row in rows)]
     return [HEADS[at] for at in keep], [[row[at] for at in keep] for row in rows]
 
 
-def _texts(row: SpentRow) -> list[str]:
-    cost = row.cost
-    numbers = [amount(one) for one in (cost.gpu_hours, cost.core_hours, cost.kwh, row.euro)]
+def _texts(row: SpentRow, amounts: Sequence[str]) -> list[str]:
     state = "returned" if row.outcome == "given back" else row.outcome
-    return [row.site, row.user, state, f"{row.leases:,}", duration(cost.time / 1e6), *numbers, f"{cost.epochs:,}"]
+    seconds, epochs = duration(row.cost.time / 1e6), f"{row.cost.epochs:,}"
+    return [row.site, row.user, state, f"{row.leases:,}", seconds, *amounts, epochs]
+
+
+def _costs(row: SpentRow) -> tuple[float, ...]:
+    return row.cost.gpu_hours, row.cost.core_hours, row.cost.kwh, row.euro
+
+
+def aligned_amounts(values: Sequence[float]) -> list[str]:
+    """Amounts of a column with the same number of decimals, so that their points stand below each other."""
+    largest = max(values, default=0.0)
+    places = 3 if largest < 10 else 2 if largest < 100 else 1 if largest < 1000 else 0
+    least = 10.0**-places
+    return ["0" if one == 0 else f"<{least:g}" if one < least / 2 else f"{one:,.{places}f}" for one in values]
 
 
 def amount(value: float) -> str:
@@ -208,7 +221,7 @@ def budget_lines(found: Spending) -> list[str]:
         lines.append(f"ended: {found.reached}")
     elif found.more_trials and any(one.limit and one.spent for one in found.amounts if one.what != "trials"):
         lines.append(f"about {found.more_trials:,} more trials at the average cost so far")
-    return lines or ["no end"]
+    return lines or ["no limit"]
 
 
 def as_data(found: Spending) -> dict[str, object]:

@@ -164,8 +164,8 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     except Denied:
         yield Finding(name, passed=True, detail="not shared with this user")
         return
-    refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "nothing"
-    detail = f"{state.lsn} commits, {len(state.trials)} trials; refused: {refused}"
+    refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "none"
+    detail = f"{state.lsn} commits, {len(state.trials)} trials, {refused} refused"
     cure = "some bytes in the log are not commits; they are skipped, and nothing is lost"
     yield Finding.judged(name, detail, passed=not unreadable, cure=cure)
     if forks:

@@ -26,7 +26,7 @@ BudgetGiven = int | str | Mapping[str, Any] | Budget
 
 
 class StudyArguments(NamedTuple):
-    """What a caller of `open_study` gave. None: nothing, so what is stored holds, or the default."""
+    """What a caller of `open_study` gave. None: not given, so the stored value or the default applies."""
 
     directions: tuple[str, ...] | None
     space: Space | None
@@ -38,14 +38,14 @@ class StudyArguments(NamedTuple):
     interrupted: str | None
 
     def given_fields(self) -> list[str]:
-        """The names of what was given."""
+        """The names of the arguments that were given."""
         return [name for name, value in self._asdict().items() if value is not None]
 
     def definition(self, name: str, info: dict[str, str]) -> StudyDefine:
-        """The study as it is created, if it is not there.
+        """The study as it is created if it does not exist.
 
         Raises:
-            InvalidInput: no study can be like that; the message says what it can be.
+            InvalidInput: a value that no study can have; the message says what is allowed.
         """
         default = Policy()
         budget = Budget() if self.budget is None else budget_of(self.budget)
@@ -93,7 +93,7 @@ def _seconds(what: str, value: float | None) -> float | None:
     except (TypeError, ValueError):
         seconds = 0.0
     if not seconds > 0:
-        raise InvalidInput(f"{what} must be positive seconds, got {value!r}")
+        raise InvalidInput(f"{what} must be a positive number of seconds, got {value!r}")
     return seconds
 
 
@@ -115,7 +115,7 @@ def _checked(name: str, given: BaseDistribution | records.Distribution) -> recor
 
 
 def as_record(distribution: BaseDistribution | records.Distribution) -> records.Distribution:
-    """As the log gives it back to others: bounds of a Float are 0.0 and 1.0, choices are a tuple, here too."""
+    """In the form that the log returns to others: bounds of a Float are 0.0 and 1.0, and choices are a tuple."""
     if isinstance(distribution, BaseDistribution):
         return to_record(distribution)
     if isinstance(distribution, records.Float):
@@ -137,13 +137,13 @@ def _index(number: Any) -> int:
 
 
 def provenance_of(sampler: object, pruner: object) -> dict[str, str]:
-    """The names of sampler and pruner, for people to read: they are not stored."""
+    """The names of sampler and pruner, for people to read; not stored."""
     said = {"sampler": sampler, "pruner": pruner}
     return {key: type(value).__name__ for key, value in said.items() if value is not None}
 
 
 def definition_of(state: State, name: str) -> StudyDefine:
-    """What was said when the study was created.
+    """What was given when the study was created.
 
     Raises:
         StoreCorrupt: the study has commits, and its first, the definition, is not among them.
@@ -158,7 +158,7 @@ def definition_of(state: State, name: str) -> StudyDefine:
 
 
 def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str]) -> None:
-    """Raise if what was said differs from what is stored; what was left out is as stored."""
+    """Raise if what was given differs from what is stored; arguments that were left out do not count."""
     state = storage.state(study_id)
     stored = definition_of(state, wanted.name)
     lines = []
@@ -189,13 +189,14 @@ def _other_budget(state: State, wanted: Policy) -> list[str]:
     if given in (now, (stored.budget, stored.limits or Budget())):
         return []
     there, asked = (
-        words(msgspec.structs.replace(limits or Budget(), trials=trials)) or "no end" for trials, limits in (now, given)
+        words(msgspec.structs.replace(limits or Budget(), trials=trials)) or "no limit"
+        for trials, limits in (now, given)
     )
     return [f"budget: stored {there}, given {asked}"]
 
 
 def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity | None) -> None:
-    """Raise if rungs or a population were given and the study has others: the log decides by its own."""
+    """Raise if rungs or a population were given and the study has others, because those in the log count."""
     text = storage.state(study_id).system.get(FIDELITY)
     stored = None if text is None else decode_fidelity(text)
     if given is not None and given != stored:

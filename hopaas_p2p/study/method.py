@@ -41,7 +41,7 @@ _KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}
 
 
 class SearchMethod(NamedTuple):
-    """What the log of a study says, or one process. None: nothing."""
+    """The search method that the log of a study, or one process, asks for. None: nothing."""
 
     sampler: registry.Method | None = None
     pruner: registry.Method | None = None
@@ -61,7 +61,7 @@ class SearchMethod(NamedTuple):
         """What a caller says.
 
         Raises:
-            InvalidInput: a word that is not allowed, or a number out of range.
+            InvalidInput: a value that is not allowed, or a number out of range.
 
         """
         if repeats is not None and repeats not in REPEATS_POLICIES:
@@ -78,20 +78,20 @@ class SearchMethod(NamedTuple):
 
     @classmethod
     def stored(cls, system: Mapping[str, str]) -> SearchMethod:
-        """What the attributes of a study say."""
+        """The method in the attributes of a study."""
         keys = (SAMPLER, PRUNER, REPEATS, REPLICATES)
         sampler, pruner, repeats, replicates = (json.loads(system[key]) if key in system else None for key in keys)
         fidelity = decode_fidelity(system[FIDELITY]) if FIDELITY in system else None
         return cls(sampler, pruner, repeats, replicates, fidelity)
 
     def attributes(self) -> dict[str, str]:
-        """What is said, as attributes of a study."""
+        """What is set, as attributes of a study."""
         said = zip((SAMPLER, PRUNER, REPEATS, REPLICATES), self, strict=False)
         texts = {key: json.dumps(value, separators=(",", ":")) for key, value in said if value is not None}
         return texts if self.fidelity is None else texts | {FIDELITY: encode_fidelity(self.fidelity)}
 
     def differing(self, stored: SearchMethod) -> dict[str, str]:
-        """What is said here and is not what the study says, in words. Where trials pause is the log's alone."""
+        """What is set here and differs from the study, in words. Where trials pause is decided by the log alone."""
         found = {}
         for name, mine, theirs in zip(self._fields, self, stored, strict=True):
             if name != "fidelity" and mine is not None and theirs is not None and mine != theirs:
@@ -102,7 +102,7 @@ class SearchMethod(NamedTuple):
 
 
 def chosen_by(trial: LoggedTrial, state: State) -> str:
-    """Who chose the parameters of this trial, in words: the sampler of its first owner, or somebody who queued it.
+    """Where the parameters of this trial came from, in words: the sampler of its first owner, or the queue.
 
     A peer that uses another sampler than the study says so in its introduction. What the study's sampler was before an
     owner changed it is not known.
@@ -120,11 +120,12 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
     owner = trial.history[0].owner if trial.history else trial.owner
     if owner is None:
         return "imported" if trial.end is not None else ""
-    return state.peers.get(owner, {}).get("sampler") or in_words(SearchMethod.stored(state.system).sampler)
+    own, shared = state.peers.get(owner, {}).get("sampler"), SearchMethod.stored(state.system).sampler
+    return own or ("the default sampler" if shared is None else in_words(shared))
 
 
 def other_samplers(state: State) -> dict[str, int]:
-    """Samplers that some peers use instead of the study's, and how many trials those drew."""
+    """Samplers that some peers use instead of the study's, and the number of trials from each."""
     if not any("sampler" in info for info in state.peers.values()):
         return {}
     study = in_words(SearchMethod.stored(state.system).sampler)
@@ -134,7 +135,7 @@ def other_samplers(state: State) -> dict[str, int]:
 
 
 def in_words(value: registry.Method | Fidelity | str | int | None) -> str:
-    """One of the parts for people."""
+    """One of the parts, in words."""
     if isinstance(value, msgspec.Struct):
         return words.in_words(value)
     return registry.in_words(value) if value is None or isinstance(value, dict) else str(value)
@@ -164,7 +165,7 @@ class Searcher:
         self._own_sampler, self._own_pruner = sampler, pruner
         self._said = said
         self.system: Mapping[str, str] | None = None
-        """The study's attributes that it follows."""
+        """The study's attributes that this method follows."""
         self.stored = SearchMethod()
         self.repeats = "avoid"
         self.replicates = 1
@@ -173,7 +174,7 @@ class Searcher:
         self.pruner: optuna.pruners.BasePruner = pruner if pruner is not None else MedianPruner()
 
     def use(self, sampler: optuna.samplers.BaseSampler | None, pruner: optuna.pruners.BasePruner | None) -> None:
-        """Let this process have these as its own."""
+        """Use these in this process only."""
         said = SearchMethod.given(sampler, pruner, None, None)
         if sampler is not None:
             self._own_sampler = self.sampler = sampler
@@ -183,7 +184,7 @@ class Searcher:
             self._said = self._said._replace(pruner=said.pruner)
 
     def follow(self, system: Mapping[str, str]) -> bool:
-        """Take what the study's attributes say now; whether sampler or pruner are others than before."""
+        """Apply the study's attributes as they are now; returns whether the sampler or pruner has changed."""
         self.system, before = system, self.stored
         self.stored = stored = SearchMethod.stored(system)
         self.repeats = self._said.repeats or stored.repeats or "avoid"
@@ -202,7 +203,7 @@ class Searcher:
         return self._own_sampler, self._own_pruner
 
     def differing(self) -> dict[str, str]:
-        """What this process uses and the study does not."""
+        """What this process uses that differs from the study."""
         return self._said.differing(self.stored)
 
 

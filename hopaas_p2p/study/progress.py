@@ -69,7 +69,7 @@ class ProgressLog:
             _log.info("study %r: %s", self._study.name, self._standing())
 
     def waiting(self, why: str) -> None:
-        """No trial can start for now: said at once, and then once a minute."""
+        """No trial can start for now: logged at once, and then once per minute."""
         if self.enabled and time.monotonic() >= self._waiting_due:
             self._waiting_due = time.monotonic() + _INTERVAL
             _log.info("waiting for study %r: %s", self._study.name, why)

@@ -56,9 +56,9 @@ class Proposer:
     Args:
         storage, study_id: of the study.
         study: Optuna's own object, whose sampler is asked.
-        searcher: what is to be done about repeats.
+        searcher: how repeats are handled.
         space: the search space; empty when the objective suggests as it goes.
-        new_trial: gives the Trial of an id.
+        new_trial: returns the Trial of an id.
 
     """
 
@@ -88,13 +88,13 @@ class Proposer:
     # --- before the ask ---
 
     def propose(self, within: float) -> Proposed | None:
-        """Draw a configuration from the replica as it is, so that it travels with the ask; None where that cannot be.
+        """Draw a configuration from the replica, to be sent with the ask; None where that is not possible.
 
-        It cannot be without a search space, nor where the sampler needs the trial first; and it is not worth it if a
+        It is not possible without a search space or where the sampler needs the trial first, and is not worth it if a
         trial waits.
 
         Raises:
-            NoWork: the study gives out no trial; or known values are reused, and there is no new configuration.
+            NoWork: no trial can start; or known values are reused, and there is no new configuration.
 
         """
         if not self._space:
@@ -116,10 +116,10 @@ class Proposer:
         return proposed
 
     def redraw_if_taken(self, proposed: Proposed) -> bool:
-        """Replace what was drawn for a trial that has just started, if another peer asked for the same shortly before.
+        """Replace the configuration of a new trial if another peer started the same one shortly before.
 
-        Its proposal came with the exchange that started this trial. Of the two, the trial with the higher number is
-        changed; the new parameters leave in the background.
+        Its proposal came with the exchange that started this trial. Of the two trials, the one with the higher number
+        is changed; its new parameters are sent in the background.
         """
         trial, drawn = proposed.trial, proposed.proposal.params
         if self._searcher.repeats == "allow" or proposed.proposal.replicates > 1:
@@ -137,7 +137,7 @@ class Proposer:
         return True
 
     def drop(self, proposed: Proposed | None) -> None:
-        """This is not run: a trial that waited was given out, or none."""
+        """Drop the proposal: a waiting trial was started instead, or none."""
         if proposed is not None:
             with self._lock:
                 self._tried.release(proposed.proposal.params)
@@ -173,9 +173,9 @@ class Proposer:
     # --- after the ask ---
 
     def sample(self, trial: Trial) -> LoggedTrial | None:
-        """Let the sampler choose what a trial that has started lacks.
+        """Let the sampler choose the parameters that a started trial lacks.
 
-        Returns the trial whose known values are to be told for it at once, if there is one.
+        Returns the trial whose known values can be told for it at once, if there is one.
         """
         space, params = self._space, cached_trial(trial).params
         if not space or space.keys() <= params.keys():  # of a retry

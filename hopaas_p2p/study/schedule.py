@@ -30,12 +30,12 @@ class Schedule(NamedTuple):
     trial: int
     """The trial that it leads to."""
     value: float | None
-    """What that trial was worth in the end, or what it reported last."""
+    """The final value of that trial, or else its last report."""
     entries: tuple[ScheduleEntry, ...]
     """The first step first."""
 
     def at(self, step: int) -> dict[str, Any]:
-        """The parameters of this step; of a later one than was trained, those of the last.
+        """The parameters of this step; for later steps than were trained, those of the last one.
 
         Raises:
             InvalidInput: no step was trained.
@@ -62,7 +62,7 @@ class Schedule(NamedTuple):
         """The schedule that `to_json` wrote.
 
         Raises:
-            InvalidInput: it is another text.
+            InvalidInput: the text is not a schedule.
 
         """
         try:
@@ -73,7 +73,7 @@ class Schedule(NamedTuple):
             ]
             return cls(int(said["trial"]), said["value"], tuple(entries))
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(f"this is no schedule: {error!r}") from None
+            raise InvalidInput(f"this is not a schedule: {error!r}") from None
 
 
 def schedule_of(state: State, number: int, params_of: Callable[[int], Mapping[str, Any]]) -> Schedule:
@@ -95,7 +95,7 @@ def schedule_of(state: State, number: int, params_of: Callable[[int], Mapping[st
 
 
 def furthest(state: State) -> int | None:
-    """Of the trials that are not complete, the best of those that have come furthest; None: nothing was reported."""
+    """Of the incomplete trials, the best of those that have run longest; None if nothing was reported."""
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
     ranked = [
         (-max(trial.reports), math.inf if math.isnan(value) else sign * value, trial.number)

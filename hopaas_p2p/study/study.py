@@ -80,7 +80,7 @@ from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.proposer import Proposed, Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, furthest, schedule_of
-from hopaas_p2p.translate import fits, to_optuna, to_record
+from hopaas_p2p.translate import fits, to_optuna
 from hopaas_p2p.trial import Trial, as_values
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 
 _LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that starts no trial for now
+_FAILURES: Final = 10  # without any success, after which `optimize` stops, as a worker does: it would go on for ever
 
 Objective = Callable[[Trial], float | Sequence[float]]
 
@@ -128,16 +129,16 @@ def open_study(
         space: parameter -> distribution (ours or Optuna's). With it, `trial.params` are all there at `ask`; without,
             the objective suggests as it goes. A joiner may leave it out.
         direction: "minimize" or "maximize"; `directions` for several objectives.
-        sampler: Optuna's or ours. The study keeps its class and arguments, but no seed: a process that joins and gives
-            none uses the same. One that gives another uses that, with a warning.
+        sampler: Optuna's or ours. The study keeps its class and arguments, but no seed: a process that joins without
+            naming one uses the same. One that gives another uses that, with a warning.
         pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
         budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`, whose first limit
-            that is reached ends the study. None: no end.
-        attempts: how often one set of parameters may be started when its peers die or are pre-empted; 3 if not said.
+            that is reached ends the study. None: no limit.
+        attempts: how often one set of parameters may be started when its peers die or are pre-empted; by default 3.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
-        lease_ttl: seconds of silence after which a peer's trial is taken over; 120 if not said.
-        progress_timeout: seconds without a report or metric after which a live trial is asked to stop, and after as
-            many more reclaimed. None: never.
+        lease_ttl: seconds of silence after which a peer's trial is taken over; by default 120.
+        progress_timeout: seconds without a report or metric after which a live trial is asked to stop; after twice as
+            long it is reclaimed. None: never.
         interrupted: what becomes of a trial whose attempts are used up: "fail" (its place is given back), or "prune"
             at its last report.
         repeats: what becomes of a proposal that equals the parameters of another trial, in a study with a search space.
@@ -147,9 +148,9 @@ def open_study(
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst copy the best. Either replaces the pruner, and the budget counts configurations.
-        create: False joins only.
-        trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers
-            may say the same; one of them exports for all, in a thread of its own. Call `close` in the end.
+        create: False: only join an existing study.
+        trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers may give
+            the same trackers; one of them exports for all, in its own thread. Call `close` at the end.
         storage_options: passed on to `open_storage`.
 
     Raises:
@@ -196,7 +197,7 @@ def _join_or_create(storage: Storage, wanted: StudyDefine, said: SearchMethod, *
 
 
 class Study:
-    """A study as this process takes part in it. Get one from `open_study`. Methods may be called from any thread."""
+    """A study, seen and used from this process. Get one from `open_study`. Methods may be called from any thread."""
 
     def __init__(
         self,
@@ -221,7 +222,7 @@ class Study:
         self._exports: BackgroundExports | None = None
         self._about: dict[str, str] = {}
         self.quiet = False
-        """Whether `optimize` logs nothing, because another process shows how it goes on."""
+        """Whether `optimize` logs nothing because another process shows the progress."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_proposer"}  # a copy makes its own
@@ -244,7 +245,7 @@ class Study:
         return dict(self._space)
 
     def set_space(self, space: Mapping[str, Distribution]) -> None:
-        """Give a search space to a study that was created without, or imported: for `worker`, and for `ask`.
+        """Give a search space to a study that has none, such as an imported one; `worker` and `ask` use it.
 
         Raises:
             InvalidInput: no study can be searched in it.
@@ -258,7 +259,7 @@ class Study:
         self.__dict__.pop("_proposer", None)  # it is for the space before
 
     def infer_space(self) -> str:
-        """Use, in this process, the search space that the study's trials were drawn from; why that is not known."""
+        """Use the search space that the trials were drawn from, in this process; returns why it is not known."""
         found, why = inferred(self.state)
         self._inferred_space = {name: to_optuna(one) for name, one in found.items()}
         self.__dict__.pop("_proposer", None)
@@ -303,7 +304,7 @@ class Study:
         sampler: optuna.samplers.BaseSampler | None = None,
         pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
-        """Let this process search with these, whatever the study says; `search_with` changes it for all."""
+        """Use this sampler and pruner in this process, whatever the study's are; `search_with` changes them for all."""
         sampler = None if sampler is self.optuna.sampler else sampler
         pruner = None if pruner is self.optuna.pruner else pruner
         self._searcher.use(sampler, pruner)
@@ -317,7 +318,7 @@ class Study:
         return self._searcher.own
 
     def be_worker(self, about: dict[str, str]) -> None:
-        """Let this process's introduction to the study say this, too, and let `optimize` log nothing."""
+        """Add this to the process's introduction to the study, and make `optimize` log nothing."""
         self._about, self.quiet = about, True
         self._handle.introduce_as({**about, **self._searcher.differing()})
 
@@ -326,7 +327,7 @@ class Study:
     def ask(self) -> Trial:
         """Start the next trial: a WAITING one first, else a new one. Blocks for one exchange.
 
-        Keep the trial until you tell it: it is given back when nothing refers to it any more.
+        Keep a reference to the trial until you tell it: it is returned once nothing refers to it.
 
         Raises:
             NoWork: the budget is used up, the study is paused, stopped or failing, or its checkpoints take as much as
@@ -406,10 +407,10 @@ class Study:
         return None
 
     def running_here(self) -> list[int]:
-        """The trials that this process runs, by number: asked for, and not told or given back yet.
+        """The trials that this process runs, by number: asked for, but not yet told or returned.
 
-        A trial is given back by itself when its object was collected before it was told. What is listed here although
-        you do not have it any more is referred to by something else, such as the traceback of an interrupted cell.
+        A trial is returned automatically if its object is garbage-collected before it is told. If a trial is listed
+        that you no longer hold, something else refers to it, such as the traceback of an interrupted cell.
         """
         return self._handle.running_here()
 
@@ -486,8 +487,9 @@ class Study:
     def trial(self) -> Iterator[Trial]:
         """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
 
-        The end of the block tells what `trial.tell(value)` said, else the last report. `trial.prune()` prunes. An
-        exception fails the trial, with its reason, and goes on. SIGTERM and Ctrl-C release it: it will be run again.
+        At the end of the block the value is the one given to `trial.tell(value)`, or else the last report.
+        `trial.prune()` prunes. An exception fails the trial, is kept as the reason, and is raised again. SIGTERM and
+        Ctrl-C release it: it will be run again.
         """
         with sigterm_raises():
             trial = self.ask()
@@ -551,20 +553,22 @@ class Study:
     ) -> None:
         """Run trials until the study gives out no more, or `n_trials` or `timeout` (seconds) of this call are reached.
 
-        One exchange per trial: the end of one is sent with the start of the next. While the study is paused, or its
-        checkpoints take as much as its rungs allow, it waits.
-        It returns as soon as there is no work and every running trial has a live owner; while an owner is silent it
-        stays until that trial has been reclaimed and retried, for at most twice the lease's ttl. What happens is
+        Without `n_trials` it stops after 10 failures (or the study's `max_failures`) if no trial has succeeded before.
+
+        One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused, or
+        its checkpoints take as much as its rungs allow, it waits. It returns as soon as there is no work and every
+        running trial has a live owner; while an owner is silent it stays until that trial has been reclaimed and
+        retried, for at most twice the lease's ttl. What happens is
         logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
 
         Args:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
-            catch: exceptions that fail the trial and let this go on; others fail it and are raised.
+            catch: exceptions that fail the trial and let `optimize` continue; others fail the trial and are raised.
             callbacks: called after each trial with this study and the finished trial.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
                 submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
                 its own; see `hopaas_p2p.study.workers`.
-            workers: how many, on the executor. By default as many as it says it has.
+            workers: how many, on the executor. By default, as many as the executor says it has.
 
         Raises:
             InvalidInput: the objective cannot be called, or cannot travel to the executor. No trial is started.
@@ -592,6 +596,7 @@ class Study:
         """Run trials in this process, see `optimize`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
+        works = False
         trial = None
         with sigterm_raises(), ProgressLog(self) as progress:
             try:
@@ -604,11 +609,15 @@ class Study:
                         self._settle()
                         progress.stopped("the time is up")
                         break
+                    if n_trials is None and not works and done >= (self.state.policy.max_failures or _FAILURES):
+                        self._settle()
+                        progress.stopped(f"all {done} trials of this call failed")
+                        break
                     trial = self._next_trial(deadline, progress)
                     if trial is None:
                         break
                     self._settle()
-                    self._run(trial, objective, caught, progress)
+                    works = self._run(trial, objective, caught, progress) is not TrialState.FAIL or works
                     done += 1
                     if callbacks:
                         self._settle()
@@ -640,7 +649,8 @@ class Study:
                 if not self._may_come_back(none) or left <= 0.0:
                     progress.stopped(none.reason)
                     return None
-                progress.waiting(none.reason)
+                retried = "" if none.waits else "; a trial that still runs may have to be run again"
+                progress.waiting(none.reason + retried)
                 time.sleep(min(pause, left))
                 if none.waits:
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
@@ -665,8 +675,8 @@ class Study:
 
     def _run(
         self, trial: Trial, objective: Objective, caught: tuple[type[Exception], ...], progress: ProgressLog
-    ) -> None:
-        """Run one trial to its end, which is queued."""
+    ) -> TrialState:
+        """Run one trial to its end, which is queued; returns how it ended."""
         state, values, reason = TrialState.COMPLETE, None, None
         try:
             result = objective(trial)
@@ -678,13 +688,14 @@ class Study:
             self._end_later(trial, progress, TrialState.FAIL, reason=describe(error))
             if not isinstance(error, caught):
                 raise
-            return
+            return TrialState.FAIL
         else:
             try:
                 values = as_values(result, expected=len(self.optuna.directions))
             except InvalidInput as error:
                 state, reason = TrialState.FAIL, str(error)
         self._end_later(trial, progress, state, values, reason)
+        return state
 
     def _end_later(
         self,
@@ -714,7 +725,7 @@ class Study:
             if space and name not in space:
                 raise InvalidInput(f"the study has no parameter {name!r}; it has {', '.join(space)}")
             if name in space and not contains(space[name], value):
-                raise InvalidInput(f"{name} = {value!r} is outside {to_record(space[name])}")
+                raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
         before = optuna.trial.create_trial(
             state=TrialState.WAITING,
             system_attrs={"fixed_params": dict(params)},
@@ -740,19 +751,21 @@ class Study:
         )
 
     def pause(self) -> None:
-        """Give out no trials until `resume`; running ones go on."""
+        """Start no trials until `resume`; running ones continue."""
         self._control(StudyControl(status="paused"))
 
     def resume(self) -> None:
-        """Give out trials again; also forgets failures in a row."""
+        """Start trials again; also resets the count of failures in a row."""
         self._control(StudyControl(status="running"))
 
     def stop(self) -> None:
-        """End the campaign: no more trials; running ones are finished by their owners."""
+        """End the campaign: no more trials start, and owners finish the running ones."""
         self._control(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
-        """Move the budget: a whole number moves that of trials only, anything else replaces all of it; None lifts it.
+        """Change the budget: a whole number changes the number of trials only; None removes the budget.
+
+        Anything else replaces the whole budget.
 
         Raises:
             InvalidInput: a limit that is not allowed.
@@ -774,7 +787,7 @@ class Study:
 
     @property
     def method(self) -> SearchMethod:
-        """How the study's log says that it is searched; None where it says nothing."""
+        """How the study is searched, according to its log; None where the log says nothing."""
         return SearchMethod.stored(self.state.system)
 
     def search_with(
@@ -786,7 +799,7 @@ class Study:
         replicates: int | None = None,
         fidelity: Fidelity | None = None,
     ) -> None:
-        """Change how all peers search that do not say otherwise themselves: from their next trial on. Owners only.
+        """Change how peers search, from their next trial on; peers with their own settings keep them. Owners only.
 
         Raises:
             InvalidInput: a word that is not allowed, or a sampler or pruner whose class or arguments cannot be kept.
@@ -809,17 +822,17 @@ class Study:
     def collect_checkpoints(self) -> int:
         """Remove the checkpoints of a study with fidelity that no trial will resume from; returns how many.
 
-        `optimize` and the worker do it when they end. Blocks for a request per file.
+        `optimize` and the worker do it when they end. Blocks for one request per file.
         """
         self.storage.state(self.study_id)
         return checkpoints.collect(self._handle)
 
     def without_rungs(self) -> None:
-        """Let trials pause no more, at rungs or in a population; what waits stays as it is. Owners only."""
+        """Let no more trials pause, at rungs or in a population; trials that are paused stay so. Owners only."""
         self._control(records.StudySet(system={FIDELITY: encode_fidelity(None)}))
 
     def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
-        """Ask a peer (by uuid), or all of a site, to finish what they run and take no more; `off` takes it back."""
+        """Ask a peer (by uuid), or a whole site, to finish its trials and take no more; `off` revokes this."""
         if (peer is None) == (site is None):
             raise InvalidInput("drain either a peer or a site")
         self._control(PeerDrain(peer=peer, site=site, off=off))
@@ -840,13 +853,13 @@ class Study:
         state: TrialState | str | None = None,
         reason: str | None = None,
     ) -> None:
-        """End a trial that another peer runs, in its place: durable when this returns.
+        """End a trial on behalf of the peer that runs it: durable when this returns.
 
-        The log says who did it. The owner is told at its next report or tell that it has lost the trial; a complete
-        result of its own is kept as a late one. For a study that was opened with `operator=True`.
+        The log says who did it. At its next report or tell, the owner learns that it has lost the trial; if it tells a
+        complete result, that is kept as a late one. For a study that was opened with `operator=True`.
 
         Args:
-            number: the trial's.
+            number: the trial's number.
             values: the objective's value or values, for a COMPLETE trial.
             state: "complete", "pruned" or "fail", if it does not follow from `values`.
             reason: why.
@@ -906,7 +919,7 @@ class Study:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials of all peers, by number. Shared: not to be changed."""
+        """All trials of all peers, by number. Shared: do not change them."""
         return self.storage.get_all_trials(self.study_id, deepcopy=False)
 
     @property
@@ -937,7 +950,7 @@ class Study:
         """The parameters by step that led to a trial: in a population, through the trials that it copied.
 
         Args:
-            trial: its number. None: the best one; before any is complete, the best of those that have come furthest.
+            trial: its number. None: the best one; before any is complete, the best of those that have run longest.
 
         Raises:
             InvalidInput: there is no such trial, or none that has reported anything.
@@ -967,7 +980,7 @@ class Study:
 
     @property
     def directions(self) -> list[StudyDirection]:
-        """One for each objective."""
+        """One per objective."""
         return self.optuna.directions
 
     @property
@@ -980,7 +993,7 @@ class Study:
         self.optuna.set_user_attr(key, value)
 
     def trials_dataframe(self, **options: Any) -> pd.DataFrame:
-        """Optuna's table of all trials, with `attempt`, `owner`, `site` and `host` beside it. Needs pandas."""
+        """Optuna's table of all trials, plus `attempt`, `owner`, `site` and `host`. Needs pandas."""
         try:
             frame = self.optuna.trials_dataframe(**options)
         except ImportError:
@@ -1038,10 +1051,10 @@ class Study:
         """Show this study in a notebook, kept up to date while other cells run. Returns at once.
 
         Args:
-            interval: seconds between two looks.
+            interval: seconds between updates.
 
         Raises:
-            InvalidInput: this is no notebook; in a terminal use `hopaas-p2p watch`.
+            InvalidInput: this is not a notebook; in a terminal use `hopaas-p2p watch`.
 
         """
         from hopaas_p2p.notebook.watch import Watching
@@ -1049,7 +1062,7 @@ class Study:
         return Watching(self, interval=interval)
 
     def close(self) -> None:
-        """Send what is queued and let go of the store; with trackers, the last of it goes there first, for 30 s."""
+        """Send what is queued and close the store; trackers are brought up to date first, for at most 30 s."""
         if self._exports is not None:
             self._exports.close()
         self.storage.close()

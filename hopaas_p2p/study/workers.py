@@ -46,7 +46,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK: Final = 0.25  # seconds between looks at futures and log
 _LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that ended in between
 _CREW, _WORKER = "crew", "worker"
-"""In the introduction of a peer: whose worker it is, and which."""
+"""Part of a peer's introduction: whose worker it is, and which one."""
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _PASSED_ON: Final = ("token_file", "token_host", "ca_file", "proxy_file", "joined", "artifacts")
 
@@ -148,7 +148,7 @@ class WatchedWorkers:
             _check_travels(objective)
 
     def run(self, callbacks: Sequence[Callable[[Study, FrozenTrial], None]]) -> None:
-        """Run it to its end; raises what the objective raised, or what interrupted this process."""
+        """Run to the end; raises what the objective raised, or what interrupted this process."""
         with ProgressLog(self._study) as progress:
             try:
                 self._send(min(self._wanted, self._left or self._wanted))

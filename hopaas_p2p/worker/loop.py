@@ -121,7 +121,7 @@ class Worker:
         """How the last failed trial ended, in one line."""
         study.storage.peer.store_wait = _ASK_TIMEOUT
         self.last: str | None = None
-        """How the last trial ended: a trial's state, WAITING when it was given back, LOST when it was taken over."""
+        """How the last trial ended: a trial's state, WAITING if it was returned, LOST if it was taken over."""
         self.ran: list[tuple[int, str]] = []
         """The number and `last` of each trial."""
         self._check()
@@ -300,6 +300,7 @@ class Worker:
     def _run(self, trial: Trial) -> None:
         """Run one trial to its end, whatever that is."""
         log = self._log(trial.number)
+        self._failure = ""
         given = " ".join(f"{name}={_shown(value)}" for name, value in trial.params.items())
         self._say(f"trial {trial.number}: {given} · log {log}")
         server = TrialSocketServer(self.study, trial)
@@ -317,7 +318,8 @@ class Worker:
             server.close()
         self._conclude(trial, child, server, end)
         taken = time.monotonic() - child.began
-        self._say(f"trial {trial.number}: {self.last}{self._value(trial)} after {taken:.1f} s")
+        why = f": {self._failure}" if self.last == "FAIL" and self._failure else ""
+        self._say(f"trial {trial.number}: {self.last}{self._value(trial)} after {taken:.1f} s{why}")
 
     def _value(self, trial: Trial) -> str:
         """Its values, if it is complete, as far as this process knows without asking the store."""
@@ -443,7 +445,6 @@ class Worker:
         if reason and state == "fail":
             lines = reason.splitlines()
             self._failure = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1].strip()}"
-            self._say(f"trial {trial.number} failed: {self._failure}")
 
     def _store_output(self, trial: Trial) -> None:
         """Keep the end of the output of the command that has failed; before the trial is told, for it is its file."""

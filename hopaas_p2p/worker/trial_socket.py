@@ -84,7 +84,9 @@ def _private_directory() -> Path:
     for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108
         if base and len(base) + 24 <= _LONGEST_PATH and os.access(base, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="hopaas-", dir=base))
-    raise InvalidInput("no directory for a socket with a path short enough; set TMPDIR to one, such as /tmp")
+    raise InvalidInput(
+        "no temporary directory has a path short enough for a socket; set TMPDIR to a short one, such as /tmp"
+    )
 
 
 class _Place(NamedTuple):

@@ -77,7 +77,7 @@ def _one(url: str, near: str, round_trip: float) -> list[str]:
         found[name] = 1000 * statistics.median(seconds[10:])
         store.close()
     added = found["bridged"] - found["direct"]
-    what = f"wait for a commit over {1000 * round_trip:.0f} ms, ms (a bridge adds {added:.1f})"
+    what = f"commit latency over a {1000 * round_trip:.0f} ms link, ms (a bridge adds {added:.1f})"
     return [_row(what, found["direct"], found["bridged"])]
 
 
@@ -129,7 +129,7 @@ def _catching_up(server: Server, url: str, near: str) -> list[str]:
         seconds.append(time.perf_counter() - began)
         store.close()
     return [
-        _row(f"a study of {_LONG:,} commits, brought for the first time, s", seconds[0], seconds[1], "{:,.2f}"),
+        _row(f"a study of {_LONG:,} commits, copied for the first time, s", seconds[0], seconds[1], "{:,.2f}"),
         _row("… read by the next peer, s", seconds[0], seconds[2], "{:,.2f}"),
     ]
 

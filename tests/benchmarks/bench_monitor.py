@@ -234,7 +234,7 @@ def rows(directory: Path) -> list[tuple[str, str, str, str, str]]:
                 "5 MB",
             ),
             (
-                "… longest task: no click is answered",
+                "… longest task, during which no click is answered",
                 _s(ours["live"].longest),
                 _s(theirs.longest),
                 _r(theirs.longest, ours["live"].longest),

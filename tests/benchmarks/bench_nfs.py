@@ -25,7 +25,7 @@ def main() -> str:
             what = f"`{options}`: trials per minute, 8 workers on 2 nodes"
             lines.append(f"| {what} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.1f} x | 3 x |")
             calls = calls_per_trial(lab, options)
-            lines.append(f"| … calls of the server per trial, one worker | {sum(calls.values()):.1f} | | | 12 |")
+            lines.append(f"| … server calls per trial, one worker | {sum(calls.values()):.1f} | | | 12 |")
             idle = idle_calls(lab, options)
             lines.append(f"| … calls per second of 3 idle peers together | {idle:.1f} | | | 3 |")
             seen = seen_after(lab, options, trials=30)

@@ -69,17 +69,17 @@ def _trials(places: Places) -> list[Row]:
         rdb, grpc = (_one_trial(places, kind, round_trip, 3 if round_trip else 20) for kind in ("rdb", "grpc"))
         found += [
             Row(
-                f"a trial over {link}, ms",
+                f"time per trial over {link}, ms",
                 *[f"{1000 * one.seconds:,.1f}" for one in (plain, rdb, grpc)],
                 times(plain.seconds, rdb.seconds, grpc.seconds),
             ),
             Row(
-                f"… with `Study.optimize` of ours, ms (over {link})",
+                f"… with our `Study.optimize`, ms (over {link})",
                 f"{1000 * own.seconds:,.1f}",
                 ratio=times(own.seconds, rdb.seconds, grpc.seconds),
             ),
             Row(
-                f"flights a trial (over {link})",
+                f"one-way messages per trial (over {link})",
                 f"{plain.flights:.1f}; ours {own.flights:.1f}",
                 f"{rdb.flights:.1f}",
                 f"{grpc.flights:.1f}",

@@ -136,7 +136,7 @@ def _idle(server: Seaweed) -> list[Row]:
         storage.close()
     return [
         Row(
-            "an idle peer, each ttl/3: GETs; beats",
+            "an idle peer, per ttl/3: GETs; beats",
             f"{asked['GET'] / thirds:.2f}; {asked['PUT beat'] / thirds:.2f}",
             "",
             "1; 1",

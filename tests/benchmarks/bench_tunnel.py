@@ -132,7 +132,7 @@ def _one_statement(here: Place) -> list[Row]:
         far = _in_turns({"direct": here.connect("direct", one.port), "tunnel": here.connect("tunnel", other.port)}, 2)
     return [
         _row("`SELECT 1` on loopback, ms", _each(_quietest, near), 1e3, "{:.3f}", "5 x, 0.6 ms"),
-        _row("… mean of all, with what else the machine did, ms", _each(statistics.fmean, near), 1e3, "{:.3f}"),
+        _row("… mean over all, other load on the machine included, ms", _each(statistics.fmean, near), 1e3, "{:.3f}"),
         _row("`SELECT 1` over 30 ms, median, ms", _each(statistics.median, far), 1e3, "{:.2f}", "1.05 x"),
     ]
 
@@ -289,14 +289,14 @@ def _crowd(here: Place) -> list[Row]:
             f"{1e3 * through.p50:.0f}, {1e3 * through.p99:.0f}",
         ),
         Row(
-            "… CPU of the gateway an exchange, µs; so one core carries, a second",
+            "… gateway CPU per exchange, µs; exchanges per second that one core can carry",
             "",
             f"{1e6 * used / exchanges:.0f}; {exchanges / used:,.0f}",
             "",
             "1,500",
         ),
         Row(
-            "… memory of the gateway a connection, kB: idle; at most, while exchanging",
+            "… gateway memory per connection, kB: idle; maximum during exchanges",
             "",
             f"{(idle - before) / peers / 1e3:.0f}; {(most - before) / peers / 1e3:.0f}",
             "",

@@ -85,6 +85,6 @@ def at_full_speed(server: Seaweed) -> list[Row]:
     both = list(zip(found["ours"], found["theirs"], strict=True))
     return [
         Row("8 peers of 8 threads at full speed, records/s", *both[0], "100"),
-        Row("… slowest peer, as a part of the fastest", *both[1], "0.5"),
+        Row("… slowest peer, as a fraction of the fastest", *both[1], "0.5"),
         Row("… p50 and p99 of a call, ms", *both[2]),
     ]

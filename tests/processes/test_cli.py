@@ -155,7 +155,7 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
         (["study", "create", "t", "-s", "./store", "--space", "x=float(3,1)"], 2, "'x'"),
         (["study", "create", "t", "-s", "./store", "--direction", "up"], 2, "'up'"),
         (["trial", "show", "99", "--study", "s", "-s", "./store"], 1, "no trial 99"),
-        (["trial", "enqueue", "lr=9", "--study", "s", "-s", "./store"], 2, "outside"),
+        (["trial", "enqueue", "lr=9", "--study", "s", "-s", "./store"], 2, "is not in float"),
         (["trial", "enqueue", "lr", "--study", "s", "-s", "./store"], 2, "NAME=VALUE"),
         (["trial", "list", "--state", "odd", "--study", "s", "-s", "./store"], 2, "'odd' is not a state"),
         (["trial", "stop", "0", "--study", "s", "-s", "./store"], 1, "COMPLETE, not RUNNING"),

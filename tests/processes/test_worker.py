@@ -115,7 +115,7 @@ def test_a_command_that_breaks_fails_with_its_last_words(study: Study, tmp_path:
     reason = study.state.trials[0].reason or ""
     assert reason.startswith("the command ended with 1")
     assert reason.endswith("ValueError: the loss is not a number")
-    assert "trial 0 failed: the command ended with 1: ValueError: the loss is not a number" in said
+    assert ": the command ended with 1: ValueError: the loss is not a number" in said
     assert "the loss is not a number" in (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
 
 

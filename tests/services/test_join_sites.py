@@ -51,7 +51,7 @@ def test_at_an_open_site(invited: World, tmp_path: Path) -> None:
     words = ["join", str(file), "--max-trials", "2", "--logs", str(tmp_path / "logs"), "--", *TRIAL]
     done = spaces.run("open", *words, **config(tmp_path, "open"))
     assert done.returncode == 0, done.stderr
-    assert "is reached from here: direct" in done.stderr
+    assert "Connection: direct" in done.stderr
     state = invited.state()
     assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 2
     assert sites(state) == {"open"}
@@ -62,7 +62,7 @@ def test_behind_a_proxy_with_a_password_that_restarts(invited: World, tmp_path: 
     words = ["join", str(file), "--max-trials", "3", "--logs", str(tmp_path / "logs"), "--", *TRIAL]
     env = config(tmp_path, "site1") | {"HTTPS_PROXY": squid.proxy()}
     joined = invited.spaces.start("site1", [*CLI, *words], log="join.log", **env)
-    invited.spaces.wait_for("join.log", "is reached from here: proxy")
+    invited.spaces.wait_for("join.log", "Connection: proxy")
     squid.kill()
     squid.start()
     assert joined.wait(150) == 0, invited.spaces.said("join.log")
@@ -115,7 +115,7 @@ def test_where_nodes_reach_nothing_but_the_login_node(invited: World, tmp_path: 
         assert "started a relay here" in done.stderr
         until(lambda: len(invited.state().trials) == 2, 120, what=lambda: (tmp_path / "job.log").read_text())
         until(lambda: {one.state.name for one in invited.state().trials} == {"COMPLETE"}, 60)
-        assert "is reached from here: relay" in (tmp_path / "job.log").read_text()
+        assert "Connection: relay" in (tmp_path / "job.log").read_text()
         assert sites(invited.state()) == {"site2"}
     finally:
         log = (tmp_path / "site2/hopaas-p2p/joined/campaign.relay.log").read_text()

@@ -37,8 +37,9 @@ Data goes to stdout, messages go to stderr. Every command takes `--json`, and sh
 
 ## Settings
 
-An option wins over a `HOPAAS_*` variable, that over `./hopaas.toml`, that over `~/.config/hopaas-p2p/config.toml`
-(or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), that over the default. `{PROGRAM} config show --origin` says which won.
+A setting is taken from the first place that has it: an option, a `HOPAAS_*` variable, `./hopaas.toml`,
+`~/.config/hopaas-p2p/config.toml` (or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), the default.
+`{PROGRAM} config show --origin` shows where each value comes from.
 A file holds lines such as `store = "./campaign"`.
 
 | setting | variable | in files | default | what it is |

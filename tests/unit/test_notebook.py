@@ -304,7 +304,7 @@ def test_outside_jupyter_the_cure_is_named(new: Callable[..., Study]) -> None:
 
     with pytest.raises(InvalidInput, match="hopaas-p2p watch s"):
         study.watch()
-    with pytest.raises(InvalidInput, match="positive seconds"):
+    with pytest.raises(InvalidInput, match="positive number of seconds"):
         Watching(study, interval=0)
 
 

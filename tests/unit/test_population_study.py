@@ -118,7 +118,7 @@ def test_a_schedule_is_there_before_a_trial_is_complete(tmp_path: Path) -> None:
     assert study.schedule(0).entries[0].trial == 0
     with pytest.raises(InvalidInput, match="no trial 99"):
         study.schedule(99)
-    with pytest.raises(InvalidInput, match="no schedule"):
+    with pytest.raises(InvalidInput, match="not a schedule"):
         Schedule.from_json("[]")
     study.close()
 

@@ -346,7 +346,11 @@ def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:
     usual.enqueue({"n": 4, "c": "a"})
     other.tell(other.ask(), 1.0)
     state = usual.state
-    assert [chosen_by(trial, state) for trial in state.trials] == ["default", "RandomSampler()", "queued by hand"]
+    assert [chosen_by(trial, state) for trial in state.trials] == [
+        "the default sampler",
+        "RandomSampler()",
+        "queued by hand",
+    ]
     assert other_samplers(state) == {"RandomSampler()": 1}
 
 

@@ -241,6 +241,17 @@ def test_a_fail_gives_its_place_back(studies: Any) -> None:
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
+def test_an_objective_that_never_works_does_not_run_for_ever(studies: Any) -> None:
+    study = studies(space=SPACE, budget=50)
+
+    study.optimize(lambda _: "no number")  # a wrong value fails a trial and is not raised
+    assert states(study) == ["FAIL"] * 10
+    study.optimize(lambda _: None, n_trials=12)  # as many as were asked for
+    assert states(study) == ["FAIL"] * 22
+    study.optimize(lambda trial: "no number" if 22 < trial.number < 40 else 1.0)  # one success shows that it works
+    assert states(study).count("COMPLETE") == 50
+
+
 def test_failures_in_a_row_end_a_campaign_until_it_is_resumed(studies: Any) -> None:
     study = studies(space=SPACE, budget=50, max_failures=3)
 

@@ -75,5 +75,5 @@ def _clock(store: DirectoryStore) -> Finding:
     agree = abs(apart) < _CLOCKS_AGREE
     cure = "" if agree else "nothing depends on it, but times are shown wrongly; run NTP"
     return Finding(
-        "clock", passed=agree, detail=f"the file system's clock differs by {apart:+.1f} s from ours", cure=cure
+        "clock", passed=agree, detail=f"the clock of the file system differs from ours by {abs(apart):.1f} s", cure=cure
     )

@@ -1,0 +1,127 @@
+"""What the commands print for people: where a trial ran, its files, whole sentences, readable numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.cli import main, output
+from hopaas_p2p.cli.main import cli
+from hopaas_p2p.core.records import Float
+from hopaas_p2p.report.spending import aligned_amounts
+
+SPACE = {"x": Float(0.0, 1.0)}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HOPAAS_SITE", "north")
+    return f"file://{tmp_path}/store"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command."""
+    capsys.readouterr()
+    code = main.run(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_trial_is_listed_with_its_site_and_its_files(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x" * 1500)
+    study = hopaas_p2p.open_study(store, "s", space=SPACE)
+    trial = study.ask()
+    trial.upload(str(tmp_path / "model.bin"))
+    study.tell(trial, 0.5)
+    study.close()
+
+    _, listed, _ = said(capsys, "trial", "list", "s", "--store", store)
+    _, shown, _ = said(capsys, "trial", "show", "0", "--study", "s", "--store", store)
+
+    assert "(north)" in listed
+    assert "(north)" in shown
+    assert "Files" in shown
+    assert "model.bin (1.5 kB)" in shown
+    assert "hopaas:artifact" not in shown
+    assert "sha256" not in shown
+
+
+def test_a_queued_trial_ran_nowhere() -> None:
+    assert output.where({"site": None, "host": None}) == "-"
+    assert output.where({"site": "vm", "host": "vm"}) == "vm"
+    assert output.where({"site": "north", "host": "n1"}) == "n1 (north)"
+
+
+def commands(group: click.Group, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
+    """All commands below this group."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, info_name=name, parent=context, max_content_width=80, terminal_width=80)
+        yield command, inner
+        if isinstance(command, click.Group):
+            yield from commands(command, inner)
+
+
+def test_no_line_of_the_help_is_cut_and_no_default_has_a_needless_fraction() -> None:
+    texts = [one.get_help(inner) for one, inner in commands(cli, click.Context(cli, info_name="hopaas-p2p"))]
+
+    assert len(texts) > 50
+    assert [text for text in texts if "..." in text.partition("\nCommands:")[2]] == []
+    assert [text for text in texts if "default: 3600.0" in text or ".0]" in text or ".0;" in text] == []
+
+
+def test_watch_refuses_a_condition_on_the_best_of_several_objectives(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopaas_p2p.open_study(store, "two", space=SPACE, directions=["minimize", "maximize"]).close()
+
+    code, _, why = said(capsys, "watch", "two", "--until", "best<0.1", "--store", store, "--timeout", "1")
+
+    assert code == 2
+    assert "several objectives" in why
+
+
+def test_a_budget_that_is_no_number_is_refused_in_words(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, why = said(capsys, "study", "create", "s", "--budget", "many", "--store", store)
+
+    assert code == 2
+    assert "trials = 'many'" in why
+    assert "Expected" not in why
+
+
+def test_a_value_outside_the_space_is_named_with_the_space_as_people_write_it(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+
+    code, _, why = said(capsys, "trial", "enqueue", "x=7", "--study", "s", "--store", store)
+
+    assert code == 2
+    assert "x = 7 is not in float(0,1)" in why
+
+
+def test_what_is_empty_is_said_on_stderr(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+
+    where = ("--store", store)
+    assert said(capsys, "study", "note", "s", *where) == (0, "", "There is no note.\n")
+    assert said(capsys, "study", "tag", "s", *where) == (0, "", "There are no tags.\n")
+    assert said(capsys, "artifact", "ls", "--study", "s", *where) == (0, "", "No files yet.\n")
+
+
+def test_amounts_of_a_column_have_as_many_decimals() -> None:
+    assert aligned_amounts([0.00884, 0.0001, 0, 0.0174]) == ["0.009", "<0.001", "0", "0.017"]
+    assert aligned_amounts([12.3, 0.5, 0.001]) == ["12.30", "0.50", "<0.01"]
+    assert aligned_amounts([12345.6, 1.2]) == ["12,346", "1"]
+
+
+def test_bytes_have_a_unit() -> None:
+    sizes = [output.size(one) for one in (None, 0, 999, 1500, 36_000, 999_960, 5_000_000)]
+    assert sizes == ["-", "0 B", "999 B", "1.5 kB", "36.0 kB", "1.0 MB", "5.0 MB"]
