@@ -163,7 +163,7 @@ def _fill_ours(server: Server) -> None:
     store.log("bench").exchange(Outgoing("0", log[0]), 0)
     opening = Commit("opener", 1, "opener", 0, (StudyOpen("bench", "bench"),))
     store.catalog().exchange(Outgoing("opening", codec.encode(opening)), 0)
-    _insert(
+    insert(
         server.url(),
         "INSERT INTO hopaas.commits SELECT id, v.lsn, v.nonce, 'admin', 'owner', 0, v.payload FROM hopaas.logs, "
         "(VALUES %s) AS v (lsn, nonce, payload) WHERE uuid = 'bench'",
@@ -180,7 +180,7 @@ def _fill_rdb(server: Server) -> None:
     now = "2026-01-01 00:00:00"
     url = server.url("rdb")
     trials = [(study._study_id, number, "COMPLETE", now, now) for number in range(_TRIALS)]
-    _insert(url, "INSERT INTO trials (study_id, number, state, datetime_start, datetime_complete) VALUES %s", trials)
+    insert(url, "INSERT INTO trials (study_id, number, state, datetime_start, datetime_complete) VALUES %s", trials)
     select = f"SELECT trial_id, {{}} FROM trials WHERE study_id = {study._study_id}"
     server.execute(
         "INSERT INTO trial_values (trial_id, objective, value, value_type) " + select.format("0, random(), 'FINITE'"),
@@ -199,7 +199,7 @@ def _fill_rdb(server: Server) -> None:
     )
 
 
-def _insert(url: str, sql: str, values: list[tuple[Any, ...]]) -> None:
+def insert(url: str, sql: str, values: list[tuple[Any, ...]]) -> None:
     import psycopg2
     from psycopg2.extras import execute_values
 

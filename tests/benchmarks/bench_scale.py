@@ -20,6 +20,7 @@ from typing import Final
 from optuna.study import StudyDirection
 
 import hopaas_p2p
+from hopaas_p2p import access
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
@@ -28,15 +29,19 @@ from hopaas_p2p.core.records import (
     PeerJoin,
     Record,
     StudyDefine,
+    StudyOpen,
     TrialCreate,
     TrialFinish,
     TrialSet,
     TrialState,
 )
 from hopaas_p2p.core.state import State
-from hopaas_p2p.stores.base import snapshot_due
+from hopaas_p2p.stores.base import Outgoing, read_all, snapshot_due
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.packs import SPAN, frame
+from hopaas_p2p.stores.postgres.store import PostgresStore
+from tests.benchmarks.bench_postgres import insert
+from tests.support.postgres import Server
 
 SIZES: Final = [int(one) for one in os.environ.get("HOPAAS_SCALE", "20000 100000").split()]
 _NAMES: Final = "abcde"
@@ -64,6 +69,8 @@ _OF_ONE: Final = "… per trial"
 _JOINED: Final = "join from disk, to the first ask with the random sampler"
 _CPU: Final = "… processor time"
 _FIRST: Final = "… of this, the first ask"
+_FROM_POSTGRES: Final = "join from Postgres on the same machine"
+_ITS_CPU: Final = "… processor time of the peer"
 _MEMORY: Final = "memory per trial in a peer that samples at random"
 _ALL: Final = "… once it has asked for all trials"
 _GONE: Final = f"bytes in every snapshot for each of {_PEERS:,} peers that came and went"
@@ -73,6 +80,8 @@ _ASKED: Final = {
     _JOINED: "0.5 s at 300,000, 1.5 s at 1,000,000",
     _CPU: "",
     _FIRST: "0.1 s at 100,000, 0.2 s at 300,000",
+    _FROM_POSTGRES: "as from disk",
+    _ITS_CPU: "",
     _MEMORY: "600 B",
     _ALL: "",
     _GONE: "217 B before",
@@ -81,6 +90,9 @@ _ASKED: Final = {
 
 def measured(path: Path, size: int) -> dict[str, str]:
     written = make(path, size)
+    with Server() as server:
+        copy(path, server)
+        from_postgres, its_cpu, *_ = in_a_process(server.url(), size)
     join, cpu, first, sampling, everything = in_a_process(path, size)
     return {
         _WRITTEN: f"{written / 1e6:.1f} MB",
@@ -88,6 +100,8 @@ def measured(path: Path, size: int) -> dict[str, str]:
         _JOINED: f"{join:.2f} s",
         _CPU: f"{cpu:.2f} s",
         _FIRST: f"{first:.3f} s",
+        _FROM_POSTGRES: f"{from_postgres:.2f} s",
+        _ITS_CPU: f"{its_cpu:.2f} s",
         _MEMORY: f"{sampling:.0f} B",
         _ALL: f"{everything:.0f} B",
         _GONE: f"{_bytes_of_the_gone():.1f} B",
@@ -161,7 +175,31 @@ def make(path: Path, size: int) -> int:
     return written
 
 
-def in_a_process(path: Path, size: int) -> list[float]:
+def copy(path: Path, server: Server) -> None:
+    """The same study in a database: its newest snapshot, and the commits that a peer reads behind it."""
+    there = DirectoryStore(path)
+    uuid = next(iter(there.objects.folders("study/")))
+    log = there.log(uuid)
+    found = log.newest_snapshot()
+    assert found is not None
+    lsn, data = found
+    access.initialise(server.url())
+    store = PostgresStore(server.url())
+    store.log(uuid).exchange(Outgoing("1", log.exchange(None, 0).entries[0].payload), 0)
+    opening = Commit("opener", 1, "opener", 0, (StudyOpen(uuid, "bench"),))
+    store.catalog().exchange(Outgoing("opening", codec.encode(opening)), 0)
+    insert(
+        server.url(),
+        "INSERT INTO hopaas.commits SELECT id, v.lsn, v.nonce, 'admin', 'owner', 0, v.payload FROM hopaas.logs, "
+        f"(VALUES %s) AS v (lsn, nonce, payload) WHERE uuid = '{uuid}'",
+        [(entry.lsn, f"n{entry.lsn}", entry.payload) for entry in read_all(log, lsn - 1)],
+    )
+    store.log(uuid).put_snapshot(lsn, data)
+    store.close()
+    there.close()
+
+
+def in_a_process(path: Path | str, size: int) -> list[float]:
     """Seconds until the first ask, of processor time, of the ask; bytes per trial then, and with all trials read."""
     code = f"from tests.benchmarks.bench_scale import joined; joined({str(path)!r}, {size})"
     said = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
