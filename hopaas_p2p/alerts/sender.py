@@ -209,6 +209,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _why(error: OSError) -> str:
     """The cause, without the URL."""
     if isinstance(error, urllib.error.HTTPError):
+        error.close()  # it holds the connection
         return f"it answered {error.code}"
     reason = getattr(error, "reason", error)
     return str(getattr(reason, "strerror", None) or type(reason).__name__)
