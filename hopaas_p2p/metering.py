@@ -20,6 +20,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from hopaas_p2p.process import renew_in_child
+
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
 _COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
 _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
@@ -188,6 +190,11 @@ class GpuGauge:
     def __init__(self, *, nvml: Any, gpus: list[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._nvml, self._clock = nvml, clock
         self.handles = _handles(nvml, gpus)
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew, as in a child of a fork."""
+        renew_in_child(self)
         self._lock = threading.Lock()
         self._next: dict[object, float] = {}
 

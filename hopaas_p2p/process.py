@@ -67,6 +67,20 @@ def call_in_child(hook: Callable[[], object]) -> None:
     _in_child.append(hook)
 
 
+class Renewable(Protocol):
+    """Something with a lock of its own, which another thread may hold at the moment of a fork."""
+
+    def renew(self) -> None: ...
+
+
+_renewable: Final[weakref.WeakSet[Renewable]] = weakref.WeakSet()
+
+
+def renew_in_child(one: Renewable) -> None:
+    """Let it begin anew in a child of a fork: no thread there would ever release its lock, or finish what it was at."""
+    _renewable.add(one)
+
+
 @functools.cache
 def _register() -> None:
     """Done when a store is opened, and not when this module is imported: hooks registered last run first before a fork.
@@ -132,6 +146,8 @@ def after_fork_in_child() -> None:
     _held.clear()
     for peer in list(_peers):
         peer.become_child()
+    for one in list(_renewable):
+        one.renew()
     for hook in _in_child:
         hook()
 

@@ -6,6 +6,7 @@ Provenance, told once per study in `peer.join`, for people to read.
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401  # a node's name needs it; imported by a thread during a fork, it hangs the child
 import functools
 import getpass
 import os

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p import extras
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.process import renew_in_child
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.cmaes import ATTRIBUTE, Evolution, UnitCube
 from hopaas_p2p.search.columns import (
@@ -114,9 +115,11 @@ class TPESampler(OptunaTPE):
         self._first_wave = first_wave
         self._model = model
         self._fewest = max(fewest, FEWEST)
-        self._forget()
+        self.renew()
 
-    def _forget(self) -> None:
+    def renew(self) -> None:
+        """Forget what is known of trials; done in a child of a fork, too."""
+        renew_in_child(self)
         self._lock = threading.RLock()
         self._key: object = None
         self._columns: TrialColumns | None = None
@@ -131,7 +134,7 @@ class TPESampler(OptunaTPE):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self.renew()
 
     @property
     def needs_number(self) -> bool:
@@ -352,9 +355,11 @@ class CmaEsSampler(BaseSampler):
         self._population_size = population_size
         self._seed = seed
         self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
-        self._forget()
+        self.renew()
 
-    def _forget(self) -> None:
+    def renew(self) -> None:
+        """Forget what is known of trials; done in a child of a fork, too."""
+        renew_in_child(self)
         self._lock = threading.RLock()
         self._common = IntersectionSearchSpace()
         self._key: object = None
@@ -366,7 +371,7 @@ class CmaEsSampler(BaseSampler):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self.renew()
 
     def reseed_rng(self) -> None:
         """Only the independent sampler has numbers of its own: trials are drawn by number."""

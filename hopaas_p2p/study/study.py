@@ -342,6 +342,7 @@ class Study:
         """See `ask`, which waits for an unreachable store no longer than `within`."""
         if os.getpid() != self._pid:
             self._pid = os.getpid()
+            self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
             self.optuna.sampler.reseed_rng()  # a forked child would repeat its parent's draws
             self._handle.introduce_as({**self._about, **self._searcher.differing()})
         self._keep_to_method()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p import process
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate
@@ -179,3 +182,36 @@ def report_and_fork() -> None:
         thread.join(SECONDS)
         assert not thread.is_alive()
     peer.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_samples_although_a_thread_of_its_parent_was_sampling_during_the_fork(tmp_path: Path) -> None:
+    samplers = {"tpe": hopaas_p2p.samplers.TPESampler(), "study's own": None}
+    for name, sampler in samplers.items():
+        study = hopaas_p2p.open_study(
+            tmp_path / "store", name, space={"x": hopaas_p2p.Float(0, 1)}, sampler=sampler, lease_ttl=600.0
+        )
+        study.tell(study.ask(), 0.5)
+        locks: list[Any] = [study.optuna.sampler._lock, study._proposer._lock]  # type: ignore[attr-defined]
+        held, done = threading.Event(), threading.Event()
+
+        def hold(locks: list[Any] = locks, held: threading.Event = held, done: threading.Event = done) -> None:
+            with locks[0], locks[1]:
+                held.set()
+                done.wait(120)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(60)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)  # a child that hangs ends by it
+            try:
+                study.tell(study.ask(), 0.25)
+            finally:
+                os._exit(0 if len(study.trials) == 2 else 1)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        done.set()
+        thread.join()
+        assert code == 0, name
+        assert study.ask().number == 2
