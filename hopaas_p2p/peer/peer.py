@@ -653,17 +653,33 @@ class Peer:
         self.check_process()
         if self._said_farewell:
             return
+        for uuid, log in list(self.logs.items()):
+            if log.session.broken is not None:
+                self.spool.keep_history(uuid, log)
         try:
             with self.in_a_hurry():
-                self.flush()
-                self._confirm()
+                self._send_and_confirm()
         except HopaasError as error:
             _log.warning("some records could not be sent before the end: %s", error)
             self.spool.keep_all(self.logs)
             self._said_farewell = True
 
+    def _send_and_confirm(self) -> None:
+        """Send what is queued and confirm what was sent; a study that refuses the one does not prevent the other."""
+        troubles: list[HopaasError] = []
+        for step in (self.flush, self._confirm):
+            try:
+                step()
+            except StoreUnreachable:
+                raise
+            except HopaasError as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+
     def _confirm(self) -> None:
         """See that the logs still have what this process was told is safe; spool it where one has not."""
+        troubles: list[HopaasError] = []
         for uuid, log in list(self.logs.items()):
             if isinstance(log.log, Confirmable) and log.session.acknowledged:
                 try:
@@ -672,7 +688,11 @@ class Peer:
                 except BrokenChain as error:
                     log.session.broken = error
                     self.spool.keep_history(uuid, log)
-                    raise
+                    troubles.append(error)
+                except Denied as error:
+                    troubles.append(error)
+        if troubles:
+            raise troubles[0]
 
     @contextlib.contextmanager
     def in_a_hurry(self) -> Iterator[None]:

@@ -428,7 +428,6 @@ class LogSession(Generic[S]):
     def history(self) -> list[Placed]:
         """This session's last commits and their places in the history that it has read, those on their way included."""
         kept = list(self.acknowledged)
-        self.acknowledged.clear()
         return kept + [Placed(0, None, sent.outgoing) for sent in self.outbox.in_flight] if kept else []
 
     def _settle(self, verdicts: tuple[Verdict, ...]) -> None:

@@ -45,7 +45,10 @@ class SpoolSender:
         return path, why
 
     def keep_history(self, uuid: str, log: LogDriver[State]) -> None:
-        """Spool this session's last acknowledged commits, once: of two histories of the log one may not have them."""
+        """Spool this session's last acknowledged commits: of two histories of the log one may not have them.
+
+        Once; a later call tries again if no disk took them.
+        """
         with log.lock:
             commits = log.session.history()
             define = log.state.define
@@ -58,6 +61,7 @@ class SpoolSender:
                 "the last %d commits of this process, which the log may not have, were not kept: %s", len(commits), why
             )
         else:
+            log.session.acknowledged.clear()
             _log.warning(
                 "the last %d commits of this process, which the log may not have, are in %s", len(commits), path
             )

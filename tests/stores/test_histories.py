@@ -115,6 +115,27 @@ def test_two_commits_of_one_number_stop_the_peer_that_has_read_the_other(
         assert not list(spool.waiting())
 
 
+def test_a_history_that_no_disk_took_is_kept_as_soon_as_one_does(
+    tmp_path: Path, join: Callable[[str], Study], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = Kind(str(tmp_path / "store"))
+    ann = join(kind.url)
+    tell_some(ann, 3)
+    uuid = uuid_of(ann)
+    kind.replace_last(uuid)
+    tell_some(join(kind.url), 1)
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(spool, "directories", lambda: [tmp_path / "file" / "spool"])
+        with pytest.raises(BrokenChain):
+            tell_some(ann, 1)
+        assert "were not kept" in caplog.text
+    ann.close()
+    ((_, kept),) = spool.histories(uuid)
+    assert len(kept.payloads) >= 3
+    assert not list(spool.waiting())
+
+
 def test_a_new_peer_stops_where_the_histories_part(
     kind: Kind, join: Callable[[str], Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:

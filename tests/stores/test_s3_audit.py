@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
-from hopaas_p2p.errors import BrokenChain
+from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable
 from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.audit import AFTER, SELDOM
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
@@ -129,3 +130,36 @@ def test_commits_that_were_cleaned_up_meanwhile_are_not_missed(store: S3Store) -
     log = written(store, 20)
     store.objects.delete([f"study/u/log/{lsn:020d}" for lsn in range(2, 17)])
     assert asked(store, log, after=SELDOM) == (15, 1)
+
+
+@pytest.mark.parametrize("count", [5, 20])
+@pytest.mark.parametrize("status", [503, 403])
+def test_a_commit_that_could_not_be_looked_at_is_looked_at_later(
+    server: Imitation, store: S3Store, count: int, status: int
+) -> None:
+    log = written(store, count)
+    forge(store, 3)
+    server.asked = lambda _: status
+    with contextlib.suppress(HopaasError):
+        asked(store, log, after=SELDOM)
+    server.asked = None
+    with pytest.raises(BrokenChain, match="commit 3, which the store had taken"):
+        asked(store, log, after=SELDOM + AFTER)
+
+
+def test_a_commit_that_could_not_be_looked_at_is_not_asked_for_at_every_exchange(
+    server: Imitation, store: S3Store
+) -> None:
+    log = written(store, 5)
+    server.asked = lambda _: 503
+    assert asked(store, log, after=SELDOM) == (5, 0)
+    assert asked(store, log, after=SELDOM) == (0, 0)
+
+
+def test_an_end_that_cannot_look_at_its_commits_says_so(server: Imitation, store: S3Store) -> None:
+    log = written(store, 20)
+    server.asked = lambda _: 503
+    with pytest.raises(StoreUnreachable, match="20 commits of this process"):
+        log.confirm()
+    server.asked = None
+    log.confirm()

@@ -157,3 +157,22 @@ def test_a_commit_that_is_overwritten_behind_its_writer_is_noticed_by_it(server:
             study.ask()
     study.close()
     assert len(list(spool.histories(part.uuid))) == 1
+
+
+def test_no_other_study_keeps_an_overwritten_commit_from_being_noticed_at_the_end(server: Imitation) -> None:
+    """One cannot be written to any more, and two have lost a commit."""
+    url = server.url("store")
+    storage = hopaas_p2p.open_storage(url, linger=3600.0)
+    studies = [hopaas_p2p.open_study(storage, name, space={"x": hopaas_p2p.Float(0, 1)}) for name in "abc"]
+    closed, *parts = [storage.handle(study.study_id) for study in studies]
+    trials = [study.ask() for study in studies]
+    trials[0].set_user_attr("said", 1)
+    for study, trial in zip(studies[1:], trials[1:], strict=True):
+        study.tell(trial, 1.0)
+    store = S3Store(url, create=False)
+    for part in parts:
+        store.objects.put(f"study/{part.uuid}/log/{part.state.lsn:020d}", b"another's")
+    store.close()
+    server.asked = lambda request: 403 if request.kind == "PUT" and closed.uuid in request.path else None
+    storage.close()
+    assert [len(list(spool.histories(part.uuid))) for part in parts] == [1, 1]

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from hopaas_p2p.errors import BrokenChain, HopaasError
+from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable
 from hopaas_p2p.stores.objects.contract import Bucket, Found
 
 AFTER: Final = 30.0
@@ -81,10 +81,12 @@ class Audit:
         self._next = min(self._next, due)
 
     def check(self, *, ending: bool = False) -> bool:
-        """Look at some of those that are due, at the end at all; whether more are.
+        """Look at some of those that are due, at the end at all; whether more are. What gets no answer stays due.
 
         Raises:
             BrokenChain: one is another's now.
+            StoreUnreachable: at the end, one got no answer.
+            Denied: they may not be read.
 
         """
         now = self.clock()
@@ -94,9 +96,15 @@ class Audit:
         if len(due) >= _LIST_PAYS:
             etags = self._listed(due)
             due = [one for one in due if etags.get(one.lsn) != one.etag]
-        while due:
-            self._read(due[:_AT_ONCE])
-            del due[:_AT_ONCE]
+        unanswered: list[_Written] = []
+        try:
+            while due:
+                unanswered += self._read(due[:_AT_ONCE])
+                del due[:_AT_ONCE]
+        finally:
+            self._put_back(unanswered + due, now + AFTER)
+        if unanswered and ending:
+            raise StoreUnreachable(f"{len(unanswered)} commits of this process could not be looked at once more.")
         return bool(self._written) and ending
 
     def _take(self, now: float, age: float) -> list[_Written]:
@@ -108,6 +116,11 @@ class Audit:
         self._next = min((one.due for one in self._written), default=math.inf)
         return due
 
+    def _put_back(self, due: list[_Written], when: float) -> None:
+        if due:
+            self._written.extendleft([one._replace(due=when) for one in reversed(due)])
+            self._next = min(self._next, when)
+
     def _listed(self, due: list[_Written]) -> dict[int, str]:
         """The ETags of these, by lsn; nothing if no listing is to be had."""
         before, first, last = self._key(due[0].lsn - 1), due[0].lsn, due[-1].lsn
@@ -118,7 +131,8 @@ class Audit:
             return {numbers[one.key]: one.etag for one in found if one.key in numbers}
         return {}
 
-    def _read(self, due: list[_Written]) -> None:
+    def _read(self, due: list[_Written]) -> list[_Written]:
+        """Compare these; those that got no answer."""
         found = self._bucket.get_many([self._key(one.lsn) for one in due], limit=self._limit)
         for one, there in zip(due, found, strict=True):
             if isinstance(there, Found) and zlib.crc32(self._own(there.data)) != one.checksum:
@@ -127,3 +141,4 @@ class Audit:
                     "another's now: the store accepted two commits under one number. This process writes nothing more "
                     "to the study. See what the log has: hopaas-p2p doctor URL"
                 )
+        return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
