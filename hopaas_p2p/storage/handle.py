@@ -21,7 +21,18 @@ from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, Tr
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import outliers, possible_distributions, reason_text
-from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial, NoWork, StoreUnreachable
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    LeaseLost,
+    NotYourTrial,
+    NoWork,
+    StoreCorrupt,
+    StoreUnreachable,
+)
 from hopaas_p2p.metering import gpu_gauge
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
@@ -619,7 +630,9 @@ class StudyHandle:
         """The verdict on the end of a trial; None if it is kept on disk because the store cannot be reached."""
         try:
             verdict = self.peer.await_commit(self.log, pending)[-1]
-        except (StoreUnreachable, Denied) as error:
+        except BrokenChain:  # what this process had written is kept as a history
+            raise
+        except (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt) as error:
             sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, this very moment
             if not sent and self._spool(number, error):
                 return None
@@ -634,26 +647,26 @@ class StudyHandle:
             if self.view.owned.pop(number, None) is not None:
                 self.view.changed.add(number)
 
-    def _spool(self, number: int, error: StoreUnreachable | Denied) -> bool:
+    def _spool(self, number: int, error: HopaasError) -> bool:
         """Keep the end of a trial on disk; False if it cannot go there, and the store is to be waited for.
 
         Raises:
             StoreUnreachable: it cannot go there, and was waited for long enough; it stays queued while this process
                 lives.
-            Denied: the store lets this user in no more.
+            HopaasError: like `error`, where waiting does not help: the store lets this user in no more, or is damaged.
 
         """
         path, why = self.peer.spool.keep(self.uuid, self.log)
         if path is None:
             said = str(error).rstrip(".")
             only = f"trial {number}: {said}. Its end is kept in this process only, and sent at the next contact: {why}"
-            if isinstance(error, Denied) or self.peer.store_wait <= self.peer.patience:
+            if not isinstance(error, StoreUnreachable) or self.peer.store_wait <= self.peer.patience:
                 raise type(error)(only)
             _log.warning("%s", only)
             return False
         kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p spool send"
-        if isinstance(error, Denied):
-            raise Denied(f"trial {number}: {str(error).rstrip('.')}. {kept}")
+        if not isinstance(error, StoreUnreachable):
+            raise type(error)(f"trial {number}: {str(error).rstrip('.')}. {kept}")
         _log.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)
         return True
 

@@ -27,10 +27,10 @@ import hopaas_p2p
 from hopaas_p2p import spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialReclaim
-from hopaas_p2p.errors import Denied, LeaseLost, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, LeaseLost, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.base import Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import ObjectLog
 from hopaas_p2p.study import Study
@@ -419,6 +419,27 @@ def test_an_error_of_the_system_in_a_store_loses_no_result(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectLog, "exchange", fail)
         study.tell(trial, 0.5)
+    assert len(list(spool.waiting())) == 1
+    study.storage.flush()
+    assert state_of(studies(), 0) == "COMPLETE"
+    assert not list(spool.waiting())
+
+
+@pytest.mark.parametrize("kind", [ConfigurationError, StoreCorrupt, Denied])
+def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_says_so(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, kind: type[HopaasError]
+) -> None:
+    def refuse(_: ObjectLog, outgoing: Outgoing | None, *__: object) -> Receipt:
+        if outgoing is not None:
+            raise kind("mend it")
+        return Receipt([])
+
+    study = studies()
+    trial = study.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectLog, "exchange", refuse)
+        with pytest.raises(kind, match=r"mend it\. It is kept in .* and sent at the next contact"):
+            study.tell(trial, 0.5)
     assert len(list(spool.waiting())) == 1
     study.storage.flush()
     assert state_of(studies(), 0) == "COMPLETE"

@@ -181,10 +181,14 @@ class Server:
         """SIGKILL to the server and all its children: a crash."""
         if self._process is not None:
             self.freeze()  # it shall not see its children die, nor make new ones
-            for pid in (*self._children(), self._process.pid):
+            children = self._children()
+            for pid in (*children, self._process.pid):
                 _signal(pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+            deadline = time.monotonic() + _START
+            while any(map(_lives, children)) and time.monotonic() < deadline:  # they hold what `start` needs
+                time.sleep(0.01)
 
     def freeze(self, yes: bool = True) -> None:
         """SIGSTOP to the server and all its children: it hangs, and closes nothing. With False they go on."""
@@ -292,6 +296,14 @@ class Server:
 def _signal(pid: int, sent: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, sent)
+
+
+def _lives(pid: int) -> bool:
+    """Whether this process still has memory."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def free_port() -> int:
