@@ -25,6 +25,7 @@ from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
+    from hopaas_p2p.core.records import Budget
     from hopaas_p2p.storage.handle import StudyHandle
     from hopaas_p2p.stores.base import Artifacts
 
@@ -184,15 +185,17 @@ class CheckpointBound:
         self._policy: Rungs | None = None
         """By which this reason was found."""
         self._count_at = -math.inf
+        self._showed: Budget | None = None
+        """Limits for which this peer made a commit when one was reached: the log notices at a commit only."""
 
     def reason(self, handle: StudyHandle, *, within: float) -> str | None:
-        """Why no new configuration may begin now; None if one may.
+        """Why no new configuration may begin now; None if one may, or the study gives out none for another reason.
 
         Removes checkpoints that nobody needs before it says so.
         May block for an exchange, and for a request per checkpoint that it removes.
         """
         policy = None if handle.state.configurations is None else handle.state.configurations.policy
-        if not isinstance(policy, Rungs) or not policy.checkpoint_mb or handle.gives_out_waiting():
+        if not isinstance(policy, Rungs) or not policy.checkpoint_mb or _is_for_the_log(handle):
             return None
         if policy != self._policy or time.monotonic() >= self._count_at:
             began = time.thread_time()
@@ -204,8 +207,12 @@ class CheckpointBound:
     def _counted(self, handle: StudyHandle, most: int, within: float) -> str | None:
         if self._total(handle) < most * 1e6:
             return None
-        handle.peer.catch_up(handle.log, within=min(within, handle.peer.store_wait))
-        if handle.gives_out_waiting():
+        due = handle.limits_due()
+        if due is not None and due != self._showed:
+            self._showed = due
+            handle.peer.show_clock(handle.log)
+        handle.look_again(within)
+        if _is_for_the_log(handle):
             return None
         with handle.lock:
             gone = [key for key in unneeded(handle.state) if key.startswith(f"{handle.uuid}/checkpoint/")]
@@ -223,9 +230,14 @@ class CheckpointBound:
     def _total(self, handle: StudyHandle) -> int:
         with handle.lock:
             needed, others = _by_need(handle.state)
-        return sum(needed.values()) + sum(
-            size for key, size in others.items() if key not in needed and key not in self._collected
-        )
+        left = {key: size for key, size in others.items() if key not in self._collected} | needed
+        own = f"{handle.uuid}/checkpoint/"
+        return sum(max(size, 0) for key, size in left.items() if key.startswith(own))  # a record may say anything
+
+
+def _is_for_the_log(handle: StudyHandle) -> bool:
+    """Whether an ask starts no new configuration anyway: it is given what waits, or is refused."""
+    return handle.closed_because() is not None or handle.gives_out_waiting()
 
 
 def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:

@@ -323,6 +323,10 @@ class Ledger(msgspec.Struct, array_like=True):
         clocks = sorted(dict(self.clocks).values())
         return clocks[-2:][0] if clocks else 0
 
+    def is_due(self, at: int, *, maximize: bool) -> bool:
+        """Whether a limit is reached by a clock that says so, if no other one counts."""
+        return msgspec.structs.replace(self, clocks=[("", at)]).judge(maximize=maximize) is not None
+
     def judge(self, *, maximize: bool) -> str | None:
         """Which limit is reached, in words."""
         limits = self.limits

@@ -242,6 +242,13 @@ class Peer:
             raise
         self.scheduler.start()
 
+    def show_clock(self, log: LogDriver[State]) -> None:
+        """Queue a commit that says nothing but the time: limits are noticed at commits, those by date by two clocks."""
+        if log.session.introduced:
+            log.put(self.uuid, self._introduction(log))
+        else:
+            self.introduce(log)
+
     def introduce_as(self, log: LogDriver[State], about: dict[str, str]) -> None:
         """Let the introduction say this, too; one that has been made is made again if that is news."""
         if about != log.about:

@@ -220,14 +220,31 @@ class StudyHandle:
         """
         if self.log.session.state.closed_to(self.peer.uuid) is None:
             return
+        self.look_again(within)
+        closed = self.closed_because()
+        if closed is not None:
+            raise no_work(self.state, closed)
+
+    def closed_because(self) -> str | None:
+        """The key in `REFUSALS` that says why no trial may start in this peer, as far as the log was read."""
+        with self.log.lock:
+            return self.state.closed_to(self.peer.uuid)
+
+    def limits_due(self) -> records.Budget | None:
+        """The limits of which one is reached by this machine's clock; the log may not have shown it yet."""
+        with self.log.lock:
+            ledger, define = self.state.ledger, self.state.define
+            if ledger is None or not ledger.limited or define is None:
+                return None
+            due = ledger.is_due(self.peer.now_us(), maximize=define.directions[0] == "maximize")
+            return ledger.limits if due else None
+
+    def look_again(self, within: float) -> None:
+        """See what has become of a study that has nothing to start, and look after the trials that run there."""
         self.peer.release_forgotten()  # one of them may hold the last place of the budget
         if self.state.running:
             self.peer.introduce(self.log)
         self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
-        with self.log.lock:
-            closed = self.state.closed_to(self.peer.uuid)
-        if closed is not None:
-            raise no_work(self.state, closed)
 
     def start(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int:
         """Start the trial of this record; returns its number. Raises NoWork.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.checkpoints import CheckpointBound, unneeded
 from hopaas_p2p.core.attributes import CONTINUES
+from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.fidelity import in_words, parse
 from hopaas_p2p.report.facts import budget_unit
@@ -142,6 +144,7 @@ def _paused(study: Study, size: int) -> hopaas_p2p.Trial:
     return trial
 
 
+IN_2042 = 2_300_000_000_000_000
 BOUNDED = hopaas_p2p.Rungs(min=1, max=9, eta=3, checkpoint_mb=1)
 
 
@@ -190,6 +193,100 @@ def test_optimize_waits_until_there_is_room_for_checkpoints(tmp_path: Path, capl
     assert not ran.is_alive()
     assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED", "COMPLETE"]
     owner.close()
+    study.close()
+
+
+@pytest.mark.parametrize(
+    ("ends", "refusal"),
+    [
+        (lambda study: study.stop(), "stopped"),
+        (lambda study: study.pause(), "paused"),
+        (lambda study: study.drain(peer=study.storage.peer.uuid), "draining"),
+        (lambda study: study.set_budget("until.target=5"), "budget"),
+        (lambda study: study.set_budget("until.date=2020-01-01"), "budget"),
+    ],
+)
+def test_a_study_that_gives_out_nothing_says_why_although_checkpoints_take_too_much(
+    tmp_path: Path, ends: Callable[[Study], None], refusal: str
+) -> None:
+    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
+    study.tell(study.ask(), 1.0)
+    for _ in range(2):
+        _paused(study, 600_000)
+    ends(study)
+    with pytest.raises(NoWork) as none:
+        study.ask()
+    assert none.value.refusal == refusal
+    study.close()
+
+
+def test_optimize_ends_when_another_peer_stops_the_study_while_it_waits_for_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="hopaas_p2p")
+    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
+    for _ in range(2):
+        _paused(study, 600_000)
+    ran = threading.Thread(target=study.optimize, args=(lambda _trial: 1.0,), daemon=True)
+    ran.start()
+    until(lambda: "new configurations begin below" in caplog.text, 30)
+    owner = _opened(tmp_path)
+    owner.stop()
+    ran.join(30)
+    assert not ran.is_alive()
+    owner.close()
+    study.close()
+
+
+def test_a_date_ends_a_study_whose_peers_all_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, other = _opened(tmp_path, space=SPACE, fidelity=BOUNDED), _opened(tmp_path)
+    study.set_budget("until.date=2040-01-01")
+    for one in (study, other):
+        _paused(one, 600_000)
+        one.storage.flush()
+    for one in (study, other):
+        log = one.storage.handle(one.study_id).log
+        one.storage.peer.pull(log)
+        monkeypatch.setattr(one.storage.peer, "now_us", lambda: IN_2042)
+        monkeypatch.setattr(log.session.outbox, "_now_us", lambda: IN_2042)
+    refusals = []
+    for one in (study, other, study, other):
+        with pytest.raises(NoWork) as none:
+            one.ask()
+        refusals.append(none.value.refusal)
+    assert refusals == ["checkpoints", "budget", "budget", "budget"], "one clock alone ends no study"
+    other.close()
+    study.close()
+
+
+def test_a_peer_that_waits_for_room_looks_after_the_trials_of_others(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
+    running = study.ask()
+    for _ in range(2):
+        _paused(study, 600_000)
+    other = _opened(tmp_path)
+    with pytest.raises(NoWork, match="checkpoints take"):
+        other.ask()
+    other.storage.flush()
+    study.storage.peer.pull(study.storage.handle(study.study_id).log)
+    assert other.storage.peer.uuid in study.state.peers, "only a peer that has joined reclaims from the dead"
+    study.tell(running, state="fail")
+    other.close()
+    study.close()
+
+
+def test_a_record_that_names_a_file_outside_the_study_or_a_negative_size_changes_no_bound(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
+    handle = study.storage.handle(study.study_id)
+    first, second = study.ask(), study.ask()
+    handle.checkpoint(first.number, Checkpoint(0, "elsewhere/checkpoint/0-0-a", 2**62, "0"), within=None)
+    third = study.ask()
+    handle.checkpoint(second.number, Checkpoint(0, f"{handle.uuid}/checkpoint/1-0-a", -(2**62), "0"), within=None)
+    third.checkpoint(b"x" * 1_000_000, step=0)
+    with pytest.raises(NoWork, match="checkpoints take"):
+        study.ask()
+    for trial in (first, second, third):
+        study.tell(trial, state="fail")
     study.close()
 
 
