@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.stores.objects.contract import Bucket, Found
 
 AFTER: Final = 30.0
@@ -71,6 +71,8 @@ class Audit:
         self._own = own
         self._written: deque[_Written] = deque()
         self._next = math.inf
+        self._broken: str | None = None
+        """What was found: this process appends nothing more."""
 
     def wrote(self, lsn: int, stored: bytes, data: bytes, *, copied: bool) -> None:
         """This process appended that commit, in an object of these bytes; later objects carry copies if `copied`."""
@@ -84,11 +86,13 @@ class Audit:
         """Look at some of those that are due, at the end at all; whether more are. What gets no answer stays due.
 
         Raises:
-            BrokenChain: one is another's now.
+            BrokenChain: one is another's now. Every later call raises it, too: the caller may know of no history.
             StoreUnreachable: at the end, one got no answer.
             Denied: they may not be read.
 
         """
+        if self._broken is not None:
+            raise BrokenChain(self._broken)
         now = self.clock()
         if not self._written or (now < self._next and not ending):
             return False
@@ -101,6 +105,9 @@ class Audit:
             while due:
                 unanswered += self._read(due[:_AT_ONCE])
                 del due[:_AT_ONCE]
+        except Denied:  # no reason to refuse what is to be written now
+            if ending:
+                raise
         finally:
             self._put_back(unanswered + due, now + AFTER)
         if unanswered and ending:
@@ -136,9 +143,10 @@ class Audit:
         found = self._bucket.get_many([self._key(one.lsn) for one in due], limit=self._limit)
         for one, there in zip(due, found, strict=True):
             if isinstance(there, Found) and zlib.crc32(self._own(there.data)) != one.checksum:
-                raise BrokenChain(
+                self._broken = (
                     f"This log has two histories: commit {one.lsn}, which the store had taken from this process, is "
                     "another's now: the store accepted two commits under one number. This process writes nothing more "
                     "to the study. See what the log has: hopaas-p2p doctor URL"
                 )
+                raise BrokenChain(self._broken)
         return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
