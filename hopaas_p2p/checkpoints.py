@@ -21,7 +21,7 @@ from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
-from hopaas_p2p.errors import InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class CheckpointBound:
             return None
         with handle.lock:
             gone = [key for key in unneeded(handle.state) if key.startswith(f"{handle.uuid}/checkpoint/")]
-        with contextlib.suppress(StoreUnreachable):
+        with contextlib.suppress(HopaasError):  # perhaps this user may not remove files
             _delete(handle, [key for key in gone if key not in self._collected])
             self._collected.update(gone)
         total = self._total(handle)
