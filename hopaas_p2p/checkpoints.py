@@ -158,10 +158,15 @@ def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
 
 def collect(handle: StudyHandle) -> int:
     """Remove the checkpoints that nobody needs any more; returns how many there were. Blocks for a request each."""
-    with handle.lock:
-        keys = [key for key in unneeded(handle.state) if key.startswith(f"{handle.uuid}/checkpoint/")]
+    keys = _collectable(handle)
     _delete(handle, keys)
     return len(keys)
+
+
+def _collectable(handle: StudyHandle) -> list[str]:
+    """The study's own checkpoints that nobody needs any more."""
+    with handle.lock:
+        return [key for key in unneeded(handle.state) if key.startswith(_folder(handle.uuid))]
 
 
 def _delete(handle: StudyHandle, keys: list[str]) -> None:
@@ -214,8 +219,7 @@ class CheckpointBound:
         handle.look_again(within)
         if _is_for_the_log(handle):
             return None
-        with handle.lock:
-            gone = [key for key in unneeded(handle.state) if key.startswith(f"{handle.uuid}/checkpoint/")]
+        gone = _collectable(handle)
         with contextlib.suppress(HopaasError):  # perhaps this user may not remove files
             _delete(handle, [key for key in gone if key not in self._collected])
             self._collected.update(gone)
@@ -231,7 +235,7 @@ class CheckpointBound:
         with handle.lock:
             needed, others = _by_need(handle.state)
         left = {key: size for key, size in others.items() if key not in self._collected} | needed
-        own = f"{handle.uuid}/checkpoint/"
+        own = _folder(handle.uuid)
         return sum(max(size, 0) for key, size in left.items() if key.startswith(own))  # a record may say anything
 
 
@@ -242,7 +246,11 @@ def _is_for_the_log(handle: StudyHandle) -> bool:
 
 def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:
     """Whether its file is a checkpoint of this study: a record may name any file of the store."""
-    return checkpoint.key.startswith(f"{uuid}/checkpoint/")
+    return checkpoint.key.startswith(_folder(uuid))
+
+
+def _folder(uuid: str) -> str:
+    return f"{uuid}/checkpoint/"
 
 
 def _sha256(path: Path) -> str:

@@ -114,6 +114,9 @@ class Used(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Millijoules."""
 
 
+_HOPELESS: Final = 10
+
+
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a study treats its trials. Fixed at creation, but for the budget, which `study.control` may move."""
 
@@ -131,6 +134,11 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """What becomes of a trial interrupted for good, its attempts used up: "fail", or "prune" at its last report."""
     limits: Budget | None = None
     """Limits beside `budget`, perhaps none. With it, the study keeps a ledger of what is spent; see `ledger`."""
+
+    @property
+    def hopeless_after(self) -> int:
+        """Failures without any success after which one process stops: what cannot work would use up trials for ever."""
+        return self.max_failures or _HOPELESS
 
 
 class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.define"):

@@ -93,7 +93,6 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 
 _LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that starts no trial for now
-_FAILURES: Final = 10  # without any success, after which `optimize` stops, as a worker does: it would go on for ever
 
 Objective = Callable[[Trial], float | Sequence[float]]
 
@@ -610,7 +609,7 @@ class Study:
                         self._settle()
                         progress.stopped("the time is up")
                         break
-                    if n_trials is None and not works and done >= (self.state.policy.max_failures or _FAILURES):
+                    if n_trials is None and not works and done >= self.state.policy.hopeless_after:
                         self._settle()
                         progress.stopped(f"all {done} trials of this call failed")
                         break

@@ -51,9 +51,6 @@ PRUNE: Final = 10
 LOOK: Final = 0.2  # seconds between looks at what comes from outside
 _KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the grace is over
 _OUT_OF_TIME: Final = "out of time"
-_FAILURES: Final = 10
-"""Failures in a row without any success, after which a worker stops, unless the study's `max_failures` says another
-number: a command that cannot work would use up trials for ever."""
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p tell'
@@ -187,8 +184,7 @@ class Worker:
         return bool(self.ran) and all(state == "FAIL" for _, state in self.ran)
 
     def _hopeless(self) -> bool:
-        limit = self.study.state.policy.max_failures or _FAILURES
-        return self._only_failures() and len(self.ran) >= limit
+        return self._only_failures() and len(self.ran) >= self.study.state.policy.hopeless_after
 
     def _back_off(self) -> None:
         """Wait after a quick failure, longer after each one in a row."""

@@ -31,7 +31,8 @@ class CtrlC:
         self._left = at
 
     def __call__(self, frame: FrameType, event: str, what: object) -> None:
-        if event == "c_return" and getattr(what, "__name__", "") == "__enter__":
+        entered = event == "c_return" and getattr(what, "__name__", "") == "__enter__"
+        if entered and sys.version_info >= (3, 14):
             return
         if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_OURS):
             self._left -= 1
