@@ -21,7 +21,14 @@ from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
-from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    StoreCorrupt,
+    StoreUnreachable,
+)
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -55,12 +62,13 @@ def save(
         handle.peer.until_answered(lambda: artifacts.put(key, path), within=within)
     try:
         dropped = handle.checkpoint(number, checkpoint, within=within)
-    except StoreUnreachable:
-        raise  # the record is sent at the next contact, and then its bytes must be there
-    except BaseException:
-        artifacts.delete(key)
+    except (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt):
+        raise  # the record may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
+    except Exception:
+        with contextlib.suppress(HopaasError):
+            artifacts.delete(key)
         raise
-    with contextlib.suppress(StoreUnreachable):  # nobody misses them
+    with contextlib.suppress(HopaasError):  # nobody misses them, and perhaps this user may not remove files
         for old in _removable(handle, number, dropped):
             artifacts.delete(old)
     return checkpoint
