@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.checkpoint_cache import checkpoint_cache
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
@@ -53,6 +54,9 @@ def save(
         key = f"{handle.uuid}/checkpoint/{number}-{step}-{secrets.token_hex(4)}"
         checkpoint = Checkpoint(step, key, path.stat().st_size, _sha256(path))
         handle.peer.until_answered(lambda: artifacts.put(key, path), within=within)
+        cache = checkpoint_cache()
+        if cache is not None:
+            cache.keep(checkpoint.sha256, path)
     try:
         dropped = handle.checkpoint(number, checkpoint, within=within)
     except StoreUnreachable:
@@ -107,6 +111,7 @@ def load(
 
     Blocks while it is fetched.
     """
+    cache = checkpoint_cache() if checkpoints else None
     for checkpoint in reversed(checkpoints):
         if not _is_of(uuid, checkpoint):
             _log.warning(
@@ -114,12 +119,18 @@ def load(
             )
             continue
         path = directory / f"checkpoint-{checkpoint.step}"
+        if cache is not None and cache.fetch(checkpoint.sha256, path):
+            if _is_whole(path, checkpoint):
+                return checkpoint.step, path
+            cache.drop(checkpoint.sha256)
         try:
             artifacts.get(checkpoint.key, path)
         except KeyError:
             _log.warning("the checkpoint of step %d is gone; trying the previous one", checkpoint.step)
             continue
-        if path.stat().st_size == checkpoint.size and _sha256(path) == checkpoint.sha256:
+        if _is_whole(path, checkpoint):
+            if cache is not None:
+                cache.keep(checkpoint.sha256, path)
             return checkpoint.step, path
         _log.warning("the checkpoint of step %d is damaged; trying the previous one", checkpoint.step)
         path.unlink()
@@ -251,6 +262,10 @@ def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:
 
 def _folder(uuid: str) -> str:
     return f"{uuid}/checkpoint/"
+
+
+def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
+    return path.stat().st_size == checkpoint.size and _sha256(path) == checkpoint.sha256
 
 
 def _sha256(path: Path) -> str:
