@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
@@ -44,9 +45,7 @@ def save(
         InvalidInput: no such file, or a negative step.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
-    step = checked_step(step)
-    if step < 0:
-        raise InvalidInput(f"a checkpoint's step is 0 or more, got {step}")
+    step = checked_step(whole("a checkpoint's step", step, least=0))
     artifacts = artifacts_of(handle.peer.store)
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = _as_file(source, Path(directory))
@@ -94,7 +93,10 @@ def _as_file(source: str | Path | bytes, directory: Path) -> Path:
         path = directory / "checkpoint"
         path.write_bytes(source)
         return path
-    path = Path(source)
+    try:
+        path = Path(source)
+    except TypeError:
+        raise InvalidInput(f"a checkpoint is a file or bytes, got {shown(source)}") from None
     if not path.is_file():
         raise InvalidInput(f"there is no file {path} to store as a checkpoint; pack a directory into one file first")
     return path
