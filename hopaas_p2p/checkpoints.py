@@ -16,13 +16,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.checkpoint_cache import checkpoint_cache
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
-from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    StoreCorrupt,
+    StoreUnreachable,
+)
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -45,9 +53,7 @@ def save(
         InvalidInput: no such file, or a negative step.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
-    step = checked_step(step)
-    if step < 0:
-        raise InvalidInput(f"a checkpoint's step is 0 or more, got {step}")
+    step = checked_step(whole("a checkpoint's step", step, least=0))
     artifacts = artifacts_of(handle.peer.store)
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = _as_file(source, Path(directory))
@@ -59,12 +65,13 @@ def save(
             cache.keep(checkpoint.sha256, path)
     try:
         dropped = handle.checkpoint(number, checkpoint, within=within)
-    except StoreUnreachable:
-        raise  # the record is sent at the next contact, and then its bytes must be there
-    except BaseException:
-        artifacts.delete(key)
+    except (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt):
+        raise  # the record may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
+    except Exception:
+        with contextlib.suppress(HopaasError):
+            artifacts.delete(key)
         raise
-    with contextlib.suppress(StoreUnreachable):  # nobody misses them
+    with contextlib.suppress(HopaasError):  # nobody misses them, and perhaps this user may not remove files
         for old in _removable(handle, number, dropped):
             artifacts.delete(old)
     return checkpoint
@@ -98,7 +105,10 @@ def _as_file(source: str | Path | bytes, directory: Path) -> Path:
         path = directory / "checkpoint"
         path.write_bytes(source)
         return path
-    path = Path(source)
+    try:
+        path = Path(source)
+    except TypeError:
+        raise InvalidInput(f"a checkpoint is a file or bytes, got {shown(source)}") from None
     if not path.is_file():
         raise InvalidInput(f"there is no file {path} to store as a checkpoint; pack a directory into one file first")
     return path

@@ -645,10 +645,12 @@ class Peer:
             self.store.close()
 
     def _remove_beat(self) -> None:
-        """Nobody needs the beat of a peer that has ended and left nothing behind."""
+        """Nobody needs the beat of a peer that has ended and left nothing behind; a store that is away is not asked."""
         logs = list(self.logs.values())
         introduced = [log.session for log in logs if log.session.introduced]
-        if not isinstance(self.store, KeepsBeats) or not introduced or any(one.has_pending for one in introduced):
+        if self._said_farewell or not isinstance(self.store, KeepsBeats) or not introduced:
+            return
+        if any(one.has_pending for one in introduced):
             return
         states = [log.state for log in logs]
         if not any(state.trials[number].owner == self.uuid for state in states for number in list(state.running)):
@@ -669,6 +671,7 @@ class Peer:
         except HopaasError as error:
             _log.warning("some records could not be sent before the end: %s", error)
             self.spool.keep_all(self.logs)
+            self._keep_unconfirmed()
             self._said_farewell = True
 
     def _send_and_confirm(self) -> None:
@@ -700,6 +703,13 @@ class Peer:
                     troubles.append(error)
         if troubles:
             raise troubles[0]
+
+    def _keep_unconfirmed(self) -> None:
+        """Keep for a rescue what was acknowledged, where this process could not see that the log still has it."""
+        for uuid, log in list(self.logs.items()):
+            unconfirmed = log.log.unconfirmed() if isinstance(log.log, Confirmable) else set()
+            if unconfirmed and not log.session.deleted:
+                self.spool.keep_history(uuid, log, only=unconfirmed)
 
     @contextlib.contextmanager
     def in_a_hurry(self) -> Iterator[None]:

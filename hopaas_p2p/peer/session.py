@@ -147,7 +147,7 @@ class LogSession(Generic[S]):
         self.broken: BrokenChain | None = None
         """How the log contradicts what this session has read of it: nothing is exchanged any more."""
         self.acknowledged: deque[Placed] = deque()
-        """This session's last commits."""
+        """The last commits of this session, and of the one of the same process that it has replaced."""
         self.exchanged_at = _NEVER
         """When the last successful exchange began."""
         self.read_at = _NEVER
@@ -182,7 +182,8 @@ class LogSession(Generic[S]):
         """The session of a process that goes on from a copy of `old`'s memory, under an identity of its own.
 
         It knows what `old` knew of the log, and has nothing in flight, drafted, queued or spooled: all that is `old`'s
-        to send. With `resend`, where the same process goes on under another name, it sends again what is not decided.
+        to send. With `resend`, where the same process goes on under another name, it sends again what is not decided,
+        and still answers for what was acknowledged.
         """
         new = cls(old.machine, writer, now_us=old._now_us, pacing=old.pacing)
         new.state, new.joined, new.deleted, new.broken = old.state, old.joined, old.deleted, old.broken
@@ -191,6 +192,7 @@ class LogSession(Generic[S]):
         if resend:
             new.read_at, new.drafted_at, new.noted_at = old.read_at, old.drafted_at, old.noted_at
             new.urgent_at = old.urgent_at
+            new.acknowledged, new._remembered = old.acknowledged, old._remembered
             new.outbox.drafts = old.outbox.drafts
             for pending in old.outbox.undecided():
                 if any(isinstance(record, TrialCreate | TrialClaim) for record in pending.records):
@@ -408,10 +410,11 @@ class LogSession(Generic[S]):
         head, (seen, chain) = self.state.lsn, self._seen
         lost = f"it ends at commit {head}, and this process has read {seen} commits, with the sum {shown(chain)}"
         if head >= seen:
-            lsn, _, sent = self.acknowledged[-1] if self.acknowledged else (0, None, None)
-            if sent is None or last is None or last.seq >= int(sent.nonce.rpartition(":")[2]):
+            own = f"{self.writer}:"
+            placed = next((one for one in reversed(self.acknowledged) if one.commit.nonce.startswith(own)), None)
+            if placed is None or (last is not None and last.seq >= int(placed.commit.nonce.removeprefix(own))):
                 return False
-            lost = f"commit {sent.nonce}, acknowledged as commit {lsn}, is not in it any more"
+            lost = f"commit {placed.commit.nonce}, acknowledged as commit {placed.lsn}, is not in it any more"
         self.broken = BrokenChain(f"This log has two histories: {lost}. {_ADVICE}")
         return True
 

@@ -957,6 +957,40 @@ def test_a_checkpoint_and_a_samplers_attribute_wait_for_the_store_whatever_the_p
     assert [trial.state.name for trial in studies().trials] == ["COMPLETE"] * 2
 
 
+@pytest.mark.parametrize("error", [ConfigurationError("keys expired"), KeyboardInterrupt()], ids=repr)
+def test_a_checkpoint_whose_record_is_yet_to_be_sent_keeps_its_file(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> Receipt:
+        raise error
+
+    study = studies()
+    trial = study.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectLog, "exchange", fail)
+        with pytest.raises(type(error)):
+            trial.checkpoint(b"weights", step=1)
+    study.storage.flush()
+    (checkpoint,) = studies().state.trials[0].checkpoints
+    assert study.storage.peer.store.artifacts().keys("") == [checkpoint.key]
+
+
+def test_an_old_checkpoint_that_may_not_be_removed_is_no_failure_of_the_new_one(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies()
+    trial = study.ask()
+    for step in (1, 2):
+        trial.checkpoint(b"weights", step=step)
+
+    def refuse(*_: object) -> None:
+        raise Denied
+
+    monkeypatch.setattr(type(study.storage.peer.store.artifacts()), "delete", refuse)
+    trial.checkpoint(b"weights", step=3)
+    assert [one.step for one in studies().state.trials[0].checkpoints] == [2, 3]
+
+
 def test_optimize_waits_for_the_store_no_longer_than_its_timeout(
     studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -174,3 +174,20 @@ def test_an_end_that_cannot_look_at_its_commits_says_so(server: Imitation, store
         log.confirm()
     server.asked = None
     log.confirm()
+
+
+def test_an_end_does_not_wait_for_each_commit_of_a_bucket_that_does_not_answer(
+    server: Imitation, store: S3Store
+) -> None:
+    """Each request of a server that is silent takes four seconds, and there may be a thousand."""
+    log = written(store, 40)
+    server.asked = lambda _: 503
+    before = store.objects.requests.copy()
+    with pytest.raises(StoreUnreachable, match="40 commits of this process"):
+        log.confirm()
+    assert store.objects.requests - before == {"LIST": 1, "GET": 16}
+    server.asked = lambda request: 503 if request.kind == "LIST" or request.path.endswith("3") else None
+    with pytest.raises(StoreUnreachable, match="4 commits of this process"):
+        log.confirm()
+    server.asked = None
+    log.confirm()

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "hopaas_p2p"
 LAYERS = (
     {
         "__init__",
+        "arguments",
         "atomic",
         "errors",
         "extras",

@@ -318,6 +318,37 @@ def test_a_commit_of_its_own_that_was_acknowledged_and_is_gone_is_noticed(log: S
     assert "ann:2" in str(ann.broken)
 
 
+def test_the_only_commit_of_its_own_that_was_acknowledged_and_is_gone_is_noticed(
+    log: Script, ann: LogSession[State]
+) -> None:
+    ann.put("ann", TrialCreate())
+    exchange(log, ann)
+    ann.failed(SleptThrough(), 0.0)
+    del log.entries[1:]
+    append_chained(log, "bob", 2)
+    ann.start_from(State())
+    ann.advance(log.since(0), 0.0)
+    ann.complete_join()
+    assert "ann:1" in str(ann.broken)
+
+
+def test_a_session_under_another_name_still_answers_for_what_was_acknowledged_before(
+    log: Script, ann: LogSession[State]
+) -> None:
+    ann.put("ann", TrialCreate())
+    exchange(log, ann)
+    renewed = LogSession.for_child(ann, "ann-2", resend=True)
+    renewed.put("ann-2", TrialCreate())
+    exchange(log, renewed)
+    assert [placed.commit.nonce for placed in renewed.history()] == ["ann:1", "ann-2:1"]
+    renewed.failed(SleptThrough(), 0.0)
+    renewed.start_from(State())
+    renewed.advance(log.since(0), 0.0)
+    renewed.complete_join()
+    assert renewed.broken is None
+    assert not LogSession.for_child(renewed, "child").history(), "a child's parent answers for its own"
+
+
 def test_the_commit_to_send_tells_the_sum_it_follows(log: Script, ann: LogSession[State]) -> None:
     ann.put("ann", TrialCreate())
     sent = ann.next_commit()

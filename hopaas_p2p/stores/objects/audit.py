@@ -74,6 +74,11 @@ class Audit:
         self._broken: str | None = None
         """What was found: this process appends nothing more."""
 
+    @property
+    def unseen(self) -> set[int]:
+        """The lsns of the commits that were not looked at."""
+        return {one.lsn for one in self._written}
+
     def wrote(self, lsn: int, stored: bytes, data: bytes, *, copied: bool) -> None:
         """This process appended that commit, in an object of these bytes; later objects carry copies if `copied`."""
         now = self.clock()
@@ -103,15 +108,19 @@ class Audit:
         unanswered: list[_Written] = []
         try:
             while due:
-                unanswered += self._read(due[:_AT_ONCE])
+                some = due[:_AT_ONCE]
+                silent = self._read(some)
+                unanswered += silent
                 del due[:_AT_ONCE]
+                if len(silent) == len(some):  # the rest would wait for the same silence
+                    break
         except Denied:  # no reason to refuse what is to be written now
             if ending:
                 raise
         finally:
             self._put_back(unanswered + due, now + AFTER)
         if unanswered and ending:
-            raise StoreUnreachable(f"{len(unanswered)} commits of this process could not be looked at once more.")
+            raise StoreUnreachable(f"{len(self._written)} commits of this process could not be looked at once more.")
         return bool(self._written) and ending
 
     def _take(self, now: float, age: float) -> list[_Written]:
