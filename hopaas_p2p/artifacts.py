@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from hopaas_p2p import process, settings
+from hopaas_p2p.arguments import shown, trial_number
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.records import StudySet, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial, StoreCorrupt, StoreUnreachable
@@ -133,14 +134,18 @@ class StudyArtifacts:
             Denied: this user may not write to the study.
 
         """
-        path = Path(source)
+        try:
+            path = Path(source)
+        except TypeError:
+            raise InvalidInput(f"a file is named by its path, got {shown(source)}") from None
         if not path.is_file():
             raise InvalidInput(f"there is no file {path}; pack a directory into one file first")
         handle = self._storage.handle(self._study_id)
         state = self._storage.state(self._study_id)
+        trial = None if trial is None else trial_number(trial)
         if trial is not None and not 0 <= trial < len(state.trials):
             raise NoSuchTrial(f"the study has no trial {trial}")
-        name = safe_name(filename or path.name)
+        name = safe_name(str(filename or path.name))
         guessed, encoding = mimetypes.guess_type(name)
         one = Artifact(
             id=f"{handle.uuid}-{uuid.uuid4().hex}",

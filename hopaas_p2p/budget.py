@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.core.ledger import AMOUNTS, possible_limits
 from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.errors import InvalidInput
@@ -31,21 +32,36 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
 
     """
     if isinstance(given, Budget):
-        found = given
+        found = _checked_types(given)
     elif isinstance(given, str):
         found = _parsed([given])
     elif isinstance(given, Mapping):
         found = _converted(given)
     else:
-        found = Budget(trials=_whole(given))
+        found = Budget(trials=_trials(given))
     if found.trials is not None:
-        found = msgspec.structs.replace(found, trials=_whole(found.trials))
+        found = msgspec.structs.replace(found, trials=_trials(found.trials))
     until = found.until
     if until is not None and until.date is not None:
         found = msgspec.structs.replace(found, until=msgspec.structs.replace(until, date=_date(until.date)))
     if found.euro is not None and not found.prices:
         raise InvalidInput("a budget in euro needs prices per site, such as prices.SITE.gpu_hour=1.10")
     return found
+
+
+def _checked_types(given: Budget) -> Budget:
+    """The budget, if its fields hold what they say; numpy's numbers count."""
+    try:
+        return _converted(msgspec.to_builtins(given, enc_hook=_as_python))
+    except TypeError as error:
+        raise InvalidInput(f"not a budget: {error}. Keys of a budget: {_KEYS}") from None
+
+
+def _as_python(value: Any) -> Any:
+    to_python = getattr(value, "item", None)
+    if not callable(to_python):
+        raise TypeError(f"{shown(value)} is not a number")
+    return to_python()
 
 
 def parsed_budget(texts: Iterable[str]) -> Budget:
@@ -132,13 +148,12 @@ def _problem(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:
     return str(error) if value is None else f"{place} = {value!r} is not a value that this key takes"
 
 
-def _whole(trials: Any) -> int:
+def _trials(given: Any) -> int:
     try:
-        number = int(trials.__index__())
-    except (AttributeError, TypeError):
-        raise InvalidInput(f"budget must be a whole number of trials, or a Budget; got {trials!r}") from None
-    if number < 1:
-        raise InvalidInput(f"budget must be at least 1, got {number}")
+        number = whole("budget", given)
+    except InvalidInput as error:
+        instead = "a whole number of trials, or a Budget"
+        raise InvalidInput(str(error).replace("a whole number", instead)) from None
     return number
 
 

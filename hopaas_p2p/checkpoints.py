@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.checkpoint_cache import checkpoint_cache
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
@@ -51,15 +53,16 @@ def save(
         InvalidInput: no such file, or a negative step.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
-    step = checked_step(step)
-    if step < 0:
-        raise InvalidInput(f"a checkpoint's step is 0 or more, got {step}")
+    step = checked_step(whole("a checkpoint's step", step, least=0))
     artifacts = artifacts_of(handle.peer.store)
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = _as_file(source, Path(directory))
         key = f"{handle.uuid}/checkpoint/{number}-{step}-{secrets.token_hex(4)}"
         checkpoint = Checkpoint(step, key, path.stat().st_size, _sha256(path))
         handle.peer.until_answered(lambda: artifacts.put(key, path), within=within)
+        cache = checkpoint_cache()
+        if cache is not None:
+            cache.keep(checkpoint.sha256, path)
     try:
         dropped = handle.checkpoint(number, checkpoint, within=within)
     except (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt):
@@ -102,7 +105,10 @@ def _as_file(source: str | Path | bytes, directory: Path) -> Path:
         path = directory / "checkpoint"
         path.write_bytes(source)
         return path
-    path = Path(source)
+    try:
+        path = Path(source)
+    except TypeError:
+        raise InvalidInput(f"a checkpoint is a file or bytes, got {shown(source)}") from None
     if not path.is_file():
         raise InvalidInput(f"there is no file {path} to store as a checkpoint; pack a directory into one file first")
     return path
@@ -115,6 +121,7 @@ def load(
 
     Blocks while it is fetched.
     """
+    cache = checkpoint_cache() if checkpoints else None
     for checkpoint in reversed(checkpoints):
         if not _is_of(uuid, checkpoint):
             _log.warning(
@@ -122,12 +129,18 @@ def load(
             )
             continue
         path = directory / f"checkpoint-{checkpoint.step}"
+        if cache is not None and cache.fetch(checkpoint.sha256, path):
+            if _is_whole(path, checkpoint):
+                return checkpoint.step, path
+            cache.drop(checkpoint.sha256)
         try:
             artifacts.get(checkpoint.key, path)
         except KeyError:
             _log.warning("the checkpoint of step %d is gone; trying the previous one", checkpoint.step)
             continue
-        if path.stat().st_size == checkpoint.size and _sha256(path) == checkpoint.sha256:
+        if _is_whole(path, checkpoint):
+            if cache is not None:
+                cache.keep(checkpoint.sha256, path)
             return checkpoint.step, path
         _log.warning("the checkpoint of step %d is damaged; trying the previous one", checkpoint.step)
         path.unlink()
@@ -259,6 +272,10 @@ def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:
 
 def _folder(uuid: str) -> str:
     return f"{uuid}/checkpoint/"
+
+
+def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
+    return path.stat().st_size == checkpoint.size and _sha256(path) == checkpoint.sha256
 
 
 def _sha256(path: Path) -> str:

@@ -128,6 +128,22 @@ def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
     return env.get("HOPAAS_ARTIFACTS") or None
 
 
+def checkpoint_cache(env: Mapping[str, str] = os.environ) -> tuple[Path, int] | None:
+    """Where copies of checkpoints are kept, and bytes at most: `HOPAAS_CHECKPOINT_CACHE` and `…_CACHE_MB`.
+
+    Raises:
+        ConfigurationError: the bound is no number.
+
+    """
+    folder = env.get("HOPAAS_CHECKPOINT_CACHE")
+    most = env.get("HOPAAS_CHECKPOINT_CACHE_MB") or SETTINGS["checkpoint_cache_mb"].default or ""
+    if not folder:
+        return None
+    if not most.isascii() or not most.isdecimal():
+        raise ConfigurationError(f"HOPAAS_CHECKPOINT_CACHE_MB is a whole number of megabytes, got {most!r}")
+    return Path(folder), int(most) * 1_000_000
+
+
 def read_proxy(path: Path) -> Secret:
     """The address of a proxy, with its login, in a file of this user's alone.
 
@@ -164,6 +180,8 @@ SETTINGS: Final[dict[str, Setting]] = {
     "watts": Setting("watts that a process here draws, if neither NVML nor RAPL can be read"),
     "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL"),
+    "checkpoint_cache": Setting("a directory near the jobs of this site, for copies of checkpoints"),
+    "checkpoint_cache_mb": Setting("how many megabytes of copies are kept there", "20000"),
     "site": Setting("a name for where this process runs"),
     "ca_file": Setting("certificate authorities to trust instead of certifi's", in_directories=False),
     "token_file": Setting("a file that holds the token of a Postgres store"),
@@ -178,6 +196,8 @@ SETTINGS: Final[dict[str, Setting]] = {
 }
 _READ_FROM_THE_ENVIRONMENT: Final = (
     "artifacts",
+    "checkpoint_cache",
+    "checkpoint_cache_mb",
     "site",
     "gpus",
     "cores",

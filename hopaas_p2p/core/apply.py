@@ -295,7 +295,7 @@ def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
         interrupted = min((number for number in configurations.resumable if number not in skip), default=None)
         if interrupted is not None:
             return _start(state, state.trials[interrupted], commit, TrialCreate)
-        paused = state.promoted()
+        paused = state.promoted(skip)
         if paused is not None:
             return _continue(state, state.trials[paused], commit)
         if not state.has_room():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -257,9 +257,13 @@ class Configurations:
     def _has_come(self, epochs: int | None, reports: Mapping[int, float]) -> bool:
         return epochs is not None and bool(reports) and self.standings.policy.epochs(max(reports)) >= epochs  # type: ignore[union-attr]
 
-    def promoted(self, *, closing: bool) -> int | None:
-        """The paused trial to continue next; None if no rung promotes one. `closing`: see `Ladder.best`."""
-        best = None if self.standings is None else self.standings.best(closing=closing)
+    def promoted(self, *, closing: bool, skip: Collection[int] = ()) -> int | None:
+        """The paused trial to continue next, but for these; None if no rung promotes one.
+
+        `closing`: see `Ladder.best`.
+        """
+        roots = {self.root(number) for number in skip}
+        best = None if self.standings is None else self.standings.best(closing=closing, skip=roots)
         if best is None:
             return None
         chain = self._chains[best]

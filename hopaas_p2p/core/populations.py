@@ -15,6 +15,7 @@ This file knows numbers only: no trials, no log. `perturbation` says how paramet
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -158,9 +159,9 @@ class Members:
 
     # --- who goes on, and from where ---
 
-    def best(self, *, closing: bool = False) -> int | None:  # noqa: ARG002  # as `Ladder.best`
+    def best(self, *, closing: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002  # as `Ladder.best`
         """The member to go on with; None if none waits."""
-        first = self._waiting.first()
+        first = self._waiting.first(skip)
         return None if first is None else first[1]
 
     def better(self, number: int) -> list[int]:

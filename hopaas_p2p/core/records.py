@@ -198,7 +198,8 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
     start: int | None = None
     end: int | None = None
     skip: Skip = ()
-    """WAITING trials that `prefer_waiting` passes over: retries that the peer gives a rest first."""
+    """Trials that `prefer_waiting` passes over: retries that are to have a rest first, and paused ones that are left to
+    their site for a moment."""
     replicates: int = 1
     """How many trials a new configuration gets: all but this one wait."""
     metrics: dict[str, dict[Step, float]] = {}

@@ -20,7 +20,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import msgspec
@@ -267,31 +267,34 @@ class Ladder:
 
     # --- who is promoted ---
 
-    def best(self, *, closing: bool = False) -> int | None:
+    def best(self, *, closing: bool = False, skip: Collection[int] = ()) -> int | None:
         """The configuration to go on with; None if no rung promotes one now.
 
         Args:
             closing: nobody runs and no new configuration will come. Then each rung that somebody has reached promotes
                 at least one, so that a study too small for its rungs ends with a whole training, too.
+            skip: configurations to pass over.
 
         """
+        if skip:
+            return self._find_best(closing=closing, skip=skip)
         if closing not in self._best:
-            self._best[closing] = self._find_best(closing=closing)
+            self._best[closing] = self._find_best(closing=closing, skip=skip)
         return self._best[closing]
 
-    def _find_best(self, *, closing: bool) -> int | None:
+    def _find_best(self, *, closing: bool, skip: Collection[int]) -> int | None:
         for height in reversed(range(len(self.policy.levels))):
             found: list[tuple[float, int]] = []
             for bracket in range(min(height, self.policy.brackets - 1) + 1):
                 rung = self._rungs[bracket][height]
-                entry = rung.waiting.first()
+                entry = rung.waiting.first(skip)
                 if entry is None:
                     continue
                 if height in self._passed or rung.reached.rank(entry) < self._quota(rung, closing=closing):
                     found.append(entry)
             if found:
                 return min(found)[1]
-        owed = self._owed.first()
+        owed = self._owed.first(skip)
         return None if owed is None else owed[1]
 
     def may_be_promoted(self, number: int, *, most: int | None) -> bool:

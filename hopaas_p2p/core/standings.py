@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import itertools
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 _CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at most, times 2
@@ -49,9 +51,11 @@ class Ranking:
     def __len__(self) -> int:
         return self._count
 
-    def first(self) -> tuple[float, int] | None:
-        """The smallest."""
-        return self._chunks[0][0] if self._chunks else None
+    def first(self, skip: Collection[int] = ()) -> tuple[float, int] | None:
+        """The smallest, but for those with these second numbers."""
+        if not skip:
+            return self._chunks[0][0] if self._chunks else None
+        return next((entry for entry in itertools.chain.from_iterable(self._chunks) if entry[1] not in skip), None)
 
     def smallest(self, count: int) -> list[tuple[float, int]]:
         """The smallest so many, in order."""

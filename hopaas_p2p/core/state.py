@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
@@ -431,8 +431,11 @@ class State:
             return True
         return trial is not None and self.configurations is not None and self.configurations.is_counted(trial)
 
-    def promoted(self) -> int | None:
-        """The paused trial that the next peer goes on with; None if no rung promotes one now."""
+    def promoted(self, skip: Collection[int] = ()) -> int | None:
+        """The paused trial that the next peer goes on with; None if no rung promotes one now.
+
+        Those to skip are passed over while there is room for a new configuration instead.
+        """
         configurations = self.configurations
         if configurations is None:
             return None
@@ -440,7 +443,7 @@ class State:
         if room and configurations.members is not None:
             return None  # members are compared once all of them are there
         closing = not (self.running or configurations.resumable or room)
-        return configurations.promoted(closing=closing)
+        return configurations.promoted(closing=closing, skip=skip if room else ())
 
     def follow_fidelity(self) -> None:
         """Sort the trials by the rungs or the population that the study's attributes say now."""

@@ -40,8 +40,9 @@ MOST_METRICS: Final = 64
 LONGEST_METRIC: Final = 100
 """Characters of the name of a metric."""
 _DIRECTIONS: Final = ("minimize", "maximize")
-_MOST_DIRECTIONS: Final = 100
-_LONGEST_TTL: Final = 366 * 86_400.0
+MOST_DIRECTIONS: Final = 100
+LONGEST_TTL: Final = 366 * 86_400.0
+"""Seconds."""
 LAST_TIME: Final = 1 << 53
 """Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
 _LONGEST_TEXT: Final = 10_000
@@ -296,7 +297,7 @@ _SYSTEM_LIKE: Final = (
 def possible_definition(define: StudyDefine) -> bool:
     """Whether a study can be run like that."""
     return (
-        0 < len(define.directions) <= _MOST_DIRECTIONS
+        0 < len(define.directions) <= MOST_DIRECTIONS
         and all(direction in _DIRECTIONS for direction in define.directions)
         and possible_distributions(define.space, {})
         and _possible_policy(define.policy)
@@ -307,7 +308,7 @@ def possible_definition(define: StudyDefine) -> bool:
 def _possible_policy(policy: Policy) -> bool:
     timeout = policy.progress_timeout
     return (
-        0 < policy.ttl <= _LONGEST_TTL
+        0 < policy.ttl <= LONGEST_TTL
         and (policy.budget is None or 0 <= policy.budget <= MAX_BUDGET)
         and (timeout is None or timeout > 0)
         and policy.interrupted in ("fail", "prune")

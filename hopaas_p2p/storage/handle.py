@@ -38,6 +38,7 @@ from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage.frozen import OwnedTrial, View
+from hopaas_p2p.storage.nearby import NearbyFirst
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
@@ -121,6 +122,7 @@ class StudyHandle:
         """Ends of trials that are queued, and will be awaited with the next exchange."""
         self.asked: dict[int, AskedTrial] = {}
         """Trials whose objects are watched."""
+        self._nearby = NearbyFirst()
         self.dropped_checkpoints: set[str] = set()
         """Files that trials of this process no longer name, and that a member of a population may yet copy."""
 
@@ -152,11 +154,12 @@ class StudyHandle:
     def take(self, proposal: Proposal | None = None, *, within: float = math.inf) -> int:
         """Start the next trial, a WAITING one first: one exchange, without a race. Raises NoWork if there is none."""
         self.look_again_if_closed(within)
-        skip = self.peer.resting(self.log)
-        if self._has_nothing_but(skip):
+        resting = self.peer.resting(self.log)
+        if self._has_nothing_but(resting):
             self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
-            if self._has_nothing_but(skip):
+            if self._has_nothing_but(resting):
                 raise NoWork(NO_WORK["budget"], refusal="budget")
+        skip = (*resting, *self._left_to_others())
         if proposal is None:
             record = TrialCreate(prefer_waiting=True, skip=skip)
         else:
@@ -176,6 +179,13 @@ class StudyHandle:
                 and configurations.resumable <= set(resting)
                 and state.promoted() is None
             )
+
+    def _left_to_others(self) -> frozenset[int]:
+        """Paused trials that go on next, and that this peer leaves for a moment to the site with their checkpoints."""
+        if self.state.configurations is None:
+            return frozenset()
+        with self.log.lock:
+            return self._nearby.left(self.state, self.peer.uuid, self.peer.clock())
 
     def is_new(self, trial_id: int, proposal: Proposal) -> bool:
         """Whether this trial of this process is the one that was proposed, and not one that waited."""
@@ -209,8 +219,10 @@ class StudyHandle:
         state = self.state
         waiting = state.waiting
         with self.log.lock:
-            if state.configurations is not None and (not state.has_room() or state.promoted() is not None):
-                return True
+            if state.configurations is not None:
+                left = self._left_to_others()
+                if not state.has_room() or state.promoted(left) is not None:
+                    return True
         return bool(waiting) and len(waiting) > len(self.peer.resting(self.log))
 
     def look_again_if_closed(self, within: float) -> None:

@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.arguments import pause, seconds, whole
 from hopaas_p2p.core import records
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
 from hopaas_p2p.core.records import (
@@ -41,7 +42,7 @@ from hopaas_p2p.core.records import (
     TrialCreate,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.core.validity import possible_definition, possible_system, readable, reason_text
+from hopaas_p2p.core.validity import LONGEST_TTL, possible_definition, possible_system, readable, reason_text
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
@@ -143,23 +144,29 @@ def open_storage(
     Raises:
         ConfigurationError: the URL or the store cannot be used; the message says what to change.
         StoreAway: a directory store that this machine has seen is not mounted, for longer than `store_wait`.
-        InvalidInput: `lease_ttl` is not positive.
+        InvalidInput: an argument that is not allowed, such as `lease_ttl=0`.
 
     """
-    if not lease_ttl > 0:
-        raise InvalidInput(f"lease_ttl must be positive, got {lease_ttl}")
+    patience, store_wait = _wait("patience", patience), _wait("store_wait", store_wait)
+    acts_for = (acts_for,) if isinstance(acts_for, str) else tuple(acts_for)
     options = StorageOptions(
         url=_found(url, create=create, within=store_wait if store_wait is not None else patience).url,
-        policy=Policy(ttl=float(lease_ttl), attempts=attempts, limits=Budget()),
-        linger=linger,
+        policy=Policy(
+            ttl=seconds("lease_ttl", lease_ttl, most=LONGEST_TTL), attempts=whole("attempts", attempts), limits=Budget()
+        ),
+        linger=_wait("linger", linger),
         patience=patience,
         store_wait=store_wait,
         allow_pickles=allow_pickles,
-        peer_ttl=peer_ttl,
-        on_behalf_of=on_behalf_of,
+        peer_ttl=None if peer_ttl is None else seconds("peer_ttl", peer_ttl, most=LONGEST_TTL),
+        on_behalf_of=str(on_behalf_of),
         operator=operator,
     )
     return Storage(options, _open_peer(options, frozenset(acts_for)))
+
+
+def _wait(what: str, value: float | None) -> float | None:
+    return None if value is None else pause(what, value)
 
 
 def _found(url: str | os.PathLike[str], *, create: bool, within: float | None) -> Store:

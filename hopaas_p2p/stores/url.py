@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.memory import MemoryStore
 
 _PASSWORD: Final = re.compile(r"(://[^/@:]*:).*@|([?&][a-z_]*(?:password|token|secret)=)[^&]*", re.IGNORECASE)
+_NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?):", re.IGNORECASE)
 _memories: Final[dict[str, MemoryStore]] = {}
 _memories_lock: Final = threading.Lock()
 
@@ -41,6 +42,10 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         raise ConfigurationError(f"{url!r} names no store; give a path such as ./campaign, or a URL")
     scheme, separator, _ = url.partition("://")
     if not separator:
+        if _NO_SLASHES.match(url):
+            raise ConfigurationError(
+                f"{redacted(url)!r} looks like a URL without its two slashes; for a directory, put ./ first"
+            )
         return _directory(Path(url), create=create)
     opener = _SCHEMES.get(scheme.lower())
     if opener is None:

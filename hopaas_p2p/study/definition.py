@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import msgspec
 from optuna.distributions import BaseDistribution
 
+from hopaas_p2p.arguments import seconds, shown, whole
 from hopaas_p2p.budget import budget_of, check_limits, limits_of, words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
 from hopaas_p2p.core.state import State
+from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.fidelity import in_words
 from hopaas_p2p.storage import Storage
@@ -54,10 +56,12 @@ class StudyArguments(NamedTuple):
         policy = Policy(
             budget=budget.trials,
             limits=limits_of(budget),
-            attempts=_whole("attempts", self.attempts) or default.attempts,
-            ttl=_seconds("lease_ttl", self.lease_ttl) or default.ttl,
-            max_failures=_whole("max_failures", self.max_failures),
-            progress_timeout=_seconds("progress_timeout", self.progress_timeout),
+            attempts=default.attempts if self.attempts is None else whole("attempts", self.attempts),
+            ttl=default.ttl if self.lease_ttl is None else seconds("lease_ttl", self.lease_ttl, most=LONGEST_TTL),
+            max_failures=None if self.max_failures is None else whole("max_failures", self.max_failures),
+            progress_timeout=None
+            if self.progress_timeout is None
+            else seconds("progress_timeout", self.progress_timeout),
             interrupted=default.interrupted if self.interrupted is None else self.interrupted,
         )
         if policy.interrupted not in ("fail", "prune"):
@@ -69,32 +73,10 @@ def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
     directions = ("minimize",) if given is None else given
     wrong = [one for one in directions if one not in ("minimize", "maximize")]
     if wrong or not directions:
-        raise InvalidInput(f"a direction is 'minimize' or 'maximize', got {wrong or 'none'}")
+        raise InvalidInput(f"a direction is 'minimize' or 'maximize', got {shown(wrong) if wrong else 'none'}")
+    if len(directions) > MOST_DIRECTIONS:
+        raise InvalidInput(f"a study has at most {MOST_DIRECTIONS} directions, got {len(directions)}")
     return directions
-
-
-def _whole(what: str, value: int | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidInput(f"{what} must be a whole number, got {value!r}") from None
-    if number < 1:
-        raise InvalidInput(f"{what} must be at least 1, got {number}")
-    return number
-
-
-def _seconds(what: str, value: float | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if not seconds > 0:
-        raise InvalidInput(f"{what} must be a positive number of seconds, got {value!r}")
-    return seconds
 
 
 def checked_space(space: Space) -> dict[str, records.Distribution]:

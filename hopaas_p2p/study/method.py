@@ -18,6 +18,7 @@ import msgspec
 import optuna
 
 from hopaas_p2p import fidelity as words
+from hopaas_p2p.arguments import instance
 from hopaas_p2p.core.attributes import (
     FIDELITY,
     MOST_REPLICATES,
@@ -61,9 +62,13 @@ class SearchMethod(NamedTuple):
         """What a caller says.
 
         Raises:
-            InvalidInput: a value that is not allowed, or a number out of range.
+            InvalidInput: a value that is not allowed, a number out of range, or a sampler or pruner that is none.
 
         """
+        if sampler is not None:
+            instance("sampler", sampler, optuna.samplers.BaseSampler, "optuna.samplers.TPESampler()")
+        if pruner is not None:
+            instance("pruner", pruner, optuna.pruners.BasePruner, "optuna.pruners.MedianPruner()")
         if repeats is not None and repeats not in REPEATS_POLICIES:
             raise InvalidInput(f"repeats is 'avoid', 'allow' or 'reuse', got {repeats!r}")
         if replicates is not None and not (type(replicates) is int and 1 <= replicates <= MOST_REPLICATES):

@@ -24,6 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p import checkpoints, extras, interrupts
+from hopaas_p2p.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
@@ -40,6 +41,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
 )
 from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import reason_text
 from hopaas_p2p.errors import (
     DefinitionMismatch,
@@ -157,11 +159,8 @@ def open_study(
         NoSuchStudy: it does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
     """
-    storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
-    if directions is None and direction != "minimize":
-        directions = (direction,)
     given = StudyArguments(
-        directions=None if directions is None else tuple(directions),
+        directions=_directions(direction, directions),
         space=space,
         budget=budget,
         attempts=attempts,
@@ -174,14 +173,35 @@ def open_study(
     if fidelity is not None and len(given.directions or ("",)) > 1:
         raise InvalidInput("a study with fidelity needs exactly one direction: its trials are compared by one value")
     wanted = given.definition(name, provenance_of(sampler, pruner))
+    sent_to = _trackers(trackers)
+    storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
     study_id = _join_or_create(storage, wanted, said, create=create)
     compare(storage, study_id, wanted, given.given_fields())
     compare_fidelity(storage, study_id, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
-    if trackers:
-        study._follow(trackers)
+    if sent_to:
+        study._follow(sent_to)
     return study
+
+
+def _trackers(given: Sequence[str | Tracker]) -> list[Tracker]:
+    if not isinstance(given, list | tuple):
+        raise InvalidInput(f"trackers is a list such as ['mlflow'], got {shown(given)}")
+    if not given:
+        return []
+    from hopaas_p2p.trackers import tracker_of
+
+    return [tracker_of(one) for one in given]
+
+
+def _directions(direction: str, directions: Sequence[str] | None) -> tuple[str, ...] | None:
+    """What the caller gave; None: the study's, or one that is minimized."""
+    if directions is None:
+        return None if direction == "minimize" else (direction,)
+    if isinstance(directions, str) or not isinstance(directions, Iterable):
+        raise InvalidInput(f"directions is a list such as ['minimize', 'maximize'], got {shown(directions)}")
+    return tuple(directions)
 
 
 def _join_or_create(storage: Storage, wanted: StudyDefine, said: SearchMethod, *, create: bool) -> int:
@@ -435,15 +455,13 @@ class Study:
             NotYourTrial: this process never ran it.
             InvalidInput: values that are not numbers, NaN, or too many or few. The trial goes on.
         """
-        to = _state_named(state) if isinstance(state, str) else state
-        if to is None:
-            to = TrialState.COMPLETE if values is not None else TrialState.FAIL
+        to = _ended_as(state, values)
         told: tuple[float, ...] | None = None
         if to is TrialState.COMPLETE:
             if values is None:
                 raise InvalidInput("a COMPLETE trial needs values")
             told = as_values(values, expected=len(self.optuna.directions))
-        number = trial if isinstance(trial, int) else trial.number
+        number = trial.number if isinstance(trial, Trial) else trial_number(trial)
         trial_id = self._told_id(number)
         self._end(trial_id, told, to, reason=reason, strict=True)
 
@@ -571,19 +589,23 @@ class Study:
             workers: how many, on the executor. By default, as many as the executor says it has.
 
         Raises:
-            InvalidInput: the objective cannot be called, or cannot travel to the executor. No trial is started.
+            InvalidInput: an argument is wrong, such as an objective that cannot be called, or that cannot travel to the
+                executor. No trial is started.
             WorkersLost: one worker after the other ended without running a trial.
         """
         if not callable(objective):
             raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {objective!r}")
-        caught = (catch,) if isinstance(catch, type) else tuple(catch)
+        caught = exceptions("catch", catch)
+        called = functions("callbacks", callbacks)
+        n_trials = None if n_trials is None else whole("n_trials", n_trials, least=None)
+        timeout = None if timeout is None else time_limit("timeout", timeout)
         if on is not None:
             from hopaas_p2p.study.workers import WatchedWorkers
 
             watched = WatchedWorkers(self, objective, on, workers, n_trials=n_trials, timeout=timeout, catch=caught)
-            watched.run(tuple(callbacks))
+            watched.run(called)
         else:
-            self._optimize_here(objective, n_trials, timeout, caught, callbacks)
+            self._optimize_here(objective, n_trials, timeout, caught, called)
 
     def _optimize_here(
         self,
@@ -721,7 +743,7 @@ class Study:
         """
         self._check_not_finished()
         space = self.space
-        for name, value in params.items():
+        for name, value in mapping("the parameters of a trial", params).items():
             if space and name not in space:
                 raise InvalidInput(f"the study has no parameter {name!r}; it has {', '.join(space)}")
             if name in space and not contains(space[name], value):
@@ -729,7 +751,7 @@ class Study:
         before = optuna.trial.create_trial(
             state=TrialState.WAITING,
             system_attrs={"fixed_params": dict(params)},
-            user_attrs=dict(user_attrs or {}),
+            user_attrs=dict(mapping("user_attrs", user_attrs or {})),
         )
         trial_id = self.storage.create_new_trial(self.study_id, before)
         return self.storage.get_trial_number_from_id(trial_id)
@@ -833,8 +855,8 @@ class Study:
 
     def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
         """Ask a peer (by uuid), or a whole site, to finish its trials and take no more; `off` revokes this."""
-        if (peer is None) == (site is None):
-            raise InvalidInput("drain either a peer or a site")
+        if bool(peer) == bool(site) or not isinstance(peer or site, str):
+            raise InvalidInput("drain either a peer, by its uuid, or a site, by its name")
         self._control(PeerDrain(peer=peer, site=site, off=off))
 
     def stop_trial(self, number: int, *, reason: str | None = None, epoch: int | None = None) -> None:
@@ -843,7 +865,7 @@ class Study:
         With `epoch`, only the owner of that lease: InvalidInput if the trial has another owner by now.
         """
         trial = self._running(number)
-        self._control(TrialStop(number, trial.epoch if epoch is None else epoch, reason_text(reason)))
+        self._control(TrialStop(trial.number, trial.epoch if epoch is None else epoch, reason_text(reason)))
 
     def take_over(
         self,
@@ -869,9 +891,8 @@ class Study:
             Denied: only an owner of the study may do that.
             InvalidInput: the trial does not run, or the values are not those of a trial.
         """
-        to = _state_named(state) if isinstance(state, str) else state
-        if to is None:
-            to = TrialState.COMPLETE if values is not None else TrialState.FAIL
+        number = trial_number(number)
+        to = _ended_as(state, values)
         if (to is TrialState.COMPLETE) != (values is not None):
             raise InvalidInput("a COMPLETE trial needs values, and other states take none")
         told = None if values is None else as_values(values, expected=len(self.optuna.directions))
@@ -885,10 +906,8 @@ class Study:
         its lease, else InvalidInput says that it is not, and nothing is queued. Raises `StudyFinished` as `enqueue`
         does.
         """
-        state = self.state
-        if not 0 <= number < len(state.trials):
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
-        trial = state.trials[number]
+        trial = self._trial(number)
+        number = trial.number
         if epoch is not None:
             self._running(number)
         if trial.state is not records.TrialState.RUNNING:
@@ -906,11 +925,15 @@ class Study:
         self._control(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
         return self.state.trials[number].retried_by
 
-    def _running(self, number: int) -> Any:
-        state = self.state
-        if not 0 <= number < len(state.trials):
+    def _trial(self, number: int) -> LoggedTrial:
+        """The trial of this number, as it is now."""
+        trials, number = self.state.trials, trial_number(number)
+        if not 0 <= number < len(trials):
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
-        trial = state.trials[number]
+        return trials[number]
+
+    def _running(self, number: int) -> LoggedTrial:
+        trial = self._trial(number)
         if trial.state is not records.TrialState.RUNNING:
             raise InvalidInput(f"trial {number} is {trial.state.name}, not RUNNING")
         return trial
@@ -957,7 +980,7 @@ class Study:
 
         """
         state = self.state
-        number = trial
+        number = None if trial is None else trial_number(trial)
         if number is None and len(self.directions) > 1:
             raise InvalidInput("of several objectives no trial is the best: give a trial")
         if number is None:
@@ -1013,10 +1036,7 @@ class Study:
 
     def provenance(self, number: int) -> dict[str, str]:
         """Where and with what a trial ran: host, site, user, pid, batch job, GPU, git commit, package versions."""
-        state = self.state
-        if not 0 <= number < len(state.trials):
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
-        return state.peers.get(state.trials[number].owner or "", {})
+        return self.state.peers.get(self._trial(number).owner or "", {})
 
     def artifacts(self) -> StudyArtifacts:
         """The files of this study and its trials; also an artifact store for Optuna and optuna-dashboard."""
@@ -1030,7 +1050,7 @@ class Study:
 
         return register_best(self, model_artifact, name, tracker=tracker)
 
-    def _follow(self, trackers: Sequence[str | Tracker]) -> None:
+    def _follow(self, trackers: Sequence[Tracker]) -> None:
         from hopaas_p2p.trackers import BackgroundExports
 
         self._exports = BackgroundExports(self, trackers)
@@ -1068,7 +1088,11 @@ class Study:
         self.storage.close()
 
 
-def _state_named(word: str) -> TrialState:
-    if word.lower() not in ("complete", "pruned", "fail"):
-        raise InvalidInput(f"a trial ends as 'complete', 'pruned' or 'fail', not {word!r}")
+def _ended_as(state: TrialState | str | None, values: object) -> TrialState:
+    """The state that was given for the end of a trial, or that follows from its values."""
+    if state is None:
+        return TrialState.FAIL if values is None else TrialState.COMPLETE
+    word = state.name if isinstance(state, TrialState) else state
+    if not isinstance(word, str) or word.lower() not in ("complete", "pruned", "fail"):
+        raise InvalidInput(f"a trial ends as 'complete', 'pruned' or 'fail', not {shown(word)}")
     return TrialState[word.upper()]

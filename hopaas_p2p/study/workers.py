@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from optuna.trial import TrialState
 
+from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.core.records import PeerDrain, TrialReclaim, TrialRelease
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable, WorkersLost
@@ -128,9 +129,11 @@ class WatchedWorkers:
         if self._make is not None and not callable(on):
             raise InvalidInput(f"on= needs an executor, which has `submit`, or a function that creates one; got {on!r}")
         self._executor = on if self._make is None else on()
-        self._wanted = workers if workers is not None else _size(self._executor)
-        if self._wanted < 1 or (n_trials is not None and n_trials < 1):
-            raise InvalidInput("workers and n_trials must be at least 1")
+        if not hasattr(self._executor, "submit"):
+            raise InvalidInput(f"the function given as on= creates no executor, but {shown(self._executor)}")
+        self._wanted = _size(self._executor) if workers is None else whole("workers", workers)
+        if n_trials is not None:
+            whole("n_trials", n_trials)
         self._left, self._catch = n_trials, catch
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._crew = new_uuid()

@@ -51,6 +51,8 @@ def tracker_of(named: str | Tracker) -> Tracker:
 
     """
     if not isinstance(named, str):
+        if not callable(getattr(named, "put_study", None)):
+            raise InvalidInput(f"a tracker is a name such as 'mlflow', or an object such as MLflow(), got {named!r}")
         return named
     name, _, place = named.partition(":")
     if name == "mlflow":

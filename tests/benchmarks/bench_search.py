@@ -38,6 +38,7 @@ _HPOLIB: Final = ("slice_localization", "protein_structure", "naval_propulsion",
 _HPOBENCH: Final = ("car", "phoneme", "vehicle", "australian")
 _OPTUNA: Final = "Optuna's TPE"
 _TWICE: Final = "random, twice the peers and budget"
+_RUSTUNA: Final = "rustuna's TPE"
 _SAMPLERS: Final[dict[str, Callable[[int], BaseSampler]]] = {
     "random": lambda seed: RandomSampler(seed=seed),
     _TWICE: lambda seed: RandomSampler(seed=seed),
@@ -47,8 +48,11 @@ _SAMPLERS: Final[dict[str, Callable[[int], BaseSampler]]] = {
     "Optuna's GP": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "`default_sampler()`": default_sampler,
 }
-_SHORT: Final = dict(zip(("random", "twice", "optuna", "no-liar", "avoid", "gp", "default"), _SAMPLERS, strict=True))
-_ON_REQUEST: Final = "gp"  # needs torch and takes hours: measured where SEARCH_SAMPLERS names it
+_SHORT: Final = {
+    **dict(zip(("random", "twice", "optuna", "no-liar", "avoid", "gp", "default"), _SAMPLERS, strict=True)),
+    "rustuna": _RUSTUNA,
+}
+_ON_REQUEST: Final = ("gp", "rustuna")  # one needs torch and takes hours, the other is to be installed: if asked for
 _RESAMPLED: Final = 1000
 _PICTURE: Final = Path("docs/assets/search-evaluations.svg")
 _STORES_METHOD: Final = (
@@ -113,10 +117,34 @@ def read_table(name: str) -> Table:
     return Table(space, records)
 
 
+class _RustunaTuner:
+    """A study of rustuna's, with its defaults."""
+
+    def __init__(self, space: dict[str, BaseDistribution], seed: int) -> None:
+        rustuna: Any = importlib.import_module("rustuna")
+        self._space = space
+        self._study = rustuna.create_study(sampler=rustuna.samplers.TPESampler(seed=seed))
+
+    def ask(self) -> tuple[Any, Configuration]:
+        trial = self._study.ask()
+        return trial.number, tuple([_suggested(trial, name, one) for name, one in self._space.items()])
+
+    def tell(self, trial: Any, value: float) -> None:
+        self._study.tell(trial, value)
+
+
+def _suggested(trial: Any, name: str, one: BaseDistribution) -> int:
+    if isinstance(one, CategoricalDistribution):
+        return int(trial.suggest_categorical(name, list(one.choices)))
+    assert isinstance(one, IntDistribution)
+    return int(trial.suggest_int(name, one.low, one.high))
+
+
 def _run(case: Case, seed: int) -> Run:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    table, sampler = read_table(case.table), _SAMPLERS[case.sampler](seed)
+    table = read_table(case.table)
+    sampler = _RustunaTuner(table.space, seed) if case.sampler == _RUSTUNA else _SAMPLERS[case.sampler](seed)
     share = 2 if case.sampler == _TWICE else 1  # two of its evaluations count as one
     done = search(table, sampler, peers=share * case.peers, evaluations=share * _EVALUATIONS)
     counts = [done.first(table.best(part)) or share * _EVALUATIONS + 1 for part in (0.01, 0.001)]
@@ -150,7 +178,7 @@ def main() -> str:
     samplers = [
         _SHORT[word]
         for word in _words(
-            "SAMPLERS", "optuna default" if quick else " ".join(word for word in _SHORT if word != _ON_REQUEST)
+            "SAMPLERS", "optuna default" if quick else " ".join(word for word in _SHORT if word not in _ON_REQUEST)
         )
     ]
     peers = [int(word) for word in _words("PEERS", "8 64" if quick else "1 8 64")]

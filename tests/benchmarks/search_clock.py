@@ -8,8 +8,9 @@ anybody asks.
 from __future__ import annotations
 
 import heapq
+import itertools
 import statistics
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -67,23 +68,46 @@ class Search(NamedTuple):
         return 1 - len(set(self.proposed)) / len(self.proposed)
 
 
-def search(table: Table, sampler: BaseSampler, *, peers: int, evaluations: int) -> Search:
+class Tuner(Protocol):
+    """A study that peers share."""
+
+    def ask(self) -> tuple[Any, Configuration]:
+        """A trial, and what it tries."""
+
+    def tell(self, trial: Any, value: float) -> None:
+        """What came of it."""
+
+
+class _OptunaTuner:
+    def __init__(self, space: dict[str, BaseDistribution], sampler: BaseSampler) -> None:
+        self._space = space
+        self._study = optuna.create_study(sampler=sampler, storage=optuna.storages.InMemoryStorage())
+
+    def ask(self) -> tuple[Any, Configuration]:
+        trial = self._study.ask(self._space)
+        return trial.number, tuple(int(trial.params[name]) for name in self._space)
+
+    def tell(self, trial: Any, value: float) -> None:
+        self._study.tell(trial, value)
+
+
+def search(table: Table, sampler: BaseSampler | Tuner, *, peers: int, evaluations: int) -> Search:
     """Let that many peers share one study, until so many evaluations are told."""
-    study = optuna.create_study(sampler=sampler, storage=optuna.storages.InMemoryStorage())
-    running: list[tuple[float, int, int, Configuration]] = []  # end, peer, number
+    study = _OptunaTuner(table.space, sampler) if isinstance(sampler, BaseSampler) else sampler
+    ties = itertools.count()
+    running: list[tuple[float, int, int, Any, Configuration]] = []  # end, peer, a tie, trial
     done, now, free = Search([], []), 0.0, list(range(peers))
     while len(done.told) < evaluations:
         for peer in free[: evaluations - len(done.proposed)]:
-            trial = study.ask(table.space)
-            configuration = tuple(int(trial.params[name]) for name in table.space)
+            trial, configuration = study.ask()
             done.proposed.append(configuration)
             ends = now + table.records[configuration].seconds
-            heapq.heappush(running, (ends, peer, trial.number, configuration))
+            heapq.heappush(running, (ends, peer, next(ties), trial, configuration))
         now, free = running[0][0], []
         while running and running[0][0] == now:
-            _, peer, number, configuration = heapq.heappop(running)
+            _, peer, _, trial, configuration = heapq.heappop(running)
             value = table.records[configuration].value
-            study.tell(number, value)
+            study.tell(trial, value)
             done.told.append(Evaluation(now, peer, configuration, value))
             free.append(peer)
     return done

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "hopaas_p2p"
 LAYERS = (
     {
         "__init__",
+        "arguments",
         "atomic",
         "errors",
         "extras",
@@ -21,9 +22,8 @@ LAYERS = (
         "metering",
         "ownership",
         "process",
-        "provenance",
     },
-    {"budget", "core", "fidelity", "metrics", "settings", "space", "times"},
+    {"budget", "checkpoint_cache", "core", "fidelity", "metrics", "provenance", "settings", "space", "times"},
     {"net"},
     {"tunnel"},
     {"stores", "spool"},

@@ -1,0 +1,124 @@
+"""Arguments of the Python interface, checked where they are given: a wrong one is refused in one line, at the call."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from hopaas_p2p.errors import InvalidInput
+
+_LARGEST: Final = (1 << 53) - 1
+_SHOWN: Final = 100  # characters of a value in a message
+
+
+def whole(what: str, value: Any, *, least: int | None = 1) -> int:
+    """The value as a whole number of at least `least`, numpy's included.
+
+    Raises:
+        InvalidInput: it is not one; the message names the argument and its value.
+    """
+    number = _index(value)
+    if number is None:
+        raise InvalidInput(f"{what} must be a whole number, got {shown(value)}")
+    if least is not None and number < least:
+        raise InvalidInput(f"{what} must be at least {least}, got {number}")
+    if abs(number) > _LARGEST:
+        raise InvalidInput(f"{what} must be at most {_LARGEST}, got {shown(number)}")
+    return number
+
+
+def trial_number(value: Any) -> int:
+    """The number of a trial, given as a number or as the trial. Raises InvalidInput."""
+    number = _index(getattr(value, "number", value))
+    if number is None:
+        raise InvalidInput(f"a trial is given by its number, got {shown(value)}")
+    return number
+
+
+def seconds(what: str, value: Any, *, most: float = math.inf) -> float:
+    """The value as a positive number of seconds.
+
+    Raises:
+        InvalidInput: it is not one, or more than `most`.
+    """
+    number = _number(value)
+    if number is None or not number > 0:
+        raise InvalidInput(f"{what} must be a positive number of seconds, got {shown(value)}")
+    if number > most:
+        raise InvalidInput(f"{what} must be at most {most:.0f} seconds, got {shown(value)}")
+    return number
+
+
+def pause(what: str, value: Any) -> float:
+    """The value as a number of seconds that may be 0 or infinite. Raises InvalidInput."""
+    number = _number(value)
+    if number is None or not number >= 0:
+        raise InvalidInput(f"{what} must be a number of seconds, 0 or more, got {shown(value)}")
+    return number
+
+
+def time_limit(what: str, value: Any) -> float:
+    """Like `pause`, but the time may be up: programs subtract the present from a deadline."""
+    number = _number(value)
+    if number is None or math.isnan(number):
+        raise InvalidInput(f"{what} must be a number of seconds, got {shown(value)}")
+    return number
+
+
+def exceptions(what: str, value: Any) -> tuple[type[Exception], ...]:
+    """An exception, or several, as `except` takes them. Raises InvalidInput."""
+    given = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
+    if not all(isinstance(one, type) and issubclass(one, Exception) for one in given):
+        raise InvalidInput(f"{what} takes classes of exceptions, such as ValueError, got {shown(value)}")
+    return given
+
+
+def functions(what: str, value: Any) -> tuple[Callable[..., Any], ...]:
+    """A list of functions. Raises InvalidInput."""
+    given = tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(map(callable, given)):
+        raise InvalidInput(f"{what} takes a list of functions, got {shown(value)}")
+    return given
+
+
+def mapping(what: str, value: Any) -> Mapping[Any, Any]:
+    """A mapping. Raises InvalidInput."""
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"{what} must be a dictionary, got {shown(value)}")
+    return value
+
+
+def instance(what: str, value: Any, kind: type, example: str) -> None:
+    """Raise InvalidInput if the value is not of this kind; a class that was not called is the usual mistake."""
+    if not isinstance(value, kind):
+        called = f"; did you mean {value.__name__}()?" if isinstance(value, type) and issubclass(value, kind) else ""
+        raise InvalidInput(f"{what} must be an object such as {example}, got {shown(value)}{called}")
+
+
+def shown(value: object) -> str:
+    """A value in a message, of bounded length."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
+        return f"an object of class {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _index(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        return None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool | str | bytes):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,91 @@
+"""Copies of checkpoints on a disk near the jobs of a site, so that a trial is resumed without a long download.
+
+`HOPAAS_CHECKPOINT_CACHE` names a directory that the jobs of one site share, such as scratch. Without it nothing is
+kept. A copy is a convenience: whoever reads it checks its sum, and what cannot be kept or read is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hopaas_p2p import settings
+from hopaas_p2p.atomic import replace_atomically
+
+HAS_CACHE: Final = "checkpoint_cache"
+"""What a peer's introduction says if it keeps copies."""
+_SUM: Final = re.compile("[0-9a-f]{64}")
+_log: Final = logging.getLogger("hopaas_p2p")
+
+
+class CheckpointCache(NamedTuple):
+    """The copies of one user, by the sums of their bytes. The oldest go first."""
+
+    folder: Path
+    most: int
+    """Bytes of all copies together."""
+
+    def keep(self, sha256: str, source: Path) -> None:
+        """Keep a copy of this file. Blocks while it is written; an error is logged."""
+        try:
+            size = source.stat().st_size
+            if size <= self.most and not self._path(sha256).exists():
+                self._make_room(size)
+                with replace_atomically(self._path(sha256), private=True) as draft:
+                    shutil.copyfile(source, draft)
+        except OSError as error:
+            _log.warning("a checkpoint was not copied to HOPAAS_CHECKPOINT_CACHE: %s", error)
+
+    def fetch(self, sha256: str, target: Path) -> bool:
+        """Copy what is kept under this sum to `target`; False if nothing is. Its bytes are still to be checked."""
+        kept = self._path(sha256)
+        try:
+            if _SUM.fullmatch(sha256) is None:  # a record may say anything
+                return False
+            shutil.copyfile(kept, target)
+            os.utime(kept)
+        except OSError:
+            return False
+        return True
+
+    def drop(self, sha256: str) -> None:
+        """Remove a copy that was fetched, and is damaged."""
+        with contextlib.suppress(OSError):
+            self._path(sha256).unlink()
+
+    def _path(self, sha256: str) -> Path:
+        return self.folder / sha256
+
+    def _make_room(self, size: int) -> None:
+        kept = [(status.st_mtime, status.st_size, path) for path in self.folder.iterdir() if (status := path.lstat())]
+        total = sum(one for _, one, _ in kept) + size
+        for _, one, path in sorted(kept):
+            if total <= self.most:
+                return
+            path.unlink(missing_ok=True)
+            total -= one
+
+
+def checkpoint_cache() -> CheckpointCache | None:
+    """The cache that the settings name, made if it is not there; None if they name none, or it cannot be used."""
+    found = settings.checkpoint_cache()
+    if found is None:
+        return None
+    folder, most = found
+    own = folder.expanduser() / f"hopaas-checkpoints-{os.geteuid()}"
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = own.lstat()
+    except OSError as error:
+        _log.warning("HOPAAS_CHECKPOINT_CACHE cannot be used: %s", error)
+        return None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        _log.warning("HOPAAS_CHECKPOINT_CACHE is not used: others may have written to %s (chmod 700 it)", own)
+        return None
+    return CheckpointCache(own, most)

@@ -1,0 +1,197 @@
+"""Checkpoints near the jobs of a site: copies on its disk, and a site that goes on with its own first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.checkpoint_cache import HAS_CACHE, CheckpointCache, checkpoint_cache
+from hopaas_p2p.core.records import PeerJoin, StudyControl, TrialCreate
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.settings import checkpoint_cache as configured
+from hopaas_p2p.storage import nearby
+from hopaas_p2p.storage.nearby import NearbyFirst
+from hopaas_p2p.study import Study
+from tests.support.campaign import NINE, Campaign
+from tests.support.scribe import X
+
+Cached = Callable[[], CheckpointCache]
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cached:
+    """The cache of this site."""
+    monkeypatch.setenv("HOPAAS_CHECKPOINT_CACHE", str(tmp_path / "scratch"))
+
+    def found() -> CheckpointCache:
+        cache = checkpoint_cache()
+        assert cache is not None
+        return cache
+
+    return found
+
+
+def _interrupted(store: Path) -> hopaas_p2p.Trial:
+    """A trial that goes on from a checkpoint of an earlier attempt."""
+    study = hopaas_p2p.open_study(store, "s", space={"x": hopaas_p2p.Float(0.0, 1.0)})
+    with contextlib.suppress(KeyboardInterrupt), study.trial() as trial:
+        trial.report(1.0, 3)
+        trial.checkpoint(b"weights", step=3)
+        raise KeyboardInterrupt
+    return study.ask()
+
+
+def _forget_files(trial: hopaas_p2p.Trial) -> None:
+    artifacts = artifacts_of(trial.storage.peer.store)
+    for checkpoint in trial.handle.state.trials[trial.number].checkpoints:
+        artifacts.delete(checkpoint.key)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_checkpoint_of_this_site_is_resumed_from_its_own_disk(tmp_path: Path) -> None:
+    trial = _interrupted(tmp_path / "store")
+    _forget_files(trial)
+    assert trial.resume is not None
+    step, path = trial.resume
+    assert (step, path.read_bytes()) == (3, b"weights")
+
+
+def test_without_a_cache_no_copy_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOPAAS_CHECKPOINT_CACHE", raising=False)
+    trial = _interrupted(tmp_path / "store")
+    assert HAS_CACHE not in trial.handle.state.peers[trial.handle.peer.uuid]
+    _forget_files(trial)
+    assert trial.resume is None
+
+
+def test_a_damaged_copy_is_replaced_by_what_the_store_has(tmp_path: Path, cached: Cached) -> None:
+    trial = _interrupted(tmp_path / "store")
+    (copy,) = cached().folder.iterdir()
+    copy.write_bytes(b"rubbish")
+    assert trial.resume is not None
+    assert trial.resume[1].read_bytes() == b"weights"
+    assert copy.read_bytes() == b"weights"
+
+
+def test_the_oldest_copies_make_room(tmp_path: Path, cached: Cached) -> None:
+    cache = cached()._replace(most=25)
+    source = tmp_path / "source"
+    source.write_bytes(b"0123456789")
+    names = ["a" * 64, "b" * 64, "c" * 64]
+    for age, name in enumerate(names):
+        cache.keep(name, source)
+        os.utime(cache.folder / name, (age, age))
+        if age == 1:
+            assert cache.fetch(names[0], tmp_path / "target")  # it was used last
+    assert sorted(path.name for path in cache.folder.iterdir()) == [names[0], names[2]]
+    source.write_bytes(bytes(26))
+    cache.keep("d" * 64, source)  # larger than the cache: the others stay
+    assert len(list(cache.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("said", ["", "../elsewhere", "a" * 63, "A" * 64])
+def test_a_record_that_names_no_sum_reads_nothing(tmp_path: Path, cached: Cached, said: str) -> None:
+    cache = cached()
+    (cache.folder.parent / "elsewhere").write_text("private")
+    assert not cache.fetch(said, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_cache_that_others_may_have_written_to_is_not_used(cached: Cached, caplog: pytest.LogCaptureFixture) -> None:
+    cached().folder.chmod(0o770)
+    assert checkpoint_cache() is None
+    assert "others may have written" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOPAAS_CHECKPOINT_CACHE", str(tmp_path / "file" / "below"))
+    trial = _interrupted(tmp_path / "store")
+    assert trial.resume is not None
+    assert "cannot be used" in caplog.text
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="HOPAAS_CHECKPOINT_CACHE_MB is a whole number"):
+        configured({"HOPAAS_CHECKPOINT_CACHE": "/scratch", "HOPAAS_CHECKPOINT_CACHE_MB": "20 GB"})
+
+
+class Sites(Campaign):
+    """Three configurations of the north, which keeps copies, wait at the first rung; the north runs one more."""
+
+    def __init__(self, north: dict[str, str]) -> None:
+        super().__init__()
+        self.say("founder", StudyControl(budget=100))
+        for peer in ("p0", "p1", "p2", "north"):
+            self.say(peer, PeerJoin({"site": "north", **north}))
+        self.say("south", PeerJoin({"site": "south"}))
+        self.first_rung(0.3, 0.1, 0.2)
+
+    def left(self, by: NearbyFirst, peer: str, now: float) -> set[int]:
+        return set(by.left(self.state, peer, now))
+
+
+def test_a_promoted_trial_is_left_to_its_site_for_a_twentieth_of_its_time() -> None:
+    study, south = Sites({HAS_CACHE: "yes"}), NearbyFirst()
+    assert study.left(south, "south", 5.0) == set()  # nobody of the north runs anything
+    study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
+    assert study.left(south, "south", 5.0) == {1}
+    assert study.left(NearbyFirst(), "north", 5.0) == set()
+    assert study.left(NearbyFirst(), "a peer that has not introduced itself", 5.0) == set()
+    ran = ((study.trial(1).end or 0) - (study.trial(1).start or 0)) / 1e6
+    assert study.left(south, "south", 5.0 + 0.049 * ran) == {1}
+    assert study.left(south, "south", 5.0 + 0.051 * ran) == set()
+
+
+def test_nothing_is_left_to_a_site_without_a_cache() -> None:
+    study = Sites({})
+    study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
+    assert study.left(NearbyFirst(), "south", 5.0) == set()
+
+
+def test_what_is_left_is_passed_over_while_there_is_room_for_a_new_configuration() -> None:
+    study = Sites({HAS_CACHE: "yes"})
+    ask = TrialCreate(prefer_waiting=True, params={"x": 0.5}, dists={"x": X}, skip=(1,))
+    begun = study.trial(study.say("south", ask).number or 0)
+    assert begun.continues is None
+    study.say("founder", StudyControl(budget=4))
+    assert study.left(NearbyFirst(), "south", 5.0) == set()
+    assert study.trial(study.say("south", ask).number or 0).continues == 1
+
+
+def test_a_peer_of_another_site_begins_a_new_configuration_and_then_takes_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[hopaas_p2p.Trial] = []
+
+    def opened(site: str) -> Study:
+        monkeypatch.setenv("HOPAAS_SITE", site)
+        storage = hopaas_p2p.open_storage(tmp_path / "store")
+        study = hopaas_p2p.open_study(storage, "s", space={"x": hopaas_p2p.Float(0.0, 1.0)}, fidelity=NINE)
+        running.append(study.ask())
+        return study
+
+    monkeypatch.setenv("HOPAAS_CHECKPOINT_CACHE", str(tmp_path / "scratch"))
+    monkeypatch.setattr(nearby, "_SHARE", 1e9)
+    north, south = opened("north"), opened("south")
+    for _ in range(3):
+        trial = north.ask()
+        trial.checkpoint(b"weights", step=0)
+        trial.report(trial.params["x"], 0)
+        north.tell(trial, state="pruned")
+    begun = south.ask()
+    assert begun.handle.state.trials[begun.number].continues is None
+    assert set(begun.params) == {"x"}
+    monkeypatch.setattr(nearby, "_LONGEST", 0.0)
+    taken = south.ask()
+    assert taken.handle.state.trials[taken.number].continues is not None
+    north.close()
+    south.close()
