@@ -312,7 +312,9 @@ class Worker:
         finally:
             child.close()
             server.close()
-        self._conclude(trial, child, server, end)
+        ends = end is not None and end.gives_back  # and the job with it, which may soon be killed
+        with self.study.storage.peer.in_a_hurry() if ends else contextlib.nullcontext():
+            self._conclude(trial, child, server, end)
         taken = time.monotonic() - child.began
         why = f": {self._failure}" if self.last == "FAIL" and self._failure else ""
         self._say(f"trial {trial.number}: {self.last}{self._value(trial)} after {taken:.1f} s{why}")
@@ -464,12 +466,13 @@ class Worker:
         self._give_back(trial, why)
 
     def _give_back(self, trial: Trial, why: str) -> None:
-        self.last = TrialState.WAITING.name
         self._say(f"trial {trial.number} is returned: {why}")
         try:
             self.study.storage.release(trial.id, reason=why)
+            self.last = TrialState.WAITING.name
         except StoreUnreachable as error:  # its lease ends by itself, and others take it over
             self._say(f"trial {trial.number} could not be returned now: {error}")
+            self.last = TrialState.RUNNING.name
 
 
 __all__ = ["AGAIN", "DONE", "FAILED", "NO_WORK", "Worker", "ending"]

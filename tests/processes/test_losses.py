@@ -30,6 +30,7 @@ from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialReclaim
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, LeaseLost, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.storage import Storage
 from hopaas_p2p.stores.base import Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import ObjectLog
@@ -1054,6 +1055,37 @@ def test_a_worker_waits_for_the_store_until_its_time_limit(studies: Callable[...
         assert worker.work() == AGAIN
     assert time.monotonic() - began > 1.0
     assert len([line for line in said if "Waiting for it" in line]) == 1
+
+
+def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
+    studies: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch system often kills a job half a minute after it has asked it to end."""
+    from hopaas_p2p.worker.loop import AGAIN, Worker
+
+    study = studies(patience=60.0)
+    said: list[str] = []
+    patience: list[float] = []
+
+    def release(storage: Storage, *_: object, **__: object) -> bool:
+        patience.append(storage.peer.patience)
+        raise StoreUnreachable
+
+    monkeypatch.setattr(Storage, "release", release)
+    worker = Worker(
+        study,
+        ["sleep", "600"],
+        time_limit=5.0,
+        grace=0.1,
+        signals=(signal.SIGUSR1,),
+        logs=tmp_path / "logs",
+        say=said.append,
+    )
+    assert worker.work() == AGAIN
+    assert patience == [5.0]
+    assert study.storage.peer.patience == 60.0
+    assert any("could not be returned now" in line for line in said)
+    assert any("trial 0: RUNNING" in line for line in said), "and it is not said to wait"
 
 
 def test_a_worker_goes_on_with_a_store_that_is_back(studies: Callable[..., Study], tmp_path: Path) -> None:
