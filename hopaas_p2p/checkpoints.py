@@ -46,7 +46,7 @@ def save(
     """
     step = checked_step(step)
     if step < 0:
-        raise InvalidInput(f"a checkpoint's step is 0 or more, got {step}")
+        raise InvalidInput(f"a checkpoint's step must be 0 or more, got {step}")
     artifacts = artifacts_of(handle.peer.store)
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = _as_file(source, Path(directory))

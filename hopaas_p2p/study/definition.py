@@ -61,7 +61,7 @@ class StudyArguments(NamedTuple):
             interrupted=default.interrupted if self.interrupted is None else self.interrupted,
         )
         if policy.interrupted not in ("fail", "prune"):
-            raise InvalidInput(f"interrupted is 'fail' or 'prune', got {policy.interrupted!r}")
+            raise InvalidInput(f"interrupted must be 'fail' or 'prune', got {policy.interrupted!r}")
         return StudyDefine(name, directions, policy, checked_space(self.space or {}), info)
 
 
@@ -69,7 +69,7 @@ def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
     directions = ("minimize",) if given is None else given
     wrong = [one for one in directions if one not in ("minimize", "maximize")]
     if wrong or not directions:
-        raise InvalidInput(f"a direction is 'minimize' or 'maximize', got {wrong or 'none'}")
+        raise InvalidInput(f"a direction must be 'minimize' or 'maximize', got {wrong or 'none'}")
     return directions
 
 
@@ -100,7 +100,7 @@ def _seconds(what: str, value: float | None) -> float | None:
 def checked_space(space: Space) -> dict[str, records.Distribution]:
     """The search space as the log writes it. Raises InvalidInput."""
     if not isinstance(space, Mapping):
-        raise InvalidInput(f"a space is a mapping of parameters to distributions, got {space!r}")
+        raise InvalidInput(f"a space must be a mapping of parameters to distributions, got {space!r}")
     return {checked_parameter(name): _checked(name, one) for name, one in space.items()}
 
 
