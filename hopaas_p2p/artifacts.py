@@ -34,7 +34,7 @@ from hopaas_p2p import process, settings
 from hopaas_p2p.arguments import shown, trial_number
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.records import StudySet, TrialState
-from hopaas_p2p.errors import InvalidInput, NoSuchTrial, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import UNDECIDED, HopaasError, InvalidInput, NoSuchTrial, StoreCorrupt
 from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
@@ -160,10 +160,11 @@ class StudyArtifacts:
         self._files.put(key, path, progress)
         try:
             self._record(one)
-        except StoreUnreachable:
-            raise  # its description is sent at the next contact, and then its bytes must be there
-        except BaseException:
-            self._files.delete(key)
+        except UNDECIDED:
+            raise  # its description may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
+        except Exception:
+            with contextlib.suppress(HopaasError):
+                self._files.delete(key)
             raise
         return one
 

@@ -23,14 +23,7 @@ from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
-from hopaas_p2p.errors import (
-    ConfigurationError,
-    Denied,
-    HopaasError,
-    InvalidInput,
-    StoreCorrupt,
-    StoreUnreachable,
-)
+from hopaas_p2p.errors import UNDECIDED, HopaasError, InvalidInput
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -65,7 +58,7 @@ def save(
             cache.keep(checkpoint.sha256, path)
     try:
         dropped = handle.checkpoint(number, checkpoint, within=within)
-    except (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt):
+    except UNDECIDED:
         raise  # the record may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
     except Exception:
         with contextlib.suppress(HopaasError):

@@ -8,7 +8,7 @@ refuses and counts it.
 from __future__ import annotations
 
 import sys
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class HopaasError(Exception):
@@ -151,3 +151,7 @@ class Denied(HopaasError):
     """The store does not let this user do that; ask the study's owner for a grant."""
 
     exit_code = 77
+
+
+UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)
+"""After one of these the log has not decided about a record: it may be sent later, when what was wrong is mended."""

@@ -35,7 +35,7 @@ def spool() -> None:
 @spool.command("list")
 @options(study="none", store=False)
 def list_(session: CliSession) -> None:
-    """List the results that wait to be sent."""
+    """List the results that are waiting to be sent."""
     from hopaas_p2p import spool as waiting
 
     rows = [
@@ -56,7 +56,7 @@ def list_(session: CliSession) -> None:
         "TRIALS": lambda row: ", ".join(f"#{number}" for number in row["trials"]),
         "FILE": "file",
     }
-    session.show_table(rows, columns, empty="No results wait to be sent.")
+    session.show_table(rows, columns, empty="No results are waiting to be sent.")
 
 
 @spool.command()
@@ -114,7 +114,7 @@ def send(session: CliSession, source: Path | None) -> int:
     def text() -> None:
         unsent = f"; could not send {len(stay)}" if stay else ""
         output.say(
-            f"Sent {output.count(len(sent), 'file')}{unsent}." if sent or stay else "No results wait to be sent."
+            f"Sent {output.count(len(sent), 'file')}{unsent}." if sent or stay else "No results are waiting to be sent."
         )
         if kept:
             output.say(f"Kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")

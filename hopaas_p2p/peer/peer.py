@@ -669,9 +669,10 @@ class Peer:
             with self.in_a_hurry():
                 self._send_and_confirm()
         except HopaasError as error:
-            _log.warning("some records could not be sent before the end: %s", error)
+            unsent = any(log.session.has_pending for log in self.logs.values())
+            what = "some records could not be sent before the end" if unsent else "before the end"
+            _log.warning("%s: %s", what, error)
             self.spool.keep_all(self.logs)
-            self._keep_unconfirmed()
             self._said_farewell = True
 
     def _send_and_confirm(self) -> None:
@@ -703,13 +704,6 @@ class Peer:
                     troubles.append(error)
         if troubles:
             raise troubles[0]
-
-    def _keep_unconfirmed(self) -> None:
-        """Keep for a rescue what was acknowledged, where this process could not see that the log still has it."""
-        for uuid, log in list(self.logs.items()):
-            unconfirmed = log.log.unconfirmed() if isinstance(log.log, Confirmable) else set()
-            if unconfirmed and not log.session.deleted:
-                self.spool.keep_history(uuid, log, only=unconfirmed)
 
     @contextlib.contextmanager
     def in_a_hurry(self) -> Iterator[None]:

@@ -44,13 +44,13 @@ class SpoolSender:
             log.session.spooled.append(path)
         return path, why
 
-    def keep_history(self, uuid: str, log: LogDriver[State], *, only: Container[int] | None = None) -> None:
-        """Spool this session's last acknowledged commits, or those of these lsns: the log may not have them.
+    def keep_history(self, uuid: str, log: LogDriver[State]) -> None:
+        """Spool this session's last acknowledged commits: of two histories of the log one may not have them.
 
         Once; a later call tries again if no disk took them.
         """
         with log.lock:
-            commits = [one for one in log.session.history() if only is None or one.lsn in only]
+            commits = log.session.history()
             define = log.state.define
         if not commits or self._store.url.startswith("memory:"):
             return

@@ -22,15 +22,14 @@ from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import outliers, possible_distributions, reason_text
 from hopaas_p2p.errors import (
+    UNDECIDED,
     BrokenChain,
-    ConfigurationError,
     Denied,
     HopaasError,
     InvalidInput,
     LeaseLost,
     NotYourTrial,
     NoWork,
-    StoreCorrupt,
     StoreUnreachable,
 )
 from hopaas_p2p.metering import gpu_gauge
@@ -77,7 +76,7 @@ def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None =
         if len(values) != expected:
             return f"{expected} value{'s' * (expected > 1)} expected, got {len(values)}"
         if any(map(math.isnan, values)):
-            return f"a value is a number, got {', '.join(map(str, values))}"
+            return f"a value must be a number, got {', '.join(map(str, values))}"
     word = verdict.refusal or "refused"
     return REFUSALS.get(word, word)
 
@@ -661,7 +660,7 @@ class StudyHandle:
             verdict = self.peer.await_commit(self.log, pending)[-1]
         except BrokenChain:  # what this process had written is kept as a history
             raise
-        except (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt) as error:
+        except UNDECIDED as error:
             sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, this very moment
             if not sent and self._spool(number, error):
                 return None

@@ -206,9 +206,6 @@ class Confirmable(Protocol):
     def confirm(self) -> None:
         """See that it still has what this process appended lately. Raises BrokenChain if it has not."""
 
-    def unconfirmed(self) -> set[int]:
-        """The lsns of what this process appended and has not seen again."""
-
 
 @runtime_checkable
 class Salvageable(Protocol):

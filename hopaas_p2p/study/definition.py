@@ -65,7 +65,7 @@ class StudyArguments(NamedTuple):
             interrupted=default.interrupted if self.interrupted is None else self.interrupted,
         )
         if policy.interrupted not in ("fail", "prune"):
-            raise InvalidInput(f"interrupted is 'fail' or 'prune', got {policy.interrupted!r}")
+            raise InvalidInput(f"interrupted must be 'fail' or 'prune', got {policy.interrupted!r}")
         return StudyDefine(name, directions, policy, checked_space(self.space or {}), info)
 
 
@@ -73,7 +73,7 @@ def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
     directions = ("minimize",) if given is None else given
     wrong = [one for one in directions if one not in ("minimize", "maximize")]
     if wrong or not directions:
-        raise InvalidInput(f"a direction is 'minimize' or 'maximize', got {shown(wrong) if wrong else 'none'}")
+        raise InvalidInput(f"a direction must be 'minimize' or 'maximize', got {shown(wrong) if wrong else 'none'}")
     if len(directions) > MOST_DIRECTIONS:
         raise InvalidInput(f"a study has at most {MOST_DIRECTIONS} directions, got {len(directions)}")
     return directions
@@ -82,7 +82,7 @@ def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
 def checked_space(space: Space) -> dict[str, records.Distribution]:
     """The search space as the log writes it. Raises InvalidInput."""
     if not isinstance(space, Mapping):
-        raise InvalidInput(f"a space is a mapping of parameters to distributions, got {space!r}")
+        raise InvalidInput(f"a space must be a mapping of parameters to distributions, got {space!r}")
     return {checked_parameter(name): _checked(name, one) for name, one in space.items()}
 
 

@@ -476,7 +476,7 @@ class Study:
         trial = handle.state.trials[number]
         if trial.state is records.TrialState.WAITING:
             if not trial.history or not self.storage.peer.is_mine(trial.history[-1].owner):
-                raise InvalidInput(f"trial {number} waits to be run; `ask` starts it")
+                raise InvalidInput(f"trial {number} is still waiting to be run; `ask` starts it")
             self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)  # given back when its object was dropped
         return trial_id
 
@@ -511,6 +511,7 @@ class Study:
         """
         with sigterm_raises():
             trial = self.ask()
+            trial.in_block = True
             try:
                 try:
                     yield trial

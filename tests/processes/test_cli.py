@@ -282,6 +282,13 @@ def test_control(here: dict[str, Any], study: Study) -> None:
     assert (study.state.status, study.state.budget) == ("running", None)
 
 
+def test_resume_says_which_limit_still_ends_the_study(here: dict[str, Any], study: Study) -> None:
+    said = run("study", "resume", "--budget", "3", **here).stderr
+    assert "its budget is used up: 3 of 3 trials used. To run more trials, change it: hopaas-p2p study set s" in said
+    said = run("study", "resume", "--budget", "until.target=1e9", **here).stderr
+    assert "its budget is used up: the target 1e+09 is reached." in said
+
+
 @pytest.mark.parametrize(("answer", "said"), [("n\n", "Nothing was deleted"), ("", "To skip the question: --yes")])
 def test_rm_asks_first(here: dict[str, Any], answer: str, said: str) -> None:
     env = environment(HOPAAS_STORE="./store", HOPAAS_STUDY="s")

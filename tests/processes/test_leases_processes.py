@@ -339,7 +339,7 @@ def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
     assert json.loads(cli("spool", "send", "--store", store, "--json").stdout)["sent"] == [str(path)]
     assert [trial.value for trial in study.trials] == [0.5]
     assert study.state.refusals == {"duplicate": 1}
-    assert cli("spool", "list").stderr == "No results wait to be sent.\n"
+    assert cli("spool", "list").stderr == "No results are waiting to be sent.\n"
 
 
 def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(

@@ -195,20 +195,24 @@ def test_bytes_that_are_not_what_was_stored_are_refused(tmp_path: Path, file: Ca
     study.close()
 
 
+@pytest.mark.parametrize("error", [StoreUnreachable(), ConfigurationError(), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("of_trial", [False, True])
 def test_the_bytes_stay_when_what_is_said_of_them_goes_out_later(
-    tmp_path: Path, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: BaseException, *, of_trial: bool
 ) -> None:
     """The store is away between the two: the attribute is queued, and must not come to speak of a file that is gone."""
     study = hopaas_p2p.open_study(tmp_path / "store", "s", patience=0.0)
     log = study.storage.handle(study.study_id).log.log
 
+    trial = study.ask().number if of_trial else None
+
     def away(*_: object) -> None:
-        raise StoreUnreachable
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(log, "exchange", away)
-        with pytest.raises(StoreUnreachable):
-            study.artifacts().put(file("model.pt", b"weights"))
+        with pytest.raises(type(error)):
+            study.artifacts().put(file("model.pt", b"weights"), trial=trial)
     study.storage.flush()
     (one,) = study.artifacts().list()
     assert study.artifacts().get(one, tmp_path / "copy").read_bytes() == b"weights"

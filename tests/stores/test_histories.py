@@ -195,7 +195,7 @@ def test_an_older_backup_of_a_database_gets_nothing_from_the_peers_of_before(
     tell_some(join(postgres_url), 3)
     before = everything(open_store(postgres_url).log(uuid))
     assert len(before) > head
-    with pytest.raises(BrokenChain, match="two histories"):
+    with pytest.raises(BrokenChain, match=r"two histories|ends at commit"):  # where its scheduler looked in between
         tell_some(ann, 1)
     assert everything(open_store(postgres_url).log(uuid)) == before
     assert [kept for _, kept in spool.histories(uuid)]

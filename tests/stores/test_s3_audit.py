@@ -183,7 +183,7 @@ def test_an_end_does_not_wait_for_each_commit_of_a_bucket_that_does_not_answer(
     log = written(store, 40)
     server.asked = lambda _: 503
     before = store.objects.requests.copy()
-    with pytest.raises(StoreUnreachable, match="40 commits of this process"):
+    with pytest.raises(StoreUnreachable, match="took 40 commits of this process"):
         log.confirm()
     assert store.objects.requests - before == {"LIST": 1, "GET": 16}
     server.asked = lambda request: 503 if request.kind == "LIST" or request.path.endswith("3") else None

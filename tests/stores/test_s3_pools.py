@@ -159,23 +159,6 @@ def test_a_commit_that_is_overwritten_behind_its_writer_is_noticed_by_it(server:
     assert len(list(spool.histories(part.uuid))) == 1
 
 
-def test_what_an_end_could_not_look_at_is_kept_for_a_rescue(server: Imitation) -> None:
-    url = server.url("store")
-    study = hopaas_p2p.open_study(url, "s", space={"x": hopaas_p2p.Float(0, 1)})
-    uuid = study.storage.handle(study.study_id).uuid
-    for _ in range(3):
-        study.tell(study.ask(), 1.0)
-    study.storage.peer._confirm()
-    trial = study.ask()
-    lsn = study.state.lsn
-    study.tell(trial, 2.0)
-    server.asked = lambda _: 503
-    study.close()
-    ((_, kept),) = spool.histories(uuid)
-    assert kept.lsns == [lsn, lsn + 1], "and no commit that was looked at"
-    assert not list(spool.waiting()), "nobody sends what was acknowledged"
-
-
 def test_no_other_study_keeps_an_overwritten_commit_from_being_noticed_at_the_end(server: Imitation) -> None:
     """One cannot be written to any more, and two have lost a commit."""
     url = server.url("store")

@@ -553,6 +553,14 @@ def test_the_end_of_the_block_tells(study: Study) -> None:
     assert [trial.values for trial in study.trials] == [[0.25], [2.0]]
 
 
+def test_a_trial_that_was_asked_for_is_not_told_by_the_word_of_the_block(study: Study) -> None:
+    trial = study.ask()
+    with pytest.raises(InvalidInput, match=r"call study\.tell\(trial, value\)"):
+        trial.tell(0.25)
+    study.tell(trial, 0.25)
+    assert study.trials[0].values == [0.25]
+
+
 def test_prune_in_the_block_prunes(study: Study) -> None:
     with study.trial() as trial:
         trial.report(3.0, 1)

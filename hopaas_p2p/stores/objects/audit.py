@@ -74,11 +74,6 @@ class Audit:
         self._broken: str | None = None
         """What was found: this process appends nothing more."""
 
-    @property
-    def unseen(self) -> set[int]:
-        """The lsns of the commits that were not looked at."""
-        return {one.lsn for one in self._written}
-
     def wrote(self, lsn: int, stored: bytes, data: bytes, *, copied: bool) -> None:
         """This process appended that commit, in an object of these bytes; later objects carry copies if `copied`."""
         now = self.clock()
@@ -120,7 +115,9 @@ class Audit:
         finally:
             self._put_back(unanswered + due, now + AFTER)
         if unanswered and ending:
-            raise StoreUnreachable(f"{len(self._written)} commits of this process could not be looked at once more.")
+            raise StoreUnreachable(
+                f"the bucket took {len(self._written)} commits of this process that could not be looked at once more."
+            )
         return bool(self._written) and ending
 
     def _take(self, now: float, age: float) -> list[_Written]:

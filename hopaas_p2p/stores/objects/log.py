@@ -162,9 +162,6 @@ class ObjectLog:
         while self._audit is not None and self._audit.check(ending=True):
             pass
 
-    def unconfirmed(self) -> set[int]:
-        return set() if self._audit is None else self._audit.unseen
-
     def changed(self, since: int) -> bool | None:
         if since != self._head:
             return True
