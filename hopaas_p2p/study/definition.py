@@ -49,6 +49,8 @@ class StudyArguments(NamedTuple):
         Raises:
             InvalidInput: a value that no study can have; the message says what is allowed.
         """
+        if name == "":
+            raise InvalidInput("a study needs a name")
         default = Policy()
         budget = Budget() if self.budget is None else budget_of(self.budget)
         directions = _directions(self.directions)
