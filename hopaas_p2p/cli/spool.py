@@ -9,7 +9,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import HopaasError, NoSuchStudy
 from hopaas_p2p.times import from_iso, to_iso
 
@@ -62,7 +62,8 @@ def list_(session: CliSession) -> None:
 @spool.command()
 @options(study="none", store=False)
 @click.argument("target", metavar="FILE", type=_FILE)
-def export(session: CliSession, target: Path) -> None:
+@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
+def export(session: CliSession, target: Path, force: bool) -> None:
     """Write all waiting results to a file, to be sent from another machine: hopaas-p2p spool send FILE.
 
     They stay in the spool as well; each counts once, whichever copy arrives first. Only you can read the file.
@@ -70,6 +71,7 @@ def export(session: CliSession, target: Path) -> None:
     """
     from hopaas_p2p import spool as waiting
 
+    check_new(target, force=force)
     everything = waiting.export(target)
     trials = sum(len(one.trials) for one in everything)
     data = {"file": str(target), "files": len(everything), "trials": trials}

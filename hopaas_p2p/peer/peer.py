@@ -37,7 +37,7 @@ from hopaas_p2p.peer.session import IDLE, LogSession, Pacing
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.process import ProcessIdentity
 from hopaas_p2p.spool import Spooled
-from hopaas_p2p.stores.base import Beat, Confirmable, KeepsBeats, Store
+from hopaas_p2p.stores.base import Beat, Confirmable, Hurries, KeepsBeats, Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
@@ -709,8 +709,10 @@ class Peer:
     def in_a_hurry(self) -> Iterator[None]:
         """In this block calls do not wait long for a store that does not answer: the program is about to end."""
         patience, self.patience = self.patience, min(self.patience, _SHUTDOWN_TIMEOUT)
+        hurried = self.store.in_a_hurry() if isinstance(self.store, Hurries) else contextlib.nullcontext()
         try:
-            yield
+            with hurried:
+                yield
         finally:
             self.patience = patience
 

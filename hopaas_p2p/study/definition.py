@@ -19,6 +19,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.fidelity import in_words
+from hopaas_p2p.space import spec
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
@@ -192,10 +193,19 @@ def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity
 
 def _difference(what: str, there: object, given: object) -> list[str]:
     if not isinstance(there, dict) or not isinstance(given, dict):
-        return [f"{what}: stored {there}, given {given}"]
+        return [f"{what}: stored {_written(there)}, given {_written(given)}"]
     keys = sorted(set(there) | set(given))
     return [
-        f"{what}, {key}: stored {there.get(key, 'nothing')}, given {given.get(key, 'nothing')}"
+        f"{what}, {key}: stored {_written(there.get(key))}, given {_written(given.get(key))}"
         for key in keys
         if there.get(key) != given.get(key)
     ]
+
+
+def _written(value: object) -> str:
+    """A value of a definition as people write it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return spec(value) if isinstance(value, records.Float | records.Int | records.Categorical) else f"{value}"

@@ -523,3 +523,16 @@ def test_a_condition_about_the_best_does_not_hold_without_one() -> None:
 def test_a_condition_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_condition(text)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_though_the_shell_closed_a_stream(closed: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m hopaas_p2p.cli.main study"
+    script = f"{command} create s -s ./store {closed} && {command} list -s ./store {closed}"
+
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+
+    assert (done.returncode, "Error" in done.stderr) == (0, False)
+    assert [
+        one["name"] for one in json.loads(run("study", "list", "-s", "./store", "--json", cwd=tmp_path).stdout)
+    ] == ["s"]

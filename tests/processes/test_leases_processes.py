@@ -480,7 +480,7 @@ def test_a_peer_that_nobody_knows_is_not_drained(store: str, studies: Any) -> No
 
     done = cli("peers", "drain", "-s", store, "--study", "s", "nobody", check=False)
 
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "there is no peer 'nobody'" in done.stderr
 
 

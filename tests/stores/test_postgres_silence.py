@@ -16,6 +16,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.postgres import watchdog
 from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore
@@ -246,6 +247,27 @@ def test_bytes_that_move_are_no_silence(pair: tuple[socket.socket, socket.socket
         assert not watched.look()
     assert looks_until_given_up(watched) == 10
     watched.close()
+
+
+def test_a_program_that_is_about_to_end_waits_a_third_as_long(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    for hurried, looks in ((False, 11), (True, 4)):  # the first look sees what has moved so far
+        watched = WatchedSocket(ours.fileno(), lambda hurried=hurried: hurried)  # type: ignore[misc]
+        assert looks_until_given_up(watched) == looks
+        watched.close()
+
+
+def test_the_end_of_a_program_hurries_its_connection(far: PostgresStore) -> None:
+    """Batch systems kill a job half a minute after they have asked it to end, and its trial is to be returned first."""
+    peer = Peer(far, threaded=False, describe=dict)
+    far.catalog().exchange(None, 0)
+    watched = far._connections._watchdog._last  # type: ignore[union-attr]
+    assert watched is not None
+    assert not watched._hurried()
+    with peer.in_a_hurry():
+        assert watched._hurried()
+    assert not watched._hurried()
+    peer.close()
 
 
 def test_where_the_kernel_tells_nothing_the_limit_is_ten_times_as_long() -> None:

@@ -186,6 +186,8 @@ class ConnectionProvider:
         self._watchdog: IdleWatchdog | None = None
         self._lock = threading.Lock()
         self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
+        self.hurried = False
+        """Whether the program is about to end: a connection on which no byte moves is then given up sooner."""
 
     def engine(self) -> Engine:
         """The engine.
@@ -236,7 +238,7 @@ class ConnectionProvider:
                 certified = secret is None or "sslcert" in self.address.sqlalchemy_url.query
                 parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
 
-        self._watchdog = IdleWatchdog(engine)
+        self._watchdog = IdleWatchdog(engine, lambda: self.hurried)
         return engine
 
     @property

@@ -8,6 +8,7 @@ twice, because the server recognises a commit by its nonce.
 from __future__ import annotations
 
 import base64
+import contextlib
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -245,7 +246,7 @@ class PostgresStore:
                 self._connections.remember_refusal(refused)
             return refused
         if self._connections.gave_up:
-            return idle_too_long()
+            return idle_too_long(hurried=self._connections.hurried)
         if code in ("ZH503", READ_ONLY):
             return self._read_only()
         if code in NO_SCHEMA:
@@ -274,6 +275,14 @@ class PostgresStore:
 
     def artifacts(self) -> PostgresArtifacts:
         return PostgresArtifacts(self)
+
+    @contextlib.contextmanager
+    def in_a_hurry(self) -> Iterator[None]:
+        before, self._connections.hurried = self._connections.hurried, True
+        try:
+            yield
+        finally:
+            self._connections.hurried = before
 
     def after_fork(self) -> None:
         self._connections.forget()

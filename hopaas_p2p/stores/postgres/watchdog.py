@@ -19,6 +19,7 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import process
@@ -29,19 +30,29 @@ if TYPE_CHECKING:
 
 IDLE_LIMIT: Final = 30.0
 """Seconds without a byte either way after which a connection is given up. A lock is waited for half as long."""
+HURRIED_LIMIT: Final = 9.0
+"""The same for a program that is about to end: a batch system often waits for 30 s before it kills a job."""
 
 _LOOKS: Final = 10  # counted in looks, not by a clock: a suspended process does not look
 _BLIND_LOOKS: Final = 100
+_HURRIED_LOOKS: Final = 3
 _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
 
 
 class IdleWatchdog:
-    """Watches the connection of an engine while it is checked out."""
+    """Watches the connection of an engine while it is checked out.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: whose connections.
+        hurried: whether the program is about to end; then it waits a third as long.
+
+    """
+
+    def __init__(self, engine: Engine, hurried: Callable[[], bool] = lambda: False) -> None:
         from sqlalchemy import event
 
+        self._hurried = hurried
         self._last: WatchedSocket | None = None
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "checkout", self._on_checkout)
@@ -53,9 +64,8 @@ class IdleWatchdog:
         """Whether the connection that was used last was given up."""
         return self._last is not None and self._last.given_up
 
-    @staticmethod
-    def _on_connect(connection: Any, record: Any) -> None:
-        record.info["watched"] = WatchedSocket(connection.fileno())
+    def _on_connect(self, connection: Any, record: Any) -> None:
+        record.info["watched"] = WatchedSocket(connection.fileno(), self._hurried)
 
     def _on_checkout(self, _connection: object, record: Any, _proxy: object) -> None:
         self._last = record.info["watched"]
@@ -77,7 +87,8 @@ class IdleWatchdog:
 class WatchedSocket:
     """One connection's socket, by a descriptor of our own: libpq may close its own, and the number be used again."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, hurried: Callable[[], bool] = lambda: False) -> None:
+        self._hurried = hurried
         self._socket = socket.socket(fileno=os.dup(descriptor))
         self._inode = os.fstat(descriptor).st_ino
         self.close = weakref.finalize(self, self._socket.close)
@@ -104,7 +115,9 @@ class WatchedSocket:
             self._moved, self._looks = moved, 0
             return False
         self._looks += 1
-        return self._looks >= (_BLIND_LOOKS if moved is None else _LOOKS)
+        if moved is None:
+            return self._looks >= _BLIND_LOOKS
+        return self._looks >= (_HURRIED_LOOKS if self._hurried() else _LOOKS)
 
     def _bytes_moved(self) -> int | None:
         """Bytes acknowledged by the other side plus bytes received; None where neither kernel nor tunnel reports it."""
