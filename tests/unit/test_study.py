@@ -249,7 +249,8 @@ def test_a_fail_gives_its_place_back(studies: Any) -> None:
 def test_an_objective_that_never_works_does_not_run_for_ever(studies: Any) -> None:
     study = studies(space=SPACE, budget=50)
 
-    study.optimize(lambda _: "no number")  # a wrong value fails a trial and is not raised
+    with pytest.raises(NothingSucceeded, match="all 10 trials"):
+        study.optimize(lambda _: "no number")  # a wrong value fails a trial and is not raised
     assert states(study) == ["FAIL"] * 10
     study.optimize(lambda _: None, n_trials=12)  # as many as were asked for
     assert states(study) == ["FAIL"] * 22
