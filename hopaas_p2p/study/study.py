@@ -772,16 +772,17 @@ class Study:
         state = self.state
         if not state.finished():
             return
-        why, more = state.closed_because(), ""
-        if why == "budget":
-            limit = state.limit_reached()
-            why = f"has ended ({limit})" if limit else f"has used its budget of {state.budget} trials"
-            more = "" if limit else " --budget N"
+        why, name = state.closed_because(), shlex.quote(self.name)
+        cure = f"study resume {name}"
+        limit = state.limit_reached()
+        if why == "budget" and limit:
+            why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
+        elif why == "budget":
+            why, cure = f"has used its budget of {state.budget} trials", f"{cure} --budget N"
         else:
             why = f"is {why}"
         raise StudyFinished(
-            f"The study {self.name!r} {why}: a trial queued now would never run. "
-            f"First run: hopaas-p2p study resume {shlex.quote(self.name)}{more}"
+            f"The study {self.name!r} {why}: a trial queued now would never run. First run: hopaas-p2p {cure}"
         )
 
     def pause(self) -> None:

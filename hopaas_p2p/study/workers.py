@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK: Final = 0.25  # seconds between looks at futures and log
-_LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that ended in between
+_LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that one of them ended in between
 _CREW, _WORKER = "crew", "worker"
 """Part of a peer's introduction: whose worker it is, and which one."""
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
@@ -236,6 +236,8 @@ class WatchedWorkers:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = self._make()
             future = self._executor.submit(take_part, order)
+        except RuntimeError as error:  # it was shut down
+            raise WorkersLost(f"the executor takes no more workers: {error}") from error
         _watch_newest(self._executor)
         return future
 
@@ -313,7 +315,8 @@ class WatchedWorkers:
             if trial.end is None or worker is None:
                 continue
             self._shown.add(number)
-            self._losses = 0
+            if not _was_taken_away(trial):
+                self._losses = 0
             self._ended[worker] = self._ended.get(worker, 0) + 1
             self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
             progress.ended(number, TrialState(trial.state.value), trial.values, trial.reason)
@@ -355,6 +358,11 @@ class WatchedWorkers:
     @property
     def _driver(self) -> LogDriver[State]:
         return self._study.storage.handle(self._study.study_id).log
+
+
+def _was_taken_away(trial: Trial) -> bool:
+    """Whether the trial ended with its lease, so its worker did not end it: an objective may kill each process."""
+    return bool(trial.history) and trial.history[-1].end == trial.end
 
 
 def _size(executor: Any) -> int:

@@ -390,6 +390,8 @@ def test_lost_leases_stand_apart_from_errors_of_the_objective() -> None:
     key, members = next(iter(failures.groups(found).items()))
     assert key == ("error", "ValueError: loss N is nan at 0x…", "north", "n1")
     assert [(one.number, one.final) for one in members] == [(1, True), (0, True)]
+    assert failures.reason(members) == "ValueError: loss N is nan at 0x…"
+    assert failures.reason(members[:1]) == "ValueError: loss 4 is nan at 0x1234", "all of them say so"
     assert [(one.kind, one.site, one.number) for one in found] == [
         ("error", "north", 0),
         ("error", "north", 1),

@@ -254,6 +254,15 @@ HARMLESS: Final[dict[str, Any]] = {
     "a file that nobody stored": StudySet(
         system={"artifacts:0123456789abcdef": json.dumps(json.dumps({"artifact_id": "0123456789abcdef"}))}
     ),
+    "half a surrogate pair in tags": StudySet(system={"hopaas:tags": '["\\ud800"]', "hopaas:3:tags": '["\\udfff"]'}),
+    "half a surrogate pair in notes": StudySet(
+        system={"dashboard:note_str:0": '"\\ud800"', "dashboard:3:note_str:0": '"\\ud800"'}
+    ),
+    "half a surrogate pair as a metric's name": StudySet(system={"study:metric_names": '["\\ud800"]'}),
+    "half a surrogate pair in what is nobody's": StudySet(
+        system={"hopaas:metrics": '["\\ud800"]', "dashboard:form_widgets:v2": '["\\ud800"]'}
+    ),
+    "a metric without steps": TrialSet(8, 1, metrics={"auc": {}}),
     "alerts of nonsense": StudySet(system={"hopaas:alerts": "[7]", "hopaas:alert:seat": "7", "artifacts:x": "7"}),
 }
 
