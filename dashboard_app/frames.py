@@ -71,4 +71,6 @@ def _read(attributes: dict[str, str]) -> dict[str, Any]:
     for key, text in found.items():
         with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
             found[key] = json.loads(text)
+            if "\\ud" in text.lower():  # half a surrogate pair, perhaps, which no page can hold
+                found[key] = json.loads(json.dumps(found[key], ensure_ascii=False).encode(errors="replace"))
     return found

@@ -26,7 +26,7 @@ _SYMBOLS: Final = {
     "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
     "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★",
 }  # fmt: skip
-_WIDE: Final = 8  # characters; longer words are written smaller, because a number that is broken in two is misread
+_WIDE: Final = 8  # digits; longer words are written smaller, because a number that is broken in two is misread
 _WHOLE: Final = 11  # characters of all words that stay on one line
 _LONG: Final = ' class="hp-long"'
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
@@ -155,7 +155,8 @@ def tag(text: str) -> str:
 
 
 def _is_long(value: str) -> bool:
-    return any(len(word) > _WIDE for word in value.split()) or _WIDE < len(value) <= _WHOLE
+    longest = max((len(word) + 2 * word.isalpha() for word in value.split()), default=0)  # letters are wider
+    return longest > _WIDE or _WIDE < len(value) <= _WHOLE
 
 
 def tiles(facts: Iterable[tuple[str, str, str]]) -> None:

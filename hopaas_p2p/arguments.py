@@ -14,7 +14,7 @@ _SHOWN: Final = 100  # characters of a value in a message
 
 
 def whole(what: str, value: Any, *, least: int | None = 1) -> int:
-    """The value as a whole number of at least `least`, numpy's included.
+    """The value as a whole number of at least `least`, numpy's included, but True and False are none.
 
     Raises:
         InvalidInput: it is not one; the message names the argument and its value.

@@ -34,7 +34,14 @@ from hopaas_p2p import process, settings
 from hopaas_p2p.arguments import shown, trial_number
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.records import StudySet, TrialState
-from hopaas_p2p.errors import UNDECIDED, HopaasError, InvalidInput, NoSuchTrial, StoreCorrupt
+from hopaas_p2p.errors import (
+    UNDECIDED,
+    HopaasError,
+    InvalidInput,
+    NoSuchFile,
+    NoSuchTrial,
+    StoreCorrupt,
+)
 from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
@@ -201,7 +208,8 @@ class StudyArtifacts:
         """The file with this id, or the only file with this name; the beginning of an id is enough.
 
         Raises:
-            InvalidInput: there is none, or more than one.
+            NoSuchFile: there is none.
+            InvalidInput: there is more than one.
 
         """
         everything = self.list()
@@ -210,7 +218,7 @@ class StudyArtifacts:
         if len(found) == 1:
             return found[0]
         if not found:
-            raise InvalidInput(f"there is no file {what!r} in this study; list them with: hopaas-p2p artifact ls")
+            raise NoSuchFile(f"there is no file {what!r} in this study; list them with: hopaas-p2p artifact ls")
         some = ", ".join(map(short_id, found[:3])) + ("" if len(found) <= 3 else ", …; see: hopaas-p2p artifact ls")
         raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id: {some}")
 
@@ -218,7 +226,8 @@ class StudyArtifacts:
         """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there once it is complete.
 
         Raises:
-            InvalidInput: there is no such file, or its bytes are gone.
+            NoSuchFile: there is none, or its bytes are gone.
+            InvalidInput: there is more than one.
             StoreCorrupt: the stored bytes are not those that were put there. `target` is left as it was.
             StoreUnreachable: the store does not answer.
 
@@ -232,7 +241,8 @@ class StudyArtifacts:
         The attributes of a finished trial cannot change; the study's then say that the file is gone.
 
         Raises:
-            InvalidInput: there is no such file, or more than one.
+            NoSuchFile: there is none.
+            InvalidInput: there is more than one.
             Denied: this user may not write to the study.
 
         """
@@ -301,7 +311,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, pro
         try:
             get_bytes(files, uuid, one.id, draft, progress=progress)
         except KeyError:
-            raise InvalidInput(f"the bytes of {one.filename!r} are no longer in the store") from None
+            raise NoSuchFile(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, _sha256(draft)) != (one.size, one.sha256):
             raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) do not match what was stored")
     return path

@@ -54,7 +54,12 @@ def read_regular(path: str | Path, *, limit: int) -> bytes:
         OSError: it is not there, is a link, a FIFO or a device, or holds more than `limit` bytes.
 
     """
-    fd = os.open(path, READ)
+    try:
+        fd = os.open(path, READ)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
+        raise
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

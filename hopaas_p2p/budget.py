@@ -82,7 +82,7 @@ def check_limits(limits: Budget, objectives: int) -> None:
         raise InvalidInput(
             "a study with several objectives can end only by its budget or a date, since it has no best value"
         )
-    raise InvalidInput(f"a budget's limits are positive numbers, got {words(limits)}")
+    raise InvalidInput(f"a budget's limits must be positive numbers, and a target a number; got {words(limits)}")
 
 
 def words(budget: Budget) -> str:

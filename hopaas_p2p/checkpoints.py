@@ -10,13 +10,14 @@ import contextlib
 import hashlib
 import logging
 import math
+import operator
 import secrets
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hopaas_p2p.arguments import shown, whole
+from hopaas_p2p.arguments import shown
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.checkpoint_cache import checkpoint_cache
 from hopaas_p2p.core.lineage import copied_trial
@@ -46,7 +47,12 @@ def save(
         InvalidInput: no such file, or a negative step.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
-    step = checked_step(whole("a checkpoint's step", step, least=0))
+    try:
+        step = checked_step(operator.index(step))
+    except TypeError:
+        raise InvalidInput(f"a checkpoint's step must be a whole number, got {shown(step)}") from None
+    if step < 0:
+        raise InvalidInput(f"a checkpoint's step must be 0 or more, got {step}")
     artifacts = artifacts_of(handle.peer.store)
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = _as_file(source, Path(directory))

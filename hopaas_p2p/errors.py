@@ -104,6 +104,18 @@ class NoSuchTrial(HopaasError, KeyError):
     """This study has no trial of that number."""
 
 
+class NoSuchFile(InvalidInput):
+    """This study has no file of that id or name; list its files with: hopaas-p2p artifact ls."""
+
+    exit_code = 1
+
+
+class NoSuchPeer(InvalidInput):
+    """No peer of that name has taken part in this study; list them with: hopaas-p2p peers list --all."""
+
+    exit_code = 1
+
+
 class NotYourTrial(HopaasError):
     """Only the peer that runs a trial may change it, and only until it is finished."""
 
@@ -135,6 +147,10 @@ class NoWork(HopaasError):
     def waits(self) -> bool:
         """Whether `optimize` and the worker wait for it to pass."""
         return self.refusal in ("paused", "checkpoints")
+
+
+class NothingSucceeded(HopaasError):
+    """All trials of this call of `optimize` failed, so it gave up; see: hopaas-p2p trial list --failed."""
 
 
 class WorkersLost(HopaasError):

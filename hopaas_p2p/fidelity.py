@@ -52,12 +52,12 @@ def checked(policy: object) -> Fidelity:
 def _check_type(kind: str, name: str, value: object) -> None:
     if name == "fixed":
         if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
-            raise InvalidInput(f"fixed of the {kind} names parameters, got {value!r}")
+            raise InvalidInput(f"fixed of the {kind} must name parameters, got {value!r}")
     elif name in _SHARES:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidInput(f"{name} of the {kind} is a number, got {value!r}")
+            raise InvalidInput(f"{name} of the {kind} must be a number, got {value!r}")
     elif type(value) is not int:
-        raise InvalidInput(f"{name} of the {kind} is a whole number, got {value!r}")
+        raise InvalidInput(f"{name} of the {kind} must be a whole number, got {value!r}")
 
 
 def _name_of(policy: Fidelity) -> str:

@@ -26,7 +26,9 @@ def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple
     names, kept, wrong = set(known), dict[str, float](), list[str]()
     for name, value in metrics.items():
         if not isinstance(name, str) or not possible_metric(name):
-            wrong.append(f"a metric's name is one line of up to {LONGEST_METRIC} characters, got {_shown(name)}")
+            wrong.append(
+                f"the name of a metric must be one line of at most {LONGEST_METRIC} characters, got {_shown(name)}"
+            )
             continue
         number = _number(value)
         if number is None:

@@ -40,7 +40,7 @@ def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
     pieces: list[str] = []
     while isinstance(piece := attributes.get(f"{prefix}note_str:{len(pieces)}"), str):
         pieces.append(piece)
-    return "".join(pieces)
+    return _written("".join(pieces))
 
 
 def save_note(study: Study, text: str, number: int | None = None) -> None:
@@ -75,7 +75,7 @@ def tags_of(study: Study, number: int | None = None) -> list[str]:
 def read_tags(attributes: Mapping[str, Any], number: int | None = None) -> list[str]:
     """The tags in the system attributes of a study, read."""
     tags = attributes.get(_tags_key(number))
-    return [str(tag) for tag in tags] if isinstance(tags, list) else []
+    return [_written(tag) for tag in tags] if isinstance(tags, list) else []
 
 
 def change_tags(
@@ -116,6 +116,11 @@ def _trial_id(study: Study, number: int | None) -> int | None:
 
 def _prefix(trial_id: int | None) -> str:
     return "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
+
+
+def _written(text: object) -> str:
+    """A text as files, pages and trackers can hold it: with a question mark for half a surrogate pair."""
+    return str(text).encode(errors="replace").decode()
 
 
 def _tags_key(number: int | None) -> str:

@@ -174,6 +174,9 @@ def external(distribution: BaseDistribution, value: float) -> Any:
         return None
 
 
+_METRIC_NAMES: Final = "study:metric_names"
+
+
 def read_json(text: str) -> Any:
     """An attribute as it was set; what is no JSON (from a hostile log) is given as it stands."""
     try:
@@ -184,4 +187,10 @@ def read_json(text: str) -> Any:
 
 def attributes(texts: dict[str, str]) -> dict[str, Any]:
     """Attributes of a study, read."""
-    return {key: read_json(text) for key, text in texts.items()}
+    return {
+        # names of objectives head columns of tables, and Arrow's texts cannot hold half a surrogate pair
+        key: json.loads(json.dumps(read_json(text), ensure_ascii=False).encode(errors="replace"))
+        if key == _METRIC_NAMES
+        else read_json(text)
+        for key, text in texts.items()
+    }

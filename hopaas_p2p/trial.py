@@ -237,10 +237,22 @@ class Trial(optuna.trial.Trial):
         return state
 
     def tell(self, *values: float) -> None:
-        """Say the result, for the `with study.trial()` form; it is sent when the block ends."""
+        """Say the result, inside `with study.trial() as trial:`; it is sent when the block ends.
+
+        Raises:
+            InvalidInput: the trial came from `study.ask()`: `study.tell(trial, value)` ends it.
+
+        """
+        if not self.in_block:
+            raise InvalidInput(
+                "trial.tell() works inside `with study.trial() as trial:` only; to end a trial that came from ask(), "
+                "call study.tell(trial, value)"
+            )
         self.told = values
 
     told: tuple[float, ...] | None = None
+    in_block: bool = False
+    """Whether a `with` block of the study will send what is told."""
 
 
 def _remove(directory: Path, pid: int) -> None:

@@ -95,7 +95,7 @@ class TrialRequests:
         self._refuse_after_the_end()
         metrics = request["metrics"]
         if not isinstance(metrics, dict):
-            raise InvalidInput(f"metrics is an object of numbers by name, got {str(metrics)[:40]!r}")
+            raise InvalidInput(f"metrics must be an object of numbers by name, got {str(metrics)[:40]!r}")
         self._trial.log(int(request["step"]), **metrics)
         return {}
 

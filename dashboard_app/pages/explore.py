@@ -40,7 +40,7 @@ def _body(frame: Frame, chosen: str) -> None:
     if not mask.all():
         theme.caption(f"{int(mask.sum()):,} of {len(mask):,} trials pass the filter.")
     if not frame.columns.complete(objective).any():
-        theme.nothing("No trial is complete yet. The charts begin with the first one.")
+        theme.nothing("No trial is complete yet. Charts appear when the first one is.")
         return
     _CHARTS[chosen](frame, objective, mask)
 

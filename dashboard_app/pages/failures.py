@@ -48,9 +48,9 @@ def _body(page: PageContext, frame: Frame) -> None:
 
 def _table(frame: Frame, groups: list[tuple[Key, list[Failure]]], what: str) -> None:
     cells = [
-        [*map(theme.safe, where), f"{len(members):,}", f"{sum(one.final for one in members):,}",
-         theme.trial_link(frame.name, members[0].number)]
-        for (_, *where), members in groups[:_ROWS]
+        [*map(theme.safe, (failures.reason(members), *where)),
+         f"{len(members):,}", f"{sum(one.final for one in members):,}", theme.trial_link(frame.name, members[0].number)]
+        for (_, _, *where), members in groups[:_ROWS]
     ]  # fmt: skip
     headers = ("reason", "site", "node", "count", "not retried", "newest trial")
     theme.table(headers, cells, label=what, numeric=(3, 4, 5))
@@ -58,11 +58,16 @@ def _table(frame: Frame, groups: list[tuple[Key, list[Failure]]], what: str) -> 
         theme.caption(f"{len(groups) - _ROWS:,} more groups are not shown.")
 
 
+def _reason(groups: dict[Key, list[Failure]], key: Key) -> str:
+    members = groups.get(key)
+    return failures.reason(members) if members else key[1]
+
+
 def _members(page: PageContext, frame: Frame, groups: dict[Key, list[Failure]]) -> None:
     theme.heading("Inspect a group")
     chosen = st.selectbox(
         "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose a group to see its trials",
-        format_func=lambda key: f"{len(groups.get(key, ())):,} x {key[1]} | {key[2]} | {key[3]}",
+        format_func=lambda key: f"{len(groups.get(key, ())):,} x {_reason(groups, key)} | {key[2]} | {key[3]}",
     )  # fmt: skip
     if chosen is None:
         return

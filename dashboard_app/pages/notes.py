@@ -31,7 +31,7 @@ def show(page: PageContext) -> None:
     page.title("Notes & artifacts")
     frame = page.frame
     if frame is None:
-        theme.nothing("This study is being read, or was deleted.")
+        theme.nothing("This study is still loading, or was deleted.")
         return
     note_of(page, frame)
     tags_of(page, frame)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hopaas_p2p.core.records import Categorical, Distribution
+from hopaas_p2p.core.records import Categorical, Distribution, Int
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State, Trial
 
@@ -208,7 +208,7 @@ def _as_first(value: float, other: Distribution, first: Parameter | None) -> flo
 def _parameter(name: str, one: Distribution) -> Parameter:
     if isinstance(one, Categorical):
         return Parameter(name, 0, max(0, len(one.choices) - 1), choices=tuple(map(str, one.choices)))
-    return Parameter(name, float(one.low), float(one.high), one.log and one.low > 0, whole=isinstance(one.low, int))
+    return Parameter(name, float(one.low), float(one.high), one.log and one.low > 0, whole=isinstance(one, Int))
 
 
 def place(state: State, owner: str | None) -> tuple[str, str]:

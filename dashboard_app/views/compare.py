@@ -21,7 +21,7 @@ Named = Sequence[tuple[str, Columns]]
 
 
 def summary(columns: Columns) -> dict[str, float | None]:
-    """Numbers to compare. `trials to 95 %`: complete trials until the best had come 95 % of its way from the first."""
+    """Numbers to compare. `trials to 95%`: complete trials until the best had come 95 % of its way from the first."""
     complete, best = columns.complete(), columns.best()
     return {
         "trials": len(columns),
@@ -30,7 +30,7 @@ def summary(columns: Columns) -> dict[str, float | None]:
         "failed": int(columns.is_(TrialState.FAIL).sum()),
         "best": None if best is None else float(columns.values[best, 0]),
         "median": float(np.median(columns.values[complete, 0])) if complete.any() else None,
-        "trials to 95 %": trials_to(columns),
+        "trials to 95%": trials_to(columns),
         "compute-hours": round(float(np.nansum(columns.seconds())) / 3600, 2),
     }
 

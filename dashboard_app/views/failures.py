@@ -66,6 +66,12 @@ def alike(reason: str) -> str:
     return _VARYING.sub(lambda found: "0x…" if found[0].startswith("0x") else "N", first) or "no reason given"
 
 
+def reason(members: list[Failure]) -> str:
+    """The reason of a group in one line: as it stands if all have the same, else without what differs."""
+    said = {reason_line(one.full)[:_LONGEST] for one in members}
+    return said.pop() if len(said) == 1 and all(said) else members[0].reason
+
+
 def groups(found: list[Failure]) -> dict[Key, list[Failure]]:
     """Failures by kind, reason, site and node, the newest first: the largest group first, of equal ones the newest."""
     members: dict[Key, list[Failure]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import Final
 
@@ -90,7 +91,10 @@ def _having(columns: Columns, names: tuple[str, ...], objective: int, shown: Mas
 
 
 def bins(columns: Columns, name: str, count: int = _BINS) -> tuple[Ints, list[str]]:
-    """Each trial's bin along a parameter's range, and the bins' names; a choice is a bin of its own."""
+    """Each trial's bin along a parameter's range, and the bins' names; a choice is a bin of its own.
+
+    A bin of a whole-number parameter holds whole numbers, and is named after the first and the last.
+    """
     one = columns.parameters[name]
     x = columns.params[name]
     if one.choices is not None:
@@ -98,6 +102,12 @@ def bins(columns: Columns, name: str, count: int = _BINS) -> tuple[Ints, list[st
     known = x[np.isfinite(x)]
     low, high = min(one.low, known.min(initial=np.inf)), max(one.high, known.max(initial=-np.inf))
     log = one.log and low > 0
+    if one.whole:
+        ends = (low, high + 1, count + 1)
+        firsts = np.unique(np.floor(np.geomspace(*ends) if log else np.linspace(*ends))[:-1])
+        at = np.where(np.isfinite(x), np.clip(np.searchsorted(firsts, x, side="right") - 1, 0, None), -1)
+        lasts = [*(firsts[1:] - 1), math.floor(high)]
+        return at, [f"{a:.0f}" if a >= z else f"{a:.0f} to {z:.0f}" for a, z in zip(firsts, lasts, strict=True)]
     with np.errstate(invalid="ignore", divide="ignore"):
         scaled, low, high = (np.log(each) if log else each for each in (x, low, high))
     edges = np.linspace(low, high, count + 1)

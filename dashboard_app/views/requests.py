@@ -74,7 +74,7 @@ def _stop(request: Request, trial: Trial) -> Progress:
 
 def _run(trial: Trial, state: State) -> Progress:
     if trial.state is TrialState.WAITING:
-        return Progress("acknowledged", f"trial {trial.number} waits for a peer")
+        return Progress("acknowledged", f"trial {trial.number} is waiting for a peer")
     if trial.state is TrialState.RUNNING:
         return Progress("acknowledged", f"trial {trial.number} runs at {place(state, trial.owner)[0]}")
     return Progress("done", f"trial {trial.number} ended as {trial.state.name}")

@@ -43,7 +43,7 @@ def edf_chart(groups: Sequence[tuple[str, Floats]]) -> ChartSpec:
     medians = ", ".join(f"{name} {spec.number(float(np.median(values)))}" for name, values in groups)
     alt = f"Share of trials up to each value; medians: {medians}."
     cut = (low is not None and (everything < low).sum()) + (high is not None and (everything > high).sum())
-    caption = f"{cut:,} outlying values lie outside the chart." if cut else ""
+    caption = f"{cut:,} outlying {'value lies' if cut == 1 else 'values lie'} outside the chart." if cut else ""
     return ChartSpec("Distribution of values (EDF)", option, alt, caption)
 
 

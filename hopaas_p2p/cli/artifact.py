@@ -11,7 +11,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import InvalidInput
 
 
@@ -64,8 +64,7 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
     path = target or Path()
     if path.is_dir():
         path /= one.filename
-    if path.exists() and not force:
-        raise InvalidInput(f"{path} already exists. Use --force to overwrite it, or another TARGET.")
+    check_new(path, force=force)
     with _bar(one.filename, one.size) as progress:
         artifacts.get(one, path, progress=progress)
     session.done({**one._asdict(), "path": str(path)}, f"{path}: {output.size(one.size)}")

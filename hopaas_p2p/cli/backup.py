@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import CliSession, check_new, options
 from hopaas_p2p.times import to_iso
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -17,8 +17,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("url", metavar="STORE")
 @click.argument("target", metavar="FILE", type=_FILE)
 @click.option("--no-files", is_flag=True, help="Leave files and checkpoints out.")
+@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
 @options(study="none", store=False)
-def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
+def backup(session: CliSession, url: str, target: Path, no_files: bool, force: bool) -> None:
     """Write everything in a store to one file, with checksums, while its peers continue to work.
 
     On Postgres any user may back up the studies that are shared with them. Files and checkpoints are included. FILE
@@ -32,6 +33,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool) -> None:
     from hopaas_p2p.backup import back_up
     from hopaas_p2p.stores.url import open_store
 
+    check_new(target, force=force)
     session.settings.publish()
     store = open_store(url, create=False)
     try:

@@ -73,9 +73,12 @@ def dashboard(
         raise click.UsageError(f"--optuna uses the next port, and {port} is the last. Choose another --port.")
     for store in (*stores, *filter(None, [session.given["store"]])):
         if redacted(store) != store:
+            cure = (
+                "AWS_PROFILE, or AWS_ACCESS_KEY_ID" if store.startswith("s3:") else "HOPAAS_TOKEN_FILE, or PGPASSFILE"
+            )
             raise ConfigurationError(
                 f"{redacted(store)}: a password does not belong in an argument, which other users of this machine see. "
-                "Set HOPAAS_TOKEN_FILE, or PGPASSFILE"
+                f"Set {cure}"
             )
     urls = stores or (session.store_url,)
     session.settings.publish()

@@ -124,8 +124,8 @@ def _read(file: str | None) -> str:
     """The invitation as it was given; empty if there is none."""
     if file is not None and file.startswith("hpj1-"):
         raise InvalidInput(
-            "an invitation is a secret, and arguments are visible in every process list: pass it on standard input, "
-            "or in a file. Ask for a new one, since this one has been exposed"
+            "arguments are visible in every process list, and an invitation may contain a token: pass it on standard "
+            "input, or in a file. If it has a token, ask for a new invitation, since this one has been exposed"
         )
     if file not in (None, "-"):
         try:

@@ -28,9 +28,8 @@ _silence = click.option(
     "--silence",
     type=float,
     default=SILENCE,
-    show_default=f"{SILENCE:g}",
     metavar="S",
-    help="Seconds without a request after which a trial is returned.",
+    help=f"Seconds without a request after which a trial is returned. [default: {SILENCE:g}]",
 )
 _key_file = click.option(
     "--key-file",

@@ -101,14 +101,32 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line, and exit with its exit code."""
+    _open_closed_streams()
     code = run(sys.argv[1:])
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by the shell
+    for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:  # disk full, reader gone; Python would flush again at exit, and exit with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = code or 1
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Where the shell has closed stdin, stdout or stderr, use /dev/null.
+
+    Otherwise the next file that is opened gets that descriptor, and what is printed to it.
+    """
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            break
+        os.set_inheritable(descriptor, True)  # for commands that a worker starts
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def run(arguments: list[str]) -> int:

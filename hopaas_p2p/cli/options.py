@@ -11,11 +11,13 @@ import click
 
 from hopaas_p2p import sampler_config
 from hopaas_p2p.cli import output
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.settings import HERE, Settings, variable
 from hopaas_p2p.stores import vouched
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
@@ -118,6 +120,12 @@ def _cell(row: dict[str, Any], column: str | Callable[[dict[str, Any]], str]) ->
     if not isinstance(column, str):
         return column(row)
     return "-" if row[column] in (None, "") else str(row[column])
+
+
+def check_new(target: Path, *, force: bool) -> None:
+    """Raise InvalidInput if a command would overwrite this file, without --force."""
+    if target.exists() and not target.is_char_device() and not force:
+        raise InvalidInput(f"{target} already exists. Use --force to overwrite it, or another name.")
 
 
 def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

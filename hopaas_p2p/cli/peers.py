@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, NoSuchPeer
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
     from hopaas_p2p.peer.liveness import SignOfLife
+
+_LOOKED_AT: Final = 500
+"""Peers that run nothing and whose heartbeats are read, the last ones to join: in a bucket each costs a request."""
 
 
 @click.group(cls=Subgroup)
@@ -30,12 +33,16 @@ def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
 
     A peer is alive if its last heartbeat is more recent than the length of a lease, and silent otherwise. A silent
-    peer is listed until another peer takes over its trial.
+    peer is listed until another peer takes over its trial. Of the peers that run no trial, an idle one is alive, one
+    that has left has ended, and one that is gone fell silent without an end.
     """
-    from hopaas_p2p.peer.liveness import signs_of_life
+    from hopaas_p2p.peer.liveness import signs_of_idle_peers, signs_of_life
 
     study = session.study()
-    rows = _rows(study.state, signs_of_life(study.storage.peer, study.state))
+    peer, state = study.storage.peer, study.state
+    signs = signs_of_life(peer, state)
+    others = [one for one in state.peers if one not in signs and (show_all or state.is_draining(one))]
+    rows = _rows(state, signs, signs_of_idle_peers(peer, state, others[-_LOOKED_AT:]))
     columns: Columns = {
         "PEER": "peer",
         "WHERE": output.where,
@@ -52,7 +59,7 @@ def list_(session: CliSession, show_all: bool) -> None:
     session.show_table(shown, columns, right=("ENDED",), empty=empty)
 
 
-def _rows(state: State, signs: dict[str, SignOfLife]) -> list[dict[str, Any]]:
+def _rows(state: State, signs: dict[str, SignOfLife], idle: dict[str, SignOfLife]) -> list[dict[str, Any]]:
     from hopaas_p2p.core.state import differences
     from hopaas_p2p.report.facts import last_ended
 
@@ -65,6 +72,7 @@ def _rows(state: State, signs: dict[str, SignOfLife]) -> list[dict[str, Any]]:
     for peer, info in state.peers.items():
         job = f"{info['batch']} {info['job']}" if "batch" in info and "job" in info else None
         sign = signs.get(peer)
+        seen = sign or idle.get(peer)
         ended_ago = None if peer not in ends else max(0.0, now - ends[peer])
         rows.append(
             {
@@ -73,8 +81,8 @@ def _rows(state: State, signs: dict[str, SignOfLife]) -> list[dict[str, Any]]:
                 "job": job,
                 "running": running.get(peer, []),
                 "ended": ended[peer],
-                "state": _word(sign),
-                "last_seen": ended_ago if sign is None else sign.ago,
+                "state": _of_idle(idle.get(peer)) if sign is None else _word(sign),
+                "last_seen": ended_ago if seen is None else seen.ago,
                 "draining": state.is_draining(peer),
                 "differs": differences(info),
             }
@@ -82,9 +90,13 @@ def _rows(state: State, signs: dict[str, SignOfLife]) -> list[dict[str, Any]]:
     return rows
 
 
-def _word(sign: SignOfLife | None) -> str:
-    """What a peer does; `sign` is that of a peer that runs a trial."""
-    return "idle" if sign is None else {True: "alive", False: "silent", None: "unknown"}[sign.alive]
+def _word(sign: SignOfLife) -> str:
+    return {True: "alive", False: "silent", None: "unknown"}[sign.alive]
+
+
+def _of_idle(sign: SignOfLife | None) -> str:
+    """What has become of a peer that runs no trial; at its end a peer removes its heartbeat."""
+    return "left" if sign is None else {True: "idle", False: "gone", None: "unknown"}[sign.alive]
 
 
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
@@ -121,6 +133,7 @@ def _one_of(known: list[str], name: str) -> str:
     if name in matches:
         return name
     if len(matches) != 1:
-        what = "there is no peer" if not matches else f"{len(matches)} peers begin with"
-        raise InvalidInput(f"{what} {name!r}; see: hopaas-p2p peers list --all")
+        if not matches:
+            raise NoSuchPeer(f"there is no peer {name!r}; see: hopaas-p2p peers list --all")
+        raise InvalidInput(f"{len(matches)} peers begin with {name!r}; see: hopaas-p2p peers list --all")
     return matches[0]

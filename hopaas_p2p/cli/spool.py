@@ -9,7 +9,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import HopaasError, NoSuchStudy
 from hopaas_p2p.times import from_iso, to_iso
 
@@ -35,7 +35,7 @@ def spool() -> None:
 @spool.command("list")
 @options(study="none", store=False)
 def list_(session: CliSession) -> None:
-    """List the results that wait to be sent."""
+    """List the results that are waiting to be sent."""
     from hopaas_p2p import spool as waiting
 
     rows = [
@@ -56,13 +56,14 @@ def list_(session: CliSession) -> None:
         "TRIALS": lambda row: ", ".join(f"#{number}" for number in row["trials"]),
         "FILE": "file",
     }
-    session.show_table(rows, columns, empty="No results wait to be sent.")
+    session.show_table(rows, columns, empty="No results are waiting to be sent.")
 
 
 @spool.command()
 @options(study="none", store=False)
 @click.argument("target", metavar="FILE", type=_FILE)
-def export(session: CliSession, target: Path) -> None:
+@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
+def export(session: CliSession, target: Path, force: bool) -> None:
     """Write all waiting results to a file, to be sent from another machine: hopaas-p2p spool send FILE.
 
     They stay in the spool as well; each counts once, whichever copy arrives first. Only you can read the file.
@@ -70,6 +71,7 @@ def export(session: CliSession, target: Path) -> None:
     """
     from hopaas_p2p import spool as waiting
 
+    check_new(target, force=force)
     everything = waiting.export(target)
     trials = sum(len(one.trials) for one in everything)
     data = {"file": str(target), "files": len(everything), "trials": trials}
@@ -114,7 +116,7 @@ def send(session: CliSession, source: Path | None) -> int:
     def text() -> None:
         unsent = f"; could not send {len(stay)}" if stay else ""
         output.say(
-            f"Sent {output.count(len(sent), 'file')}{unsent}." if sent or stay else "No results wait to be sent."
+            f"Sent {output.count(len(sent), 'file')}{unsent}." if sent or stay else "No results are waiting to be sent."
         )
         if kept:
             output.say(f"Kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")

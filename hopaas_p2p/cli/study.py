@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -249,7 +250,14 @@ def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
     budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} {budget_unit(state)} used"
-    session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}: {word}, {budget_now}.")
+    said = f"Resumed {resumed.name!r}: {word}, {budget_now}."
+    if word == "done":
+        ended = state.limit_reached() or budget_now
+        said = (
+            f"Resumed {resumed.name!r}, but its budget is used up: {ended}. To run more trials, change it: "
+            f"hopaas-p2p study set {shlex.quote(resumed.name)} --budget …"
+        )
+    session.done({"state": word, "budget": state.budget}, said)
 
 
 @study.command()

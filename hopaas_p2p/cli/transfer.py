@@ -11,7 +11,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.errors import NoSuchStudy
+from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.space import parse_space
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def import_(
     from hopaas_p2p.study import open_study
 
     name = session.settings.get("study", session.given["study"])
+    if source == "-" and name is not None and "/" in name:
+        raise InvalidInput(f"{name!r} is not the name of a study; name the file or storage to read with --from {name}")
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     if space:

@@ -249,4 +249,4 @@ def release(session: CliSession, ticket: str | None, reason: str | None) -> None
     with _ticket_trial(session, ticket) as trial:
         trial.release(reason)
         number = trial.ticket.number
-        session.done({"number": number, "state": "WAITING"}, f"Trial {number} waits for a peer.")
+        session.done({"number": number, "state": "WAITING"}, f"Trial {number} is waiting for a peer.")

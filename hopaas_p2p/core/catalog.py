@@ -118,8 +118,8 @@ def checked_name(name: str) -> str:
 
 def _disguise(name: str) -> str | None:
     """What makes a name look like another, if anything does. A study that has such a name keeps it."""
-    if name != name.strip() or not name:
-        return f"the study name {name!a} is empty, or begins or ends with a space"
+    if name != name.strip():
+        return f"the study name {name!a} begins or ends with a space"
     if any(unicodedata.category(character) == "Cf" for character in name):
         return f"the study name {name!a} holds characters that nobody sees"
     alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}

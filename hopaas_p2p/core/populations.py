@@ -62,17 +62,17 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
     def impossible(self) -> str | None:
         """What is wrong with these numbers, or None."""
         if not 2 <= self.size <= _MOST_MEMBERS:
-            return f"size is 2 to {_MOST_MEMBERS} members, got {self.size}"
+            return f"size must be 2 to {_MOST_MEMBERS} members, got {self.size}"
         if not 1 <= self.every < self.max <= _LONGEST:
-            return f"every and max are epochs, 1 <= every < max, got {self.every} and {self.max}"
+            return f"every and max must be epochs with 1 <= every < max, got {self.every} and {self.max}"
         if (self.max - 1) // self.every > _MOST_INTERVALS:
             return f"at most {_MOST_INTERVALS} pauses, got {(self.max - 1) // self.every}"
         if not 0.0 < self.quantile <= 0.5:
-            return f"quantile is above 0 and at most 0.5, got {self.quantile}"
+            return f"quantile must be above 0 and at most 0.5, got {self.quantile}"
         if not 0.0 <= self.resample <= 1.0:
-            return f"resample is 0 to 1, got {self.resample}"
+            return f"resample must be 0 to 1, got {self.resample}"
         if self.first_step not in (0, 1):
-            return f"first_step is 0 or 1, got {self.first_step}"
+            return f"first_step must be 0 or 1, got {self.first_step}"
         return None
 
 

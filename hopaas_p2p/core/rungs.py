@@ -77,17 +77,17 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     def impossible(self) -> str | None:
         """What is wrong with these numbers, or None."""
         if not 1 <= self.min < self.max <= LARGEST:
-            return f"min and max are epochs, 1 <= min < max, got {self.min} and {self.max}"
+            return f"min and max must be epochs with 1 <= min < max, got {self.min} and {self.max}"
         if not 2 <= self.eta <= LARGEST:
-            return f"eta is at least 2, got {self.eta}"
+            return f"eta must be at least 2, got {self.eta}"
         if not 1 <= self.brackets <= len(self.levels) + 1:
-            return f"there are {len(self.levels)} rungs, so 1 to {len(self.levels) + 1} brackets, got {self.brackets}"
+            return f"with {len(self.levels)} rungs, brackets must be 1 to {len(self.levels) + 1}, got {self.brackets}"
         if self.first_step not in (0, 1):
-            return f"first_step is 0 or 1, got {self.first_step}"
+            return f"first_step must be 0 or 1, got {self.first_step}"
         if not 0 <= self.whole <= _MOST_WHOLE:
-            return f"whole is 0 to {_MOST_WHOLE}, got {self.whole}"
+            return f"whole must be 0 to {_MOST_WHOLE}, got {self.whole}"
         if not 0 <= self.checkpoint_mb <= LARGEST:
-            return f"checkpoint_mb is megabytes, 0 or more, got {self.checkpoint_mb}"
+            return f"checkpoint_mb must be 0 or more megabytes, got {self.checkpoint_mb}"
         return None
 
 

@@ -106,7 +106,7 @@ REFUSALS: Final = {
     "stopped": "the study is stopped",
     "failing": "too many failures in a row",
     "draining": "this peer or its site was asked to take no more trials",
-    "queue": "too many trials wait already",
+    "queue": "too many trials are waiting already",
 }
 
 

@@ -96,7 +96,7 @@ class EventReader:
         elif trial.retried_by is not None:
             owner = trial.history[-1].owner if trial.history else trial.owner
             text = f"#{n} taken from peer {self._name_of(owner, state)}, silent for {state.policy.ttl:g} s"
-            events.append((f"{text}; it waits again as #{trial.retried_by}", "good"))
+            events.append((f"{text}; it is waiting again as #{trial.retried_by}", "good"))
         elif trial.state is FAIL:
             events.append((f"#{n} failed: {(trial.reason or 'no reason given').splitlines()[0]}", "bad"))
         elif trial.retry_of is not None:

@@ -171,8 +171,8 @@ def _usable(found: _StoreChoice) -> str:
         instead = Settings().get("store")
     if not instead:
         raise HopaasServerError(
-            f"{redacted(store)} ({found.origin}) is the address of a Hopaas server, and there is none here: name a "
-            "store instead, a directory that all jobs reach or a URL, there or in HOPAAS_STORE"
+            f"{redacted(store)} ({found.origin}) is the address of a Hopaas server, and hopaas_p2p has none: "
+            "give a store instead, as a directory that all jobs can reach or as a URL, there or in HOPAAS_STORE"
         )
     _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(store))
     return instead

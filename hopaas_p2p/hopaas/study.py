@@ -73,7 +73,7 @@ class Study:
         self._space, self._constants = _divided(checked)
         self._special = _plain(_checked(special_properties or {}, "special_properties"))
         if direction not in ("minimize", "maximize"):
-            raise InvalidInput(f"direction is 'minimize' or 'maximize', not {direction!r}")
+            raise InvalidInput(f"direction must be 'minimize' or 'maximize', not {direction!r}")
         self._direction = direction
         self._pruner, self._sampler = pruner or NopPruner(), sampler or TPESampler()
         try:

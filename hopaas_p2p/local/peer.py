@@ -135,7 +135,7 @@ class LocalPeer:
             rows = range(len(whole.trials)) if state is None else list(whole.trials.numbers_of(_state_named(state)))
             matching, numbers = len(rows), (rows[::-1] if order == "newest" else rows)[first:last]
         else:
-            raise InvalidInput(f"order is number, newest or best, got {order!r}")
+            raise InvalidInput(f"order must be number, newest or best, got {order!r}")
         found = [self._row(study, whole, number) for number in numbers]
         return fitted({"study": name, "matching": matching, "trials": found}, "trials")
 

@@ -101,7 +101,7 @@ class Plot:
     def _checked(self, state: State, objective: int) -> int:
         count = len(state.define.directions) if state.define else 1
         if not 0 <= objective < count:
-            raise InvalidInput(f"objective is 0 to {count - 1}, got {objective}")
+            raise InvalidInput(f"objective must be 0 to {count - 1}, got {objective}")
         return objective
 
     @staticmethod

@@ -116,8 +116,8 @@ def trial_html(trial: OwnTrial) -> str:
     tables = [table(["parameter", "value"], params, words=("parameter",))] if params else []
     if attributes:
         tables.append(table(["attribute", "value"], attributes, words=("attribute",)))
-    if trial.metrics:
-        logged = [[name, shown(values[max(values)])] for name, values in trial.metrics.items()]
+    if any(trial.metrics.values()):
+        logged = [[name, shown(values[max(values)])] for name, values in trial.metrics.items() if values]
         tables.append(table(["metric", "last value"], logged, words=("metric",)))
     curve = charts.reported(trial.intermediate_values)
     chart = "" if curve is None else drawn(curve)

@@ -68,6 +68,18 @@ def signs_of_life(peer: Peer, state: State) -> dict[str, SignOfLife]:
     return {**others, **mine}
 
 
+def signs_of_idle_peers(peer: Peer, state: State, others: Collection[str]) -> dict[str, SignOfLife]:
+    """What one look tells of those of these peers that have a heartbeat; one that ended has removed its own.
+
+    Raises:
+        StoreUnreachable: the store did not answer.
+    """
+    detector, now = FailureDetector(), peer.clock()
+    beats = peer.store.beats([one for one in others if one not in peer.mine]) if others else {}
+    detector.look(beats, set(beats), now)
+    return {one: sign_of_life(state, one, detector, now, time.time()) for one in beats}
+
+
 def owners_of(state: State) -> set[str]:
     """The peers that run a trial, according to the log."""
     return {owner for one in list(state.running) if (owner := state.trials[one].owner) is not None}

@@ -73,7 +73,7 @@ def history(state: State, objective: int = 0) -> Figure | None:
         f"{key('best', 'best so far')}"
     )
     if outside:
-        caption += f" · {outside:,} lie outside and are drawn at the edge"
+        caption += f" · {outside:,} outside the chart, drawn at its edge"
     many = "" if len(state.define.directions) == 1 else f" of objective {objective + 1} ({direction})"
     best = records[-1]
     about = f"{len(complete)} complete trials; the best is trial {best.x:.0f} with {shown(best.y)}"

@@ -130,7 +130,7 @@ def in_words(place: RungCount, *, brackets: int) -> str:
     return (
         f"{where}after {place.epochs} epoch{'s' * (place.epochs != 1)}: "
         f"{place.reached} reached it, {place.promoted} promoted, {place.waiting} waiting"
-        + ("; none pauses here any more, because the eventual best ranked low here" if place.passed else "")
+        + ("; trials no longer pause here, because the eventual best ranked low at this rung" if place.passed else "")
     )
 
 

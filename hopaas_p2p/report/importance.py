@@ -59,7 +59,7 @@ def importance(state: State, *, objective: int = 0, numbers: Container[int] | No
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
     which = "" if len(directions) == 1 else f", for objective {objective + 1}"
     return Importance(
-        tuple(shares.items()), f"PED-ANOVA over {len(complete):,} complete trials{which}. Shares add up to 100 %."
+        tuple(shares.items()), f"PED-ANOVA over {len(complete):,} complete trials{which}. Shares add up to 100%."
     )
 
 

@@ -76,7 +76,7 @@ def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None =
         if len(values) != expected:
             return f"{expected} value{'s' * (expected > 1)} expected, got {len(values)}"
         if any(map(math.isnan, values)):
-            return f"a value is a number, got {', '.join(map(str, values))}"
+            return f"a value must be a number, got {', '.join(map(str, values))}"
     word = verdict.refusal or "refused"
     return REFUSALS.get(word, word)
 

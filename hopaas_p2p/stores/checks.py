@@ -169,7 +169,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     cure = "some bytes in the log are not commits; they are skipped, and nothing is lost"
     yield Finding.judged(name, detail, passed=not unreadable, cure=cure)
     if forks:
-        detail = f"it has two histories: commit {', '.join(forks)} was written after others than those before it"
+        detail = f"it has two histories: commit {', '.join(forks)} was not written after the ones that precede it"
         cure = "was a backup restored under running peers, or did the store accept two commits under one number?"
         yield Finding(f"{name}, history", passed=False, detail=detail, cure=cure)
     if found is not None:

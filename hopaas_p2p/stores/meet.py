@@ -132,9 +132,7 @@ class Meeting:
         if self._delays:
             ordered = sorted(self._delays)
             late = ordered[int(0.95 * (len(ordered) - 1))]
-            detail = (
-                f"one node sees another's commit after {statistics.median(ordered):.2f} s, 95 % within {late:.2f} s"
-            )
+            detail = f"one node sees another's commit after {statistics.median(ordered):.2f} s, 95% within {late:.2f} s"
             yield Finding("delay", passed=True, detail=detail)
 
     def _read_again(self) -> Iterator[Entry]:

@@ -19,6 +19,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.fidelity import in_words
+from hopaas_p2p.space import spec
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
@@ -49,6 +50,8 @@ class StudyArguments(NamedTuple):
         Raises:
             InvalidInput: a value that no study can have; the message says what is allowed.
         """
+        if name == "":
+            raise InvalidInput("a study needs a name")
         default = Policy()
         budget = Budget() if self.budget is None else budget_of(self.budget)
         directions = _directions(self.directions)
@@ -65,7 +68,7 @@ class StudyArguments(NamedTuple):
             interrupted=default.interrupted if self.interrupted is None else self.interrupted,
         )
         if policy.interrupted not in ("fail", "prune"):
-            raise InvalidInput(f"interrupted is 'fail' or 'prune', got {policy.interrupted!r}")
+            raise InvalidInput(f"interrupted must be 'fail' or 'prune', got {policy.interrupted!r}")
         return StudyDefine(name, directions, policy, checked_space(self.space or {}), info)
 
 
@@ -73,7 +76,7 @@ def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
     directions = ("minimize",) if given is None else given
     wrong = [one for one in directions if one not in ("minimize", "maximize")]
     if wrong or not directions:
-        raise InvalidInput(f"a direction is 'minimize' or 'maximize', got {shown(wrong) if wrong else 'none'}")
+        raise InvalidInput(f"a direction must be 'minimize' or 'maximize', got {shown(wrong) if wrong else 'none'}")
     if len(directions) > MOST_DIRECTIONS:
         raise InvalidInput(f"a study has at most {MOST_DIRECTIONS} directions, got {len(directions)}")
     return directions
@@ -82,7 +85,7 @@ def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
 def checked_space(space: Space) -> dict[str, records.Distribution]:
     """The search space as the log writes it. Raises InvalidInput."""
     if not isinstance(space, Mapping):
-        raise InvalidInput(f"a space is a mapping of parameters to distributions, got {space!r}")
+        raise InvalidInput(f"a space must be a mapping of parameters to distributions, got {space!r}")
     return {checked_parameter(name): _checked(name, one) for name, one in space.items()}
 
 
@@ -190,10 +193,19 @@ def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity
 
 def _difference(what: str, there: object, given: object) -> list[str]:
     if not isinstance(there, dict) or not isinstance(given, dict):
-        return [f"{what}: stored {there}, given {given}"]
+        return [f"{what}: stored {_written(there)}, given {_written(given)}"]
     keys = sorted(set(there) | set(given))
     return [
-        f"{what}, {key}: stored {there.get(key, 'nothing')}, given {given.get(key, 'nothing')}"
+        f"{what}, {key}: stored {_written(there.get(key))}, given {_written(given.get(key))}"
         for key in keys
         if there.get(key) != given.get(key)
     ]
+
+
+def _written(value: object) -> str:
+    """A value of a definition as people write it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return spec(value) if isinstance(value, records.Float | records.Int | records.Categorical) else f"{value}"

@@ -70,9 +70,9 @@ class SearchMethod(NamedTuple):
         if pruner is not None:
             instance("pruner", pruner, optuna.pruners.BasePruner, "optuna.pruners.MedianPruner()")
         if repeats is not None and repeats not in REPEATS_POLICIES:
-            raise InvalidInput(f"repeats is 'avoid', 'allow' or 'reuse', got {repeats!r}")
+            raise InvalidInput(f"repeats must be 'avoid', 'allow' or 'reuse', got {repeats!r}")
         if replicates is not None and not (type(replicates) is int and 1 <= replicates <= MOST_REPLICATES):
-            raise InvalidInput(f"replicates is a whole number from 1 to {MOST_REPLICATES}, got {replicates!r}")
+            raise InvalidInput(f"replicates must be a whole number from 1 to {MOST_REPLICATES}, got {replicates!r}")
         return cls(
             None if sampler is None else registry.describe("sampler", sampler),
             None if pruner is None else registry.describe("pruner", pruner),

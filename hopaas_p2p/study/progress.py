@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.study.study import Study
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_LONGEST_REASON: Final = 500  # characters
 _INTERVAL: Final = 60.0  # seconds between two lines about the study as a whole, or about waiting
 
 
@@ -59,7 +60,7 @@ class ProgressLog:
         if not self.enabled:
             return
         if values is None:
-            _log.info("trial %d: %s%s", number, state.name, f" ({_last_line(reason)})" if reason else "")
+            _log.info("trial %d: %s%s", number, state.name, f" ({last_line(reason)})" if reason else "")
         else:
             word = "" if state.name == "COMPLETE" else f" {state.name}"
             shown = ", ".join(f"{value:.6g}" for value in values)
@@ -110,5 +111,6 @@ class ProgressLog:
         return f"{done}{'' if limit is None else f' of {limit}'} done, {running} running{self._best()}"
 
 
-def _last_line(reason: str) -> str:
-    return reason.strip().splitlines()[-1] if reason.strip() else ""
+def last_line(reason: str) -> str:
+    """The line of a reason that says the most, of a bounded length."""
+    return reason.strip().splitlines()[-1][:_LONGEST_REASON] if reason.strip() else ""

@@ -49,6 +49,7 @@ from hopaas_p2p.errors import (
     InvalidInput,
     NoSuchStudy,
     NoSuchTrial,
+    NothingSucceeded,
     NoWork,
     StoreUnreachable,
     StudyFinished,
@@ -78,7 +79,7 @@ from hopaas_p2p.study.definition import (
     provenance_of,
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
-from hopaas_p2p.study.progress import ProgressLog
+from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposed, Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, furthest, schedule_of
@@ -476,7 +477,7 @@ class Study:
         trial = handle.state.trials[number]
         if trial.state is records.TrialState.WAITING:
             if not trial.history or not self.storage.peer.is_mine(trial.history[-1].owner):
-                raise InvalidInput(f"trial {number} waits to be run; `ask` starts it")
+                raise InvalidInput(f"trial {number} is still waiting to be run; `ask` starts it")
             self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)  # given back when its object was dropped
         return trial_id
 
@@ -511,6 +512,7 @@ class Study:
         """
         with sigterm_raises():
             trial = self.ask()
+            trial.in_block = True
             try:
                 try:
                     yield trial
@@ -571,7 +573,8 @@ class Study:
     ) -> None:
         """Run trials until the study gives out no more, or `n_trials` or `timeout` (seconds) of this call are reached.
 
-        Without `n_trials` it stops after 10 failures (or the study's `max_failures`) if no trial has succeeded before.
+        Without `n_trials` it gives up after 10 failures (or the study's `max_failures`) if no trial of this call has
+        succeeded.
 
         One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused, or
         its checkpoints take as much as its rungs allow, it waits. It returns as soon as there is no work and every
@@ -591,6 +594,7 @@ class Study:
         Raises:
             InvalidInput: an argument is wrong, such as an objective that cannot be called, or that cannot travel to the
                 executor. No trial is started.
+            NothingSucceeded: it gave up, so a batch job does not end as if all were well.
             WorkersLost: one worker after the other ended without running a trial.
         """
         if not callable(objective):
@@ -631,10 +635,8 @@ class Study:
                         self._settle()
                         progress.stopped("the time is up")
                         break
-                    if n_trials is None and not works and done >= self.state.policy.hopeless_after:
-                        self._settle()
-                        progress.stopped(f"all {done} trials of this call failed")
-                        break
+                    if n_trials is None and not works:
+                        self._check_hope(done, trial, progress)
                     trial = self._next_trial(deadline, progress)
                     if trial is None:
                         break
@@ -653,6 +655,16 @@ class Study:
                 self._settle()
         with contextlib.suppress(HopaasError):  # what is left there harms nobody
             self.collect_checkpoints()
+
+    def _check_hope(self, failed: int, last: Trial | None, progress: ProgressLog) -> None:
+        """Raise NothingSucceeded if so many trials of a call have failed that it gives up."""
+        if failed < self.state.policy.hopeless_after:
+            return
+        self._settle()
+        why = f"all {failed} trials of this call failed"
+        progress.stopped(why)
+        reason = None if last is None else self.state.trials[last.number].reason
+        raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
     def _next_trial(self, deadline: float | None, progress: ProgressLog) -> Trial | None:
         """The next trial; None when there is nothing to do here, now and later."""
@@ -760,16 +772,17 @@ class Study:
         state = self.state
         if not state.finished():
             return
-        why, more = state.closed_because(), ""
-        if why == "budget":
-            limit = state.limit_reached()
-            why = f"has ended ({limit})" if limit else f"has used its budget of {state.budget} trials"
-            more = "" if limit else " --budget N"
+        why, name = state.closed_because(), shlex.quote(self.name)
+        cure = f"study resume {name}"
+        limit = state.limit_reached()
+        if why == "budget" and limit:
+            why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
+        elif why == "budget":
+            why, cure = f"has used its budget of {state.budget} trials", f"{cure} --budget N"
         else:
             why = f"is {why}"
         raise StudyFinished(
-            f"The study {self.name!r} {why}: a trial queued now would never run. "
-            f"First run: hopaas-p2p study resume {shlex.quote(self.name)}{more}"
+            f"The study {self.name!r} {why}: a trial queued now would never run. First run: hopaas-p2p {cure}"
         )
 
     def pause(self) -> None:

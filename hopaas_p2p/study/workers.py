@@ -28,8 +28,17 @@ from optuna.trial import TrialState
 
 from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.core.records import PeerDrain, TrialReclaim, TrialRelease
+from hopaas_p2p.core.records import TrialState as LoggedState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable, WorkersLost
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    NothingSucceeded,
+    StoreUnreachable,
+    WorkersLost,
+)
 from hopaas_p2p.interrupts import INTERRUPTIONS, describe
 from hopaas_p2p.process import new_uuid
 from hopaas_p2p.settings import variable
@@ -45,7 +54,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK: Final = 0.25  # seconds between looks at futures and log
-_LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that ended in between
+_LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that one of them ended in between
 _CREW, _WORKER = "crew", "worker"
 """Part of a peer's introduction: whose worker it is, and which one."""
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
@@ -72,7 +81,7 @@ class WorkDone(NamedTuple):
     """What it answers."""
 
     error: BaseException | None = None
-    """What the objective raised, if that ended it."""
+    """What the objective raised, if that ended it, or that it gave up."""
 
 
 def take_part(order: WorkOrder) -> WorkDone:
@@ -88,6 +97,8 @@ def take_part(order: WorkOrder) -> WorkDone:
     try:
         study.be_worker({_CREW: order.crew, _WORKER: str(order.number)})
         study.optimize(order.objective, order.n_trials, order.timeout, catch=order.catch)
+    except NothingSucceeded as error:
+        return WorkDone(error)
     except HopaasError:
         raise
     except Exception as error:  # noqa: BLE001  # the objective's; everything else means that this worker is lost
@@ -143,6 +154,10 @@ class WatchedWorkers:
         self._ended: dict[int, int] = {}
         """Trials that each worker has ended."""
         self._losses = 0
+        self._gave_up: NothingSucceeded | None = None
+        """The last worker of which all trials failed; the others go on, since it may be the fault of its node."""
+        self._succeeded = False
+        """Whether a trial of one of these workers did not fail."""
         self._lost: set[int] = set()
         """Workers that were lost, and whose trials may still be running in the log."""
         self._cursor = study.storage.handle(study.study_id).log.session.cursor()
@@ -172,6 +187,8 @@ class WatchedWorkers:
             finally:
                 if self._make is not None:
                     self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._gave_up is not None and not self._succeeded:
+            raise self._gave_up
 
     # --- sending workers ---
 
@@ -219,6 +236,8 @@ class WatchedWorkers:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = self._make()
             future = self._executor.submit(take_part, order)
+        except RuntimeError as error:  # it was shut down
+            raise WorkersLost(f"the executor takes no more workers: {error}") from error
         _watch_newest(self._executor)
         return future
 
@@ -229,7 +248,9 @@ class WatchedWorkers:
         error = _error_of(future)
         if error is None:
             done: WorkDone = future.result()
-            if done.error is not None:
+            if isinstance(done.error, NothingSucceeded):
+                self._gave_up = done.error
+            elif done.error is not None:
                 raise done.error
             return
         if isinstance(error, Denied | ConfigurationError | InvalidInput):  # another worker would fare no better
@@ -294,8 +315,10 @@ class WatchedWorkers:
             if trial.end is None or worker is None:
                 continue
             self._shown.add(number)
-            self._losses = 0
+            if not _was_taken_away(trial):
+                self._losses = 0
             self._ended[worker] = self._ended.get(worker, 0) + 1
+            self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
             progress.ended(number, TrialState(trial.state.value), trial.values, trial.reason)
             for callback in callbacks:
                 callback(self._study, self._study.trials[number])
@@ -335,6 +358,11 @@ class WatchedWorkers:
     @property
     def _driver(self) -> LogDriver[State]:
         return self._study.storage.handle(self._study.study_id).log
+
+
+def _was_taken_away(trial: Trial) -> bool:
+    """Whether the trial ended with its lease, so its worker did not end it: an objective may kill each process."""
+    return bool(trial.history) and trial.history[-1].end == trial.end
 
 
 def _size(executor: Any) -> int:

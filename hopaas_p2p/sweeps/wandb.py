@@ -222,7 +222,7 @@ def _pruner(given: Mapping[str, Any]) -> dict[str, Any]:
     else:
         raise InvalidInput("early_terminate: hyperband needs min_iter, or max_iter and s")
     if eta < 2 or first < 1:
-        raise InvalidInput(f"early_terminate: eta is at least 2 and min_iter at least 1, got {eta} and {first}")
+        raise InvalidInput(f"early_terminate: eta must be at least 2 and min_iter at least 1, got {eta} and {first}")
     return {"name": "SuccessiveHalvingPruner", "min_resource": first, "reduction_factor": eta}
 
 

@@ -70,7 +70,7 @@ def test_a_trial_is_taken_away_after_a_second_word(visit: Visit, study: hopaas_p
     page.get_by_role("dialog").get_by_role("button", name="Take it away").click()
 
     row = page.locator("tr", has_text="take trial 1 away and queue it again")
-    row.get_by_text("trial 3 waits for a peer").wait_for()
+    row.get_by_text("trial 3 is waiting for a peer").wait_for()
     assert study.state.lsn == lsn + 1  # the dialog that was left wrote nothing
     assert study.state.trials[1].state.name == "FAIL"
     assert list(study.state.waiting) == [3]

@@ -231,7 +231,7 @@ def test_a_trial_is_queued_from_the_form_and_followed(tmp_path: Path) -> None:
     click(test, "Queue")
     calm(test)
     cache(url).tick()
-    assert "trial 0 waits for a peer" in texts(calm(test))
+    assert "trial 0 is waiting for a peer" in texts(calm(test))
     trial = study.ask()
     assert trial.params["depth"] == 3
     study.tell(trial, 1.0)

@@ -15,7 +15,7 @@ from dashboard_app.views import beside, compare, failures, history, logged, para
 from dashboard_app.views.columns import BLOCK, Columns, columns
 from dashboard_app.views.downsample import downsample_line, downsample_points
 from dashboard_app.views.table import passing
-from hopaas_p2p.core.records import Categorical, Float, TrialCreate, TrialRelease, TrialSet
+from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialRelease, TrialSet
 from hopaas_p2p.report import palette
 from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
 
@@ -236,6 +236,29 @@ def test_bins_of_a_logarithmic_parameter_are_even_in_its_logarithm() -> None:
     assert at.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("space", "values", "bins", "names"),
+    [
+        (Int(1, 4), (1, 2, 4), [0, 1, 3], ["1", "2", "3", "4"]),
+        (Int(0, 99), (0, 4, 5, 99), [0, 0, 1, 19], ["0 to 4", "5 to 9", "95 to 99"]),
+        (Int(1, 1024, log=True), (1, 2, 1024), [0, 1, 17], ["1", "2 to 3", "724 to 1024"]),
+        (Int(7, 7), (7,), [0], ["7"]),
+    ],
+    ids=["few", "many", "log", "one"],
+)
+def test_bins_of_a_whole_number_hold_whole_numbers(
+    space: Int, values: tuple[int, ...], bins: list[int], names: list[str]
+) -> None:
+    scribe = Scribe(space={"n": space})
+    for value in values:
+        scribe.trial("a", 1.0, n=float(value))
+    at, found = params.bins(columns(scribe.state), "n")
+    assert at.tolist() == bins
+    assert len(set(found)) == len(found)
+    assert set(names) <= set(found)
+    assert [found[one] for one in (at[0], at[-1])] == [names[0], names[-1]]
+
+
 def test_parallel_lines_end_with_the_best_on_top() -> None:
     found = params.parallel(columns(five().state), ("lr", "opt"))
     assert found is not None
@@ -367,6 +390,8 @@ def test_lost_leases_stand_apart_from_errors_of_the_objective() -> None:
     key, members = next(iter(failures.groups(found).items()))
     assert key == ("error", "ValueError: loss N is nan at 0x…", "north", "n1")
     assert [(one.number, one.final) for one in members] == [(1, True), (0, True)]
+    assert failures.reason(members) == "ValueError: loss N is nan at 0x…"
+    assert failures.reason(members[:1]) == "ValueError: loss 4 is nan at 0x1234", "all of them say so"
     assert [(one.kind, one.site, one.number) for one in found] == [
         ("error", "north", 0),
         ("error", "north", 1),
@@ -388,7 +413,7 @@ def test_studies_are_compared_from_a_common_start() -> None:
     pair = [("slow", columns(slow.state)), ("quick", columns(quick.state))]
     table = {name: compare.summary(found) for name, found in pair}
     assert table["slow"]["best"] == 0
-    assert table["slow"]["trials to 95 %"] == 4
+    assert table["slow"]["trials to 95%"] == 4
     assert table["slow"]["compute-hours"] == 4
     assert table["quick"]["median"] == 0.5
     chart = compare.best_so_far(pair, along="time")

@@ -282,6 +282,13 @@ def test_control(here: dict[str, Any], study: Study) -> None:
     assert (study.state.status, study.state.budget) == ("running", None)
 
 
+def test_resume_says_which_limit_still_ends_the_study(here: dict[str, Any], study: Study) -> None:
+    said = run("study", "resume", "--budget", "3", **here).stderr
+    assert "its budget is used up: 3 of 3 trials used. To run more trials, change it: hopaas-p2p study set s" in said
+    said = run("study", "resume", "--budget", "until.target=1e9", **here).stderr
+    assert "its budget is used up: the target 1e+09 is reached." in said
+
+
 @pytest.mark.parametrize(("answer", "said"), [("n\n", "Nothing was deleted"), ("", "To skip the question: --yes")])
 def test_rm_asks_first(here: dict[str, Any], answer: str, said: str) -> None:
     env = environment(HOPAAS_STORE="./store", HOPAAS_STUDY="s")
@@ -516,3 +523,16 @@ def test_a_condition_about_the_best_does_not_hold_without_one() -> None:
 def test_a_condition_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_condition(text)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_though_the_shell_closed_a_stream(closed: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m hopaas_p2p.cli.main study"
+    script = f"{command} create s -s ./store {closed} && {command} list -s ./store {closed}"
+
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+
+    assert (done.returncode, "Error" in done.stderr) == (0, False)
+    assert [
+        one["name"] for one in json.loads(run("study", "list", "-s", "./store", "--json", cwd=tmp_path).stdout)
+    ] == ["s"]

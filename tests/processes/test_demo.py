@@ -259,7 +259,7 @@ def test_the_story_tells_who_was_taken_over_by_whom_and_only_once() -> None:
     assert told == [
         "peer A joined, pid 11",
         "peer B joined, pid 22",
-        "#0 taken from peer A, silent for 120 s; it waits again as #1",
+        "#0 taken from peer A, silent for 120 s; it is waiting again as #1",
         "peer B runs #1, the parameters of #0 once more",
         "#1, the retry of #0, is complete: 0.7500",
         "#1 by peer B is the best so far: 0.7500",

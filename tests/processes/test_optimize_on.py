@@ -21,7 +21,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.errors import InvalidInput, WorkersLost
+from hopaas_p2p.errors import InvalidInput, NothingSucceeded, WorkersLost
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.workers import WatchedWorkers
@@ -218,6 +218,35 @@ def test_what_a_lost_worker_began_is_run_again_though_it_was_not_read_of_yet(
         assert states(study).count("COMPLETE") == 8
         assert pool.lost is not None
         pool.lost.close()
+
+
+def kills_its_process(_: Any) -> float:
+    os._exit(3)
+
+
+def test_an_objective_that_kills_every_process_is_given_up(study: Study) -> None:
+    with pytest.raises(WorkersLost, match="7 workers were lost in a row"):
+        study.optimize(kills_its_process, on=partial(ProcessPoolExecutor, 1), workers=1)
+    assert states(study).count("RUNNING") == 0
+    assert states(study).count("FAIL") <= 7
+
+
+def test_an_executor_that_was_shut_down_is_named(study: Study) -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(WorkersLost, match="takes no more workers: cannot schedule new futures after shutdown"):
+        study.optimize(quick, on=pool)
+    assert study.trials == []
+
+
+def no_value(_: Any) -> None:
+    """Forget the return."""
+
+
+def test_workers_of_which_all_trials_fail_end_the_call_with_the_reason(study: Study) -> None:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(NothingSucceeded, match="the objective returned None"):
+        study.optimize(no_value, on=pool)  # type: ignore[arg-type]
+    assert set(states(study)) == {"FAIL"}
 
 
 class LosesAll:

@@ -56,7 +56,7 @@ def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
         study.storage.peer.tick()
     assert len(list(spool.waiting())) == 1
     sent = cli("spool", "send", "--store", f"{tmp_path}/another")
-    assert sent.stderr == "No results wait to be sent.\n"
+    assert sent.stderr == "No results are waiting to be sent.\n"
     assert len(list(spool.waiting())) == 1
 
 

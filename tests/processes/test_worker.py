@@ -870,6 +870,8 @@ def test_an_imported_study_goes_on_under_worker_in_the_space_of_its_trials(tmp_p
     url, old = old_study(tmp_path)
     old.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 1, 3), n_trials=3)
     here = {"HOPAAS_STORE": f"{tmp_path}/store", "HOPAAS_STUDY": "old"}
+    wrong = cli("study", "import", url, **here, check=False)
+    assert "name the file or storage to read with --from" in wrong.stderr
     cli("study", "import", "--from", url, **here)
 
     done = cli("worker", "--max-trials", "2", "--", "echo", '{"value": {x}}', cwd=tmp_path, **here)

@@ -30,12 +30,15 @@ from dashboard_app.views import (
     campaigns,
     compare,
     failures,
+    families,
     history,
     live,
+    logged,
     metrics,
     params,
     peers,
     pruning,
+    rungs,
     spread,
     table,
     trial,
@@ -47,6 +50,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.records import (
+    Budget,
     Categorical,
     Checkpoint,
     Commit,
@@ -55,6 +59,8 @@ from hopaas_p2p.core.records import (
     Int,
     PeerDrain,
     PeerJoin,
+    Policy,
+    Price,
     Stamp,
     StudyControl,
     StudyDefine,
@@ -69,18 +75,21 @@ from hopaas_p2p.core.records import (
     TrialState,
     TrialStop,
     TrialTakeOver,
+    Until,
+    Used,
 )
 from hopaas_p2p.core.state import COMPLETE, FAIL, WAITING, State
 from hopaas_p2p.errors import NoWork
 from hopaas_p2p.export import jsonl, tables
 from hopaas_p2p.export.portable import of_state
 from hopaas_p2p.report.page import render
+from hopaas_p2p.report.spending import spending
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
 from hopaas_p2p.trackers.base import fetched
 from hopaas_p2p.trackers.view import StudyView, TrialView
 from tests.support import dashboard_pages
-from tests.support.dashboard_studies import SPACE, Scribe
+from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
 from tests.support.needs import missing
 
 NAN, INF = math.nan, math.inf
@@ -245,6 +254,15 @@ HARMLESS: Final[dict[str, Any]] = {
     "a file that nobody stored": StudySet(
         system={"artifacts:0123456789abcdef": json.dumps(json.dumps({"artifact_id": "0123456789abcdef"}))}
     ),
+    "half a surrogate pair in tags": StudySet(system={"hopaas:tags": '["\\ud800"]', "hopaas:3:tags": '["\\udfff"]'}),
+    "half a surrogate pair in notes": StudySet(
+        system={"dashboard:note_str:0": '"\\ud800"', "dashboard:3:note_str:0": '"\\ud800"'}
+    ),
+    "half a surrogate pair as a metric's name": StudySet(system={"study:metric_names": '["\\ud800"]'}),
+    "half a surrogate pair in what is nobody's": StudySet(
+        system={"hopaas:metrics": '["\\ud800"]', "dashboard:form_widgets:v2": '["\\ud800"]'}
+    ),
+    "a metric without steps": TrialSet(8, 1, metrics={"auc": {}}),
     "alerts of nonsense": StudySet(system={"hopaas:alerts": "[7]", "hopaas:alert:seat": "7", "artifacts:x": "7"}),
 }
 
@@ -538,7 +556,20 @@ _KEYS: Final = st.sampled_from(
         *("gp:relative_params:0", "artifacts:01234567", "dashboard:3:note_str:0", "x", ""),
     ]
 )
-_ATTRIBUTES: Final = st.dictionaries(_KEYS, _JSON, max_size=3)
+_WAYS: Final = st.sampled_from(
+    [
+        *(
+            "hopaas:copies",
+            "hopaas:resumed",
+            "hopaas:continues",
+            "hopaas:replicate",
+            "hopaas:reused",
+            "hopaas:fidelity",
+        ),
+        *("hopaas:sampler", "hopaas:pruner", "hopaas:repeats", "hopaas:replicates", "hopaas:pruned"),
+    ]
+)
+_ATTRIBUTES: Final = st.dictionaries(_KEYS | _WAYS, _JSON, max_size=3)
 _DISTRIBUTIONS: Final = st.one_of(
     st.builds(Float, _FLOATS, _FLOATS, st.booleans(), st.none() | _FLOATS),
     st.builds(Int, _INTS, _INTS, st.booleans(), _INTS),
@@ -551,28 +582,57 @@ _CONTENT: Final = {
     "reports": st.dictionaries(_INTS, _FLOATS, max_size=3),
     "user": _ATTRIBUTES,
     "system": _ATTRIBUTES,
+    "metrics": st.dictionaries(
+        st.sampled_from(["loss", "auc", "", "\x1b[2J", "<b>", "x" * 101]),
+        st.dictionaries(_INTS, _FLOATS, max_size=3),
+        max_size=2,
+    ),
 }
+_USED: Final = st.none() | st.builds(Used, _INTS, st.none() | _INTS)
+_AMOUNTS: Final = st.none() | _FLOATS
+_PRICES: Final = st.dictionaries(
+    st.sampled_from(["north", "*", ""]), st.builds(Price, _FLOATS, _FLOATS, _FLOATS), max_size=2
+)
+_UNTIL: Final = st.builds(
+    Until, _AMOUNTS, st.none() | _INTS | st.text(max_size=5), st.none() | _INTS, _AMOUNTS, _AMOUNTS, _FLOATS
+)
+_LIMITS: Final = st.builds(
+    Budget, st.none() | _INTS, st.none() | _INTS, _AMOUNTS, _AMOUNTS, _AMOUNTS, _AMOUNTS, _PRICES, st.none() | _UNTIL
+)
 _STATES: Final = st.sampled_from(TrialState)
 _RESULTS: Final = st.none() | st.lists(_FLOATS, max_size=2).map(tuple) | st.just((0.5,))
 _TEXTS: Final = st.none() | st.text(max_size=6)
 _NUMBERS: Final = st.integers(0, 12)
 _EPOCHS: Final = st.integers(0, 3)
 _TIMES: Final = st.none() | _INTS | st.integers(-(1 << 53), 1 << 53)
+_ABOUT_PEERS: Final = ["site", "host", "pid", "ttl", "user", "gpus", "cores", "watts", "on_behalf_of"]
 RECORDS: Final = st.one_of(
     st.builds(
-        TrialCreate, _STATES, st.booleans(), values=_RESULTS, reason=_TEXTS, start=_TIMES, end=_TIMES, **_CONTENT
+        TrialCreate,
+        _STATES,
+        st.booleans(),
+        values=_RESULTS,
+        reason=_TEXTS,
+        start=_TIMES,
+        end=_TIMES,
+        skip=st.lists(_INTS, max_size=3).map(tuple),
+        replicates=st.integers(-1, 3) | _INTS,
+        **_CONTENT,
     ),
-    st.builds(TrialSet, st.just(8), st.just(1), **_CONTENT),
-    st.builds(TrialSet, _NUMBERS, _EPOCHS, **_CONTENT),
-    st.builds(TrialFinish, _NUMBERS, _EPOCHS, _STATES, _RESULTS, _TEXTS),
+    st.builds(TrialSet, st.just(8), st.just(1), used=_USED, **_CONTENT),
+    st.builds(
+        TrialSet, _NUMBERS, _EPOCHS, stopping=st.booleans(), resumed_from=st.none() | _INTS, used=_USED, **_CONTENT
+    ),
+    st.builds(TrialFinish, _NUMBERS, _EPOCHS, _STATES, _RESULTS, _TEXTS, st.booleans(), _USED),
     st.builds(StudySet, _ATTRIBUTES, _ATTRIBUTES),
     st.builds(StudyControl, st.none() | st.just("running"), st.none() | st.integers(-1, (1 << 64) - 1)),
-    st.builds(PeerJoin, st.dictionaries(st.sampled_from(["site", "host", "pid", "ttl"]), st.text(max_size=5))),
+    st.builds(StudyControl, st.none() | st.just("running"), st.none(), _LIMITS),
+    st.builds(PeerJoin, st.dictionaries(st.sampled_from(_ABOUT_PEERS), st.text(max_size=5) | _FLOATS.map(str))),
     st.builds(PeerDrain, _TEXTS, _TEXTS, st.booleans()),
     st.builds(TrialCheckpoint, st.just(8), st.just(1), st.builds(Checkpoint, _INTS, st.text(), _INTS, st.text())),
     st.builds(TrialClaim, _NUMBERS),
-    st.builds(TrialRelease, _NUMBERS, _EPOCHS, st.booleans(), _TEXTS),
-    st.builds(TrialReclaim, _NUMBERS, _EPOCHS, st.text(max_size=5)),
+    st.builds(TrialRelease, _NUMBERS, _EPOCHS, st.booleans(), _TEXTS, _USED),
+    st.builds(TrialReclaim, _NUMBERS, _EPOCHS, st.text(max_size=5), st.none() | _INTS),
     st.builds(TrialTakeOver, _NUMBERS, _EPOCHS, _STATES, _RESULTS, st.none(), st.text(max_size=5)),
     st.builds(TrialStop, _NUMBERS, _EPOCHS, _TEXTS),
 )
@@ -595,3 +655,37 @@ def test_no_records_stop_a_reader_or_a_sampler(records: list[Any], name: str) ->
     storage.peer.commit(log, StudyControl("running", -1))
     use(storage, (name, "partial"))
     storage.close()
+
+
+def limited() -> Scribe:
+    """A study with limits of every kind, and a trial that mallory runs."""
+    limits = Budget(
+        None, 1 << 30, 1e6, 1e6, 1e6, 1e6, {"north": Price(1.0, 1.0, 1.0)}, Until(-1e9, 1 << 58, 1 << 30, 1e6)
+    )
+    scribe = Scribe(policy=Policy(limits=limits))
+    scribe.join("good", "north")
+    for at in range(8):
+        scribe.trial("good", at / 8, reports=(1.0, 0.5), lr=10.0 ** -(1 + at / 2), units=8.0 * (1 + at), opt=at % 3)
+    scribe.start("mallory", **GOOD)
+    return scribe
+
+
+@pytest.mark.parametrize("begun", [limited, with_rungs, with_population])
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(records=st.lists(RECORDS, min_size=1, max_size=12))
+def test_no_records_stop_a_reader_of_limits_rungs_or_populations(
+    begun: Callable[[], Scribe], records: list[Any]
+) -> None:
+    scribe = begun()
+    for record in records:
+        said(scribe, record)
+    read_everything(scribe.state)
+    rungs.overview(scribe.state)
+    rungs.standing(scribe.state)
+    rungs.curves(scribe.state)
+    families.tree(scribe.state)
+    spending(scribe.state)
+    frame = Frame(Listing(0, "u" * 32, "study"), scribe.state)
+    for one in scribe.state.trials:
+        logged.last_values(one)
+        logged.curves(scribe.state, frame.columns, one.number)

@@ -156,6 +156,17 @@ def test_a_damaged_backup_is_refused_before_anything_is_written(tmp_path: Path) 
     assert not new.exists()
 
 
+def test_a_backup_is_overwritten_only_on_request(tmp_path: Path) -> None:
+    filled(f"{tmp_path}/old")
+    (tmp_path / "store.backup").write_bytes(b"of another store")
+    refused = cli("backup", "old", "store.backup", cwd=tmp_path, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "store.backup already exists. Use --force" in refused.stderr
+    assert (tmp_path / "store.backup").read_bytes() == b"of another store"
+    cli("backup", "old", "store.backup", "--force", cwd=tmp_path)
+    assert backups.read(tmp_path / "store.backup").manifest.studies
+
+
 def test_the_commands_say_what_is_in_the_file(tmp_path: Path) -> None:
     filled(f"{tmp_path}/old")
     done = cli("backup", "old", "store.backup", cwd=tmp_path)

@@ -117,7 +117,7 @@ def test_a_refusal_says_how_many_values_are_expected(study: Study) -> None:
         as_values((1.0, 2.0, 3.0), expected=1)
     with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: 1 value expected, got 3$"):
         study.storage.bring(study.study_id, TrialCreate(TrialState.COMPLETE, values=(1.0, 2.0, 3.0)))
-    with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: a value is a number, got nan$"):
+    with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: a value must be a number, got nan$"):
         study.storage.bring(study.study_id, TrialCreate(TrialState.COMPLETE, values=(math.nan,)))
     trial = study.ask()
     with pytest.raises(InvalidInput, match=r"^1 value expected, got 2$"):

@@ -327,7 +327,7 @@ def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) 
 def test_rungs_need_one_direction_and_possible_numbers(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="one direction"):
         _opened(tmp_path, directions=["minimize", "minimize"], fidelity=NINE)
-    with pytest.raises(InvalidInput, match="eta is at least 2"):
+    with pytest.raises(InvalidInput, match="eta must be at least 2"):
         _opened(tmp_path, fidelity=hopaas_p2p.Rungs(eta=1))
     with pytest.raises(InvalidInput, match="whole number"):
         _opened(tmp_path, fidelity=hopaas_p2p.Rungs(max=9.0))  # type: ignore[arg-type]

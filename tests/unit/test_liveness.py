@@ -111,6 +111,25 @@ def test_a_study_whose_peer_died_is_idle_and_the_peer_is_silent(store: str, caps
     assert shown["peers"] == {}
 
 
+def test_a_peer_without_a_trial_is_idle_while_it_lives_and_then_has_left_or_is_gone(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies = {name: hopaas_p2p.open_study(store, "s", space=SPACE) for name in ("idle", "left", "gone")}
+    names = {study.storage.peer.uuid: name for name, study in studies.items()}
+    for study in studies.values():
+        study.tell(study.ask(), 1.0)
+    studies["left"].close()
+    gone = studies["gone"].storage.peer
+    gone.store.beat(Beat(gone.uuid, beat_value(gone.uuid, 10**6, int((time.time() - 1000) * 1e6))))
+
+    listed = _listed(capsys, "peers", "list", "--all", "--store", store, "--study", "s")
+    for study in studies.values():
+        study.close()
+
+    assert {names[one["peer"]]: one["state"] for one in listed} == {"idle": "idle", "left": "left", "gone": "gone"}
+    assert all(one["last_seen"] is not None for one in listed)
+
+
 def test_failures_that_were_run_again_are_counted_apart(store: str) -> None:
     study = hopaas_p2p.open_study(store, "s", space=SPACE)
     for _ in range(2):

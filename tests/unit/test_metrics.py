@@ -113,7 +113,10 @@ def test_metrics_decide_nothing_about_pruning(tmp_path: Path) -> None:
         ({"loss": [1.0, 2.0]}, "step 1: loss is [1.0, 2.0], which is not a number. The others are kept: auc"),
         (
             {"two\nlines": 1.0},
-            r"step 1: a metric's name is one line of up to 100 characters, got 'two\nlines'. The others are kept: auc",
+            (
+                "step 1: the name of a metric must be one line of at most 100 characters, "
+                r"got 'two\nlines'. The others are kept: auc"
+            ),
         ),
     ],
     ids=["text", "digits", "none", "list", "name"],
@@ -281,7 +284,7 @@ def test_a_client_logs_metrics_and_reads_the_last_ones(tmp_path: Path) -> None:
         }
     with pytest.raises(InvalidInput, match="step 3: auc is 'high', which is not a number"):
         peer.request("s", number, "log", step=3, metrics={"auc": "high"})
-    with pytest.raises(InvalidInput, match="metrics is an object of numbers by name"):
+    with pytest.raises(InvalidInput, match="metrics must be an object of numbers by name"):
         peer.request("s", number, "log", step=3, metrics=[1.0])
     peer.request("s", number, "tell", values=[0.5])
     assert peer.trial("s", number)["metrics"] == {"auc": 0.5, "step": 1.0}

@@ -143,7 +143,7 @@ def test_several_objectives_have_plots_of_each_and_a_front(new: Callable[..., St
     assert "svg" in shown(study.plot.parallel(objective=1)).tags
     assert "svg" not in shown(study.plot.intermediate()).tags
     assert any("Pareto front" in text for text in shown(study).texts)
-    with pytest.raises(InvalidInput, match="objective is 0 to 1"):
+    with pytest.raises(InvalidInput, match="objective must be 0 to 1"):
         study.plot.history(2)
 
 

@@ -26,6 +26,7 @@ from hopaas_p2p.errors import (
     LeaseLost,
     NoSuchStudy,
     NoSuchTrial,
+    NothingSucceeded,
     NotYourTrial,
     NoWork,
     StoreUnreachable,
@@ -84,13 +85,16 @@ def test_who_comes_second_joins_and_may_leave_the_definition_out(studies: Any) -
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ({"direction": "maximize"}, "directions: stored ('minimize',), given ('maximize',)"),
+        ({"direction": "maximize"}, "directions: stored minimize, given maximize"),
         ({"budget": 9}, "budget: stored 7, given 9"),
         ({"attempts": 5}, "attempts: stored 3, given 5"),
         ({"lease_ttl": 1.5}, "lease_ttl: stored 120.0, given 1.5"),
-        ({"max_failures": 2}, "max_failures: stored None, given 2"),
-        ({"space": {**SPACE, "lr": hopaas_p2p.Float(0, 1)}}, "space, lr: stored Float(low=0.0001"),
-        ({"space": {"lr": SPACE["lr"]}}, "space, depth: stored Int(low=1, high=8"),
+        ({"max_failures": 2}, "max_failures: stored nothing, given 2"),
+        (
+            {"space": {**SPACE, "lr": hopaas_p2p.Float(0, 1)}},
+            "lr: stored float(0.0001,0.1,log), given float(0,1)",
+        ),
+        ({"space": {"lr": SPACE["lr"]}}, "space, depth: stored int(1,8), given nothing"),
     ],
 )
 def test_another_definition_is_refused_and_the_difference_shown(
@@ -245,7 +249,8 @@ def test_a_fail_gives_its_place_back(studies: Any) -> None:
 def test_an_objective_that_never_works_does_not_run_for_ever(studies: Any) -> None:
     study = studies(space=SPACE, budget=50)
 
-    study.optimize(lambda _: "no number")  # a wrong value fails a trial and is not raised
+    with pytest.raises(NothingSucceeded, match="all 10 trials"):
+        study.optimize(lambda _: "no number")  # a wrong value fails a trial and is not raised
     assert states(study) == ["FAIL"] * 10
     study.optimize(lambda _: None, n_trials=12)  # as many as were asked for
     assert states(study) == ["FAIL"] * 22
@@ -551,6 +556,14 @@ def test_the_end_of_the_block_tells(study: Study) -> None:
         trial.report(3.0, 1)
         trial.report(2.0, 2)
     assert [trial.values for trial in study.trials] == [[0.25], [2.0]]
+
+
+def test_a_trial_that_was_asked_for_is_not_told_by_the_word_of_the_block(study: Study) -> None:
+    trial = study.ask()
+    with pytest.raises(InvalidInput, match=r"call study\.tell\(trial, value\)"):
+        trial.tell(0.25)
+    study.tell(trial, 0.25)
+    assert study.trials[0].values == [0.25]
 
 
 def test_prune_in_the_block_prunes(study: Study) -> None:
@@ -900,3 +913,23 @@ def test_one_word_says_what_a_study_does(studies: Any) -> None:
     words.append(state_word(study.state))
 
     assert words == ["open", "running", "idle", "paused", "done"]
+
+
+def test_a_call_of_which_all_trials_fail_ends_with_an_error_that_says_why(studies: Any) -> None:
+    study = studies(space=SPACE, max_failures=3)
+
+    with pytest.raises(NothingSucceeded, match=r"all 3 trials of this call failed; the last one: .*None"):
+        study.optimize(lambda _: None)
+
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.FAIL] * 3
+
+
+def test_failures_after_a_success_and_an_asked_number_of_failures_are_no_error(studies: Any) -> None:
+    study = studies(space=SPACE, budget=2)
+    values = iter([1.0, *[None] * 12, 2.0])
+    study.optimize(lambda _: next(values))
+    assert study.state.counts[1] == 2
+
+    other = studies("other", space=SPACE)
+    other.optimize(lambda _: None, n_trials=11)
+    assert len(other.trials) == 11

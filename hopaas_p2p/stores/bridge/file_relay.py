@@ -50,7 +50,7 @@ class FileRelay:
         try:
             reply = ended.result()
         except StoreUnreachable as error:
-            _log.warning("a file waits: %s", error)
+            _log.warning("a file is waiting: %s", error)
             self._retry_at = now + _PAUSE
             return None
         _, request = self._queue.popleft()

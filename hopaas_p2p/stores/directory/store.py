@@ -37,6 +37,8 @@ from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 
 BRIDGE: Final = "bridge.json"
+_NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
+"""What `read_regular` says of something else in the place of a file."""
 _CUT_OFF: Final = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV)
 """What a file system says whose server or device is away."""
 _ASLEEP: Final = 60.0  # seconds; folders stay for 300 beside their packs
@@ -88,6 +90,8 @@ class DirectoryStore(ObjectBackedStore):
             if isinstance(error, PermissionError) and os.path.lexists(self.path) and not os.access(self._root, os.R_OK):
                 raise not_permitted(self.path, "not read it") from None
             said = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+            if isinstance(error, OSError) and error.errno in _NO_FILE and error.filename:
+                said = f"{Path(error.filename).name} {said}"
             raise ConfigurationError(f"cannot use {self.path} as a store: {said}") from None
 
     def _prepare(self, *, create: bool) -> None:

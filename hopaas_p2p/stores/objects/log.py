@@ -703,7 +703,9 @@ class ObjectLog:
         if not self.objects.put_new(self.key(entry.lsn), stored, unless=unless):
             found = self.objects.get(self.key(entry.lsn), limit=self._limit)
             if found is None or self._own(found.data) != stored:
-                raise StoreCorrupt(f"{self.key(entry.lsn)} is another commit than in the backup; nothing was replaced.")
+                raise StoreCorrupt(
+                    f"{self.key(entry.lsn)} differs from the commit in the backup; nothing was replaced."
+                )
 
     # --- the end ---
 

@@ -49,7 +49,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
 
     """
     if keep < DAY:
-        raise InvalidInput(f"keep commits for a day at least, got {keep / 3600:.1f} hours: peers may have been asleep")
+        raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may have been asleep")
     yield from _collect(store, keep, dry_run=dry_run)
 
 
