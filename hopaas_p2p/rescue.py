@@ -111,7 +111,7 @@ def is_damaged(log: Log) -> str | None:
             read = sum_at(entry.lsn - 1, known)
             before = read if entry.before is None else entry.before
             if read is not None and before != read:
-                return f"it has two histories: commit {entry.lsn} was written after others than those before it"
+                return f"it has two histories: commit {entry.lsn} was not written after the ones that precede it"
             known = (entry.lsn, following(before, entry.payload)) if before is not None else (-1, 0)
     except (BrokenChain, StoreCorrupt) as error:
         return str(error)

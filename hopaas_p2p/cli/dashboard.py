@@ -98,7 +98,7 @@ def dashboard(
     )
     if actions and auth == "none" and host not in _LOOPBACK:
         output.say(
-            f"Whoever has the key may change these studies, and {host}:{port} is not encrypted. See --auth oidc."
+            f"Anybody who has the key can change these studies, and {host}:{port} is not encrypted. See --auth oidc."
         )
     serve(opts)
 

@@ -461,14 +461,16 @@ class State:
         limit = self.policy.max_failures
         if limit is not None and self.failures_in_a_row >= limit:
             return "failing"
+        return "budget" if self._is_spent() else None
+
+    def _is_spent(self) -> bool:
+        """Whether the budget lets no trial start, or a limit is reached."""
         if self.ledger is not None and self.ledger.reached is not None:
-            return "budget"
+            return True
         if self.has_room():
-            return None
+            return False
         configurations = self.configurations
-        if configurations is not None and (configurations.resumable or self.promoted() is not None):
-            return None
-        return "budget"
+        return configurations is None or not (configurations.resumable or self.promoted() is not None)
 
     def value_of(self, trial: Trial) -> float | None:
         """The value by which a finished trial may be the best: of a study with one objective, if it is feasible."""
@@ -484,6 +486,15 @@ class State:
         """The key in `REFUSALS` that says why no trial may start in this peer now; None when one may."""
         closed = self.closed_because()
         return "draining" if closed is None and self.draining and self.is_draining(peer) else closed
+
+    def in_vain(self, peer: str) -> str | None:
+        """Why this peer need not wait for a paused study: a resumed one would have no work for it either.
+
+        The same keys as `closed_to`; None if it may have some.
+        """
+        if self.draining and self.is_draining(peer):
+            return "draining"
+        return "budget" if self.counts[RUNNING] == 0 and self._is_spent() else None
 
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials, by name or with its site."""

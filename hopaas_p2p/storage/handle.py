@@ -239,7 +239,8 @@ class StudyHandle:
     def closed_because(self) -> str | None:
         """The key in `REFUSALS` that says why no trial may start in this peer, as far as the log was read."""
         with self.log.lock:
-            return self.state.closed_to(self.peer.uuid)
+            closed = self.state.closed_to(self.peer.uuid)
+            return closed if closed != "paused" else self.state.in_vain(self.peer.uuid) or closed
 
     def limits_due(self) -> records.Budget | None:
         """The limits of which one is reached by this machine's clock; the log may not have shown it yet."""

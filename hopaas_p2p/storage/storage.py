@@ -464,7 +464,7 @@ class Storage(BaseStorage):
         self.peer.flush()
 
     def close(self) -> None:
-        """Send what is queued and let go of the store. Blocks for 5 s at most."""
+        """Send what is queued and let go of the store. Blocks for at most 5 s."""
         self.peer.users.discard(self)
         if self.peer.users:  # unpickled copies in this process share it
             self.remove_session()

@@ -36,6 +36,7 @@ def _pages() -> list[Path]:
         "docs/monitor.md",
         "docs/moving.md",
         "docs/notebooks.md",
+        "docs/optuna.md",
     ],
 )
 def test_every_block_runs_in_the_order_of_the_page(page: str, tmp_path: Path) -> None:

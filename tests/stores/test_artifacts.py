@@ -19,7 +19,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 import hopaas_p2p
 from hopaas_p2p.artifacts import key_of, safe_name
-from hopaas_p2p.errors import ConfigurationError, NoSuchFile, NoSuchTrial, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchFile, NoSuchTrial, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.study import Study
@@ -90,7 +90,7 @@ def test_files_belong_to_trials_running_and_finished(study: Study, file: Callabl
         others.close()
     with pytest.raises(NoSuchTrial):
         study.artifacts().put(file("x"), trial=7)
-    with pytest.raises(NoSuchFile, match="no file"):
+    with pytest.raises(InvalidInput, match="no file"):
         study.artifacts().put("/nowhere/at all")
 
 

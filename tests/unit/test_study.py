@@ -933,3 +933,36 @@ def test_failures_after_a_success_and_an_asked_number_of_failures_are_no_error(s
     other = studies("other", space=SPACE)
     other.optimize(lambda _: None, n_trials=11)
     assert len(other.trials) == 11
+
+
+def test_nobody_waits_for_a_paused_study_whose_budget_is_spent(studies: Any) -> None:
+    study = studies(space=SPACE, budget=hopaas_p2p.Budget(trials=5, epochs=2))
+    study.optimize(_two_epochs)
+    study.pause()
+
+    study.optimize(_two_epochs, timeout=300)  # it waited until somebody resumed it
+
+    with pytest.raises(NoWork, match="2 epochs are spent"):
+        study.ask()
+    study.set_budget(hopaas_p2p.Budget(epochs=4))
+    with pytest.raises(NoWork, match="paused"):
+        study.ask()
+
+
+def test_a_peer_that_is_drained_does_not_wait_for_a_paused_study(studies: Any) -> None:
+    study = studies(space=SPACE)
+    study.optimize(_two_epochs, n_trials=1)
+    study.pause()
+    study.drain(peer=study.storage.peer.uuid)
+
+    study.optimize(_two_epochs, timeout=300)
+
+    with pytest.raises(NoWork, match="asked to take no more"):
+        study.ask()
+    assert len(study.trials) == 1
+
+
+def _two_epochs(trial: Any) -> float:
+    for step in range(2):
+        trial.report(0.5, step)
+    return 0.5

@@ -40,7 +40,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
 
     Args:
         store: the store.
-        keep: seconds for which everything stays, by the server's clock; a day at least.
+        keep: seconds for which everything stays, by the server's clock; at least a day.
         dry_run: only tell.
 
     Raises:
