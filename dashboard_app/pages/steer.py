@@ -28,6 +28,7 @@ from hopaas_p2p.study import Study
 _KEPT: Final = 30
 _SYMBOLS: Final = {"requested": "…", "acknowledged": "◐", "done": "✓", "refused": "✕"}
 _OPEN: Final = "auto"
+_FIELDS: Final = 100  # of a form; with thousands, which one record can name, a page takes minutes
 _LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
 
 
@@ -265,11 +266,13 @@ def _space_form(space: Mapping[str, Distribution], asked: int) -> dict[str, Any]
     """Draw one field per parameter, empty again after each action; return what was filled in."""
     places = st.columns(2)
     given: dict[str, Any] = {}
-    for at, (name, one) in enumerate(list(space.items())):
+    for at, (name, one) in enumerate(list(space.items())[:_FIELDS]):
         with places[at % 2]:
             value = _field(name, one, f"new-{name}-{asked}")
         if value is not None:
             given[name] = value
+    if len(space) > _FIELDS:
+        theme.caption(f"The sampler chooses the other {len(space) - _FIELDS:,} parameters.")
     return given
 
 
