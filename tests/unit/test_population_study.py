@@ -227,7 +227,7 @@ def test_a_population_needs_one_direction_and_numbers_of_the_right_kind(tmp_path
         _opened(tmp_path, directions=["minimize", "minimize"], fidelity=SMALL)
     with pytest.raises(InvalidInput, match="whole number"):
         _opened(tmp_path, fidelity=Population(size=4.0))  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="names parameters"):
+    with pytest.raises(InvalidInput, match="must name parameters"):
         _opened(tmp_path, fidelity=Population(fixed="layers"))  # type: ignore[arg-type]
 
 
