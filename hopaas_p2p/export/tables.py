@@ -37,7 +37,7 @@ def dump_csv(portable: Portable) -> Iterator[str]:
     columns = _columns(portable, rows)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: _cell(name) for name in columns})
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
         yield buffer.getvalue()

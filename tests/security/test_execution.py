@@ -87,7 +87,9 @@ def test_a_worker_refuses_a_text_in_code_before_its_first_trial(tmp_path: Path) 
 
 def test_a_carriage_return_begins_no_row() -> None:
     scribe = Scribe(space={"x": Float(0, 1)})
-    scribe.say("mallory", TrialCreate(COMPLETE, user={"a": '"b\\r=1+1"'}, values=(1.0,), reason="c\r\r=2+2"))
+    scribe.say(
+        "mallory", TrialCreate(COMPLETE, user={"a": '"b\\r=1+1"', "c\r=3+3": "1"}, values=(1.0,), reason="c\r\r=2+2")
+    )
     text = "".join(tables.dump_csv(of_state("s", scribe.state, 0)))
     assert "\r" not in text
     assert len(list(csv.reader(io.StringIO(text)))) == 2
