@@ -87,7 +87,7 @@ def test_a_directory_bucket_is_refused_with_the_reason() -> None:
 def test_a_study_whose_first_commit_was_overwritten_is_damaged(server: Imitation) -> None:
     study = hopaas_p2p.open_study(server.url("store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
     uuid = study.storage.handle(study.study_id).uuid
-    study.ask().tell(1.0)
+    study.tell(study.ask(), 1.0)
     study.close()
     store = S3Store(server.url("store"))
     store.objects.put(f"study/{uuid}/log/{1:020d}", codec.encode(codec.Commit("w", 1, "w", 0, ())))
