@@ -49,9 +49,10 @@ class CheckpointCache(NamedTuple):
             if _SUM.fullmatch(sha256) is None:  # a record may say anything
                 return False
             shutil.copyfile(kept, target)
-            os.utime(kept)
         except OSError:
             return False
+        with contextlib.suppress(OSError):  # another job has made room meanwhile, or may only read
+            os.utime(kept)
         return True
 
     def drop(self, sha256: str) -> None:
@@ -63,7 +64,11 @@ class CheckpointCache(NamedTuple):
         return self.folder / sha256
 
     def _make_room(self, size: int) -> None:
-        kept = [(status.st_mtime, status.st_size, path) for path in self.folder.iterdir() if (status := path.lstat())]
+        kept = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a draft of another job that was renamed, or made room
+                status = path.lstat()
+                kept.append((status.st_mtime, status.st_size, path))
         total = sum(one for _, one, _ in kept) + size
         for _, one, path in sorted(kept):
             if total <= self.most:
@@ -78,11 +83,11 @@ def checkpoint_cache() -> CheckpointCache | None:
     if found is None:
         return None
     folder, most = found
-    own = folder.expanduser() / f"hopaas-checkpoints-{os.geteuid()}"
     try:
+        own = folder.expanduser() / f"hopaas-checkpoints-{os.geteuid()}"
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = own.lstat()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such home
         _log.warning("HOPAAS_CHECKPOINT_CACHE cannot be used: %s", error)
         return None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:

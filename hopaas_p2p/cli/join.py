@@ -122,7 +122,7 @@ def _membership(file: str | None, *, site: str) -> Membership:
 
 def _read(file: str | None) -> str:
     """The invitation as it was given; empty if there is none."""
-    if file is not None and file.startswith("hpj1-"):
+    if file is not None and file.lstrip("\"' \n").startswith("hpj1-"):
         raise InvalidInput(
             "arguments are visible in every process list, and an invitation may contain a token: pass it on standard "
             "input, or in a file. If it has a token, ask for a new invitation, since this one has been exposed"

@@ -67,7 +67,7 @@ class Invitation(NamedTuple):
             InvalidInput: it is none, or only a part of one. The message shows nothing of it.
 
         """
-        text = "".join(text.split())  # a terminal or a mail may have broken the line
+        text = "".join(text.removeprefix("\ufeff").split())  # an editor marks its files, a mail breaks the line
         try:
             if not text.startswith(_PREFIX) or len(text) > _LONGEST:
                 raise ValueError

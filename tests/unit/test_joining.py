@@ -52,6 +52,11 @@ def test_an_invitation_is_one_word_that_says_everything() -> None:
     assert Invitation.parse(f" {text[:40]}\n{text[40:]}\n") == made
 
 
+def test_an_invitation_in_a_file_of_an_editor_that_marks_its_encoding_is_read() -> None:
+    made = invitation()
+    assert Invitation.parse(f"\ufeff{made.seal().reveal()}\r\n") == made
+
+
 def test_an_invitation_is_shown_by_no_repr() -> None:
     made = invitation()
     assert SECRET not in f"{made!r} {made} {made.seal()!r}"
@@ -185,10 +190,13 @@ def test_where_no_way_leads_to_the_store_each_that_was_tried_says_why(monkeypatc
     assert "hunter2" not in text
 
 
-def test_an_invitation_is_not_taken_as_an_argument(tmp_path: Path) -> None:
-    done = cli("join", invitation().seal().reveal(), "--", "true", cwd=tmp_path, check=False)
+@pytest.mark.parametrize("given", ["{}", '"{}"', "'{}'", " {}"])
+def test_an_invitation_is_not_taken_as_an_argument(tmp_path: Path, given: str) -> None:
+    text = invitation().seal().reveal()
+    done = cli("join", given.format(text), "--", "true", cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "arguments are visible in every process list" in done.stderr
+    assert text not in done.stderr
 
 
 # --- batch jobs ------------------------------------------------------------------------------------------------------

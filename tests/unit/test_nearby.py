@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,55 @@ def test_a_cache_that_cannot_be_written_costs_no_checkpoint(
     trial = _interrupted(tmp_path / "store")
     assert trial.resume is not None
     assert "cannot be used" in caplog.text
+
+
+def test_a_cache_in_a_home_that_does_not_exist_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOPAAS_CHECKPOINT_CACHE", "~nobody-has-this-name/scratch")
+    trial = _interrupted(tmp_path / "store")
+    assert trial.resume is not None
+    assert "cannot be used" in caplog.text
+
+
+def test_what_other_jobs_remove_while_room_is_made_keeps_no_copy_out(
+    tmp_path: Path, cached: Cached, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = cached()
+    source = tmp_path / "source"
+    source.write_bytes(b"weights")
+    draft = cache.folder / ".draft-of-another-job"
+    draft.touch()
+    real = Path.lstat
+
+    def renamed(path: Path) -> os.stat_result:
+        if path == draft:
+            draft.unlink()
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", renamed)
+    cache.keep("a" * 64, source)
+    assert not draft.exists()
+    assert [path.name for path in cache.folder.iterdir()] == ["a" * 64]
+    assert not caplog.text
+
+
+def test_a_copy_that_another_job_removes_once_it_was_read_is_used(
+    tmp_path: Path, cached: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = _interrupted(tmp_path / "store")
+    _forget_files(trial)
+    (copy,) = cached().folder.iterdir()
+    real = os.utime
+
+    def removed(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == copy:
+            copy.unlink()
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "utime", removed)
+    assert trial.resume is not None
+    assert not copy.exists()
 
 
 def test_a_bound_that_is_no_number_is_refused() -> None:
