@@ -350,7 +350,11 @@ class WatchedWorkers:
                     for trial in running:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
         except HopaasError as trouble:
-            _log.warning("the workers' trials could not be returned now: %s", trouble)
+            _log.warning(
+                "the workers could not be told to stop: they run more trials until you end their jobs, or use "
+                "hopaas-p2p peers drain. %s",
+                trouble,
+            )
 
     def _write(self, record: PeerDrain | TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
         self._study.storage.peer.commit(self._driver, record, owner=owner)

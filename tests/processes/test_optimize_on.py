@@ -21,7 +21,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.errors import InvalidInput, NothingSucceeded, WorkersLost
+from hopaas_p2p.errors import InvalidInput, NothingSucceeded, StoreUnreachable, WorkersLost
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.workers import WatchedWorkers
@@ -317,6 +317,23 @@ def test_ctrl_c_gives_the_trials_back(study: Study, tmp_path: Path) -> None:
     assert reasons == {"interrupted: KeyboardInterrupt"}
     assert caller.wait(300) != 0
     assert set(states(study)) == {"WAITING"}, (tmp_path / "caller.err").read_text()
+
+
+def test_ctrl_c_while_the_store_is_away_says_that_the_workers_go_on(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(_: WatchedWorkers) -> list[Any]:
+        raise StoreUnreachable("the store is not there")
+
+    class Interrupted:
+        def submit(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WatchedWorkers, "_running", away)
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(quick, on=Interrupted(), workers=1)
+    assert "could not be told to stop" in caplog.text
+    assert "hopaas-p2p peers drain" in caplog.text
 
 
 def test_workers_of_a_dask_cluster(study: Study, tmp_path: Path) -> None:
