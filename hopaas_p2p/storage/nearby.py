@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from hopaas_p2p.checkpoint_cache import HAS_CACHE
+from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import State
 
 _SHARE: Final = 0.05
@@ -18,7 +19,8 @@ class NearbyFirst:
     """What one peer leaves to others, and since when. Not thread-safe.
 
     A trial is left only while there is a new configuration to begin instead, and while its site runs a trial, so
-    nobody waits for it. It goes by this peer's clock alone.
+    nobody waits for it. With a bound on checkpoints, none may begin at times: then nothing is left. It goes by this
+    peer's clock alone.
     """
 
     def __init__(self) -> None:
@@ -29,7 +31,8 @@ class NearbyFirst:
         here = state.peers.get(peer, {}).get("site")
         before, self._since = self._since, {}
         left: set[int] = set()
-        if state.configurations is None or here is None or not state.has_room():
+        policy = None if state.configurations is None else state.configurations.policy
+        if not isinstance(policy, Rungs) or policy.checkpoint_mb or here is None or not state.has_room():
             return frozenset()
         while len(left) < _MOST:
             number = state.promoted(frozenset(left))

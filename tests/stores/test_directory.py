@@ -775,6 +775,25 @@ def test_a_log_that_is_half_turned_is_turned_by_the_next(tmp_path: Path, monkeyp
     assert bodies(a_log(tmp_path)) == [*names(300), b"new"]
 
 
+def test_a_commit_that_an_older_version_adds_to_a_half_turned_log_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store_of_format_1(tmp_path, 257)
+    last = tmp_path / STUDY / "log" / f"{257:020d}"
+
+    def dies(_path: Path, _target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            a_log(tmp_path).exchange(outgoing("new"), 0)
+    last.write_bytes(frame("another"))  # as one does that has read 256 commits, and finds no file of the 257th
+    with pytest.raises(StoreCorrupt, match="hold different commits"):
+        a_log(tmp_path).exchange(outgoing("new"), 0)
+    assert last.read_bytes() == frame("another")
+
+
 @pytest.mark.parametrize("left", ["nothing", "folder", "torn"])
 def test_a_log_of_the_older_version_without_a_commit_is_turned_and_goes_on(tmp_path: Path, left: str) -> None:
     make_store_of_format_1(tmp_path, 1)

@@ -14,6 +14,7 @@ import hopaas_p2p
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.checkpoint_cache import HAS_CACHE, CheckpointCache, checkpoint_cache
 from hopaas_p2p.core.records import PeerJoin, StudyControl, TrialCreate
+from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.settings import checkpoint_cache as configured
 from hopaas_p2p.storage import nearby
@@ -177,8 +178,8 @@ def test_a_bound_that_is_no_number_is_refused() -> None:
 class Sites(Campaign):
     """Three configurations of the north, which keeps copies, wait at the first rung; the north runs one more."""
 
-    def __init__(self, north: dict[str, str]) -> None:
-        super().__init__()
+    def __init__(self, north: dict[str, str], rungs: Rungs = NINE) -> None:
+        super().__init__(rungs)
         self.say("founder", StudyControl(budget=100))
         for peer in ("p0", "p1", "p2", "north"):
             self.say(peer, PeerJoin({"site": "north", **north}))
@@ -203,6 +204,12 @@ def test_a_promoted_trial_is_left_to_its_site_for_a_twentieth_of_its_time() -> N
 
 def test_nothing_is_left_to_a_site_without_a_cache() -> None:
     study = Sites({})
+    study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
+    assert study.left(NearbyFirst(), "south", 5.0) == set()
+
+
+def test_nothing_is_left_where_a_bound_on_checkpoints_may_keep_new_configurations_from_beginning() -> None:
+    study = Sites({HAS_CACHE: "yes"}, Rungs(min=1, max=9, eta=3, checkpoint_mb=1))
     study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
     assert study.left(NearbyFirst(), "south", 5.0) == set()
 

@@ -24,7 +24,7 @@ from hopaas_p2p.atomic import read_regular
 from hopaas_p2p.errors import StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory, reaching
 from hopaas_p2p.stores.objects.contract import lsn_of
-from hopaas_p2p.stores.objects.packs import LARGEST_PACK, SPAN, Packs, damaged, frames
+from hopaas_p2p.stores.objects.packs import LARGEST, LARGEST_PACK, SPAN, Packs, damaged, frames
 
 LOCKS: Final = ("flock", "lockfile")
 FORMAT: Final = 2
@@ -87,9 +87,20 @@ class Upgrade:
                 raise StoreCorrupt(f"{last} is damaged at byte {end}. Nothing was changed: restore it from a backup.")
             if len(payloads) < SPAN:
                 for lsn, payload in enumerate(payloads, max(firsts)):
-                    self._objects.put_new(packs.key(lsn), payload)
+                    self._move(packs.key(lsn), payload, last)
                 last.unlink()
         (folder / "log").rename(folder / "packs")
+
+    def _move(self, key: str, payload: bytes, last: Path) -> None:
+        """Make a commit of this file a single object, if an earlier turn that was interrupted has not."""
+        if self._objects.put_new(key, payload):
+            return
+        there = self._objects.get(key, limit=LARGEST)
+        if there is None or there.data != payload:  # an older version wrote on while the turn was interrupted
+            raise StoreCorrupt(
+                f"{last} and {key} hold different commits. Nothing was changed: stop the processes of the older "
+                "version, and copy the study with: hopaas-p2p doctor STORE --rescue"
+            )
 
 
 def _is_folder(path: Path) -> bool:
