@@ -169,7 +169,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "reason": data["reason"] or "",
         "asked to stop": _stop_asked(data),
         "reports": ", ".join(reports[-20:]) + hidden,
-        "metrics": "\n".join(_last_logged(name, values) for name, values in data["metrics"].items()),
+        "metrics": "\n".join(_last_logged(name, values) for name, values in data["metrics"].items() if values),
         "owners": "\n".join(history),
         "files": "\n".join(f"{one['filename']} ({output.size(one['size'])})" for one in data["files"]),
         "ran with": ", ".join(f"{name} {value}" for name, value in data["provenance"].items()),
