@@ -13,6 +13,7 @@ from dashboard_app.views.columns import Columns, columns
 from hopaas_p2p import notes
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.state import State
+from hopaas_p2p.translate import encodable
 
 T = TypeVar("T")
 
@@ -71,6 +72,6 @@ def _read(attributes: dict[str, str]) -> dict[str, Any]:
     for key, text in found.items():
         with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
             found[key] = json.loads(text)
-            if "\\ud" in text.lower():  # half a surrogate pair, perhaps, which no page can hold
-                found[key] = json.loads(json.dumps(found[key], ensure_ascii=False).encode(errors="replace"))
+            if "\\ud" in text.lower():  # half a surrogate pair, perhaps
+                found[key] = encodable(found[key])
     return found

@@ -185,12 +185,14 @@ def read_json(text: str) -> Any:
         return text
 
 
+def encodable(value: Any) -> Any:
+    """A value read from JSON, with a question mark for half a surrogate pair, which no file or page can hold."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+
+
 def attributes(texts: dict[str, str]) -> dict[str, Any]:
     """Attributes of a study, read."""
-    return {
-        # names of objectives head columns of tables, and Arrow's texts cannot hold half a surrogate pair
-        key: json.loads(json.dumps(read_json(text), ensure_ascii=False).encode(errors="replace"))
-        if key == _METRIC_NAMES
-        else read_json(text)
-        for key, text in texts.items()
-    }
+    found = {key: read_json(text) for key, text in texts.items()}
+    if _METRIC_NAMES in found:  # they head columns of tables
+        found[_METRIC_NAMES] = encodable(found[_METRIC_NAMES])
+    return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import datetime
 import functools
-import json
 import math
 import re
 import sys
@@ -26,6 +25,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.search.samplers import default_sampler
+from hopaas_p2p.translate import encodable
 
 __all__ = [
     "FrozenStudy",
@@ -132,7 +132,7 @@ def encodable_copy_of(frozen: FrozenTrial) -> FrozenTrial:
     new = copy_of(frozen)
     for attributes in (new._user_attrs, new._system_attrs):
         for key, value in attributes.items():
-            attributes[key] = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+            attributes[key] = encodable(value)
     return new
 
 
