@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.search.columns import Floats, Ints
+from hopaas_p2p.search.columns import Floats, Ints, Mask
 from hopaas_p2p.search.gauss import cell_mass, log_range_mass
 
 BANDWIDTHS: Final = 100.0
@@ -142,7 +142,7 @@ class Axis:
         """Places in this order with a wide bandwidth, the bandwidths, and whether one of the values is not alone."""
         gaps = np.flatnonzero(mu[1:] - mu[:-1] > self.sigma)
         last = len(mu) - 1
-        found = np.unique(np.concatenate([gaps, gaps + 1, [0, last]]))
+        found = np.unique(np.concatenate([gaps, gaps + 1, [0, last]])) if len(gaps) else np.array([0, last])
         left, right = mu[found] - mu[found - 1], mu[np.minimum(found + 1, last)] - mu[found]
         left[0], right[-1] = mu[0] - self.low, self.high - mu[-1]
         sigmas = np.maximum(left, right)
@@ -217,22 +217,34 @@ class Cells(Axis):
 
     def factors(self, mu: Floats, points: Floats) -> Floats:
         """The kernel of each of these places (a row) at each candidate (a column), with the smallest bandwidth."""
-        factors = np.exp(self.log_kernel(mu, np.full(len(mu), self.sigma), points))
+        mu = mu[:, None]
+        left, right = self.span(points)
+        masses = log_range_mass((self.low - mu) / self.sigma, (self.high - mu) / self.sigma)
+        cells = log_cells((left - mu) / self.sigma, (right - mu) / self.sigma, self.is_outside(mu))
+        factors = np.exp(cells - masses)
         factors[factors < _VANISHED] = 0
-        return factors
+        return np.asarray(factors)
 
-    def log_kernel(self, mu: Floats, sigma: Floats, points: Floats) -> Floats:
-        """The logarithm of a kernel at each candidate: a row for each kernel, a column for each candidate."""
-        different, inverse = np.unique(points, return_inverse=True)
-        edges = self.span(different)
-        mu, sigma = mu[:, None], sigma[:, None]
-        left, right = (edges[0] - mu) / sigma, (edges[1] - mu) / sigma
-        with np.errstate(divide="ignore"):
-            factors = np.log(cell_mass(left, right))
-        outside = ((mu < self.low) | (mu > self.high))[:, 0]  # from another range: only the far tail is inside
-        factors[outside] = log_range_mass(left[outside], right[outside])
-        factors -= log_range_mass((self.low - mu) / sigma, (self.high - mu) / sigma)
-        return np.asarray(factors[:, inverse])
+    def is_outside(self, mu: Floats) -> Mask:
+        """Whether a place is from another range."""
+        return (mu < self.low) | (mu > self.high)
+
+
+def log_cells(left: Floats, right: Floats, outside: Mask) -> Floats:
+    """The logarithms of the masses of cells, given by their ends in standard deviations.
+
+    Args:
+        left: of each cell.
+        right: likewise.
+        outside: where the centre is outside the range, so that only the far tail counts; of a shape that fits.
+
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log(cell_mass(left, right))
+    if outside.any():
+        outside = np.broadcast_to(outside, logs.shape)
+        logs[outside] = log_range_mass(left[outside], right[outside])
+    return np.asarray(logs)
 
 
 class Choices:

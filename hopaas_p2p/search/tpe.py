@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.search.axes import BANDWIDTHS, LARGEST_TABLE, Cells, Choices, Near, Normal
+from hopaas_p2p.search.axes import BANDWIDTHS, LARGEST_TABLE, Cells, Choices, Near, Normal, log_cells
 from hopaas_p2p.search.columns import Floats, Ints, TrialColumns
 from hopaas_p2p.search.gauss import log_normal, log_range_mass
 
@@ -76,6 +76,9 @@ class KernelDensity:
                 self.axes[name] = Normal(one, mu) if one.step is None else Cells(one, mu)
         self.normals = {name: one for name, one in self.axes.items() if isinstance(one, Normal)}
         self.cells = {name: one for name, one in self.axes.items() if isinstance(one, Cells)}
+        self._low = np.array([[one.low] for one in self.axes.values()])
+        self._high = np.array([[one.high] for one in self.axes.values()])
+        self._real = np.array([isinstance(one, Normal) for one in self.axes.values()], np.bool_)
         self.matrix = np.zeros((self._room, len(self.normals) + 2))
         """The places in bandwidths from the middle; then what depends on the trial alone; then ones."""
         self.matrix[:, -1] = 1
@@ -206,19 +209,35 @@ class KernelDensity:
 
         """
         terms = np.zeros(shape)
-        reals = [place for place, one in enumerate(self.axes.values()) if isinstance(one, Normal)]
-        if reals:
-            normals = self.normals.values()
-            places, widths = np.array([mu[place] for place in reals]), np.array([sigma[place] for place in reals])
-            lows, highs = np.array([[[one.low], [one.high]] for one in normals]).transpose(1, 0, 2)
-            masses = log_range_mass((lows - places) / widths, (highs - places) / widths)
+        if not self.axes:
+            return terms
+        places, widths = np.array(mu), np.array(sigma)
+        terms -= log_range_mass((self._low - places) / widths, (self._high - places) / widths).sum(axis=0)[:, None]
+        if self.normals:
             at = np.array([points[name] for name in self.normals])
-            distances = (at[:, None, :] - places[:, :, None]) / widths[:, :, None]
-            terms += log_normal(distances).sum(axis=0) - (np.log(widths) + masses).sum(axis=0)[:, None]
-        for place, (name, axis) in enumerate(self.axes.items()):
-            if isinstance(axis, Cells):
-                terms += axis.log_kernel(mu[place], sigma[place], points[name])
+            wide = widths[self._real]
+            distances = (at[:, None, :] - places[self._real][:, :, None]) / wide[:, :, None]
+            terms += log_normal(distances).sum(axis=0) - np.log(wide).sum(axis=0)[:, None]
+        if self.cells:
+            for part in self._log_cells(places[~self._real], widths[~self._real], points):
+                terms += part
         return terms
+
+    def _log_cells(self, mu: Floats, sigma: Floats, points: Mapping[str, Floats]) -> Iterator[Floats]:
+        """The same of each axis with cells, without what is outside the range; all at once, as each step costs."""
+        parts = []
+        for here, width, (name, axis) in zip(mu[:, :, None], sigma[:, :, None], self.cells.items(), strict=True):
+            different, inverse = np.unique(points[name], return_inverse=True)
+            left, right = axis.span(different)
+            parts.append(((left - here) / width, (right - here) / width, axis.is_outside(here), inverse))
+        logs = log_cells(
+            np.concatenate([left.ravel() for left, _, _, _ in parts]),
+            np.concatenate([right.ravel() for _, right, _, _ in parts]),
+            np.concatenate([np.broadcast_to(outside, left.shape).ravel() for left, _, outside, _ in parts]),
+        )
+        ends = np.cumsum([left.size for left, _, _, _ in parts])
+        for (left, _, _, inverse), part in zip(parts, np.split(logs, ends[:-1]), strict=True):
+            yield part.reshape(left.shape)[:, inverse]
 
 
 class Comparison:
