@@ -179,6 +179,7 @@ class Cells(Axis):
         self.tabled = self._cells <= LARGEST_TABLE
         """Whether there are few different places, so that kernels come from a table."""
         self.codes = np.zeros(len(mu), np.int64)
+        self._log_mass = np.zeros(len(mu))
         self._known: dict[float, int] = {}
         self._places = np.empty(0)
         self._table = np.empty((0, self._cells if self.tabled else 0))
@@ -187,8 +188,9 @@ class Cells(Axis):
     def points(self, values: Floats) -> Floats:
         return values
 
-    def note(self, rows: Ints) -> None:
-        """The places of these trials are new."""
+    def note(self, rows: Ints, log_mass: Floats) -> None:
+        """The places of these trials are new; `log_mass` is how much of their narrow kernels is in the range."""
+        self._log_mass[rows] = log_mass
         if not self.tabled:
             return
         different, inverse = np.unique(self.mu[rows], return_inverse=True)
@@ -212,16 +214,20 @@ class Cells(Axis):
         cells = np.rint((points - self._first) / self._step).astype(np.int64)
         missing = np.isnan(self._table[places - 1, cells])
         if missing.any():
-            self._table[:places, cells[missing]] = self.factors(self._places, points[missing])
+            here = self._places
+            masses = log_range_mass((self.low - here) / self.sigma, (self.high - here) / self.sigma)
+            self._table[:places, cells[missing]] = self._factors(here, masses, points[missing])
         return self._table[:places, cells]
 
-    def factors(self, mu: Floats, points: Floats) -> Floats:
-        """The kernel of each of these places (a row) at each candidate (a column), with the smallest bandwidth."""
-        mu = mu[:, None]
+    def factors_at(self, rows: Ints | slice, points: Floats) -> Floats:
+        """The kernel of each of these trials (a row) at each candidate (a column), with the smallest bandwidth."""
+        return self._factors(self.mu[rows], self._log_mass[rows], points)
+
+    def _factors(self, mu: Floats, log_mass: Floats, points: Floats) -> Floats:
         left, right = self.span(points)
-        masses = log_range_mass((self.low - mu) / self.sigma, (self.high - mu) / self.sigma)
-        cells = log_cells((left - mu) / self.sigma, (right - mu) / self.sigma, self.is_outside(mu))
-        factors = np.exp(cells - masses)
+        here = mu[:, None]
+        cells = log_cells((left - here) / self.sigma, (right - here) / self.sigma, self.is_outside(here))
+        factors = np.exp(cells - log_mass[:, None])
         factors[factors < _VANISHED] = 0
         return np.asarray(factors)
 

@@ -36,6 +36,7 @@ _FLOOR: Final = -600.0  # exponents below make denormal numbers, which are slow;
 _CUT: Final = 4096  # rows; with fewer, to choose the near ones costs more than it saves
 _CERTAIN: Final = math.log(1e12)
 _SELECTED: Final = 256  # rows that are near in some parameters and evaluated without a look at the others
+_MOST: Final = 4  # a part of all rows; if more are near a candidate, all are evaluated for all candidates
 _MARGIN: Final = 1e-9  # of a bound, against rounding
 
 
@@ -76,8 +77,9 @@ class KernelDensity:
                 self.axes[name] = Normal(one, mu) if one.step is None else Cells(one, mu)
         self.normals = {name: one for name, one in self.axes.items() if isinstance(one, Normal)}
         self.cells = {name: one for name, one in self.axes.items() if isinstance(one, Cells)}
-        self._low = np.array([[one.low] for one in self.axes.values()])
-        self._high = np.array([[one.high] for one in self.axes.values()])
+        self._low, self._high, self._sigma = np.reshape(
+            [(one.low, one.high, one.sigma) for one in self.axes.values()], (-1, 3, 1)
+        ).transpose(1, 0, 2)
         self._real = np.array([isinstance(one, Normal) for one in self.axes.values()], np.bool_)
         self.matrix = np.zeros((self._room, len(self.normals) + 2))
         """The places in bandwidths from the middle; then what depends on the trial alone; then ones."""
@@ -122,25 +124,16 @@ class KernelDensity:
         )
         self._leave_out(rows[self._chosen[rows] & (self._mu[:, rows] != mu).any(axis=0)])
         self._mu[:, rows] = mu
-        for axis in self.cells.values():
-            axis.note(rows)
         for name, choices in self.choices.items():
             choices.codes[rows] = values[name][present].astype(np.int64)
-        self.matrix[rows, -2] = -self._log_masses(rows)
+        masses = log_range_mass((self._low - mu) / self._sigma, (self._high - mu) / self._sigma)
+        self.matrix[rows, -2] = -masses[self._real].sum(axis=0)
         for place, normal in enumerate(self.normals.values()):
             scaled = (normal.mu[rows] - normal.middle) / normal.sigma
             self.matrix[rows, place] = scaled
             self.matrix[rows, -2] -= scaled**2 / 2
-
-    def _log_masses(self, rows: Ints) -> Floats:
-        """How much of the narrow kernels is in the range."""
-        if not self.normals:
-            return np.zeros(len(rows))
-        ends = [
-            ((one.low - one.mu[rows]) / one.sigma, (one.high - one.mu[rows]) / one.sigma)
-            for one in self.normals.values()
-        ]
-        return np.asarray(log_range_mass(*np.stack(ends, axis=1)).sum(axis=0))
+        for axis, mass in zip(self.cells.values(), masses[~self._real], strict=True):
+            axis.note(rows, mass)
 
     def _leave_out(self, rows: Ints) -> None:
         """Take these rows out of the density, before they are placed elsewhere."""
@@ -292,7 +285,7 @@ class Comparison:
         self._factor = np.vstack([*scaled, np.ones(self._count), np.zeros(self._count) - squares / 2])
         self._scores: Floats | None = None
         if density.rows < _CUT and density.tabled:
-            self._scores = self._scored(self._sum_all(slice(None)), slice(None))
+            self._scores = self._scored(self._sum_all(), slice(None))
 
     def ranked(self) -> Iterator[int]:
         """The candidates, the best first; of equals the earlier one. As many are computed as it takes to be sure."""
@@ -309,9 +302,11 @@ class Comparison:
         """The score of a candidate."""
         if self._scores is not None:
             return float(self._scores[place])
-        column = slice(place, place + 1)
         rows = self._rows_near(place)
-        return float(self._scored(self._sum_all(column) if rows is None else self._sum_near(rows, place), column)[0])
+        if rows is None:  # so it will be for others
+            self._scores = self._scored(self._sum_all(), slice(None))
+            return float(self._scores[place])
+        return float(self._scored(self._sum_near(rows, place), slice(place, place + 1))[0])
 
     def _scored(self, sums: Floats, columns: slice) -> Floats:
         constant = sum(math.log(one.sigma * math.sqrt(2 * math.pi)) for one in self._density.normals.values())
@@ -320,7 +315,7 @@ class Comparison:
         return np.asarray(self._below[columns] - np.logaddexp(narrow, self._rest[columns]))
 
     def _rows_near(self, place: int) -> Ints | None:
-        """The narrow kernels that count at a candidate; None if those are most of them."""
+        """The narrow kernels that count at a candidate; None if those are too many."""
         axes = list(self._density.axes.items())
         if not axes:
             return None
@@ -329,14 +324,14 @@ class Comparison:
         near = sorted(zip(self._near, axes, strict=True), key=lambda one: one[0].ends[place] - one[0].starts[place])
         (first, (_, axis)), *others = near
         rows = axis.sorted.rows[first.starts[place] : first.ends[place]]
-        if 2 * len(rows) > self._density.rows:
+        if _MOST * len(rows) > 2 * self._density.rows:
             return None
         for other, (_, axis) in others:
             if len(rows) <= _SELECTED:
                 break
             mu = axis.mu[rows]
             rows = rows[(mu >= other.left[place]) & (mu <= other.right[place])]
-        return rows
+        return rows if _MOST * len(rows) <= self._density.rows else None
 
     def _sum_near(self, rows: Ints, place: int) -> Floats:
         """What the narrow kernels of these rows add up to at a candidate."""
@@ -345,21 +340,22 @@ class Comparison:
             part *= table[codes[rows], place]
         for name, one in self._density.cells.items():
             if not one.tabled:
-                part *= one.factors(one.mu[rows], self._points[name][place : place + 1])[:, 0]
+                part *= one.factors_at(rows, self._points[name][place : place + 1])[:, 0]
         return np.array([self._weights[rows] @ part])
 
-    def _sum_all(self, columns: slice) -> Floats:
-        """What all narrow kernels add up to at some candidates."""
-        factor = np.ascontiguousarray(self._factor[:, columns])
-        tables = _merged([(codes, table[:, columns]) for codes, table in self._tables], len(self._weights))
-        count = factor.shape[1]
-        total = np.zeros(count)
-        made, taken = np.empty((_CHUNK, count)), np.empty((_CHUNK, count))
+    def _sum_all(self) -> Floats:
+        """What all narrow kernels add up to at each candidate."""
+        tables = _merged(self._tables, len(self._weights))
+        if not self._density.normals and len(tables) == 1 and self._density.tabled:
+            ((codes, table),) = tables
+            return np.asarray(np.bincount(codes[: len(self._weights)], self._weights, len(table)) @ table)
+        total = np.zeros(self._count)
+        made, taken = np.empty((_CHUNK, self._count)), np.empty((_CHUNK, self._count))
         for start in range(0, len(self._weights), _CHUNK):
             rows = slice(start, min(start + _CHUNK, len(self._weights)))
             part = made[: rows.stop - start]
             if self._density.normals:
-                np.dot(self._density.matrix[rows], factor, out=part)
+                np.dot(self._density.matrix[rows], self._factor, out=part)
                 np.maximum(part, _FLOOR, out=part)
                 np.exp(part, out=part)
             else:
@@ -369,7 +365,7 @@ class Comparison:
                 part *= taken[: len(part)]
             for name, one in self._density.cells.items():
                 if not one.tabled:
-                    part *= one.factors(one.mu[rows], self._points[name][columns])
+                    part *= one.factors_at(rows, self._points[name])
             total += self._weights[rows] @ part
         return total
 
