@@ -6,7 +6,7 @@ A test names them all, and fails with a clear message when a new Optuna renames 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -20,9 +20,22 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.search.columns import TrialReader
 from hopaas_p2p.search.tpe import Mixture
 
-__all__ = ["Estimator", "OptunaTPE", "announce", "is_part_of_a_study", "listed", "mixture_of", "reader_of", "study_key"]
+__all__ = [
+    "GRID",
+    "Estimator",
+    "OptunaTPE",
+    "announce",
+    "grid_points",
+    "is_part_of_a_study",
+    "listed",
+    "mixture_of",
+    "reader_of",
+    "study_key",
+]
 
 Estimator = _ParzenEstimator
+GRID: Final = ("grid_id", "search_space")
+"""System attributes of a trial that GridSampler drew: its point, and which grid has it."""
 
 
 def study_key(study: optuna.Study) -> tuple[object, int]:
@@ -59,6 +72,25 @@ def mixture_of(estimator: Estimator) -> Mixture:
         (one.mu, one.sigma) for one in mixture.distributions if not isinstance(one, _BatchedCategoricalDistributions)
     ]
     return Mixture(mixture.weights, numbers, choices)
+
+
+def grid_points(
+    sampler: optuna.samplers.BaseSampler, space: Mapping[str, BaseDistribution]
+) -> list[dict[str, float]] | None:
+    """The points of a GridSampler in the form of the log; None for another sampler, or a grid that is not in the space.
+
+    That grid's sampler says itself what is wrong.
+    """
+    if not isinstance(sampler, optuna.samplers.GridSampler) or set(sampler._param_names) != set(space):
+        return None
+    names = [(name, space[name]) for name in sampler._param_names]
+    try:
+        return [
+            {name: float(one.to_internal_repr(value)) for (name, one), value in zip(names, point, strict=True)}
+            for point in sampler._all_grids
+        ]
+    except (TypeError, ValueError):
+        return None
 
 
 class OptunaTPE(optuna.samplers.TPESampler):

@@ -367,11 +367,12 @@ class CmaEsSampler(BaseSampler):
         renew_in_child(self)
         self._lock = threading.RLock()
         self._common = IntersectionSearchSpace()
+        self._searched: object = None
         self._key: object = None
         self._evolution: Evolution | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_common", "_key", "_evolution")
+        own = ("_lock", "_common", "_searched", "_key", "_evolution")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -384,6 +385,8 @@ class CmaEsSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         with self._lock:
+            if study_key(study) != self._searched:
+                self._searched, self._common = study_key(study), IntersectionSearchSpace()
             common = self._common.calculate(study)
         return {name: one for name, one in UnitCube(common).space.items() if not one.single()}
 

@@ -66,6 +66,18 @@ def test_groups_of_parameters_have_this_name() -> None:
     assert group_decomposed._SearchSpaceGroup()._search_spaces == [], CURE
 
 
+def test_a_grid_has_these_points_and_says_them_of_a_trial(study: optuna.Study) -> None:
+    study.sampler = optuna.samplers.GridSampler({"x": [0, 1], "c": ["a"]})
+    assert sorted(study.sampler._param_names) == ["c", "x"] and len(study.sampler._all_grids) == 2, CURE
+    space = {"x": optuna.distributions.IntDistribution(0, 3), "c": optuna.distributions.CategoricalDistribution("ba")}
+    points = internals.grid_points(study.sampler, space)
+    assert points is not None and sorted(points, key=lambda one: one["x"]) == [{"c": 1, "x": 0}, {"c": 1, "x": 1}], CURE
+    study.ask()
+    assert study.trials[0].system_attrs.keys() == set(internals.GRID), CURE
+    assert internals.grid_points(study.sampler, {"x": space["x"]}) is None
+    assert internals.grid_points(optuna.samplers.RandomSampler(), space) is None
+
+
 def test_hyperband_shows_a_sampler_a_part_of_the_study(study: optuna.Study) -> None:
     trial = study.ask()
     study.pruner = optuna.pruners.HyperbandPruner(max_resource=9)
