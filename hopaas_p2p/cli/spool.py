@@ -131,14 +131,15 @@ def _without_histories(batches: list[_Batch]) -> tuple[list[_Batch], int]:
     """What can be sent; and how many histories there were, which are in this machine's spool now."""
     from hopaas_p2p.spool import take_in
 
-    histories = [spooled for _, _, spooled in batches if spooled.lsns]
+    histories = [spooled for _, _, spooled in batches if spooled.is_history]
     for spooled in histories:
         take_in(spooled)
-    return [one for one in batches if not one[2].lsns], len(histories)
+    return [one for one in batches if not one[2].is_history], len(histories)
 
 
 def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tuple[str, int]]) -> list[_Batch]:
     """Send what is for this store; what is for another."""
+    from hopaas_p2p.peer.spool import KeptForRescue
     from hopaas_p2p.spool import is_for
     from hopaas_p2p.storage import open_storage
 
@@ -162,6 +163,10 @@ def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tu
                 continue
             try:
                 storage.peer.send_spooled(spooled)
+            except KeptForRescue as error:
+                stay[file] = (str(error), error.exit_code)
+                if path is not None:
+                    path.unlink(missing_ok=True)
             except HopaasError as error:
                 stay[file] = (str(error), error.exit_code)
                 left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy) else []

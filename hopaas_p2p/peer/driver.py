@@ -251,7 +251,9 @@ class LogDriver(Generic[S]):
         """
         with self.turn, translated():
             began = self._clock()
-            if not self.session.joined:
+            if self.session.joined:
+                self._pull(began)
+            else:
                 self._join(began)
             if isinstance(self.state, State) and self.state.define is None:
                 raise NoSuchStudy(

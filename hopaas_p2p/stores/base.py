@@ -215,6 +215,9 @@ class Confirmable(Protocol):
     def confirm(self) -> None:
         """See that it still has what this process appended lately. Raises BrokenChain if it has not."""
 
+    def unconfirmed(self) -> list[int]:
+        """The lsns of what this process appended lately, and did not see again."""
+
 
 @runtime_checkable
 class Salvageable(Protocol):

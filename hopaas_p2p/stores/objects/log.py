@@ -162,6 +162,9 @@ class ObjectLog:
         while self._audit is not None and self._audit.check(ending=True):
             pass
 
+    def unconfirmed(self) -> list[int]:
+        return [] if self._audit is None else self._audit.due
+
     def changed(self, since: int) -> bool | None:
         if since != self._head:
             return True
