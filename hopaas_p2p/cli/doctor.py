@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hopaas_p2p import rescue
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
+from hopaas_p2p.findings import AGAIN, Finding
+from hopaas_p2p.stores.checks import examine
+from hopaas_p2p.stores.meet import Meeting
+from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
-    from hopaas_p2p.findings import Finding
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.stores.base import Store
 
@@ -50,12 +56,6 @@ def doctor(
         return _rescue(session, url or session.store_url, from_live=from_live, to=to, new_name=new_name)
     if from_live or to is not None or new_name is not None:
         raise click.UsageError("--from-live, --to and --as need --rescue.")
-    from hopaas_p2p.errors import HopaasError
-    from hopaas_p2p.findings import AGAIN, Finding
-    from hopaas_p2p.stores.checks import examine
-    from hopaas_p2p.stores.meet import Meeting
-    from hopaas_p2p.stores.url import open_store
-
     session.settings.publish()
     place = url or session.store_url
     findings: list[Finding] = []
@@ -70,11 +70,9 @@ def doctor(
     except HopaasError as error:
         note(Finding("open", passed=False, detail=str(error), cure=AGAIN))
     else:
-        try:
+        with contextlib.closing(store):
             for finding in examine(store) if meet is None else Meeting(store, meet).findings():
                 note(finding)
-        finally:
-            store.close()
     failed = sum(not finding.passed for finding in findings)
     if session.as_json:
         output.print_json([finding._asdict() for finding in findings])
@@ -84,15 +82,11 @@ def doctor(
 
 
 def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None, new_name: str | None) -> int:
-    from hopaas_p2p import rescue
-    from hopaas_p2p.errors import ConfigurationError, NoSuchStudy
     from hopaas_p2p.storage import open_storage
-    from hopaas_p2p.stores.url import open_store
 
     session.settings.publish()
-    store = open_store(place, create=False)
     results = []
-    try:
+    with contextlib.closing(open_store(place, create=False)) as store:
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
         if chosen is not None:
@@ -109,17 +103,12 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             )
         if damaged and not whole and to is None:
             raise ConfigurationError("the list of studies is damaged, too: copy into another store, with --to STORE")
-        target = open_storage(to or place) if damaged else None
-        try:
-            for uuid, name in damaged.items():
-                assert target is not None
-                output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
-                results.append(_rescue_one(session, store, uuid, name, target, from_live=from_live, new_name=new_name))
-        finally:
-            if target is not None:
-                target.close()
-    finally:
-        store.close()
+        if damaged:
+            with contextlib.closing(open_storage(to or place)) as target:
+                for uuid, name in damaged.items():
+                    output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
+                    rescued = _rescue_one(session, store, uuid, name, target, from_live=from_live, new_name=new_name)
+                    results.append(rescued)
     if session.as_json:
         output.print_json(results)
     return 0
@@ -129,8 +118,6 @@ def _rescue_one(
     session: CliSession, store: Store, uuid: str, name: str, target: Storage, *, from_live: bool, new_name: str | None
 ) -> dict[str, Any]:
     """Rescue one study, and say what became of it."""
-    from hopaas_p2p import rescue
-
     if from_live:
         count = rescue.ask_live_peers(store, uuid, within=max(rescue.PATIENCE, session.settings.seconds("patience")))
         output.say(f"{name}: {output.count(count, 'live peer')} handed over what it knows")
