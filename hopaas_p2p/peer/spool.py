@@ -191,16 +191,18 @@ class SpoolSender:
         commit of the writer. Elsewhere than in its place only the end of a trial counts: nobody runs what is started.
         """
         placed = [one for one in spooled.placed if one.lsn]
-        while lost := (seen := _Seen(self._store.log(spooled.study), placed)).lost():
+        while lost := (seen := _LoggedCommits(self._store.log(spooled.study), placed)).lost():
             log.send_for_another([])  # it knows the writers now
             if _takes(log.state, seen, lost[0]):
                 log.send_for_another([lost[0].commit])
-            elif len(_Seen(self._store.log(spooled.study), placed).lost()) == len(lost):  # nobody else is at it
+            elif len(_LoggedCommits(self._store.log(spooled.study), placed).lost()) == len(
+                lost
+            ):  # nobody else is at it
                 return len(lost)
         return 0
 
 
-def _takes(state: State, seen: _Seen, one: Placed) -> bool:
+def _takes(state: State, seen: _LoggedCommits, one: Placed) -> bool:
     writer, _, sequence = one.commit.nonce.rpartition(":")
     last = state.writers.get(writer)
     agrees = one.before is not None and seen.sum_before(one.lsn) == one.before
@@ -208,7 +210,7 @@ def _takes(state: State, seen: _Seen, one: Placed) -> bool:
     return agrees and worth and (last is None or last.seq < int(sequence))
 
 
-class _Seen:
+class _LoggedCommits:
     """What a log has from the first of these commits on, read by a handle of its own."""
 
     def __init__(self, log: Log, placed: list[Placed]) -> None:

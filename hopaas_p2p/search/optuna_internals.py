@@ -6,7 +6,7 @@ A test names them all, and fails with a clear message when a new Optuna renames 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -20,9 +20,22 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.search.columns import TrialReader
 from hopaas_p2p.search.tpe import Mixture
 
-__all__ = ["Estimator", "OptunaTPE", "announce", "is_part_of_a_study", "listed", "mixture_of", "reader_of", "study_key"]
+__all__ = [
+    "GRID",
+    "Estimator",
+    "OptunaTPE",
+    "announce",
+    "grid_points",
+    "is_part_of_a_study",
+    "listed",
+    "mixture_of",
+    "reader_of",
+    "study_key",
+]
 
 Estimator = _ParzenEstimator
+GRID: Final = ("grid_id", "search_space")
+"""System attributes of a trial that GridSampler drew: its point, and which grid has it."""
 
 
 def study_key(study: optuna.Study) -> tuple[object, int]:
@@ -54,11 +67,30 @@ def reader_of(study: optuna.Study) -> TrialReader | None:
 def mixture_of(estimator: Estimator) -> Mixture:
     """What an estimator is made of."""
     mixture = estimator._mixture_distribution
-    kernels = [
-        one.weights if isinstance(one, _BatchedCategoricalDistributions) else (one.mu, one.sigma)
-        for one in mixture.distributions
+    choices = [one.weights for one in mixture.distributions if isinstance(one, _BatchedCategoricalDistributions)]
+    numbers = [
+        (one.mu, one.sigma) for one in mixture.distributions if not isinstance(one, _BatchedCategoricalDistributions)
     ]
-    return Mixture(mixture.weights, kernels)
+    return Mixture(mixture.weights, numbers, choices)
+
+
+def grid_points(
+    sampler: optuna.samplers.BaseSampler, space: Mapping[str, BaseDistribution]
+) -> list[dict[str, float]] | None:
+    """The points of a GridSampler in the form of the log; None for another sampler, or a grid that is not in the space.
+
+    That grid's sampler says itself what is wrong.
+    """
+    if not isinstance(sampler, optuna.samplers.GridSampler) or set(sampler._param_names) != set(space):
+        return None
+    names = [(name, space[name]) for name in sampler._param_names]
+    try:
+        return [
+            {name: float(one.to_internal_repr(value)) for (name, one), value in zip(names, point, strict=True)}
+            for point in sampler._all_grids
+        ]
+    except (TypeError, ValueError):
+        return None
 
 
 class OptunaTPE(optuna.samplers.TPESampler):
@@ -158,10 +190,3 @@ class OptunaTPE(optuna.samplers.TPESampler):
         """Draw the parameters of each group together."""
         self._search_space_group = _SearchSpaceGroup()
         self._search_space_group._search_spaces = groups
-
-    def best_candidate(
-        self, space: Mapping[str, BaseDistribution], candidates: dict[str, NDArray[Any]], scores: NDArray[np.float64]
-    ) -> dict[str, Any]:
-        """The first of the candidates with the highest score."""
-        best = self._compare(candidates, scores)
-        return {name: one.to_external_repr(best[name]) for name, one in space.items()}

@@ -168,6 +168,14 @@ class WatchedStudy(optuna.Study):
 
     def __init__(self, name: str, storage: Any, sampler: BaseSampler | None, pruner: Any) -> None:
         super().__init__(name, storage, sampler or default_sampler(), pruner)
+        self.stop_asked = False
+        """Whether an objective or the sampler has called `stop` since `optimize` of our own Study looked last."""
+
+    def stop(self) -> None:
+        """As Optuna's, which raises outside its own `optimize`: there are other loops that end."""
+        self.stop_asked = True
+        if self._thread_local.in_optimize_loop:
+            super().stop()
 
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> optuna.trial.Trial:
         """As Optuna's."""

@@ -22,6 +22,7 @@ from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.errors import HopaasError, NoWork
 from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
+from hopaas_p2p.search.optuna_internals import GRID, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
@@ -80,6 +81,8 @@ class Proposer:
         self._cursor = self._handle.log.session.cursor()
         self._lock = threading.Lock()
         self._said_used_up = False
+        self._grid: tuple[optuna.samplers.BaseSampler | None, list[dict[str, float]] | None] = None, None
+        """The points of this sampler that may be left; None where it is not known which points it has."""
 
     @property
     def _handle(self) -> StudyHandle:
@@ -94,13 +97,18 @@ class Proposer:
         trial waits.
 
         Raises:
-            NoWork: no trial can start; or known values are reused, and there is no new configuration.
+            NoWork: no trial can start; or known values are reused, and there is no new configuration; or the sampler
+                goes through points of its own, and all have been started.
 
         """
+        study, handle = self._study, self._handle
         if not self._space:
             return None
-        study, handle = self._study, self._handle
-        if not draws_early(study.sampler, study.pruner) or handle.gives_out_waiting():
+        early = draws_early(study.sampler, study.pruner)
+        if not (early or enumerates(study.sampler)) or handle.gives_out_waiting():
+            return None
+        self._check_points_left()
+        if not early:
             return None
         handle.look_before_sampling()
         for _ in range(_MOST_REUSED):
@@ -114,6 +122,22 @@ class Proposer:
         proposed.proposal.replicates = self._searcher.replicates
         self._reserve(proposed.proposal.params)
         return proposed
+
+    def _check_points_left(self) -> None:
+        """Raise NoWork if the sampler goes through points of its own, and each has been started."""
+        sampler, handle = self._study.sampler, self._handle
+        if not isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler):
+            return
+        with handle.lock, self._lock:
+            self._catch_up(handle.state)
+            if self._grid[0] is not sampler:
+                self._grid = sampler, grid_points(sampler, self._space)
+            points = self._grid[1]
+            while points and self._tried.number_of(points[-1]) is not None:
+                points.pop()
+            left = bool(points) if points is not None else not self._tried.used_up
+        if not left:
+            raise NoWork("the sampler has been through all of its points", refusal="space")
 
     def redraw_if_taken(self, proposed: Proposed) -> bool:
         """Replace the configuration of a new trial if another peer started the same one shortly before.
@@ -220,9 +244,11 @@ class Proposer:
         if count == 1:
             return
         handle, params = self._handle, self._params(trial)
+        attributes = self._storage.get_trial_system_attrs(trial_id_of(trial))
+        grid = {key: json.dumps(attributes[key]) for key in GRID if key in attributes}
         with handle.lock:
             for seed in range(1, count):
-                system = {REPLICATE: json.dumps({"of": trial.number, "seed": seed})}
+                system = grid | {REPLICATE: json.dumps({"of": trial.number, "seed": seed})}
                 self._storage.peer.put(handle.log, TrialCreate(state=WAITING, params=params, system=system))
             self._storage.peer.hurry(handle.log, within=0.0)
 

@@ -14,7 +14,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import optuna
@@ -498,9 +498,28 @@ class Study:
             last = float(reports[max(reports)])
             values = None if math.isnan(last) else (last,)
         try:
-            after_trial(self.optuna, frozen, state, values)
+            self._after_trial(frozen, state, values)
         finally:
             self.storage.finish(trial_id, state, values, reason, defer=defer, strict=strict)
+
+    def _after_trial(self, frozen: FrozenTrial, state: TrialState, values: tuple[float, ...] | None) -> None:
+        """Tell the sampler, which may know that it has no more points; those that wait are run all the same.
+
+        Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
+        """
+        asked = self.optuna.stop_asked
+        try:
+            after_trial(self.optuna, frozen, state, values)
+        except HopaasError:
+            raise
+        except Exception as error:
+            if not type(self.optuna.sampler).__module__.startswith("optuna."):
+                raise
+            _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
+        if self.optuna.stop_asked and not asked:
+            with contextlib.suppress(HopaasError):  # then it makes do with what it knows
+                self.storage.peer.pull(self._handle.log)  # replicates may not have been sent yet
+            self.optuna.stop_asked = not self._handle.gives_out_waiting()
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -585,7 +604,8 @@ class Study:
         Args:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
             catch: exceptions that fail the trial and let `optimize` continue; others fail the trial and are raised.
-            callbacks: called after each trial with this study and the finished trial.
+            callbacks: called after each trial with this study and the finished trial. `study.stop()` in one ends the
+                campaign for all peers; `trial.study.stop()` in the objective ends this call, as in Optuna.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
                 submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
                 its own; see `hopaas_p2p.study.workers`.
@@ -624,16 +644,14 @@ class Study:
         done = 0
         works = False
         trial = None
+        self.optuna.stop_asked = False
         with sigterm_raises(), ProgressLog(self) as progress:
             try:
                 while True:
-                    if n_trials is not None and done >= n_trials:
+                    ended = self._why_call_ends(done, n_trials, deadline)
+                    if ended is not None:
                         self._settle()
-                        progress.stopped(f"ran {done} trial{'s' * (done != 1)}, as asked")
-                        break
-                    if deadline is not None and time.monotonic() >= deadline:
-                        self._settle()
-                        progress.stopped("the time is up")
+                        progress.stopped(ended)
                         break
                     if n_trials is None and not works:
                         self._check_hope(done, trial, progress)
@@ -655,6 +673,14 @@ class Study:
                 self._settle()
         with contextlib.suppress(HopaasError):  # what is left there harms nobody
             self.collect_checkpoints()
+
+    def _why_call_ends(self, done: int, n_trials: int | None, deadline: float | None) -> str | None:
+        """Why a call of optimize ends after so many trials, whatever the study has to do; None: it goes on."""
+        if n_trials is not None and done >= n_trials:
+            return f"ran {done} trial{'s' * (done != 1)}, as asked"
+        if deadline is not None and time.monotonic() >= deadline:
+            return "the time is up"
+        return "the objective or the sampler asked for it" if self.optuna.stop_asked else None
 
     def _check_hope(self, failed: int, last: Trial | None, progress: ProgressLog) -> None:
         """Raise NothingSucceeded if so many trials of a call have failed that it gives up."""
@@ -693,10 +719,10 @@ class Study:
         """Whether work may yet turn up: the study is paused, its checkpoints take too much, or an owner is dead."""
         if none.waits:
             return True
-        if none.refusal != "budget":
+        if none.refusal not in ("budget", "space"):
             return False
         state = self.state
-        if state.limit_reached() is None:
+        if none.refusal == "budget" and state.limit_reached() is None:
             rungs = state.configurations
             if state.closed_because() is None or (rungs is not None and rungs.may_go_on(state.running)):
                 return True
@@ -957,6 +983,10 @@ class Study:
     def trials(self) -> list[FrozenTrial]:
         """All trials of all peers, by number. Shared: do not change them."""
         return self.storage.get_all_trials(self.study_id, deepcopy=False)
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """As Optuna's, for callbacks that are made for its studies."""
+        return self.optuna.get_trials(deepcopy, states)
 
     @property
     def best_trial(self) -> FrozenTrial:

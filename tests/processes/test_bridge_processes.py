@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,51 @@ def test_a_bucket_may_be_the_far_side(s3_url: str, tmp_path: Path) -> None:
         found.close()
     finally:
         bridge.kill()
+
+
+TRAINING = """
+import os, sys
+import hopaas_p2p, optuna
+
+def train(trial):
+    last, file = trial.resume or (-1, None)
+    trained = file.read_text() if file else ""
+    for epoch in range(last + 1, 3):
+        trained += os.environ["HOPAAS_SITE"] + " "
+        trial.checkpoint(trained.encode(), step=epoch)
+        trial.report(trial.params["x"], epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    trial.set_user_attr("trained", trained)
+    return trial.params["x"]
+
+study = hopaas_p2p.open_study(sys.argv[1], "s", create=False)
+study.optimize(train, n_trials=1)
+study.close()
+"""
+
+
+def test_a_trial_begun_in_a_directory_behind_a_bridge_ends_in_a_bucket_at_another_site(
+    s3_url: str, near: Path, tmp_path: Path
+) -> None:
+    rungs = hopaas_p2p.Rungs(min=1, max=3)
+    study = hopaas_p2p.open_study(s3_url, "s", space={"x": hopaas_p2p.Float(0, 1)}, fidelity=rungs, budget=1)
+    bridge = BridgeProcess(near, s3_url, tmp_path).start()
+    try:
+        for site, store in (("north", str(near)), ("south", s3_url)):
+            command = [sys.executable, "-c", TRAINING, store]
+            done = subprocess.run(
+                command, env=environment(HOPAAS_SITE=site), capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == 0, done.stderr
+        paused, whole = study.trials
+        assert [trial.state.name for trial in (paused, whole)] == ["PRUNED", "COMPLETE"]
+        assert whole.params == paused.params
+        assert whole.user_attrs == {"trained": "north south south "}
+        assert study.state.configurations is not None and study.state.configurations.used == 1
+    finally:
+        bridge.kill()
+        study.close()
 
 
 def test_a_result_that_was_told_without_a_bridge_lies_in_inbox_and_spool_and_counts_once(

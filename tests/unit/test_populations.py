@@ -370,6 +370,46 @@ def test_small_populations_copy_too() -> None:
     assert [members.better(number) for number in range(3)] == [[2], [], []]
 
 
+def _ahead(*members_at_second_rung: tuple[int, float], copied: int = 0) -> Members:
+    """Five members at the first rung, the first the best; these have come to the second one, too."""
+    members = Members(Population(size=5, every=1, max=3))
+    for number in range(5):
+        members.admit(number)
+        members.place(number, RungStanding((float(number),), 0, waits=True))
+    for number, value in members_at_second_rung:
+        members.place(number, RungStanding((float(number), value), 1, waits=True, copied=copied))
+    return members
+
+
+def test_a_member_that_comes_early_is_judged_where_enough_have_been() -> None:
+    members = _ahead((4, 0.4), (0, 0.1), (3, 0.5))
+    assert [members.better(number) for number in (0, 3, 4)] == [[], [], [0]]
+
+
+def test_a_member_that_comes_first_has_nobody_to_copy() -> None:
+    assert _ahead((4, 0.4)).better(4) == []
+
+
+def test_a_member_is_not_judged_by_what_it_was_before_it_copied() -> None:
+    assert _ahead((4, 0.4), (0, 0.1), copied=1).better(4) == []
+
+
+def test_a_member_that_copied_has_an_interval_to_prove_itself() -> None:
+    study = Herd()
+    study.wave(0.5, 0.1, 0.3, 0.2, 0.9)  # the fifth is the worst, and will be among the first at the second pause
+    first = [study.start(f"q{index}") for index in range(5)]
+    assert [copied_trial(trial) for trial in first] == [None] * 4 + [1]
+    study.interval(first[1], 0.1)
+    study.interval(first[0], 0.6)
+    study.interval(first[4], 0.8)  # worse than the others that are there, but it copied: a second chance
+    assert [study.start(f"r{index}").continues for index in range(3)] == [
+        first[0].number,
+        first[1].number,
+        first[4].number,
+    ]
+    assert [copied_trial(trial) for trial in study.state.trials[-3:]] == [None, None, None]
+
+
 def test_equals_do_not_copy_each_other() -> None:
     members = Members(Population(size=5, every=1, max=3))
     for number in range(5):

@@ -140,3 +140,11 @@ def test_several_objectives_are_refused() -> None:
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(arguments))):
         CmaEsSampler(**arguments)
+
+
+def test_one_sampler_serves_several_studies() -> None:
+    sampler = CmaEsSampler(seed=1)
+    for _ in range(2):
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial: trial.suggest_float("x", -1, 1) ** 2, n_trials=8)
+        assert len(study.trials) == 8

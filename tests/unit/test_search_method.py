@@ -110,6 +110,90 @@ def test_no_configuration_is_tried_twice_while_there_are_others(studies: Any, sa
     assert len(first.trials) == 12
 
 
+ENUMERATING = [
+    pytest.param(optuna.samplers.BruteForceSampler, id="brute force"),
+    pytest.param(lambda: optuna.samplers.GridSampler({"n": [1, 2, 3, 4], "c": ["a", "b", "c"]}), id="grid"),
+]
+
+
+@pytest.mark.parametrize("repeats", ["avoid", "allow", "reuse"])
+@pytest.mark.parametrize("budget", [None, 12, 30])
+@pytest.mark.parametrize("sampler", ENUMERATING)
+def test_a_sampler_that_goes_through_points_of_its_own_ends_optimize(
+    studies: Any, sampler: Any, budget: int | None, repeats: str
+) -> None:
+    first, second = studies(space=SMALL, sampler=sampler(), budget=budget, repeats=repeats), studies(sampler=sampler())
+    first.optimize(value, n_trials=5)
+    second.optimize(value)
+    first.optimize(value)
+    assert sorted(configurations(first)) == sorted({*configurations(first)})
+    assert len(first.trials) == 12
+    if budget != 12:
+        with pytest.raises(NoWork, match="all of its points"):
+            second.ask()
+    if budget is None:
+        first.enqueue({"n": 1, "c": "a"})
+        first.optimize(value)
+        assert [trial.state for trial in first.trials] == [optuna.trial.TrialState.COMPLETE] * 13
+
+
+@pytest.mark.parametrize("sampler", ENUMERATING)
+def test_points_that_others_run_are_not_started_again(studies: Any, sampler: Any) -> None:
+    first, second = studies(space=SMALL, sampler=sampler()), studies(sampler=sampler())
+    running = [first.ask() for _ in range(12)]
+    until(lambda: len({*configurations(second)} - {()}) == 12)  # parameters come a moment later
+    with pytest.raises(NoWork, match="all of its points"):
+        second.ask()
+    for trial in running:
+        first.tell(trial, 1.0)
+    assert len(second.trials) == 12
+
+
+@pytest.mark.parametrize("sampler", ENUMERATING)
+def test_points_of_a_sampler_get_their_replicates(studies: Any, sampler: Any) -> None:
+    study = studies(space=SMALL, sampler=sampler(), replicates=2)
+    study.optimize(value)
+    assert sorted(configurations(study)) == sorted(2 * [*{*configurations(study)}])
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 24
+
+
+def test_a_sampler_that_fails_at_the_end_of_a_queued_trial_stops_no_loop(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=optuna.samplers.GridSampler({"n": [1], "c": ["a", "b"]}))
+    study.enqueue({"n": 4, "c": "c"})
+    study.optimize(value, n_trials=2)
+    study.enqueue({"n": 3, "c": "c"})  # one point is left: GridSampler looks for that of this trial
+    study.optimize(value)
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 4
+
+
+@pytest.mark.parametrize("space", [None, SMALL])
+def test_an_objective_may_end_optimize_as_in_optuna(studies: Any, space: Any) -> None:
+    study = studies(space=space)
+
+    def objective(trial: Trial) -> float:
+        if trial.number == 2:
+            trial.study.stop()
+        return float(trial.suggest_int("n", 1, 4))
+
+    study.optimize(objective, n_trials=9)
+    assert len(study.trials) == 3
+    study.optimize(objective, n_trials=2)
+    assert len(study.trials) == 5
+
+
+def test_brute_force_without_a_search_space_ends_too(studies: Any) -> None:
+    study = studies(sampler=optuna.samplers.BruteForceSampler())
+    study.optimize(lambda trial: trial.suggest_int("n", 1, 4) + trial.suggest_int("m", 1, 2))
+    assert len({*configurations(study)}) == len(study.trials) == 8
+
+
+def test_a_callback_that_is_made_for_optuna_ends_a_campaign(studies: Any) -> None:
+    study = studies(space=SMALL)
+    study.optimize(value, callbacks=[optuna.study.MaxTrialsCallback(4)])
+    assert len(study.trials) == 4
+    assert [trial.number for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])] == [0, 1, 2, 3]
+
+
 def test_when_the_space_is_used_up_that_is_said_once_and_configurations_are_repeated(
     studies: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

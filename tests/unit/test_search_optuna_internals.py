@@ -31,7 +31,7 @@ def test_a_study_has_this_name(study: optuna.Study, name: str) -> None:
     [
         "_n_startup_trials", "_rng", "_random_sampler", "_constant_liar", "_n_ei_candidates", "_group", "_gamma",
         "_parzen_estimator_parameters", "_parzen_estimator_cls", "_warn_independent_sampling", "_is_multivariate",
-        "_get_params", "_compare", "_sample", "_sample_relative", "_search_space_group",
+        "_get_params", "_sample", "_sample_relative", "_search_space_group",
     ],
 )  # fmt: skip
 def test_optunas_sampler_has_this_name(name: str) -> None:
@@ -64,6 +64,18 @@ def test_a_mixture_has_these_parts() -> None:
 
 def test_groups_of_parameters_have_this_name() -> None:
     assert group_decomposed._SearchSpaceGroup()._search_spaces == [], CURE
+
+
+def test_a_grid_has_these_points_and_says_them_of_a_trial(study: optuna.Study) -> None:
+    study.sampler = optuna.samplers.GridSampler({"x": [0, 1], "c": ["a"]})
+    assert sorted(study.sampler._param_names) == ["c", "x"] and len(study.sampler._all_grids) == 2, CURE
+    space = {"x": optuna.distributions.IntDistribution(0, 3), "c": optuna.distributions.CategoricalDistribution("ba")}
+    points = internals.grid_points(study.sampler, space)
+    assert points is not None and sorted(points, key=lambda one: one["x"]) == [{"c": 1, "x": 0}, {"c": 1, "x": 1}], CURE
+    study.ask()
+    assert study.trials[0].system_attrs.keys() == set(internals.GRID), CURE
+    assert internals.grid_points(study.sampler, {"x": space["x"]}) is None
+    assert internals.grid_points(optuna.samplers.RandomSampler(), space) is None
 
 
 def test_hyperband_shows_a_sampler_a_part_of_the_study(study: optuna.Study) -> None:
