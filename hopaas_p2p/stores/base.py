@@ -224,7 +224,10 @@ class Salvageable(Protocol):
     """A log whose commits can be read one by one, also where it is damaged."""
 
     def salvage(self) -> Iterator[Entry]:
-        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out."""
+        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out.
+
+        Of two commits of one lsn, of which the store took the second over the first, the one that is read comes first.
+        """
 
 
 @runtime_checkable
