@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import rescue
-from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.peer import peer
 from hopaas_p2p.stores.base import read_all
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -193,6 +194,29 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
 
     assert "it has two histories: commit 9" in done.stderr
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0, 9.0], "the other's trial 3 has a number of its own"
+
+
+def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tmp_path: Path) -> None:
+    """The log is whole, so only the spool of its peers knows better."""
+    store = tmp_path / "store"
+    filled(store, trials=2)
+    shutil.copytree(store, tmp_path / "copy", symlinks=True)
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
+        for value in (2.0, 3.0):
+            study.tell(study.ask(), value)
+        store.rename(tmp_path / "newer")
+        (tmp_path / "copy").rename(store)
+        study.storage.handle(study.study_id).log.log._history._checked_at = 0.0  # type: ignore[attr-defined]
+        with pytest.raises(BrokenChain):
+            study.ask()
+    assert values(store, "s") == [0.0, 1.0]
+    assert "what a log may have lost" in cli("spool", "list").stderr
+    examined = cli("doctor", str(store), check=False)
+    assert examined.returncode == 1
+    assert "study s, spool: " in examined.stdout
+    assert "not in the log, but in this machine's spool" in examined.stdout
+    cli("doctor", str(store), "--rescue")
+    assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:
