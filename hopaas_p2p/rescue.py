@@ -118,6 +118,16 @@ def is_damaged(log: Log) -> str | None:
     return None
 
 
+def kept_elsewhere(store: Store, uuid: str) -> str | None:
+    """What this user's peers were told is in a log, and is not, as after a return to an older backup; or None."""
+    kept = {_identity(payload) for _, spooled in spool.histories(uuid) for payload in spooled.payloads}
+    if not kept:
+        return None
+    missing = kept - {_identity(entry.payload) for entry in _salvaged(store.log(uuid))[0].values()}
+    said = "commit of its peers is" if len(missing) == 1 else "commits of its peers are"
+    return f"{len(missing)} {said} not in the log, but in this machine's spool" if missing else None
+
+
 def rescue(store: Store, uuid: str) -> Rescued:
     """Read all that can be read of a study."""
     log = store.log(uuid)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hopaas_p2p import rescue
+from hopaas_p2p import rescue, spool
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
@@ -17,6 +17,8 @@ from hopaas_p2p.stores.meet import Meeting
 from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.stores.base import Store
 
@@ -73,12 +75,26 @@ def doctor(
         with contextlib.closing(store):
             for finding in examine(store) if meet is None else Meeting(store, meet).findings():
                 note(finding)
+            for finding in _spooled(store) if meet is None else ():
+                note(finding)
     failed = sum(not finding.passed for finding in findings)
     if session.as_json:
         output.print_json([finding._asdict() for finding in findings])
     else:
         output.say(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
     return 1 if failed else 0
+
+
+def _spooled(store: Store) -> Iterator[Finding]:
+    """What this machine's spool has of a study's log, and the log has not."""
+    if not any(True for _ in spool.histories()):
+        return
+    with contextlib.suppress(HopaasError):  # what cannot be read was found before
+        for uuid, name in rescue.names_of(store)[0].items():
+            kept = rescue.kept_elsewhere(store, uuid)
+            if kept is not None:
+                cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {name}"
+                yield Finding(f"study {name}, spool", passed=False, detail=kept, cure=cure)
 
 
 def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None, new_name: str | None) -> int:
@@ -93,7 +109,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             names = {uuid: name for uuid, name in names.items() if name == chosen}
             if not names:
                 raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}")
-        reasons = {uuid: rescue.is_damaged(store.log(uuid)) for uuid in names}
+        reasons = {uuid: rescue.is_damaged(store.log(uuid)) or rescue.kept_elsewhere(store, uuid) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
         if not damaged:
             output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")

@@ -58,6 +58,10 @@ def list_(session: CliSession) -> None:
         "FILE": "file",
     }
     session.show_table(rows, columns, empty="No results are waiting to be sent.")
+    kept = sum(1 for _ in waiting.histories())
+    if kept and not session.as_json:
+        files = "1 file holds" if kept == 1 else f"{kept} files hold"
+        output.say(f"{files} what a log may have lost; to see and add it: hopaas-p2p doctor STORE")
 
 
 @spool.command()

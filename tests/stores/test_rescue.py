@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hopaas_p2p import rescue
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit
-from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.peer import peer
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -211,6 +212,29 @@ def test_a_directory_in_which_a_pack_and_a_single_file_differ_gives_both_commits
         (7, other),
         *enumerate(payloads[7:], 8),
     ]
+
+
+def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tmp_path: Path) -> None:
+    """The log is whole, so only the spool of its peers knows better."""
+    store = tmp_path / "store"
+    filled(store, trials=2)
+    shutil.copytree(store, tmp_path / "copy", symlinks=True)
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
+        for value in (2.0, 3.0):
+            study.tell(study.ask(), value)
+        store.rename(tmp_path / "newer")
+        (tmp_path / "copy").rename(store)
+        study.storage.handle(study.study_id).log.log._history._checked_at = 0.0  # type: ignore[attr-defined]
+        with pytest.raises(BrokenChain):
+            study.ask()
+    assert values(store, "s") == [0.0, 1.0]
+    assert "what a log may have lost" in cli("spool", "list").stderr
+    examined = cli("doctor", str(store), check=False)
+    assert examined.returncode == 1
+    assert "study s, spool: " in examined.stdout
+    assert "not in the log, but in this machine's spool" in examined.stdout
+    cli("doctor", str(store), "--rescue")
+    assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:
