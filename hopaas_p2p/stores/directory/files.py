@@ -19,7 +19,6 @@ ordinary files, and what is replaced or removed is named relative to a folder th
 
 from __future__ import annotations
 
-import base64
 import binascii
 import contextlib
 import errno
@@ -46,6 +45,7 @@ NOT_MOUNTED: Final = "the store is not there; is its file system mounted?"
 _TEXT: Final = "hopaas:"
 _LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
 _OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
+_FROM_URLS: Final = bytes.maketrans(b"-_", b"+/")
 _NAME: Final = 240  # characters between two slashes; file systems take 255
 _Read = TypeVar("_Read")
 _SHORT: Final = 1000  # XFS takes 1,023
@@ -319,7 +319,8 @@ class Directory:
             return StoreUnreachable(f"{path} is being written at this moment. Nothing acknowledged is lost.")
         if text.startswith(_TEXT):
             with contextlib.suppress(ValueError):
-                data = base64.b64decode(text[len(_TEXT) :].replace("/", ""), b"-_", validate=True)
+                coded = text[len(_TEXT) :].replace("/", "").encode()
+                data = binascii.a2b_base64(coded.translate(_FROM_URLS), strict_mode=True)
                 return Found(data if len(data) <= limit else b"", len(data))
         if _BESIDE.fullmatch(text):
             return self._read_file(f"{path[: path.rindex('/')]}/{text}", limit) or Found(b"", 0)
