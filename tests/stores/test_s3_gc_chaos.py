@@ -28,8 +28,8 @@ from tests.support import gc_campaign
 from tests.support.processes import environment
 from tests.support.sigkill import Outcome, massacre
 
-_TOTAL = 120
-_KILLS = 6
+_TOTAL = 80
+_KILLS = 5
 
 
 @pytest.mark.parametrize("seed", range(1, int(os.environ.get("HOPAAS_TEST_GC_ROUNDS", "1")) + 1))
@@ -39,7 +39,7 @@ def test_a_bucket_that_is_cleaned_up_under_workers_keeps_all_that_counts(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     space = {"x": hopaas_p2p.Float(0, 1)}
-    hopaas_p2p.open_study(s3_url, "s", space=space, budget=_TOTAL, lease_ttl=6.0).close()
+    hopaas_p2p.open_study(s3_url, "s", space=space, budget=_TOTAL, lease_ttl=20.0).close()
     with contextlib.closing(hopaas_p2p.open_storage(s3_url)) as storage:
         deleted = hopaas_p2p.open_study(storage, "deleted", space=space)
         deleted.artifacts().put(Path(__file__))
