@@ -14,7 +14,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import optuna
@@ -957,6 +957,10 @@ class Study:
     def trials(self) -> list[FrozenTrial]:
         """All trials of all peers, by number. Shared: do not change them."""
         return self.storage.get_all_trials(self.study_id, deepcopy=False)
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """All trials, or those in these states: Optuna's method, for callbacks such as its `TerminatorCallback`."""
+        return self.optuna.get_trials(deepcopy, states)
 
     @property
     def best_trial(self) -> FrozenTrial:
