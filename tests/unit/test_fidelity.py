@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.terminator import BestValueStagnationEvaluator, StaticErrorEvaluator, Terminator, TerminatorCallback
 
 import hopaas_p2p
 from hopaas_p2p.checkpoints import CheckpointBound, unneeded
@@ -388,4 +389,23 @@ def test_our_samplers_see_a_configuration_once() -> None:
 def test_words_about_the_budget_say_what_it_counts(fidelity: Any, unit: str) -> None:
     study = hopaas_p2p.open_study(f"memory://unit-{unit}", "s", space=SPACE, budget=4, fidelity=fidelity)
     assert budget_unit(study.state) == unit
+    study.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*optuna.terminator.*:FutureWarning")
+@pytest.mark.parametrize("fidelity", [hopaas_p2p.Rungs(min=1, max=4), hopaas_p2p.Population(size=8, every=2, max=4)])
+def test_optunas_terminator_ends_a_study_whose_trials_pause(tmp_path: Path, fidelity: object) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=60, fidelity=fidelity)
+    terminator = Terminator(BestValueStagnationEvaluator(0), StaticErrorEvaluator(0), min_n_trials=2)
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        curve = Curve(trial.params["x"])
+        training = Training(trial, save=curve.save, load=curve.load)
+        for _ in training.steps(4):
+            training.report(1.0)
+        return 1.0
+
+    study.optimize(objective, callbacks=[TerminatorCallback(terminator)])
+    assert study.state.finished()
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 2
     study.close()
