@@ -604,7 +604,8 @@ class Study:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
             catch: exceptions that fail the trial and let `optimize` continue; others fail the trial and are raised.
             callbacks: called after each trial with this study and the finished trial. `study.stop()` in one ends the
-                campaign for all peers; `trial.study.stop()` in the objective ends this call, as in Optuna.
+                campaign for all peers; `trial.study.stop()` in the objective ends this call, as in Optuna, or with `on`
+                the worker that ran the trial.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
                 submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
                 its own; see `hopaas_p2p.study.workers`.
