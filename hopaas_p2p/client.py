@@ -20,7 +20,12 @@ class Trial:
         self._replies = self._socket.makefile("r", encoding="utf-8")
 
     def ask(self, do: str, **said: Any) -> dict[str, Any]:
-        """One request: report, log, should-prune, tell, checkpoint, renew or release. Gives the reply."""
+        """One request: report, log, should-prune, tell, checkpoint, renew or release. Gives the reply.
+
+        Raises:
+            RuntimeError: the worker refused it, for the reason given, or has ended.
+
+        """
         self._socket.sendall(json.dumps({"do": do, **said}, default=float).encode() + b"\n")  # numpy's numbers, too
         reply: dict[str, Any] = json.loads(self._replies.readline() or '{"ok": false, "error": "the worker is gone"}')
         if not reply["ok"]:

@@ -1,4 +1,4 @@
-"""Opens the store at a URL, and redacts URLs so that they can be shown."""
+"""Opens the store at a URL."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.redaction import redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
     from hopaas_p2p.stores.memory import MemoryStore
 
-_PASSWORD: Final = re.compile(r"(://[^/@:]*:).*@|([?&][a-z_]*(?:password|token|secret)=)[^&]*", re.IGNORECASE)
+__all__ = ["open_store", "redacted"]
+
 _NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?):", re.IGNORECASE)
 _memories: Final[dict[str, MemoryStore]] = {}
 _memories_lock: Final = threading.Lock()
@@ -52,11 +54,6 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
     return opener(url, create)
-
-
-def redacted(url: str) -> str:
-    """The URL with `***` in place of a password."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", url)
 
 
 def _directory(path: Path, *, create: bool) -> Store:

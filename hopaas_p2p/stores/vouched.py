@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.redaction import redacted
 from hopaas_p2p.settings import Settings
-from hopaas_p2p.stores.url import redacted
 
 
 def check_store(url: str, found: Settings, *, origin: str, secret: bool = False) -> None:

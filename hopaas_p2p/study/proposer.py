@@ -137,7 +137,7 @@ class Proposer:
                 points.pop()
             left = bool(points) if points is not None else not self._tried.used_up
         if not left:
-            raise NoWork("the sampler has been through all of its points", refusal="space")
+            raise self._nothing_new("the sampler has been through all of its points")
 
     def redraw_if_taken(self, proposed: Proposed) -> bool:
         """Replace the configuration of a new trial if another peer started the same one shortly before.
@@ -326,7 +326,7 @@ class Proposer:
         if not self._tried.used_up:
             return False
         if self._searcher.repeats == "reuse":
-            raise NoWork("every configuration of the search space has been tried", refusal="space")
+            raise self._nothing_new("every configuration of the search space has been tried")
         if not self._said_used_up:
             self._said_used_up = True
             _log.warning(
@@ -335,6 +335,13 @@ class Proposer:
                 self._study.study_name,
             )
         return True
+
+    def _nothing_new(self, why: str) -> NoWork:
+        """Rungs promote by their quotas only while the log knows of no last configuration, so a budget must say it."""
+        rungs = self._handle.state.configurations
+        if rungs is not None and rungs.standings is not None and rungs.standings.waiting():
+            why += f"; with a budget of {rungs.used}, the best of those that wait at rungs continue"
+        return NoWork(why, refusal="space")
 
     def _reuse(self, proposal: Proposal, same: LoggedTrial) -> bool:
         """Tell the known values of this configuration as a trial of its own, if that is wanted and there are some."""
@@ -357,4 +364,5 @@ _ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)
 
 
 def _has_result(trial: LoggedTrial) -> bool:
-    return trial.values is not None and trial.state in (COMPLETE, PRUNED)
+    """Whether its values are final: those of a trial that waits at a rung are not."""
+    return trial.values is not None and trial.state in (COMPLETE, PRUNED) and not trial.paused

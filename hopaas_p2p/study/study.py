@@ -239,6 +239,7 @@ class Study:
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._checked_sampler: optuna.samplers.BaseSampler | None = None
+        self._sampler_is_through = False
         self._exports: BackgroundExports | None = None
         self._about: dict[str, str] = {}
         self.quiet = False
@@ -503,7 +504,7 @@ class Study:
             self.storage.finish(trial_id, state, values, reason, defer=defer, strict=strict)
 
     def _after_trial(self, frozen: FrozenTrial, state: TrialState, values: tuple[float, ...] | None) -> None:
-        """Tell the sampler, which may know that it has no more points; those that wait are run all the same.
+        """Tell the sampler, which may know that it has no more points; trials that wait are run all the same.
 
         Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
         """
@@ -517,9 +518,7 @@ class Study:
                 raise
             _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
         if self.optuna.stop_asked and not asked:
-            with contextlib.suppress(HopaasError):  # then it makes do with what it knows
-                self.storage.peer.pull(self._handle.log)  # replicates may not have been sent yet
-            self.optuna.stop_asked = not self._handle.gives_out_waiting()
+            self.optuna.stop_asked, self._sampler_is_through = False, True
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -605,7 +604,8 @@ class Study:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
             catch: exceptions that fail the trial and let `optimize` continue; others fail the trial and are raised.
             callbacks: called after each trial with this study and the finished trial. `study.stop()` in one ends the
-                campaign for all peers; `trial.study.stop()` in the objective ends this call, as in Optuna.
+                campaign for all peers; `trial.study.stop()` in the objective ends this call, as in Optuna, or with `on`
+                the worker that ran the trial.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
                 submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
                 its own; see `hopaas_p2p.study.workers`.
@@ -644,7 +644,7 @@ class Study:
         done = 0
         works = False
         trial = None
-        self.optuna.stop_asked = False
+        self.optuna.stop_asked = self._sampler_is_through = False
         with sigterm_raises(), ProgressLog(self) as progress:
             try:
                 while True:
@@ -680,7 +680,11 @@ class Study:
             return f"ran {done} trial{'s' * (done != 1)}, as asked"
         if deadline is not None and time.monotonic() >= deadline:
             return "the time is up"
-        return "the objective or the sampler asked for it" if self.optuna.stop_asked else None
+        if self._sampler_is_through:
+            self._settle()  # what its last trial has left to be run is known then: replicates, or a promotion
+            if not self._handle.gives_out_waiting():
+                return "the sampler has been through all of its points"
+        return "the objective asked for it" if self.optuna.stop_asked else None
 
     def _check_hope(self, failed: int, last: Trial | None, progress: ProgressLog) -> None:
         """Raise NothingSucceeded if so many trials of a call have failed that it gives up."""

@@ -409,3 +409,28 @@ def test_optunas_terminator_ends_a_study_whose_trials_pause(tmp_path: Path, fide
     assert study.state.finished()
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 2
     study.close()
+
+
+@pytest.mark.parametrize(
+    "said", [{"sampler": optuna.samplers.GridSampler({"n": [1, 2, 3, 4]})}, {"repeats": "reuse"}], ids=["grid", "reuse"]
+)
+def test_when_no_configuration_is_new_the_budget_is_named_with_which_the_best_go_on(
+    tmp_path: Path, said: dict[str, Any]
+) -> None:
+    space = {"n": hopaas_p2p.Int(1, 4)}
+    study = hopaas_p2p.open_study(tmp_path, "s", space=space, fidelity=hopaas_p2p.Rungs(min=1, max=9), **said)
+
+    def objective(trial: Any) -> float:
+        for epoch in range(9):
+            trial.report(trial.params["n"], epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(trial.params["n"])
+
+    study.optimize(objective)
+    with pytest.raises(NoWork, match="with a budget of 4, the best of those that wait at rungs continue"):
+        study.ask()
+    study.set_budget(4)
+    study.optimize(objective)
+    assert study.best_value == 1.0
+    study.close()

@@ -178,10 +178,8 @@ CIRCLES = (
     | {f"notebook.{name}" for name in ("plot", "summary", "watch")}
     | {"trackers"}
     | {f"trackers.{name}" for name in ("base", "follow", "mlflow", "registry", "view", "wandb")},
-    {"stores.bridge.store", "stores.bridge.store_files", "stores.bridge.store_log"},
-    {"stores.postgres.connect", "stores.postgres.store", "stores.url"},
 )
-"""Files that import each other, late or for a type checker. The first: a Study shows and sends itself. Add none."""
+"""Files that import each other, late or for a type checker: a Study shows and sends itself. Add none."""
 
 
 def _circles(graph: dict[str, set[str]]) -> list[set[str]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import trust
+from hopaas_p2p.net.redaction import redacted
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.postgres.watchdog import IdleWatchdog
 
@@ -54,8 +55,6 @@ class PostgresAddress:
     """
 
     def __init__(self, text: str) -> None:
-        from hopaas_p2p.stores.url import redacted
-
         shown = redacted(text)
         url = _parsed(text, shown)
         if url.drivername not in _SCHEMES:
