@@ -10,7 +10,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
-from hopaas_p2p.errors import HopaasError, NoSuchStudy
+from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
 from hopaas_p2p.times import from_iso, to_iso
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tu
                 storage.peer.send_spooled(spooled)
             except HopaasError as error:
                 stay[file] = (str(error), error.exit_code)
-                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy) else []
+                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy | NoSuchTrial) else []
             else:
                 stay.pop(file, None)
                 sent.append(file)
