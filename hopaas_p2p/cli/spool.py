@@ -12,7 +12,7 @@ from hopaas_p2p import spool as waiting
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
-from hopaas_p2p.errors import HopaasError, NoSuchStudy
+from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
 from hopaas_p2p.spool import is_for, take_in
 from hopaas_p2p.times import from_iso, to_iso
 
@@ -167,7 +167,7 @@ def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tu
                     path.unlink(missing_ok=True)
             except HopaasError as error:
                 stay[file] = (str(error), error.exit_code)
-                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy) else []
+                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy | NoSuchTrial) else []
             else:
                 stay.pop(file, None)
                 sent.append(file)

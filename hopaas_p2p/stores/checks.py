@@ -87,7 +87,8 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         cure = "try again when the store can be reached" if error.retry else AGAIN
         yield Finding(name, passed=False, detail=str(error), cure=_CURES.get(_errno(error.__cause__), cure))
     except OSError as error:  # of a file system; the other checks may tell more
-        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        where = error.filename2 or error.filename  # of a link, the name and not its text
+        said = f"{where}: {error.strerror}" if where else str(error)
         yield Finding(name, passed=False, detail=said, cure=_CURES.get(_errno(error), AGAIN))
         return True
     except Exception as error:  # noqa: BLE001  # an error in one check must not keep the others from running
