@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +28,9 @@ from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import everything
 from tests.golden.write import described
 from tests.support.processes import until
-from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
-    s3_environment(monkeypatch)
-    with Imitation() as server:
-        yield server
-
-
-@pytest.fixture
-def store(server: Imitation) -> Iterator[S3Store]:
-    store = S3Store(server.url("store"))
-    yield store
-    store.close()
 
 
 def key(lsn: int) -> str:

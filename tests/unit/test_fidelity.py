@@ -23,6 +23,7 @@ from hopaas_p2p.search import columns as columns_module
 from hopaas_p2p.search.columns import TrialColumns
 from hopaas_p2p.study import Study
 from hopaas_p2p.training import Training
+from tests.support.exchanges import exchanges_of
 from tests.support.processes import until
 
 SPACE = {"x": hopaas_p2p.Float(0.0, 1.0)}
@@ -107,15 +108,7 @@ def test_a_promotion_costs_no_further_exchange(tmp_path: Path, monkeypatch: pyte
     """The end of a trial and the start of the next are one exchange, whether that is new or goes on."""
     study = _opened(tmp_path, space=SPACE, fidelity=NINE, lease_ttl=3600.0, linger=3600.0)
     study.optimize(Trained(save=False), n_trials=1)
-    log = study.storage.handle(study.study_id).log.log
-    calls: list[object] = []
-    exchange = log.exchange
-
-    def counted(outgoing: Any, since: int, beat: Any = None) -> Any:
-        calls.append(outgoing)
-        return exchange(outgoing, since, beat)
-
-    monkeypatch.setattr(log, "exchange", counted)
+    calls = exchanges_of(study, monkeypatch)
     study.optimize(Trained(save=False), n_trials=12)
     assert any(trial.continues is not None for trial in study.state.trials)
     assert len(calls) == 13  # one more for the last end
