@@ -79,7 +79,7 @@ def _rows(name: str, seeds: int) -> list[str]:
             continue
         found[way] = [search(trained, WAYS[way], size=_SIZE, seed=seed) for seed in range(seeds)]
         if all(one.schedule for one in found[way]):
-            found[f"… replayed, {trained.epochs} epochs"] = _replays(trained, found[way])
+            found[f"{way}, replayed, {trained.epochs} epochs"] = _replays(trained, found[way])
         print(f"{name}, {way}: {[round(one.judged, 4) for one in found[way]]}", file=sys.stderr, flush=True)
     target = statistics.median(one.best[-1] for one in found[_RANDOM])
     return [_row(name, way, mine, found[_RANDOM], target) for way, mine in found.items()]
