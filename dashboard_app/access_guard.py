@@ -32,6 +32,7 @@ from starlette.requests import cookie_parser
 from dashboard_app import sign_in
 from dashboard_app.options import DashboardOptions
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.trust import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -86,7 +87,7 @@ class AccessGuard:
         self._opts = opts
         self._key = key
         self._prefix = opts.prefix
-        self._loopback_only = _is_loopback(opts.host)
+        self._loopback_only = is_loopback(_name(opts.host))
         self._hosts = {"localhost", _name(opts.host)} | {_name(one) for one in (*opts.allowed_hosts, *hosts)}
         if not self._loopback_only:
             self._hosts |= {_name(socket.gethostname()), _name(socket.getfqdn())}
@@ -270,9 +271,3 @@ def _same(given: str, wanted: str) -> bool:
 def _name(host: str) -> str:
     """A host's name as it is compared: without brackets, case or a trailing dot."""
     return host.strip("[]").lower().rstrip(".")
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(_name(host)).is_loopback
-    return _name(host) == "localhost"

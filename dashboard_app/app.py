@@ -61,11 +61,12 @@ def main() -> None:
     opts = options.current()
     st.set_page_config(page_title="hopaas-p2p", page_icon=theme.ICON, layout="wide")
     theme.apply()
-    signed_in = SignedIn() if opts.auth == "none" else _signed_in()
+    signed_in = ("", math.inf) if opts.auth == "none" else _signed_in()
     if signed_in is None:
         return
+    person, until = signed_in
     try:
-        page = PageContext(cache_of(_store(opts)), opts, person=signed_in.name, until=signed_in.until)
+        page = PageContext(cache_of(_store(opts)), opts, person=person, until=until)
         studies = page.studies()
     except HopaasError as error:
         theme.error(error, icon=":material/error:")
@@ -79,21 +80,12 @@ def main() -> None:
     shown.run()
 
 
-class SignedIn(NamedTuple):
-    """Who looks, and for how long."""
-
-    name: str = ""
-    """Empty without sign-in."""
-    until: float = math.inf
-    """Seconds since 1970."""
-
-
-def _signed_in() -> SignedIn | None:
-    """Who signed in; None for a stranger, who is shown the way in and nothing else."""
+def _signed_in() -> tuple[str, float] | None:
+    """Who signed in, and until when that counts; None for a stranger, who is shown the way in and nothing else."""
     claims = st.user.to_dict() if st.user.is_logged_in else {}
     name, until = sign_in.person(claims), sign_in.ends(claims)
     if name and time.time() < until:
-        return SignedIn(name, until)
+        return name, until
     theme.title("hopaas-p2p")
     if claims and not name:
         theme.nothing(
@@ -132,18 +124,15 @@ def _pages(page: PageContext, listing: Listing | None) -> dict[str, list[st.Page
     groups: dict[str, list[st.Page]] = {}
     on_study = replace(page, listing=listing)
     for entry in PAGES:
-        show = _show(entry, replace(page, listing=listing if entry.study else None))
+        show = _show(entry, on_study if entry.study else page)
+        # the address of a page that the menu does not have works all the same, and says why nothing can be done there
+        offered = (listing is not None or not entry.study) and (on_study.may_act or not entry.actions)
         shown = st.Page(
             show, title=entry.title, icon=entry.icon, url_path=entry.path, default=entry is PAGES[0],
-            visibility="visible" if _offered(entry, on_study) else "hidden",
+            visibility="visible" if offered else "hidden",
         )  # fmt: skip
         groups.setdefault(entry.group, []).append(shown)
     return groups
-
-
-def _offered(entry: PageEntry, page: PageContext) -> bool:
-    """Whether the menu has this page; its address works all the same, and says why nothing can be done there."""
-    return (page.listing is not None or not entry.study) and (page.may_act or not entry.actions)
 
 
 def _menu(groups: dict[str, list[st.Page]], listing: Listing | None) -> None:
@@ -203,13 +192,12 @@ def _chosen(studies: list[Listing]) -> Listing | None:
 
 def _show(entry: PageEntry, page: PageContext) -> Callable[[], None]:
     def show() -> None:
-        if not entry.study:
-            entry.load()(page)
-        elif page.listing is None:
+        if entry.study and page.listing is None:
             _no_study()
-        else:
+            return
+        if page.listing is not None:
             url.set_("study", page.listing.name)
-            entry.load()(page)
+        entry.load()(page)
 
     show.__name__ = entry.path
     return show

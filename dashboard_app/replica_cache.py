@@ -24,7 +24,7 @@ from hopaas_p2p.core.leases import FailureDetector, beat_time, ttl_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.driver import LogDriver, Scheduler, translated
-from hopaas_p2p.peer.liveness import UNKNOWN, SignOfLife, sign_of_life
+from hopaas_p2p.peer.liveness import UNKNOWN, SignOfLife, owners_of, sign_of_life
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 
@@ -328,7 +328,7 @@ class ReplicaCache:
 
     def _look_at_heartbeats(self, study: CachedStudy, now: float) -> None:
         state = study.replica.state
-        owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
+        owners = owners_of(state)
         with translated():
             beats = self.store.beats(owners)
         study.compare_clocks(beats, time.time())

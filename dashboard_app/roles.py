@@ -17,11 +17,11 @@ import streamlit as st
 
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import ReplicaCache
+from hopaas_p2p import access
 from hopaas_p2p.errors import HopaasError
 
 Role = Literal["none", "viewer", "worker", "owner"]
 
-_ROLES: Final[dict[str, Role]] = {"viewer": "viewer", "worker": "worker", "owner": "owner"}
 _TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")
 """What the name of a token's login has after its user's."""
 _KEPT: Final = 20.0  # seconds after which a grant that was taken away takes effect
@@ -70,4 +70,4 @@ def grants(_cache: ReplicaCache, url: str, uuid: str) -> dict[str, Role]:  # noq
         rows = _cache.store.call("grants", log=uuid)  # type: ignore[attr-defined]  # only a Postgres store has it
     except HopaasError:
         return {}
-    return {str(user): _ROLES[role] for user, role, *_ in rows if role in _ROLES}
+    return {str(user): role for user, role, *_ in rows if role in access.ROLES}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
+from hopaas_p2p.process import new_uuid
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.errors import wrong_schema
@@ -410,7 +411,6 @@ def uuid_of(store: Store, name: str) -> str:
     """
     from hopaas_p2p.peer.driver import catalog_driver
     from hopaas_p2p.peer.peer import microseconds
-    from hopaas_p2p.process import new_uuid
 
     replica = catalog_driver(store.catalog(), writer=new_uuid(), now_us=microseconds)
     replica.exchange()

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import mimetypes
 import re
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from hopaas_p2p import process, settings
 from hopaas_p2p.arguments import shown, trial_number
-from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.atomic import replace_atomically, sha256_of
 from hopaas_p2p.core.records import StudySet, TrialState
 from hopaas_p2p.errors import (
     UNDECIDED,
@@ -161,18 +160,12 @@ class StudyArtifacts:
             encoding=encoding,
             trial=trial,
             size=path.stat().st_size,
-            sha256=_sha256(path),
+            sha256=sha256_of(path),
         )
         key = key_of(one.id, handle.uuid)
         self._files.put(key, path, progress)
-        try:
+        with removed_if_refused(self._files, key):
             self._record(one)
-        except UNDECIDED:
-            raise  # its description may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
-        except Exception:
-            with contextlib.suppress(HopaasError):
-                self._files.delete(key)
-            raise
         return one
 
     def _record(self, one: Artifact) -> None:
@@ -287,7 +280,7 @@ class StudyArtifacts:
 
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
     """The files that a State describes: all, or those of one trial."""
-    study = {key: _json(text) for key, text in list(state.system.items())}
+    study = {key: json_or_none(text) for key, text in list(state.system.items())}
     later: dict[str, dict[str, Any]] = {}  # the study's descriptions of its trials' files, by the prefix of their keys
     for key, value in study.items():
         if key.startswith(_DASHBOARD):
@@ -298,7 +291,7 @@ def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifa
         prefix = f"{_DASHBOARD}{(study_id << 32) + number}:"
         found.update(_read(later.get(prefix, {}), prefix, study, number))
         if state.trials[number].system:
-            own = {key: _json(text) for key, text in list(state.trials[number].system.items())}
+            own = {key: json_or_none(text) for key, text in list(state.trials[number].system.items())}
             found.update(_read(own, _OPTUNA, own, number))
     gone = {key.rpartition(":")[2] for key, value in study.items() if "artifacts:" in key and value == "null"}
     return [one for one in found.values() if one.id not in gone]
@@ -312,7 +305,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, pro
             get_bytes(files, uuid, one.id, draft, progress=progress)
         except KeyError:
             raise NoSuchFile(f"the bytes of {one.filename!r} are no longer in the store") from None
-        if one.sha256 is not None and (draft.stat().st_size, _sha256(draft)) != (one.size, one.sha256):
+        if one.sha256 is not None and (draft.stat().st_size, sha256_of(draft)) != (one.size, one.sha256):
             raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) do not match what was stored")
     return path
 
@@ -331,6 +324,19 @@ def get_bytes(files: Artifacts, uuid: str, artifact_id: str, target: Path, *, pr
         if _OWN_ID.fullmatch(artifact_id):
             raise
         files.get(_before(artifact_id), target, progress)
+
+
+@contextlib.contextmanager
+def removed_if_refused(files: Artifacts, key: str) -> Iterator[None]:
+    """In this block the log is told of these bytes, which go again if it cannot be."""
+    try:
+        yield
+    except UNDECIDED:
+        raise  # the record may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
+    except Exception:
+        with contextlib.suppress(HopaasError):
+            files.delete(key)
+        raise
 
 
 def named_after(artifact_id: str, uuid: str) -> str:
@@ -387,7 +393,7 @@ def _read(
 ) -> Iterator[tuple[str, Artifact]]:
     """The files that these attributes describe, by id. Malformed descriptions are skipped."""
     for key, value in attributes.items():
-        fields = _json(value) if key.startswith(prefix) and isinstance(value, str) else None
+        fields = json_or_none(value) if key.startswith(prefix) and isinstance(value, str) else None
         if not isinstance(fields, dict):
             continue
         id_, encoding = fields.get("artifact_id"), fields.get("encoding")
@@ -408,13 +414,9 @@ def _read(
         yield id_, found
 
 
-def _json(text: str) -> Any:
+def json_or_none(text: str) -> Any:
+    """What this text says in JSON; None if it is none."""
     try:
         return json.loads(text)
     except ValueError:
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -69,6 +70,12 @@ def read_regular(path: str | Path, *, limit: int) -> bytes:
         return read_fd(fd, limit)
     finally:
         os.close(fd)
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of what is in a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_fd(fd: int, limit: int) -> bytes:

@@ -358,7 +358,7 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
     manifest = backup.manifest
     logs = {one.uuid: _restorable(store.log(one.uuid), store) for one in manifest.studies if valid_name(one.uuid)}
     catalog = _restorable(store.catalog(), store)
-    if manifest.stamped and not _keeps_stamps(store):
+    if manifest.stamped and not store.url.startswith("postgresql"):
         raise ConfigurationError(
             "This backup is of a database, where every commit says who wrote it; only a database can hold it. Restore "
             "it into one, or copy the studies from there: hopaas-p2p study copy"
@@ -380,10 +380,6 @@ def _restorable(log: Log, store: Store) -> Restorable:
     if not isinstance(log, Restorable):
         raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
     return log
-
-
-def _keeps_stamps(store: Store) -> bool:
-    return store.url.startswith("postgresql")
 
 
 def _check_contained(backup: Backup, store: Store) -> bool:
@@ -438,10 +434,11 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
         )
 
 
-def _replayed(backup: Backup, one: StudyBackup) -> State:
+def _replayed(backup: Backup, one: StudyBackup, log: Log | None = None) -> State:
+    """The state of a study behind the commits of the backup, or of this log."""
     base = backup.base(one)
     state = State() if base is None else _loaded(base[1], one.name)
-    for entry in backup.study(one.uuid):
+    for entry in backup.study(one.uuid) if log is None else read_all(log, state.lsn):
         apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
     return state
 
@@ -451,13 +448,8 @@ def _check_replay(backup: Backup, store: Store) -> None:
     for entry in read_all(store.catalog()):
         catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
     differ = [] if _digest_of(catalog) == backup.manifest.catalog_digest else ["the list of studies"]
-    for one in backup.manifest.studies:
-        base = backup.base(one)
-        state = State() if base is None else _loaded(base[1], one.name)
-        for entry in read_all(store.log(one.uuid), state.lsn):
-            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
-        if snapshot.digest(state) != one.digest:
-            differ.append(one.name)
+    restored = ((one, _replayed(backup, one, store.log(one.uuid))) for one in backup.manifest.studies)
+    differ += [one.name for one, state in restored if snapshot.digest(state) != one.digest]
     if differ:
         raise StoreCorrupt(
             f"restored, but the result differs from the backup: {', '.join(differ)}. Do not use this store"

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from hopaas_p2p.arguments import shown, whole
-from hopaas_p2p.core.ledger import AMOUNTS, possible_limits
+from hopaas_p2p.core.ledger import possible_limits
 from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.times import to_iso
@@ -150,11 +150,10 @@ def _problem(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:
 
 def _trials(given: Any) -> int:
     try:
-        number = whole("budget", given)
+        return whole("budget", given)
     except InvalidInput as error:
         instead = "a whole number of trials, or a Budget"
         raise InvalidInput(str(error).replace("a whole number", instead)) from None
-    return number
 
 
 def _date(given: Any) -> int:
@@ -172,6 +171,3 @@ def _date(given: Any) -> int:
         raise InvalidInput(
             f"until.date is a date or time such as 2026-12-31 or 2026-12-31T18:00, not {given!r}"
         ) from None
-
-
-__all__ = ["AMOUNTS", "HELP", "budget_of", "check_limits", "limits_of", "parsed_budget", "words"]

@@ -7,6 +7,8 @@ kept. A copy is a convenience: whoever reads it checks its sum, and what cannot 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import logging
 import os
 import re
@@ -20,6 +22,7 @@ from hopaas_p2p.atomic import replace_atomically
 
 HAS_CACHE: Final = "checkpoint_cache"
 """What a peer's introduction says if it keeps copies."""
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SUM: Final = re.compile("[0-9a-f]{64}")
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -32,15 +35,22 @@ class CheckpointCache(NamedTuple):
     """Bytes of all copies together."""
 
     def keep(self, sha256: str, source: Path) -> None:
-        """Keep a copy of this file. Blocks while it is written; an error is logged."""
+        """Keep a copy of this file. Blocks while it is written; an error is logged, each cause once."""
         try:
             size = source.stat().st_size
-            if size <= self.most and not self._path(sha256).exists():
-                self._make_room(size)
-                with replace_atomically(self._path(sha256), private=True) as draft:
-                    shutil.copyfile(source, draft)
+            if size > self.most or self._path(sha256).exists():
+                return
+            kept = self._kept()
+            self._free(kept, sum(one for _, one, _ in kept) + size - self.most)
+            try:
+                self._copy(sha256, source)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                self._free(self._kept(), size)  # others fill the disk: as much goes as comes
+                self._copy(sha256, source)
         except OSError as error:
-            _log.warning("a checkpoint was not copied to HOPAAS_CHECKPOINT_CACHE: %s", error)
+            _warn_once(f"a checkpoint was not copied to HOPAAS_CHECKPOINT_CACHE, in {self.folder}: {error.strerror}")
 
     def fetch(self, sha256: str, target: Path) -> bool:
         """Copy what is kept under this sum to `target`; False if nothing is. Its bytes are still to be checked."""
@@ -63,18 +73,26 @@ class CheckpointCache(NamedTuple):
     def _path(self, sha256: str) -> Path:
         return self.folder / sha256
 
-    def _make_room(self, size: int) -> None:
+    def _copy(self, sha256: str, source: Path) -> None:
+        with replace_atomically(self._path(sha256), private=True) as draft:
+            shutil.copyfile(source, draft)
+
+    def _kept(self) -> list[tuple[float, int, Path]]:
+        """When each copy was used last, its size, and where it is; the oldest first."""
         kept = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # a draft of another job that was renamed, or made room
                 status = path.lstat()
                 kept.append((status.st_mtime, status.st_size, path))
-        total = sum(one for _, one, _ in kept) + size
-        for _, one, path in sorted(kept):
-            if total <= self.most:
+        return sorted(kept)
+
+    def _free(self, kept: list[tuple[float, int, Path]], size: int) -> None:
+        """Remove the oldest of these, until so many bytes are free or none is left."""
+        for _, one, path in kept:
+            if size <= 0:
                 return
             path.unlink(missing_ok=True)
-            total -= one
+            size -= one
 
 
 def checkpoint_cache() -> CheckpointCache | None:
@@ -88,9 +106,14 @@ def checkpoint_cache() -> CheckpointCache | None:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = own.lstat()
     except (OSError, RuntimeError) as error:  # RuntimeError: no such home
-        _log.warning("HOPAAS_CHECKPOINT_CACHE cannot be used: %s", error)
+        _warn_once(f"HOPAAS_CHECKPOINT_CACHE cannot be used: {error}")
         return None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        _log.warning("HOPAAS_CHECKPOINT_CACHE is not used: others may have written to %s (chmod 700 it)", own)
+        _warn_once(f"HOPAAS_CHECKPOINT_CACHE is not used: others may have written to {own} (chmod 700 it)")
         return None
     return CheckpointCache(own, most)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _log.warning("%s", text)

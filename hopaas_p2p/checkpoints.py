@@ -7,7 +7,6 @@ kept, so that one torn or lost file costs one step back and no more.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import operator
@@ -18,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.arguments import shown
-from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.artifacts import artifacts_of, removed_if_refused
+from hopaas_p2p.atomic import sha256_of
 from hopaas_p2p.checkpoint_cache import checkpoint_cache
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
-from hopaas_p2p.errors import UNDECIDED, HopaasError, InvalidInput
+from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -57,19 +57,13 @@ def save(
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
         path = _as_file(source, Path(directory))
         key = f"{handle.uuid}/checkpoint/{number}-{step}-{secrets.token_hex(4)}"
-        checkpoint = Checkpoint(step, key, path.stat().st_size, _sha256(path))
+        checkpoint = Checkpoint(step, key, path.stat().st_size, sha256_of(path))
         handle.peer.until_answered(lambda: artifacts.put(key, path), within=within)
         cache = checkpoint_cache()
         if cache is not None:
             cache.keep(checkpoint.sha256, path)
-    try:
+    with removed_if_refused(artifacts, key):
         dropped = handle.checkpoint(number, checkpoint, within=within)
-    except UNDECIDED:
-        raise  # the record may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
-    except Exception:
-        with contextlib.suppress(HopaasError):
-            artifacts.delete(key)
-        raise
     with contextlib.suppress(HopaasError):  # nobody misses them, and perhaps this user may not remove files
         for old in _removable(handle, number, dropped):
             artifacts.delete(old)
@@ -274,9 +268,4 @@ def _folder(uuid: str) -> str:
 
 
 def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
-    return path.stat().st_size == checkpoint.size and _sha256(path) == checkpoint.sha256
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.stat().st_size == checkpoint.size and sha256_of(path) == checkpoint.sha256

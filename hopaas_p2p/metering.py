@@ -28,6 +28,8 @@ _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB
 """Slurm, PBS, LSF, SGE."""
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 _RAPL: Final = Path("/sys/class/powercap")
+_ENERGY: Final = "energy_uj"
+_RANGE: Final = "max_energy_range_uj"
 _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 _AGAIN: Final = 0.5
 """Seconds for which a reading counts: NVML takes a millisecond per GPU."""
@@ -110,8 +112,8 @@ class EnergyCounter:
         self._nvml, self._share = nvml, share
         self._handles = [] if nvml is None else _handles(nvml, gpus)
         self._packages = [path for path in sorted(rapl.glob("*-rapl:?*")) if path.name.count(":") == 1]
-        self._packages = [path for path in self._packages if _microjoules(path) is not None]
-        self._last = {path: _microjoules(path) or 0 for path in self._packages}
+        self._packages = [path for path in self._packages if _counted(path / _ENERGY) is not None]
+        self._last = {path: _counted(path / _ENERGY) or 0 for path in self._packages}
         self._processors = 0.0
         self._first = self._millijoules()
         self.sources = [name for name, some in (("nvml", self._handles), ("rapl", self._packages)) if some]
@@ -119,10 +121,11 @@ class EnergyCounter:
     def __call__(self) -> float:
         """Joules since this counter was made."""
         for path in self._packages:
-            now = _microjoules(path)
+            now = _counted(path / _ENERGY)
             if now is not None:
                 step = now - self._last[path]
-                self._processors += (step if step >= 0 else step + _range(path)) / 1e6 * self._share
+                step += 0 if step >= 0 else _counted(path / _RANGE) or 1 << 32
+                self._processors += step / 1e6 * self._share
                 self._last[path] = now
         return (self._millijoules() - self._first) / 1e3 + self._processors
 
@@ -148,18 +151,11 @@ def _handles(nvml: Any, gpus: list[str] | None) -> list[Any]:
     return found
 
 
-def _microjoules(path: Path) -> int | None:
+def _counted(path: Path) -> int | None:
     try:
-        return int((path / "energy_uj").read_text())
+        return int(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _range(path: Path) -> int:
-    try:
-        return int((path / "max_energy_range_uj").read_text())
-    except (OSError, ValueError):
-        return 1 << 32
 
 
 @functools.cache

@@ -10,7 +10,7 @@ numbered in the order of the log. A rescue goes on:
   with which the fewest of them are refused. The missing trials are put there for their owners, without parameters,
   which nobody knows; what their owners said later is kept. Every trial that such a commit speaks of is marked.
 * What this user's peers could not send is added last (`spool`).
-* Of two histories, both are read: the log's, and those of which peers have kept their commits (`histories`).
+* Of two histories, both are read: the log's, and those of which the store, or peers, have kept commits (`histories`).
 
 Nothing in the store is changed. The state that comes of it is copied into a new study, from which the work goes on.
 """
@@ -93,7 +93,7 @@ class Rescued(NamedTuple):
 def names_of(store: Store) -> tuple[dict[str, str], bool]:
     """Uuid -> name of the studies that the store lists, as far as that can be read; and whether all of it can be."""
     catalog, whole = Catalog(), True
-    entries, head = _salvaged(store.catalog())
+    entries, head, _ = _salvaged(store.catalog())
     for lsn in range(1, head + 1):
         entry = entries.get(lsn)
         whole &= entry is not None
@@ -118,12 +118,23 @@ def is_damaged(log: Log) -> str | None:
     return None
 
 
+def kept_elsewhere(store: Store, uuid: str) -> str | None:
+    """What this user's peers were told is in a log, and is not, as after a return to an older backup; or None."""
+    kept = {_identity(payload) for _, spooled in spool.histories(uuid) for payload in spooled.payloads}
+    if not kept:
+        return None
+    missing = kept - {_identity(entry.payload) for entry in _salvaged(store.log(uuid))[0].values()}
+    said = "commit of its peers is" if len(missing) == 1 else "commits of its peers are"
+    return f"{len(missing)} {said} not in the log, but in this machine's spool" if missing else None
+
+
 def rescue(store: Store, uuid: str) -> Rescued:
     """Read all that can be read of a study."""
     log = store.log(uuid)
-    entries, head = _salvaged(log)
-    there = {_identity(entry.payload) for entry in entries.values()}
+    entries, head, others = _salvaged(log)
+    there = {_identity(entry.payload) for entry in (*entries.values(), *others)}
     placed, loose = _kept(uuid, entries, there)
+    placed += others
     shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
     states = sorted([*_snapshots(log), *_handed_over(store, uuid)], key=lambda state: state.lsn)
     removed = log.removed_up_to() if isinstance(log, Compacted) else 0
@@ -214,15 +225,19 @@ def _kept(uuid: str, entries: Mapping[int, Entry], there: Container[str]) -> tup
     return placed, loose
 
 
-def _salvaged(log: Log) -> tuple[dict[int, Entry], int]:
-    """The commits of a log that are as they were written, by lsn, and the last lsn that there is."""
+def _salvaged(log: Log) -> tuple[dict[int, Entry], int, list[Entry]]:
+    """The commits of a log that are as they were written, by lsn, the last lsn that there is, and commits of others.
+
+    These are of lsns that another commit has in what is read now.
+    """
     found: dict[int, Entry] = {}
+    others: list[Entry] = []
     head = 0
     for entry in log.salvage() if isinstance(log, Salvageable) else _until_damage(log):
         head = max(head, entry.lsn)
-        if codec.intact(entry.payload):
-            found[entry.lsn] = entry
-    return found, head
+        if codec.intact(entry.payload) and found.setdefault(entry.lsn, entry) is not entry:
+            others.append(entry)
+    return found, head, others
 
 
 def _until_damage(log: Log) -> Iterator[Entry]:

@@ -60,7 +60,12 @@ def configured(
             raise ConfigurationError(
                 f"{kind} = {found.value!r} ({found.origin}); choose from {', '.join(_KNOWN[kind])}"
             )
-        chosen = _default_sampler() if name == "TPESampler" else _new(kind, name, {})
+        if name == "TPESampler":
+            from hopaas_p2p.samplers import default_sampler  # here, for `--help` has no use for Optuna
+
+            chosen = default_sampler()
+        else:
+            chosen = _new(kind, name, {})
     extras.check_sampler(chosen)
     return chosen
 
@@ -108,12 +113,6 @@ def _of_study(study: Study, kind: str, warn: Callable[[str], None]) -> Any:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         warn(f"note: the {kind} that the study names is ignored: {type(error).__name__}: {error}")
         return None
-
-
-def _default_sampler() -> Any:
-    from hopaas_p2p.samplers import default_sampler  # here, for `--help` has no use for Optuna
-
-    return default_sampler()
 
 
 def _new(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:

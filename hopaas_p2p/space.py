@@ -215,7 +215,7 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
     try:
         low, high = (convert(bound) for bound in bounds)
         log = "log" in words
-        steps = [convert(word.partition("=")[2]) for word in words if word != "log" and _is_step(word)]
+        steps = [convert(word.partition("=")[2]) for word in words if str(word).startswith("step=")]
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"the parameter {name!r}: {error}; write {name}={SHAPES}") from None
     if len(steps) + log != len(words) or len(steps) > 1:
@@ -223,10 +223,6 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
     if kind == "float":
         return Float(low, high, log, steps[0] if steps else None)
     return Int(int(low), int(high), log, int(steps[0]) if steps else 1)
-
-
-def _is_step(word: object) -> bool:
-    return isinstance(word, str) and word.startswith("step=")
 
 
 def _whole(value: Any) -> int:

@@ -50,9 +50,26 @@ class Spooled(msgspec.Struct, frozen=True):
     payloads: list[bytes]
     nonces: list[str]
     lsns: list[int] = []
-    """Of a broken history: where each commit stood in it; 0: it was still on its way."""
+    """Of a broken history, or of one that was not confirmed: where each commit stood; 0: it was still on its way."""
     sums: list[int] = []
     """And the sum of the log before it; -1: unknown."""
+    unconfirmed: bool = False
+    """Whether the log probably has those with a place, and is compared with them before anything is sent."""
+
+    @property
+    def placed(self) -> list[Placed]:
+        """The commits, with their places where they had one."""
+        count = len(self.payloads)
+        lsns, sums = (self.lsns or [0] * count), (self.sums or [-1] * count)
+        return [
+            Placed(lsn, None if total < 0 else total, Outgoing(nonce, payload))
+            for lsn, total, nonce, payload in zip(lsns, sums, self.nonces, self.payloads, strict=True)
+        ]
+
+    @property
+    def is_history(self) -> bool:
+        """Whether nobody sends it: it is for a rescue."""
+        return bool(self.lsns) and not self.unconfirmed
 
 
 def directories() -> list[Path]:
@@ -80,11 +97,28 @@ def keep_history(commits: Iterable[Placed], *, store: str, study: str, name: str
     Nobody sends them: where the log has later commits of the same writer, it would count these as duplicates. A rescue
     finds out from their places what they meant.
     """
+    return write(_with_places(commits, store=store, study=study, name=name, trials=[], at=at), _HISTORY)
+
+
+def keep_unconfirmed(
+    commits: Iterable[Placed], *, store: str, study: str, name: str, trials: list[int], at: int
+) -> tuple[Path | None, str]:
+    """Keep commits that the store has acknowledged and that could not be compared with the log again: as `keep`.
+
+    Those behind them, without a place, were not acknowledged. Whoever sends the file compares it with the log first.
+    """
+    kept = _with_places(commits, store=store, study=study, name=name, trials=trials, at=at)
+    return write(msgspec.structs.replace(kept, unconfirmed=True))
+
+
+def _with_places(
+    commits: Iterable[Placed], *, store: str, study: str, name: str, trials: list[int], at: int
+) -> Spooled:
     placed = list(commits)
     nonces, payloads = [one.commit.nonce for one in placed], [one.commit.payload for one in placed]
     sums = [-1 if one.before is None else one.before for one in placed]
     lsns = [one.lsn for one in placed]
-    return write(Spooled(_FORMAT, store, study, name, [], at, payloads, nonces, lsns, sums), _HISTORY)
+    return Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces, lsns, sums)
 
 
 def write(spooled: Spooled, suffix: str = _SUFFIX) -> tuple[Path | None, str]:
@@ -204,12 +238,13 @@ def export(target: Path) -> list[Spooled]:
 
 
 def take_in(spooled: Spooled) -> None:
-    """Keep a history of another machine in this user's spool, where a rescue looks for it; once.
+    """Keep a history, as of another machine, in this user's spool, where a rescue looks for it; once.
 
     Raises:
         ConfigurationError: no disk takes it.
 
     """
+    spooled = msgspec.structs.replace(spooled, trials=[], unconfirmed=False)
     if all(there != spooled for _, there in histories(spooled.study)):
         path, why = write(spooled, _HISTORY)
         if path is None:

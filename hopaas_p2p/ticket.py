@@ -40,6 +40,7 @@ from hopaas_p2p.metrics import checked, refuse
 from hopaas_p2p.settings import Settings, token
 from hopaas_p2p.stores import vouched
 from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
     import optuna
@@ -330,7 +331,6 @@ def _keep(ticket: Ticket, store: str, end: TrialFinish) -> Path:
     from hopaas_p2p.peer.outbox import Outbox, PendingCommit
     from hopaas_p2p.peer.peer import microseconds
     from hopaas_p2p.process import new_uuid
-    from hopaas_p2p.stores.url import redacted
 
     outbox = Outbox(new_uuid(), microseconds)
     outbox.queue(PendingCommit(ticket.owner, (end,)))

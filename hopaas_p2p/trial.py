@@ -202,14 +202,13 @@ class Trial(optuna.trial.Trial):
         """
         if self._resume is _NOT_FETCHED:
             found = self.handle.state.trials[self.number].checkpoints
-            artifacts = artifacts_of(self.storage.peer.store) if found else None
-            if artifacts:
-                self._resume = checkpoints.load(artifacts, self.handle.uuid, found, self._new_directory())
-            else:
+            if not found:
                 self._resume = None
-            if found:
-                step = FROM_START if self._resume is None else self._resume[0]
-                set_cached_trial(self, self.handle.resumed_from(self.number, step))
+                return None
+            artifacts = artifacts_of(self.storage.peer.store)
+            self._resume = checkpoints.load(artifacts, self.handle.uuid, found, self._new_directory())
+            step = FROM_START if self._resume is None else self._resume[0]
+            set_cached_trial(self, self.handle.resumed_from(self.number, step))
         return self._resume
 
     def _new_directory(self) -> Path:

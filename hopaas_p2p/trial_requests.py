@@ -81,18 +81,18 @@ class TrialRequests:
         with self._lock:
             if self._closed:
                 raise NotYourTrial("the trial is over")
+            if self.told is not None and carry_out is not TrialRequests._should_prune:
+                raise NotYourTrial(f"trial {self._trial.number} has already finished, and stays as it is")
             place = {"trial": self._trial.number, "study": self._study.name}
             return {**place, **carry_out(self, request)}
 
     # --- the requests, one at a time ---
 
     def _report(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._refuse_after_the_end()
         self._trial.report(float(request["value"]), int(request["step"]))
         return self._should_prune(request)
 
     def _log(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._refuse_after_the_end()
         metrics = request["metrics"]
         if not isinstance(metrics, dict):
             raise InvalidInput(f"metrics must be an object of numbers by name, got {str(metrics)[:40]!r}")
@@ -119,7 +119,6 @@ class TrialRequests:
         return asked or f"{type(self._study.optuna.pruner).__name__} says so"
 
     def _tell(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._refuse_after_the_end()
         values = request.get("values")
         state = str(request.get("state") or ("complete" if values else "fail")).lower()
         if state not in ("complete", "pruned", "fail"):
@@ -137,24 +136,17 @@ class TrialRequests:
         return {}
 
     def _checkpoint(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._refuse_after_the_end()
         self._trial.checkpoint(str(request["path"]), step=int(request["step"]))
         return {}
 
     def _renew(self, _request: dict[str, Any]) -> dict[str, Any]:
-        self._refuse_after_the_end()
         if not self._trial.lease_held:
             raise LeaseLost(f"trial {self._trial.number} was taken over by another peer")
         return {}
 
     def _release(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._refuse_after_the_end()
         self.released = str(request.get("reason") or "returned by its program")
         return {}
-
-    def _refuse_after_the_end(self) -> None:
-        if self.told is not None:
-            raise NotYourTrial(f"trial {self._trial.number} has already finished, and stays as it is")
 
 
 _REQUESTS: Final[dict[str, Callable[[TrialRequests, Any], dict[str, Any]]]] = {

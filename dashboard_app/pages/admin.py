@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import streamlit as st
@@ -12,9 +14,12 @@ from dashboard_app import theme
 from dashboard_app.page_context import PageContext
 from dashboard_app.views.spec import size
 from hopaas_p2p import access
+from hopaas_p2p.audit import audit_of, author
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.stores.base import Entry
+from hopaas_p2p.stores.base import read_all
+from hopaas_p2p.stores.checks import examine
+from hopaas_p2p.stores.url import open_store
 
 _LINES: Final = 2000
 _MADE: Final = "token-just-made"
@@ -67,8 +72,9 @@ def _logs(page: PageContext) -> None:
         return
     theme.caption("Measuring reads the whole log once.")
     if st.button("Measure the log and its newest snapshot", key="measure-now"):
-        entries = [len(entry.payload) for entry in _entries(page, chosen)]
-        snapshot = page.cache.store.log(chosen.uuid).newest_snapshot()
+        log = page.cache.store.log(chosen.uuid)
+        entries = [len(entry.payload) for entry in read_all(log)]
+        snapshot = log.newest_snapshot()
         behind = "none yet, or the log is short"
         if snapshot:
             behind = f"{len(entries) - snapshot[0]:,} commits behind"
@@ -92,15 +98,7 @@ def _study(page: PageContext, key: str) -> Listing | None:
     return studies.get(chosen)
 
 
-def _entries(page: PageContext, listing: Listing) -> Iterator[Entry]:
-    from hopaas_p2p.stores.base import read_all
-
-    return read_all(page.cache.store.log(listing.uuid))
-
-
 def _audit(page: PageContext) -> None:
-    from hopaas_p2p.audit import audit_of, author
-
     listing = _study(page, "audit")
     if listing is None:
         return
@@ -126,7 +124,7 @@ def _audit(page: PageContext) -> None:
             "refused": line["refused"] or "",
         }
 
-    rows = [row(line) for line in audit_of(_entries(page, listing))][::-1]
+    rows = [row(line) for line in audit_of(read_all(page.cache.store.log(listing.uuid)))][::-1]
     found = [
         one
         for one in rows
@@ -149,15 +147,8 @@ def _doctor(page: PageContext) -> None:
     )
     if not st.button("Check the store", disabled=not page.may_administer, icon=":material/stethoscope:"):
         return
-    from hopaas_p2p.stores.checks import examine
-    from hopaas_p2p.stores.url import open_store
-
-    with st.spinner("Examining"):
-        store = open_store(page.cache.url, create=False)
-        try:
-            findings = list(examine(store))
-        finally:
-            store.close()
+    with st.spinner("Examining"), contextlib.closing(open_store(page.cache.url, create=False)) as store:
+        findings = list(examine(store))
     failed = sum(not one.passed for one in findings)
     theme.nothing(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
     rows = [
@@ -244,11 +235,8 @@ def _new_token(page: PageContext, users: list[str] | None = None) -> None:
         valid = st.segmented_control("Valid for a", list(access.VALIDITIES), default="month", required=True)
         label = st.text_input("Label, such as where it is used", max_chars=60)
         if st.form_submit_button("Create a token", type="primary") and user:
-            _do(lambda: _keep(access.create_token(page.cache.url, user, label=label, valid=valid or "month")))
-
-
-def _keep(made: access.NewToken) -> None:
-    st.session_state[_MADE] = made
+            made = partial(access.create_token, page.cache.url, user, label=label, valid=valid or "month")
+            _do(lambda: st.session_state.update({_MADE: made()}))
 
 
 def _show_secret() -> None:

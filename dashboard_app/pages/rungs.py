@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from dashboard_app import theme
@@ -73,55 +75,46 @@ def _rungs(frame: Frame) -> None:
     places = configurations.rung_counts(frame.state)[-rungs.MOST_RUNGS :]
     brackets = len({place.bracket for place in places})
     rows = [
-        [theme.safe(rungs.name_of(place, brackets)), *(f"{count:,}" for count in counts)]
-        for place in places
-        for counts in [(place.reached, place.promoted, place.waiting, place.quota)]
-    ]
+        [theme.safe(rungs.name_of(one, brackets)),
+         *(f"{count:,}" for count in (one.reached, one.promoted, one.waiting, one.quota))]
+        for one in places
+    ]  # fmt: skip
     headers = ["rung", "reached", "promoted", "waiting", "promotion limit"]
     theme.table(headers, rows, label="Rungs", numeric=(1, 2, 3, 4))
 
 
 def _promotions(frame: Frame) -> None:
-    events = configurations.promotions(frame.state)
-    theme.heading("Promotions")
+    events = [(one, (one.first,), one.paused) for one in configurations.promotions(frame.state)]
     headers = ["when", "configuration", "after epochs", "paused at", "continued at", "trial"]
-    rows = [_event(frame, one) for one in reversed(events[-_EVENTS:])]
-    theme.table(headers, rows, label="Promotions", numeric=(2,), empty="Nothing has been promoted yet.")
-    if len(events) > _EVENTS:
-        theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
+    _events(frame, "Promotions", headers, events, empty="Nothing has been promoted yet.")
 
 
 def _copies(frame: Frame) -> None:
-    events = relations.copies(frame.state)
-    theme.heading("Copies")
+    events = [(one, (one.member, one.source), one.source_trial) for one in relations.copies(frame.state)]
     headers = ["when", "member", "copied", "after epochs", "its site", "continued at", "trial"]
-    rows = [_copy(frame, one) for one in reversed(events[-_EVENTS:])]
-    theme.table(headers, rows, label="Copies", numeric=(3,), empty="No member has copied another yet.")
+    _events(frame, "Copies", headers, events, empty="No member has copied another yet.")
+
+
+def _events(
+    frame: Frame, title: str, headers: list[str],
+    events: Sequence[tuple[PromotionEvent | CopyEvent, tuple[int, ...], int]], *, empty: str,
+) -> None:  # fmt: skip
+    """The newest of these, each with who takes part and the trial that it continues from."""
+    link = partial(theme.trial_link, frame.name)
+    rows = [
+        [
+            "" if one.at is None else theme.ago(one.at / 1e6),
+            *map(link, members),
+            f"{one.epochs:,}",
+            *(theme.safe(site or "?") for site in (one.site_before, one.site)),
+            f"{link(before)} → {link(one.trial)}",
+        ]
+        for one, members, before in reversed(events[-_EVENTS:])
+    ]
+    theme.heading(title)
+    theme.table(headers, rows, label=title, numeric=(headers.index("after epochs"),), empty=empty)
     if len(events) > _EVENTS:
         theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
-
-
-def _copy(frame: Frame, one: CopyEvent) -> list[str]:
-    return [
-        "" if one.at is None else theme.ago(one.at / 1e6),
-        theme.trial_link(frame.name, one.member),
-        theme.trial_link(frame.name, one.source),
-        f"{one.epochs:,}",
-        theme.safe(one.site_before or "?"),
-        theme.safe(one.site or "?"),
-        f"{theme.trial_link(frame.name, one.source_trial)} → {theme.trial_link(frame.name, one.trial)}",
-    ]
-
-
-def _event(frame: Frame, one: PromotionEvent) -> list[str]:
-    return [
-        "" if one.at is None else theme.ago(one.at / 1e6),
-        theme.trial_link(frame.name, one.first),
-        f"{one.epochs:,}",
-        theme.safe(one.site_before or "?"),
-        theme.safe(one.site or "?"),
-        f"{theme.trial_link(frame.name, one.paused)} → {theme.trial_link(frame.name, one.trial)}",
-    ]
 
 
 def _configurations(frame: Frame) -> None:
@@ -130,8 +123,7 @@ def _configurations(frame: Frame) -> None:
     order = sorted(found, key=lambda row: (-row.epochs, -row.first))
     headers = ["configuration", "state", "epochs", "pauses after", "value at its rungs", "sites", "trials"]
     rows = [_row(frame, row) for row in order[:_ROWS]]
-    population = frame.state.configurations is not None and frame.state.configurations.members is not None
-    if population:
+    if frame.state.configurations is not None and frame.state.configurations.members is not None:
         trees = frame.once(lambda one: relations.families(one.state), "families")
         headers.append("descends from")
         for cells, row in zip(rows, order, strict=False):

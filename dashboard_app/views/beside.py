@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from dashboard_app.views import spec
 from dashboard_app.views.columns import Columns, Mask, place
-from dashboard_app.views.downsample import downsample_line
+from dashboard_app.views.curves import downsampled, finite, rows_of
 from dashboard_app.views.spec import ChartSpec, number
 from dashboard_app.views.trial import rank
 from hopaas_p2p.core.state import State, Trial
@@ -95,32 +94,20 @@ def side_by_side(state: State, columns: Columns, numbers: Sequence[int]) -> Side
 def _fact(name: str, of: Sequence[dict[str, object]] | Sequence[dict[str, float]]) -> Fact:
     """Numbers are written in full where they differ only in digits that would not be shown."""
     values = [some.get(name) for some in of]
-    cells = [_text(value) for value in values]
+    cells = ["" if value is None else spec.cut(spec.text(value), _LONGEST) for value in values]
     if len(set(cells)) < len({repr(value) for value in values}):
         cells = ["" if value is None else spec.cut(str(value), _LONGEST) for value in values]
     return Fact(name, tuple(cells))
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return number(value)
-    return spec.cut(str(value), _LONGEST)
 
 
 def curves(state: State, numbers: Sequence[int]) -> ChartSpec | None:
     """The learning curves of these trials in one chart."""
     layers, words = [], []
     for at, one in enumerate(numbers):
-        reports = state.trials[one].reports
-        points = [(float(step), value) for step, value in sorted(reports.items()) if math.isfinite(value)]
+        points = downsampled(finite(state.trials[one].reports), most=_POINTS)
         if len(points) < 2:
             continue
-        kept = downsample_line(np.array([value for _, value in points]), most=_POINTS)
-        rows = spec.frame(step=[points[i][0] for i in kept], value=[points[i][1] for i in kept])
-        layers.append(spec.dashed(f"trial {one}", at, rows))
-        layers[-1].series.pop("step")  # a curve, and no stairs
+        layers.append(spec.dashed(f"trial {one}", at, rows_of(points)))
         words.append(f"trial {one}: {number(points[-1][1])} at step {points[-1][0]:.0f}")
     if not layers:
         return None

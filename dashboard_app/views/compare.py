@@ -59,7 +59,7 @@ def best_so_far(studies: Named, *, along: Along = "number") -> ChartSpec | None:
         until = float(np.nanmax(x[complete]))
         kept = downsample_line(best, most=600)
         points = spec.frame(along=np.append(x[rows][kept], until), best=np.append(best[kept], best[-1]))
-        layers.append(spec.dashed(name, at, points))
+        layers.append(spec.dashed(name, at, points, step="end"))
         words.append(f"{name}: {spec.number(float(best[-1]))} after {spec.number(float(x[rows[-1]]))}")
     if not layers:
         return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,19 @@ from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report import families
+from hopaas_p2p.report.families import FamilyStretch
 
 _MEMBERS: Final = 40  # lines that are drawn
 _COPIED: Final = "#009E73"
+
+
+class _Line(NamedTuple):
+    member: int
+    trial: int
+    begin: float
+    end: float
+    top: int
+    bottom: int
 
 
 def tree(state: State) -> ChartSpec | None:
@@ -25,19 +35,15 @@ def tree(state: State) -> ChartSpec | None:
     if not members or state.configurations is None or state.configurations.members is None:
         return None
     rows = {member: at for at, member in enumerate(members[:_MEMBERS], 1)}
-    trained = [
-        (one.begin, rows[one.member], one.member, one.trial, one.end, rows[one.member])
-        for one in found
-        if one.member in rows
-    ]
     events = families.copies(state)
     shown = [one for one in events if one.member in rows and one.source in rows]
     every = state.configurations.members.policy.every
     jumps = [
-        (one.epochs, rows[one.source], one.member, one.trial, one.epochs + every / 4, rows[one.member]) for one in shown
+        _Line(one.member, one.trial, one.epochs, one.epochs + every / 4, rows[one.source], rows[one.member])
+        for one in shown
     ]
     layers = [
-        _lines("members", trained, spec.PLAIN, width=2.0),
+        _lines("members", _trained(found, rows), spec.PLAIN, width=2.0),
         _lines("copied", jumps, _COPIED, width=1.5),
         _lines("led to the best", _best(state, rows), spec.BEST, width=4.0),
     ]
@@ -58,36 +64,29 @@ def tree(state: State) -> ChartSpec | None:
     )
 
 
-def _best(state: State, rows: dict[int, int]) -> list[tuple[float, int, int, int, float, int]]:
+def _trained(found: Iterable[FamilyStretch], rows: dict[int, int]) -> list[_Line]:
+    """The lines of what the members that are drawn have trained."""
+    return [_Line(*one, rows[one.member], rows[one.member]) for one in found if one.member in rows]
+
+
+def _best(state: State, rows: dict[int, int]) -> list[_Line]:
     """The stretches that led to the best complete member."""
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
     complete = [(sign * value, number) for number, value in state.trials.results()]
     if not complete or state.configurations is None:
         return []
     by_trial = {one.trial: one for one in families.stretches(state)}
-    path = segments(state.trials, min(complete)[1])
-    return [
-        (one.begin, rows[one.member], one.member, one.trial, one.end, rows[one.member])
-        for part in path
-        if (one := by_trial.get(part.trial)) is not None and one.member in rows
-    ]
+    path = [by_trial.get(part.trial) for part in segments(state.trials, min(complete)[1])]
+    return _trained((one for one in path if one is not None), rows)
 
 
-def _lines(
-    name: str, drawn: Sequence[tuple[float, int, int, int, float, int]], colour: str, *, width: float
-) -> spec.Layer:
+def _lines(name: str, drawn: Sequence[_Line], colour: str, *, width: float) -> spec.Layer:
     """Several lines as one series, separated by rows without a value."""
-    epochs: list[float] = []
-    members: list[float] = []
-    first: list[int] = []
-    trials: list[int] = []
-    for begin, top, member, trial, end, bottom in drawn:
-        epochs += [begin, end, math.nan]
-        members += [top, bottom, math.nan]
-        first += [member] * 3
-        trials += [trial] * 3
     look = {"color": colour, "width": width, "opacity": 0.8}
     rows = spec.frame(
-        epochs=np.array(epochs), row=np.array(members), member=np.array(first, int), trial=np.array(trials, int)
+        epochs=np.array([x for one in drawn for x in (one.begin, one.end, math.nan)]),
+        row=np.array([y for one in drawn for y in (one.top, one.bottom, math.nan)]),
+        member=np.repeat(np.array([one.member for one in drawn], int), 3),
+        trial=np.repeat(np.array([one.trial for one in drawn], int), 3),
     )
     return spec.line(name, rows, colour=colour, connectNulls=False, lineStyle=look, symbol="none")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from dashboard_app.views import spec
 from dashboard_app.views.columns import Columns
-from dashboard_app.views.downsample import downsample_line
+from dashboard_app.views.curves import Points, downsampled, finite, rows_of
 from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.state import State, Trial
 
@@ -47,11 +44,11 @@ def curves(state: State, columns: Columns, number: int) -> list[ChartSpec]:
     best = columns.best() if len(columns.directions) == 1 else None
     charts = []
     for name, values in list(trial.metrics.items()):
-        points = _points(values)
+        points = finite(values)
         if len(points) < 2:
             continue
         layers = []
-        theirs = _points(state.trials[best].metrics.get(name, {})) if best is not None and best != number else []
+        theirs = finite(state.trials[best].metrics.get(name, {})) if best is not None and best != number else []
         if theirs:
             layers.append(_line(f"best, trial {best}", theirs, spec.BEST, 2.0))
         layers.append(_line(f"trial {number}", points, spec.PLAIN, 3.0))
@@ -64,11 +61,6 @@ def curves(state: State, columns: Columns, number: int) -> list[ChartSpec]:
     return charts
 
 
-def _points(values: Mapping[int, float]) -> list[tuple[float, float]]:
-    return [(float(step), value) for step, value in sorted(values.items()) if math.isfinite(value)]
-
-
-def _line(name: str, points: list[tuple[float, float]], colour: str, width: float) -> spec.Layer:
-    kept = downsample_line(np.array([value for _, value in points]), most=_POINTS)
-    rows = spec.frame(step=[points[at][0] for at in kept], value=[points[at][1] for at in kept])
+def _line(name: str, points: Points, colour: str, width: float) -> spec.Layer:
+    rows = rows_of(downsampled(points, most=_POINTS))
     return spec.line(name, rows, colour=colour, width=width, showSymbol=len(points) < _FEW)

@@ -9,7 +9,8 @@ import numpy as np
 
 from dashboard_app.views import spec
 from dashboard_app.views.columns import Columns, Floats, Ints
-from dashboard_app.views.downsample import downsample_line, spread
+from dashboard_app.views.curves import STEPS, Points, bundle, downsampled, finite, option_of
+from dashboard_app.views.downsample import spread
 from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
@@ -22,7 +23,6 @@ _MANY: Final = 5000
 _CUT: Final = 40  # pruned curves that are drawn
 _WHOLE: Final = 20
 _RUNNING: Final = 20
-_STEPS: Final = 120  # points of one curve
 _BARS: Final = 40
 
 
@@ -133,19 +133,17 @@ def curves(state: State, columns: Columns, *, height: int = 400) -> ChartSpec | 
         return None
     some_cut, some_whole = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)]
     best = whole[np.argsort(np.where(columns.complete(), columns.cost(), np.inf)[whole], kind="stable")[:1]]
+
+    def drawn(numbers: Ints) -> list[tuple[int, Points]]:
+        return [(number, curve_of(state.trials[number])) for number in numbers.tolist()]
+
     layers = [
-        _bundle("pruned", state, some_cut, palette.PRUNED, "dotted", 1.0),
-        _bundle("complete", state, some_whole, spec.PLAIN, "solid", 1.0),
-        _bundle("running", state, running, palette.RUNNING, "dashed", 1.8),
-        _bundle("best", state, best, spec.BEST, "solid", 3.0),
+        bundle("pruned", drawn(some_cut), palette.PRUNED, "dotted", 1.0),
+        bundle("complete", drawn(some_whole), spec.PLAIN, "solid", 1.0),
+        bundle("running", drawn(running), palette.RUNNING, "dashed", 1.8),
+        bundle("best", drawn(best), spec.BEST, "solid", 3.0),
     ]
-    layers = [layer for layer in layers if len(layer.rows)]
-    everything = np.concatenate([layer.rows["value"].to_numpy(dtype=np.float64) for layer in layers])
-    minimize = columns.directions[0] == "minimize"
-    low, high = spec.robust_limits(everything[np.isfinite(everything)], minimize=minimize, without=0.1)
-    option = spec.base(
-        layers, xAxis=spec.axis("step"), yAxis=spec.axis("reported value", min=low, max=high, nameGap=44)
-    )
+    option = option_of(layers, along="step", minimize=columns.directions[0] == "minimize", marks=())
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
     about += [f"the best (trial {number})" for number in best]
@@ -153,23 +151,6 @@ def curves(state: State, columns: Columns, *, height: int = 400) -> ChartSpec | 
     return ChartSpec("Learning curves", option, f"Learning curves: {', '.join(about)}.", caption, height=height)
 
 
-def _bundle(name: str, state: State, numbers: Ints, colour: str, dash: str, width: float) -> spec.Layer:
-    """Several curves as one series, separated by rows without a value."""
-    steps: list[float] = []
-    values: list[float] = []
-    trials: list[int] = []
-    for number in numbers.tolist():
-        points = curve_of(state.trials[number])
-        steps += [*(step for step, _ in points), math.nan]
-        values += [*(value for _, value in points), math.nan]
-        trials += [number] * (len(points) + 1)
-    rows = spec.frame(step=steps[:-1], value=values[:-1], trial=trials[:-1])
-    look = {"color": colour, "width": width, "type": dash, "opacity": 0.55 if width == 1.0 else 1.0}
-    return spec.line(name, rows, colour=colour, connectNulls=False, lineStyle=look, symbol="none")
-
-
-def curve_of(trial: Trial, *, most: int = _STEPS) -> list[tuple[float, float]]:
+def curve_of(trial: Trial, *, most: int = STEPS) -> Points:
     """A trial's finite reports by step, downsampled."""
-    points = [(float(step), value) for step, value in sorted(trial.reports.items()) if math.isfinite(value)]
-    kept = downsample_line(np.array([value for _, value in points]), most=most)
-    return [points[at] for at in kept]
+    return downsampled(finite(trial.reports), most=most)

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.downsample import downsample_line, spread
+from dashboard_app.views.curves import Points, bundle, downsampled, finite, option_of
+from dashboard_app.views.downsample import spread
 from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import State
@@ -21,7 +22,6 @@ _WHOLE: Final = 20
 _RUNNING: Final = 20
 MOST_RUNGS: Final = 24
 """That are shown, the highest ones: a population may have thousands."""
-_STEPS: Final = 120  # points of one curve
 _WENT_ON: Final = "#009E73"
 
 
@@ -95,20 +95,20 @@ def curves(state: State, *, height: int = 400) -> ChartSpec | None:
     running = [row for row in rows if row.state == "running"][:_RUNNING]
     paused, whole = _some(rows, "paused", _PAUSED), _some(rows, "complete", _WHOLE)
     best = _best(state, [row for row in rows if row.state == "complete"])
+
+    def layer(name: str, some: list[ConfigurationRow], colour: str, dash: str, width: float) -> spec.Layer:
+        drawn = [(row.first, reports(state, row)) for row in some]
+        return bundle(name, drawn, colour, dash, width, along="epochs", of="configuration")
+
     layers = [
-        _bundle("paused", state, paused, spec.FAINT, "dotted", 1.0),
-        _bundle("complete", state, whole, spec.PLAIN, "solid", 1.0),
-        _bundle("running", state, running, _WENT_ON, "dashed", 1.8),
-        _bundle("best", state, best, spec.BEST, "solid", 3.0),
+        layer("paused", paused, spec.FAINT, "dotted", 1.0),
+        layer("complete", whole, spec.PLAIN, "solid", 1.0),
+        layer("running", running, _WENT_ON, "dashed", 1.8),
+        layer("best", best, spec.BEST, "solid", 3.0),
     ]
-    layers = [layer for layer in layers if len(layer.rows)]
     marks = _marks(state, {row.first for row in (*paused, *whole, *running, *best)})
-    everything = np.concatenate([layer.rows["value"].to_numpy(dtype=np.float64) for layer in layers])
     minimize = state.define is None or state.define.directions[0] == "minimize"
-    low, high = spec.robust_limits(everything[np.isfinite(everything)], minimize=minimize, without=0.1)
-    option = spec.base(
-        [*layers, *marks], xAxis=spec.axis("epochs"), yAxis=spec.axis("reported value", min=low, max=high, nameGap=44)
-    )
+    option = option_of(layers, along="epochs", minimize=minimize, marks=marks)
     said = (
         f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations, of the {len(rows):,} "
         "that are beyond the first epoch"
@@ -133,36 +133,13 @@ def _best(state: State, complete: Sequence[ConfigurationRow]) -> list[Configurat
     return [min(valued)[-1]] if valued else []
 
 
-def reports(state: State, row: ConfigurationRow) -> list[tuple[float, float]]:
+def reports(state: State, row: ConfigurationRow) -> Points:
     """The finite reports of a configuration by epoch, of all its trials, downsampled."""
     policy = state.configurations.policy if state.configurations is not None else None
     said: dict[int, float] = {}
     for number in row.trials:
         said |= state.trials[number].reports
-    points = [
-        (float(step if policy is None else policy.epochs(step)), value)
-        for step, value in sorted(said.items())
-        if math.isfinite(value)
-    ]
-    kept = downsample_line(np.array([value for _, value in points]), most=_STEPS)
-    return [points[at] for at in kept]
-
-
-def _bundle(
-    name: str, state: State, rows: Sequence[ConfigurationRow], colour: str, dash: str, width: float
-) -> spec.Layer:
-    """Several curves as one series, separated by rows without a value."""
-    epochs: list[float] = []
-    values: list[float] = []
-    numbers: list[int] = []
-    for row in rows:
-        points = reports(state, row)
-        epochs += [*(epoch for epoch, _ in points), math.nan]
-        values += [*(value for _, value in points), math.nan]
-        numbers += [row.first] * (len(points) + 1)
-    look = {"color": colour, "width": width, "type": dash, "opacity": 0.55 if width == 1.0 else 1.0}
-    drawn = spec.frame(epochs=epochs[:-1], value=values[:-1], configuration=numbers[:-1])
-    return spec.line(name, drawn, colour=colour, connectNulls=False, lineStyle=look, symbol="none")
+    return downsampled(finite({step if policy is None else policy.epochs(step): one for step, one in said.items()}))
 
 
 def _marks(state: State, shown: set[int]) -> list[spec.Layer]:

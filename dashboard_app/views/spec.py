@@ -91,6 +91,11 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def text(value: object) -> str:
+    """A parameter's value as people read it."""
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
 def size(count: int) -> str:
     """Bytes as people read them."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -161,11 +166,11 @@ def line(name: str, rows: Rows, *, colour: str, width: float = 2, **more: Any) -
     return Layer(series, rows)
 
 
-def dashed(name: str, at: int, rows: Rows) -> Layer:
-    """One of several lines of steps, told apart by colour and by dashes."""
+def dashed(name: str, at: int, rows: Rows, **more: Any) -> Layer:
+    """One of several lines, told apart by colour and by dashes."""
     colour = COLOURS[at % len(COLOURS)]
     look = {"type": ("solid", "dashed", "dotted")[at % 3], "width": 2, "color": colour}
-    return line(name, rows, colour=colour, step="end", lineStyle=look)
+    return line(name, rows, colour=colour, lineStyle=look, **more)
 
 
 def wants_log(values: Floats) -> bool:

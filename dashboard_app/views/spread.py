@@ -33,7 +33,7 @@ def edf_chart(groups: Sequence[tuple[str, Floats]]) -> ChartSpec:
     for at, (name, values) in enumerate(groups):
         x, share = np.sort(values), np.arange(1, len(values) + 1) / max(1, len(values))
         kept = downsample_line(x, most=MOST // max(1, len(groups)))
-        layers.append(spec.dashed(name, at, spec.frame(value=x[kept], share=share[kept])))
+        layers.append(spec.dashed(name, at, spec.frame(value=x[kept], share=share[kept]), step="end"))
     everything = np.concatenate([values for _, values in groups])
     low, high = spec.robust_limits(everything, minimize=False)[0], spec.robust_limits(everything, minimize=True)[1]
     limits: dict[str, Any] = {"min": low, "max": high}

@@ -11,6 +11,7 @@ import numpy as np
 
 from dashboard_app.views import spec
 from dashboard_app.views.columns import Columns, place
+from dashboard_app.views.curves import Points, rows_of
 from dashboard_app.views.pruning import curve_of
 from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.core.records import TrialState
@@ -41,18 +42,14 @@ def standings(state: State, columns: Columns, number: int) -> list[Standing]:
         one = columns.parameters.get(name)
         others = column[complete & np.isfinite(column)] if column is not None else np.empty(0)
         if one is None or column is None or not len(others):
-            found.append(Standing(name, _text(value)))
+            found.append(Standing(name, spec.text(value)))
             continue
         mine = float(column[number])
         numeric = one.choices is None
         equal = float(np.mean(others == mine))
         share = float(np.mean(others < mine)) + equal / 2 if numeric else equal
-        found.append(Standing(name, _text(value), numeric, share))
+        found.append(Standing(name, spec.text(value), numeric, share))
     return found
-
-
-def _text(value: object) -> str:
-    return spec.number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def rank(columns: Columns, number: int) -> tuple[int, int] | None:
@@ -90,15 +87,12 @@ def curve(state: State, columns: Columns, number: int) -> ChartSpec | None:
     return ChartSpec("Learning curve", option, alt, height=340)
 
 
-def _line(
-    name: str, points: list[tuple[float, float]], colour: str, dash: str, width: float, *, marks: bool = False
-) -> spec.Layer:
-    rows = spec.frame(step=[step for step, _ in points], value=[value for _, value in points])
+def _line(name: str, points: Points, colour: str, dash: str, width: float, *, marks: bool = False) -> spec.Layer:
     look = {"color": colour, "width": width, "type": dash}
-    return spec.line(name, rows, colour=colour, lineStyle=look, showSymbol=marks)
+    return spec.line(name, rows_of(points), colour=colour, lineStyle=look, showSymbol=marks)
 
 
-def _median(state: State, columns: Columns, number: int) -> list[tuple[float, float]]:
+def _median(state: State, columns: Columns, number: int) -> Points:
     """(step, median report of the complete trials there), where at least three reported."""
     rows = np.flatnonzero(columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & (columns.number != number))
     by_step: dict[int, list[float]] = {}

@@ -25,6 +25,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.trust import client_context
 from hopaas_p2p.peer.election import Election
+from hopaas_p2p.peer.liveness import owners_of
 from hopaas_p2p.process import new_uuid
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.base import Beat
@@ -150,7 +151,7 @@ class AlertSender:
 
     def _silences(self, now: float) -> dict[str, float]:
         state = self.study.state
-        owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
+        owners = owners_of(state)
         self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
         return {owner: self._owners.silence(owner, now) / ttl_of(state, owner) for owner in owners}
 

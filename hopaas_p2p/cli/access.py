@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import click
 
+from hopaas_p2p import access
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.stores.url import open_store, redacted
 from hopaas_p2p.times import to_iso
 
 _ROLES: Final = ("viewer", "worker", "owner")
@@ -25,15 +27,11 @@ def init(session: CliSession, url: str | None) -> None:
     URL is that of the database with its owner's login, e.g. postgresql://owner@db.example.org/tuning; it may also be
     given by --store. Repeating it does no harm.
     """
-    from hopaas_p2p.stores.url import open_store, redacted
-
     chosen = url or session.store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
         store = open_store(chosen)
         session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
         return
-    from hopaas_p2p import access
-
     before = access.initialise(chosen)
     what = "is up to date" if before else "is ready; give people tokens: hopaas-p2p user add, hopaas-p2p token create"
     session.done({"store": redacted(chosen), "was": before or None}, f"the store in {redacted(chosen)} {what}")
@@ -50,8 +48,6 @@ def user() -> None:
 @click.option("--existing", is_flag=True, help="Let an existing login of the server use this store.")
 def user_add(session: CliSession, username: str, existing: bool) -> None:
     """Create a user. Then create a token for it: hopaas-p2p token create NAME"""
-    from hopaas_p2p import access
-
     access.add_user(session.store_url, username, existing=existing)
     session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p token create {username}")
 
@@ -60,8 +56,6 @@ def user_add(session: CliSession, username: str, existing: bool) -> None:
 @options(study="none")
 def user_list(session: CliSession) -> None:
     """List the users."""
-    from hopaas_p2p import access
-
     found = access.users(session.store_url)
     rows = [{"user": one.name, "created": to_iso(one.created), "tokens": one.tokens} for one in found]
     columns: Columns = {"user": "user", "created": _time("created"), "tokens": "tokens"}
@@ -73,8 +67,6 @@ def user_list(session: CliSession) -> None:
 @options(study="none")
 def user_rm(session: CliSession, username: str) -> None:
     """Remove a user with all tokens and grants. Open sessions end at once; the logs keep what the user did."""
-    from hopaas_p2p import access
-
     access.remove_user(session.store_url, username)
     session.done({"user": username}, f"Removed {username} with all tokens and grants.")
 
@@ -101,8 +93,6 @@ def token_create(session: CliSession, user: str, valid: str, label: str, connect
     hopaas-p2p token create alice --valid week --label cluster > alice.token
     export HOPAAS_TOKEN_FILE=$PWD/alice.token
     """  # noqa: D301  # click wants the backspace
-    from hopaas_p2p import access
-
     made = access.create_token(session.store_url, user, valid=valid, label=label, connections=connections)
     secret = made.secret.reveal()
     session.show(
@@ -120,8 +110,6 @@ def token_create(session: CliSession, user: str, valid: str, label: str, connect
 @click.option("--user", help="List the tokens of this user only.")
 def token_list(session: CliSession, user: str | None) -> None:
     """List tokens: user, label, when created, when they expire, when last used."""
-    from hopaas_p2p import access
-
     times = ("created", "expires", "last_used")
     rows = [
         {name: to_iso(value) if name in times else value for name, value in one._asdict().items()}
@@ -142,8 +130,6 @@ def token_list(session: CliSession, user: str | None) -> None:
 @options(study="none")
 def token_revoke(session: CliSession, token_name: str) -> None:
     """Revoke a token, named as in `token list` or by its label. Its open sessions end at once."""
-    from hopaas_p2p import access
-
     gone = access.revoke_token(session.store_url, token_name)
     session.done({"name": gone}, f"Revoked {gone}.")
 
@@ -152,8 +138,6 @@ def token_revoke(session: CliSession, token_name: str) -> None:
 @options(study="argument")
 def grants(session: CliSession) -> None:
     """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may run this."""
-    from hopaas_p2p import access
-
     found = access.grants(session.store_url, session.study_name)
     rows = [{"user": g.user, "role": g.role, "granted": to_iso(g.granted), "granted_by": g.granted_by} for g in found]
     columns: Columns = {"user": "user", "role": "role", "granted": _time("granted"), "by": "granted_by"}
@@ -167,8 +151,6 @@ def grants(session: CliSession) -> None:
 @options(study="none")
 def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
     """Let USER view STUDY, work on it, or own it. Owners of the study only."""
-    from hopaas_p2p import access
-
     access.grant(session.store_url, study_name, user, role)
     session.done(
         {"study": study_name, "user": user, "role": role}, f"{user} now has the role {role} in {study_name!r}."
@@ -181,8 +163,6 @@ def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
 @options(study="none")
 def revoke(session: CliSession, study_name: str, user: str) -> None:
     """Remove USER's grant for STUDY. Owners of the study only."""
-    from hopaas_p2p import access
-
     access.revoke(session.store_url, study_name, user)
     session.done({"study": study_name, "user": user}, f"{user} no longer has a role in {study_name!r}.")
 

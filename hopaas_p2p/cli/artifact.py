@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from hopaas_p2p.artifacts import short_id
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
@@ -75,8 +76,6 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
 @click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="List the files of this trial only.")
 def ls(session: CliSession, trial: int | None) -> None:
     """List the files of a study and its trials. Other commands take the shortened ids; --json prints whole ones."""
-    from hopaas_p2p.artifacts import short_id
-
     found = session.study().artifacts().list(trial)
     short_ids = {one.id: short_id(one) for one in found}
     columns: Columns = {

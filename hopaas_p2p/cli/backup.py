@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
+import msgspec
 
+from hopaas_p2p import backup as backups
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, check_new, options
+from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.times import to_iso
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -28,18 +32,10 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
     \b
     hopaas-p2p backup ./campaign campaign-$(date +%F).backup
     """  # noqa: D301  # click needs the backspace
-    import msgspec
-
-    from hopaas_p2p.backup import back_up
-    from hopaas_p2p.stores.url import open_store
-
     check_new(target, force=force)
     session.settings.publish()
-    store = open_store(url, create=False)
-    try:
-        manifest = back_up(store, target, files=not no_files, say=output.say)
-    finally:
-        store.close()
+    with contextlib.closing(open_store(url, create=False)) as store:
+        manifest = backups.back_up(store, target, files=not no_files, say=output.say)
     for name, why in manifest.left_out.items():
         output.say(f"Note: {name!r} is not in the backup: {why}")
     if manifest.files_left_out:
@@ -63,20 +59,10 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     \b
     hopaas-p2p restore campaign-2026-11-26.backup ./campaign
     """  # noqa: D301  # click needs the backspace
-    from hopaas_p2p import backup as backups
-    from hopaas_p2p.stores.url import open_store
-
     session.settings.publish()
-    opened = backups.read(source)
-    try:
-        store = open_store(url)
-        try:
-            result = backups.restore(opened, store)
-        finally:
-            store.close()
-    finally:
-        opened.close()
-    manifest = opened.manifest
+    with contextlib.closing(backups.read(source)) as opened, contextlib.closing(open_store(url)) as store:
+        result = backups.restore(opened, store)
+        manifest = opened.manifest
     if manifest.files_left_out:
         output.say(f"Note: the backup has no files and checkpoints: {manifest.files_left_out}")
     trials, files = output.count(result.trials, "trial"), output.count(result.files, "file")

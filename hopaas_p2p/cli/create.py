@@ -12,13 +12,17 @@ from hopaas_p2p import budget, space
 from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
+from hopaas_p2p.errors import InvalidInput, StudyExists
+from hopaas_p2p.export.arrival import bring_in
+from hopaas_p2p.export.portable import Portable, PortableTrial
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
 from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.sweeps import StudyDescription, read
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
-    from hopaas_p2p.sweeps import StudyDescription
 
 _FILE = click.Path(path_type=Path)
 
@@ -84,10 +88,7 @@ def create(
         --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)' \\
         --space 'opt=cat(adam,sgd)' --direction maximize
     """  # noqa: D301  # click needs the backspace
-    from hopaas_p2p.errors import StudyExists
-    from hopaas_p2p.sampler_config import built, checked
     from hopaas_p2p.study import open_study
-    from hopaas_p2p.sweeps import StudyDescription, read
 
     described = StudyDescription() if from_yaml is None else read(from_yaml)
     wanted = [word.strip() for one in directions for word in one.split(",")] or described.directions
@@ -166,8 +167,6 @@ def set_budget(study: Study, budgets: tuple[str, ...]) -> None:
 
 def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:
     """The search space of options; raises InvalidInput."""
-    from hopaas_p2p.errors import InvalidInput
-
     given = space.read_space(space_file) if space_file else {}
     more = space.parse_space(specs)
     for name in given.keys() & more.keys():
@@ -177,7 +176,6 @@ def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, An
 
 def _write_extras(study: Study, described: StudyDescription) -> None:
     """Write what a file says beyond the definition: names, attributes, the points of a grid."""
-    from hopaas_p2p.core.records import StudySet
     from hopaas_p2p.translate import to_json
 
     system: dict[str, Any] = {}
@@ -195,9 +193,6 @@ def _write_extras(study: Study, described: StudyDescription) -> None:
 
 def _enqueue_grid(storage: Storage, name: str, described: StudyDescription) -> None:
     """Queue every point of the grid, many per commit."""
-    from hopaas_p2p.core.records import TrialCreate, TrialState
-    from hopaas_p2p.export.arrival import bring_in
-    from hopaas_p2p.export.portable import Portable, PortableTrial
     from hopaas_p2p.translate import to_optuna
 
     dists = {key: to_optuna(one) for key, one in described.space.items()}

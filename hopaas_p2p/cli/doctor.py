@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hopaas_p2p import rescue, spool
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
+from hopaas_p2p.findings import AGAIN, Finding
+from hopaas_p2p.stores.checks import examine
+from hopaas_p2p.stores.meet import Meeting
+from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
-    from hopaas_p2p.findings import Finding
+    from collections.abc import Iterator
+
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.stores.base import Store
 
@@ -50,12 +58,6 @@ def doctor(
         return _rescue(session, url or session.store_url, from_live=from_live, to=to, new_name=new_name)
     if from_live or to is not None or new_name is not None:
         raise click.UsageError("--from-live, --to and --as need --rescue.")
-    from hopaas_p2p.errors import HopaasError
-    from hopaas_p2p.findings import AGAIN, Finding
-    from hopaas_p2p.stores.checks import examine
-    from hopaas_p2p.stores.meet import Meeting
-    from hopaas_p2p.stores.url import open_store
-
     session.settings.publish()
     place = url or session.store_url
     findings: list[Finding] = []
@@ -70,11 +72,11 @@ def doctor(
     except HopaasError as error:
         note(Finding("open", passed=False, detail=str(error), cure=AGAIN))
     else:
-        try:
+        with contextlib.closing(store):
             for finding in examine(store) if meet is None else Meeting(store, meet).findings():
                 note(finding)
-        finally:
-            store.close()
+            for finding in _spooled(store) if meet is None else ():
+                note(finding)
     failed = sum(not finding.passed for finding in findings)
     if session.as_json:
         output.print_json([finding._asdict() for finding in findings])
@@ -83,23 +85,31 @@ def doctor(
     return 1 if failed else 0
 
 
+def _spooled(store: Store) -> Iterator[Finding]:
+    """What this machine's spool has of a study's log, and the log has not."""
+    if not any(True for _ in spool.histories()):
+        return
+    with contextlib.suppress(HopaasError):  # what cannot be read was found before
+        for uuid, name in rescue.names_of(store)[0].items():
+            kept = rescue.kept_elsewhere(store, uuid)
+            if kept is not None:
+                cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {name}"
+                yield Finding(f"study {name}, spool", passed=False, detail=kept, cure=cure)
+
+
 def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None, new_name: str | None) -> int:
-    from hopaas_p2p import rescue
-    from hopaas_p2p.errors import ConfigurationError, NoSuchStudy
     from hopaas_p2p.storage import open_storage
-    from hopaas_p2p.stores.url import open_store
 
     session.settings.publish()
-    store = open_store(place, create=False)
     results = []
-    try:
+    with contextlib.closing(open_store(place, create=False)) as store:
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
         if chosen is not None:
             names = {uuid: name for uuid, name in names.items() if name == chosen}
             if not names:
                 raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}")
-        reasons = {uuid: rescue.is_damaged(store.log(uuid)) for uuid in names}
+        reasons = {uuid: rescue.is_damaged(store.log(uuid)) or rescue.kept_elsewhere(store, uuid) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
         if not damaged:
             output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")
@@ -109,17 +119,12 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             )
         if damaged and not whole and to is None:
             raise ConfigurationError("the list of studies is damaged, too: copy into another store, with --to STORE")
-        target = open_storage(to or place) if damaged else None
-        try:
-            for uuid, name in damaged.items():
-                assert target is not None
-                output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
-                results.append(_rescue_one(session, store, uuid, name, target, from_live=from_live, new_name=new_name))
-        finally:
-            if target is not None:
-                target.close()
-    finally:
-        store.close()
+        if damaged:
+            with contextlib.closing(open_storage(to or place)) as target:
+                for uuid, name in damaged.items():
+                    output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
+                    rescued = _rescue_one(session, store, uuid, name, target, from_live=from_live, new_name=new_name)
+                    results.append(rescued)
     if session.as_json:
         output.print_json(results)
     return 0
@@ -129,8 +134,6 @@ def _rescue_one(
     session: CliSession, store: Store, uuid: str, name: str, target: Storage, *, from_live: bool, new_name: str | None
 ) -> dict[str, Any]:
     """Rescue one study, and say what became of it."""
-    from hopaas_p2p import rescue
-
     if from_live:
         count = rescue.ask_live_peers(store, uuid, within=max(rescue.PATIENCE, session.settings.seconds("patience")))
         output.say(f"{name}: {output.count(count, 'live peer')} handed over what it knows")

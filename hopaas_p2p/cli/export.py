@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import HopaasError
 
 if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
     from hopaas_p2p.trackers import Export, Tracker
 
 _follow = click.option(
@@ -91,24 +93,20 @@ def _export(session: CliSession, tracker: Tracker, *, follow: bool, interval: fl
         raise click.UsageError(f"--interval must be a positive number of seconds, not {interval}.")
     study = session.study()
     export_ = Export(study, tracker)
-    try:
-        sent = _until_done(export_, session, interval) if follow else export_.sync()
+    with contextlib.closing(tracker):
+        sent = _until_done(export_, study, interval) if follow else export_.sync()
         leave_link(study, tracker)
-    finally:
-        tracker.close()
     message = f"Exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
-def _until_done(export_: Export, session: CliSession, interval: float) -> int:
+def _until_done(export_: Export, study: Study, interval: float) -> int:
     """Export until the study is done and all of it is there; returns how many trials were sent."""
-    study = session.study()
     sent, away = 0, False
     while True:
         try:
-            done = (
-                study.state.finished() and not study.state.running
-            )  # asked before the export, which must have its last trials
+            # asked before the export, which must have its last trials
+            done = study.state.finished() and not study.state.running
             sent += export_.sync()
         except HopaasError as error:
             if not error.retry:

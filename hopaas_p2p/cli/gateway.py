@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 from pathlib import Path
@@ -10,6 +11,10 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.gateway import log, server
+from hopaas_p2p.gateway.admission import GatewayLimits
+from hopaas_p2p.gateway.certificate import Certificate
+from hopaas_p2p.gateway.postgres import PostgresTarget
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -74,13 +79,6 @@ def gateway(
     stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines. Several gateways
     may run side by side.
     """
-    import asyncio
-
-    from hopaas_p2p.gateway import log, server
-    from hopaas_p2p.gateway.admission import GatewayLimits
-    from hopaas_p2p.gateway.certificate import Certificate
-    from hopaas_p2p.gateway.postgres import PostgresTarget
-
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")

@@ -8,6 +8,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.joining import invitation as invitations
 from hopaas_p2p.times import to_iso
 
 
@@ -34,8 +35,6 @@ def invite(session: CliSession, role: str, days: int, site: str, address: str | 
     List it with `token list`, and revoke it with `token revoke`. For a bucket or a directory it says where the study
     is; guests need keys or permissions of their own.
     """  # noqa: D301  # click wants the backspace
-    from hopaas_p2p.joining import invitation as invitations
-
     session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, role=role, days=days, site=site, address=address)
     said = made.invitation

@@ -17,6 +17,10 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.cli.submit import job_options, split, submit_joined
 from hopaas_p2p.cli.worker import work, worker_options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.joining import membership as memberships
+from hopaas_p2p.joining import ways
+from hopaas_p2p.joining.invitation import Invitation
+from hopaas_p2p.joining.login_node import can_be_relayed, start_bridge, start_relay
 from hopaas_p2p.settings import variable
 
 if TYPE_CHECKING:
@@ -80,8 +84,6 @@ def join(
 
 def _prepare(membership: Membership, via: str | None, login_node: str | None) -> Membership:
     """Start what jobs need on this node, and keep by which way they go."""
-    from hopaas_p2p.joining.login_node import can_be_relayed, start_bridge, start_relay
-
     via = via or membership.values.get("via", "auto")
     relayed = can_be_relayed(membership.store)
     if via == "relay" and not relayed:
@@ -103,9 +105,6 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
 
 def _membership(file: str | None, *, site: str) -> Membership:
     """What is joined: by the invitation, or before."""
-    from hopaas_p2p.joining import membership as memberships
-    from hopaas_p2p.joining.invitation import Invitation
-
     text = _read(file)
     if text:
         return memberships.accept(Invitation.parse(text), site=site)
@@ -139,11 +138,8 @@ def _read(file: str | None) -> str:
             ) from None
     if sys.stdin is None:
         return ""
-    if file is None:
-        from hopaas_p2p.joining.membership import names
-
-        if os.environ.get(variable("joined")) or (names() and not _comes_by_stdin()):
-            return ""
+    if file is None and (os.environ.get(variable("joined")) or (memberships.names() and not _comes_by_stdin())):
+        return ""
     if sys.stdin.isatty():
         return str(click.prompt("Invitation", hide_input=True, err=True)).strip()
     return sys.stdin.read(_LONGEST).strip()
@@ -163,8 +159,6 @@ def _nothing_in(file: str) -> str:
 
 def _reach(membership: Membership) -> Membership:
     """Find the way to the store, and let this process take it."""
-    from hopaas_p2p.joining import ways
-
     ways.enter(membership)
     way, membership = ways.find(membership, _say)
     ways.enter(membership)

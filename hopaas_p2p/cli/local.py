@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
@@ -17,11 +17,8 @@ from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.local.peer import SILENCE
+from hopaas_p2p.local.peer import SILENCE, LocalPeer, watch_silence
 from hopaas_p2p.ownership import read_secret
-
-if TYPE_CHECKING:
-    from hopaas_p2p.local.peer import LocalPeer
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _silence = click.option(
@@ -96,8 +93,6 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
 @contextlib.contextmanager
 def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tuple[LocalPeer, threading.Event]]:
     """The peer, and an event that SIGTERM and Ctrl-C set. Its trials are returned at the end."""
-    from hopaas_p2p.local.peer import LocalPeer, watch_silence
-
     if not silence > 0:
         raise InvalidInput(f"--silence must be a positive number of seconds, not {silence}.")
     ending = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -133,10 +134,8 @@ def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str)
     try:
         session = CliSession(store=ctx.params.get("store"))
         session.settings = Settings(warn=lambda _: None)
-        try:
+        with contextlib.closing(session):
             names = session.storage().study_names()
-        finally:
-            session.close()
     except Exception:  # noqa: BLE001  # a failing completion completes nothing
         return []
     return [name for name in names if name.startswith(incomplete)]
@@ -166,11 +165,9 @@ def options(*, study: Literal["none", "option", "argument"] = "option", store: b
                 raise click.UsageError(f"Two studies are named, {name!r} and --study {study!r}. Name one.")
             click.get_current_context().meta[output.QUIET] = quiet
             warnings.simplefilter("ignore")  # they are for programmers, not for users
-            session = CliSession(store=store, study=name if name is not None else study, as_json=as_json)
-            try:
+            named = name if name is not None else study
+            with contextlib.closing(CliSession(store=store, study=named, as_json=as_json)) as session:
                 return function(session, *args, **others)
-            finally:
-                session.close()
 
         for add in reversed(_shared(study, store=store)):
             wrapped = add(wrapped)

@@ -147,33 +147,27 @@ def ago(seconds: float | None) -> str:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print a table. On a terminal, the widest columns are cut to fit."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(_width, column)) for column in zip(headers, *cells, strict=True)]
-    if sys.stdout.isatty():
-        room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
-        while sum(widths) > room and max(widths) > 8:
-            widths[widths.index(max(widths))] -= 1
-    for at, row in enumerate((headers, *cells)):
-        parts = []
-        for header, cell, width in zip(headers, row, widths, strict=True):
-            text = _cut(cell, width)
-            space = " " * (width - _width(text))
-            coloured = _coloured(text) if at else text
-            parts.append(space + coloured if header in right else coloured + space)
-        click.echo("  ".join(parts).rstrip())
+    """Print a table. On a terminal, the widest columns are cut to fit, and states are in colour."""
+    for line in aligned([headers, *rows], right=right, for_terminal=sys.stdout.isatty()):
+        click.echo(line)
 
 
-def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal: bool = False) -> list[str]:
     """Lines of a table whose first row is its heads, two spaces between columns."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    if for_terminal:
+        room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+        while sum(widths) > room and max(widths) > 8:
+            widths[widths.index(max(widths))] -= 1
     lines = []
     for row in cells:
         parts = []
-        for head, cell, width in zip(cells[0], row, widths, strict=True):
-            space = " " * (width - _width(cell))
-            parts.append(space + cell if head in right else cell + space)
+        for head, cell, width in zip(rows[0], row, widths, strict=True):
+            text = _cut(cell, width)
+            space = " " * (width - _width(text))
+            text = _coloured(text) if for_terminal and row is not cells[0] else text
+            parts.append(space + text if head in right else text + space)
         lines.append("  ".join(parts).rstrip())
     return lines
 

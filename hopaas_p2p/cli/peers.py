@@ -11,7 +11,10 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.core.state import differences
 from hopaas_p2p.errors import InvalidInput, NoSuchPeer
+from hopaas_p2p.peer.liveness import signs_of_idle_peers, signs_of_life
+from hopaas_p2p.report.facts import last_ended
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
@@ -36,8 +39,6 @@ def list_(session: CliSession, show_all: bool) -> None:
     peer is listed until another peer takes over its trial. Of the peers that run no trial, an idle one is alive, one
     that has left has ended, and one that is gone fell silent without an end.
     """
-    from hopaas_p2p.peer.liveness import signs_of_idle_peers, signs_of_life
-
     study = session.study()
     peer, state = study.storage.peer, study.state
     signs = signs_of_life(peer, state)
@@ -60,9 +61,6 @@ def list_(session: CliSession, show_all: bool) -> None:
 
 
 def _rows(state: State, signs: dict[str, SignOfLife], idle: dict[str, SignOfLife]) -> list[dict[str, Any]]:
-    from hopaas_p2p.core.state import differences
-    from hopaas_p2p.report.facts import last_ended
-
     ends, now = last_ended(state), time.time()
     running: dict[str, list[int]] = {}
     for number in list(state.running):
@@ -81,7 +79,7 @@ def _rows(state: State, signs: dict[str, SignOfLife], idle: dict[str, SignOfLife
                 "job": job,
                 "running": running.get(peer, []),
                 "ended": ended[peer],
-                "state": _of_idle(idle.get(peer)) if sign is None else _word(sign),
+                "state": _state(sign, idle.get(peer)),
                 "last_seen": ended_ago if seen is None else seen.ago,
                 "draining": state.is_draining(peer),
                 "differs": differences(info),
@@ -90,13 +88,11 @@ def _rows(state: State, signs: dict[str, SignOfLife], idle: dict[str, SignOfLife
     return rows
 
 
-def _word(sign: SignOfLife) -> str:
-    return {True: "alive", False: "silent", None: "unknown"}[sign.alive]
-
-
-def _of_idle(sign: SignOfLife | None) -> str:
-    """What has become of a peer that runs no trial; at its end a peer removes its heartbeat."""
-    return "left" if sign is None else {True: "idle", False: "gone", None: "unknown"}[sign.alive]
+def _state(running: SignOfLife | None, idle: SignOfLife | None) -> str:
+    """One word for a peer, by its sign of life while it runs a trial or none; at its end it removes its heartbeat."""
+    if running is not None:
+        return {True: "alive", False: "silent", None: "unknown"}[running.alive]
+    return "left" if idle is None else {True: "idle", False: "gone", None: "unknown"}[idle.alive]
 
 
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash

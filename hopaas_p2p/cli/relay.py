@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -12,9 +13,13 @@ from typing import Final
 
 import click
 
+from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.gateway.relay import Relay, read_password, targets_of, write_address
+from hopaas_p2p.stores.bridge.bridge import Bridge
+from hopaas_p2p.stores.bridge.endpoints import open_endpoints
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 
@@ -34,8 +39,6 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
     by you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS
     runs end to end through it.
     """
-    from hopaas_p2p.gateway.relay import Relay, read_password, targets_of, write_address
-
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     targets = targets_of(url)
@@ -89,10 +92,6 @@ def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None
     Runs until it is stopped, on a node that reaches both, such as a login node. It may be stopped, killed and started
     again at any time, and two may run at once: records of local peers wait in NEAR. They use NEAR as their store.
     """
-    from hopaas_p2p.artifacts import artifacts_of
-    from hopaas_p2p.stores.bridge.bridge import Bridge
-    from hopaas_p2p.stores.bridge.endpoints import open_endpoints
-
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
@@ -102,10 +101,8 @@ def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None
     ends = open_endpoints(near, far)
     bridge = Bridge(ends.near, ends.far, pool=ends.pool, artifacts=lambda: artifacts_of(ends.far), pace=pace)
     session.done({"near": ends.near.url, "far": ends.far.url}, f"Carrying between {ends.near.url} and {ends.far.url}")
-    try:
+    with contextlib.closing(ends):
         bridge.run(stop.wait)
-    finally:
-        ends.close()
     session.done({"carried": bridge.carried}, f"Stopped. Carried {output.count(bridge.carried, 'commit')}.")
 
 

@@ -9,6 +9,10 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.stores.s3.address import parse
+from hopaas_p2p.stores.s3.gc import collect
+from hopaas_p2p.stores.s3.policy import ROLES, policy
+from hopaas_p2p.stores.s3.store import S3Store
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.s3.address import Address
@@ -17,8 +21,6 @@ if TYPE_CHECKING:
 def _address(session: CliSession) -> Address:
     if not session.store_url.lower().startswith("s3://"):
         raise ConfigurationError("This command is for buckets only. Use --store s3://bucket/prefix?endpoint=…")
-    from hopaas_p2p.stores.s3.address import parse
-
     return parse(session.store_url)
 
 
@@ -38,9 +40,6 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
         raise InvalidInput(f"--keep must be at least 24 hours, not {keep:g}, because peers may be suspended.")
     _address(session)
     session.settings.publish()
-    from hopaas_p2p.stores.s3.gc import collect
-    from hopaas_p2p.stores.s3.store import S3Store
-
     store = S3Store(session.store_url, create=False)
     found = list(collect(store, keep=keep * 3600.0, dry_run=dry_run))
     store.close()
@@ -70,8 +69,6 @@ def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: b
 
     Give it to the S3 server, for example with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """
-    from hopaas_p2p.stores.s3.policy import ROLES, policy
-
     address = _address(session)
     uuid = None
     if role == "worker" and not all_studies:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from hopaas_p2p import spool as waiting
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
-from hopaas_p2p.errors import HopaasError, NoSuchStudy
+from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
+from hopaas_p2p.spool import is_for, take_in
 from hopaas_p2p.times import from_iso, to_iso
 
 if TYPE_CHECKING:
@@ -36,8 +39,6 @@ def spool() -> None:
 @options(study="none", store=False)
 def list_(session: CliSession) -> None:
     """List the results that are waiting to be sent."""
-    from hopaas_p2p import spool as waiting
-
     rows = [
         {
             "since": to_iso(spooled.at),
@@ -57,6 +58,10 @@ def list_(session: CliSession) -> None:
         "FILE": "file",
     }
     session.show_table(rows, columns, empty="No results are waiting to be sent.")
+    kept = sum(1 for _ in waiting.histories())
+    if kept and not session.as_json:
+        files = "1 file holds" if kept == 1 else f"{kept} files hold"
+        output.say(f"{files} what a log may have lost; to see and add it: hopaas-p2p doctor STORE")
 
 
 @spool.command()
@@ -69,8 +74,6 @@ def export(session: CliSession, target: Path, force: bool) -> None:
     They stay in the spool as well; each counts once, whichever copy arrives first. Only you can read the file.
     The file also contains what peers kept of a log with two histories, for `doctor --rescue` on the other machine.
     """
-    from hopaas_p2p import spool as waiting
-
     check_new(target, force=force)
     everything = waiting.export(target)
     trials = sum(len(one.trials) for one in everything)
@@ -91,8 +94,6 @@ def send(session: CliSession, source: Path | None) -> int:
     be sent, the exit code says why: 69, for example. FILE is not removed; sending it twice does no harm.
     Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
     """
-    from hopaas_p2p import spool as waiting
-
     left: list[_Batch] = (
         [(str(path), path, spooled) for path, spooled in waiting.waiting()]
         if source is None
@@ -129,17 +130,15 @@ def send(session: CliSession, source: Path | None) -> int:
 
 def _without_histories(batches: list[_Batch]) -> tuple[list[_Batch], int]:
     """What can be sent; and how many histories there were, which are in this machine's spool now."""
-    from hopaas_p2p.spool import take_in
-
-    histories = [spooled for _, _, spooled in batches if spooled.lsns]
+    histories = [spooled for _, _, spooled in batches if spooled.is_history]
     for spooled in histories:
         take_in(spooled)
-    return [one for one in batches if not one[2].lsns], len(histories)
+    return [one for one in batches if not one[2].is_history], len(histories)
 
 
 def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tuple[str, int]]) -> list[_Batch]:
     """Send what is for this store; what is for another."""
-    from hopaas_p2p.spool import is_for
+    from hopaas_p2p.peer.spool import KeptForRescue
     from hopaas_p2p.storage import open_storage
 
     left: list[_Batch] = []
@@ -148,7 +147,7 @@ def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tu
     except HopaasError as error:
         stay.update({file: (str(error), error.exit_code) for file, _, spooled in batches if spooled.store == store})
         return batches
-    try:
+    with contextlib.closing(storage):
         try:
             storage.study_names()
         except HopaasError as error:
@@ -162,14 +161,16 @@ def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tu
                 continue
             try:
                 storage.peer.send_spooled(spooled)
+            except KeptForRescue as error:
+                stay[file] = (str(error), error.exit_code)
+                if path is not None:
+                    path.unlink(missing_ok=True)
             except HopaasError as error:
                 stay[file] = (str(error), error.exit_code)
-                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy) else []
+                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy | NoSuchTrial) else []
             else:
                 stay.pop(file, None)
                 sent.append(file)
                 if path is not None:
                     path.unlink(missing_ok=True)
-    finally:
-        storage.close()
     return left

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p import fidelity as pauses
+from hopaas_p2p.audit import audit, author
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.create import create, set_, set_budget
@@ -17,7 +18,11 @@ from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+from hopaas_p2p.errors import InvalidInput, NoSuchStudy
+from hopaas_p2p.peer.liveness import any_alive, signs_of_life
+from hopaas_p2p.report.facts import budget_unit, state_word
+from hopaas_p2p.report.spending import budget_lines, cells, spending
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
 
 if TYPE_CHECKING:
     from hopaas_p2p.report.spending import Spending
@@ -52,7 +57,6 @@ for command in (create, set_, export, report_html, import_, copy):
 def list_(session: CliSession) -> None:
     """List the studies of the store."""
     from hopaas_p2p.cli import summary
-    from hopaas_p2p.errors import NoSuchStudy
     from hopaas_p2p.study import open_study
 
     storage = session.storage()
@@ -118,7 +122,6 @@ def _best_value(best: Any) -> str:
 def show(session: CliSession, as_audit: bool) -> None:
     """Show one study: state, trials, best, budget, and which peers run trials where."""
     from hopaas_p2p.cli import summary
-    from hopaas_p2p.report.spending import spending
 
     shown = session.study()
     if as_audit:
@@ -129,8 +132,6 @@ def show(session: CliSession, as_audit: bool) -> None:
 
 
 def _show_audit(session: CliSession, study: Study) -> None:
-    from hopaas_p2p.audit import audit, author
-
     columns: Columns = {
         "LSN": "lsn",
         "TIME (UTC)": lambda line: (line["time"] or "-")[:19].replace("T", " "),
@@ -143,8 +144,6 @@ def _show_audit(session: CliSession, study: Study) -> None:
 
 
 def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
-    from hopaas_p2p.report.spending import budget_lines, cells
-
     again = {"FAIL": f" ({data['retried']} retried)"} if data["retried"] else {}
     counts = (
         ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
@@ -210,7 +209,6 @@ def search(
 ) -> None:
     """Change how all peers search, from their next trial on. Without options, show how they search."""
     from hopaas_p2p.cli import summary
-    from hopaas_p2p.sampler_config import built, checked
 
     searched = session.study()
     given = {
@@ -240,9 +238,6 @@ def pause(session: CliSession) -> None:
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help="Also change the budget; 0 removes it.")
 def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
     """Start trials again, even after `stop` or too many failures."""
-    from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-    from hopaas_p2p.report.facts import budget_unit, state_word
-
     resumed = session.study()
     if budgets:
         set_budget(resumed, budgets)
@@ -275,8 +270,6 @@ def stop(session: CliSession, trials: bool) -> None:
 
 
 def _was_asked_to_end(study: Study, number: int) -> bool:
-    from hopaas_p2p.errors import InvalidInput
-
     try:
         study.stop_trial(number, reason="the study is stopped")
     except InvalidInput:

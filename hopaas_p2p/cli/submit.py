@@ -14,13 +14,16 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 
 from hopaas_p2p import batch
+from hopaas_p2p.batch import in_pod
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.after_dashes import CommandAfterDashes
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.cli.worker import worker_options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.joining import membership
 from hopaas_p2p.settings import SETTINGS, joined_folder, variable
 from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.worker.limits import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,8 +101,6 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **others:
     request, worker = split(others)
     origin = Path(session.settings.find("store", session.given["store"]).origin)
     if origin.parent == joined_folder():
-        from hopaas_p2p.joining import membership
-
         joined = membership.load(origin.stem)
         submit_joined(session, system, joined, command, request, worker)
         return
@@ -157,8 +158,6 @@ def submit_joined(
         environment = {"HOPAAS_STORE": joined.mirror.as_uri(), "HOPAAS_STUDY": joined.study}
         verb = "worker"
     elif system == "kubernetes":
-        from hopaas_p2p.batch import in_pod
-
         environment = {variable(name): values[name] for name in ("store", "study", "site") if name in values}
         for name in ("token", "ca"):
             if f"{name}_file" in values:
@@ -187,8 +186,6 @@ def submit_jobs(
     secret: dict[str, str] | None = None,
 ) -> None:
     """Write, show, submit."""
-    from hopaas_p2p.worker.limits import parse_duration
-
     if worker.pop("time_limit", None) is not None:
         raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
     folder = _FOLDER.absolute()
@@ -199,16 +196,9 @@ def submit_jobs(
         options=_as_words(worker),
         environment=environment,
         folder=folder,
-        jobs=request.jobs,
         seconds=round(parse_duration(request.time)),
         grace=round(parse_duration(worker["grace"])),
-        cpus=request.cpus,
-        gpus=request.gpus,
-        memory=request.memory,
-        queue=request.queue,
-        account=request.account,
-        more=request.more,
-        image=request.image,
+        **{name: value for name, value in request._asdict().items() if name in batch.BatchJob._fields},
     )
     if job.grace + 60 >= job.seconds:
         raise InvalidInput(f"--time {request.time} leaves no time for a trial after --grace {worker['grace']}")

@@ -6,16 +6,24 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from hopaas_p2p import notes
+from hopaas_p2p.budget import words
 from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.lineage import copied_trial
+from hopaas_p2p.core.records import Budget, TrialState
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, signs_of_life
 from hopaas_p2p.report import configurations
 from hopaas_p2p.report.facts import retried, state_word
 from hopaas_p2p.report.spending import as_data, spending
 from hopaas_p2p.space import spec
+from hopaas_p2p.storage.optuna_internals import trial_id_of
+from hopaas_p2p.study.definition import definition_of
+from hopaas_p2p.study.method import chosen_by, in_words, other_samplers
 from hopaas_p2p.times import to_iso
+from hopaas_p2p.trackers import links
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -29,9 +37,6 @@ _MEANS: Final = 5  # configurations that `study show` lists with their means
 
 def of_study(study: Study) -> dict[str, Any]:
     """A study at a glance."""
-    from hopaas_p2p.core.records import TrialState
-    from hopaas_p2p.study.definition import definition_of
-
     state = study.state
     define = definition_of(state, study.name)
     attributes = study.storage.get_study_system_attrs(study.study_id)
@@ -47,7 +52,7 @@ def of_study(study: Study) -> dict[str, Any]:
         "used": state.used(),
         "best": _best(study, len(define.directions)),
         "peers": _live_sites(state, signs),
-        "silent": _silent(signs),
+        "silent": {owner: sign.ago for owner, sign in sorted(signs.items()) if sign.alive is False},
         "note": notes.read_note(attributes, None),
         "tags": notes.read_tags(attributes),
     }
@@ -55,10 +60,6 @@ def of_study(study: Study) -> dict[str, Any]:
 
 def more_of_study(study: Study) -> dict[str, Any]:
     """More of a study, for `study show`."""
-    from hopaas_p2p.study.definition import definition_of
-    from hopaas_p2p.study.method import other_samplers
-    from hopaas_p2p.trackers import links
-
     state = study.state
     define = definition_of(state, study.name)
     policy = define.policy
@@ -90,19 +91,12 @@ def more_of_study(study: Study) -> dict[str, Any]:
 
 def budget_of_study(state: State) -> str:
     """The budget that counts now, as `--budget` takes it; empty if there is none."""
-    import msgspec
-
-    from hopaas_p2p.budget import words
-    from hopaas_p2p.core.records import Budget
-
     limits = Budget() if state.ledger is None else state.ledger.limits
     return words(msgspec.structs.replace(limits, trials=state.budget))
 
 
 def search_of(study: Study) -> dict[str, str]:
     """How the study says that it is searched, in words."""
-    from hopaas_p2p.study.method import in_words
-
     method = study.method
     return {
         "sampler": in_words(method.sampler),
@@ -167,11 +161,6 @@ def _live_sites(state: State, signs: dict[str, SignOfLife]) -> dict[str, int]:
     return dict(sorted(sites.items()))
 
 
-def _silent(signs: dict[str, SignOfLife]) -> dict[str, float | None]:
-    """Peer -> seconds since its last sign of life, of those that run a trial according to the log, and are silent."""
-    return {owner: sign.ago for owner, sign in sorted(signs.items()) if sign.alive is False}
-
-
 def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
     """A trial at a glance."""
     state = study.state
@@ -206,9 +195,6 @@ def _fixed(frozen: FrozenTrial) -> dict[str, Any]:
 
 def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
     """More of a trial, for `trial show`."""
-    from hopaas_p2p.storage.optuna_internals import trial_id_of
-    from hopaas_p2p.study.method import chosen_by
-
     return {
         "reports": dict(sorted(frozen.intermediate_values.items())),
         "metrics": {name: dict(sorted(values.items())) for name, values in trial.metrics.items()},

@@ -12,6 +12,8 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
+from hopaas_p2p.export import copy_study, export_study, import_study
+from hopaas_p2p.report import write_report
 from hopaas_p2p.space import parse_space
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None) -
     PATH_OR_URL is sqlite:///x.db, postgresql://…, or the path of a journal file. DIR can be given to
     optuna-dashboard --artifact-dir.
     """
-    from hopaas_p2p.export import export_study
-
     count = export_study(session.study(), to, form=form, files=files)
     if to != "-":
         session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
@@ -71,7 +71,6 @@ def import_(
     another one.
     """
     space = parse_space(specs)
-    from hopaas_p2p.export import import_study
     from hopaas_p2p.study import open_study
 
     name = session.settings.get("study", session.given["study"])
@@ -106,8 +105,6 @@ def report_html(session: CliSession, out: Path) -> None:
     \b
     hopaas-p2p study report mnist -s ./campaign -o mnist.html
     """  # noqa: D301  # click needs the backspace
-    from hopaas_p2p.report import write_report
-
     path = write_report(session.study(), out)
     session.done({"report": str(path)}, f"Wrote {path}.")
 
@@ -137,7 +134,6 @@ def copy(
     \b
     hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist
     """  # noqa: D301  # click needs the backspace
-    from hopaas_p2p.export import copy_study
     from hopaas_p2p.study import open_study
 
     if everything and new_name is not None:
@@ -167,11 +163,8 @@ def _tell(session: CliSession, name: str, result: Copied) -> None:
 @contextlib.contextmanager
 def opened(session: CliSession, url: str, *, create: bool) -> Iterator[Storage]:
     """Open a store that an argument names."""
-    one = CliSession(store=url, as_json=session.as_json)
-    try:
+    with contextlib.closing(CliSession(store=url, as_json=session.as_json)) as one:
         yield one.storage(create=create)
-    finally:
-        one.close()
 
 
 def _chosen(session: CliSession, names: list[str], *, everything: bool) -> list[str]:

@@ -14,6 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
 from hopaas_p2p.report.facts import reason_line, value_cells
 
@@ -256,8 +257,6 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
 def _stop(study: Study, number: int, reason: str | None) -> str:
     """Stop a trial; returns what was done."""
     from optuna.trial import TrialState as OptunaState
-
-    from hopaas_p2p.core.records import TrialState
 
     if study.state.trials[number].state is TrialState.WAITING:
         trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hopaas_p2p.alerts import AlertSender, webhook
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
-from hopaas_p2p.peer.liveness import sign_of_life
+from hopaas_p2p.peer.liveness import owners_of, sign_of_life
+from hopaas_p2p.settings import webhook_url
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from hopaas_p2p.alerts import AlertSender
     from hopaas_p2p.study import Study
 
 _ROWS: Final = 12  # running trials shown
@@ -104,7 +105,7 @@ class _Watcher:
         study = self._study
         seen = summary.of_study(study)
         state = study.state
-        owners = {owner for number in list(state.running) if (owner := state.trials[number].owner) is not None}
+        owners = owners_of(state)
         now = time.monotonic()
         self._detector.look(study.storage.peer.store.beats(owners), owners, now)
         if self._reclaim:
@@ -145,9 +146,6 @@ def _posting(session: CliSession, study: Study, *, wanted: bool) -> Iterator[Ale
     if not wanted:
         yield None
         return
-    from hopaas_p2p.alerts import AlertSender, webhook
-    from hopaas_p2p.settings import webhook_url
-
     session.settings.publish()
     url = webhook_url()
     if url is None:

@@ -20,6 +20,7 @@ import click
 from hopaas_p2p import space
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 from hopaas_p2p.worker import trial_socket
@@ -209,7 +210,6 @@ def tell(
     If another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. If the store
     cannot be reached, the result is kept on disk (see `spool`), and the exit code says why: 69, for example.
     """
-    from hopaas_p2p.core.records import TrialState
     from hopaas_p2p.ticket import ending
 
     to = TrialState[(state or "complete").upper()]

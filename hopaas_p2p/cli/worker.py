@@ -14,6 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+from hopaas_p2p.worker.limits import parse_duration, time_left
 
 if TYPE_CHECKING:
     from hopaas_p2p.worker.loop import Worker
@@ -140,7 +141,6 @@ def _worker(
     max_trials: int | None = None,
     stay: bool = False,
 ) -> Worker:
-    from hopaas_p2p.worker.limits import parse_duration
     from hopaas_p2p.worker.loop import Worker
 
     if site is not None:
@@ -162,8 +162,6 @@ def _worker(
 
 
 def _seconds(time_limit: str | None) -> float | None:
-    from hopaas_p2p.worker.limits import parse_duration, time_left
-
     if time_limit != "auto":
         return None if time_limit is None else parse_duration(time_limit)
     found = time_left()

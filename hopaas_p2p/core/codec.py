@@ -40,13 +40,8 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True):
     records: list[Record]
 
 
-class _LooseWire(msgspec.Struct, array_like=True, frozen=True):
-    format: int
-    writer: str
-    seq: int
-    owner: str | None
-    at: int
-    records: list[msgspec.Raw]
+class _LooseWire(_Wire, array_like=True, frozen=True):
+    records: list[msgspec.Raw]  # type: ignore[assignment]
 
 
 class _Head(msgspec.Struct, array_like=True, frozen=True):
@@ -113,10 +108,7 @@ def intact(payload: bytes) -> bool:
 
 def writer_of(payload: bytes) -> str:
     """The writer of this commit, read without decoding the rest; empty if the bytes are not a commit."""
-    try:
-        return _head.decode(memoryview(payload)[4:]).writer
-    except _UNREADABLE:
-        return ""
+    return nonce_of(payload).rpartition(":")[0]
 
 
 def nonce_of(payload: bytes) -> str:
@@ -150,7 +142,7 @@ def decode(payload: bytes) -> Commit | Garbage:
     return Commit(wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(wire.records))
 
 
-def _plausible(wire: _Wire | _LooseWire) -> bool:
+def _plausible(wire: _Wire) -> bool:
     owner = wire.owner
     return (
         0 < len(wire.writer) <= 64

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import msgspec
 
 from hopaas_p2p.core.fidelity import Fidelity, Standings, standings_of
+from hopaas_p2p.core.lineage import LinkedTrial, copied_trial
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder
@@ -33,25 +34,15 @@ _MOST_FAILURES: Final = 3
 """Of a member of a population since its last pause: then it is out."""
 
 
-class ChainedTrial(Protocol):
+class ChainedTrial(LinkedTrial, Protocol):
     """What is read of a trial here."""
 
     @property
-    def number(self) -> int: ...
-    @property
     def state(self) -> TrialState: ...
-    @property
-    def reports(self) -> Mapping[int, float]: ...
     @property
     def paused(self) -> bool: ...
     @property
-    def continues(self) -> int | None: ...
-    @property
-    def retry_of(self) -> int | None: ...
-    @property
     def retried_by(self) -> int | None: ...
-    @property
-    def late_of(self) -> int | None: ...
 
 
 def follows(trial: ChainedTrial) -> int | None:
@@ -76,6 +67,8 @@ class _Chain(msgspec.Struct, gc=False):
     """In a population, all of its pauses: (how many rungs it had reached, the trial)."""
     failures: int = 0
     """In a population, trials that failed for good since the last pause."""
+    copied: int = 0
+    """In a population, from how many rungs it had gone on when it last copied another."""
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
@@ -177,6 +170,8 @@ class Configurations:
             if chain.paused == trial.continues:
                 chain.promoted, chain.paused = max(chain.promoted, chain.paused_rungs), -1
                 chain.failures = 0
+            if copied_trial(trial) is not None:
+                chain.copied = chain.promoted
 
     def _merged(
         self, root: int, chain: _Chain, values: tuple[tuple[int, float], ...], trial: ChainedTrial
@@ -346,7 +341,7 @@ def _as_member(chain: _Chain, reached: tuple[float, ...], *, idle: bool, live: b
     if idle and chain.paused < 0 and chain.failed:
         last = reached[: chain.promoted]
         if last and chain.failures <= _MOST_FAILURES:
-            return RungStanding((*last[:-1], math.nan), chain.promoted, waits=True)
-        return RungStanding(last, chain.promoted, over=True)
+            return RungStanding((*last[:-1], math.nan), chain.promoted, waits=True, copied=chain.copied)
+        return RungStanding(last, chain.promoted, over=True, copied=chain.copied)
     waits = idle and chain.paused >= 0
-    return RungStanding(reached, chain.promoted, waits, over=not waits and not live)
+    return RungStanding(reached, chain.promoted, waits, over=not waits and not live, copied=chain.copied)

@@ -5,8 +5,11 @@ come least far first, so that members advance nearly in step. A member that rank
 have come as far is not continued from its own checkpoint, but from that of a member in the top `quantile`, with that
 member's parameters, perturbed. The others keep their own parameters. No member waits for another.
 
-A member is compared at the rung where it pauses only, with what the others were worth at the same rung, even if they
-are ahead by now. What it copies is the checkpoint that the better one left at that rung, so every schedule of
+A member is compared with what the others were worth at the same rung, even if they are ahead by now: at the rung where
+it pauses, or, while too few have come as far to tell which are the worst, at the newest rung before that enough have
+reached. Otherwise members at fast peers, which are always among the first, would never copy, and would keep the last
+places for all who come later. Rungs before it last copied say nothing about its parameters, and are not looked at.
+What a member copies is the checkpoint that a better one left at the rung where it pauses, so every schedule of
 parameters has one entry per interval.
 
 This file knows numbers only: no trials, no log. `perturbation` says how parameters change.
@@ -169,14 +172,18 @@ class Members:
         standing = self._standing[number]
         if not standing.waits or not standing.reached:
             return []
-        reached = self._reached[len(standing.reached) - 1]
-        quota = self._quota(len(reached))
-        mine = self._key(standing.reached[-1]), number
-        if mine[0] == math.inf:  # it diverged or failed, which no number of comparisons is needed for
-            quota = max(quota, 1)
-        if reached.rank(mine) < len(reached) - quota:
+        reached, mine = self._reached[len(standing.reached) - 1], self._key(standing.reached[-1])
+        if mine < math.inf and not self._is_among_the_worst(number, standing):
             return []
-        return [one for key, one in reached.smallest(quota) if key < mine[0]]
+        return [one for key, one in reached.smallest(max(self._quota(len(reached)), 1)) if key < mine]
+
+    def _is_among_the_worst(self, number: int, standing: RungStanding) -> bool:
+        for at in reversed(range(standing.copied, len(standing.reached))):
+            reached = self._reached[at]
+            quota = self._quota(len(reached))
+            if quota:
+                return reached.rank((self._key(standing.reached[at]), number)) >= len(reached) - quota
+        return False
 
     def _quota(self, reached: int) -> int:
         """How many of those that have reached a rung copy, and how many are copied."""

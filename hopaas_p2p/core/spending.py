@@ -37,13 +37,13 @@ def _enter(ledger: Ledger, trial: Trial, state: State) -> None:
         if past.start is None or past.kept_as is not None:
             continue
         ledger.began(number, state.peers.get(past.owner, {}), past.start, inherited)
-        if past is trial.history[-1] and _is_last_lease(trial):
+        if past is trial.history[-1] and is_last_lease(trial):
             ledger.heard(number, past.end, None, trial.reports)
             ledger.was_lost(number, None)
             return
         ledger.heard(number, past.end, None, {})
         ledger.ended(number, "given back")
-    if trial.owner is None or trial.start is None or _is_last_lease(trial):
+    if trial.owner is None or trial.start is None or is_last_lease(trial):
         if trial.end is not None:
             ledger.settle(number, BOOKED[trial.state])
         return
@@ -53,7 +53,7 @@ def _enter(ledger: Ledger, trial: Trial, state: State) -> None:
         ledger.ended(number, BOOKED[trial.state])
 
 
-def _is_last_lease(trial: Trial) -> bool:
+def is_last_lease(trial: Trial) -> bool:
     """Whether the last owner in the history is the last that the trial had: it lost it when the trial ended."""
     last = trial.history[-1] if trial.history else None
     return last is not None and trial.end is not None and (last.owner, last.end) == (trial.owner, trial.end)
@@ -74,7 +74,7 @@ def _inherited(trial: Trial, state: State) -> list[int]:
 
 def earlier_seconds(trial: Trial) -> float:
     """How long the trial ran before its last lease began, by its owners' clocks."""
-    earlier = trial.history[:-1] if _is_last_lease(trial) else trial.history
+    earlier = trial.history[:-1] if is_last_lease(trial) else trial.history
     return sum([max(0, past.end - past.start) for past in earlier if past.start is not None]) / 1e6
 
 

@@ -23,6 +23,8 @@ class RungStanding(NamedTuple):
     """Whether it is complete, or has failed for good."""
     end: float | None = None
     """What it was worth at the end, if it was trained to the end without a pause."""
+    copied: int = 0
+    """In a population, how many rungs it had reached when it last copied another: its values there are not of it."""
 
 
 class RungCount(NamedTuple):

@@ -20,6 +20,7 @@ from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export.arrival import Imported, bring_in
 from hopaas_p2p.export.copying import Copied, copy_study
+from hopaas_p2p.export.files import from_directory, from_store, named_files, save
 from hopaas_p2p.export.portable import Portable, of_study
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def _visible(found: re.Match[str]) -> str:
 
 
 def _save_files(study: Study, portable: Portable, directory: Path) -> None:
-    from hopaas_p2p.export.files import from_store, named_files, save
-
     if named_files(portable):
         fetch = from_store(artifacts_of(study.storage.peer.store), study.storage.handle(study.study_id).uuid)
         saved = save(portable, fetch, directory)
@@ -148,8 +147,6 @@ def import_study(
             portable = _read_lines(lines, chosen, storage, name)
     fetch = None
     if files is not None:
-        from hopaas_p2p.export.files import from_directory, named_files
-
         fetch = from_directory(Path(files)) if named_files(portable) else None
     return bring_in(storage, portable, name=name, fetch=fetch)
 

@@ -10,7 +10,7 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.export import files
 from hopaas_p2p.export.arrival import bring_in
-from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, of_study
+from hopaas_p2p.export.portable import ORIGIN, of_study
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
@@ -61,25 +61,17 @@ def copy_study(
         known = _already_there(target.state(study_id), uuid, chosen)
     portable = of_study(source)
     wanted = [
-        _marked(trial, uuid)
+        trial._replace(origin={**trial.origin, _FROM: [uuid, trial.number]})
         for trial in portable.trials
         if trial.number not in known
         and (unfinished or trial.record.state not in (TrialState.WAITING, TrialState.RUNNING))
     ]
     portable = portable._replace(trials=wanted, info={**portable.info, _FROM: uuid})
     fetch = None
-    if with_files and _has_files(portable):
+    if with_files and files.named_files(portable):
         fetch = files.from_store(artifacts_of(source.storage.peer.store), uuid)
     result = bring_in(target, portable, name=chosen, fetch=fetch, known=known)
     return Copied(chosen, result.trials, len(known), result.files, result.warnings)
-
-
-def _has_files(portable: Portable) -> bool:
-    return bool(files.named_files(portable))
-
-
-def _marked(trial: PortableTrial, uuid: str) -> PortableTrial:
-    return trial._replace(origin={**trial.origin, _FROM: [uuid, trial.number]})
 
 
 def _already_there(state: State, uuid: str, name: str) -> dict[int, int]:

@@ -7,8 +7,6 @@ study, and gets a new id in all attributes that name it. A directory holds files
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -18,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.artifacts import SUM, get_bytes, key_of, named_after
-from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.artifacts import SUM, get_bytes, json_or_none, key_of, named_after
+from hopaas_p2p.atomic import replace_atomically, sha256_of
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.export.portable import Portable
 
@@ -106,11 +104,11 @@ def named_files(portable: Portable) -> dict[str, dict[str, Any]]:
             match = _NAMES_A_FILE.fullmatch(key)
             if match is not None:
                 found.setdefault(match["id"], {})
-                if _read(text) in (None, "null"):
+                if json_or_none(text) in (None, "null"):
                     removed.add(match["id"])
     for system in _systems(portable):
         for artifact_id in found:
-            total = _read(system.get(SUM + artifact_id, "null"))
+            total = json_or_none(system.get(SUM + artifact_id, "null"))
             if isinstance(total, dict):
                 found[artifact_id] = total
     return {artifact_id: total for artifact_id, total in found.items() if artifact_id not in removed}
@@ -123,13 +121,6 @@ def _systems(portable: Portable) -> Iterator[Mapping[str, str]]:
             yield trial.record.system
 
 
-def _read(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
 def _send(old: str, key: str, total: dict[str, Any], fetch: Fetch, files: Artifacts) -> str | None:
     """Why the file could not be copied, or None."""
     with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
@@ -138,10 +129,8 @@ def _send(old: str, key: str, total: dict[str, Any], fetch: Fetch, files: Artifa
             fetch(old, path)
         except KeyError:
             return "its bytes are missing"
-        if "sha256" in total:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != total["sha256"]:
-                    return "its bytes do not match what was stored; it was not copied"
+        if "sha256" in total and sha256_of(path) != total["sha256"]:
+            return "its bytes do not match what was stored; it was not copied"
         try:
             files.put(key, path)
         except (InvalidInput, ConfigurationError) as error:  # for example too large for this store

@@ -7,15 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
 from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy, StoreUnreachable, StudyExists
 from hopaas_p2p.export import jsonl
 from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, json_or_text, with_ids, with_numbers
 from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.translate import external, to_json, to_microseconds, to_optuna, to_record
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 _DEFINITION: Final = "hopaas:definition"
 """System attribute of a study in Optuna's storage: the part of our header that Optuna has no place for."""
@@ -28,8 +35,6 @@ _NEVER_BEGAN: Final = "never_began"
 @contextlib.contextmanager
 def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
     """Optuna's storage at a database URL, or in a journal file."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
     from sqlalchemy.exc import SQLAlchemyError
 
     if "://" not in url:
@@ -61,9 +66,6 @@ def dump_optuna(portable: Portable, url: str) -> None:
         StoreUnreachable: the database does not answer.
 
     """
-    from optuna.exceptions import DuplicatedStudyError
-    from optuna.study import StudyDirection
-
     with _opened(url, create=True) as storage:
         try:
             directions = [StudyDirection[one.upper()] for one in portable.directions or ()]
@@ -84,11 +86,7 @@ def dump_optuna(portable: Portable, url: str) -> None:
 
 def _frozen(trial: PortableTrial) -> FrozenTrial:
     """The trial as Optuna's; what Optuna has no field for goes into system attributes."""
-    from optuna.trial import FrozenTrial as Frozen
-    from optuna.trial import TrialState as OptunaState
-
     from hopaas_p2p.storage.frozen import to_datetime
-    from hopaas_p2p.translate import external, to_optuna
 
     record = trial.record
     dists = {name: to_optuna(one) for name, one in record.dists.items()}
@@ -100,7 +98,7 @@ def _frozen(trial: PortableTrial) -> FrozenTrial:
         system[_METRICS] = {name: list(values.items()) for name, values in record.metrics.items()}
     if record.reason is not None:
         system[_REASON] = record.reason
-    return Frozen(
+    return FrozenTrial(
         number=trial.number,
         trial_id=-1,
         state=OptunaState(record.state.value),
@@ -139,7 +137,6 @@ def load_optuna(url: str, *, name: str | None) -> Portable:
 
 def _portable(storage: BaseStorage, study_id: int, name: str) -> Portable:
     from hopaas_p2p.storage.optuna_internals import trial_id_of
-    from hopaas_p2p.translate import to_json
 
     frozen = storage.get_all_trials(study_id, deepcopy=False)
     system = dict(storage.get_study_system_attrs(study_id))
@@ -157,8 +154,6 @@ def _portable(storage: BaseStorage, study_id: int, name: str) -> Portable:
 
 
 def _trial(frozen: FrozenTrial) -> PortableTrial:
-    from hopaas_p2p.translate import to_json, to_microseconds, to_record
-
     system = dict(frozen.system_attrs)
     found = system.pop(ORIGIN, {})
     origin: dict[str, Any] = found if isinstance(found, dict) else {}

@@ -23,6 +23,7 @@ from hopaas_p2p.export.portable import Portable, PortableTrial, externals, json_
 from hopaas_p2p.report.facts import last_metrics
 from hopaas_p2p.space import parse_value
 from hopaas_p2p.times import from_iso, to_iso, to_utc
+from hopaas_p2p.translate import to_optuna
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _METADATA: Final = b"hopaas_p2p"
@@ -136,8 +137,6 @@ def _from_row(
     users: list[str],
     dists: dict[str, Distribution],
 ) -> PortableTrial:
-    from hopaas_p2p.translate import to_optuna
-
     named = {column.removeprefix("params_"): _unquoted(row[column]) for column in params if row[column] != ""}
     told = [float(row[column]) for column in values if row[column] not in ("", "None")]
     record = TrialCreate(

@@ -14,7 +14,7 @@ import msgspec
 
 from hopaas_p2p.core.records import Distribution, StudySet
 from hopaas_p2p.errors import HopaasError as OwnError
-from hopaas_p2p.errors import InvalidInput, LeaseLost
+from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchStudy
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.hopaas.exceptions import HopaasConsistencyError, NoMoreTrials, translated, translation
 from hopaas_p2p.hopaas.pruners import NopPruner, Pruner
@@ -217,8 +217,6 @@ class Study:
 
     def _existing(self) -> hopaas_p2p.Study | None:
         """The study in its store; None if nobody has started it yet."""
-        from hopaas_p2p.errors import NoSuchStudy
-
         try:
             return self.join(create=False)
         except NoSuchStudy:

@@ -24,6 +24,7 @@ from hopaas_p2p import access, settings
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.net import trust
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.url import open_store, redacted
 
@@ -51,13 +52,11 @@ class Invitation(NamedTuple):
 
     def seal(self) -> Secret:
         """The string, which is a secret."""
-        body = msgspec.msgpack.encode(self._replace(token=None)._asdict() | {"token": self._token_text()})
+        token = self.token.reveal() if self.token is not None else ""
+        body = msgspec.msgpack.encode({**self._asdict(), "token": token})
         packed = zlib.compress(body, 9)
         code = base64.urlsafe_b64encode(zlib.crc32(packed).to_bytes(4, "big") + packed).decode().rstrip("=")
         return Secret(_PREFIX + code)
-
-    def _token_text(self) -> str:
-        return self.token.reveal() if self.token is not None else ""
 
     @classmethod
     def parse(cls, text: str) -> Invitation:
@@ -166,8 +165,6 @@ def _public(url: str) -> str:
         raise ConfigurationError(f"{redacted(url)}: others will read this address, so it must not contain a password")
     if not url.startswith("postgresql"):
         return url
-    from hopaas_p2p.stores.postgres.connect import PostgresAddress
-
     found = PostgresAddress(url).sqlalchemy_url
     driver = "postgresql+https" if found.drivername == "postgresql+https" else "postgresql"
     return found._replace(drivername=driver, username=None, password=None).render_as_string()  # `set` takes no None
@@ -175,11 +172,7 @@ def _public(url: str) -> str:
 
 def is_of_this_machine(url: str) -> bool:
     """Whether only this machine reaches this store: a Unix socket, loopback."""
-    if not url.startswith("postgresql"):
-        return False
-    from hopaas_p2p.stores.postgres.connect import PostgresAddress
-
-    return PostgresAddress(url).local
+    return url.startswith("postgresql") and PostgresAddress(url).local
 
 
 def _authority(url: str) -> str:

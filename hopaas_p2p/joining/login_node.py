@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
+from hopaas_p2p.net.proxies import connect_through, parse_proxy
+from hopaas_p2p.settings import read_proxy
 
 _PATIENCE: Final = 60.0  # seconds for a process to begin its work
 
@@ -66,8 +68,6 @@ def start_bridge(membership: Membership) -> LoginNodeProcess:
 def _answers(membership: Membership) -> bool:
     """Whether the relay of an earlier time still leads to the store."""
     from hopaas_p2p.gateway.relay import targets_of
-    from hopaas_p2p.net.proxies import connect_through, parse_proxy
-    from hopaas_p2p.settings import read_proxy
 
     try:
         proxy = parse_proxy(read_proxy(membership.relay_file).reveal())

@@ -18,6 +18,7 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
 from hopaas_p2p.ownership import read_own
 from hopaas_p2p.settings import Secret, joined_folder
+from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
 
@@ -73,10 +74,6 @@ def _beside(name: str, ending: str) -> Path:
     return joined_folder() / f"{name}.{ending}"
 
 
-def _some(**values: str) -> dict[str, str]:
-    return {key: value for key, value in values.items() if value}
-
-
 def accept(invitation: Invitation, *, site: str = "") -> Membership:
     """Keep what this invitation says, for this user alone. Says nothing to the store.
 
@@ -86,19 +83,21 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
 
     """
     invitation.check()
-    if (
-        invitation.store.startswith("postgresql") and invitation.token is None
-    ):  # or a token of this user's would be used
+    # without its own token, one of this user's would be sent there
+    if invitation.store.startswith("postgresql") and invitation.token is None:
         raise InvalidInput("this invitation is for a database but contains no token; it was not created by `invite`")
     name = _free_name(invitation)
     files = {}
     if invitation.token is not None:
         files["token_file"] = str(_write(_beside(name, "token"), invitation.token.reveal()))
-        files["token_host"] = ",".join(_hosts(invitation.store))
+        servers = PostgresAddress(invitation.store).servers
+        files["token_host"] = ",".join(sorted({f"{host.lower()}:{port}" for host, port in servers}))
     if invitation.authority:
         files["ca_file"] = str(_write(_beside(name, "ca"), invitation.authority))
-    values = {"store": invitation.store, "study": invitation.study, **_some(site=site or invitation.site), **files}
-    return keep(Membership(name, invitation.store, invitation.study, values.get("site", ""), values))
+    site = site or invitation.site
+    named = {"site": site} if site else {}
+    values = {"store": invitation.store, "study": invitation.study, **named, **files}
+    return keep(Membership(name, invitation.store, invitation.study, site, values))
 
 
 def _free_name(invitation: Invitation) -> str:
@@ -112,13 +111,6 @@ def _free_name(invitation: Invitation) -> str:
                 continue
         return name
     raise ConfigurationError(f"{joined_folder()} is full; remove what you do not need")
-
-
-def _hosts(url: str) -> list[str]:
-    """What `token_host` names for a Postgres store."""
-    from hopaas_p2p.stores.postgres.connect import PostgresAddress
-
-    return sorted({f"{host.lower()}:{port}" for host, port in PostgresAddress(url).servers})
 
 
 def keep(membership: Membership) -> Membership:

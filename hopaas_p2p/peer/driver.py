@@ -16,11 +16,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic
 
+from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import sum_at
-from hopaas_p2p.core.records import Record
+from hopaas_p2p.core.records import Commit, Record, TrialFinish
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
 from hopaas_p2p.stores.base import Beat, KeepsBeats, Log, Outgoing, RateLimitedLog, Receipt, Revocable, Store
@@ -247,16 +248,21 @@ class LogDriver(Generic[S]):
 
         Raises:
             NoSuchStudy: the store has no such study, as one that was made where another had been, under the same URL.
+            NoSuchTrial: its log has not the trial that they end, as after a return to an older backup.
 
         """
         with self.turn, translated():
             began = self._clock()
-            if not self.session.joined:
+            if self.session.joined:
+                self._pull(began)
+            else:
                 self._join(began)
             if isinstance(self.state, State) and self.state.define is None:
                 raise NoSuchStudy(
                     "this store does not have the study that it belongs to; perhaps another one was here before"
                 )
+            if isinstance(self.state, State):
+                _check_trials(self.state, commits)
             for commit in commits:
                 appended = False
                 while not appended:
@@ -283,6 +289,31 @@ class LogDriver(Generic[S]):
         if start is not None and isinstance(self.log, Revocable):
             with contextlib.suppress(StoreUnreachable), translated():
                 self.log.withdraw(start)
+
+
+def _check_trials(state: State, commits: list[Outgoing]) -> None:
+    """See that the log has the trials that these commits end, and as their owner knows them."""
+    for outgoing in commits:
+        commit = codec.decode(outgoing.payload)
+        if not isinstance(commit, Commit):
+            continue
+        last = state.writers.get(commit.writer)
+        if last is not None and commit.seq <= last.seq:
+            continue  # it is in the log
+        for record in commit.records:
+            if isinstance(record, TrialFinish) and not _knows(state, record.number, commit.owner):
+                raise NoSuchTrial(
+                    f"the log of this store does not have trial #{record.number} as its peer knew it. Was an older "
+                    "backup restored? The result is kept; it can be sent to a store with the later commits, with: "
+                    "hopaas-p2p spool send --store STORE"
+                )
+
+
+def _knows(state: State, number: int, owner: str) -> bool:
+    if number >= len(state.trials):
+        return False
+    trial = state.trials[number]
+    return trial.owner in (None, owner) or any(lease.owner == owner for lease in trial.history)
 
 
 def _check_chain(session: LogSession[Any]) -> None:

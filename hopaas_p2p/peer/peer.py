@@ -29,7 +29,15 @@ from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import readable
-from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    StoreCorrupt,
+    StoreUnreachable,
+    StudyDeleted,
+)
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.driver import LogDriver, Scheduler, SnapshotWriter, catalog_driver, study_driver, translated
 from hopaas_p2p.peer.outbox import PendingCommit
@@ -330,7 +338,7 @@ class Peer:
         except StoreUnreachable:
             self.away = True
             raise
-        except BrokenChain:
+        except StoreCorrupt:  # damaged, or of two histories: a rescue may need what this process knows
             self._keep_history(log)
             raise
         self.away = False

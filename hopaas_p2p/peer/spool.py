@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from hopaas_p2p import spool
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.records import Commit, TrialFinish
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.peer.session import LogSession
 from hopaas_p2p.spool import Spooled
-from hopaas_p2p.stores.base import Outgoing, Store
+from hopaas_p2p.stores.base import Compacted, Confirmable, Log, Placed, Store, read_all
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _EVERY: Final = 30.0  # seconds between looks into the spool
+
+
+class KeptForRescue(BrokenChain):
+    """A log has lost what it had acknowledged, and goes on without it: it is kept in the spool for a rescue."""
 
 
 class SpoolSender:
@@ -67,9 +74,12 @@ class SpoolSender:
             )
 
     def keep_all(self, logs: Mapping[str, LogDriver[State]]) -> None:
-        """Like `keep`, at the end of the program. The start of a trial that never ran is withdrawn."""
+        """Like `keep`, at the end of the program. The start of a trial that never ran is withdrawn.
+
+        What a log has acknowledged, and did not confirm, is kept too: it is compared with the log at the next contact.
+        """
         for uuid, log in logs.items():
-            if log.session.deleted:
+            if log.session.deleted or self._keep_unconfirmed(uuid, log):
                 continue
             ends = log.session.ends()
             kept = [spooled for path in log.session.spooled if (spooled := spool.read(path))]
@@ -82,6 +92,38 @@ class SpoolSender:
                 _log.error("the ends of trials %s are lost with this process: %s", ends, why)
             else:
                 log.withdraw()
+
+    def _keep_unconfirmed(self, uuid: str, log: LogDriver[State]) -> bool:
+        """Spool what the log has acknowledged and not confirmed, and behind it what could not be sent; whether it did.
+
+        In one file, because a writer's commits must arrive in the order of their sequence numbers.
+        """
+        lsns = set(log.log.unconfirmed()) if isinstance(log.log, Confirmable) else set()
+        session = log.session
+        with log.lock:
+            commits = [placed for placed in session.acknowledged if placed.lsn in lsns]
+            if not commits or session.broken is not None:
+                return False
+            if session.ends():
+                commits += [Placed(0, None, outgoing) for outgoing in session.pack_for_spool()]
+        define = log.state.define
+        name = define.name if define else ""
+        trials = sorted({number for one in commits for number in _ended(one.commit.payload)})
+        path, why = spool.keep_unconfirmed(
+            commits, store=self._store.url, study=uuid, name=name, trials=trials, at=self._now_us()
+        )
+        count = sum(one.lsn > 0 for one in commits)
+        if path is None:
+            _log.error("%d commits that the store has acknowledged, but not confirmed, were not kept: %s", count, why)
+            return False
+        self.forget(session)  # it has all that is in its other files
+        _log.warning(
+            "%d commits that the store has acknowledged, but not confirmed, are kept in %s; they are compared with the "
+            "log at the next contact, or with: hopaas-p2p spool send",
+            count,
+            path,
+        )
+        return True
 
     @staticmethod
     def forget(session: LogSession[Any]) -> None:
@@ -106,6 +148,10 @@ class SpoolSender:
                 self.send(spooled, logs, writer=writer)
             except StoreUnreachable:
                 raise
+            except KeptForRescue as error:
+                _log.error("%s", error)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             except HopaasError as error:  # the others are not held up by it
                 self._refused.add(path)
                 _log.warning("%s was not sent and stays in the spool: %s", path, error)
@@ -119,9 +165,82 @@ class SpoolSender:
         Raises:
             StoreUnreachable: not this time.
             NoSuchStudy: it is of another store.
+            KeptForRescue: the log has lost what it had acknowledged, and goes on without it.
 
         """
         log = logs.get(spooled.study) or study_driver(
             self._store.log(spooled.study), writer=writer, now_us=self._now_us
         )
-        log.send_for_another(list(map(Outgoing, spooled.nonces, spooled.payloads)))
+        placed = spooled.placed
+        if spooled.unconfirmed:
+            lost = self._restore(log, spooled)
+            if lost:
+                spool.take_in(spooled)
+                raise KeptForRescue(
+                    f"{spooled.name}: of {len(placed)} commits that the store had acknowledged, the log has lost some, "
+                    f"and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
+                    "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
+                )
+        log.send_for_another([one.commit for one in placed if not one.lsn or not spooled.unconfirmed])
+
+    def _restore(self, log: LogDriver[State], spooled: Spooled) -> int:
+        """Append again what the log has lost of these acknowledged commits; how many of them it cannot take.
+
+        It can take a commit if it has, up to the place that the commit had, what the writer had read: all that the
+        commit speaks of is there, under the same numbers, whatever was written behind it since. And if it has no later
+        commit of the writer. Elsewhere than in its place only the end of a trial counts: nobody runs what is started.
+        """
+        placed = [one for one in spooled.placed if one.lsn]
+        while lost := (seen := _LoggedCommits(self._store.log(spooled.study), placed)).lost():
+            log.send_for_another([])  # it knows the writers now
+            if _takes(log.state, seen, lost[0]):
+                log.send_for_another([lost[0].commit])
+            elif len(_LoggedCommits(self._store.log(spooled.study), placed).lost()) == len(
+                lost
+            ):  # nobody else is at it
+                return len(lost)
+        return 0
+
+
+def _takes(state: State, seen: _LoggedCommits, one: Placed) -> bool:
+    writer, _, sequence = one.commit.nonce.rpartition(":")
+    last = state.writers.get(writer)
+    agrees = one.before is not None and seen.sum_before(one.lsn) == one.before
+    worth = one.lsn > seen.head or any(_ended(one.commit.payload))
+    return agrees and worth and (last is None or last.seq < int(sequence))
+
+
+class _LoggedCommits:
+    """What a log has from the first of these commits on, read by a handle of its own."""
+
+    def __init__(self, log: Log, placed: list[Placed]) -> None:
+        self._placed = placed
+        first = min((one.lsn for one in placed), default=1)
+        removed = log.removed_up_to() if isinstance(log, Compacted) else 0
+        self.head = 0
+        """The last lsn that it has."""
+        self._payloads: set[bytes] = set()
+        self._sums: dict[int, int | None] = {1: 0}
+        """Lsn -> the sum of the log before it."""
+        self._removed = removed
+        for lsn, payload, _, before in read_all(log, max(first - 2, removed)):
+            self.head = lsn
+            self._payloads.add(payload)
+            self._sums[lsn] = before
+            self._sums[lsn + 1] = None if before is None else following(before, payload)
+
+    def lost(self) -> list[Placed]:
+        """Those that it has not. Of commits that were removed because a snapshot stands for them nothing is known."""
+        there = self._payloads
+        return [one for one in self._placed if one.lsn > self._removed and one.commit.payload not in there]
+
+    def sum_before(self, lsn: int) -> int | None:
+        """The sum of the log before this lsn; None if it is not known, as where the log does not go so far."""
+        return self._sums.get(lsn)
+
+
+def _ended(payload: bytes) -> Iterator[int]:
+    """The trials that a commit ends."""
+    commit = codec.decode(payload)
+    if isinstance(commit, Commit):
+        yield from (record.number for record in commit.records if isinstance(record, TrialFinish))

@@ -176,7 +176,8 @@ HEADS: Final = ("site", "person", "state", "attempts", "time", "GPU hours", "cor
 def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
     """The table by site, person and state, without columns in which nothing is; its last line is the sum."""
     shown = [*found.rows, found.total]
-    columns = [aligned_amounts([_costs(row)[at] for row in shown]) for at in range(4)]
+    costs = [(row.cost.gpu_hours, row.cost.core_hours, row.cost.kwh, row.euro) for row in shown]
+    columns = [aligned_amounts(column) for column in zip(*costs, strict=True)]
     rows = [_texts(row, amounts) for row, amounts in zip(shown, zip(*columns, strict=True), strict=True)]
     keep = [at for at, _ in enumerate(HEADS) if any(row[at] not in ("", "0") for row in rows)]
     return [HEADS[at] for at in keep], [[row[at] for at in keep] for row in rows]
@@ -186,10 +187,6 @@ def _texts(row: SpentRow, amounts: Sequence[str]) -> list[str]:
     state = "returned" if row.outcome == "given back" else row.outcome
     seconds, epochs = duration(row.cost.time / 1e6), f"{row.cost.epochs:,}"
     return [row.site, row.user, state, f"{row.leases:,}", seconds, *amounts, epochs]
-
-
-def _costs(row: SpentRow) -> tuple[float, ...]:
-    return row.cost.gpu_hours, row.cost.core_hours, row.cost.kwh, row.euro
 
 
 def aligned_amounts(values: Sequence[float]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State, Trial
+from hopaas_p2p.core.spending import is_last_lease
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
 from hopaas_p2p.report import svg
 from hopaas_p2p.report.charts import Figure, key
 from hopaas_p2p.report.facts import duration, peer_labels
@@ -39,15 +40,11 @@ def stretches(state: State) -> list[Stretch]:
             if tenure.start is not None:
                 kind = "given-back" if tenure.why.startswith(("released", "interrupted")) else "lost"
                 found.append(Stretch(tenure.owner, trial.number, tenure.start, max(tenure.start, tenure.end), kind))
-        if trial.owner is None or trial.start is None or _told_by_history(trial):
+        if trial.owner is None or trial.start is None or is_last_lease(trial):
             continue
         end = max(trial.start, newest if trial.end is None else trial.end)
         found.append(Stretch(trial.owner, trial.number, trial.start, end, _KINDS.get(trial.state, "running")))
     return found
-
-
-def _told_by_history(trial: Trial) -> bool:
-    return bool(trial.history) and trial.history[-1].owner == trial.owner and trial.history[-1].end == trial.end
 
 
 def timeline(state: State) -> Figure | None:

@@ -27,6 +27,8 @@ PRUNED: Final = int(TrialState.PRUNED)
 RUNNING: Final = int(TrialState.RUNNING)
 _LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _SUPERSEDED: Final = -1
+_PRESENT: Final = 32  # sets of parameters for which it is remembered which trials have them
+_STRIDE: Final = 64  # of so many costs the smallest is looked at first
 _NO_REPORT: Final = (1.0, 0.0)  # sorts a pruned trial without reports behind all others
 
 
@@ -98,6 +100,8 @@ class TrialColumns:
         self._last_shape: Mapping[str, BaseDistribution] = {}
         self._compared: dict[str, BaseDistribution] = {}
         """The distribution of each parameter that was compared last."""
+        self._present: dict[tuple[str, ...], tuple[Mask, int]] = {}
+        """Which trials have all of some parameters, and how many of the changes that takes into account."""
 
     def same_study(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether these can be the trials that were read before, or more of them."""
@@ -145,11 +149,23 @@ class TrialColumns:
         return None
 
     def having(self, names: Iterable[str]) -> Mask:
-        """Which trials have all these parameters."""
-        present = np.ones(self.count, np.bool_)
+        """Which trials have all these parameters. Not to be changed, and good until the next trials are read."""
+        key = tuple(names)
+        present, seen = self._present.pop(key, (None, 0))
+        if present is None or len(present) < self._room:
+            present = self._complete(key, slice(None))
+        elif seen < len(self.changes):
+            rows = np.asarray(self.changes[seen:], np.int64)
+            present[rows] = self._complete(key, rows)
+        self._present[key] = present, len(self.changes)
+        if len(self._present) > _PRESENT:
+            del self._present[next(iter(self._present))]
+        return present[: self.count]
+
+    def _complete(self, names: Iterable[str], rows: Ints | slice) -> Mask:
+        present = np.ones(self._room, np.bool_)[rows]
         for name in names:
-            column = self.params.get(name)
-            present &= False if column is None else ~np.isnan(column[: self.count])
+            present &= ~np.isnan(self.params[name][rows]) if name in self.params else False
         return present
 
     def observations(self, names: Iterable[str], rows: Ints) -> dict[str, Floats]:
@@ -158,10 +174,13 @@ class TrialColumns:
 
     def contains(self, values: Mapping[str, float], but: int | None) -> bool:
         """Whether a trial that runs or has not failed, another than in row `but`, has these values."""
-        state = self.state[: self.count]
-        rows = np.flatnonzero((state == COMPLETE) | (state == PRUNED) | (state == RUNNING))
-        for name, value in values.items():
-            rows = rows[self.params[name][rows] == value] if name in self.params else rows[:0]
+        if not values.keys() <= self.params.keys():
+            return False
+        (name, value), *others = values.items()
+        rows = np.flatnonzero(self.params[name][: self.count] == value)
+        for name, value in others:
+            rows = rows[self.params[name][rows] == value]
+        rows = rows[np.isin(self.state[rows], (COMPLETE, PRUNED, RUNNING))]
         return bool((rows != but).any())
 
     def _read(self, row: int, trial: FrozenTrial) -> bool:
@@ -350,11 +369,11 @@ def best_rows(columns: TrialColumns, count: int, *, maximize: bool) -> Ints:
     The order is the one of Optuna's TPE: by value; pruned ones by the last step they reached, then by what they
     reported there; infeasible ones by how much they violate. Of equals the earlier one is the better.
     """
-    state, violation = columns.state[: columns.count], columns.violation[: columns.count]
-    complete = np.flatnonzero((state == COMPLETE) & (violation <= 0))
-    if count <= len(complete):
-        return _smallest(complete, (-1.0 if maximize else 1.0) * columns.value[complete], count)
-    return np.sort(ranked_rows(columns, maximize=maximize)[:count])
+    complete = (columns.state[: columns.count] == COMPLETE) & (columns.violation[: columns.count] <= 0)
+    if count > np.count_nonzero(complete):
+        return np.sort(ranked_rows(columns, maximize=maximize)[:count])
+    values = columns.value[: columns.count]
+    return _smallest(complete, np.where(complete, -values if maximize else values, np.inf), count)
 
 
 def ranked_rows(columns: TrialColumns, *, maximize: bool) -> Ints:
@@ -371,8 +390,12 @@ def ranked_rows(columns: TrialColumns, *, maximize: bool) -> Ints:
     return np.concatenate([complete, pruned[np.lexsort((values, steps))], infeasible])
 
 
-def _smallest(rows: Ints, costs: Floats, count: int) -> Ints:
-    """The rows of the smallest costs, ascending; of equals the first ones."""
+def _smallest(candidates: Mask, costs: Floats, count: int) -> Ints:
+    """The rows of the smallest costs among these candidates, ascending; of equals the first ones."""
+    rows = _promising(costs, count)
+    if rows is None:
+        rows = np.flatnonzero(candidates)
+    costs = costs[rows]
     if count == 0 or count == len(rows):
         return rows[:count]
     limit = np.partition(costs, count - 1)[count - 1]
@@ -380,3 +403,12 @@ def _smallest(rows: Ints, costs: Floats, count: int) -> Ints:
     equal = np.flatnonzero(costs == limit)[: count - len(below)]
     chosen: Ints = rows[np.sort(np.concatenate([below, equal]))]
     return chosen
+
+
+def _promising(costs: Floats, count: int) -> Ints | None:
+    """Rows among which the smallest costs are: those not above the largest of the `count` smallest of some minima."""
+    minima = np.fmin.reduce(costs[: len(costs) // _STRIDE * _STRIDE].reshape(_STRIDE, -1), axis=0)
+    if not 0 < count < len(minima):
+        return None
+    limit = np.partition(minima, count - 1)[count - 1]
+    return np.flatnonzero(costs <= limit) if np.isfinite(limit) else None

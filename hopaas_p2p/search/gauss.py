@@ -15,6 +15,7 @@ _NARROW: Final = _RULES[-1][0]
 _LOG_CONSTANT: Final = math.log(math.sqrt(2 * math.pi))
 _ERFC: Final = np.frompyfunc(math.erfc, 1, 1)
 _FAR: Final = 24.0  # standard deviations: the mass beyond is below 1e-126, and taken for nothing
+_ALL: Final = 9.0  # standard deviations: the mass beyond is below 1e-18
 _SERIES: Final = 35.0  # from here on the series is exact to 1e-12, and erfc soon too small for a number
 
 
@@ -41,6 +42,14 @@ def _half_erfc(z: Floats) -> Floats:
     return np.asarray(_ERFC(z / math.sqrt(2)), np.float64) / 2
 
 
+def _tail(z: Floats) -> Floats:
+    """The mass above z, or nothing where the rest is 1 to the last bit."""
+    mass = np.zeros(z.shape)
+    near = z < _ALL
+    mass[near] = _half_erfc(z[near])
+    return mass
+
+
 def log_range_mass(left: Any, right: Any) -> Floats:
     """The logarithm of `range_mass`, exact also where that is too small for a number."""
     left, right = np.broadcast_arrays(np.asarray(left, np.float64), np.asarray(right, np.float64))
@@ -48,7 +57,7 @@ def log_range_mass(left: Any, right: Any) -> Floats:
     low, high = np.where(flipped, -right, left), np.where(flipped, -left, right)
     central = high > 0
     found = np.empty(left.shape)
-    found[central] = np.log1p(-_half_erfc(-low[central]) - _half_erfc(high[central]))
+    found[central] = np.log1p(-_tail(-low[central]) - _tail(high[central]))
     larger, smaller = _log_upper(-high[~central]), _log_upper(-low[~central])
     found[~central] = larger + np.log1p(-np.exp(smaller - larger))
     return found

@@ -68,11 +68,11 @@ def reader_of(study: optuna.Study) -> TrialReader | None:
 def mixture_of(estimator: Estimator) -> Mixture:
     """What an estimator is made of."""
     mixture = estimator._mixture_distribution
-    kernels = [
-        one.weights if isinstance(one, _BatchedCategoricalDistributions) else (one.mu, one.sigma)
-        for one in mixture.distributions
+    choices = [one.weights for one in mixture.distributions if isinstance(one, _BatchedCategoricalDistributions)]
+    numbers = [
+        (one.mu, one.sigma) for one in mixture.distributions if not isinstance(one, _BatchedCategoricalDistributions)
     ]
-    return Mixture(mixture.weights, kernels)
+    return Mixture(mixture.weights, numbers, choices)
 
 
 def grid_points(
@@ -196,10 +196,3 @@ class OptunaTPE(optuna.samplers.TPESampler):
         """Draw the parameters of each group together."""
         self._search_space_group = _SearchSpaceGroup()
         self._search_space_group._search_spaces = groups
-
-    def best_candidate(
-        self, space: Mapping[str, BaseDistribution], candidates: dict[str, NDArray[Any]], scores: NDArray[np.float64]
-    ) -> dict[str, Any]:
-        """The first of the candidates with the highest score."""
-        best = self._compare(candidates, scores)
-        return {name: one.to_external_repr(best[name]) for name, one in space.items()}

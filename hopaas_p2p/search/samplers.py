@@ -6,7 +6,7 @@ import importlib.util
 import math
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
@@ -179,7 +179,8 @@ class TPESampler(OptunaTPE):
             if joint and not self.grouped and self._repeats == "avoid":
                 return self._best_new(model, own)
             candidates = model.below.sample(self.random_state, self.candidate_count)
-            return self.best_candidate(space, candidates, self._scores(model, candidates))
+            place = next(self._order(model, candidates))
+            return {name: one.to_external_repr(candidates[name][place].item()) for name, one in space.items()}
 
     # --- the model ---
 
@@ -203,19 +204,23 @@ class TPESampler(OptunaTPE):
         below = self.estimator(columns.observations(space, best[present[best]]), space)
         return _Model(columns, space, below, np.flatnonzero(worse), ranked, np.flatnonzero(running)[-_RUNNING_SEEN:])
 
-    def _scores(self, model: _Model, candidates: dict[str, Floats]) -> Floats:
-        """By how much a candidate is likelier among the better trials than among the others, as a logarithm."""
+    def _order(self, model: _Model, candidates: dict[str, Floats]) -> Iterator[int]:
+        """The places of the candidates, first those that are likeliest among the better trials beside the others."""
         if model.columns.learned >= self._fewest and len(model.above) >= FEWEST:
             density = self._density(model.columns, model.space)
             if not density.at_edge(candidates):
                 weights = np.append(self.weights_of(len(model.above)), self.prior_weight)
-                kernels = Kernels(model.above, weights / weights.sum())
-                return density.log_below(mixture_of(model.below), candidates) - density.log_above(
-                    kernels, candidates, prior_weight=self.prior_weight, endpoints=self.endpoints
-                )
+                return density.compare(
+                    mixture_of(model.below),
+                    Kernels(model.above, weights / weights.sum()),
+                    candidates,
+                    prior_weight=self.prior_weight,
+                    endpoints=self.endpoints,
+                ).ranked()
         above = self.estimator(model.columns.observations(model.space, model.above), model.space)
-        scores: Floats = model.below.log_pdf(candidates) - above.log_pdf(candidates)
-        return scores
+        scores = model.below.log_pdf(candidates) - above.log_pdf(candidates)
+        first = int(np.argmax(scores))  # also where a score is no number
+        return chain([first], (place for place in np.argsort(-scores, kind="stable").tolist() if place != first))
 
     def _best_new(self, model: _Model, own: int | None) -> dict[str, Any]:
         """The most promising configuration that is new; the most promising one if none is found."""
@@ -229,12 +234,12 @@ class TPESampler(OptunaTPE):
         """Candidates as the process ranks them, if there is one; some draws, the best first; then random ones."""
         if len(model.ranked) > 1:
             candidates, costs = self._judged(model)
-            yield from _configurations(candidates, np.argsort(costs, kind="stable"))
+            yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())
         for _ in range(_DRAWS):
             candidates = model.below.sample(self.random_state, self.candidate_count)
-            yield from _configurations(candidates, np.argsort(-self._scores(model, candidates), kind="stable"))
+            yield from _configurations(candidates, self._order(model, candidates))
         anywhere = self.estimator(model.columns.observations(model.space, np.empty(0, np.int64)), model.space)
-        yield from _configurations(anywhere.sample(self.random_state, _ANYWHERE), np.arange(_ANYWHERE))
+        yield from _configurations(anywhere.sample(self.random_state, _ANYWHERE), range(_ANYWHERE))
 
     def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
         """Candidates from the density of the better trials, from around the best, and from anywhere; their costs."""
@@ -296,7 +301,7 @@ class TPESampler(OptunaTPE):
         return density
 
 
-def _configurations(candidates: Mapping[str, Floats], order: Ints) -> Iterator[dict[str, float]]:
+def _configurations(candidates: Mapping[str, Floats], order: Iterable[int]) -> Iterator[dict[str, float]]:
     for place in order:
         yield {name: float(column[place]) for name, column in candidates.items()}
 

@@ -1,44 +1,47 @@
-"""The density of the worse trials in the tree-structured Parzen estimator, at a cost that stays small in large studies.
+"""How candidates compare in the tree-structured Parzen estimator, at a cost that stays small in large studies.
 
 Optuna's estimator (Bergstra et al., 2011; Watanabe, arXiv:2304.11127) puts a kernel on every trial: a product of
 truncated normals, of their integrals over a cell for whole or stepped numbers, and of categorical distributions.
-In a large study nearly every bandwidth is at its lower limit, a hundredth of the range. With one bandwidth for all, the
-exponents of the normals are a matrix product, the factors of other parameters come from small tables, and what depends
-on the trial alone is computed once. Where trials are many, only kernels near a candidate are looked at: those far from
-it in some parameter count, all together, a trillionth of the prior at most. The few kernels that are wider, at most 200
-for each parameter, are evaluated one by one.
+In a large study nearly every bandwidth of the worse trials is at its lower limit, a hundredth of the range. With one
+bandwidth for all, the exponents of the normals are a matrix product, the factors of other parameters come from small
+tables, and what depends on the trial alone is computed once. Where trials are many, only kernels near a candidate are
+looked at: those far from it in some parameter count, all together, a trillionth of the rest at most. The few kernels
+that are wider, at most 200 for each parameter, are evaluated one by one.
 
-The result differs from Optuna's by rounding only: less than 1e-9 in the logarithm.
+Those few and the prior also say how good a candidate can be at best. The narrow kernels are therefore looked at for
+the most promising candidates only, until one is better than all others can be.
+
+The scores differ from Optuna's by rounding only: less than 1e-9 in the logarithm.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.search.columns import Floats, Ints, Mask, TrialColumns
-from hopaas_p2p.search.gauss import cell_mass, log_normal, log_range_mass
+from hopaas_p2p.search.axes import BANDWIDTHS, LARGEST_TABLE, Cells, Choices, Near, Normal, log_cells
+from hopaas_p2p.search.columns import Floats, Ints, TrialColumns
+from hopaas_p2p.search.gauss import log_normal, log_range_mass
 
 FEWEST: Final = 100
 """From so many kernels on, the prior not counted, Optuna's lower limit of a bandwidth is constant."""
-_BANDWIDTHS: Final = 100.0  # the range over the lower limit
 _CHUNK: Final = 1024  # rows at a time: 24 candidates fit into the second-level cache, and BLAS stays on one core
-_FEW: Final = 64  # new rows that are sorted in; for more, all are sorted anew
+_SORTED_IN: Final = 128  # to sort so many rows anew costs about as much as to sort one row in
 _FLOOR: Final = -600.0  # exponents below make denormal numbers, which are slow; the prior is above for 100 parameters
-_VANISHED: Final = 1e-120
-_FARTHEST: Final = 1e6  # bandwidths outside the range: a place beyond would make numbers that overflow
 _CUT: Final = 4096  # rows; with fewer, to choose the near ones costs more than it saves
 _CERTAIN: Final = math.log(1e12)
 _SELECTED: Final = 256  # rows that are near in some parameters and evaluated without a look at the others
-_LARGEST_TABLE: Final = 1024  # rows; 24 candidates of it fit into the second-level cache
+_MOST: Final = 4  # a part of all rows; if more are near a candidate, all are evaluated for all candidates
+_MARGIN: Final = 1e-9  # of a bound, against rounding
 
 
 class Kernels(NamedTuple):
-    """The trials that make the density, and how much each counts."""
+    """The trials that make a density, and how much each counts."""
 
     rows: Ints
     weights: Floats
@@ -49,196 +52,10 @@ class Mixture(NamedTuple):
     """A density of a few trials as Optuna's estimator has it, the prior last."""
 
     weights: Floats
-    kernels: Sequence[tuple[Floats, Floats] | Floats]
-    """Of each parameter: centres and bandwidths, or a row of probabilities for each kernel."""
-
-
-class Near(NamedTuple):
-    """For each candidate the trials that are not far from it on one axis."""
-
-    left: Floats
-    right: Floats
-    starts: Ints
-    """Their places in the order of the axis."""
-    ends: Ints
-
-
-class _Axis:
-    """A number: where the trials lie on it, on a logarithmic scale if it has one."""
-
-    def __init__(self, distribution: FloatDistribution | IntDistribution, room: int) -> None:
-        low, high, step = float(distribution.low), float(distribution.high), distribution.step
-        self.half = 0.0 if step is None else step / 2
-        self.log = distribution.log
-        self.low, self.high = self.scaled(low - self.half), self.scaled(high + self.half)
-        self.sigma = (self.high - self.low) / _BANDWIDTHS
-        self.middle = 0.5 * (self.low + self.high)
-        self.mu = np.zeros(room)
-        self._placed = np.zeros(room, np.bool_)
-        self._order = np.empty(0, np.int64)
-        """The rows that have this parameter, by where they lie."""
-        self._sorted = np.empty(0)
-        """Where they lie."""
-
-    def scaled(self, value: float) -> float:
-        return float(np.log(value)) if self.log else value
-
-    def read(self, rows: Ints, values: Floats) -> None:
-        """Where these trials are now."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # a trial from another range
-            mu = np.log(values) if self.log else values
-        far = _FARTHEST * self.sigma
-        mu = np.fmin(np.fmax(mu, self.low - far), self.high + far)  # also where there is no logarithm
-        moved = (self.mu[rows] != mu) | ~self._placed[rows]
-        self.mu[rows] = mu
-        self._sort_in(rows[moved])
-
-    def forget(self, rows: Ints) -> None:
-        """These trials have no such parameter."""
-        gone = rows[self._placed[rows]]
-        if len(gone):
-            self._placed[gone] = False
-            kept = self._placed[self._order]
-            self._order, self._sorted = self._order[kept], self._sorted[kept]
-
-    def _sort_in(self, rows: Ints) -> None:
-        self.forget(rows)
-        self._placed[rows] = True
-        if len(rows) > _FEW:
-            rows = np.flatnonzero(self._placed)
-            self._order = rows[np.argsort(self.mu[rows])]
-            self._sorted = self.mu[self._order]
-            return
-        rows = rows[np.argsort(self.mu[rows])]
-        places = np.searchsorted(self._sorted, self.mu[rows])
-        self._order = np.insert(self._order, places, rows)
-        self._sorted = np.insert(self._sorted, places, self.mu[rows])
-
-    def span(self, points: Floats) -> tuple[Floats, Floats]:
-        """Where each candidate begins and ends on the axis."""
-        raise NotImplementedError
-
-    def near(self, points: Floats, reach: float) -> Near:
-        """Which trials are within so many bandwidths of each candidate."""
-        left, right = self.span(points)
-        left, right = left - reach * self.sigma, right + reach * self.sigma
-        starts, ends = np.searchsorted(self._sorted, left), np.searchsorted(self._sorted, right, "right")
-        return Near(left, right, starts, ends)
-
-    def rows_between(self, start: int, end: int) -> Ints:
-        """The rows of these places in the order of the axis."""
-        return self._order[start:end]
-
-    def wide(self, rows: Ints, chosen: Mask, *, endpoints: bool) -> tuple[Ints, Floats]:
-        """Which of these rows have a bandwidth above the lower limit, as places among them, and the bandwidths.
-
-        `chosen` is the same as a mask. Of equal values the first and the last get the bandwidth of the gap beside them.
-        Which these are depends on how Optuna's sort orders equals; where that matters, it is repeated.
-        """
-        here = chosen[self._order]
-        order = self._order[here]
-        sigmas, tied = self._sorted_bandwidths(self._sorted[here], endpoints=endpoints)
-        found = np.flatnonzero(sigmas > self.sigma)
-        if tied[found].any():
-            mu = self.mu[rows]
-            order = rows[np.argsort(mu)]
-            sigmas, _ = self._sorted_bandwidths(self.mu[order], endpoints=endpoints)
-            found = np.flatnonzero(sigmas > self.sigma)
-        return np.searchsorted(rows, order[found]), np.minimum(sigmas[found], self.high - self.low)
-
-    def _sorted_bandwidths(self, mu: Floats, *, endpoints: bool) -> tuple[Floats, Mask]:
-        """Optuna's bandwidths before they are limited, and which of the values occur more than once."""
-        points = np.empty(len(mu) + 2)
-        points[0], points[1:-1], points[-1] = self.low, mu, self.high
-        gaps = points[1:] - points[:-1]
-        sigmas = np.maximum(gaps[:-1], gaps[1:])
-        if not endpoints and len(mu) > 1:
-            sigmas[0], sigmas[-1] = gaps[1], gaps[-2]
-        same = gaps == 0
-        same[0] = same[-1] = False
-        return sigmas, same[:-1] | same[1:]
-
-    def log_kernel(self, mu: Floats, sigma: Floats, points: Floats) -> Floats:
-        """The logarithm of a kernel at each candidate: a row for each kernel, a column for each candidate."""
-        raise NotImplementedError
-
-
-class _Normal(_Axis):
-    """A real number."""
-
-    def candidates(self, values: Floats) -> Floats:
-        return np.log(values) if self.log else values
-
-    def span(self, points: Floats) -> tuple[Floats, Floats]:
-        return points, points
-
-    def log_kernel(self, mu: Floats, sigma: Floats, points: Floats) -> Floats:
-        mu, sigma = mu[:, None], sigma[:, None]
-        mass = log_range_mass((self.low - mu) / sigma, (self.high - mu) / sigma)
-        return log_normal((points - mu) / sigma) - np.log(sigma) - mass
-
-    def at_edge(self, points: Floats) -> bool:
-        """Whether rounding decides if a point is inside the range."""
-        margin = 1e-9 * (self.high - self.low)
-        return bool((points < self.low + margin).any() or (points > self.high - margin).any())
-
-
-class _Cells(_Axis):
-    """A whole number, or one with a step: probabilities of cells."""
-
-    def __init__(self, distribution: FloatDistribution | IntDistribution, room: int) -> None:
-        super().__init__(distribution, room)
-        self.codes = np.zeros(room, np.int64)
-        self.known: dict[float, int] = {}
-        self._places = np.empty(0)
-
-    def read(self, rows: Ints, values: Floats) -> None:
-        super().read(rows, values)
-        different, inverse = np.unique(self.mu[rows], return_inverse=True)
-        codes = [self.known.setdefault(float(one), len(self.known)) for one in different]
-        self.codes[rows] = np.asarray(codes, np.int64)[inverse]
-        if len(self.known) > len(self._places):
-            self._places = np.fromiter(self.known, np.float64)
-
-    def span(self, points: Floats) -> tuple[Floats, Floats]:
-        left, right = points - self.half, points + self.half
-        return (np.log(left), np.log(right)) if self.log else (left, right)
-
-    def table(self, values: Floats) -> Floats:
-        """The kernel of each different trial (a row) at each candidate (a column), with the smallest bandwidth."""
-        factors = np.exp(self.log_kernel(self._places, np.full(len(self._places), self.sigma), values))
-        factors[factors < _VANISHED] = 0
-        return np.ascontiguousarray(factors)
-
-    def log_kernel(self, mu: Floats, sigma: Floats, points: Floats) -> Floats:
-        different, inverse = np.unique(points, return_inverse=True)
-        edges = self.span(different)
-        mu, sigma = mu[:, None], sigma[:, None]
-        left, right = (edges[0] - mu) / sigma, (edges[1] - mu) / sigma
-        with np.errstate(divide="ignore"):
-            factors = np.log(cell_mass(left, right))
-        outside = ((mu < self.low) | (mu > self.high))[:, 0]  # from another range: only the far tail is inside
-        factors[outside] = log_range_mass(left[outside], right[outside])
-        factors -= log_range_mass((self.low - mu) / sigma, (self.high - mu) / sigma)
-        return np.asarray(factors[:, inverse])
-
-
-class _Choices:
-    """A categorical parameter."""
-
-    def __init__(self, distribution: CategoricalDistribution, room: int) -> None:
-        self.count = len(distribution.choices)
-        self.codes = np.zeros(room, np.int64)
-
-    def read(self, rows: Ints, values: Floats) -> None:
-        self.codes[rows] = values.astype(np.int64)
-
-    def table(self, values: Floats, kernels: int, prior_weight: float) -> Floats:
-        other = prior_weight / kernels
-        factors = np.full((self.count, self.count), other)
-        np.fill_diagonal(factors, 1 + other)
-        factors /= 1 + self.count * other
-        return np.ascontiguousarray(factors[:, values.astype(np.int64)])
+    numbers: Sequence[tuple[Floats, Floats]]
+    """Places and bandwidths of the kernels, for each number in the order of the space."""
+    choices: Sequence[Floats]
+    """A row of probabilities for each kernel, for each choice."""
 
 
 class KernelDensity:
@@ -249,19 +66,39 @@ class KernelDensity:
         self._seen = 0
         self._room = len(columns.state)
         self.names = tuple(space)
-        self._numbers: dict[str, _Normal | _Cells] = {}
-        self._choices: dict[str, _Choices] = {}
+        self.axes: dict[str, Normal | Cells] = {}
+        self.choices: dict[str, Choices] = {}
+        self._mu = np.zeros((sum(not isinstance(one, CategoricalDistribution) for one in space.values()), self._room))
         for name, one in space.items():
             if isinstance(one, CategoricalDistribution):
-                self._choices[name] = _Choices(one, self._room)
-            elif isinstance(one, FloatDistribution) and one.step is None:
-                self._numbers[name] = _Normal(one, self._room)
+                self.choices[name] = Choices(one, self._room)
             elif isinstance(one, FloatDistribution | IntDistribution):
-                self._numbers[name] = _Cells(one, self._room)
-        self._normals = {name: one for name, one in self._numbers.items() if isinstance(one, _Normal)}
-        self._matrix = np.zeros((self._room, len(self._normals) + 2))
+                mu = self._mu[len(self.axes)]
+                self.axes[name] = Normal(one, mu) if one.step is None else Cells(one, mu)
+        self.normals = {name: one for name, one in self.axes.items() if isinstance(one, Normal)}
+        self.cells = {name: one for name, one in self.axes.items() if isinstance(one, Cells)}
+        self._low, self._high, self._sigma = np.reshape(
+            [(one.low, one.high, one.sigma) for one in self.axes.values()], (-1, 3, 1)
+        ).transpose(1, 0, 2)
+        self._real = np.array([isinstance(one, Normal) for one in self.axes.values()], np.bool_)
+        self.matrix = np.zeros((self._room, len(self.normals) + 2))
         """The places in bandwidths from the middle; then what depends on the trial alone; then ones."""
-        self._matrix[:, -1] = 1
+        self.matrix[:, -1] = 1
+        self.log_highest = len(self.axes) * math.log(BANDWIDTHS)
+        self.log_highest += sum(math.log(one.count) for one in self.choices.values())
+        """How high a kernel is at most, over the prior: per number a hundred times, per choice as many as there are."""
+        self._chosen = np.zeros(self._room, np.bool_)
+        """The trials that make the density."""
+
+    @property
+    def tabled(self) -> bool:
+        """Whether all cells have tables."""
+        return all(one.tabled for one in self.cells.values())
+
+    @property
+    def rows(self) -> int:
+        """How many trials there are, in the density or not."""
+        return self._columns.count
 
     def catch_up(self) -> bool:
         """Read what changed in the columns. False if they have outgrown this density: make another."""
@@ -280,173 +117,269 @@ class KernelDensity:
             name: self._columns.params[name][rows] if name in self._columns.params else absent for name in self.names
         }
         present = ~np.isnan([values[name] for name in self.names]).any(axis=0)
-        for axis in self._numbers.values():
-            axis.forget(rows[~present])
+        self._leave_out(rows[self._chosen[rows] & ~present])
         rows = rows[present]
-        for name in self.names:
-            (self._numbers.get(name) or self._choices[name]).read(rows, values[name][present])
-        alone = np.zeros(len(rows))
-        for place, axis in enumerate(self._normals.values()):
-            mu = axis.mu[rows]
-            scaled = (mu - axis.middle) / axis.sigma
-            self._matrix[rows, place] = scaled
-            alone -= scaled**2 / 2 + log_range_mass((axis.low - mu) / axis.sigma, (axis.high - mu) / axis.sigma)
-        self._matrix[rows, -2] = alone
+        mu = np.reshape(
+            [axis.placed(values[name][present]) for name, axis in self.axes.items()], (len(self.axes), len(rows))
+        )
+        self._leave_out(rows[self._chosen[rows] & (self._mu[:, rows] != mu).any(axis=0)])
+        self._mu[:, rows] = mu
+        for name, choices in self.choices.items():
+            choices.codes[rows] = values[name][present].astype(np.int64)
+        masses = log_range_mass((self._low - mu) / self._sigma, (self._high - mu) / self._sigma)
+        self.matrix[rows, -2] = -masses[self._real].sum(axis=0)
+        for place, normal in enumerate(self.normals.values()):
+            scaled = (normal.mu[rows] - normal.middle) / normal.sigma
+            self.matrix[rows, place] = scaled
+            self.matrix[rows, -2] -= scaled**2 / 2
+        for axis, mass in zip(self.cells.values(), masses[~self._real], strict=True):
+            axis.note(rows, mass)
+
+    def _leave_out(self, rows: Ints) -> None:
+        """Take these rows out of the density, before they are placed elsewhere."""
+        self._chosen[rows] = False
+        for axis in self.axes.values():
+            for row in rows.tolist():
+                axis.sorted.remove(row, axis.mu[row])
+
+    def _choose(self, rows: Ints) -> None:
+        """Make the density of these rows."""
+        chosen = np.zeros(self._room, np.bool_)
+        chosen[rows] = True
+        changed = np.flatnonzero(chosen != self._chosen)
+        self._chosen = chosen
+        for axis in self.axes.values():
+            if len(changed) * _SORTED_IN > len(rows):
+                axis.sorted.fill(rows, axis.mu[rows])
+                continue
+            for row in changed.tolist():
+                (axis.sorted.insert if chosen[row] else axis.sorted.remove)(row, axis.mu[row])
 
     def points(self, candidates: Mapping[str, Floats]) -> dict[str, Floats]:
         """Where candidates are on each axis: a logarithm for a real number that has one."""
-        return {
-            name: axis.candidates(candidates[name]) if isinstance(axis, _Normal) else candidates[name]
-            for name, axis in self._numbers.items()
-        }
+        return {name: axis.points(candidates[name]) for name, axis in self.axes.items()}
 
     def at_edge(self, candidates: Mapping[str, Floats]) -> bool:
         """Whether rounding decides if a candidate is inside the range; Optuna's own code has to say it then."""
-        points = self.points(candidates)
-        return any(axis.at_edge(points[name]) for name, axis in self._normals.items())
+        return any(axis.at_edge(axis.points(candidates[name])) for name, axis in self.normals.items())
 
-    def log_above(
-        self, kernels: Kernels, candidates: Mapping[str, Floats], *, prior_weight: float, endpoints: bool
-    ) -> Floats:
-        """The logarithm of the density of many trials at each candidate."""
-        points = self.points(candidates)
-        count = len(next(iter(candidates.values())))
-        tables = {
-            name: one.table(candidates[name], len(kernels.weights), prior_weight) for name, one in self._choices.items()
-        }
-        rows, wide, sigmas = self._wide(kernels.rows, endpoints=endpoints)
-        weights = np.zeros(self._columns.count)
-        weights[kernels.rows] = kernels.weights[:-1]
-        weights[rows] = 0
-        parts = [self._narrow(weights, points, tables, count, prior=float(kernels.weights[-1]))]
-        if len(rows):
-            terms = np.log(kernels.weights[wide])[:, None] + np.zeros((1, count))
-            for name, axis in self._numbers.items():
-                terms += axis.log_kernel(axis.mu[rows], sigmas[name], points[name])
-            for name, one in self._choices.items():
-                terms += np.log(tables[name])[one.codes[rows]]
-            parts.append(_log_sum(terms))
-        parts.append(self._prior(points, count) + math.log(kernels.weights[-1]))
-        return _log_sum(np.array(parts))
+    def compare(
+        self,
+        below: Mixture,
+        above: Kernels,
+        candidates: Mapping[str, Floats],
+        *,
+        prior_weight: float,
+        endpoints: bool,
+    ) -> Comparison:
+        """Candidates by how much likelier they are among a few good trials than among many others.
 
-    def log_below(self, mixture: Mixture, candidates: Mapping[str, Floats]) -> Floats:
-        """The logarithm of Optuna's density of a few trials at each candidate."""
-        points = self.points(candidates)
-        terms = np.log(mixture.weights)[:, None] + np.zeros((1, len(next(iter(candidates.values())))))
-        for name, kernel in zip(self.names, mixture.kernels, strict=True):
-            if isinstance(kernel, tuple):
-                terms += self._numbers[name].log_kernel(*kernel, points[name])
-            else:
-                terms += np.log(kernel[:, candidates[name].astype(np.int64)])
-        return _log_sum(terms)
+        Good until `catch_up` or `compare` is called again.
+        """
+        self._choose(above.rows)
+        return Comparison(self, below, above, candidates, prior_weight=prior_weight, endpoints=endpoints)
 
-    def _wide(self, rows: Ints, *, endpoints: bool) -> tuple[Ints, Ints, dict[str, Floats]]:
-        """The rows whose kernel is wider in any parameter, their places among all, and all their bandwidths."""
-        chosen = np.zeros(self._room, np.bool_)
-        chosen[rows] = True
-        found = {name: axis.wide(rows, chosen, endpoints=endpoints) for name, axis in self._numbers.items()}
+    def wide(self, rows: Ints, *, endpoints: bool) -> tuple[Ints, dict[str, Floats]]:
+        """The kernels that are wider in any parameter, as places among these rows, and all their bandwidths."""
+        found = {name: axis.wide(rows, endpoints=endpoints) for name, axis in self.axes.items()}
         wide = np.unique(np.concatenate([places for places, _ in found.values()] or [np.empty(0, np.int64)]))
         sigmas = {}
         for name, (places, wider) in found.items():
-            sigmas[name] = np.full(len(wide), self._numbers[name].sigma)
+            sigmas[name] = np.full(len(wide), self.axes[name].sigma)
             sigmas[name][np.searchsorted(wide, places)] = wider
-        return rows[wide], wide, sigmas
+        return wide, sigmas
 
-    def _narrow(
-        self, weights: Floats, points: Mapping[str, Floats], choices: Mapping[str, Floats], count: int, *, prior: float
+    def log_kernels(
+        self, mu: Sequence[Floats], sigma: Sequence[Floats], points: Mapping[str, Floats], shape: tuple[int, int]
     ) -> Floats:
-        """The logarithm of what the kernels with the smallest bandwidths add up to."""
-        tables = [(self._choices[name].codes, table) for name, table in choices.items()]
-        tables += [
-            (one.codes, one.table(points[name])) for name, one in self._numbers.items() if isinstance(one, _Cells)
-        ]
-        scaled = np.empty((len(self._normals), count))
-        for place, (name, axis) in enumerate(self._normals.items()):
-            scaled[place] = (points[name] - axis.middle) / axis.sigma
-        factor = np.vstack([*scaled, np.ones(count), -(scaled**2).sum(axis=0) / 2])
-        total = self._sum_near(weights, points, tables, factor, prior) if len(weights) >= _CUT else None
-        if total is None:
-            total = self._sum_all(weights, _merged(tables, len(weights)), factor)
-        constant = sum(math.log(axis.sigma * math.sqrt(2 * math.pi)) for axis in self._normals.values())
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.log(total) - constant)
+        """The logarithms of some kernels, a row for each, at each candidate, without the choices.
 
-    def _sum_near(
-        self,
-        weights: Floats,
-        points: Mapping[str, Floats],
-        tables: Sequence[tuple[Ints, Floats]],
-        factor: Floats,
-        prior: float,
-    ) -> Floats | None:
-        """What the kernels near each candidate add up to; None if those are most of them.
+        Args:
+            mu: their places, for each axis.
+            sigma: their bandwidths.
+            points: of the candidates.
+            shape: how many kernels and candidates there are.
 
-        Per number, a kernel is at most a hundred times as high as the prior; per choice, as many times as there are
-        choices. That says how far is far enough.
         """
-        axes = list(self._numbers.values())
+        terms = np.zeros(shape)
+        if not self.axes:
+            return terms
+        places, widths = np.array(mu), np.array(sigma)
+        terms -= log_range_mass((self._low - places) / widths, (self._high - places) / widths).sum(axis=0)[:, None]
+        if self.normals:
+            at = np.array([points[name] for name in self.normals])
+            wide = widths[self._real]
+            distances = (at[:, None, :] - places[self._real][:, :, None]) / wide[:, :, None]
+            terms += log_normal(distances).sum(axis=0) - np.log(wide).sum(axis=0)[:, None]
+        if self.cells:
+            for part in self._log_cells(places[~self._real], widths[~self._real], points):
+                terms += part
+        return terms
+
+    def _log_cells(self, mu: Floats, sigma: Floats, points: Mapping[str, Floats]) -> Iterator[Floats]:
+        """The same of each axis with cells, without what is outside the range; all at once, as each step costs."""
+        parts = []
+        for here, width, (name, axis) in zip(mu[:, :, None], sigma[:, :, None], self.cells.items(), strict=True):
+            different, inverse = np.unique(points[name], return_inverse=True)
+            left, right = axis.span(different)
+            parts.append(((left - here) / width, (right - here) / width, axis.is_outside(here), inverse))
+        logs = log_cells(
+            np.concatenate([left.ravel() for left, _, _, _ in parts]),
+            np.concatenate([right.ravel() for _, right, _, _ in parts]),
+            np.concatenate([np.broadcast_to(outside, left.shape).ravel() for left, _, outside, _ in parts]),
+        )
+        ends = np.cumsum([left.size for left, _, _, _ in parts])
+        for (left, _, _, inverse), part in zip(parts, np.split(logs, ends[:-1]), strict=True):
+            yield part.reshape(left.shape)[:, inverse]
+
+
+class Comparison:
+    """Candidates by how much likelier they are among the better trials than among the others, as a logarithm."""
+
+    def __init__(
+        self,
+        density: KernelDensity,
+        below: Mixture,
+        above: Kernels,
+        candidates: Mapping[str, Floats],
+        *,
+        prior_weight: float,
+        endpoints: bool,
+    ) -> None:
+        self._density = density
+        self._points = density.points(candidates)
+        self._count = len(next(iter(candidates.values())))
+        codes = {name: candidates[name].astype(np.int64) for name in density.choices}
+        tables = {
+            name: one.table(codes[name], len(above.weights), prior_weight) for name, one in density.choices.items()
+        }
+        self._tables = [(one.codes, tables[name]) for name, one in density.choices.items()]
+        self._tables += [
+            (one.codes, one.table(self._points[name])) for name, one in density.cells.items() if one.tabled
+        ]
+        wide, sigmas = density.wide(above.rows, endpoints=endpoints)
+        rows = above.rows[wide]
+        self._weights = np.zeros(density.rows)
+        """Of the narrow kernels."""
+        self._weights[above.rows] = above.weights[:-1]
+        self._weights[rows] = 0
+        mu = [np.append(few, one.mu[rows]) for (few, _), one in zip(below.numbers, density.axes.values(), strict=True)]
+        sigma = [np.append(few, sigmas[name]) for (_, few), name in zip(below.numbers, density.axes, strict=True)]
+        terms = density.log_kernels(mu, sigma, self._points, (len(below.weights) + len(rows), self._count))
+        better, worse = terms[: len(below.weights)], terms[len(below.weights) :]
+        prior = better[-1] - sum(math.log(one.count) for one in density.choices.values())
+        better += np.log(below.weights)[:, None]
+        worse += np.log(above.weights[wide])[:, None]
+        for few, (name, one) in zip(below.choices, density.choices.items(), strict=True):
+            better += np.log(few[:, codes[name]])
+            worse += np.log(tables[name])[one.codes[rows]]
+        self._below = _log_sum(better)
+        self._rest = _log_sum(np.vstack([worse, prior + math.log(above.weights[-1])]))
+        """The density of the other trials without the narrow kernels."""
+        self.bounds = self._below - self._rest + _MARGIN
+        """No score is higher."""
+        self._reach = np.sqrt(2 * (density.log_highest + _CERTAIN - (self._rest - prior)))
+        self._near: list[Near] | None = None
+        scaled = [(self._points[name] - one.middle) / one.sigma for name, one in density.normals.items()]
+        squares = np.sum(np.square(scaled), axis=0)
+        self._factor = np.vstack([*scaled, np.ones(self._count), np.zeros(self._count) - squares / 2])
+        self._scores: Floats | None = None
+        if density.rows < _CUT and density.tabled:
+            self._scores = self._scored(self._sum_all(), slice(None))
+
+    def ranked(self) -> Iterator[int]:
+        """The candidates, the best first; of equals the earlier one. As many are computed as it takes to be sure."""
+        waiting = [(-bound, 0, place) for place, bound in enumerate(self.bounds.tolist())]
+        heapq.heapify(waiting)
+        while waiting:
+            _, known, place = heapq.heappop(waiting)
+            if known:
+                yield place
+            else:
+                heapq.heappush(waiting, (-self.score(place), 1, place))
+
+    def score(self, place: int) -> float:
+        """The score of a candidate."""
+        if self._scores is not None:
+            return float(self._scores[place])
+        rows = self._rows_near(place)
+        if rows is None:  # so it will be for others
+            self._scores = self._scored(self._sum_all(), slice(None))
+            return float(self._scores[place])
+        return float(self._scored(self._sum_near(rows, place), slice(place, place + 1))[0])
+
+    def _scored(self, sums: Floats, columns: slice) -> Floats:
+        constant = sum(math.log(one.sigma * math.sqrt(2 * math.pi)) for one in self._density.normals.values())
+        with np.errstate(divide="ignore"):
+            narrow = np.log(sums) - constant
+        return np.asarray(self._below[columns] - np.logaddexp(narrow, self._rest[columns]))
+
+    def _rows_near(self, place: int) -> Ints | None:
+        """The narrow kernels that count at a candidate; None if those are too many."""
+        axes = list(self._density.axes.items())
         if not axes:
             return None
-        highest = len(axes) * math.log(_BANDWIDTHS) + sum(math.log(one.count) for one in self._choices.values())
-        reach = math.sqrt(2 * (highest - math.log(prior) + _CERTAIN))
-        near = [axis.near(points[name], reach) for name, axis in self._numbers.items()]
-        sizes = np.array([one.ends - one.starts for one in near])
-        count = factor.shape[1]
-        if 2 * sizes.min(axis=0).sum() > count * len(weights):
+        if self._near is None:
+            self._near = [axis.near(self._points[name], self._reach) for name, axis in axes]
+        near = sorted(zip(self._near, axes, strict=True), key=lambda one: one[0].ends[place] - one[0].starts[place])
+        (first, (_, axis)), *others = near
+        rows = axis.sorted.rows[first.starts[place] : first.ends[place]]
+        if _MOST * len(rows) > 2 * self._density.rows:
             return None
-        total = np.empty(count)
-        for column in range(count):
-            first, *others = np.argsort(sizes[:, column]).tolist()
-            rows = axes[first].rows_between(near[first].starts[column], near[first].ends[column])
-            for other in others:
-                if len(rows) <= _SELECTED:
-                    break
-                mu = axes[other].mu[rows]
-                rows = rows[(mu >= near[other].left[column]) & (mu <= near[other].right[column])]
-            part = np.exp(np.maximum(self._matrix[rows] @ factor[:, column], _FLOOR))
-            for codes, table in tables:
-                part *= table[codes[rows], column]
-            total[column] = weights[rows] @ part
-        return total
+        for other, (_, axis) in others:
+            if len(rows) <= _SELECTED:
+                break
+            mu = axis.mu[rows]
+            rows = rows[(mu >= other.left[place]) & (mu <= other.right[place])]
+        return rows if _MOST * len(rows) <= self._density.rows else None
 
-    def _sum_all(self, weights: Floats, tables: Sequence[tuple[Ints, Floats]], factor: Floats) -> Floats:
-        """What all of these kernels add up to."""
-        count = factor.shape[1]
-        total = np.zeros(count)
-        made, taken = np.empty((_CHUNK, count)), np.empty((_CHUNK, count))
-        for start in range(0, len(weights), _CHUNK):
-            rows = slice(start, min(start + _CHUNK, len(weights)))
-            size = rows.stop - start
-            part = made[:size]
-            if self._normals:
-                np.dot(self._matrix[rows], factor, out=part)
+    def _sum_near(self, rows: Ints, place: int) -> Floats:
+        """What the narrow kernels of these rows add up to at a candidate."""
+        part = np.exp(np.maximum(self._density.matrix[rows] @ self._factor[:, place], _FLOOR))
+        for codes, table in self._tables:
+            part *= table[codes[rows], place]
+        for name, one in self._density.cells.items():
+            if not one.tabled:
+                part *= one.factors_at(rows, self._points[name][place : place + 1])[:, 0]
+        return np.array([self._weights[rows] @ part])
+
+    def _sum_all(self) -> Floats:
+        """What all narrow kernels add up to at each candidate."""
+        tables = _merged(self._tables, len(self._weights))
+        if not self._density.normals and len(tables) == 1 and self._density.tabled:
+            ((codes, table),) = tables
+            return np.asarray(np.bincount(codes[: len(self._weights)], self._weights, len(table)) @ table)
+        total = np.zeros(self._count)
+        made, taken = np.empty((_CHUNK, self._count)), np.empty((_CHUNK, self._count))
+        for start in range(0, len(self._weights), _CHUNK):
+            rows = slice(start, min(start + _CHUNK, len(self._weights)))
+            part = made[: rows.stop - start]
+            if self._density.normals:
+                np.dot(self._density.matrix[rows], self._factor, out=part)
                 np.maximum(part, _FLOOR, out=part)
                 np.exp(part, out=part)
             else:
                 part[:] = 1
             for codes, table in tables:
-                np.take(table, codes[rows], axis=0, out=taken[:size], mode="clip")
-                part *= taken[:size]
-            total += weights[rows] @ part
+                np.take(table, codes[rows], axis=0, out=taken[: len(part)], mode="clip")
+                part *= taken[: len(part)]
+            for name, one in self._density.cells.items():
+                if not one.tabled:
+                    part *= one.factors_at(rows, self._points[name])
+            total += self._weights[rows] @ part
         return total
-
-    def _prior(self, points: Mapping[str, Floats], count: int) -> Floats:
-        terms = np.zeros(count)
-        for name, axis in self._numbers.items():
-            terms += axis.log_kernel(np.array([axis.middle]), np.array([axis.high - axis.low]), points[name])[0]
-        return terms - sum(math.log(one.count) for one in self._choices.values())
 
 
 def _merged(tables: Sequence[tuple[Ints, Floats]], rows: int) -> list[tuple[Ints, Floats]]:
     """Fewer tables whose product is the same: the smallest are multiplied out, which saves a pass over all trials."""
     merged: list[tuple[Ints, Floats]] = []
     for codes, table in sorted(tables, key=lambda one: len(one[1])):
-        if merged and len(merged[-1][1]) * len(table) <= _LARGEST_TABLE:
+        if merged and len(merged[-1][1]) * len(table) <= LARGEST_TABLE:
             others, other = merged.pop()
             product = (other[:, None] * table).reshape(-1, table.shape[1])
             merged.append((others[:rows] * len(table) + codes[:rows], product))
         else:
-            merged.append((codes, table))
+            merged.append((codes, np.ascontiguousarray(table)))
     return merged
 
 

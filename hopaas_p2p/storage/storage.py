@@ -222,8 +222,8 @@ class Storage(BaseStorage):
         self._handles: dict[int, StudyHandle] = {}
         self._person: str | None = None
         """A name of its own in the log for the person that this storage writes for; None: it writes for the peer."""
-        self._located: tuple[int, tuple[StudyHandle, int] | None] = (-1, None)
-        """(trial id, what `locate` gives for it) of the trial that was located last."""
+        self._located: dict[int, tuple[StudyHandle, int]] = {}
+        """Trial id -> what `locate` gives for it, of the trial that was located last."""
         self._proposals: dict[int, Proposal] = {}
         peer.users.add(self)
 
@@ -275,7 +275,7 @@ class Storage(BaseStorage):
         verdict = self.peer.commit_to_catalog(StudyClose(listing.uuid))
         if verdict.refusal == "role":
             raise Denied(_OWNER_ONLY.format(study=listing.name))
-        self._handles.pop(study_id, None)
+        self._forget(study_id)
         if not verdict.accepted:
             raise NoSuchStudy(f"No study with study_id {study_id} exists.")
         self._destroy(listing.uuid)
@@ -342,7 +342,7 @@ class Storage(BaseStorage):
         if template_trial is None:
             number = handle.take_new()
             trial_id = (study_id << _NUMBER_BITS) + number
-            self._located = trial_id, (handle, number)
+            self._note_located(trial_id, handle, number)
             return trial_id
         if handle.state.define is None:
             self.peer.catch_up(handle.log)
@@ -478,13 +478,13 @@ class Storage(BaseStorage):
         appears at once in every replica that the process shows. Close it like any other storage.
         """
         other = Storage(self._options._replace(on_behalf_of=person), self.peer)
-        other._handles, other._person = self._handles, new_uuid()
+        other._handles, other._located, other._person = self._handles, self._located, new_uuid()
         return other
 
     def as_operator(self) -> Storage:
         """This storage, for somebody who may end and annotate trials of other peers; see `open_storage`."""
         other = Storage(self._options._replace(operator=True), self.peer)
-        other._handles, other._person = self._handles, self._person
+        other._handles, other._located, other._person = self._handles, self._located, self._person
         return other
 
     def study_names(self) -> list[str]:
@@ -658,11 +658,8 @@ class Storage(BaseStorage):
 
     def locate(self, trial_id: int, *, refresh: bool = False) -> tuple[StudyHandle, int]:
         """The handle of this trial's study, with `refresh` as fresh as a read may expect; and the trial's number."""
-        last_id, found = self._located
-        known = self._handles.get(trial_id >> _NUMBER_BITS)  # not that of a study that was deleted meanwhile
-        if trial_id == last_id and found is not None and found[0] is known:
-            if refresh:
-                self._read(known.study_id)
+        found = self._located.get(trial_id)
+        if found is not None and not refresh:
             return found
         number = trial_id & _NUMBERS
         try:
@@ -673,7 +670,7 @@ class Storage(BaseStorage):
             self.peer.catch_up(handle.log)
             if number >= len(handle.state.trials):
                 raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
-        self._located = trial_id, (handle, number)
+        self._note_located(trial_id, handle, number)
         if refresh:
             self._read(handle.study_id)
         return handle, number
@@ -718,9 +715,18 @@ class Storage(BaseStorage):
     def _listing(self, study_id: int) -> Listing:
         listing = self._catalog().by_id.get(study_id)
         if listing is None:
-            self._handles.pop(study_id, None)
+            self._forget(study_id)
             raise NoSuchStudy(f"No study with study_id {study_id} exists.")
         return listing
+
+    def _forget(self, study_id: int) -> None:
+        """The study was deleted."""
+        self._handles.pop(study_id, None)
+        self._located.clear()
+
+    def _note_located(self, trial_id: int, handle: StudyHandle, number: int) -> None:
+        self._located.clear()
+        self._located[trial_id] = handle, number
 
     def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:
         handle = StudyHandle(self.peer, uuid, study_id, allow_pickles=self._options.allow_pickles)
@@ -732,7 +738,7 @@ class Storage(BaseStorage):
         try:
             self.peer.refresh_for_reading(handle.log)
         except StudyDeleted:
-            self._handles.pop(study_id, None)
+            self._forget(study_id)
             raise NoSuchStudy(f"No study with study_id {study_id} exists any more.") from None
         return handle
 

@@ -215,13 +215,19 @@ class Confirmable(Protocol):
     def confirm(self) -> None:
         """See that it still has what this process appended lately. Raises BrokenChain if it has not."""
 
+    def unconfirmed(self) -> list[int]:
+        """The lsns of what this process appended lately, and did not see again."""
+
 
 @runtime_checkable
 class Salvageable(Protocol):
     """A log whose commits can be read one by one, also where it is damaged."""
 
     def salvage(self) -> Iterator[Entry]:
-        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out."""
+        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out.
+
+        Of two commits of one lsn, of which the store took the second over the first, the one that is read comes first.
+        """
 
 
 @runtime_checkable

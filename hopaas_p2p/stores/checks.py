@@ -7,6 +7,7 @@ about the way to the server and returns whether the server was reached; if not, 
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import importlib.util
@@ -28,6 +29,13 @@ from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.stores.base import Beat, Entry, Erasable, Outgoing, RateLimitedLog, Store, read_all
 
 _EXCHANGES: Final = 5
+_READ_ONLY: Final = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
+_CURES: Final[dict[int | None, str]] = {
+    errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,
+    errno.EROFS: "this node can read studies, but not take part: mount the file system for writing",
+}
+"""Error of the system -> what to do about it."""
 _SLOW: Final = 5.0  # seconds per exchange that people would notice in ask and tell
 
 
@@ -71,19 +79,27 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
     try:
         return (yield from check(store)) is not False
     except Denied as error:
-        cure = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
-        yield Finding(name, passed=False, detail=str(error), cure=cure)
+        yield Finding(name, passed=False, detail=str(error), cure=_READ_ONLY)
     except (BrokenChain, StoreCorrupt) as error:
         cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
         yield Finding(name, passed=False, detail=str(error), cure=cure)
     except HopaasError as error:
         cure = "try again when the store can be reached" if error.retry else AGAIN
-        yield Finding(name, passed=False, detail=str(error), cure=cure)
+        yield Finding(name, passed=False, detail=str(error), cure=_CURES.get(_errno(error.__cause__), cure))
+    except OSError as error:  # of a file system; the other checks may tell more
+        where = error.filename2 or error.filename  # of a link, the name and not its text
+        said = f"{where}: {error.strerror}" if where else str(error)
+        yield Finding(name, passed=False, detail=said, cure=_CURES.get(_errno(error), AGAIN))
+        return True
     except Exception as error:  # noqa: BLE001  # an error in one check must not keep the others from running
         detail = f"{type(error).__name__}: {error}"
         yield Finding(name, passed=False, detail=detail, cure="please report this, with the output of --debug")
         return True
     return False
+
+
+def _errno(error: BaseException | None) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _reach(store: Store) -> Iterator[Finding]:

@@ -989,7 +989,7 @@ class Study:
         return self.storage.get_all_trials(self.study_id, deepcopy=False)
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        """As Optuna's, for callbacks that are made for its studies."""
+        """All trials, or those in these states: Optuna's method, for callbacks such as its `TerminatorCallback`."""
         return self.optuna.get_trials(deepcopy, states)
 
     @property

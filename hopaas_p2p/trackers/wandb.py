@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from hopaas_p2p import extras
 from hopaas_p2p.atomic import replace_atomically
@@ -97,24 +98,15 @@ class WandB:
             run = self._run(key, f"trial {trial.number}", trial.params, _labels(trial), trial.note)
             summary = {**trial.values, "state": trial.state}
             self._send(key, run, trial, trial.series, summary, files)
-            if trial.final:
-                run.finish(exit_code=_EXIT[trial.state])
-                del self._open[key]
-            self._settle(key, trial.mark)
 
     def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
-        mark = study.mark
-        if self._ledger.setdefault(_STUDY, {}).get("mark") == mark:
+        if self._ledger.setdefault(_STUDY, {}).get("mark") == study.mark:
             return
         with self._translated():
             run = self._run(_STUDY, study.name, study.params, (f"state:{study.state}",), study.note)
             counts = {f"trials_{word.lower()}": count for word, count in study.counts.items()}
             summary = {**counts, "state": study.state}
             self._send(_STUDY, run, study, {"best_value": dict(study.best)}, summary, files)
-            if study.final:
-                run.finish()
-                del self._open[_STUDY]
-            self._settle(_STUDY, mark)
 
     def _send(
         self,
@@ -125,7 +117,7 @@ class WandB:
         summary: dict[str, Any],
         files: StudyArtifacts,
     ) -> None:
-        """What the run of a trial or of the study does not have yet."""
+        """Send what the run of a trial or of the study does not have yet, and finish it if that is all."""
         entry = self._ledger.setdefault(key, {})
         last = entry.get("step", -1)
         rows: dict[int, dict[str, float]] = {}
@@ -149,9 +141,10 @@ class WandB:
                 artifact.add_file(str(path), name=one.filename)
                 run.log_artifact(artifact)
             entry["files"].append(one.id)
-
-    def _settle(self, key: str, mark: str) -> None:
-        self._ledger[key].update(mark=mark, parts=self._parts(key))
+        if view.final:
+            run.finish(exit_code=_EXIT.get(view.state))
+            del self._open[key]
+        entry.update(mark=view.mark, parts=self._parts(key))
         self._write_ledger()
 
     def _write_ledger(self) -> None:
@@ -275,7 +268,6 @@ def _module() -> Any:
 def _has_key() -> bool:
     """Whether W&B has a key; without one it would ask on the terminal, in the middle of a training run."""
     import netrc
-    from urllib.parse import urlsplit
 
     settings = _module().setup().settings
     if settings.api_key or settings.identity_token_file:

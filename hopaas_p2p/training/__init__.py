@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import optuna
+
 from hopaas_p2p import checkpoints
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
 from hopaas_p2p.training.preemption import Preemption
@@ -137,8 +139,6 @@ class Training:
 
     @staticmethod
     def _prune() -> NoReturn:
-        import optuna
-
         raise optuna.TrialPruned
 
     def _is_due(self) -> bool:

@@ -26,10 +26,11 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.report.facts import reason_line
 from hopaas_p2p.space import spec
 from hopaas_p2p.trial import as_values
 from hopaas_p2p.worker import output
-from hopaas_p2p.worker.child import Child, ending, fill_in, signal_name, text_of
+from hopaas_p2p.worker.child import Child, fill_in, signal_name, text_of
 from hopaas_p2p.worker.trial_socket import TrialSocketServer
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 DONE: Final = 0
 FAILED: Final = 1
-NO_WORK: Final = 3
 AGAIN: Final = os.EX_TEMPFAIL
 """75: the batch system should run this job again."""
 
@@ -441,8 +441,7 @@ class Worker:
             return
         self.last = state.upper()
         if reason and state == "fail":
-            lines = reason.splitlines()
-            self._failure = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1].strip()}"
+            self._failure = reason_line(reason)
 
     def _store_output(self, trial: Trial) -> None:
         """Keep the end of the output of the command that has failed; before the trial is told, for it is its file."""
@@ -473,6 +472,3 @@ class Worker:
         except StoreUnreachable as error:  # its lease ends by itself, and others take it over
             self._say(f"trial {trial.number} could not be returned now: {error}")
             self.last = TrialState.RUNNING.name
-
-
-__all__ = ["AGAIN", "DONE", "FAILED", "NO_WORK", "Worker", "ending"]

@@ -32,6 +32,7 @@ TOPICS: Final = {
     "search_speed": "Asks in large studies",
     "search": "How well many peers search",
     "fidelity": "What rungs save",
+    "populations": "What populations gain",
 }
 _INTRODUCTION: Final = """# Benchmarks
 

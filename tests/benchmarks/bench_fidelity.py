@@ -12,16 +12,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import random
 import statistics
 import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -33,7 +29,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.samplers import TPESampler, default_sampler
-from tests.benchmarks.bench_search import read_table
+from tests.benchmarks.bench_search import paired, read_table
 from tests.benchmarks.curves import DATA_SETS, EPOCHS, Curves, drawn, late_bloomers, recorded
 from tests.benchmarks.fidelity_clock import Searched, promote, prune
 
@@ -137,20 +133,6 @@ def _syne_tune(curves: Curves, *, peers: int, until: float, seed: int) -> Search
     return done._replace(found=[one._replace(at=one.at / scale) for one in done.found], until=done.until / scale)
 
 
-def _measure(cases: list[Case], *, seeds: int, minutes: float) -> Runs:
-    runs: Runs = {case: [] for case in cases}
-    began = time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for seed in range(seeds):
-            spent = time.monotonic() - began
-            if seed and spent * (seed + 1) / seed > 60 * minutes:
-                break
-            for case, one in zip(cases, pool.map(run, cases, itertools.repeat(seed)), strict=True):
-                runs[case].append(one)
-            print(f"seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return runs
-
-
 def _words(name: str, default: str) -> list[str]:
     return os.environ.get(f"FIDELITY_{name}", default).split()
 
@@ -171,7 +153,7 @@ def main() -> str:
         cases += [Case(table, "its own", count, _SYNE) for table, count in itertools.product(_tables(), peers)]
     late = [f"late bloomers, {latest}" for latest in _LATE]
     crossing = [Case(*one) for one in itertools.product(late, ("random",), (16, 64), METHODS)]
-    runs = _measure(cases + crossing, seeds=seeds, minutes=minutes)
+    runs = paired(run, cases + crossing, seeds=seeds, minutes=minutes)
     lines = [*_summary(runs, samplers, peers), "", *_waves(seeds), "", *_crossing(runs, late)]
     return "\n".join(lines if syne else [*lines, "", "Syne Tune was not installed."])
 

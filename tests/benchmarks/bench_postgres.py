@@ -23,8 +23,10 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.benchmarks import bench_core, postgres_crowd
-from tests.benchmarks.postgres_places import Places, Row, blocked, grpc_proxy, objective, rdb_url, times
+from tests.benchmarks.postgres_places import Places, Row, grpc_proxy, rdb_url, times
+from tests.support.exchanges import blocked
 from tests.support.latency import Relay
+from tests.support.objectives import five_parameters as objective
 from tests.support.postgres import Server
 from tests.support.processes import until
 
@@ -102,7 +104,7 @@ def _trials(places: Places) -> list[Row]:
 
 
 def _one_trial(places: Places, kind: str, round_trip: float, trials: int, *, own: bool = False) -> _Trial:
-    with places.storage(kind, round_trip) as (relay, connect), blocked() as waits:
+    with places.storage(kind, round_trip) as (relay, connect), blocked(PostgresStore, "call") as waits:
         storage = connect()
         name = f"{kind}-{round_trip}-{own}"
         pruner = optuna.pruners.MedianPruner()

@@ -7,12 +7,10 @@ The journal is what a plain adapter gives: an append and a read for each call. T
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optuna
@@ -22,9 +20,11 @@ import hopaas_p2p
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from tests.benchmarks.s3_crowd import at_full_speed, at_leisure
 from tests.benchmarks.s3_join import joining
-from tests.benchmarks.s3_link import GET, PRICES, PUT, Row, link, objective
+from tests.benchmarks.s3_link import GET, PRICES, PUT, Row, link
 from tests.benchmarks.s3_peers import Journal
 from tests.support import seaweed
+from tests.support.exchanges import blocked
+from tests.support.objectives import five_parameters as objective
 from tests.support.seaweed import Seaweed
 
 
@@ -76,7 +76,7 @@ def _pair(plain: _Trial, own: _Trial, theirs: _Trial, show: Callable[[_Trial], s
 def _one_trial(server: Seaweed, kind: str) -> _Trial:
     trials = 5 if kind == "theirs" else 40
     pruner = optuna.pruners.MedianPruner()
-    with link(server) as far, _blocked() as blocked:
+    with link(server) as far, blocked(ScheduledObjectLog, "exchange") as waits:
         storage: Any = JournalStorage(Journal(far.url)) if kind == "theirs" else hopaas_p2p.open_storage(far.url)
         study: Any = (
             hopaas_p2p.open_study(storage, "s", pruner=pruner)
@@ -85,35 +85,15 @@ def _one_trial(server: Seaweed, kind: str) -> _Trial:
         )
         study.optimize(objective, n_trials=2)
         far.clear()
-        blocked.clear()
+        waits.clear()
         began = time.perf_counter()
         study.optimize(objective, n_trials=trials)
         took = time.perf_counter() - began
         asked = {name: count / trials for name, count in far.asked.items()}
-        spent = sum(blocked) / trials
+        spent = sum(waits) / trials
         if hasattr(storage, "close"):
             storage.close()
         return _Trial(took / trials, spent, asked)
-
-
-@contextlib.contextmanager
-def _blocked() -> Iterator[list[float]]:
-    """The seconds that this thread spends in exchanges with a log."""
-    mine, exchange, spent = threading.get_ident(), ScheduledObjectLog.exchange, list[float]()
-
-    def timed(log: ScheduledObjectLog, *arguments: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return exchange(log, *arguments)
-        finally:
-            if threading.get_ident() == mine:
-                spent.append(time.perf_counter() - began)
-
-    ScheduledObjectLog.exchange = timed  # type: ignore[method-assign]
-    try:
-        yield spent
-    finally:
-        ScheduledObjectLog.exchange = exchange  # type: ignore[method-assign]
 
 
 # --- silence -----------------------------------------------------------------------------------------------------

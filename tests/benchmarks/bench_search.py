@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -95,6 +95,8 @@ class Case(NamedTuple):
     peers: int
 
 
+C = TypeVar("C")
+R = TypeVar("R")
 Found = dict[Case, list[Run]]
 """By seed, the same seeds in each."""
 
@@ -153,16 +155,19 @@ def _run(case: Case, seed: int) -> Run:
     return Run(math.ceil(counts[0] / share), math.ceil(counts[1] / share), regret, done.repeated)
 
 
-def _measure(cases: list[Case], *, seeds: int, minutes: float, processes: int) -> Found:
-    found: Found = {case: [] for case in cases}
+def paired(
+    run: Callable[[C, int], R], cases: list[C], *, seeds: int, minutes: float, processes: int | None = None
+) -> dict[C, list[R]]:
+    """Run every case with one seed after another, until there are enough or no time is left for one more."""
+    found: dict[C, list[R]] = {case: [] for case in cases}
     began = time.monotonic()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for seed in range(seeds):
             spent = time.monotonic() - began
             if seed and spent * (seed + 1) / seed > 60 * minutes:
                 break
-            for case, run in zip(cases, pool.map(_run, cases, itertools.repeat(seed)), strict=True):
-                found[case].append(run)
+            for case, one in zip(cases, pool.map(run, cases, itertools.repeat(seed)), strict=True):
+                found[case].append(one)
             print(f"seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return found
 
@@ -183,7 +188,8 @@ def main() -> str:
     ]
     peers = [int(word) for word in _words("PEERS", "8 64" if quick else "1 8 64")]
     cases = [Case(*one) for one in itertools.product(tables, samplers, peers)]
-    found = _measure(
+    found = paired(
+        _run,
         cases,
         seeds=int(_words("SEEDS", "3" if quick else "20")[0]),
         minutes=float(_words("MINUTES", "5" if quick else "58")[0]),

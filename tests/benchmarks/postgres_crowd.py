@@ -15,7 +15,9 @@ import hopaas_p2p
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.benchmarks import bench_core
-from tests.benchmarks.postgres_places import Row, blocked, objective, rdb_url
+from tests.benchmarks.postgres_places import Row, rdb_url
+from tests.support.exchanges import blocked
+from tests.support.objectives import five_parameters as objective
 from tests.support.postgres import Server
 
 _PROCESSES: Final = 32
@@ -109,7 +111,7 @@ def _optimise(_number: int, barrier: Any, results: Any, kind: str, url: str) -> 
         if kind == "own"
         else optuna.load_study(study_name=kind, storage=storage, sampler=sampler)
     )
-    with blocked() as waits:
+    with blocked(PostgresStore, "call") as waits:
         study.trials  # noqa: B018  # joined before the clock runs
         barrier.wait()
         waits.clear()

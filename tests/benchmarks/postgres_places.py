@@ -6,15 +6,12 @@ import contextlib
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import optuna
 
 import hopaas_p2p
-from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.support.latency import Relay
 from tests.support.postgres import Server, free_port
 from tests.support.processes import until
@@ -98,32 +95,3 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def blocked() -> Iterator[list[float]]:
-    """The seconds that this thread spends in calls to our store."""
-    mine, call, spent = threading.get_ident(), PostgresStore.call, list[float]()
-
-    def timed(store: PostgresStore, name: str, **parameters: Any) -> list[Any]:
-        began = time.perf_counter()
-        try:
-            return call(store, name, **parameters)
-        finally:
-            if threading.get_ident() == mine:
-                spent.append(time.perf_counter() - began)
-
-    PostgresStore.call = timed  # type: ignore[method-assign]
-    try:
-        yield spent
-    finally:
-        PostgresStore.call = call  # type: ignore[method-assign]
-
-
-def objective(trial: optuna.Trial) -> float:
-    xs = [trial.suggest_float(name, 0, 1) for name in "abcde"]
-    for step in range(10):
-        trial.report(sum(xs) / (step + 1), step)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-    return sum(xs)

@@ -20,8 +20,9 @@ from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import sealed
 from tests.benchmarks import bench_core
-from tests.benchmarks.s3_link import Row, link, objective
+from tests.benchmarks.s3_link import Row, link
 from tests.benchmarks.s3_peers import STUDY, Journal
+from tests.support.objectives import five_parameters as objective
 from tests.support.seaweed import Seaweed
 
 _TRIALS = 10_000

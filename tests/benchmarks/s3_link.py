@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import optuna
-
 from tests.support.http_messages import Request
 from tests.support.s3_faults import FaultProxy
 from tests.support.seaweed import Seaweed
@@ -62,12 +60,3 @@ class Link:
 def link(server: Seaweed) -> Iterator[Link]:
     with FaultProxy(server.port, put=PUT, get=GET) as proxy:
         yield Link(server, proxy)
-
-
-def objective(trial: optuna.Trial) -> float:
-    xs = [trial.suggest_float(name, 0, 1) for name in "abcde"]
-    for step in range(10):
-        trial.report(sum(xs) / (step + 1), step)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-    return sum(xs)

@@ -14,6 +14,7 @@ pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 from dashboard_app.views import campaigns, live, peers, pruning, table, trial
 from dashboard_app.views.columns import columns, place
 from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
+from hopaas_p2p.core.state import State
 from hopaas_p2p.report.facts import state_word
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
 
@@ -45,12 +46,20 @@ def two_sites() -> Scribe:
     return scribe
 
 
+@pytest.fixture
+def scribe() -> Scribe:
+    return two_sites()
+
+
+@pytest.fixture
+def state(scribe: Scribe) -> State:
+    return scribe.state
+
+
 # --- campaigns ---------------------------------------------------------------------------------------------------
 
 
-def test_a_card_says_best_counts_peers_by_site_and_who_began() -> None:
-    state = two_sites().state
-
+def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> None:
     card = campaigns.card(state, columns(state), alive=everybody)
 
     assert (card.word, card.best, card.best_of) == ("running", "2", "lowest, trial 1")
@@ -62,9 +71,7 @@ def test_a_card_says_best_counts_peers_by_site_and_who_began() -> None:
     assert campaigns.first_line("\n# Digits\nmore") == "Digits"
 
 
-def test_a_study_whose_peers_are_all_silent_is_idle() -> None:
-    state = two_sites().state
-
+def test_a_study_whose_peers_are_all_silent_is_idle(state: State) -> None:
     card = campaigns.card(state, columns(state), alive=nobody)
 
     assert (card.word, card.sites) == ("idle", {})
@@ -96,8 +103,7 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
 # --- live --------------------------------------------------------------------------------------------------------
 
 
-def test_the_pace_counts_the_last_hour_and_all_that_ran() -> None:
-    scribe = two_sites()
+def test_the_pace_counts_the_last_hour_and_all_that_ran(scribe: Scribe) -> None:
     now = scribe.clock + 20.0
 
     pace = live.pace(scribe.state, columns(scribe.state), now)
@@ -128,9 +134,7 @@ def test_without_a_trial_there_is_no_pace() -> None:
     assert live.pace(state, columns(state), BEGAN) == live.Throughput(0, 0.0, 0, 0, 0.0, None, None)
 
 
-def test_running_trials_say_where_and_how_far() -> None:
-    scribe = two_sites()
-
+def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:
     trials = live.running(scribe.state)
 
     assert [(one.number, *place(scribe.state, one.owner)) for one in trials] == [(6, "north", "n1"), (7, "south", "s1")]
@@ -138,9 +142,7 @@ def test_running_trials_say_where_and_how_far() -> None:
     assert [pruning.curve_of(one) for one in trials] == [[], [(1, 5.0), (2, 4.5)]]
 
 
-def test_events_come_newest_first_and_tell_the_best() -> None:
-    scribe = two_sites()
-
+def test_events_come_newest_first_and_tell_the_best(scribe: Scribe) -> None:
     found = live.events(scribe.state, columns(scribe.state))
 
     by_number = {one.number: (one.kind, one.text) for one in found}
@@ -168,8 +170,7 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
 # --- peers -------------------------------------------------------------------------------------------------------
 
 
-def test_peers_say_how_busy_they_were() -> None:
-    scribe = two_sites()
+def test_peers_say_how_busy_they_were(scribe: Scribe) -> None:
     now = scribe.clock + 10.0
 
     found = {one.uuid: one for one in peers.peers(scribe.state, columns(scribe.state), now, everybody)}
@@ -180,8 +181,7 @@ def test_peers_say_how_busy_they_were() -> None:
     assert bob.busy == pytest.approx((30 + 10) / 60)
 
 
-def test_sites_sum_up_their_peers() -> None:
-    scribe = two_sites()
+def test_sites_sum_up_their_peers(scribe: Scribe) -> None:
     scribe.say("boss", PeerDrain(site="south"))
     found = peers.peers(scribe.state, columns(scribe.state), scribe.clock, everybody)
 
@@ -192,9 +192,7 @@ def test_sites_sum_up_their_peers() -> None:
     assert (rows["north"].draining, rows["south"].draining) == (False, True)
 
 
-def test_the_timeline_has_a_bar_for_every_stretch_and_draws_on_what_runs() -> None:
-    scribe = two_sites()
-
+def test_the_timeline_has_a_bar_for_every_stretch_and_draws_on_what_runs(scribe: Scribe) -> None:
     found = peers.gantt(scribe.state, scribe.clock + 30.0)
 
     assert len(found.bars) == 8
@@ -220,8 +218,7 @@ def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
-def test_the_table_shows_parameters_as_the_objective_saw_them() -> None:
-    state = two_sites().state
+def test_the_table_shows_parameters_as_the_objective_saw_them(state: State) -> None:
     every = columns(state)
 
     found = table.table(state, every, every.number < 4, tags={1: ["keep", "paper"]})
@@ -253,8 +250,7 @@ def test_a_parameter_called_like_a_column_keeps_its_own() -> None:
     ("text", "numbers"),
     [("", list(range(8))), ("NAN", [3]), ("south", [1, 4, 5, 7]), ("#4", [4]), ("pap", [1]), ("zzz", [])],
 )
-def test_finding_looks_into_reasons_places_tags_and_numbers(text: str, numbers: list[int]) -> None:
-    state = two_sites().state
+def test_finding_looks_into_reasons_places_tags_and_numbers(state: State, text: str, numbers: list[int]) -> None:
     every = columns(state)
 
     found = table.matching(state, every, text, {1: ["paper"]})
@@ -265,9 +261,7 @@ def test_finding_looks_into_reasons_places_tags_and_numbers(text: str, numbers: 
 # --- one trial ---------------------------------------------------------------------------------------------------
 
 
-def test_a_parameter_stands_where_the_others_say() -> None:
-    state = two_sites().state
-
+def test_a_parameter_stands_where_the_others_say(state: State) -> None:
     found = {one.name: one for one in trial.standings(state, columns(state), 4)}
 
     assert found["units"].share == pytest.approx(0.5 / 3)  # 16 among 16, 32 and 128
@@ -275,16 +269,12 @@ def test_a_parameter_stands_where_the_others_say() -> None:
     assert found["lr"].value == "0.01"
 
 
-def test_the_rank_is_among_the_complete() -> None:
-    state = two_sites().state
-
+def test_the_rank_is_among_the_complete(state: State) -> None:
     assert trial.rank(columns(state), 4) == (2, 4)
     assert trial.rank(columns(state), 2) is None
 
 
-def test_the_curve_stands_against_the_best_and_the_median() -> None:
-    state = two_sites().state
-
+def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
     chart = trial.curve(state, columns(state), 7)
 
     assert chart is not None
@@ -315,9 +305,7 @@ def test_every_owner_is_told_and_why_it_lost_the_trial() -> None:
     assert again == 2
 
 
-def test_what_is_copied_names_the_same_parameters_and_is_quoted() -> None:
-    state = two_sites().state
-
+def test_what_is_copied_names_the_same_parameters_and_is_quoted(state: State) -> None:
     python = trial.as_python("it's; rm -rf", "/data/$(x)", state, state.trials[1])
     shell = trial.as_shell("it's; rm -rf", "/data/$(x)", state, state.trials[1])
 
@@ -329,8 +317,7 @@ def test_what_is_copied_names_the_same_parameters_and_is_quoted() -> None:
     assert words[-3:] == ["lr=0.01", "units=32", "opt=sgd"]
 
 
-def test_a_trial_that_was_asked_to_stop_says_so() -> None:
-    scribe = two_sites()
+def test_a_trial_that_was_asked_to_stop_says_so(scribe: Scribe) -> None:
     scribe.say("boss", TrialStop(7, scribe.state.trials[7].epoch, "too slow"))
 
     rows = live.running(scribe.state)

@@ -19,21 +19,9 @@ import pytest
 pytest.importorskip("streamlit")
 
 from hopaas_p2p import extras
+from tests.support.dashboard_browser import free_ports
 from tests.support.dashboard_studies import Scribe
 from tests.support.processes import cli, start, until
-
-
-def free_port() -> int:
-    """A port that is free together with the next one."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 @pytest.fixture
@@ -62,7 +50,7 @@ def ask(address: str, method: str = "GET", **headers: str) -> tuple[int, dict[st
 @contextmanager
 def serving(cwd: Path, *words: str, **env: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The dashboard, answering at the address that is given."""
-    port = free_port()
+    port = free_ports()
     (cwd / "key").write_text(KEY)
     env = {"HOPAAS_DASHBOARD_KEY_FILE": str(cwd / "key"), **env}
     process = start("dashboard", *words, "--port", str(port), cwd=cwd, **env)
@@ -160,7 +148,7 @@ def test_what_cannot_be_served_is_one_line(words: tuple[str, ...], code: int, cu
 
 
 def test_sign_in_without_a_provider_is_said_at_once(store: Path, tmp_path: Path) -> None:
-    done = cli("dashboard", str(store), "--auth", "oidc", "--port", str(free_port()), check=False, cwd=tmp_path)
+    done = cli("dashboard", str(store), "--auth", "oidc", "--port", str(free_ports()), check=False, cwd=tmp_path)
 
     assert done.returncode == 78
     assert "secrets.toml" in done.stderr

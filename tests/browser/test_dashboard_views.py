@@ -30,6 +30,11 @@ def rows(chart: spec.ChartSpec | None, name: str) -> list[tuple[float, ...]]:
     return [tuple(row) for row in frame.itertuples(index=False, name=None)]
 
 
+@pytest.fixture
+def scribe() -> Scribe:
+    return Scribe()
+
+
 def five() -> Scribe:
     """Values 3, 5, 2, 2, 4 at two sites, each trial an hour long."""
     scribe = Scribe()
@@ -110,8 +115,7 @@ def test_the_best_so_far_falls_where_a_better_trial_came() -> None:
 
 
 @pytest.mark.parametrize(("complete", "pruned"), [(5, 95), (95, 5), (50, 50)])
-def test_nothing_is_left_out_of_a_history_that_has_room(complete: int, pruned: int) -> None:
-    scribe = Scribe()
+def test_nothing_is_left_out_of_a_history_that_has_room(scribe: Scribe, complete: int, pruned: int) -> None:
     for value in range(complete):
         scribe.trial("a", float(value))
     for value in range(pruned):
@@ -133,8 +137,7 @@ def test_a_study_that_maximizes_rises() -> None:
     assert rows(history.history(columns(scribe.state)), "best so far") == [(0, 1), (1, 3), (3, 4), (3, 4)]
 
 
-def test_compute_hours_count_every_trial_when_it_ends() -> None:
-    scribe = Scribe()
+def test_compute_hours_count_every_trial_when_it_ends(scribe: Scribe) -> None:
     first = scribe.start("a")
     scribe.clock += 1800
     scribe.trial("b", seconds=1800.0, state=FAIL, reason="boom")
@@ -154,8 +157,7 @@ def test_history_by_time_is_in_milliseconds_and_by_site_in_layers() -> None:
     assert len(rows(chart, "site south")) == 2
 
 
-def test_far_off_values_do_not_flatten_the_rest() -> None:
-    scribe = Scribe()
+def test_far_off_values_do_not_flatten_the_rest(scribe: Scribe) -> None:
     for at in range(50):
         scribe.trial("a", 1e9 if at == 20 else 1 + at % 7)
     chart = history.history(columns(scribe.state))
@@ -268,8 +270,7 @@ def test_parallel_lines_end_with_the_best_on_top() -> None:
     assert chart.option["parallelAxis"][1]["data"] == ["adam", "sgd", "lion"]
 
 
-def test_parallel_leaves_a_gap_for_a_parameter_that_a_trial_does_not_have() -> None:
-    scribe = Scribe()
+def test_parallel_leaves_a_gap_for_a_parameter_that_a_trial_does_not_have(scribe: Scribe) -> None:
     scribe.trial("a", 1.0, lr=0.01)
     found = params.parallel(columns(scribe.state), ("lr", "units"))
     assert found is not None
@@ -327,8 +328,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 # --- pruning ---
 
 
-def test_compute_saved_is_what_the_pruned_trials_were_short_of() -> None:
-    scribe = Scribe()
+def test_compute_saved_is_what_the_pruned_trials_were_short_of(scribe: Scribe) -> None:
     for _ in range(4):
         scribe.trial("a", 1.0, seconds=3600.0, reports=(1.0,) * 10)
     scribe.trial("a", seconds=720.0, state=PRUNED, reports=(2.0, 2.0))  # six minutes a step, eight steps short
@@ -348,8 +348,7 @@ def test_the_mean_of_what_is_missing_is_over_all_lengths() -> None:
     assert missing.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
 
 
-def test_pruned_trials_are_counted_by_their_last_step() -> None:
-    scribe = Scribe()
+def test_pruned_trials_are_counted_by_their_last_step(scribe: Scribe) -> None:
     for steps in (3, 3, 1, 7):
         scribe.trial("a", state=PRUNED, reports=(1.0,) * steps)
     found = pruning.pruned_at(columns(scribe.state))
@@ -359,8 +358,7 @@ def test_pruned_trials_are_counted_by_their_last_step() -> None:
     assert rows(chart, "pruned") == [("1", 1), ("2", 0), ("3", 2), ("4", 0), ("5", 0), ("6", 0), ("7", 1)]
 
 
-def test_curves_of_one_kind_are_one_series_with_gaps() -> None:
-    scribe = Scribe()
+def test_curves_of_one_kind_are_one_series_with_gaps(scribe: Scribe) -> None:
     scribe.trial("a", 1.0, reports=(3.0, 2.0, 1.0))
     scribe.trial("a", state=PRUNED, reports=(5.0, 4.0))
     scribe.trial("a", state=PRUNED, reports=(6.0, 5.0))
@@ -375,8 +373,7 @@ def test_curves_of_one_kind_are_one_series_with_gaps() -> None:
 # --- failures ---
 
 
-def test_lost_leases_stand_apart_from_errors_of_the_objective() -> None:
-    scribe = Scribe()
+def test_lost_leases_stand_apart_from_errors_of_the_objective(scribe: Scribe) -> None:
     scribe.join("a", "north", "n1")
     scribe.join("b", "south", "s1")
     scribe.trial("a", state=FAIL, reason="ValueError: loss 17 is nan at 0x7fff\nTraceback …")
@@ -522,8 +519,7 @@ def test_output_reads_as_a_terminal_would_have_shown_it() -> None:
 # --- side by side ---
 
 
-def test_trials_side_by_side_say_in_which_parameters_they_differ() -> None:
-    scribe = Scribe()
+def test_trials_side_by_side_say_in_which_parameters_they_differ(scribe: Scribe) -> None:
     scribe.join("a", "north")
     scribe.trial("a", 1.0, reports=(3.0, 1.0), lr=0.01, units=64.0, opt=0.0)
     scribe.trial("a", 2.0, reports=(4.0, 2.0), lr=0.01, units=64.0, opt=1.0)

@@ -37,11 +37,6 @@ def study(tmp_path: Path) -> Any:
     study.close()
 
 
-@pytest.fixture
-def here(tmp_path: Path, study: Study) -> dict[str, Any]:
-    return {"cwd": tmp_path, "HOPAAS_STORE": "./store", "HOPAAS_STUDY": "s"}
-
-
 def failing(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return run(*words, check=False, **options)
 

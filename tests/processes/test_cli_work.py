@@ -26,11 +26,6 @@ def study(tmp_path: Path) -> Any:
     study.close()
 
 
-@pytest.fixture
-def here(tmp_path: Path, study: Study) -> dict[str, Any]:
-    return {"cwd": tmp_path, "HOPAAS_STORE": "./store", "HOPAAS_STUDY": "s"}
-
-
 def asked(here: dict[str, Any], *words: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(run("ask", "--json", *words, **here).stdout)
     return result

@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.study import Study
-from tests.support.processes import CLI, campaign, cli, environment, states
+from tests.support.processes import CLI, cli, environment, states
 
 TRIAL = ["sh", "-c", 'echo "{\\"value\\": 0.5}"; : {lr}']
-
-
-@pytest.fixture
-def study(tmp_path: Path):
-    made = campaign(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +26,7 @@ from tests.support.processes import SPACE, cli, patient, states, until
 
 TTL = 1.0
 DAY = 86400 * 1_000_000
+Talk = Callable[..., tuple[BaseProcess, Connection]]
 
 
 @pytest.fixture
@@ -58,13 +59,17 @@ def studies(store: str) -> Iterator[Any]:
         study.close()
 
 
-def talk(
-    processes: list[BaseProcess], role: Any, store: str, *more: Any, env: dict[str, str] | None = None
-) -> tuple[BaseProcess, Connection]:
-    ours, theirs = lease_peer.pipe()
-    processes.append(lease_peer.start(role, store, *more, theirs))
-    theirs.close()
-    return processes[-1], ours
+@pytest.fixture
+def talk(processes: list[BaseProcess], store: str) -> Talk:
+    """Starts a process that plays this part; the process, and our end of a pipe to it."""
+
+    def started(role: Any, *more: Any) -> tuple[BaseProcess, Connection]:
+        ours, theirs = lease_peer.pipe()
+        processes.append(lease_peer.start(role, store, *more, theirs))
+        theirs.close()
+        return processes[-1], ours
+
+    return started
 
 
 def hear(pipe: Connection) -> Any:
@@ -124,12 +129,10 @@ def test_a_peer_killed(name: str, store: str, studies: Any, processes: list[Base
 # --- away, and back --------------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_peer_comes_back_to_a_lost_lease_and_its_result_is_kept(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_stopped_peer_comes_back_to_a_lost_lease_and_its_result_is_kept(studies: Any, talk: Talk) -> None:
     study = studies()
     _running = study.ask()  # takes part, so it looks after the others
-    process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)
 
     os.kill(process.pid or 0, signal.SIGSTOP)
@@ -148,12 +151,10 @@ def test_a_stopped_peer_comes_back_to_a_lost_lease_and_its_result_is_kept(
     assert trials[number].history[0].kept_as == kept_as
 
 
-def test_a_result_that_is_late_stands_beside_that_of_the_retry(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_result_that_is_late_stands_beside_that_of_the_retry(studies: Any, talk: Talk) -> None:
     study = studies()
     _running = study.ask()
-    process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)
 
     os.kill(process.pid or 0, signal.SIGSTOP)
@@ -169,12 +170,10 @@ def test_a_result_that_is_late_stands_beside_that_of_the_retry(
     check(study.state)
 
 
-def test_a_peer_that_beats_keeps_its_trial_for_many_ttls(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_peer_that_beats_keeps_its_trial_for_many_ttls(studies: Any, talk: Talk) -> None:
     study = studies(lease_ttl=0.5)
     _running = study.ask()
-    _, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    _, pipe = talk(lease_peer.run_until_told_to_tell)
     number, owner = hear(pipe)
     beats = set()
 
@@ -189,12 +188,10 @@ def test_a_peer_that_beats_keeps_its_trial_for_many_ttls(
     assert states(study)[number] == "COMPLETE"
 
 
-def test_a_busy_peer_that_asks_nothing_notices_all_the_same_that_another_died(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_busy_peer_that_asks_nothing_notices_all_the_same_that_another_died(studies: Any, talk: Talk) -> None:
     busy = studies()
     _running = busy.ask()
-    process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)
     kill(process)
     witness = studies()  # only reads, so it takes nothing over
@@ -204,12 +201,10 @@ def test_a_busy_peer_that_asks_nothing_notices_all_the_same_that_another_died(
     assert witness.state.trials[number].history[0].why == "its owner fell silent"
 
 
-def test_two_observers_reclaim_at_once_and_it_happens_once(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_two_observers_reclaim_at_once_and_it_happens_once(studies: Any, talk: Talk) -> None:
     observers = [studies() for _ in range(4)]
     _running = [observer.ask() for observer in observers]
-    process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)
 
     kill(process)
@@ -223,12 +218,10 @@ def test_two_observers_reclaim_at_once_and_it_happens_once(
 
 
 @pytest.mark.parametrize("interrupted", ["fail", "prune"])
-def test_a_retry_that_dies_too_is_tried_until_attempts_end(
-    store: str, studies: Any, processes: list[BaseProcess], interrupted: str
-) -> None:
+def test_a_retry_that_dies_too_is_tried_until_attempts_end(studies: Any, talk: Talk, interrupted: str) -> None:
     study = studies(attempts=3, interrupted=interrupted, lease_ttl=0.5)
     _running = study.ask()
-    process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)
     kill(process)
 
@@ -236,7 +229,7 @@ def test_a_retry_that_dies_too_is_tried_until_attempts_end(
         until(lambda dead=number: states(study)[dead] == "FAIL", 5 * TTL)
         number = study.state.trials[number].retried_by
         assert study.state.trials[number].attempt == attempt
-        process, pipe = talk(processes, lease_peer.claim_and_die, store, number)
+        process, pipe = talk(lease_peer.claim_and_die, number)
         assert hear(pipe) == number
         kill(process)
     until(lambda: study.state.trials[number].state.name != "RUNNING", 5 * TTL)
@@ -251,12 +244,10 @@ def test_a_retry_that_dies_too_is_tried_until_attempts_end(
 # --- without the store -----------------------------------------------------------------------------------------------
 
 
-def test_a_peer_without_the_store_doubts_itself_spools_its_result_and_is_heard_late(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_peer_without_the_store_doubts_itself_spools_its_result_and_is_heard_late(studies: Any, talk: Talk) -> None:
     study = studies()
     _running = study.ask()
-    _, pipe = talk(processes, lease_peer.tell_while_the_store_is_away, store)
+    _, pipe = talk(lease_peer.tell_while_the_store_is_away)
     number, _ = hear(pipe)
 
     pipe.send("lose it")
@@ -274,12 +265,10 @@ def test_a_peer_without_the_store_doubts_itself_spools_its_result_and_is_heard_l
     pipe.send("end")
 
 
-def test_a_store_away_for_everybody_for_three_ttls_costs_nobody_its_trial(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_store_away_for_everybody_for_three_ttls_costs_nobody_its_trial(studies: Any, talk: Talk) -> None:
     study = studies()
     _running = study.ask()
-    _, pipe = talk(processes, lease_peer.tell_while_the_store_is_away, store)
+    _, pipe = talk(lease_peer.tell_while_the_store_is_away)
     number, owner = hear(pipe)
     peer = study.storage.peer
     looks = lambda: study.storage.handle(study.study_id).log.session.owners.next_look  # noqa: E731
@@ -306,9 +295,9 @@ def test_a_store_away_for_everybody_for_three_ttls_costs_nobody_its_trial(
     pipe.send("end")
 
 
-def result_left_in_the_spool(store: str, processes: list[BaseProcess]) -> tuple[int, Path, spool.Spooled]:
+def result_left_in_the_spool(talk: Talk) -> tuple[int, Path, spool.Spooled]:
     """A peer that told while the store was away, and was killed then: the trial, and what waits to be sent."""
-    process, pipe = talk(processes, lease_peer.tell_while_the_store_is_away, store)
+    process, pipe = talk(lease_peer.tell_while_the_store_is_away)
     number, _ = hear(pipe)
     pipe.send("lose it")
     assert hear(pipe) == "lost"
@@ -320,10 +309,10 @@ def result_left_in_the_spool(store: str, processes: list[BaseProcess]) -> tuple[
 
 
 def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
-    store: str, studies: Any, processes: list[BaseProcess]
+    store: str, studies: Any, talk: Talk
 ) -> None:
     study = studies(lease_ttl=60.0)
-    number, path, _ = result_left_in_the_spool(store, processes)
+    number, path, _ = result_left_in_the_spool(talk)
     assert states(study) == ["RUNNING"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -342,11 +331,9 @@ def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
     assert cli("spool", "list").stderr == "No results are waiting to be sent.\n"
 
 
-def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(store: str, studies: Any, talk: Talk) -> None:
     studies(lease_ttl=60.0)
-    result_left_in_the_spool(store, processes)
+    result_left_in_the_spool(talk)
     shutil.move(store, f"{store}-elsewhere")
 
     done = cli("spool", "send", check=False)
@@ -357,11 +344,9 @@ def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(
     assert len(list(spool.waiting())) == 1
 
 
-def test_a_result_that_no_store_takes_any_more_holds_up_no_other(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_result_that_no_store_takes_any_more_holds_up_no_other(studies: Any, talk: Talk) -> None:
     study = studies(lease_ttl=60.0)
-    number, _, good = result_left_in_the_spool(store, processes)
+    number, _, good = result_left_in_the_spool(talk)
     bad, _ = spool.write(msgspec.structs.replace(good, study="../elsewhere"))
     bad.rename(bad.with_name(f"00{bad.name[2:]}"))  # the first in line
 
@@ -375,9 +360,7 @@ def test_a_result_that_no_store_takes_any_more_holds_up_no_other(
 # --- clocks, tickets, stop, drain, progress, checkpoints -------------------------------------------------------------
 
 
-def test_clocks_that_are_days_apart_take_no_trial_away_and_save_none(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_clocks_that_are_days_apart_take_no_trial_away_and_save_none(studies: Any, talk: Talk) -> None:
     first = studies(lease_ttl=0.5)
     peers = []
     for days in (-1, 0, 1):
@@ -385,7 +368,7 @@ def test_clocks_that_are_days_apart_take_no_trial_away_and_save_none(
         outbox = study.storage._handles[study.study_id].log.session.outbox
         study.storage.peer.now_us = outbox._now_us = lambda days=days: 1_700_000_000_000_000 + days * DAY
         peers.append((study, study.ask()))
-    process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)
 
     kill(process)
@@ -484,13 +467,11 @@ def test_a_peer_that_nobody_knows_is_not_drained(store: str, studies: Any) -> No
     assert "there is no peer 'nobody'" in done.stderr
 
 
-def test_a_live_trial_without_progress_is_asked_to_stop_then_taken_away(
-    store: str, studies: Any, processes: list[BaseProcess]
-) -> None:
+def test_a_live_trial_without_progress_is_asked_to_stop_then_taken_away(studies: Any, talk: Talk) -> None:
     study = studies(lease_ttl=0.8, progress_timeout=0.8)
     running = study.ask()
     running.report(0.0, 0)
-    process, pipe = talk(processes, lease_peer.run_until_told_to_tell, store)
+    process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)
 
     until(lambda: (study.state.trials[number].stop or "").startswith("no report for"))

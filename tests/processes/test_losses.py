@@ -66,6 +66,11 @@ def studies(tmp_path: Path) -> Iterator[Callable[..., Study]]:
         study.close()
 
 
+@pytest.fixture
+def study(studies: Callable[..., Study]) -> Study:
+    return studies()
+
+
 def in_child(work: Callable[[], object]) -> int:
     """Do this in a fork, which ends as C programs do; its exit code."""
     pid = os.fork()
@@ -186,9 +191,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_what_a_child_with_a_study_of_its_own_said_is_in_the_store_when_it_ends(
-    studies: Callable[..., Study], tmp_path: Path, method: str
+    study: Study, tmp_path: Path, method: str
 ) -> None:
-    study = studies()
     program = tmp_path / "alone.py"
     program.write_text(ALONE)
     subprocess.run([sys.executable, program, method, tmp_path / "store"], check=True, timeout=60, env=environment())
@@ -217,9 +221,8 @@ def test_a_child_whose_token_expires_goes_on_with_its_training(
 
 
 def test_a_child_that_met_an_outage_has_sent_everything_when_its_next_report_returns(
-    studies: Callable[..., Study],
+    study: Study, studies: Callable[..., Study]
 ) -> None:
-    study = studies()
     trial = study.ask()
     lent = pickle.loads(pickle.dumps(trial))  # as a process pool does; here it stays in this process
     lent.storage.peer.scheduler.stop(within=10.0)
@@ -237,10 +240,7 @@ def test_a_child_that_met_an_outage_has_sent_everything_when_its_next_report_ret
 
 
 @pytest.mark.parametrize("copied", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy])
-def test_copies_of_a_storage_in_one_process_read_each_for_itself(
-    studies: Callable[..., Study], copied: Callable[[Any], Any]
-) -> None:
-    study = studies()
+def test_copies_of_a_storage_in_one_process_read_each_for_itself(study: Study, copied: Callable[[Any], Any]) -> None:
     first, second = copied(study.storage), copied(study.storage)
     for number in range(3):
         assert [len(one.get_all_trials(study.study_id, deepcopy=False)) for one in (first, second)] == [number] * 2
@@ -250,8 +250,7 @@ def test_copies_of_a_storage_in_one_process_read_each_for_itself(
             assert (last.number, last.state.name, last.value) == (number, "COMPLETE", float(number))
 
 
-def test_a_copy_that_is_closed_does_not_close_the_others(studies: Callable[..., Study]) -> None:
-    study = studies()
+def test_a_copy_that_is_closed_does_not_close_the_others(study: Study) -> None:
     first, second = pickle.loads(pickle.dumps(study.storage)), pickle.loads(pickle.dumps(study.storage))
     assert first.peer is second.peer
     first.close()
@@ -264,8 +263,7 @@ def test_a_copy_that_is_closed_does_not_close_the_others(studies: Callable[..., 
     third.close()
 
 
-def test_a_caller_may_do_what_it_likes_with_the_list_of_trials(studies: Callable[..., Study]) -> None:
-    study = studies()
+def test_a_caller_may_do_what_it_likes_with_the_list_of_trials(study: Study) -> None:
     for value in (3.0, 1.0, 2.0):
         study.tell(study.ask(), value)
     for states in (None, (optuna.trial.TrialState.COMPLETE,), tuple(optuna.trial.TrialState)):
@@ -329,8 +327,7 @@ def test_a_late_result_keeps_its_parameters_and_reports_beside_a_lot_of_text(stu
 # --- 6: two processes with one identity --------------------------------------------------------------------------
 
 
-def test_a_process_forked_in_c_is_a_peer_of_its_own(studies: Callable[..., Study]) -> None:
-    study = studies()
+def test_a_process_forked_in_c_is_a_peer_of_its_own(study: Study, studies: Callable[..., Study]) -> None:
     study.tell(study.ask(), 0.0)
     mine, childs = study.ask(), study.ask()
     study.storage.flush()
@@ -666,8 +663,7 @@ def test_a_retry_reports_anew_what_it_trains_anew(studies: Callable[..., Study],
 
 
 @pytest.mark.filterwarnings("error:.*already reported.*")
-def test_a_retry_that_resumes_nothing_is_judged_by_its_own_reports(studies: Callable[..., Study]) -> None:
-    study = studies()
+def test_a_retry_that_resumes_nothing_is_judged_by_its_own_reports(study: Study, studies: Callable[..., Study]) -> None:
     first_attempt(study)
     retry = study.optuna.ask()
     retry.report(11.0, 1)
@@ -683,8 +679,7 @@ def test_a_retry_that_reports_nothing_leaves_no_report_of_the_first_attempt(stud
     assert studies().trials[1].intermediate_values == {}
 
 
-def test_a_look_at_its_own_checkpoint_costs_a_trial_no_report(studies: Callable[..., Study]) -> None:
-    study = studies()
+def test_a_look_at_its_own_checkpoint_costs_a_trial_no_report(study: Study, studies: Callable[..., Study]) -> None:
     trial = study.ask()
     trial.checkpoint(b"weights", step=1)
     trial.report(2.0, 2)
@@ -701,9 +696,8 @@ def resume_and_report(trial: Any, step: int | None) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("step", [2, None])
 def test_a_retry_that_is_resumed_in_a_child_ends_the_first_attempts_reports_where_it_resumed(
-    studies: Callable[..., Study], method: str, step: int | None
+    study: Study, studies: Callable[..., Study], method: str, step: int | None
 ) -> None:
-    study = studies()
     first_attempt(study)
     for lost in (4,) if step else (2, 4):
         lose_checkpoint(study, lost)
@@ -732,14 +726,19 @@ def test_a_retrys_late_result_comes_without_reports_that_it_did_not_resume(studi
 # --- 9: a trial that nobody can tell any more ----------------------------------------------------------------------
 
 
+def give_back(study: Study) -> None:
+    """What the scheduler does, a moment sooner or later."""
+    study.storage.peer.scheduler.stop(within=10.0)
+    gc.collect()
+    study.storage.peer.tick()
+
+
 def test_a_trial_whose_object_is_collected_is_given_back(studies: Callable[..., Study]) -> None:
     study = studies(budget=1)
     trial = study.ask()
     assert study.running_here() == [0]
     del trial
-    study.storage.peer.scheduler.stop(within=10.0)  # it would do the same, a moment sooner or later
-    gc.collect()
-    study.storage.peer.tick()
+    give_back(study)
     assert state_of(studies(), 0) == "WAITING"
     assert study.running_here() == []
     again = study.ask()
@@ -752,10 +751,8 @@ def test_a_trial_of_optunas_own_ask_is_given_back_too(studies: Callable[..., Stu
     study = studies(budget=1)
     trial = study.optuna.ask()
     assert study.running_here() == [0]
-    study.storage.peer.scheduler.stop(within=10.0)  # it would do the same, a moment sooner or later
     del trial
-    gc.collect()
-    study.storage.peer.tick()
+    give_back(study)
     assert study.running_here() == []
     assert study.optuna.ask(SPACE_OF_OPTUNA).params.keys() == {"x"}
 
@@ -780,9 +777,7 @@ def test_an_exception_between_ask_and_tell_holds_no_place_of_the_budget(studies:
 
     with pytest.raises(ZeroDivisionError):
         cell()
-    study.storage.peer.scheduler.stop(within=10.0)  # it would do the same, a moment sooner or later
-    gc.collect()
-    study.storage.peer.tick()
+    give_back(study)
     assert state_of(study, 0) == "WAITING"
 
 
@@ -802,32 +797,24 @@ def test_a_sampler_that_fails_holds_no_place_of_the_budget(studies: Callable[...
 def test_a_number_is_enough_to_tell_a_trial_that_was_given_back_meanwhile(studies: Callable[..., Study]) -> None:
     study = studies()
     number = study.ask().number
-    study.storage.peer.scheduler.stop(within=10.0)  # it would do the same, a moment sooner or later
-    gc.collect()
-    study.storage.peer.tick()
+    give_back(study)
     assert state_of(study, number) == "WAITING"
     study.tell(number, 0.5)
     assert state_of(studies(), number) == "COMPLETE"
 
 
-def test_a_trial_in_the_hands_of_another_process_is_not_given_back(studies: Callable[..., Study]) -> None:
-    study = studies()
+def test_a_trial_in_the_hands_of_another_process_is_not_given_back(study: Study) -> None:
     trial = study.ask()
     text = pickle.dumps(trial)
     del trial
-    study.storage.peer.scheduler.stop(within=10.0)  # it would do the same, a moment sooner or later
-    gc.collect()
-    study.storage.peer.tick()
+    give_back(study)
     assert state_of(study, 0) == "RUNNING"
     study.tell(pickle.loads(text), 1.0)
 
 
-def test_trials_that_were_told_are_not_given_back(studies: Callable[..., Study]) -> None:
-    study = studies()
+def test_trials_that_were_told_are_not_given_back(study: Study) -> None:
     study.optimize(lambda trial: trial.params["x"], n_trials=3)
-    study.storage.peer.scheduler.stop(within=10.0)  # it would do the same, a moment sooner or later
-    gc.collect()
-    study.storage.peer.tick()
+    give_back(study)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
 
 
@@ -977,9 +964,8 @@ def test_a_checkpoint_whose_record_is_yet_to_be_sent_keeps_its_file(
 
 
 def test_an_old_checkpoint_that_may_not_be_removed_is_no_failure_of_the_new_one(
-    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+    study: Study, studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = studies()
     trial = study.ask()
     for step in (1, 2):
         trial.checkpoint(b"weights", step=step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import stat
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def test_a_store_in_the_place_of_another_does_not_swallow_its_results(tmp_path: 
 
     assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/away").stderr.startswith("Sent 1 file")
     assert values(f"{tmp_path}/away") == [0.25]
+
+
+def test_an_older_copy_of_the_store_does_not_swallow_a_result_that_it_cannot_place(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+    shutil.copytree(store, tmp_path / "copy", symlinks=True)
+    leave_in_spool(str(store))
+    store.rename(tmp_path / "newer")
+    (tmp_path / "copy").rename(store)
+    for others in (0, 1):  # the number is free, and then it is another's
+        with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
+            study.storage.peer.tick()
+            assert len(list(spool.waiting())) == 1
+            sent = cli("spool", "send", check=False)
+            assert sent.returncode != 0
+            assert "does not have trial #0 as its peer knew it" in sent.stderr
+            if not others:
+                study.tell(study.ask(), 0.75)
+    assert values(str(store)) == [0.75]
+    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/newer").stderr.startswith("Sent 1 file")
+    assert values(f"{tmp_path}/newer") == [0.25]
 
 
 def test_a_store_that_was_moved_gets_it_by_its_new_url(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,13 +28,6 @@ import sys, time
 from hopaas_p2p.client import Trial
 trial = Trial()
 """
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Iterator[Study]:
-    made = campaign(tmp_path)
-    yield made
-    made.close()
 
 
 def work(where: Path, command: list[str], *options: str, code: int = 0, **env: str) -> str:

@@ -29,6 +29,11 @@ from tests.support.tunnel_fixtures import HOST, Authority, Centre, GatewayProces
 LOGINS = "hopaas_gateway_token_logins_total"
 
 
+@pytest.fixture
+def gateway(centre: Centre) -> GatewayProcess:
+    return centre.gateway()
+
+
 def asked(gateway: GatewayProcess, authority: Authority, *headers: str, path: str = "/v1/pg") -> tuple[int, str]:
     """(status, the whole answer) for a request for a tunnel with these headers."""
     context = ssl.create_default_context(cafile=authority.file)
@@ -57,8 +62,7 @@ def connects(gateway: GatewayProcess, token: Secret, **options: Any) -> Any:
 # --- tokens ------------------------------------------------------------------------------------------------------
 
 
-def test_who_is_refused_gets_no_hint_why(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_who_is_refused_gets_no_hint_why(gateway: GatewayProcess, centre: Centre) -> None:
     good, revoked, expired = (centre.token() for _ in range(3))
     access.revoke_token(centre.store, revoked.name)
     centre.server.execute(f"ALTER ROLE \"{expired.name}\" VALID UNTIL '2001-01-01'")
@@ -82,8 +86,7 @@ def test_who_is_refused_gets_no_hint_why(centre: Centre) -> None:
     assert asked(gateway, centre.authority, bearer(good.secret.reveal()))[0] == 101
 
 
-def test_two_authorizations_are_none(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_two_authorizations_are_none(gateway: GatewayProcess, centre: Centre) -> None:
     good = bearer(centre.token().secret.reveal())
     assert asked(gateway, centre.authority, good, good)[0] == 401
 
@@ -129,15 +132,13 @@ def _succeeds(gateway: GatewayProcess, token: Secret) -> bool:
     return False
 
 
-def test_a_wrong_token_again_is_refused_without_asking_postgres(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_a_wrong_token_again_is_refused_without_asking_postgres(gateway: GatewayProcess, centre: Centre) -> None:
     for _ in range(10):
         assert asked(gateway, centre.authority, bearer("ann.00000000:old"))[0] == 401
     assert gateway.metrics(centre.authority)[LOGINS] == 1
 
 
-def test_many_peers_that_come_at_once_with_one_token_cost_one_login(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_many_peers_that_come_at_once_with_one_token_cost_one_login(gateway: GatewayProcess, centre: Centre) -> None:
     token = centre.token()
     with ThreadPoolExecutor(20) as pool:
         made = list(pool.map(lambda _: connects(gateway, token.secret), range(40)))
@@ -249,8 +250,7 @@ def _plain_login(server: Server) -> str:
     return server.password
 
 
-def test_superusers_are_not_let_in_from_the_internet(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_superusers_are_not_let_in_from_the_internet(gateway: GatewayProcess, centre: Centre) -> None:
     with pytest.raises(Denied, match="401"):
         dial.dial(ServerAddress(HOST, gateway.port), Secret(f"admin:{centre.server.password}"))
 
@@ -306,9 +306,8 @@ def test_the_target_may_be_a_unix_socket(centre: Centre) -> None:
     ],
 )
 def test_a_token_logs_in_as_its_own_role_to_the_one_database(
-    centre: Centre, parameters: dict[str, str], complaint: str
+    gateway: GatewayProcess, centre: Centre, parameters: dict[str, str], complaint: str
 ) -> None:
-    gateway = centre.gateway()
     token = centre.token()
     raw = Raw(dial.dial(ServerAddress(HOST, gateway.port), token.secret))
     raw.send(startup(**{key: value.format(role=token.name) for key, value in parameters.items()}))
@@ -319,16 +318,14 @@ def test_a_token_logs_in_as_its_own_role_to_the_one_database(
 
 
 @pytest.mark.parametrize("code", [80877102, 80877103, 80877104, 2 << 16, 4 << 16, 0])
-def test_other_first_messages_are_refused(centre: Centre, code: int) -> None:
-    gateway = centre.gateway()
+def test_other_first_messages_are_refused(gateway: GatewayProcess, centre: Centre, code: int) -> None:
     raw = Raw(dial.dial(ServerAddress(HOST, gateway.port), centre.token().secret))
     raw.send(struct.pack("!IIII", 16, code, 1, 1))
     said, closed = raw.until_closed()
     assert (closed, said[:1]) == (1008, b"E")
 
 
-def test_a_tunnel_that_its_client_closes_is_told_of_and_counted(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_a_tunnel_that_its_client_closes_is_told_of_and_counted(gateway: GatewayProcess, centre: Centre) -> None:
     token = centre.token()
     raw = Raw(dial.dial(ServerAddress(HOST, gateway.port), token.secret))
     raw.send(startup(user=token.name, database="store"))
@@ -341,16 +338,14 @@ def test_a_tunnel_that_its_client_closes_is_told_of_and_counted(centre: Centre) 
     assert gateway.metrics(centre.authority)['hopaas_gateway_ended_total{code="1000"}'] == 1
 
 
-def test_text_is_not_taken_for_bytes(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_text_is_not_taken_for_bytes(gateway: GatewayProcess, centre: Centre) -> None:
     raw = Raw(dial.dial(ServerAddress(HOST, gateway.port), centre.token().secret))
     raw.line.protocol.send_text(b"hello")
     raw.flush()
     assert raw.until_closed()[1] == 1003
 
 
-def test_a_frame_that_is_too_large_is_refused(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_a_frame_that_is_too_large_is_refused(gateway: GatewayProcess, centre: Centre) -> None:
     raw = Raw(dial.dial(ServerAddress(HOST, gateway.port), centre.token().secret))
     raw.send(bytes(1 << 20))
     assert raw.until_closed()[1] == 1009
@@ -359,8 +354,7 @@ def test_a_frame_that_is_too_large_is_refused(centre: Centre) -> None:
 # --- pages -------------------------------------------------------------------------------------------------------
 
 
-def test_pages_for_machines(centre: Centre) -> None:
-    gateway = centre.gateway()
+def test_pages_for_machines(gateway: GatewayProcess, centre: Centre) -> None:
     connection = connects(gateway, centre.token().secret)
     assert fetch(gateway.port, "/healthz", centre.authority) == (200, "ok\n")
     found = gateway.metrics(centre.authority)

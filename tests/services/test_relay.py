@@ -284,7 +284,7 @@ def test_a_gateway_is_reached_through_the_relay_and_only_so(
         assert relay.process.wait(30) == 0
         secret = before.split(":")[2].partition("@")[0]
         assert secret not in relay.log()
-        assert all(secret not in word for word in relay._words)
+        assert all(secret not in word for word in relay.words)
     finally:
         relay.kill()
 

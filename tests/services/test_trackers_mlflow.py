@@ -15,7 +15,7 @@ import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
-from tests.support.mlflow_fixtures import Way, needed
+from tests.support.mlflow_fixtures import Way, needed, three_trials
 from tests.support.processes import campaign, cli, start, until
 
 needed("mlflow")
@@ -24,21 +24,7 @@ needed("mlflow")
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
     """One COMPLETE trial with a file, one PRUNED, one failed."""
-    one = campaign(tmp_path, budget=2, direction="maximize")
-    (tmp_path / "model.txt").write_text("weights")
-
-    def objective(trial: hopaas_p2p.Trial) -> float:
-        for step in range(1, 4):
-            trial.report(step / 2, step)
-        if trial.number == 0:
-            raise ValueError("diverged")
-        if trial.number == 1:
-            trial.prune()
-        trial.upload(tmp_path / "model.txt")
-        trial.set_user_attr("seed", 7)
-        return 0.75
-
-    one.optimize(objective, catch=ValueError)
+    one = three_trials(tmp_path, direction="maximize")
     yield one
     one.close()
 

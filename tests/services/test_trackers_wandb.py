@@ -16,7 +16,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, TrackerUnreachable, WandB, export_to
-from tests.support.mlflow_fixtures import needed
+from tests.support.mlflow_fixtures import needed, three_trials
 from tests.support.processes import campaign, cli, environment, until
 
 needed("wandb")
@@ -25,20 +25,7 @@ needed("wandb")
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
     """One COMPLETE trial with a file, one PRUNED, one failed."""
-    one = campaign(tmp_path, budget=2)
-    (tmp_path / "model.txt").write_text("weights")
-
-    def objective(trial: hopaas_p2p.Trial) -> float:
-        for step in range(1, 4):
-            trial.report(step / 2, step)
-        if trial.number == 0:
-            raise ValueError("diverged")
-        if trial.number == 1:
-            trial.prune()
-        trial.upload(tmp_path / "model.txt")
-        return 0.75
-
-    one.optimize(objective, catch=ValueError)
+    one = three_trials(tmp_path)
     yield one
     one.close()
 

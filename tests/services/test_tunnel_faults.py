@@ -26,6 +26,7 @@ from hopaas_p2p.stores.postgres import watchdog
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.tunnel import client
+from tests.support.listening import Listening
 from tests.support.postgres import Server
 from tests.support.postgres_fixtures import OWNER
 from tests.support.processes import SPACE, environment, until
@@ -253,36 +254,20 @@ def _own_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Own:
 # --- the link ends without a word --------------------------------------------------------------------------------
 
 
-class Hole:
+class Hole(Listening):
     """A relay to a port that may begin to swallow everything, as a firewall does that has forgotten a connection."""
 
     def __init__(self, target: int) -> None:
+        super().__init__()
         self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self.swallows = threading.Event()
-        self._open: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._accept, daemon=True)
 
-    def __enter__(self) -> Hole:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for one in (self._listener, *self._open):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self._thread.join(30)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                there = socket.create_connection(("127.0.0.1", self._target))
-                self._open += [client, there]
-                for pair in ((client, there), (there, client)):
-                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+    def serve(self, client: socket.socket) -> None:
+        with socket.create_connection(("127.0.0.1", self._target)) as there:
+            back = threading.Thread(target=self._copy, args=(there, client), daemon=True)
+            back.start()
+            self._copy(client, there)
+            back.join()
 
     def _copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -29,6 +29,19 @@ from tests.support.scribe import COMPLETE, FAIL, RUNNING
 CRASHES = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
 
 
+@pytest.fixture
+def world() -> World:
+    """Two sides, a bridge, and a study."""
+    made = World()
+    founded(made)
+    return made
+
+
+@pytest.fixture
+def near(world: World) -> Peer:
+    return world.near_peer("near")
+
+
 def tell(peer: Peer, verdict: Verdict, value: float = 1.0, epoch: int = 1) -> Verdict:
     assert verdict.number is not None
     return peer.say(TrialFinish(verdict.number, epoch, COMPLETE, values=(value,)))
@@ -42,9 +55,7 @@ def finishes(state: State) -> list[str]:
 
 
 @pytest.mark.path
-def test_peers_on_both_sides_run_one_study() -> None:
-    world = World()
-    founded(world)
+def test_peers_on_both_sides_run_one_study(world: World) -> None:
     near, far, other = world.near_peer("near"), world.far_peer("far"), world.near_peer("other")
     numbers = []
     for _ in range(5):
@@ -71,10 +82,7 @@ def test_authors_and_roles_are_those_of_the_far_store() -> None:
     assert world.mirror() == stamped
 
 
-def test_a_commit_that_stood_in_the_far_log_before_is_not_appended_again() -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_a_commit_that_stood_in_the_far_log_before_is_not_appended_again(near: Peer, world: World) -> None:
     near.say(TrialCreate())
     sent = everything(world.far.log(STUDY))[-1].payload
     fresh = world.store().log(STUDY)
@@ -82,9 +90,7 @@ def test_a_commit_that_stood_in_the_far_log_before_is_not_appended_again() -> No
     assert len(everything(world.far.log(STUDY))) == 2
 
 
-def test_a_commit_that_its_sender_has_passed_already_is_answered_and_not_appended_again() -> None:
-    world = World()
-    founded(world)
+def test_a_commit_that_its_sender_has_passed_already_is_answered_and_not_appended_again(world: World) -> None:
     near = world.near_peer("near")
     near.say(TrialCreate())
     sent = everything(world.far.log(STUDY))[-1].payload
@@ -196,10 +202,7 @@ def test_several_commits_cross_in_one_go_where_there_is_a_pool() -> None:
     world.bridges[0]._pool.close()
 
 
-def test_garbage_in_the_inbox_and_in_the_mirror_is_passed_over() -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_garbage_in_the_inbox_and_in_the_mirror_is_passed_over(near: Peer, world: World) -> None:
     for name in (INBOX, REPLIES, STUDY):
         for body in (b"", b"nonsense", b"\x93\xa6append\xa1x", b"\x92\xa5watch\xa9../../etc", bytes(range(256))):
             world.near.log(name).exchange(Outgoing("g", sealed(body)), 10**6)
@@ -231,9 +234,7 @@ def test_what_was_told_while_the_link_was_down_for_hours_goes_when_it_is_back_th
 
 
 @pytest.mark.parametrize("how", ["bridge", "link"])
-def test_a_trial_that_was_asked_for_by_who_has_gone_is_not_begun_when_the_link_is_back(how: str) -> None:
-    world = World()
-    founded(world)
+def test_a_trial_that_was_asked_for_by_who_has_gone_is_not_begun_when_the_link_is_back(world: World, how: str) -> None:
     gone, other = world.near_peer("gone"), world.near_peer("other")
     assert gone.read().lsn == other.read().lsn > 0
     world.break_off(how)
@@ -249,10 +250,7 @@ def test_a_trial_that_was_asked_for_by_who_has_gone_is_not_begun_when_the_link_i
     assert [trial.owner for trial in state.trials] == ["other"]
 
 
-def test_only_the_start_of_a_trial_is_called_back_and_only_before_it_was_carried() -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_only_the_start_of_a_trial_is_called_back_and_only_before_it_was_carried(near: Peer, world: World) -> None:
     number = near.say(TrialCreate()).number or 0
     near.replica.withdraw()
     world.settle(5)
@@ -287,10 +285,7 @@ def test_a_result_that_comes_after_a_reclaim_is_kept_as_a_late_one(how: str) -> 
 
 
 @pytest.mark.parametrize("how", ["bridge", "link"])
-def test_reads_go_on_while_the_link_is_down(how: str) -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_reads_go_on_while_the_link_is_down(near: Peer, world: World, how: str) -> None:
     near.say(TrialCreate())
     world.break_off(how)
     assert len(near.read().trials) == 1
@@ -298,9 +293,7 @@ def test_reads_go_on_while_the_link_is_down(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["bridge", "link"])
-def test_a_log_that_no_bridge_has_brought_yet_is_not_taken_for_an_empty_one(how: str) -> None:
-    world = World()
-    founded(world)
+def test_a_log_that_no_bridge_has_brought_yet_is_not_taken_for_an_empty_one(world: World, how: str) -> None:
     world.break_off(how)
     with pytest.raises(StoreUnreachable, match="Is it running"):
         world.store().log(STUDY).exchange(None, 0)
@@ -329,9 +322,7 @@ def test_a_link_that_is_down_is_said_once_and_so_is_its_return(
     assert world.bridges[0].trouble is None
 
 
-def test_who_may_only_look_into_the_directory_reads_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World()
-    founded(world)
+def test_who_may_only_look_into_the_directory_reads_the_mirror(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(world.mirror()) == 1
     looker = world.store()
 
@@ -348,9 +339,7 @@ def _inbox(world: World) -> list[Entry]:
     return everything(world.near.log(INBOX))
 
 
-def test_the_inbox_grows_with_what_peers_say_and_hardly_otherwise() -> None:
-    world = World()
-    founded(world)
+def test_the_inbox_grows_with_what_peers_say_and_hardly_otherwise(world: World) -> None:
     near, told = world.near_peer("near"), 20
     for _ in range(told):
         tell(near, near.say(TrialCreate()))
@@ -488,10 +477,8 @@ def test_what_the_far_store_refuses_is_told_to_who_asked() -> None:
 
 
 def test_a_bridge_that_may_not_log_in_refuses_nobody_and_goes_on_with_a_new_token(
-    monkeypatch: pytest.MonkeyPatch,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World()
-    founded(world)
     near = world.near_peer("near")
     near.say(TrialCreate())
     allowed, exchange = [False], MemoryLog.exchange
@@ -514,10 +501,7 @@ def test_a_bridge_that_may_not_log_in_refuses_nobody_and_goes_on_with_a_new_toke
     assert world.bridges[0].trouble is None
 
 
-def test_who_has_seen_more_than_there_is_is_told_so_and_the_mirror_stays() -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_who_has_seen_more_than_there_is_is_told_so_and_the_mirror_stays(near: Peer, world: World) -> None:
     near.say(TrialCreate())
     stranger = Append(STUDY, "zombie:9", outgoing("z").payload, 1000)
     store = world.store()
@@ -539,9 +523,7 @@ def test_the_list_of_studies_cannot_be_destroyed_over_a_bridge() -> None:
     assert len(everything(catalog)) == 3
 
 
-def test_a_study_that_is_deleted_far_away_ends_here_too() -> None:
-    world = World()
-    founded(world)
+def test_a_study_that_is_deleted_far_away_ends_here_too(world: World) -> None:
     log = world.store().log(STUDY)
     since = log.exchange(None, 0).entries[-1].lsn
     world.far.log(STUDY).destroy()
@@ -552,9 +534,7 @@ def test_a_study_that_is_deleted_far_away_ends_here_too() -> None:
         world.store().log(STUDY).exchange(outgoing("later"), since)
 
 
-def test_a_new_bridge_knows_what_its_predecessor_was_asked_for() -> None:
-    world = World()
-    founded(world)
+def test_a_new_bridge_knows_what_its_predecessor_was_asked_for(world: World) -> None:
     log, here = world.store().log(STUDY), world.store()
     log.exchange(None, 0)
     here.beat(Beat("near", "near:1"))
@@ -570,10 +550,7 @@ def test_a_new_bridge_knows_what_its_predecessor_was_asked_for() -> None:
     assert world.far.beats(["near"]) == {"near": "near:2"}
 
 
-def test_requests_that_were_dealt_with_are_not_read_again_by_the_next_bridge() -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_requests_that_were_dealt_with_are_not_read_again_by_the_next_bridge(near: Peer, world: World) -> None:
     for _ in range(20):
         tell(near, near.say(TrialCreate()))
     world.settle(5)
@@ -585,10 +562,7 @@ def test_requests_that_were_dealt_with_are_not_read_again_by_the_next_bridge() -
 # --- snapshots ---------------------------------------------------------------------------------------------------
 
 
-def test_snapshots_cross_both_ways() -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_snapshots_cross_both_ways(near: Peer, world: World) -> None:
     for _ in range(3):
         near.say(TrialCreate())
     near.replica.write_snapshot()
@@ -683,10 +657,7 @@ def test_a_store_that_moved_is_known_again_and_another_one_is_refused(tmp_path: 
     assert found.leads_to == (tmp_path / "moved").as_uri()
 
 
-def test_commits_are_carried_byte_for_byte_with_their_nonces() -> None:
-    world = World()
-    founded(world)
-    near = world.near_peer("near")
+def test_commits_are_carried_byte_for_byte_with_their_nonces(near: Peer, world: World) -> None:
     near.say(TrialCreate())
     sent = world.far_side.sent  # type: ignore[attr-defined]
     assert [one.nonce for one in sent] == ["near:1"]

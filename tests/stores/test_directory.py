@@ -22,8 +22,10 @@ import pytest
 from optuna.study import StudyDirection
 
 import hopaas_p2p
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit
 from hopaas_p2p.errors import ConfigurationError, Denied, NewerFormat, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores.base import Beat, Progress
+from hopaas_p2p.stores.base import Beat, Outgoing, Progress
 from hopaas_p2p.stores.directory import files
 from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.directory.mounts import Mount, mount_of
@@ -32,6 +34,7 @@ from hopaas_p2p.stores.objects import packs
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.history import clocks
 from hopaas_p2p.stores.objects.log import ObjectLog
+from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing, study_snapshot
 from tests.support.processes import as_nobody
@@ -550,6 +553,53 @@ def test_an_idle_look_costs_the_same_wherever_the_log_ends(
         monkeypatch.setattr(os, name, counted)
     assert reader.exchange(None, count).entries == []
     assert calls == ["open", "readlink"]
+
+
+def test_a_write_to_a_file_server_that_comes_second_is_followed_by_the_next_write_and_not_by_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopaas_p2p.stores.directory.files.mount_of", lambda _: Mount("nfs4", "server:/", ()))
+    ours, theirs = a_log(tmp_path), a_log(tmp_path)
+    append_many(ours, "ours", 1)
+    create, look = ours._create, ours._look
+    looks: list[int] = []
+
+    def second(lsn: int, data: bytes) -> bool:
+        if lsn in (2, 3):
+            append(theirs, outgoing(f"theirs-{lsn}"), lsn - 1)
+        return create(lsn, data)
+
+    def counted(since: int, deadline: float, *, certain: bool) -> Any:
+        looks.append(since)
+        return look(since, deadline, certain=certain)
+
+    monkeypatch.setattr(ours, "_create", second)
+    monkeypatch.setattr(ours, "_look", counted)
+    monkeypatch.setattr(SpreadScheduler, "look_first", lambda *_: True)  # as in a log that is never quiet
+    receipt = append(ours, outgoing("ours-1"), 1)
+    assert [entry.payload[4:] for entry in receipt.entries] == [b"theirs-2", b"theirs-3", b"ours-1"]
+    assert looks == []
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_peer_looks_at_its_last_commit_unless_it_has_just_read_what_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr("hopaas_p2p.stores.objects.history._EVERY", 30.0)
+    ours = a_log(tmp_path)
+    stored, looked_at = ours._stored, []
+
+    def counted(lsn: int) -> bytes | None:
+        looked_at.append(lsn)
+        return stored(lsn)
+
+    monkeypatch.setattr(ours._history, "_stored", counted)
+    append_many(ours, "ours", 1)
+    for _ in range(others):
+        append(a_log(tmp_path), Outgoing("theirs:1", codec.encode(Commit("theirs", 1, "theirs", 0, ()))), 0)
+    ours.exchange(None, 1)
+    append(ours, outgoing("ours-1"), 1 + others)
+    assert looked_at == ([] if others else [1])
 
 
 @pytest.mark.usefixtures("hasty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import re
@@ -156,6 +157,27 @@ def test_a_server_that_speaks_something_else_is_told_from_a_bad_certificate(trus
         found = one(net_checks.checks(Route(ServerAddress("localhost", server.port), trust)))
     assert found.check == "tls"
     assert "does not speak TLS" in found.detail
+
+
+# --- directories --------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_is_mounted_for_reading_only_is_no_defect_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+
+    def refuse(_text: str, path: str | Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    findings = list(checks.examine(store))
+    failed = [finding for finding in findings if not finding.passed]
+    assert [finding.check for finding in failed] == ["store", "write and read"]
+    for finding in failed:
+        assert "Read-only file system" in finding.detail
+        assert "this node can read studies" in finding.cure
+    assert by_check(iter(findings))["reach"].passed
 
 
 # --- proxies -----------------------------------------------------------------------------------------------------

@@ -41,6 +41,11 @@ def founded() -> MemoryStore:
     return store
 
 
+@pytest.fixture
+def inner() -> MemoryStore:
+    return founded()
+
+
 def replayed(store: Store) -> State:
     """The State after the log, every commit of which is held against the invariants."""
     state, witness = State(), Witness()
@@ -66,8 +71,7 @@ def retried(replica: LogDriver[State], ticket: PendingCommit) -> tuple[Verdict, 
 
 
 @pytest.mark.parametrize("fault", SURVIVABLE, ids=lambda fault: fault.name)
-def test_an_ask_counts_once_whatever_happens_to_its_exchange(fault: Fault) -> None:
-    inner = founded()
+def test_an_ask_counts_once_whatever_happens_to_its_exchange(inner: MemoryStore, fault: Fault) -> None:
     store = FaultyStore(inner, [None, fault])
     replica = replica_of(store.log("study"), "ann")
 
@@ -101,8 +105,7 @@ def test_a_commit_of_unknown_fate_is_sent_again_byte_for_byte_and_before_anythin
     assert second.verdicts == (Verdict(True, 1),)
 
 
-def test_a_commit_that_comes_late_behind_its_writers_next_one_changes_nothing() -> None:
-    inner = founded()
+def test_a_commit_that_comes_late_behind_its_writers_next_one_changes_nothing(inner: MemoryStore) -> None:
     store = FaultyStore(inner, [None, Fault.DELAY, None, None, None])
     replica = replica_of(store.log("study"), "ann")
     retried(replica, replica.put("ann", TrialCreate()))
@@ -124,8 +127,7 @@ def test_what_a_dead_process_had_sent_counts_and_what_it_had_not_does_not() -> N
         assert len(replayed(inner).trials) == trials
 
 
-def test_reports_that_wait_while_the_store_is_away_leave_later_and_once() -> None:
-    inner = founded()
+def test_reports_that_wait_while_the_store_is_away_leave_later_and_once(inner: MemoryStore) -> None:
     store = FaultyStore(inner, [None, None, Fault.REFUSE, Fault.LOSE_REPLY])
     replica = replica_of(store.log("study"), "ann")
     retried(replica, replica.put("ann", TrialCreate()))
@@ -148,8 +150,7 @@ def forget(replica: LogDriver[State]) -> None:
     replica.session.joined = False
 
 
-def test_a_peer_that_rejoins_from_a_snapshot_behind_its_own_commit_learns_the_verdict() -> None:
-    inner = founded()
+def test_a_peer_that_rejoins_from_a_snapshot_behind_its_own_commit_learns_the_verdict(inner: MemoryStore) -> None:
     store = FaultyStore(inner, [None, Fault.LOSE_REPLY])
     replica = replica_of(store.log("study"), "ann")
     ticket = replica.put("ann", TrialCreate(), TrialReclaim(7, 1))
@@ -167,8 +168,7 @@ def test_a_peer_that_rejoins_from_a_snapshot_behind_its_own_commit_learns_the_ve
     assert not replica.session.has_pending
 
 
-def test_a_peer_that_rejoins_before_its_commit_arrived_sends_it_once() -> None:
-    inner = founded()
+def test_a_peer_that_rejoins_before_its_commit_arrived_sends_it_once(inner: MemoryStore) -> None:
     store = FaultyStore(inner, [None, Fault.REFUSE])
     replica = replica_of(store.log("study"), "ann")
     ticket = replica.put("ann", TrialCreate())
@@ -205,8 +205,7 @@ def test_a_state_that_broke_half_way_is_thrown_away_and_joined_anew(monkeypatch:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_in_a_storm_every_ask_and_tell_of_every_peer_counts_exactly_once(seed: int) -> None:
-    inner = founded()
+def test_in_a_storm_every_ask_and_tell_of_every_peer_counts_exactly_once(inner: MemoryStore, seed: int) -> None:
     random_ = random.Random(seed)
     peers = {}
     for index, name in enumerate(("ann", "bob", "eve")):
@@ -241,8 +240,7 @@ def test_in_a_storm_every_ask_and_tell_of_every_peer_counts_exactly_once(seed: i
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_in_a_storm_with_dying_peers_no_acknowledged_tell_is_lost(seed: int) -> None:
-    inner = founded()
+def test_in_a_storm_with_dying_peers_no_acknowledged_tell_is_lost(inner: MemoryStore, seed: int) -> None:
     random_ = random.Random(seed)
     faults = at_random(seed, likelihood=0.3, faults=Fault)
     told: dict[int, float] = {}

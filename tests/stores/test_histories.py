@@ -237,6 +237,23 @@ def test_a_whole_commit_whose_bytes_have_changed_is_damage_and_stays_as_it_is(
     assert str(path.readlink()) != text
 
 
+def test_a_peer_that_stops_at_a_damaged_commit_keeps_what_it_had_written(
+    tmp_path: Path, join: Callable[[str], Study]
+) -> None:
+    ann = join(str(tmp_path / "store"))
+    tell_some(ann, 2)
+    uuid = uuid_of(ann)
+    log = DirectoryStore(tmp_path / "store").log(uuid)
+    assert isinstance(log, ObjectLog)
+    entries = everything(log)
+    whole = chain.attach(FORGED, sum_of(entries))
+    assert log.objects.put_new(log.key(len(entries) + 1), whole[:10] + bytes([whole[10] ^ 1]) + whole[11:])
+    with pytest.raises(StoreCorrupt, match="damaged"):
+        ann.ask()
+    ((_, kept),) = spool.histories(uuid)
+    assert kept.payloads[: len(entries)] == [entry.payload for entry in entries]
+
+
 def test_the_last_commits_that_are_kept_are_not_more_than_memory_should_hold(
     join: Callable[[str], Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:

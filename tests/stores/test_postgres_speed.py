@@ -15,6 +15,7 @@ from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.support.latency import Relay
+from tests.support.objectives import five_parameters as objective
 from tests.support.postgres import Server
 from tests.support.processes import until
 from tests.support.scribe import defined
@@ -28,16 +29,6 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of a storage whose background thread has nothing to do, however slow the machine is."""
     monkeypatch.setattr(PostgresStore, "freshness", _NEVER)
     return {"linger": _NEVER, "lease_ttl": _NEVER}
-
-
-def objective(trial: optuna.Trial) -> float:
-    """A trial of 5 parameters and 10 reports."""
-    xs = [trial.suggest_float(f"x{i}", 0, 1) for i in range(5)]
-    for step in range(10):
-        trial.report(sum(xs) / (step + 1), step)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-    return sum(xs)
 
 
 def test_a_trial_costs_two_exchanges_with_optunas_own_optimize(

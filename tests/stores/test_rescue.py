@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import rescue
-from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.records import Commit
+from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.peer import peer
-from hopaas_p2p.stores.base import read_all
+from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.packs import SPAN
 from hopaas_p2p.stores.url import open_store
@@ -163,9 +168,7 @@ def test_what_could_not_be_sent_is_added(tmp_path: Path) -> None:
 def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_path: Path) -> None:
     """Two peers wrote commit 9, as where a server lets both: one of them found out, and its words are in its spool."""
     from hopaas_p2p import spool
-    from hopaas_p2p.core import codec
-    from hopaas_p2p.core.chain import following
-    from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialState
+    from hopaas_p2p.core.records import TrialCreate, TrialFinish, TrialState
     from hopaas_p2p.stores.base import Outgoing, Placed
 
     sound, store = tmp_path / "sound", tmp_path / "store"
@@ -193,6 +196,45 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
 
     assert "it has two histories: commit 9" in done.stderr
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0, 9.0], "the other's trial 3 has a number of its own"
+
+
+def test_a_directory_in_which_a_pack_and_a_single_file_differ_gives_both_commits(tmp_path: Path) -> None:
+    """As where files of a backup were copied into it."""
+    log = DirectoryStore(tmp_path / "store").log("u")
+    payloads = [codec.encode(Commit("ann", seq, "ann", 0, ())) for seq in range(1, SPAN + 1)]
+    sums = itertools.accumulate(payloads, following, initial=0)
+    log.restore(None, [Entry(lsn, one, before=total) for lsn, (one, total) in enumerate(zip(payloads, sums), 1)])  # noqa: B905
+    other = codec.encode(Commit("bob", 1, "bob", 0, ()))
+    log.objects.put_new(log.key(7), other)
+    log.objects.put_new(log.key(8), payloads[7])
+    assert [(one.lsn, one.payload) for one in log.salvage()] == [
+        *enumerate(payloads[:7], 1),
+        (7, other),
+        *enumerate(payloads[7:], 8),
+    ]
+
+
+def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tmp_path: Path) -> None:
+    """The log is whole, so only the spool of its peers knows better."""
+    store = tmp_path / "store"
+    filled(store, trials=2)
+    shutil.copytree(store, tmp_path / "copy", symlinks=True)
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
+        for value in (2.0, 3.0):
+            study.tell(study.ask(), value)
+        store.rename(tmp_path / "newer")
+        (tmp_path / "copy").rename(store)
+        study.storage.handle(study.study_id).log.log._history._checked_at = 0.0  # type: ignore[attr-defined]
+        with pytest.raises(BrokenChain):
+            study.ask()
+    assert values(store, "s") == [0.0, 1.0]
+    assert "what a log may have lost" in cli("spool", "list").stderr
+    examined = cli("doctor", str(store), check=False)
+    assert examined.returncode == 1
+    assert "study s, spool: " in examined.stdout
+    assert "not in the log, but in this machine's spool" in examined.stdout
+    cli("doctor", str(store), "--rescue")
+    assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:

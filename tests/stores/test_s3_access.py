@@ -569,14 +569,14 @@ def test_a_child_gets_connections_of_its_own(s3_url: str) -> None:
     store = S3Store(s3_url)
     log = store.log("u")
     append_many(log, "before", 2)
-    before = store.objects._signed._client  # type: ignore[attr-defined]
+    before = store.objects._signed._clients  # type: ignore[attr-defined]
     child = os.fork()
     if child == 0:
         status = 1
         try:
             store.after_fork()
             append_many(log, "child", 3, since=2)
-            status = 0 if store.objects._signed._client is not before else 2  # type: ignore[attr-defined]
+            status = 0 if store.objects._signed._clients is not before else 2  # type: ignore[attr-defined]
         finally:
             os._exit(status)
     append_many(log, "parent", 3, since=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,22 +14,7 @@ from hopaas_p2p.stores.objects.audit import AFTER, SELDOM
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.http_messages import Request
-from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
-    s3_environment(monkeypatch)
-    with Imitation() as server:
-        yield server
-
-
-@pytest.fixture
-def store(server: Imitation) -> Iterator[S3Store]:
-    store = S3Store(server.url("store"))
-    yield store
-    store.close()
 
 
 def said(writer: str, seq: int) -> Outgoing:

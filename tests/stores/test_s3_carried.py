@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from hopaas_p2p import rescue
 from hopaas_p2p.core import chain, codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Commit, StudyDefine, StudySet
+from hopaas_p2p.core.records import Commit, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
 from hopaas_p2p.peer.driver import LogDriver, study_driver
@@ -29,24 +28,9 @@ from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import everything
 from tests.golden.write import described
 from tests.support.processes import until
-from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
-    s3_environment(monkeypatch)
-    with Imitation() as server:
-        yield server
-
-
-@pytest.fixture
-def store(server: Imitation) -> Iterator[S3Store]:
-    store = S3Store(server.url("store"))
-    yield store
-    store.close()
 
 
 def key(lsn: int) -> str:
@@ -323,6 +307,29 @@ def test_a_reader_goes_on_at_a_hole_that_nothing_carries(
 def define(store: S3Store) -> None:
     first = Commit("founder", 1, "founder", 0, (StudyDefine("s", ("minimize",)),))
     append(store.log("u"), Outgoing("founder:1", codec.encode(first)), 0)
+
+
+def test_a_rescue_has_both_commits_of_a_number_that_a_server_gave_twice(store: S3Store) -> None:
+    """The first is left only where a later object carries a copy of it: nobody has a spool."""
+    ann, bob = (study_driver(store.log("u"), writer=name, now_us=lambda: 0) for name in ("ann", "bob"))
+    ann.put("ann", StudyDefine("s", ("minimize",)))
+    ann.exchange()
+    bob.put("bob", TrialCreate(TrialState.COMPLETE, params={}, values=(1.0,)))
+    bob.exchange()
+    ann.put("ann", TrialCreate(TrialState.COMPLETE, params={}, values=(2.0,)))
+    ann.exchange()
+    lsn = ann.state.lsn
+    bob.put("bob", TrialCreate(TrialState.COMPLETE, params={}, values=(3.0,)))
+    bob.exchange()
+    before = chain.detach(opened(stored(store, lsn)).stored)[1]
+    other = codec.encode(Commit("eve", 1, "eve", 0, (TrialCreate(TrialState.COMPLETE, params={}, values=(4.0,)),)))
+    store.objects.put(key(lsn), chain.attach(other, before))
+
+    rescued = rescue.rescue(store, "u")
+
+    assert rescued.study is not None
+    assert rescued.histories == 2
+    assert sorted(one.record.values for one in rescued.study.trials) == [(1.0,), (2.0,), (3.0,), (4.0,)]
 
 
 def test_a_rescue_finds_lost_commits_in_the_objects_that_carry_them(store: S3Store) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -24,12 +23,6 @@ _CAUSES = ("pool", "versioning", "gateway", "old release")
 @pytest.fixture(autouse=True)
 def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
     s3_environment(monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[Imitation]:
-    with Imitation() as server:
-        yield server
 
 
 def open_and_write(server: Imitation) -> S3Store:

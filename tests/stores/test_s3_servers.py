@@ -24,12 +24,6 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[Imitation]:
-    with Imitation() as server:
-        yield server
-
-
-@pytest.fixture
 def store(server: Imitation) -> Iterator[S3Store]:
     """A store, of a process that has written to it."""
     store = S3Store(server.url("store"))

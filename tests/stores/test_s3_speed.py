@@ -22,6 +22,7 @@ from hopaas_p2p.stores.base import SNAPSHOT_EVERY
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.http_messages import Request
+from tests.support.objectives import five_parameters as objective
 from tests.support.processes import until
 from tests.support.s3_faults import FaultProxy
 from tests.support.s3_server import S3Server
@@ -65,16 +66,6 @@ def count(proxy: FaultProxy) -> Count:
 @pytest.fixture
 def far_url(s3_server: S3Server, proxy: FaultProxy, prefix: str) -> str:
     return s3_server.url(prefix, endpoint=proxy.endpoint)
-
-
-def objective(trial: optuna.Trial) -> float:
-    """A trial of 5 parameters and 10 reports."""
-    xs = [trial.suggest_float(f"x{i}", 0, 1) for i in range(5)]
-    for step in range(10):
-        trial.report(sum(xs) / (step + 1), step)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-    return sum(xs)
 
 
 @pytest.mark.parametrize(("whose", "puts"), [("optuna's", 2), ("ours", 1)])

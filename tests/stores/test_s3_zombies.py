@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from hopaas_p2p.core import snapshot
-from hopaas_p2p.core.records import TrialCreate, TrialFinish, TrialState
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput, SleptThrough, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.driver import LogDriver, study_driver
-from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.contract import lsn_of
 from hopaas_p2p.stores.objects.history import Clocks, clocks
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
@@ -38,9 +39,6 @@ class Campaign:
     """A study in a bucket, its founder, and a list of studies that has it."""
 
     def __init__(self, store: S3Store) -> None:
-        from hopaas_p2p.core import codec
-        from hopaas_p2p.core.records import Commit, StudyOpen
-
         self.store = store
         opened = Commit("founder", 1, "founder", 0, (StudyOpen("u", "study"),))
         store.catalog().exchange(Outgoing("founder:1", codec.encode(opened)), 0)
@@ -136,6 +134,36 @@ def test_gc_stops_when_the_list_of_studies_is_gone(campaign: Campaign) -> None:
     campaign.store.objects.delete(campaign.store.objects.listed("studies/"))
     with pytest.raises(StoreCorrupt, match="nothing was removed"):
         campaign.clean_up()
+
+
+def test_gc_stops_where_the_list_of_studies_has_lost_a_commit(campaign: Campaign) -> None:
+    """A peer reads such a list up to the hole; the studies behind it are not deleted ones."""
+    catalog = campaign.store.catalog()
+    for name in "vw":
+        opened = Commit(f"founder-{name}", 1, "founder", 0, (StudyOpen(name, f"study-{name}"),))
+        append(catalog, Outgoing(f"founder-{name}:1", codec.encode(opened)), 0)
+        other = study_driver(campaign.store.log(name), writer="founder", now_us=lambda: 0)
+        other.put("founder", defined())
+        other.exchange()
+    campaign.store.objects.delete([f"studies/log/{2:020d}"])
+    before = campaign.store.objects.listed("study/")
+    with pytest.raises(StoreCorrupt, match=r"no commit 2, but later ones.*nothing was removed"):
+        campaign.clean_up()
+    assert campaign.store.objects.listed("study/") == before
+
+
+def test_the_files_of_a_deleted_study_go_also_when_gc_was_interrupted(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"model")
+    gone = "0" * 32
+    campaign.store.artifacts().put(f"{gone}/model", tmp_path / "file")
+    campaign.store.objects.put(f"study/{gone}/log/{1:020d}", b"a commit")
+    steps = s3_gc._collect(campaign.store, NOW, dry_run=False)
+    assert next(steps).study == gone
+    steps.close()
+    campaign.clean_up()
+    assert campaign.store.artifacts().keys(gone) == []
+    assert campaign.store.objects.listed(f"study/{gone}/") == [f"study/{gone}/boundary/deleted"]
+    assert campaign.clean_up() == []
 
 
 def test_a_damaged_snapshot_after_gc_is_passed_over_for_an_older_one(campaign: Campaign) -> None:
@@ -311,8 +339,8 @@ def test_gc_takes_deleted_studies_away_and_their_zombies_are_still_told(campaign
     other.destroy()
     found = campaign.clean_up()
     assert [(one.what, one.study, one.objects) for one in found] == [
-        ("a deleted study", "gone", 5),
         ("files of a deleted study", "gone", 1),
+        ("a deleted study", "gone", 5),
     ]
     assert store.objects.listed("study/gone/") == ["study/gone/boundary/deleted"]
     assert store.artifacts().keys("gone") == []

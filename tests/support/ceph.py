@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tests.support.needs import PATH
-from tests.support.slurm_fixtures import free_ports
+from tests.support.needs import PATH, free_ports
 
 PROGRAMS: Final = ("ceph-mon", "ceph-osd", "ceph", "monmaptool", "setpriv")
 _CLASSES: Final = "/usr/lib/{machine}-linux-gnu/rados-classes"

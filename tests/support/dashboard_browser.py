@@ -128,7 +128,7 @@ def free_ports() -> int:
             port: int = first.getsockname()[1]
             try:
                 second.bind(("127.0.0.1", port + 1))
-            except OSError:
+            except (OSError, OverflowError):
                 continue
             return port
     raise AssertionError("no two free ports beside each other")

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.needs import free_ports, missing
 from tests.support.processes import ROOT, environment, until
-from tests.support.slurm_fixtures import end, free_ports, missing, programs
+from tests.support.slurm_fixtures import end, programs
 
 _USER = "hopaas-test"
 _IDLE, _RUNNING = 1, 2  # HTCondor's JobStatus

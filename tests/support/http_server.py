@@ -1,4 +1,4 @@
-"""An HTTP server on a port of 127.0.0.1, whose event loop runs in a thread of its own. Subclasses answer."""
+"""A server on a port of 127.0.0.1, whose event loop runs in a thread of its own. Subclasses answer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ class ThreadedServer:
 
     Args:
         tls: the certificate to speak HTTPS with; plain HTTP without.
+        loop: its event loop, if it is to be a special one.
 
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.port = 0
         self.requests: Counter[str] = Counter()
         """Requests that came in, by kind."""
         self._tls = tls
-        self._loop = asyncio.new_event_loop()
+        self._loop = loop or asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=type(self).__name__, daemon=True)
         self._server: asyncio.Server | None = None
 

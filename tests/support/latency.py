@@ -16,15 +16,16 @@ import asyncio
 import contextlib
 import selectors
 import socket
-import threading
 from typing import Final, Literal
+
+from tests.support.http_server import ThreadedServer
 
 Cut = Literal["request", "reply", "mid-reply"]
 _CHUNK: Final = 1 << 16
 _SELECTABLE: Final = 512  # of 1,024, which leaves room for connections
 
 
-class Relay:
+class Relay(ThreadedServer):
     """Relays connections to a port of 127.0.0.1.
 
     Args:
@@ -35,10 +36,10 @@ class Relay:
     """
 
     def __init__(self, target: int, *, round_trip: float = 0.0, listener: socket.socket | None = None) -> None:
-        self.target = target
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        super().__init__(loop=asyncio.SelectorEventLoop(self._selector()))
+        self.target = target
         self.round_trip = round_trip
-        self.port = 0
         self.flights = 0
         """Changes of direction, over all connections: a request and its reply are two."""
         self.connections = 0
@@ -54,9 +55,6 @@ class Relay:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._open: set[_Link] = set()
-        self._loop = asyncio.SelectorEventLoop(self._selector())
-        self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
-        self._server: asyncio.Server | None = None
 
     def _selector(self) -> selectors.BaseSelector:
         """The finest clock there is: that of epoll has steps of 1 ms, and select takes small descriptors only."""
@@ -68,41 +66,13 @@ class Relay:
         """Requests that were answered: half the flights."""
         return self.flights / 2
 
-    def start(self) -> Relay:
-        """Listen on a free port."""
-        self._thread.start()
-        self._call(self._listen())
-        return self
-
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, sock=self._listener)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    def stop(self) -> None:
-        """Cut all connections and end."""
-        self._call(self._shut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
     async def _shut(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for link in list(self._open):
-            link.cut()
-        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-
-    def _call(self, coroutine: object) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)  # type: ignore[arg-type]
-
-    def __enter__(self) -> Relay:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        await self._drop()
+        await super()._shut()
 
     def cut(self, where: Cut) -> None:
         """Cut the connection that comes there next: at its request, its reply, or in the middle of that."""
@@ -110,7 +80,7 @@ class Relay:
 
     def drop(self) -> None:
         """Cut all connections now; new ones are served."""
-        self._call(self._drop())
+        self.call(self._drop())
 
     async def _drop(self) -> None:
         for link in list(self._open):
@@ -124,7 +94,7 @@ class Relay:
 
     def hang(self, yes: bool = True) -> None:
         """Let nothing through in either direction, and close nothing, until told otherwise: new ones wait too."""
-        self._call(self._hang(yes))
+        self.call(self._hang(yes))
 
     async def _hang(self, yes: bool) -> None:
         if yes:
@@ -136,23 +106,19 @@ class Relay:
         """Count from zero."""
         self.flights = self.connections = self.sent = self.received = self.cuts = 0
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
-            writer.transport.abort()
             return
         self.connections += 1
-        try:
-            await self._flowing.wait()
-            await asyncio.sleep(self.round_trip)  # TCP's own handshake
-            there = await asyncio.open_connection("127.0.0.1", self.target)
-        except (OSError, asyncio.CancelledError):
-            writer.transport.abort()
-            return
+        await self._flowing.wait()
+        await asyncio.sleep(self.round_trip)  # TCP's own handshake
+        there = await asyncio.open_connection("127.0.0.1", self.target)
         link = _Link(self, (reader, writer), there)
         self._open.add(link)
-        with contextlib.suppress(asyncio.CancelledError):  # at the end, which nobody waits for
+        try:
             await link.run()
-        self._open.discard(link)
+        finally:
+            self._open.discard(link)
 
     async def flowing(self) -> None:
         """Return when bytes may go on."""

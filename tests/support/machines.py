@@ -147,7 +147,7 @@ class Machine:
         words += ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "2", "-m", str(_MEGABYTES)]
         words += ["-serial", f"file:{self._lab.folder / self.name}.console"]
         words += ["-kernel", str(self._lab.kernel.image), "-initrd", str(self._lab.initrd)]
-        words += ["-append", "console=ttyS0 quiet panic=1 mitigations=off net.ifnames=0"]
+        words += ["-append", "console=ttyS0 quiet panic=1 mitigations=off no_timer_check net.ifnames=0"]
         words += ["-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"]
         words += ["-chardev", f"socket,id=agent,path={path},server=on,wait=off"]
         words += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent"]

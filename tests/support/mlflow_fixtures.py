@@ -15,11 +15,15 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import hopaas_p2p
+from hopaas_p2p.study import Study
+from tests.support.postgres import free_port
 from tests.support.postgres_fixtures import missing
-from tests.support.processes import until
+from tests.support.processes import campaign, until
 
 
 def needed(module: str) -> None:
@@ -30,10 +34,24 @@ def needed(module: str) -> None:
         pytest.skip(f"{module} is not here: pip install 'hopaas-p2p[integrations]'", allow_module_level=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def three_trials(directory: Path, **options: Any) -> Study:
+    """A study with one COMPLETE trial that has a file, one PRUNED and one failed; close it."""
+    study = campaign(directory, budget=2, **options)
+    (directory / "model.txt").write_text("weights")
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        for step in range(1, 4):
+            trial.report(step / 2, step)
+        if trial.number == 0:
+            raise ValueError("diverged")
+        if trial.number == 1:
+            trial.prune()
+        trial.upload(directory / "model.txt")
+        trial.set_user_attr("seed", 7)
+        return 0.75
+
+    study.optimize(objective, catch=ValueError)
+    return study
 
 
 class Way:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hopaas_p2p import access
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
+from tests.support import needs
 from tests.support.latency import Relay
 from tests.support.postgres import Server, find_binaries
 from tests.support.postgres_people import Place
@@ -29,9 +29,7 @@ _numbers = itertools.count()
 
 def missing(what: str) -> None:
     """Skip, or fail where everything has to be there."""
-    if os.environ.get("HOPAAS_TEST_REQUIRE") == "all":
-        pytest.fail(f"{what} is not here, and HOPAAS_TEST_REQUIRE=all")
-    pytest.skip(f"{what} is not here")
+    needs.missing(f"{what} is not here")
 
 
 class Servers:

@@ -9,10 +9,9 @@ import pytest
 
 from tests.support import seaweed
 from tests.support.ceph import PROGRAMS, Ceph
-from tests.support.needs import need_programs
+from tests.support.needs import free_ports, need_programs
 from tests.support.processes import until
 from tests.support.s3_server import S3Server
-from tests.support.slurm_fixtures import free_ports
 
 PACKAGES: Final = "radosgw ceph-mon ceph-osd ceph-common"
 

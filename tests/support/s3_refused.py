@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from tests.support.needs import PATH, missing, need_programs
+from tests.support.needs import PATH, free_ports, missing, need_programs
 from tests.support.processes import until
 from tests.support.s3_server import S3Server
-from tests.support.slurm_fixtures import free_ports
 
 _S3RVER: Final = Path(os.environ.get("HOPAAS_TEST_NODE", sys.prefix)) / "node_modules/s3rver/bin/s3rver.js"
 _DBSTORE: Final = """
@@ -46,7 +45,6 @@ class RefusedServer(S3Server):
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hopaas-refused-"))
         (self.port,) = free_ports(1)
-        self._process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> Sequence[str]:
         """What to run."""
@@ -81,12 +79,6 @@ class RefusedServer(S3Server):
                 self.client().make_bucket(self.bucket)
             return True
         return False
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
 
     def __enter__(self) -> Self:
         try:

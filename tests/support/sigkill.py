@@ -30,6 +30,7 @@ from hopaas_p2p.study import Study, open_study
 from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.invariants import Witness
 from hopaas_p2p.trial import Trial
+from tests.support.processes import patient
 
 _PATIENCE: Final = 120.0  # seconds until a campaign that does not end is a failure
 _PRELOAD: Final = ["optuna", "hopaas_p2p.study", "tests.support.sigkill"]
@@ -123,10 +124,13 @@ def massacre(
         return process
 
     processes = [start() for _ in range(workers)]
-    deadline = time.monotonic() + _PATIENCE
+    began = time.monotonic()
     killed = 0
     while any(process.is_alive() for process in processes):
-        assert time.monotonic() < deadline, f"the campaign did not end; seed {seed}"
+        if time.monotonic() - began > patient(_PATIENCE):
+            for process in processes:
+                process.kill()
+            raise AssertionError(f"the campaign did not end; seed {seed}")
         if killed < kills and _lines(notes) >= moments[killed]:
             victim = random_.randrange(workers)
             processes[victim].kill()

@@ -12,10 +12,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
+from tests.support.needs import free_ports, missing
 from tests.support.processes import ROOT, environment, until
 
 CONFIG = """
@@ -48,22 +48,6 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-
-
-def missing(what: str) -> NoReturn:
-    """Skip, or fail where everything has to be there."""
-    if os.environ.get("HOPAAS_TEST_REQUIRE") == "all":
-        pytest.fail(f"{what}, and HOPAAS_TEST_REQUIRE=all")
-    pytest.skip(what)
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import GatewayConnection
 from tests.support.postgres import Server, free_port
-from tests.support.processes import CLI, environment, until
+from tests.support.service_process import ServiceProcess
 
 HOST = "localhost"
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "HTTP_PROXY", "http_proxy")
@@ -46,33 +45,15 @@ class Authority:
         return chain, key
 
 
-class GatewayProcess:
+class GatewayProcess(ServiceProcess):
     """A gateway, started by its command."""
+
+    begins = "Gateway listening on"
 
     def __init__(self, folder: Path, *options: str, port: int = 0, **env: str) -> None:
         self.port = port or free_port()
-        self._log = folder / f"gateway-{self.port}.log"
-        self._options, self._env = options, env
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> GatewayProcess:
-        words = [*CLI, "gateway", "--listen", f"127.0.0.1:{self.port}", *self._options]
-        seen = self.log().count("Gateway listening on")
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment(**self._env)
-            )
-        until(lambda: self.log().count("Gateway listening on") > seen or self._died(), 60, what=self.log)
-        return self
-
-    def _died(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            raise AssertionError(f"the gateway ended with {self.process.returncode}: {self.log()}")
-        return False
-
-    def log(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
+        listen = f"127.0.0.1:{self.port}"
+        super().__init__("gateway", "--listen", listen, *options, log=folder / f"gateway-{self.port}.log", env=env)
 
     def events(self, what: str) -> list[dict[str, Any]]:
         """The log's events of that name."""
@@ -84,12 +65,11 @@ class GatewayProcess:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL, and wait."""
+        """SIGKILL, and wait, whether it was stopped or not."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGCONT)
-            self.process.kill()
-            self.process.wait(30)
+        super().kill()
 
     def metrics(self, authority: Authority) -> dict[str, float]:
         """The metrics by name and label."""

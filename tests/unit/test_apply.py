@@ -57,6 +57,11 @@ TRIAL_RECORDS = (
 SAVED = Checkpoint(1, "key", 10, "0" * 64)
 
 
+@pytest.fixture
+def scribe() -> Scribe:
+    return Scribe()
+
+
 def trial_in(scribe: Scribe, trial_state: TrialState) -> Trial:
     """A trial in this state, last run by ann at epoch 1, if anybody has run it."""
     if trial_state is WAITING:
@@ -400,8 +405,7 @@ def test_an_impossible_definition_is_refused_and_leaves_room_for_a_good_one(defi
     assert verdict.accepted
 
 
-def test_a_paused_study_gives_out_nothing_but_lets_what_runs_finish() -> None:
-    scribe = Scribe()
+def test_a_paused_study_gives_out_nothing_but_lets_what_runs_finish(scribe: Scribe) -> None:
     running, waiting = scribe.start("ann"), scribe.enqueue()
     scribe.say("founder", StudyControl("paused"))
     assert scribe.say("bob", TrialCreate()).refusal == "paused"
@@ -411,15 +415,13 @@ def test_a_paused_study_gives_out_nothing_but_lets_what_runs_finish() -> None:
     assert scribe.say("bob", TrialClaim(waiting.number)).accepted
 
 
-def test_a_stopped_study_is_finished() -> None:
-    scribe = Scribe()
+def test_a_stopped_study_is_finished(scribe: Scribe) -> None:
     scribe.say("founder", StudyControl("stopped"))
     assert scribe.say("bob", TrialCreate()).refusal == "stopped"
     assert scribe.state.finished()
 
 
-def test_a_status_nobody_knows_is_refused() -> None:
-    scribe = Scribe()
+def test_a_status_nobody_knows_is_refused(scribe: Scribe) -> None:
     assert scribe.say("founder", StudyControl("on holiday", 5)).refusal == "malformed"
     assert (scribe.state.status, scribe.state.budget) == ("running", None)
 
@@ -436,8 +438,7 @@ def test_a_budget_can_be_raised_lowered_and_lifted() -> None:
     assert scribe.say("bob", TrialCreate()).accepted
 
 
-def test_attributes_are_merged_and_keep_their_order() -> None:
-    scribe = Scribe()
+def test_attributes_are_merged_and_keep_their_order(scribe: Scribe) -> None:
     scribe.say("ann", StudySet(user={"b": "1", "a": "2"}, system={"s": "3"}))
     scribe.say("bob", StudySet(user={"b": "4"}))
     assert list(scribe.state.user.items()) == [("b", "4"), ("a", "2")]
@@ -451,8 +452,7 @@ def test_attributes_are_merged_and_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("role", "may"), [("owner", True), ("worker", False), ("viewer", False), ("", False), ("Owner", False)]
 )
-def test_control_is_the_owners(record: Record, role: str, may: bool) -> None:
-    scribe = Scribe()
+def test_control_is_the_owners(scribe: Scribe, record: Record, role: str, may: bool) -> None:
     scribe.start("ann")
     verdict = scribe.say("bob", record, role=role)
     assert (verdict.accepted, verdict.refusal) == ((True, None) if may else (False, "role"))
@@ -474,20 +474,17 @@ def test_a_worker_may_work_and_a_viewer_may_not(record: Record) -> None:
 # --- trials ------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_allotted_in_the_order_of_the_log() -> None:
-    scribe = Scribe()
+def test_numbers_are_allotted_in_the_order_of_the_log(scribe: Scribe) -> None:
     assert [scribe.start(peer).number for peer in ("ann", "bob", "ann")] == [0, 1, 2]
 
 
-def test_a_trial_runs_for_the_owner_of_the_commit_not_for_its_writer() -> None:
-    scribe = Scribe()
+def test_a_trial_runs_for_the_owner_of_the_commit_not_for_its_writer(scribe: Scribe) -> None:
     scribe.say("child", TrialCreate(), owner="ann")
     assert scribe.state.trials[0].owner == "ann"
     assert scribe.say("grandchild", TrialFinish(0, 1, COMPLETE, (1.0,)), owner="ann").accepted
 
 
-def test_an_ask_that_prefers_waiting_takes_the_oldest_and_keeps_its_parameters() -> None:
-    scribe = Scribe()
+def test_an_ask_that_prefers_waiting_takes_the_oldest_and_keeps_its_parameters(scribe: Scribe) -> None:
     first, second = scribe.enqueue(params={"x": 0.25}, dists={"x": X}), scribe.enqueue()
     assert scribe.start("ann", prefer_waiting=True) is first
     assert (first.state, first.owner, first.epoch, first.params) == (RUNNING, "ann", 1, {"x": 0.25})
@@ -495,22 +492,19 @@ def test_an_ask_that_prefers_waiting_takes_the_oldest_and_keeps_its_parameters()
     assert scribe.start("ann", prefer_waiting=True).number == 2
 
 
-def test_an_ask_that_does_not_prefer_waiting_leaves_it_alone() -> None:
-    scribe = Scribe()
+def test_an_ask_that_does_not_prefer_waiting_leaves_it_alone(scribe: Scribe) -> None:
     scribe.enqueue()
     assert scribe.start("ann").number == 1
 
 
-def test_of_two_claims_the_first_in_the_log_wins() -> None:
-    scribe = Scribe()
+def test_of_two_claims_the_first_in_the_log_wins(scribe: Scribe) -> None:
     trial = scribe.enqueue()
     assert scribe.say("ann", TrialClaim(trial.number)).accepted
     assert scribe.say("bob", TrialClaim(trial.number)).refusal == "not waiting"
     assert trial.owner == "ann"
 
 
-def test_what_is_set_is_merged_in_order() -> None:
-    scribe = Scribe()
+def test_what_is_set_is_merged_in_order(scribe: Scribe) -> None:
     trial = scribe.start("ann")
     scribe.say("ann", TrialSet(0, 1, {"y": 0.5}, {"y": X}, {2: 1.0}, {"u": "1"}))
     scribe.say("ann", TrialSet(0, 1, {"x": 0.5}, {"x": X}, {1: 2.0, 2: 3.0}, {"v": "2"}, {"s": "3"}))
@@ -519,8 +513,7 @@ def test_what_is_set_is_merged_in_order() -> None:
     assert (trial.user, trial.system) == ({"u": "1", "v": "2"}, {"s": "3"})
 
 
-def test_a_parameter_told_again_from_the_first_distribution_loses_its_own() -> None:
-    scribe = Scribe()
+def test_a_parameter_told_again_from_the_first_distribution_loses_its_own(scribe: Scribe) -> None:
     scribe.start("ann", params={"x": 0.5}, dists={"x": X})
     trial = scribe.start("ann", params={"x": 1.5}, dists={"x": Float(0.0, 2.0)})
     assert trial.distribution("x", scribe.state) == Float(0.0, 2.0)
@@ -533,8 +526,7 @@ def test_a_parameter_told_again_from_the_first_distribution_loses_its_own() -> N
     [TrialCreate(params={"x": 0.5}), TrialCreate(COMPLETE, params={"x": 0.5}, values=(1.0,)), TrialSet(0, 1, {"x": 1})],
     ids=["asked", "imported", "set"],
 )
-def test_a_parameter_without_a_distribution_is_refused(record: Record) -> None:
-    scribe = Scribe()
+def test_a_parameter_without_a_distribution_is_refused(scribe: Scribe, record: Record) -> None:
     scribe.start("ann")
     assert scribe.say("ann", record).refusal == "malformed"
     assert len(scribe.state.trials) == 1
@@ -573,8 +565,7 @@ def test_a_parameter_without_a_distribution_is_refused(record: Record) -> None:
         "no choices",
     ],
 )
-def test_a_distribution_that_optuna_would_refuse_is_refused(distribution: Distribution) -> None:
-    scribe = Scribe()
+def test_a_distribution_that_optuna_would_refuse_is_refused(scribe: Scribe, distribution: Distribution) -> None:
     scribe.start("ann")
     for record in (
         TrialSet(0, 1, {"z": 1.0}, {"z": distribution}),
@@ -587,20 +578,17 @@ def test_a_distribution_that_optuna_would_refuse_is_refused(distribution: Distri
 
 @pytest.mark.parametrize("state", [COMPLETE, PRUNED, FAIL, WAITING, RUNNING])
 @pytest.mark.parametrize("time", [1 << 62, -(1 << 62), (1 << 64) - 1])
-def test_a_time_that_no_clock_shows_is_refused(state: TrialState, time: int) -> None:
-    scribe = Scribe()
+def test_a_time_that_no_clock_shows_is_refused(scribe: Scribe, state: TrialState, time: int) -> None:
     values = (1.0,) if state is COMPLETE else None
     assert scribe.say("ann", TrialCreate(state, values=values, start=time)).refusal == "malformed"
     assert scribe.say("ann", TrialCreate(state, values=values, end=time)).refusal == "malformed"
 
 
-def test_a_waiting_trial_has_no_end_whatever_its_record_says() -> None:
-    scribe = Scribe()
+def test_a_waiting_trial_has_no_end_whatever_its_record_says(scribe: Scribe) -> None:
     assert scribe.enqueue(end=5).end is None
 
 
-def test_a_finished_trial_can_be_imported_with_all_it_has() -> None:
-    scribe = Scribe()
+def test_a_finished_trial_can_be_imported_with_all_it_has(scribe: Scribe) -> None:
     trial = scribe.start(
         "ann",
         state=COMPLETE,
@@ -620,8 +608,7 @@ def test_a_finished_trial_can_be_imported_with_all_it_has() -> None:
 @pytest.mark.parametrize(
     "values", [None, (), (1.0, 2.0), (math.nan,)], ids=["none", "too few", "too many", "not a number"]
 )
-def test_a_complete_trial_needs_a_number_for_every_direction(values: tuple[float, ...] | None) -> None:
-    scribe = Scribe()
+def test_a_complete_trial_needs_a_number_for_every_direction(scribe: Scribe, values: tuple[float, ...] | None) -> None:
     trial = scribe.start("ann")
     assert scribe.say("ann", TrialFinish(0, 1, COMPLETE, values)).refusal == "malformed"
     assert scribe.say("ann", TrialCreate(COMPLETE, values=values)).refusal == "malformed"
@@ -638,16 +625,14 @@ def test_values_of_the_wrong_number_are_refused_for_any_end(state: TrialState, v
 
 
 @pytest.mark.parametrize("state", [RUNNING, WAITING])
-def test_a_finish_that_does_not_end_anything_is_refused(state: TrialState) -> None:
-    scribe = Scribe()
+def test_a_finish_that_does_not_end_anything_is_refused(scribe: Scribe, state: TrialState) -> None:
     scribe.start("ann")
     assert scribe.say("ann", TrialFinish(0, 1, state)).refusal == "malformed"
 
 
 @pytest.mark.parametrize("kind", TRIAL_RECORDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("number", [-1, 1, 1 << 40])
-def test_a_trial_that_was_never_allotted_is_no_such_trial(kind: type, number: int) -> None:
-    scribe = Scribe()
+def test_a_trial_that_was_never_allotted_is_no_such_trial(scribe: Scribe, kind: type, number: int) -> None:
     scribe.start("ann")
     full = {
         TrialClaim: (number,),
@@ -662,8 +647,7 @@ def test_a_trial_that_was_never_allotted_is_no_such_trial(kind: type, number: in
 # --- release, stop -----------------------------------------------------------------------------------------------
 
 
-def test_a_released_trial_waits_with_its_parameters_and_without_its_reports() -> None:
-    scribe = Scribe()
+def test_a_released_trial_waits_with_its_parameters_and_without_its_reports(scribe: Scribe) -> None:
     trial = scribe.start("ann", params={"x": 0.5}, dists={"x": X}, reports={1: 2.0}, user={"u": "1"})
     scribe.say("ann", TrialRelease(0, 1, reason="pre-empted"))
     assert (trial.state, trial.owner, trial.params, trial.reports) == (WAITING, None, {"x": 0.5}, {})
@@ -686,8 +670,7 @@ def test_a_release_gives_the_place_in_the_budget_back() -> None:
     assert scribe.start("bob", prefer_waiting=True).number == 0
 
 
-def test_a_stop_names_the_lease_it_means() -> None:
-    scribe = Scribe()
+def test_a_stop_names_the_lease_it_means(scribe: Scribe) -> None:
     trial = scribe.start("ann")
     scribe.say("ann", TrialRelease(0, 1))
     scribe.claim("bob", 0)
@@ -740,8 +723,7 @@ def test_a_trial_that_was_taken_away_is_no_failure_of_the_objective() -> None:
 # --- reclaim, retry ----------------------------------------------------------------------------------------------
 
 
-def test_a_reclaimed_trial_fails_and_waits_again_with_the_same_parameters() -> None:
-    scribe = Scribe()
+def test_a_reclaimed_trial_fails_and_waits_again_with_the_same_parameters(scribe: Scribe) -> None:
     lost = scribe.start("ann", params={"x": 0.5}, dists={"x": X}, reports={1: 2.0}, user={"u": "1"})
     scribe.say("bob", TrialReclaim(0, 1, "silent"))
     retry = scribe.state.trials[1]
@@ -770,16 +752,14 @@ def test_the_history_of_retries_names_them_all() -> None:
     assert scribe.state.trials[2].system == {"failed_trial": "0", "retry_history": "[0,1]"}
 
 
-def test_of_two_reclaims_the_second_is_fenced() -> None:
-    scribe = Scribe()
+def test_of_two_reclaims_the_second_is_fenced(scribe: Scribe) -> None:
     scribe.start("ann")
     assert scribe.say("bob", TrialReclaim(0, 1)).accepted
     assert scribe.say("eve", TrialReclaim(0, 1)).refusal == "not running"
     assert len(scribe.state.trials) == 2
 
 
-def test_a_zombies_reports_are_refused() -> None:
-    scribe = Scribe()
+def test_a_zombies_reports_are_refused(scribe: Scribe) -> None:
     lost = scribe.start("ann")
     scribe.say("bob", TrialReclaim(0, 1))
     assert scribe.say("ann", TrialSet(0, 1, reports={1: 1.0})).refusal == "fenced"
@@ -793,8 +773,7 @@ def test_an_interrupted_trial_may_count_as_pruned_at_its_last_report() -> None:
     assert (trial.state, trial.values) == (PRUNED, (3.0,))
 
 
-def test_a_retry_begins_with_the_checkpoints_and_the_reports_before_them() -> None:
-    scribe = Scribe()
+def test_a_retry_begins_with_the_checkpoints_and_the_reports_before_them(scribe: Scribe) -> None:
     scribe.start("ann", reports={0: 1.0, 1: 2.0, 2: 3.0})
     scribe.say("ann", TrialCheckpoint(0, 1, SAVED))
     scribe.say("bob", TrialReclaim(0, 1))
@@ -805,8 +784,7 @@ def test_a_retry_begins_with_the_checkpoints_and_the_reports_before_them() -> No
 # --- drain -------------------------------------------------------------------------------------------------------
 
 
-def test_a_drained_peer_gets_no_trial_and_keeps_the_one_it_has() -> None:
-    scribe = Scribe()
+def test_a_drained_peer_gets_no_trial_and_keeps_the_one_it_has(scribe: Scribe) -> None:
     trial = scribe.start("ann")
     scribe.say("founder", PeerDrain(peer="ann"))
     assert scribe.say("ann", TrialCreate()).refusal == "draining"
@@ -816,8 +794,7 @@ def test_a_drained_peer_gets_no_trial_and_keeps_the_one_it_has() -> None:
     assert scribe.say("ann", TrialCreate()).accepted
 
 
-def test_a_site_is_drained_as_a_whole() -> None:
-    scribe = Scribe()
+def test_a_site_is_drained_as_a_whole(scribe: Scribe) -> None:
     scribe.say("ann", PeerJoin({"site": "here"}))
     scribe.say("bob", PeerJoin({"site": "there"}))
     scribe.say("founder", PeerDrain(site="here"))
@@ -835,8 +812,7 @@ def lost_trial(scribe: Scribe) -> Trial:
     return trial
 
 
-def test_a_zombies_finish_becomes_a_late_trial_and_its_waiting_retry_is_withdrawn() -> None:
-    scribe = Scribe()
+def test_a_zombies_finish_becomes_a_late_trial_and_its_waiting_retry_is_withdrawn(scribe: Scribe) -> None:
     lost = lost_trial(scribe)
     verdict = scribe.finish("ann", lost, 7.0, epoch=1)
     late, retry = scribe.state.trials[2], scribe.state.trials[1]
@@ -854,8 +830,7 @@ def test_a_zombies_finish_becomes_a_late_trial_and_its_waiting_retry_is_withdraw
     assert lost.history[0].kept_as == 2
 
 
-def test_what_comes_with_a_late_result_is_kept_with_it() -> None:
-    scribe = Scribe()
+def test_what_comes_with_a_late_result_is_kept_with_it(scribe: Scribe) -> None:
     lost = lost_trial(scribe)
     unsent = TrialSet(0, 1, {"y": 0.25}, {"y": X}, {2: 3.0}, {"u": "1"})
     impossible = TrialSet(0, 1, {"z": 0.25}, {"z": Float(1.0, 0.0)})
@@ -866,8 +841,7 @@ def test_what_comes_with_a_late_result_is_kept_with_it() -> None:
     assert (lost.params, lost.reports, lost.user) == ({"x": 0.5}, {1: 2.0}, {})
 
 
-def test_a_second_late_finish_of_the_same_lease_is_refused_and_names_the_first() -> None:
-    scribe = Scribe()
+def test_a_second_late_finish_of_the_same_lease_is_refused_and_names_the_first(scribe: Scribe) -> None:
     lost = lost_trial(scribe)
     scribe.finish("ann", lost, epoch=1)
     assert scribe.finish("ann", lost, 9.0, epoch=1) == Verdict(False, 2, "finished")
@@ -916,8 +890,7 @@ def test_a_late_result_without_room_is_kept_as_a_failed_trial() -> None:
     assert scribe.state.used() == 1
 
 
-def test_a_retry_of_a_retry_that_still_waits_is_withdrawn_too() -> None:
-    scribe = Scribe()
+def test_a_retry_of_a_retry_that_still_waits_is_withdrawn_too(scribe: Scribe) -> None:
     lost = lost_trial(scribe)
     scribe.claim("bob", 1)
     scribe.say("eve", TrialReclaim(1, 1))
@@ -926,8 +899,7 @@ def test_a_retry_of_a_retry_that_still_waits_is_withdrawn_too() -> None:
     assert not scribe.state.waiting
 
 
-def test_a_late_result_of_an_owner_that_released_is_kept() -> None:
-    scribe = Scribe()
+def test_a_late_result_of_an_owner_that_released_is_kept(scribe: Scribe) -> None:
     trial = scribe.start("ann")
     scribe.say("ann", TrialRelease(0, 1))
     scribe.claim("bob", 0)
@@ -936,21 +908,18 @@ def test_a_late_result_of_an_owner_that_released_is_kept() -> None:
 
 
 @pytest.mark.parametrize("state", [PRUNED, FAIL])
-def test_only_a_complete_result_is_kept_late(state: TrialState) -> None:
-    scribe = Scribe()
+def test_only_a_complete_result_is_kept_late(scribe: Scribe, state: TrialState) -> None:
     lost_trial(scribe)
     assert scribe.say("ann", TrialFinish(0, 1, state)).refusal == "fenced"
     assert len(scribe.state.trials) == 2
 
 
-def test_a_stranger_cannot_bring_a_late_result() -> None:
-    scribe = Scribe()
+def test_a_stranger_cannot_bring_a_late_result(scribe: Scribe) -> None:
     lost_trial(scribe)
     assert scribe.say("eve", TrialFinish(0, 1, COMPLETE, (1.0,))).refusal == "fenced"
 
 
-def test_a_late_result_drops_the_kept_snapshot_block_of_the_trial_it_touches() -> None:
-    scribe = Scribe()
+def test_a_late_result_drops_the_kept_snapshot_block_of_the_trial_it_touches(scribe: Scribe) -> None:
     lost = lost_trial(scribe)
     scribe.say("bob", *[TrialCreate(COMPLETE, values=(1.0,)) for _ in range(1200)])
     scribe.claim("bob", 1)
@@ -996,29 +965,25 @@ def test_a_failed_trial_can_always_be_imported() -> None:
 # --- duplicates --------------------------------------------------------------------------------------------------
 
 
-def test_an_older_commit_of_the_same_writer_is_a_duplicate_without_a_verdict() -> None:
-    scribe = Scribe()
+def test_an_older_commit_of_the_same_writer_is_a_duplicate_without_a_verdict(scribe: Scribe) -> None:
     scribe.say("ann", TrialCreate(), seq=2)
     commit = Commit("ann", 1, "ann", 0, (TrialCreate(),))
     assert scribe.append(commit) == ()
     assert len(scribe.state.trials) == 1
 
 
-def test_the_same_seq_of_two_writers_are_two_commits() -> None:
-    scribe = Scribe()
+def test_the_same_seq_of_two_writers_are_two_commits(scribe: Scribe) -> None:
     scribe.say("ann", TrialCreate(), seq=7)
     scribe.say("bob", TrialCreate(), seq=7)
     assert len(scribe.state.trials) == 2
 
 
-def test_one_refused_record_takes_no_other_with_it() -> None:
-    scribe = Scribe()
+def test_one_refused_record_takes_no_other_with_it(scribe: Scribe) -> None:
     commit = Commit("ann", 1, "ann", 0, (TrialClaim(9), TrialCreate(), TrialFinish(0, 5, FAIL)))
     assert [v.accepted for v in scribe.append(commit)] == [False, True, False]
 
 
-def test_every_refusal_is_counted_under_its_word() -> None:
-    scribe = Scribe()
+def test_every_refusal_is_counted_under_its_word(scribe: Scribe) -> None:
     scribe.start("ann")
     for record in (TrialClaim(0), TrialClaim(9), TrialSet(0, 9), TrialFinish(0, 1, RUNNING)):
         scribe.say("bob", record)

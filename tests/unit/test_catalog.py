@@ -43,39 +43,39 @@ class Clerk:
         return self.say(StudyOpen(uuid or f"uuid-of-{name}", name))
 
 
-def test_ids_count_openings_and_are_never_used_again() -> None:
-    clerk = Clerk()
+@pytest.fixture
+def clerk() -> Clerk:
+    return Clerk()
+
+
+def test_ids_count_openings_and_are_never_used_again(clerk: Clerk) -> None:
     assert [clerk.open(name).number for name in ("a", "b")] == [0, 1]
     assert clerk.say(StudyClose("uuid-of-b")).accepted
     assert clerk.open("b", "another").number == 2
     assert set(clerk.catalog.by_id) == {0, 2}
 
 
-def test_a_name_is_taken_once() -> None:
-    clerk = Clerk()
+def test_a_name_is_taken_once(clerk: Clerk) -> None:
     clerk.open("a")
     assert clerk.open("a", "another") == Verdict(False, 0, "exists")
     assert clerk.open("b").number == 1
 
 
-def test_a_uuid_is_used_once_even_after_its_study_is_deleted() -> None:
-    clerk = Clerk()
+def test_a_uuid_is_used_once_even_after_its_study_is_deleted(clerk: Clerk) -> None:
     clerk.open("a", "uuid")
     assert clerk.open("b", "uuid").refusal == "exists"
     clerk.say(StudyClose("uuid"))
     assert clerk.open("c", "uuid").refusal == "exists"
 
 
-def test_only_an_owner_deletes() -> None:
-    clerk = Clerk()
+def test_only_an_owner_deletes(clerk: Clerk) -> None:
     clerk.open("a")
     for role in ("worker", "viewer", ""):
         assert clerk.say(StudyClose("uuid-of-a"), role=role).refusal == "role"
     assert clerk.say(StudyClose("uuid-of-a")).accepted
 
 
-def test_a_study_is_deleted_once() -> None:
-    clerk = Clerk()
+def test_a_study_is_deleted_once(clerk: Clerk) -> None:
     clerk.open("a")
     clerk.say(StudyClose("uuid-of-a"))
     assert clerk.say(StudyClose("uuid-of-a")).refusal == "no such study"
@@ -101,8 +101,7 @@ def test_a_uuid_that_is_no_file_name_is_refused(uuid: str) -> None:
     assert Clerk().say(StudyOpen(uuid, "a")).refusal == "malformed"
 
 
-def test_garbage_and_records_of_the_other_log_are_counted_and_change_nothing() -> None:
-    clerk = Clerk()
+def test_garbage_and_records_of_the_other_log_are_counted_and_change_nothing(clerk: Clerk) -> None:
     clerk.open("a")
     clerk.catalog.apply(2, Garbage("noise"))
     assert clerk.say(TrialCreate()).refusal == "malformed"
@@ -139,8 +138,7 @@ def test_snapshot_and_tail_are_the_replay_at_every_lsn() -> None:
 
 
 @pytest.mark.parametrize("name", ["a", *(name for name in BAD_NAMES.values() if name != "\ud800")])
-def test_a_snapshot_with_a_name_that_could_harm_or_stands_twice_is_corrupt(name: str) -> None:
-    clerk = Clerk()
+def test_a_snapshot_with_a_name_that_could_harm_or_stands_twice_is_corrupt(clerk: Clerk, name: str) -> None:
     clerk.open("a")
     clerk.open("b")
     clerk.catalog.by_id[1] = clerk.catalog.by_id[1]._replace(name=name)
@@ -148,8 +146,7 @@ def test_a_snapshot_with_a_name_that_could_harm_or_stands_twice_is_corrupt(name:
         catalogs.load(catalogs.dump(clerk.catalog))
 
 
-def test_a_snapshot_with_any_byte_changed_or_cut_is_corrupt() -> None:
-    clerk = Clerk()
+def test_a_snapshot_with_any_byte_changed_or_cut_is_corrupt(clerk: Clerk) -> None:
     clerk.open("a")
     sound = catalogs.dump(clerk.catalog)
     broken = [sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :] for i in range(len(sound))]

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.terminator import BestValueStagnationEvaluator, StaticErrorEvaluator, Terminator, TerminatorCallback
 
 import hopaas_p2p
 from hopaas_p2p.checkpoints import CheckpointBound, unneeded
@@ -22,6 +23,7 @@ from hopaas_p2p.search import columns as columns_module
 from hopaas_p2p.search.columns import TrialColumns
 from hopaas_p2p.study import Study
 from hopaas_p2p.training import Training
+from tests.support.exchanges import exchanges_of
 from tests.support.processes import until
 
 SPACE = {"x": hopaas_p2p.Float(0.0, 1.0)}
@@ -106,15 +108,7 @@ def test_a_promotion_costs_no_further_exchange(tmp_path: Path, monkeypatch: pyte
     """The end of a trial and the start of the next are one exchange, whether that is new or goes on."""
     study = _opened(tmp_path, space=SPACE, fidelity=NINE, lease_ttl=3600.0, linger=3600.0)
     study.optimize(Trained(save=False), n_trials=1)
-    log = study.storage.handle(study.study_id).log.log
-    calls: list[object] = []
-    exchange = log.exchange
-
-    def counted(outgoing: Any, since: int, beat: Any = None) -> Any:
-        calls.append(outgoing)
-        return exchange(outgoing, since, beat)
-
-    monkeypatch.setattr(log, "exchange", counted)
+    calls = exchanges_of(study, monkeypatch)
     study.optimize(Trained(save=False), n_trials=12)
     assert any(trial.continues is not None for trial in study.state.trials)
     assert len(calls) == 13  # one more for the last end
@@ -388,6 +382,25 @@ def test_our_samplers_see_a_configuration_once() -> None:
 def test_words_about_the_budget_say_what_it_counts(fidelity: Any, unit: str) -> None:
     study = hopaas_p2p.open_study(f"memory://unit-{unit}", "s", space=SPACE, budget=4, fidelity=fidelity)
     assert budget_unit(study.state) == unit
+    study.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*optuna.terminator.*:FutureWarning")
+@pytest.mark.parametrize("fidelity", [hopaas_p2p.Rungs(min=1, max=4), hopaas_p2p.Population(size=8, every=2, max=4)])
+def test_optunas_terminator_ends_a_study_whose_trials_pause(tmp_path: Path, fidelity: object) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=60, fidelity=fidelity)
+    terminator = Terminator(BestValueStagnationEvaluator(0), StaticErrorEvaluator(0), min_n_trials=2)
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        curve = Curve(trial.params["x"])
+        training = Training(trial, save=curve.save, load=curve.load)
+        for _ in training.steps(4):
+            training.report(1.0)
+        return 1.0
+
+    study.optimize(objective, callbacks=[TerminatorCallback(terminator)])
+    assert study.state.finished()
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 2
     study.close()
 
 

@@ -47,6 +47,11 @@ def joined(directory: Path, name: str = "s", **more: Any) -> hpc.Study:
     return hpc.Study(name, **{**options, **more})
 
 
+@pytest.fixture
+def study(tmp_path: Path) -> hpc.Study:
+    return joined(tmp_path)
+
+
 @pytest.fixture(autouse=True)
 def no_settings_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -409,9 +414,7 @@ def test_everybodys_trials_are_shown_and_the_best_is_among_them(tmp_path: Path) 
     assert here.trials[1] == hpc.FrozenTrial(str(here.study_id), 1, 1.0, {"x": theirs.x}, "COMPLETE")
 
 
-def test_every_assignment_of_the_loss_counts_a_step_and_reaches_the_store(tmp_path: Path) -> None:
-    study = joined(tmp_path)
-
+def test_every_assignment_of_the_loss_counts_a_step_and_reaches_the_store(study: hpc.Study, tmp_path: Path) -> None:
     with study.trial() as trial:
         assert (trial.loss, trial.step, trial.should_prune) == (None, -1, False)
         for loss in (3, numpy.float32(2), 1.0):
@@ -441,9 +444,7 @@ def test_a_final_loss_is_told_whatever_the_pruner_would_say(tmp_path: Path) -> N
     assert [(one.state, one.loss) for one in found.values()] == [("COMPLETE", 9.0), ("COMPLETE", 7.0), ("PRUNED", 6.0)]
 
 
-def test_a_block_without_a_loss_fails_its_trial(tmp_path: Path) -> None:
-    study = joined(tmp_path)
-
+def test_a_block_without_a_loss_fails_its_trial(study: hpc.Study) -> None:
     for _ in range(2):
         with study.trial():
             break
@@ -453,10 +454,8 @@ def test_a_block_without_a_loss_fails_its_trial(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [0, None, 3, "no GPU"])
 def test_leaving_the_program_inside_the_block_fails_the_trial_so_that_no_other_job_repeats_it(
-    tmp_path: Path, code: Any
+    study: hpc.Study, tmp_path: Path, code: Any
 ) -> None:
-    study = joined(tmp_path)
-
     with pytest.raises(SystemExit) as left, study.trial() as trial:
         trial.loss = 0.5
         sys.exit(code)
@@ -488,8 +487,7 @@ def test_a_lost_lease_is_a_warning_and_the_loss_is_kept(tmp_path: Path, caplog: 
     looker.close()
 
 
-def test_the_end_of_the_study_is_an_error_that_can_be_caught(tmp_path: Path) -> None:
-    study = joined(tmp_path)
+def test_the_end_of_the_study_is_an_error_that_can_be_caught(study: hpc.Study, tmp_path: Path) -> None:
     with study.trial() as trial:
         trial.loss = 1
     looker = opened(tmp_path)
@@ -565,9 +563,7 @@ def test_a_wrong_set_up_is_refused_at_once(tmp_path: Path, wrong: dict[str, Any]
         joined(tmp_path, **wrong)
 
 
-def test_a_loss_of_none_fails_the_trial_and_the_loop_goes_on(tmp_path: Path) -> None:
-    study = joined(tmp_path)
-
+def test_a_loss_of_none_fails_the_trial_and_the_loop_goes_on(study: hpc.Study, tmp_path: Path) -> None:
     for result in (0.5, None, 0.25):
         with study.trial() as trial:
             trial.loss = 1.0
@@ -585,9 +581,7 @@ def test_a_loss_of_none_fails_the_trial_and_the_loop_goes_on(tmp_path: Path) -> 
     opened_study.close()
 
 
-def test_a_loss_after_none_is_the_result(tmp_path: Path) -> None:
-    study = joined(tmp_path)
-
+def test_a_loss_after_none_is_the_result(study: hpc.Study) -> None:
     with study.trial() as trial:
         trial.loss = None
         trial.loss = 0.5
@@ -595,9 +589,7 @@ def test_a_loss_after_none_is_the_result(tmp_path: Path) -> None:
     assert study.trials[0].loss == 0.5
 
 
-def test_before_the_first_trial_there_are_none(tmp_path: Path) -> None:
-    study = joined(tmp_path)
-
+def test_before_the_first_trial_there_are_none(study: hpc.Study) -> None:
     assert study.trials == {}
     assert not study.is_initialized
 

@@ -63,6 +63,11 @@ class Campaign(Scribe):
         return self.state.limit_reached()
 
 
+@pytest.fixture
+def study() -> Campaign:
+    return Campaign()
+
+
 def end(number: int, epoch: int = 1, value: float = 1.0, used: Used | None = None) -> TrialFinish:
     return TrialFinish(number, epoch, COMPLETE, (value,), used=used)
 
@@ -70,16 +75,14 @@ def end(number: int, epoch: int = 1, value: float = 1.0, used: Used | None = Non
 # --- what is booked ----------------------------------------------------------------------------------------------
 
 
-def test_a_trial_costs_its_time_on_each_device_of_its_peer() -> None:
-    study = Campaign()
+def test_a_trial_costs_its_time_on_each_device_of_its_peer(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(4, "ann", end(0))
     assert study.cost("complete") == Cost(3 * HOUR, 6 * HOUR, 24 * HOUR, 3 * 500 * 3600 * 1000, 0)
     assert study.cost("running") == Cost()
 
 
-def test_the_clocks_of_others_do_not_count() -> None:
-    study = Campaign()
+def test_the_clocks_of_others_do_not_count(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(-9000, "bob", ASK)
     study.at(2, "ann", end(0))
@@ -88,8 +91,7 @@ def test_the_clocks_of_others_do_not_count() -> None:
     assert study.cost("complete", "south").time == HOUR // 2
 
 
-def test_an_owner_that_measured_is_believed() -> None:
-    study = Campaign()
+def test_an_owner_that_measured_is_believed(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(500_000, "ann", TrialSet(0, 1, used=Used(HOUR, 7)))
     study.at(500_001, "ann", end(0, used=Used(2 * HOUR, 9)))
@@ -97,22 +99,19 @@ def test_an_owner_that_measured_is_believed() -> None:
 
 
 @pytest.mark.parametrize("used", [Used(-1), Used(LONGEST_LEASE + 1), Used(1, -1), Used((1 << 63) - 1, (1 << 63) - 1)])
-def test_a_measurement_that_cannot_be_true_does_not_count(used: Used) -> None:
-    study = Campaign()
+def test_a_measurement_that_cannot_be_true_does_not_count(study: Campaign, used: Used) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", end(0, used=used))
     assert study.cost("complete").time == HOUR
 
 
-def test_a_clock_that_is_set_from_1970_costs_400_days_at_most() -> None:
-    study = Campaign()
+def test_a_clock_that_is_set_from_1970_costs_400_days_at_most(study: Campaign) -> None:
     study.at(0, "ann", ASK)
     study.at(500_000, "ann", end(0))
     assert study.cost("complete").time == LONGEST_LEASE
 
 
-def test_what_a_peer_announces_may_be_nonsense() -> None:
-    study = Campaign()
+def test_what_a_peer_announces_may_be_nonsense(study: Campaign) -> None:
     for gpus in ("many", "nan", "inf", "-1", "1e300"):
         study.at(0, "cid", PeerJoin({"gpus": gpus, "cores": "2", "site": "x" * 10_000}))
         study.at(0, "cid", ASK)
@@ -120,32 +119,28 @@ def test_what_a_peer_announces_may_be_nonsense() -> None:
     assert study.cost("complete", "x" * 64) == Cost(5 * HOUR, 0, 10 * HOUR, 0, 0)
 
 
-def test_a_killed_attempt_is_lost_for_as_long_as_it_was_seen_alive() -> None:
-    study = Campaign()
+def test_a_killed_attempt_is_lost_for_as_long_as_it_was_seen_alive(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
     study.at(90_000, "bob", TrialReclaim(0, 1, lived=5 * HOUR))
     assert study.cost("lost") == Cost(5 * HOUR, 10 * HOUR, 40 * HOUR, 5 * 500 * 3600 * 1000, 1)
 
 
-def test_without_an_observer_a_killed_attempt_counts_until_its_last_word() -> None:
-    study = Campaign()
+def test_without_an_observer_a_killed_attempt_counts_until_its_last_word(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
     study.at(90_000, "bob", TrialReclaim(0, 1))
     assert study.cost("lost").time == HOUR
 
 
-def test_energy_that_was_measured_goes_on_at_its_rate_until_the_attempt_was_last_seen() -> None:
-    study = Campaign()
+def test_energy_that_was_measured_goes_on_at_its_rate_until_the_attempt_was_last_seen(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", TrialSet(0, 1, used=Used(HOUR, 1000)))
     study.at(90_000, "bob", TrialReclaim(0, 1, lived=3 * HOUR))
     assert study.cost("lost").energy == 3000
 
 
-def test_what_is_given_back_belongs_to_the_trial_s_end() -> None:
-    study = Campaign()
+def test_what_is_given_back_belongs_to_the_trial_s_end(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", TrialRelease(0, 1, reason="pre-empted"))
     assert study.cost("given back").time == HOUR
@@ -156,8 +151,7 @@ def test_what_is_given_back_belongs_to_the_trial_s_end() -> None:
     assert study.cost("complete", "south").time == 3 * HOUR
 
 
-def test_a_late_result_is_no_longer_lost() -> None:
-    study = Campaign()
+def test_a_late_result_is_no_longer_lost(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(0, "bob", TrialReclaim(0, 1, lived=HOUR))
     assert study.cost("lost").time == HOUR
@@ -166,8 +160,7 @@ def test_a_late_result_is_no_longer_lost() -> None:
     assert (study.cost("complete").time, study.cost("complete").epochs) == (3 * HOUR, 2)
 
 
-def test_epochs_count_each_time_they_are_trained_and_not_when_they_are_inherited() -> None:
-    study = Campaign()
+def test_epochs_count_each_time_they_are_trained_and_not_when_they_are_inherited(study: Campaign) -> None:
     study.at(0, "ann", ASK)
     study.at(1, "ann", TrialSet(0, 1, reports=dict.fromkeys(range(10), 1.0)))
     study.at(1, "ann", TrialCheckpoint(0, 1, Checkpoint(5, "key", 1, "0" * 64)))
@@ -179,8 +172,7 @@ def test_epochs_count_each_time_they_are_trained_and_not_when_they_are_inherited
     assert study.cost("complete", "south").epochs == 14
 
 
-def test_a_retry_that_begins_anew_trains_all_epochs_again() -> None:
-    study = Campaign()
+def test_a_retry_that_begins_anew_trains_all_epochs_again(study: Campaign) -> None:
     study.at(0, "ann", ASK)
     study.at(1, "ann", TrialSet(0, 1, reports={1: 1.0, 2: 1.0, 3: 1.0}))
     study.at(1, "ann", TrialCheckpoint(0, 1, Checkpoint(2, "key", 1, "0" * 64)))
@@ -191,8 +183,7 @@ def test_a_retry_that_begins_anew_trains_all_epochs_again() -> None:
     assert study.cost("complete", "south").epochs == 4
 
 
-def test_reports_every_few_epochs_count_as_the_epochs_between_them() -> None:
-    study = Campaign()
+def test_reports_every_few_epochs_count_as_the_epochs_between_them(study: Campaign) -> None:
     study.at(0, "ann", ASK)
     study.at(1, "ann", TrialSet(0, 1, reports={4: 1.0}))
     study.at(2, "ann", TrialSet(0, 1, reports={9: 1.0}))

@@ -70,6 +70,11 @@ def begun() -> History:
     return log
 
 
+@pytest.fixture
+def shared() -> History:
+    return begun()
+
+
 def merged(
     shared: History, *histories: History, without: Iterable[bytes] = (), loose: Iterable[bytes] = ()
 ) -> tuple[list[PortableTrial], Merge]:
@@ -119,8 +124,7 @@ def test_trials_of_one_owner_that_moved_by_one_number_are_not_mixed_up() -> None
     assert results(trials) == [(0.0, 0.0), (2.0, 20.0), (3.0, 30.0)]
 
 
-def test_a_queued_trial_that_two_peers_ran_has_both_results() -> None:
-    shared = begun()
+def test_a_queued_trial_that_two_peers_ran_has_both_results(shared: History) -> None:
     shared.say("a", TrialCreate(WAITING, params={"x": 5.0}))
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0, prefer_waiting=True)
@@ -133,8 +137,7 @@ def test_a_queued_trial_that_two_peers_ran_has_both_results() -> None:
     assert results(trials) == [(0.0, 0.0), (5.0, 10.0), (5.0, 20.0)], "both ran what was queued"
 
 
-def test_a_trial_that_one_history_took_for_dead_has_its_result_and_no_retry() -> None:
-    shared = begun()
+def test_a_trial_that_one_history_took_for_dead_has_its_result_and_no_retry(shared: History) -> None:
     shared.start("b", 1.0)
     log, other = shared.fork(), shared.fork()
     log.say("a", TrialReclaim(1, 1, reason="silent"))
@@ -146,9 +149,8 @@ def test_a_trial_that_one_history_took_for_dead_has_its_result_and_no_retry() ->
         assert len(trials) == 2, "the retry has nothing left to do"
 
 
-def test_what_was_on_its_way_is_found_by_the_sums() -> None:
+def test_what_was_on_its_way_is_found_by_the_sums(shared: History) -> None:
     """A peer stopped while its commit was under way. Others had read it before it was overwritten."""
-    shared = begun()
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0)
     under_way = other.say("c", TrialCreate(RUNNING, params={"x": 2.0}))
@@ -161,8 +163,7 @@ def test_what_was_on_its_way_is_found_by_the_sums() -> None:
     assert not merge.uncertain
 
 
-def test_a_result_that_never_left_is_that_of_its_owners_own_trial() -> None:
-    shared = begun()
+def test_a_result_that_never_left_is_that_of_its_owners_own_trial(shared: History) -> None:
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0)
     other.start("c", 2.0)
@@ -174,9 +175,8 @@ def test_a_result_that_never_left_is_that_of_its_owners_own_trial() -> None:
     assert results(trials) == [(0.0, 0.0), (2.0, 20.0)]
 
 
-def test_so_is_one_that_somebody_sent_to_the_log_later() -> None:
+def test_so_is_one_that_somebody_sent_to_the_log_later(shared: History) -> None:
     """There the number is another peer's, and the log refuses it."""
-    shared = begun()
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0)
     other.start("c", 2.0)
@@ -189,8 +189,7 @@ def test_so_is_one_that_somebody_sent_to_the_log_later() -> None:
     assert results(trials) == [(0.0, 0.0), (2.0, 20.0)]
 
 
-def test_behind_a_commit_that_nobody_kept_a_result_is_kept_and_marked() -> None:
-    shared = begun()
+def test_behind_a_commit_that_nobody_kept_a_result_is_kept_and_marked(shared: History) -> None:
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0)
     gone = other.say("c", TrialCreate(RUNNING, params={"x": 2.0}))
@@ -203,8 +202,7 @@ def test_behind_a_commit_that_nobody_kept_a_result_is_kept_and_marked() -> None:
     assert set(merge.uncertain.values()) == {shared.lsn + 1}
 
 
-def test_links_between_trials_follow_their_new_numbers() -> None:
-    shared = begun()
+def test_links_between_trials_follow_their_new_numbers(shared: History) -> None:
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0)
     other.start("c", 2.0)

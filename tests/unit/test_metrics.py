@@ -21,6 +21,7 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.local.peer import LocalPeer
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial
+from tests.support.exchanges import exchanges_of
 from tests.support.processes import SPACE
 from tests.support.scribe import COMPLETE, Scribe
 
@@ -68,21 +69,13 @@ def test_a_step_that_is_logged_again_has_the_newer_value(study: Study) -> None:
 
 
 def test_metrics_cost_no_round_trip(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = study.storage.handle(study.study_id).log.log
-    calls: list[object] = []
-    exchange = log.exchange
-
-    def counted(outgoing: Any, since: int, beat: Any = None) -> Any:
-        calls.append(outgoing)
-        return exchange(outgoing, since, beat)
-
     def objective(trial: Trial) -> float:
         for step in range(10):
             trial.log(step, loss=0.1, auc=0.9)
         return 1.0
 
     study.optimize(objective, n_trials=1)
-    monkeypatch.setattr(log, "exchange", counted)
+    calls = exchanges_of(study, monkeypatch)
     study.optimize(objective, n_trials=5)
     assert len(calls) == 6  # as without metrics: one per trial, and one for the last end
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,41 @@ def test_the_oldest_copies_make_room(tmp_path: Path, cached: Cached) -> None:
     source.write_bytes(bytes(26))
     cache.keep("d" * 64, source)  # larger than the cache: the others stay
     assert len(list(cache.folder.iterdir())) == 2
+
+
+@pytest.fixture
+def disk(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes the disk of the cache has; others may fill it."""
+    room, copy = [25], shutil.copyfile
+
+    def copied(source: Path, target: Path) -> Path:
+        if sum(path.stat().st_size for path in cached().folder.iterdir()) + source.stat().st_size > room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    return room
+
+
+@pytest.mark.usefixtures("disk")
+def test_the_oldest_copies_make_room_on_a_full_disk(tmp_path: Path, cached: Cached) -> None:
+    cache, source = cached(), tmp_path / "source"
+    source.write_bytes(b"0123456789")
+    for age, name in enumerate(["a" * 64, "b" * 64, "c" * 64]):
+        cache.keep(name, source)
+        os.utime(cache.folder / name, (age, age))
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["b" * 64, "c" * 64]
+
+
+def test_a_disk_that_others_have_filled_is_said_once(
+    tmp_path: Path, cached: Cached, disk: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, source, disk[0] = cached(), tmp_path / "source", 0
+    source.write_bytes(b"0123456789")
+    for name in ["a" * 64, "b" * 64]:
+        cache.keep(name, source)
+    assert list(cache.folder.iterdir()) == []
+    assert caplog.text.count("No space left on device") == 1
 
 
 @pytest.mark.parametrize("said", ["", "../elsewhere", "a" * 63, "A" * 64])

@@ -32,6 +32,11 @@ has_torch = importlib.util.find_spec("torch") is not None
 has_cmaes = importlib.util.find_spec("cmaes") is not None
 
 
+@pytest.fixture
+def study(storage: Storage) -> optuna.Study:
+    return optuna.create_study(storage=storage)
+
+
 @pytest.fixture(params=["memory", "directory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     url = f"memory://dropin-{next(_names)}" if request.param == "memory" else str(tmp_path / "store")
@@ -208,8 +213,7 @@ def test_two_peers_share_a_queue_without_running_anything_twice(tmp_path: Path) 
         storage.close()
 
 
-def test_callbacks_see_finished_trials_and_may_stop_the_study(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_callbacks_see_finished_trials_and_may_stop_the_study(study: optuna.Study) -> None:
     seen: list[int] = []
 
     def callback(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -223,8 +227,7 @@ def test_callbacks_see_finished_trials_and_may_stop_the_study(storage: Storage) 
     assert seen == [0, 1, 2]
 
 
-def test_a_number_of_trials_for_all_peers_together(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_a_number_of_trials_for_all_peers_together(study: optuna.Study) -> None:
     enough = optuna.study.MaxTrialsCallback(7, states=(TrialState.COMPLETE,))
     study.optimize(objective, callbacks=[enough])
     study.optimize(objective, callbacks=[enough])
@@ -232,9 +235,7 @@ def test_a_number_of_trials_for_all_peers_together(storage: Storage) -> None:
     assert sum(trial.state is TrialState.COMPLETE for trial in study.trials) in (7, 8)
 
 
-def test_failures_and_nan_are_failed_trials(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
-
+def test_failures_and_nan_are_failed_trials(study: optuna.Study) -> None:
     def fails(trial: optuna.Trial) -> float:
         if trial.number == 0:
             raise ValueError("no luck")
@@ -246,15 +247,13 @@ def test_failures_and_nan_are_failed_trials(storage: Storage) -> None:
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 2
 
 
-def test_several_jobs_of_one_study(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_several_jobs_of_one_study(study: optuna.Study) -> None:
     study.optimize(objective, n_trials=20, n_jobs=2)
     assert [trial.number for trial in study.trials] == list(range(20))
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
 
 
-def test_values_that_are_infinite_and_reports_that_are_nan_survive(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_values_that_are_infinite_and_reports_that_are_nan_survive(study: optuna.Study) -> None:
     trial = study.ask()
     trial.report(float("nan"), 0)
     trial.report(float("-inf"), 1)
@@ -469,8 +468,7 @@ def test_asking_what_waits_looks_at_nothing_else(storage: Storage, monkeypatch: 
     assert waiting.number == 5
 
 
-def test_trials_are_shared_with_readers_that_do_not_ask_for_copies(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_trials_are_shared_with_readers_that_do_not_ask_for_copies(study: optuna.Study, storage: Storage) -> None:
     study.optimize(objective, n_trials=3)
     one, two = (storage.get_all_trials(study._study_id, deepcopy=False) for _ in range(2))
     assert all(a is b for a, b in zip(one, two, strict=True))
@@ -536,8 +534,7 @@ def test_what_cannot_be_stored_is_refused_at_the_call_and_harms_nothing_else(
     assert (second.value, second.params, second.intermediate_values) == (1.0, {"x": x}, {3: 0.25})
 
 
-def test_many_attributes_that_are_too_much_for_one_commit_go_in_several(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_many_attributes_that_are_too_much_for_one_commit_go_in_several(study: optuna.Study) -> None:
     trial = study.ask()
     texts = {f"log-{i}": chr(65 + i) * 700_000 for i in range(12)}
     for key, text in texts.items():
@@ -547,8 +544,7 @@ def test_many_attributes_that_are_too_much_for_one_commit_go_in_several(storage:
     assert study.trials[0].state is TrialState.COMPLETE
 
 
-def test_text_of_any_kind_survives_in_attributes(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_text_of_any_kind_survives_in_attributes(study: optuna.Study) -> None:
     values = {"emoji": "🎉", "lone": "\ud800", "nul": "\0", "deep": [[{"a": None}]], "ä b\n": "x", "": 1}
     trial = study.ask()
     for key, value in values.items():
@@ -586,8 +582,7 @@ def test_a_trial_that_another_peer_runs_cannot_be_changed(tmp_path: Path) -> Non
         study._storage.close()  # type: ignore[attr-defined]
 
 
-def test_a_finished_trial_cannot_be_told_again(storage: Storage) -> None:
-    study = optuna.create_study(storage=storage)
+def test_a_finished_trial_cannot_be_told_again(study: optuna.Study) -> None:
     trial = study.ask()
     study.tell(trial, 1.0)
     with pytest.raises((ValueError, optuna.exceptions.UpdateFinishedTrialError)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from hopaas_p2p.fidelity import in_words, parse
 from hopaas_p2p.study import Schedule, Study
 from hopaas_p2p.study.method import chosen_by
 from hopaas_p2p.training import Training
+from tests.support.exchanges import exchanges_of
 from tests.support.processes import cli
 
 SPACE = {"lr": hopaas_p2p.Float(0.01, 1.0, log=True), "layers": hopaas_p2p.Int(1, 3)}
@@ -150,15 +150,7 @@ def test_a_pause_costs_no_further_exchange(tmp_path: Path, monkeypatch: pytest.M
         return float(trial.params["lr"])
 
     study.optimize(objective, n_trials=1)
-    log = study.storage.handle(study.study_id).log.log
-    calls: list[object] = []
-    exchange = log.exchange
-
-    def counted(outgoing: Any, since: int, beat: Any = None) -> Any:
-        calls.append(outgoing)
-        return exchange(outgoing, since, beat)
-
-    monkeypatch.setattr(log, "exchange", counted)
+    calls = exchanges_of(study, monkeypatch)
     study.optimize(objective, n_trials=12)
     assert any(copied_trial(trial) is not None for trial in study.state.trials)
     assert len(calls) == 13  # one more for the last end

@@ -63,23 +63,25 @@ class Herd(Campaign):
             self.say(trial.owner or "", TrialSet(trial.number, trial.epoch, resumed_from=step))
 
 
-def test_a_population_begins_with_as_many_members_as_it_has_and_no_more() -> None:
-    study = Herd()
+@pytest.fixture
+def study() -> Herd:
+    return Herd()
+
+
+def test_a_population_begins_with_as_many_members_as_it_has_and_no_more(study: Herd) -> None:
     for index in range(5):
         assert study.start(f"p{index}").continues is None
     assert study.ask("p5").refusal == "budget"
     assert study.state.used() == 5
 
 
-def test_all_members_begin_before_one_goes_on() -> None:
-    study = Herd()
+def test_all_members_begin_before_one_goes_on(study: Herd) -> None:
     study.interval(study.start("a"), 0.1)
     assert study.state.promoted() is None
     assert study.start("a").continues is None
 
 
-def test_the_lowest_goes_on_from_the_best_with_perturbed_parameters() -> None:
-    study = Herd()
+def test_the_lowest_goes_on_from_the_best_with_perturbed_parameters(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     again = [study.start(f"q{index}") for index in range(5)]
     assert [trial.continues for trial in again] == [0, 1, 2, 3, 4]
@@ -95,24 +97,21 @@ def test_the_lowest_goes_on_from_the_best_with_perturbed_parameters() -> None:
     assert study.trial(3).state is PRUNED
 
 
-def test_the_one_that_has_come_least_far_goes_on_first() -> None:
-    study = Herd()
+def test_the_one_that_has_come_least_far_goes_on_first(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     ahead = study.start("a")
     study.interval(ahead, 0.4)
     assert [study.start("a").continues for _ in range(5)] == [1, 2, 3, 4, ahead.number]
 
 
-def test_a_member_that_is_ahead_is_compared_at_the_rung_where_the_other_pauses() -> None:
-    study = Herd()
+def test_a_member_that_is_ahead_is_compared_at_the_rung_where_the_other_pauses(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     for _ in range(3):
         study.interval(study.start("a"), 9.0)  # far worse at the second pause
     assert copied_trial(study.start("a")) == 1
 
 
-def test_a_population_ends_with_a_whole_training_of_each_member() -> None:
-    study = Herd()
+def test_a_population_ends_with_a_whole_training_of_each_member(study: Herd) -> None:
     for wave in range(3):
         study.wave(*[1.0 / (wave + 1) + member / 10 for member in range(5)])
     assert study.state.finished()
@@ -131,8 +130,7 @@ def test_a_budget_below_the_size_makes_a_smaller_population() -> None:
     assert study.state.used() == 2
 
 
-def test_a_value_that_is_no_number_copies_even_before_others_have_come() -> None:
-    study = Herd()
+def test_a_value_that_is_no_number_copies_even_before_others_have_come(study: Herd) -> None:
     trials = [study.start(f"p{index}") for index in range(5)]
     study.interval(trials[0], 0.3)
     study.interval(trials[1], float("nan"))
@@ -140,8 +138,7 @@ def test_a_value_that_is_no_number_copies_even_before_others_have_come() -> None
     assert copied_trial(study.start("b")) == 0
 
 
-def test_a_retry_of_a_member_counts_once_and_has_its_parameters() -> None:
-    study = Herd()
+def test_a_retry_of_a_member_counts_once_and_has_its_parameters(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     copied = [study.start(f"q{index}") for index in range(5)][3]
     study.say("other", TrialReclaim(copied.number, copied.epoch))
@@ -154,8 +151,7 @@ def test_a_retry_of_a_member_counts_once_and_has_its_parameters() -> None:
     assert study.start("r").continues == retry.number
 
 
-def test_a_released_member_comes_before_all_others() -> None:
-    study = Herd()
+def test_a_released_member_comes_before_all_others(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     trial = study.start("a")
     study.say("a", TrialRelease(trial.number, trial.epoch, reason="pre-empted"))
@@ -163,8 +159,7 @@ def test_a_released_member_comes_before_all_others() -> None:
     assert study.start("b").number == trial.number
 
 
-def test_a_late_result_ends_its_member_and_the_budget_stays_exact() -> None:
-    study = Herd()
+def test_a_late_result_ends_its_member_and_the_budget_stays_exact(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     trial = study.start("zombie")
     study.say("other", TrialReclaim(trial.number, trial.epoch))
@@ -176,8 +171,7 @@ def test_a_late_result_ends_its_member_and_the_budget_stays_exact() -> None:
     assert study.ask("r").refusal == "budget"
 
 
-def test_a_member_that_fails_goes_on_from_a_better_one_until_it_has_failed_too_often() -> None:
-    study = Herd()
+def test_a_member_that_fails_goes_on_from_a_better_one_until_it_has_failed_too_often(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     running = [study.start(f"q{index}") for index in range(5)]
     failing = running[0]
@@ -192,24 +186,21 @@ def test_a_member_that_fails_goes_on_from_a_better_one_until_it_has_failed_too_o
     assert study.state.used() == 5
 
 
-def test_a_first_trial_that_fails_gives_its_place_back() -> None:
-    study = Herd()
+def test_a_first_trial_that_fails_gives_its_place_back(study: Herd) -> None:
     trial = study.start("a")
     study.say("a", TrialFinish(trial.number, trial.epoch, FAIL, None, "out of memory"))
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     assert study.start("a").continues == 1
 
 
-def test_a_member_that_was_asked_to_end_is_out() -> None:
-    study = Herd()
+def test_a_member_that_was_asked_to_end_is_out(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     trial = study.start("a")
     study.say("a", TrialFinish(trial.number, trial.epoch, PRUNED, None, "somebody asked"))
     assert study.start("a").continues == 1
 
 
-def test_without_checkpoints_a_member_begins_anew_with_the_parameters_it_copies() -> None:
-    study = Herd()
+def test_without_checkpoints_a_member_begins_anew_with_the_parameters_it_copies(study: Herd) -> None:
     started = [study.start(f"p{index}") for index in range(5)]
     for trial, value in zip(started, (0.5, 0.1, 0.3, 0.9, 0.2), strict=True):
         study.interval(trial, value, checkpoint=False)
@@ -222,8 +213,7 @@ def test_without_checkpoints_a_member_begins_anew_with_the_parameters_it_copies(
     assert segments(study.state.trials, again.number) == [(FROM_START, 3, again.number)]
 
 
-def test_a_schedule_goes_through_the_trials_whose_checkpoints_were_copied() -> None:
-    study = Herd()
+def test_a_schedule_goes_through_the_trials_whose_checkpoints_were_copied(study: Herd) -> None:
     first = study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     second = [study.start(f"q{index}") for index in range(5)]
     for trial in second:
@@ -254,8 +244,7 @@ def test_a_schedule_has_the_steps_that_a_killed_attempt_left_a_checkpoint_of() -
     ]
 
 
-def test_a_copy_that_was_killed_before_it_began_made_no_step_of_the_schedule() -> None:
-    study = Herd()
+def test_a_copy_that_was_killed_before_it_began_made_no_step_of_the_schedule(study: Herd) -> None:
     first = study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     second = [study.start(f"q{index}") for index in range(5)]
     copy = next(trial for trial in second if copied_trial(trial) is not None)
@@ -277,8 +266,7 @@ def test_continuations_carry_the_reports_of_one_interval() -> None:
     assert sorted(study.start("a").reports) == [4, 5]
 
 
-def test_a_pause_that_may_be_copied_keeps_its_checkpoint() -> None:
-    study = Herd()
+def test_a_pause_that_may_be_copied_keeps_its_checkpoint(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     configurations = study.state.configurations
     assert configurations is not None
@@ -299,8 +287,7 @@ def _replayed(study: Herd) -> State:
     return state
 
 
-def test_every_replica_decides_alike() -> None:
-    study = Herd()
+def test_every_replica_decides_alike(study: Herd) -> None:
     for wave in range(3):
         study.wave(*[((7 * member + wave) % 5) / 10 for member in range(5)])
     assert any(COPIES in trial.system for trial in study.state.trials)
@@ -368,6 +355,46 @@ def test_small_populations_copy_too() -> None:
         members.admit(number)
         members.place(number, RungStanding((float(number),), 0, waits=True))
     assert [members.better(number) for number in range(3)] == [[2], [], []]
+
+
+def _ahead(*members_at_second_rung: tuple[int, float], copied: int = 0) -> Members:
+    """Five members at the first rung, the first the best; these have come to the second one, too."""
+    members = Members(Population(size=5, every=1, max=3))
+    for number in range(5):
+        members.admit(number)
+        members.place(number, RungStanding((float(number),), 0, waits=True))
+    for number, value in members_at_second_rung:
+        members.place(number, RungStanding((float(number), value), 1, waits=True, copied=copied))
+    return members
+
+
+def test_a_member_that_comes_early_is_judged_where_enough_have_been() -> None:
+    members = _ahead((4, 0.4), (0, 0.1), (3, 0.5))
+    assert [members.better(number) for number in (0, 3, 4)] == [[], [], [0]]
+
+
+def test_a_member_that_comes_first_has_nobody_to_copy() -> None:
+    assert _ahead((4, 0.4)).better(4) == []
+
+
+def test_a_member_is_not_judged_by_what_it_was_before_it_copied() -> None:
+    assert _ahead((4, 0.4), (0, 0.1), copied=1).better(4) == []
+
+
+def test_a_member_that_copied_has_an_interval_to_prove_itself() -> None:
+    study = Herd()
+    study.wave(0.5, 0.1, 0.3, 0.2, 0.9)  # the fifth is the worst, and will be among the first at the second pause
+    first = [study.start(f"q{index}") for index in range(5)]
+    assert [copied_trial(trial) for trial in first] == [None] * 4 + [1]
+    study.interval(first[1], 0.1)
+    study.interval(first[0], 0.6)
+    study.interval(first[4], 0.8)  # worse than the others that are there, but it copied: a second chance
+    assert [study.start(f"r{index}").continues for index in range(3)] == [
+        first[0].number,
+        first[1].number,
+        first[4].number,
+    ]
+    assert [copied_trial(trial) for trial in study.state.trials[-3:]] == [None, None, None]
 
 
 def test_equals_do_not_copy_each_other() -> None:

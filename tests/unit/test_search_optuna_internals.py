@@ -31,7 +31,7 @@ def test_a_study_has_this_name(study: optuna.Study, name: str) -> None:
     [
         "_n_startup_trials", "_rng", "_random_sampler", "_constant_liar", "_n_ei_candidates", "_group", "_gamma",
         "_parzen_estimator_parameters", "_parzen_estimator_cls", "_warn_independent_sampling", "_is_multivariate",
-        "_get_params", "_compare", "_sample", "_sample_relative", "_search_space_group",
+        "_get_params", "_sample", "_sample_relative", "_search_space_group",
     ],
 )  # fmt: skip
 def test_optunas_sampler_has_this_name(name: str) -> None:

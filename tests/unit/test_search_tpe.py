@@ -19,8 +19,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.samplers import TPESampler
-from hopaas_p2p.search import tpe
-from hopaas_p2p.search.tpe import KernelDensity
+from hopaas_p2p.search import samplers, tpe
+from hopaas_p2p.search.optuna_internals import mixture_of
+from hopaas_p2p.search.tpe import Comparison, KernelDensity, Kernels
 
 STARTUP = 120
 Objective = Callable[[Trial], float]
@@ -164,13 +165,13 @@ def suggested(sampler: optuna.samplers.BaseSampler, case: Case, storage: Any = N
 def models(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many trials were in the model at each use of it."""
     used: list[int] = []
-    original = KernelDensity.log_above
+    original = KernelDensity.compare
 
-    def counted(self: KernelDensity, kernels: Any, *arguments: Any, **more: Any) -> Any:
-        used.append(len(kernels.rows))
-        return original(self, kernels, *arguments, **more)
+    def counted(self: KernelDensity, below: Any, above: Kernels, *arguments: Any, **more: Any) -> Any:
+        used.append(len(above.rows))
+        return original(self, below, above, *arguments, **more)
 
-    monkeypatch.setattr(KernelDensity, "log_above", counted)
+    monkeypatch.setattr(KernelDensity, "compare", counted)
     return used
 
 
@@ -298,26 +299,57 @@ def mixed_4000(trial: Trial, distributions: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("cut", [100, tpe._CUT], ids=["near kernels only", "all kernels"])
-def test_the_density_is_optunas_but_for_rounding(monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+@pytest.mark.parametrize("objective", [mixed, wide_integer])
+def test_scores_are_optunas_but_for_rounding(
+    monkeypatch: pytest.MonkeyPatch, cut: int, objective: Callable[[Trial], float]
+) -> None:
+    """Also no bound is below the score that it bounds, and the best comes first."""
     monkeypatch.setattr(tpe, "_CUT", cut)
-    differences = []
-    original = KernelDensity.log_above
+    differences, belows = [], []
+    original = KernelDensity.compare
 
-    def compared(self: KernelDensity, kernels: Any, candidates: Any, **more: Any) -> Any:
-        density = original(self, kernels, candidates, **more)
-        observed = {name: self._columns.params[name][kernels.rows] for name in self.names}
-        optunas = ours.estimator(observed, space).log_pdf(candidates)
-        differences.append(np.abs(density - optunas).max())
-        return density
+    def noted(estimator: Any) -> Any:
+        belows.append(estimator)
+        return mixture_of(estimator)
 
-    monkeypatch.setattr(KernelDensity, "log_above", compared)
-    _, ours = pair(Case(mixed, 0))
+    def compared(self: KernelDensity, below: Any, above: Kernels, candidates: Any, **more: Any) -> Any:
+        comparison = original(self, below, above, candidates, **more)
+        scores = np.array([comparison.score(place) for place in range(24)])
+        observed = {name: self._columns.params[name][above.rows] for name in self.names}
+        optunas = belows[-1].log_pdf(candidates) - ours.estimator(observed, space).log_pdf(candidates)
+        differences.append(np.abs(scores - optunas).max())
+        assert (comparison.bounds >= scores).all()
+        assert list(comparison.ranked()) == np.argsort(-scores, kind="stable").tolist()
+        return comparison
+
+    monkeypatch.setattr(samplers, "mixture_of", noted)
+    monkeypatch.setattr(KernelDensity, "compare", compared)
+    _, ours = pair(Case(objective, 0))
     study = optuna.create_study(sampler=ours)
-    study.optimize(mixed, n_trials=STARTUP)
+    study.optimize(objective, n_trials=STARTUP)
     space = ours.infer_relative_search_space(study, study.trials[0])
-    study.optimize(mixed, n_trials=100)
+    study.optimize(objective, n_trials=100)
     assert len(differences) > 75
     assert max(differences) < 1e-9
+
+
+def test_few_candidates_of_a_large_study_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where trials are spread, most candidates cannot be the best, whatever is near them."""
+    monkeypatch.setattr(tpe, "_CUT", 100)
+    scored = []
+    original = Comparison.score
+
+    def counted(self: Comparison, place: int) -> float:
+        scored.append(place)
+        return original(self, place)
+
+    monkeypatch.setattr(Comparison, "score", counted)
+    study = optuna.create_study(sampler=TPESampler(seed=1, fewest=100))
+    study.sampler, ours = optuna.samplers.RandomSampler(seed=1), study.sampler
+    study.optimize(floats, n_trials=500)
+    study.sampler = ours
+    study.optimize(floats, n_trials=20)
+    assert 20 <= len(scored) < 20 * 16
 
 
 def test_another_study_is_noticed(models: list[int]) -> None:

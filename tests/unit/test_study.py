@@ -34,6 +34,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial
+from tests.support.exchanges import exchanges_of
 from tests.support.processes import SPACE, environment, script, states, until
 
 
@@ -780,15 +781,7 @@ def test_a_trial_is_taken_away_once_however_many_ask(study: Study, studies: Any)
 def test_optimize_costs_one_exchange_a_trial(studies: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     study = studies(space=SPACE, lease_ttl=3600.0, linger=3600.0)
     study.optimize(square, n_trials=2)
-    log = study.storage.handle(study.study_id).log.log
-    calls: list[object] = []
-    exchange = log.exchange
-
-    def counted(outgoing: Any, since: int, beat: Any = None) -> Any:
-        calls.append(outgoing)
-        return exchange(outgoing, since, beat)
-
-    monkeypatch.setattr(log, "exchange", counted)
+    calls = exchanges_of(study, monkeypatch)
     study.optimize(square, n_trials=20)
     assert len(calls) == 21  # each end leaves with the next start; one more for the last end
     assert all(outgoing is not None for outgoing in calls)

@@ -39,14 +39,14 @@ def checks(store: DirectoryStore) -> Iterator[Finding]:
     yield Finding("format", passed=True, detail=f"{said['format']}, store {said['uuid']}")
     yield _file_system(store)
     works = links_work(root)
-    cure = "" if works else "commits would be lost; use a directory on another file system"
+    cure = "commits would be lost; use a directory on another file system"
     detail = "a name can be created only once" if works else "symbolic links do not work, or can be created twice"
-    yield Finding("write-once names", passed=works, detail=detail, cure=cure)
-    yield race(store.objects, "beats/race-", cure="commits would be lost; use a directory on another file system")
+    yield Finding.judged("write-once names", detail, passed=works, cure=cure)
+    yield race(store.objects, "beats/race-", cure=cure)
     yield _clock(store)
     room = shutil.disk_usage(store.path).free
-    cure = "" if room > _ROOM else "free some space: a commit that does not fit waits, and training waits with it"
-    yield Finding("room", passed=room > _ROOM, detail=f"{room / (1 << 30):.1f} GiB free", cure=cure)
+    cure = "free some space: a commit that does not fit waits, and training waits with it"
+    yield Finding.judged("room", f"{room / (1 << 30):.1f} GiB free", passed=room > _ROOM, cure=cure)
 
 
 def _file_system(store: DirectoryStore) -> Finding:
@@ -57,10 +57,9 @@ def _file_system(store: DirectoryStore) -> Finding:
     options = ", ".join(one for one in mount.options if one.partition("=")[0] in _TELLING)
     where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, on this machine only"
     detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
-    cure = ""
-    if mount.nfs and mount.option("nocto") is not None:
-        cure = "mount without nocto: for up to a minute, this machine may see what is no longer there"
-    return Finding("file system", passed=not cure, detail=detail, cure=cure)
+    looks_anew = not mount.nfs or mount.option("nocto") is None
+    cure = "mount without nocto: for up to a minute, this machine may see what is no longer there"
+    return Finding.judged("file system", detail, passed=looks_anew, cure=cure)
 
 
 def _clock(store: DirectoryStore) -> Finding:
@@ -71,9 +70,7 @@ def _clock(store: DirectoryStore) -> Finding:
         theirs = store.objects.modified(key) or before
     finally:
         store.objects.delete([key])
-    apart = theirs - before
-    agree = abs(apart) < _CLOCKS_AGREE
-    cure = "" if agree else "nothing depends on it, but times are shown wrongly; run NTP"
-    return Finding(
-        "clock", passed=agree, detail=f"the clock of the file system differs from ours by {abs(apart):.1f} s", cure=cure
-    )
+    apart = abs(theirs - before)
+    detail = f"the clock of the file system differs from ours by {apart:.1f} s"
+    cure = "nothing depends on it, but times are shown wrongly; run NTP"
+    return Finding.judged("clock", detail, passed=apart < _CLOCKS_AGREE, cure=cure)

@@ -19,7 +19,6 @@ ordinary files, and what is replaced or removed is named relative to a folder th
 
 from __future__ import annotations
 
-import base64
 import binascii
 import contextlib
 import errno
@@ -46,6 +45,7 @@ NOT_MOUNTED: Final = "the store is not there; is its file system mounted?"
 _TEXT: Final = "hopaas:"
 _LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
 _OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
+_FROM_URLS: Final = bytes.maketrans(b"-_", b"+/")
 _NAME: Final = 240  # characters between two slashes; file systems take 255
 _Read = TypeVar("_Read")
 _SHORT: Final = 1000  # XFS takes 1,023
@@ -234,7 +234,8 @@ class Directory:
             one = None if certain and self.shared else self._read(path, limit)
             if one is None:
                 if not (look_anew(folder) if self.shared else _is_folder(folder)):
-                    self._no_folder(folder)
+                    self._check_mounted()
+                    raise NoFolder(folder)
                 one = self._read(path, limit)
             found = [one]
             while isinstance(one, Found) and (following := next(paths, None)) is not None:
@@ -248,21 +249,15 @@ class Directory:
         if self._checked.get(folder, 0.0) > now:
             return
         alone = True
-        at = len(self.root)
-        while at >= 0:
+        for below in itertools.accumulate(folder[len(self.root) :].split("/"), "{}/{}".format):
+            path = self.root + below
             try:
-                status = os.lstat(folder[:at])
+                status = os.lstat(path)
             except _ABSENT:
                 return
             if stat.S_ISLNK(status.st_mode):
-                raise OSError(
-                    errno.ELOOP, f"{folder[:at]} is a link to elsewhere. Somebody has put it there: remove it"
-                )
+                raise OSError(errno.ELOOP, f"{path} is a link to elsewhere. Somebody has put it there: remove it")
             alone = alone and status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if at == len(folder):
-                break
-            following = folder.find("/", at + 1)
-            at = len(folder) if following < 0 else following
         if alone:
             if len(self._checked) > _MOST_CHECKED:
                 self._checked.clear()
@@ -289,10 +284,6 @@ class Directory:
         finally:
             if fd >= 0:
                 os.close(fd)
-
-    def _no_folder(self, folder: str) -> None:
-        self._check_mounted()
-        raise NoFolder(folder)
 
     def _check_mounted(self) -> None:
         """Nothing is concluded, and nothing made, below a mount point where this store is not mounted."""
@@ -328,7 +319,8 @@ class Directory:
             return StoreUnreachable(f"{path} is being written at this moment. Nothing acknowledged is lost.")
         if text.startswith(_TEXT):
             with contextlib.suppress(ValueError):
-                data = base64.b64decode(text[len(_TEXT) :].replace("/", ""), b"-_", validate=True)
+                coded = text[len(_TEXT) :].replace("/", "").encode()
+                data = binascii.a2b_base64(coded.translate(_FROM_URLS), strict_mode=True)
                 return Found(data if len(data) <= limit else b"", len(data))
         if _BESIDE.fullmatch(text):
             return self._read_file(f"{path[: path.rindex('/')]}/{text}", limit) or Found(b"", 0)
@@ -373,9 +365,7 @@ class Directory:
             else:
                 _write(draft, data, dir_fd=fd)
 
-    def put_same(self, key: str, data: bytes) -> None:
-        with self._replacing(key) as (draft, fd):
-            _write(draft, data, dir_fd=fd)
+    put_same = put
 
     def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
         with source.open("rb") as given, self._replacing(key) as (draft, fd):
@@ -452,15 +442,7 @@ class Directory:
             if self.shared:
                 look_anew(folder)
             self._check_links(folder)
-            try:
-                with os.scandir(folder) as entries:
-                    return sorted(
-                        one.name
-                        for one in entries
-                        if not one.name.startswith(".") and one.is_dir(follow_symlinks=False)
-                    )
-            except _ABSENT:
-                return []
+            return [name for name, is_folder in _entries(folder) if is_folder]
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -723,14 +705,18 @@ def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = Non
         os.close(fd)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """The files below a folder, in order, without those that begin with a dot: drafts, and what NFS keeps open."""
+def _entries(folder: str) -> list[tuple[str, bool]]:
+    """Names in a folder, in order, and whether each is a folder; none with a dot: drafts, and what NFS keeps open."""
     try:
         with os.scandir(folder) as entries:
-            below = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name[0] != ".")
+            return sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name[0] != ".")
     except _ABSENT:
-        return
-    for name, is_folder in below:
+        return []
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """The files below a folder, in order."""
+    for name, is_folder in _entries(folder):
         if is_folder:
             yield from _walk(f"{folder}/{name}")
         else:

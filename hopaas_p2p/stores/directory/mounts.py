@@ -17,8 +17,6 @@ _LOCAL: Final = frozenset(
 _WHOLE: Final = frozenset(("ceph", "fuse.ceph", "fuse.ceph-fuse", "nfs", "nfs4"))
 UNFIT: Final = frozenset(("cifs", "exfat", "fuse.exfat", "msdos", "ntfs", "ntfs3", "smb3", "smbfs", "vfat"))
 """Have no symbolic links, or only imitate them."""
-
-
 _MAGIC: Final = {
     0xEF53: "ext4",  # and ext2, ext3
     0x01021994: "tmpfs",

@@ -116,6 +116,7 @@ def _locked(path: Path, kind: str) -> Iterator[None]:
 
     """
     deadline = time.monotonic() + _PATIENCE
+    held = StoreUnreachable(f"{path} was held by another writer for {_PATIENCE:.0f} s")
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise StoreUnreachable(f"{path} is not an ordinary file. Somebody has put it there: remove it")
     if kind == "lockfile":
@@ -128,13 +129,13 @@ def _locked(path: Path, kind: str) -> Iterator[None]:
             with soft.acquire(timeout=_PATIENCE):
                 yield
         except filelock.Timeout:
-            raise StoreUnreachable(f"{path} was held by another writer for {_PATIENCE:.0f} s") from None
+            raise held from None
         return
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         while not _try_flock(fd):
             if time.monotonic() > deadline:
-                raise StoreUnreachable(f"{path} was held by another writer for {_PATIENCE:.0f} s")
+                raise held
             time.sleep(0.005)
         yield
     finally:

@@ -82,6 +82,11 @@ class Audit:
         self._written.append(_Written(now, due, lsn, zlib.crc32(stored), etag))
         self._next = min(self._next, due)
 
+    @property
+    def due(self) -> list[int]:
+        """The lsns of commits that are still to be looked at."""
+        return [one.lsn for one in self._written]
+
     def check(self, *, ending: bool = False) -> bool:
         """Look at some of those that are due, at the end at all; whether more are. What gets no answer stays due.
 

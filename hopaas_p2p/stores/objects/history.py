@@ -59,6 +59,8 @@ class History:
             before = known
         elif known is not None and known != before:
             self.contradicted = True
+        elif known is not None:
+            self._checked_at = time.monotonic()  # as good as a look at the last commit
         if before is not None:
             self._lsn, self._sum = lsn, chain.following(before, payload)
         elif lsn > self._lsn:

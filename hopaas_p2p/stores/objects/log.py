@@ -162,6 +162,9 @@ class ObjectLog:
         while self._audit is not None and self._audit.check(ending=True):
             pass
 
+    def unconfirmed(self) -> list[int]:
+        return [] if self._audit is None else self._audit.due
+
     def changed(self, since: int) -> bool | None:
         if since != self._head:
             return True
@@ -493,14 +496,15 @@ class ObjectLog:
 
     # --- appending ---
 
-    def _await_turn(self, since: int, deadline: float, *, look: bool = False) -> Receipt:
-        """Look, if asked to or where that pays, and wait for this peer's turn; what came meanwhile.
+    def _await_turn(self, since: int, deadline: float, *, look: bool | None = None) -> Receipt:
+        """Look, if asked to, or by default where that pays, and wait for this peer's turn; what came meanwhile.
 
         Where this machine's file system may not have seen the latest commits, the write that follows finds them.
         """
         entries: list[Entry] = []
-        scheduler, certain = self.scheduler, look or self.packs is None
-        look = look or (scheduler is not None and scheduler.look_first(time.monotonic()))
+        scheduler, certain = self.scheduler, bool(look) or self.packs is None
+        if look is None:
+            look = scheduler is not None and scheduler.look_first(time.monotonic())
         while True:
             if look:
                 found, more = self._look(since + len(entries), deadline, certain=certain)
@@ -515,7 +519,9 @@ class ObjectLog:
 
     def _append(self, payload: bytes, since: int, deadline: float) -> Receipt:
         entries: list[Entry] = []
-        look = self.packs is not None and since != self._head  # the past is in packs, not under the next key
+        look = None
+        if self.packs is not None:  # a write is the quickest look there, but the past is in packs
+            look = since != self._head
         losses = 0
         while True:
             if look or self.scheduler is not None:
@@ -540,7 +546,7 @@ class ObjectLog:
             if self.scheduler is not None:
                 time.sleep(self.scheduler.after_losing())
             losses += 1
-            look = self.packs is None or losses % LOSSES == 0  # a write is the quickest look there
+            look = self.packs is None or losses % LOSSES == 0
 
     def _secure(self, payload: bytes, entries: list[Entry]) -> None:
         """A commit of an earlier attempt: perhaps its writer was cut off before it was safe."""

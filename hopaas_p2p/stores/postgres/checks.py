@@ -10,6 +10,8 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy.exc import DBAPIError
+
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.net import checks as net_checks
@@ -51,8 +53,6 @@ def _request_tls(connection: socket.socket) -> bool:
 
 def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
     """The findings about the server. Without a login or a schema nothing else can be checked."""
-    from sqlalchemy.exc import DBAPIError
-
     try:
         with store.connect() as connection:
             yield _version(connection)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.errors import HopaasError
@@ -120,7 +120,8 @@ class RoleRemoval:
         with store.connect() as connection:
             prepared = list(schema.run(connection, "prepared_by", roles=self._roles))
         for gid, owner, database in prepared:
-            with _outside_transactions(self._in(database)) as connection:
+            with contextlib.closing(PostgresStore(self._in(database))) as other, other.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
                 connection.exec_driver_sql(f"SET ROLE {schema.quoted(connection, owner)}")
                 connection.exec_driver_sql("ROLLBACK PREPARED %s", (gid,))
 
@@ -135,12 +136,6 @@ class RoleRemoval:
         with store.connect() as connection, connection.begin():
             connection.exec_driver_sql("SET LOCAL lock_timeout = '3s'")
             connection.exec_driver_sql(f"DROP ROLE {schema.quoted(connection, role)}")
-
-
-@contextlib.contextmanager
-def _outside_transactions(url: str) -> Iterator[Connection]:
-    with contextlib.closing(PostgresStore(url)) as store, store.connect() as connection:
-        yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def _said(error: DBAPIError) -> str:

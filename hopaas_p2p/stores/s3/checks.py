@@ -83,9 +83,6 @@ def _clock(objects: Bucket) -> Finding:
     if theirs is None:
         return Finding("clock", passed=True, detail="the server does not tell its own")
     apart = theirs - time.time()
-    well = abs(apart) < _CLOCKS_AGREE
-    cure = (
-        "" if well else "requests are signed with the server's time, so it works; but times are shown wrongly: run NTP"
-    )
+    cure = "requests are signed with the server's time, so it works; but times are shown wrongly: run NTP"
     said = "as ours, to the second" if abs(apart) < 1.5 else f"{apart:+.0f} s from ours"  # it tells whole seconds
-    return Finding("clock", passed=well, detail=f"the server's is {said}", cure=cure)
+    return Finding.judged("clock", f"the server's is {said}", passed=abs(apart) < _CLOCKS_AGREE, cure=cure)

@@ -51,25 +51,25 @@ class Signed:
         """Whether the bucket is there, or was."""
         self.keys = keys
         self.keys.clock = self._now
-        self._client: _Client | None = None
-        self._bulk: _Client | None = None
+        self._clients: dict[bool, _Client] = {}
+        """The one for files, if `bulk`, and the one for all else."""
         self._ahead = datetime.timedelta(0)
 
     def _now(self) -> float:
         return self.observer.server_now() or minio_time.utcnow().timestamp()
 
     def after_fork(self) -> None:
-        _abandoned.extend([self._client, self._bulk, self.keys, self.observer])
-        self._client = self._bulk = None
+        _abandoned.extend([self._clients, self.keys, self.observer])
+        self._clients = {}
         self.observer = self.observer.copy()
         self.keys = self.keys.copy(clock=self._now)
 
     def close(self) -> None:
-        self._client = self._bulk = None
+        self._clients = {}
 
     def client(self, *, bulk: bool = False) -> _Client:
         """The client, made at first use. The one for files may send a request again, which hurts nobody there."""
-        client = self._bulk if bulk else self._client
+        client = self._clients.get(bulk)
         if client is None:
             address = self.address
             secure = address.endpoint.startswith("https://")
@@ -92,10 +92,7 @@ class Signed:
                 client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
             else:
                 client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
-            if bulk:
-                self._bulk = client
-            else:
-                self._client = client
+            self._clients[bulk] = client
         return client
 
     def refusal(self, refused: Refused, what: str, *, conditional: bool = False) -> HopaasError:
@@ -137,9 +134,8 @@ class Signed:
             return True
         if refused.code in CLOCK and abs(self.observer.ahead - self._ahead.total_seconds()) > 1.0:
             self._ahead = datetime.timedelta(seconds=self.observer.ahead)
-            for client in (self._client, self._bulk):
-                if client is not None:
-                    client.ahead = self._ahead
+            for client in list(self._clients.values()):
+                client.ahead = self._ahead
             return True
         return False
 

@@ -72,9 +72,15 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
 
 def _catalog(store: S3Store) -> Catalog:
     store.prove()
+    there = [lsn_of(key) or 0 for key in store.objects.listed("studies/log/")]
     catalog = Catalog()
     for entry in read_all(store.catalog()):
         catalog.apply(entry.lsn, codec.decode(entry.payload))
+    if max(there, default=0) > catalog.lsn:  # peers read on as if that were the end; here, studies would be cleared
+        raise StoreCorrupt(
+            f"the list of studies has no commit {catalog.lsn + 1}, but later ones, so studies behind it would be taken "
+            "for deleted; nothing was removed. Restore it from a backup, or look with: hopaas-p2p doctor URL"
+        )
     return catalog
 
 
@@ -120,9 +126,11 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterat
         return
     if not dry_run:
         store.objects.put(marker, TOMBSTONE)
-    yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
-    files = store.objects.details(f"artifacts/{uuid}/")
+    files = store.objects.details(
+        f"artifacts/{uuid}/"
+    )  # first: who is interrupted finds the rest by the study's objects
     yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
+    yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
 
 
 def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> Iterator[Removal]:

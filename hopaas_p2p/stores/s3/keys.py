@@ -77,9 +77,9 @@ class Chain(Provider):
     def renew(self, refused: Credentials | None = None) -> bool:
         """Look anew, because the server did not take the keys; whether there are others now."""
         with self._lock:
-            before = refused or self._keys
-            self._keys = self._find()
-            return before is None or self._keys.access_key != before.access_key or _token(self._keys) != _token(before)
+            before, self._keys = refused or self._keys, self._find()
+            now = self._keys.access_key, self._keys.session_token
+            return before is None or now != (before.access_key, before.session_token)
 
     def _find(self) -> Keys:
         for source in self._sources:
@@ -90,7 +90,3 @@ class Chain(Provider):
         raise ConfigurationError(
             f"no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Looked at: {looked}"
         )
-
-
-def _token(keys: Credentials) -> str | None:
-    return keys.session_token

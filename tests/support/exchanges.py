@@ -1,0 +1,48 @@
+"""What a study asks of its store."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
+from hopaas_p2p.study import Study
+
+
+@contextlib.contextmanager
+def blocked(store: type, method: str) -> Iterator[list[float]]:
+    """The seconds that this thread spends in calls of this method."""
+    mine, call, spent = threading.get_ident(), getattr(store, method), list[float]()
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return call(*arguments, **options)
+        finally:
+            if threading.get_ident() == mine:
+                spent.append(time.perf_counter() - began)
+
+    setattr(store, method, timed)
+    try:
+        yield spent
+    finally:
+        setattr(store, method, call)
+
+
+def exchanges_of(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[Outgoing | None]:
+    """The commits that are sent from now on, one for each exchange; None for one that only reads."""
+    log = study.storage.handle(study.study_id).log.log
+    made: list[Outgoing | None] = []
+    exchange = log.exchange
+
+    def noted(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        made.append(outgoing)
+        return exchange(outgoing, since, beat)
+
+    monkeypatch.setattr(log, "exchange", noted)
+    return made
