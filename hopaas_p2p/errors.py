@@ -80,8 +80,8 @@ class StoreAway(StoreUnreachable):
     exit_code = 75
 
 
-class SleptThrough(StoreUnreachable):
-    """This process slept while commits it had not read were removed; it joins again from a snapshot."""
+class BehindRetention(StoreUnreachable):
+    """Commits that this process had not read were removed; it joins again from a snapshot."""
 
 
 class NoSuchStudy(HopaasError, KeyError):

@@ -36,7 +36,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
 )
 from hopaas_p2p.core.state import LastCommit, State, Verdict
-from hopaas_p2p.errors import BrokenChain, Denied, SleptThrough, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreUnreachable
 from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Outgoing, Placed, Receipt, snapshot_due
 
@@ -441,7 +441,7 @@ class LogSession(Generic[S]):
 
     def failed(self, error: Exception, now: float) -> None:
         """An exchange that began at `now` failed; what was queued stays so, unless the store refuses to take it."""
-        if isinstance(error, SleptThrough):
+        if isinstance(error, BehindRetention):
             self.joined = False  # the next exchange begins with a snapshot; what is in flight stays so
         if isinstance(error, StoreUnreachable):
             self.drafted_at = now

@@ -33,13 +33,8 @@ def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool
 
 
 def enumerates(sampler: BaseSampler) -> bool:
-    """Whether it goes through points of its own, or keeps to some parameters, so that no neighbour will do."""
-    enumerating = (
-        optuna.samplers.GridSampler,
-        optuna.samplers.BruteForceSampler,
-        optuna.samplers.PartialFixedSampler,
-    )
-    return isinstance(sampler, enumerating)
+    """Whether it goes through points of its own, so that no neighbour will do."""
+    return isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler)
 
 
 def tell_dropped(sampler: BaseSampler, trial: optuna.trial.FrozenTrial) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Estimator",
     "OptunaTPE",
     "announce",
+    "fixed_names",
     "grid_points",
     "is_part_of_a_study",
     "listed",
@@ -91,6 +92,11 @@ def grid_points(
         ]
     except (TypeError, ValueError):
         return None
+
+
+def fixed_names(sampler: optuna.samplers.BaseSampler) -> frozenset[str]:
+    """The parameters that a PartialFixedSampler does not change; empty for another one."""
+    return frozenset(sampler._fixed_params if isinstance(sampler, optuna.samplers.PartialFixedSampler) else ())
 
 
 class OptunaTPE(optuna.samplers.TPESampler):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -100,13 +100,14 @@ class Tried:
         """Whether every configuration has been tried."""
         return self.size is not None and len(self._numbers) >= self.size
 
-    def neighbour(self, params: Params) -> dict[str, float] | None:
-        """A configuration near this one that has not been tried; None if none was found.
+    def neighbour(self, params: Params, *, fixed: Collection[str] = ()) -> dict[str, float] | None:
+        """A configuration near this one that has not been tried and has the same `fixed` parameters, or None.
 
         The nearest first: one parameter is changed, by as few steps as possible, then several. In the end any that is
         left of a space with an end is found.
         """
-        return next((one for one in self._near(params) if self._key(one) not in self._numbers), None)
+        near = (one for one in self._near(params) if all(one[name] == params[name] for name in fixed if name in one))
+        return next((one for one in near if self._key(one) not in self._numbers), None)
 
     def _key(self, params: Params) -> tuple[float, ...]:
         values = [params[name] for name in self._names]

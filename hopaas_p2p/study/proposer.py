@@ -22,7 +22,7 @@ from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.errors import HopaasError, NoWork
 from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
-from hopaas_p2p.search.optuna_internals import GRID, grid_points
+from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
@@ -314,7 +314,7 @@ class Proposer:
         if enumerates(self._study.sampler):
             return None
         with self._lock:
-            return self._tried.neighbour(params)
+            return self._tried.neighbour(params, fixed=fixed_names(self._study.sampler))
 
     def _is_used_up(self) -> bool:
         """Whether nothing of the space is new, which is said.

@@ -11,7 +11,7 @@ import pytest
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.records import Commit, Stamp, TrialCreate, TrialFinish, TrialReclaim, TrialSet
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import ConfigurationError, Denied, SleptThrough, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.peer import Peer as RealPeer
 from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.bridge.bridge import Bridge
@@ -596,7 +596,7 @@ class _Collected(MemoryLog):
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
         if since < 300:
-            raise SleptThrough
+            raise BehindRetention
         return super().exchange(outgoing, since)
 
 
@@ -608,7 +608,7 @@ def test_a_far_log_whose_beginning_was_removed_is_mirrored_from_its_snapshot_on(
     far._entries = plain._entries
     far.put_snapshot(310, b"the state of then")
     log = world.store().log(STUDY)
-    with pytest.raises(SleptThrough):
+    with pytest.raises(BehindRetention):
         log.exchange(None, 0)
     assert log.newest_snapshot() == (310, b"the state of then")
     assert [entry.lsn for entry in log.exchange(None, 310).entries] == list(range(311, 321))

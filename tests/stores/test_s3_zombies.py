@@ -10,7 +10,7 @@ import pytest
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import InvalidInput, SleptThrough, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BehindRetention, InvalidInput, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.contract import lsn_of
@@ -222,7 +222,7 @@ def test_a_zombie_after_gc_joins_again_and_its_result_counts(campaign: Campaign)
     assert isinstance(zombie.log, ScheduledObjectLog)
     sleep(zombie.log)
     ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
-    with pytest.raises(SleptThrough):
+    with pytest.raises(BehindRetention):
         zombie.exchange()
     assert campaign.lsns() == there  # nothing was written where nobody reads
 
@@ -245,7 +245,7 @@ def test_a_zombie_whose_last_commit_was_cleaned_up_learns_its_fate(campaign: Cam
 
     assert isinstance(zombie.log, ScheduledObjectLog)
     sleep(zombie.log)
-    with pytest.raises(SleptThrough):
+    with pytest.raises(BehindRetention):
         zombie.exchange()
     zombie.exchange()
     assert ticket.verdicts is not None
@@ -269,7 +269,7 @@ def test_who_slept_and_could_not_look_at_the_boundary_looks_when_it_comes_again(
         with pytest.raises(StoreUnreachable):
             guard.end(3, began)
     campaign.store.objects.put_new(f"study/u/boundary/{9:020d}", b"")
-    with pytest.raises(SleptThrough):
+    with pytest.raises(BehindRetention):
         guard.begin(3)
 
 
@@ -284,7 +284,7 @@ def test_who_falls_asleep_between_looking_and_writing_finds_out(campaign: Campai
     zombie.log.guard.clocks = lambda: Clocks(0.0, next(times))
     zombie.log.guard.last = Clocks(0.0, 0.0)
     ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
-    with pytest.raises(SleptThrough):
+    with pytest.raises(BehindRetention):
         zombie.exchange()
     zombie.exchange()
     assert ticket.verdicts is not None

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hopaas_p2p.errors import SleptThrough, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, StoreUnreachable
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.history import clocks
 from hopaas_p2p.stores.objects.log import ObjectLog
@@ -71,7 +71,7 @@ def zombie(root: Path, stop_at: int, *, after: bool, answer: int) -> None:
         try:
             entries = append(log, outgoing("late"), since).entries
             break
-        except SleptThrough:
+        except BehindRetention:
             since = 0
         except StoreUnreachable:
             if time.monotonic() > deadline:

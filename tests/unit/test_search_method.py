@@ -110,6 +110,13 @@ def test_no_configuration_is_tried_twice_while_there_are_others(studies: Any, sa
     assert len(first.trials) == 12
 
 
+def test_fixed_parameters_stay_fixed_and_the_others_are_not_repeated(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=optuna.samplers.PartialFixedSampler({"c": "a"}, Stubborn()))
+    for _ in range(4):
+        study.tell(study.ask(), 1.0)
+    assert sorted(configurations(study)) == [(("c", "a"), ("n", n)) for n in (1, 2, 3, 4)]
+
+
 ENUMERATING = [
     pytest.param(optuna.samplers.BruteForceSampler, id="brute force"),
     pytest.param(lambda: optuna.samplers.GridSampler({"n": [1, 2, 3, 4], "c": ["a", "b", "c"]}), id="grid"),

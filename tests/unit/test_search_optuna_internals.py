@@ -78,6 +78,13 @@ def test_a_grid_has_these_points_and_says_them_of_a_trial(study: optuna.Study) -
     assert internals.grid_points(optuna.samplers.RandomSampler(), space) is None
 
 
+def test_a_sampler_that_fixes_parameters_names_them() -> None:
+    sampler = optuna.samplers.PartialFixedSampler({"x": 1}, optuna.samplers.RandomSampler())
+    assert hasattr(sampler, "_fixed_params"), CURE
+    assert internals.fixed_names(sampler) == {"x"}
+    assert internals.fixed_names(optuna.samplers.RandomSampler()) == frozenset()
+
+
 def test_hyperband_shows_a_sampler_a_part_of_the_study(study: optuna.Study) -> None:
     trial = study.ask()
     study.pruner = optuna.pruners.HyperbandPruner(max_resource=9)

@@ -11,7 +11,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.chain import shown
 from hopaas_p2p.core.records import Commit, Record, StudySet, TrialCreate, TrialFinish
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import Denied, SleptThrough, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, Denied, StoreUnreachable
 from hopaas_p2p.peer import outbox, session
 from hopaas_p2p.peer.session import STUDY, LogSession, Pacing
 from hopaas_p2p.stores.base import Entry, Receipt
@@ -79,7 +79,7 @@ def test_what_is_queued_leaves_as_one_commit_and_its_verdicts_come_back(log: Scr
     assert not ann.has_pending
 
 
-@pytest.mark.parametrize("error", [StoreUnreachable(), SleptThrough()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", [StoreUnreachable(), BehindRetention()], ids=lambda error: type(error).__name__)
 def test_a_commit_of_unknown_fate_is_what_is_sent_next_whatever_is_queued(
     ann: LogSession[State], error: StoreUnreachable
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_commit_of_unknown_fate_is_what_is_sent_next_whatever_is_queued(
     ann.failed(error, 1.0)
     ann.put("ann", TrialCreate())
     assert ann.next_commit() == sent
-    assert ann.joined == (not isinstance(error, SleptThrough))
+    assert ann.joined == (not isinstance(error, BehindRetention))
 
 
 def test_a_commit_that_the_store_refuses_is_given_up_but_not_a_result(log: Script, ann: LogSession[State]) -> None:
@@ -189,7 +189,7 @@ def test_a_twins_commit_of_the_same_number_in_a_snapshot_does_not_pass_for_a_res
     exchange(log, ann)
     told = ann.put("ann", TrialFinish(0, 1, COMPLETE, (1.0,)))
     assert ann.next_commit() is not None
-    ann.failed(SleptThrough(), 0.0)
+    ann.failed(BehindRetention(), 0.0)
     log.say("ann", 2, TrialCreate())  # the twin's, and nothing but a snapshot is left of it
     ann.start_from(joined(log, "reader").state)
     ann.complete_join()
@@ -203,7 +203,7 @@ def test_an_own_commit_in_a_snapshot_is_known_again(log: Script, ann: LogSession
     told = ann.put("ann", StudySet(user={"a": "1"}), TrialFinish(0, 1, COMPLETE, (1.0,)))
     sent = ann.next_commit()
     assert sent is not None
-    ann.failed(SleptThrough(), 0.0)
+    ann.failed(BehindRetention(), 0.0)
     log.append(sent.payload)
     ann.start_from(joined(log, "reader").state)
     ann.complete_join()
@@ -296,7 +296,7 @@ def test_a_snapshot_without_a_sum_takes_that_of_the_commit_behind_it(log: Script
 def test_a_log_that_is_shorter_when_it_is_joined_again_is_noticed(log: Script, ann: LogSession[State]) -> None:
     append_chained(log, "bob", 1)
     exchange(log, ann)
-    ann.failed(SleptThrough(), 0.0)
+    ann.failed(BehindRetention(), 0.0)
     del log.entries[1:]
     ann.start_from(State())
     ann.advance(log.since(0), 0.0)
@@ -312,7 +312,7 @@ def test_a_commit_of_its_own_that_was_acknowledged_and_is_gone_is_noticed(
     for _ in range(acknowledged):
         ann.put("ann", TrialCreate())
         exchange(log, ann)
-    ann.failed(SleptThrough(), 0.0)
+    ann.failed(BehindRetention(), 0.0)
     del log.entries[acknowledged:]
     append_chained(log, "bob", 3 - acknowledged)
     ann.start_from(State())
@@ -330,7 +330,7 @@ def test_a_session_under_another_name_still_answers_for_what_was_acknowledged_be
     renewed.put("ann-2", TrialCreate())
     exchange(log, renewed)
     assert [placed.commit.nonce for placed in renewed.history()] == ["ann:1", "ann-2:1"]
-    renewed.failed(SleptThrough(), 0.0)
+    renewed.failed(BehindRetention(), 0.0)
     renewed.start_from(State())
     renewed.advance(log.since(0), 0.0)
     renewed.complete_join()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from hopaas_p2p.errors import Denied, HopaasError, SleptThrough, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt, Store, snapshot_step
 from hopaas_p2p.stores.bridge.messages import CATALOG, Append, PlacedRequest, Withdraw
@@ -158,7 +158,7 @@ class LogRelay:
                 if outgoing is not None:
                     outgoing = outgoing._replace(chain=self._mirror.chain)
                 receipt = self.far.exchange(outgoing, self._mirror.lsn)
-            except SleptThrough:
+            except BehindRetention:
                 self._skip_to_snapshot()
                 continue
             self._copy(receipt.entries)
@@ -204,7 +204,7 @@ class LogRelay:
         end = self._mirror.lsn
         try:
             entries = self._mirror.read(request.since)
-        except SleptThrough:
+        except BehindRetention:
             return None
         finally:
             self._mirror.read(end)

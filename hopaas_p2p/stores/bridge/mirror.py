@@ -17,7 +17,7 @@ import msgspec
 
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Stamp
-from hopaas_p2p.errors import SleptThrough, StoreCorrupt
+from hopaas_p2p.errors import BehindRetention, StoreCorrupt
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Log, Outgoing, append, read_all
 from hopaas_p2p.stores.bridge.messages import MirroredSnapshot, Segment, seal, unseal
 
@@ -54,7 +54,7 @@ class Mirror:
         """The entries after `since` that are here.
 
         Raises:
-            SleptThrough: the mirror begins later than that; join from its snapshot.
+            BehindRetention: the mirror begins later than that; join from its snapshot.
             StudyDeleted: it was here, and is gone.
             StoreCorrupt: it ends before `since`, which its caller has seen.
 
@@ -79,7 +79,7 @@ class Mirror:
             segment = unseal(commit.payload, Segment)
             if segment is not None:
                 if segment.first > self.lsn + 1:
-                    raise SleptThrough
+                    raise BehindRetention
                 entries = itertools.zip_longest(segment.entries, segment.sums[: len(segment.entries)])
                 for lsn, ((payload, author, role, at), before) in enumerate(entries, segment.first):
                     if lsn == self.lsn + 1:

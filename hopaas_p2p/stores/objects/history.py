@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
 
 from hopaas_p2p.core import chain
-from hopaas_p2p.errors import BrokenChain, SleptThrough, StudyDeleted
+from hopaas_p2p.errors import BehindRetention, BrokenChain, StudyDeleted
 from hopaas_p2p.stores.objects.contract import ObjectStore, lsn_of
 
 DELETED: Final = "deleted"
@@ -129,7 +129,7 @@ class RetentionGuard:
         """Before an exchange of a peer that has seen `since` commits.
 
         Raises:
-            SleptThrough: some that come after these are gone.
+            BehindRetention: some that come after these are gone.
             StudyDeleted: all are.
 
         """
@@ -150,7 +150,7 @@ class RetentionGuard:
 
     def _check(self, since: int) -> None:
         if self.boundary() > since:
-            raise SleptThrough
+            raise BehindRetention
 
     def boundary(self) -> int:
         """The lsn up to which commits were removed. Raises StudyDeleted."""

@@ -41,8 +41,8 @@ from typing import Final, NoReturn
 
 from hopaas_p2p.core import chain, codec, snapshot
 from hopaas_p2p.errors import (
+    BehindRetention,
     ConfigurationError,
-    SleptThrough,
     StoreCorrupt,
     StoreUnreachable,
     StudyDeleted,
@@ -607,7 +607,7 @@ class ObjectLog:
         """A single object means nothing if this process slept and its range was packed and removed meanwhile."""
         if self.packs is not None and self.guard.slept(self._known) and self.packs.holds(lsn):
             self._head = _BEHIND
-            raise SleptThrough
+            raise BehindRetention
 
     def _there(self, lsn: int, payload: bytes, deadline: float) -> Entry | None:
         """The commit of this lsn, wherever it is."""
