@@ -440,7 +440,7 @@ class ObjectLog:
         if lsn == 1:
             self._check_beginning(deadline)
         elif (lsn - 1) % SPAN and self.packs is not None and next(self.packs.after(lsn - 2), None) is None:
-            self._missing(lsn - 1)
+            self._history.gone(lsn - 1)
 
     def _check_snapshot(self, lsn: int) -> None:
         """A peer begins with a snapshot of commits up to this one: has the log that one, or was it removed by `gc`?"""
