@@ -24,7 +24,15 @@ from optuna.study import StudyDirection
 import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
-from hopaas_p2p.errors import ConfigurationError, Denied, NewerFormat, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    NewerFormat,
+    StoreCorrupt,
+    StoreUnreachable,
+    StudyDeleted,
+)
 from hopaas_p2p.stores.base import Beat, Outgoing, Progress
 from hopaas_p2p.stores.directory import files
 from hopaas_p2p.stores.directory.files import Directory
@@ -207,7 +215,7 @@ def test_a_writer_whose_range_is_gone_without_a_pack_is_told_and_does_not_begin_
     log = a_log(tmp_path)
     append_many(log, "c", 3)
     (tmp_path / STUDY / "commits").rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreCorrupt, match="is missing"):
+    with pytest.raises(BrokenChain, match="commit 3, which a peer has read, is gone from the log"):
         log.exchange(outgoing("new"), 3)
     assert not single(tmp_path, 1).parent.exists()
     (tmp_path / "elsewhere").rename(tmp_path / STUDY / "commits")
@@ -842,6 +850,33 @@ def test_a_commit_that_an_older_version_adds_to_a_half_turned_log_is_not_removed
     with pytest.raises(StoreCorrupt, match="hold different commits"):
         a_log(tmp_path).exchange(outgoing("new"), 0)
     assert last.read_bytes() == frame("another")
+
+
+@pytest.mark.parametrize(
+    ("call", "count", "then"),
+    [("unlink", 300, 301), ("unlink", 300, 512), ("unlink", 300, 700), ("rename", 256, 300), ("rename", 512, 800)],
+)
+def test_what_the_older_version_writes_while_the_process_that_turns_its_log_is_stopped_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, count: int, then: int
+) -> None:
+    """Where locks are files, another process breaks that of a process that is stopped after 20 s."""
+    make_store_of_format_1(tmp_path, count, lock="lockfile")
+    real = getattr(Path, call)
+    added = range(count, then)
+
+    def stopped(path: Path, *arguments: Any, **options: Any) -> Any:
+        nonlocal added
+        if "log" in (path.name, path.parent.name):
+            for number in added:
+                with (tmp_path / STUDY / "log" / f"{packs.first_of(number + 1):020d}").open("ab") as segment:
+                    segment.write(frame(f"c-{number}"))
+            added = range(0)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, call, stopped)
+    append(a_log(tmp_path), outgoing("new"), count)
+    assert not added
+    assert bodies(a_log(tmp_path)) == [*names(then), b"new"]
 
 
 @pytest.mark.parametrize("left", ["nothing", "folder", "torn"])

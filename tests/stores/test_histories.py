@@ -136,10 +136,7 @@ def test_a_history_that_no_disk_took_is_kept_as_soon_as_one_does(
     assert not list(spool.waiting())
 
 
-def test_a_new_peer_stops_where_the_histories_part(
-    kind: Kind, join: Callable[[str], Study], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hopaas_p2p.stores.objects.history._EVERY", 0.0)
+def test_a_new_peer_stops_where_the_histories_part(kind: Kind, join: Callable[[str], Study]) -> None:
     ann, bob = join(kind.url), join(kind.url)
     tell_some(ann, 2)
     uuid = uuid_of(ann)
@@ -166,9 +163,8 @@ def rolled_back(tmp_path: Path, study: Study) -> None:
 
 
 def test_a_directory_that_is_rolled_back_under_a_peer_gets_nothing_from_it(
-    tmp_path: Path, join: Callable[[str], Study], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, join: Callable[[str], Study]
 ) -> None:
-    monkeypatch.setattr("hopaas_p2p.stores.objects.history._EVERY", 0.0)
     ann = join(str(tmp_path / "store"))
     tell_some(ann, 2)
     rolled_back(tmp_path, ann)

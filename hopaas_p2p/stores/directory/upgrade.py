@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p.atomic import read_regular
+from hopaas_p2p.atomic import READ, read_fd, read_regular
 from hopaas_p2p.errors import StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory, reaching
 from hopaas_p2p.stores.objects.contract import lsn_of
@@ -77,19 +77,46 @@ class Upgrade:
             self._objects.put(self._meta.name, json.dumps({**said, "format": FORMAT}).encode() + b"\n")
 
     def _turn(self, folder: Path, root: str) -> None:
+        """Turn the log. What another writer adds meanwhile is turned, too.
+
+        Lock files are broken after some seconds: a process that is stopped in the middle of this goes on beside
+        writers of the older version.
+        """
         packs = Packs(self._objects, root)
-        firsts = [first for one in (folder / "log").iterdir() if (first := lsn_of(one.name)) is not None]
-        if firsts:
-            last = folder / "log" / f"{max(firsts):020d}"
-            data = read_regular(last, limit=LARGEST_PACK)
-            payloads, end = frames(data)
-            if end < len(data) and damaged(data[end:]):
-                raise StoreCorrupt(f"{last} is damaged at byte {end}. Nothing was changed: restore it from a backup.")
-            if len(payloads) < SPAN:
-                for lsn, payload in enumerate(payloads, max(firsts)):
-                    self._move(packs.key(lsn), payload, last)
-                last.unlink()
+        while self._split(folder / "log", packs):
+            pass
         (folder / "log").rename(folder / "packs")
+        while self._split(folder / "packs", packs):
+            pass
+
+    def _split(self, folder: Path, packs: Packs) -> bool:
+        """Make the commits of the last file single objects, unless it is full; whether there was such a file."""
+        firsts = [first for one in folder.iterdir() if (first := lsn_of(one.name)) is not None]
+        if not firsts:
+            return False
+        last = folder / f"{max(firsts):020d}"
+        fd = os.open(last, READ)
+        try:
+            count = self._move_all(last, fd, max(firsts), packs)
+            if count == SPAN:
+                return False
+            last.unlink()  # from now on no process writes to it
+            self._move_all(last, fd, max(firsts), packs, after=count)
+        finally:
+            os.close(fd)
+        return True
+
+    def _move_all(self, last: Path, fd: int, first: int, packs: Packs, *, after: int = 0) -> int:
+        """Make the commits in this file single objects, without the first so many, unless it is full; their number."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        data = read_fd(fd, LARGEST_PACK)
+        payloads, end = frames(data)
+        if end < len(data) and damaged(data[end:]):
+            raise StoreCorrupt(f"{last} is damaged at byte {end}. Nothing was changed: restore it from a backup.")
+        if after or len(payloads) < SPAN:
+            for lsn, payload in enumerate(payloads[after:], first + after):
+                self._move(packs.key(lsn), payload, last)
+        return len(payloads)
 
     def _move(self, key: str, payload: bytes, last: Path) -> None:
         """Make a commit of this file a single object, if an earlier turn that was interrupted has not."""

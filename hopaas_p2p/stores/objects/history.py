@@ -1,8 +1,9 @@
 """What one handle on a log knows of its past, and whether that still holds: the sums, and the removals.
 
 A commit is stored with the sum of the log before it (see `core.chain`), and what is read must follow what was read
-before. In a directory, a look at the last commit costs next to nothing: a backup that somebody restores under running
-peers is noticed before anything is written beside it. In a bucket the next commit tells.
+before. In a directory on a local file system, a look at the last commit costs some microseconds, so it comes before
+every write: a backup that somebody restores under running peers is noticed before anything is written beside it. On a
+file server the look comes once a second. In a bucket the next commit tells.
 
 A free key is the end of the log only for a process that was awake: `gc` leaves everything in a bucket for a day, and a
 folder of a directory stays for minutes beside its pack. A process that finds that some clock of its machine has moved
@@ -21,7 +22,7 @@ from hopaas_p2p.stores.objects.contract import ObjectStore, lsn_of
 
 DELETED: Final = "deleted"
 ASLEEP: Final = 600.0  # seconds without contact after which a peer may have slept
-_EVERY: Final = 1.0  # seconds between two looks whether the last commit is still there
+EVERY: Final = 1.0  # seconds between two looks at the last commit where each may cost a call of a server
 _ADVICE: Final = "Was a backup restored under running peers? Nothing was changed. Look with: hopaas-p2p doctor URL"
 
 
@@ -30,11 +31,13 @@ class History:
 
     Args:
         stored: reads what is stored at an lsn; None if nothing is, for certain.
+        every: seconds between two looks whether the last commit is still there.
 
     """
 
-    def __init__(self, stored: Callable[[int], bytes | None]) -> None:
+    def __init__(self, stored: Callable[[int], bytes | None], *, every: float = 0.0) -> None:
         self._stored = stored
+        self._every = every
         self._lsn = 0
         self._sum: int | None = 0
         """The sum of the log up to that lsn, if it is known."""
@@ -72,13 +75,13 @@ class History:
         raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log. {_ADVICE}")
 
     def check_last(self, since: int, now: float) -> None:
-        """See now and then that the last commit which a peer has read is there, as it was.
+        """Before a write: see that the last commit which a peer has read is there, as it was.
 
         Raises:
             BrokenChain: it is not.
 
         """
-        if not since or since != self._lsn or now - self._checked_at < _EVERY:
+        if not since or since != self._lsn or now - self._checked_at < self._every:
             return
         self._checked_at, lsn = now, since
         stored = self._stored(lsn)

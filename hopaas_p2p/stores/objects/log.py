@@ -52,7 +52,7 @@ from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receip
 from hopaas_p2p.stores.objects.audit import Audit
 from hopaas_p2p.stores.objects.carried import MAGIC, OVERHEAD, Carrier, Opened, opened
 from hopaas_p2p.stores.objects.contract import Bucket, Found, NoFolder, ObjectStore, lsn_of
-from hopaas_p2p.stores.objects.history import DELETED, Clocks, History, RetentionGuard
+from hopaas_p2p.stores.objects.history import DELETED, EVERY, Clocks, History, RetentionGuard
 from hopaas_p2p.stores.objects.packs import LARGEST, SPAN, Packs, first_of, frame
 from hopaas_p2p.stores.objects.reader import CarriedReader, Piece
 from hopaas_p2p.stores.objects.salvage import from_bucket, from_directory
@@ -120,7 +120,7 @@ class ObjectLog:
         self._has_beginning = False
         self._hole = 0
         """The lsn of the hole that was last warned of."""
-        self._history = History(self._stored)
+        self._history = History(self._stored, every=0.0 if scheduler is None else EVERY)
         self._carries = carries
         self._carrier = Carrier()
         self._modified = 0.0
@@ -443,7 +443,7 @@ class ObjectLog:
         if lsn == 1:
             self._check_beginning(deadline)
         elif (lsn - 1) % SPAN and self.packs is not None and next(self.packs.after(lsn - 2), None) is None:
-            self._missing(lsn - 1)
+            self._history.gone(lsn - 1)
 
     def _check_snapshot(self, lsn: int) -> None:
         """A peer begins with a snapshot of commits up to this one: has the log that one, or was it removed by `gc`?"""
