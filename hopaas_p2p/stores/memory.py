@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hopaas_p2p.core.chain import following, shown
-from hopaas_p2p.core.records import UNSTAMPED
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, StudyDeleted
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
 
@@ -20,8 +19,6 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
-        self._sum = 0
-        """Of the whole log, see `core.chain`."""
         self._snapshots: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._destroyed = False
@@ -33,16 +30,22 @@ class MemoryLog:
             entries = self._entries[since:]
             receipt = Receipt(entries)
             if outgoing is not None and not (entries and receipt.holds(outgoing)):
-                head, total = len(self._entries), self._sum
+                head, total = len(self._entries), self._sum()
                 known = entries[0].before if entries else total if since == head else None
                 if outgoing.chain is not None and outgoing.chain != known:
                     raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(outgoing.chain)}")
-                entry = Entry(head + 1, outgoing.payload, UNSTAMPED, total)
+                entry = Entry(head + 1, outgoing.payload, before=total)
                 self._entries.append(entry)
-                self._sum = following(total, outgoing.payload)
-                if head >= since:
+                if entry.lsn > since:
                     entries.append(entry)
             return receipt
+
+    def _sum(self) -> int:
+        """The sum of the whole log, see `core.chain`."""
+        if not self._entries:
+            return 0
+        last = self._entries[-1]
+        return following(last.before or 0, last.payload)
 
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
@@ -69,9 +72,7 @@ class MemoryLog:
             raise ConfigurationError("A store in memory holds complete logs only; restore this backup into a bucket.")
         with self._lock:
             for entry in list(entries)[len(self._entries) :]:
-                placed = entry if entry.before is not None else entry._replace(before=self._sum)
-                self._entries.append(placed)
-                self._sum = following(placed.before or 0, placed.payload)
+                self._entries.append(entry if entry.before is not None else entry._replace(before=self._sum()))
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock, which would never be released here."""

@@ -593,8 +593,8 @@ def test_a_write_to_a_file_server_that_comes_second_is_followed_by_the_next_writ
 def test_a_peer_looks_at_its_last_commit_unless_it_has_just_read_what_follows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
-    monkeypatch.setattr("hopaas_p2p.stores.objects.history._EVERY", 30.0)
     ours = a_log(tmp_path)
+    monkeypatch.setattr(ours._history, "_every", 30.0)
     stored, looked_at = ours._stored, []
 
     def counted(lsn: int) -> bytes | None:
