@@ -41,7 +41,7 @@ from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.directory.mounts import UNFIT, mount_of
 from hopaas_p2p.stores.objects.contract import Found, NoFolder
 
-NOT_MOUNTED: Final = "the store is not there; is its file system mounted?"
+NOT_MOUNTED: Final = "the store is not there, perhaps because its file system is not mounted"
 _TEXT: Final = "hopaas:"
 _LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
 _OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
