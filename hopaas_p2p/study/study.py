@@ -709,6 +709,8 @@ class Study:
                 return None
             except NoWork as none:
                 self._settle()
+                if none.refusal == "space" and self._handle.gives_out_waiting():
+                    continue  # the end of the last trial, which is in the log now, lets another one go on
                 left = math.inf if deadline is None else deadline - time.monotonic()
                 if not self._may_come_back(none) or left <= 0.0:
                     progress.stopped(none.reason)

@@ -19,6 +19,7 @@ from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.fidelity import in_words, parse
 from hopaas_p2p.report.facts import budget_unit
+from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search import columns as columns_module
 from hopaas_p2p.search.columns import TrialColumns
 from hopaas_p2p.study import Study
@@ -405,7 +406,13 @@ def test_optunas_terminator_ends_a_study_whose_trials_pause(tmp_path: Path, fide
 
 
 @pytest.mark.parametrize(
-    "said", [{"sampler": optuna.samplers.GridSampler({"n": [1, 2, 3, 4]})}, {"repeats": "reuse"}], ids=["grid", "reuse"]
+    "said",
+    [
+        {"sampler": optuna.samplers.GridSampler({"n": [1, 2, 3, 4]})},
+        {"repeats": "reuse", "sampler": default_sampler(seed=1)},
+        {"repeats": "reuse", "sampler": default_sampler(seed=3)},
+    ],
+    ids=["grid", "reuse", "reuse, and the best comes last"],
 )
 def test_when_no_configuration_is_new_the_budget_is_named_with_which_the_best_go_on(
     tmp_path: Path, said: dict[str, Any]
