@@ -3,6 +3,7 @@
 const EVERY = 2000;
 const WORTH = 15; // seconds of lag that are worth a word
 const PATIENCE = 3 * EVERY; // after which a wish to be drawn again that came to nothing is said once more
+const SOON = 700; // after which a part looks again that could not be drawn because another one was
 
 const words = (seconds) => {
   const s = Math.max(0, Math.round(seconds));
@@ -19,7 +20,9 @@ const each = (name, action) => document.querySelectorAll(`[data-${name}]`).forEa
 // Between a click on a link and the new page, Streamlit takes a trigger for a wish to stay on the old page, or shows
 // nothing any more. So none is sent while it is busy; and should it happen all the same, the page is loaded again.
 // Two parts of a page are drawn one after the other: of two wishes at once, Streamlit forgets one, or leaves old pieces.
-// Nor is any sent while somebody has a list open or holds something: a list of other options closes, a slider slips.
+// The one that has to wait looks again soon: with the next regular look, in a study that changes all the time, the other
+// would always be first. Nor is any sent while somebody has a list open or holds something: a list of other options
+// closes, a slider slips.
 if (window.hopaasClicked === undefined) {
   window.hopaasClicked = window.hopaasAsked = -Infinity;
   window.hopaasHeld = false;
@@ -32,11 +35,11 @@ if (window.hopaasClicked === undefined) {
     if (/Bad delta path/.test(event.message)) location.reload();
   });
 }
+const choosing = () => window.hopaasHeld || document.querySelector("[role=listbox]");
 const busy = () => {
   const state = document.querySelector("[data-testid=stApp]")?.dataset.testScriptState;
-  const choosing = window.hopaasHeld || document.querySelector("[role=listbox]");
   const since = performance.now() - Math.max(window.hopaasClicked, window.hopaasAsked);
-  return choosing || (state && state !== "notRunning") || since < 500;
+  return (state && state !== "notRunning") || since < 500;
 };
 
 function start(parent) {
@@ -48,7 +51,7 @@ function start(parent) {
   button.hidden = true;
   parent.appendChild(line);
   const self = { data: null, trigger: null };
-  let beat = null, came = 0, lost = null, asked = null, askedAt = 0, stopped = false;
+  let beat = null, came = 0, lost = null, asked = null, askedAt = 0, stopped = false, again = 0;
 
   const show = () => {
     text.hidden = !self.data.age;
@@ -94,8 +97,12 @@ function start(parent) {
     show();
     const moved = beat && self.data.drawn !== beat.version;
     const wish = asked !== beat?.version || performance.now() - askedAt > PATIENCE;
-    if (moved && self.data.auto && wish && !busy()) redraw();
-    else if (!self.data.auto) button.hidden = !moved;
+    if (!self.data.auto) button.hidden = !moved;
+    else if (moved && wish && !choosing()) {
+      if (!busy()) return redraw();
+      clearTimeout(again);
+      again = setTimeout(look, SOON);
+    }
   };
   const looking = setInterval(look, EVERY);
   const showing = setInterval(show, 1000);
@@ -105,6 +112,7 @@ function start(parent) {
     stopped = true;
     clearInterval(looking);
     clearInterval(showing);
+    clearTimeout(again);
     document.removeEventListener("visibilitychange", look);
     line.remove();
   };

@@ -164,6 +164,7 @@ def test_a_trial_begun_in_a_directory_behind_a_bridge_ends_in_a_bucket_at_anothe
                 command, env=environment(HOPAAS_SITE=site), capture_output=True, text=True, timeout=120
             )
             assert done.returncode == 0, done.stderr
+        until(lambda: len(study.trials) == 2, 30, what="the reader's copy of a bucket may be some seconds old")
         paused, whole = study.trials
         assert [trial.state.name for trial in (paused, whole)] == ["PRUNED", "COMPLETE"]
         assert whole.params == paused.params
