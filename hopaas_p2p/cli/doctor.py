@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,7 +94,7 @@ def _spooled(store: Store) -> Iterator[Finding]:
         for uuid, name in rescue.names_of(store)[0].items():
             kept = rescue.kept_elsewhere(store, uuid)
             if kept is not None:
-                cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {name}"
+                cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {shlex.quote(name)}"
                 yield Finding(f"study {name}, spool", passed=False, detail=kept, cure=cure)
 
 
