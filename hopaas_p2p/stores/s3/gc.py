@@ -126,9 +126,7 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterat
         return
     if not dry_run:
         store.objects.put(marker, TOMBSTONE)
-    files = store.objects.details(
-        f"artifacts/{uuid}/"
-    )  # first: who is interrupted finds the rest by the study's objects
+    files = store.objects.details(f"artifacts/{uuid}/")  # they go first: who is interrupted finds the rest
     yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
     yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
 
