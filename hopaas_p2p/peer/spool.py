@@ -195,9 +195,9 @@ class SpoolSender:
             log.send_for_another([])  # it knows the writers now
             if _takes(log.state, seen, lost[0]):
                 log.send_for_another([lost[0].commit])
-            elif len(_LoggedCommits(self._store.log(spooled.study), placed).lost()) == len(
-                lost
-            ):  # nobody else is at it
+                continue
+            still_lost = _LoggedCommits(self._store.log(spooled.study), placed).lost()
+            if len(still_lost) == len(lost):  # no other process appends them
                 return len(lost)
         return 0
 

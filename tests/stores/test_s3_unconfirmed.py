@@ -13,7 +13,6 @@ from hopaas_p2p import rescue, spool
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.study import Study
 from tests.support.processes import cli
-from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
 from tests.support.s3_server import S3Server
 
@@ -24,13 +23,6 @@ SPACE = {"x": hopaas_p2p.Float(0, 1)}
 def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imitation]:
-    s3_environment(monkeypatch)
-    with Imitation() as server:
-        yield server
 
 
 def begun(url: str) -> Study:
