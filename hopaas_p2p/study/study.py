@@ -668,6 +668,8 @@ class Study:
             except INTERRUPTIONS as error:
                 if trial is not None:
                     self._give_back(trial.id, error)
+                with self.storage.peer.in_a_hurry():
+                    self._settle()
                 raise
             finally:
                 self._settle()

@@ -14,6 +14,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -909,6 +910,63 @@ def test_optimize_goes_on_when_the_store_is_back_whatever_the_patience(
     study.storage.flush()
     assert refusals[0] == 20
     assert [trial.state.name for trial in studies().trials] == ["COMPLETE"] * 4
+
+
+@pytest.mark.path
+def test_the_end_of_a_trial_is_on_disk_while_the_next_ask_waits_for_the_store(studies: Callable[..., Study]) -> None:
+    study = studies(store_wait=60.0)
+    study.storage.peer.patience = 0.1
+    away, seen = store_away(), []
+
+    def mend_it_once_the_result_is_safe() -> None:
+        deadline = time.monotonic() + 30.0
+        while time.monotonic() < deadline and not seen:
+            seen.extend(spooled.trials for _, spooled in spool.waiting())
+            time.sleep(0.01)
+        away.__exit__(None, None, None)
+
+    mending = threading.Thread(target=mend_it_once_the_result_is_safe)
+
+    def objective(trial: Any) -> float:
+        if trial.number == 0:
+            away.__enter__()
+            mending.start()
+        return 0.5
+
+    study.optimize(objective, n_trials=2)
+    mending.join()
+    study.storage.flush()
+    assert seen[:1] == [[0]]
+    assert [trial.state.name for trial in studies().trials] == ["COMPLETE"] * 2
+    assert not list(spool.waiting())
+
+
+def test_an_optimize_that_is_interrupted_while_the_store_is_away_does_not_wait_long_to_keep_its_last_result(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, away = studies(), store_away()
+    peer, real, real_sleep, waited = study.storage.peer, study.storage.peer.clock, time.sleep, [0.0]
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            real_sleep(seconds)
+            return
+        waited[0] += seconds
+        if len(waited) == 1:  # the ask waits
+            waited.append(waited[0])
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def objective(trial: Any) -> float:
+        away.__enter__()
+        patch.setattr(peer, "clock", lambda: real() + waited[0])
+        patch.setattr(time, "sleep", sleep)
+        return 0.5
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        study.optimize(objective, n_trials=2)
+    away.__exit__(None, None, None)
+    assert waited[0] - waited[1] < 15.0, "a batch system kills the job after 30 s"
+    assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
 
 
 @pytest.mark.parametrize("call", ["checkpoint", "study attribute"])
