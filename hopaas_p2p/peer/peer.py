@@ -689,10 +689,10 @@ class Peer:
         try:
             with self.in_a_hurry():
                 self._send_and_confirm()
-        except HopaasError as error:
+        except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
-            _log.warning("%s: %s", what, error)
+            _log.warning("%s: %s", what, error if isinstance(error, HopaasError) else repr(error))
             self.spool.keep_all(self.logs)
             self._said_farewell = True
 

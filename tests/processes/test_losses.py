@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,15 @@ import hopaas_p2p
 from hopaas_p2p import spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialReclaim
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, LeaseLost, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    LeaseLost,
+    StoreCorrupt,
+    StoreUnreachable,
+)
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
@@ -424,12 +433,16 @@ def test_an_error_of_the_system_in_a_store_loses_no_result(
     assert not list(spool.waiting())
 
 
+@pytest.mark.parametrize("readable", [True, False])
 @pytest.mark.parametrize("kind", [ConfigurationError, StoreCorrupt, Denied])
 def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_says_so(
-    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, kind: type[HopaasError]
+    studies: Callable[..., Study],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[HopaasError],
+    readable: bool,  # noqa: FBT001
 ) -> None:
     def refuse(_: ObjectLog, outgoing: Outgoing | None, *__: object) -> Receipt:
-        if outgoing is not None:
+        if outgoing is not None or not readable:
             raise kind("mend it")
         return Receipt([])
 
@@ -437,12 +450,52 @@ def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_s
     trial = study.ask()
     with monkeypatch.context() as patch:
         patch.setattr(ObjectLog, "exchange", refuse)
+        patch.setattr(ObjectLog, "changed", lambda *_: True)
         with pytest.raises(kind, match=r"mend it\. It is kept in .* and sent at the next contact"):
             study.tell(trial, 0.5)
     assert len(list(spool.waiting())) == 1
     study.storage.flush()
     assert state_of(studies(), 0) == "COMPLETE"
     assert not list(spool.waiting())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=repr)
+def test_a_result_is_on_disk_whatever_a_store_fails_with(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    study = studies()
+    peer, first, second = study.storage.peer, study.ask(), study.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectLog, "exchange", fail)
+        with pytest.raises(type(error)):
+            study.tell(first, 0.5)
+        assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
+        study.storage.finish(second.id, optuna.trial.TrialState.COMPLETE, (0.25,), defer=True)
+        peer.say_farewell()
+        assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
+    other = studies()
+    other.storage.peer.tick()
+    assert [trial.values for trial in other.trials] == [[0.5], [0.25]]
+
+
+def test_a_result_that_is_told_to_a_log_of_two_histories_is_on_disk_when_tell_says_so(
+    studies: Callable[..., Study], tmp_path: Path
+) -> None:
+    store, older = tmp_path / "store", tmp_path / "older"
+    study = studies()
+    study.tell(study.ask(), 0.1)
+    shutil.copytree(store, older, symlinks=True)
+    study.tell(study.ask(), 0.2)
+    trials = [study.ask(), study.ask()]
+    shutil.rmtree(store)
+    older.rename(store)
+    for trial, value in zip(trials, (0.3, 0.4), strict=True):
+        with pytest.raises(BrokenChain, match=rf"trial {trial.number}.*kept in .* for a rescue"):
+            study.tell(trial, value)
+    assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {2, 3}
 
 
 def test_a_result_that_was_being_told_when_ctrl_c_came_is_kept_at_the_end_beside_an_earlier_one(
