@@ -334,7 +334,6 @@ class Peer:
             beat = self._new_beat(self.uuid)
         elif introduced and self._beaten_at < 0.0:
             self._beat_at_first(began)
-        session.begin_exchange()
         try:
             log.exchange_in_turn(began, beat)
         except StoreUnreachable:
@@ -381,10 +380,11 @@ class Peer:
         session, freshness = log.session, self.store.freshness
         if freshness == 0.0:
             try:
-                changed = log.changed()
-            except StoreUnreachable:
+                changed = log.log.changed(session.state.lsn)
+            except (StoreUnreachable, OSError):
                 if not session.joined:
-                    raise
+                    with translated():
+                        raise
                 return
             if changed:
                 self._pull_if_possible(log)
