@@ -13,7 +13,7 @@ _LARGEST: Final = (1 << 53) - 1
 _SHOWN: Final = 100  # characters of a value in a message
 
 
-def whole(what: str, value: Any, *, least: int | None = 1) -> int:
+def whole(what: str, value: Any, *, least: int | None = 1, takes: str = "a whole number") -> int:
     """The value as a whole number of at least `least`, numpy's included, but True and False are none.
 
     Raises:
@@ -21,7 +21,7 @@ def whole(what: str, value: Any, *, least: int | None = 1) -> int:
     """
     number = _index(value)
     if number is None:
-        raise InvalidInput(f"{what} must be a whole number, got {shown(value)}")
+        raise InvalidInput(f"{what} must be {takes}, got {shown(value)}")
     if least is not None and number < least:
         raise InvalidInput(f"{what} must be at least {least}, got {number}")
     if abs(number) > _LARGEST:

@@ -18,6 +18,7 @@ HELP: Final = (
     "COMPLETE + PRUNED trials over all peers, or limits such as gpu_hours=500,kwh=80,until.date=2026-12-31; "
     "see docs/budgets.md."
 )
+_TAKES: Final = "a whole number of trials, or a Budget"
 _KEYS: Final = (
     "trials, epochs, gpu_hours, core_hours, kwh, euro, prices.SITE.(gpu_hour|core_hour|kwh), "
     f"until.({'|'.join(Until.__struct_fields__)})"
@@ -38,9 +39,9 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
     elif isinstance(given, Mapping):
         found = _converted(given)
     else:
-        found = Budget(trials=_trials(given))
+        found = Budget(trials=whole("budget", given, takes=_TAKES))
     if found.trials is not None:
-        found = msgspec.structs.replace(found, trials=_trials(found.trials))
+        found = msgspec.structs.replace(found, trials=whole("budget", found.trials, takes=_TAKES))
     until = found.until
     if until is not None and until.date is not None:
         found = msgspec.structs.replace(found, until=msgspec.structs.replace(until, date=_date(until.date)))
@@ -146,14 +147,6 @@ def _problem(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:
     for key in place.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return str(error) if value is None else f"{place} = {value!r} is not a value that this key takes"
-
-
-def _trials(given: Any) -> int:
-    try:
-        return whole("budget", given)
-    except InvalidInput as error:
-        instead = "a whole number of trials, or a Budget"
-        raise InvalidInput(str(error).replace("a whole number", instead)) from None
 
 
 def _date(given: Any) -> int:

@@ -164,8 +164,8 @@ class LogSession(Generic[S]):
         """Until when the scheduler leaves it alone: it cannot be read."""
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
-        self.spooled: list[Path] = []
-        """Files of the spool that hold what this session itself still tries to send."""
+        self.spooled: dict[Path, list[int]] = {}
+        """Files of the spool that hold what this session itself still tries to send -> the trials that they end."""
         self.snapshot_due = False
         self.owners = OwnerMonitor()
         """What was seen of the peers that run trials."""

@@ -670,13 +670,15 @@ class StudyHandle:
         """The verdict on the end of a trial; None if it is kept on disk because the store cannot be reached."""
         try:
             verdict = self.peer.await_commit(self.log, pending)[-1]
-        except BrokenChain:  # what this process had written is kept as a history
-            raise
         except UNDECIDED as error:
             sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, this very moment
             if not sent and self._spool(number, error):
                 return None
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
+        except Exception:
+            if not pending.decided:  # no memory or no thread is left, or a defect: the result outlives that, too
+                self.peer.spool.keep(self.uuid, self.log)
+            raise
         self._rebuild(number)
         return verdict
 
@@ -705,6 +707,8 @@ class StudyHandle:
             _log.warning("%s", only)
             return False
         kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p spool send"
+        if isinstance(error, BrokenChain):
+            kept = f"Its end is kept in {path} for a rescue: hopaas-p2p doctor STORE --rescue"
         if not isinstance(error, StoreUnreachable):
             raise type(error)(f"trial {number}: {str(error).rstrip('.')}. {kept}")
         _log.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)

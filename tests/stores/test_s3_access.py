@@ -218,6 +218,9 @@ def test_a_container_gives_keys(tmp_path: Path) -> None:
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(token),
         }
         assert chain(ADDRESS, env=env).retrieve().access_key == "box"
+        token.write_bytes(b"\xff")
+        with pytest.raises(ConfigurationError, match=r"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=.* cannot be read"):
+            chain(ADDRESS, env=env).retrieve()
 
 
 def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:

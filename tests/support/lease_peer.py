@@ -21,6 +21,7 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.log import ObjectLog
 from hopaas_p2p.stores.objects.store import ObjectArtifacts
 from hopaas_p2p.study import Study
+from tests.support.processes import in_environment
 
 STEPS = 3
 NOTHING, RETRIED, TOLD = "no trial was started", "its parameters are run again", "its result is there"
@@ -215,15 +216,9 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["optuna", "hopaas_p2p.study", "tests.support.lease_peer"])
 
 
-def _live(environment: dict[str, str], role: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.clear()  # the fork server's are those of the first test
-    os.environ.update(environment)
-    role(*arguments)
-
-
 def start(role: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Run one of the functions above in a process of its own."""
-    process = _context.Process(target=_live, args=(dict(os.environ), role, arguments), daemon=True)
+    process = _context.Process(target=in_environment, args=(dict(os.environ), role, *arguments), daemon=True)
     process.start()
     return process
 

@@ -68,6 +68,13 @@ def start(*words: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
         )
 
 
+def in_environment(variables: dict[str, str], work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work` with these variables of the environment: a fork server has those of the first test that used it."""
+    os.environ.clear()
+    os.environ.update(variables)
+    work(*arguments)
+
+
 def script(directory: Path, body: str, name: str = "train.py") -> list[str]:
     """A Python program in a file; the command that runs it."""
     path = directory / name

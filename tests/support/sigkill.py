@@ -30,7 +30,7 @@ from hopaas_p2p.study import Study, open_study
 from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.invariants import Witness
 from hopaas_p2p.trial import Trial
-from tests.support.processes import patient
+from tests.support.processes import in_environment, patient
 
 _PATIENCE: Final = 120.0  # seconds until a campaign that does not end is a failure
 _PRELOAD: Final = ["optuna", "hopaas_p2p.study", "tests.support.sigkill"]
@@ -119,7 +119,8 @@ def massacre(
     lives = itertools.count()
 
     def start() -> BaseProcess:
-        process = context.Process(target=work, args=(url, study, notes / f"told-{next(lives):03d}", total))
+        arguments = (dict(os.environ), work, url, study, notes / f"told-{next(lives):03d}", total)
+        process = context.Process(target=in_environment, args=arguments)
         process.start()
         return process
 

@@ -17,19 +17,7 @@ from hopaas_p2p.stores.objects.race import race
 
 _ROOM: Final = 100 << 20  # bytes; some 100,000 trials
 _CLOCKS_AGREE: Final = 60.0  # seconds
-_TELLING: Final = (
-    "vers",
-    "proto",
-    "nolock",
-    "nocto",
-    "noac",
-    "actimeo",
-    "lookupcache",
-    "soft",
-    "softerr",
-    "hard",
-    "ro",
-)
+_SHOWN: Final = ("vers", "proto", "nolock", "nocto", "noac", "actimeo", "lookupcache", "soft", "softerr", "hard", "ro")
 
 
 def checks(store: DirectoryStore) -> Iterator[Finding]:
@@ -54,7 +42,7 @@ def _file_system(store: DirectoryStore) -> Finding:
     mount = store.objects.mount
     if not mount.kind:
         return Finding("file system", passed=True, detail="the system does not say which")
-    options = ", ".join(one for one in mount.options if one.partition("=")[0] in _TELLING)
+    options = ", ".join(one for one in mount.options if one.partition("=")[0] in _SHOWN)
     where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, on this machine only"
     detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
     looks_anew = not mount.nfs or mount.option("nocto") is None

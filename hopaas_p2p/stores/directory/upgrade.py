@@ -9,7 +9,6 @@ can write nothing beside it. The store's description then says format 2, and old
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -172,8 +171,6 @@ def _locked(path: Path, kind: str) -> Iterator[None]:
 def _try_flock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # which of them, depends on the file system
-            return False
-        raise
+    except (BlockingIOError, PermissionError):  # which of them, depends on the file system
+        return False
     return True

@@ -53,12 +53,10 @@ class Profile:
     def find(self) -> Keys | None:
         wanted = self._env.get("AWS_PROFILE") or self._env.get("AWS_DEFAULT_PROFILE") or "default"
         home = Path(self._env.get("HOME") or Path.home()) / ".aws"
+        in_config = wanted if wanted == "default" else f"profile {wanted}"
         places = (
             (Path(self._env.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"), wanted),
-            (
-                Path(self._env.get("AWS_CONFIG_FILE") or home / "config"),
-                wanted if wanted == "default" else f"profile {wanted}",
-            ),
+            (Path(self._env.get("AWS_CONFIG_FILE") or home / "config"), in_config),
         )
         for path, section in places:
             found = self._read(path, section)

@@ -7,6 +7,7 @@ So it gets pools from here: retries off, time-outs short, and a note of every an
 from __future__ import annotations
 
 import contextlib
+import copy
 import email.utils
 import functools
 import os
@@ -54,9 +55,8 @@ class ResponseObserver:
 
     def copy(self) -> ResponseObserver:
         """With what it knows, for a child of a fork."""
-        made = ResponseObserver()
-        made.requests, made.interruptions = self.requests, self.interruptions
-        made.ahead, made.heard = self.ahead, self.heard
+        made = copy.copy(self)
+        made.answer = Answer()
         return made
 
     def send(self, urlopen: Callable[..., Any], method: str, url: str, *args: Any, **kw: Any) -> Any:

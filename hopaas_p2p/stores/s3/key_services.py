@@ -41,14 +41,10 @@ class WebIdentity:
         path = self._env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
         if not path:
             return None
-        try:
-            token = Path(path).read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            raise ConfigurationError(f"AWS_WEB_IDENTITY_TOKEN_FILE={path}: the file cannot be read") from None
         form = {
             "Action": "AssumeRoleWithWebIdentity",
             "Version": "2011-06-15",
-            "WebIdentityToken": token,
+            "WebIdentityToken": _token_in(path, self.name),
             "RoleSessionName": self._env.get("AWS_ROLE_SESSION_NAME") or f"hopaas-{secrets.token_hex(4)}",
         }
         if self._env.get("AWS_ROLE_ARN"):
@@ -61,6 +57,13 @@ class WebIdentity:
         if keys is None:
             raise ConfigurationError(f"{self._endpoint} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
         return keys
+
+
+def _token_in(path: str, variable: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"{variable}={path}: the file cannot be read") from None
 
 
 def _element(xml: str, name: str) -> str:
@@ -81,13 +84,9 @@ class Container:
         url = f"{_CONTAINER}{relative}" if relative else self._env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
         if not url:
             return None
-        path = self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
-        try:
-            token = Path(path).read_text().strip() if path else self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
-        except OSError:
-            raise ConfigurationError(
-                f"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE={path}: the file cannot be read"
-            ) from None
+        token = self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
+        if path := self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
+            token = _token_in(path, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
         return _keys_of(_json(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True)))
 
 

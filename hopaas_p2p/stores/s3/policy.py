@@ -68,10 +68,4 @@ def _allow(
 def _never_overwrite(resources: list[str]) -> dict[str, Any]:
     """Refuse a PUT without If-None-Match, see "Enforce conditional writes" in Amazon's S3 user guide."""
     without = {"Null": {"s3:if-none-match": "true"}}
-    return {
-        "Sid": "NeverOverwrite",
-        "Effect": "Deny",
-        "Action": ["s3:PutObject"],
-        "Resource": resources,
-        "Condition": without,
-    }
+    return _allow("NeverOverwrite", ["s3:PutObject"], resources, without) | {"Effect": "Deny"}
