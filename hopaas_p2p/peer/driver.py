@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic
 
+from msgspec.structs import replace
+
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import sum_at
@@ -268,7 +270,7 @@ class LogDriver(Generic[S]):
                 appended = False
                 while not appended:
                     state = self.session.state
-                    commit = commit._replace(chain=sum_at(state.lsn, state.chain))  # noqa: PLW2901
+                    commit = replace(commit, chain=sum_at(state.lsn, state.chain))  # noqa: PLW2901
                     receipt = self.log.exchange(commit, state.lsn)
                     self._take(receipt, began)
                     appended = not receipt.more or any(entry.payload == commit.payload for entry in receipt.entries)

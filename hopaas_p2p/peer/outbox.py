@@ -184,7 +184,7 @@ class Outbox:
             else:
                 return None
         outgoing = self.in_flight[0].outgoing
-        return outgoing if outgoing.chain == chain else outgoing._replace(chain=chain)
+        return outgoing if outgoing.chain == chain else msgspec.structs.replace(outgoing, chain=chain)
 
     def everything(self) -> list[Outgoing]:
         """All of it as commits, in the order in which they must be sent; they are in flight from now on."""
@@ -327,10 +327,11 @@ def _weight(said: Draft | TrialCreate | TrialSet | StudySet) -> int:
         weight = _REPORT * len(said.reports)
         if said.dists:
             weight += sum(map(len, said.dists)) + sum(map(_size, said.dists.values()))
-        for name, values in said.metrics.items():
-            weight += len(name) + _REPORT * len(values)
-    for attributes in (said.user, said.system):
-        if attributes:
+        if said.metrics:
+            for name, values in said.metrics.items():
+                weight += len(name) + _REPORT * len(values)
+    if said.user or said.system:
+        for attributes in (said.user, said.system):
             weight += sum(map(len, attributes)) + sum(map(len, attributes.values()))
     return weight
 

@@ -219,7 +219,7 @@ class Peer:
         try:
             with log.lock:
                 log.session.queue(pending)
-            self.await_commit(log, pending, within=min(self.store_wait, within))
+            self._decided(log, pending, min(self.store_wait, within))
         except BaseException:
             self.abandon(log, pending)
             raise
@@ -280,9 +280,12 @@ class Peer:
             InvalidInput: they cannot be written down.
 
         """
-        patience = self.patience if within is None else within
+        self.check_process()
+        return self._decided(log, pending, self.patience if within is None else within)
+
+    def _decided(self, log: LogDriver[Any], pending: PendingCommit, within: float) -> tuple[Verdict, ...]:
         while pending.verdicts is None:
-            self._retry(log, pending, patience)
+            self._retry(log, pending, within)
         self.scheduler.yield_to()
         if pending.error is not None:
             raise pending.error
@@ -290,11 +293,11 @@ class Peer:
 
     def catch_up(self, log: LogDriver[Any], *, within: float | None = None) -> None:
         """Bring the replica up to date; raises StoreUnreachable if not `within` so many seconds, or `patience`."""
+        self.check_process()
         self._retry(log, None, self.patience if within is None else within)
 
     def _retry(self, log: LogDriver[Any], pending: PendingCommit | None, within: float) -> None:
         """Make one exchange, in as many attempts as it takes; none if another thread's decided what is pending."""
-        self.check_process()
         attempts = None
         began = self.clock()
         while log.turn.acquire(pending):

@@ -344,28 +344,28 @@ class LogSession(Generic[S]):
         If anything but content goes wrong halfway, the state is discarded and the log joined again.
         """
         joined, self.joined = self.joined, False
-        outbox, state, apply_ = self.outbox, self.state, self.machine.apply
+        state, apply_, in_flight = self.state, self.machine.apply, self.outbox.in_flight
         head, (summed, chain) = state.lsn, state.chain
         if summed != head:
             chain = None  # type: ignore[assignment]
         for entry in receipt.entries:
-            lsn, payload, stamp, before = entry
+            lsn, payload, before = entry.lsn, entry.payload, entry.before
             if lsn <= head:
                 continue
             if lsn > head + 1 or (before != chain and before is not None and chain is not None):
                 self._break(head, chain, entry)
                 break
-            sent = outbox.in_flight[0] if outbox.in_flight else None
-            if sent is not None and payload == sent.outgoing.payload:
-                self._acknowledge(Placed(lsn, before, sent.outgoing), apply_(state, lsn, sent.commit, stamp))
+            if in_flight and payload == in_flight[0].outgoing.payload:
+                sent = in_flight[0]
+                self._acknowledge(Placed(lsn, before, sent.outgoing), apply_(state, lsn, sent.commit, entry.stamp))
             else:
                 commit = self._decoded(payload)
                 if self.duplicated:
                     return
-                apply_(state, lsn, commit, stamp)
-            head, before = lsn, before if chain is None else chain
+                apply_(state, lsn, commit, entry.stamp)
+            head, known = lsn, before if chain is None else chain
             # as `core.chain.following`, without a call
-            chain = None if before is None else (before * BASE + int.from_bytes(payload[:4], "little")) % PRIME
+            chain = None if known is None else (known * BASE + int.from_bytes(payload[:4], "little")) % PRIME
         if chain is not None:
             state.chain = head, chain
         self.joined = joined

@@ -260,11 +260,11 @@ class _LoggedCommits:
         self._sums: dict[int, int | None] = {1: 0}
         """Lsn -> the sum of the log before it."""
         self._removed = removed
-        for lsn, payload, _, before in read_all(log, max(first - 2, removed)):
-            self.head = lsn
-            self._payloads.add(payload)
-            self._sums[lsn] = before
-            self._sums[lsn + 1] = None if before is None else following(before, payload)
+        for entry in read_all(log, max(first - 2, removed)):
+            self.head, before = entry.lsn, entry.before
+            self._payloads.add(entry.payload)
+            self._sums[self.head] = before
+            self._sums[self.head + 1] = None if before is None else following(before, entry.payload)
 
     def lost(self) -> list[Placed]:
         """Those that it has not. Of commits that were removed because a snapshot stands for them nothing is known."""

@@ -9,7 +9,7 @@ import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, NoReturn, Self
+from typing import Any, Final, Literal, NoReturn, Self
 
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
@@ -79,17 +79,6 @@ def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None =
             return f"a value must be a number, got {', '.join(map(str, values))}"
     word = verdict.refusal or "refused"
     return REFUSALS.get(word, word)
-
-
-class TrialStanding(NamedTuple):
-    """How things are with a trial of this process, according to the log."""
-
-    stop: str | None
-    """Why it was asked to end; None if it was not."""
-    held: bool
-    """Whether its lease is held."""
-    shared: bool
-    """Whether another process that acts for this one was heard to write to it."""
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -393,14 +382,14 @@ class StudyHandle:
             self.peer.note_draft(self.log)
             session = self.log.session
         draft = session.draft(number, epoch, owner)
-        used = self._used(number, epoch)
+        used = self.peer.meter.used((self.uuid, number, epoch))
         if used is not None:
-            draft.used = used
+            draft.used = Used(*used)
         return draft
 
-    def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
-        """What the lease has used, if the log does not tell by itself."""
-        found = self.peer.meter.used((self.uuid, number, epoch), at_end=at_end)
+    def _used_at_end(self, number: int, epoch: int) -> Used | None:
+        """What the lease that ends has used, if the log does not tell by itself."""
+        found = self.peer.meter.used((self.uuid, number, epoch), at_end=True)
         return None if found is None else Used(*found)
 
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
@@ -670,8 +659,12 @@ class StudyHandle:
             return []
         with self.log.lock:
             deferred, self.deferred = self.deferred, []
-        found = [(number, self._settled(number, pending)) for number, pending in deferred]
-        return [(number, verdict) for number, verdict in found if verdict is not None and not verdict.accepted]
+        refused = []
+        for number, pending in deferred:
+            verdict = self._settled(number, pending)
+            if verdict is not None and not verdict.accepted:
+                refused.append((number, verdict))
+        return refused
 
     def _settled(self, number: int, pending: PendingCommit) -> Verdict | None:
         """The verdict on the end of a trial; None if it is kept on disk because the store cannot be reached."""
@@ -739,7 +732,7 @@ class StudyHandle:
             self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
         elif to is not records.TrialState.COMPLETE:
             reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer
-        used = self._used(number, epoch, at_end=True)
+        used = self._used_at_end(number, epoch)
         pauses = pauses and to is records.TrialState.PRUNED  # if it is at a rung, which the log decides
         return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
@@ -758,7 +751,7 @@ class StudyHandle:
             if owned is None:
                 return False
             owner, epoch = owned.lease
-            used = self._used(number, epoch, at_end=True)
+            used = self._used_at_end(number, epoch)
             record = TrialRelease(number, epoch, reason=reason_text(reason), used=used)
             pending = self._put_last(record, owner=owner)
             self._rebuild(number)
@@ -810,17 +803,20 @@ class StudyHandle:
             return trial.end is None and self.peer.is_mine(trial.owner)
         return (trial.owner, trial.epoch) == owned.lease
 
-    def standing(self, number: int) -> TrialStanding:
-        """How things are with a trial of this process. Reads the replica."""
+    def standing(self, number: int) -> tuple[str | None, bool, bool]:
+        """Why this trial was asked to end, or None; whether its lease is held, and whether others write to it, too.
+
+        Others are processes that act for this one. Reads the replica.
+        """
         with self.log.lock:
             state, view = self.log.session.state, self.view
             if number in view.changed:
                 view.catch_up(state)
             trial, owned = state.trials[number], view.owned.get(number)
             if owned is None:
-                return TrialStanding(trial.stop, trial.end is None and self.peer.is_mine(trial.owner), False)
+                return trial.stop, trial.end is None and self.peer.is_mine(trial.owner), False
             owner, epoch = owned.lease
-            return TrialStanding(trial.stop, trial.owner == owner and trial.epoch == epoch, owned.shared)
+            return trial.stop, trial.owner == owner and trial.epoch == epoch, owned.shared
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial of this process that has reported this pauses now. Reads the replica."""
@@ -831,7 +827,7 @@ class StudyHandle:
     def lease_valid(self, number: int) -> bool:
         """Whether this process may still trust that no other peer takes the trial over."""
         owner = self.state.trials[number].owner
-        return owner is not None and self.standing(number).held and self.peer.lease_valid(self.log, owner)
+        return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
 
     def check_writable(self, number: int) -> None:
         """Raises NotYourTrial or UpdateFinishedTrialError if this process may not end the trial."""
@@ -840,7 +836,7 @@ class StudyHandle:
 
     def shared_trial(self, number: int) -> FrozenTrial | None:
         """The trial, if another process that acts for this one was heard to write to it. Reads the replica."""
-        return self.trial(number) if self.standing(number).shared else None
+        return self.trial(number) if self.standing(number)[2] else None
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""

@@ -626,7 +626,7 @@ class Storage(BaseStorage):
             Denied: the store lets this user in no more; the end is kept on disk.
 
         """
-        handle, number = self.locate(trial_id)
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
         if self._options.operator and handle.is_run_by_another(number):
             self.take_over(trial_id, state, values, reason)
             return
@@ -663,21 +663,20 @@ class Storage(BaseStorage):
     def locate(self, trial_id: int, *, refresh: bool = False) -> tuple[StudyHandle, int]:
         """The handle of this trial's study, with `refresh` as fresh as a read may expect; and the trial's number."""
         found = self._located.get(trial_id)
-        if found is not None and not refresh:
-            return found
-        number = trial_id & _NUMBERS
-        try:
-            handle = self.handle(trial_id >> _NUMBER_BITS)
-        except KeyError:
-            raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.") from None
-        if number >= len(handle.state.trials):
-            self.peer.catch_up(handle.log)
+        if found is None:
+            number = trial_id & _NUMBERS
+            try:
+                handle = self.handle(trial_id >> _NUMBER_BITS)
+            except KeyError:
+                raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.") from None
             if number >= len(handle.state.trials):
-                raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
-        self._note_located(trial_id, handle, number)
+                self.peer.catch_up(handle.log)
+                if number >= len(handle.state.trials):
+                    raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
+            found = self._note_located(trial_id, handle, number)
         if refresh:
-            self._read(handle.study_id)
-        return handle, number
+            self._read(trial_id >> _NUMBER_BITS)
+        return found
 
     def release(self, trial_id: int, *, reason: str | None = None) -> bool:
         """Give a running trial of this process back: WAITING again, with the same parameters."""
@@ -728,9 +727,11 @@ class Storage(BaseStorage):
         self._handles.pop(study_id, None)
         self._located.clear()
 
-    def _note_located(self, trial_id: int, handle: StudyHandle, number: int) -> None:
+    def _note_located(self, trial_id: int, handle: StudyHandle, number: int) -> tuple[StudyHandle, int]:
+        found = handle, number
         self._located.clear()
-        self._located[trial_id] = handle, number
+        self._located[trial_id] = found
+        return found
 
     def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:
         handle = StudyHandle(self.peer, uuid, study_id, allow_pickles=self._options.allow_pickles)

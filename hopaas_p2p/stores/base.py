@@ -22,6 +22,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+from msgspec import Struct
+
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 
 SNAPSHOT_EVERY: Final = 256
@@ -47,7 +49,7 @@ def snapshot_due(lsn: int) -> bool:
     return lsn % SNAPSHOT_EVERY == 0 and lsn % snapshot_step(lsn) == 0
 
 
-class Outgoing(NamedTuple):
+class Outgoing(Struct, frozen=True, gc=False):
     """A commit to append, and what a store may know of it. No store decodes the bytes."""
 
     nonce: str
@@ -65,7 +67,7 @@ class Outgoing(NamedTuple):
         return self.nonce.rpartition(":")[0]
 
 
-class Placed(NamedTuple):
+class Placed(Struct, frozen=True, gc=False):
     """A commit in a history that its writer has read."""
 
     lsn: int
@@ -75,7 +77,7 @@ class Placed(NamedTuple):
     commit: Outgoing
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True, gc=False):
     """A commit as the log holds it."""
 
     lsn: int
@@ -85,7 +87,7 @@ class Entry(NamedTuple):
     """The sum of the log before this commit, as whoever gave it its lsn knew it; None: it was stored without."""
 
 
-class Receipt(NamedTuple):
+class Receipt(Struct, frozen=True, gc=False):
     """The result of an exchange: the commits after `since`, in order, and whether there are more to fetch."""
 
     entries: list[Entry]

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from hopaas_p2p.core.chain import following, shown
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, StudyDeleted
 from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
@@ -37,14 +39,11 @@ class MemoryLog:
                 if chain is not None and chain != known:
                     raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(chain)}")
                 entry = Entry(head + 1, payload, before=total)
-                self._append(entry)
+                self._entries.append(entry)
+                self._sum = following(total, payload)
                 if head >= since:
                     entries.append(entry)
             return receipt
-
-    def _append(self, entry: Entry) -> None:
-        self._entries.append(entry)
-        self._sum = following(entry.before or 0, entry.payload)
 
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
@@ -72,7 +71,8 @@ class MemoryLog:
             raise ConfigurationError("A store in memory holds complete logs only; restore this backup into a bucket.")
         with self._lock:
             for entry in list(entries)[len(self._entries) :]:
-                self._append(entry if entry.before is not None else entry._replace(before=self._sum))
+                self._entries.append(entry if entry.before is not None else replace(entry, before=self._sum))
+                self._sum = following(self._sum, entry.payload)
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock, which would never be released here."""

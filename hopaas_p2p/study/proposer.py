@@ -58,7 +58,7 @@ class Proposer:
         storage, study_id: of the study.
         study: Optuna's own object, whose sampler is asked.
         searcher: how repeats are handled.
-        space: the search space; empty when the objective suggests as it goes.
+        space: the search space.
         new_trial: returns the Trial of an id.
 
     """
@@ -95,8 +95,7 @@ class Proposer:
     def propose(self, within: float) -> Proposed | None:
         """Draw a configuration from the replica, to be sent with the ask; None where that is not possible.
 
-        It is not possible without a search space or where the sampler needs the trial first, and is not worth it if a
-        trial waits.
+        It is not possible where the sampler needs the trial first, and is not worth it if a trial waits.
 
         Raises:
             NoWork: no trial can start; or known values are reused, and there is no new configuration; or the sampler
@@ -104,8 +103,6 @@ class Proposer:
 
         """
         study, handle = self._study, self._handle
-        if not self._space:
-            return None
         if handle.gives_out_waiting():
             return None
         self._check_points_left()
@@ -210,7 +207,7 @@ class Proposer:
         Returns the trial whose known values can be told for it at once, if there is one.
         """
         space, params = self._space, cached_trial(trial).params
-        if not space or space.keys() <= params.keys():  # of a retry
+        if space.keys() <= params.keys():  # of a retry
             return None
         was_queued = bool(fixed_params(trial) or params)
         self._sample(trial)

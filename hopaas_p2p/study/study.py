@@ -301,9 +301,13 @@ class Study:
         return {name: to_optuna(one) for name, one in define.space.items()}
 
     @functools.cached_property
-    def _proposer(self) -> Proposer:
+    def _proposer(self) -> Proposer | None:
+        """None without a search space: then the objective suggests as it goes."""
+        space = self._space
+        if not space:
+            return None
         new_trial = functools.partial(Trial, self.optuna)
-        return Proposer(self.storage, self.study_id, self.optuna, self._searcher, self._space, new_trial)
+        return Proposer(self.storage, self.study_id, self.optuna, self._searcher, space, new_trial)
 
     def _keep_to_method(self, *, aloud: bool = False) -> None:
         """Search as the study's log says, but for what this process was told otherwise."""
@@ -374,37 +378,44 @@ class Study:
             self._checked_sampler = self.optuna.sampler
         if interrupts.terminated:
             interrupts.raise_again()
-        proposer = self._proposer
+        proposer, handle = self._proposer, self._handle
         while True:
-            if self._handle.state.configurations is not None:
-                full = self._checkpoint_bound.reason(self._handle, within=within)
+            if handle.log.session.state.configurations is not None:
+                full = self._checkpoint_bound.reason(handle, within=within)
                 if full is not None:
                     raise NoWork(full, refusal="checkpoints")
-            proposed = proposer.propose(within)
+            trial_id, proposed = self._take(proposer, within)
             try:
-                trial_id = self.storage.take(self.study_id, proposed and proposed.proposal, within=within)
-            except BaseException:
-                proposer.drop(proposed)
-                raise
-            try:
-                trial = self._started(trial_id, proposed)
+                trial = self._started(handle, trial_id, proposed)
                 if trial is not None:
-                    self._handle.release_when_forgotten(trial, trial.number)
+                    handle.release_when_forgotten(trial, trial.number)
                     return trial
             except BaseException as error:  # a sampler may fail, or think for seconds until somebody interrupts it
                 self._give_back(trial_id, error)
                 raise
 
-    def _started(self, trial_id: int, proposed: Proposed | None) -> Trial | None:
+    def _take(self, proposer: Proposer | None, within: float) -> tuple[int, Proposed | None]:
+        """Start the next trial, with the parameters that were proposed for it if it is a new one."""
+        if proposer is None:
+            return self.storage.take(self.study_id, within=within), None
+        proposed = proposer.propose(within)
+        try:
+            return self.storage.take(self.study_id, proposed and proposed.proposal, within=within), proposed
+        except BaseException:
+            proposer.drop(proposed)
+            raise
+
+    def _started(self, handle: StudyHandle, trial_id: int, proposed: Proposed | None) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
-        handle, proposer = self._handle, self._proposer
-        if proposed is not None and handle.is_new(trial_id, proposed.proposal):
+        proposer = self._proposer
+        if proposer is not None and proposed is not None and handle.is_new(trial_id, proposed.proposal):
             trial: Trial = proposed.trial
             become(trial, trial_id, self.storage.get_trial(trial_id))
             if proposer.redraw_if_taken(proposed):
                 handle.send_soon()
             return trial
-        proposer.drop(proposed)
+        if proposer is not None:
+            proposer.drop(proposed)
         forget_cached_trials(self.optuna)
         trial = Trial(self.optuna, trial_id)
         unfit = self._unfit(trial)
@@ -412,7 +423,7 @@ class Study:
             _log.warning("trial %d, which was queued, fails: %s", trial.number, unfit)
             self.storage.finish(trial_id, TrialState.FAIL, None, unfit)
             return None
-        known = proposer.sample(trial)
+        known = None if proposer is None else proposer.sample(trial)
         if known is not None:
             self.storage.set_trial_system_attr(trial_id, REUSED, known.number)
             self.storage.finish(trial_id, TrialState(known.state.value), known.values)

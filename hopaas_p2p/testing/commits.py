@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.apply import apply
@@ -40,7 +41,7 @@ def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> En
     """Append a commit whose bytes any store can keep a sum with, as a peer that has read so far; its entry."""
     commit = outgoing_of(name, name)
     while True:
-        receipt = log.exchange(commit._replace(chain=total), since)
+        receipt = log.exchange(replace(commit, chain=total), since)
         for entry in receipt.entries:
             if entry.payload == commit.payload:
                 return entry

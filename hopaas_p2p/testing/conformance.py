@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import BrokenChain, StudyDeleted
@@ -211,7 +212,7 @@ class StoreConformance(Conformance):
         stranger = self.reopen(store).log("study-1")
         commit = outgoing_of("stranger", "stranger")
         with contextlib.suppress(BrokenChain):
-            receipt = stranger.exchange(commit._replace(chain=1), 2)
+            receipt = stranger.exchange(replace(commit, chain=1), 2)
             assert not receipt.holds(commit)
             assert receipt.more
             assert receipt.entries[0].before == sum_of(everything(log)[:2])

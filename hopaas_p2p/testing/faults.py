@@ -15,6 +15,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from msgspec.structs import replace
+
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store, read_all
 
@@ -133,7 +135,7 @@ class FaultyLog:
 
     def _append_unrecognised(self, outgoing: Outgoing) -> None:
         """Append these bytes after everything else, where the store cannot recognise that it has them already."""
-        self._inner.exchange(outgoing._replace(chain=None), sum(1 for _ in read_all(self._inner)))
+        self._inner.exchange(replace(outgoing, chain=None), sum(1 for _ in read_all(self._inner)))
 
     def changed(self, since: int) -> bool | None:
         return self._inner.changed(since)

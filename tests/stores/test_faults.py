@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p.core import codec, snapshot
@@ -49,8 +50,8 @@ def inner() -> MemoryStore:
 def replayed(store: Store) -> State:
     """The State after the log, every commit of which is held against the invariants."""
     state, witness = State(), Witness()
-    for lsn, payload, *_ in everything(store.log("study")):
-        apply(state, lsn, codec.decode(payload))
+    for entry in everything(store.log("study")):
+        apply(state, entry.lsn, codec.decode(entry.payload))
         witness.look(state)
     return state
 
@@ -111,7 +112,7 @@ def test_a_commit_that_comes_late_behind_its_writers_next_one_changes_nothing(in
     retried(replica, replica.put("ann", TrialCreate()))
     retried(replica, replica.put("ann", TrialFinish(0, 1, COMPLETE, (1.0,))))
     late = store.sent[0]
-    inner.log("study").exchange(late._replace(chain=None), len(everything(inner.log("study"))))
+    inner.log("study").exchange(replace(late, chain=None), len(everything(inner.log("study"))))
     state = replayed(inner)
     assert state.refusals["duplicate"] == 2
     assert [trial.state for trial in state.trials] == [COMPLETE]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.findings import Finding
@@ -83,7 +84,7 @@ def test_nodes_that_read_different_commits_are_told(tmp_path: Path, monkeypatch:
         receipt = exchange(log, *arguments)
         if log.objects is not liar.objects:
             return receipt
-        entries = [one._replace(payload=one.payload + b" ") if one.lsn == 5 else one for one in receipt.entries]
+        entries = [replace(one, payload=one.payload + b" ") if one.lsn == 5 else one for one in receipt.entries]
         return Receipt(entries, receipt.more)
 
     monkeypatch.setattr(ObjectLog, "exchange", lies)

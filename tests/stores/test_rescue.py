@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p import rescue
@@ -175,7 +176,7 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
     uuid, _ = filled(sound, trials=4)
     old, new = open_store(str(sound)), open_store(str(store))
     entries = list(read_all(old.log(uuid)))
-    entries[8] = entries[8]._replace(before=12345)
+    entries[8] = replace(entries[8], before=12345)
     new.log(uuid).restore(None, entries)  # type: ignore[attr-defined]
     new.catalog().restore(None, read_all(old.catalog()))  # type: ignore[attr-defined]
     lost = Commit("other", 1, "other", 0, (TrialCreate(TrialState.RUNNING, params={"x": 0.5}),))

@@ -179,8 +179,8 @@ def founded(world: World, **policy: object) -> None:
 
 def replayed(entries: Iterable[Entry]) -> State:
     state = State()
-    for lsn, payload, stamp, _ in entries:
-        apply(state, lsn, codec.decode(payload), stamp)
+    for entry in entries:
+        apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
     return state
 
 

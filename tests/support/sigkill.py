@@ -147,9 +147,9 @@ def _watch_it_again(storage: Storage, study_id: int) -> None:
     """Replay the study's log from its beginning, and hold every State on the way against the invariants."""
     uuid = storage.handle(study_id).uuid
     state, witness = State(), Witness()
-    for lsn, payload, stamp, _ in everything(storage.peer.store.log(uuid)):
-        apply(state, lsn, codec.decode(payload), stamp)
-        if lsn % 16 == 0:  # each look costs as much as the State is large
+    for entry in everything(storage.peer.store.log(uuid)):
+        apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
+        if entry.lsn % 16 == 0:  # each look costs as much as the State is large
             witness.look(state)
     witness.look(state)
 

@@ -171,8 +171,9 @@ def judge(options: argparse.Namespace, peer: str) -> None:
     entries = everything(study.storage.peer.store.log(uuid))
     study.close()
     state, digests, log = State(), {}, hashlib.sha256()
-    for lsn, payload, stamp, _ in entries:
-        apply(state, lsn, codec.decode(payload), stamp)
+    for entry in entries:
+        lsn, payload = entry.lsn, entry.payload
+        apply(state, lsn, codec.decode(payload), entry.stamp)
         log.update(b"%d %d " % (lsn, len(payload)) + payload)
         if lsn in options.lsns:
             digests[lsn] = snapshot.digest(state)

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from msgspec.structs import replace
+
 from hopaas_p2p.errors import BehindRetention, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt, Store, snapshot_step
@@ -156,7 +158,7 @@ class LogRelay:
         while more:
             try:
                 if outgoing is not None:
-                    outgoing = outgoing._replace(chain=self._mirror.chain)
+                    outgoing = replace(outgoing, chain=self._mirror.chain)
                 receipt = self.far.exchange(outgoing, self._mirror.lsn)
             except BehindRetention:
                 self._skip_to_snapshot()

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from hopaas_p2p.core.chain import shown
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.errors import (
@@ -271,7 +273,7 @@ class BridgedLog:
             return receipt
         if not receipt.holds(outgoing):
             if self._contradicts(outgoing, since, receipt):
-                return receipt._replace(more=True)
+                return replace(receipt, more=True)
             if self._posted is None or self._posted[0] != outgoing.payload:
                 request = messages.Append(self._name, outgoing.nonce, outgoing.payload, since, outgoing.about)
                 self._posted = (outgoing.payload, self._store.post(request))

@@ -525,11 +525,11 @@ class ObjectLog:
         losses = 0
         while True:
             if look or self.scheduler is not None:
-                found, more = self._await_turn(since + len(entries), deadline, look=look)
-                entries += found
-                if more or any(entry.payload == payload for entry in found):
-                    self._secure(payload, found)
-                    return Receipt(entries, more)
+                found = self._await_turn(since + len(entries), deadline, look=look)
+                entries += found.entries
+                if found.more or any(entry.payload == payload for entry in found.entries):
+                    self._secure(payload, found.entries)
+                    return Receipt(entries, found.more)
             if self._history.contradicted:
                 return Receipt(entries, more=True)  # not appended: it would stand in another history
             entry, created = self._decide(since + len(entries) + 1, payload, deadline)
@@ -539,8 +539,8 @@ class ObjectLog:
                 return Receipt(entries)
             if entry.payload == payload:  # it stood there already, and others may stand behind it
                 self._secure(payload, [entry])
-                found, more = self._look(entry.lsn, deadline, certain=True)
-                return Receipt(entries + found, more)
+                behind, more = self._look(entry.lsn, deadline, certain=True)
+                return Receipt(entries + behind, more)
             if time.monotonic() >= deadline:
                 return Receipt(entries, more=True)  # not appended, and the caller sees that: it comes again
             if self.scheduler is not None:
