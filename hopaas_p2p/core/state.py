@@ -188,7 +188,7 @@ class ClosedBlock(Protocol):
     """The trials of one block, all of them finished, in as few bytes as possible."""
 
     @property
-    def packed(self) -> bytes:
+    def packed(self) -> memoryview:
         """What a snapshot holds of it."""
 
     def trials(self) -> list[Trial]:

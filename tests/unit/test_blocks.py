@@ -103,7 +103,7 @@ def test_counts_and_digest_do_not_depend_on_what_is_closed(scribe: Scribe) -> No
 @pytest.mark.parametrize("column", ["epochs", "owner", "param_set", "params", "widths", "values", "durations"])
 def test_a_block_with_a_column_of_another_length_is_corrupt(scribe: Scribe, column: str) -> None:
     plain = blocks._columns(list(scribe.state.trials)[:BLOCK])
-    setattr(plain, column, getattr(plain, column) + bytes(8))
+    setattr(plain, column, bytes(getattr(plain, column)) + bytes(8))
     with pytest.raises((ValueError, IndexError)):
         blocks.check(msgspec.msgpack.encode(plain))
 
