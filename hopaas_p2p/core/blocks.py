@@ -128,7 +128,7 @@ class PackedBlock(NamedTuple):
             params=_column(block.params, "d"),
             step_sets=block.step_sets,
             step_set=_column(block.step_set, "q"),
-            reports=_column(block.reports, "d"),
+            reports=lambda: _column(block.reports, "d"),
             widths=_column(block.widths, "q"),
             values=_column(block.values, "d"),
             special=[place for place, rare in block.rare.items() if rare.dists or rare.system],
