@@ -120,9 +120,7 @@ class KernelDensity:
         self._leave_out(rows[self._chosen[rows] & ~present])
         if not present.all():
             rows, values = rows[present], {name: some[present] for name, some in values.items()}
-        mu = np.reshape(
-            [axis.placed(values[name]) for name, axis in self.axes.items()], (len(self.axes), len(rows))
-        )
+        mu = np.reshape([axis.placed(values[name]) for name, axis in self.axes.items()], (len(self.axes), len(rows)))
         self._leave_out(rows[self._chosen[rows] & (self._mu[:, rows] != mu).any(axis=0)])
         self._mu[:, rows] = mu
         for name, choices in self.choices.items():
