@@ -124,12 +124,12 @@ class PackedBlock(NamedTuple):
             first=self.first,
             states=block.states,
             param_sets=block.param_sets,
-            param_set=_column(block.param_set, "q"),
+            param_set=_narrow(block.param_set),
             params=_column(block.params, "d"),
             step_sets=block.step_sets,
-            step_set=_column(block.step_set, "q"),
+            step_set=_narrow(block.step_set),
             reports=lambda: _column(block.reports, "d"),
-            widths=_column(block.widths, "q"),
+            widths=_narrow(block.widths),
             values=_column(block.values, "d"),
             special=[place for place, rare in block.rare.items() if rare.dists or rare.system],
         )
@@ -282,6 +282,12 @@ def _lowest(column: bytes) -> bytes | None:
     """A column as bytes, if no number in it is below 0 or above 255."""
     count = len(column) // 8
     return column[:count] if column.endswith(_ZEROS[: 7 * count]) else None
+
+
+def _narrow(column: bytes) -> array[int]:
+    """The numbers of a column, as bytes where they fit."""
+    low = _lowest(column)
+    return _column(column, "q") if low is None else array("B", low)
 
 
 def _absences(column: bytes) -> int:
