@@ -20,6 +20,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.redaction import redacted
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.postgres import copying
 from hopaas_p2p.stores.postgres.watchdog import IdleWatchdog
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ class ConnectionProvider:
                 certified = secret is None or "sslcert" in self.address.sqlalchemy_url.query
                 parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
 
+        copying.allow(engine)
         self._watchdog = IdleWatchdog(engine, lambda: self.hurried)
         return engine
 
