@@ -9,9 +9,14 @@ from typing import Any, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.core.attributes import REUSED
+
 
 class ReplicateGroup(NamedTuple):
-    """The COMPLETE trials of one configuration; the first value of each, if there are several objectives."""
+    """The COMPLETE trials of one configuration; the first value of each, if there are several objectives.
+
+    A trial that was told the known values of another one, with `repeats="reuse"`, measures nothing and does not count.
+    """
 
     params: dict[str, Any]
     numbers: tuple[int, ...]
@@ -29,7 +34,7 @@ def replicate_groups(trials: Iterable[FrozenTrial], *, maximize: bool) -> list[R
     """The configurations of the COMPLETE trials, the best mean first."""
     found: dict[tuple[tuple[str, str], ...], list[FrozenTrial]] = {}
     for trial in trials:
-        if trial.state is TrialState.COMPLETE:
+        if trial.state is TrialState.COMPLETE and REUSED not in trial.system_attrs:
             found.setdefault(tuple(sorted((name, repr(value)) for name, value in trial.params.items())), []).append(
                 trial
             )

@@ -302,6 +302,15 @@ def test_a_configuration_is_tried_with_several_seeds(studies: Any, sampler: Any)
     assert str(best).endswith("± 0.58 (n = 3)")
 
 
+def test_values_that_are_told_again_make_no_mean_more_certain(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=Stubborn(), replicates=2, repeats="reuse", budget=10)
+    study.optimize(lambda trial: value(trial) + trial.seed)
+    assert any("hopaas:reused" in trial.system_attrs for trial in study.trials)
+    groups = study.replicates()
+    assert {len(group.numbers) for group in groups} == {2}
+    assert groups[0].standard_error == pytest.approx(0.5)
+
+
 def test_replicates_wait_from_the_commit_on_that_starts_the_first_and_have_a_limit() -> None:
     state = State()
     apply(state, 1, Commit("w", 1, "w", 0, (StudyDefine("s", ("minimize",), space=SMALL),)))
