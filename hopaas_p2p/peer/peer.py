@@ -715,14 +715,22 @@ class Peer:
 
     @contextlib.contextmanager
     def in_a_hurry(self) -> Iterator[None]:
-        """In this block calls do not wait long for a store that does not answer: the program is about to end."""
-        patience, self.patience = self.patience, min(self.patience, _SHUTDOWN_TIMEOUT)
-        hurried = self.store.in_a_hurry() if isinstance(self.store, Hurries) else contextlib.nullcontext()
+        """In this block calls do not wait long for a store that does not answer."""
+        store = self.store if isinstance(self.store, Hurries) else None
+        before = self.patience, store is not None and store.hurried
+        self.hurry_from_now_on()
         try:
-            with hurried:
-                yield
+            yield
         finally:
-            self.patience = patience
+            self.patience = before[0]
+            if store is not None:
+                store.hurried = before[1]
+
+    def hurry_from_now_on(self) -> None:
+        """Wait no longer for a store that does not answer: the program is about to end. A signal handler may call."""
+        self.patience = min(self.patience, _SHUTDOWN_TIMEOUT)
+        if isinstance(self.store, Hurries):
+            self.store.hurried = True
 
     # --- becoming another ---
 

@@ -169,6 +169,7 @@ class Worker:
     def _taking_signals(self) -> Iterator[None]:
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
+            self.study.storage.peer.hurry_from_now_on()  # also a call that waits at this moment
 
         before = {number: signal.signal(number, note) for number in {*self._signals, signal.SIGINT}}
         try:
@@ -312,9 +313,9 @@ class Worker:
         finally:
             child.close()
             server.close()
-        ends = end is not None and end.gives_back  # and the job with it, which may soon be killed
-        with self.study.storage.peer.in_a_hurry() if ends else contextlib.nullcontext():
-            self._conclude(trial, child, server, end)
+        if end is not None and end.gives_back:  # and the job with it, which may soon be killed
+            self.study.storage.peer.hurry_from_now_on()
+        self._conclude(trial, child, server, end)
         taken = time.monotonic() - child.began
         why = f": {self._failure}" if self.last == "FAIL" and self._failure else ""
         self._say(f"trial {trial.number}: {self.last}{self._value(trial)} after {taken:.1f} s{why}")

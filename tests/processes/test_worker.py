@@ -693,6 +693,21 @@ def test_quick_failures_are_followed_by_longer_and_longer_pauses(
     assert sum(pauses) == pytest.approx(0.1), "a success begins anew"
 
 
+def test_after_a_signal_no_call_waits_long_for_the_store(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = study.storage.peer
+    usual, seen = peer.patience, list[float]()
+    monkeypatch.setattr(loop.Worker, "_stop_requested", lambda *_: seen.append(peer.patience))
+    (tmp_path / "logs").mkdir()
+    command = ["sh", "-c", "trap '' TERM; sleep 1; kill -TERM $PPID; sleep 1; kill -KILL $$"]
+
+    assert loop.Worker(study, command, logs=tmp_path / "logs", say=[].append).work() == loop.AGAIN
+
+    assert (seen[0], min(seen) < usual, seen.index(min(seen)) > 0) == (usual, True, True)
+    assert seen[-1] == min(seen), "also while the command saves its work"
+
+
 def test_a_worker_whose_trials_all_failed_says_so_by_its_exit_code(study: Study, tmp_path: Path) -> None:
     work(tmp_path, ["false"], "--max-trials", "2", code=1)
     assert states(study) == ["FAIL", "FAIL"]

@@ -8,7 +8,6 @@ twice, because the server recognises a commit by its nonce.
 from __future__ import annotations
 
 import base64
-import contextlib
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -276,13 +275,13 @@ class PostgresStore:
     def artifacts(self) -> PostgresArtifacts:
         return PostgresArtifacts(self)
 
-    @contextlib.contextmanager
-    def in_a_hurry(self) -> Iterator[None]:
-        before, self._connections.hurried = self._connections.hurried, True
-        try:
-            yield
-        finally:
-            self._connections.hurried = before
+    @property
+    def hurried(self) -> bool:
+        return self._connections.hurried
+
+    @hurried.setter
+    def hurried(self, hurried: bool) -> None:
+        self._connections.hurried = hurried
 
     def after_fork(self) -> None:
         self._connections.forget()
