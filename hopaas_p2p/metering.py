@@ -234,7 +234,8 @@ class Measured(NamedTuple):
 
 class _Running(msgspec.Struct, eq=False):
     began: float
-    wall: int
+    ahead: float
+    """Seconds by which the clock that commits are stamped with was ahead of the other one."""
     seconds: float = 0.0
     joules: float = 0.0
     shared: bool = False
@@ -268,7 +269,7 @@ class Meter:
                 self._divide(fresh=True)
             else:
                 self._at = self._clock()
-            running[lease] = _Running(self._at, self._now_us())
+            running[lease] = _Running(self._at, self._now_us() / 1e6 - self._at)
             if len(running) > 1:
                 for one in running.values():
                     one.shared = True
@@ -282,15 +283,18 @@ class Meter:
             one = self._running.get(lease)
             if one is None:
                 return None
-            alone = self._energy is None and not one.shared  # it has had the process to itself
-            if not alone:
+            if one.shared or self._energy is not None:
                 self._divide(fresh=at_end)
-            if at_end:
-                del self._running[lease]
-            if not alone:
+                if at_end:
+                    del self._running[lease]
                 return Measured(round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3))
-            true, told = self._clock() - one.began, (self._now_us() - one.wall) / 1e6
-            return Measured(round(true * 1e6), None) if abs(told - true) > _DRIFT + _DRIFT / 100 * true else None
+            if at_end:  # it has had the process to itself
+                del self._running[lease]
+            now = self._clock()
+            drift = abs(self._now_us() / 1e6 - now - one.ahead)
+            if drift <= _DRIFT or drift <= _DRIFT + _DRIFT / 100 * (now - one.began):
+                return None
+            return Measured(round((now - one.began) * 1e6), None)
 
     def _divide(self, *, fresh: bool) -> None:
         """Share what was used since the last time equally among the leases."""

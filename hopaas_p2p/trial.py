@@ -112,12 +112,14 @@ class Trial(optuna.trial.Trial):
         stop, or when its lease was lost. Reads the replica: costs no round trip.
         """
         handle, number = self.storage.locate(self._trial_id, refresh=True)
-        asked, held = handle.standing(number)
+        asked, held, shared = handle.standing(number)
         if asked is not None:
             handle.acknowledge_stop(number)
             return True
-        self._listen(handle, number)
-        return not held or self.at_rung or super().should_prune()
+        if shared:
+            self._listen(handle, number)
+        pauses = handle.state.configurations is not None
+        return not held or (pauses and self.at_rung) or super().should_prune()
 
     @property
     def at_rung(self) -> bool:

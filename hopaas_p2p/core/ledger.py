@@ -65,9 +65,11 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
     def add(self, other: Cost) -> None:
         """Take this on top."""
         self.time += other.time
-        self.gpu += other.gpu
+        if other.gpu:
+            self.gpu += other.gpu
         self.core += other.core
-        self.energy += other.energy
+        if other.energy:
+            self.energy += other.energy
         self.epochs += other.epochs
         if self.time + self.gpu + self.core + self.energy + self.epochs > _MOST:  # so one of them may be
             for name in self.__struct_fields__:

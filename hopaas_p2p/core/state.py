@@ -247,8 +247,8 @@ class Trials(Sequence[Trial]):
     def __getitem__(self, at: slice) -> list[Trial]: ...
 
     def __getitem__(self, at: int | slice) -> Trial | list[Trial]:
-        if at.__class__ is int and at >= 0:  # the hot path: a trial of an open block
-            found = self.open.get(at // BLOCK)
+        if at.__class__ is int:
+            found = self.open.get(at // BLOCK)  # the hot path: a trial of an open block; none has a negative number
             if found is not None:
                 return found[at % BLOCK]
         if isinstance(at, slice):

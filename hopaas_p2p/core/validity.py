@@ -132,8 +132,12 @@ def outliers(
 
     """
     found = _NO_OUTLIERS
+    if given:
+        known = {**known, **given}
     for name, value in params.items():
-        distribution = given.get(name) or known.get(name) if given else known.get(name)
+        distribution = known.get(name)
+        if distribution.__class__ is Float and distribution.low <= value <= distribution.high:
+            continue
         if distribution is None:
             return None
         if distribution.__class__ is Categorical:

@@ -153,19 +153,28 @@ class LogDriver(Generic[S]):
 
     def exchange_in_turn(self, began: float, beat: Beat | None = None) -> None:
         """Like `exchange`, for a caller that holds the turn, and begins now."""
-        session = self.session
+        session, lock = self.session, self.lock
         try:
+            if not session.joined or session.duplicated or session.broken is not None or self.rate_limited is not None:
+                just_read = not session.joined and beat is None
+                self._prepare(session, began)
+                if session.duplicated or (just_read and not session.has_pending):
+                    return
+            with lock:
+                commit = session.next_commit()
+            try:
+                receipt = self.log.exchange(commit, session.state.lsn, beat)
+            except Denied as error:
+                self._pull(began)  # a viewer goes on reading; raises if this user may not even read
+                with lock:
+                    session.failed(error, began)
+                raise
+            with lock:
+                session.advance(receipt, began)
             if session.broken is not None:
                 _check_chain(session)
-            if not session.joined:
-                self._join(began)
-                if beat is None and not session.has_pending:
-                    return
-            if self.rate_limited is not None and session.has_pending and not session.duplicated:
-                self._wait_turn(self.rate_limited, began)
-            if session.duplicated:  # nothing is sent under a name that another process uses
-                return
-            self._exchange(session, began, beat)
+            if receipt.more and not session.duplicated:
+                self._pull(began)
         except (StoreUnreachable, OSError) as error:
             away = error if isinstance(error, StoreUnreachable) else _unreachable(error)
             with self.lock:
@@ -177,22 +186,14 @@ class LogDriver(Generic[S]):
             session.broken = error
             raise
 
-    def _exchange(self, session: LogSession[S], began: float, beat: Beat | None) -> None:
-        with self.lock:
-            commit = session.next_commit()
-        try:
-            receipt = self.log.exchange(commit, session.state.lsn, beat)
-        except Denied as error:
-            self._pull(began)  # a viewer goes on reading; raises if this user may not even read
-            with self.lock:
-                session.failed(error, began)
-            raise
-        with self.lock:
-            session.advance(receipt, began)
+    def _prepare(self, session: LogSession[S], began: float) -> None:
+        """Join the log, and wait for a good moment to write, where that is to be done before an exchange."""
         if session.broken is not None:
             _check_chain(session)
-        if receipt.more and not session.duplicated:
-            self._pull(began)
+        if not session.joined:
+            self._join(began)
+        if self.rate_limited is not None and session.has_pending and not session.duplicated:
+            self._wait_turn(self.rate_limited, began)
 
     def _wait_turn(self, log: RateLimitedLog, began: float) -> None:
         """Wait for a good moment before the commit is made: what others queue meanwhile goes along."""

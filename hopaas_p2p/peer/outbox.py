@@ -92,6 +92,8 @@ class Draft(msgspec.Struct, eq=False):
 
         Parameters and reports come last: only the record that travels with a late result is kept with it.
         """
+        if not (self.user or self.system or self.metrics or len(self.reports) > _MAX_TEXT // _REPORT):
+            return [TrialSet(*_FIELDS(self))]  # as most
         if _weight(self) <= _MAX_TEXT:
             return [self.record()]
         part, weight = Draft(self.number, self.epoch, self.owner, resumed_from=self.resumed_from), 0
@@ -194,18 +196,20 @@ class Outbox:
             return None
         return self.in_flight[0].outgoing
 
-    def settle(self, verdicts: tuple[Verdict, ...]) -> tuple[PendingCommit, ...]:
-        """Hand out the verdicts on the first commit in flight, as far as they are known; what is decided now."""
-        sent = self.in_flight[0]
-        if len(sent.pending) == 1 and len(verdicts) == len(sent.commit.records):  # as nearly always
-            sent.pending[0].verdicts = verdicts
-        else:
-            for pending in sent.pending:
-                count = len(pending.records)
+    def settle(self, verdicts: tuple[Verdict, ...]) -> list[PendingCommit]:
+        """Hand out the verdicts on the first commit in flight, as far as they are known; what was abandoned of it."""
+        abandoned = []
+        for pending in self.in_flight[0].pending:
+            count = len(pending.records)
+            if count == len(verdicts):  # as nearly always
+                pending.verdicts, verdicts = verdicts, ()
+            else:
                 given, verdicts = verdicts[:count], verdicts[count:]
                 pending.verdicts = given + (_UNKNOWN,) * (count - len(given))
+            if pending.abandoned:
+                abandoned.append(pending)
         del self.in_flight[0]
-        return sent.pending
+        return abandoned
 
     def give_up(self, verdict: Verdict) -> None:
         """Drop the commit in flight: the store does not take it.

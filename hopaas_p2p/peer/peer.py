@@ -133,6 +133,8 @@ class Peer:
         """Until when calls that can do without the store leave it alone: it did not answer."""
         self.away = False
         """Whether the last exchange failed: a read then leaves it to the scheduler to find the store again."""
+        self._away_since = math.inf
+        """Since when no exchange has succeeded; infinite while the last one did."""
         self.handovers = 0
         """How often this process was forked, or its storage pickled: what it ran then may be in other hands too."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -332,16 +334,15 @@ class Peer:
             beat = self._new_beat(self.uuid)
         elif introduced and self._beaten_at < 0.0:
             self._beat_at_first(began)
-        session.begin_exchange()
         try:
             log.exchange_in_turn(began, beat)
         except StoreUnreachable:
-            self.away = True
+            self._note_absence(began, introduced=introduced)
             raise
         except StoreCorrupt:  # damaged, or of two histories: a rescue may need what this process knows
             self._keep_history(log)
             raise
-        self.away = False
+        self.away, self._away_since = False, math.inf
         if session.duplicated:
             self._become_another(session)
             return
@@ -353,6 +354,13 @@ class Peer:
                 self._next_beat = began + ttl / BEATS_PER_TTL
             due = session.snapshot_due and self.store.snapshots
             self.scheduler.wake(after=0.0 if due else ttl / 8)  # it may sleep since before there was a lease to keep
+
+    def _note_absence(self, began: float, *, introduced: bool) -> None:
+        """The store does not answer: what is told in a while goes to the spool, whatever the callers wait for."""
+        self.away = True
+        if introduced and self._away_since == math.inf:
+            self._away_since = began
+            self.scheduler.wake(after=self.patience)
 
     def _beat_at_first(self, began: float) -> None:
         """Beat before the first trial, so that its lease is trusted from the start."""
@@ -372,10 +380,11 @@ class Peer:
         session, freshness = log.session, self.store.freshness
         if freshness == 0.0:
             try:
-                changed = log.changed()
-            except StoreUnreachable:
+                changed = log.log.changed(session.state.lsn)
+            except (StoreUnreachable, OSError):
                 if not session.joined:
-                    raise
+                    with translated():
+                        raise
                 return
             if changed:
                 self._pull_if_possible(log)
@@ -480,8 +489,12 @@ class Peer:
         """Do what is due; return the seconds after which something is again."""
         self.check_process()
         now = self.clock()
+        keep_at = self._away_since + self.patience
+        if now >= keep_at:
+            keep_at = math.inf
+            self.spool.keep_ends(self.logs)
         if now < self.retry_at:
-            return self.retry_at - now
+            return min(self.retry_at, keep_at) - now
         try:
             self.release_forgotten()
             self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
@@ -495,7 +508,7 @@ class Peer:
             pause = self._backoff.pause()
             self.retry_at = self.clock() + pause
             _log.debug("store unreachable, again in %.1f s: %s", pause, error)
-            return pause
+            return min(pause, max(0.0, keep_at - now))
         self._backoff.reset()
         return wait
 
@@ -676,10 +689,10 @@ class Peer:
         try:
             with self.in_a_hurry():
                 self._send_and_confirm()
-        except HopaasError as error:
+        except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
-            _log.warning("%s: %s", what, error)
+            _log.warning("%s: %s", what, error if isinstance(error, HopaasError) else repr(error))
             self.spool.keep_all(self.logs)
             self._said_farewell = True
 

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
+from msgspec import structs
+
 from hopaas_p2p.core import catalog, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.blocks import close_settled
@@ -162,8 +164,8 @@ class LogSession(Generic[S]):
         """Until when the scheduler leaves it alone: it cannot be read."""
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
-        self.spooled: list[Path] = []
-        """Files of the spool that hold what this session itself still tries to send."""
+        self.spooled: dict[Path, list[int]] = {}
+        """Files of the spool that hold what this session itself still tries to send -> the trials that they end."""
         self.snapshot_due = False
         self.owners = OwnerMonitor()
         """What was seen of the peers that run trials."""
@@ -193,7 +195,7 @@ class LogSession(Generic[S]):
             new.read_at, new.drafted_at, new.noted_at = old.read_at, old.drafted_at, old.noted_at
             new.urgent_at = old.urgent_at
             new.acknowledged, new._remembered = old.acknowledged, old._remembered
-            new.outbox.drafts = old.outbox.drafts
+            new.outbox.drafts = {number: structs.replace(draft) for number, draft in old.outbox.drafts.items()}
             for pending in old.outbox.undecided():
                 if any(isinstance(record, TrialCreate | TrialClaim) for record in pending.records):
                     pending.owner = writer  # a trial that starts now is the new writer's
@@ -235,10 +237,6 @@ class LogSession(Generic[S]):
         self.drafted_at = self.noted_at = now
         return self.flush_interval
 
-    def begin_exchange(self) -> None:
-        """What was drafted leaves now."""
-        self.drafted_at, self.urgent_at = None, math.inf
-
     def in_doubt(self, number: int) -> bool:
         """Whether something was sent or queued about this trial that the log may yet refuse."""
         outbox = self.outbox
@@ -257,8 +255,10 @@ class LogSession(Generic[S]):
 
     def next_commit(self) -> Outgoing | None:
         """The commit to append with the exchange that begins now, if there is one."""
-        lsn, chain = self.state.chain
-        return self.outbox.next(chain if lsn == self.state.lsn else None)
+        self.drafted_at, self.urgent_at = None, math.inf
+        state = self.state
+        lsn, chain = state.chain
+        return self.outbox.next(chain if lsn == state.lsn else None)
 
     def ready(self, now: float) -> Ready:
         """What is due now. Nothing becomes a commit by this."""
@@ -314,7 +314,8 @@ class LogSession(Generic[S]):
         while last is not None and outbox.in_flight and outbox.in_flight[0].commit.seq <= last.seq:
             # of a commit that was decided while this process was not looking nothing is known but that it was
             latest = outbox.in_flight[0].commit.seq == last.seq
-            self._settle(last.verdicts if latest else ())
+            for pending in outbox.settle(last.verdicts if latest else ()):
+                self._release(pending)
         self.joined = True
 
     def _explains(self, last: LastCommit) -> bool:
@@ -355,13 +356,13 @@ class LogSession(Generic[S]):
                 self._break(head, chain, entry)
                 break
             sent = outbox.in_flight[0] if outbox.in_flight else None
-            own = sent is not None and payload == sent.outgoing.payload
-            commit = sent.commit if own else self._decoded(payload)  # type: ignore[union-attr]
-            if self.duplicated:
-                return
-            verdicts = apply_(state, lsn, commit, stamp)
-            if own:
-                self._acknowledge(Placed(lsn, before, sent.outgoing), verdicts)  # type: ignore[union-attr]
+            if sent is not None and payload == sent.outgoing.payload:
+                self._acknowledge(Placed(lsn, before, sent.outgoing), apply_(state, lsn, sent.commit, stamp))
+            else:
+                commit = self._decoded(payload)
+                if self.duplicated:
+                    return
+                apply_(state, lsn, commit, stamp)
             head, before = lsn, before if chain is None else chain
             # as `core.chain.following`, without a call
             chain = None if before is None else (before * BASE + int.from_bytes(payload[:4], "little")) % PRIME
@@ -426,25 +427,20 @@ class LogSession(Generic[S]):
             self._remembered -= len(self.acknowledged.popleft().commit.payload)
         if not placed.lsn % SNAPSHOT_EVERY and snapshot_due(placed.lsn):
             self.snapshot_due = True
-        self._settle(verdicts)
+        for pending in self.outbox.settle(verdicts):
+            self._release(pending)
 
     def history(self) -> list[Placed]:
         """This session's last commits and their places in the history that it has read, those on their way included."""
         kept = list(self.acknowledged)
         return kept + [Placed(0, None, sent.outgoing) for sent in self.outbox.in_flight] if kept else []
 
-    def _settle(self, verdicts: tuple[Verdict, ...]) -> None:
-        """Hand out the verdicts of the commit in flight, on which the log has decided."""
-        for pending in self.outbox.settle(verdicts):
-            if pending.abandoned:
-                self._release(pending)
-
     def failed(self, error: Exception, now: float) -> None:
         """An exchange that began at `now` failed; what was queued stays so, unless the store refuses to take it."""
         if isinstance(error, BehindRetention):
             self.joined = False  # the next exchange begins with a snapshot; what is in flight stays so
         if isinstance(error, StoreUnreachable):
-            self.drafted_at = now
+            self.drafted_at, self.urgent_at = now, math.inf
         elif isinstance(error, Denied):
             self.outbox.give_up(_NO_GRANT)
 

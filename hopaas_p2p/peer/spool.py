@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -36,20 +37,57 @@ class SpoolSender:
         self._next = 0.0
         self._refused: set[Path] = set()
         """Files that the store does not take from this process, as of a study that was deleted."""
+        self._keeping = threading.RLock()
+        """So that two threads do not keep the same end twice."""
+        self._unkept = ""
+        """The trials whose ends no disk took when `keep_ends` tried last."""
 
     def keep(self, uuid: str, log: LogDriver[State]) -> tuple[Path | None, str]:
         """Spool what could not be sent, if the end of a trial is among it: the file; or None, and why not."""
+        with self._keeping:
+            return self._keep(uuid, log)
+
+    def _keep(self, uuid: str, log: LogDriver[State]) -> tuple[Path | None, str]:
         with log.lock:
             ends = log.session.ends()
             commits = log.session.pack_for_spool() if ends else []
+        if ends and log.session.spooled and self._has(log.session, ends):
+            return next(reversed(log.session.spooled)), ""
         if not ends or self._store.url.startswith("memory:"):
             return None, "there is nothing to keep" if not ends else "it lives in this process only"
         define = log.state.define
         name = define.name if define else ""
         path, why = spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=ends, at=self._now_us())
         if path is not None:
-            log.session.spooled.append(path)
+            log.session.spooled[path] = ends
         return path, why
+
+    def keep_ends(self, logs: Mapping[str, LogDriver[State]]) -> None:
+        """Spool the ends of trials for which no call does so, unless they are in the spool already.
+
+        `optimize` sends an end with its next ask, which waits for the store as long as it takes. And Ctrl-C may have
+        stopped the call that told one.
+        """
+        for uuid, log in list(logs.items()):
+            session = log.session
+            with log.lock:
+                ends = session.ends()
+            if not ends or session.deleted or self._store.url.startswith("memory:") or self._has(session, ends):
+                continue
+            path, why = self.keep(uuid, log)
+            trials = ", ".join(map(str, ends))
+            if path is not None:
+                _log.warning("the end of trial %s is kept in %s and sent at the next contact", trials, path)
+                self._unkept = ""
+            elif trials != self._unkept:
+                _log.error("the end of trial %s is kept in this process only: %s", trials, why)
+                self._unkept = trials
+
+    @staticmethod
+    def _has(session: LogSession[State], ends: list[int]) -> bool:
+        """Whether files of the spool that are still there hold these ends of trials."""
+        kept = [trials for path, trials in list(session.spooled.items()) if path.exists()]
+        return {number for trials in kept for number in trials}.issuperset(ends)
 
     def keep_history(self, uuid: str, log: LogDriver[State]) -> None:
         """Spool this session's last acknowledged commits: of two histories of the log one may not have them.
@@ -82,8 +120,7 @@ class SpoolSender:
             if log.session.deleted or self._keep_unconfirmed(uuid, log):
                 continue
             ends = log.session.ends()
-            kept = [spooled for path in log.session.spooled if (spooled := spool.read(path))]
-            if kept and {number for one in kept for number in one.trials}.issuperset(ends):
+            if log.session.spooled and self._has(log.session, ends):
                 continue
             path, why = self.keep(uuid, log)
             if path is not None:
@@ -128,7 +165,7 @@ class SpoolSender:
     @staticmethod
     def forget(session: LogSession[Any]) -> None:
         """Remove its files: everything in them is acknowledged."""
-        for path in session.spooled:
+        for path in list(session.spooled):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         session.spooled.clear()

@@ -9,7 +9,7 @@ from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder, Rungs
 from hopaas_p2p.core.standings import RungCount
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, State, Trial
 
 
 class ConfigurationRow(NamedTuple):
@@ -75,9 +75,9 @@ def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
     configurations = state.configurations
     ladder = None if configurations is None else configurations.standings
     standing = None if ladder is None or first not in ladder else ladder.standing(first)
-    word = newest.state.name.lower()
-    if newest.paused:
-        word = "paused"
+    if newest.paused and standing is not None and standing.over:
+        newest = chain[-1]  # it went on from there, and failed
+    word = "paused" if newest.paused else newest.state.name.lower()
     first_step = 0 if ladder is None else ladder.policy.first_step
     steps = [max(trial.reports) for trial in chain if trial.reports]
     owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
@@ -139,6 +139,10 @@ def next_in_words(state: State) -> str:
     configurations = state.configurations
     if configurations is None or configurations.standings is None:
         return ""
+    closed = state.closed_because()
+    ended = state.limit_reached() or (None if closed in (None, "budget") else REFUSALS[closed])
+    if ended is not None:
+        return f"nothing continues now: {ended}"
     if configurations.resumable:
         return f"trial {min(configurations.resumable)}, which was interrupted after its promotion, continues next"
     paused = state.promoted()
@@ -167,7 +171,9 @@ def _why_not(state: State, configurations: Configurations) -> str:
     eta = policy.eta
     places = [place for place in configurations.standings.places() if place.waiting]
     if not places:
-        return "no trial is waiting at a rung" if state.trials else "no trial has run yet"
+        diverged = _diverged(state, configurations)
+        more = f"; {diverged} that reported NaN or infinity {'is' if diverged == 1 else 'are'} not continued"
+        return f"no trial is waiting at a rung{more * (diverged > 0)}" if state.trials else "no trial has run yet"
     lacking = [place for place in places if place.reached < eta]
     if len(lacking) == len(places):
         place = lacking[0]
@@ -176,3 +182,11 @@ def _why_not(state: State, configurations: Configurations) -> str:
     running = state.counts[TrialState.RUNNING]
     wait = f"; {running} running" if running else ""
     return f"those waiting are not among the best 1/{eta} of their rungs{end}{wait}"
+
+
+def _diverged(state: State, configurations: Configurations) -> int:
+    """How many configurations have paused, and will not be promoted whatever others report."""
+    ladder = configurations.standings
+    assert isinstance(ladder, Ladder)
+    roots = {configurations.root(trial.number) for trial in state.trials if trial.paused}
+    return sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)

@@ -45,7 +45,7 @@ from hopaas_p2p.search.optuna_internals import (
     study_key,
 )
 from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, chosen, joined, scores
-from hopaas_p2p.search.tpe import FEWEST, KernelDensity, Kernels
+from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
 """Search spaces whose trials are kept ready; a study with a fixed space has one, or one for each parameter."""
@@ -77,7 +77,8 @@ class TPESampler(OptunaTPE):
 
     Random numbers, and the candidates that are drawn with them, are Optuna's own code. In studies of `fewest` trials
     and more, the scores of candidates are computed another way (`hopaas_p2p.search.tpe`) and differ by rounding, less
-    than 1e-9. So a suggestion is the same to the last bit unless the scores of two candidates are as close as that.
+    than 1e-9. Where two candidates are as close as that, Optuna's code decides, so suggestions are the same to the last
+    bit.
 
     Optuna's own code is used throughout for several objectives, under Hyperband, and with
     `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy leaves what it
@@ -179,7 +180,7 @@ class TPESampler(OptunaTPE):
             if joint and not self.grouped and self._repeats == "avoid":
                 return self._best_new(model, own)
             candidates = model.below.sample(self.random_state, self.candidate_count)
-            place = next(self._order(model, candidates))
+            place = self._best(model, candidates)
             return {name: one.to_external_repr(candidates[name][place].item()) for name, one in space.items()}
 
     # --- the model ---
@@ -204,23 +205,41 @@ class TPESampler(OptunaTPE):
         below = self.estimator(columns.observations(space, best[present[best]]), space)
         return _Model(columns, space, below, np.flatnonzero(worse), ranked, np.flatnonzero(running)[-_RUNNING_SEEN:])
 
+    def _best(self, model: _Model, candidates: dict[str, Floats]) -> int:
+        """The place of the candidate that is likeliest among the better trials beside the others, as Optuna says."""
+        comparison = self._comparison(model, candidates)
+        best = None if comparison is None else comparison.best()
+        return int(np.argmax(self._scores(model, candidates))) if best is None else best
+
     def _order(self, model: _Model, candidates: dict[str, Floats]) -> Iterator[int]:
         """The places of the candidates, first those that are likeliest among the better trials beside the others."""
-        if model.columns.learned >= self._fewest and len(model.above) >= FEWEST:
-            density = self._density(model.columns, model.space)
-            if not density.at_edge(candidates):
-                weights = np.append(self.weights_of(len(model.above)), self.prior_weight)
-                return density.compare(
-                    mixture_of(model.below),
-                    Kernels(model.above, weights / weights.sum()),
-                    candidates,
-                    prior_weight=self.prior_weight,
-                    endpoints=self.endpoints,
-                ).ranked()
-        above = self.estimator(model.columns.observations(model.space, model.above), model.space)
-        scores = model.below.log_pdf(candidates) - above.log_pdf(candidates)
+        comparison = self._comparison(model, candidates)
+        if comparison is not None:
+            return comparison.ranked()
+        scores = self._scores(model, candidates)
         first = int(np.argmax(scores))  # also where a score is no number
         return chain([first], (place for place in np.argsort(-scores, kind="stable").tolist() if place != first))
+
+    def _comparison(self, model: _Model, candidates: dict[str, Floats]) -> Comparison | None:
+        """The candidates' scores by the faster computation; None where it is not to be used."""
+        if model.columns.learned < self._fewest or len(model.above) < FEWEST:
+            return None
+        density = self._density(model.columns, model.space)
+        if density.at_edge(candidates):
+            return None
+        weights = np.append(self.weights_of(len(model.above)), self.prior_weight)
+        return density.compare(
+            mixture_of(model.below),
+            Kernels(model.above, weights / weights.sum()),
+            candidates,
+            prior_weight=self.prior_weight,
+            endpoints=self.endpoints,
+        )
+
+    def _scores(self, model: _Model, candidates: dict[str, Floats]) -> Floats:
+        """The same by Optuna's own computation."""
+        above = self.estimator(model.columns.observations(model.space, model.above), model.space)
+        return np.asarray(model.below.log_pdf(candidates) - above.log_pdf(candidates))
 
     def _best_new(self, model: _Model, own: int | None) -> dict[str, Any]:
         """The most promising configuration that is new; the most promising one if none is found."""

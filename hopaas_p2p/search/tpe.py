@@ -247,6 +247,7 @@ class Comparison:
         endpoints: bool,
     ) -> None:
         self._density = density
+        self._candidates = candidates
         self._points = density.points(candidates)
         self._count = len(next(iter(candidates.values())))
         codes = {name: candidates[name].astype(np.int64) for name in density.choices}
@@ -289,12 +290,28 @@ class Comparison:
 
     def ranked(self) -> Iterator[int]:
         """The candidates, the best first; of equals the earlier one. As many are computed as it takes to be sure."""
+        for place, _ in self._ranked(math.inf):
+            yield place
+
+    def best(self) -> int | None:
+        """The best candidate; None if another one is as good but for rounding, which then decides."""
+        ranked = self._ranked(_MARGIN)
+        best, _ = next(ranked)
+        for place, _ in ranked:
+            if any(column[place] != column[best] for column in self._candidates.values()):
+                return None
+        return best
+
+    def _ranked(self, within: float) -> Iterator[tuple[int, float]]:
+        """The candidates, the best first, with their scores; only those that are `within` so much of the best."""
+        lowest = -math.inf
         waiting = [(-bound, 0, place) for place, bound in enumerate(self.bounds.tolist())]
         heapq.heapify(waiting)
-        while waiting:
-            _, known, place = heapq.heappop(waiting)
+        while waiting and -waiting[0][0] >= lowest:
+            score, known, place = heapq.heappop(waiting)
             if known:
-                yield place
+                lowest = max(lowest, -score - within)
+                yield place, -score
             else:
                 heapq.heappush(waiting, (-self.score(place), 1, place))
 

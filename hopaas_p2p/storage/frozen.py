@@ -31,6 +31,8 @@ _STATES: Final = tuple(TrialState)
 _COMPLETE: Final = (TrialState.COMPLETE,)
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 
+_NOT_BEGUN: Final = Draft(-1, 0, "")
+
 
 class OwnedTrial(msgspec.Struct, eq=False):
     """A running trial of this process, as its owner sees it: ahead of the log by what waits in the outbox."""
@@ -45,7 +47,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     """Reports of an earlier attempt, which count only up to the step that this one really resumed from."""
     resumed_from: int | None = None
     """The step from which this attempt told the log that it resumed, if it has; see `TrialSet.resumed_from`."""
-    draft: Draft | None = None
+    draft: Draft = msgspec.field(default_factory=lambda: _NOT_BEGUN)
     """What was last set on it; still to be sent as long as the outbox has it."""
     shown: FrozenTrial | None = None
     """A copy for readers, until the next write."""

@@ -9,7 +9,7 @@ import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, NoReturn, Self
+from typing import Any, Final, Literal, NamedTuple, NoReturn, Self
 
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
@@ -32,7 +32,7 @@ from hopaas_p2p.errors import (
     NoWork,
     StoreUnreachable,
 )
-from hopaas_p2p.metering import gpu_gauge
+from hopaas_p2p.metering import GpuGauge, gpu_gauge
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
@@ -79,6 +79,17 @@ def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None =
             return f"a value must be a number, got {', '.join(map(str, values))}"
     word = verdict.refusal or "refused"
     return REFUSALS.get(word, word)
+
+
+class TrialStanding(NamedTuple):
+    """How things are with a trial of this process, according to the log."""
+
+    stop: str | None
+    """Why it was asked to end; None if it was not."""
+    held: bool
+    """Whether its lease is held."""
+    shared: bool
+    """Whether another process that acts for this one was heard to write to it."""
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -407,17 +418,15 @@ class StudyHandle:
             self.peer.send_if_possible(self.log, number)
 
     def _drafting(self, number: int) -> OwnedTrial | None:
-        """The trial, with its `draft` ready to be added to; None for a WAITING one. Under the lock."""
-        owned = self.view.owned.get(number)
-        if owned is not None and owned.draft is not None:
-            session = self.log.session
-            if (
-                owned.draft is session.outbox.drafts.get(number)  # not sent yet: all was checked when it was begun
-                and owned.writer == self.peer.uuid
-                and session.drafted_at is not None
-            ):
-                owned.shown = None
-                return owned
+        """The trial, with its `draft` ready to be added to; None for a WAITING one. Under the lock.
+
+        All is checked when the draft is begun: the writers that are called most often look themselves whether it is
+        still there.
+        """
+        owned, session = self.view.owned.get(number), self.log.session
+        if owned is not None and owned.draft is session.outbox.drafts.get(number) and session.drafted_at is not None:
+            owned.shown = None
+            return owned
         owned = self.writable(number)
         if owned is not None:
             owned.draft = self.draft(number, owned)
@@ -425,26 +434,30 @@ class StudyHandle:
 
     def set_param(self, number: int, name: str, value: float, distribution: BaseDistribution) -> None:
         """Set a parameter, given as the log writes it."""
-        known, record = self._known.get(name), None
+        known, kind, record = self._known.get(name), distribution.__class__, None
         if (
             known is None
-            or name.__class__ is not str
-            or known.__class__ is not distribution.__class__
             or known.__dict__ != distribution.__dict__
+            or known.__class__ is not kind
+            or name.__class__ is not str
         ):
             name = checked_parameter(name)
             record = self._record_if_new(name, distribution)
-        plain = distribution.__class__ is FloatDistribution  # as nearly always
+        plain = kind is FloatDistribution  # as nearly always
         if plain and not distribution.low <= value <= distribution.high:  # type: ignore[attr-defined]
             self._check_near(name, value, distribution)
         with self.log.lock:
-            owned = self._drafting(number)
+            owned, session = self.view.owned.get(number), self.log.session
+            if owned is None or owned.draft is not session.outbox.drafts.get(number) or session.drafted_at is None:
+                owned = self._drafting(number)
+            else:
+                owned.shown = None
             if record is not None:
                 self.view.catch_up(self.state)
                 first = self.view.dists.setdefault(name, distribution)
                 if first is not distribution:
                     check_distribution_compatibility(first, distribution)
-            if owned is not None and owned.draft is not None:
+            if owned is not None:
                 owned.params[name] = value if plain else external(distribution, value)
                 owned.distributions[name] = distribution
                 drafted = owned.draft.params
@@ -453,8 +466,9 @@ class StudyHandle:
                 drafted[name] = value
                 if record is not None:
                     owned.draft.dists[name] = record
-        if owned is None or owned.lent:
-            self._deliver(number, owned, params={name: value}, dists={} if record is None else {name: record})
+                if not owned.lent:
+                    return
+        self._deliver(number, owned, params={name: value}, dists={} if record is None else {name: record})
 
     def _record_if_new(self, name: str, distribution: BaseDistribution) -> records.Distribution | None:
         """The distribution as the log writes it; None if it is the one that the log knows for this parameter."""
@@ -474,22 +488,26 @@ class StudyHandle:
     def set_report(self, number: int, step: int, value: float) -> None:
         """Set an intermediate value."""
         with self.log.lock:
-            owned = self._drafting(number)
-            if owned is not None and owned.draft is not None:
+            owned, session = self.view.owned.get(number), self.log.session
+            if owned is None or owned.draft is not session.outbox.drafts.get(number) or session.drafted_at is None:
+                owned = self._drafting(number)
+            else:
+                owned.shown = None
+            if owned is not None:
                 if owned.inherited or owned.inherits_metrics:
                     self._say_resumed_from_start(number, owned)
                 owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
-                self._gauge(number, step, owned)
+                gauge = gpu_gauge()
+                if gauge is not None:
+                    self._gauge(gauge, number, step, owned)
                 if self.log.session.urgent_at < math.inf:  # parameters wait, and there will hardly be more of them
                     self.peer.hurry(self.log, within=0.0)
-        if owned is None or owned.lent:
-            self._deliver(number, owned, reports={step: value})
+                if not owned.lent:
+                    return
+        self._deliver(number, owned, reports={step: value})
 
-    def _gauge(self, number: int, step: int, owned: OwnedTrial) -> None:
+    def _gauge(self, gauge: GpuGauge, number: int, step: int, owned: OwnedTrial) -> None:
         """Note with a report how busy the GPUs are, where NVML says that; what the program logs itself comes first."""
-        gauge = gpu_gauge()
-        if gauge is None or owned.draft is None:
-            return
         for name, value in gauge((self.uuid, number)).items():
             if step not in owned.metrics.get(name, {}):
                 owned.metrics.setdefault(name, {})[step] = value
@@ -499,7 +517,7 @@ class StudyHandle:
         """Set metrics of one step."""
         with self.log.lock:
             owned = self._drafting(number)
-            if owned is not None and owned.draft is not None:
+            if owned is not None:
                 if owned.inherited or owned.inherits_metrics:
                     self._say_resumed_from_start(number, owned)
                 for name, value in metrics.items():
@@ -558,7 +576,7 @@ class StudyHandle:
         """Set an attribute, of which `text` is the JSON."""
         with self.log.lock:
             owned = self._drafting(number)
-            if owned is not None and owned.draft is not None:
+            if owned is not None:
                 attributes = owned.frozen.user_attrs if kind == "user" else owned.frozen.system_attrs
                 attributes[key] = copy.deepcopy(value)
                 if kind == "system" and not (owned.draft.system or owned.frozen.intermediate_values):  # a sampler's
@@ -659,13 +677,15 @@ class StudyHandle:
         """The verdict on the end of a trial; None if it is kept on disk because the store cannot be reached."""
         try:
             verdict = self.peer.await_commit(self.log, pending)[-1]
-        except BrokenChain:  # what this process had written is kept as a history
-            raise
         except UNDECIDED as error:
             sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, this very moment
             if not sent and self._spool(number, error):
                 return None
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
+        except Exception:
+            if not pending.decided:  # no memory or no thread is left, or a defect: the result outlives that, too
+                self.peer.spool.keep(self.uuid, self.log)
+            raise
         self._rebuild(number)
         return verdict
 
@@ -694,6 +714,8 @@ class StudyHandle:
             _log.warning("%s", only)
             return False
         kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p spool send"
+        if isinstance(error, BrokenChain):
+            kept = f"Its end is kept in {path} for a rescue: hopaas-p2p doctor STORE --rescue"
         if not isinstance(error, StoreUnreachable):
             raise type(error)(f"trial {number}: {str(error).rstrip('.')}. {kept}")
         _log.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)
@@ -788,10 +810,17 @@ class StudyHandle:
             return trial.end is None and self.peer.is_mine(trial.owner)
         return (trial.owner, trial.epoch) == owned.lease
 
-    def standing(self, number: int) -> tuple[str | None, bool]:
-        """(why this trial was asked to end, or None; whether its lease is held). Reads the replica."""
+    def standing(self, number: int) -> TrialStanding:
+        """How things are with a trial of this process. Reads the replica."""
         with self.log.lock:
-            return self.state.trials[number].stop, self.held(number)
+            state, view = self.log.session.state, self.view
+            if number in view.changed:
+                view.catch_up(state)
+            trial, owned = state.trials[number], view.owned.get(number)
+            if owned is None:
+                return TrialStanding(trial.stop, trial.end is None and self.peer.is_mine(trial.owner), False)
+            owner, epoch = owned.lease
+            return TrialStanding(trial.stop, trial.owner == owner and trial.epoch == epoch, owned.shared)
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial of this process that has reported this pauses now. Reads the replica."""
@@ -802,7 +831,7 @@ class StudyHandle:
     def lease_valid(self, number: int) -> bool:
         """Whether this process may still trust that no other peer takes the trial over."""
         owner = self.state.trials[number].owner
-        return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
+        return owner is not None and self.standing(number).held and self.peer.lease_valid(self.log, owner)
 
     def check_writable(self, number: int) -> None:
         """Raises NotYourTrial or UpdateFinishedTrialError if this process may not end the trial."""
@@ -811,12 +840,7 @@ class StudyHandle:
 
     def shared_trial(self, number: int) -> FrozenTrial | None:
         """The trial, if another process that acts for this one was heard to write to it. Reads the replica."""
-        with self.log.lock:
-            if number in self.view.changed:
-                self.view.catch_up(self.state)
-            owned = self.view.owned.get(number)
-            shared = owned is not None and owned.shared
-        return self.trial(number) if shared else None
+        return self.trial(number) if self.standing(number).shared else None
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""

@@ -355,11 +355,13 @@ class Storage(BaseStorage):
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
-        if trial_id < 0:
-            self._proposal(trial_id).set_param(param_name, float(param_value_internal), distribution)
-            return
-        handle, number = self.locate(trial_id)
-        handle.set_param(number, param_name, float(param_value_internal), distribution)
+        found = self._located.get(trial_id)
+        if found is None:
+            if trial_id < 0:
+                self._proposal(trial_id).set_param(param_name, float(param_value_internal), distribution)
+                return
+            found = self.locate(trial_id)
+        found[0].set_param(found[1], param_name, float(param_value_internal), distribution)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """As Optuna's."""
@@ -393,7 +395,7 @@ class Storage(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
-        handle, number = self.locate(trial_id)
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -406,10 +408,12 @@ class Storage(BaseStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's. A finished trial is shared with all readers."""
-        if trial_id < 0:
-            return self._proposal(trial_id).frozen
-        handle, number = self.locate(trial_id)
-        return handle.trial(number, now=True)
+        found = self._located.get(trial_id)
+        if found is None:
+            if trial_id < 0:
+                return self._proposal(trial_id).frozen
+            found = self.locate(trial_id)
+        return found[0].trial(found[1], now=True)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

@@ -19,6 +19,8 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+        self._sum = 0
+        """Of the whole log, see `core.chain`."""
         self._snapshots: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._destroyed = False
@@ -30,22 +32,19 @@ class MemoryLog:
             entries = self._entries[since:]
             receipt = Receipt(entries)
             if outgoing is not None and not (entries and receipt.holds(outgoing)):
-                head, total = len(self._entries), self._sum()
+                head, total, chain, payload = len(self._entries), self._sum, outgoing.chain, outgoing.payload
                 known = entries[0].before if entries else total if since == head else None
-                if outgoing.chain is not None and outgoing.chain != known:
-                    raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(outgoing.chain)}")
-                entry = Entry(head + 1, outgoing.payload, before=total)
-                self._entries.append(entry)
-                if entry.lsn > since:
+                if chain is not None and chain != known:
+                    raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(chain)}")
+                entry = Entry(head + 1, payload, before=total)
+                self._append(entry)
+                if head >= since:
                     entries.append(entry)
             return receipt
 
-    def _sum(self) -> int:
-        """The sum of the whole log, see `core.chain`."""
-        if not self._entries:
-            return 0
-        last = self._entries[-1]
-        return following(last.before or 0, last.payload)
+    def _append(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        self._sum = following(entry.before or 0, entry.payload)
 
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
@@ -65,6 +64,7 @@ class MemoryLog:
         with self._lock:
             self._destroyed = True
             self._entries.clear()
+            self._sum = 0
             self._snapshots.clear()
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
@@ -72,7 +72,7 @@ class MemoryLog:
             raise ConfigurationError("A store in memory holds complete logs only; restore this backup into a bucket.")
         with self._lock:
             for entry in list(entries)[len(self._entries) :]:
-                self._entries.append(entry if entry.before is not None else entry._replace(before=self._sum()))
+                self._append(entry if entry.before is not None else entry._replace(before=self._sum))
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock, which would never be released here."""

@@ -41,7 +41,7 @@ from hopaas_p2p.translate import external
 _log: Final = logging.getLogger("hopaas_p2p")
 _DRAWS: Final = 8  # of the sampler, after the first, for a configuration that is new
 _SAME_DRAWS: Final = 2  # after so many draws of what it has just drawn, a sampler has no other idea
-_MOST_REUSED: Final = 32  # known values told in one ask, before something new is tried
+_MOST_REUSED: Final = 32  # known values told in a row, before something new is tried
 
 
 class Proposed(NamedTuple):
@@ -81,6 +81,8 @@ class Proposer:
         self._cursor = self._handle.log.session.cursor()
         self._lock = threading.Lock()
         self._said_used_up = False
+        self._reused = 0
+        """Known values that were told after the ask since the last new configuration."""
         self._grid: tuple[optuna.samplers.BaseSampler | None, list[dict[str, float]] | None] = None, None
         """The points of this sampler that may be left; None where it is not known which points it has."""
 
@@ -104,11 +106,10 @@ class Proposer:
         study, handle = self._study, self._handle
         if not self._space:
             return None
-        early = draws_early(study.sampler, study.pruner)
-        if not (early or enumerates(study.sampler)) or handle.gives_out_waiting():
+        if handle.gives_out_waiting():
             return None
         self._check_points_left()
-        if not early:
+        if not draws_early(study.sampler, study.pruner):
             return None
         handle.look_before_sampling()
         for _ in range(_MOST_REUSED):
@@ -124,9 +125,16 @@ class Proposer:
         return proposed
 
     def _check_points_left(self) -> None:
-        """Raise NoWork if the sampler goes through points of its own, and each has been started."""
+        """Raise NoWork if the sampler goes through points of its own, and each has been started.
+
+        Also if known values are reused and nothing in the space is new.
+        """
         sampler, handle = self._study.sampler, self._handle
         if not isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler):
+            if self._searcher.repeats == "reuse":
+                with handle.lock, self._lock:
+                    self._catch_up(handle.state)
+                self._is_used_up()
             return
         with handle.lock, self._lock:
             self._catch_up(handle.state)
@@ -221,10 +229,13 @@ class Proposer:
         frozen, params = cached_trial(trial), self._params(trial)
         same = self._same_as(params, but=trial.number)
         if same is None:
+            self._reused = 0
             self._reserve(params, trial.number)
             return None
-        if self._searcher.repeats == "reuse" and _has_result(same):
+        if self._searcher.repeats == "reuse" and _has_result(same) and self._reused < _MOST_REUSED:
+            self._reused += 1
             return same
+        self._reused = 0
         near = None if self._is_used_up() else self._neighbour(params)
         for name, value in (near or {}).items():
             if value != params[name]:

@@ -44,6 +44,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import reason_text
 from hopaas_p2p.errors import (
+    UNDECIDED,
     DefinitionMismatch,
     HopaasError,
     InvalidInput,
@@ -473,6 +474,10 @@ class Study:
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
         except KeyError:
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}") from None
+        except UNDECIDED:  # the store cannot be read; the end of a trial of this process is kept all the same
+            if number not in self._handle.running_here():
+                raise
+            trial_id = (self.study_id << 32) + number
         handle = self._handle
         handle.check_writable(number)
         trial = handle.state.trials[number]
@@ -668,6 +673,8 @@ class Study:
             except INTERRUPTIONS as error:
                 if trial is not None:
                     self._give_back(trial.id, error)
+                with self.storage.peer.in_a_hurry():
+                    self._settle()
                 raise
             finally:
                 self._settle()

@@ -11,9 +11,11 @@ import gc
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +29,15 @@ import hopaas_p2p
 from hopaas_p2p import spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet, TrialCreate, TrialReclaim
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, LeaseLost, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    LeaseLost,
+    StoreCorrupt,
+    StoreUnreachable,
+)
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
@@ -423,12 +433,16 @@ def test_an_error_of_the_system_in_a_store_loses_no_result(
     assert not list(spool.waiting())
 
 
+@pytest.mark.parametrize("readable", [True, False])
 @pytest.mark.parametrize("kind", [ConfigurationError, StoreCorrupt, Denied])
 def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_says_so(
-    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, kind: type[HopaasError]
+    studies: Callable[..., Study],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[HopaasError],
+    readable: bool,  # noqa: FBT001
 ) -> None:
     def refuse(_: ObjectLog, outgoing: Outgoing | None, *__: object) -> Receipt:
-        if outgoing is not None:
+        if outgoing is not None or not readable:
             raise kind("mend it")
         return Receipt([])
 
@@ -436,12 +450,52 @@ def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_s
     trial = study.ask()
     with monkeypatch.context() as patch:
         patch.setattr(ObjectLog, "exchange", refuse)
+        patch.setattr(ObjectLog, "changed", lambda *_: True)
         with pytest.raises(kind, match=r"mend it\. It is kept in .* and sent at the next contact"):
             study.tell(trial, 0.5)
     assert len(list(spool.waiting())) == 1
     study.storage.flush()
     assert state_of(studies(), 0) == "COMPLETE"
     assert not list(spool.waiting())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=repr)
+def test_a_result_is_on_disk_whatever_a_store_fails_with(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    study = studies()
+    peer, first, second = study.storage.peer, study.ask(), study.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectLog, "exchange", fail)
+        with pytest.raises(type(error)):
+            study.tell(first, 0.5)
+        assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
+        study.storage.finish(second.id, optuna.trial.TrialState.COMPLETE, (0.25,), defer=True)
+        peer.say_farewell()
+        assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
+    other = studies()
+    other.storage.peer.tick()
+    assert [trial.values for trial in other.trials] == [[0.5], [0.25]]
+
+
+def test_a_result_that_is_told_to_a_log_of_two_histories_is_on_disk_when_tell_says_so(
+    studies: Callable[..., Study], tmp_path: Path
+) -> None:
+    store, older = tmp_path / "store", tmp_path / "older"
+    study = studies()
+    study.tell(study.ask(), 0.1)
+    shutil.copytree(store, older, symlinks=True)
+    study.tell(study.ask(), 0.2)
+    trials = [study.ask(), study.ask()]
+    shutil.rmtree(store)
+    older.rename(store)
+    for trial, value in zip(trials, (0.3, 0.4), strict=True):
+        with pytest.raises(BrokenChain, match=rf"trial {trial.number}.*kept in .* for a rescue"):
+            study.tell(trial, value)
+    assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {2, 3}
 
 
 def test_a_result_that_was_being_told_when_ctrl_c_came_is_kept_at_the_end_beside_an_earlier_one(
@@ -909,6 +963,63 @@ def test_optimize_goes_on_when_the_store_is_back_whatever_the_patience(
     study.storage.flush()
     assert refusals[0] == 20
     assert [trial.state.name for trial in studies().trials] == ["COMPLETE"] * 4
+
+
+@pytest.mark.path
+def test_the_end_of_a_trial_is_on_disk_while_the_next_ask_waits_for_the_store(studies: Callable[..., Study]) -> None:
+    study = studies(store_wait=60.0)
+    study.storage.peer.patience = 0.1
+    away, seen = store_away(), []
+
+    def mend_it_once_the_result_is_safe() -> None:
+        deadline = time.monotonic() + 30.0
+        while time.monotonic() < deadline and not seen:
+            seen.extend(spooled.trials for _, spooled in spool.waiting())
+            time.sleep(0.01)
+        away.__exit__(None, None, None)
+
+    mending = threading.Thread(target=mend_it_once_the_result_is_safe)
+
+    def objective(trial: Any) -> float:
+        if trial.number == 0:
+            away.__enter__()
+            mending.start()
+        return 0.5
+
+    study.optimize(objective, n_trials=2)
+    mending.join()
+    study.storage.flush()
+    assert seen[:1] == [[0]]
+    assert [trial.state.name for trial in studies().trials] == ["COMPLETE"] * 2
+    assert not list(spool.waiting())
+
+
+def test_an_optimize_that_is_interrupted_while_the_store_is_away_does_not_wait_long_to_keep_its_last_result(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, away = studies(), store_away()
+    peer, real, real_sleep, waited = study.storage.peer, study.storage.peer.clock, time.sleep, [0.0]
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            real_sleep(seconds)
+            return
+        waited[0] += seconds
+        if len(waited) == 1:  # the ask waits
+            waited.append(waited[0])
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def objective(trial: Any) -> float:
+        away.__enter__()
+        patch.setattr(peer, "clock", lambda: real() + waited[0])
+        patch.setattr(time, "sleep", sleep)
+        return 0.5
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        study.optimize(objective, n_trials=2)
+    away.__exit__(None, None, None)
+    assert waited[0] - waited[1] < 15.0, "a batch system kills the job after 30 s"
+    assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
 
 
 @pytest.mark.parametrize("call", ["checkpoint", "study attribute"])

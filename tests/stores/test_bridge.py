@@ -605,7 +605,7 @@ def test_a_far_log_whose_beginning_was_removed_is_mirrored_from_its_snapshot_on(
     far = world.far._logs[STUDY] = _Collected()
     plain = MemoryLog()
     append_many(plain, "a", 320)
-    far._entries = plain._entries
+    far._entries, far._sum = plain._entries, plain._sum
     far.put_snapshot(310, b"the state of then")
     log = world.store().log(STUDY)
     with pytest.raises(BehindRetention):

@@ -74,7 +74,8 @@ class Kind(NamedTuple):
                 database="store",
             )
         elif isinstance(log, MemoryLog):
-            log._entries[-1] = entries[-1]._replace(payload=FORGED)
+            log._entries.pop()
+            log._append(entries[-1]._replace(payload=FORGED))
         else:
             assert isinstance(log, ObjectLog)
             log.objects.delete([log.key(lsn)])

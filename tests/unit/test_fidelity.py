@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.fidelity import in_words, parse
+from hopaas_p2p.report.configurations import next_in_words, rows
 from hopaas_p2p.report.facts import budget_unit
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search import columns as columns_module
@@ -433,4 +435,66 @@ def test_when_no_configuration_is_new_the_budget_is_named_with_which_the_best_go
     study.set_budget(4)
     study.optimize(objective)
     assert study.best_value == 1.0
+    study.close()
+
+
+def _epochs(report: Callable[[hopaas_p2p.Trial, int], float]) -> Callable[[hopaas_p2p.Trial], float]:
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        for epoch in range(9):
+            trial.report(report(trial, epoch), epoch)
+            if trial.should_prune():
+                trial.prune()
+        return 0.0
+
+    return objective
+
+
+def _spend(study: Study, epochs: int) -> None:
+    study.set_budget(hopaas_p2p.Budget(epochs=epochs))
+    study.optimize(_epochs(lambda trial, _: trial.params["x"]), n_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda study: study.pause(), "nothing continues now: the study is paused"),
+        (lambda study: study.stop(), "nothing continues now: the study is stopped"),
+        (lambda study: _spend(study, 4), "nothing continues now: 4 epochs are spent"),
+    ],
+    ids=["paused", "stopped", "limit"],
+)
+@pytest.mark.parametrize("fidelity", [NINE, hopaas_p2p.Population(size=3, every=2, max=9)], ids=["rungs", "population"])
+def test_where_no_trial_starts_none_is_said_to_continue_next(
+    tmp_path: Path, end: Callable[[Study], None], why: str, fidelity: Any
+) -> None:
+    study = _opened(tmp_path, space=SPACE, fidelity=fidelity)
+    study.optimize(_epochs(lambda trial, _: trial.params["x"]), n_trials=3)
+    assert next_in_words(study.state).endswith("continues next")
+    end(study)
+    assert next_in_words(study.state) == why
+    study.close()
+
+
+def test_paused_trials_that_diverged_are_named_where_nothing_is_promoted(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=3, fidelity=NINE)
+    study.optimize(_epochs(lambda *_: math.nan))
+    assert next_in_words(study.state) == (
+        "nothing is promoted now: no trial is waiting at a rung; 3 that reported NaN or infinity are not continued"
+    )
+    study.close()
+
+
+def test_a_configuration_that_failed_after_its_promotion_is_no_longer_shown_as_paused(tmp_path: Path) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=3, fidelity=NINE)
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        if trial.number == 3:
+            raise ValueError("out of memory")
+        return _epochs(lambda trial, _: trial.params["x"])(trial)
+
+    study.optimize(objective, n_trials=4, catch=ValueError)
+    failed, *others = sorted(rows(study.state), key=lambda row: row.state)
+    assert (failed.state, failed.newest.number) == ("fail", 3)
+    assert "out of memory" in str(failed.newest.reason)
+    assert [row.state for row in others] == ["paused", "paused"]
     study.close()

@@ -244,6 +244,27 @@ def test_nothing_is_left_to_train_where_known_values_are_reused_and_the_space_is
         study.ask()
 
 
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        pytest.param(optuna.samplers.QMCSampler, None, id="qmc"),
+        pytest.param(LateStubborn, None, id="after the ask"),
+        pytest.param(optuna.samplers.RandomSampler, optuna.pruners.HyperbandPruner, id="hyperband"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_sampler_that_needs_the_trial_first_ends_where_known_values_are_reused(
+    studies: Any, sampler: Any, pruner: Any
+) -> None:
+    study = studies(space=SMALL, sampler=sampler(), pruner=pruner and pruner(), repeats="reuse", budget=300)
+    trained: list[int] = []
+    study.optimize(lambda trial: trained.append(trial.number) or value(trial))
+    assert len(trained) == len(set(configurations(study))) == 12
+    assert len(study.trials) < 300
+    with pytest.raises(NoWork, match="every configuration"):
+        study.ask()
+
+
 def test_a_failed_configuration_is_not_tried_again_and_has_no_value_to_reuse(studies: Any) -> None:
     study = studies(space=SMALL, sampler=Stubborn(), repeats="reuse")
     study.tell(study.ask(), state="fail", reason="out of memory")

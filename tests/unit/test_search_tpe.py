@@ -136,6 +136,7 @@ CASES = {
     "conditional, joint": Case(conditional, 400),
     "conditional, in groups": Case(conditional, 250, {"group": True}),
     "conditional, one by one": Case(conditional, 300, {"multivariate": False}),
+    "no better trials": Case(mixed, 60, {"gamma": lambda _: 0}),
     "a range that moves": Case(moving_range, 400, {"multivariate": False}),
     "pruned": Case(pruned, 500),
     "pruned, to be maximized": Case(pruned, 300, {}, ("maximize",)),

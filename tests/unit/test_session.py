@@ -139,10 +139,10 @@ def test_a_child_knows_what_its_parent_knew_and_has_nothing_of_it_to_send(log: S
     ann.next_commit()
     waiting = ann.put("ann", TrialCreate())
     ann.draft(0, 1, "ann").reports[1] = 0.5
-    ann.spooled.append(Path("somewhere"))
+    ann.spooled[Path("somewhere")] = [0]
     child = LogSession.for_child(ann, "child")
     assert (child.state, child.joined, child.writer) == (ann.state, True, "child")
-    assert (child.has_pending, child.spooled, child.introduced) == (False, [], False)
+    assert (child.has_pending, child.spooled, child.introduced) == (False, {}, False)
     assert waiting.decided, "nobody waits in the child for what the parent sends"
     assert child.put("child", TrialCreate()).owner == "child"
     exchange(log, child)
