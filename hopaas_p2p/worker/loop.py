@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
+from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.report.facts import reason_line
 from hopaas_p2p.space import spec
@@ -169,11 +170,12 @@ class Worker:
     def _taking_signals(self) -> Iterator[None]:
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
-            self.study.storage.peer.hurry_from_now_on()  # also a call that waits at this moment
 
-        before = {number: signal.signal(number, note) for number in {*self._signals, signal.SIGINT}}
+        numbers = {*self._signals, signal.SIGINT}
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
-            yield
+            with noticed_at_once(numbers, self.study.storage.peer.hurry_from_now_on):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -447,7 +449,7 @@ class Worker:
     def _store_output(self, trial: Trial) -> None:
         """Keep the end of the output of the command that has failed; before the trial is told, for it is its file."""
         peer = self.study.storage.peer
-        if not self._keep_output or self._outputs_kept >= output.MOST or peer.clock() < peer.retry_at:
+        if not self._keep_output or self._outputs_kept >= output.MOST or peer.away:
             return  # while the store is away, the result should not wait for it
         self._outputs_kept += 1
         why = output.keep(trial, self._output)

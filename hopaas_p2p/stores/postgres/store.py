@@ -298,7 +298,7 @@ class PostgresArtifacts:
     """
 
     def __init__(self, store: PostgresStore) -> None:
-        self._call = store.call
+        self._store = store
 
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
         upload = secrets.token_hex(16)
@@ -342,10 +342,12 @@ class PostgresArtifacts:
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         for _ in range(_ATTEMPTS - 1):
             try:
-                return self._call(name, **parameters)
+                return self._store.call(name, **parameters)
             except StoreUnreachable:
+                if self._store.hurried:
+                    raise
                 time.sleep(backoff.pause())
-        return self._call(name, **parameters)
+        return self._store.call(name, **parameters)
 
 
 def _checked(key: str) -> str:
