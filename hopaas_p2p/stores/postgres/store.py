@@ -8,7 +8,6 @@ twice, because the server recognises a commit by its nonce.
 from __future__ import annotations
 
 import base64
-import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -307,13 +306,13 @@ class PostgresStore:
     def artifacts(self) -> PostgresArtifacts:
         return PostgresArtifacts(self)
 
-    @contextlib.contextmanager
-    def in_a_hurry(self) -> Iterator[None]:
-        before, self._connections.hurried = self._connections.hurried, True
-        try:
-            yield
-        finally:
-            self._connections.hurried = before
+    @property
+    def hurried(self) -> bool:
+        return self._connections.hurried
+
+    @hurried.setter
+    def hurried(self, hurried: bool) -> None:
+        self._connections.hurried = hurried
 
     def after_fork(self) -> None:
         self._connections.forget()
@@ -330,7 +329,7 @@ class PostgresArtifacts:
     """
 
     def __init__(self, store: PostgresStore) -> None:
-        self._call = store.call
+        self._store = store
 
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
         upload = secrets.token_hex(16)
@@ -374,10 +373,12 @@ class PostgresArtifacts:
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         for _ in range(_ATTEMPTS - 1):
             try:
-                return self._call(name, **parameters)
+                return self._store.call(name, **parameters)
             except StoreUnreachable:
+                if self._store.hurried:
+                    raise
                 time.sleep(backoff.pause())
-        return self._call(name, **parameters)
+        return self._store.call(name, **parameters)
 
 
 def _checked(key: str) -> str:
