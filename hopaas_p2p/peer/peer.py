@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import signal
 import tempfile
 import threading
 import time
@@ -38,6 +39,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
+from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.driver import LogDriver, Scheduler, SnapshotWriter, catalog_driver, study_driver, translated
 from hopaas_p2p.peer.outbox import PendingCommit
@@ -738,15 +740,36 @@ class Peer:
     @contextlib.contextmanager
     def in_a_hurry(self) -> Iterator[None]:
         """In this block calls do not wait long for a store that does not answer."""
-        store = self.store if isinstance(self.store, Hurries) else None
-        before = self.give_up_at, store is not None and store.hurried
+        before = self._urgency
         self.hurry_from_now_on()
         try:
             yield
         finally:
-            self.give_up_at = before[0]
-            if store is not None:
-                store.hurried = before[1]
+            self._urgency = before
+
+    @contextlib.contextmanager
+    def hurried_by_signals(self) -> Iterator[None]:
+        """In this block the same holds from the moment at which SIGTERM or Ctrl-C comes, also for a call that waits.
+
+        After Ctrl-C, which need not end a program, calls wait as before. In the main thread only.
+        """
+        before = self._urgency
+        try:
+            with noticed_at_once((signal.SIGTERM, signal.SIGINT), self.hurry_from_now_on):
+                yield
+        except KeyboardInterrupt:
+            self._urgency = before
+            raise
+
+    @property
+    def _urgency(self) -> tuple[float, bool]:
+        return self.give_up_at, isinstance(self.store, Hurries) and self.store.hurried
+
+    @_urgency.setter
+    def _urgency(self, urgency: tuple[float, bool]) -> None:
+        self.give_up_at = urgency[0]
+        if isinstance(self.store, Hurries):
+            self.store.hurried = urgency[1]
 
     def hurry_from_now_on(self) -> None:
         """Wait no longer for a store that does not answer: the program is about to end. A signal handler may call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import socket
@@ -157,3 +158,20 @@ def test_a_program_that_is_told_of_signals_itself_stays_so() -> None:
             assert ours.recv(1) == bytes([signal.SIGINT])
         finally:
             assert signal.set_wakeup_fd(-1) == theirs.fileno()
+
+
+@pytest.mark.parametrize(
+    ("number", "ends", "hurried"), [(signal.SIGTERM, SystemExit, True), (signal.SIGINT, KeyboardInterrupt, False)]
+)
+def test_calls_wait_for_a_silent_store_after_ctrl_c_but_not_after_sigterm(
+    number: int, ends: type[BaseException], hurried: bool
+) -> None:
+    def interrupted(_: hopaas_p2p.Trial) -> float:
+        os.kill(os.getpid(), number)
+        raise AssertionError
+
+    study = hopaas_p2p.open_study("memory://interrupted", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    with pytest.raises(ends):
+        study.optimize(interrupted)
+    assert (study.storage.peer.give_up_at < math.inf) is hurried
+    study.close()
