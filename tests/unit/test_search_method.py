@@ -257,7 +257,7 @@ def test_nothing_is_left_to_train_where_known_values_are_reused_and_the_space_is
 def test_a_sampler_that_needs_the_trial_first_ends_where_known_values_are_reused(
     studies: Any, sampler: Any, pruner: Any
 ) -> None:
-    study = studies(space=SMALL, sampler=sampler(), pruner=pruner and pruner(), repeats="reuse", budget=300)
+    study = studies(space=SMALL, sampler=sampler(), pruner=pruner and pruner(), repeats="reuse", budget=400)
     trained: list[int] = []
     study.optimize(lambda trial: trained.append(trial.number) or value(trial))
     assert len(trained) == len(set(configurations(study))) == 12
