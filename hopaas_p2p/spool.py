@@ -74,10 +74,11 @@ class Spooled(msgspec.Struct, frozen=True):
 
 def directories() -> list[Path]:
     """Where this user's spool is: the place of choice, and another for when that one cannot be written."""
-    base = os.environ.get("XDG_STATE_HOME")
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
     places = []
     with contextlib.suppress(RuntimeError):  # a user without a home
-        places.append(Path(base or Path.home() / ".local" / "state") / "hopaas-p2p" / "spool")
+        base = base if base.is_absolute() else Path.home() / ".local" / "state"  # else it would move with the process
+        places.append(base / "hopaas-p2p" / "spool")
     with contextlib.suppress(OSError):  # none of the temporary directories can be written
         places.append(Path(tempfile.gettempdir()) / f"hopaas-p2p-spool-{os.getuid()}")
     return places

@@ -94,7 +94,7 @@ class Draft(msgspec.Struct, eq=False):
 
         Reports and parameters come last: only the record that travels with a late result is kept with it.
         """
-        if not (self.user or self.system or self.metrics or len(self.reports) > _MAX_TEXT // _REPORT):
+        if not (self.user or self.system or self.metrics or self.dists or len(self.reports) > _MAX_TEXT // _REPORT):
             return [TrialSet(*_FIELDS(self))]  # as most
         if _weight(self) <= _MAX_TEXT:
             return [self.record()]

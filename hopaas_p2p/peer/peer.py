@@ -496,14 +496,10 @@ class Peer:
         """Do what is due; return the seconds after which something is again."""
         self.check_process()
         now = self.clock()
-        keep_at = self._away_since + self.patience
-        if now >= keep_at:
-            keep_at = math.inf
-            self.spool.keep_ends(self.logs)
         if now < self.retry_at:
-            return min(self.retry_at, keep_at) - now
+            return min(self.retry_at - now, self._keep_ends_if_due(now))
         if self._has_given_up():
-            return _LONGEST_PAUSE
+            return min(_LONGEST_PAUSE, self._keep_ends_if_due(now))
         try:
             self.release_forgotten()
             self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
@@ -517,9 +513,17 @@ class Peer:
             pause = self._backoff.pause()
             self.retry_at = self.clock() + pause
             _log.debug("store unreachable, again in %.1f s: %s", pause, error)
-            return min(pause, max(0.0, keep_at - now))
+            return min(pause, self._keep_ends_if_due(now))
         self._backoff.reset()
         return wait
+
+    def _keep_ends_if_due(self, now: float) -> float:
+        """Spool the ends of trials if the store has been away for longer than `patience`; the seconds until then."""
+        left = self._away_since + self.patience - now
+        if left > 0.0:
+            return left
+        self.spool.keep_ends(self.logs)
+        return math.inf
 
     def _active(self) -> list[State]:
         """The studies that this peer takes part in."""

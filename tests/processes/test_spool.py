@@ -51,6 +51,16 @@ def test_any_peer_of_the_store_sends_it_whatever_url_it_uses(tmp_path: Path) -> 
     assert values(f"{tmp_path}/store") == [0.25]
 
 
+def test_a_spool_does_not_move_with_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", "state")  # no absolute path, which its specification says to ignore
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(list(spool.waiting())) == 1
+
+
 def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE)) as study:

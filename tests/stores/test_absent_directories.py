@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.core.chain import following
 from hopaas_p2p.errors import StoreAway, StoreUnreachable
 from hopaas_p2p.stores.base import Beat
-from hopaas_p2p.stores.directory import seen
+from hopaas_p2p.stores.directory import files, seen
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.testing.commits import append, outgoing
+from hopaas_p2p.testing.commits import append, chained, outgoing, outgoing_of
 from tests.support.processes import environment
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
@@ -183,3 +184,28 @@ def test_a_server_that_is_gone_is_no_wrong_store(mounted: Mounted, monkeypatch: 
     monkeypatch.setattr(Path, "lstat", cut_off)
     with pytest.raises(StoreAway, match="not connected"):
         DirectoryStore(mounted.path / "store")
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_store_that_is_mounted_again_between_two_looks_has_lost_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: bool,  # noqa: FBT001
+) -> None:
+    path, away = tmp_path / "store", tmp_path / "away"
+    log, total = DirectoryStore(path).log("s"), 0
+    for since, name in enumerate("abc"):
+        total = following(total, chained(log, name, since, total).payload)
+    real = files._is_folder
+
+    def mounted_a_moment_later(folder: str) -> bool:
+        found = real(folder)
+        if away.exists():
+            away.rename(path)
+        return found
+
+    monkeypatch.setattr(files, "_is_folder", mounted_a_moment_later)
+    path.rename(away)
+    receipt = log.exchange(outgoing_of("d", "d")._replace(chain=total) if write else None, 3)
+    assert not away.exists()
+    assert [entry.lsn for entry in receipt.entries] == ([4] if write else [])

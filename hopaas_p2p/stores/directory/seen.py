@@ -68,11 +68,12 @@ def is_known(path: Path) -> bool:
 
 
 def _note(path: Path) -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    base = base if base.is_absolute() else Path.home() / ".local" / "state"
     name = hashlib.blake2b(
         f"{socket.gethostname()}:{path}".encode(errors="surrogateescape"), digest_size=12
     ).hexdigest()
-    return Path(base) / "hopaas-p2p" / "stores" / f"{name}.json"
+    return base / "hopaas-p2p" / "stores" / f"{name}.json"
 
 
 def _read(note: Path) -> KnownStore | None:

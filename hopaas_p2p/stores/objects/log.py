@@ -120,7 +120,7 @@ class ObjectLog:
         self._has_beginning = False
         self._hole = 0
         """The lsn of the hole that was last warned of."""
-        self._history = History(self._stored, every=0.0 if scheduler is None else EVERY)
+        self._history = History(self._stored_after_all, every=0.0 if scheduler is None else EVERY)
         self._carries = carries
         self._carrier = Carrier()
         self._modified = 0.0
@@ -416,6 +416,13 @@ class ObjectLog:
             raise StudyDeleted
         return packed
 
+    def _stored_after_all(self, lsn: int) -> bytes | None:
+        """Like `_stored`, of a commit that a peer has read: looks twice before it says that there is none.
+
+        A file system may be mounted again between the look for the commit and the look whether the store is there.
+        """
+        return self._stored(lsn) or self._stored(lsn)
+
     def _is_deleted(self) -> bool:
         with contextlib.suppress(NoFolder):
             return self.objects.get(self._ended, limit=len(TOMBSTONE)) is not None
@@ -442,12 +449,12 @@ class ObjectLog:
             raise StudyDeleted
         if lsn == 1:
             self._check_beginning(deadline)
-        elif (lsn - 1) % SPAN and self.packs is not None and next(self.packs.after(lsn - 2), None) is None:
+        elif (lsn - 1) % SPAN and self.packs is not None and self._stored_after_all(lsn - 1) is None:
             self._history.gone(lsn - 1)
 
     def _check_snapshot(self, lsn: int) -> None:
         """A peer begins with a snapshot of commits up to this one: has the log that one, or was it removed by `gc`?"""
-        if self._stored(lsn) is None and (self.packs is not None or self.guard.boundary() < lsn):
+        if self._stored_after_all(lsn) is None and (self.packs is not None or self.guard.boundary() < lsn):
             self._history.gone(lsn)
         self._snapshot = 0
 
