@@ -23,7 +23,7 @@ def whole(what: str, value: Any, *, least: int | None = 1, takes: str = "a whole
     if number is None:
         raise InvalidInput(f"{what} must be {takes}, got {shown(value)}")
     if least is not None and number < least:
-        raise InvalidInput(f"{what} must be at least {least}, got {number}")
+        raise InvalidInput(f"{what} must be at least {least}, got {shown(number)}")
     if abs(number) > _LARGEST:
         raise InvalidInput(f"{what} must be at most {_LARGEST}, got {shown(number)}")
     return number
@@ -32,7 +32,7 @@ def whole(what: str, value: Any, *, least: int | None = 1, takes: str = "a whole
 def trial_number(value: Any) -> int:
     """The number of a trial, given as a number or as the trial. Raises InvalidInput."""
     number = _index(getattr(value, "number", value))
-    if number is None:
+    if number is None or abs(number) > _LARGEST:
         raise InvalidInput(f"a trial is given by its number, got {shown(value)}")
     return number
 

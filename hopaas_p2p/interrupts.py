@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import Final
+
+from hopaas_p2p import process
 
 INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What ends the code of a trial without telling anything of the trial."""
@@ -55,6 +58,62 @@ def sigterm_raises() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         terminated = False
+
+
+@contextlib.contextmanager
+def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Iterator[None]:
+    """In this block, call this on another thread as soon as one of these signals comes, if the program handles it.
+
+    Handlers run between two steps of the main thread, and a call of libpq to a silent server is one step: half a
+    minute. Only the main thread may do that, and only one part of a program; otherwise nothing changes.
+    """
+    if not _in_main_thread():
+        yield
+        return
+    read_end, write_end = socket.socketpair()
+    write_end.setblocking(False)
+    descriptor = write_end.fileno()
+
+    def read() -> None:
+        while came := read_end.recv(1):
+            if came[0] in numbers:
+                call()
+
+    with read_end, write_end:
+        reader = threading.Thread(target=read, name="hopaas-signals", daemon=True)
+        try:
+            if _notify(descriptor, instead_of=-1):
+                _notified.add(descriptor)
+                reader.start()
+            yield
+        finally:
+            _notify(-1, instead_of=descriptor)
+            if descriptor in _notified:  # else this is a child, and the socket is its parent's
+                _notified.discard(descriptor)
+                write_end.shutdown(socket.SHUT_WR)
+                if reader.ident is not None:
+                    reader.join()
+
+
+def _notify(descriptor: int, *, instead_of: int) -> bool:
+    """Let Python write the numbers of signals to this descriptor; whether another one was in its place."""
+    before = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    if before != instead_of:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+    return before == instead_of
+
+
+_notified: Final[set[int]] = set()
+
+
+def _in_child() -> None:
+    """A child of a fork would tell its parent of its own signals."""
+    for descriptor in _notified:
+        _notify(-1, instead_of=descriptor)
+    _notified.clear()
+
+
+process.call_in_child(_in_child)
 
 
 def raise_again() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from hopaas_p2p.arguments import shown
 from hopaas_p2p.core.validity import LONGEST_METRIC, MOST_METRICS, possible_metric
 from hopaas_p2p.errors import InvalidInput
 
@@ -60,5 +61,5 @@ def _number(value: object) -> float | None:
 
 
 def _shown(value: object) -> str:
-    text = " ".join(repr(value).split())
+    text = " ".join(shown(value).split())
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"

@@ -9,6 +9,7 @@ from typing import Any, Final
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 
+from hopaas_p2p.arguments import shown
 from hopaas_p2p.core import records
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import outliers, possible_attributes
@@ -17,6 +18,7 @@ from hopaas_p2p.errors import InvalidInput
 _LIMIT: Final = 1 << 63
 _MAX_ATTRIBUTE: Final = 1 << 20
 """Bytes. A quarter of what a commit may have, so that each fits into one with all that goes along."""
+_LONGEST_NAME: Final = 1 << 16  # characters
 
 
 def to_record(distribution: BaseDistribution) -> records.Distribution:
@@ -38,6 +40,12 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                     "for example names that your code looks up in a dict"
                 )
             _check_choice(choice)
+        size = sum([len(choice.encode()) for choice in distribution.choices if isinstance(choice, str)])
+        if size > _MAX_ATTRIBUTE:
+            raise InvalidInput(
+                f"the choices of a parameter have {size:,} bytes; at most {_MAX_ATTRIBUTE:,}. Use short names that "
+                "your code looks up in a dict"
+            )
         return records.Categorical(tuple([_plain(choice) for choice in distribution.choices]))
     raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
 
@@ -60,7 +68,9 @@ def _check_choice(choice: object) -> None:
 def _check_whole(*numbers: int) -> None:
     for number in numbers:
         if not -_LIMIT <= number < _LIMIT:
-            raise InvalidInput(f"the whole number {number} cannot be stored: at most 64 bits; use a float, or a str")
+            raise InvalidInput(
+                f"the whole number {shown(number)} cannot be stored: at most 64 bits; use a float, or a str"
+            )
 
 
 def to_optuna(distribution: records.Distribution) -> BaseDistribution:
@@ -101,6 +111,8 @@ def to_json(key: object, value: object) -> str:
         text = json.dumps(value, separators=(",", ":"), default=_as_python)
     if not possible_attributes({key: text}):
         raise InvalidInput(f"the attribute {key!r} is nested too deeply for some readers")
+    if len(key) > _LONGEST_NAME:
+        raise InvalidInput(f"an attribute's name has at most {_LONGEST_NAME:,} characters, got {len(key):,}")
     if len(text) > _MAX_ATTRIBUTE // 4 and len(text.encode()) > _MAX_ATTRIBUTE:
         raise InvalidInput(
             f"the attribute {key!r} has {len(text.encode()):,} bytes; at most {_MAX_ATTRIBUTE:,}. "
@@ -134,7 +146,7 @@ def checked_step(step: int) -> int:
         InvalidInput: it needs more than 64 bits.
     """
     if not -_LIMIT <= step < _LIMIT:
-        raise InvalidInput(f"a report at step {step}: steps are whole numbers of up to 64 bits")
+        raise InvalidInput(f"a report at step {shown(step)}: steps are whole numbers of up to 64 bits")
     return int(step)
 
 
@@ -144,10 +156,12 @@ def checked_parameter(name: str) -> str:
     Raises:
         InvalidInput: it is no text, or not in Unicode.
     """
-    if name.__class__ is str and name.isascii():
+    if name.__class__ is str and name.isascii() and len(name) <= _LONGEST_NAME:
         return name
     if not isinstance(name, str):
         raise InvalidInput(f"a parameter is called by a text, not {name!r}")
+    if len(name) > _LONGEST_NAME:
+        raise InvalidInput(f"a parameter's name has at most {_LONGEST_NAME:,} characters, got {len(name):,}")
     if not _encodable(name):
         raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
     return str(name)

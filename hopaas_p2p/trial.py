@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import optuna
 
 from hopaas_p2p import checkpoints, interrupts
+from hopaas_p2p.arguments import shown
 from hopaas_p2p.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.core.attributes import REPLICATE
 from hopaas_p2p.core.records import FROM_START
@@ -70,7 +71,10 @@ class Trial(optuna.trial.Trial):
         """Report an intermediate value. As Optuna's; also ends a trial whose SIGTERM was swallowed."""
         if interrupts.terminated:
             interrupts.raise_again()
-        super().report(value, step)
+        try:
+            super().report(value, step)
+        except OverflowError:
+            raise InvalidInput(f"a report of {shown(value)}, which is too large for a float") from None
 
     def log(self, step: int, /, **metrics: float) -> None:
         """Keep numbers of this step beside the report: `trial.log(epoch, loss=0.3, auc=0.9)`.

@@ -21,6 +21,10 @@ from hopaas_p2p.core.state import BLOCK, BlockColumns, PastLease, State, Trial
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
 _STATES: Final = tuple(TrialState)
 _ABSENT: Final = -(1 << 62)
+_ABSENT_TOP: Final = 0xC0  # its highest byte, which no time has
+_SMALL: Final = bytes(range(256))
+_ZEROS: Final = bytes(7 * BLOCK)
+_FEW: Final = 16  # sets; with more, to count each costs more than to look at each trial
 
 
 class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -48,6 +52,8 @@ class _Linked(_Rare, array_like=True, omit_defaults=True):
 
 
 class _TrialBlock(msgspec.Struct, array_like=True):
+    """The large columns are views of the bytes that were decoded: a block that is only checked copies none of them."""
+
     states: bytes
     epochs: bytes
     owners: list[str | None]
@@ -56,12 +62,12 @@ class _TrialBlock(msgspec.Struct, array_like=True):
     durations: bytes
     param_sets: list[tuple[str, ...]]
     param_set: bytes
-    params: bytes
+    params: memoryview
     step_sets: list[tuple[int, ...]]
     step_set: bytes
-    reports: bytes
+    reports: memoryview
     widths: bytes
-    values: bytes
+    values: memoryview
     rare: dict[int, _Linked]
 
 
@@ -90,7 +96,7 @@ _COMMON: Final = _Rare()
 class PackedBlock(NamedTuple):
     """A settled block: full, and all of its trials finished. Only a late result may touch it, which opens it first."""
 
-    packed: bytes
+    packed: memoryview
     first: int
     """The number of its first trial."""
 
@@ -118,12 +124,12 @@ class PackedBlock(NamedTuple):
             first=self.first,
             states=block.states,
             param_sets=block.param_sets,
-            param_set=_column(block.param_set, "q"),
+            param_set=_narrow(block.param_set),
             params=_column(block.params, "d"),
             step_sets=block.step_sets,
-            step_set=_column(block.step_set, "q"),
-            reports=_column(block.reports, "d"),
-            widths=_column(block.widths, "q"),
+            step_set=_narrow(block.step_set),
+            reports=lambda: _column(block.reports, "d"),
+            widths=_narrow(block.widths),
             values=_column(block.values, "d"),
             special=[place for place, rare in block.rare.items() if rare.dists or rare.system],
         )
@@ -138,7 +144,7 @@ def close_settled(state: State, at_most: int | None = None) -> bool:
     unsettled = {number // BLOCK for number in (*state.waiting, *state.running)}
     settled = [one for one in trials.open if one not in unsettled and (one + 1) * BLOCK <= len(trials)]
     for index in settled[:at_most]:
-        trials.close(index, PackedBlock(pack(trials.open[index]), index * BLOCK))
+        trials.close(index, PackedBlock(memoryview(pack(trials.open[index])), index * BLOCK))
     return at_most is not None and len(settled) > at_most
 
 
@@ -166,12 +172,12 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         durations=_integers(_ABSENT if t.end is None else t.end - (t.start or 0) for t in trials),
         param_set=_integers(param_sets.setdefault(tuple(trial.params), len(param_sets)) for trial in trials),
         param_sets=list(param_sets),
-        params=_planes(params),
+        params=memoryview(_planes(params)),
         step_set=_integers(step_sets.setdefault(tuple(trial.reports), len(step_sets)) for trial in trials),
         step_sets=list(step_sets),
-        reports=_planes(reports),
+        reports=memoryview(_planes(reports)),
         widths=_integers(-1 if trial.values is None else len(trial.values) for trial in trials),
-        values=_planes(values),
+        values=memoryview(_planes(values)),
         rare={i: rare for i, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},  # type: ignore[misc]
     )
     metrics = _packed_metrics(trials)
@@ -228,36 +234,69 @@ def check(columns: bytes) -> Checked:
     """Make sure that `unpack` takes these columns. Raises ValueError, IndexError or a msgspec error."""
     block = _decode(columns)
     count = len(block.states)
-    param_set, step_set, widths = _whole(block.param_set), _whole(block.step_set), _whole(block.widths)
-    durations = _whole(block.durations)
-    sizes = {len(column) for column in (block.epochs, block.owner, block.starts)} | {
-        8 * len(column) for column in (param_set, step_set, widths, durations)
-    }
-    params = [len(names) for names in block.param_sets]
-    steps = [len(one) for one in block.step_sets]
+    narrow = (block.epochs, block.owner, block.starts, block.durations, block.param_set, block.step_set, block.widths)
     if (
         count > BLOCK
-        or sizes - {8 * count}
-        or min(param_set, default=0) < 0
-        or min(step_set, default=0) < 0
-        or min(_whole(block.owner), default=0) < 0
-        or max(_whole(block.owner), default=-1) >= len(block.owners)
+        or any(len(column) != 8 * count for column in narrow)
         or max(block.states, default=0) >= len(_STATES)
-        or 8 * sum([params[one] for one in param_set]) != len(block.params)
-        or 8 * sum([steps[one] for one in step_set]) != len(block.reports)
-        or 8 * sum([one for one in widths if one > 0]) != len(block.values)
         or any(not 0 <= index < count for index in block.rare)
         or (block.metrics and not _fit_metrics(block.metrics, count))
     ):
         raise ValueError
+    _total(block.owner, [0] * len(block.owners))
+    if (
+        8 * _total(block.param_set, [len(names) for names in block.param_sets]) != len(block.params)
+        or 8 * _total(block.step_set, [len(steps) for steps in block.step_sets]) != len(block.reports)
+        or 8 * _width(block.widths) != len(block.values)
+    ):
+        raise ValueError
     counts = [block.states.count(one) for one in range(len(_STATES))]
-    ended = count - durations.count(_ABSENT)
+    ended = count - _absences(block.durations)
     if ended != counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]:
         raise ValueError
     return Checked(columns, counts, finished=ended == count)
 
 
-def inflated(packed: bytes, *, at_most: int) -> bytes:
+def _total(column: bytes, sizes: Sequence[int]) -> int:
+    """The sizes that a column of indexes refers to, added up. Raises IndexError or ValueError for another one."""
+    low = _lowest(column)
+    if low is None or len(sizes) > _FEW:
+        indexes = _whole(column)
+        if min(indexes, default=0) < 0:
+            raise ValueError
+        return sum([sizes[index] for index in indexes])
+    if low.translate(None, _SMALL[: len(sizes)]):
+        raise ValueError
+    if len(sizes) == 1:
+        return sizes[0] * len(low)
+    return sum([size * low.count(index) for index, size in enumerate(sizes) if size])
+
+
+def _width(column: bytes) -> int:
+    """How many values the trials have, added up."""
+    low = _lowest(column)
+    return sum([width for width in _whole(column) if width > 0]) if low is None else sum(low)
+
+
+def _lowest(column: bytes) -> bytes | None:
+    """A column as bytes, if no number in it is below 0 or above 255."""
+    count = len(column) // 8
+    return column[:count] if column.endswith(_ZEROS[: 7 * count]) else None
+
+
+def _narrow(column: bytes) -> array[int]:
+    """The numbers of a column, as bytes where they fit."""
+    low = _lowest(column)
+    return _column(column, "q") if low is None else array("B", low)
+
+
+def _absences(column: bytes) -> int:
+    """How many numbers of this column are absent."""
+    top = column[len(column) // 8 * 7 :]
+    return _whole(column).count(_ABSENT) if _ABSENT_TOP in top else 0
+
+
+def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
     """The columns of a block. ValueError if they are longer than `at_most` bytes, or end early."""
     inflater = zlib.decompressobj()
     plain = inflater.decompress(packed, max(at_most, 1))
@@ -344,7 +383,7 @@ def _planes(column: array[Any]) -> bytes:
     return b"".join([raw[i::8] for i in range(8)])
 
 
-def _column(planes: bytes, typecode: str) -> array[Any]:
+def _column(planes: bytes | memoryview, typecode: str) -> array[Any]:
     count = len(planes) // 8
     raw = bytearray(count * 8)
     for i in range(8):
@@ -356,7 +395,7 @@ def _column(planes: bytes, typecode: str) -> array[Any]:
     return column
 
 
-def _reals(planes: bytes) -> list[float]:
+def _reals(planes: bytes | memoryview) -> list[float]:
     return _column(planes, "d").tolist()
 
 

@@ -70,7 +70,8 @@ class _Header(msgspec.Struct, array_like=True):
     writers: dict[str, _Last]
     refusals: dict[str, int]
     trials: int
-    blocks: list[bytes]
+    blocks: list[memoryview]
+    """Views of the bytes that were decoded: a closed block is kept as it came, and not copied."""
     chain: int | None = None
     """The sum that the snapshot stands on, see `core.chain`."""
     quiet: list[tuple[str, int, bytes]] = []
@@ -173,8 +174,9 @@ def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
     position = 0
     settled = [one for one in enumerate(header.blocks[: header.trials // BLOCK]) if one[0] not in unsettled]
     parts = [(f"{index:08d}", packed) for index, packed in settled]
-    parts += [(f"{kind}{index:07d}", packed) for kind, index, packed in header.quiet if kind in ("w", "p")]
-    for place, packed in parts:
+    parts += [(f"{kind}{index:07d}", memoryview(packed)) for kind, index, packed in header.quiet if kind in ("w", "p")]
+    for place, view in parts:
+        packed = bytes(view)
         at = data.find(packed, position)
         if at < 0:
             return data, {}
@@ -196,7 +198,7 @@ def names_in(head: bytes) -> list[str]:
     return _opened(head).names
 
 
-def whole(head: bytes, apart: Mapping[str, bytes]) -> bytes:
+def whole(head: bytes, apart: Mapping[str, bytes | memoryview]) -> bytes:
     """The snapshot that was split. Raises CorruptSnapshot for a head that is damaged, or lacks a block."""
     opened = _opened(head)
     try:
@@ -225,14 +227,14 @@ def digest(state: State) -> str:
 
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
-    plain = [zlib.decompress(_packed(state, index)) for index in range(_count(state))]
+    plain = [memoryview(zlib.decompress(_packed(state, index))) for index in range(_count(state))]
     *fields, _, _, ledger = msgspec.structs.astuple(_header(state, plain))  # a study does not depend on its log's sum
     if ledger is not None:
         fields.append(ledger)
     return hashlib.blake2b(_encode(fields), digest_size=_DIGEST).hexdigest()
 
 
-def _header(state: State, packed: list[bytes]) -> _Header:
+def _header(state: State, packed: list[memoryview]) -> _Header:
     return _Header(
         1,
         state.lsn,
@@ -265,7 +267,7 @@ class _Room:
     def __init__(self, left: int) -> None:
         self._left = left
 
-    def inflated(self, packed: bytes) -> bytes:
+    def inflated(self, packed: bytes | memoryview) -> bytes:
         """The bytes of this part. ValueError if they are too many, or end early."""
         plain = blocks.inflated(packed, at_most=self._left)
         self._left -= len(plain)
@@ -340,6 +342,6 @@ def _count(state: State) -> int:
     return -(-len(state.trials) // BLOCK)
 
 
-def _packed(state: State, index: int) -> bytes:
+def _packed(state: State, index: int) -> memoryview:
     closed = state.trials.closed.get(index)
-    return blocks.pack(state.trials.open[index]) if closed is None else closed.packed
+    return memoryview(blocks.pack(state.trials.open[index])) if closed is None else closed.packed

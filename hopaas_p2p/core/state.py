@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
@@ -176,7 +176,8 @@ class BlockColumns(NamedTuple):
     """The values of all trials, one after another."""
     step_sets: Sequence[tuple[int, ...]]
     step_set: Sequence[int]
-    reports: Sequence[float]
+    reports: Callable[[], Sequence[float]]
+    """Makes the largest column, which few readers need."""
     widths: Sequence[int]
     """How many values each trial has; -1 for one without."""
     values: Sequence[float]
@@ -188,7 +189,7 @@ class ClosedBlock(Protocol):
     """The trials of one block, all of them finished, in as few bytes as possible."""
 
     @property
-    def packed(self) -> bytes:
+    def packed(self) -> memoryview:
         """What a snapshot holds of it."""
 
     def trials(self) -> list[Trial]:

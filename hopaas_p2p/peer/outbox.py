@@ -16,6 +16,7 @@ import msgspec
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import (
+    Categorical,
     Commit,
     Distribution,
     PeerJoin,
@@ -41,7 +42,8 @@ _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
 _MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
 _TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
-_REPORT: Final = 20  # characters that a report counts for
+_TEXTS: Final = ("user", "system")
+_REPORT: Final = 20  # characters that a report counts for, or a choice
 
 
 class PendingCommit(msgspec.Struct, eq=False):
@@ -90,7 +92,7 @@ class Draft(msgspec.Struct, eq=False):
     def records(self) -> list[TrialSet]:
         """All of it as records that each fit into a commit: one, unless there is a lot of text.
 
-        Parameters and reports come last: only the record that travels with a late result is kept with it.
+        Reports and parameters come last: only the record that travels with a late result is kept with it.
         """
         if not (self.user or self.system or self.metrics or len(self.reports) > _MAX_TEXT // _REPORT):
             return [TrialSet(*_FIELDS(self))]  # as most
@@ -99,7 +101,7 @@ class Draft(msgspec.Struct, eq=False):
         part, weight = Draft(self.number, self.epoch, self.owner, resumed_from=self.resumed_from), 0
         parts = []
         for field, key, value in self._items():
-            size = len(key) + len(value) if field in ("user", "system") else _REPORT
+            size = _size(value) if field == "dists" else len(key) + len(value) if field in _TEXTS else _REPORT
             if weight and weight + size > _MAX_TEXT:
                 parts.append(part.record())
                 part, weight = Draft(self.number, self.epoch, self.owner), 0
@@ -107,8 +109,10 @@ class Draft(msgspec.Struct, eq=False):
                 part.metrics.setdefault(key[0], {})[key[1]] = value
             else:
                 getattr(part, field)[key] = value
+            if field == "dists":
+                part.params[key] = self.params[key]
             weight += size
-        part.params, part.dists, part.stopping = self.params, self.dists, self.stopping
+        part.params, part.stopping = self.params, self.stopping
         return [*parts, part.record()]
 
     def _items(self) -> Iterator[tuple[str, Any, Any]]:
@@ -120,6 +124,8 @@ class Draft(msgspec.Struct, eq=False):
                 yield "metrics", (name, step), value
         for step, value in self.reports.items():
             yield "reports", step, value
+        for name, distribution in self.dists.items():
+            yield "dists", name, distribution
 
 
 class InFlight(msgspec.Struct, frozen=True, gc=False):
@@ -263,6 +269,10 @@ class Outbox:
             about = _study_in(records) if records[0].__class__ in _OF_CATALOG else ""
             outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
+            if len(drafts) > 1:  # nor what was set on other trials
+                alone = PendingCommit(drafts[0].owner, (drafts[0].record(),))
+                self._launch([alone], [*taken[1:], *kept], drafts[:1], chain=chain)
+                return
             if len(taken) > 1:  # what others have queued is not refused with it
                 self._launch(taken[:1], [*taken[1:], *kept], drafts, chain=chain)
                 return
@@ -315,6 +325,8 @@ def _weight(said: Draft | TrialCreate | TrialSet | StudySet) -> int:
     weight = 0
     if not isinstance(said, StudySet):
         weight = _REPORT * len(said.reports)
+        if said.dists:
+            weight += sum(map(len, said.dists)) + sum(map(_size, said.dists.values()))
         if said.metrics:
             for name, values in said.metrics.items():
                 weight += len(name) + _REPORT * len(values)
@@ -322,3 +334,10 @@ def _weight(said: Draft | TrialCreate | TrialSet | StudySet) -> int:
         for attributes in (said.user, said.system):
             weight += sum(map(len, attributes)) + sum(map(len, attributes.values()))
     return weight
+
+
+def _size(distribution: Distribution) -> int:
+    """Roughly how many characters it adds to a commit."""
+    if not isinstance(distribution, Categorical):
+        return 2 * _REPORT
+    return sum([_REPORT + (len(one) if isinstance(one, str) else 0) for one in distribution.choices])

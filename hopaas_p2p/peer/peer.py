@@ -131,6 +131,8 @@ class Peer:
         """Peers among `acts_for` whose trials this process has touched: it beats for them too."""
         self.retry_at = 0.0
         """Until when calls that can do without the store leave it alone: it did not answer."""
+        self.give_up_at = math.inf
+        """After this, a call that has failed is not tried again: the program is about to end."""
         self.away = False
         """Whether the last exchange failed: a read then leaves it to the scheduler to find the store again."""
         self._away_since = math.inf
@@ -498,6 +500,8 @@ class Peer:
             self.spool.keep_ends(self.logs)
         if now < self.retry_at:
             return min(self.retry_at, keep_at) - now
+        if self._has_given_up():
+            return _LONGEST_PAUSE
         try:
             self.release_forgotten()
             self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
@@ -690,6 +694,8 @@ class Peer:
             if log.session.broken is not None:
                 self.spool.keep_history(uuid, log)
         try:
+            if self._has_given_up():
+                raise StoreUnreachable("the store did not answer.")
             with self.in_a_hurry():
                 self._send_and_confirm()
         except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
@@ -731,14 +737,26 @@ class Peer:
 
     @contextlib.contextmanager
     def in_a_hurry(self) -> Iterator[None]:
-        """In this block calls do not wait long for a store that does not answer: the program is about to end."""
-        patience, self.patience = self.patience, min(self.patience, _SHUTDOWN_TIMEOUT)
-        hurried = self.store.in_a_hurry() if isinstance(self.store, Hurries) else contextlib.nullcontext()
+        """In this block calls do not wait long for a store that does not answer."""
+        store = self.store if isinstance(self.store, Hurries) else None
+        before = self.give_up_at, store is not None and store.hurried
+        self.hurry_from_now_on()
         try:
-            with hurried:
-                yield
+            yield
         finally:
-            self.patience = patience
+            self.give_up_at = before[0]
+            if store is not None:
+                store.hurried = before[1]
+
+    def hurry_from_now_on(self) -> None:
+        """Wait no longer for a store that does not answer: the program is about to end. A signal handler may call."""
+        self.give_up_at = min(self.give_up_at, self.clock() + _SHUTDOWN_TIMEOUT)
+        if isinstance(self.store, Hurries):
+            self.store.hurried = True
+
+    def _has_given_up(self) -> bool:
+        """Whether the program is about to end, and the store did not answer in the time that was left for it."""
+        return self.away and self.clock() >= self.give_up_at
 
     # --- becoming another ---
 
@@ -795,8 +813,9 @@ class _Attempts:
 
     def pause_after(self, error: StoreUnreachable) -> float:
         """Seconds until the next attempt; raises the error when the time is up. Warns now and then."""
-        waited = self._peer.clock() - self._began
-        if waited >= self._within or self._peer.closed:
+        now = self._peer.clock()
+        waited = now - self._began
+        if waited >= self._within or now >= self._peer.give_up_at or self._peer.closed:
             raise error
         if waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
             self._warned = waited

@@ -9,6 +9,8 @@ import string
 from collections.abc import Sequence
 from typing import Final
 
+from hopaas_p2p.core.attributes import REPLICATE, REUSED
+from hopaas_p2p.core.replicates import means
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.report import charts
@@ -117,7 +119,7 @@ def _sections(state: State) -> str:
     gantt = timeline(state)
     parts = [_figure(gantt)] if gantt is not None else []
     parts.append(f'<div class="grid">{"".join(map(_figure, figures))}</div>' if figures else "")
-    parts += [_parameters(state, found), _best_trials(state), _metrics(state)]
+    parts += [_parameters(state, found), _best_means(state), _best_trials(state), _metrics(state)]
     parts += [_spent(state), _interrupted(state), _failures(state)]
     return "\n".join(part for part in parts if part) if state.trials else _nothing("No trial has been started yet.")
 
@@ -160,6 +162,36 @@ def _best_trials(state: State) -> str:
     complete = [t for t in state.trials if t.state is COMPLETE and t.values]
     ordered = sorted(complete, key=lambda t: (sign * t.values[0] if t.values else math.inf, t.number))
     return _trial_table("Best trials", ordered[:_TOP], state)
+
+
+def _best_means(state: State) -> str:
+    """The configurations with the best means, where each is tried several times."""
+    assert state.define is not None
+    if len(state.define.directions) > 1 or not any(REPLICATE in trial.system for trial in state.trials):
+        return ""
+    measured = [
+        (trial.number, tuple(sorted(trial.params.items())), trial.values[0])
+        for trial in state.trials
+        if trial.state is COMPLETE and trial.values and REUSED not in trial.system
+    ]
+    best_ones = means(measured, maximize=state.define.directions[0] == "maximize")[:_TOP]
+    if not best_ones:
+        return ""
+    found = [params_of(state.trials[one.numbers[0]], state) for one in best_ones]
+    names = list(dict.fromkeys(name for params in found for name in params))[:_COLUMNS]
+    rows = [
+        [
+            shown(one.mean),
+            "-" if math.isnan(one.standard_error) else shown(one.standard_error),
+            str(len(one.numbers)),
+            *(shown(params[name]) if name in params else "" for name in names),
+        ]
+        for one, params in zip(best_ones, found, strict=True)
+    ]
+    return _card(
+        "Best means over replicates",
+        table(["mean", "standard error", "trials", *names], rows, words=(), first=True, names=names),
+    )
 
 
 def _metrics(state: State) -> str:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.search.columns import Floats, Ints, Mask
+from hopaas_p2p.search.columns import Floats, Ints, Mask, distinct
 from hopaas_p2p.search.gauss import cell_mass, log_range_mass
 
 BANDWIDTHS: Final = 100.0
@@ -142,7 +142,7 @@ class Axis:
         """Places in this order with a wide bandwidth, the bandwidths, and whether one of the values is not alone."""
         gaps = np.flatnonzero(mu[1:] - mu[:-1] > self.sigma)
         last = len(mu) - 1
-        found = np.unique(np.concatenate([gaps, gaps + 1, [0, last]])) if len(gaps) else np.array([0, last])
+        found = distinct(np.concatenate([gaps, gaps + 1, [0, last]])) if len(gaps) else np.array([0, last])
         left, right = mu[found] - mu[found - 1], mu[np.minimum(found + 1, last)] - mu[found]
         left[0], right[-1] = mu[0] - self.low, self.high - mu[-1]
         sigmas = np.maximum(left, right)

@@ -53,6 +53,13 @@ def _tail(z: Floats) -> Floats:
 def log_range_mass(left: Any, right: Any) -> Floats:
     """The logarithm of `range_mass`, exact also where that is too small for a number."""
     left, right = np.broadcast_arrays(np.asarray(left, np.float64), np.asarray(right, np.float64))
+    partial = ~((left <= -_ALL) & (right >= _ALL))
+    found = np.zeros(left.shape)
+    found[partial] = _log_part(left[partial], right[partial])
+    return found
+
+
+def _log_part(left: Floats, right: Floats) -> Floats:
     flipped = left > 0
     low, high = np.where(flipped, -right, left), np.where(flipped, -left, right)
     central = high > 0

@@ -18,7 +18,6 @@ DON'T raise on content; bytes in a commit's place that are not a commit are retu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
@@ -206,8 +205,8 @@ class Restorable(Protocol):
 class Hurries(Protocol):
     """A store that gives up sooner when the program is about to end."""
 
-    def in_a_hurry(self) -> AbstractContextManager[None]:
-        """In this block no call waits long for a server that is silent."""
+    hurried: bool
+    """Whether no call waits long for a server that is silent."""
 
 
 @runtime_checkable

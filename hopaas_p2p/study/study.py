@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shlex
+import signal
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -55,7 +56,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyFinished,
 )
-from hopaas_p2p.interrupts import INTERRUPTIONS, describe, sigterm_raises
+from hopaas_p2p.interrupts import INTERRUPTIONS, describe, noticed_at_once, sigterm_raises
 from hopaas_p2p.space import ATTRIBUTE, as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.handle import StudyHandle
@@ -661,7 +662,8 @@ class Study:
         works = False
         trial = None
         self.optuna.stop_asked = self._sampler_is_through = False
-        with sigterm_raises(), ProgressLog(self) as progress:
+        hurry = noticed_at_once((signal.SIGTERM,), self.storage.peer.hurry_from_now_on)
+        with sigterm_raises(), hurry, ProgressLog(self) as progress:
             try:
                 while True:
                     ended = self._why_call_ends(done, n_trials, deadline)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
+from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.report.facts import reason_line
 from hopaas_p2p.space import spec
@@ -170,9 +171,11 @@ class Worker:
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
 
-        before = {number: signal.signal(number, note) for number in {*self._signals, signal.SIGINT}}
+        numbers = {*self._signals, signal.SIGINT}
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
-            yield
+            with noticed_at_once(numbers, self.study.storage.peer.hurry_from_now_on):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -312,9 +315,9 @@ class Worker:
         finally:
             child.close()
             server.close()
-        ends = end is not None and end.gives_back  # and the job with it, which may soon be killed
-        with self.study.storage.peer.in_a_hurry() if ends else contextlib.nullcontext():
-            self._conclude(trial, child, server, end)
+        if end is not None and end.gives_back:  # and the job with it, which may soon be killed
+            self.study.storage.peer.hurry_from_now_on()
+        self._conclude(trial, child, server, end)
         taken = time.monotonic() - child.began
         why = f": {self._failure}" if self.last == "FAIL" and self._failure else ""
         self._say(f"trial {trial.number}: {self.last}{self._value(trial)} after {taken:.1f} s{why}")
@@ -446,7 +449,7 @@ class Worker:
     def _store_output(self, trial: Trial) -> None:
         """Keep the end of the output of the command that has failed; before the trial is told, for it is its file."""
         peer = self.study.storage.peer
-        if not self._keep_output or self._outputs_kept >= output.MOST or peer.clock() < peer.retry_at:
+        if not self._keep_output or self._outputs_kept >= output.MOST or peer.away:
             return  # while the store is away, the result should not wait for it
         self._outputs_kept += 1
         why = output.keep(trial, self._output)

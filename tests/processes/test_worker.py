@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -691,6 +692,18 @@ def test_quick_failures_are_followed_by_longer_and_longer_pauses(
     worker.last = "FAIL"
     worker._back_off()
     assert sum(pauses) == pytest.approx(0.1), "a success begins anew"
+
+
+def test_after_a_signal_no_call_waits_long_for_the_store(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, seen = study.storage.peer, list[bool]()
+    monkeypatch.setattr(loop.Worker, "_stop_requested", lambda *_: seen.append(peer.give_up_at < math.inf))
+    command = ["sh", "-c", "trap '' TERM; sleep 1; kill -TERM $PPID; sleep 1; kill -KILL $$"]
+
+    assert loop.Worker(study, command, logs=tmp_path / "logs", say=[].append).work() == loop.AGAIN
+
+    assert (seen[0], seen[-1]) == (False, True), "also while the command saves its work"
 
 
 def test_a_worker_whose_trials_all_failed_says_so_by_its_exit_code(study: Study, tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ import sqlalchemy
 
 import hopaas_p2p
 from hopaas_p2p import access
+from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.testing.commits import append_many, everything
+from hopaas_p2p.testing.commits import append_many, everything, outgoing, study_snapshot
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import dial
 from hopaas_p2p.tunnel.dialect import TunnelDialect, gateways_of
@@ -70,6 +71,17 @@ def test_a_study_is_run_through_a_gateway(centre: Centre, monkeypatch: pytest.Mo
         assert tunnels() == 1
     until(lambda: tunnels() == 0)
     assert len(gateway.events("opened")) == 1
+
+
+def test_the_blocks_of_a_snapshot_come_through_a_gateway(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, data = centre.gateway(), study_snapshot(3000)
+    monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
+    with contextlib.closing(PostgresStore(centre.url(gateway.port))) as store:
+        log = store.log("study")
+        log.exchange(outgoing("first"), 0)
+        log.put_snapshot(1, data)
+        assert log.newest_snapshot() == (1, data)
+        assert len(store.copy("copy_blocks", log="study", names=snapshot.names_in(snapshot.split(data)[0]))) == 2
 
 
 def test_the_token_may_be_in_a_file_or_in_the_url(

@@ -192,7 +192,8 @@ def test_a_schema_without_blocks_keeps_whole_snapshots(
     url = any_postgres.url(database, user="dba")
     access.initialise(url)
     any_postgres.execute(
-        "DROP FUNCTION hopaas.block_names_v1, hopaas.blocks_v1, hopaas.put_block_v1; DROP TABLE hopaas.blocks;"
+        "DROP FUNCTION hopaas.block_names_v1, hopaas.blocks_v1, hopaas.blocks_v2, hopaas.put_block_v1;"
+        "DROP TABLE hopaas.blocks;"
         "DELETE FROM hopaas.schema_version WHERE version > 3",
         database=database,
     )

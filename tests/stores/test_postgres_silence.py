@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
+import psycopg2
 import pytest
 
 import hopaas_p2p
@@ -268,6 +269,21 @@ def test_the_end_of_a_program_hurries_its_connection(far: PostgresStore) -> None
         assert watched._hurried()
     assert not watched._hurried()
     peer.close()
+
+
+def test_the_end_of_a_program_hurries_a_new_connection(
+    far: PostgresStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    connect = psycopg2.connect
+    monkeypatch.setattr(psycopg2, "connect", lambda **words: given.append(words["connect_timeout"]) or connect(**words))
+    patient = PostgresStore(postgres.url("store", user=OWNER))
+    for store in (patient, far):  # what a URL says holds
+        for store.hurried in (False, True):
+            store.close()
+            store.log("u").exchange(None, 0)
+    patient.close()
+    assert given == ["10", "4", "2", "2"]
 
 
 def test_where_the_kernel_tells_nothing_the_limit_is_ten_times_as_long() -> None:

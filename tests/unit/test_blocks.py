@@ -103,9 +103,40 @@ def test_counts_and_digest_do_not_depend_on_what_is_closed(scribe: Scribe) -> No
 @pytest.mark.parametrize("column", ["epochs", "owner", "param_set", "params", "widths", "values", "durations"])
 def test_a_block_with_a_column_of_another_length_is_corrupt(scribe: Scribe, column: str) -> None:
     plain = blocks._columns(list(scribe.state.trials)[:BLOCK])
-    setattr(plain, column, getattr(plain, column) + bytes(8))
+    setattr(plain, column, bytes(getattr(plain, column)) + bytes(8))
     with pytest.raises((ValueError, IndexError)):
         blocks.check(msgspec.msgpack.encode(plain))
+
+
+@pytest.mark.parametrize("column", ["owner", "param_set", "step_set"])
+@pytest.mark.parametrize("place", [0, 1, 7], ids=["just above", "far above", "below zero"])
+def test_a_block_whose_indexes_lead_nowhere_is_corrupt(scribe: Scribe, column: str, place: int) -> None:
+    plain = blocks._columns(list(scribe.state.trials)[:BLOCK])
+    planes = bytearray(getattr(plain, column))
+    planes[place * BLOCK + 5] = 0x81
+    setattr(plain, column, bytes(planes))
+    with pytest.raises((ValueError, IndexError)):
+        blocks.check(msgspec.msgpack.encode(plain))
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 16, 17, 300])
+def test_a_block_of_few_or_many_kinds_of_trials_is_checked_and_read(scribe: Scribe, kinds: int) -> None:
+    trials = list(scribe.state.trials)[:BLOCK]
+    for trial in trials:
+        kind = trial.number % kinds
+        trial.owner, trial.params = f"peer{kind}", dict.fromkeys(f"p{kind}q" * (kind % 3), 0.5)
+        trial.reports = dict.fromkeys(range(kind), 1.5)
+        trial.values = None if kind % 5 == 2 else (0.5,) * (1 + kind % 2)
+    packed = blocks.pack(trials)
+    checked = blocks.check(blocks.inflated(packed, at_most=1 << 24))
+    assert checked.finished
+    assert checked.counts[COMPLETE] == BLOCK
+    block = blocks.PackedBlock(memoryview(packed), 0)
+    assert _same(block.trials(), trials)
+    columns = block.columns()
+    assert list(columns.widths) == [-1 if one.values is None else len(one.values) for one in trials]
+    assert [columns.param_sets[one] for one in columns.param_set] == [tuple(one.params) for one in trials]
+    assert [columns.step_sets[one] for one in columns.step_set] == [tuple(one.reports) for one in trials]
 
 
 def test_results_are_read_without_making_trials(scribe: Scribe) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -12,7 +18,9 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.study import Study
+from tests.support.processes import until
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -104,3 +112,48 @@ def two_peers(store: Path) -> tuple[Study, Study]:
     ]
     study.storage.peer.scheduler.allowed = False
     return study, other
+
+
+def test_a_signal_is_noticed_at_once_although_the_main_thread_is_in_a_long_call() -> None:
+    happened: list[str] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: happened.append("handled"))
+    sender = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        with noticed_at_once([signal.SIGUSR1], lambda: happened.append("noticed")):
+            sender.start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # no step of Python
+            happened.append("returned")
+            sender.join()
+            until(lambda: len(happened) == 3)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert happened.index("noticed") < happened.index("handled")
+    assert happened[0] == "noticed"
+
+
+def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
+    noticed: list[None] = []
+    with noticed_at_once([signal.SIGINT], lambda: noticed.append(None)):
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        os.waitpid(child, 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: noticed)
+    assert len(noticed) == 1
+
+
+def test_a_program_that_is_told_of_signals_itself_stays_so() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno())
+        try:
+            with noticed_at_once([signal.SIGINT], lambda: None), contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            assert ours.recv(1) == bytes([signal.SIGINT])
+        finally:
+            assert signal.set_wakeup_fd(-1) == theirs.fileno()

@@ -11,7 +11,9 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.core.records import TrialFinish, TrialState, TrialStop
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit, TrialFinish, TrialState, TrialStop
+from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.peer.outbox import Outbox, PendingCommit
 from hopaas_p2p.study import Study
@@ -49,6 +51,62 @@ def test_a_trial_is_given_back_whatever_the_reason(study: Study, reason: Any) ->
     trial = study.ask()
     assert study.storage.release(trial.id, reason=reason)
     assert as_others_see(study).trials[0].state is optuna.trial.TrialState.WAITING
+
+
+def test_long_choices_of_one_trial_take_nothing_of_it_or_of_another_along(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", linger=3600.0)
+    first, second = study.ask(), study.ask()
+    second.report(0.5, 1)
+    for number in range(12):
+        first.suggest_categorical(f"c{number}", ["a" * 300_000, "b" * 300_000])
+    first.report(0.7, 1)
+    study.storage.flush()
+    study.tell(first, 1.0)
+    study.tell(second, 2.0)
+
+    one, other = as_others_see(study).trials
+    assert (len(one.params), one.intermediate_values, one.values) == (12, {1: 0.7}, [1.0])
+    assert (other.intermediate_values, other.values) == ({1: 0.5}, [2.0])
+
+
+def test_a_draft_that_cannot_be_written_takes_none_of_another_trial_along() -> None:
+    outbox = Outbox("ann", lambda: 0)
+    outbox.draft(0, 1, "ann").system["half"] = "\ud800"
+    outbox.draft(1, 1, "ann").reports[1] = 0.5
+    outbox.draft(2, 1, "ann").reports[1] = 0.25
+    sent = []
+    while (outgoing := outbox.next()) is not None:
+        sent.append(outgoing)
+        commit = codec.decode(outgoing.payload)
+        assert isinstance(commit, Commit)
+        outbox.settle((Verdict(True),) * len(commit.records))
+    reports = [record.reports for one in sent for record in codec.decode(one.payload).records]  # type: ignore[union-attr]
+    assert reports == [{1: 0.5}, {1: 0.25}]
+
+
+_DIGITS = 10**5000  # more than Python writes out
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda study, trial: trial.report(_DIGITS, 1),
+        lambda study, trial: trial.report(0.5, _DIGITS),
+        lambda study, trial: trial.log(1, loss=_DIGITS),
+        lambda study, trial: trial.checkpoint(b"", step=_DIGITS),
+        lambda study, trial: trial.set_user_attr("a" * 100_000, 1),
+        lambda study, trial: trial.suggest_float("a" * 100_000, 0.0, 1.0),
+        lambda study, trial: trial.suggest_categorical("c", ["a" * 2_000_000, "b"]),
+        lambda study, trial: study.tell(_DIGITS, 0.5),
+        lambda study, trial: study.stop_trial(_DIGITS),
+        lambda study, trial: study.set_budget(-_DIGITS),
+    ],
+)
+def test_what_is_too_large_for_a_log_is_refused_in_a_line(study: Study, call: Callable[[Any, Any], Any]) -> None:
+    trial = study.ask()
+    with pytest.raises(InvalidInput):
+        call(study, trial)
+    study.tell(trial, 0.5)
 
 
 def test_a_step_that_is_true_is_step_one_of_a_checkpoint_for_all(study: Study) -> None:

@@ -294,3 +294,20 @@ def test_ticks_are_few_and_lie_in_the_scale(low: float, high: float, log: bool) 
     assert 2 <= len(ticks) <= 8
     assert all(scale.low <= tick <= scale.high for tick in ticks)
     assert [scale(tick) for tick in ticks] == sorted(scale(tick) for tick in ticks)
+
+
+def test_the_means_of_replicates_stand_before_the_best_trials(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(tmp_path, "s", space={"n": Int(1, 2)}, replicates=2, budget=4)
+    study.optimize(lambda trial: trial.params["n"] + (0.5 if trial.seed else 0.0))
+    page = render(study.state, name="s", store="a store", now=NOW)
+    study.close()
+    _, _, rest = page.partition("Best means over replicates")
+    table, _, _ = rest.partition("</section>")
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == ["1.25", "0.25", "2", "1", "2.25", "0.25", "2", "2"]
+    assert "Best trials" in rest
+
+
+def test_without_replicates_there_are_no_means() -> None:
+    writer = _Writer()
+    writer.trial("a", (1.0,))
+    assert "Best means" not in render(writer.state, name="s", store="a store", now=NOW)

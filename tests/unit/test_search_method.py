@@ -18,6 +18,7 @@ import hopaas_p2p
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import REPEATS, REPLICATE, SAMPLER
 from hopaas_p2p.core.records import Commit, Stamp, StudyDefine, StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.replicates import means as means_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
 from hopaas_p2p.errors import InvalidInput, NoWork
@@ -300,6 +301,49 @@ def test_a_configuration_is_tried_with_several_seeds(studies: Any, sampler: Any)
     assert best.mean == min(group.mean for group in groups)
     assert best.standard_error == pytest.approx(statistics.stdev([0, 1, 2]) / math.sqrt(3))
     assert str(best).endswith("± 0.58 (n = 3)")
+
+
+def test_values_that_are_told_again_make_no_mean_more_certain(studies: Any) -> None:
+    study = studies(space=SMALL, sampler=Stubborn(), replicates=2, repeats="reuse", budget=10)
+    study.optimize(lambda trial: value(trial) + trial.seed)
+    assert any("hopaas:reused" in trial.system_attrs for trial in study.trials)
+    groups = study.replicates()
+    assert {len(group.numbers) for group in groups} == {2}
+    assert groups[0].standard_error == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("direction", "bad", "means"),
+    [("minimize", math.inf, [2.1, 3.1, math.inf]), ("maximize", -math.inf, [3.1, 2.1, -math.inf])],
+)
+def test_a_seed_that_diverged_leaves_the_means_of_others_known(
+    studies: Any, direction: str, bad: float, means: list[float]
+) -> None:
+    space = {"n": hopaas_p2p.Int(1, 3), "c": hopaas_p2p.Categorical(("a",))}
+    study = studies(space=space, replicates=2, budget=6, direction=direction)
+    study.optimize(lambda trial: bad if trial.seed and trial.params["n"] == 1 else value(trial))
+    assert [group.mean for group in study.replicates()] == means
+    assert [str(group) for group in study.replicates()][-1] == f"{bad} (n = 2)"
+    assert math.isnan(study.replicates()[-1].standard_error)
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "error"),
+    [
+        ([math.inf, -math.inf], math.nan, math.nan),
+        ([1e308, 1e308], 1e308, 0.0),
+        ([0.0, 0.0], 0.0, 0.0),
+        ([1.0, 3.0], 2.0, 1.0),
+        ([7.0], 7.0, math.nan),
+    ],
+)
+def test_a_mean_is_known_of_any_values(values: list[float], mean: float, error: float) -> None:
+    worse = [(8, "other", 2e308), (9, "other", 2e308)]
+    first, *_ = found = means_of([*((place, "one", each) for place, each in enumerate(values)), *worse], maximize=False)
+    group = next(one for one in found if 0 in one.numbers)
+    assert group.mean == pytest.approx(mean, nan_ok=True)
+    assert group.standard_error == pytest.approx(error, nan_ok=True)
+    assert not math.isnan(first.mean)
 
 
 def test_replicates_wait_from_the_commit_on_that_starts_the_first_and_have_a_limit() -> None:

@@ -1,5 +1,6 @@
 -- The client's statements: one round trip each. The functions are described in schema.sql and artifacts.sql.
--- Bytes travel in base64, which adds a third; Postgres' own text form would double them.
+-- Bytes travel in base64, which adds a third; Postgres' own text form would double them. COPY, for the many bytes of a
+-- join, sends them as they are.
 
 -- name: exchange
 -- Append a commit, read what is new, renew the beat.
@@ -20,8 +21,12 @@ SELECT hopaas.put_snapshot_v1(%(log)s, %(lsn)s, decode(%(data)s, 'base64'), %(ke
 -- The blocks that are there.
 SELECT name FROM hopaas.block_names_v1(%(log)s)
 
+-- name: copy_blocks
+-- (name, bytes) of some blocks.
+COPY (SELECT * FROM hopaas.blocks_v2(%(log)s, %(names)s::text[])) TO STDOUT (FORMAT binary)
+
 -- name: blocks
--- (name, base64) of some blocks.
+-- (name, base64) of some blocks, in a database that has not the function above yet.
 SELECT * FROM hopaas.blocks_v1(%(log)s, %(names)s::text[])
 
 -- name: put_block

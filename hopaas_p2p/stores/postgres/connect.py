@@ -20,6 +20,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.redaction import redacted
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.postgres import copying
 from hopaas_p2p.stores.postgres.watchdog import IdleWatchdog
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _TUNNEL_OPTIONS: Final = frozenset({"host", "connect_timeout", "application_name
 _SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2", "postgresql+https"})
 _PORT: Final = 5432
 _CONNECT_TIMEOUT: Final = "10"  # seconds
+_HURRIED_CONNECT_TIMEOUT: Final = "4"
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
 
 _NOTHING_IN_CLEAR: Final = "!password,!md5"  # what libpq brings: PGPASSFILE, Kerberos, a certificate
@@ -186,7 +188,7 @@ class ConnectionProvider:
         self._lock = threading.Lock()
         self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
         self.hurried = False
-        """Whether the program is about to end: a connection on which no byte moves is then given up sooner."""
+        """Whether the program is about to end: a server that does not answer is then given up sooner."""
 
     def engine(self) -> Engine:
         """The engine.
@@ -233,10 +235,13 @@ class ConnectionProvider:
                 parameters["user"] = user
             if secret is not None:
                 parameters["password"] = secret.reveal()
+            if self.hurried and "connect_timeout" not in self.address.sqlalchemy_url.query:
+                parameters["connect_timeout"] = _HURRIED_CONNECT_TIMEOUT
             if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
                 certified = secret is None or "sslcert" in self.address.sqlalchemy_url.query
                 parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
 
+        copying.allow(engine)
         self._watchdog = IdleWatchdog(engine, lambda: self.hurried)
         return engine
 

@@ -1,0 +1,48 @@
+"""The mean of the trials that tried one configuration, and how well it is known."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+
+class Mean(NamedTuple):
+    """What the trials of one configuration were worth."""
+
+    numbers: tuple[int, ...]
+    """Of the trials."""
+    mean: float
+    """Infinite where one of the values is; NaN where both infinities are among them."""
+    standard_error: float
+    """Of the mean; NaN for a single trial, and where a value is infinite."""
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2g}"
+        return f"{self.mean:.6g}{spread} (n = {len(self.numbers)})"
+
+
+def means(measured: Iterable[tuple[int, Hashable, float]], *, maximize: bool) -> list[Mean]:
+    """The mean of each configuration, the best first; NaN last.
+
+    Args:
+        measured: (number of the trial, configuration, value).
+        maximize: whether large values are good.
+
+    """
+    found: dict[Hashable, list[tuple[int, float]]] = {}
+    for number, configuration, value in measured:
+        found.setdefault(configuration, []).append((number, value))
+    groups = [_mean([number for number, _ in same], [value for _, value in same]) for same in found.values()]
+    sign = -1.0 if maximize else 1.0
+    return sorted(groups, key=lambda one: (math.isnan(one.mean), sign * one.mean))
+
+
+def _mean(numbers: Sequence[int], values: Sequence[float]) -> Mean:
+    if not all(map(math.isfinite, values)):
+        return Mean(tuple(numbers), sum(values), math.nan)
+    scale = max(map(abs, values)) or 1.0  # the sum of the largest numbers is not one
+    scaled = [value / scale for value in values]
+    error = statistics.stdev(scaled) / math.sqrt(len(values)) * scale if len(values) > 1 else math.nan
+    return Mean(tuple(numbers), statistics.fmean(values) if scale < 1e300 else statistics.fmean(scaled) * scale, error)
