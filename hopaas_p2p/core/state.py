@@ -468,7 +468,7 @@ class State:
         """Whether the budget lets no trial start, or a limit is reached."""
         if self.ledger is not None and self.ledger.reached is not None:
             return True
-        if self.has_room():
+        if (self.budget is None and self.configurations is None) or self.has_room():
             return False
         configurations = self.configurations
         return configurations is None or not (configurations.resumable or self.promoted() is not None)

@@ -147,7 +147,8 @@ class StudyHandle:
 
     def take_new(self) -> int:
         """Start a new trial, even where others wait: one exchange. Raises NoWork when the study gives out none."""
-        self.look_again_if_closed(math.inf)
+        if self.log.session.state.closed_to(self.peer.uuid) is not None:
+            self.look_again_if_closed(math.inf)
         return self.start(_NEW)
 
     def take(self, proposal: Proposal | None = None, *, within: float = math.inf) -> int:
@@ -627,7 +628,9 @@ class StudyHandle:
         strict: bool,
     ) -> None:
         """End a trial, see `Storage.finish`."""
-        to, reason, pending = _STATES[state], reason_text(reason), None
+        to, pending = _STATES[state], None
+        if reason is not None:
+            reason = reason_text(reason)
         with self.log.lock:
             owned, trial = self.writable(number), self.log.session.state.trials[number]
             if owned is None:
