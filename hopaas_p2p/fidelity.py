@@ -92,9 +92,13 @@ def _read(text: str) -> dict[str, Any] | None:
     given: dict[str, Any] = {"type": kind}
     fields = _KINDS.get(kind, Rungs).__struct_fields__
     parts = [part for part in (inside or "").split(",") if part.strip()]
+    if len(parts) > len(fields):
+        raise InvalidInput(f"fidelity = {text!r} has {len(parts)} values; {kind} takes {', '.join(fields)}")
     for field, part in zip(fields, parts, strict=False):
         key, equals, value = part.partition("=")
         name = key.strip() if equals else field
+        if name in given:
+            raise InvalidInput(f"fidelity = {text!r} says {name} twice")
         given[name] = _value(text, name, (value if equals else key).strip())
     return given
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -40,9 +39,13 @@ def means(measured: Iterable[tuple[int, Hashable, float]], *, maximize: bool) ->
 
 
 def _mean(numbers: Sequence[int], values: Sequence[float]) -> Mean:
+    count = len(values)
     if not all(map(math.isfinite, values)):
         return Mean(tuple(numbers), sum(values), math.nan)
-    scale = max(map(abs, values)) or 1.0  # the sum of the largest numbers is not one
+    scale = max(map(abs, values)) or 1.0  # so that the sum of the largest numbers is one, too
     scaled = [value / scale for value in values]
-    error = statistics.stdev(scaled) / math.sqrt(len(values)) * scale if len(values) > 1 else math.nan
-    return Mean(tuple(numbers), statistics.fmean(values) if scale < 1e300 else statistics.fmean(scaled) * scale, error)
+    mean = math.fsum(scaled) / count
+    error = math.nan
+    if count > 1:
+        error = math.sqrt(math.fsum((value - mean) ** 2 for value in scaled) / (count - 1) / count) * scale
+    return Mean(tuple(numbers), mean * scale, error)

@@ -14,6 +14,7 @@ from hopaas_p2p.budget import budget_of, check_limits, limits_of, words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity
+from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS
@@ -189,6 +190,13 @@ def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity
             f"the study {name!r} has the fidelity {in_words(stored)}, given {in_words(given)}. Leave the argument out, "
             f"or let an owner change it: hopaas-p2p study search {name} --fidelity '{in_words(given)}'"
         )
+
+
+def check_fixed(given: Fidelity | None, space: Mapping[str, object]) -> None:
+    """Raise InvalidInput if a population fixes a parameter that its study's search space, if there is one, has not."""
+    for name in given.fixed if isinstance(given, Population) and space else ():
+        if name not in space:
+            raise InvalidInput(f"fidelity: fixed names {name!r}, and the study has the parameters {', '.join(space)}")
 
 
 def _difference(what: str, there: object, given: object) -> list[str]:

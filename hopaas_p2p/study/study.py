@@ -73,6 +73,7 @@ from hopaas_p2p.study.definition import (
     BudgetGiven,
     Space,
     StudyArguments,
+    check_fixed,
     checked_space,
     compare,
     compare_fidelity,
@@ -175,6 +176,7 @@ def open_study(
     if fidelity is not None and len(given.directions or ("",)) > 1:
         raise InvalidInput("a study with fidelity needs exactly one direction: its trials are compared by one value")
     wanted = given.definition(name, provenance_of(sampler, pruner))
+    check_fixed(said.fidelity, wanted.space)
     sent_to = _trackers(trackers)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
     study_id = _join_or_create(storage, wanted, said, create=create)
@@ -895,6 +897,7 @@ class Study:
             raise InvalidInput(
                 "a study with fidelity needs exactly one direction: its trials are compared by one value"
             )
+        check_fixed(said.fidelity, self.space)
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
                 raise InvalidInput(

@@ -351,6 +351,19 @@ def test_what_cannot_be_read_is_said_with_how_to_write_it(said: str) -> None:
         parse(said)
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("rungs(1,9,3,1,0,8,0,5)", "8 values; rungs takes min, max, eta, brackets, first_step, whole, checkpoint_mb"),
+        ("rungs(min=1,max=9,min=3)", "says min twice"),
+        ("population(16,size=8)", "says size twice"),
+    ],
+)
+def test_no_value_of_a_fidelity_is_dropped_unsaid(said: str, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        parse(said)
+
+
 def test_our_samplers_see_a_configuration_once() -> None:
     def trial(number: int, state: str, value: float | None, continues: int | None = None) -> optuna.trial.FrozenTrial:
         made = optuna.trial.create_trial(
