@@ -7,6 +7,7 @@ read one JSON object a line. {"do": "report", "value": 0.3, "step": 4} gives {"o
 import json
 import os
 import socket
+import weakref
 from typing import Any
 
 
@@ -18,6 +19,8 @@ class Trial:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(os.environ["HOPAAS_TICKET"].removeprefix("unix:"))
         self._replies = self._socket.makefile("r", encoding="utf-8")
+        for file in (self._socket, self._replies):
+            weakref.finalize(self, file.close)
 
     def ask(self, do: str, **said: Any) -> dict[str, Any]:
         """One request: report, log, should-prune, tell, checkpoint, renew or release. Gives the reply.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -70,29 +71,31 @@ def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Ite
     if not _in_main_thread():
         yield
         return
-    read_end, write_end = socket.socketpair()
-    write_end.setblocking(False)
-    descriptor = write_end.fileno()
+    _watch_forks()
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
 
     def read() -> None:
-        while came := read_end.recv(1):
-            if came[0] in numbers:
+        while number := os.read(read_end, 1)[0]:
+            if number in numbers:
                 call()
 
-    with read_end, write_end:
-        reader = threading.Thread(target=read, name="hopaas-signals", daemon=True)
-        try:
-            if _notify(descriptor, instead_of=-1):
-                _notified.add(descriptor)
-                reader.start()
-            yield
-        finally:
-            _notify(-1, instead_of=descriptor)
-            if descriptor in _notified:  # else this is a child, and the socket is its parent's
-                _notified.discard(descriptor)
-                write_end.shutdown(socket.SHUT_WR)
-                if reader.ident is not None:
-                    reader.join()
+    reader = threading.Thread(target=read, name="hopaas-signals", daemon=True)
+    try:
+        if _notify(write_end, instead_of=-1):
+            _notified.add(write_end)
+            reader.start()
+        yield
+    finally:
+        _notify(-1, instead_of=write_end)
+        if write_end in _notified:  # else this is a child, and the pipe is its parent's, too
+            _notified.discard(write_end)
+            if reader.ident is not None:
+                os.set_blocking(write_end, True)
+                os.write(write_end, bytes(1))
+                reader.join()
+        os.close(read_end)
+        os.close(write_end)
 
 
 def _notify(descriptor: int, *, instead_of: int) -> bool:
@@ -113,7 +116,9 @@ def _in_child() -> None:
     _notified.clear()
 
 
-process.call_in_child(_in_child)
+@functools.cache
+def _watch_forks() -> None:
+    process.call_in_child(_in_child)
 
 
 def raise_again() -> None:

@@ -10,6 +10,7 @@ everything in it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import re
@@ -122,24 +123,25 @@ def _with_places(
     return Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces, lsns, sums)
 
 
-def write(spooled: Spooled, suffix: str = _SUFFIX) -> tuple[Path | None, str]:
+def write(spooled: Spooled, suffix: str = _SUFFIX, name: str | None = None) -> tuple[Path | None, str]:
     """Make a file of the spool in the first place that takes it; or None, and why none does."""
     data = msgspec.msgpack.encode(spooled)
+    name = name or f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     why = []
     with _spare.lent():
         for directory in directories():
             try:
-                return _write(directory, data, suffix), ""
+                return _write(directory / f"{name}{suffix}", data), ""
             except OSError as error:
                 why.append(f"{directory}: {error.strerror or error}")
     return None, "; ".join(why)
 
 
-def _write(directory: Path, data: bytes, suffix: str) -> Path:
+def _write(path: Path, data: bytes) -> Path:
+    directory = path.parent
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not _is_mine(directory):  # in a directory for all, somebody else may have been there first
         raise PermissionError(None, "is a link, or belongs to another user, or others may write to it")
-    path = directory / f"{time.time_ns():020d}-{secrets.token_hex(4)}{suffix}"
     with replace_atomically(path, private=True, sync=True) as draft:
         draft.write_bytes(data)
     return path
@@ -247,7 +249,8 @@ def take_in(spooled: Spooled) -> None:
     """
     spooled = msgspec.structs.replace(spooled, trials=[], unconfirmed=False)
     if all(there != spooled for _, there in histories(spooled.study)):
-        path, why = write(spooled, _HISTORY)
+        mark = hashlib.blake2b(msgspec.msgpack.encode(spooled), digest_size=4).hexdigest()
+        path, why = write(spooled, _HISTORY, f"{1000 * spooled.at:020d}-{mark}")  # the same if two take it in at once
         if path is None:
             raise ConfigurationError(f"the spool cannot store anything: {why}")
 
