@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import signal
 import threading
+import time
 import traceback
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import Final
@@ -18,6 +21,8 @@ INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What ends the code of a trial without telling anything of the trial."""
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
+_MARK: Final = 0  # no signal has this number
+_SETTLED: Final = 1.0  # seconds at most
 
 
 def describe(error: BaseException) -> str:
@@ -66,58 +71,119 @@ def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Ite
     """In this block, call this on another thread as soon as one of these signals comes, if the program handles it.
 
     Handlers run between two steps of the main thread, and a call of libpq to a silent server is one step: half a
-    minute. Only the main thread may do that, and only one part of a program; otherwise nothing changes.
+    minute. In the main thread, unless the program is told of signals itself, or nothing more can be opened; otherwise
+    nothing changes. Blocks may be nested.
     """
-    if not _in_main_thread():
+    notices = _the_notices() if _in_main_thread() else None
+    if notices is None:
         yield
         return
-    _watch_forks()
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-
-    def read() -> None:
-        while number := os.read(read_end, 1)[0]:
-            if number in numbers:
-                call()
-
-    reader = threading.Thread(target=read, name="hopaas-signals", daemon=True)
+    watch = _Watch(numbers, call)
     try:
-        if _notify(write_end, instead_of=-1):
-            _notified.add(write_end)
-            reader.start()
+        notices.watches.add(watch)
+        notices.take()
         yield
     finally:
-        _notify(-1, instead_of=write_end)
-        if write_end in _notified:  # else this is a child, and the pipe is its parent's, too
-            _notified.discard(write_end)
-            if reader.ident is not None:
-                os.set_blocking(write_end, True)
-                os.write(write_end, bytes(1))
-                reader.join()
-        os.close(read_end)
-        os.close(write_end)
+        try:
+            notices.settle()
+        finally:
+            watch.numbers = ()  # whatever a second Ctrl-C prevents
+            if notices is _notices and not any(one.numbers for one in list(notices.watches)):
+                notices.let_go()
 
 
-def _notify(descriptor: int, *, instead_of: int) -> bool:
-    """Let Python write the numbers of signals to this descriptor; whether another one was in its place."""
-    before = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-    if before != instead_of:
-        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
-    return before == instead_of
+class _Watch:
+    """What is to be called for which signals."""
+
+    def __init__(self, numbers: Collection[int], call: Callable[[], object]) -> None:
+        self.numbers, self.call = numbers, call
 
 
-_notified: Final[set[int]] = set()
+class _Notices:
+    """A thread that is told of each signal, by a pipe that Python writes the numbers of signals to.
+
+    There is one for the process, and it is never closed: Ctrl-C may come at any step, also before Python has been told
+    to write no more, and then it would write to whatever file has the number of the descriptor next.
+    """
+
+    def __init__(self) -> None:
+        self.ends = os.pipe()
+        self.watches: weakref.WeakSet[_Watch] = weakref.WeakSet()
+        self._marks = 0
+        for end in self.ends:
+            os.set_blocking(end, False)
+        try:
+            threading.Thread(target=self._run, name="hopaas-signals", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self.close()
+            raise
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self.ends[0], select.POLLIN)
+        while True:
+            poll.poll()
+            self._read()
+
+    def _read(self) -> None:
+        for number in os.read(self.ends[0], select.PIPE_BUF):
+            self._marks += number == _MARK
+            for watch in list(self.watches):
+                if number in watch.numbers:
+                    watch.call()
+
+    def settle(self) -> None:
+        """Return when the calls for the signals that have come are made. No lock: Ctrl-C could leave it taken."""
+        over, marks = time.monotonic() + _SETTLED, self._marks
+        with contextlib.suppress(BlockingIOError):  # a storm of signals
+            os.write(self.ends[1], bytes([_MARK]))
+            while self._marks == marks and time.monotonic() < over:
+                time.sleep(0.0)
+
+    def take(self) -> None:
+        """Let Python write the numbers of signals here, unless they go elsewhere."""
+        self._write_to(self.ends[1])
+
+    def let_go(self) -> None:
+        """Let Python write no numbers of signals here."""
+        self._write_to(-1)
+
+    def _write_to(self, descriptor: int) -> None:
+        before = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+        if before not in (-1, self.ends[1]):
+            with contextlib.suppress(OSError, ValueError):  # its owner has closed it
+                signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        for end in self.ends:
+            os.close(end)
+
+
+_notices: _Notices | None = None
+
+
+def _the_notices() -> _Notices | None:
+    """Those of this process; None if it has no descriptor or thread left for them."""
+    global _notices
+    if _notices is None:
+        _watch_forks()
+        with contextlib.suppress(OSError, RuntimeError):
+            _notices = _Notices()
+    return _notices
 
 
 def _in_child() -> None:
     """A child of a fork would tell its parent of its own signals."""
-    for descriptor in _notified:
-        _notify(-1, instead_of=descriptor)
-    _notified.clear()
+    global _notices
+    if _notices is not None:
+        _notices.let_go()
+        _notices.close()
+        _notices = None
 
 
 @functools.cache
 def _watch_forks() -> None:
+    """At first use: the hooks of modules that were imported earlier are to find no log locked."""
     process.call_in_child(_in_child)
 
 

@@ -755,15 +755,24 @@ class Peer:
     def hurried_by_signals(self) -> Iterator[None]:
         """In this block the same holds from the moment at which SIGTERM or Ctrl-C comes, also for a call that waits.
 
-        After Ctrl-C, which need not end a program, calls wait as before. In the main thread only.
+        After Ctrl-C, which need not end a program, calls after the block wait as before. In the main thread only.
         """
         before = self._urgency
+        ending: list[None] = []
+
+        def terminate() -> None:
+            ending.append(None)
+            self.hurry_from_now_on()
+
         try:
-            with noticed_at_once((signal.SIGTERM, signal.SIGINT), self.hurry_from_now_on):
+            with (
+                noticed_at_once([signal.SIGINT], self.hurry_from_now_on),
+                noticed_at_once([signal.SIGTERM], terminate),
+            ):
                 yield
-        except KeyboardInterrupt:
-            self._urgency = before
-            raise
+        finally:
+            if not ending:
+                self._urgency = before
 
     @property
     def _urgency(self) -> tuple[float, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
@@ -19,6 +20,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p import interrupts
 from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.study import Study
 from tests.support.processes import until
@@ -174,4 +176,80 @@ def test_calls_wait_for_a_silent_store_after_ctrl_c_but_not_after_sigterm(
     with pytest.raises(ends):
         study.optimize(interrupted)
     assert (study.storage.peer.give_up_at < math.inf) is hurried
+    study.close()
+
+
+def test_wherever_ctrl_c_comes_python_writes_no_signals_to_a_file_that_is_closed() -> None:
+    at, came = 1, True
+    with noticed_at_once([signal.SIGINT], lambda: None):
+        pass
+    before = descriptors(), threading.active_count()
+    while came:
+        came = False
+        sys.setprofile(CtrlC(at))
+        try:
+            with noticed_at_once([signal.SIGINT], lambda: None):
+                pass
+        except KeyboardInterrupt:
+            came = True
+        finally:
+            sys.setprofile(None)
+        left = signal.set_wakeup_fd(-1)
+        if left != -1:
+            os.fstat(left)  # raises for one that was closed
+        at += 1
+    assert at > 10
+    assert (descriptors(), threading.active_count()) == before
+
+
+def descriptors() -> int:
+    """How many this process has."""
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_blocks_within_one_another_all_notice_a_signal_and_a_storm_of_others_hides_none() -> None:
+    noticed: list[str] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with (
+            noticed_at_once([signal.SIGINT], lambda: noticed.append("outer")),
+            noticed_at_once([signal.SIGINT], lambda: noticed.append("inner")),
+        ):
+            for _ in range(1000):
+                os.kill(os.getpid(), signal.SIGUSR1)
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sorted(noticed) == ["inner", "outer"]
+
+
+def test_optimize_runs_where_no_thread_and_no_file_can_be_opened_to_notice_signals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def exhausted(*_: object) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    study = hopaas_p2p.open_study("memory://exhausted", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    monkeypatch.setattr(interrupts, "_notices", None)
+    monkeypatch.setattr(os, "pipe", exhausted)
+    study.optimize(lambda trial: trial.params["x"], n_trials=1)
+    monkeypatch.undo()
+    study.close()
+    assert len(study.trials) == 1
+
+
+def test_a_program_that_handles_ctrl_c_itself_waits_for_a_silent_store_afterwards() -> None:
+    def interrupted(trial: hopaas_p2p.Trial) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: study.storage.peer.give_up_at < math.inf)
+        return float(trial.params["x"])
+
+    study = hopaas_p2p.open_study("memory://handled", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        study.optimize(interrupted, n_trials=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert study.storage.peer.give_up_at == math.inf
     study.close()
