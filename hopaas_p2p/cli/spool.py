@@ -92,6 +92,7 @@ def send(session: CliSession, source: Path | None) -> int:
     Results of studies in the store of --store (or HOPAAS_STORE) are sent to it with that URL's login, whatever URL of
     the store their peer used. Without --store, other results are sent to the URL that their peer used. If some cannot
     be sent, the exit code says why: 69, for example. FILE is not removed; sending it twice does no harm.
+    A result of a trial that another process has ended meanwhile is sent and not counted, and this command says so.
     Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
     """
     left: list[_Batch] = (
@@ -108,8 +109,9 @@ def send(session: CliSession, source: Path | None) -> int:
         stores += sorted({spooled.store for _, _, spooled in left} - {configured})
     sent: list[str] = []
     stay: dict[str, tuple[str, int]] = {}
+    uncounted: list[tuple[str, str]] = []
     for store in stores:
-        left = _send(store, left, sent, stay)
+        left = _send(store, left, sent, stay, uncounted)
     if session.given["store"] is None or source is not None:
         for file, _, spooled in left:
             stay.setdefault(file, (f"No store that can be reached has the study {spooled.name!r}.", 69))
@@ -121,10 +123,15 @@ def send(session: CliSession, source: Path | None) -> int:
         )
         if kept:
             output.say(f"Kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
-        for file, (why, _) in stay.items():
+        for file, why in [*uncounted, *((file, why) for file, (why, _) in stay.items())]:
             output.say(f"{file}: {why}")
 
-    session.show({"sent": sent, "stay": [{"file": file, "why": why} for file, (why, _) in stay.items()]}, text)
+    data = {
+        "sent": sent,
+        "stay": [{"file": file, "why": why} for file, (why, _) in stay.items()],
+        "uncounted": [{"file": file, "why": why} for file, why in uncounted],
+    }
+    session.show(data, text)
     return max((code for _, code in stay.values()), default=0)
 
 
@@ -136,7 +143,13 @@ def _without_histories(batches: list[_Batch]) -> tuple[list[_Batch], int]:
     return [one for one in batches if not one[2].is_history], len(histories)
 
 
-def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tuple[str, int]]) -> list[_Batch]:
+def _send(
+    store: str,
+    batches: list[_Batch],
+    sent: list[str],
+    stay: dict[str, tuple[str, int]],
+    uncounted: list[tuple[str, str]],
+) -> list[_Batch]:
     """Send what is for this store; what is for another."""
     from hopaas_p2p.peer.spool import KeptForRescue
     from hopaas_p2p.storage import open_storage
@@ -160,7 +173,7 @@ def _send(store: str, batches: list[_Batch], sent: list[str], stay: dict[str, tu
                 left.append((file, path, spooled))
                 continue
             try:
-                storage.peer.send_spooled(spooled)
+                uncounted += [(file, why) for why in storage.peer.send_spooled(spooled)]
             except KeptForRescue as error:
                 stay[file] = (str(error), error.exit_code)
                 if path is not None:

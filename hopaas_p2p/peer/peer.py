@@ -354,7 +354,7 @@ class Peer:
             self._become_another(session)
             return
         if session.spooled and not session.has_pending:
-            self.spool.forget(session)
+            self.spool.arrived(session)
         if introduced:
             ttl = session.state.policy.ttl
             if beat is not None and not self.adopted:  # theirs do not ride along
@@ -659,9 +659,15 @@ class Peer:
         if troubles:
             raise troubles[0]
 
-    def send_spooled(self, spooled: Spooled) -> None:
-        """Send what a process left in a spool; raises StoreUnreachable: not this time, and NoSuchStudy: not here."""
-        self.spool.send(spooled, self.logs, writer=self.uuid)
+    def send_spooled(self, spooled: Spooled) -> list[str]:
+        """Send what a process left in a spool; say which of its results the log did not count, and why.
+
+        Raises:
+            StoreUnreachable: not this time.
+            NoSuchStudy: it is of another store.
+
+        """
+        return self.spool.send(spooled, self.logs, writer=self.uuid)
 
     def studies(self) -> set[str]:
         """The uuids of the studies that the store holds, as far as the list of studies was read."""

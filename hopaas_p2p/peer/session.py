@@ -166,6 +166,8 @@ class LogSession(Generic[S]):
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}
         """Files of the spool that hold what this session itself still tries to send -> the trials that they end."""
+        self.kept: list[PendingCommit] = []
+        """What ends these trials. Nobody waits for the log's decision on it."""
         self.snapshot_due = False
         self.owners = OwnerMonitor()
         """What was seen of the peers that run trials."""

@@ -17,6 +17,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.peer.session import LogSession
+from hopaas_p2p.peer.uncounted import uncounted, uncounted_in
 from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Compacted, Confirmable, Log, Placed, Store, read_all
 
@@ -50,6 +51,7 @@ class SpoolSender:
     def _keep(self, uuid: str, log: LogDriver[State]) -> tuple[Path | None, str]:
         with log.lock:
             ends = log.session.ends()
+            undecided = log.session.outbox.undecided() if ends else []
             commits = log.session.pack_for_spool() if ends else []
         if ends and log.session.spooled and self._has(log.session, ends):
             return next(reversed(log.session.spooled)), ""
@@ -60,6 +62,7 @@ class SpoolSender:
         path, why = spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=ends, at=self._now_us())
         if path is not None:
             log.session.spooled[path] = ends
+            log.session.kept = undecided
         return path, why
 
     def keep_ends(self, logs: Mapping[str, LogDriver[State]]) -> None:
@@ -162,9 +165,18 @@ class SpoolSender:
         )
         return True
 
+    def arrived(self, session: LogSession[Any]) -> None:
+        """Forget its files, because the log has decided on everything in them; say which results it did not count."""
+        kept, session.kept = session.kept, []
+        for pending in kept if isinstance(session.state, State) else ():
+            for record in pending.records:
+                if isinstance(record, TrialFinish) and (why := uncounted(session.state, pending.owner, record)):
+                    _log.warning("%s", why)
+        self.forget(session)
+
     @staticmethod
     def forget(session: LogSession[Any]) -> None:
-        """Remove its files: everything in them is acknowledged."""
+        """Remove its files: everything in them is acknowledged, or in another file."""
         for path in list(session.spooled):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -182,7 +194,8 @@ class SpoolSender:
             if path in own or path in self._refused:
                 continue
             try:
-                self.send(spooled, logs, writer=writer)
+                for why in self.send(spooled, logs, writer=writer):
+                    _log.warning("%s: %s", spooled.name, why)
             except StoreUnreachable:
                 raise
             except KeptForRescue as error:
@@ -196,8 +209,8 @@ class SpoolSender:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
 
-    def send(self, spooled: Spooled, logs: Mapping[str, LogDriver[State]], *, writer: str) -> None:
-        """Send what is in a file of the spool.
+    def send(self, spooled: Spooled, logs: Mapping[str, LogDriver[State]], *, writer: str) -> list[str]:
+        """Send what is in a file of the spool; say which of its results the log did not count, and why.
 
         Raises:
             StoreUnreachable: not this time.
@@ -218,7 +231,9 @@ class SpoolSender:
                     f"and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
                     "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
                 )
-        log.send_for_another([one.commit for one in placed if not one.lsn or not spooled.unconfirmed])
+        sent = [one.commit for one in placed if not one.lsn or not spooled.unconfirmed]
+        log.send_for_another(sent)
+        return [why for commit in sent for why in uncounted_in(log.state, commit)]
 
     def _restore(self, log: LogDriver[State], spooled: Spooled) -> int:
         """Append again what the log has lost of these acknowledged commits; how many of them it cannot take.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import pickle
 import shutil
 import stat
 from pathlib import Path
@@ -159,3 +161,61 @@ def test_a_password_in_the_url_is_no_obstacle(place: Place) -> None:
     assert cli("spool", "send", HOPAAS_STORE=ann).stderr == "Sent 1 file.\n"
     again = hopaas_p2p.open_study(place.storage(ann), "s", create=False)
     assert [one.value for one in again.trials] == [0.25]
+
+
+def tell_twice(tmp_path: Path) -> tuple[hopaas_p2p.Study, hopaas_p2p.Study]:
+    """One trial is told two values by two peers while the store is away."""
+    first = hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE, patience=0.0)
+    trial = first.ask()
+    first.storage.flush()
+    second = pickle.loads(pickle.dumps(first))
+    assert len(second.trials) == 1
+    with store_away():
+        first.tell(trial, 0.25)
+        second.tell(trial.number, 0.75)
+        for one in (first, second):
+            one.storage.peer.scheduler.stop(within=10.0)
+    assert len(list(spool.waiting())) == 2
+    return first, second
+
+
+NOT_COUNTED = "the result 0.75 of trial #0 was not counted: trial #0 is already COMPLETE with 0.25"
+
+
+def test_of_two_results_of_a_trial_that_were_kept_the_later_one_says_that_it_was_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = tell_twice(tmp_path)
+    first.storage.flush()
+    assert "not counted" not in caplog.text
+    second.storage.flush()
+    assert [one.getMessage() for one in caplog.records if "not counted" in one.getMessage()] == [NOT_COUNTED]
+    assert values(f"{tmp_path}/store") == [0.25]
+    assert not list(spool.waiting())
+    first.close()
+    second.close()
+
+
+def test_spool_send_says_which_results_were_not_counted(tmp_path: Path) -> None:
+    for one in tell_twice(tmp_path):
+        with store_away():
+            one.close()
+    cli("spool", "export", f"{tmp_path}/file")
+    sent = json.loads(cli("spool", "send", "--json").stdout)
+    assert [one["why"] for one in sent["uncounted"]] == [NOT_COUNTED]
+    assert len(sent["sent"]) == 2
+    assert values(f"{tmp_path}/store") == [0.25]
+    again = cli("spool", "send", f"{tmp_path}/file").stderr
+    assert again == f"Sent 2 files.\n{tmp_path}/file: {NOT_COUNTED}\n", "and each time that it is sent"
+
+
+def test_the_peer_that_sends_the_spool_of_another_says_which_results_were_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for one in tell_twice(tmp_path):
+        with store_away():
+            one.close()
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s")) as study:
+        study.storage.peer.tick()
+        assert [trial.value for trial in study.trials] == [0.25]
+    assert [one.getMessage() for one in caplog.records if "not counted" in one.getMessage()] == [f"s: {NOT_COUNTED}"]

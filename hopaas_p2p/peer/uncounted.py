@@ -1,0 +1,55 @@
+"""Results that a log has read and not counted, in words, for callers that did not wait for its decision.
+
+`tell` returns when a result is in the spool. If another process told the same trial meanwhile, the log counts what
+arrived first, and whoever sends the other one learns here that it was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
+from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.stores.base import Outgoing
+
+
+def uncounted_in(state: State, outgoing: Outgoing) -> Iterator[str]:
+    """Say which results in this commit, which has been sent, the log did not count."""
+    commit = codec.decode(outgoing.payload)
+    if not isinstance(commit, Commit):
+        return
+    last = state.writers.get(commit.writer)
+    if last is None or last.seq < commit.seq:
+        return  # it is not decided yet
+    for record in commit.records:
+        if isinstance(record, TrialFinish) and (why := uncounted(state, commit.owner, record)) is not None:
+            yield why
+
+
+def uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
+    """Say that the log, which has read this end of a trial of `owner`, did not count its values; None if it did."""
+    if record.state is not TrialState.COMPLETE or record.values is None or record.number >= len(state.trials):
+        return None
+    trial = state.trials[record.number]
+    kept = [
+        state.trials[lease.kept_as]
+        for lease in trial.history
+        if lease.kept_as is not None and (lease.owner, lease.epoch) == (owner, record.epoch)
+    ]
+    if any(_has(one, record.values) for one in (trial, *kept)):
+        return None
+    told, there = _shown(record.values), kept[0] if kept else trial
+    found = there.state.name if there.values is None else f"{there.state.name} with {_shown(there.values)}"
+    return f"the result {told} of trial #{record.number} was not counted: trial #{there.number} is already {found}"
+
+
+def _has(trial: Trial, values: tuple[float, ...]) -> bool:
+    late = trial.system.get("hopaas:late_values")
+    return trial.values == values or late == msgspec.json.encode(values).decode()
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return ", ".join(map(repr, values))
