@@ -85,7 +85,8 @@ def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Ite
         yield
     finally:
         try:
-            notices.settle()
+            if notices is _notices:  # else this is a child, and has closed them
+                notices.settle()
         finally:
             watch.numbers = ()  # whatever a second Ctrl-C prevents
             if notices is _notices and not any(one.numbers for one in list(notices.watches)):

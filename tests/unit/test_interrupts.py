@@ -202,6 +202,21 @@ def test_wherever_ctrl_c_comes_python_writes_no_signals_to_a_file_that_is_closed
     assert (descriptors(), threading.active_count()) == before
 
 
+def test_a_forked_child_that_leaves_the_block_goes_on_and_notices_its_own_signals() -> None:
+    child = parent = os.getpid()
+    noticed: list[None] = []
+    try:
+        with noticed_at_once([signal.SIGINT], lambda: None):
+            child = os.fork()
+        if child == 0:
+            with noticed_at_once([signal.SIGINT], lambda: noticed.append(None)), contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        if os.getpid() != parent:
+            os._exit(len(noticed))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
 def descriptors() -> int:
     """How many this process has."""
     return len(list(Path("/dev/fd").iterdir()))
