@@ -11,6 +11,9 @@ import msgspec
 
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.fidelity import decode_fidelity
+from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS, Verdict
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput
@@ -74,6 +77,7 @@ def bring_in(
     study_id = _create(storage, portable, name) if fresh else storage.get_study_id_from_name(name)
     _check(storage.state(study_id), portable, records, name, fresh=fresh)
     arrival = _Arrival(storage, study_id, known or {}, fresh=fresh)
+    arrival.warnings += _without_pauses(portable, name)
     files = 0
     if fetch is not None and artifacts is not None:
         copied = copy_files(portable, fetch, artifacts, storage.handle(study_id).uuid)
@@ -106,6 +110,18 @@ def _check(state: State, portable: Portable, records: list[TrialCreate], name: s
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
             f"used. Raise it first: hopaas-p2p study resume {name} --budget {state.used() + finished}"
         )
+
+
+def _without_pauses(portable: Portable, name: str) -> list[str]:
+    """Say what does not continue here, because no record of an import says that a trial pauses."""
+    if all(trial.record.state is TrialState.COMPLETE for trial in portable.trials):
+        return []
+    fidelity = decode_fidelity(portable.system.get(FIDELITY, "null"))
+    if isinstance(fidelity, Population):
+        return [f"the population does not continue in {name!r}: a copy has no pauses; each trial counts as a member"]
+    if fidelity is not None:
+        return [f"trials that paused at a rung are not continued in {name!r}: a copy has no pauses"]
+    return []
 
 
 def _record(trial: PortableTrial) -> TrialCreate:

@@ -166,13 +166,29 @@ def test_a_copy_of_a_study_with_rungs_keeps_what_is_left_of_the_budget_and_who_c
     assert [trial.continues for trial in study.state.trials] == [None, None, None, 1]
 
     target = opened(str(tmp_path / "to"))
-    copy_study(study, target)
+    copied = copy_study(study, target)
+    assert copied.warnings == ["trials that paused at a rung are not continued in 's': a copy has no pauses"]
 
     copied = hopaas_p2p.open_study(target, "s", create=False).state
     assert [trial.system.get("hopaas:continues") for trial in copied.trials] == [None, None, "0"]
     assert copied.budget is not None
     assert copied.budget - copied.used() == 6 - (study.state.used() - 1)
     study.tell(held, state="fail")
+
+
+def test_a_copy_of_a_population_says_that_it_does_not_continue(
+    opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    population = hopaas_p2p.Population(size=2, every=1, max=3)
+    source = opened(str(tmp_path / "from"))
+    study = hopaas_p2p.open_study(source, "s", space={"x": hopaas_p2p.Float(0, 1)}, fidelity=population)
+    trial = study.ask()
+    trial.report(0.5, 0)
+    assert trial.should_prune()
+    study.tell(trial, state="pruned")
+    copied = copy_study(study, opened(str(tmp_path / "to")))
+    (said,) = copied.warnings
+    assert said == "the population does not continue in 's': a copy has no pauses; each trial counts as a member"
 
 
 def test_a_copy_of_a_copy_knows_where_it_came_from(
