@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and files that others may have put there."""
+"""Files that are there whole or not at all, files that others may have put there, and where a user's own are."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ from typing import Final
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How to open a file where others may write: no link is followed, and a FIFO holds nobody up."""
 _CHUNK: Final = 1 << 20  # bytes read at once
+
+
+def state_folder() -> Path:
+    """Where this user's processes on this machine keep what they share.
+
+    Raises:
+        RuntimeError: a user without a home.
+
+    """
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():  # else it would move with the process
+        base = Path.home() / ".local" / "state"
+    return base / "hopaas-p2p"
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.atomic import read_regular, replace_atomically
+from hopaas_p2p.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.core.snapshot import CorruptSnapshot, seal, unseal
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.stores.base import Outgoing, Placed
@@ -75,11 +75,9 @@ class Spooled(msgspec.Struct, frozen=True):
 
 def directories() -> list[Path]:
     """Where this user's spool is: the place of choice, and another for when that one cannot be written."""
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
     places = []
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        base = base if base.is_absolute() else Path.home() / ".local" / "state"  # else it would move with the process
-        places.append(base / "hopaas-p2p" / "spool")
+    with contextlib.suppress(RuntimeError):
+        places.append(state_folder() / "spool")
     with contextlib.suppress(OSError):  # none of the temporary directories can be written
         places.append(Path(tempfile.gettempdir()) / f"hopaas-p2p-spool-{os.getuid()}")
     return places

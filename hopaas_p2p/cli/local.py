@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import signal
 import threading
@@ -13,7 +12,7 @@ from typing import Final
 
 import click
 
-from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.atomic import replace_atomically, state_folder
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
@@ -124,10 +123,7 @@ def _loopback(listen: str) -> tuple[str, int]:
 
 
 def _key_path(given: str | None) -> Path:
-    if given:
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "hopaas-p2p" / "local.key"
+    return Path(given).expanduser() if given else state_folder() / "local.key"
 
 
 def _key(file: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p.core.chain import following
@@ -206,6 +207,6 @@ def test_a_store_that_is_mounted_again_between_two_looks_has_lost_nothing(
 
     monkeypatch.setattr(files, "_is_folder", mounted_a_moment_later)
     path.rename(away)
-    receipt = log.exchange(outgoing_of("d", "d")._replace(chain=total) if write else None, 3)
+    receipt = log.exchange(replace(outgoing_of("d", "d"), chain=total) if write else None, 3)
     assert not away.exists()
     assert [entry.lsn for entry in receipt.entries] == ([4] if write else [])

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import socket
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.atomic import replace_atomically, state_folder
 from hopaas_p2p.errors import StoreAway
 from hopaas_p2p.stores.directory.mounts import mount_point
 
@@ -68,12 +67,10 @@ def is_known(path: Path) -> bool:
 
 
 def _note(path: Path) -> Path:
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    base = base if base.is_absolute() else Path.home() / ".local" / "state"
     name = hashlib.blake2b(
         f"{socket.gethostname()}:{path}".encode(errors="surrogateescape"), digest_size=12
     ).hexdigest()
-    return base / "hopaas-p2p" / "stores" / f"{name}.json"
+    return state_folder() / "stores" / f"{name}.json"
 
 
 def _read(note: Path) -> KnownStore | None:
