@@ -248,12 +248,10 @@ class Peer:
         session = log.session
         if session.introduced:
             return
-        session.introduced = True
-        try:
-            log.put(self.uuid, self._introduction(log))
-        except BaseException:  # Ctrl-C
-            session.introduced = False
-            raise
+        record = self._introduction(log)
+        with log.lock:
+            if not session.introduced:  # nor has another thread meanwhile
+                session.introduce(self.uuid, record)
         self.scheduler.start()
 
     def show_clock(self, log: LogDriver[State]) -> None:

@@ -29,6 +29,7 @@ from hopaas_p2p.core.chain import BASE, PRIME, shown
 from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
 from hopaas_p2p.core.records import (
     Commit,
+    PeerJoin,
     Record,
     Stamp,
     TrialClaim,
@@ -214,6 +215,11 @@ class LogSession(Generic[S]):
         pending = PendingCommit(owner, records)
         self.outbox.queued.append(pending)
         return pending
+
+    def introduce(self, owner: str, introduction: PeerJoin) -> None:
+        """Queue it before all else that waits: of who starts a trial the log wants to know the site and the devices."""
+        self.outbox.queued.insert(0, PendingCommit(owner, (introduction,)))
+        self.introduced = True
 
     def abandon(self, pending: PendingCommit) -> None:
         """Take back what has not left; trials that start all the same are released as soon as that is known."""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import Commit, Policy, StudyDefine, StudySet, TrialCreate, TrialFinish, TrialSet
+from hopaas_p2p.core.records import Commit, PeerJoin, Policy, StudyDefine, StudySet, TrialCreate, TrialFinish, TrialSet
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import peer as peer_module
@@ -521,3 +521,28 @@ def test_the_beats_of_an_owner_whose_trial_is_new_are_not_read_if_it_has_just_wr
         peer.pull(log)
     assert set(store.read) == {"ann"}
     peer.close()
+
+
+def test_a_peer_is_introduced_before_its_trials_although_its_threads_ask_at_once(store: MemoryStore) -> None:
+    """A lease whose peer is not known yet would belong to no site, and its GPU hours to no limit."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def describe() -> dict[str, str]:
+        first = not asked.is_set()
+        asked.set()
+        if first:
+            assert go_on.wait(20)
+        return {"site": "north"}
+
+    peer = Peer(store, threaded=False, describe=describe, patience=0.0)
+    driver = peer.log("first")
+    slow = threading.Thread(target=peer.commit, args=(driver, TrialCreate()))
+    slow.start()
+    assert asked.wait(20)
+    peer.commit(driver, TrialCreate())
+    go_on.set()
+    slow.join()
+    peer.close()
+    _, *commits = [codec.decode(entry.payload) for entry in everything(store.log("first"))]
+    records = [type(record) for commit in commits for record in commit.records]
+    assert records == [PeerJoin, TrialCreate, TrialCreate]
