@@ -40,6 +40,8 @@ class SpoolSender:
         """Files that the store does not take from this process, as of a study that was deleted."""
         self._keeping = threading.RLock()
         """So that two threads do not keep the same end twice."""
+        self._ended = False
+        """Whether `keep_all` was called: a file behind its own would be sent in the wrong order."""
         self._unkept = ""
         """The trials whose ends no disk took when `keep_ends` tried last."""
 
@@ -71,20 +73,25 @@ class SpoolSender:
         `optimize` sends an end with its next ask, which waits for the store as long as it takes. And Ctrl-C may have
         stopped the call that told one.
         """
-        for uuid, log in list(logs.items()):
-            session = log.session
-            with log.lock:
-                ends = session.ends()
-            if not ends or session.deleted or self._store.url.startswith("memory:") or self._has(session, ends):
-                continue
-            path, why = self.keep(uuid, log)
-            trials = ", ".join(map(str, ends))
-            if path is not None:
-                _log.warning("the end of trial %s is kept in %s and sent at the next contact", trials, path)
-                self._unkept = ""
-            elif trials != self._unkept:
-                _log.error("the end of trial %s is kept in this process only: %s", trials, why)
-                self._unkept = trials
+        with self._keeping:
+            for uuid, log in list(logs.items()):
+                if not self._ended:
+                    self._keep_end(uuid, log)
+
+    def _keep_end(self, uuid: str, log: LogDriver[State]) -> None:
+        session = log.session
+        with log.lock:
+            ends = session.ends()
+        if not ends or session.deleted or self._store.url.startswith("memory:") or self._has(session, ends):
+            return
+        path, why = self.keep(uuid, log)
+        trials = ", ".join(map(str, ends))
+        if path is not None:
+            _log.warning("the end of trial %s is kept in %s and sent at the next contact", trials, path)
+            self._unkept = ""
+        elif trials != self._unkept:
+            _log.error("the end of trial %s is kept in this process only: %s", trials, why)
+            self._unkept = trials
 
     @staticmethod
     def _has(session: LogSession[State], ends: list[int]) -> bool:
@@ -119,19 +126,23 @@ class SpoolSender:
 
         What a log has acknowledged, and did not confirm, is kept too: it is compared with the log at the next contact.
         """
-        for uuid, log in logs.items():
-            if log.session.deleted or self._keep_unconfirmed(uuid, log):
-                continue
-            ends = log.session.ends()
-            if log.session.spooled and self._has(log.session, ends):
-                continue
-            path, why = self.keep(uuid, log)
-            if path is not None:
-                _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
-            elif ends and not self._store.url.startswith("memory:"):
-                _log.error("the ends of trials %s are lost with this process: %s", ends, why)
-            else:
-                log.withdraw()
+        with self._keeping:
+            self._ended = True
+            for uuid, log in logs.items():
+                if not log.session.deleted and not self._keep_unconfirmed(uuid, log):
+                    self._keep_last(uuid, log)
+
+    def _keep_last(self, uuid: str, log: LogDriver[State]) -> None:
+        ends = log.session.ends()
+        if log.session.spooled and self._has(log.session, ends):
+            return
+        path, why = self.keep(uuid, log)
+        if path is not None:
+            _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
+        elif ends and not self._store.url.startswith("memory:"):
+            _log.error("the ends of trials %s are lost with this process: %s", ends, why)
+        else:
+            log.withdraw()
 
     def _keep_unconfirmed(self, uuid: str, log: LogDriver[State]) -> bool:
         """Spool what the log has acknowledged and not confirmed, and behind it what could not be sent; whether it did.

@@ -48,7 +48,7 @@ from hopaas_p2p.stores.objects.log import ObjectLog
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.commits import everything
 from tests.support.lease_peer import store_away
-from tests.support.processes import environment
+from tests.support.processes import environment, until
 from tests.support.scribe import defined
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -676,7 +676,7 @@ def test_a_write_to_the_spool_that_fails_halfway_leaves_nothing_behind(
         patch.setattr(os, "fsync", fail)
         with pytest.raises(StoreUnreachable):
             study.tell(trial, 0.5)
-    assert not [path for place in spool.directories() for path in place.glob("*")]
+    until(lambda: not [path for place in spool.directories() for path in place.glob("*")])
 
 
 # --- 8: a retry begins where it really resumes -------------------------------------------------------------------

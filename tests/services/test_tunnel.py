@@ -344,6 +344,16 @@ def test_a_process_with_many_files_open_connects_too(through: Callable[..., Any]
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def _sockets_in(place: Path) -> list[Path]:
+    """Where libpq meets a tunnel of this user."""
+    mine = Path("/proc/self").owner()
+    found = []
+    for one in place.glob("hopaas-*/.s.PGSQL.5432"):
+        with contextlib.suppress(FileNotFoundError):
+            found += [one] if one.owner() == mine else []
+    return found
+
+
 def test_five_hundred_connections_leave_no_descriptor_and_no_thread(
     centre: Centre, through: Callable[..., Any]
 ) -> None:
@@ -364,5 +374,4 @@ def test_five_hundred_connections_leave_no_descriptor_and_no_thread(
         through().close()
     until(lambda: counted() <= before, what=lambda: f"{before} before, {counted()} now")
     for place in filter(None, places):
-        own = [one for one in Path(place).glob("hopaas-*/.s.PGSQL.5432") if one.owner() == Path("/proc/self").owner()]
-        assert own == []
+        until(lambda place=place: not _sockets_in(Path(place)))  # another test may have one for a moment

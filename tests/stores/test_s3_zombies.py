@@ -238,7 +238,7 @@ def test_a_zombie_whose_last_commit_was_cleaned_up_learns_its_fate(campaign: Cam
     number = started_by(zombie, "zombie")
     ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
     (sent,) = zombie.session.pack_for_spool()
-    campaign.store.log("u").exchange(Outgoing(*sent), zombie.state.lsn)  # it never heard
+    campaign.store.log("u").exchange(sent, zombie.state.lsn)  # it never heard
     campaign.run_trials(2)
     campaign.founder.write_snapshot()
     campaign.clean_up()
