@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+import optuna
+
 import hopaas_p2p
 from hopaas_p2p.errors import LeaseLost, NoWork, StoreUnreachable
 from hopaas_p2p.peer import session
@@ -38,7 +40,8 @@ def quicken() -> None:
 def work(url: str, name: str, notes: Path, total: int) -> None:
     """Run trials with a checkpoint and a file each, until the study gives out no more."""
     quicken()
-    study = hopaas_p2p.open_study(url, name, create=False, linger=0.05)
+    sampler = optuna.samplers.RandomSampler()  # no two results are equal by chance, as at the edge of the space
+    study = hopaas_p2p.open_study(url, name, create=False, linger=0.05, sampler=sampler)
     file = notes.with_suffix(".model")
     while True:
         try:
