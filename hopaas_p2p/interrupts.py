@@ -70,37 +70,37 @@ def sigterm_raises() -> Iterator[None]:
 def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Iterator[None]:
     """In this block, call this on another thread as soon as one of these signals comes, if the program handles it.
 
-    Handlers run between two steps of the main thread, and a call of libpq to a silent server is one step: half a
-    minute. In the main thread, unless the program is told of signals itself, or nothing more can be opened; otherwise
-    nothing changes. Blocks may be nested.
+    Python runs handlers between two steps of the main thread, and a call of libpq to a silent server is one step, which
+    lasts half a minute. Has no effect outside the main thread, where the program has a wakeup descriptor of its own
+    (asyncio's, for example), or where no descriptor or thread is left. Blocks may be nested.
     """
-    notices = _the_notices() if _in_main_thread() else None
-    if notices is None:
+    reader = _signal_reader() if _in_main_thread() else None
+    if reader is None:
         yield
         return
-    watch = _Watch(numbers, call)
+    subscription = _Subscription(numbers, call)
     try:
-        notices.watches.add(watch)
-        notices.take()
+        reader.subscriptions.add(subscription)
+        reader.take()
         yield
     finally:
         try:
-            if notices is _notices:  # else this is a child, and has closed them
-                notices.settle()
+            if reader is _reader:  # else this is a child, and has closed them
+                reader.settle()
         finally:
-            watch.numbers = ()  # whatever a second Ctrl-C prevents
-            if notices is _notices and not any(one.numbers for one in list(notices.watches)):
-                notices.let_go()
+            subscription.numbers = ()  # whatever a second Ctrl-C prevents
+            if reader is _reader and not any(one.numbers for one in list(reader.subscriptions)):
+                reader.let_go()
 
 
-class _Watch:
+class _Subscription:
     """What is to be called for which signals."""
 
     def __init__(self, numbers: Collection[int], call: Callable[[], object]) -> None:
         self.numbers, self.call = numbers, call
 
 
-class _Notices:
+class _SignalReader:
     """A thread that is told of each signal, by a pipe that Python writes the numbers of signals to.
 
     There is one for the process, and it is never closed: Ctrl-C may come at any step, also before Python has been told
@@ -109,7 +109,7 @@ class _Notices:
 
     def __init__(self) -> None:
         self.ends = os.pipe()
-        self.watches: weakref.WeakSet[_Watch] = weakref.WeakSet()
+        self.subscriptions: weakref.WeakSet[_Subscription] = weakref.WeakSet()
         self._marks = 0
         for end in self.ends:
             os.set_blocking(end, False)
@@ -129,9 +129,9 @@ class _Notices:
     def _read(self) -> None:
         for number in os.read(self.ends[0], select.PIPE_BUF):
             self._marks += number == _MARK
-            for watch in list(self.watches):
-                if number in watch.numbers:
-                    watch.call()
+            for one in list(self.subscriptions):
+                if number in one.numbers:
+                    one.call()
 
     def settle(self) -> None:
         """Return when the calls for the signals that have come are made. No lock: Ctrl-C could leave it taken."""
@@ -160,26 +160,26 @@ class _Notices:
             os.close(end)
 
 
-_notices: _Notices | None = None
+_reader: _SignalReader | None = None
 
 
-def _the_notices() -> _Notices | None:
+def _signal_reader() -> _SignalReader | None:
     """Those of this process; None if it has no descriptor or thread left for them."""
-    global _notices
-    if _notices is None:
+    global _reader
+    if _reader is None:
         _watch_forks()
         with contextlib.suppress(OSError, RuntimeError):
-            _notices = _Notices()
-    return _notices
+            _reader = _SignalReader()
+    return _reader
 
 
 def _in_child() -> None:
     """A child of a fork would tell its parent of its own signals."""
-    global _notices
-    if _notices is not None:
-        _notices.let_go()
-        _notices.close()
-        _notices = None
+    global _reader
+    if _reader is not None:
+        _reader.let_go()
+        _reader.close()
+        _reader = None
 
 
 @functools.cache

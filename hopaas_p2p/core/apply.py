@@ -21,6 +21,7 @@ from hopaas_p2p.core.attributes import (
     CONTINUES,
     COPIES,
     FIDELITY,
+    LATE_VALUES,
     MOST_REPLICATES,
     OWNERS_ATTRIBUTES,
     REPLICATE,
@@ -484,7 +485,7 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     late.start, late.end = lost.start, commit.at
     if full:
         late.reason = f"late result of #{lost.number}; the budget was used up"
-        late.system["hopaas:late_values"] = msgspec.json.encode(record.values).decode()
+        late.system[LATE_VALUES] = msgspec.json.encode(record.values).decode()
     else:
         late.values = record.values
     if ledger is not None:

@@ -18,6 +18,8 @@ REUSED: Final = "hopaas:reused"
 """System attribute of a trial: the number of the one whose values it has."""
 AGAIN: Final = "hopaas:again"
 """System attribute of a trial that was queued again by hand: the number of the one that it repeats."""
+LATE_VALUES: Final = "hopaas:late_values"
+"""System attribute of a failed trial: the values, as JSON, that came when another result had its place."""
 REPEATS_POLICIES: Final = ("avoid", "allow", "reuse")
 MOST_REPLICATES: Final = 1000
 CONTINUES: Final = "hopaas:continues"

@@ -135,8 +135,6 @@ class Peer:
         """Until when calls that can do without the store leave it alone: it did not answer."""
         self.give_up_at = math.inf
         """After this, a call that has failed is not tried again: the program is about to end."""
-        self.away = False
-        """Whether the last exchange failed: a read then leaves it to the scheduler to find the store again."""
         self._away_since = math.inf
         """Since when no exchange has succeeded; infinite while the last one did."""
         self.handovers = 0
@@ -347,7 +345,7 @@ class Peer:
         except StoreCorrupt:  # damaged, or of two histories: a rescue may need what this process knows
             self._keep_history(log)
             raise
-        self.away, self._away_since = False, math.inf
+        self._away_since = math.inf
         if session.duplicated:
             self._become_another(session)
             return
@@ -362,10 +360,10 @@ class Peer:
 
     def _note_absence(self, began: float, *, introduced: bool) -> None:
         """The store does not answer: what is told in a while goes to the spool, whatever the callers wait for."""
-        self.away = True
-        if introduced and self._away_since == math.inf:
+        if self._away_since == math.inf:
             self._away_since = began
-            self.scheduler.wake(after=self.patience)
+            if introduced:
+                self.scheduler.wake(after=self.patience)
 
     def _beat_at_first(self, began: float) -> None:
         """Beat before the first trial, so that its lease is trusted from the start."""
@@ -797,6 +795,11 @@ class Peer:
     def _has_given_up(self) -> bool:
         """Whether the program is about to end, and the store did not answer in the time that was left for it."""
         return self.away and self.clock() >= self.give_up_at
+
+    @property
+    def away(self) -> bool:
+        """Whether the last exchange failed: a read then leaves it to the scheduler to find the store again."""
+        return self._away_since < math.inf
 
     # --- becoming another ---
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.attributes import LATE_VALUES
 from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.stores.base import Outgoing
@@ -47,7 +48,7 @@ def uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
 
 
 def _has(trial: Trial, values: tuple[float, ...]) -> bool:
-    late = trial.system.get("hopaas:late_values")
+    late = trial.system.get(LATE_VALUES)
     return trial.values == values or late == msgspec.json.encode(values).decode()
 
 

@@ -246,7 +246,7 @@ def test_optimize_runs_where_no_thread_and_no_file_can_be_opened_to_notice_signa
         raise OSError(errno.EMFILE, "Too many open files")
 
     study = hopaas_p2p.open_study("memory://exhausted", "s", space={"x": hopaas_p2p.Float(0, 1)})
-    monkeypatch.setattr(interrupts, "_notices", None)
+    monkeypatch.setattr(interrupts, "_reader", None)
     monkeypatch.setattr(os, "pipe", exhausted)
     study.optimize(lambda trial: trial.params["x"], n_trials=1)
     monkeypatch.undo()
