@@ -89,7 +89,7 @@ def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Ite
                 reader.settle()
         finally:
             subscription.numbers = ()  # whatever a second Ctrl-C prevents
-            if reader is _reader and not any(one.numbers for one in list(reader.subscriptions)):
+            if reader is _reader and not [one for one in list(reader.subscriptions) if one.numbers]:
                 reader.let_go()
 
 
