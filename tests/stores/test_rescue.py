@@ -33,12 +33,14 @@ def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-def filled(url: Path, trials: int) -> tuple[str, list[float]]:
-    """The uuid of a study with so many trials, and their values."""
+def filled(url: Path, trials: int, *, snapshot: bool = False) -> tuple[str, list[float]]:
+    """The uuid of a study with so many trials, and their values; if asked for, once there is a snapshot."""
     with contextlib.closing(hopaas_p2p.open_study(url, "s", space=SPACE)) as study:
         uuid = study.storage.handle(study.study_id).uuid
         for number in range(trials):
             study.tell(study.ask(), float(number))
+        if snapshot:
+            until(lambda: DirectoryStore(url).log(uuid).newest_snapshot() is not None, 60)
         return uuid, [float(number) for number in range(trials)]
 
 
@@ -100,9 +102,8 @@ def test_trials_keep_their_numbers_whatever_is_missing(tmp_path: Path, lost: lis
 
 def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    uuid, told = filled(store, trials=150)  # more than 256 commits: a pack and a snapshot
-    opened = DirectoryStore(store)
-    log = opened.log(uuid)
+    uuid, told = filled(store, trials=150, snapshot=True)  # more than 256 commits: a pack and a snapshot
+    log = DirectoryStore(store).log(uuid)
     assert log.packs is not None
     pack = store / "v1" / log.packs.pack(1)
     data = pack.read_bytes()

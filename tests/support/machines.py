@@ -43,6 +43,7 @@ PACKAGES: Final = "qemu-system-x86 busybox-static kmod nfs-common nfs-kernel-ser
 _PROGRAMS: Final = ("qemu-system-x86_64", "busybox", "modprobe", "mount.nfs", "rpc.nfsd", "mkfs.ext4", "ip")
 _MEGABYTES: Final = 900
 _BOOT: Final = 120.0  # seconds; 10 to 20 are usual
+_BOOTS: Final = 3  # under emulation a kernel panics now and then while it patches its own code
 
 _EVERY_NODE: Final = """
 set -e
@@ -174,15 +175,22 @@ class Machine:
 
     def await_boot(self) -> None:
         """Wait until it runs commands, and set it up; a client then begins to import what peers need."""
-        process = self._process
-        assert process is not None
-        until(lambda: self._ready.is_set() or process.poll() is not None, _BOOT, what=self.log)
-        assert self._ready.is_set(), f"{self.name} does not come up:\n{self.log()}"
+        boots = 1
+        until(self._runs_or_ended, _BOOT, what=self.log)
+        while not self._ready.is_set():
+            assert boots < _BOOTS, f"{self.name} does not come up:\n{self.log()}"
+            boots += 1
+            self.start()
+            until(self._runs_or_ended, _BOOT, what=self.log)
         values = {"name": self.name, "address": self.address, "modules": shlex.quote(str(self._lab.kernel.modules))}
         self.run((_EVERY_NODE + (_SERVER if self.name == "server" else _CLIENT)) % values, 120)
         if self.name != "server":
             values = {"root": ROOT, "python": sys.executable, "socket": WORKERS}
             self._workers = self.submit(_WORKERS % {name: shlex.quote(str(value)) for name, value in values.items()})
+
+    def _runs_or_ended(self) -> bool:
+        assert self._process is not None
+        return self._ready.is_set() or self._process.poll() is not None
 
     def boot(self) -> None:
         """Start it and wait until it can be used."""
@@ -213,9 +221,13 @@ class Machine:
 
     def peers(self, kind: str, store: str, *words: object) -> Job:
         """Start one of `tests.support.workers` there, in a child of a process that has imported everything."""
+        self.await_workers()
+        return self._submit({"fork": [kind, store, *map(str, words)]})
+
+    def await_workers(self) -> None:
+        """Wait until that process has imported everything."""
         assert self._workers is not None
         self._workers.wait(_BOOT)
-        return self._submit({"fork": [kind, store, *map(str, words)]})
 
     def log(self) -> str:
         """The end of what QEMU and the kernel have said."""

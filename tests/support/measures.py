@@ -53,11 +53,13 @@ def seen_after(lab: NfsLab, options: str, *, trials: int = 15) -> list[float]:
 
 
 def trials_per_minute(lab: NfsLab, options: str, kind: str, *, peers: int = 4, seconds: float = 40.0) -> float:
-    """Results per minute of so many peers on each node, from the first result to the last."""
+    """Trials per minute of so many peers on each node, from the first to the last."""
     store = stores(lab, options, kind)
+    for node in NODES:
+        lab[node].await_workers()  # or one node begins before the other
     words = ("--peers", peers, "--seconds", seconds, "--pace", 0)
     jobs = [lab[node].peers(kind, store[node], "--name", node, *words) for node in NODES]
     for job in jobs:
         job.wait(seconds + 120)
-    times = [line.at for job in jobs for line in job.said("ack")]
+    times = [line.at for job in jobs for line in job.said("ack") or job.said("begun")]
     return 60 * (len(times) - 1) / (max(times) - min(times))

@@ -2,6 +2,7 @@
 
     ask PEER NUMBER                   an ask has returned
     ack PEER NUMBER VALUE ATTEMPT     a tell has returned
+    begun PEER NUMBER                 `optimize` has called the objective
     view PEER LSN DIGEST              what the peer's replica held at its end
     judged {…}                        what the study holds, as a fresh process reads it on this node
 
@@ -81,14 +82,16 @@ def work(options: argparse.Namespace, peer: str) -> None:
     say("view", peer, log.state.lsn, snapshot.digest(log.state))
 
 
-def journal(options: argparse.Namespace, peer: str) -> None:
-    """The same with Optuna's journal file, and its lock for NFS: what `work` is measured beside."""
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+def optimize(options: argparse.Namespace, peer: str) -> None:
+    """As `work`, by our `Study.optimize`, which sends a result and the next ask together."""
+    study = joined(options.store, options.ttl)
+    study.optimize(lambda trial: _objective(trial.params["x"], trial.number, options, peer), timeout=options.seconds)
+    study.close()
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    backend = JournalFileBackend(options.store, lock_obj=JournalFileOpenLock(options.store))
-    sampler = optuna.samplers.RandomSampler()
-    study = optuna.create_study(storage=JournalStorage(backend), study_name=STUDY, load_if_exists=True, sampler=sampler)
+
+def journal(options: argparse.Namespace, peer: str) -> None:
+    """As `work`, with Optuna's journal file, and its lock for NFS: what ours is measured beside."""
+    study = _journal_study(options.store)
     end = time.monotonic() + options.seconds
     while time.monotonic() < end:
         trial = study.ask()
@@ -96,6 +99,30 @@ def journal(options: argparse.Namespace, peer: str) -> None:
         time.sleep(options.pace)
         study.tell(trial, (x - 0.3) ** 2)
         say("ack", peer, trial.number, repr((x - 0.3) ** 2), 1)
+
+
+def journal_optimize(options: argparse.Namespace, peer: str) -> None:
+    """As `journal`, by Optuna's `Study.optimize`."""
+
+    def objective(trial: optuna.Trial) -> float:
+        return _objective(trial.suggest_float("x", 0.0, 1.0), trial.number, options, peer)
+
+    _journal_study(options.store).optimize(objective, timeout=options.seconds)
+
+
+def _objective(x: float, number: int, options: argparse.Namespace, peer: str) -> float:
+    say("begun", peer, number)
+    time.sleep(options.pace)
+    return (x - 0.3) ** 2
+
+
+def _journal_study(path: str) -> optuna.Study:
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    backend = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
+    sampler = optuna.samplers.RandomSampler()
+    return optuna.create_study(storage=JournalStorage(backend), study_name=STUDY, load_if_exists=True, sampler=sampler)
 
 
 def _stop_at_random(dice: random.Random) -> None:
@@ -197,7 +224,9 @@ def calls(path: Path) -> dict[str, int]:
 
 KINDS: dict[str, Callable[[argparse.Namespace, str], None]] = {
     "work": work,
+    "optimize": optimize,
     "journal": journal,
+    "journal_optimize": journal_optimize,
     "idle": idle,
     "count": count,
     "calls": made,
