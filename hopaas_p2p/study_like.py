@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
+if TYPE_CHECKING:  # commands that only show a study need not wait for Optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
-from hopaas_p2p.artifacts import StudyArtifacts
-from hopaas_p2p.core.state import State
-from hopaas_p2p.storage import Storage
+    from hopaas_p2p.artifacts import StudyArtifacts
+    from hopaas_p2p.core.state import State
+    from hopaas_p2p.storage import Storage
 
 
 class StudyLike(Protocol):

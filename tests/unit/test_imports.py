@@ -135,6 +135,19 @@ def test_the_package_and_the_program_load_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_commands_load_optuna_only_to_open_a_study() -> None:
+    late = {"local", "summary"}  # loaded by those that do
+    names = sorted({path.stem for path in (PACKAGE / "cli").glob("*.py")} - late - {"__init__"})
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(f'hopaas_p2p.cli.{name}')\n"
+        "print(sorted({'optuna', 'numpy', 'pandas', 'sqlalchemy', 'psycopg2', 'rich'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_program_that_tunes_in_a_directory_loads_no_filelock(tmp_path: Path) -> None:
     """Where it is loaded, one of two threads that fork at once gets a RuntimeError, on Python 3.12 and newer."""
     code = (
