@@ -51,7 +51,7 @@ from hopaas_p2p.export.arrival import Imported, bring_in
 from hopaas_p2p.export.files import from_store, named_files
 from hopaas_p2p.export.portable import Portable, of_state
 from hopaas_p2p.histories import Merge, Replay, Tree
-from hopaas_p2p.peer.peer import REQUESTS_EVERY
+from hopaas_p2p.peer.handover import REQUESTS_EVERY
 from hopaas_p2p.stores.base import Beat, Compacted, Entry, Log, Salvageable, Store, read_all
 
 if TYPE_CHECKING:
