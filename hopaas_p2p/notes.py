@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.translate import to_json
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
 
 _PIECE: Final = 2045  # characters; optuna-dashboard's SYSTEM_ATTR_MAX_LENGTH
 _MAX_NOTE: Final = 1 << 18  # characters
 _MAX_TAG: Final = 64  # characters
 
 
-def note_of(study: Study, number: int | None = None) -> str:
+def note_of(study: StudyLike, number: int | None = None) -> str:
     """The note of the study, or of the trial of that number; empty when there is none.
 
     Raises:
@@ -43,7 +41,7 @@ def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
     return _written("".join(pieces))
 
 
-def save_note(study: Study, text: str, number: int | None = None) -> None:
+def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
     """Put a note (Markdown) in place of the present one, in one commit; an empty text removes it.
 
     Raises:
@@ -66,7 +64,7 @@ def save_note(study: Study, text: str, number: int | None = None) -> None:
     _write(study, pieces)
 
 
-def tags_of(study: Study, number: int | None = None) -> list[str]:
+def tags_of(study: StudyLike, number: int | None = None) -> list[str]:
     """The tags of the study, or of the trial of that number; raises as `note_of` does."""
     _trial_id(study, number)
     return read_tags(_attributes(study), number)
@@ -79,7 +77,7 @@ def read_tags(attributes: Mapping[str, Any], number: int | None = None) -> list[
 
 
 def change_tags(
-    study: Study, number: int | None = None, *, add: Collection[str] = (), remove: Collection[str] = ()
+    study: StudyLike, number: int | None = None, *, add: Collection[str] = (), remove: Collection[str] = ()
 ) -> list[str]:
     """Add and remove tags; returns what is there now. Raises as `note_of` does.
 
@@ -97,15 +95,15 @@ def change_tags(
     return after
 
 
-def _attributes(study: Study) -> dict[str, Any]:
+def _attributes(study: StudyLike) -> dict[str, Any]:
     return study.storage.get_study_system_attrs(study.study_id)
 
 
-def _write(study: Study, attributes: Mapping[str, Any]) -> None:
+def _write(study: StudyLike, attributes: Mapping[str, Any]) -> None:
     study.storage.say(study.study_id, StudySet(system={key: to_json(key, value) for key, value in attributes.items()}))
 
 
-def _trial_id(study: Study, number: int | None) -> int | None:
+def _trial_id(study: StudyLike, number: int | None) -> int | None:
     if number is None:
         return None
     try:

@@ -51,6 +51,7 @@ from hopaas_p2p.export.arrival import Imported, bring_in
 from hopaas_p2p.export.files import from_store, named_files
 from hopaas_p2p.export.portable import Portable, of_state
 from hopaas_p2p.histories import Merge, Replay, Tree
+from hopaas_p2p.peer.handover import REQUESTS_EVERY
 from hopaas_p2p.stores.base import Beat, Compacted, Entry, Log, Salvageable, Store, read_all
 
 if TYPE_CHECKING:
@@ -325,8 +326,8 @@ def _owners(rest: list[Entry]) -> dict[int, str]:
 # --- live peers ---
 
 
-PATIENCE: Final = 75.0
-"""Seconds for which live peers are waited for: they look for a request once a minute."""
+HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
+"""Seconds for which live peers are waited for: when they have looked for a request, they hand their state over."""
 
 
 def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> int:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -27,8 +28,6 @@ from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial, 
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.storage.handle import StudyHandle
 
@@ -63,9 +62,17 @@ class Trial(optuna.trial.Trial):
         return self.storage.locate(self._trial_id)[0]
 
     def _repr_html_(self) -> str:
-        from hopaas_p2p.notebook.summary import trial_html
+        from hopaas_p2p.notebook.summary import trial_html  # here, since most processes show nothing
 
-        return trial_html(self)
+        handle, number = self.storage.locate(self._trial_id, refresh=True)
+        self._listen(handle, number)
+        return trial_html(
+            cached_trial(self),
+            self.storage.get_trial(self._trial_id).state,
+            attempt=self.attempt,
+            lease_held=self.lease_held,
+            metrics=handle.metrics(number),
+        )
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value. As Optuna's; also ends a trial whose SIGTERM was swallowed."""
@@ -258,6 +265,9 @@ class Trial(optuna.trial.Trial):
     told: tuple[float, ...] | None = None
     in_block: bool = False
     """Whether a `with` block of the study will send what is told."""
+
+
+Objective = Callable[[Trial], float | Sequence[float]]
 
 
 def _remove(directory: Path, pid: int) -> None:

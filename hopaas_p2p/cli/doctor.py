@@ -136,7 +136,9 @@ def _rescue_one(
 ) -> dict[str, Any]:
     """Rescue one study, and say what became of it."""
     if from_live:
-        count = rescue.ask_live_peers(store, uuid, within=max(rescue.PATIENCE, session.settings.seconds("patience")))
+        count = rescue.ask_live_peers(
+            store, uuid, within=max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
+        )
         output.say(f"{name}: {output.count(count, 'live peer')} handed over what it knows")
     found = rescue.rescue(store, uuid)
     damage = _lsns(found.damaged) if found.damaged else "none known"

@@ -29,7 +29,7 @@ from hopaas_p2p.core.attributes import (
 )
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.ledger import Ledger, possible_limits
-from hopaas_p2p.core.lineage import resumed_step
+from hopaas_p2p.core.lineage import resumed_step, said_at
 from hopaas_p2p.core.perturbation import Draws, perturbed
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
@@ -319,8 +319,8 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     trial.system = {key: text for key, text in paused.system.items() if key not in _OF_AN_ATTEMPT}
     trial.system[CONTINUES] = str(paused.number)
     source = _source(state, trial, paused)
-    trial.reports, trial.checkpoints = _reports_to_resume(source, state), source.checkpoints
-    trial.metrics = _metrics_to_resume(source, state)
+    trial.checkpoints = source.checkpoints
+    trial.reports, trial.metrics = _before_checkpoint(state, source)
     trial.owner, trial.epoch, trial.start = commit.owner, 1, commit.at
     _open_lease(state, trial, commit)
     return Verdict(True, trial.number)
@@ -518,7 +518,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.owner = None
     trial.stop, trial.stopping = None, False
     trial.start = None
-    trial.reports, trial.metrics = _reports_to_resume(trial, state), _metrics_to_resume(trial, state)
+    trial.reports, trial.metrics = _before_checkpoint(state, trial)
     return Verdict(True, trial.number)
 
 
@@ -552,44 +552,25 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
     return Verdict(True, trial.number)
 
 
-def _reports_to_resume(trial: Trial, state: State) -> dict[int, float]:
-    """What the next owner need not report again."""
-    steps = _steps_to_resume(trial, state)
-    return {step: value for step, value in trial.reports.items() if step in steps}
-
-
-def _metrics_to_resume(trial: Trial, state: State) -> dict[str, dict[int, float]]:
-    """Of the metrics, the same steps."""
-    return _metrics_in(trial, _steps_to_resume(trial, state))
-
-
-def _steps_to_resume(trial: Trial, state: State) -> range:
-    """The steps up to the newest checkpoint.
+def _before_checkpoint(state: State, trial: Trial) -> tuple[dict[int, float], dict[str, dict[int, float]]]:
+    """Reports and metrics up to the newest checkpoint, which the next owner need not send again.
 
     In a population only those of the last interval: a member has many continuations, and each would repeat them all.
     """
     if not trial.checkpoints:
-        return range(0)
+        return {}, {}
     last = trial.checkpoints[-1].step
     members = _members(state)
     first = FROM_START if members is None else last - members.policy.every + 1
-    return range(first, last + 1)
-
-
-def _metrics_in(trial: Trial, steps: range) -> dict[str, dict[int, float]]:
-    """A copy of the metrics at these steps."""
-    some = {
-        name: {step: value for step, value in values.items() if step in steps} for name, values in trial.metrics.items()
-    }
-    return {name: values for name, values in some.items() if values}
+    return said_at(trial, range(first, last + 1))
 
 
 def _queue_retry(state: State, trial: Trial) -> None:
     """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
     retry = _append(state, WAITING)
     retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
-    retry.reports, retry.checkpoints = _reports_to_resume(trial, state), trial.checkpoints
-    retry.metrics = _metrics_to_resume(trial, state)
+    retry.checkpoints = trial.checkpoints
+    retry.reports, retry.metrics = _before_checkpoint(state, trial)
     retry.attempt = trial.attempt + 1
     retry.retry_of = trial.number
     trial.retried_by = retry.number
@@ -741,8 +722,7 @@ def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str
     """Like `_merge`; an earlier attempt's reports that this one did not resume from go first."""
     step = record.resumed_from
     if step is not None:
-        trial.reports = {one: value for one, value in trial.reports.items() if one <= step}
-        trial.metrics = _metrics_in(trial, range(FROM_START, step + 1))
+        trial.reports, trial.metrics = said_at(trial, range(FROM_START, step + 1))
     _merge(state, trial, record, outside)
 
 

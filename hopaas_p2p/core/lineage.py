@@ -25,6 +25,8 @@ class LinkedTrial(Protocol):
     @property
     def reports(self) -> Mapping[int, float]: ...
     @property
+    def metrics(self) -> Mapping[str, Mapping[int, float]]: ...
+    @property
     def checkpoints(self) -> Sequence[Checkpoint]: ...
     @property
     def continues(self) -> int | None: ...
@@ -52,6 +54,16 @@ def copied_trial(trial: LinkedTrial) -> int | None:
 def resumed_step(trial: LinkedTrial) -> int | None:
     """The lowest step that an attempt at this trial resumed from, or `FROM_START`; None: it never looked."""
     return _whole(trial.system.get(RESUMED))
+
+
+def said_at(trial: LinkedTrial, steps: range) -> tuple[dict[int, float], dict[str, dict[int, float]]]:
+    """Copies of the reports and the metrics at these steps."""
+    metrics = {name: _at(steps, values) for name, values in trial.metrics.items()}
+    return _at(steps, trial.reports), {name: values for name, values in metrics.items() if values}
+
+
+def _at(steps: range, values: Mapping[int, float]) -> dict[int, float]:
+    return {step: value for step, value in values.items() if step in steps}
 
 
 def parent(trial: LinkedTrial) -> int | None:

@@ -20,7 +20,7 @@ from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.proxies import connect_through, parse_proxy
 from hopaas_p2p.settings import read_proxy
 
-_PATIENCE: Final = 60.0  # seconds for a process to begin its work
+_START_TIMEOUT: Final = 60.0  # seconds for a process to begin its work
 
 
 class LoginNodeProcess(NamedTuple):
@@ -109,7 +109,7 @@ def _start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _START_TIMEOUT
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,10 @@ from hopaas_p2p.report.charts import Figure
 from hopaas_p2p.report.importance import importance
 from hopaas_p2p.report.svg import safe
 from hopaas_p2p.report.timeline import timeline
+from hopaas_p2p.study_like import StudyLike, looking_at
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
-    from hopaas_p2p.study import Study
 
 
 class NotebookChart:
@@ -43,18 +42,10 @@ class NotebookChart:
         return target
 
 
-@contextlib.contextmanager
-def looking_at(study: Study) -> Iterator[State]:
-    """The study's current State, locked. Keep the block short: writers of this process wait."""
-    state = study.state
-    with study.storage.handle(study.study_id).lock:
-        yield state
-
-
 class Plot:
     """The charts of one study. Each call draws the current state, in well under a second at 10,000 trials."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: StudyLike) -> None:
         self._study = study
 
     def history(self, objective: int = 0) -> NotebookChart:

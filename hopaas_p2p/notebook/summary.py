@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
+
+from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.notebook.frame import drawn, framed
@@ -13,21 +16,15 @@ from hopaas_p2p.report.charts import key
 from hopaas_p2p.report.facts import best, budget_unit, params_of, pareto_front, peer_labels, shown, state_word, took
 from hopaas_p2p.report.page import table
 from hopaas_p2p.report.svg import safe
-from hopaas_p2p.storage.optuna_internals import cached_trial, trial_id_of
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
-    from hopaas_p2p.trial import Trial as OwnTrial
+from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8
 _COLUMNS: Final = 6
 _KEYS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed", RUNNING: "running", WAITING: "waiting"}
 
 
-def study_html(study: Study) -> str:
+def study_html(study: StudyLike) -> str:
     """The study: its status, the best trial, the newest trials."""
-    from hopaas_p2p.notebook.plot import looking_at
-
     working = any_alive(signs_of_life(study.storage.peer, study.state).values())
     with looking_at(study) as state:
         return framed(overview(state, name=study.name, store=study.storage.url, working=working))
@@ -104,21 +101,26 @@ def _value(trial: Trial) -> str:
     return ""
 
 
-def trial_html(trial: OwnTrial) -> str:
-    """A trial as its own process sees it: parameters, attributes and reports."""
-    frozen = cached_trial(trial)
-    state = trial.storage.get_trial(trial_id_of(trial)).state
-    held = "" if state.is_finished() else " · its lease is held" if trial.lease_held else " · its lease was lost"
-    parts = [f'<div class="head">Trial {trial.number} · {safe(state.name)}</div>']
-    parts.append(f'<p class="about">attempt {trial.attempt}{held}</p>')
+def trial_html(
+    frozen: FrozenTrial,
+    state: TrialState,
+    *,
+    attempt: int,
+    lease_held: bool,
+    metrics: Mapping[str, Mapping[int, float]],
+) -> str:
+    """A trial as its own process sees it: parameters, attributes and reports; its `state` is the log's."""
+    held = "" if state.is_finished() else " · its lease is held" if lease_held else " · its lease was lost"
+    parts = [f'<div class="head">Trial {frozen.number} · {safe(state.name)}</div>']
+    parts.append(f'<p class="about">attempt {attempt}{held}</p>')
     params = [[name, shown(value)] for name, value in frozen.params.items()]
     attributes = [[name, json.dumps(value, default=str)] for name, value in frozen.user_attrs.items()]
     tables = [table(["parameter", "value"], params, words=("parameter",))] if params else []
     if attributes:
         tables.append(table(["attribute", "value"], attributes, words=("attribute",)))
-    if any(trial.metrics.values()):
-        logged = [[name, shown(values[max(values)])] for name, values in trial.metrics.items() if values]
+    logged = [[name, shown(values[max(values)])] for name, values in metrics.items() if values]
+    if logged:
         tables.append(table(["metric", "last value"], logged, words=("metric",)))
-    curve = charts.reported(trial.intermediate_values)
+    curve = charts.reported(frozen.intermediate_values)
     chart = "" if curve is None else drawn(curve)
     return framed(f'{"".join(parts)}<div class="two"><div>{"".join(tables)}</div>{chart}</div>')

@@ -5,17 +5,14 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
-from hopaas_p2p.notebook.plot import looking_at
 from hopaas_p2p.notebook.summary import overview
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.report.svg import safe
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
+from hopaas_p2p.study_like import StudyLike, looking_at
 
 _present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()
 """(store, study) -> its view, which a cell that is run again replaces."""
@@ -25,7 +22,7 @@ _JOIN: Final = 5.0  # seconds; longer than an exchange with a store that answers
 class Watching:
     """A view that is kept up to date by a thread of its own, until the study is over or `stop()` is called."""
 
-    def __init__(self, study: Study, *, interval: float) -> None:
+    def __init__(self, study: StudyLike, *, interval: float) -> None:
         if not interval > 0:
             raise InvalidInput(f"interval must be a positive number of seconds, got {interval}")
         display, html = _notebook(study.name)

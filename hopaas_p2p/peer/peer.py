@@ -13,26 +13,21 @@ import math
 import os
 import random
 import signal
-import tempfile
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from hopaas_p2p import metering, process, provenance
-from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.leases import BEATS_PER_TTL, beat_value, trusted_until
-from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import readable
 from hopaas_p2p.errors import (
     BrokenChain,
-    ConfigurationError,
     Denied,
     HopaasError,
     StoreCorrupt,
@@ -42,6 +37,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.driver import LogDriver, Scheduler, SnapshotWriter, catalog_driver, study_driver, translated
+from hopaas_p2p.peer.handover import Handover
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import IDLE, LogSession, Pacing
 from hopaas_p2p.peer.spool import SpoolSender
@@ -59,9 +55,6 @@ _LONGEST_SILENCE: Final = 30.0  # seconds between the scheduler's attempts while
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
 _MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
 _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
-
-REQUESTS_EVERY = 60.0
-"""Seconds between looks for a request of a rescue: seldom, since a look is a round trip of its own."""
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """What the peer of a forked child is constructed with again."""
@@ -159,8 +152,7 @@ class Peer:
         self._next_beat = 0.0
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
-        self._asked_at = clock()
-        self._requests: dict[str, str] = {}
+        self._handover = Handover(store, clock())
         process.remember(self)
 
     @property
@@ -539,38 +531,7 @@ class Peer:
         return min(ttls) / 8
 
     def _hand_over(self, now: float) -> float:
-        """Look now and then whether a rescue asks for the state of a damaged study, and give it."""
-        logs = {
-            uuid: log
-            for uuid, log in list(self.logs.items())
-            if log.session.introduced and not log.session.deleted and log.state.define is not None
-        }
-        if not logs:
-            return IDLE
-        if now < self._asked_at + REQUESTS_EVERY:
-            return self._asked_at + REQUESTS_EVERY - now
-        self._asked_at = now
-        with translated():
-            asked = self.store.beats(map(request_name, logs))
-        for uuid, log in logs.items():
-            request = asked.get(request_name(uuid), NO_REQUEST)
-            if request not in (NO_REQUEST, self._requests.get(uuid)):
-                self._requests[uuid] = request
-                self._give_state(uuid, log)
-        return REQUESTS_EVERY
-
-    def _give_state(self, uuid: str, log: LogDriver[State]) -> None:
-        with log.lock:
-            lsn, data = log.state.lsn, snapshot.dump(log.state)
-        with tempfile.TemporaryDirectory(prefix="hopaas-rescue-") as directory, translated():
-            path = Path(directory, "state")
-            path.write_bytes(data)
-            try:
-                self.store.artifacts().put(f"{handover_prefix(uuid)}{lsn:012d}-{self.uuid}", path)
-            except (ConfigurationError, Denied) as error:
-                _log.warning("a rescue asks for this study's state, which could not be handed over: %s", error)
-            else:
-                _log.warning("handed the state after commit %d over to a rescue of the study", lsn)
+        return self._handover.look_if_due(dict(self.logs), now, writer=self.uuid)
 
     def _tend_all(self, now: float) -> float:
         return min([IDLE, *(self._tend_apart(log, now) for log in list(self.logs.values()))])

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.stores.url import redacted
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
+from hopaas_p2p.study_like import StudyLike, looking_at
 
 
-def write_report(study: Study | State, path: str | Path) -> Path:
+def write_report(study: StudyLike | State, path: str | Path) -> Path:
     """Write the report of a study and return its path.
 
     10,000 trials take a few seconds and about half a megabyte; larger data is sampled, as the captions say. The study
@@ -32,10 +29,8 @@ def write_report(study: Study | State, path: str | Path) -> Path:
         state = _copy(study)
         name, store = (state.define.name if state.define else "study"), ""
     else:
-        part = study.storage.handle(study.study_id)
-        study.state  # brings the replica up to date  # noqa: B018
-        with part.lock:
-            state = _copy(part.state)
+        with looking_at(study) as present:
+            state = _copy(present)
         name, store = study.name, redacted(study.storage.url)
     text = render(state, name=name, store=store, now=datetime.datetime.now(datetime.UTC))
     return _write(Path(path).expanduser(), text)

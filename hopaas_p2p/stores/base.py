@@ -30,6 +30,7 @@ SNAPSHOT_EVERY: Final = 256
 _SHORT: Final = 4096
 _GROWTH: Final = 64
 SNAPSHOTS_KEPT: Final = 3
+EXCHANGE_TIMEOUT: Final = 5.0  # seconds for one exchange; the caller makes another
 
 
 def snapshot_step(lsn: int) -> int:

@@ -27,7 +27,7 @@ from hopaas_p2p.findings import Finding
 from hopaas_p2p.stores.base import Entry, Erasable, Outgoing, Receipt, Store
 
 SECONDS: Final = 10.0
-PATIENCE: Final = 120.0  # seconds for which the first node waits for another
+TIMEOUT: Final = 120.0  # seconds for which the first node waits for another
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _PAUSE: Final = 0.02  # seconds between two commits of a node
 _LOOK: Final = 0.2  # seconds between looks for another node
@@ -56,18 +56,18 @@ class Meeting:
         store: where to meet.
         word: the same on all nodes: up to 40 letters, digits, `-` and `_`.
         seconds: for how long commits are written.
-        patience: seconds to wait for others before, and again for their reports afterwards.
+        timeout: seconds to wait for others before, and again for their reports afterwards.
 
     Raises:
         InvalidInput: the word has other characters.
 
     """
 
-    def __init__(self, store: Store, word: str, *, seconds: float = SECONDS, patience: float = PATIENCE) -> None:
+    def __init__(self, store: Store, word: str, *, seconds: float = SECONDS, timeout: float = TIMEOUT) -> None:
         if not _WORD.fullmatch(word):
             raise InvalidInput(f"--meet {word!r}: use up to 40 letters, digits, '-' and '_'")
         self._log = store.log(f"meet-{word}")
-        self._seconds, self._patience = seconds, patience
+        self._seconds, self._timeout = seconds, timeout
         self._me = secrets.token_hex(6)
         self._entries: list[Entry] = []
         self._began = 0
@@ -97,7 +97,7 @@ class Meeting:
         self._write()
         if not self._wait(lambda: bool(self._seen)):
             cure = "run the same command on another node at the same time, and make sure that both name the same store"
-            detail = f"nobody else came within {self._patience:.0f} s"
+            detail = f"nobody else came within {self._timeout:.0f} s"
             yield Finding("meeting", passed=False, detail=detail, cure=cure)
             return
         end = time.monotonic() + self._seconds
@@ -162,8 +162,8 @@ class Meeting:
             more = receipt.more
 
     def _retried(self, outgoing: Outgoing | None, since: int) -> Receipt:
-        """One exchange, repeated while the store cannot be reached, for `patience` seconds."""
-        deadline = time.monotonic() + self._patience
+        """One exchange, repeated while the store cannot be reached, for `timeout` seconds."""
+        deadline = time.monotonic() + self._timeout
         while True:
             try:
                 return self._log.exchange(outgoing, since)
@@ -192,7 +192,7 @@ class Meeting:
             self._delays.append((time.monotonic() - self._sent.pop(answered)) / 2)
 
     def _wait(self, done: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         while not done():
             if time.monotonic() > deadline:
                 return False

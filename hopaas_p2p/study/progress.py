@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import optuna
-from optuna.study import StudyDirection
 
 from hopaas_p2p.core import records
 
 if TYPE_CHECKING:
     from optuna.trial import TrialState
 
-    from hopaas_p2p.study.study import Study
+    from hopaas_p2p.storage.handle import StudyHandle
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_REASON: Final = 500  # characters
@@ -29,21 +28,23 @@ class ProgressLog:
     silences both.
     """
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    def __init__(self, name: str, handle: StudyHandle, *, quiet: bool) -> None:
+        self._name = name
+        self._study = handle
+        self._quiet = quiet
         self._handler: logging.Handler | None = None
         self._level = _log.level
         self._due = time.monotonic() + _INTERVAL
         self._waiting_due = 0.0
 
     def __enter__(self) -> ProgressLog:
-        if not _log.hasHandlers() and not self._study.quiet:
+        if not _log.hasHandlers() and not self._quiet:
             self._handler = logging.StreamHandler()
             self._handler.setFormatter(logging.Formatter("%(message)s"))
             _log.addHandler(self._handler)
             _log.setLevel(optuna.logging.get_verbosity())
         if self.enabled:
-            _log.info("joined study %r: %s", self._study.name, self._standing())
+            _log.info("joined study %r: %s", self._name, self._standing())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,7 +54,7 @@ class ProgressLog:
 
     @property
     def enabled(self) -> bool:
-        return _log.isEnabledFor(logging.INFO) and not self._study.quiet
+        return _log.isEnabledFor(logging.INFO) and not self._quiet
 
     def ended(self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None) -> None:
         """A trial of this call ended."""
@@ -67,44 +68,44 @@ class ProgressLog:
             _log.info("trial %d:%s %s%s", number, word, shown, self._best((values[0], number) if not word else None))
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _INTERVAL
-            _log.info("study %r: %s", self._study.name, self._standing())
+            _log.info("study %r: %s", self._name, self._standing())
 
     def waiting(self, why: str) -> None:
         """No trial can start for now: logged at once, and then once per minute."""
         if self.enabled and time.monotonic() >= self._waiting_due:
             self._waiting_due = time.monotonic() + _INTERVAL
-            _log.info("waiting for study %r: %s", self._study.name, why)
+            _log.info("waiting for study %r: %s", self._name, why)
 
     def stopped(self, why: str) -> None:
         """Why this call starts no more trials."""
         if self.enabled:
-            _log.info("left study %r: %s; %s", self._study.name, why, self._standing())
+            _log.info("left study %r: %s; %s", self._name, why, self._standing())
 
     def _best(self, ended: tuple[float, int] | None = None) -> str:
         """The best trial so far, including one that has `ended` (value, number) and may not be in the log yet."""
-        study = self._study
-        if len(study.optuna.directions) > 1:
-            return ""
         known = [] if ended is None else [ended]
-        handle = study.storage.handle(study.study_id)
-        with handle.lock:  # no exchange: what this process knows by now is good enough for a log
-            handle.view.catch_up(handle.state)
-            best = handle.view.best()
+        study = self._study
+        with study.lock:  # no exchange: what this process knows by now is good enough for a log
+            define = study.state.define
+            if define is None or len(define.directions) > 1:
+                return ""
+            study.view.catch_up(study.state)
+            best = study.view.best()
         if best is not None:
             known.append((best.values[0], best.number))
         if not known:
             return ""
-        sign = -1.0 if study.optuna.direction is StudyDirection.MAXIMIZE else 1.0
+        sign = -1.0 if define.directions[0] == "maximize" else 1.0
         value, number = min(known, key=lambda one: (sign * one[0], one[1]))
         return f", best {value:.6g} (#{number})"
 
     def _standing(self) -> str:
-        handle = self._study.storage.handle(self._study.study_id)
-        with handle.lock:
-            counts, limit = handle.state.counts, handle.state.budget
+        with self._study.lock:
+            state = self._study.state
+            counts, limit = state.counts, state.budget
             done = counts[records.TrialState.COMPLETE] + counts[records.TrialState.PRUNED]
             running = counts[records.TrialState.RUNNING]
-            begun = None if handle.state.configurations is None else handle.state.configurations.used
+            begun = None if state.configurations is None else state.configurations.used
         if begun is not None:
             of = "" if limit is None else f" of {limit}"
             return f"{begun}{of} configurations begun, {running} running{self._best()}"

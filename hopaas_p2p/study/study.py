@@ -86,7 +86,7 @@ from hopaas_p2p.study.proposer import Proposed, Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, furthest, schedule_of
 from hopaas_p2p.translate import fits, to_optuna
-from hopaas_p2p.trial import Trial, as_values
+from hopaas_p2p.trial import Objective, Trial, as_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,8 +98,6 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 
 _LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that starts no trial for now
-
-Objective = Callable[[Trial], float | Sequence[float]]
 
 
 def open_study(
@@ -638,14 +636,26 @@ class Study:
         if not callable(objective):
             raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {objective!r}")
         caught = exceptions("catch", catch)
-        called = functions("callbacks", callbacks)
+        called = [functools.partial(one, self) for one in functions("callbacks", callbacks)]
         n_trials = None if n_trials is None else whole("n_trials", n_trials, least=None)
         timeout = None if timeout is None else time_limit("timeout", timeout)
         if on is not None:
             from hopaas_p2p.study.workers import WatchedWorkers
 
-            watched = WatchedWorkers(self, objective, on, workers, n_trials=n_trials, timeout=timeout, catch=caught)
-            watched.run(called)
+            sampler, pruner = self.own_method
+            watched = WatchedWorkers(
+                self,
+                objective,
+                on,
+                workers,
+                open_study=open_study,
+                sampler=sampler,
+                pruner=pruner,
+                n_trials=n_trials,
+                timeout=timeout,
+                catch=caught,
+            )
+            watched.run(called, quiet=self.quiet)
         else:
             self._optimize_here(objective, n_trials, timeout, caught, called)
 
@@ -655,7 +665,7 @@ class Study:
         n_trials: int | None,
         timeout: float | None,
         caught: tuple[type[Exception], ...],
-        callbacks: Iterable[Callable[[Study, FrozenTrial], None]],
+        callbacks: Iterable[Callable[[FrozenTrial], None]],
     ) -> None:
         """Run trials in this process, see `optimize`."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -663,7 +673,8 @@ class Study:
         works = False
         trial = None
         self.optuna.stop_asked = self._sampler_is_through = False
-        with sigterm_raises(), self.storage.peer.hurried_by_signals(), ProgressLog(self) as progress:
+        progress_log = ProgressLog(self.name, self._handle, quiet=self.quiet)
+        with sigterm_raises(), self.storage.peer.hurried_by_signals(), progress_log as progress:
             try:
                 while True:
                     ended = self._why_call_ends(done, n_trials, deadline)
@@ -682,7 +693,7 @@ class Study:
                     if callbacks:
                         self._settle()
                         for callback in callbacks:
-                            callback(self, self.storage.get_trial(trial.id))
+                            callback(self.storage.get_trial(trial.id))
             except INTERRUPTIONS as error:
                 if trial is not None:
                     self._give_back(trial.id, error)

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from hopaas_p2p.peer.driver import LogDriver
-    from hopaas_p2p.study.study import Objective, Study
+    from hopaas_p2p.storage.handle import StudyHandle
+    from hopaas_p2p.study_like import StudyLike
+    from hopaas_p2p.trial import Objective
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK: Final = 0.25  # seconds between looks at futures and log
@@ -84,10 +86,8 @@ class WorkDone(NamedTuple):
     """What the objective raised, if that ended it, or that it gave up."""
 
 
-def take_part(order: WorkOrder) -> WorkDone:
+def take_part(open_study: Callable[..., Any], order: WorkOrder) -> WorkDone:
     """Run trials as a peer of its own, in a worker of an executor, until the study needs no more from it."""
-    from hopaas_p2p.study.study import open_study
-
     for name, value in order.environment.items():
         os.environ.setdefault(name, value)
     if order.sampler is not None:
@@ -122,11 +122,14 @@ class WatchedWorkers:
 
     def __init__(
         self,
-        study: Study,
+        study: StudyLike,
         objective: Objective,
         on: Any,
         workers: int | None,
         *,
+        open_study: Callable[..., Any],
+        sampler: optuna.samplers.BaseSampler | None,
+        pruner: optuna.pruners.BasePruner | None,
         n_trials: int | None,
         timeout: float | None,
         catch: tuple[type[Exception], ...],
@@ -136,6 +139,8 @@ class WatchedWorkers:
                 f"{study.storage.url} exists in this process only; give the workers a directory or a URL"
             )
         self._study, self._objective = study, objective
+        self._open_study = open_study
+        self._sampler, self._pruner = sampler, pruner
         self._make: Callable[[], Any] | None = None if hasattr(on, "submit") and not isinstance(on, type) else on
         if self._make is not None and not callable(on):
             raise InvalidInput(f"on= needs an executor, which has `submit`, or a function that creates one; got {on!r}")
@@ -160,14 +165,14 @@ class WatchedWorkers:
         """Whether a trial of one of these workers did not fail."""
         self._lost: set[int] = set()
         """Workers that were lost, and whose trials may still be running in the log."""
-        self._cursor = study.storage.handle(study.study_id).log.session.cursor()
+        self._cursor = self._handle.log.session.cursor()
         self._shown: set[int] = set()
         if isinstance(self._executor, ProcessPoolExecutor):
             _check_travels(objective)
 
-    def run(self, callbacks: Sequence[Callable[[Study, FrozenTrial], None]]) -> None:
+    def run(self, callbacks: Sequence[Callable[[FrozenTrial], None]], *, quiet: bool) -> None:
         """Run to the end; raises what the objective raised, or what interrupted this process."""
-        with ProgressLog(self._study) as progress:
+        with ProgressLog(self._study.name, self._handle, quiet=quiet) as progress:
             try:
                 self._send(min(self._wanted, self._left or self._wanted))
                 while self._futures:
@@ -207,15 +212,14 @@ class WatchedWorkers:
             self._left = 0
 
     def _order(self, number: int, share: int | None) -> WorkOrder:
-        sampler, pruner = self._study.own_method
         return WorkOrder(
             self._study.storage.options,
             self._study.name,
             self._crew,
             number,
             self._objective,
-            sampler,
-            pruner,
+            self._sampler,
+            self._pruner,
             share,
             None if self._deadline is None else max(0.0, self._deadline - time.monotonic()),
             self._catch,
@@ -226,7 +230,7 @@ class WatchedWorkers:
         """Submit it; to another executor, if this one is broken and can be made again."""
         options = {"pure": False} if _is_dask(self._executor) else {}
         try:
-            future = self._executor.submit(take_part, order, **options)
+            future = self._executor.submit(take_part, self._open_study, order, **options)
         except BrokenExecutor as broken:
             if self._make is None:
                 raise WorkersLost(
@@ -235,7 +239,7 @@ class WatchedWorkers:
                 ) from broken
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = self._make()
-            future = self._executor.submit(take_part, order)
+            future = self._executor.submit(take_part, self._open_study, order)
         except RuntimeError as error:  # it was shut down
             raise WorkersLost(f"the executor takes no more workers: {error}") from error
         _watch_newest(self._executor)
@@ -299,7 +303,7 @@ class WatchedWorkers:
             self._cancel()
             self._futures = {number: one for number, one in self._futures.items() if not _is_waiting(one)}
 
-    def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[Study, FrozenTrial], None]]) -> None:
+    def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[FrozenTrial], None]]) -> None:
         """Show which trials of these workers have ended since the last look."""
         try:
             state = self._study.state
@@ -321,7 +325,7 @@ class WatchedWorkers:
             self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
             progress.ended(number, TrialState(trial.state.value), trial.values, trial.reason)
             for callback in callbacks:
-                callback(self._study, self._study.trials[number])
+                callback(self._study.trials[number])
 
     def _worker_of(self, trial: Trial) -> int | None:
         """Which of these workers runs the trial, or has run it last."""
@@ -360,8 +364,12 @@ class WatchedWorkers:
         self._study.storage.peer.commit(self._driver, record, owner=owner)
 
     @property
+    def _handle(self) -> StudyHandle:
+        return self._study.storage.handle(self._study.study_id)
+
+    @property
     def _driver(self) -> LogDriver[State]:
-        return self._study.storage.handle(self._study.study_id).log
+        return self._handle.log
 
 
 def _was_taken_away(trial: Trial) -> bool:

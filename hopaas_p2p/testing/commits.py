@@ -18,7 +18,7 @@ from hopaas_p2p.core.records import Commit, PeerJoin, StudyDefine, TrialCreate, 
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt, read_all
 
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 """Seconds after which a thread or process of a test counts as stuck."""
 
 
@@ -109,7 +109,7 @@ def together(*tasks: Callable[[], Any]) -> list[Any]:
 
     def run(index: int, task: Callable[[], Any]) -> None:
         try:
-            barrier.wait(PATIENCE)
+            barrier.wait(TIMEOUT)
             results[index] = task()
         except BaseException as error:  # noqa: BLE001  # it is raised again below
             errors.append(error)
@@ -118,7 +118,7 @@ def together(*tasks: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "a thread is stuck"

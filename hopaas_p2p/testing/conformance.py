@@ -30,7 +30,7 @@ from hopaas_p2p.errors import BrokenChain, StudyDeleted
 from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Receipt, Store
 from hopaas_p2p.stores.url import open_store, redacted
 from hopaas_p2p.testing.commits import (
-    PATIENCE,
+    TIMEOUT,
     append,
     append_many,
     chained,
@@ -478,7 +478,7 @@ class AcrossProcesses(Conformance):
             child.start()
         append_many(store.log("study-1"), "parent", self.commits)
         for child in children:
-            child.join(PATIENCE)
+            child.join(TIMEOUT)
         assert [child.exitcode for child in children] == [0, 0]
         found = everything(store.log("study-1"))
         assert [entry.lsn for entry in found] == list(range(1, 3 * self.commits + 1))

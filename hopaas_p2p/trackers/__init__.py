@@ -7,17 +7,13 @@ The study stays where it is; a tracker gets a copy, which can be brought up to d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
 from hopaas_p2p.trackers.follow import BackgroundExports, leave_link, tracker_of
 from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.registry import Registered, register_best
 from hopaas_p2p.trackers.view import links
 from hopaas_p2p.trackers.wandb import WandB
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
 
 __all__ = [
     "BackgroundExports",
@@ -36,7 +32,7 @@ __all__ = [
 ]
 
 
-def export_to(study: Study, tracker: Tracker) -> int:
+def export_to(study: StudyLike, tracker: Tracker) -> int:
     """Bring a tracker up to date with a study; returns how many trials were sent. May be repeated at any time.
 
     Raises:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt
+from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.view import StudyView, TrialView, look
 
 if TYPE_CHECKING:
     from hopaas_p2p.artifacts import Artifact, StudyArtifacts
-    from hopaas_p2p.study import Study
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -86,7 +86,7 @@ def fetched(files: StudyArtifacts, one: Artifact, target: Path) -> Path | None:
 class Export:
     """The export of one study to one tracker. For one thread at a time."""
 
-    def __init__(self, study: Study, tracker: Tracker) -> None:
+    def __init__(self, study: StudyLike, tracker: Tracker) -> None:
         self.tracker = tracker
         self._study = study
         self._marks: dict[int, str] | None = None

@@ -21,20 +21,18 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hopaas_p2p.core.leases import ttl_of
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.election import Election
+from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker
 from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.view import EXPORTER
 from hopaas_p2p.trackers.wandb import WandB
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_PAUSE: Final = 300.0
@@ -72,7 +70,7 @@ class BackgroundExports:
 
     """
 
-    def __init__(self, study: Study, trackers: Sequence[str | Tracker], *, every: float = 5.0) -> None:
+    def __init__(self, study: StudyLike, trackers: Sequence[str | Tracker], *, every: float = 5.0) -> None:
         self._pid = os.getpid()
         self._threads = [_ExportThread(study, tracker_of(one), every) for one in trackers]
         for thread in self._threads:
@@ -104,7 +102,7 @@ def _nothing() -> None:
 class _ExportThread(threading.Thread):
     """Exports to one tracker while this peer is the exporter."""
 
-    def __init__(self, study: Study, tracker: Tracker, every: float) -> None:
+    def __init__(self, study: StudyLike, tracker: Tracker, every: float) -> None:
         super().__init__(name=f"hopaas-{tracker.name}", daemon=True)
         self.ending = threading.Event()
         self._study = study
@@ -185,7 +183,7 @@ class _ExportThread(threading.Thread):
         _set_attribute(self._study, self._tracker, peer=peer or None, **link)
 
 
-def leave_link(study: Study, tracker: Tracker) -> None:
+def leave_link(study: StudyLike, tracker: Tracker) -> None:
     """Write into the study where the tracker shows it, unless it says so already or this user may only read."""
     link = tracker.link()
     if _attribute(study, tracker).get("link") != link:
@@ -197,7 +195,7 @@ def _key(tracker: Tracker) -> str:
     return EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
 
 
-def _attribute(study: Study, tracker: Tracker) -> dict[str, Any]:
+def _attribute(study: StudyLike, tracker: Tracker) -> dict[str, Any]:
     """The study's attribute about this tracker. Others may have written anything there."""
     try:
         value = json.loads(study.state.system.get(_key(tracker), "{}"))
@@ -206,6 +204,6 @@ def _attribute(study: Study, tracker: Tracker) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _set_attribute(study: Study, tracker: Tracker, **changes: str | None) -> None:
+def _set_attribute(study: StudyLike, tracker: Tracker, **changes: str | None) -> None:
     text = json.dumps({**_attribute(study, tracker), "tracker": tracker.name, "place": tracker.place, **changes})
     study.storage.say(study.study_id, StudySet(system={_key(tracker): text}))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.view import PREFIX, TrialView, look
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from hopaas_p2p.artifacts import Artifact
-    from hopaas_p2p.study import Study
 
 _ALIAS: Final = "best"
 _MODEL: Final = "model"  # the directory of the run that holds the model
@@ -36,7 +36,7 @@ class Registered(NamedTuple):
 
 
 def register_best(
-    study: Study, model_artifact: str | os.PathLike[str], name: str, *, tracker: MLflow | str | None = None
+    study: StudyLike, model_artifact: str | os.PathLike[str], name: str, *, tracker: MLflow | str | None = None
 ) -> Registered:
     """Register the best trial's model with MLflow, under the alias "best". A repeated call gives the same version.
 
@@ -69,7 +69,7 @@ def register_best(
     return Registered(name, version, number, f"models:/{name}/{version}")
 
 
-def _file_of(study: Study, number: int, wanted: str | os.PathLike[str]) -> Artifact:
+def _file_of(study: StudyLike, number: int, wanted: str | os.PathLike[str]) -> Artifact:
     files = study.artifacts()
     if isinstance(wanted, os.PathLike):
         return files.put(Path(wanted), trial=number)
@@ -89,7 +89,7 @@ def _find(client: MlflowClient, name: str, study_uuid: str, file: Artifact) -> s
     return None
 
 
-def _create(study: Study, mlflow: MLflow, name: str, trial: TrialView, file: Artifact, study_uuid: str) -> str:
+def _create(study: StudyLike, mlflow: MLflow, name: str, trial: TrialView, file: Artifact, study_uuid: str) -> str:
     from mlflow.exceptions import MlflowException
 
     client = mlflow.client
@@ -132,7 +132,7 @@ def _tags(trial: TrialView, file: Artifact, study_uuid: str) -> dict[str, str]:
     return {f"{PREFIX}{name}": str(value)[:1000] for name, value in tags.items() if value != ""}
 
 
-def _description(study: Study, trial: TrialView) -> str:
+def _description(study: StudyLike, trial: TrialView) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in trial.params.items())
     values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
     where = " on ".join(trial.tags[key] for key in ("site", "node") if key in trial.tags)

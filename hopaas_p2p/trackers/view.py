@@ -17,13 +17,13 @@ from hopaas_p2p import notes
 from hopaas_p2p.core.state import COMPLETE
 from hopaas_p2p.report.facts import is_better, state_word
 from hopaas_p2p.storage.optuna_internals import trial_id_of
+from hopaas_p2p.study_like import StudyLike
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from hopaas_p2p.artifacts import Artifact
     from hopaas_p2p.core.state import State, Trial
-    from hopaas_p2p.study import Study
 
 REPORT: Final = "report"
 """The name of what `trial.report` said, beside the metrics of `trial.log`."""
@@ -95,7 +95,7 @@ def _digest(*facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def look(study: Study, *, settled: set[int] | None = None) -> StudyView:
+def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
     """The study as it is now, with the trials that are not in `settled`."""
     frozen = study.trials
     attributes = study.storage.get_study_system_attrs(study.study_id)
@@ -146,7 +146,7 @@ def links(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {str(one.get("tracker")): str(one["link"]) for one in said if one.get("link")}
 
 
-def _command(study: Study) -> str:
+def _command(study: StudyLike) -> str:
     """The command that shows the study."""
     return f"hopaas-p2p study show {shlex.quote(study.name)} --store {shlex.quote(study.storage.url)}"
 

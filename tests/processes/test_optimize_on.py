@@ -198,7 +198,7 @@ class LosesTheFirst(ThreadPoolExecutor):
     def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
         if self.lost is not None:
             return super().submit(function, *arguments, **options)
-        (order,) = arguments
+        *_, order = arguments
         self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
         self.lost.be_worker({"crew": order.crew, "worker": str(order.number)})
         self.lost.ask()
@@ -279,7 +279,18 @@ def test_what_is_no_executor_is_refused(study: Study, on: object, options: dict[
 @pytest.mark.parametrize("info", [{}, {"worker": "x"}, {"worker": "9" * 5000}])
 def test_a_peer_that_claims_to_be_one_of_the_workers_stops_nothing(study: Study, info: dict[str, str]) -> None:
     with ThreadPoolExecutor(1) as pool:
-        watched = WatchedWorkers(study, quick, pool, 1, n_trials=None, timeout=None, catch=())
+        watched = WatchedWorkers(
+            study,
+            quick,
+            pool,
+            1,
+            open_study=hopaas_p2p.open_study,
+            sampler=None,
+            pruner=None,
+            n_trials=None,
+            timeout=None,
+            catch=(),
+        )
     asked = study.ask()
     trial = study.state.trials[asked.number]
     assert trial.owner is not None

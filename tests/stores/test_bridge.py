@@ -192,7 +192,7 @@ def test_commits_that_cross_side_by_side_count_once_each_and_each_writers_in_ord
 def test_several_commits_cross_in_one_go_where_there_is_a_pool() -> None:
     world = World(pool=4)
     founded(world)
-    stores = [world.store(patience=0.0) for _ in range(4)]
+    stores = [world.store(timeout=0.0) for _ in range(4)]
     for number, store in enumerate(stores):
         with pytest.raises(StoreUnreachable):
             store.log(STUDY).exchange(Outgoing(f"w{number}:1", outgoing(f"c{number}").payload), 0)

@@ -64,7 +64,7 @@ class _Bridged(StoreConformance, AcrossProcesses):
         with host.bridge(near, far):
             store = open_store(str(near))
             assert isinstance(store, BridgedStore)
-            store.patience = 60.0
+            store.timeout = 60.0
             yield store
             store.close()
 

@@ -72,7 +72,7 @@ def test_a_far_file_is_brought_once_and_stays(tmp_path: Path, source: Path) -> N
     world = World()
     world.far.artifacts().put(KEY, source)
     target = tmp_path / "target"
-    artifacts = world.store(patience=1e9).artifacts()
+    artifacts = world.store(timeout=1e9).artifacts()
     artifacts.get(KEY, target)
     assert target.read_bytes() == source.read_bytes()
     world.break_off("link")

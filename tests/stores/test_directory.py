@@ -238,7 +238,7 @@ def test_a_disk_in_trouble_is_a_store_out_of_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, size: int
 ) -> None:
     log = a_log(tmp_path)
-    log._patience = 0.1
+    log._timeout = 0.1
     append_many(log, "c", 2)
 
     def fails(*_: object) -> int:
@@ -706,7 +706,7 @@ def test_a_folder_or_a_pipe_in_the_place_of_an_artifact_is_none(tmp_path: Path) 
 def test_a_store_that_is_not_mounted_is_not_a_deleted_study(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "mount")
     log = store.log("study")
-    log._patience = store.log("another")._patience = 0.1
+    log._timeout = store.log("another")._timeout = 0.1
     append_many(log, "c", 3)
     source = tmp_path / "source"
     source.write_bytes(b"weights")
@@ -734,7 +734,7 @@ def test_a_store_that_is_not_mounted_is_not_a_deleted_study(tmp_path: Path) -> N
 def test_in_another_store_that_stands_in_its_place_nothing_is_made(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "mount")
     log = store.log("study")
-    log._patience = 0.1
+    log._timeout = 0.1
     append_many(log, "c", 3)
     (tmp_path / "mount").rename(tmp_path / "elsewhere")
     DirectoryStore(tmp_path / "mount")

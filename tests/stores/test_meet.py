@@ -23,7 +23,7 @@ from tests.support.processes import until
 
 def meet(*stores: DirectoryStore, **options: Any) -> list[dict[str, Finding]]:
     def one(store: DirectoryStore) -> dict[str, Finding]:
-        meeting = Meeting(store, "word", **{"seconds": 0.5, "patience": 20.0, **options})
+        meeting = Meeting(store, "word", **{"seconds": 0.5, "timeout": 20.0, **options})
         return {finding.check: finding for finding in meeting.findings()}
 
     return together(*[lambda store=store: one(store) for store in stores])
@@ -64,14 +64,14 @@ def test_a_message_that_no_node_would_send_is_passed_over(tmp_path: Path, said: 
         append(log, Outgoing("x", zlib.crc32(body).to_bytes(4, "little") + body))
 
     def one() -> list[Finding]:
-        return list(Meeting(DirectoryStore(tmp_path), "word", seconds=0.5, patience=20.0).findings())
+        return list(Meeting(DirectoryStore(tmp_path), "word", seconds=0.5, timeout=20.0).findings())
 
     for found in together(one, one, intrudes)[:2]:
         assert [finding for finding in found if not finding.passed] == []
 
 
 def test_a_node_that_nobody_meets_says_what_to_do(tmp_path: Path) -> None:
-    (found,) = meet(DirectoryStore(tmp_path), patience=0.5)
+    (found,) = meet(DirectoryStore(tmp_path), timeout=0.5)
     assert not found["meeting"].passed
     assert "another node" in found["meeting"].cure
 
@@ -97,9 +97,9 @@ def test_a_commit_that_was_acknowledged_and_is_not_there_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = DirectoryStore(tmp_path)
-    meeting = Meeting(store, "word", seconds=0.2, patience=20.0)
+    meeting = Meeting(store, "word", seconds=0.2, timeout=20.0)
     meeting._mine[10**6] = b"acknowledged"
-    other = Meeting(DirectoryStore(tmp_path), "word", seconds=0.2, patience=20.0)
+    other = Meeting(DirectoryStore(tmp_path), "word", seconds=0.2, timeout=20.0)
     found, _ = together(lambda: list(meeting.findings()), lambda: list(other.findings()))
     assert "1 commits lost" in next(one for one in found if one.check == "nothing lost").detail
 

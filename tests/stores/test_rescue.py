@@ -18,7 +18,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit
 from hopaas_p2p.errors import BrokenChain, StoreCorrupt
-from hopaas_p2p.peer import peer
+from hopaas_p2p.peer import handover
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.packs import SPAN
@@ -123,7 +123,7 @@ def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
 
 
 def test_a_live_peer_hands_over_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer, "REQUESTS_EVERY", 1.0)
+    monkeypatch.setattr(handover, "REQUESTS_EVERY", 1.0)
     store = tmp_path / "store"
     study = hopaas_p2p.open_study(store, "s", space=SPACE, lease_ttl=3.0)
     for number in range(6):

@@ -233,7 +233,7 @@ def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pyt
     with Service(answers) as metadata:
         env = {"HOME": "/nowhere", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url}
         assert chain(ADDRESS, env=env).retrieve().access_key == "machine"
-    monkeypatch.setattr(s3_key_services, "_PATIENCE", 0.2)
+    monkeypatch.setattr(s3_key_services, "_METADATA_TIMEOUT", 0.2)
     keys = chain(ADDRESS, env={**env, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://192.0.2.1"})
     began = time.monotonic()
     for _ in range(3):

@@ -133,7 +133,7 @@ def test_a_first_put_that_lands_after_the_retry_changes_nothing(log: ScheduledOb
 
 
 def test_a_first_put_that_lands_behind_the_peers_back_is_recognised(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
-    log._patience = 0.0
+    log._timeout = 0.0
     proxy.next("PUT", s3_faults.LATE)
     with pytest.raises(StoreUnreachable):
         log.exchange(outgoing("mine"), 1)
@@ -145,12 +145,12 @@ def test_a_first_put_that_lands_behind_the_peers_back_is_recognised(log: Schedul
 def test_a_first_put_that_lands_when_the_key_is_anothers_is_refused(
     log: ScheduledObjectLog, direct: S3Store, proxy: FaultProxy
 ) -> None:
-    log._patience = 0.0
+    log._timeout = 0.0
     proxy.next("PUT", s3_faults.LATE)
     with pytest.raises(StoreUnreachable):
         log.exchange(outgoing("mine"), 1)
     direct.log("u").exchange(outgoing("other"), 1)
-    log._patience = 5.0
+    log._timeout = 5.0
     assert [entry.lsn for entry in log.exchange(outgoing("mine"), 1).entries] == [2, 3]
     assert proxy.release() == [412]
     assert names(log) == ["first", "other", "mine"]
@@ -159,13 +159,13 @@ def test_a_first_put_that_lands_when_the_key_is_anothers_is_refused(
 def test_an_undecided_commit_is_known_again_when_others_stand_behind_it(
     log: ScheduledObjectLog, direct: S3Store, proxy: FaultProxy
 ) -> None:
-    log._patience = 0.0
+    log._timeout = 0.0
     proxy.next("PUT", s3_faults.LOSE_REPLY)
     proxy.next("GET", s3_faults.BROKEN)
     with pytest.raises(StoreUnreachable):
         log.exchange(outgoing("mine"), 1)
     append_many(direct.log("u"), "other", 3, since=1)
-    log._patience = 5.0
+    log._timeout = 5.0
     receipt = log.exchange(outgoing("mine"), 1)
     assert [entry.lsn for entry in receipt.entries] == [2, 3, 4, 5]
     assert names(log) == ["first", "mine", "other-0", "other-1", "other-2"]
@@ -181,7 +181,7 @@ def test_a_storm_of_conflicts_is_sat_out(log: ScheduledObjectLog, proxy: FaultPr
 def test_a_server_that_stays_broken_is_given_up_in_time_and_found_again(
     log: ScheduledObjectLog, proxy: FaultProxy
 ) -> None:
-    log._patience = 0.5
+    log._timeout = 0.5
     proxy.always = lambda _: s3_faults.BROKEN
     began = time.monotonic()
     with pytest.raises(StoreUnreachable):

@@ -21,7 +21,7 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.history import clocks
 from hopaas_p2p.stores.objects.log import ObjectLog
 from hopaas_p2p.stores.objects.packs import SPAN
-from hopaas_p2p.testing.commits import PATIENCE, append, append_many, everything, outgoing
+from hopaas_p2p.testing.commits import TIMEOUT, append, append_many, everything, outgoing
 
 CALLS = ("open", "symlink", "readlink", "stat", "lstat", "fsync", "mkdir", "close")
 BEFORE, BETWEEN = 100, 40
@@ -66,7 +66,7 @@ def zombie(root: Path, stop_at: int, *, after: bool, answer: int) -> None:
 
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             entries = append(log, outgoing("late"), since).entries

@@ -128,9 +128,9 @@ class World:
         while self.now < until:
             self.sleep(0.25)
 
-    def store(self, *, patience: float = 5.0) -> BridgedStore:
+    def store(self, *, timeout: float = 5.0) -> BridgedStore:
         """The near side, as one process opens it."""
-        return BridgedStore(self.near, patience=patience, clock=lambda: self.now, sleep=self.sleep)
+        return BridgedStore(self.near, timeout=timeout, clock=lambda: self.now, sleep=self.sleep)
 
     def near_peer(self, name: str) -> Peer:
         return Peer(self, name, self.store().log(STUDY))

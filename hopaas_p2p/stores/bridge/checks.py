@@ -8,11 +8,11 @@ from typing import Final
 
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.findings import Finding
+from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.directory import checks as directory_checks
 from hopaas_p2p.stores.directory.store import DirectoryStore
 
-_PATIENCE: Final = 5.0  # seconds, or three rounds of the bridge
 _CURE: Final = (
     "start it on a node that reaches both sides: hopaas-p2p bridge NEAR FAR; if it runs, read its messages, and "
     "run on that node: hopaas-p2p doctor FAR"
@@ -25,7 +25,7 @@ def checks(store: BridgedStore) -> Generator[Finding, None, bool]:
         yield from directory_checks.checks(store.near)
     began = time.monotonic()
     try:
-        store.wait_for_round(_PATIENCE)
+        store.wait_for_round(EXCHANGE_TIMEOUT)
     except StoreUnreachable:
         waited = time.monotonic() - began
         detail = f"no bridge has reached {store.leads_to} for {waited:.0f} s; {_waiting(store)}"

@@ -32,13 +32,22 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
-from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Progress, Receipt, Store, append, read_all
+from hopaas_p2p.stores.base import (
+    EXCHANGE_TIMEOUT,
+    Beat,
+    Entry,
+    Log,
+    Outgoing,
+    Progress,
+    Receipt,
+    Store,
+    append,
+    read_all,
+)
 from hopaas_p2p.stores.bridge import messages
 from hopaas_p2p.stores.bridge.mirror import Mirror
 from hopaas_p2p.stores.directory.store import DirectoryStore
 
-PATIENCE: Final = 5.0
-"""Seconds for which a call waits for the bridge."""
 RENEWAL: Final = 300.0
 """Seconds after which this process renews its subscriptions."""
 _ROUNDS: Final = 3  # of the bridge, for which a look waits at most
@@ -55,7 +64,7 @@ class BridgedStore:
 
     Args:
         near: where inbox and mirrors are.
-        patience: seconds for which a call waits for the bridge.
+        timeout: seconds for which a call waits for the bridge.
         clock, sleep: monotonic seconds, and how to let them pass; a test passes its own.
 
     """
@@ -67,7 +76,7 @@ class BridgedStore:
         self,
         near: Store,
         *,
-        patience: float = PATIENCE,
+        timeout: float = EXCHANGE_TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -76,7 +85,7 @@ class BridgedStore:
         self._sleep = sleep
         self.url = near.url
         self.freshness = near.freshness
-        self.patience = patience
+        self.timeout = timeout
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -135,15 +144,15 @@ class BridgedStore:
         found = self._inbox.newest_snapshot()
         return found[0] if found is not None else 0
 
-    def wait(self, place: int, done: Callable[[], bool], *, patience: float | None = None) -> None:
+    def wait(self, place: int, done: Callable[[], bool], *, timeout: float | None = None) -> None:
         """Return when `done` is true, or when the reply to the request at this place says that it was carried out.
 
         Raises:
-            StoreUnreachable: neither within `patience`.
+            StoreUnreachable: neither within `timeout`.
             HopaasError: the far store's error.
 
         """
-        patience = self.patience if patience is None else patience
+        timeout = self.timeout if timeout is None else timeout
         began = self.clock()
         while not done():
             reply = self.reply_to(place)
@@ -151,9 +160,9 @@ class BridgedStore:
                 self.raise_error(reply)
                 return
             waited = self.clock() - began
-            if waited >= patience:
+            if waited >= timeout:
                 raise StoreUnreachable(
-                    f"the bridge of {self.url} has not carried this over within {patience:.0f} s. Is it running, "
+                    f"the bridge of {self.url} has not carried this over within {timeout:.0f} s. Is it running, "
                     "and does it reach the other side? Nothing is lost: it is in the inbox, and is sent when the "
                     "bridge works again."
                 )
@@ -198,22 +207,22 @@ class BridgedStore:
         names = [peer for peer in peers if _can_cross(peer)]
         if not names:
             return {}
-        self.wait_for_round(self.patience, names)
+        self.wait_for_round(self.timeout, names)
         found = self.near.beats([name + messages.FAR_SUFFIX for name in names])
         return {name: found[name + messages.FAR_SUFFIX] for name in names if name + messages.FAR_SUFFIX in found}
 
-    def wait_for_round(self, patience: float, names: Sequence[str] = ()) -> None:
+    def wait_for_round(self, timeout: float, names: Sequence[str] = ()) -> None:
         """Return when the bridge has reached the far side since the last call, and fetched the beats of these peers.
 
         Raises:
-            StoreUnreachable: not within `patience` seconds.
+            StoreUnreachable: not within `timeout` seconds.
 
         """
         if self._round is None:
             self._round = self._status()
         place = self._subscribe_to_beats(names)
-        patience = max(patience, _ROUNDS * self._pace())
-        self.wait(0, lambda: self._new_round(place), patience=patience)
+        timeout = max(timeout, _ROUNDS * self._pace())
+        self.wait(0, lambda: self._new_round(place), timeout=timeout)
 
     def _subscribe_to_beats(self, names: Sequence[str]) -> int:
         """Have the bridge bring the beats of these peers; the place of the request, 0 if none was needed."""
@@ -383,4 +392,4 @@ class BridgedArtifacts:
                     raise KeyError(key)
                 self._store.raise_error(reply)
                 return reply
-            self._store.wait_for_round(self._store.patience)
+            self._store.wait_for_round(self._store.timeout)

@@ -28,7 +28,7 @@ from hopaas_p2p.stores.objects.packs import LARGEST, LARGEST_PACK, SPAN, Packs, 
 LOCKS: Final = ("flock", "lockfile")
 FORMAT: Final = 2
 """Of a directory; commits have a format of their own."""
-_PATIENCE: Final = 30.0  # seconds; the holder is stopped, or its disk is dead
+_LOCK_TIMEOUT: Final = 30.0  # seconds; the holder is stopped, or its disk is dead
 _LIFETIME: Final = 20.0  # seconds after which a lock file of a node that died is broken
 _MOVED: Final = b"This log was moved to the folder `packs` by a newer version of hopaas-p2p.\n"
 
@@ -141,8 +141,8 @@ def _locked(path: Path, kind: str) -> Iterator[None]:
         StoreUnreachable: another process held it for too long.
 
     """
-    deadline = time.monotonic() + _PATIENCE
-    held = StoreUnreachable(f"{path} was held by another writer for {_PATIENCE:.0f} s")
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    held = StoreUnreachable(f"{path} was held by another writer for {_LOCK_TIMEOUT:.0f} s")
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise StoreUnreachable(f"{path} is not an ordinary file. Somebody has put it there: remove it")
     if kind == "lockfile":
@@ -152,7 +152,7 @@ def _locked(path: Path, kind: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             soft = filelock.SoftFileLock(path, thread_local=False, lifetime=_LIFETIME)
         try:
-            with soft.acquire(timeout=_PATIENCE):
+            with soft.acquire(timeout=_LOCK_TIMEOUT):
                 yield
         except filelock.Timeout:
             raise held from None

@@ -48,7 +48,7 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
+from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.objects.audit import Audit
 from hopaas_p2p.stores.objects.carried import MAGIC, OVERHEAD, Carrier, Opened, opened
 from hopaas_p2p.stores.objects.contract import Bucket, Found, NoFolder, ObjectStore, lsn_of
@@ -60,7 +60,6 @@ from hopaas_p2p.stores.objects.scheduler import WriteScheduler
 from hopaas_p2p.stores.objects.search import WIDEST
 
 _log: Final = logging.getLogger("hopaas_p2p")
-PATIENCE: Final = 5.0  # seconds for one exchange; the caller goes on from there
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
 LOSSES: Final = 4  # one after the other, after which a look is worth it in a directory
 _BEHIND: Final = -1
@@ -87,7 +86,7 @@ class ObjectLog:
         writable: called before every write, until it returns True: proves that `put_new` has one winner, unless it has
             lately.
         at_first: commits that a reader of the whole log gets at first; for the rest it may prefer a snapshot.
-        patience: seconds for one exchange.
+        timeout: seconds for one exchange.
 
     """
 
@@ -104,7 +103,7 @@ class ObjectLog:
         readable: Callable[[], object] | None = None,
         writable: Callable[[], object],
         at_first: int | None = None,
-        patience: float = PATIENCE,
+        timeout: float = EXCHANGE_TIMEOUT,
     ) -> None:
         self.objects = objects
         self.root = root
@@ -114,7 +113,7 @@ class ObjectLog:
         self._readable = readable
         self._writable: Callable[[], object] | None = writable
         self._at_first = at_first
-        self._patience = patience
+        self._timeout = timeout
         self._ended = f"{root}boundary/{DELETED}"
         self._blocks = f"{root}snapshot/blocks/"
         self._has_beginning = False
@@ -145,7 +144,7 @@ class ObjectLog:
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
         self._find() if outgoing is None else self._prove()
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         self._begin(since, None if outgoing is None else outgoing.chain)
         if self._audit is not None:
             self._audit.check()
@@ -727,7 +726,7 @@ class ObjectLog:
         damaged = () if self.packs is None else (StoreCorrupt,)  # in a directory that goes with the rest
         with contextlib.suppress(*damaged):
             self._prove()
-        deadline = time.monotonic() + 10 * self._patience
+        deadline = time.monotonic() + 10 * self._timeout
         self.objects.put(self._ended, TOMBSTONE)
         with contextlib.suppress(StudyDeleted, *damaged):  # somebody was quicker
             self._bury(deadline)
@@ -773,7 +772,7 @@ class ScheduledObjectLog(ObjectLog):
             self._audit.check()  # now: between the look and the write that follow, each request costs collisions
         if self.packs is not None and self._head == _BEHIND:
             return Receipt([])  # the exchange that follows begins with a look
-        receipt = self._await_turn(since, time.monotonic() + self._patience)
+        receipt = self._await_turn(since, time.monotonic() + self._timeout)
         self._end(since)
         return receipt
 

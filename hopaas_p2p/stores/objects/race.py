@@ -22,7 +22,7 @@ RACERS: Final = 8
 KEYS: Final = 12
 """A server with two places passes 12 keys written twice in turn once in 4,096 times."""
 _AT_ONCE: Final = 16  # writes under way, at most
-_PATIENCE: Final = 30.0  # seconds for which racers wait for each other
+_START_TIMEOUT: Final = 30.0  # seconds for which racers wait for each other
 _MINE: Final = b"racer %d"
 _LATER: Final = b"one that came later"
 _OVERWRITTEN: Final = "a second write was accepted after the first was acknowledged"
@@ -132,7 +132,7 @@ class _Racers:
     def _put(self, name: str, mine: bytes, gate: threading.Barrier | None) -> _Result:
         if gate is not None:
             with contextlib.suppress(threading.BrokenBarrierError):
-                gate.wait(_PATIENCE)
+                gate.wait(_START_TIMEOUT)
         try:
             return mine, self._objects.put_new(name, mine)
         except StoreUnreachable as error:

@@ -24,7 +24,7 @@ from hopaas_p2p.stores.s3.keys import Keys
 
 _METADATA: Final = "http://169.254.169.254"
 _CONTAINER: Final = "http://169.254.170.2"
-_PATIENCE: Final = 1.0  # seconds; a metadata service is on the same machine, or not there at all
+_METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or not there at all
 
 
 class WebIdentity:
@@ -120,7 +120,7 @@ class Machine:
 
 def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, str], direct: bool = False) -> str:
     """One request to a service that gives keys. What is sent, and what it answers, is never shown."""
-    wait = _PATIENCE if direct else s3_http.READ
+    wait = _METADATA_TIMEOUT if direct else s3_http.READ
     try:
         with s3_http.pool(url, read=wait, connect=wait, direct=direct) as pool:
             response = pool.urlopen(method, url, body=body, headers=headers)

@@ -1,0 +1,44 @@
+"""What notes, reports, trackers and notebook views need of a study.
+
+A Study shows and exports itself through them, so they may not know the class: it is what is built on top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # commands that only show a study need not wait for Optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+    from hopaas_p2p.artifacts import StudyArtifacts
+    from hopaas_p2p.core.state import State
+    from hopaas_p2p.storage import Storage
+
+
+class StudyLike(Protocol):
+    """A Study from `open_study`, whose methods say what these members are."""
+
+    storage: Storage
+    study_id: int
+    name: str
+
+    @property
+    def state(self) -> State: ...
+    @property
+    def space(self) -> dict[str, BaseDistribution]: ...
+    @property
+    def trials(self) -> list[FrozenTrial]: ...
+    @property
+    def best_trial(self) -> FrozenTrial: ...
+    def artifacts(self) -> StudyArtifacts: ...
+
+
+@contextlib.contextmanager
+def looking_at(study: StudyLike) -> Iterator[State]:
+    """The study's current State, locked. Keep the block short: writers of this process wait."""
+    state = study.state
+    with study.storage.handle(study.study_id).lock:
+        yield state
