@@ -20,8 +20,9 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import util
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
+T = TypeVar("T")
 _FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: before its queues and managers are closed
 
 # --- identity ---
@@ -65,6 +66,22 @@ def call_in_child(hook: Callable[[], object]) -> None:
     """Call this in every child of a fork from now on: a module's threads, locks and sockets are its parent's."""
     _register()
     _in_child.append(hook)
+
+
+class once(Generic[T]):  # noqa: N801  # as `property`
+    """`functools.cached_property` without the lock that it has in Python 3.11.
+
+    One lock serves all objects there. A child of a fork would wait for it for ever if a thread of its parent was just
+    making the value of any of them. Here two threads may both make it; the last one counts.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+        value = instance.__dict__[self._make.__name__] = self._make(instance)
+        return value
 
 
 class Renewable(Protocol):

@@ -56,6 +56,8 @@ from hopaas_p2p.errors import (
     StudyFinished,
 )
 from hopaas_p2p.interrupts import INTERRUPTIONS, describe, sigterm_raises
+from hopaas_p2p.process import once
+from hopaas_p2p.search.optuna_internals import reseed_in_child
 from hopaas_p2p.space import ATTRIBUTE, as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.handle import StudyHandle
@@ -296,13 +298,13 @@ class Study:
         later = said_later(self._handle.log.state)
         return {name: to_optuna(one) for name, one in later.items()} or self._inferred_space
 
-    @functools.cached_property
+    @once
     def _defined_space(self) -> dict[str, BaseDistribution]:
         """A definition never changes."""
         define = definition_of(self.state, self.name)
         return {name: to_optuna(one) for name, one in define.space.items()}
 
-    @functools.cached_property
+    @once
     def _proposer(self) -> Proposer | None:
         """None without a search space: then the objective suggests as it goes."""
         space = self._space
@@ -369,10 +371,10 @@ class Study:
     def _ask(self, *, within: float) -> Trial:
         """See `ask`, which waits for an unreachable store no longer than `within`."""
         if os.getpid() != self._pid:
-            self._pid = os.getpid()
             self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
-            self.optuna.sampler.reseed_rng()  # a forked child would repeat its parent's draws
+            reseed_in_child(self.optuna.sampler)  # a forked child would repeat its parent's draws
             self._handle.introduce_as({**self._about, **self._searcher.differing()})
+            self._pid = os.getpid()  # not before: another thread of the child may ask, too
         self._keep_to_method()
         if self._checked_sampler is not self.optuna.sampler:
             extras.check_sampler(self.optuna.sampler)
