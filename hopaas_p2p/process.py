@@ -18,7 +18,7 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from multiprocessing import util
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -118,6 +118,7 @@ class Lockable(Protocol):
 class Copyable(Protocol):
     """A peer, as far as it has to know that its process is copied, or ends."""
 
+    uuid: str
     handovers: int
 
     def drivers(self) -> Sequence[Lockable]: ...
@@ -137,6 +138,11 @@ def remember(peer: Copyable) -> None:
     if multiprocessing.parent_process() is not None:
         _finalize(os.getpid())
     _peers.add(peer)
+
+
+def running(uuids: Container[str]) -> Copyable | None:
+    """A peer of this process that has one of these names."""
+    return next((peer for peer in list(_peers) if peer.uuid in uuids), None)
 
 
 def before_fork() -> None:

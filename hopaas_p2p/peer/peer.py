@@ -172,6 +172,20 @@ class Peer:
         """Whether this process may act for that peer."""
         return self.identity.owns(owner)
 
+    def act_for(self, others: frozenset[str]) -> None:
+        """Go on with the trials of these peers, which have travelled to this process; reads what was said of them.
+
+        A store that does not answer now is read later, as at the next exchange.
+        """
+        with self._lock:
+            self.identity = self.identity._replace(acts_for=self.identity.acts_for | (others - {self.uuid}))
+        for log in list(self.logs.values()):
+            with contextlib.suppress(HopaasError):
+                self.pull(log)
+            with log.lock:
+                owners = {log.state.trials[number].owner for number in log.state.running}
+                self.adopted.update(owner for owner in owners if owner is not None and owner in others - {self.uuid})
+
     def log(self, uuid: str) -> LogDriver[State]:
         """This process's part in a study, which begins with the first call."""
         with self._lock:
