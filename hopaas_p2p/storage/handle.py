@@ -321,7 +321,7 @@ class StudyHandle:
             self.view.own(trial.number, owned)
         self.view.catch_up(state)
         if trial.owner != peer.uuid:
-            peer.adopted.add(trial.owner)
+            peer.adopt(trial.owner, self.uuid, trial.number)
         return owned
 
     # --- what the owner says ---
@@ -360,7 +360,7 @@ class StudyHandle:
         owned.writer = self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
-            self.peer.adopted.add(owned.lease.owner)
+            self.peer.adopt(owned.lease.owner, self.uuid, number)
         frozen = owned.frozen
         draft = self.log.session.draft(number, owned.lease.epoch, owned.lease.owner)
         for name, distribution in frozen.distributions.items():
