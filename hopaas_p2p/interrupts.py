@@ -7,6 +7,7 @@ import functools
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -18,11 +19,20 @@ from typing import Final
 from hopaas_p2p import process
 
 INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What ends the code of a trial without telling anything of the trial."""
+"""What ends a program, or a generator."""
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 _MARK: Final = 0  # no signal has this number
 _SETTLED: Final = 1.0  # seconds at most
+
+
+def interruptions() -> tuple[type[BaseException], ...]:
+    """What ends the code of a trial without telling anything of the trial.
+
+    In a program that uses asyncio the cancellation of a task does, too: Ctrl-C is one in `asyncio.run`.
+    """
+    asyncio = sys.modules.get("asyncio")
+    return INTERRUPTIONS if asyncio is None else (*INTERRUPTIONS, asyncio.CancelledError)
 
 
 def describe(error: BaseException) -> str:

@@ -18,10 +18,11 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from multiprocessing import util
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
+T = TypeVar("T")
 _FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: before its queues and managers are closed
 
 # --- identity ---
@@ -67,6 +68,22 @@ def call_in_child(hook: Callable[[], object]) -> None:
     _in_child.append(hook)
 
 
+class once(Generic[T]):  # noqa: N801  # as `property`
+    """`functools.cached_property` without the lock that it has in Python 3.11.
+
+    One lock serves all objects there. A child of a fork would wait for it for ever if a thread of its parent was just
+    making the value of any of them. Here two threads may both make it; the last one counts.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+        value = instance.__dict__[self._make.__name__] = self._make(instance)
+        return value
+
+
 class Renewable(Protocol):
     """Something with a lock of its own, which another thread may hold at the moment of a fork."""
 
@@ -101,6 +118,7 @@ class Lockable(Protocol):
 class Copyable(Protocol):
     """A peer, as far as it has to know that its process is copied, or ends."""
 
+    uuid: str
     handovers: int
 
     def drivers(self) -> Sequence[Lockable]: ...
@@ -120,6 +138,11 @@ def remember(peer: Copyable) -> None:
     if multiprocessing.parent_process() is not None:
         _finalize(os.getpid())
     _peers.add(peer)
+
+
+def running(uuids: Container[str]) -> Copyable | None:
+    """A peer of this process that has one of these names."""
+    return next((peer for peer in list(_peers) if peer.uuid in uuids), None)
 
 
 def before_fork() -> None:

@@ -54,6 +54,8 @@ _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds at most that the end of the program wa
 _LONGEST_SILENCE: Final = 30.0  # seconds between the scheduler's attempts while the store is away
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
 _MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
+_ALL: Final = -1
+"""In place of a trial's number: all trials of a peer."""
 _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
@@ -122,8 +124,8 @@ class Peer:
         self.linger, self.peer_ttl, self.energy = linger, peer_ttl, energy
         self.meter = metering.Meter(clock=clock, now_us=now_us, energy=energy)
         self.jitter = jitter or random.Random()
-        self.adopted: set[str] = set()
-        """Peers among `acts_for` whose trials this process has touched: it beats for them too."""
+        self._adopted: set[tuple[str, str, int]] = set()
+        """Owner, study and number of running trials of other peers that this process acts for and has touched."""
         self.retry_at = 0.0
         """Until when calls that can do without the store leave it alone: it did not answer."""
         self.give_up_at = math.inf
@@ -163,6 +165,41 @@ class Peer:
     def is_mine(self, owner: str | None) -> bool:
         """Whether this process may act for that peer."""
         return self.identity.owns(owner)
+
+    def act_for(self, others: frozenset[str]) -> None:
+        """Go on with the trials of these peers, which have travelled to this process; reads what was said of them.
+
+        A store that does not answer now is read later, as at the next exchange.
+        """
+        with self._lock:
+            self.identity = self.identity._replace(acts_for=self.identity.acts_for | (others - {self.uuid}))
+        for log in list(self.logs.values()):
+            with contextlib.suppress(HopaasError):
+                self.pull(log)
+
+    def adopt(self, owner: str, uuid: str, number: int) -> None:
+        """Beat for the owner of this trial of a study, too, as long as the trial runs."""
+        self._adopted.add((owner, uuid, number))
+
+    @property
+    def adopted(self) -> set[str]:
+        """The peers that this process beats for beside itself.
+
+        Not for longer than the trials run that it goes on with: their peers may be dead, and have left others.
+        """
+        for one in list(self._adopted):
+            owner, uuid, number = one
+            if number != _ALL and self._is_over(self.logs.get(uuid), number, owner):
+                self._adopted.discard(one)
+        return {owner for owner, _, _ in self._adopted}
+
+    @staticmethod
+    def _is_over(log: LogDriver[State] | None, number: int, owner: str) -> bool:
+        if log is None or log.session.deleted:
+            return True
+        trials = log.state.trials
+        known = log.session.joined and number < len(trials)
+        return known and (trials[number].end is not None or trials[number].owner != owner)
 
     def log(self, uuid: str) -> LogDriver[State]:
         """This process's part in a study, which begins with the first call."""
@@ -788,7 +825,7 @@ class Peer:
         with self._lock:
             if session.writer == self.uuid:
                 _log.warning("another process writes as %s; this one continues under a new name", self.uuid)
-                self.adopted.add(self.uuid)
+                self._adopted.add((self.uuid, "", _ALL))
                 self.identity = self.identity.successor()
                 self.uuid = self.identity.uuid
 

@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
+from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.samplers._tpe.probability_distributions import _BatchedCategoricalDistributions
 from optuna.search_space.group_decomposed import _SearchSpaceGroup
@@ -31,6 +32,7 @@ __all__ = [
     "listed",
     "mixture_of",
     "reader_of",
+    "reseed_in_child",
     "study_key",
 ]
 
@@ -97,6 +99,23 @@ def grid_points(
 def fixed_names(sampler: optuna.samplers.BaseSampler) -> frozenset[str]:
     """The parameters that a PartialFixedSampler does not change; empty for another one."""
     return frozenset(sampler._fixed_params if isinstance(sampler, optuna.samplers.PartialFixedSampler) else ())
+
+
+def reseed_in_child(sampler: optuna.samplers.BaseSampler) -> None:
+    """Let a sampler draw other numbers than the process of which this one is a fork.
+
+    numpy holds a lock while it draws. If another thread of the parent was at it during the fork, nobody releases that
+    lock here, and `reseed_rng` alone would wait for it for ever: states of random numbers are made anew.
+    """
+    samplers, seen = [sampler], {id(sampler)}
+    while samplers:
+        for part in vars(samplers.pop()).values():
+            if isinstance(part, LazyRandomState):
+                part._rng = None
+            elif isinstance(part, optuna.samplers.BaseSampler) and id(part) not in seen:
+                seen.add(id(part))
+                samplers.append(part)
+    sampler.reseed_rng()
 
 
 class OptunaTPE(optuna.samplers.TPESampler):

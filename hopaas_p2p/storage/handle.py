@@ -117,8 +117,8 @@ class StudyHandle:
         self.view = View(study_id, self.log.session.cursor(), allow_pickles=allow_pickles)
         self._known: dict[str, BaseDistribution] = {}
         """Distributions that are the log's first of their parameters."""
-        self.deferred: list[tuple[int, PendingCommit]] = []
-        """Ends of trials that are queued, and will be awaited with the next exchange."""
+        self.deferred: list[tuple[int, PendingCommit, int]] = []
+        """Ends of trials that are queued, and will be awaited with the next exchange, each by its thread."""
         self.asked: dict[int, AskedTrial] = {}
         """Trials whose objects are watched."""
         self._nearby = NearbyFirst()
@@ -321,7 +321,7 @@ class StudyHandle:
             self.view.own(trial.number, owned)
         self.view.catch_up(state)
         if trial.owner != peer.uuid:
-            peer.adopted.add(trial.owner)
+            peer.adopt(trial.owner, self.uuid, trial.number)
         return owned
 
     # --- what the owner says ---
@@ -360,7 +360,7 @@ class StudyHandle:
         owned.writer = self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
-            self.peer.adopted.add(owned.lease.owner)
+            self.peer.adopt(owned.lease.owner, self.uuid, number)
         frozen = owned.frozen
         draft = self.log.session.draft(number, owned.lease.epoch, owned.lease.owner)
         for name, distribution in frozen.distributions.items():
@@ -643,7 +643,7 @@ class StudyHandle:
         if pending is None:
             verdict: Verdict | None = Verdict(False, number, "fenced")
         elif defer:
-            self.deferred.append((number, pending))
+            self.deferred.append((number, pending, threading.get_ident()))
             return
         else:
             verdict = self._settled(number, pending)
@@ -657,17 +657,28 @@ class StudyHandle:
             _log.warning("%s", lost)
 
     def settle_deferred(self) -> list[tuple[int, Verdict]]:
-        """Wait until every deferred end is durable; the trials and verdicts of those that were refused."""
-        if not self.deferred:
-            return []
-        with self.log.lock:
-            deferred, self.deferred = self.deferred, []
-        refused = []
-        for number, pending in deferred:
-            verdict = self._settled(number, pending)
+        """Wait until each end that this thread deferred is durable; the trials and verdicts of those that were refused.
+
+        One that Ctrl-C interrupts is waited for by the next call.
+        """
+        refused: list[tuple[int, Verdict]] = []
+        for deferred in self.deferred.copy():
+            number, pending, thread = deferred
+            if thread != threading.get_ident():
+                continue
+            try:
+                verdict = self._settled(number, pending)
+            except Exception:
+                self._forget(deferred)
+                raise
+            self._forget(deferred)
             if verdict is not None and not verdict.accepted:
                 refused.append((number, verdict))
         return refused
+
+    def _forget(self, deferred: tuple[int, PendingCommit, int]) -> None:
+        with self.log.lock:
+            self.deferred.remove(deferred)
 
     def _settled(self, number: int, pending: PendingCommit) -> Verdict | None:
         """The verdict on the end of a trial; None if it is kept on disk because the store cannot be reached."""

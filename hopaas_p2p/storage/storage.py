@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p import process
 from hopaas_p2p.arguments import pause, seconds, whole
 from hopaas_p2p.core import records
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
@@ -213,6 +214,18 @@ _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.
 """(process, peer a storage was pickled with) -> the one it has here: unpickled again and again, it is one peer."""
 
 
+def _home(state: dict[str, Any]) -> Peer | None:
+    """The peer of this process that a storage set out from which comes back pickled by a child; None if there is none.
+
+    What the child has begun may be ended here then.
+    """
+    peer = process.running(state["acts_for"])
+    if not isinstance(peer, Peer) or peer.closed or peer.store.url != state["options"].url:
+        return None
+    peer.act_for(state["acts_for"])
+    return peer
+
+
 class Storage(BaseStorage):
     """See `open_storage`. Thread-safe; a fork or an unpickled copy is a new peer that may act for this one's trials."""
 
@@ -241,7 +254,7 @@ class Storage(BaseStorage):
         if options.url.startswith("memory:") and state["pid"] != os.getpid():
             raise ConfigurationError(f"{options.url} exists in one process only; give the others a directory or a URL")
         key = (os.getpid(), state["origin"])
-        peer = _unpickled.get(key)
+        peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
             peer = _unpickled[key] = _open_peer(options, state["acts_for"])
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one

@@ -297,7 +297,7 @@ class Proposer:
             number = self._tried.number_of(params)
         if number is None or number == but:
             return None
-        if self._searcher.repeats == "reuse" and any(number == ended for ended, _ in handle.deferred):
+        if self._searcher.repeats == "reuse" and any(number == ended for ended, *_ in handle.deferred):
             self._storage.peer.pull(handle.log)  # its values were told in this process, and wait for the next exchange
         return handle.state.trials[number] if number >= 0 else _ELSEWHERE
 

@@ -55,7 +55,9 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyFinished,
 )
-from hopaas_p2p.interrupts import INTERRUPTIONS, describe, sigterm_raises
+from hopaas_p2p.interrupts import describe, interruptions, sigterm_raises
+from hopaas_p2p.process import once
+from hopaas_p2p.search.optuna_internals import reseed_in_child
 from hopaas_p2p.space import ATTRIBUTE, as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.handle import StudyHandle
@@ -294,13 +296,13 @@ class Study:
         later = said_later(self._handle.log.state)
         return {name: to_optuna(one) for name, one in later.items()} or self._inferred_space
 
-    @functools.cached_property
+    @once
     def _defined_space(self) -> dict[str, BaseDistribution]:
         """A definition never changes."""
         define = definition_of(self.state, self.name)
         return {name: to_optuna(one) for name, one in define.space.items()}
 
-    @functools.cached_property
+    @once
     def _proposer(self) -> Proposer | None:
         """None without a search space: then the objective suggests as it goes."""
         space = self._space
@@ -367,10 +369,10 @@ class Study:
     def _ask(self, *, within: float) -> Trial:
         """See `ask`, which waits for an unreachable store no longer than `within`."""
         if os.getpid() != self._pid:
-            self._pid = os.getpid()
             self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
-            self.optuna.sampler.reseed_rng()  # a forked child would repeat its parent's draws
+            reseed_in_child(self.optuna.sampler)  # a forked child would repeat its parent's draws
             self._handle.introduce_as({**self._about, **self._searcher.differing()})
+            self._pid = os.getpid()  # not before: another thread of the child may ask, too
         self._keep_to_method()
         if self._checked_sampler is not self.optuna.sampler:
             extras.check_sampler(self.optuna.sampler)
@@ -467,7 +469,8 @@ class Study:
         Raises:
             LeaseLost: another peer took it over; `kept_as` is the trial that keeps a complete result.
             NotYourTrial: this process never ran it.
-            InvalidInput: values that are not numbers, NaN, or too many or few. The trial goes on.
+            InvalidInput: values that are not numbers, NaN, or too many or few; or a trial of another study. The trial
+                goes on.
         """
         to = _ended_as(state, values)
         told: tuple[float, ...] | None = None
@@ -475,9 +478,19 @@ class Study:
             if values is None:
                 raise InvalidInput("a COMPLETE trial needs values")
             told = as_values(values, expected=len(self.optuna.directions))
-        number = trial.number if isinstance(trial, Trial) else trial_number(trial)
+        number = self._number_of(trial) if isinstance(trial, Trial) else trial_number(trial)
         trial_id = self._told_id(number)
         self._end(trial_id, told, to, reason=reason, strict=True)
+
+    def _number_of(self, trial: Trial) -> int:
+        """The number of a trial of this study."""
+        mine = trial.id >> 32 == self.study_id
+        if mine and trial.storage.url != self.storage.url:
+            with contextlib.suppress(HopaasError):  # a store that is away keeps no result from being told
+                mine = trial.handle.uuid == self._handle.uuid
+        if not mine:
+            raise InvalidInput(f"trial {trial.number} is of the study {trial.study.study_name!r}, not of {self.name!r}")
+        return trial.number
 
     def _told_id(self, number: int) -> int:
         """The id of a trial that may be told here."""
@@ -541,26 +554,30 @@ class Study:
         """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
 
         At the end of the block the value is the one given to `trial.tell(value)`, or else the last report.
-        `trial.prune()` prunes. An exception fails the trial, is kept as the reason, and is raised again. SIGTERM and
-        Ctrl-C release it: it will be run again.
+        `trial.prune()` prunes. An exception fails the trial, is kept as the reason, and is raised again. SIGTERM,
+        Ctrl-C and the cancellation of an asyncio task release it: it will be run again. An exception in a child that
+        was forked in the block does neither: the trial is its parent's.
         """
         with sigterm_raises():
             trial = self.ask()
             trial.in_block = True
+            pid = os.getpid()
             try:
                 try:
                     yield trial
                 except optuna.TrialPruned:
                     self.tell(trial, state=TrialState.PRUNED)
-                except INTERRUPTIONS:
+                except interruptions():
                     raise
                 except BaseException as error:
-                    self.tell(trial, state=TrialState.FAIL, reason=describe(error))
+                    if os.getpid() == pid:
+                        self.tell(trial, state=TrialState.FAIL, reason=describe(error))
                     raise
                 else:
                     self._tell_result(trial, self._result(trial))
-            except INTERRUPTIONS as error:
-                self._give_back(trial.id, error)
+            except interruptions() as error:
+                if os.getpid() == pid:
+                    self._give_back(trial.id, error)
                 raise
 
     def _give_back(self, trial_id: int, error: BaseException) -> None:
@@ -672,6 +689,7 @@ class Study:
         done = 0
         works = False
         trial = None
+        pid = os.getpid()
         self.optuna.stop_asked = self._sampler_is_through = False
         progress_log = ProgressLog(self.name, self._handle, quiet=self.quiet)
         with sigterm_raises(), self.storage.peer.hurried_by_signals(), progress_log as progress:
@@ -694,8 +712,8 @@ class Study:
                         self._settle()
                         for callback in callbacks:
                             callback(self.storage.get_trial(trial.id))
-            except INTERRUPTIONS as error:
-                if trial is not None:
+            except interruptions() as error:
+                if trial is not None and os.getpid() == pid:
                     self._give_back(trial.id, error)
                 with self.storage.peer.in_a_hurry():
                     self._settle()
@@ -775,13 +793,16 @@ class Study:
     ) -> TrialState:
         """Run one trial to its end, which is queued; returns how it ended."""
         state, values, reason = TrialState.COMPLETE, None, None
+        pid = os.getpid()
         try:
             result = objective(trial)
         except optuna.TrialPruned:
             state = TrialState.PRUNED
-        except INTERRUPTIONS:
+        except interruptions():
             raise
         except BaseException as error:
+            if os.getpid() != pid:  # in a child that the objective forked: the trial is its parent's
+                raise
             self._end_later(trial, progress, TrialState.FAIL, reason=describe(error))
             if not isinstance(error, caught):
                 raise

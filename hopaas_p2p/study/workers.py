@@ -39,7 +39,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     WorkersLost,
 )
-from hopaas_p2p.interrupts import INTERRUPTIONS, describe
+from hopaas_p2p.interrupts import INTERRUPTIONS, describe, interruptions
 from hopaas_p2p.process import new_uuid
 from hopaas_p2p.settings import variable
 from hopaas_p2p.storage.storage import StorageOptions, open_again
@@ -350,7 +350,7 @@ class WatchedWorkers:
                 peers = [uuid for uuid, info in self._study.state.peers.items() if info.get(_CREW) == self._crew]
                 for uuid in peers:
                     self._write(PeerDrain(peer=uuid))
-                if isinstance(error, INTERRUPTIONS):
+                if isinstance(error, interruptions()):
                     for trial in running:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
         except HopaasError as trouble:

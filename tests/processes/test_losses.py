@@ -42,6 +42,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
+from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.stores.base import Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import ObjectLog
@@ -1202,3 +1203,69 @@ def test_a_worker_goes_on_with_a_store_that_is_back(studies: Callable[..., Study
     assert worker.work() == DONE
     assert back
     assert study.best_trial.value == 1.0
+
+
+def test_an_optimize_of_one_thread_returns_when_its_own_last_result_is_safe(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies()
+    both, slow = threading.Barrier(2), threading.Event()
+    real, ended = StudyHandle._settled, StudyHandle.settle_deferred
+    waiting: list[int] = []
+    safe: list[int] = []
+    returned: list[bool] = []
+    came = threading.local()
+
+    def settled(handle: StudyHandle, number: int, pending: Any) -> Any:
+        waiting.append(number)
+        slow.wait(60)
+        verdict = real(handle, number, pending)
+        safe.append(number)
+        return verdict
+
+    def settle(handle: StudyHandle) -> Any:
+        if handle.deferred and not hasattr(came, "here"):
+            came.here = True
+            both.wait(60)  # both have told their last result
+        return ended(handle)
+
+    def optimize() -> None:
+        ran: list[int] = []
+
+        def objective(trial: Any) -> float:
+            ran.append(trial.number)
+            both.wait(60)  # both run
+            return 0.5
+
+        study.optimize(objective, n_trials=1)
+        returned.append(ran[0] in safe)
+
+    monkeypatch.setattr(StudyHandle, "_settled", settled)
+    monkeypatch.setattr(StudyHandle, "settle_deferred", settle)
+    threads = [threading.Thread(target=optimize) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    until(lambda: bool(returned) or len(waiting) == 2)
+    slow.set()
+    for thread in threads:
+        thread.join(60)
+    assert returned == [True, True]
+
+
+def test_a_result_whose_wait_ctrl_c_interrupts_is_waited_for_again(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies()
+    real, calls = StudyHandle._settled, []
+
+    def settled(handle: StudyHandle, number: int, pending: Any) -> Any:
+        calls.append(number)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(handle, number, pending)
+
+    monkeypatch.setattr(StudyHandle, "_settled", settled)
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(lambda _: 0.5, n_trials=1)
+    assert [(trial.number, trial.state.name) for trial in studies().state.trials] == [(0, "COMPLETE")]
+    assert calls == [0, 0]

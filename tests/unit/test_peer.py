@@ -387,13 +387,32 @@ def test_an_adopted_owner_is_beaten_for_however_often_this_peer_exchanges(
     """Where beats ride along, this peer's own does: the other's has to be sent by itself."""
     monkeypatch.setattr(MemoryStore, "piggybacks_heartbeats", True)
     driver = drivers_of(peer)[0]
-    peer.adopted.add("parent")
+    parent = Commit("parent", 1, "parent", 0, (TrialCreate(),))
+    store.log("first").exchange(Outgoing("p", codec.encode(parent)), 0)
+    peer.adopt("parent", "first", 1)
     seen = set()
     for _ in range(24):  # six ttls, with an exchange every quarter of one
         peer.pull(driver)
         tick_for(peer, clock, 3.0)
         seen.add(store.beats(["parent"]).get("parent"))
     assert len(seen - {None}) >= 12
+
+
+def test_an_owner_is_beaten_for_as_long_as_the_trial_runs_that_was_adopted(
+    store: MemoryStore, clock: Clock, peer: Peer
+) -> None:
+    """A parent that was killed may have left other trials, which are to be taken over."""
+    driver = drivers_of(peer)[0]
+    parent = Commit("parent", 1, "parent", 0, (TrialCreate(), TrialCreate()))
+    store.log("first").exchange(Outgoing("p", codec.encode(parent)), 0)
+    peer.adopt("parent", "first", 1)
+    tick_for(peer, clock, 12.0)
+    before = store.beats(["parent"])
+    assert before
+    peer.commit(driver, TrialFinish(1, 1, COMPLETE, (1.0,)), owner="parent")
+    tick_for(peer, clock, 36.0)
+    assert peer.adopted == set()
+    assert [lease.why for lease in driver.state.trials[2].history] == ["its owner fell silent"]
 
 
 def test_what_was_spooled_is_sent_again_until_the_log_holds_it(

@@ -38,6 +38,14 @@ def test_optunas_sampler_has_this_name(name: str) -> None:
     assert hasattr(optuna.samplers.TPESampler(), name), CURE
 
 
+def test_a_state_of_random_numbers_has_this_name() -> None:
+    sampler = optuna.samplers.RandomSampler(seed=1)
+    before = sampler._rng.rng
+    assert sampler._rng._rng is before, CURE
+    internals.reseed_in_child(sampler)
+    assert sampler._rng.rng is not before, CURE
+
+
 def test_what_is_announced_of_a_trial_is_written(study: optuna.Study) -> None:
     study.ask()
     assert hasattr(study.trials[0], "_trial_id"), CURE
