@@ -205,10 +205,7 @@ def open_again(options: StorageOptions) -> Storage:
 _OWNER_ONLY: Final = (
     "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {study} USER owner"
 )
-_QUEUED: Final = (
-    "The change was not refused: it waits in this process, and is made once the store answers, unless the process ends "
-    "before."
-)
+_QUEUED: Final = "The change was not refused and may still be made; look whether it was before you repeat it."
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
@@ -711,7 +708,7 @@ class Storage(BaseStorage):
         """Write one record and wait for its verdict, after the introduction of the person it is written for.
 
         Raises:
-            StoreUnreachable: it did not answer; the record is `queued`, and may be in the log already.
+            StoreUnreachable: it did not answer; the record stays `queued`, and may be in the log already.
 
         """
         said = [record]
