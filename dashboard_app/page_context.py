@@ -15,8 +15,9 @@ from dashboard_app.frames import Frame
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.roles import Role, named, role_of
+from dashboard_app.views.requests import NotMade
 from hopaas_p2p.core.catalog import Listing
-from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.study import Study
 
 
@@ -114,22 +115,22 @@ class PageContext:
 
         What the store does not allow is refused by the store, whatever the page shows.
         """
-        refused = self.attempt(do)
-        if refused is not None:
-            theme.error(refused, icon=":material/block:")
+        failure = self.attempt(do)
+        if failure is not None:
+            theme.error(failure.why, icon=":material/hourglass:" if failure.queued else ":material/block:")
             return
         st.toast(theme.plain(done), icon=":material/check:")
         st.rerun()
 
-    def attempt(self, do: Callable[[Study], Any]) -> str | None:
-        """Do it to the study. None when it is done, else why it was refused."""
+    def attempt(self, do: Callable[[Study], Any]) -> NotMade | None:
+        """Do it to the study. None when it is done, else why it was not."""
         if not self.options.actions:
-            return "This dashboard is read-only; start it with --allow-actions to change things."
+            return NotMade("This dashboard is read-only; start it with --allow-actions to change things.")
         if not self.may_act:
-            return "Your role in this study is viewer, which does not allow changes."
+            return NotMade("Your role in this study is viewer, which does not allow changes.")
         try:
             do(self.study())
         except HopaasError as error:
-            return str(error)
+            return NotMade(str(error), queued=isinstance(error, StoreUnreachable) and error.queued)
         self.cache.show_written(self.uuid)
         return None

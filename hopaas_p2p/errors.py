@@ -72,6 +72,8 @@ class StoreUnreachable(HopaasError):
 
     retry = True
     exit_code = 69
+    queued: bool = False
+    """Whether the change that the call asked for waits in this process, and is made at the next contact."""
 
 
 class StoreAway(StoreUnreachable):

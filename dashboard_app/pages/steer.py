@@ -68,9 +68,9 @@ def ask(
 ) -> None:
     """Do it, and note it among what was asked for. `do` returns the number of the trial that was queued, if one was."""
     made: list[int | None] = []
-    refused = page.attempt(lambda study: made.append(do(study)))
+    failure = page.attempt(lambda study: made.append(do(study)))
     number = made[0] if kind == "run" and made else number
-    asked = Request(kind, what, time.time(), number, refused=refused, **more)
+    asked = Request(kind, what, time.time(), number, failure=failure, **more)
     key = f"asked-{page.uuid}"
     st.session_state[key] = [asked, *st.session_state.get(key, ())][:_KEPT]
     st.session_state[f"count-{page.uuid}"] = _asked(page) + 1

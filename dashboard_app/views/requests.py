@@ -12,6 +12,14 @@ Kind = Literal["stop-trial", "run", "control"]
 Word = Literal["requested", "acknowledged", "done", "refused"]
 
 
+class NotMade(NamedTuple):
+    """Why a change was not made."""
+
+    why: str
+    queued: bool = False
+    """The store has not answered yet; the dashboard goes on sending it."""
+
+
 class Request(NamedTuple):
     """One request, as it was made."""
 
@@ -28,8 +36,8 @@ class Request(NamedTuple):
     """The status that the study is to have."""
     budget: int | None = None
     """The budget that the study is to have; -1: none."""
-    refused: str | None = None
-    """Why the store did not take it."""
+    failure: NotMade | None = None
+    """Why the store did not take it, or has not answered yet."""
 
 
 class Progress(NamedTuple):
@@ -41,8 +49,9 @@ class Progress(NamedTuple):
 
 def progress(request: Request, state: State) -> Progress:
     """How far it is, as far as this State knows."""
-    if request.refused is not None:
-        return Progress("refused", request.refused)
+    failure = request.failure
+    if failure is not None and not (failure.queued and _shows(request, state)):
+        return Progress("requested" if failure.queued else "refused", failure.why)
     if request.kind == "control":
         return _control(request, state)
     number = request.number
@@ -54,12 +63,25 @@ def progress(request: Request, state: State) -> Progress:
     return _stop(request, trial) if request.kind == "stop-trial" else _run(trial, state)
 
 
+def _shows(request: Request, state: State) -> bool:
+    """Whether the log shows that a request which the store had not answered was made."""
+    if request.kind == "control":
+        return _as_asked(request, state)
+    if request.kind == "run" or request.number is None:
+        return False  # which trial it became is not known
+    trial = state.trials[request.number]
+    return trial.stop is not None or trial.state is not TrialState.RUNNING or trial.epoch != request.epoch
+
+
+def _as_asked(request: Request, state: State) -> bool:
+    wanted = None if request.budget == -1 else request.budget
+    as_asked = request.status is None or state.status == request.status
+    return as_asked and (request.budget is None or state.budget == wanted)
+
+
 def _control(request: Request, state: State) -> Progress:
     """The store has taken it, or it would be refused: what differs now was changed afterwards."""
-    as_asked = request.status is None or state.status == request.status
-    wanted = None if request.budget == -1 else request.budget
-    as_asked = as_asked and (request.budget is None or state.budget == wanted)
-    return Progress("done", "" if as_asked else "changed again since")
+    return Progress("done", "" if _as_asked(request, state) else "changed again since")
 
 
 def _stop(request: Request, trial: Trial) -> Progress:

@@ -223,6 +223,35 @@ def test_pausing_is_asked_for_and_done(tmp_path: Path) -> None:
     study.close()
 
 
+def test_what_a_store_has_not_answered_is_not_called_refused_and_is_made_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "store")
+    hopaas_p2p.open_study(url, "study", space=SPACE, budget=5).close()
+    test = calm(page("steer", url, "study"))
+    one = cache(url)
+    (study,) = one._studies.values()
+
+    def away(*_args: object, **_more: object) -> None:
+        raise StoreUnreachable("the store is on holiday.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(study.replica.log), "exchange", away)
+        patch.setattr(one._peer, "patience", 0.0)
+        click(test, "Pause")
+        calm(test)
+        assert "… requested" in texts(test)
+        assert "the store is on holiday. The change was not refused" in texts(test)
+        assert "✕ refused" not in texts(test)
+
+    one._peer.flush()
+    one.show_written(study.listing.uuid)
+
+    assert "✓ done" in texts(calm(test))
+    with closing(hopaas_p2p.open_study(url, "study")) as after:
+        assert after.state.status == "paused"
+
+
 def test_a_form_has_a_bounded_number_of_fields(tmp_path: Path) -> None:
     scribe = Scribe(space={f"p{at}": Float(0.0, 1.0) for at in range(3000)})
     scribe.put_into(str(tmp_path))

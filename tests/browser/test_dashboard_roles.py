@@ -21,9 +21,9 @@ from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.routes import routes
 from dashboard_app.views.columns import columns
 from dashboard_app.views.metrics import Seen, exposition
-from dashboard_app.views.requests import Request, progress
+from dashboard_app.views.requests import NotMade, Request, progress
 from hopaas_p2p import access
-from hopaas_p2p.core.records import TrialSet, TrialStop
+from hopaas_p2p.core.records import StudyControl, TrialSet, TrialStop
 from hopaas_p2p.errors import StoreUnreachable
 from tests.support.dashboard_pages import listing_of
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
@@ -148,7 +148,21 @@ def test_what_is_queued_is_followed_to_its_end() -> None:
     scribe.finish("a", 0, 1.0)
     assert progress(queued, scribe.state).more == "trial 0 ended as COMPLETE"
     assert progress(Request("run", "queue", 0.0, None), scribe.state).word == "done"
-    assert progress(Request("run", "queue", 0.0, refused="no"), scribe.state) == ("refused", "no")
+    assert progress(Request("run", "queue", 0.0, failure=NotMade("no")), scribe.state) == ("refused", "no")
+
+
+def test_what_the_store_has_not_answered_is_requested_until_the_log_shows_it() -> None:
+    scribe = Scribe()
+    number = scribe.start("a")
+    away = NotMade("away", queued=True)
+    stop = Request("stop-trial", "stop", 0.0, number, epoch=1, failure=away)
+    budget = Request("control", "set the budget to 7", 0.0, budget=7, failure=away)
+    queue = Request("run", "queue", 0.0, failure=away)
+    for one in (stop, budget, queue):
+        assert progress(one, scribe.state) == ("requested", "away")
+    scribe.say("b", TrialStop(number, 1, "enough"), StudyControl(budget=7))
+    assert progress(stop, scribe.state).more == "its peer will see it at its next report"
+    assert progress(budget, scribe.state).word == "done"
 
 
 # --- metrics ---

@@ -309,6 +309,27 @@ def test_optimize_waits_while_the_study_is_paused(
     ]
 
 
+def test_a_change_that_the_store_has_not_answered_says_that_it_is_queued_and_is_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = hopaas_p2p.open_study(tmp_path, "study", patience=0.0)
+    log = study.storage.handle(study.study_id).log
+
+    def away(*_args: object, **_more: object) -> None:
+        raise StoreUnreachable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(log.log), "exchange", away)
+        for change in (study.pause, lambda: study.enqueue({"x": 1.0}), lambda: study.set_user_attr("who", "ann")):
+            with pytest.raises(StoreUnreachable, match=r"^away\. The change was not refused") as raised:
+                change()
+            assert raised.value.queued
+    study.storage.flush()
+
+    assert (study.state.status, len(study.trials), study.user_attrs) == ("paused", 1, {"who": "ann"})
+    study.close()
+
+
 @pytest.mark.parametrize("error", [ImportError("no torch here"), StoreUnreachable("away")])
 @pytest.mark.parametrize("early", [True, False])
 def test_what_is_not_the_samplers_fault_is_raised_and_no_trial_stays_running(
