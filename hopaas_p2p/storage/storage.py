@@ -49,6 +49,7 @@ from hopaas_p2p.errors import (
     Denied,
     HopaasError,
     InvalidInput,
+    NoStore,
     NoSuchStudy,
     NoSuchTrial,
     NoWork,
@@ -170,24 +171,36 @@ def _wait(what: str, value: float | None) -> float | None:
     return None if value is None else pause(what, value)
 
 
-def _found(url: str | os.PathLike[str], *, create: bool, within: float | None) -> Store:
-    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes."""
+def _found(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
+    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes.
+
+    So is a directory that `was_there` and is not now.
+    """
     began, said = time.monotonic(), False
     while True:
         try:
             return open_store(url, create=create)
-        except StoreAway as error:
+        except (StoreAway, NoStore) as error:
+            if isinstance(error, NoStore) and not was_there:
+                raise
             if within is not None and time.monotonic() - began >= within:
                 raise
+            away = f"the store {url} is not there now" if isinstance(error, NoStore) else error
             if not said:
-                _log.warning("waiting: %s", error)
+                _log.warning("waiting: %s", away)
             said = True
         time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
 
 
 def _open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) -> Peer:
+    """A peer of a store that was there before; one that is away now is waited for, as `store_wait` says.
+
+    An error would end the unpickling of a storage, and `multiprocessing.Pool` waits for ever for a task that it could
+    not unpickle.
+    """
+    within = options.patience if options.store_wait is None else options.store_wait
     return Peer(
-        open_store(options.url, create=not options.url.startswith("file:")),
+        _found(options.url, create=not options.url.startswith("file:"), within=within, was_there=True),
         linger=options.linger,
         patience=options.patience,
         store_wait=options.store_wait,

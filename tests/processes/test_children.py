@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ import hopaas_p2p
 import hopaas_p2p.errors
 from hopaas_p2p.core.state import State
 from hopaas_p2p.study import study as study_module
+from tests.support.processes import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 SECONDS = 30.0
@@ -213,3 +215,23 @@ def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     with pytest.raises(hopaas_p2p.errors.NotYourTrial):
         same.tell(trials[0], 0.5)
     assert [trial.state.name for study in (one, other, elsewhere) for trial in study.state.trials] == ["RUNNING"] * 3
+
+
+def test_a_study_that_is_unpickled_while_the_store_is_away_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a task for a pool is: `multiprocessing.Pool` waits for ever for one that cannot be unpickled."""
+    monkeypatch.setattr("hopaas_p2p.storage.storage._LOOK_FOR_STORE", 0.05)
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    pickled, found = pickle.dumps(study), []
+    (tmp_path / "store").rename(tmp_path / "away")
+    thread = threading.Thread(target=lambda: found.append(pickle.loads(pickled)))
+    thread.start()
+    until(lambda: "is not there now" in caplog.text)
+    assert found == []
+    assert not (tmp_path / "store").exists(), "nothing was made in its place"
+    (tmp_path / "away").rename(tmp_path / "store")
+    thread.join(SECONDS)
+    found[0].tell(found[0].ask(), 0.5)
+    assert [trial.values for trial in study.trials] == [[0.5]]
+    found[0].close()
