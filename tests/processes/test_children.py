@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -235,3 +236,13 @@ def test_a_study_that_is_unpickled_while_the_store_is_away_waits_for_it(
     found[0].tell(found[0].ask(), 0.5)
     assert [trial.values for trial in study.trials] == [[0.5]]
     found[0].close()
+
+
+def test_what_numpy_imports_at_its_first_use_is_there_before_a_thread_prunes() -> None:
+    """A child that is forked while a thread of its parent imports a module waits for ever when it imports it, too."""
+    code = """if True:
+        import sys, numpy, hopaas_p2p.search.pruners
+        before = set(sys.modules)
+        numpy.nanpercentile([1.0, 2.0], 25), numpy.unique([1.0])
+        assert set(sys.modules) == before"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
