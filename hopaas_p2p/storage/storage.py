@@ -228,15 +228,16 @@ _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.
 
 
 def _home(state: dict[str, Any]) -> Peer | None:
-    """The peer of this process that a storage set out from which comes back pickled by a child; None if there is none.
+    """A peer of this process that a storage set out from which comes back pickled by a child; None if there is none.
 
-    What the child has begun may be ended here then.
+    What the child has begun may be ended here then, by each of them: a scheduler of Dask, for one, has a copy in this
+    process.
     """
-    peer = process.running(state["acts_for"])
-    if not isinstance(peer, Peer) or peer.closed or peer.store.url != state["options"].url:
-        return None
-    peer.act_for(state["acts_for"])
-    return peer
+    peers = [peer for peer in process.running(state["acts_for"]) if isinstance(peer, Peer) and not peer.closed]
+    home = [peer for peer in peers if peer.store.url == state["options"].url]
+    for peer in home:
+        peer.act_for(state["acts_for"])
+    return home[0] if home else None
 
 
 class Storage(BaseStorage):

@@ -182,6 +182,19 @@ def asked_with_a_report(study: Any) -> Any:
     return trial
 
 
+def test_a_trial_is_told_by_each_copy_of_the_study_that_it_set_out_from(tmp_path: Path) -> None:
+    """A scheduler of Dask in the same process sends a copy of what it gets."""
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    copies = [study]
+    for _ in range(3):
+        copies.append(pickle.loads(pickle.dumps(copies[-1])))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        trials = [pool.apply(asked_with_a_report, (copies[-1],)) for _ in copies]
+    for copy, trial in zip(copies, trials, strict=True):
+        copy.tell(trial, 0.5)
+    assert [trial.values for trial in study.trials] == [[0.5]] * 4
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_trial_that_a_child_asked_for_is_told_where_it_is_brought_back_to(tmp_path: Path, method: str) -> None:
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
