@@ -82,6 +82,10 @@ class StoreAway(StoreUnreachable):
     exit_code = 75
 
 
+class NoStore(ConfigurationError):
+    """There is no store in this directory."""
+
+
 class BehindRetention(StoreUnreachable):
     """Commits that this process had not read were removed; it joins again from a snapshot."""
 

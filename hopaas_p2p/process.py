@@ -140,9 +140,9 @@ def remember(peer: Copyable) -> None:
     _peers.add(peer)
 
 
-def running(uuids: Container[str]) -> Copyable | None:
-    """A peer of this process that has one of these names."""
-    return next((peer for peer in list(_peers) if peer.uuid in uuids), None)
+def running(uuids: Container[str]) -> list[Copyable]:
+    """The peers of this process that have one of these names."""
+    return [peer for peer in list(_peers) if peer.uuid in uuids]
 
 
 def before_fork() -> None:

@@ -44,7 +44,8 @@ class Trial(optuna.trial.Trial):
 
     It may travel to a child process, by a fork or a pickle (a process pool, joblib, Dask): there it is the same trial,
     under the same lease. What the child says is in the store when its call returns, which costs a round trip each, and
-    the parent reads it before it tells. Let the child ask `should_prune`, and one of the two `tell`.
+    the parent reads it before it tells. Let the child ask `should_prune`, and one of the two `tell`. A trial
+    that a child asked for may be brought back and told by the parent.
 
     Keep it until you tell it: a trial that nothing refers to any more is given back, unless it travelled.
     """

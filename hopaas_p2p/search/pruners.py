@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.ma  # noqa: F401  # else a thread does, as it first prunes, and a child forked meanwhile waits for ever
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState

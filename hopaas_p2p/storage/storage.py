@@ -49,6 +49,7 @@ from hopaas_p2p.errors import (
     Denied,
     HopaasError,
     InvalidInput,
+    NoStore,
     NoSuchStudy,
     NoSuchTrial,
     NoWork,
@@ -170,24 +171,36 @@ def _wait(what: str, value: float | None) -> float | None:
     return None if value is None else pause(what, value)
 
 
-def _found(url: str | os.PathLike[str], *, create: bool, within: float | None) -> Store:
-    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes."""
+def _found(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
+    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes.
+
+    So is a directory that `was_there` and is not now.
+    """
     began, said = time.monotonic(), False
     while True:
         try:
             return open_store(url, create=create)
-        except StoreAway as error:
+        except (StoreAway, NoStore) as error:
+            if isinstance(error, NoStore) and not was_there:
+                raise
             if within is not None and time.monotonic() - began >= within:
                 raise
+            away = f"the store {url} is not there now" if isinstance(error, NoStore) else error
             if not said:
-                _log.warning("waiting: %s", error)
+                _log.warning("waiting: %s", away)
             said = True
         time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
 
 
 def _open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) -> Peer:
+    """A peer of a store that was there before; one that is away now is waited for, as `store_wait` says.
+
+    An error would end the unpickling of a storage, and `multiprocessing.Pool` waits for ever for a task that it could
+    not unpickle.
+    """
+    within = options.patience if options.store_wait is None else options.store_wait
     return Peer(
-        open_store(options.url, create=not options.url.startswith("file:")),
+        _found(options.url, create=not options.url.startswith("file:"), within=within, was_there=True),
         linger=options.linger,
         patience=options.patience,
         store_wait=options.store_wait,
@@ -216,15 +229,16 @@ _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.
 
 
 def _home(state: dict[str, Any]) -> Peer | None:
-    """The peer of this process that a storage set out from which comes back pickled by a child; None if there is none.
+    """A peer of this process that a storage set out from which comes back pickled by a child; None if there is none.
 
-    What the child has begun may be ended here then.
+    What the child has begun may be ended here then, by each of them: a scheduler of Dask, for one, has a copy in this
+    process.
     """
-    peer = process.running(state["acts_for"])
-    if not isinstance(peer, Peer) or peer.closed or peer.store.url != state["options"].url:
-        return None
-    peer.act_for(state["acts_for"])
-    return peer
+    peers = [peer for peer in process.running(state["acts_for"]) if isinstance(peer, Peer) and not peer.closed]
+    home = [peer for peer in peers if peer.store.url == state["options"].url]
+    for peer in home:
+        peer.act_for(state["acts_for"])
+    return home[0] if home else None
 
 
 class Storage(BaseStorage):

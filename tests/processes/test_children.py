@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,7 @@ import hopaas_p2p
 import hopaas_p2p.errors
 from hopaas_p2p.core.state import State
 from hopaas_p2p.study import study as study_module
+from tests.support.processes import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 SECONDS = 30.0
@@ -179,6 +182,19 @@ def asked_with_a_report(study: Any) -> Any:
     return trial
 
 
+def test_a_trial_is_told_by_each_copy_of_the_study_that_it_set_out_from(tmp_path: Path) -> None:
+    """A scheduler of Dask in the same process sends a copy of what it gets."""
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    copies = [study]
+    for _ in range(3):
+        copies.append(pickle.loads(pickle.dumps(copies[-1])))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        trials = [pool.apply(asked_with_a_report, (copies[-1],)) for _ in copies]
+    for copy, trial in zip(copies, trials, strict=True):
+        copy.tell(trial, 0.5)
+    assert [trial.values for trial in study.trials] == [[0.5]] * 4
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_trial_that_a_child_asked_for_is_told_where_it_is_brought_back_to(tmp_path: Path, method: str) -> None:
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
@@ -213,3 +229,33 @@ def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     with pytest.raises(hopaas_p2p.errors.NotYourTrial):
         same.tell(trials[0], 0.5)
     assert [trial.state.name for study in (one, other, elsewhere) for trial in study.state.trials] == ["RUNNING"] * 3
+
+
+def test_a_study_that_is_unpickled_while_the_store_is_away_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a task for a pool is: `multiprocessing.Pool` waits for ever for one that cannot be unpickled."""
+    monkeypatch.setattr("hopaas_p2p.storage.storage._LOOK_FOR_STORE", 0.05)
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    pickled, found = pickle.dumps(study), []
+    (tmp_path / "store").rename(tmp_path / "away")
+    thread = threading.Thread(target=lambda: found.append(pickle.loads(pickled)))
+    thread.start()
+    until(lambda: "is not there now" in caplog.text)
+    assert found == []
+    assert not (tmp_path / "store").exists(), "nothing was made in its place"
+    (tmp_path / "away").rename(tmp_path / "store")
+    thread.join(SECONDS)
+    found[0].tell(found[0].ask(), 0.5)
+    assert [trial.values for trial in study.trials] == [[0.5]]
+    found[0].close()
+
+
+def test_what_numpy_imports_at_its_first_use_is_there_before_a_thread_prunes() -> None:
+    """A child that is forked while a thread of its parent imports a module waits for ever when it imports it, too."""
+    code = """if True:
+        import sys, numpy, hopaas_p2p.search.pruners
+        before = set(sys.modules)
+        numpy.nanpercentile([1.0, 2.0], 25), numpy.unique([1.0])
+        assert set(sys.modules) == before"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -16,7 +16,7 @@ from typing import Final
 
 from hopaas_p2p.atomic import read_regular
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreAway, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, NewerFormat, NoStore, StoreAway, StoreUnreachable
 from hopaas_p2p.stores.directory import seen
 from hopaas_p2p.stores.directory.files import (
     DESCRIPTION,
@@ -104,7 +104,7 @@ class DirectoryStore(ObjectBackedStore):
         if not _is_there(meta):
             seen.check_not_away(self.path)
             if not create:
-                raise ConfigurationError(f"there is no store in {self.path}; create one with: hopaas-p2p study create")
+                raise NoStore(f"there is no store in {self.path}; create one with: hopaas-p2p study create")
             if not self.path.parent.is_dir():  # a typo, or a file system that is not mounted here
                 raise ConfigurationError(
                     f"there is no directory {self.path.parent} to make the store {self.path.name!r} in; "
