@@ -14,7 +14,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit, TrialFinish
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.peer.session import LogSession
 from hopaas_p2p.peer.uncounted import uncounted, uncounted_in
@@ -226,9 +226,18 @@ class SpoolSender:
         Raises:
             StoreUnreachable: not this time.
             NoSuchStudy: it is of another store.
+            StudyDeleted: the study is gone; the file is kept, because a backup may bring it back.
             KeptForRescue: the log has lost what it had acknowledged, and goes on without it.
 
         """
+        try:
+            return self._send(spooled, logs, writer=writer)
+        except StudyDeleted:
+            raise StudyDeleted(
+                f"the study {spooled.name!r} was deleted. If nobody restores it from a backup, remove this file"
+            ) from None
+
+    def _send(self, spooled: Spooled, logs: Mapping[str, LogDriver[State]], *, writer: str) -> list[str]:
         log = logs.get(spooled.study) or study_driver(
             self._store.log(spooled.study), writer=writer, now_us=self._now_us
         )

@@ -691,7 +691,9 @@ class StudyHandle:
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
         except Exception:
             if not pending.decided:  # no memory or no thread is left, or a defect: the result outlives that, too
-                self.peer.spool.keep(self.uuid, self.log)
+                path, _ = self.peer.spool.keep(self.uuid, self.log)
+                if path is not None:
+                    _log.warning("the end of trial %d is kept in %s", number, path)
             raise
         self._rebuild(number)
         return verdict

@@ -496,6 +496,8 @@ class Study:
         """The id of a trial that may be told here."""
         try:
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        except NoSuchStudy:  # it was deleted
+            raise
         except KeyError:
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}") from None
         except UNDECIDED:  # the store cannot be read; the end of a trial of this process is kept all the same

@@ -13,7 +13,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import spool
-from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.errors import StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.support.lease_peer import store_away
 from tests.support.postgres_people import Place
@@ -61,6 +61,31 @@ def test_a_spool_does_not_move_with_the_working_directory(tmp_path: Path, monkey
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert len(list(spool.waiting())) == 1
+
+
+def test_of_a_study_that_was_deleted_a_result_stays_and_the_way_to_be_rid_of_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{tmp_path}/store"
+    study = hopaas_p2p.open_study(url, "s", space=SPACE)
+    trial = study.ask()
+    finish, log = study.storage.finish, study.storage.handle(study.study_id).log.log
+
+    def deleted_meanwhile(*words: object, **more: object) -> None:
+        log.destroy()
+        finish(*words, **more)
+
+    monkeypatch.setattr(study.storage, "finish", deleted_meanwhile)
+    with pytest.raises(StudyDeleted):
+        study.tell(trial, 0.25)
+    study.close()
+    ((path, _),) = spool.waiting()
+    assert f"the end of trial 0 is kept in {path}" in caplog.messages
+
+    why = f"{path}: the study 's' was deleted. If nobody restores it from a backup, remove this file\n"
+    assert cli("spool", "send", "--store", url, check=False).stderr.endswith(why)
+    path.unlink()
+    assert cli("spool", "send", "--store", url).stderr == "No results are waiting to be sent.\n"
 
 
 def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
