@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from dashboard_app.views.columns import Columns, columns
 from hopaas_p2p import notes
 from hopaas_p2p.core.catalog import Listing
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import State
 from hopaas_p2p.translate import encodable
 
@@ -37,7 +38,7 @@ class Frame:
 
     def trial_id(self, number: int) -> int:
         """Optuna's id of a trial."""
-        return (self.study_id << 32) + number
+        return first_id(self.study_id) + number
 
     def once(self, function: Callable[[Frame], T], *key: Hashable) -> T:
         """`function(self)`, computed once for all sessions. `key` tells closures of one function apart."""

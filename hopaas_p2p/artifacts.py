@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 from hopaas_p2p import process, settings
 from hopaas_p2p.arguments import shown, trial_number
 from hopaas_p2p.atomic import replace_atomically, sha256_of
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialState
 from hopaas_p2p.errors import (
     UNDECIDED,
@@ -288,7 +289,7 @@ def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifa
     numbers = range(len(state.trials)) if trial is None else [trial]
     found = {} if trial is not None else dict(_read(study, _OPTUNA, study, None))
     for number in numbers:
-        prefix = f"{_DASHBOARD}{(study_id << 32) + number}:"
+        prefix = f"{_DASHBOARD}{first_id(study_id) + number}:"
         found.update(_read(later.get(prefix, {}), prefix, study, number))
         if state.trials[number].system:
             own = {key: json_or_none(text) for key, text in list(state.trials[number].system.items())}

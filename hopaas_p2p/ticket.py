@@ -186,7 +186,7 @@ class TicketTrial:
             raise NotYourTrial(f"trial {number} has already finished, and stays as it is")
         if verdict.refusal == "no such trial":
             raise NoSuchTrial(f"there is no trial {number} in {self.ticket.study!r}; was the study created again?")
-        from hopaas_p2p.storage.handle import why_refused
+        from hopaas_p2p.storage.refusals import why_refused
 
         raise InvalidInput(f"trial {number} was refused: {why_refused(self.study.state, verdict)}")
 

@@ -12,6 +12,7 @@ from dashboard_app.views import spec
 from dashboard_app.views.campaigns import first_line
 from dashboard_app.views.columns import Columns, Floats, Mask, Parameter, place
 from hopaas_p2p import notes
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report.facts import reason_line
@@ -137,6 +138,6 @@ def noted(system: Mapping[str, Any], study_id: int, trials: int) -> list[Noted]:
     """The trials of this study with a note or a tag, by number. `system` are the study's attributes, decoded."""
     tags = {number: words for number, words in tags_by_trial(system).items() if words and number < trials}
     ids = [int(match[1]) for match in map(_NOTE.fullmatch, system) if match]
-    lines = {one - (study_id << 32): first_line(notes.read_note(system, one)) for one in ids}
+    lines = {one - first_id(study_id): first_line(notes.read_note(system, one)) for one in ids}
     lines = {number: line for number, line in lines.items() if 0 <= number < trials and line}
     return [Noted(one, tags.get(one, []), lines.get(one, "")) for one in sorted({*tags, *lines})]

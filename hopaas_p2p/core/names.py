@@ -1,10 +1,14 @@
-"""Names that may become part of a key, a path or a URL. Logs may be hostile: what comes from one is checked first."""
+"""Names that may become part of a key, a path or a URL, and ids of trials.
+
+Logs may be hostile: a name that comes from one is checked first.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+_NUMBER_BITS: Final = 32
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
@@ -31,3 +35,13 @@ def request_name(uuid: str) -> str:
 def handover_prefix(uuid: str) -> str:
     """Where they put them: the beginning of the keys."""
     return f"{uuid}/rescue/"
+
+
+def first_id(study_id: int) -> int:
+    """Optuna's id of trial 0 of a study. Another trial's is its number more."""
+    return study_id << _NUMBER_BITS
+
+
+def study_and_number(trial_id: int) -> tuple[int, int]:
+    """The id of the study that a trial is in, and the trial's number there."""
+    return divmod(trial_id, 1 << _NUMBER_BITS)

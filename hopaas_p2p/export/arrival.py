@@ -13,6 +13,7 @@ from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS, Verdict
@@ -188,7 +189,7 @@ class _Arrival:
 
     def describe(self, portable: Portable) -> None:
         """Add the study's attributes, with the trials' new numbers and ids in those that name a trial."""
-        ids = {old: (self._study_id << 32) + new for old, new in self._numbers.items()}
+        ids = {old: first_id(self._study_id) + new for old, new in self._numbers.items()}
         system = with_ids(portable.system, ids, self._numbers)
         if portable.peers:
             there: dict[str, dict[str, str]] = {}

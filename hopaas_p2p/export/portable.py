@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIES, REPLICATE, REUSED
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import Distribution, Policy, TrialCreate, TrialState
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def of_state(name: str, state: State, study_id: int) -> Portable:
     peers: dict[str, dict[str, str]] = json.loads(system.pop(PEERS, "{}"))
     owners = {trial.owner for trial in state.trials} | {one.owner for trial in state.trials for one in trial.history}
     peers |= {uuid: info for uuid, info in state.peers.items() if uuid in owners}
-    numbers = {str((study_id << 32) + trial.number): trial.number for trial in state.trials}
+    numbers = {str(first_id(study_id) + trial.number): trial.number for trial in state.trials}
     return Portable(
         name=name,
         directions=define.directions,

@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core.leases import Lease
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import COMPLETE, RUNNING, State, Trial
 from hopaas_p2p.core.validity import compatible
 from hopaas_p2p.peer.outbox import Draft
@@ -105,7 +106,7 @@ class View:
         """Numbers of the trials that are to be rebuilt."""
         self._cursor = cursor
         self._allow_pickles = allow_pickles
-        self._first_id = study_id << 32
+        self._first_id = first_id(study_id)
         self._state: State | None = None
         self._all: list[FrozenTrial] = []
         self._by_state: dict[TrialState, list[FrozenTrial]] = {}

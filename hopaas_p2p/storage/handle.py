@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.leases import Lease
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
-from hopaas_p2p.core.state import REFUSALS, State, Verdict
+from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import outliers, possible_distributions, reason_text
 from hopaas_p2p.errors import (
@@ -40,6 +41,7 @@ from hopaas_p2p.storage.frozen import OwnedTrial, View
 from hopaas_p2p.storage.nearby import NearbyFirst
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.proposal import Proposal
+from hopaas_p2p.storage.refusals import NO_WORK, no_work, why_refused
 from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
 
 _RUNNING: Final = TrialState.RUNNING
@@ -50,35 +52,6 @@ _NEW: Final = TrialCreate()
 _RECENT: Final = 1.0
 """Seconds. With 64 peers on S3, 10 s made a search take a seventh more trials; tests/benchmarks/search_stores.py."""
 _log: Final = logging.getLogger("hopaas_p2p")
-NO_WORK: Final = {
-    "budget": "the study's budget is used up",
-    "paused": "the study is paused; resume it with: hopaas-p2p study resume",
-    "stopped": "the study is stopped",
-    "draining": "this peer or its site was asked to take no more trials",
-    "failing": "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail",
-}
-
-
-def no_work(state: State, refusal: str) -> NoWork:
-    """The error of an ask that was refused for this reason."""
-    why = NO_WORK.get(refusal, refusal)
-    limit = state.limit_reached() if refusal == "budget" else None
-    if refusal == "budget" and limit is None and state.budget is None:  # a population gives out so many, and no more
-        why = "all members of the population have begun"
-    return NoWork(why if limit is None else f"{why}: {limit}", refusal=refusal)
-
-
-def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None = None) -> str:
-    """A refusal in words, which name what was refused where that can be told."""
-    define = state.define
-    if verdict.refusal == "malformed" and values is not None and define is not None:
-        expected = len(define.directions)
-        if len(values) != expected:
-            return f"{expected} value{'s' * (expected > 1)} expected, got {len(values)}"
-        if any(map(math.isnan, values)):
-            return f"a value must be a number, got {', '.join(map(str, values))}"
-    word = verdict.refusal or "refused"
-    return REFUSALS.get(word, word)
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -113,6 +86,8 @@ class StudyHandle:
         self.peer = peer
         self.uuid = uuid
         self.study_id = study_id
+        self.first_id = first_id(study_id)
+        """Optuna's id of trial 0."""
         self.log: LogDriver[State] = peer.log(uuid)
         self.view = View(study_id, self.log.session.cursor(), allow_pickles=allow_pickles)
         self._known: dict[str, BaseDistribution] = {}
@@ -189,7 +164,7 @@ class StudyHandle:
 
     def is_new(self, trial_id: int, proposal: Proposal) -> bool:
         """Whether this trial of this process is the one that was proposed, and not one that waited."""
-        return proposal.became(self.state.trials[trial_id - (self.study_id << 32)])
+        return proposal.became(self.state.trials[trial_id - self.first_id])
 
     def send_soon(self) -> None:
         """See that what was set on trials leaves at once in the background, if somebody else works on the study."""

@@ -13,12 +13,10 @@ import logging
 import math
 import os
 import secrets
-import time
 import weakref
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import msgspec
 from optuna.distributions import BaseDistribution
@@ -32,6 +30,7 @@ from hopaas_p2p import process
 from hopaas_p2p.arguments import pause, seconds, whole
 from hopaas_p2p.core import records
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
+from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import (
     Budget,
     Policy,
@@ -53,20 +52,17 @@ from hopaas_p2p.errors import (
     NoSuchStudy,
     NoSuchTrial,
     NoWork,
-    StoreAway,
     StoreUnreachable,
     StudyDeleted,
 )
-from hopaas_p2p.metering import energy_counter
 from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.process import new_uuid
-from hopaas_p2p.provenance import describe
 from hopaas_p2p.storage import optuna_internals as internals
-from hopaas_p2p.storage.handle import NO_WORK, StudyHandle, why_refused
+from hopaas_p2p.storage.handle import StudyHandle
+from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
 from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.storage.reader import StudyReader
-from hopaas_p2p.stores.base import Store
-from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.storage.refusals import NO_WORK, why_refused
 from hopaas_p2p.translate import (
     attributes,
     checked_parameter,
@@ -80,27 +76,10 @@ from hopaas_p2p.translate import (
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
 """Times `Store.freshness`: a heartbeat is seen that late and an eighth of a ttl later, and so is the reclaim."""
-_NUMBER_BITS: Final = 32
-_NUMBERS: Final = (1 << _NUMBER_BITS) - 1
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
-_LOOK_FOR_STORE: Final = 2.0  # seconds between looks whether a file system is mounted again
 _COMPLETE: Final = TrialState.COMPLETE
 _WAITING: Final = (TrialState.WAITING,)
 _AT_ONCE: Final = 8  # studies that are read together
-
-
-class StorageOptions(NamedTuple):
-    """How a storage was opened: what travels in a pickle."""
-
-    url: str
-    policy: Policy
-    linger: float | None
-    patience: float | None
-    store_wait: float | None
-    allow_pickles: bool
-    peer_ttl: float | None
-    on_behalf_of: str = ""
-    operator: bool = False
 
 
 def open_storage(
@@ -152,7 +131,7 @@ def open_storage(
     patience, store_wait = _wait("patience", patience), _wait("store_wait", store_wait)
     acts_for = (acts_for,) if isinstance(acts_for, str) else tuple(acts_for)
     options = StorageOptions(
-        url=_found(url, create=create, within=store_wait if store_wait is not None else patience).url,
+        url=found_store(url, create=create, within=store_wait if store_wait is not None else patience).url,
         policy=Policy(
             ttl=seconds("lease_ttl", lease_ttl, most=LONGEST_TTL), attempts=whole("attempts", attempts), limits=Budget()
         ),
@@ -164,56 +143,16 @@ def open_storage(
         on_behalf_of=str(on_behalf_of),
         operator=operator,
     )
-    return Storage(options, _open_peer(options, frozenset(acts_for)))
+    return Storage(options, open_peer(options, frozenset(acts_for)))
 
 
 def _wait(what: str, value: float | None) -> float | None:
     return None if value is None else pause(what, value)
 
 
-def _found(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
-    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes.
-
-    So is a directory that `was_there` and is not now.
-    """
-    began, said = time.monotonic(), False
-    while True:
-        try:
-            return open_store(url, create=create)
-        except (StoreAway, NoStore) as error:
-            if isinstance(error, NoStore) and not was_there:
-                raise
-            if within is not None and time.monotonic() - began >= within:
-                raise
-            away = f"the store {url} is not there now" if isinstance(error, NoStore) else error
-            if not said:
-                _log.warning("waiting: %s", away)
-            said = True
-        time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
-
-
-def _open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) -> Peer:
-    """A peer of a store that was there before; one that is away now is waited for, as `store_wait` says.
-
-    An error would end the unpickling of a storage, and `multiprocessing.Pool` waits for ever for a task that it could
-    not unpickle.
-    """
-    within = options.patience if options.store_wait is None else options.store_wait
-    return Peer(
-        _found(options.url, create=not options.url.startswith("file:"), within=within, was_there=True),
-        linger=options.linger,
-        patience=options.patience,
-        store_wait=options.store_wait,
-        acts_for=acts_for,
-        peer_ttl=options.peer_ttl,
-        describe=partial(describe, on_behalf_of=options.on_behalf_of),
-        energy=energy_counter(),
-    )
-
-
 def open_again(options: StorageOptions) -> Storage:
     """A storage like the one that had these `options`, as a peer of its own; raises as `open_storage` does."""
-    return Storage(options, _open_peer(options))
+    return Storage(options, open_peer(options))
 
 
 _OWNER_ONLY: Final = (
@@ -271,7 +210,7 @@ class Storage(BaseStorage):
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
-            peer = _unpickled[key] = _open_peer(options, state["acts_for"])
+            peer = _unpickled[key] = open_peer(options, state["acts_for"])
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
 
     @property
@@ -368,15 +307,12 @@ class Storage(BaseStorage):
         """
         handle = self._handles.get(study_id) or self.handle(study_id)
         if template_trial is None:
-            number = handle.take_new()
-            trial_id = (study_id << _NUMBER_BITS) + number
-            self._note_located(trial_id, handle, number)
-            return trial_id
+            return self._note_located(handle, handle.take_new())
         if handle.state.define is None:
             self.peer.catch_up(handle.log)
         record = self._import_record(handle.state, template_trial)
         if record.state is records.TrialState.RUNNING:
-            return (study_id << _NUMBER_BITS) + handle.start(record)
+            return handle.first_id + handle.start(record)
         return self.bring(study_id, record)
 
     def set_trial_param(
@@ -393,9 +329,10 @@ class Storage(BaseStorage):
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """As Optuna's."""
-        if not 0 <= trial_number < len(self.state(study_id).trials):
+        handle = self._read(study_id)
+        if not 0 <= trial_number < len(handle.state.trials):
             raise NoSuchTrial(f"No trial with number {trial_number} in the study with study_id {study_id}.")
-        return (study_id << _NUMBER_BITS) + trial_number
+        return handle.first_id + trial_number
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
         """As Optuna's."""
@@ -608,7 +545,8 @@ class Storage(BaseStorage):
             StoreUnreachable: the store did not answer within `store_wait`, or `within` so many seconds.
 
         """
-        return (study_id << _NUMBER_BITS) + self.handle(study_id).take(proposal, within=within)
+        handle = self.handle(study_id)
+        return self._note_located(handle, handle.take(proposal, within=within))
 
     def bring(self, study_id: int, record: TrialCreate) -> int:
         """Write a trial that waits, or that is finished already; returns its id.
@@ -620,7 +558,7 @@ class Storage(BaseStorage):
         """
         verdict = self._commit(study_id, record)
         if verdict.accepted and verdict.number is not None:
-            return (study_id << _NUMBER_BITS) + verdict.number
+            return first_id(study_id) + verdict.number
         refusal = verdict.refusal or "refused"
         if refusal in NO_WORK:
             raise NoWork(NO_WORK[refusal], refusal=refusal)
@@ -681,7 +619,7 @@ class Storage(BaseStorage):
         by = self._options.on_behalf_of or "{user}@{host}".format(**self.peer.describe())
         to = records.TrialState(state.value)
         record = records.TrialTakeOver(number, epoch, to, told, reason_text(reason), readable(by))
-        self.say(trial_id >> _NUMBER_BITS, record)
+        self.say(handle.study_id, record)
 
     @property
     def operator(self) -> bool:
@@ -692,18 +630,19 @@ class Storage(BaseStorage):
         """The handle of this trial's study, with `refresh` as fresh as a read may expect; and the trial's number."""
         found = self._located.get(trial_id)
         if found is None:
-            number = trial_id & _NUMBERS
+            study_id, number = study_and_number(trial_id)
             try:
-                handle = self.handle(trial_id >> _NUMBER_BITS)
+                handle = self.handle(study_id)
             except KeyError:
                 raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.") from None
             if number >= len(handle.state.trials):
                 self.peer.catch_up(handle.log)
                 if number >= len(handle.state.trials):
                     raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
-            found = self._note_located(trial_id, handle, number)
+            self._note_located(handle, number)
+            found = handle, number
         if refresh:
-            self._read(trial_id >> _NUMBER_BITS)
+            self._read(found[0].study_id)
         return found
 
     def release(self, trial_id: int, *, reason: str | None = None) -> bool:
@@ -764,11 +703,12 @@ class Storage(BaseStorage):
         self._handles.pop(study_id, None)
         self._located.clear()
 
-    def _note_located(self, trial_id: int, handle: StudyHandle, number: int) -> tuple[StudyHandle, int]:
-        found = handle, number
+    def _note_located(self, handle: StudyHandle, number: int) -> int:
+        """Let this be the trial that was located last; returns its id."""
+        trial_id = handle.first_id + number
         self._located.clear()
-        self._located[trial_id] = found
-        return found
+        self._located[trial_id] = handle, number
+        return trial_id
 
     def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:
         handle = StudyHandle(self.peer, uuid, study_id, allow_pickles=self._options.allow_pickles)

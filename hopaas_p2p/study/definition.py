@@ -192,8 +192,10 @@ def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity
         )
 
 
-def check_fixed(given: Fidelity | None, space: Mapping[str, object]) -> None:
-    """Raise InvalidInput if a population fixes a parameter that its study's search space, if there is one, has not."""
+def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, object]) -> None:
+    """Raise InvalidInput if a study with so many directions and this search space, if there is one, cannot have it."""
+    if given is not None and directions > 1:
+        raise InvalidInput("a study with fidelity needs exactly one direction: its trials are compared by one value")
     for name in given.fixed if isinstance(given, Population) and space else ():
         if name not in space:
             raise InvalidInput(f"fidelity: fixed names {name!r}, and the study has the parameters {', '.join(space)}")

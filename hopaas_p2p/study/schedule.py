@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hopaas_p2p.arguments import trial_number
 from hopaas_p2p.core.lineage import segments
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import FROM_START, TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.study_like import StudyLike
 
 
 class ScheduleEntry(NamedTuple):
@@ -76,25 +79,36 @@ class Schedule(NamedTuple):
             raise InvalidInput(f"this is not a schedule: {error!r}") from None
 
 
-def schedule_of(state: State, number: int, params_of: Callable[[int], Mapping[str, Any]]) -> Schedule:
-    """The schedule that led to this trial.
-
-    Args:
-        state: the study.
-        number: the trial.
-        params_of: the parameters of a trial.
-
-    """
-    trial = state.trials[number]
+def schedule_of(study: StudyLike, number: int | None) -> Schedule:
+    """The schedule that led to this trial, see `Study.schedule`."""
+    state = study.state
+    told = "no trial has reported anything" if number is None else f"there is no trial {number}"
+    if number is not None:
+        number = trial_number(number)
+    elif state.define is not None and len(state.define.directions) > 1:
+        raise InvalidInput("of several objectives no trial is the best: give a trial")
+    else:
+        try:
+            number = study.best_trial.number
+        except ValueError:
+            number = _furthest(state)
+    if number is None or not 0 <= number < len(state.trials):
+        raise InvalidInput(told)
+    trial, zero = state.trials[number], first_id(study.study_id)
     entries = [
-        ScheduleEntry(None if one.after == FROM_START else one.after + 1, one.last, one.trial, params_of(one.trial))
+        ScheduleEntry(
+            None if one.after == FROM_START else one.after + 1,
+            one.last,
+            one.trial,
+            study.storage.get_trial(zero + one.trial).params,
+        )
         for one in segments(state.trials, number)
     ]
     value = trial.values[0] if trial.values else _last_report(trial)
     return Schedule(number, None if value is None or math.isnan(value) else value, tuple(entries))
 
 
-def furthest(state: State) -> int | None:
+def _furthest(state: State) -> int | None:
     """Of the incomplete trials, the best of those that have run longest; None if nothing was reported."""
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
     ranked = [

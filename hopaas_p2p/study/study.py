@@ -30,6 +30,7 @@ from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import (
     Budget,
     Distribution,
@@ -75,7 +76,7 @@ from hopaas_p2p.study.definition import (
     BudgetGiven,
     Space,
     StudyArguments,
-    check_fixed,
+    check_fidelity,
     checked_space,
     compare,
     compare_fidelity,
@@ -86,7 +87,7 @@ from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposed, Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
-from hopaas_p2p.study.schedule import Schedule, furthest, schedule_of
+from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.translate import fits, to_optuna
 from hopaas_p2p.trial import Objective, Trial, as_values
 
@@ -173,10 +174,8 @@ def open_study(
         interrupted=interrupted,
     )
     said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
-    if fidelity is not None and len(given.directions or ("",)) > 1:
-        raise InvalidInput("a study with fidelity needs exactly one direction: its trials are compared by one value")
     wanted = given.definition(name, provenance_of(sampler, pruner))
-    check_fixed(said.fidelity, wanted.space)
+    check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
     sent_to = _trackers(trackers)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
     study_id = _join_or_create(storage, wanted, said, create=create)
@@ -503,7 +502,7 @@ class Study:
         except UNDECIDED:  # the store cannot be read; the end of a trial of this process is kept all the same
             if number not in self._handle.running_here():
                 raise
-            trial_id = (self.study_id << 32) + number
+            trial_id = first_id(self.study_id) + number
         handle = self._handle
         handle.check_writable(number)
         trial = handle.state.trials[number]
@@ -927,11 +926,7 @@ class Study:
 
         """
         said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
-        if fidelity is not None and len(self.optuna.directions) > 1:
-            raise InvalidInput(
-                "a study with fidelity needs exactly one direction: its trials are compared by one value"
-            )
-        check_fixed(said.fidelity, self.space)
+        check_fidelity(said.fidelity, len(self.directions), self.space)
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
                 raise InvalidInput(
@@ -997,7 +992,7 @@ class Study:
             raise InvalidInput("a COMPLETE trial needs values, and other states take none")
         told = None if values is None else as_values(values, expected=len(self.optuna.directions))
         self._running(number)
-        self.storage.take_over((self.study_id << 32) + number, to, told, reason)
+        self.storage.take_over(first_id(self.study_id) + number, to, told, reason)
 
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
@@ -1012,7 +1007,7 @@ class Study:
             self._running(number)
         if trial.state is not records.TrialState.RUNNING:
             self._check_not_finished()
-            frozen = self.storage.get_trial((self.study_id << 32) + number)
+            frozen = self.storage.get_trial(first_id(self.study_id) + number)
             attrs = {
                 **frozen.system_attrs,
                 "fixed_params": frozen.params or frozen.system_attrs.get("fixed_params", {}),
@@ -1083,22 +1078,7 @@ class Study:
             InvalidInput: there is no such trial, or none that has reported anything.
 
         """
-        state = self.state
-        number = None if trial is None else trial_number(trial)
-        if number is None and len(self.directions) > 1:
-            raise InvalidInput("of several objectives no trial is the best: give a trial")
-        if number is None:
-            try:
-                number = self.best_trial.number
-            except ValueError:
-                number = furthest(state)
-        if number is None or not 0 <= number < len(state.trials):
-            raise InvalidInput(f"there is no trial {trial}" if trial is not None else "no trial has reported anything")
-        return schedule_of(state, number, self._params_of)
-
-    def _params_of(self, number: int) -> dict[str, Any]:
-        trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
-        return self.storage.get_trial(trial_id).params
+        return schedule_of(self, trial)
 
     @property
     def direction(self) -> StudyDirection:

@@ -42,7 +42,8 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.interrupts import INTERRUPTIONS, describe, interruptions
 from hopaas_p2p.process import new_uuid
 from hopaas_p2p.settings import variable
-from hopaas_p2p.storage.storage import StorageOptions, open_again
+from hopaas_p2p.storage.options import StorageOptions
+from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study.progress import ProgressLog
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import hopaas_p2p
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.storage import StorageOptions
+from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryStore
 from tests.benchmarks.search_clock import Configuration, Evaluation, Search, Table

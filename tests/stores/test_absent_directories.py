@@ -138,7 +138,7 @@ def test_a_store_that_is_away_is_not_begun_anew(away: Path, create: bool) -> Non
 def test_opening_waits_until_it_is_mounted_again(
     mounted: Mounted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("hopaas_p2p.storage.storage._LOOK_FOR_STORE", 0.1)
+    monkeypatch.setattr("hopaas_p2p.storage.options._LOOK_FOR_STORE", 0.1)
     hopaas_p2p.open_study(mounted.path / "store", "s", space=SPACE).close()
     mounted.unmount()
     back = threading.Timer(1.0, mounted.mount)

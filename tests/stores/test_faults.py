@@ -19,7 +19,7 @@ from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.storage import storage as storage_module
+from hopaas_p2p.storage import options as options_module
 from hopaas_p2p.stores.base import Log, Store
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryStore
@@ -305,7 +305,7 @@ def test_plain_optuna_does_not_notice_a_storm(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-4)
     monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-3)
     monkeypatch.setattr(
-        storage_module, "open_store", lambda *_, **__: FaultyStore(DirectoryStore(tmp_path), at_random(n_jobs, 0.3))
+        options_module, "open_store", lambda *_, **__: FaultyStore(DirectoryStore(tmp_path), at_random(n_jobs, 0.3))
     )
     storage = hopaas_p2p.open_storage(str(tmp_path))
     study = optuna.create_study(storage=storage, sampler=optuna.samplers.RandomSampler(seed=1))
@@ -345,7 +345,7 @@ def test_a_read_gets_by_with_what_is_known_while_the_store_is_away(
 ) -> None:
     calm = [None] * 40
     store = FaultyStore(DirectoryStore(tmp_path), calm)
-    monkeypatch.setattr(storage_module, "open_store", lambda *_, **__: store)
+    monkeypatch.setattr(options_module, "open_store", lambda *_, **__: store)
     storage = hopaas_p2p.open_storage(str(tmp_path), patience=0.0)
     study = optuna.create_study(study_name="s", storage=storage)
     study.optimize(lambda trial: trial.number, n_trials=3)
@@ -362,7 +362,7 @@ def test_a_read_gets_by_with_what_is_known_while_the_store_is_away(
 def test_a_peer_that_never_reached_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append(DirectoryStore(tmp_path).catalog(), outgoing("something"))
     store = FaultyStore(DirectoryStore(tmp_path), [Fault.REFUSE] * 3)
-    monkeypatch.setattr(storage_module, "open_store", lambda *_, **__: store)
+    monkeypatch.setattr(options_module, "open_store", lambda *_, **__: store)
     storage = hopaas_p2p.open_storage(str(tmp_path), patience=0.0)
     with pytest.raises(StoreUnreachable, match="did not answer"):
         storage.get_all_studies()

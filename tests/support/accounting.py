@@ -20,7 +20,8 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import NoWork
 from hopaas_p2p.metering import EnergyCounter
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.storage.storage import Storage, StorageOptions
+from hopaas_p2p.storage.options import StorageOptions
+from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.study import Study, open_study
 from hopaas_p2p.trial import Trial

@@ -21,7 +21,7 @@ from hopaas_p2p import provenance
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import ConfigurationError, NotYourTrial, NoWork
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage import storage as storage_module
+from hopaas_p2p.storage import options as options_module
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.testing.faults import FaultyStore
 
@@ -411,7 +411,7 @@ class CountingStore(FaultyStore):
 @pytest.fixture
 def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Storage, CountingStore]]:
     store = CountingStore(tmp_path)
-    monkeypatch.setattr(storage_module, "open_store", lambda *_, **__: store)
+    monkeypatch.setattr(options_module, "open_store", lambda *_, **__: store)
     storage = hopaas_p2p.open_storage(str(tmp_path), linger=3600.0, lease_ttl=3600.0)
     yield storage, store
     storage.close()

@@ -1,0 +1,76 @@
+"""How a storage is opened, here and where it travels to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from functools import partial
+from typing import Final, NamedTuple
+
+from hopaas_p2p.core.records import Policy
+from hopaas_p2p.errors import NoStore, StoreAway
+from hopaas_p2p.metering import energy_counter
+from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.provenance import describe
+from hopaas_p2p.stores.base import Store
+from hopaas_p2p.stores.url import open_store
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_LOOK_FOR_STORE: Final = 2.0  # seconds between looks whether a file system is mounted again
+
+
+class StorageOptions(NamedTuple):
+    """How a storage was opened: what travels in a pickle."""
+
+    url: str
+    policy: Policy
+    linger: float | None
+    patience: float | None
+    store_wait: float | None
+    allow_pickles: bool
+    peer_ttl: float | None
+    on_behalf_of: str = ""
+    operator: bool = False
+
+
+def found_store(
+    url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False
+) -> Store:
+    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes.
+
+    So is a directory that `was_there` and is not now.
+    """
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            return open_store(url, create=create)
+        except (StoreAway, NoStore) as error:
+            if isinstance(error, NoStore) and not was_there:
+                raise
+            if within is not None and time.monotonic() - began >= within:
+                raise
+            away = f"the store {url} is not there now" if isinstance(error, NoStore) else error
+            if not said:
+                _log.warning("waiting: %s", away)
+            said = True
+        time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
+
+
+def open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) -> Peer:
+    """A peer of a store that was there before; one that is away now is waited for, as `store_wait` says.
+
+    An error would end the unpickling of a storage, and `multiprocessing.Pool` waits for ever for a task that it could
+    not unpickle.
+    """
+    within = options.patience if options.store_wait is None else options.store_wait
+    return Peer(
+        found_store(options.url, create=not options.url.startswith("file:"), within=within, was_there=True),
+        linger=options.linger,
+        patience=options.patience,
+        store_wait=options.store_wait,
+        acts_for=acts_for,
+        peer_ttl=options.peer_ttl,
+        describe=partial(describe, on_behalf_of=options.on_behalf_of),
+        energy=energy_counter(),
+    )
