@@ -34,9 +34,7 @@ class StorageOptions(NamedTuple):
     operator: bool = False
 
 
-def found_store(
-    url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False
-) -> Store:
+def found_store(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
     """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes.
 
     So is a directory that `was_there` and is not now.

@@ -48,7 +48,6 @@ from hopaas_p2p.errors import (
     Denied,
     HopaasError,
     InvalidInput,
-    NoStore,
     NoSuchStudy,
     NoSuchTrial,
     NoWork,
