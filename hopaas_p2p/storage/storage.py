@@ -545,7 +545,7 @@ class Storage(BaseStorage):
 
         """
         handle = self.handle(study_id)
-        return self._note_located(handle, handle.take(proposal, within=within))
+        return handle.first_id + handle.take(proposal, within=within)  # no call behind it, where Ctrl-C might come
 
     def bring(self, study_id: int, record: TrialCreate) -> int:
         """Write a trial that waits, or that is finished already; returns its id.

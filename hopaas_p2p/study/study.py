@@ -560,9 +560,9 @@ class Study:
         was forked in the block does neither: the trial is its parent's.
         """
         with sigterm_raises():
-            trial = self.ask()
-            trial.in_block = True
             pid = os.getpid()
+            trial = self.ask()
+            trial.in_block = True  # no call before the block, where Ctrl-C might come
             try:
                 try:
                     yield trial
