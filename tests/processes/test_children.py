@@ -235,7 +235,7 @@ def test_a_study_that_is_unpickled_while_the_store_is_away_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a task for a pool is: `multiprocessing.Pool` waits for ever for one that cannot be unpickled."""
-    monkeypatch.setattr("hopaas_p2p.storage.storage._LOOK_FOR_STORE", 0.05)
+    monkeypatch.setattr("hopaas_p2p.storage.options._LOOK_FOR_STORE", 0.05)
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
     pickled, found = pickle.dumps(study), []
     (tmp_path / "store").rename(tmp_path / "away")
