@@ -209,7 +209,8 @@ class Storage(BaseStorage):
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
-            peer = _unpickled[key] = open_peer(options, state["acts_for"])
+            # an error would end the unpickling: `multiprocessing.Pool` waits for ever for the task that it was part of
+            peer = _unpickled[key] = open_peer(options, state["acts_for"], was_there=True)
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
 
     @property
