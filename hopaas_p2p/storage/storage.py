@@ -677,11 +677,11 @@ class Storage(BaseStorage):
             StoreUnreachable: it did not answer; the record stays `queued`, and may be in the log already.
 
         """
-        said = [record]
+        log, said = self.handle(study_id).log, [record]
         if self._person is not None:
             said.insert(0, introduction(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of}))
         try:
-            return self.peer.commit(self.handle(study_id).log, *said, owner=self._person, within=within)[-1]
+            return self.peer.commit(log, *said, owner=self._person, within=within)[-1]
         except StoreUnreachable as error:
             unanswered = type(error)(f"{str(error).rstrip('.')}. {_QUEUED}")
             unanswered.queued = True
