@@ -187,11 +187,14 @@ class Peer:
 
         Not for longer than the trials run that it goes on with: their peers may be dead, and have left others.
         """
-        for one in list(self._adopted):
+        owners = set()
+        for one in list(self._adopted):  # another thread may be adopting one
             owner, uuid, number = one
             if number != _ALL and self._is_over(self.logs.get(uuid), number, owner):
                 self._adopted.discard(one)
-        return {owner for owner, _, _ in self._adopted}
+            else:
+                owners.add(owner)
+        return owners
 
     @staticmethod
     def _is_over(log: LogDriver[State] | None, number: int, owner: str) -> bool:

@@ -415,6 +415,27 @@ def test_an_owner_is_beaten_for_as_long_as_the_trial_runs_that_was_adopted(
     assert [lease.why for lease in driver.state.trials[2].history] == ["its owner fell silent"]
 
 
+def test_adopted_owners_are_listed_while_another_thread_adopts_one(peer: Peer) -> None:
+    drivers_of(peer)
+    others = ["another"]
+
+    class Owner(str):
+        """Another thread adopts a trial while this name is looked at."""
+
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            if others and listing:
+                peer.adopt(others.pop(), "first", 98)
+            return super().__hash__()
+
+    listing = False
+    peer.adopt(Owner("parent"), "first", 99)
+    listing = True
+    assert "parent" in peer.adopted
+    assert peer.adopted == {"parent", "another"}
+
+
 def test_what_was_spooled_is_sent_again_until_the_log_holds_it(
     store: MemoryStore, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
