@@ -216,6 +216,16 @@ def test_a_trial_that_a_child_asked_for_is_told_where_it_is_brought_back_to(tmp_
     assert [trial.reports for trial in logged] == [{1: 0.125}, {1: 0.125}, {1: 0.125, 2: 0.25}, {1: 0.125}]
 
 
+def test_the_lease_of_a_trial_is_kept_alive_where_it_is_brought_back_to(tmp_path: Path) -> None:
+    """The child that asked for it may have ended."""
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        trial = pool.apply(asked_with_a_report, (study,))
+    assert study.storage.peer.adopted == {study.state.trials[trial.number].owner}
+    study.tell(trial, 0.5)
+    assert study.storage.peer.adopted == set()
+
+
 def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     space = {"x": hopaas_p2p.Float(0, 1)}
     one, other = (hopaas_p2p.open_study(tmp_path / "store", name, space=space) for name in ("one", "other"))

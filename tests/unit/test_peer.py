@@ -401,8 +401,9 @@ def test_an_adopted_owner_is_beaten_for_however_often_this_peer_exchanges(
 def test_an_owner_is_beaten_for_as_long_as_the_trial_runs_that_was_adopted(
     store: MemoryStore, clock: Clock, peer: Peer
 ) -> None:
-    """A parent that was killed may have left other trials, which are to be taken over."""
+    """A parent that was killed may have left other trials, which are to be taken over, also if nobody else is left."""
     driver = drivers_of(peer)[0]
+    peer.act_for(frozenset({"parent"}))
     parent = Commit("parent", 1, "parent", 0, (TrialCreate(), TrialCreate()))
     store.log("first").exchange(Outgoing("p", codec.encode(parent)), 0)
     peer.adopt("parent", "first", 1)
