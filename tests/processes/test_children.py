@@ -234,11 +234,14 @@ def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     for trial in trials[1:]:
         with pytest.raises(hopaas_p2p.errors.InvalidInput, match="trial 0 is of the study"):
             one.tell(trial, 0.5)
+    elsewhere.storage.delete_study(elsewhere.study_id)
+    with pytest.raises(hopaas_p2p.errors.NoSuchTrial):
+        one.tell(trials[2], 0.5)
     (tmp_path / "link").symlink_to(tmp_path / "store")
     same = hopaas_p2p.open_study(tmp_path / "link", "one")
     with pytest.raises(hopaas_p2p.errors.NotYourTrial):
         same.tell(trials[0], 0.5)
-    assert [trial.state.name for study in (one, other, elsewhere) for trial in study.state.trials] == ["RUNNING"] * 3
+    assert [trial.state.name for study in (one, other) for trial in study.state.trials] == ["RUNNING"] * 2
 
 
 def test_a_study_that_is_unpickled_while_the_store_is_away_waits_for_it(
