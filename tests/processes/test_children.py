@@ -272,3 +272,17 @@ def test_what_numpy_imports_at_its_first_use_is_there_before_a_thread_prunes() -
         numpy.nanpercentile([1.0, 2.0], 25), numpy.unique([1.0])
         assert set(sys.modules) == before"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_trial_imports_nothing_that_was_not_there_when_its_study_was_opened() -> None:
+    code = """if True:
+        import sys, hopaas_p2p
+        study = hopaas_p2p.open_study("memory://imports", "s", space={"x": hopaas_p2p.Float(0, 1)})
+        before = set(sys.modules)
+        for _ in range(12):  # more than are drawn at random
+            trial = study.ask()
+            trial.report(0.5, 1)
+            trial.should_prune()
+            study.tell(trial, 0.5)
+        assert set(sys.modules) == before, set(sys.modules) - before"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
