@@ -157,7 +157,7 @@ def open_again(options: StorageOptions) -> Storage:
 _OWNER_ONLY: Final = (
     "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {study} USER owner"
 )
-_QUEUED: Final = "The change was not refused and may still be made; look whether it was before you repeat it."
+_QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
@@ -167,10 +167,10 @@ _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.
 
 
 def _home(state: dict[str, Any]) -> Peer | None:
-    """A peer of this process that a storage set out from which comes back pickled by a child; None if there is none.
+    """The peer of this process that a storage set out from, where a child sends it back pickled; None if there is none.
 
-    What the child has begun may be ended here then, by each of them: a scheduler of Dask, for one, has a copy in this
-    process.
+    There may be several, since Dask's scheduler, for one, has a copy in this process. Each of them may end what the
+    child has begun.
     """
     peers = [peer for peer in process.running(state["acts_for"]) if isinstance(peer, Peer) and not peer.closed]
     home = [peer for peer in peers if peer.store.url == state["options"].url]
