@@ -32,7 +32,8 @@ def interruptions() -> tuple[type[BaseException], ...]:
     In a program that uses asyncio the cancellation of a task does, too: Ctrl-C is one in `asyncio.run`.
     """
     asyncio = sys.modules.get("asyncio")
-    return INTERRUPTIONS if asyncio is None else (*INTERRUPTIONS, asyncio.CancelledError)
+    cancelled = getattr(asyncio, "CancelledError", None)  # another thread may be importing it
+    return INTERRUPTIONS if cancelled is None else (*INTERRUPTIONS, cancelled)
 
 
 def describe(error: BaseException) -> str:

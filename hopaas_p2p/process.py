@@ -72,7 +72,7 @@ class once(Generic[T]):  # noqa: N801  # as `property`
     """`functools.cached_property` without the lock that it has in Python 3.11.
 
     One lock serves all objects there. A child of a fork would wait for it for ever if a thread of its parent was just
-    making the value of any of them. Here two threads may both make it; the last one counts.
+    making the value of any of them. Here two threads may both make it; both get the one that is kept first.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -80,7 +80,7 @@ class once(Generic[T]):  # noqa: N801  # as `property`
         self.__doc__ = make.__doc__
 
     def __get__(self, instance: Any, _owner: type | None = None) -> T:
-        value = instance.__dict__[self._make.__name__] = self._make(instance)
+        value: T = instance.__dict__.setdefault(self._make.__name__, self._make(instance))
         return value
 
 

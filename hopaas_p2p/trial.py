@@ -249,6 +249,10 @@ class Trial(optuna.trial.Trial):
         state.pop("_resume", None)  # a copy that travels fetches its own
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.storage.adopt(self._trial_id)  # the process that asked for it may have ended
+
     def tell(self, *values: float) -> None:
         """Say the result, inside `with study.trial() as trial:`; it is sent when the block ends.
 

@@ -13,7 +13,7 @@ Word = Literal["requested", "acknowledged", "done", "refused"]
 
 
 class NotMade(NamedTuple):
-    """Why a change was not made."""
+    """Why a change was not made, or not yet."""
 
     why: str
     queued: bool = False
@@ -66,7 +66,8 @@ def progress(request: Request, state: State) -> Progress:
 def _shows(request: Request, state: State) -> bool:
     """Whether the log shows that a request which the store had not answered was made."""
     if request.kind == "control":
-        return _as_asked(request, state)
+        still_failing = request.status == "running" and state.closed_because() == "failing"
+        return _as_asked(request, state) and not still_failing
     if request.kind == "run" or request.number is None:
         return False  # which trial it became is not known
     trial = state.trials[request.number]

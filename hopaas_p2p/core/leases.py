@@ -144,7 +144,7 @@ class FailureDetector:
 def reclaims(state: State, watch: FailureDetector, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:
     """The reclaim records this observer may append: running trials whose owner was silent for its ttl.
 
-    `spare` are owners that this process acts for itself.
+    `spare` are owners that this process beats for itself.
     """
     due = []
     for number in list(state.running):  # another thread may be applying commits

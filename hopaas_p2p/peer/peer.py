@@ -187,11 +187,19 @@ class Peer:
 
         Not for longer than the trials run that it goes on with: their peers may be dead, and have left others.
         """
-        for one in list(self._adopted):
+        owners = set()
+        for one in list(self._adopted):  # another thread may be adopting one
             owner, uuid, number = one
             if number != _ALL and self._is_over(self.logs.get(uuid), number, owner):
                 self._adopted.discard(one)
-        return {owner for owner, _, _ in self._adopted}
+            else:
+                owners.add(owner)
+        return owners
+
+    @property
+    def _beaten_for(self) -> set[str]:
+        """The owners that this process keeps alive, and does not watch. Others of `mine` may be dead."""
+        return self.adopted | {self.uuid}
 
     @staticmethod
     def _is_over(log: LogDriver[State] | None, number: int, owner: str) -> bool:
@@ -476,7 +484,7 @@ class Peer:
     def someone_may_be_dead(self, log: LogDriver[State]) -> bool:
         """Whether the owner of some running trial has not shown a sign of life lately."""
         with log.lock:
-            return log.session.owners.someone_may_be_dead(log.state, spare=self.mine, now=self.clock())
+            return log.session.owners.someone_may_be_dead(log.state, spare=self._beaten_for, now=self.clock())
 
     def release_forgotten(self) -> None:
         """Release the trials that were collected before they were told. Any thread may call."""
@@ -613,12 +621,13 @@ class Peer:
         """Reclaim what silent peers left and stop what is stuck, as far as that is still so when the log says so."""
         with log.lock:
             owners = log.session.owners
-            watched = owners.watched(log.state, self.mine)
+            spare = self._beaten_for
+            watched = owners.watched(log.state, spare)
             heard = set() if self.store.piggybacks_heartbeats else owners.heard(log.state, watched)
         with translated():
             beats = self.store.beats([owner for owner in watched if owner not in heard])
         with log.lock:
-            due = log.session.owners.look(log.state, beats, watched, spare=self.mine, now=now, heard=heard)
+            due = log.session.owners.look(log.state, beats, watched, spare=spare, now=now, heard=heard)
         if not due:
             return
         self.pull(log)  # another peer may have been quicker, or the owner has finished

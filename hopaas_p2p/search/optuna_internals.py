@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+import numpy.random  # noqa: F401  # else a thread does, as it first draws, and a child forked meanwhile waits for ever
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution

@@ -55,15 +55,11 @@ def found_store(url: str | os.PathLike[str], *, create: bool, within: float | No
         time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
 
 
-def open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset()) -> Peer:
-    """A peer of a store that was there before; one that is away now is waited for, as `store_wait` says.
-
-    An error would end the unpickling of a storage, and `multiprocessing.Pool` waits for ever for a task that it could
-    not unpickle.
-    """
+def open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset(), *, was_there: bool = False) -> Peer:
+    """A peer of this store; one that is away now is waited for, as `store_wait` says. See `found_store`."""
     within = options.patience if options.store_wait is None else options.store_wait
     return Peer(
-        found_store(options.url, create=not options.url.startswith("file:"), within=within, was_there=True),
+        found_store(options.url, create=not options.url.startswith("file:"), within=within, was_there=was_there),
         linger=options.linger,
         patience=options.patience,
         store_wait=options.store_wait,

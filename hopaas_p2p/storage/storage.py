@@ -157,7 +157,7 @@ def open_again(options: StorageOptions) -> Storage:
 _OWNER_ONLY: Final = (
     "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {study} USER owner"
 )
-_QUEUED: Final = "The change was not refused and may still be made; look whether it was before you repeat it."
+_QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
@@ -167,10 +167,10 @@ _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.
 
 
 def _home(state: dict[str, Any]) -> Peer | None:
-    """A peer of this process that a storage set out from which comes back pickled by a child; None if there is none.
+    """The peer of this process that a storage set out from, where a child sends it back pickled; None if there is none.
 
-    What the child has begun may be ended here then, by each of them: a scheduler of Dask, for one, has a copy in this
-    process.
+    There may be several, since Dask's scheduler, for one, has a copy in this process. Each of them may end what the
+    child has begun.
     """
     peers = [peer for peer in process.running(state["acts_for"]) if isinstance(peer, Peer) and not peer.closed]
     home = [peer for peer in peers if peer.store.url == state["options"].url]
@@ -209,7 +209,8 @@ class Storage(BaseStorage):
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
-            peer = _unpickled[key] = open_peer(options, state["acts_for"])
+            # an error would end the unpickling: `multiprocessing.Pool` waits for ever for the task that it was part of
+            peer = _unpickled[key] = open_peer(options, state["acts_for"], was_there=True)
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
 
     @property
@@ -644,6 +645,17 @@ class Storage(BaseStorage):
             self._read(found[0].study_id)
         return found
 
+    def adopt(self, trial_id: int) -> None:
+        """Keep the lease of a trial that travelled to this process, as far as its log was read here, while it runs."""
+        study_id, number = study_and_number(trial_id)
+        listing = self.peer.catalog.state.by_id.get(study_id)
+        log = None if listing is None else self.peer.logs.get(listing.uuid)
+        if listing is None or log is None or number >= len(log.state.trials):
+            return
+        owner = log.state.trials[number].owner
+        if owner is not None and owner != self.peer.uuid and self.peer.is_mine(owner):
+            self.peer.adopt(owner, listing.uuid, number)
+
     def release(self, trial_id: int, *, reason: str | None = None) -> bool:
         """Give a running trial of this process back: WAITING again, with the same parameters."""
         handle, number = self.locate(trial_id)
@@ -676,11 +688,11 @@ class Storage(BaseStorage):
             StoreUnreachable: it did not answer; the record stays `queued`, and may be in the log already.
 
         """
-        said = [record]
+        log, said = self.handle(study_id).log, [record]
         if self._person is not None:
             said.insert(0, introduction(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of}))
         try:
-            return self.peer.commit(self.handle(study_id).log, *said, owner=self._person, within=within)[-1]
+            return self.peer.commit(log, *said, owner=self._person, within=within)[-1]
         except StoreUnreachable as error:
             unanswered = type(error)(f"{str(error).rstrip('.')}. {_QUEUED}")
             unanswered.queued = True

@@ -30,7 +30,7 @@ from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
-from hopaas_p2p.core.names import first_id
+from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import (
     Budget,
     Distribution,
@@ -483,13 +483,14 @@ class Study:
 
     def _number_of(self, trial: Trial) -> int:
         """The number of a trial of this study."""
-        mine = trial.id >> 32 == self.study_id
+        study_id, number = study_and_number(trial.id)
+        mine = study_id == self.study_id
         if mine and trial.storage.url != self.storage.url:
-            with contextlib.suppress(HopaasError):  # a store that is away keeps no result from being told
+            with contextlib.suppress(*UNDECIDED):  # a store that is away keeps no result from being told
                 mine = trial.handle.uuid == self._handle.uuid
         if not mine:
-            raise InvalidInput(f"trial {trial.number} is of the study {trial.study.study_name!r}, not of {self.name!r}")
-        return trial.number
+            raise InvalidInput(f"trial {number} is of the study {trial.study.study_name!r}, not of {self.name!r}")
+        return number
 
     def _told_id(self, number: int) -> int:
         """The id of a trial that may be told here."""

@@ -23,7 +23,7 @@ from dashboard_app.views.columns import columns
 from dashboard_app.views.metrics import Seen, exposition
 from dashboard_app.views.requests import NotMade, Request, progress
 from hopaas_p2p import access
-from hopaas_p2p.core.records import StudyControl, TrialSet, TrialStop
+from hopaas_p2p.core.records import Policy, StudyControl, TrialSet, TrialStop
 from hopaas_p2p.errors import StoreUnreachable
 from tests.support.dashboard_pages import listing_of
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
@@ -163,6 +163,15 @@ def test_what_the_store_has_not_answered_is_requested_until_the_log_shows_it() -
     scribe.say("b", TrialStop(number, 1, "enough"), StudyControl(budget=7))
     assert progress(stop, scribe.state).more == "its peer will see it at its next report"
     assert progress(budget, scribe.state).word == "done"
+
+
+def test_a_study_with_too_many_failures_is_not_resumed_before_the_log_says_so() -> None:
+    scribe = Scribe(policy=Policy(max_failures=1))
+    scribe.finish("a", scribe.start("a"), state=FAIL)
+    resume = Request("control", "resume", 0.0, status="running", failure=NotMade("away", queued=True))
+    assert progress(resume, scribe.state).word == "requested"
+    scribe.say("b", StudyControl(status="running"))
+    assert progress(resume, scribe.state).word == "done"
 
 
 # --- metrics ---

@@ -216,6 +216,16 @@ def test_a_trial_that_a_child_asked_for_is_told_where_it_is_brought_back_to(tmp_
     assert [trial.reports for trial in logged] == [{1: 0.125}, {1: 0.125}, {1: 0.125, 2: 0.25}, {1: 0.125}]
 
 
+def test_the_lease_of_a_trial_is_kept_alive_where_it_is_brought_back_to(tmp_path: Path) -> None:
+    """The child that asked for it may have ended."""
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        trial = pool.apply(asked_with_a_report, (study,))
+    assert study.storage.peer.adopted == {study.state.trials[trial.number].owner}
+    study.tell(trial, 0.5)
+    assert study.storage.peer.adopted == set()
+
+
 def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     space = {"x": hopaas_p2p.Float(0, 1)}
     one, other = (hopaas_p2p.open_study(tmp_path / "store", name, space=space) for name in ("one", "other"))
@@ -224,18 +234,21 @@ def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     for trial in trials[1:]:
         with pytest.raises(hopaas_p2p.errors.InvalidInput, match="trial 0 is of the study"):
             one.tell(trial, 0.5)
+    elsewhere.storage.delete_study(elsewhere.study_id)
+    with pytest.raises(hopaas_p2p.errors.NoSuchTrial):
+        one.tell(trials[2], 0.5)
     (tmp_path / "link").symlink_to(tmp_path / "store")
     same = hopaas_p2p.open_study(tmp_path / "link", "one")
     with pytest.raises(hopaas_p2p.errors.NotYourTrial):
         same.tell(trials[0], 0.5)
-    assert [trial.state.name for study in (one, other, elsewhere) for trial in study.state.trials] == ["RUNNING"] * 3
+    assert [trial.state.name for study in (one, other) for trial in study.state.trials] == ["RUNNING"] * 2
 
 
 def test_a_study_that_is_unpickled_while_the_store_is_away_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a task for a pool is: `multiprocessing.Pool` waits for ever for one that cannot be unpickled."""
-    monkeypatch.setattr("hopaas_p2p.storage.storage._LOOK_FOR_STORE", 0.05)
+    monkeypatch.setattr("hopaas_p2p.storage.options._LOOK_FOR_STORE", 0.05)
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
     pickled, found = pickle.dumps(study), []
     (tmp_path / "store").rename(tmp_path / "away")
@@ -258,4 +271,18 @@ def test_what_numpy_imports_at_its_first_use_is_there_before_a_thread_prunes() -
         before = set(sys.modules)
         numpy.nanpercentile([1.0, 2.0], 25), numpy.unique([1.0])
         assert set(sys.modules) == before"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_trial_imports_nothing_that_was_not_there_when_its_study_was_opened() -> None:
+    code = """if True:
+        import sys, hopaas_p2p
+        study = hopaas_p2p.open_study("memory://imports", "s", space={"x": hopaas_p2p.Float(0, 1)})
+        before = set(sys.modules)
+        for _ in range(12):  # more than are drawn at random
+            trial = study.ask()
+            trial.report(0.5, 1)
+            trial.should_prune()
+            study.tell(trial, 0.5)
+        assert set(sys.modules) == before, set(sys.modules) - before"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -21,7 +21,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.errors import InvalidInput, NothingSucceeded, StoreUnreachable, WorkersLost
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded, StoreUnreachable, WorkersLost
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.workers import WatchedWorkers
@@ -265,6 +265,24 @@ def test_an_executor_that_loses_every_worker_is_given_up(study: Study) -> None:
     with pytest.raises(WorkersLost, match=r"(?s)node failure.*without on="):
         study.optimize(quick, on=LosesAll(), workers=2)
     assert study.state.counts[0] == 0
+
+
+class Elsewhere(ThreadPoolExecutor):
+    """Its workers are on a node where the store's directory is not."""
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        *others, order = arguments
+        there = order.options._replace(url="file:///not/on/this/node", store_wait=0.1)  # a worker that waits ends, too
+        return super().submit(function, *others, order._replace(options=there), **options)
+
+
+def test_workers_that_do_not_see_the_directory_end_the_call_at_once(
+    study: Study, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Elsewhere(1) as pool, pytest.raises(ConfigurationError, match="there is no store in /not/on/this/node"):
+        study.optimize(quick, on=pool)
+    assert "waiting: the store" not in caplog.text
+    assert study.trials == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Final
 
 import optuna
@@ -268,4 +268,15 @@ def test_a_program_that_handles_ctrl_c_itself_waits_for_a_silent_store_afterward
     finally:
         signal.signal(signal.SIGINT, before)
     assert study.storage.peer.give_up_at == math.inf
+    study.close()
+
+
+def test_a_trial_that_ctrl_c_ends_while_another_thread_imports_asyncio_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = hopaas_p2p.open_study("memory://importing", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    monkeypatch.setitem(sys.modules, "asyncio", ModuleType("asyncio"))  # nothing is in it yet
+    with pytest.raises(KeyboardInterrupt), study.trial():
+        raise KeyboardInterrupt
+    assert [trial.state.name for trial in study.state.trials] == ["WAITING"]
     study.close()

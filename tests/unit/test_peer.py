@@ -401,8 +401,9 @@ def test_an_adopted_owner_is_beaten_for_however_often_this_peer_exchanges(
 def test_an_owner_is_beaten_for_as_long_as_the_trial_runs_that_was_adopted(
     store: MemoryStore, clock: Clock, peer: Peer
 ) -> None:
-    """A parent that was killed may have left other trials, which are to be taken over."""
+    """A parent that was killed may have left other trials, which are to be taken over, also if nobody else is left."""
     driver = drivers_of(peer)[0]
+    peer.act_for(frozenset({"parent"}))
     parent = Commit("parent", 1, "parent", 0, (TrialCreate(), TrialCreate()))
     store.log("first").exchange(Outgoing("p", codec.encode(parent)), 0)
     peer.adopt("parent", "first", 1)
@@ -413,6 +414,27 @@ def test_an_owner_is_beaten_for_as_long_as_the_trial_runs_that_was_adopted(
     tick_for(peer, clock, 36.0)
     assert peer.adopted == set()
     assert [lease.why for lease in driver.state.trials[2].history] == ["its owner fell silent"]
+
+
+def test_adopted_owners_are_listed_while_another_thread_adopts_one(peer: Peer) -> None:
+    drivers_of(peer)
+    others = ["another"]
+
+    class Owner(str):
+        """Another thread adopts a trial while this name is looked at."""
+
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            if others and listing:
+                peer.adopt(others.pop(), "first", 98)
+            return super().__hash__()
+
+    listing = False
+    peer.adopt(Owner("parent"), "first", 99)
+    listing = True
+    assert "parent" in peer.adopted
+    assert peer.adopted == {"parent", "another"}
 
 
 def test_what_was_spooled_is_sent_again_until_the_log_holds_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.samplers import CmaEsSampler, TPESampler
 from hopaas_p2p.search.early import draws_early
 from hopaas_p2p.study import Study
+from hopaas_p2p.study import study as study_module
+from hopaas_p2p.testing.commits import together
 from tests.support.processes import SPACE, states, until
 
 NOP = optuna.pruners.NopPruner()
@@ -187,3 +190,15 @@ def test_of_our_samplers_it_is_known_too() -> None:
         pass
 
     assert not draws_early(Somebodys(), NOP)  # nobody knows what it needs
+
+
+def test_threads_that_ask_at_first_know_of_each_others_proposals(studies: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, both, real = studies(space=SPACE), threading.Barrier(2), study_module.Proposer
+
+    def made_by_two(*words: Any) -> Any:
+        both.wait(30)
+        return real(*words)
+
+    monkeypatch.setattr(study_module, "Proposer", made_by_two)
+    first, second = together(lambda: study._proposer, lambda: study._proposer)
+    assert first is second

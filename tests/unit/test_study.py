@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -328,6 +330,24 @@ def test_a_change_that_the_store_has_not_answered_says_that_it_is_queued_and_is_
 
     assert (study.state.status, len(study.trials), study.user_attrs) == ("paused", 1, {"who": "ann"})
     study.close()
+
+
+def test_a_change_of_a_study_that_cannot_be_found_is_not_said_to_be_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(tmp_path, "study", patience=0.0)) as study:
+        copy = pickle.loads(pickle.dumps(study))  # it has not read the list of studies yet
+
+        def away(*_args: object, **_more: object) -> None:
+            raise StoreUnreachable("away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(study.storage.peer.catalog.log), "exchange", away)
+            with pytest.raises(StoreUnreachable, match=r"^away$") as raised:
+                copy.pause()
+        assert not raised.value.queued
+        copy.close()
+        assert study.state.status == "running"
 
 
 @pytest.mark.parametrize("error", [ImportError("no torch here"), StoreUnreachable("away")])
