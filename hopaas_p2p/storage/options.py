@@ -18,6 +18,7 @@ from hopaas_p2p.stores.url import open_store
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK_FOR_STORE: Final = 2.0  # seconds between looks whether a file system is mounted again
+_SAY_EVERY: Final = 60.0  # seconds between two lines that say that it is not
 
 
 class StorageOptions(NamedTuple):
@@ -39,19 +40,20 @@ def found_store(url: str | os.PathLike[str], *, create: bool, within: float | No
 
     So is a directory that `was_there` and is not now.
     """
-    began, said = time.monotonic(), False
+    began = due = time.monotonic()
     while True:
         try:
             return open_store(url, create=create)
         except (StoreAway, NoStore) as error:
             if isinstance(error, NoStore) and not was_there:
                 raise
-            if within is not None and time.monotonic() - began >= within:
+            now = time.monotonic()
+            if within is not None and now - began >= within:
                 raise
-            away = f"the store {url} is not there now" if isinstance(error, NoStore) else error
-            if not said:
+            if now >= due:
+                due = now + _SAY_EVERY
+                away = f"the store {url} is not there now" if isinstance(error, NoStore) else error
                 _log.warning("waiting: %s", away)
-            said = True
         time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
 
 
