@@ -54,6 +54,7 @@ _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds at most that the end of the program wa
 _LONGEST_SILENCE: Final = 30.0  # seconds between the scheduler's attempts while the store is away
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
 _MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
+_QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
@@ -228,7 +229,7 @@ class Peer:
     def commit_to_catalog(self, record: Record) -> Verdict:
         """Write to the list of studies, and wait for the verdict; raises as `commit` does."""
         catalog = self.catalog
-        (verdict,) = self.await_commit(catalog, catalog.put(self.uuid, record))
+        (verdict,) = self._answered(catalog, catalog.put(self.uuid, record))
         if catalog.session.snapshot_due and catalog.rate_limited is not None:
             with contextlib.suppress(StoreUnreachable, Denied):  # the next one will do
                 catalog.write_snapshot()
@@ -240,11 +241,22 @@ class Peer:
         """Write these records and wait for their verdicts: durable when this returns.
 
         Raises:
-            StoreUnreachable: not `within` so many seconds, or `patience`; the records stay queued and are sent at the
-                next contact.
+            StoreUnreachable: not `within` so many seconds, or `patience`; the records stay `queued` and are sent at the
+                next contact, or are in the log already.
 
         """
-        return self.await_commit(log, self.put(log, *records, owner=owner), within=within)
+        return self._answered(log, self.put(log, *records, owner=owner), within=within)
+
+    def _answered(
+        self, log: LogDriver[Any], pending: PendingCommit, *, within: float | None = None
+    ) -> tuple[Verdict, ...]:
+        """As `await_commit`, with an error for the person who asked for this."""
+        try:
+            return self.await_commit(log, pending, within=within)
+        except StoreUnreachable as error:
+            unanswered = StoreUnreachable(f"{str(error).rstrip('.')}. {_QUEUED}")
+            unanswered.queued = True
+            raise unanswered from error.__cause__
 
     def start(self, log: LogDriver[State], record: Record, *, within: float = math.inf) -> PendingCommit:
         """Commit a record that starts a trial. If this fails, or is interrupted, the trial is released.
@@ -634,7 +646,7 @@ class Peer:
         running, trials = log.state.running, log.state.trials
         still = [record for record in due if record.number in running and trials[record.number].epoch == record.epoch]
         if still:
-            self.commit(log, *still)
+            self.await_commit(log, self.put(log, *still))
 
     # --- the end, and what cannot be sent ---
 

@@ -157,7 +157,6 @@ def open_again(options: StorageOptions) -> Storage:
 _OWNER_ONLY: Final = (
     "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {study} USER owner"
 )
-_QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
@@ -682,21 +681,11 @@ class Storage(BaseStorage):
         handle.set_attr(number, kind, key, value, text)
 
     def _commit(self, study_id: int, record: Record, *, within: float | None = None) -> Verdict:
-        """Write one record and wait for its verdict, after the introduction of the person it is written for.
-
-        Raises:
-            StoreUnreachable: it did not answer; the record stays `queued`, and may be in the log already.
-
-        """
+        """Write one record and wait for its verdict, after the introduction of the person it is written for."""
         log, said = self.handle(study_id).log, [record]
         if self._person is not None:
             said.insert(0, introduction(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of}))
-        try:
-            return self.peer.commit(log, *said, owner=self._person, within=within)[-1]
-        except StoreUnreachable as error:
-            unanswered = type(error)(f"{str(error).rstrip('.')}. {_QUEUED}")
-            unanswered.queued = True
-            raise unanswered from error.__cause__
+        return self.peer.commit(log, *said, owner=self._person, within=within)[-1]
 
     def _catalog(self) -> Catalog:
         self.peer.refresh_for_reading(self.peer.catalog)

@@ -36,6 +36,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial
+from hopaas_p2p.tunnel.dial import GatewayBusy
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import SPACE, environment, script, states, until
 
@@ -316,20 +317,48 @@ def test_a_change_that_the_store_has_not_answered_says_that_it_is_queued_and_is_
 ) -> None:
     study = hopaas_p2p.open_study(tmp_path, "study", patience=0.0)
     log = study.storage.handle(study.study_id).log
+    study.enqueue({"x": 2.0})
+    waiting = study.trials[0]._trial_id
 
     def away(*_args: object, **_more: object) -> None:
         raise StoreUnreachable("away")
 
     with monkeypatch.context() as patch:
         patch.setattr(type(log.log), "exchange", away)
-        for change in (study.pause, lambda: study.enqueue({"x": 1.0}), lambda: study.set_user_attr("who", "ann")):
+        for change in (
+            study.pause,
+            lambda: study.enqueue({"x": 1.0}),
+            lambda: study.set_user_attr("who", "ann"),
+            lambda: study.storage.set_trial_user_attr(waiting, "why", "once more"),
+        ):
             with pytest.raises(StoreUnreachable, match=r"^away\. The change was not refused") as raised:
                 change()
             assert raised.value.queued
     study.storage.flush()
 
-    assert (study.state.status, len(study.trials), study.user_attrs) == ("paused", 1, {"who": "ann"})
+    assert (study.state.status, len(study.trials), study.user_attrs) == ("paused", 2, {"who": "ann"})
+    assert study.trials[0].user_attrs == {"why": "once more"}
     study.close()
+
+
+def test_the_end_of_a_study_that_the_store_has_not_answered_is_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(hopaas_p2p.open_storage(tmp_path, patience=0.0)) as storage:
+        study_id = hopaas_p2p.open_study(storage, "study").study_id
+        busy = GatewayBusy("busy", 5.0)  # one error, raised again and again
+
+        def away(*_args: object, **_more: object) -> None:
+            raise busy
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(storage.peer.catalog.log), "exchange", away)
+            for _ in range(2):
+                with pytest.raises(StoreUnreachable, match=r"^busy\. The change [^.]*\.$") as raised:
+                    storage.delete_study(study_id)
+                assert raised.value.queued
+        hopaas_p2p.open_study(storage, "other")
+        assert storage.study_names() == ["other"]
 
 
 def test_a_change_of_a_study_that_cannot_be_found_is_not_said_to_be_queued(
