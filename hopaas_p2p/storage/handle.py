@@ -88,6 +88,7 @@ class StudyHandle:
         self.study_id = study_id
         self.first_id = first_id(study_id)
         """Optuna's id of trial 0."""
+        self.ids = range(self.first_id, first_id(study_id + 1))
         self.log: LogDriver[State] = peer.log(uuid)
         self.view = View(study_id, self.log.session.cursor(), allow_pickles=allow_pickles)
         self._known: dict[str, BaseDistribution] = {}

@@ -446,13 +446,13 @@ class Storage(BaseStorage):
         appears at once in every replica that the process shows. Close it like any other storage.
         """
         other = Storage(self._options._replace(on_behalf_of=person), self.peer)
-        other._handles, other._located, other._person = self._handles, self._located, new_uuid()
+        other._handles, other._person = self._handles, new_uuid()
         return other
 
     def as_operator(self) -> Storage:
         """This storage, for somebody who may end and annotate trials of other peers; see `open_storage`."""
         other = Storage(self._options._replace(operator=True), self.peer)
-        other._handles, other._located, other._person = self._handles, self._located, self._person
+        other._handles, other._person = self._handles, self._person
         return other
 
     def study_names(self) -> list[str]:
@@ -545,7 +545,10 @@ class Storage(BaseStorage):
 
         """
         handle = self.handle(study_id)
-        return handle.first_id + handle.take(proposal, within=within)  # no call behind it, where Ctrl-C might come
+        number = handle.take(proposal, within=within)
+        trial_id = handle.first_id + number
+        self._located = {trial_id: (handle, number)}  # not a call, where Ctrl-C might come and leave the trial running
+        return trial_id
 
     def bring(self, study_id: int, record: TrialCreate) -> int:
         """Write a trial that waits, or that is finished already; returns its id.
@@ -701,13 +704,12 @@ class Storage(BaseStorage):
     def _forget(self, study_id: int) -> None:
         """The study was deleted."""
         self._handles.pop(study_id, None)
-        self._located.clear()
+        self._located = {}
 
     def _note_located(self, handle: StudyHandle, number: int) -> int:
         """Let this be the trial that was located last; returns its id."""
         trial_id = handle.first_id + number
-        self._located.clear()
-        self._located[trial_id] = handle, number
+        self._located = {trial_id: (handle, number)}
         return trial_id
 
     def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:

@@ -483,14 +483,14 @@ class Study:
 
     def _number_of(self, trial: Trial) -> int:
         """The number of a trial of this study."""
-        study_id, number = study_and_number(trial.id)
-        mine = study_id == self.study_id
+        mine = trial.id in self._handle.ids
         if mine and trial.storage.url != self.storage.url:
             with contextlib.suppress(*UNDECIDED):  # a store that is away keeps no result from being told
                 mine = trial.handle.uuid == self._handle.uuid
         if not mine:
+            _, number = study_and_number(trial.id)
             raise InvalidInput(f"trial {number} is of the study {trial.study.study_name!r}, not of {self.name!r}")
-        return number
+        return trial.id - self._handle.first_id
 
     def _told_id(self, number: int) -> int:
         """The id of a trial that may be told here."""
