@@ -685,10 +685,11 @@ class Storage(BaseStorage):
 
     def _commit(self, study_id: int, record: Record, *, within: float | None = None) -> Verdict:
         """Write one record and wait for its verdict, after the introduction of the person it is written for."""
-        log, said = self.handle(study_id).log, [record]
-        if self._person is not None:
-            said.insert(0, introduction(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of}))
-        return self.peer.commit(log, *said, owner=self._person, within=within)[-1]
+        log = self.handle(study_id).log
+        if self._person is None:
+            return self.peer.commit(log, record, within=within)[-1]
+        person = introduction(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of})
+        return self.peer.commit(log, person, record, owner=self._person, within=within)[-1]
 
     def _catalog(self) -> Catalog:
         self.peer.refresh_for_reading(self.peer.catalog)
