@@ -69,10 +69,10 @@ def call_in_child(hook: Callable[[], object]) -> None:
 
 
 class once(Generic[T]):  # noqa: N801  # as `property`
-    """`functools.cached_property` without the lock that it has in Python 3.11.
+    """`functools.cached_property` without the lock that it has in Python 3.11, and no longer in 3.12.
 
-    One lock serves all objects there. A child of a fork would wait for it for ever if a thread of its parent was just
-    making the value of any of them. Here two threads may both make it; both get the one that is kept first.
+    That lock serves all objects. A child of a fork waits for it for ever if a thread of its parent was computing the
+    value for any of them. Here two threads may both compute it; both get the one that is kept first.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
