@@ -22,8 +22,9 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.url import open_store
-from tests.support.dashboard_browser import WIDE, Monitor, chromium, free_ports
+from tests.support.dashboard_browser import WIDE, Monitor, chromium
 from tests.support.dashboard_studies import COMPLETE, Scribe, large
+from tests.support.ports import free_port
 from tests.support.processes import environment, until
 
 _QUIET: Final = 2.0  # seconds without a long task: the page is at rest
@@ -110,7 +111,7 @@ class Optunas:
     key = ""
 
     def __init__(self, url: str) -> None:
-        self.port = free_ports()
+        self.port = free_port()
         self._command = [sys.executable, "-c", _OPTUNAS, url, str(self.port)]
 
     def __enter__(self) -> Optunas:

@@ -13,7 +13,8 @@ import optuna
 
 import hopaas_p2p
 from tests.support.latency import Relay
-from tests.support.postgres import Server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server
 from tests.support.processes import until
 
 

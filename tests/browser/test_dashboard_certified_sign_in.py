@@ -18,9 +18,10 @@ pytest.importorskip("streamlit")
 
 import hopaas_p2p
 from hopaas_p2p.audit import audit
-from tests.support.dashboard_browser import Monitor, Visit, chromium, free_ports
+from tests.support.dashboard_browser import Monitor, Visit, chromium
 from tests.support.dashboard_studies import Scribe
 from tests.support.needs import missing
+from tests.support.ports import free_port
 from tests.support.processes import until
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ),
         "default_prompt": place(root / "default-prompt"),
     }  # fmt: skip
-    port = free_ports()
+    port = free_port()
     clients = []
     for name, one in places.items():
         callback = one.monitor.address("/oauth2callback")

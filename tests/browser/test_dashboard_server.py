@@ -19,8 +19,8 @@ import pytest
 pytest.importorskip("streamlit")
 
 from hopaas_p2p import extras
-from tests.support.dashboard_browser import free_ports
 from tests.support.dashboard_studies import Scribe
+from tests.support.ports import free_port, free_ports
 from tests.support.processes import cli, start, until
 
 
@@ -50,7 +50,7 @@ def ask(address: str, method: str = "GET", **headers: str) -> tuple[int, dict[st
 @contextmanager
 def serving(cwd: Path, *words: str, **env: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The dashboard, answering at the address that is given."""
-    port = free_ports()
+    port, _ = free_ports(2)  # --optuna takes the next one
     (cwd / "key").write_text(KEY)
     env = {"HOPAAS_DASHBOARD_KEY_FILE": str(cwd / "key"), **env}
     process = start("dashboard", *words, "--port", str(port), cwd=cwd, **env)
@@ -148,7 +148,7 @@ def test_what_cannot_be_served_is_one_line(words: tuple[str, ...], code: int, cu
 
 
 def test_sign_in_without_a_provider_is_said_at_once(store: Path, tmp_path: Path) -> None:
-    done = cli("dashboard", str(store), "--auth", "oidc", "--port", str(free_ports()), check=False, cwd=tmp_path)
+    done = cli("dashboard", str(store), "--auth", "oidc", "--port", str(free_port()), check=False, cwd=tmp_path)
 
     assert done.returncode == 78
     assert "secrets.toml" in done.stderr

@@ -13,9 +13,10 @@ pytest.importorskip("streamlit")
 
 import hopaas_p2p
 from hopaas_p2p.audit import audit, author
-from tests.support.dashboard_browser import Monitor, Visit, chromium, free_ports
+from tests.support.dashboard_browser import Monitor, Visit, chromium
 from tests.support.dashboard_studies import Scribe
 from tests.support.oidc_provider import Provider, serving
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -29,7 +30,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
-    with serving(free_ports()) as one:
+    with serving(free_port()) as one:
         yield one
 
 

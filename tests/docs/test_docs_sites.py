@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.pages import blocks, run_page
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.support.site_fixtures import Squid
 from tests.support.tunnel_fixtures import HOST, Centre

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 
 import hopaas_p2p
 from tests.support.needs import need_programs
+from tests.support.ports import free_port
 from tests.support.processes import CLI, ROOT, cli, environment, states, until
 
 
@@ -225,9 +225,7 @@ def test_an_agent_with_the_key_reads_over_http_and_without_it_nothing(store: Pat
     from mcp.client.streamable_http import streamable_http_client
 
     _created(store, 6)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     key_file = tmp_path / "key"
     log = tmp_path / "log"
     with log.open("w") as sink:

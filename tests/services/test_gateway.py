@@ -22,7 +22,8 @@ from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial, encode_header
 from hopaas_p2p.tunnel.dial import GatewayBusy
-from tests.support.postgres import Server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server
 from tests.support.processes import cli, until
 from tests.support.tunnel_fixtures import HOST, Authority, Centre, GatewayProcess, Raw, fetch, forget_gateways, startup
 

@@ -23,7 +23,7 @@ from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial, encode_header
 from tests.support.listening import Listening, join
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 from tests.support.processes import until
 from tests.support.tunnel_fixtures import HOST, Authority, Centre, GatewayProcess, Raw, forget_gateways, startup
 

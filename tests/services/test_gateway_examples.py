@@ -17,7 +17,7 @@ import pytest
 from hopaas_p2p.cli.gateway import gateway
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import ROOT, until
 from tests.support.site_fixtures import answers

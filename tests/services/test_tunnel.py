@@ -32,7 +32,7 @@ from hopaas_p2p.testing.commits import append_many, everything, outgoing, study_
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import dial
 from hopaas_p2p.tunnel.dialect import TunnelDialect, gateways_of
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 from tests.support.postgres_fixtures import OWNER
 from tests.support.processes import SPACE, environment, until
 from tests.support.tunnel_fixtures import HOST, Centre, tunnels

@@ -22,7 +22,7 @@ from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.tunnel import dial
 from tests.support.pgbouncer import find_pgbouncer, transaction_pooler
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 from tests.support.postgres_fixtures import OWNER, missing
 from tests.support.processes import SPACE, until
 from tests.support.site_fixtures import PASSWORD, USER, Socks5, Squid, nginx

@@ -32,7 +32,8 @@ from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial
 from hopaas_p2p.tunnel.dial import GatewayConnection
 from tests.support.listening import Listening
-from tests.support.postgres import Server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import cli, until
 from tests.support.tunnel_fixtures import HOST, PROXIES, Authority, Centre, forget_gateways, tunnels

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from tests.support.needs import PATH, free_ports
+from tests.support.needs import PATH
+from tests.support.ports import free_port
 
 PROGRAMS: Final = ("ceph-mon", "ceph-osd", "ceph", "monmaptool", "setpriv")
 _CLASSES: Final = "/usr/lib/{machine}-linux-gnu/rados-classes"
@@ -82,7 +83,7 @@ class Ceph:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_cluster(self) -> None:
-        (port,) = free_ports(1)
+        port = free_port()
         fsid, osd = str(uuid.uuid4()), str(uuid.uuid4())
         classes = _CLASSES.format(machine=os.uname().machine)
         config = _CONFIG.format(fsid=fsid, port=port, folder=self.folder, classes=classes)

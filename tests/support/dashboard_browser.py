@@ -6,7 +6,6 @@ import contextlib
 import json
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from tests.support.ports import free_ports
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import CLI, environment, until
 
@@ -64,7 +64,7 @@ class Monitor:
     """`hopaas-p2p dashboard` on a free port. Use as a context manager."""
 
     def __init__(self, url: str, *options: str, cwd: Path, **env: str) -> None:
-        self.port = free_ports()
+        self.port, _ = free_ports(2)  # --optuna takes the next one
         self._command = [*CLI, "dashboard", "--port", str(self.port), *options]
         env.setdefault("HOPAAS_STORE", url)  # no argument may hold a password
         self._errors = cwd / "dashboard.err"
@@ -118,20 +118,6 @@ class Monitor:
     def admit(self, context: BrowserContext) -> None:
         """Give a browser the cookie that the address with the key gives."""
         context.request.get(self.address(f"/?key={self.key}"), max_redirects=0)
-
-
-def free_ports() -> int:
-    """A port that is free now, as is the next one, which --optuna takes."""
-    for _ in range(50):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-    raise AssertionError("no two free ports beside each other")
 
 
 def timed_out() -> type[Exception]:

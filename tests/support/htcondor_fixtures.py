@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.needs import free_ports, missing
+from tests.support.needs import missing
+from tests.support.ports import free_port
 from tests.support.processes import ROOT, environment, until
 from tests.support.slurm_fixtures import end, programs
 
@@ -132,7 +133,7 @@ class Condor:
         for name in ("log", "spool", "execute", "lock", "run"):
             (directory / name).mkdir()
         libexec = next(path for path in map(Path, ("/usr/libexec/condor", "/usr/lib/condor/libexec")) if path.is_dir())
-        (port,) = free_ports(1)
+        port = free_port()
         (directory / "condor_config").write_text(CONFIG.format(libexec=libexec, directory=directory, port=port))
         if self.user is not None:
             for path in (directory, *directory.iterdir()):

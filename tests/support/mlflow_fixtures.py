@@ -21,7 +21,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.study import Study
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import campaign, until
 

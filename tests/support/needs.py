@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,15 +17,6 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("HOPAAS_TEST_REQUIRE") == "all":
         pytest.fail(f"{what}, and HOPAAS_TEST_REQUIRE=all")
     pytest.skip(what)
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def need_root(what: str) -> None:

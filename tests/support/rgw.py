@@ -9,7 +9,8 @@ import pytest
 
 from tests.support import seaweed
 from tests.support.ceph import PROGRAMS, Ceph
-from tests.support.needs import free_ports, need_programs
+from tests.support.needs import need_programs
+from tests.support.ports import free_port
 from tests.support.processes import until
 from tests.support.s3_server import S3Server
 
@@ -24,7 +25,7 @@ class Rgw(Ceph, S3Server):
 
     def __init__(self) -> None:
         super().__init__()
-        (self.port,) = free_ports(1)
+        self.port = free_port()
 
     def start_more(self) -> None:
         (first, *second), user = self.keys, "--uid=test"

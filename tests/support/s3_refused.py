@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from tests.support.needs import PATH, free_ports, missing, need_programs
+from tests.support.needs import PATH, missing, need_programs
+from tests.support.ports import free_port
 from tests.support.processes import until
 from tests.support.s3_server import S3Server
 
@@ -44,7 +45,7 @@ class RefusedServer(S3Server):
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hopaas-refused-"))
-        (self.port,) = free_ports(1)
+        self.port = free_port()
 
     def command(self) -> Sequence[str]:
         """What to run."""

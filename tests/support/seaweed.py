@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-from tests.support.needs import free_ports
+from tests.support.ports import free_ports
 from tests.support.s3_server import S3Server
 
 KEY: Final = "test-key"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.listening import Listening, join
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import ROOT, until
 

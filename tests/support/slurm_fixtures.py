@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.needs import free_ports, missing
+from tests.support.needs import missing
+from tests.support.ports import free_ports
 from tests.support.processes import ROOT, environment, until
 
 CONFIG = """

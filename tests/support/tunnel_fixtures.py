@@ -19,7 +19,8 @@ from hopaas_p2p import access
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import GatewayConnection
-from tests.support.postgres import Server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import Server
 from tests.support.service_process import ServiceProcess
 
 HOST = "localhost"
