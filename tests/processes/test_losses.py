@@ -429,7 +429,7 @@ def test_an_error_of_the_system_in_a_store_loses_no_result(
     with monkeypatch.context() as patch:
         patch.setattr(ObjectLog, "exchange", fail)
         study.tell(trial, 0.5)
-    assert len(list(spool.waiting())) == 1
+        assert len(list(spool.waiting())) == 1
     study.storage.flush()
     assert state_of(studies(), 0) == "COMPLETE"
     assert not list(spool.waiting())
@@ -455,7 +455,7 @@ def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_s
         patch.setattr(ObjectLog, "changed", lambda *_: True)
         with pytest.raises(kind, match=r"mend it\. It is kept in .* and sent at the next contact"):
             study.tell(trial, 0.5)
-    assert len(list(spool.waiting())) == 1
+        assert len(list(spool.waiting())) == 1
     study.storage.flush()
     assert state_of(studies(), 0) == "COMPLETE"
     assert not list(spool.waiting())
@@ -517,8 +517,8 @@ def test_a_result_that_was_being_told_when_ctrl_c_came_is_kept_at_the_end_beside
             with pytest.raises(KeyboardInterrupt):
                 study.tell(second, 2.0)
         peer.say_farewell()
-    assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
-    assert len(list(spool.waiting())) == 2
+        assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
+        assert len(list(spool.waiting())) == 2
 
 
 def test_a_start_that_cannot_be_called_back_keeps_no_result_of_another_study_from_the_spool(
@@ -543,7 +543,7 @@ def test_a_start_that_cannot_be_called_back_keeps_no_result_of_another_study_fro
             with pytest.raises(KeyboardInterrupt):
                 second.tell(trial, 0.5)
         storage.peer.say_farewell()
-    assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
+        assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
     storage.close()
 
 
@@ -582,9 +582,9 @@ def test_a_spool_without_room_has_a_second_place(
     with store_away(), monkeypatch.context() as patch:
         patch.setattr(os, "open", _no_room_in(tmp_path / "state", os.open))
         study.tell(trial, 0.5)
-    ((path, _),) = spool.waiting()
-    assert path.parent == tmp_path / f"hopaas-p2p-spool-{os.getuid()}"
-    assert path.parent.stat().st_mode & 0o777 == 0o700
+        ((path, _),) = spool.waiting()
+        assert path.parent == tmp_path / f"hopaas-p2p-spool-{os.getuid()}"
+        assert path.parent.stat().st_mode & 0o777 == 0o700
     study.storage.flush()
     assert not list(spool.waiting())
 
@@ -618,7 +618,7 @@ def test_a_machine_without_a_temporary_directory_has_one_place_for_its_spool(
         patch.setattr(os, "open", _no_room_in(tmp_path / "state", os.open))
         with pytest.raises(StoreUnreachable, match="kept in this process only"):
             study.tell(second, 2.0)
-    assert len(list(spool.waiting())) == 1
+        assert len(list(spool.waiting())) == 1
     study.storage.flush()
     assert {state_of(studies(), number) for number in (0, 1)} == {"COMPLETE"}
 
@@ -662,7 +662,7 @@ def test_a_result_is_kept_on_disk_when_the_process_has_no_descriptor_left(studie
         finally:
             for descriptor in taken:
                 os.close(descriptor)
-    assert len(list(spool.waiting())) == 1
+        assert len(list(spool.waiting())) == 1
 
 
 def test_a_write_to_the_spool_that_fails_halfway_leaves_nothing_behind(
@@ -1019,9 +1019,9 @@ def test_an_optimize_that_is_interrupted_while_the_store_is_away_does_not_wait_l
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         study.optimize(objective, n_trials=2)
+    assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
     away.__exit__(None, None, None)
     assert waited[0] - waited[1] < 15.0, "a batch system kills the job after 30 s"
-    assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
 
 
 @pytest.mark.parametrize("call", ["checkpoint", "study attribute"])
