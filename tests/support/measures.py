@@ -25,10 +25,13 @@ def calls_per_trial(lab: NfsLab, options: str, *, trials: int = 40) -> dict[str,
     return found
 
 
-def idle_calls(lab: NfsLab, options: str, *, peers: int = 3, seconds: float = 10.0) -> float:
-    """How many calls of the server peers make together per second that take part and do nothing."""
+def idle_calls(lab: NfsLab, options: str, *, peers: int = 3, seconds: float = 40.0) -> float:
+    """How many calls of the server peers make together per second that take part and do nothing.
+
+    They look every second for half a minute after a read, and then every few seconds.
+    """
     store = stores(lab, options, "idle")["c1"]
-    job = lab["c1"].peers("idle", store, "--peers", peers, "--seconds", 60)
+    job = lab["c1"].peers("idle", store, "--peers", peers, "--seconds", 90)
     until(lambda: len(job.said("idle")) == peers, 60, what=lambda: job.output)
     before = json.loads(lab["c1"].peers("calls", store).wait())
     began = time.monotonic()
