@@ -241,30 +241,6 @@ class Ladder:
         """What one was worth at a rung, and at the end; the smaller, the better."""
         return self._key(standing.reached[at]), self._key(math.nan if standing.end is None else standing.end)
 
-    # --- the same, one event at a time ---
-
-    def report(self, number: int, epochs: int, value: float) -> None:
-        """A configuration was worth this after so many epochs."""
-        before = self._standing[number]
-        more = sum(level <= epochs for level in self.policy.levels) - len(before.reached)
-        if more > 0:
-            self.place(number, before._replace(reached=before.reached + (value,) * more))
-
-    def pause(self, number: int) -> None:
-        """It waits at the highest rung that it has reached."""
-        self.place(number, self._standing[number]._replace(waits=True))
-
-    def promote(self, number: int) -> None:
-        """It goes on from where it waits."""
-        before = self._standing[number]
-        self.place(number, before._replace(promoted=len(before.reached), waits=False))
-
-    def end(self, number: int, value: float | None = None) -> None:
-        """It is complete and was worth this, or has failed for good."""
-        before = self._standing[number]
-        end = None if before.promoted else value
-        self.place(number, before._replace(waits=False, over=True, end=end))
-
     # --- who is promoted ---
 
     def best(self, *, closing: bool = False, skip: Collection[int] = ()) -> int | None:

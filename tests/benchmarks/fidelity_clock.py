@@ -14,8 +14,9 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
-from hopaas_p2p.core.rungs import Ladder, Rungs
+from hopaas_p2p.core.rungs import Rungs
 from tests.benchmarks.curves import EPOCHS, Curves
+from tests.support.ladder import EventLadder
 
 _MOST: Final = (1500, 1 / 16)
 """Configurations, or a share of them if that is more, after which a search counts as one that found nothing more."""
@@ -136,7 +137,7 @@ def promote(
     budget: int | None = None,
 ) -> Searched:
     """Let that many peers search with rungs: trials pause there, and a free peer goes on with the best that waits."""
-    crowd, ladder = _Crowd(curves, sampler, None), Ladder(policy)
+    crowd, ladder = _Crowd(curves, sampler, None), EventLadder(policy)
     rows: dict[int, int] = {}
     trained: dict[int, int] = {}
     running: set[int] = set()

@@ -7,19 +7,20 @@ import random
 
 import pytest
 
-from hopaas_p2p.core.rungs import Ladder, Rungs
+from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.standings import RungStanding
+from tests.support.ladder import EventLadder
 
 NINE = Rungs(min=1, max=9, eta=3)
 
 
-def _reached(ladder: Ladder, number: int, epochs: int, value: float) -> None:
+def _reached(ladder: EventLadder, number: int, epochs: int, value: float) -> None:
     ladder.report(number, epochs, value)
     ladder.pause(number)
 
 
-def _first_wave(values: list[float], policy: Rungs = NINE) -> Ladder:
-    ladder = Ladder(policy)
+def _first_wave(values: list[float], policy: Rungs = NINE) -> EventLadder:
+    ladder = EventLadder(policy)
     for number, value in enumerate(values):
         ladder.admit(number)
         _reached(ladder, number, 1, value)
@@ -72,7 +73,7 @@ def test_the_highest_rung_comes_first() -> None:
 
 
 def test_large_values_are_good_where_the_study_maximizes() -> None:
-    ladder = Ladder(NINE, maximize=True)
+    ladder = EventLadder(NINE, maximize=True)
     for number, value in enumerate((0.1, 0.3, 0.2)):
         ladder.admit(number)
         _reached(ladder, number, 1, value)
@@ -99,14 +100,14 @@ def test_a_small_study_ends_with_one_whole_training() -> None:
 
 
 def test_a_report_that_passes_two_rungs_counts_on_both() -> None:
-    ladder = Ladder(NINE)
+    ladder = EventLadder(NINE)
     ladder.admit(0)
     _reached(ladder, 0, 5, 0.1)
     assert [place.reached for place in ladder.places()] == [1, 1]
     assert [place.waiting for place in ladder.places()] == [0, 1]
 
 
-def _whole(ladder: Ladder, number: int, values: tuple[float, ...], end: float) -> None:
+def _whole(ladder: EventLadder, number: int, values: tuple[float, ...], end: float) -> None:
     """Trained to the end, with these values at the rungs."""
     ladder.admit(number)
     for level, value in zip(ladder.policy.levels, values, strict=True):
@@ -117,8 +118,8 @@ def _whole(ladder: Ladder, number: int, values: tuple[float, ...], end: float) -
 HEDGED = Rungs(min=1, max=9, eta=3, brackets=3, whole=4)
 
 
-def _after(policy: Rungs, *curves: tuple[tuple[float, ...], float]) -> Ladder:
-    ladder = Ladder(policy)
+def _after(policy: Rungs, *curves: tuple[tuple[float, ...], float]) -> EventLadder:
+    ladder = EventLadder(policy)
     for number, (values, end) in enumerate(curves):
         _whole(ladder, number, values, end)
     return ladder
@@ -151,7 +152,7 @@ def test_before_there_is_proof_no_rung_misleads_and_those_that_come_later_pause(
 
 
 def test_two_brackets_pause_from_the_first_on() -> None:
-    ladder = Ladder(Rungs(min=1, max=9, eta=3, brackets=2))
+    ladder = EventLadder(Rungs(min=1, max=9, eta=3, brackets=2))
     ladder.admit(0)
     assert ladder.pauses_at(0) == 1
 
@@ -204,12 +205,12 @@ def test_what_was_promoted_says_nothing_of_rungs() -> None:
 
 
 def test_brackets_get_configurations_by_turns() -> None:
-    ladder = Ladder(Rungs(min=1, max=27, eta=3, brackets=4))
+    ladder = EventLadder(Rungs(min=1, max=27, eta=3, brackets=4))
     assert [ladder.admit(number) for number in range(6)] == [0, 1, 2, 3, 0, 1]
 
 
 def test_the_last_bracket_pauses_nowhere() -> None:
-    ladder = Ladder(Rungs(min=1, max=9, eta=3, brackets=3, whole=0))
+    ladder = EventLadder(Rungs(min=1, max=9, eta=3, brackets=3, whole=0))
     number = next(number for number in range(20) if ladder.admit(number) == 2)
     assert ladder.pauses_at(number) is None
 
@@ -218,7 +219,7 @@ def test_the_last_bracket_pauses_nowhere() -> None:
 def test_a_ladder_made_anew_decides_as_one_that_was_kept(brackets: int) -> None:
     rng = random.Random(5)
     policy = Rungs(min=1, max=27, eta=3, brackets=brackets)
-    kept = Ladder(policy)
+    kept = EventLadder(policy)
     for number in range(2000):
         kept.admit(number)
         for _ in range(2):
@@ -230,7 +231,7 @@ def test_a_ladder_made_anew_decides_as_one_that_was_kept(brackets: int) -> None:
             kept.promote(best)
         if rng.random() < 0.05:
             kept.end(rng.randrange(number + 1), rng.random())
-    again = Ladder(policy)
+    again = EventLadder(policy)
     for number in range(2000):
         assert again.admit(number) == kept.bracket(number)
     for number in rng.sample(range(2000), 2000):
