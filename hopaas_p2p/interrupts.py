@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import select
 import signal
@@ -22,8 +23,8 @@ INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What ends a program, or a generator."""
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
-_MARK: Final = 0  # no signal has this number
-_SETTLED: Final = 1.0  # seconds at most
+_MARKS: Final = range(128, 256)  # no signals have these numbers
+_SETTLED: Final = 5.0  # seconds at most, on a machine that lets the thread wait
 
 
 def interruptions() -> tuple[type[BaseException], ...]:
@@ -91,7 +92,7 @@ def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Ite
         return
     subscription = _Subscription(numbers, call)
     try:
-        reader.subscriptions.add(subscription)
+        reader.add(subscription)
         reader.take()
         yield
     finally:
@@ -100,7 +101,7 @@ def noticed_at_once(numbers: Collection[int], call: Callable[[], object]) -> Ite
                 reader.settle()
         finally:
             subscription.numbers = ()  # whatever a second Ctrl-C prevents
-            if reader is _reader and not [one for one in list(reader.subscriptions) if one.numbers]:
+            if reader is _reader and not [one for one in reader.subscriptions() if one.numbers]:
                 reader.let_go()
 
 
@@ -120,8 +121,10 @@ class _SignalReader:
 
     def __init__(self) -> None:
         self.ends = os.pipe()
-        self.subscriptions: weakref.WeakSet[_Subscription] = weakref.WeakSet()
-        self._marks = 0
+        self._subscriptions: list[weakref.ref[_Subscription]] = []
+        """Weak, because Ctrl-C may prevent that one is removed. The main thread replaces the list."""
+        self._marks = itertools.cycle(_MARKS)
+        self._last_mark = 0
         for end in self.ends:
             os.set_blocking(end, False)
         try:
@@ -139,17 +142,26 @@ class _SignalReader:
 
     def _read(self) -> None:
         for number in os.read(self.ends[0], select.PIPE_BUF):
-            self._marks += number == _MARK
-            for one in list(self.subscriptions):
+            for one in self.subscriptions():
                 if number in one.numbers:
                     one.call()
+            if number in _MARKS:
+                self._last_mark = number
+
+    def add(self, subscription: _Subscription) -> None:
+        """Call it from now on, for as long as somebody else keeps it."""
+        self._subscriptions = [weakref.ref(one) for one in (*self.subscriptions(), subscription)]
+
+    def subscriptions(self) -> list[_Subscription]:
+        """Those that are kept."""
+        return [one for ref in self._subscriptions if (one := ref()) is not None]
 
     def settle(self) -> None:
         """Return when the calls for the signals that have come are made. No lock: Ctrl-C could leave it taken."""
-        over, marks = time.monotonic() + _SETTLED, self._marks
+        over, mark = time.monotonic() + _SETTLED, next(self._marks)  # a new one: a call that gave up has left its own
         with contextlib.suppress(BlockingIOError):  # a storm of signals
-            os.write(self.ends[1], bytes([_MARK]))
-            while self._marks == marks and time.monotonic() < over:
+            os.write(self.ends[1], bytes([mark]))
+            while self._last_mark != mark and time.monotonic() < over:
                 time.sleep(0.0)
 
     def take(self) -> None:

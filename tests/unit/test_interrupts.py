@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -148,6 +149,35 @@ def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
             os.kill(os.getpid(), signal.SIGINT)
         until(lambda: noticed)
     assert len(noticed) == 1
+
+
+def test_a_signal_is_noticed_although_the_block_before_could_not_wait_for_the_thread_that_notices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(frozenset[int]):
+        def __contains__(self, number: object) -> bool:
+            time.sleep(0.1)
+            return super().__contains__(number)
+
+    def occupy_the_thread() -> None:
+        occupied.set()
+        go_on.wait(60)
+
+    noticed: list[str] = []
+    occupied, go_on = threading.Event(), threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with noticed_at_once([signal.SIGUSR1], occupy_the_thread):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            occupied.wait(60)
+            monkeypatch.setattr(interrupts, "_SETTLED", 0.0)
+        monkeypatch.setattr(interrupts, "_SETTLED", 60.0)
+        with noticed_at_once(Slow([signal.SIGUSR1]), lambda: noticed.append("noticed")):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            go_on.set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert noticed == ["noticed"]
 
 
 def test_a_program_that_is_told_of_signals_itself_stays_so() -> None:
