@@ -32,6 +32,7 @@ from hopaas_p2p.errors import (
     Denied,
     InvalidInput,
     LeaseLost,
+    NoSuchStudy,
     NoSuchTrial,
     NotYourTrial,
     StoreUnreachable,
@@ -134,6 +135,7 @@ class TicketTrial:
     """The trial of a ticket, in one command. Get one from `carry`. Every call waits for the store.
 
     Raises:
+        NoSuchStudy: its study was deleted, even if another one has its name by now.
         LeaseLost: another peer took the trial over.
         NotYourTrial: the trial is finished already.
         StoreUnreachable: the store did not answer within the storage's patience.
@@ -146,7 +148,12 @@ class TicketTrial:
         self.ticket = ticket
         self.storage = storage
         self.study = open_study(storage, ticket.study, create=False)
-        self._log = storage.handle(self.study.study_id).log
+        handle = storage.handle(self.study.study_id)
+        if handle.uuid != ticket.uuid:
+            raise NoSuchStudy(
+                f"the study {ticket.study!r} of this ticket is not in {storage.url}, where another one has its name"
+            )
+        self._log = handle.log
         try:
             self._show_life()
         except StoreUnreachable as error:  # the end of a trial is kept on disk in that case
@@ -185,7 +192,7 @@ class TicketTrial:
         if verdict.refusal == "finished":
             raise NotYourTrial(f"trial {number} has already finished, and stays as it is")
         if verdict.refusal == "no such trial":
-            raise NoSuchTrial(f"there is no trial {number} in {self.ticket.study!r}; was the study created again?")
+            raise NoSuchTrial(f"there is no trial {number} in {self.ticket.study!r}")
         from hopaas_p2p.storage.refusals import why_refused
 
         raise InvalidInput(f"trial {number} was refused: {why_refused(self.study.state, verdict)}")
@@ -194,7 +201,7 @@ class TicketTrial:
         """The trial as the log has it now, still ours; raises otherwise."""
         trials = self.study.state.trials
         if self.ticket.number >= len(trials):
-            raise NoSuchTrial(f"there is no trial {self.ticket.number} in {self.ticket.study!r}; was it created again?")
+            raise NoSuchTrial(f"there is no trial {self.ticket.number} in {self.ticket.study!r}")
         trial = trials[self.ticket.number]
         if (trial.owner, trial.epoch) != (self.ticket.owner, self.ticket.epoch) or trial.end is not None:
             self._explain_loss()

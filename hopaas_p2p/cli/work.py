@@ -116,7 +116,7 @@ def _ticket_trial(
     found = session.settings.get("ticket", text)
     if not found:
         raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed.")
-    found = found.strip().removeprefix("HOPAAS_TICKET=")
+    found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # of all that `ask` printed, too
     if found.startswith(trial_socket.PREFIX):
         yield SocketTrialClient(found)
         return

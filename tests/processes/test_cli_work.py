@@ -12,7 +12,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core.leases import ttl_of
 from hopaas_p2p.core.records import TrialReclaim
-from hopaas_p2p.errors import InvalidInput, LeaseLost, NotYourTrial
+from hopaas_p2p.errors import InvalidInput, NoSuchStudy, NotYourTrial
 from hopaas_p2p.study import Study
 from hopaas_p2p.ticket import Ticket, carry, ticket_of
 from tests.support.processes import CLI, campaign, environment
@@ -230,6 +230,13 @@ def test_a_ticket_that_was_cut_or_changed_is_refused(change: Any) -> None:
         Ticket.parse(change(text))
 
 
+@pytest.mark.parametrize("form", [[], ["--shell"]], ids=["plain", "for the shell"])
+def test_all_that_ask_prints_is_taken_as_a_ticket(here: dict[str, Any], study: Study, form: list[str]) -> None:
+    printed = run("ask", *form, **here).stdout
+    run("tell", "1", "--ticket", printed, **here)
+    assert study.trials[0].values == [1.0]
+
+
 def test_a_ticket_is_granted_its_own_silence_and_every_command_is_a_sign_of_life(
     here: dict[str, Any], study: Study
 ) -> None:
@@ -279,7 +286,7 @@ def test_a_ticket_of_a_study_that_was_made_anew(study: Study) -> None:
     study.storage.delete_study(study.study_id)
     again = hopaas_p2p.open_study(study.storage.url, "s")
     again.tell(again.ask(), 1.0)
-    with carry(ticket) as carried, pytest.raises(LeaseLost):
+    with pytest.raises(NoSuchStudy, match="another one has its name"), carry(ticket) as carried:
         carried.tell([1.0])
     assert len(again.trials) == 1
     again.close()
