@@ -142,7 +142,8 @@ class Study:
         if study is None:
             raise HopaasConsistencyError(f"{self._name!r} has no trials yet: nobody has started one")
         try:
-            return study.best_trial.number
+            with translated():
+                return study.best_trial.number
         except ValueError:
             raise HopaasConsistencyError("no trial is complete yet") from None
 
@@ -151,7 +152,9 @@ class Study:
         """The trials of all processes by id; none if nobody has started the study yet."""
         found = {}
         study = self._existing()
-        for one in study.trials if study is not None else ():
+        with translated():
+            trials = study.trials if study is not None else ()
+        for one in trials:
             found[one.number] = FrozenTrial(
                 self._digest, one.number, _loss(one), self.values(one.params), one.state.name
             )

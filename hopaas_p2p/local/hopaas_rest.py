@@ -26,7 +26,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput, NotYourTrial
 from hopaas_p2p.hopaas import exceptions, pruners, samplers
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.hopaas.study import Study
-from hopaas_p2p.local.peer import LocalPeer
+from hopaas_p2p.local.peer import LocalPeer, is_gone
 from hopaas_p2p.storage import Storage
 
 _TEXT: Final = "text/plain"
@@ -100,7 +100,12 @@ class HopaasRest:
             client=_OpenStore(self._peer.storage),
         )
         with self._lock:
-            study = self._studies.setdefault(study.setup_id, study)
+            kept = self._studies.setdefault(study.setup_id, study)
+        if is_gone(kept.join()):
+            with self._lock:
+                self._studies[study.setup_id] = study
+        else:
+            study = kept
         self._peer.adopt(study.join())
         asked = self._peer.ask(study.store_name, user_attrs=study.special_properties)
         values = study.values(asked["params"])

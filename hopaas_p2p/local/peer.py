@@ -18,7 +18,15 @@ from hopaas_p2p import notes
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
-from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchTrial, NotYourTrial
+from hopaas_p2p.errors import (
+    Denied,
+    HopaasError,
+    InvalidInput,
+    NoSuchStudy,
+    NoSuchTrial,
+    NotYourTrial,
+    StudyDeleted,
+)
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.report.facts import best, is_better, json_number, last_metrics, params_of, state_word
 from hopaas_p2p.report.importance import Importance, importance
@@ -199,7 +207,7 @@ class LocalPeer:
     def adopt(self, study: Study) -> None:
         """Use this object, with its sampler and pruner, for requests about the study of its name."""
         with self._lock:
-            self._studies.setdefault(study.name, study)
+            self._studies[study.name] = study
 
     def ask(self, name: str, *, user_attrs: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Start a trial for a client: its number and parameters."""
@@ -223,13 +231,17 @@ class LocalPeer:
             HopaasError: the store refused it.
 
         """
-        self._study(name, changes=True)
+        self._check_allowed()
         key = (name, number)
         with self._lock:
             found = self._open.get(key)
             if found is not None:
                 self._heard_at[key] = self._clock()
         if found is None:
+            trials = self._study(name).state.trials
+            if 0 <= number < len(trials) and trials[number].end is not None:  # it did not get the answer to its `tell`
+                told = trials[number].state.name
+                raise NotYourTrial(f"trial {number} has already finished ({told}), and stays as it is")
             raise NotYourTrial(f"trial {number} of {name!r} is not run by this process; ask for one first")
         try:
             reply = found.requests.carry_out({"do": do, **more})
@@ -262,7 +274,8 @@ class LocalPeer:
     def _return(self, key: tuple[str, int], found: _OpenTrial, reason: str) -> None:
         found.requests.close()
         self._forget(key)
-        with contextlib.suppress(UpdateFinishedTrialError, NotYourTrial):  # others took it over meanwhile
+        gone = (UpdateFinishedTrialError, NotYourTrial, NoSuchStudy, NoSuchTrial, StudyDeleted)
+        with contextlib.suppress(*gone):  # others took it over meanwhile, or deleted its study
             self.storage.release(found.trial.id, reason=reason)
 
     def _forget(self, key: tuple[str, int]) -> None:
@@ -286,15 +299,34 @@ class LocalPeer:
         self._study(name, changes=True).stop_trial(number, reason=reason)
         return {"study": name, "trial": number, "requested": "stop"}
 
-    def _study(self, name: str, *, changes: bool = False) -> Study:
-        if changes and not self._actions:
-            raise Denied("this server is read-only; start it with --allow-actions to let clients run and change trials")
-        with self._lock:
-            if name not in self._studies:
-                from hopaas_p2p.study import open_study
+    def _check_allowed(self) -> None:
+        if not self._actions:
+            raise Denied(
+                "this server is read-only; to let clients run and change trials, start `local` without --read-only, or "
+                "`mcp` with --allow-actions"
+            )
 
-                self._studies[name] = open_study(self.storage, name, create=False)
-            return self._studies[name]
+    def _study(self, name: str, *, changes: bool = False) -> Study:
+        """The study that has this name now."""
+        if changes:
+            self._check_allowed()
+        with self._lock:
+            found = self._studies.get(name)
+        if found is None or is_gone(found):
+            from hopaas_p2p.study import open_study
+
+            found = open_study(self.storage, name, create=False)
+            self.adopt(found)
+        return found
+
+
+def is_gone(study: Study) -> bool:
+    """Whether the study was deleted; another one may have its name by now."""
+    try:
+        study.state  # noqa: B018  # a property that reads
+    except NoSuchStudy:
+        return True
+    return False
 
 
 def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:

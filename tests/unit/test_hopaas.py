@@ -414,6 +414,19 @@ def test_everybodys_trials_are_shown_and_the_best_is_among_them(tmp_path: Path) 
     assert here.trials[1] == hpc.FrozenTrial(str(here.study_id), 1, 1.0, {"x": theirs.x}, "COMPLETE")
 
 
+def test_reading_a_deleted_study_raises_an_error_of_the_original(tmp_path: Path, study: hpc.Study) -> None:
+    with study.trial() as trial:
+        trial.loss = 1.0
+    storage = opened(tmp_path).storage
+    storage.delete_study(storage.get_study_id_from_name(study.store_name))
+
+    with pytest.raises(hpc.exceptions.HopaasConsistencyError):
+        _ = study.trials
+    with pytest.raises(hpc.exceptions.HopaasConsistencyError):
+        _ = study.best_trial_id
+    storage.close()
+
+
 def test_every_assignment_of_the_loss_counts_a_step_and_reaches_the_store(study: hpc.Study, tmp_path: Path) -> None:
     with study.trial() as trial:
         assert (trial.loss, trial.step, trial.should_prune) == (None, -1, False)

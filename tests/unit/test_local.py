@@ -17,7 +17,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core.records import TrialState, TrialTakeOver
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import ConfigurationError, Denied, NoSuchTrial, NotYourTrial
+from hopaas_p2p.errors import ConfigurationError, Denied, NoSuchStudy, NoSuchTrial, NotYourTrial
 from hopaas_p2p.local.http import LocalServer
 from hopaas_p2p.local.peer import LARGEST_ANSWER, LocalPeer
 from hopaas_p2p.report.importance import Importance
@@ -88,6 +88,37 @@ def test_a_client_asks_reports_and_tells(peer: LocalPeer) -> None:
     assert shown["reports"] == [[1, 0.5]]
     with pytest.raises(NotYourTrial):
         peer.request("s", asked["trial"], "tell", values=[0.1])
+
+
+def test_a_client_that_tells_again_is_told_that_the_trial_has_finished(peer: LocalPeer) -> None:
+    number = peer.ask("s")["trial"]
+    peer.request("s", number, "tell", values=[0.25])
+
+    with pytest.raises(NotYourTrial, match=r"has already finished \(COMPLETE\)"):
+        peer.request("s", number, "tell", values=[0.25])
+
+
+def test_a_study_that_was_deleted_and_created_again_is_served(peer: LocalPeer) -> None:
+    peer.ask("s")
+    peer.storage.delete_study(0)
+    with pytest.raises(NoSuchStudy):
+        peer.show("s")
+
+    hopaas_p2p.open_study(peer.storage, "s", space={"y": hopaas_p2p.Float(0, 1)})
+
+    assert peer.ask("s")["params"].keys() == {"y"}
+
+
+def test_trials_of_a_study_that_was_deleted_keep_no_others_from_being_returned(peer: LocalPeer) -> None:
+    other = hopaas_p2p.open_study(peer.storage, "other", space=SPACE)
+    peer.ask("s")
+    number = peer.ask("other")["trial"]
+    state = other.state
+    peer.storage.delete_study(0)
+
+    peer.close()
+
+    assert state.trials[number].state is TrialState.WAITING
 
 
 def test_the_trial_of_a_silent_client_is_returned_and_run_again(peer: LocalPeer, clock: Clock) -> None:
@@ -333,6 +364,17 @@ def test_a_trial_of_hopaas_that_is_told_to_prune_ends_pruned(server: LocalServer
     (name,) = [one for one in peer.studies()["studies"] if one.startswith("GBDT-")]
     assert answers == [(200, "true")] * 2
     assert peer.trials(name)["trials"][0]["state"] == "PRUNED"
+
+
+def test_a_hopaas_script_begins_a_deleted_study_anew(server: LocalServer, peer: LocalPeer) -> None:
+    _, before = post(server, "/api/ask/the-key", CONFIG)
+    (name,) = [one for one in peer.studies()["studies"] if one.startswith("GBDT-")]
+    peer.storage.delete_study(peer.storage.get_study_id_from_name(name))
+
+    status, after = post(server, "/api/ask/the-key", CONFIG)
+
+    assert (status, after["hopaas_trial"]) == (200, before["hopaas_trial"])
+    assert peer.trials(name)["matching"] == 1
 
 
 def test_a_failed_trial_of_hopaas_says_why(server: LocalServer, peer: LocalPeer) -> None:
