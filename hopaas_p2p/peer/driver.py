@@ -23,7 +23,7 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.records import Commit, Record, TrialFinish
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
 from hopaas_p2p.stores.base import Beat, KeepsBeats, Log, Outgoing, RateLimitedLog, Receipt, Revocable, Store
@@ -156,6 +156,8 @@ class LogDriver(Generic[S]):
     def exchange_in_turn(self, began: float, beat: Beat | None = None) -> None:
         """Like `exchange`, for a caller that holds the turn, and begins now."""
         session, lock = self.session, self.lock
+        if session.deleted:
+            raise StudyDeleted
         try:
             if not session.joined or session.duplicated or session.broken is not None or self.rate_limited is not None:
                 just_read = not session.joined and beat is None

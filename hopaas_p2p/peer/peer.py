@@ -53,6 +53,7 @@ _WARN_EVERY: Final = 60.0
 _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
 _LONGEST_SILENCE: Final = 30.0  # seconds between the scheduler's attempts while the store is away
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
+_LISTED_EVERY: Final = 600.0  # seconds between looks whether the studies that are worked on are listed still
 _MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _ALL: Final = -1
@@ -156,6 +157,7 @@ class Peer:
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
         self._handover = Handover(store, clock())
+        self._next_listing = clock() + _LISTED_EVERY
         process.remember(self)
 
     @property
@@ -548,7 +550,7 @@ class Peer:
         try:
             self.release_forgotten()
             self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
-            duties = [self._beat_if_due, self._tend_all, self._hand_over]
+            duties = [self._beat_if_due, self._tend_all, self._hand_over, self._end_deleted]
             if self.store.piggybacks_heartbeats:
                 duties.reverse()  # an exchange that is due makes the beat needless
             wait = min([duty(now) for duty in duties])
@@ -589,6 +591,36 @@ class Peer:
 
     def _hand_over(self, now: float) -> float:
         return self._handover.look_if_due(dict(self.logs), now, writer=self.uuid)
+
+    def _end_deleted(self, now: float) -> float:
+        """Now and then, end the studies that are worked on here and listed no more; the seconds until the next look.
+
+        Whoever deletes a study takes it off the list and then ends its log. That process may not come to the second.
+        """
+        worked_on = [one for one in list(self.logs.items()) if one[1].session.introduced and not one[1].session.deleted]
+        if not worked_on:
+            return IDLE
+        if now >= self._next_listing:
+            self._next_listing = now + _LISTED_EVERY
+            deleted = self._deleted()
+            for log in [log for uuid, log in worked_on if uuid in deleted]:
+                log.session.deleted = True
+                _log.warning("%s", StudyDeleted())
+                with contextlib.suppress(HopaasError), translated():  # a worker may not, and stops all the same
+                    log.log.destroy()
+        return self._next_listing - now
+
+    def _deleted(self) -> set[str]:
+        """The uuids of the studies that were deleted, as the list says now; none if it cannot be read."""
+        try:
+            self.pull(self.catalog)
+        except StoreUnreachable:
+            raise
+        except HopaasError as error:
+            _log.warning("%s", error)
+            return set()
+        with self.catalog.lock:
+            return self.catalog.state.uuids - self.studies()
 
     def _tend_all(self, now: float) -> float:
         return min([IDLE, *(self._tend_apart(log, now) for log in list(self.logs.values()))])

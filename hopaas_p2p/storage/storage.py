@@ -731,7 +731,7 @@ class Storage(BaseStorage):
         log = self.peer.log(uuid)
         del self.peer.logs[uuid]
         log.session.deleted = True
-        log.log.destroy()
+        self.peer.until_answered(log.log.destroy, within=self.peer.patience)
 
     def _frozen_study(self, listing: Listing) -> internals.FrozenStudy | None:
         try:

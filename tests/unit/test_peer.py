@@ -11,9 +11,20 @@ from types import SimpleNamespace
 import pytest
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import Commit, PeerJoin, Policy, StudyDefine, StudySet, TrialCreate, TrialFinish, TrialSet
+from hopaas_p2p.core.records import (
+    Commit,
+    PeerJoin,
+    Policy,
+    StudyClose,
+    StudyDefine,
+    StudyOpen,
+    StudySet,
+    TrialCreate,
+    TrialFinish,
+    TrialSet,
+)
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import PendingCommit
@@ -121,6 +132,31 @@ def test_a_farewell_reaches_the_other_studies_too(
     assert reports(store, "third") == {2: 1.0}
     assert told > 0
     assert len(caplog.records) == told
+
+
+def refused(_: MemoryLog) -> None:
+    raise Denied
+
+
+@pytest.mark.parametrize("may_end_it", [True, False], ids=["an owner", "a worker"])
+def test_a_peer_stops_work_on_a_study_whose_deletion_was_cut_short(
+    store: MemoryStore, peer: Peer, clock: Clock, monkeypatch: pytest.MonkeyPatch, may_end_it: bool
+) -> None:
+    first, second, _ = drivers_of(peer)
+    deleter = Peer(store, threaded=False)
+    for record in (StudyOpen("first", "a"), StudyOpen("second", "b"), StudyClose("first")):
+        deleter.commit_to_catalog(record)  # and no more: it was killed before the log was ended
+    if not may_end_it:
+        monkeypatch.setattr(MemoryLog, "destroy", refused)
+
+    tick_for(peer, clock, 700.0)
+
+    with pytest.raises(StudyDeleted):
+        peer.commit(first, TrialCreate())
+    peer.commit(second, TrialCreate())
+    if may_end_it:
+        with pytest.raises(StudyDeleted):
+            store.log("first").exchange(None, 0)
 
 
 def test_a_deleted_study_is_told_once_by_the_scheduler_and_at_every_call(
