@@ -42,9 +42,13 @@ def uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
     ]
     if any(_has(one, record.values) for one in (trial, *kept)):
         return None
-    told, there = _shown(record.values), kept[0] if kept else trial
+    there = kept[0] if kept else trial
     found = there.state.name if there.values is None else f"{there.state.name} with {_shown(there.values)}"
-    return f"the result {told} of trial #{record.number} was not counted: trial #{there.number} is already {found}"
+    why = f"trial #{there.number} is already {found}"
+    expected = 1 if state.define is None else len(state.define.directions)
+    if len(record.values) != expected:  # of a study that could not be looked at when it was told
+        why = f"{expected} value{'s' * (expected > 1)} expected, got {len(record.values)}"
+    return f"the result {_shown(record.values)} of trial #{record.number} was not counted: {why}"
 
 
 def _has(trial: Trial, values: tuple[float, ...]) -> bool:

@@ -13,8 +13,9 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import spool
-from hopaas_p2p.errors import StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.ticket import carry, ending, ticket_of
 from tests.support.lease_peer import store_away
 from tests.support.postgres_people import Place
 from tests.support.processes import cli
@@ -232,6 +233,18 @@ def test_spool_send_says_which_results_were_not_counted(tmp_path: Path) -> None:
     assert values(f"{tmp_path}/store") == [0.25]
     again = cli("spool", "send", f"{tmp_path}/file").stderr
     assert again == f"Sent 2 files.\n{tmp_path}/file: {NOT_COUNTED}\n", "and each time that it is sent"
+
+
+def test_a_kept_result_of_too_many_values_is_not_counted_for_that_reason(tmp_path: Path) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE)) as study:
+        ticket = ticket_of(study, study.ask().number)
+        (tmp_path / "store").rename(tmp_path / "away")
+        with pytest.raises(ConfigurationError), carry(ticket, patience=0.0, end=ending(ticket, [1.0, 2.0])):
+            pass  # how many values the study takes cannot be looked up
+        (tmp_path / "away").rename(tmp_path / "store")
+        ((_, spooled),) = spool.waiting()
+        found = study.storage.peer.spool.send(spooled, study.storage.peer.logs, writer=study.storage.peer.uuid)
+    assert found == ["the result 1.0, 2.0 of trial #0 was not counted: 1 value expected, got 2"]
 
 
 def test_the_peer_that_sends_the_spool_of_another_says_which_results_were_not_counted(
