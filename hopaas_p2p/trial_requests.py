@@ -119,13 +119,16 @@ class TrialRequests:
         return asked or f"{type(self._study.optuna.pruner).__name__} says so"
 
     def _tell(self, request: dict[str, Any]) -> dict[str, Any]:
-        values = request.get("values")
-        state = str(request.get("state") or ("complete" if values else "fail")).lower()
+        values, given, reason = request.get("values"), request.get("state"), request.get("reason")
+        has_values = values is not None and values != []
+        if not has_values and given is None and reason is None:  # for example with `value`, as a report has it
+            raise InvalidInput("tell takes values, a list of numbers, or state: pruned or fail")
+        state = str(given or ("complete" if has_values else "fail")).lower()
         if state not in ("complete", "pruned", "fail"):
             raise InvalidInput(f"state {state!r}; choose from complete, pruned, fail")
         told = values if state == "complete" else None
         try:
-            self._study.tell(self._trial, told, state=state, reason=request.get("reason"))
+            self._study.tell(self._trial, told, state=state, reason=reason)
         except LeaseLost:
             self.told = "lost"
             raise

@@ -215,12 +215,12 @@ class LocalPeer:
         trial = study.ask()
         for attribute, value in (user_attrs or {}).items():
             trial.set_user_attr(attribute, value)
+        resumed = trial.resume  # if this raises, nobody knows of the trial, and it is returned
+        checkpoint = {} if resumed is None else {"resume": {"step": resumed[0], "path": str(resumed[1])}}
         key = (name, trial.number)
         with self._lock:
             self._open[key] = _OpenTrial(trial, TrialRequests(study, trial))
             self._heard_at[key] = self._clock()
-        resumed = trial.resume
-        checkpoint = {} if resumed is None else {"resume": {"step": resumed[0], "path": str(resumed[1])}}
         return {"study": name, "trial": trial.number, "params": dict(trial.params), **checkpoint}
 
     def request(self, name: str, number: int, do: str, **more: Any) -> dict[str, Any]:

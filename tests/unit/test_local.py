@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import http.client
 import json
 import socket
@@ -17,10 +19,19 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core.records import TrialState, TrialTakeOver
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import ConfigurationError, Denied, NoSuchStudy, NoSuchTrial, NotYourTrial
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    InvalidInput,
+    NoSuchStudy,
+    NoSuchTrial,
+    NotYourTrial,
+    StoreUnreachable,
+)
 from hopaas_p2p.local.http import LocalServer
 from hopaas_p2p.local.peer import LARGEST_ANSWER, LocalPeer
 from hopaas_p2p.report.importance import Importance
+from hopaas_p2p.trial import Trial
 
 SPACE = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(["a", "b"])}
 
@@ -88,6 +99,32 @@ def test_a_client_asks_reports_and_tells(peer: LocalPeer) -> None:
     assert shown["reports"] == [[1, 0.5]]
     with pytest.raises(NotYourTrial):
         peer.request("s", asked["trial"], "tell", values=[0.1])
+
+
+@pytest.mark.parametrize("said", [{}, {"value": 0.25}, {"values": []}], ids=["nothing", "a value", "no values"])
+def test_a_tell_without_a_result_ends_no_trial(peer: LocalPeer, said: dict[str, Any]) -> None:
+    number = peer.ask("s")["trial"]
+
+    with pytest.raises(InvalidInput, match="tell takes values"):
+        peer.request("s", number, "tell", **said)
+
+    peer.request("s", number, "tell", values=0.0)  # a number is as good as a list of one
+    assert peer.trial("s", number)["values"] == [0.0]
+
+
+def test_a_trial_whose_checkpoint_cannot_be_fetched_is_returned(
+    peer: LocalPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: Trial) -> None:
+        raise StoreUnreachable
+
+    monkeypatch.setattr(Trial, "resume", property(away))
+    with contextlib.suppress(StoreUnreachable):
+        peer.ask("s")
+    gc.collect()
+    peer.storage.peer.release_forgotten()
+
+    assert peer.trials("s", state="waiting")["matching"] == 1
 
 
 def test_a_client_that_tells_again_is_told_that_the_trial_has_finished(peer: LocalPeer) -> None:
