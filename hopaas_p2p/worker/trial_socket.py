@@ -17,7 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p.errors import HopaasError, InvalidInput, LeaseLost, StoreUnreachable
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    LeaseLost,
+    StoreAway,
+    StoreUnreachable,
+)
 from hopaas_p2p.trial_requests import TrialRequests, failure
 
 if TYPE_CHECKING:
@@ -95,7 +103,7 @@ class _Place(NamedTuple):
 
 
 class SocketTrialClient:
-    """The trial of a worker's command, for the commands of the shell: the same verbs as `ticket.CarriedTrial`.
+    """The trial of a worker's command, for the commands of the shell: the same verbs as `ticket.TicketTrial`.
 
     Raises:
         HopaasError: what the worker said, of the same kind as it would be without a worker.
@@ -150,6 +158,6 @@ class SocketTrialClient:
 
 
 def _as_error(message: str, code: int) -> HopaasError:
-    kinds = (InvalidInput, StoreUnreachable, LeaseLost)
+    kinds = (InvalidInput, StoreUnreachable, StoreAway, LeaseLost, Denied, ConfigurationError)
     kind = next((kind for kind in kinds if kind.exit_code == code), HopaasError)
     return kind(message)

@@ -13,9 +13,18 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.core.records import TrialCreate, TrialState, TrialTakeOver
-from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    LeaseLost,
+    StoreAway,
+    StoreUnreachable,
+)
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial, as_values
+from hopaas_p2p.worker.trial_socket import SocketTrialClient, TrialSocketServer
 from tests.support.processes import SPACE
 
 SCREEN = 45  # lines
@@ -124,3 +133,19 @@ def test_a_refusal_says_how_many_values_are_expected(study: Study) -> None:
         study.storage.say(study.study_id, TrialTakeOver(trial.number, 1, TrialState.COMPLETE, (1.0, 2.0)))
     with pytest.raises(InvalidInput, match=r"^trial 0 was refused: 1 value expected, got 2$"):
         study.storage.finish(trial.id, optuna.trial.TrialState.COMPLETE, (1.0, 2.0), None)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [InvalidInput, StoreUnreachable, StoreAway, LeaseLost, Denied, ConfigurationError],
+    ids=lambda one: one.__name__,
+)
+def test_what_a_worker_says_is_the_error_that_it_met(
+    study: Study, monkeypatch: pytest.MonkeyPatch, kind: type[HopaasError]
+) -> None:
+    server = TrialSocketServer(study, study.ask())
+    monkeypatch.setattr(server.requests, "carry_out", lambda _: (_ for _ in ()).throw(kind("why")))
+    with pytest.raises(HopaasError, match=r"^why$") as found:
+        SocketTrialClient(server.ticket).renew()
+    server.close()
+    assert (found.type, found.value.exit_code) == (kind, kind.exit_code)
