@@ -87,7 +87,10 @@ class Ticket(NamedTuple):
             data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
             if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
                 raise ValueError
-            return msgspec.msgpack.decode(data[4:], type=cls)
+            ticket = msgspec.msgpack.decode(data[4:], type=cls)
+            if ticket.number < 0:
+                raise ValueError
+            return ticket
         except (ValueError, binascii.Error, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
             raise InvalidInput(

@@ -230,6 +230,11 @@ def test_a_ticket_that_was_cut_or_changed_is_refused(change: Any) -> None:
         Ticket.parse(change(text))
 
 
+def test_a_ticket_of_a_trial_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="not a ticket"):
+        Ticket.parse(str(Ticket("file:///x", "s", -1, "o", 1, "u")))
+
+
 @pytest.mark.parametrize("form", [[], ["--shell"]], ids=["plain", "for the shell"])
 def test_all_that_ask_prints_is_taken_as_a_ticket(here: dict[str, Any], study: Study, form: list[str]) -> None:
     printed = run("ask", *form, **here).stdout
