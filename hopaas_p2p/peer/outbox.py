@@ -89,21 +89,35 @@ class Draft(msgspec.Struct, eq=False):
         """All of it as one record."""
         return TrialSet(*_FIELDS(self))
 
-    def records(self) -> list[TrialSet]:
-        """All of it as records that each fit into a commit: one, unless there is a lot of text.
+    def records(self) -> tuple[TrialSet, ...]:
+        """All of it as records of one commit: a parameter that brings its distribution has one of its own.
 
-        Reports and parameters come last: only the record that travels with a late result is kept with it.
+        If another peer was first to give it a distribution of another kind, only that record is refused.
+        """
+        if not self.dists:  # as most
+            return (TrialSet(*_FIELDS(self)),)
+        rest = {name: value for name, value in self.params.items() if name not in self.dists}
+        first = msgspec.structs.replace(self.record(), params=rest, dists={})
+        params, dists = self.params, self.dists
+        return first, *[
+            TrialSet(self.number, self.epoch, params={name: params[name]}, dists={name: dists[name]}) for name in dists
+        ]
+
+    def commits(self) -> list[tuple[TrialSet, ...]]:
+        """All of it as the records of one commit, or of several where there is a lot of text.
+
+        Reports and parameters come last: only the records that travel with a late result are kept with it.
         """
         if not (self.user or self.system or self.metrics or self.dists or len(self.reports) > _MAX_TEXT // _REPORT):
-            return [TrialSet(*_FIELDS(self))]  # as most
+            return [(TrialSet(*_FIELDS(self)),)]  # as most
         if _weight(self) <= _MAX_TEXT:
-            return [self.record()]
+            return [self.records()]
         part, weight = Draft(self.number, self.epoch, self.owner, resumed_from=self.resumed_from), 0
         parts = []
         for field, key, value in self._items():
             size = _size(value) if field == "dists" else len(key) + len(value) if field in _TEXTS else _REPORT
             if weight and weight + size > _MAX_TEXT:
-                parts.append(part.record())
+                parts.append((part.record(),))
                 part, weight = Draft(self.number, self.epoch, self.owner), 0
             if field == "metrics":
                 part.metrics.setdefault(key[0], {})[key[1]] = value
@@ -113,7 +127,7 @@ class Draft(msgspec.Struct, eq=False):
                 part.params[key] = self.params[key]
             weight += size
         part.params, part.stopping = self.params, self.stopping
-        return [*parts, part.record()]
+        return [*parts, (part.record(),)]
 
     def _items(self) -> Iterator[tuple[str, Any, Any]]:
         for field in ("user", "system"):
@@ -247,7 +261,7 @@ class Outbox:
             count += len(pending.records)
         drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
         if drafts:
-            taken.insert(0, PendingCommit(owner, tuple([draft.record() for draft in drafts])))
+            taken.insert(0, PendingCommit(owner, tuple([one for draft in drafts for one in draft.records()])))
         self._launch(taken, kept, drafts, chain=chain)
 
     def _launch(
@@ -270,7 +284,7 @@ class Outbox:
             outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
             if len(drafts) > 1:  # nor what was set on other trials
-                alone = PendingCommit(drafts[0].owner, (drafts[0].record(),))
+                alone = PendingCommit(drafts[0].owner, drafts[0].records())
                 self._launch([alone], [*taken[1:], *kept], drafts[:1], chain=chain)
                 return
             if len(taken) > 1:  # what others have queued is not refused with it
@@ -287,7 +301,7 @@ class Outbox:
     def _queue_heavy_drafts(self) -> None:
         """Put drafts that need several commits before what is queued."""
         for draft in [draft for draft in self.drafts.values() if _weight(draft) > _MAX_TEXT]:
-            heavy = [PendingCommit(draft.owner, (record,)) for record in draft.records()]
+            heavy = [PendingCommit(draft.owner, records) for records in draft.commits()]
             self.queued = heavy + self.queued
             del self.drafts[draft.number]
 

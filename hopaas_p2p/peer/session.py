@@ -149,6 +149,8 @@ class LogSession(Generic[S]):
         self.deleted = False
         self.broken: BrokenChain | None = None
         """How the log contradicts what this session has read of it: nothing is exchanged any more."""
+        self.unkept: dict[int, list[str]] = {}
+        """Trial -> its parameters that the log refused: another writer gave them distributions of other kinds first."""
         self.acknowledged: deque[Placed] = deque()
         """The last commits of this session, and of the one of the same process that it has replaced."""
         self.exchanged_at = _NEVER
@@ -435,6 +437,9 @@ class LogSession(Generic[S]):
             self._remembered -= len(self.acknowledged.popleft().commit.payload)
         if not placed.lsn % SNAPSHOT_EVERY and snapshot_due(placed.lsn):
             self.snapshot_due = True
+        for record, verdict in zip(self.outbox.in_flight[0].commit.records, verdicts, strict=False):
+            if verdict.refusal == "malformed" and isinstance(record, TrialSet) and record.dists:
+                self.unkept.setdefault(record.number, []).extend(record.dists)
         for pending in self.outbox.settle(verdicts):
             self._release(pending)
 

@@ -672,6 +672,10 @@ class StudyHandle:
                     _log.warning("the end of trial %d is kept in %s", number, path)
             raise
         self._rebuild(number)
+        unkept = self.log.session.unkept.pop(number, None)
+        if unkept:
+            names = ", ".join(sorted(set(map(repr, unkept))))
+            _log.warning("trial %d is kept without %s: another peer was first, with another kind", number, names)
         return verdict
 
     def _rebuild(self, number: int) -> None:
@@ -731,10 +735,10 @@ class StudyHandle:
     def _put_last(self, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> PendingCommit:
         """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
         draft = self.log.session.take_draft(record.number)
-        words = draft.records() if draft is not None else []
+        words = draft.commits() if draft is not None else [()]
         for much in words[:-1]:
-            self.peer.put(self.log, much, owner=owner)
-        return self.peer.put(self.log, *words[-1:], record, owner=owner)
+            self.peer.put(self.log, *much, owner=owner)
+        return self.peer.put(self.log, *words[-1], record, owner=owner)
 
     def release(self, number: int, *, reason: str | None) -> bool:
         """Give a running trial of this process back: WAITING again, with the same parameters."""

@@ -263,6 +263,30 @@ def test_values_that_are_infinite_and_reports_that_are_nan_survive(study: optuna
     assert repr(found.intermediate_values) == "{0: nan, 1: -inf}"
 
 
+def test_of_two_kinds_of_a_parameter_at_once_the_later_one_costs_its_trial_that_parameter_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storages = [hopaas_p2p.open_storage(str(tmp_path), linger=3600.0) for _ in range(2)]
+    optuna.create_study(study_name="s", storage=storages[0])
+    first, second = (optuna.load_study(study_name="s", storage=storage) for storage in storages)
+    mine, theirs = first.ask(), second.ask()
+    x = mine.suggest_float("x", 0, 1)
+    theirs.suggest_int("x", 0, 5)  # neither peer knows of the other's yet
+    y = theirs.suggest_float("y", 0, 1)
+    theirs.report(0.5, 1)
+    theirs.set_user_attr("why", "a guess")
+    first.tell(mine, x)
+
+    second.tell(theirs, 2.0)
+
+    told = second.trials[theirs.number]
+    assert (told.value, told.params, told.intermediate_values) == (2.0, {"y": y}, {1: 0.5})
+    assert told.user_attrs == {"why": "a guess"}
+    assert f"trial {theirs.number} is kept without 'x'" in caplog.text
+    for storage in storages:
+        storage.close()
+
+
 # --- moving studies ----------------------------------------------------------------------------------------------
 
 
