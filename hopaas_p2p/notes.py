@@ -2,13 +2,16 @@
 
 Notes are optuna-dashboard's own: it shows ours, and we show those written there. A note is Markdown in pieces of 2045
 characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version that rises.
-Tags are our own: a list under `hopaas:tags`, a trial's under `hopaas:<number>:tags`. All of it is in the attributes of
-the study, so a finished trial can be annotated too.
+An empty piece ends it, so that nothing is left of a longer one that somebody else saves at the same time. Tags are our
+own: true or false under `hopaas:tag:<tag>`, a trial's under `hopaas:<number>:tag:<tag>`, so that several people may
+change them at once. Earlier versions kept a list under `hopaas:tags` or `hopaas:<number>:tags`, which still counts. All
+of it is in the attributes of the study, so a finished trial can be annotated too.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -20,6 +23,7 @@ from hopaas_p2p.translate import to_json
 _PIECE: Final = 2045  # characters; optuna-dashboard's SYSTEM_ATTR_MAX_LENGTH
 _MAX_NOTE: Final = 1 << 18  # characters
 _MAX_TAG: Final = 64  # characters
+_TAG: Final = re.compile(r"hopaas:(?:([0-9]{1,20}):)?(?:tags|tag:(.*))", re.DOTALL)
 
 
 def note_of(study: StudyLike, number: int | None = None) -> str:
@@ -36,7 +40,7 @@ def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
     """The note in the system attributes of a study, read."""
     prefix = _prefix(trial_id)
     pieces: list[str] = []
-    while isinstance(piece := attributes.get(f"{prefix}note_str:{len(pieces)}"), str):
+    while isinstance(piece := attributes.get(f"{prefix}note_str:{len(pieces)}"), str) and piece:
         pieces.append(piece)
     return _written("".join(pieces))
 
@@ -56,7 +60,7 @@ def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
     version = attributes.get(f"{prefix}note_ver", 0)
     pieces: dict[str, Any] = {
         f"{prefix}note_str:{index}": text[index * _PIECE : (index + 1) * _PIECE]
-        for index in range(math.ceil(len(text) / _PIECE))
+        for index in range(math.ceil(len(text) / _PIECE) + 1)
     }
     old = [key for key in attributes if key.startswith(f"{prefix}note_str:") and key not in pieces]
     pieces.update(dict.fromkeys(old, ""))
@@ -71,15 +75,32 @@ def tags_of(study: StudyLike, number: int | None = None) -> list[str]:
 
 
 def read_tags(attributes: Mapping[str, Any], number: int | None = None) -> list[str]:
-    """The tags in the system attributes of a study, read."""
-    tags = attributes.get(_tags_key(number))
-    return [_written(tag) for tag in tags] if isinstance(tags, list) else []
+    """The tags in the system attributes of a study, read. Of many trials, `tags_by_trial` gives them in one pass."""
+    return tags_by_trial(attributes).get(number, [])
+
+
+def tags_by_trial(attributes: Mapping[str, Any]) -> dict[int | None, list[str]]:
+    """The tags in the system attributes of a study, read, by the trial's number; None: those of the study."""
+    listed: dict[int | None, list[str]] = {}
+    changed: dict[int | None, dict[str, bool]] = {}
+    for key, value in attributes.items():
+        match = _TAG.fullmatch(key)
+        if match is None:
+            continue
+        number = None if match[1] is None else int(match[1])
+        if match[2] is not None:
+            changed.setdefault(number, {})[_written(match[2])] = value is True
+        elif isinstance(value, list):
+            listed[number] = [_written(tag) for tag in value]
+    for number, tags in changed.items():
+        listed[number] = [tag for tag in dict.fromkeys([*listed.get(number, []), *tags]) if tags.get(tag, True)]
+    return listed
 
 
 def change_tags(
     study: StudyLike, number: int | None = None, *, add: Collection[str] = (), remove: Collection[str] = ()
 ) -> list[str]:
-    """Add and remove tags; returns what is there now. Raises as `note_of` does.
+    """Add and remove tags; returns what is there now, with what others changed. Raises as `note_of` does.
 
     Raises:
         InvalidInput: a tag that is empty, longer than 64 characters, or not printable.
@@ -89,10 +110,12 @@ def change_tags(
         if not tag or len(tag) > _MAX_TAG or not tag.isprintable():
             raise InvalidInput(f"{tag!r} is not a tag: use 1 to {_MAX_TAG} printable characters")
     before = tags_of(study, number)
-    after = [tag for tag in dict.fromkeys([*before, *add]) if tag not in remove]
-    if after != before:
-        _write(study, {_tags_key(number): after})
-    return after
+    prefix = "hopaas:tag:" if number is None else f"hopaas:{number}:tag:"
+    changes = {f"{prefix}{tag}": True for tag in add if tag not in before and tag not in remove}
+    changes |= {f"{prefix}{tag}": False for tag in remove if tag in before}
+    if changes:
+        _write(study, changes)
+    return tags_of(study, number)
 
 
 def _attributes(study: StudyLike) -> dict[str, Any]:
@@ -119,7 +142,3 @@ def _prefix(trial_id: int | None) -> str:
 def _written(text: object) -> str:
     """A text as files, pages and trackers can hold it: with a question mark for half a surrogate pair."""
     return str(text).encode(errors="replace").decode()
-
-
-def _tags_key(number: int | None) -> str:
-    return "hopaas:tags" if number is None else f"hopaas:{number}:tags"

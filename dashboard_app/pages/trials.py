@@ -17,6 +17,7 @@ from dashboard_app.redraw import live
 from dashboard_app.views import beside
 from dashboard_app.views import table as views
 from dashboard_app.views.columns import Mask
+from hopaas_p2p import notes
 from hopaas_p2p.export import jsonl, portable, tables
 from hopaas_p2p.report import palette
 from hopaas_p2p.report.facts import phrase
@@ -40,7 +41,7 @@ def show(page: PageContext) -> None:
 
 
 def _body(_page: PageContext, frame: Frame) -> None:
-    tags = frame.once(lambda one: views.tags_by_trial(one.system), "tags")
+    tags = frame.once(lambda one: notes.tags_by_trial(one.system), "tags")
     text = st.text_input("Find", key="find", bind="query-params", placeholder="reason, tag, site, node, user or number")
     mask = shared_filter(frame)
     if text:

@@ -22,10 +22,9 @@ FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps",
 """Columns that are no value, parameter or tag; a parameter of such a name is shown as `param NAME`."""
 _REASON: Final = 200
 _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
-_TAGS: Final = re.compile(r"hopaas:([0-9]{1,10}):tags")
 
 
-def table(state: State, columns: Columns, shown: Mask, *, tags: dict[int, list[str]] | None = None) -> spec.Rows:
+def table(state: State, columns: Columns, shown: Mask, *, tags: dict[int | None, list[str]] | None = None) -> spec.Rows:
     """The trials that are shown, the newest first; parameters as the objective saw them."""
     import pandas as pd
 
@@ -103,7 +102,7 @@ def passing(
     return mask
 
 
-def matching(state: State, columns: Columns, text: str, tags: dict[int, list[str]]) -> Mask:
+def matching(state: State, columns: Columns, text: str, tags: dict[int | None, list[str]]) -> Mask:
     """The trials whose reason, site, node or tags contain the text, whatever its case; or whose number it is."""
     wanted = text.strip().casefold()
     if not wanted:
@@ -119,12 +118,6 @@ def matching(state: State, columns: Columns, text: str, tags: dict[int, list[str
     return found
 
 
-def tags_by_trial(system: Mapping[str, Any]) -> dict[int, list[str]]:
-    """Trial -> its tags, out of a study's system attributes, decoded."""
-    matches = [(_TAGS.fullmatch(key), value) for key, value in system.items() if isinstance(value, list)]
-    return {int(match[1]): [str(one) for one in value] for match, value in matches if match}
-
-
 class Noted(NamedTuple):
     """A trial with a note or a tag."""
 
@@ -136,7 +129,8 @@ class Noted(NamedTuple):
 
 def noted(system: Mapping[str, Any], study_id: int, trials: int) -> list[Noted]:
     """The trials of this study with a note or a tag, by number. `system` are the study's attributes, decoded."""
-    tags = {number: words for number, words in tags_by_trial(system).items() if words and number < trials}
+    by_trial = notes.tags_by_trial(system)
+    tags = {one: words for one, words in by_trial.items() if words and one is not None and one < trials}
     ids = [int(match[1]) for match in map(_NOTE.fullmatch, system) if match]
     lines = {one - first_id(study_id): first_line(notes.read_note(system, one)) for one in ids}
     lines = {number: line for number, line in lines.items() if 0 <= number < trials and line}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -161,7 +162,7 @@ def _live_sites(state: State, signs: dict[str, SignOfLife]) -> dict[str, int]:
     return dict(sorted(sites.items()))
 
 
-def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
+def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, tags: Mapping[int | None, list[str]]) -> dict[str, Any]:
     """A trial at a glance."""
     state = study.state
     peer = state.peers.get(trial.owner or "", {})
@@ -178,7 +179,7 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[s
         "site": peer.get("site"),
         "host": peer.get("host"),
         "reason": trial.reason,
-        "tags": notes.read_tags(attributes, trial.number),
+        "tags": tags.get(trial.number, []),
     }
 
 

@@ -61,19 +61,20 @@ def list_(
     every: bool,
 ) -> None:
     """List the trials of a study. With rungs or a population, one row per configuration: the newest of its trials."""
+    from hopaas_p2p import notes
     from hopaas_p2p.cli import summary
 
     study = session.study()
     wanted = {word.strip().upper() for one in (*states, *(["fail"] if failed else [])) for word in one.split(",")}
     for word in sorted(wanted - {one.upper() for one in _STATES}):
         raise click.UsageError(f"{word.lower()!r} is not a state. The states are {', '.join(_STATES)}.")
-    attributes = study.storage.get_study_system_attrs(study.study_id)
+    tags = notes.tags_by_trial(study.storage.get_study_system_attrs(study.study_id))
     frozen = study.trials
     state = study.state
     chains = {} if every or state.configurations is None else summary.chains_of(state)
     heads = [one for one in frozen if not chains or one.number in chains]
     pairs = [(one, state.trials[one.number]) for one in heads if not wanted or one.state.name in wanted]
-    rows = [summary.of_trial(study, *pair, attributes) for pair in pairs]
+    rows = [summary.of_trial(study, *pair, tags) for pair in pairs]
     for row in rows:
         row["trials"] = chains.get(row["number"], [row["number"]])
     rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
@@ -117,14 +118,16 @@ def _earlier(row: dict[str, Any]) -> str:
 @click.argument("number", type=int)
 def show(session: CliSession, number: int) -> None:
     """Show one trial: parameters, reports, metrics, who owned it, where it ran, and why it ended."""
+    from hopaas_p2p import notes
     from hopaas_p2p.cli import summary
 
     study = session.study()
     _exists(study, number)
     frozen = study.storage.get_trial(study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number))
     attributes = study.storage.get_study_system_attrs(study.study_id)
-    parts = (study, frozen, study.state.trials[number], attributes)
-    data = summary.of_trial(*parts) | summary.more_of_trial(*parts)
+    parts = (study, frozen, study.state.trials[number])
+    tags = notes.tags_by_trial(attributes)
+    data = summary.of_trial(*parts, tags) | summary.more_of_trial(*parts, attributes)
     session.show(data, lambda: output.print_facts(_facts(data)))
 
 

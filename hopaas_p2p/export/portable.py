@@ -29,7 +29,7 @@ _BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20}):(.*)", re.
 _BY_NUMBER: Final = re.compile(r"(dashboard:(?:artifacts:)?)#([0-9]{1,20}):(.*)", re.DOTALL)
 _LINKS: Final = (CONTINUES, COPIES, REUSED, AGAIN, REPLICATE, "late_of", "failed_trial", "retry_history")
 """System attributes of a trial that name other trials."""
-_TAGS: Final = re.compile(r"hopaas:([0-9]{1,20}):tags")
+_TAGS: Final = re.compile(r"hopaas:([0-9]{1,20}):(tags|tag:.*)", re.DOTALL)
 
 
 class PortableTrial(NamedTuple):
@@ -155,7 +155,7 @@ def with_ids(system: Mapping[str, str], ids: Mapping[int, int], numbers: Mapping
             return f"{match[1]}{ids[int(match[2])]}:{match[3]}"
         match = _TAGS.fullmatch(key)
         if match is not None and int(match[1]) in numbers:
-            return f"hopaas:{numbers[int(match[1])]}:tags"
+            return f"hopaas:{numbers[int(match[1])]}:{match[2]}"
         return key
 
     return {renamed(key): text for key, text in system.items()}

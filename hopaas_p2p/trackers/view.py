@@ -10,7 +10,7 @@ import hashlib
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p import notes
@@ -109,8 +109,9 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
         define = state.define
         assert define is not None
         command = _command(study)
+        tags = notes.tags_by_trial(attributes)
         trials = {
-            one.number: _trial(one, state, attributes, tuple(files[one.number]), command)
+            one.number: _trial(one, state, attributes, tags, tuple(files[one.number]), command)
             for one in frozen
             if settled is None or one.number not in settled
         }
@@ -127,7 +128,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
                 "python": f"hopaas_p2p.open_study({study.storage.url!r}, {study.name!r}, create=False)",
                 "state": state_word(state),
                 "budget": "" if state.budget is None else str(state.budget),
-                "tags": ", ".join(notes.read_tags(attributes)),
+                "tags": ", ".join(tags.get(None, [])),
                 **define.info,
                 **{f"attr.{key}": text for key, text in state.user.items()},
             },
@@ -152,7 +153,12 @@ def _command(study: StudyLike) -> str:
 
 
 def _trial(
-    frozen: FrozenTrial, state: State, attributes: dict[str, Any], files: tuple[Artifact, ...], command: str
+    frozen: FrozenTrial,
+    state: State,
+    attributes: dict[str, Any],
+    tags: Mapping[int | None, list[str]],
+    files: tuple[Artifact, ...],
+    command: str,
 ) -> TrialView:
     trial = state.trials[frozen.number]
     values = frozen.values or []
@@ -162,7 +168,7 @@ def _trial(
         params=dict(frozen.params),
         values={"value": values[0]} if len(values) == 1 else {f"values_{i}": one for i, one in enumerate(values)},
         series=dict(_series(frozen, trial)),
-        tags=dict(_tags(trial, state, attributes, command)),
+        tags=dict(_tags(trial, state, tags.get(trial.number, []), command)),
         note=notes.read_note(attributes, trial_id_of(frozen)),
         start=trial.start,
         end=trial.end,
@@ -177,7 +183,7 @@ def _series(frozen: FrozenTrial, trial: Trial) -> Iterator[tuple[str, dict[int, 
         yield f"metric.{name}" if taken else name, dict(sorted(by_step.items()))
 
 
-def _tags(trial: Trial, state: State, attributes: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
+def _tags(trial: Trial, state: State, tags: Sequence[str], command: str) -> Iterator[tuple[str, str]]:
     peer = state.peers.get(trial.owner or "", {})
     yield "trial", str(trial.number)
     yield "state", trial.state.name
@@ -193,7 +199,6 @@ def _tags(trial: Trial, state: State, attributes: dict[str, Any], command: str) 
         said = getattr(trial, name)
         if said is not None:
             yield name, str(said)
-    tags = notes.read_tags(attributes, trial.number)
     if tags:
         yield "tags", ", ".join(tags)
     for key, text in trial.user.items():

@@ -43,7 +43,7 @@ from dashboard_app.views import (
     table,
     trial,
 )
-from hopaas_p2p import open_storage, open_study
+from hopaas_p2p import notes, open_storage, open_study
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec, snapshot
@@ -333,7 +333,7 @@ def look_at_pages(frame: Frame) -> None:
     pruning.curves(state, columns)
     spread.edf(columns)
     spread.pareto(columns)
-    table.table(state, columns, np.ones(len(columns), dtype=np.bool_), tags=table.tags_by_trial(frame.system))
+    table.table(state, columns, np.ones(len(columns), dtype=np.bool_), tags=notes.tags_by_trial(frame.system))
     table.matching(state, columns, "x", {})
     for one in state.trials:
         trial.standings(state, columns, one.number)
@@ -546,6 +546,7 @@ _KEYS: Final = st.sampled_from(
         *("constraints", "constraints:c", "fixed_params", "completed_rung_0", "completed_rung_1", "grid_id"),
         *("search_space", "NSGAIISampler:generation", "NSGAIIISampler:generation", "failed_trial", "retry_history"),
         *("hopaas:origin", "hopaas:again", "hopaas:peers", "hopaas:tags", "hopaas:3:tags", "hopaas:late_values"),
+        *("hopaas:tag:x", "hopaas:3:tag:x"),
         *(
             "study:metric_names",
             "NSGAIISampler:parent:1",
