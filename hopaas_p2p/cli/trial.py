@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
 from hopaas_p2p.report.facts import reason_line, value_cells
 
 if TYPE_CHECKING:
@@ -259,12 +260,14 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
 
 def _stop(study: Study, number: int, reason: str | None) -> str:
     """Stop a trial; returns what was done."""
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState as OptunaState
 
     if study.state.trials[number].state is TrialState.WAITING:
         trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
-        study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand")
-        return "was withdrawn"
+        with contextlib.suppress(LeaseLost, NotYourTrial, UpdateFinishedTrialError):  # it has just been started
+            study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand", strict=True)
+            return "was withdrawn"
     try:
         study.stop_trial(number, reason=reason)
     except InvalidInput as error:

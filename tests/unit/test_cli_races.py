@@ -11,6 +11,7 @@ import hopaas_p2p
 from hopaas_p2p import study as study_module
 from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
@@ -31,6 +32,26 @@ def test_a_trial_that_ends_while_a_study_is_stopped_does_not_keep_the_others_fro
     monkeypatch.setattr(Study, "stop_trial", ends_first)
     assert run(["study", "stop", "s", "--trials", "--store", str(tmp_path / "store")]) == 0
     assert [bool(trial.stop_requested) for trial in trials] == [True, False, True]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["which is known here", "which is not known here yet"])
+def test_a_waiting_trial_that_is_started_while_it_is_withdrawn_is_asked_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], known: bool
+) -> None:
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space=SPACE)
+    study.enqueue({"x": 0.5})
+    finish, started = Storage.finish, []
+
+    def starts_first(self: Storage, trial_id: int, *args: Any, **options: Any) -> None:
+        started.append(study.ask())
+        if known:
+            self.peer.catch_up(self.locate(trial_id)[0].log)
+        finish(self, trial_id, *args, **options)
+
+    monkeypatch.setattr(Storage, "finish", starts_first)
+    assert run(["trial", "stop", "0", "--study", "s", "--store", str(tmp_path / "store")]) == 0
+    assert "Trial 0 was asked to end." in capsys.readouterr().err
+    assert started[0].stop_requested
 
 
 def test_a_study_that_is_deleted_while_studies_are_listed_is_left_out(
