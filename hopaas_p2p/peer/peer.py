@@ -258,6 +258,7 @@ class Peer:
         except StoreUnreachable as error:
             unanswered = StoreUnreachable(f"{str(error).rstrip('.')}. {_QUEUED}")
             unanswered.queued = True
+            self.scheduler.wake()
             raise unanswered from error.__cause__
 
     def start(self, log: LogDriver[State], record: Record, *, within: float = math.inf) -> PendingCommit:
@@ -611,18 +612,23 @@ class Peer:
         return self._next_listing - now
 
     def _deleted(self) -> set[str]:
-        """The uuids of the studies that were deleted, as the list says now; none if it cannot be read."""
+        """The uuids of the studies that were deleted, as the list says now, or said last if it cannot be read."""
+        self._read_list()
+        with self.catalog.lock:
+            return self.catalog.state.uuids - self.studies()
+
+    def _read_list(self) -> None:
+        """Bring the list of studies up to date, and send what a call asked of it that was not answered."""
         try:
             self.pull(self.catalog)
         except StoreUnreachable:
             raise
         except HopaasError as error:
             _log.warning("%s", error)
-            return set()
-        with self.catalog.lock:
-            return self.catalog.state.uuids - self.studies()
 
     def _tend_all(self, now: float) -> float:
+        if self.catalog.session.has_pending:
+            self._read_list()
         return min([IDLE, *(self._tend_apart(log, now) for log in list(self.logs.values()))])
 
     def _tend_apart(self, log: LogDriver[State], now: float) -> float:
@@ -692,7 +698,7 @@ class Peer:
         """
         self.check_process()
         troubles = []
-        for log in list(self.logs.values()):
+        for log in self.drivers():
             try:
                 while log.session.has_pending and not log.session.deleted:
                     self.pull(log)

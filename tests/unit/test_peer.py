@@ -134,6 +134,28 @@ def test_a_farewell_reaches_the_other_studies_too(
     assert len(caplog.records) == told
 
 
+@pytest.mark.parametrize("sent_by", ["the scheduler", "flush"])
+def test_a_change_of_the_list_of_studies_that_was_not_answered_is_made_at_the_next_contact(
+    store: MemoryStore, clock: Clock, sent_by: str
+) -> None:
+    founder = Peer(store, threaded=False)
+    founder.commit_to_catalog(StudyOpen("first", "a"))
+    faulty = FaultyStore(store, [Fault.REFUSE])
+    peer = Peer(faulty, linger=1.0, clock=clock, threaded=False, describe=dict, patience=0.0)
+    with pytest.raises(StoreUnreachable) as unanswered:
+        peer.commit_to_catalog(StudyClose("first"))
+
+    if sent_by == "flush":
+        peer.flush()
+    else:
+        tick_for(peer, clock, 60.0)
+
+    founder.pull(founder.catalog)
+    assert unanswered.value.queued
+    assert not founder.studies()
+    peer.close()
+
+
 def refused(_: MemoryLog) -> None:
     raise Denied
 
