@@ -168,13 +168,17 @@ class LogRelay:
 
     def _look(self) -> None:
         """Read what an earlier bridge, or another one, has written to the mirror."""
-        if not self._read:
-            found = self._mirror.newest_snapshot()
-            self._digests_from = found[0] if found is not None else 0
-            self._remember(self._mirror.read(self._digests_from))
-            self._read = True
-        elif self._mirror.changed() is not False:
-            self._remember(self._mirror.read(self._mirror.lsn))
+        if self._read and self._mirror.changed() is False:
+            return
+        if self._read:
+            with contextlib.suppress(BehindRetention):  # another bridge has continued after a snapshot
+                self._remember(self._mirror.read(self._mirror.lsn))
+                return
+        found = self._mirror.newest_snapshot()
+        self._digests.clear()
+        self._digests_from = found[0] if found is not None else 0
+        self._remember(self._mirror.read(self._digests_from))
+        self._read = True
 
     def _copy(self, entries: list[Entry]) -> None:
         self._remember(self._mirror.append(entries))
@@ -185,7 +189,7 @@ class LogRelay:
         if found is None or found[0] <= self._mirror.lsn:
             raise StoreUnreachable("the far log's beginning was removed, and there is no snapshot of it yet")
         self._mirror.skip_to(*found)
-        self._snapshot = self._digests_from = found[0]
+        self._snapshot = self._digests_from = self._mirror.lsn
         self._digests.clear()
 
     def _bring_snapshot(self) -> None:

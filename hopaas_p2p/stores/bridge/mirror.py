@@ -109,11 +109,15 @@ class Mirror:
             self._write(Segment(self.lsn + 1, []))
 
     def skip_to(self, lsn: int, data: bytes) -> None:
-        """Continue after a snapshot, because what came before it was removed."""
-        self.lsn, self.chain = lsn, None
-        self._write(Segment(lsn + 1, []))
-        self._marks = [(lsn, self._near)]
+        """Continue after a snapshot, because what came before it was removed.
+
+        The snapshot comes before the gap that it fills: a bridge may die in between, and readers cannot pass a gap
+        without one.
+        """
         self.log.put_snapshot(self._near, seal(MirroredSnapshot(lsn, data)))
+        lsn, _ = self.newest_snapshot() or (lsn, data)  # another bridge may have put one there as well
+        self.lsn, self._near, self.chain = lsn, self._position(lsn)[1], None
+        self._write(Segment(lsn + 1, []))
 
     def _write(self, segment: Segment) -> list[Entry]:
         payload = seal(segment)
