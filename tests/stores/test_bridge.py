@@ -22,7 +22,7 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing, sealed
-from hopaas_p2p.testing.faults import SURVIVABLE, Fault, at_random
+from hopaas_p2p.testing.faults import SURVIVABLE, Crash, Fault, at_random
 from tests.support.bridge_world import STUDY, Peer, World, founded, replayed, same_study_on_both_sides
 from tests.support.scribe import COMPLETE, FAIL, RUNNING
 
@@ -550,6 +550,32 @@ def test_a_new_bridge_knows_what_its_predecessor_was_asked_for(world: World) -> 
     assert world.far.beats(["near"]) == {"near": "near:2"}
 
 
+def test_requests_that_were_read_before_the_near_store_failed_are_carried_out(
+    near: Peer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near.read()
+    inbox = world.near.log(INBOX)
+    exchange, faults = inbox.exchange, iter([None, StoreUnreachable("stale file handle")])
+
+    def in_two(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        if outgoing is not None:
+            return exchange(outgoing, since, beat)
+        error = next(faults, None)
+        if error is not None:
+            raise error
+        entries = exchange(None, since).entries
+        return Receipt(entries[:1], more=bool(entries))
+
+    world.down = True
+    near.replica.put("near", TrialCreate())
+    with pytest.raises(StoreUnreachable):
+        near.replica.exchange()
+    monkeypatch.setattr(inbox, "exchange", in_two)
+    world.down = False
+    world.settle(5)
+    assert finishes(same_study_on_both_sides(world)) == ["RUNNING"]
+
+
 def test_requests_that_were_dealt_with_are_not_read_again_by_the_next_bridge(near: Peer, world: World) -> None:
     for _ in range(20):
         tell(near, near.say(TrialCreate()))
@@ -591,22 +617,24 @@ def test_a_snapshot_that_nobody_has_written_is_not_asked_for_again_and_again(mon
     assert len(asked) == 2
 
 
-class _Collected(MemoryLog):
-    """A far log whose first 300 commits were removed by `gc`."""
+def _clean_up(log: MemoryLog) -> None:
+    """Let a log have 320 commits, of which `gc` has removed the first 300."""
+    there = len(everything(log))
+    append_many(log, "a", 320 - there, there)
+    log.put_snapshot(310, b"the state of then")
+    exchange = log.exchange
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def collected(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
         if since < 300:
             raise BehindRetention
-        return super().exchange(outgoing, since)
+        return exchange(outgoing, since, beat)
+
+    log.exchange = collected  # type: ignore[method-assign]
 
 
 def test_a_far_log_whose_beginning_was_removed_is_mirrored_from_its_snapshot_on() -> None:
     world = World()
-    far = world.far._logs[STUDY] = _Collected()
-    plain = MemoryLog()
-    append_many(plain, "a", 320)
-    far._entries, far._sum = plain._entries, plain._sum
-    far.put_snapshot(310, b"the state of then")
+    _clean_up(world.far.log(STUDY))
     log = world.store().log(STUDY)
     with pytest.raises(BehindRetention):
         log.exchange(None, 0)
@@ -616,6 +644,45 @@ def test_a_far_log_whose_beginning_was_removed_is_mirrored_from_its_snapshot_on(
     assert [entry.lsn for entry in receipt.entries] == [321]
     world.bridges = [world.new_bridge()]
     assert [entry.lsn for entry in log.exchange(outgoing("c"), 321).entries] == [322]
+
+
+@pytest.mark.parametrize("dies", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+@pytest.mark.parametrize("call", ["put_snapshot", "exchange"])
+def test_a_bridge_may_die_while_it_continues_after_a_snapshot(call: str, dies: Fault) -> None:
+    world = World()
+    _clean_up(world.far.log(STUDY))
+    mirror = world.near.log(STUDY)
+    act, deaths = getattr(mirror, call), iter([dies])
+
+    def deadly(*args: object) -> object:
+        death = next(deaths, None) if call == "put_snapshot" or args[0] is not None else None
+        if death is Fault.CRASH_BEFORE:
+            raise Crash
+        result = act(*args)
+        if death is Fault.CRASH_AFTER:
+            raise Crash
+        return result
+
+    setattr(mirror, call, deadly)
+    log = world.store().log(STUDY)
+    with pytest.raises(BehindRetention):
+        log.exchange(None, 0)
+    world.settle(5)
+    assert world.crashes == 1
+    assert log.newest_snapshot() == (310, b"the state of then")
+    assert [entry.lsn for entry in log.exchange(outgoing("b"), 310).entries] == list(range(311, 322))
+
+
+def test_of_two_bridges_that_were_away_while_a_log_was_cleaned_up_either_can_continue() -> None:
+    world = World(bridges=2)
+    append_many(world.far.log(STUDY), "a", 10)
+    world.mirror()
+    world.settle(20)
+    assert [bridge._relays[STUDY]._mirror.lsn for bridge in world.bridges] == [10, 10]
+    _clean_up(world.far.log(STUDY))
+    world.settle(20)
+    for bridge in world.bridges:
+        assert (bridge.trouble, bridge._relays[STUDY]._mirror.lsn) == (None, 320)
 
 
 # --- the two ends ------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from hopaas_p2p.errors import Denied, StoreUnreachable
-from hopaas_p2p.stores.bridge.messages import INBOX
+from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
+from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
+from hopaas_p2p.stores.bridge.messages import INBOX, REPLIES, FileRequest, Reply
 from hopaas_p2p.stores.memory import MemoryArtifacts
 from hopaas_p2p.testing.commits import everything
 from tests.support.bridge_process import BridgeProcess
@@ -103,6 +106,68 @@ def test_a_file_that_the_far_store_refuses_stays_here_and_holds_up_no_other(
     assert there(world) is None
     assert "files of this study are full" in caplog.text
     world.store().artifacts().get(KEY, tmp_path / "target")
+
+
+def test_a_file_waits_for_a_bridge_whose_token_has_run_out(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+
+    def denied(*_: object, **__: object) -> NoReturn:
+        raise Denied("the token has expired")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.far.artifacts(), "put", denied)
+        patch.setattr(world.far.catalog(), "exchange", denied)
+        patch.setattr(world.far.catalog(), "changed", lambda _: None)
+        world.store().artifacts().put(KEY, source)
+        until(lambda: (there(world), "a file is waiting: the token has expired" in caplog.text)[1])
+    world.settle(10)
+    assert until(lambda: there(world)) == source.read_bytes()
+
+
+def test_a_node_that_has_no_room_for_a_copy_is_named_and_holds_up_no_trial(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+
+    def full(**_: str) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryDirectory", full)
+        world.store().artifacts().put(KEY, source)
+        until(lambda: (there(world), "a file is waiting: /scratch: No space left on device" in caplog.text)[1])
+        assert world.near_peer("near").read().lsn == 0
+    world.settle(10)
+    assert until(lambda: there(world)) == source.read_bytes()
+
+
+def test_a_reply_that_the_near_store_could_not_take_is_given_later(source: Path) -> None:
+    world = World()
+    replies = iter([StoreUnreachable("the disk is full")] * 3)
+    take = world.near.log(REPLIES).exchange
+
+    def exchange(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        error = next(replies, None) if outgoing is not None else None
+        if error is not None:
+            raise error
+        return take(outgoing, since, beat)
+
+    world.near.log(REPLIES).exchange = exchange  # type: ignore[method-assign]
+    world.far.artifacts().put(KEY, source)
+    store = world.store()
+    place = store.post(FileRequest("list", "study-1"))
+    until(lambda: (there(world), store.reply_to(place))[1])
+    assert store.reply_to(place) == Reply(place, "", KEY)
+
+
+def test_a_list_that_no_bridge_can_carry_is_an_error_and_no_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    monkeypatch.setattr(world.far.artifacts(), "keys", lambda _: ["x" * 99] * 50_000)
+    artifacts = world.store(timeout=1e9).artifacts()
+    with pytest.raises(ConfigurationError, match="too many files"):
+        artifacts.keys("study-1")
 
 
 def test_a_checkpoint_of_this_side_is_resumed_from_on_the_other(postgres_url: str, tmp_path: Path) -> None:

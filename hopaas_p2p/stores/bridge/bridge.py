@@ -14,7 +14,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
@@ -72,7 +72,9 @@ class Bridge:
         self._send_at = 0.0
         self._heartbeats = HeartbeatRelay(near, far)
         self._pool = ConnectionPool(pool)
-        self._files = FileRelay(near.artifacts, artifacts or far.artifacts)
+        self._files = FileRelay(
+            near.artifacts, artifacts or far.artifacts, reply=self._inbox.reply, logged_in=self._logged_in
+        )
         self._catalog = LogRelay(messages.CATALOG, near.catalog(), far.catalog())
         self._relays = {messages.CATALOG: self._catalog}
 
@@ -111,9 +113,7 @@ class Bridge:
         now = self.clock()
         if self._read_inbox(now):
             self._active_at = now
-        reply = self._files.step(now)
-        if reply is not None:
-            self._inbox.reply(reply)
+        self._files.step(now)
         for relay in list(self._relays.values()):
             if now >= relay.retry_at:
                 self._tend(relay, now)
@@ -132,10 +132,10 @@ class Bridge:
             for name in inherited.logs:
                 self._subscribe(name, now)
             self._heartbeats.subscribe(alive=inherited.alive, looked_at=inherited.looked_at, now=now)
-        requests = self._inbox.read()
-        for placed in requests:
+        before = self._inbox.place
+        for placed in self._inbox.read():
             self._accept(placed, now)
-        return bool(requests)
+        return self._inbox.place > before
 
     def _accept(self, placed: messages.PlacedRequest, now: float) -> None:
         place, request = placed
@@ -239,8 +239,9 @@ class Bridge:
     def _end(self, relay: LogRelay) -> None:
         """A study is gone: reply so to all requests that still wait for it."""
         while relay.queue:
-            placed = relay.queue.popleft()
+            placed = relay.queue[0]
             self._reply(placed.place, None if isinstance(placed.request, messages.Destroy) else StudyDeleted())
+            relay.queue.popleft()
         if relay is not self._catalog:
             self._relays.pop(relay.name, None)
 
@@ -325,16 +326,14 @@ class Inbox:
         self._begun = True
         return subscriptions
 
-    def read(self) -> list[messages.PlacedRequest]:
-        """The requests that have come since the last call."""
-        found: list[messages.PlacedRequest] = []
+    def read(self) -> Iterator[messages.PlacedRequest]:
+        """The requests that have come since the last call; after an error the next call reads on."""
         if self._log.changed(self.place) is not False:
             for entry in read_all(self._log, self.place):
                 self.place = entry.lsn
                 request = messages.unseal_request(entry.payload)
                 if request is not None:
-                    found.append(messages.PlacedRequest(entry.lsn, request))
-        return found
+                    yield messages.PlacedRequest(entry.lsn, request)
 
     def record(self, done: int, subscriptions: messages.Subscriptions) -> None:
         """Record that all requests up to this place were carried out."""

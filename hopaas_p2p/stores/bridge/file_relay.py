@@ -10,7 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.core import codec
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.stores.base import Artifacts
 from hopaas_p2p.stores.bridge.messages import MISSING, FileRequest, Reply
 
@@ -21,10 +22,18 @@ _PAUSE: Final = 5.0  # seconds before a file is tried again
 class FileRelay:
     """The queue of requests about files. Everything but the copying happens in the bridge's thread."""
 
-    def __init__(self, near: Callable[[], Artifacts], far: Callable[[], Artifacts]) -> None:
+    def __init__(
+        self,
+        near: Callable[[], Artifacts],
+        far: Callable[[], Artifacts],
+        *,
+        reply: Callable[[Reply], None],
+        logged_in: Callable[[], bool],
+    ) -> None:
         self._near, self._far = near, far
+        self._reply, self._logged_in = reply, logged_in
         self._queue: deque[tuple[int, FileRequest]] = deque()
-        self._running: Future[Reply] | None = None
+        self._running: Future[str] | None = None
         self._retry_at = 0.0
         self._thread: ThreadPoolExecutor | None = None
 
@@ -37,40 +46,47 @@ class FileRelay:
         """Queue a request."""
         self._queue.append((place, request))
 
-    def step(self, now: float) -> Reply | None:
-        """Start the next request, or finish the running one; the reply if its sender waits for one."""
+    def step(self, now: float) -> None:
+        """Start the next request, or finish the running one and reply to its sender."""
         if self._running is None:
             if self._queue and now >= self._retry_at:
                 self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="hopaas-bridge-files")
-                self._running = self._thread.submit(self._carry, *self._queue[0])
-            return None
+                self._running = self._thread.submit(self._carry, self._queue[0][1])
+            return
         if not self._running.done():
-            return None
-        ended, self._running = self._running, None
+            return
+        place, request = self._queue[0]
         try:
-            reply = ended.result()
-        except StoreUnreachable as error:
-            _log.warning("a file is waiting: %s", error)
-            self._retry_at = now + _PAUSE
-            return None
-        _, request = self._queue.popleft()
-        return reply if request.what != "delete" else None
-
-    def _carry(self, place: int, request: FileRequest) -> Reply:
-        try:
-            return Reply(place, "", self._carry_out(request.what, request.key))
+            reply = Reply(place, "", self._running.result())
         except KeyError:
-            return Reply(place, MISSING, request.key)
-        except StoreUnreachable:
-            raise
-        except HopaasError as error:  # it will never be taken, so it stays where it is
-            _log.warning("file %s: %s", request.key, error)
-            return Reply(place, type(error).__name__, str(error))
+            reply = Reply(place, MISSING, request.key)
+        except HopaasError as error:
+            if isinstance(error, StoreUnreachable) or (isinstance(error, Denied) and not self._logged_in()):
+                _log.warning("a file is waiting: %s", error)
+                self._running, self._retry_at = None, now + _PAUSE
+                return
+            _log.warning("file %s: %s", request.key, error)  # it will never be taken, so it stays where it is
+            reply = Reply(place, type(error).__name__, str(error))
+        if request.what != "delete":
+            self._reply(reply)  # again with the next step, if the near store does not take it now
+        self._queue.popleft()
+        self._running = None
+
+    def _carry(self, request: FileRequest) -> str:
+        try:
+            return self._carry_out(request.what, request.key)
+        except OSError as error:  # of this node, where a copy is made
+            raise StoreUnreachable(f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}") from error
 
     def _carry_out(self, what: str, key: str) -> str:
         far = self._far()
         if what == "list":
-            return "\n".join(far.keys(key))
+            listed = "\n".join(far.keys(key))
+            if len(listed) > codec.MAX_BYTES:
+                raise ConfigurationError(
+                    "this is a list of too many files for a bridge; use the store at its other end"
+                )
+            return listed
         if what == "delete":
             far.delete(key)
             return ""
