@@ -9,9 +9,19 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit, Stamp, TrialCreate, TrialFinish, TrialReclaim, TrialSet
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import (
+    BehindRetention,
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    StoreCorrupt,
+    StoreUnreachable,
+    StudyDeleted,
+)
 from hopaas_p2p.peer.peer import Peer as RealPeer
 from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.bridge.bridge import Bridge
@@ -499,6 +509,43 @@ def test_a_bridge_that_may_not_log_in_refuses_nobody_and_goes_on_with_a_new_toke
     world.settle(30)
     assert finishes(same_study_on_both_sides(world)) == ["COMPLETE"]
     assert world.bridges[0].trouble is None
+
+
+@pytest.mark.parametrize("error", [BrokenChain("commit 2 is gone from the log"), StoreCorrupt("commit 2 is damaged")])
+def test_what_is_wrong_with_the_far_log_is_told_to_who_would_write_to_it(
+    near: Peer, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: HopaasError
+) -> None:
+    near.say(TrialCreate())
+    far = world.far.log(STUDY)
+    take = far.exchange
+
+    def damaged(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+        if outgoing is not None:
+            raise error
+        return take(outgoing, since, beat)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(far, "exchange", damaged)
+        near.replica.put("near", TrialFinish(0, 1, COMPLETE, values=(1.0,)))
+        with pytest.raises(type(error), match=str(error)):
+            near.replica.exchange()
+    assert caplog.messages == [str(error)]
+    world.far_peer("far").say(TrialCreate())
+    world.settle(5)
+    assert finishes(same_study_on_both_sides(world)) == ["RUNNING", "RUNNING"]
+
+
+def test_an_older_backup_of_the_far_store_stops_the_peers_on_this_side(near: Peer, world: World) -> None:
+    near.say(TrialCreate())
+    log = world.far.log(STUDY)
+    restored = everything(log)[:1]
+    log._entries.clear()
+    log.restore(None, restored)
+    log._sum = following(0, restored[0].payload)
+    near.replica.put("near", TrialFinish(0, 1, COMPLETE, values=(1.0,)))
+    with pytest.raises(BrokenChain):
+        near.replica.exchange()
+    assert everything(log) == restored
 
 
 def test_who_has_seen_more_than_there_is_is_told_so_and_the_mirror_stays(near: Peer, world: World) -> None:

@@ -4,8 +4,8 @@ One loop: read the inbox, serve each log's requests in order, bring what is new,
 be repeated, so nothing is lost when the bridge dies at any moment, when two are started, or when the link is down for
 hours: a request stays in the inbox until the far store has decided about it.
 
-If the far store denies a request, its sender gets that as a reply. If the far store does not let the bridge itself log
-in, or the bridge is set up wrongly, the bridge says so and tries again.
+If the far store denies a request, or its log is damaged, the request's sender gets that as a reply. If the far store
+does not let the bridge itself log in, or the bridge is set up wrongly, the bridge says so and tries again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import Denied, HopaasError, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.base import Artifacts, Beat, Outgoing, Store, append, read_all
 from hopaas_p2p.stores.bridge import messages
 from hopaas_p2p.stores.bridge.file_relay import FileRelay
@@ -203,7 +203,7 @@ class Bridge:
         return worked
 
     def _serve(self, relay: LogRelay, placed: messages.PlacedRequest) -> None:
-        """Carry out one request. If the far store denies it, that is the reply; other errors are raised."""
+        """Carry out one request. If the far store refuses it, that is the reply; other errors are raised."""
         place, request = placed
         try:
             if isinstance(request, messages.Append):
@@ -221,12 +221,18 @@ class Bridge:
                 self._end(relay)
         except StaleWriter:
             self._reply(place, StudyDeleted())
-        except Denied as error:
-            if not self._logged_in():
-                raise
-            self._reply(place, error)
-            if isinstance(request, messages.Subscribe):
-                relay.wanted_until = 0.0
+        except (Denied, StoreCorrupt) as error:
+            self._refuse(relay, placed, error)
+
+    def _refuse(self, relay: LogRelay, placed: messages.PlacedRequest, error: Denied | StoreCorrupt) -> None:
+        """Reply with the far store's error, unless it does not let this bridge in at all."""
+        if isinstance(error, StoreCorrupt):
+            _log.warning("%s", error)
+        elif not self._logged_in():
+            raise error
+        self._reply(placed.place, error)
+        if isinstance(error, Denied) and isinstance(placed.request, messages.Subscribe):
+            relay.wanted_until = 0.0
 
     def _logged_in(self) -> bool:
         """Whether the far store lets this bridge in at all."""

@@ -56,7 +56,9 @@ _PAUSES: Final = (0.002, 0.02)  # seconds between looks into the mirror: the fir
 _SHARE: Final = 0.1  # of the wait so far that the next pause may add to it
 _BEAT: Final = 64  # characters of a beat that every store keeps
 _NEVER: Final = -1e9
-_ERRORS: Final[dict[str, type[HopaasError]]] = {error.__name__: error for error in (Denied, StudyDeleted)}
+_ERRORS: Final[dict[str, type[HopaasError]]] = {
+    error.__name__: error for error in (BrokenChain, Denied, StoreCorrupt, StudyDeleted)
+}
 
 
 class BridgedStore:
