@@ -382,7 +382,10 @@ def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target
 
     """
     if name in target.study_names():
-        raise ConfigurationError(f"there is a study {name!r} already; give the new one another name with --as NAME")
+        raise ConfigurationError(
+            f"there is a study {name!r} already, perhaps of an interrupted rescue: give the new one another name with "
+            "--as NAME, or delete that one first"
+        )
     if rescued.study is None:
         raise ConfigurationError("not even the definition of this study can be read; there is nothing to copy")
     portable = _marked(rescued.study._replace(name=name), rescued, uuid)

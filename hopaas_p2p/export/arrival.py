@@ -85,8 +85,6 @@ def bring_in(
         portable, files = copied.portable, copied.files
         arrival.warnings += copied.warnings
         records = [_record(trial) for trial in portable.trials]
-    if fresh and portable.policy.budget is not None:
-        arrival.say(StudyControl(budget=-1))  # it may be lower than the number of trials; set at the end
     arrival.add(portable.trials, records)
     arrival.describe(portable)
     if fresh:
@@ -95,8 +93,12 @@ def bring_in(
 
 
 def _create(storage: Storage, portable: Portable, name: str) -> int:
+    """The study, with a budget that has a place for each trial: if the import is interrupted, it is the study's."""
     directions = portable.directions or ("minimize",)
-    return storage.define_study(StudyDefine(name, directions, portable.policy, portable.space, portable.info))
+    finished = sum(trial.record.state in _TAKES_A_PLACE for trial in portable.trials)
+    budget = None if portable.budget is None else max(portable.budget, finished)
+    policy = msgspec.structs.replace(portable.policy, budget=budget)
+    return storage.define_study(StudyDefine(name, directions, policy, portable.space, portable.info))
 
 
 def _check(state: State, portable: Portable, records: list[TrialCreate], name: str, *, fresh: bool) -> None:

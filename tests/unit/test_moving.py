@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import optuna
 import pytest
@@ -137,6 +137,26 @@ def test_copied_again_only_what_was_finished_since_comes(
     assert [trial.values for trial in copy.trials] == [[0.25], None, [0.125]]
     assert notes.note_of(copy, 0) == "found later"
     assert len(contents(copy, tmp_path)) == 4
+
+
+def test_a_copy_that_was_interrupted_keeps_the_budget_and_is_completed_by_the_next(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.set_budget(7)
+
+    def killed(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    target = opened(str(tmp_path / "to"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hopaas_p2p.export.arrival._Arrival.describe", killed)
+        copy_study(source, target)
+    copy = hopaas_p2p.open_study(target, "moved", create=False)
+    assert copy.state.budget == 7
+    copy_study(source, target)
+    assert states(copy) == ["COMPLETE", "FAIL"]
+    assert notes.note_of(copy) == "about the study"
+    assert copy.state.budget == 7
 
 
 def test_unfinished_trials_wait_in_the_copy_if_they_are_asked_for(
