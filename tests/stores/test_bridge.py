@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -26,7 +27,7 @@ from hopaas_p2p.peer.peer import Peer as RealPeer
 from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
 from hopaas_p2p.stores.bridge.bridge import Bridge
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
-from hopaas_p2p.stores.bridge.messages import INBOX, REPLIES, Append
+from hopaas_p2p.stores.bridge.messages import INBOX, REPLIES, Append, CarryBeats
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
@@ -330,6 +331,44 @@ def test_a_link_that_is_down_is_said_once_and_so_is_its_return(
     world.settle(60)
     assert caplog.messages[1:] == ["the other side answers again"]
     assert world.bridges[0].trouble is None
+
+
+def test_beats_that_the_far_side_does_not_take_are_said_once_while_all_else_crosses(
+    near: Peer, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hopaas_p2p")
+
+    def refuse(_: Beat) -> NoReturn:
+        raise Denied("only a viewer")
+
+    world.store().catalog().exchange(None, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.far, "beat", refuse)
+        world.near.beat(Beat("near", "near:1"))
+        world.store().post(CarryBeats("near"))
+        world.settle(60)
+        near.say(TrialCreate())
+        for number in range(3):
+            world.far_peer(f"far-{number}").say(TrialCreate())
+            world.settle(20)
+    assert finishes(same_study_on_both_sides(world)) == ["RUNNING"] * 4
+    assert caplog.messages == ["only a viewer"]
+    world.settle(20)
+    assert caplog.messages[1:] == ["the other side answers again"]
+
+
+def test_trouble_of_the_near_side_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bridge = World().bridges[0]
+    steps = itertools.count()
+
+    def fail() -> NoReturn:
+        raise StoreUnreachable("the disk is full")
+
+    monkeypatch.setattr(bridge, "step", fail)
+    bridge.run(lambda _: next(steps) == 5)
+    assert caplog.messages == ["the near store: the disk is full"]
 
 
 def test_who_may_only_look_into_the_directory_reads_the_mirror(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from hopaas_p2p.errors import Denied, HopaasError, StoreCorrupt, StoreUnreachabl
 from hopaas_p2p.stores.base import Artifacts, Beat, Outgoing, Store, append, read_all
 from hopaas_p2p.stores.bridge import messages
 from hopaas_p2p.stores.bridge.file_relay import FileRelay
-from hopaas_p2p.stores.bridge.log_relay import ConnectionPool, LogRelay, StaleWriter
+from hopaas_p2p.stores.bridge.log_relay import ConnectionPool, Contact, LogRelay, StaleWriter
 
 _log: Final = logging.getLogger("hopaas_p2p")
 SUBSCRIPTION: Final = 3600.0
@@ -71,6 +71,7 @@ class Bridge:
         self._round_at = 0.0
         self._send_at = 0.0
         self._heartbeats = HeartbeatRelay(near, far)
+        self._beats = Contact()
         self._pool = ConnectionPool(pool)
         self._files = FileRelay(
             near.artifacts, artifacts or far.artifacts, reply=self._inbox.reply, logged_in=self._logged_in
@@ -81,7 +82,10 @@ class Bridge:
     @property
     def trouble(self) -> str | None:
         """Why the far side cannot be reached, while that is so."""
-        return next((relay.trouble for relay in self._relays.values() if relay.trouble), None)
+        return next(iter(self._troubles()), None)
+
+    def _troubles(self) -> list[str]:
+        return [one.trouble for one in (*self._relays.values(), self._beats) if one.trouble]
 
     def run(self, stopped: Callable[[float], bool]) -> None:
         """Carry until told to stop.
@@ -90,19 +94,20 @@ class Bridge:
             stopped: waits for that many seconds, and returns whether to stop; `threading.Event.wait` does.
 
         """
-        pause = 0.0
+        pause, said = 0.0, ""
         while not stopped(pause):
             try:
                 self.step()
             except HopaasError as error:  # of the near side: errors of the far side are handled where they happen
-                _log.warning("the near store: %s", error)
-                pause = 1.0
+                if str(error) != said:
+                    _log.warning("the near store: %s", error)
+                pause, said = 1.0, str(error)
             except Exception:  # noqa: BLE001  # a bridge that ends cuts off a whole site
                 _log.exception("an error in the bridge; it continues")
                 pause = 1.0
             else:
                 recent = self.clock() - self._active_at < _RECENT
-                pause = max(_QUICK if recent else _SLOW, self.near.freshness / _LOOKS)
+                pause, said = max(_QUICK if recent else _SLOW, self.near.freshness / _LOOKS), ""
         with contextlib.suppress(StoreUnreachable):
             self._record(self.clock(), at_once=True)
         self._files.close()
@@ -251,14 +256,14 @@ class Bridge:
         if relay is not self._catalog:
             self._relays.pop(relay.name, None)
 
-    def _failed(self, relay: LogRelay, error: HopaasError, now: float) -> None:
-        if self.trouble != str(error):
+    def _failed(self, contact: Contact, error: HopaasError, now: float) -> None:
+        if str(error) not in self._troubles():
             _log.warning("%s", error)
-        relay.failed(error, now)
+        contact.failed(error, now)
 
-    def _succeeded(self, relay: LogRelay) -> None:
+    def _succeeded(self, contact: Contact) -> None:
         before = self.trouble
-        relay.succeeded()
+        contact.succeeded()
         if before and not self.trouble:
             _log.info("the other side answers again")
 
@@ -269,15 +274,15 @@ class Bridge:
 
     def _reach(self, now: float, act: Callable[[float], bool]) -> None:
         """Call a function that may use the far side and returns whether it did, unless the far side is away."""
-        if now < self._catalog.retry_at:
+        if now < self._beats.retry_at:
             return
         try:
             reached = act(now)
         except HopaasError as error:
-            self._failed(self._catalog, error, now)
+            self._failed(self._beats, error, now)
         else:
             if reached:
-                self._succeeded(self._catalog)
+                self._succeeded(self._beats)
 
     def _send_beats(self, now: float) -> bool:
         self._send_at = now + min(self.pace, max(_BEATS, self.near.freshness))

@@ -35,6 +35,8 @@ class FileRelay:
         self._queue: deque[tuple[int, FileRequest]] = deque()
         self._running: Future[str] | None = None
         self._retry_at = 0.0
+        self._trouble: str | None = None
+        """Why the oldest request could not be carried out at the last attempt."""
         self._thread: ThreadPoolExecutor | None = None
 
     @property
@@ -62,15 +64,16 @@ class FileRelay:
             reply = Reply(place, MISSING, request.key)
         except HopaasError as error:
             if isinstance(error, StoreUnreachable) or (isinstance(error, Denied) and not self._logged_in()):
-                _log.warning("a file is waiting: %s", error)
-                self._running, self._retry_at = None, now + _PAUSE
+                if str(error) != self._trouble:
+                    _log.warning("a file is waiting: %s", error)
+                self._running, self._retry_at, self._trouble = None, now + _PAUSE, str(error)
                 return
             _log.warning("file %s: %s", request.key, error)  # it will never be taken, so it stays where it is
             reply = Reply(place, type(error).__name__, str(error))
         if request.what != "delete":
             self._reply(reply)  # again with the next step, if the near store does not take it now
         self._queue.popleft()
-        self._running = None
+        self._running = self._trouble = None
 
     def _carry(self, request: FileRequest) -> str:
         try:

@@ -33,10 +33,31 @@ class StaleWriter(Exception):
     """A commit's writer has seen more of this log than there is: it means one that was deleted."""
 
 
-class LogRelay:
+class Contact:
+    """Whether a part of the far side answers, and when to try again, in seconds on the bridge's monotonic clock."""
+
+    def __init__(self) -> None:
+        self.retry_at = 0.0
+        self.trouble: str | None = None
+        """Why it could not be reached at the last attempt."""
+        self._backoff = Backoff(*_PAUSES)
+
+    def failed(self, error: HopaasError, now: float) -> None:
+        """It does not answer, or not as it should: try again later, whatever the error is."""
+        self.retry_at = now + self._backoff.pause()
+        self.trouble = str(error)
+
+    def succeeded(self) -> None:
+        """It answers."""
+        self._backoff.reset()
+        self.trouble = None
+
+
+class LogRelay(Contact):
     """A far log and its mirror. Times are seconds on the bridge's monotonic clock."""
 
     def __init__(self, name: str, near: Log, far: Log) -> None:
+        super().__init__()
         self.name = name
         self.near, self.far = near, far
         self.queue: deque[PlacedRequest] = deque()
@@ -44,10 +65,6 @@ class LogRelay:
         """When the first request of the queue came."""
         self.wanted_until = 0.0
         self.pull_at = 0.0
-        self.retry_at = 0.0
-        self._backoff = Backoff(*_PAUSES)
-        self.trouble: str | None = None
-        """Why the far log could not be reached at the last attempt."""
         self._concurrent = 1
         """How many requests lately came at once."""
         self._mirror = Mirror(near)
@@ -58,16 +75,6 @@ class LogRelay:
         self._snapshot = 0
         """The lsn of the newest snapshot that is on both sides."""
         self._asked_at = -_ASK_EVERY
-
-    def failed(self, error: HopaasError, now: float) -> None:
-        """The far side does not answer, or not as it should: try again later, whatever the error is."""
-        self.retry_at = now + self._backoff.pause()
-        self.trouble = str(error)
-
-    def succeeded(self) -> None:
-        """The far side answers."""
-        self._backoff.reset()
-        self.trouble = None
 
     # --- what requests ask for ---
 
