@@ -124,9 +124,18 @@ def kept_elsewhere(store: Store, uuid: str) -> str | None:
     kept = {_identity(payload) for _, spooled in spool.histories(uuid) for payload in spooled.payloads}
     if not kept:
         return None
-    missing = kept - {_identity(entry.payload) for entry in _salvaged(store.log(uuid))[0].values()}
+    log = store.log(uuid)
+    missing = kept - {_identity(entry.payload) for entry in _salvaged(log)[0].values()}
+    if isinstance(log, Compacted) and log.removed_up_to():
+        missing = {one for one in missing if not any(_contains(state, one) for state in _snapshots(log))}
     said = "commit of its peers is" if len(missing) == 1 else "commits of its peers are"
     return f"{len(missing)} {said} not in the log, but in this machine's spool" if missing else None
+
+
+def _contains(state: State, identity: str) -> bool:
+    """Whether a state has applied the commit of this nonce."""
+    writer, _, seq = identity.rpartition(":")
+    return writer in state.writers and int(seq) <= state.writers[writer].seq
 
 
 def rescue(store: Store, uuid: str) -> Rescued:
@@ -134,12 +143,13 @@ def rescue(store: Store, uuid: str) -> Rescued:
     log = store.log(uuid)
     entries, head, others = _salvaged(log)
     there = {_identity(entry.payload) for entry in (*entries.values(), *others)}
-    placed, loose = _kept(uuid, entries, there)
-    placed += others
-    shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
     states = sorted([*_snapshots(log), *_handed_over(store, uuid)], key=lambda state: state.lsn)
     removed = log.removed_up_to() if isinstance(log, Compacted) else 0
     state = next((one for one in states if one.lsn >= removed), State()) if removed else State()
+    placed, loose = _kept(uuid, entries, there)
+    placed = [entry for entry in placed if not _contains(state, _identity(entry.payload))] + others
+    loose = [payload for payload in loose if not _contains(state, _identity(payload))]
+    shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
     found = Rescued(None, [lsn for lsn in range(state.lsn + 1, head + 1) if lsn not in entries], [], {}, [], 0, 1)
     state = _replayed(state, entries, shared, [one for one in states if one.lsn <= shared or shared == head], found)
     if state.define is None:
@@ -390,7 +400,7 @@ def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target
         raise ConfigurationError("not even the definition of this study can be read; there is nothing to copy")
     portable = _marked(rescued.study._replace(name=name), rescued, uuid)
     fetch = from_store(artifacts_of(source), uuid) if named_files(portable) else None
-    return bring_in(target, portable, name=name, fetch=fetch)
+    return bring_in(target, portable, name=name, fetch=fetch, begins=True)
 
 
 def _marked(portable: Portable, rescued: Rescued, uuid: str) -> Portable:

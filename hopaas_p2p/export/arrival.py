@@ -17,7 +17,7 @@ from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS, Verdict
-from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput
+from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
 from hopaas_p2p.export.files import Fetch, copy_files
 from hopaas_p2p.export.portable import ORIGIN, PEERS, Portable, PortableTrial, with_ids, with_links
 
@@ -46,7 +46,8 @@ def bring_in(
     *,
     name: str | None,
     fetch: Fetch | None = None,
-    known: Mapping[int, int] | None = None,
+    begins: bool = False,
+    there: Callable[[], Mapping[int, int]] = dict,
 ) -> Imported:
     """Add the trials to the study of that name, or of their own; it is created if it is not there.
 
@@ -55,9 +56,12 @@ def bring_in(
         portable: the study and its trials.
         name: of the target study.
         fetch: fetches the files that the trials name; without it the files are not copied.
-        known: trials imported earlier: number there -> number here.
+        begins: whether the study must not be there yet.
+        there: finds the trials that are here already, which are not added: number there -> number here. Called last of
+            all, because the same command may be running elsewhere.
 
     Raises:
+        StudyExists: it should not be there, and is.
         InvalidInput: no name, a trial too large for a commit, or more finished trials than the budget has places.
             Nothing was imported.
         DefinitionMismatch: the study is there and has other directions. Nothing was imported.
@@ -74,10 +78,10 @@ def bring_in(
         if size > codec.MAX_BYTES - 4096:
             raise InvalidInput(f"trial {trial.number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
     artifacts = None if fetch is None else artifacts_of(storage.peer.store)
-    fresh = name not in storage.study_names()
+    fresh = begins or name not in storage.study_names()
     study_id = _create(storage, portable, name) if fresh else storage.get_study_id_from_name(name)
     _check(storage.state(study_id), portable, records, name, fresh=fresh)
-    arrival = _Arrival(storage, study_id, known or {}, fresh=fresh)
+    arrival = _Arrival(storage, study_id, fresh=fresh)
     arrival.warnings += _without_pauses(portable, name)
     files = 0
     if fetch is not None and artifacts is not None:
@@ -85,7 +89,7 @@ def bring_in(
         portable, files = copied.portable, copied.files
         arrival.warnings += copied.warnings
         records = [_record(trial) for trial in portable.trials]
-    arrival.add(portable.trials, records)
+    arrival.add(portable.trials, records, there())
     arrival.describe(portable)
     if fresh:
         arrival.say(StudyControl(portable.status, -1 if portable.budget is None else portable.budget))
@@ -94,11 +98,19 @@ def bring_in(
 
 def _create(storage: Storage, portable: Portable, name: str) -> int:
     """The study, with a budget that has a place for each trial: if the import is interrupted, it is the study's."""
+    from optuna.exceptions import DuplicatedStudyError
+
     directions = portable.directions or ("minimize",)
     finished = sum(trial.record.state in _TAKES_A_PLACE for trial in portable.trials)
     budget = None if portable.budget is None else max(portable.budget, finished)
     policy = msgspec.structs.replace(portable.policy, budget=budget)
-    return storage.define_study(StudyDefine(name, directions, policy, portable.space, portable.info))
+    try:
+        return storage.define_study(StudyDefine(name, directions, policy, portable.space, portable.info))
+    except DuplicatedStudyError:
+        raise StudyExists(
+            f"the study {name!r} has just been created by someone else, perhaps by the same command; let that one end, "
+            "and repeat this one"
+        ) from None
 
 
 def _check(state: State, portable: Portable, records: list[TrialCreate], name: str, *, fresh: bool) -> None:
@@ -148,11 +160,11 @@ def _size(record: TrialCreate) -> int:
 class _Arrival:
     """One import in progress."""
 
-    def __init__(self, storage: Storage, study_id: int, known: Mapping[int, int], *, fresh: bool) -> None:
+    def __init__(self, storage: Storage, study_id: int, *, fresh: bool) -> None:
         self._storage = storage
         self._study_id = study_id
         self._log = storage.handle(study_id).log
-        self._numbers = dict(known)
+        self._numbers: dict[int, int] = {}
         self._fresh = fresh
         """Whether nobody else adds trials."""
         self.count = 0
@@ -161,8 +173,10 @@ class _Arrival:
     def say(self, record: StudyControl) -> None:
         self._storage.say(self._study_id, record)
 
-    def add(self, trials: list[PortableTrial], records: list[TrialCreate]) -> None:
-        for batch in _batches(zip(trials, records, strict=True), lambda pair: _size(pair[1]), bytes_=_BYTES):
+    def add(self, trials: list[PortableTrial], records: list[TrialCreate], there: Mapping[int, int]) -> None:
+        self._numbers |= there
+        new = [pair for pair in zip(trials, records, strict=True) if pair[0].number not in there]
+        for batch in _batches(new, lambda pair: _size(pair[1]), bytes_=_BYTES):
             known, expected = self._log.state.dists, dict(self._numbers)
             if self._fresh:
                 first = len(self._log.state.trials)

@@ -13,7 +13,6 @@ from hopaas_p2p.export.arrival import bring_in
 from hopaas_p2p.export.portable import ORIGIN, of_study
 
 if TYPE_CHECKING:
-    from hopaas_p2p.core.state import State
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
@@ -53,12 +52,12 @@ def copy_study(
     """
     uuid = source.storage.handle(source.study_id).uuid
     chosen = name or source.name
-    known: dict[int, int] = {}
-    if chosen in target.study_names():
-        study_id = target.get_study_id_from_name(chosen)
-        if target.handle(study_id).uuid == uuid:
-            raise InvalidInput(f"{chosen!r} would be copied onto itself; give the copy another name")
-        known = _already_there(target.state(study_id), uuid, chosen)
+    begins = chosen not in target.study_names()
+
+    def there() -> dict[int, int]:
+        return {} if begins else _already_there(target, uuid, chosen)
+
+    known = there()
     portable = of_study(source)
     wanted = [
         trial._replace(origin={**trial.origin, _FROM: [uuid, trial.number]})
@@ -70,17 +69,22 @@ def copy_study(
     fetch = None
     if with_files and files.named_files(portable):
         fetch = files.from_store(artifacts_of(source.storage.peer.store), uuid)
-    result = bring_in(target, portable, name=chosen, fetch=fetch, known=known)
+    result = bring_in(target, portable, name=chosen, fetch=fetch, begins=begins, there=there)
     return Copied(chosen, result.trials, len(known), result.files, result.warnings)
 
 
-def _already_there(state: State, uuid: str, name: str) -> dict[int, int]:
+def _already_there(target: Storage, uuid: str, name: str) -> dict[int, int]:
     """Number in the source -> number in the copy.
 
     Raises:
         StudyExists: the study is no copy of the one with this uuid.
+        InvalidInput: it is that one.
 
     """
+    study_id = target.get_study_id_from_name(name)
+    if target.handle(study_id).uuid == uuid:
+        raise InvalidInput(f"{name!r} would be copied onto itself; give the copy another name")
+    state = target.state(study_id)
     if state.define is None or state.define.info.get(_FROM) != uuid:
         raise StudyExists(
             f"there is a study {name!r} which is not a copy of this one; give the copy another name with --as"

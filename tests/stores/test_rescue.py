@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import hopaas_p2p
-from hopaas_p2p import rescue
+from hopaas_p2p import rescue, spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit
@@ -22,6 +22,8 @@ from hopaas_p2p.peer import handover
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.packs import SPAN
+from hopaas_p2p.stores.s3 import gc
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from tests.support.processes import cli, until
 
@@ -237,6 +239,24 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
     assert "not in the log, but in this machine's spool" in examined.stdout
     cli("doctor", str(store), "--rescue")
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(s3_url, "s", space=SPACE)) as study:
+        for value in (0.0, 1.0):
+            study.tell(study.ask(), value)
+        uuid = study.storage.handle(study.study_id).uuid
+        log = study.storage.handle(study.study_id).log
+        spool.keep_history(log.session.history(), store=s3_url, study=uuid, name="s", at=0)
+        log.write_snapshot()
+        study.tell(study.ask(), 2.0)
+    with contextlib.closing(S3Store(s3_url, create=False)) as store:
+        assert [one.what for one in gc._collect(store, -60.0, dry_run=False)] == ["commits that snapshots contain"]
+        assert rescue.kept_elsewhere(store, uuid) is None
+        found = rescue.rescue(store, uuid)
+    assert found.study is not None
+    assert [trial.record.values for trial in found.study.trials] == [(0.0,), (1.0,), (2.0,)]
+    assert (found.from_spool, found.histories) == (0, 1)
 
 
 def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all
 import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StudyExists
-from hopaas_p2p.export import copy_study, export_study, import_study
+from hopaas_p2p.export import copy_study, export_study, files, import_study
 from hopaas_p2p.export.portable import Portable, of_study
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
@@ -157,6 +157,41 @@ def test_a_copy_that_was_interrupted_keeps_the_budget_and_is_completed_by_the_ne
     assert states(copy) == ["COMPLETE", "FAIL"]
     assert notes.note_of(copy) == "about the study"
     assert copy.state.budget == 7
+
+
+def test_of_two_copies_that_begin_at_once_the_second_is_told_to_wait(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = opened(str(tmp_path / "to"))
+    read = of_study
+
+    def slow(study: Study) -> Portable:
+        monkeypatch.setattr("hopaas_p2p.export.copying.of_study", read)
+        copy_study(source, target)
+        return read(study)
+
+    monkeypatch.setattr("hopaas_p2p.export.copying.of_study", slow)
+    with pytest.raises(StudyExists, match="has just been created by someone else"):
+        copy_study(source, target)
+    assert states(hopaas_p2p.open_study(target, "moved", create=False)) == ["COMPLETE", "FAIL"]
+
+
+def test_a_copy_that_is_slow_adds_no_trial_that_another_has_added_meanwhile(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = opened(str(tmp_path / "to"))
+    copy_study(source, target)
+    source.tell(2, 0.125)
+    send = files.copy_files
+
+    def slow(*args: Any) -> files.CopiedFiles:
+        monkeypatch.setattr("hopaas_p2p.export.arrival.copy_files", send)
+        assert copy_study(source, target).trials == 1
+        return send(*args)
+
+    monkeypatch.setattr("hopaas_p2p.export.arrival.copy_files", slow)
+    assert copy_study(source, target).trials == 0
+    assert states(hopaas_p2p.open_study(target, "moved", create=False)) == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
 def test_unfinished_trials_wait_in_the_copy_if_they_are_asked_for(
