@@ -13,6 +13,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
 from hopaas_p2p.findings import AGAIN, Finding
+from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.meet import Meeting
 from hopaas_p2p.stores.url import open_store
@@ -94,7 +95,8 @@ def _spooled(store: Store) -> Iterator[Finding]:
         for uuid, name in rescue.names_of(store)[0].items():
             kept = rescue.kept_elsewhere(store, uuid)
             if kept is not None:
-                cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {shlex.quote(name)}"
+                place = store.leads_to if isinstance(store, BridgedStore) else "STORE"
+                cure = f"copy both into a new study: hopaas-p2p doctor {place} --rescue --study {shlex.quote(name)}"
                 yield Finding(f"study {name}, spool", passed=False, detail=kept, cure=cure)
 
 
@@ -104,6 +106,11 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
     session.settings.publish()
     results = []
     with contextlib.closing(open_store(place, create=False)) as store:
+        if isinstance(store, BridgedStore):
+            raise ConfigurationError(
+                f"{store.url} is one end of a bridge, and may lack a part of what the other end has; rescue the study "
+                f"there: hopaas-p2p doctor {store.leads_to} --rescue"
+            )
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
         if chosen is not None:

@@ -20,6 +20,7 @@ from hopaas_p2p.core.records import Commit
 from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.peer import handover
 from hopaas_p2p.stores.base import Entry, read_all
+from hopaas_p2p.stores.bridge.endpoints import open_endpoints
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.packs import SPAN
 from hopaas_p2p.stores.s3 import gc
@@ -239,6 +240,14 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
     assert "not in the log, but in this machine's spool" in examined.stdout
     cli("doctor", str(store), "--rescue")
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_study_behind_a_bridge_is_rescued_where_it_lives(tmp_path: Path) -> None:
+    near, far = tmp_path / "near", tmp_path / "far"
+    open_endpoints(str(near), str(far)).close()
+    refused = cli("doctor", str(near), "--rescue", check=False)
+    assert refused.returncode == 78
+    assert f"rescue the study there: hopaas-p2p doctor {far.as_uri()} --rescue" in refused.stderr
 
 
 def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> None:
