@@ -297,6 +297,10 @@ class Ledger(msgspec.Struct, array_like=True):
     def limit(self, limits: Budget) -> None:
         """Let these limits count from now on."""
         self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
+        if self.limits is UNLIMITED:
+            self.clocks = []  # none is added until there are limits again
+        if self.best is not None and self.improvements[-1:] != [self.best]:
+            self.improvements = [*self.improvements, self.best]
         if self.measured:
             for lease in self.open.values():
                 self._count(lease)

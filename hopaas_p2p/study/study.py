@@ -731,10 +731,6 @@ class Study:
             return f"ran {done} trial{'s' * (done != 1)}, as asked"
         if deadline is not None and time.monotonic() >= deadline:
             return "the time is up"
-        if self._sampler_is_through:
-            self._settle()  # what its last trial has left to be run is known then: replicates, or a promotion
-            if not self._handle.gives_out_waiting():
-                return "the sampler has been through all of its points"
         return "the objective asked for it" if self.optuna.stop_asked else None
 
     def _check_hope(self, failed: int, last: Trial | None, progress: ProgressLog) -> None:
@@ -752,6 +748,7 @@ class Study:
         pause = min(1.0, self.state.policy.ttl / 8)
         while True:
             try:
+                self._check_sampler_goes_on()
                 return self._ask(within=math.inf if deadline is None else max(0.0, deadline - time.monotonic()))
             except StoreUnreachable as error:
                 if deadline is None or time.monotonic() < deadline:
@@ -772,9 +769,19 @@ class Study:
                 if none.waits:
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
 
+    def _check_sampler_goes_on(self) -> None:
+        """Raise NoWork if the sampler has no more points, and nothing waits that it need not be asked about."""
+        if self._sampler_is_through and not self._handle.gives_out_waiting():
+            raise NoWork("the sampler has been through all of its points", refusal="space")
+
     def _may_come_back(self, none: NoWork) -> bool:
-        """Whether work may yet turn up: the study is paused, its checkpoints take too much, or an owner is dead."""
+        """Whether work may yet turn up: the study is paused, its checkpoints take too much, or an owner is dead.
+
+        Or a retry waits that is given a rest first, and no new trial takes its place.
+        """
         if none.waits:
+            return True
+        if none.refusal == "space" and self.state.waiting and self._handle.closed_because() is None:
             return True
         if none.refusal not in ("budget", "space"):
             return False

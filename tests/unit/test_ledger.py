@@ -299,6 +299,33 @@ def test_a_gain_that_is_too_small_for_an_hour_ends_a_study() -> None:
     assert study.reached() == "the best value improves by less than 0.1 per hour"
 
 
+def test_limits_that_come_later_know_when_the_best_trial_ended() -> None:
+    study = Campaign(Budget(until=Until(hours_without_gain=2.0)))
+    study.at(0, "ann", ASK)
+    study.say("founder", StudyControl(limits=Budget()))
+    study.at(9, "ann", end(0))
+    study.say("founder", StudyControl(limits=Budget(until=Until(hours_without_gain=2.0))), at=10 * HOUR)
+    study.at(10, "ann", ASK)
+    study.at(10, "bob", ASK)
+    assert study.reached() is None
+    study.at(11, "ann", end(1, value=2.0))
+    study.at(11, "bob", end(2, value=2.0))
+    assert study.reached() == "2 hours without a better trial"
+
+
+@pytest.mark.parametrize("before", [Budget(), Budget(until=Until(gain_per_hour=0.1))])
+def test_a_gain_that_is_asked_for_later_is_missed_by_a_study_that_no_longer_improves(before: Budget) -> None:
+    study = Campaign(before)
+    study.at(0, "ann", ASK, end(0, value=5.0))
+    study.say("founder", StudyControl(limits=Budget()), at=0)
+    study.at(0.5, "ann", ASK, end(1, value=1.0))
+    study.say("founder", StudyControl(limits=Budget(until=Until(gain_per_hour=0.1))), at=HOUR // 2)
+    study.at(1, "ann", ASK, end(2, value=1.0))
+    assert study.reached() is None
+    study.at(2, "ann", ASK, end(3, value=1.0))
+    assert study.reached() == "the best value improves by less than 0.1 per hour"
+
+
 def test_a_date_ends_a_study_by_the_clocks_of_most_and_not_by_one_that_is_wrong() -> None:
     study = Campaign(Budget(until=Until(date=10 * HOUR)))
     study.at(1, "ann", ASK)

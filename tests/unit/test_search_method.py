@@ -157,6 +157,23 @@ def test_points_that_others_run_are_not_started_again(studies: Any, sampler: Any
     assert len(second.trials) == 12
 
 
+@pytest.mark.parametrize(
+    ("sampler", "repeats"),
+    [*[pytest.param(*one.values, "avoid", id=one.id) for one in ENUMERATING], (Stubborn, "reuse")],
+)
+def test_a_point_whose_peer_died_twice_has_its_rest_and_is_run(studies: Any, sampler: Any, repeats: str) -> None:
+    study = studies(space=SMALL, sampler=sampler(), repeats=repeats, lease_ttl=1.0, attempts=5)
+    lost = []
+    for _ in range(2):
+        lost.append(studies(sampler=sampler()).ask())
+        until(lambda: configurations(study)[lost[-1].number])  # parameters come a moment later
+        study.requeue(lost[-1].number)
+    study.optimize(value)
+    complete = [trial.params for trial in study.trials if trial.state is optuna.trial.TrialState.COMPLETE]
+    assert len({(one["n"], one["c"]) for one in complete}) == 12
+    assert study.state.waiting == {}
+
+
 @pytest.mark.parametrize("sampler", ENUMERATING)
 def test_points_of_a_sampler_get_their_replicates(studies: Any, sampler: Any) -> None:
     study = studies(space=SMALL, sampler=sampler(), replicates=2)
