@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import datetime
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from operator import attrgetter
 from typing import Any, Final
 
@@ -97,7 +97,14 @@ class OwnedTrial(msgspec.Struct, eq=False):
 class View:
     """Frozen trials of one study. Guarded by the lock of its log."""
 
-    def __init__(self, study_id: int, cursor: Cursor, *, allow_pickles: bool) -> None:
+    def __init__(
+        self,
+        study_id: int,
+        cursor: Cursor,
+        *,
+        allow_pickles: bool,
+        over: Callable[[int, Lease], object] = lambda _number, _lease: None,
+    ) -> None:
         self.study_id = study_id
         self.owned: dict[int, OwnedTrial] = {}
         self.dists: dict[str, BaseDistribution] = {}
@@ -106,6 +113,8 @@ class View:
         """Numbers of the trials that are to be rebuilt."""
         self._cursor = cursor
         self._allow_pickles = allow_pickles
+        self._over = over
+        """Told of each trial of this process that the log says is over: another process may have ended it."""
         self._first_id = first_id(study_id)
         self._state: State | None = None
         self._all: list[FrozenTrial] = []
@@ -186,6 +195,9 @@ class View:
 
     def own(self, number: int, owned: OwnedTrial) -> None:
         """Take in a running trial that this process may act for, as it was just built."""
+        before = self.owned.get(number)
+        if before is not None and before.lease != owned.lease:  # another process gave it back
+            self._over(number, before.lease)
         self.owned[number] = owned
         if not self._builds:
             self._unfinished.pop(number, None)
@@ -204,6 +216,7 @@ class View:
         owned = self.owned.get(trial.number)
         if owned is not None and owned.lease == (trial.owner, trial.epoch):
             del self.owned[trial.number]
+            self._over(trial.number, owned.lease)
 
     def _start_over(self, state: State) -> None:
         """Rebuild everything: the log was joined again, and anything may differ."""

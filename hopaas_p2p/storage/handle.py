@@ -90,7 +90,7 @@ class StudyHandle:
         """Optuna's id of trial 0."""
         self.ids = range(self.first_id, first_id(study_id + 1))
         self.log: LogDriver[State] = peer.log(uuid)
-        self.view = View(study_id, self.log.session.cursor(), allow_pickles=allow_pickles)
+        self.view = View(study_id, self.log.session.cursor(), allow_pickles=allow_pickles, over=self._is_over)
         self._known: dict[str, BaseDistribution] = {}
         """Distributions that are the log's first of their parameters."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
@@ -368,6 +368,10 @@ class StudyHandle:
         """What the lease that ends has used, if the log does not tell by itself."""
         found = self.peer.meter.used((self.uuid, number, epoch), at_end=True)
         return None if found is None else Used(*found)
+
+    def _is_over(self, number: int, lease: Lease) -> None:
+        """Charge nothing more to this lease."""
+        self.peer.meter.used((self.uuid, number, lease.epoch), at_end=True)
 
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
         """See that what was just set arrives in time.
@@ -682,8 +686,10 @@ class StudyHandle:
         """The trial is no longer this process's: what the log says of it counts."""
         with self.log.lock:
             self.asked.pop(number, None)
-            if self.view.owned.pop(number, None) is not None:
+            owned = self.view.owned.pop(number, None)
+            if owned is not None:
                 self.view.changed.add(number)
+                self._is_over(number, owned.lease)
 
     def _spool(self, number: int, error: HopaasError) -> bool:
         """Keep the end of a trial on disk; False if it cannot go there, and the store is to be waited for.

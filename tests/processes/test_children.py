@@ -226,6 +226,26 @@ def test_the_lease_of_a_trial_is_kept_alive_where_it_is_brought_back_to(tmp_path
     assert study.storage.peer.adopted == set()
 
 
+def test_a_trial_that_a_child_has_ended_takes_no_part_of_the_time_of_later_ones(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    for end in (study.tell, give_back):
+        child = multiprocessing.get_context("fork").Process(target=end, args=(study.ask(), 0.5))
+        child.start()
+        child.join()
+    ledger = study.state.ledger
+    assert ledger is not None
+    before = ledger.total.time
+    with study.trial() as trial:
+        trial.tell(0.25)
+    again = study.state.trials[trial.number]
+    assert len(again.history) == 1
+    assert ledger.total.time - before == (again.end or 0) - (again.start or 0)
+
+
+def give_back(trial: hopaas_p2p.Trial, _value: float) -> None:
+    trial.storage.release(trial.id)
+
+
 def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     space = {"x": hopaas_p2p.Float(0, 1)}
     one, other = (hopaas_p2p.open_study(tmp_path / "store", name, space=space) for name in ("one", "other"))
