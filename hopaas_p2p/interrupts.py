@@ -54,6 +54,23 @@ terminated = False
 """Whether SIGTERM came in a block of `sigterm_raises`."""
 
 
+class _Raises:
+    """The handler of a block of `sigterm_raises`."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        global terminated
+        terminated = True
+        raise _Terminated(128 + signal.SIGTERM)
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a child that was forked in the block, which is its parent's."""
+        return os.getpid() != self._pid
+
+
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
     """In this block SIGTERM raises SystemExit(143), unless the program has a handler of its own.
@@ -61,16 +78,12 @@ def sigterm_raises() -> Iterator[None]:
     Only the main thread may do that; on others nothing changes.
     """
     global terminated
-    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    before = signal.getsignal(signal.SIGTERM)
+    inherited = isinstance(before, _Raises) and before.is_inherited
+    if not _in_main_thread() or not (inherited or before is signal.SIG_DFL):
         yield
         return
-
-    def raise_it(_signal: int, _frame: FrameType | None) -> None:
-        global terminated
-        terminated = True
-        raise _Terminated(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, raise_it)
+    signal.signal(signal.SIGTERM, _Raises())
     try:
         yield
     finally:

@@ -674,7 +674,8 @@ class Study:
                 timeout=timeout,
                 catch=caught,
             )
-            watched.run(called, quiet=self.quiet)
+            with sigterm_raises():
+                watched.run(called, quiet=self.quiet)
         else:
             self._optimize_here(objective, n_trials, timeout, caught, called)
 

@@ -76,6 +76,14 @@ def second_is_killed(folder: str, trial: Trial) -> float:
     return float(trial.params["lr"])
 
 
+def terminated_once(folder: str, trial: Trial) -> float:
+    """SIGTERM comes in the first trial, and to this process alone."""
+    with contextlib.suppress(FileExistsError):
+        (Path(folder) / "terminated").touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return float(trial.params["lr"])
+
+
 class SlowToStart(ProcessPoolExecutor):
     """It has looked which processes there are before the newest one begins."""
 
@@ -131,6 +139,14 @@ def test_a_killed_worker_is_replaced_and_its_trial_is_run_again_at_once(study: S
     lost = next(trial for trial in study.state.trials if trial.state.name == "FAIL")
     assert lost.reason == "its worker was lost"
     assert lost.retried_by is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_that_was_terminated_once_runs_the_next_task(study: Study, tmp_path: Path, method: str) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        study.optimize(partial(terminated_once, str(tmp_path)), on=pool)
+    assert states(study) == ["COMPLETE"] * 8
 
 
 def test_the_death_of_the_newest_process_of_a_pool_is_noticed_at_once(study: Study, tmp_path: Path) -> None:
@@ -324,7 +340,12 @@ def test_an_objective_that_cannot_travel_is_refused_before_a_trial_starts(study:
     assert states(study) == []
 
 
-def test_ctrl_c_gives_the_trials_back(study: Study, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "why"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "_Terminated")], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_an_interruption_gives_the_trials_back_and_ends_the_workers(
+    study: Study, tmp_path: Path, sent: signal.Signals, why: str
+) -> None:
     """Only the calling process gets the signal, as in a notebook."""
     program = f"""
         import sys
@@ -340,10 +361,10 @@ def test_ctrl_c_gives_the_trials_back(study: Study, tmp_path: Path) -> None:
             script(tmp_path, program), env=environment(), stderr=errors, start_new_session=True, stdout=errors
         )
     until(lambda: states(study).count("RUNNING") == 2, 300, what=(tmp_path / "caller.err").read_text)
-    caller.send_signal(signal.SIGINT)
+    caller.send_signal(sent)
     until(lambda: set(states(study)) == {"WAITING"}, 300, what=lambda: str(states(study)))
     reasons = {trial.history[-1].why for trial in study.state.trials}
-    assert reasons == {"interrupted: KeyboardInterrupt"}
+    assert reasons == {f"interrupted: {why}"}
     assert caller.wait(300) != 0
     assert set(states(study)) == {"WAITING"}, (tmp_path / "caller.err").read_text()
 
