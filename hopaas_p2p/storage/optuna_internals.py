@@ -6,13 +6,15 @@ them all, and fails with a clear message when a new Optuna renames one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import functools
 import math
 import re
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +31,7 @@ from hopaas_p2p.translate import encodable
 
 __all__ = [
     "FrozenStudy",
+    "StopListener",
     "WatchedStudy",
     "after_trial",
     "announces_parameters",
@@ -160,6 +163,15 @@ def new_study(
     return FrozenStudy(name, None, user, system, study_id, directions=directions)
 
 
+class StopListener:
+    """What a call of `optimize`, or the end of a trial, hears of a `stop`; see `WatchedStudy.listening`."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.stop_asked = False
+        self.sampler_is_through = False
+
+
 class WatchedStudy(optuna.Study):
     """Optuna's study on our storage, whose trials are given back when nothing refers to them before they are told.
 
@@ -168,12 +180,28 @@ class WatchedStudy(optuna.Study):
 
     def __init__(self, name: str, storage: Any, sampler: BaseSampler | None, pruner: Any) -> None:
         super().__init__(name, storage, sampler or default_sampler(), pruner)
-        self.stop_asked = False
-        """Whether an objective or the sampler has called `stop` since `optimize` of our own Study looked last."""
+        self.listeners: list[StopListener] = []
+        """Of all threads, the newest last."""
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopListener]:
+        """In this block of a loop of our own, hear whether an objective, or the sampler, calls `stop`."""
+        listener = StopListener()
+        self.listeners.append(listener)
+        try:
+            yield listener
+        finally:
+            self.listeners.remove(listener)
 
     def stop(self) -> None:
-        """As Optuna's, which raises outside its own `optimize`: there are other loops that end."""
-        self.stop_asked = True
+        """As Optuna's, which raises outside its own `optimize`: there are other loops that end.
+
+        It ends that of the calling thread; from a thread that has none, as a helper of an objective, all.
+        """
+        listeners = list(self.listeners)
+        mine = [one for one in listeners if one.thread == threading.get_ident()]
+        for listener in mine[-1:] or listeners:
+            listener.stop_asked = True
         if self._thread_local.in_optimize_loop:
             super().stop()
 

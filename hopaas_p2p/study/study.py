@@ -63,6 +63,7 @@ from hopaas_p2p.space import ATTRIBUTE, as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
+    StopListener,
     WatchedStudy,
     after_trial,
     become,
@@ -241,7 +242,6 @@ class Study:
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._checked_sampler: optuna.samplers.BaseSampler | None = None
-        self._sampler_is_through = False
         self._exports: BackgroundExports | None = None
         self._about: dict[str, str] = {}
         self.quiet = False
@@ -539,17 +539,18 @@ class Study:
 
         Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
         """
-        asked = self.optuna.stop_asked
-        try:
-            after_trial(self.optuna, frozen, state, values)
-        except HopaasError:
-            raise
-        except Exception as error:
-            if not type(self.optuna.sampler).__module__.startswith("optuna."):
+        with self.optuna.listening() as sampler:
+            try:
+                after_trial(self.optuna, frozen, state, values)
+            except HopaasError:
                 raise
-            _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
-        if self.optuna.stop_asked and not asked:
-            self.optuna.stop_asked, self._sampler_is_through = False, True
+            except Exception as error:
+                if not type(self.optuna.sampler).__module__.startswith("optuna."):
+                    raise
+                _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
+        if sampler.stop_asked:
+            for call in list(self.optuna.listeners):  # it is the sampler of all threads
+                call.sampler_is_through = True
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -693,19 +694,22 @@ class Study:
         works = False
         trial = None
         pid = os.getpid()
-        self.optuna.stop_asked = self._sampler_is_through = False
-        progress_log = ProgressLog(self.name, self._handle, quiet=self.quiet)
-        with sigterm_raises(), self.storage.peer.hurried_by_signals(), progress_log as progress:
+        with (
+            sigterm_raises(),
+            self.storage.peer.hurried_by_signals(),
+            ProgressLog(self.name, self._handle, quiet=self.quiet) as progress,
+            self.optuna.listening() as heard,
+        ):
             try:
                 while True:
-                    ended = self._why_call_ends(done, n_trials, deadline)
+                    ended = self._why_call_ends(done, n_trials, deadline, heard)
                     if ended is not None:
                         self._settle()
                         progress.stopped(ended)
                         break
                     if n_trials is None and not works:
                         self._check_hope(done, trial, progress)
-                    trial = self._next_trial(deadline, progress)
+                    trial = self._next_trial(deadline, progress, heard)
                     if trial is None:
                         break
                     self._settle()
@@ -726,13 +730,14 @@ class Study:
         with contextlib.suppress(HopaasError):  # what is left there harms nobody
             self.collect_checkpoints()
 
-    def _why_call_ends(self, done: int, n_trials: int | None, deadline: float | None) -> str | None:
+    @staticmethod
+    def _why_call_ends(done: int, n_trials: int | None, deadline: float | None, heard: StopListener) -> str | None:
         """Why a call of optimize ends after so many trials, whatever the study has to do; None: it goes on."""
         if n_trials is not None and done >= n_trials:
             return f"ran {done} trial{'s' * (done != 1)}, as asked"
         if deadline is not None and time.monotonic() >= deadline:
             return "the time is up"
-        return "the objective asked for it" if self.optuna.stop_asked else None
+        return "the objective asked for it" if heard.stop_asked else None
 
     def _check_hope(self, failed: int, last: Trial | None, progress: ProgressLog) -> None:
         """Raise NothingSucceeded if so many trials of a call have failed that it gives up."""
@@ -744,12 +749,13 @@ class Study:
         reason = None if last is None else self.state.trials[last.number].reason
         raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
-    def _next_trial(self, deadline: float | None, progress: ProgressLog) -> Trial | None:
+    def _next_trial(self, deadline: float | None, progress: ProgressLog, heard: StopListener) -> Trial | None:
         """The next trial; None when there is nothing to do here, now and later."""
         pause = min(1.0, self.state.policy.ttl / 8)
         while True:
             try:
-                self._check_sampler_goes_on()
+                if heard.sampler_is_through:
+                    self._check_something_waits()
                 return self._ask(within=math.inf if deadline is None else max(0.0, deadline - time.monotonic()))
             except StoreUnreachable as error:
                 if deadline is None or time.monotonic() < deadline:
@@ -770,9 +776,9 @@ class Study:
                 if none.waits:
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
 
-    def _check_sampler_goes_on(self) -> None:
-        """Raise NoWork if the sampler has no more points, and nothing waits that it need not be asked about."""
-        if self._sampler_is_through and not self._handle.gives_out_waiting():
+    def _check_something_waits(self) -> None:
+        """Raise NoWork if the next trial would be a new one, for which the sampler has no more points."""
+        if not self._handle.gives_out_waiting():
             raise NoWork("the sampler has been through all of its points", refusal="space")
 
     def _may_come_back(self, none: NoWork) -> bool:

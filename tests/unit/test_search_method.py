@@ -7,6 +7,7 @@ import logging
 import math
 import secrets
 import statistics
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,39 @@ def test_an_objective_may_end_optimize_as_in_optuna(studies: Any, space: Any) ->
     assert len(study.trials) == 3
     study.optimize(objective, n_trials=2)
     assert len(study.trials) == 5
+
+
+@pytest.mark.parametrize("ends", ["an objective", "a helper of the objective"])
+def test_an_objective_ends_the_optimize_of_its_own_thread(studies: Any, ends: str) -> None:
+    study = studies(space=SMALL)
+    asked, began, over = threading.Event(), threading.Event(), threading.Event()
+
+    def stops(trial: Trial) -> float:
+        if ends == "an objective":
+            trial.study.stop()
+        else:
+            helper = threading.Thread(target=trial.study.stop)
+            helper.start()
+            helper.join()
+        asked.set()
+        assert over.wait(60)
+        return 1.0
+
+    def goes_on(_trial: Trial) -> float:
+        began.set()
+        assert asked.wait(60)
+        return 1.0
+
+    others = threading.Thread(target=study.optimize, args=(goes_on, 3))
+    others.start()
+    assert began.wait(60)
+    stopped = threading.Thread(target=study.optimize, args=(stops, 2))
+    stopped.start()
+    others.join()
+    study.optimize(value, n_trials=1)  # begins after the stop, and ends before its call has looked
+    over.set()
+    stopped.join()
+    assert len(study.trials) == (5 if ends == "an objective" else 3)
 
 
 def test_brute_force_without_a_search_space_ends_too(studies: Any) -> None:
