@@ -132,6 +132,7 @@ class PackedBlock(NamedTuple):
             widths=_narrow(block.widths),
             values=_column(block.values, "d"),
             special=[place for place, rare in block.rare.items() if rare.dists or rare.system],
+            dists={place: rare.dists for place, rare in block.rare.items() if rare.dists},
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
@@ -183,6 +183,8 @@ class BlockColumns(NamedTuple):
     values: Sequence[float]
     special: Sequence[int]
     """Places in the block of trials with distributions or system attributes of their own: read those as trials."""
+    dists: Mapping[int, Mapping[str, Distribution]]
+    """The distributions of their own, by place."""
 
 
 class ClosedBlock(Protocol):

@@ -1,7 +1,8 @@
 """Which configurations of a search space have been tried, and what is near one that was.
 
 Two configurations are the same if all parameters are, in the form of the log. What a sampler proposes is looked up in a
-dictionary; the trials are read once each.
+dictionary; the trials are read once each. What is outside the space, as an imported trial or a point of a grid may be,
+is none of its configurations.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from hopaas_p2p.core.state import BLOCK, BlockColumns, Trial, Trials
 
 Params = Mapping[str, float]
 """In the form of the log: a number, or the index of a choice."""
+Key = tuple[float, ...]
 
 _NEAR: Final = (1, 2, 4, 8)  # steps of the grid
 _MIXED: Final = 64  # neighbours that differ in more than one parameter
 _NEARBY: Final = 0.02  # of the range, where a parameter has no grid
 _MOST_COUNTED: Final = 1 << 40
+_SAME: Final = 1e-9  # of a grid's steps from its beginning: two ways to compute a point may differ in the last bits
 
 
 class Tried:
@@ -37,23 +40,27 @@ class Tried:
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self._space = space
         self._names = tuple(space)
-        self._grids = {
-            place: (one.low, one.step)
-            for place, one in enumerate(space.values())
-            if isinstance(one, FloatDistribution) and one.step is not None
-        }
-        self._numbers: dict[tuple[float, ...], int] = {}
+        self._axes = [_axis(one) for one in space.values()]
+        self._choices = [name for name, one in space.items() if isinstance(one, CategoricalDistribution)]
+        self._numbers: dict[Key, int] = {}
+        self._outside: dict[Key, int] = {}
+        """What was tried that is outside the space."""
         self.size = _size(space)
         """How many configurations there are; None where there is no end of them."""
 
     def note(self, trials: Iterable[Trial]) -> None:
-        """Read these trials; those that lack a parameter do not count."""
+        """Read these trials; those that lack a parameter, or chose it from other choices, do not count."""
         for trial in trials:
-            if trial.params:
+            if trial.params and not (trial.dists and self._has_other_choices(trial.dists)):
                 try:
-                    self._numbers[self._key(trial.params)] = trial.number
+                    numbers, key = self._place(trial.params)
                 except KeyError:
                     continue
+                numbers[key] = trial.number
+
+    def _has_other_choices(self, dists: Mapping[str, object]) -> bool:
+        """Whether a trial with these distributions of its own means something else by the index of a choice."""
+        return any(name in dists for name in self._choices)
 
     def note_all(self, trials: Trials) -> None:
         """Read all trials of a study; those of packed blocks without an object of each."""
@@ -68,32 +75,41 @@ class Tried:
         sets, params = np.asarray(block.param_set), np.asarray(block.params)
         lengths = np.array([len(names) for names in block.param_sets])[sets]
         starts = np.cumsum(lengths) - lengths
-        found: dict[tuple[float, ...], int] = {}
         for index, names in enumerate(block.param_sets):
             if not names or not set(self._names) <= set(names):
                 continue
             rows = np.flatnonzero(sets == index)
-            columns = [params[starts[rows] + names.index(name)] for name in self._names]
-            for place, (low, step) in self._grids.items():
-                columns[place] = np.rint((columns[place] - low) / step)
-            keys = zip(*[column.tolist() for column in columns], strict=True)
-            found.update(zip(keys, (block.first + rows).tolist(), strict=True))
-        for key, number in found.items():
-            self._numbers[key] = max(number, self._numbers.get(key, -1))
+            foreign = [place for place, dists in block.dists.items() if self._has_other_choices(dists)]
+            rows = rows[~np.isin(rows, foreign)]
+            values = [params[starts[rows] + names.index(name)] for name in self._names]
+            keys, inside = list(values), np.ones(len(rows), dtype=bool)
+            for place, (low, high, step) in enumerate(self._axes):
+                inside &= (low - step / 2 <= values[place]) & (values[place] <= high + step / 2)
+                if step:
+                    exact = (values[place] - low) / step
+                    keys[place] = np.rint(exact)
+                    with np.errstate(invalid="ignore"):  # infinities, which are outside
+                        inside &= np.abs(exact - keys[place]) <= _SAME * np.maximum(1.0, exact)
+            for numbers, columns, chosen in ((self._numbers, keys, inside), (self._outside, values, ~inside)):
+                found = zip(*[column[chosen].tolist() for column in columns], strict=True)
+                for key, number in zip(found, (block.first + rows[chosen]).tolist(), strict=True):
+                    numbers[key] = max(number, numbers.get(key, -1))
 
     def number_of(self, params: Params) -> int | None:
         """The newest trial that has these parameters; None if none has."""
-        return self._numbers.get(self._key(params))
+        numbers, key = self._place(params)
+        return numbers.get(key)
 
     def reserve(self, params: Params, number: int = -1) -> None:
         """This is about to be tried, before the log has it; -1: under a number that is not known yet."""
-        self._numbers.setdefault(self._key(params), number)
+        numbers, key = self._place(params)
+        numbers.setdefault(key, number)
 
     def release(self, params: Params) -> None:
         """It is not tried after all."""
-        key = self._key(params)
-        if self._numbers.get(key) == -1:
-            del self._numbers[key]
+        numbers, key = self._place(params)
+        if numbers.get(key) == -1:
+            del numbers[key]
 
     @property
     def used_up(self) -> bool:
@@ -107,13 +123,23 @@ class Tried:
         left of a space with an end is found.
         """
         near = (one for one in self._near(params) if all(one[name] == params[name] for name in fixed if name in one))
-        return next((one for one in near if self._key(one) not in self._numbers), None)
+        return next((one for one in near if self.number_of(one) is None), None)
 
-    def _key(self, params: Params) -> tuple[float, ...]:
-        values = [params[name] for name in self._names]
-        for place, (low, step) in self._grids.items():  # two ways to compute a point may differ in the last bit
-            values[place] = round((values[place] - low) / step)
-        return tuple(values)
+    def _place(self, params: Params) -> tuple[dict[Key, int], Key]:
+        """Where the number of a configuration is kept. Raises KeyError if a parameter is missing."""
+        values = tuple([params[name] for name in self._names])
+        key = []
+        for value, (low, high, step) in zip(values, self._axes, strict=True):
+            if not low - step / 2 <= value <= high + step / 2:
+                return self._outside, values
+            if not step:
+                key.append(value)
+                continue
+            exact = (value - low) / step
+            key.append(round(exact))
+            if abs(exact - key[-1]) > _SAME * max(1.0, exact):
+                return self._outside, values
+        return self._numbers, tuple(key)
 
     def _near(self, params: Params) -> Iterator[dict[str, float]]:
         start = {name: params[name] for name in self._names}
@@ -144,6 +170,14 @@ class Tried:
                 place, index_of_value = divmod(place, count)
                 found[name] = _value(one, index_of_value)
             yield found
+
+
+def _axis(one: BaseDistribution) -> tuple[float, float, float]:
+    """The lowest and the highest value of a parameter, in the form of the log, and its step; 0: it has none."""
+    if isinstance(one, CategoricalDistribution):
+        return 0.0, len(one.choices) - 1.0, 1.0
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    return float(one.low), float(one.high), float(one.step or 0.0)
 
 
 def _size(space: Mapping[str, BaseDistribution]) -> int | None:

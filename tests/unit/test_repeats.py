@@ -7,6 +7,7 @@ import itertools
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hopaas_p2p.core.records import Categorical
 from hopaas_p2p.core.state import COMPLETE, Trial
 from hopaas_p2p.search.repeats import Tried
 
@@ -45,6 +46,21 @@ def test_the_same_parameters_are_found_whatever_their_order() -> None:
     tried.note([trial(4, dict(reversed(POINTS[7].items()))), trial(5, {"n": 1.0}), trial(6, {})])
     assert tried.number_of(POINTS[7]) == 4
     assert tried.number_of(POINTS[8]) is None
+
+
+@pytest.mark.parametrize("x", [0.05, 0.199, -0.1, 0.4, float("inf"), float("nan")])
+def test_what_is_outside_the_space_is_none_of_its_configurations(x: float) -> None:
+    space: dict[str, BaseDistribution] = {"x": GRID["x"], "c": GRID["c"]}
+    tried = Tried(space)
+    tried.note([trial(0, {"x": x, "c": 0.0}), trial(1, {"x": 0.1, "c": 3.0})])
+    tried.note([Trial(2, COMPLETE, params={"x": 0.1, "c": 0.0}, dists={"c": Categorical(("b", "a", "c"))})])
+    tried.reserve({"x": x, "c": 0.0}, 3)
+    points = [{"x": place * 0.1, "c": float(choice)} for place, choice in itertools.product(range(4), range(3))]
+    assert [tried.number_of(point) for point in points] == [None] * 12
+    tried.note([trial(number, point) for number, point in enumerate(points[1:])])
+    assert not tried.used_up
+    assert tried.number_of({"x": 0.1, "c": 3.0}) == 1, "it is known as what it is"
+    assert tried.neighbour({"x": 0.2, "c": 2.0}) == points[0]
 
 
 def test_a_neighbour_differs_in_one_parameter_by_one_step_while_there_is_such_a_one() -> None:

@@ -58,6 +58,18 @@ def record(number: int, numbers: random.Random) -> TrialCreate:
     return TrialCreate(state=TrialState.COMPLETE, params=params, values=(numbers.random(),), start=1, end=2, **own)
 
 
+def imported(number: int, numbers: random.Random) -> TrialCreate:
+    """A trial of which many are from another space: off the grid, out of the range, or with other choices."""
+    made = record(0, numbers)
+    if number % 3 == 1:
+        made.params["share"] += 0.03
+    if number % 5 == 1:
+        made.params["n"] = 40.0
+    if number % 7 == 1:
+        made.dists["kind"] = Categorical(tuple("zyxw"))
+    return made
+
+
 def plain(_: int, numbers: random.Random) -> TrialCreate:
     """A trial with parameters and a value only, as nearly all are."""
     return record(0, numbers)
@@ -170,12 +182,16 @@ def test_a_reader_that_failed_halfway_reads_everything_again(study: Study, monke
     same(sampler._read(study.optuna, cached=False), read_by_trial(study))
 
 
-def test_a_packed_block_counts_as_tried_as_its_trials_do(study: Study) -> None:
+@pytest.mark.parametrize(("make", "count"), [(record, 2000), (imported, 1000)])
+def test_a_packed_block_counts_as_tried_as_its_trials_do(store: str, make: Any, count: int) -> None:
+    study = filled(hopaas_p2p.open_study(store, "s", space=SPACE), 2500, make)
     whole, one_by_one = Tried(study.space), Tried(study.space)
     whole.note_all(study.state.trials)
     one_by_one.note(study.state.trials)
     assert whole._numbers == one_by_one._numbers
-    assert len(whole._numbers) > 2000
+    assert whole._outside == one_by_one._outside
+    assert count < len(whole._numbers) < 1.3 * count
+    study.close()
 
 
 def test_several_readers_have_each_their_place(study: Study) -> None:
