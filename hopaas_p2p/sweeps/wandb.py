@@ -44,10 +44,11 @@ def describe(content: Mapping[str, Any]) -> StudyDescription:
         raise InvalidInput("parameters: none of them varies; at least one needs values, or min and max")
     metric, direction = _metric(content.get("metric"), method)
     budget = None if content.get("run_cap") is None else int(number(content["run_cap"], "run_cap"))
+    policy: dict[str, Any] = {} if budget is None else {"budget": budget}
     grid = None
     if method == "grid":
         grid = list(itertools.islice(_points(space), budget))
-        budget = len(grid)
+        policy = {"budget": len(grid), "repeats": "reuse"}  # so that no other point is run again for one that failed
     config = {"sampler": {"name": _METHODS[method]}}
     if content.get("early_terminate") is not None:
         config["pruner"] = _pruner(mapping(content["early_terminate"], "early_terminate"))
@@ -56,7 +57,7 @@ def describe(content: Mapping[str, Any]) -> StudyDescription:
         directions=(direction,),
         metric_names=None if metric is None else (metric,),
         space=space,
-        policy={} if budget is None else {"budget": budget},
+        policy=policy,
         sampler_config=config,
         grid=grid,
         user_attrs=constants | ({"description": content["description"]} if content.get("description") else {}),

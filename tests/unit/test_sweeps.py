@@ -254,6 +254,15 @@ def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
     study.close()
 
 
+def test_a_point_of_a_grid_that_fails_has_no_other_run_again(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("method: grid\nmetric: {name: loss}\nparameters: {a: {values: [1, 2, 3]}}\n")
+    cli("study", "create", "g", "-s", "store", "--from-yaml", "grid.yaml", cwd=tmp_path)
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "g", create=False)
+    study.optimize(lambda trial: 6 / (trial.params["a"] - 2), catch=ZeroDivisionError)
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
+    study.close()
+
+
 def test_what_optuna_has_no_counterpart_for_is_left_out_with_a_note(tmp_path: Path) -> None:
     told = read(
         tmp_path,
@@ -296,7 +305,7 @@ def test_a_grid_with_a_cap_is_cut_short(tmp_path: Path) -> None:
         "parameters: {a: {values: [1, 2]}, b: {distribution: q_uniform, min: 0, max: 0.3, q: 0.1}}",
     )
 
-    assert told.policy == {"budget": 4}
+    assert told.policy == {"budget": 4, "repeats": "reuse"}
     assert told.grid == [{"a": 1, "b": 0.0}, {"a": 1, "b": 0.1}, {"a": 1, "b": 0.2}, {"a": 1, "b": 0.3}]
 
 
