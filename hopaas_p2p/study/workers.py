@@ -178,13 +178,16 @@ class WatchedWorkers:
                 self._send(min(self._wanted, self._left or self._wanted))
                 while self._futures:
                     time.sleep(_LOOK)
+                    over = [(number, future) for number, future in self._futures.items() if future.done()]
+                    if over:  # what they told is in the log, and a read may be older than that
+                        self._read_log(within=_LOOK)
                     self._look(progress, callbacks)
-                    for number, future in list(self._futures.items()):
-                        if future.done():
-                            del self._futures[number]
-                            self._conclude(number, future)
+                    for number, future in over:
+                        del self._futures[number]
+                        self._conclude(number, future)
                     self._reclaim_lost()
                     self._drop_needless()
+                self._read_log(within=None)
                 self._look(progress, callbacks)
                 progress.stopped("all workers are done")
             except BaseException as error:
@@ -291,6 +294,13 @@ class WatchedWorkers:
             _log.warning("%s", error)
         else:
             self._lost.clear()
+
+    def _read_log(self, *, within: float | None) -> None:
+        """Read all that the log has; waits for the store so many seconds, or the peer's patience."""
+        try:
+            self._study.storage.peer.catch_up(self._driver, within=within)
+        except StoreUnreachable as error:
+            _log.warning("%s", error)
 
     def _cancel(self) -> None:
         """Cancel the workers that have not begun, if the executor can."""

@@ -123,7 +123,11 @@ def test_every_worker_of_a_process_pool_is_a_peer_and_the_budget_is_exact(
     assert len(shown) == 8
 
 
-def test_n_trials_are_shared_out_and_callbacks_run_here(study: Study) -> None:
+@pytest.mark.parametrize("freshness", [0.0, 60.0])
+def test_n_trials_are_shared_out_and_callbacks_run_here(
+    study: Study, monkeypatch: pytest.MonkeyPatch, freshness: float
+) -> None:
+    monkeypatch.setattr(study.storage.peer.store, "freshness", freshness)  # reads may be as old as that
     seen: list[int] = []
     with ThreadPoolExecutor(3) as pool:
         study.optimize(quick, 5, on=pool, callbacks=[lambda _, trial: seen.append(trial.number)])
@@ -205,10 +209,11 @@ def test_an_error_is_raised_here_though_the_other_workers_cannot_be_cancelled(st
 
 
 class LosesTheFirst(ThreadPoolExecutor):
-    """Its first worker begins a trial and is lost."""
+    """Its first worker ends so many trials, begins another and is lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: int = 0) -> None:
         super().__init__(1)
+        self._ended = ended
         self.lost: Study | None = None
 
     def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
@@ -217,6 +222,8 @@ class LosesTheFirst(ThreadPoolExecutor):
         *_, order = arguments
         self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
         self.lost.be_worker({"crew": order.crew, "worker": str(order.number)})
+        for _ in range(self._ended):
+            self.lost.tell(self.lost.ask(), 0.5)
         self.lost.ask()
         future: Future[Any] = Future()
         future.set_exception(OSError("its node is down"))
@@ -232,6 +239,17 @@ def test_what_a_lost_worker_began_is_run_again_though_it_was_not_read_of_yet(
         monkeypatch.undo()
         assert [trial.reason for trial in study.state.trials if trial.state.name == "FAIL"] == ["its worker was lost"]
         assert states(study).count("COMPLETE") == 8
+        assert pool.lost is not None
+        pool.lost.close()
+
+
+def test_n_trials_count_what_a_lost_worker_ended_though_it_was_not_read_of_yet(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LosesTheFirst(2) as pool:
+        monkeypatch.setattr(study.storage.peer.store, "freshness", 60.0)
+        study.optimize(quick, 5, on=pool)
+        assert sorted(states(study)) == ["COMPLETE"] * 5 + ["FAIL"]
         assert pool.lost is not None
         pool.lost.close()
 
