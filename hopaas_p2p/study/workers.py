@@ -357,6 +357,7 @@ class WatchedWorkers:
         why = f"interrupted: {type(error).__name__}"
         try:
             with self._study.storage.peer.in_a_hurry():
+                self._study.storage.peer.catch_up(self._driver)
                 running = self._running()
                 peers = [uuid for uuid, info in self._study.state.peers.items() if info.get(_CREW) == self._crew]
                 for uuid in peers:

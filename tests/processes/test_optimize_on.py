@@ -21,7 +21,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded, StoreUnreachable, WorkersLost
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded, NoWork, StoreUnreachable, WorkersLost
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.workers import WatchedWorkers
@@ -385,6 +385,22 @@ def test_an_interruption_gives_the_trials_back_and_ends_the_workers(
     assert reasons == {f"interrupted: {why}"}
     assert caller.wait(300) != 0
     assert set(states(study)) == {"WAITING"}, (tmp_path / "caller.err").read_text()
+
+
+def test_ctrl_c_gives_back_a_trial_that_was_not_read_of_yet(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(LosesTheFirst):
+        def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+            super().submit(function, *arguments, **options)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(study.storage.peer.store, "freshness", 60.0)
+    with Interrupted() as pool, pytest.raises(KeyboardInterrupt):
+        study.optimize(quick, on=pool)
+    assert pool.lost is not None
+    assert states(pool.lost) == ["WAITING"]
+    with pytest.raises(NoWork, match="take no more trials"):
+        pool.lost.ask()
+    pool.lost.close()
 
 
 def test_ctrl_c_while_the_store_is_away_says_that_the_workers_go_on(
