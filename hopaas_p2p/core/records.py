@@ -178,6 +178,7 @@ class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
     """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes it."""
 
     peer: str | None = None
+    """Or the name of a crew, which the workers of a call of `optimize(on=…)` have in common, also those to come."""
     site: str | None = None
     off: bool = False
 

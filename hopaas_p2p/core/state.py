@@ -500,8 +500,9 @@ class State:
         return "budget" if self.counts[RUNNING] == 0 and self._is_spent() else None
 
     def is_draining(self, peer: str) -> bool:
-        """Whether this peer was asked to take no more trials, by name or with its site."""
-        return peer in self.draining or f"site:{self.peers.get(peer, {}).get('site')}" in self.draining
+        """Whether this peer was asked to take no more trials: by name, with its site, or with all workers of a call."""
+        about = self.peers.get(peer, {})
+        return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site')}", about.get("crew", "")))
 
     def finished(self) -> bool:
         """Whether the campaign is over for good: stopped, failing, or its budget spent with nothing running."""

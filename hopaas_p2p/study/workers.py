@@ -352,16 +352,14 @@ class WatchedWorkers:
     # --- an end before the end ---
 
     def _give_back(self, error: BaseException) -> None:
-        """Ask all workers to take no more trials, and give back those that they run."""
+        """Ask all workers, also those that begin later, to take no more trials, and give back those that they run."""
         self._cancel()
         why = f"interrupted: {type(error).__name__}"
         try:
             with self._study.storage.peer.in_a_hurry():
                 self._study.storage.peer.catch_up(self._driver)
                 running = self._running()
-                peers = [uuid for uuid, info in self._study.state.peers.items() if info.get(_CREW) == self._crew]
-                for uuid in peers:
-                    self._write(PeerDrain(peer=uuid))
+                self._write(PeerDrain(peer=self._crew))
                 if isinstance(error, interruptions()):
                     for trial in running:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)

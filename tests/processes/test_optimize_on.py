@@ -403,6 +403,23 @@ def test_ctrl_c_gives_back_a_trial_that_was_not_read_of_yet(study: Study, monkey
     pool.lost.close()
 
 
+def test_a_worker_that_begins_after_ctrl_c_takes_no_trial(study: Study) -> None:
+    submitted: list[Any] = []
+
+    class Interrupted:
+        def submit(self, *task: Any) -> None:
+            submitted.append(task)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(quick, on=Interrupted(), workers=1)
+    take_part, *arguments = submitted[0]
+    take_part(*arguments)
+    assert states(study) == []
+    study.optimize(quick)
+    assert states(study) == ["COMPLETE"] * 8
+
+
 def test_ctrl_c_while_the_store_is_away_says_that_the_workers_go_on(
     study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
