@@ -6,7 +6,6 @@ them all, and fails with a clear message when a new Optuna renames one.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime
 import functools
@@ -14,10 +13,10 @@ import math
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -164,12 +163,20 @@ def new_study(
 
 
 class StopListener:
-    """What a call of `optimize`, or the end of a trial, hears of a `stop`; see `WatchedStudy.listening`."""
+    """Hears, in its block, whether the objective of a loop of our own, or the sampler, calls `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, study: WatchedStudy) -> None:
         self.thread = threading.get_ident()
         self.stop_asked = False
         self.sampler_is_through = False
+        self._all = study.listeners
+
+    def __enter__(self) -> Self:
+        self._all.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._all.remove(self)
 
 
 class WatchedStudy(optuna.Study):
@@ -182,16 +189,6 @@ class WatchedStudy(optuna.Study):
         super().__init__(name, storage, sampler or default_sampler(), pruner)
         self.listeners: list[StopListener] = []
         """Of all threads, the newest last."""
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[StopListener]:
-        """In this block of a loop of our own, hear whether an objective, or the sampler, calls `stop`."""
-        listener = StopListener()
-        self.listeners.append(listener)
-        try:
-            yield listener
-        finally:
-            self.listeners.remove(listener)
 
     def stop(self) -> None:
         """As Optuna's, which raises outside its own `optimize`: there are other loops that end.

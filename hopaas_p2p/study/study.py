@@ -539,7 +539,7 @@ class Study:
 
         Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
         """
-        with self.optuna.listening() as sampler:
+        with StopListener(self.optuna) as sampler:
             try:
                 after_trial(self.optuna, frozen, state, values)
             except HopaasError:
@@ -698,7 +698,7 @@ class Study:
             sigterm_raises(),
             self.storage.peer.hurried_by_signals(),
             ProgressLog(self.name, self._handle, quiet=self.quiet) as progress,
-            self.optuna.listening() as heard,
+            StopListener(self.optuna) as heard,
         ):
             try:
                 while True:
