@@ -127,7 +127,8 @@ def kept_elsewhere(store: Store, uuid: str) -> str | None:
     log = store.log(uuid)
     missing = kept - {_identity(entry.payload) for entry in _salvaged(log)[0].values()}
     if isinstance(log, Compacted) and log.removed_up_to():
-        missing = {one for one in missing if not any(_contains(state, one) for state in _snapshots(log))}
+        for state in _snapshots(log):
+            missing = {one for one in missing if not _contains(state, one)}
     said = "commit of its peers is" if len(missing) == 1 else "commits of its peers are"
     return f"{len(missing)} {said} not in the log, but in this machine's spool" if missing else None
 
