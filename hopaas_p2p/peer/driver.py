@@ -287,6 +287,18 @@ class LogDriver(Generic[S]):
             with translated():
                 self.log.put_snapshot(*found)
 
+    def destroy(self) -> None:
+        """End the log for everybody. From now on nothing is exchanged with it here, whether that succeeds or not.
+
+        Raises:
+            StoreUnreachable: it may go on elsewhere.
+            Denied: this user may not do that.
+
+        """
+        self.session.deleted = True
+        with self.turn, translated():
+            self.log.destroy()
+
     def withdraw(self) -> None:
         """Withdraw the start of a trial that is still on its way: this process ends, and no other would run it."""
         with self.lock:

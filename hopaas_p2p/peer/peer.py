@@ -605,10 +605,9 @@ class Peer:
             self._next_listing = now + _LISTED_EVERY
             deleted = self._deleted()
             for log in [log for uuid, log in worked_on if uuid in deleted]:
-                log.session.deleted = True
                 _log.warning("%s", StudyDeleted())
-                with contextlib.suppress(HopaasError), translated():  # a worker may not, and stops all the same
-                    log.log.destroy()
+                with contextlib.suppress(HopaasError):  # a worker may not, and stops all the same
+                    log.destroy()
         return self._next_listing - now
 
     def _deleted(self) -> set[str]:

@@ -730,8 +730,7 @@ class Storage(BaseStorage):
     def _destroy(self, uuid: str) -> None:
         log = self.peer.log(uuid)
         del self.peer.logs[uuid]
-        log.session.deleted = True
-        self.peer.until_answered(log.log.destroy, within=self.peer.patience)
+        self.peer.until_answered(log.destroy, within=self.peer.patience)
 
     def _frozen_study(self, listing: Listing) -> internals.FrozenStudy | None:
         try:

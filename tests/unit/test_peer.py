@@ -168,11 +168,17 @@ def test_a_peer_stops_work_on_a_study_whose_deletion_was_cut_short(
     deleter = Peer(store, threaded=False)
     for record in (StudyOpen("first", "a"), StudyOpen("second", "b"), StudyClose("first")):
         deleter.commit_to_catalog(record)  # and no more: it was killed before the log was ended
-    if not may_end_it:
-        monkeypatch.setattr(MemoryLog, "destroy", refused)
+    real, held = MemoryLog.destroy, []
+
+    def destroy_it(log: MemoryLog) -> None:
+        held.append(first.turn._taken._is_owned())
+        (real if may_end_it else refused)(log)
+
+    monkeypatch.setattr(MemoryLog, "destroy", destroy_it)
 
     tick_for(peer, clock, 700.0)
 
+    assert held == [True], "another thread may be in the middle of an exchange"
     with pytest.raises(StudyDeleted):
         peer.commit(first, TrialCreate())
     peer.commit(second, TrialCreate())
