@@ -10,8 +10,6 @@ from an id, and every byte is checked against the checksum that was taken when t
 
 An attribute may name any id, also that of another study's file, and whoever fetches or removes it may have more rights
 than whoever wrote it. So every key begins with the uuid of the study that asks, and an id of ours says whose it is.
-Files that Optuna stored with an earlier version lie under `files/` for all studies: they are read, and stay when their
-description goes.
 """
 
 from __future__ import annotations
@@ -273,10 +271,9 @@ class StudyArtifacts:
             key = key_of(artifact_id, self._uuid)
         except KeyError:
             raise _not_found(artifact_id) from None
-        if key in self._files.keys(key):
-            self._files.delete(key)
-        elif _before(artifact_id) not in self._files.keys(_before(artifact_id)):
+        if key not in self._files.keys(key):
             raise _not_found(artifact_id)
+        self._files.delete(key)
 
 
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
@@ -318,13 +315,7 @@ def get_bytes(files: Artifacts, uuid: str, artifact_id: str, target: Path, *, pr
         KeyError: the study has no such file, whatever its attributes say.
 
     """
-    key = key_of(artifact_id, uuid)
-    try:
-        files.get(key, target, progress)
-    except KeyError:
-        if _OWN_ID.fullmatch(artifact_id):
-            raise
-        files.get(_before(artifact_id), target, progress)
+    files.get(key_of(artifact_id, uuid), target, progress)
 
 
 @contextlib.contextmanager
@@ -357,11 +348,6 @@ def key_of(artifact_id: str, uuid: str) -> str:
     if not _ID.fullmatch(artifact_id) or (own is not None and own[1] != uuid):
         raise KeyError(artifact_id)
     return f"{uuid}/file/{artifact_id if own is None else own[2]}"
-
-
-def _before(artifact_id: str) -> str:
-    """Where an earlier version kept the bytes of a file that Optuna named."""
-    return f"files/{artifact_id}"
 
 
 def _not_found(artifact_id: str) -> Exception:

@@ -85,19 +85,6 @@ def test_an_id_with_a_path_in_it_is_none(studies: tuple[Study, Study], tmp_path:
             files.get(Artifact(artifact_id, "x", "x", None, None, None, None), tmp_path / "got")
 
 
-def test_what_optuna_stored_before_is_read_in_its_study_and_stays(studies: tuple[Study, Study], tmp_path: Path) -> None:
-    mine, _ = studies
-    old = "01234567-89ab-cdef-0123-456789abcdef"
-    mine.storage.peer.store.artifacts().put(f"files/{old}", file(tmp_path))
-    name_it(mine, old)
-
-    assert mine.artifacts().get(old, tmp_path / "got").read_text() == "secret"
-    mine.artifacts().delete(old)
-
-    assert mine.artifacts().list() == []
-    assert mine.storage.peer.store.artifacts().keys("files/") == [f"files/{old}"]
-
-
 def test_a_checkpoint_that_names_another_studys_file_is_not_loaded_and_takes_nothing_away(
     studies: tuple[Study, Study], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -66,13 +66,6 @@ def test_commits_of_which_no_object_carries_a_copy_are_looked_at_after_half_a_mi
     assert asked(store, log, after=2 * AFTER) == (0, 1)
 
 
-def test_commits_to_a_bucket_of_format_1_are_read_after_half_a_minute(store: S3Store) -> None:
-    store.find()
-    store._format = 1
-    log = written(store, 12)
-    assert asked(store, log, after=AFTER) == (12, 0)
-
-
 def test_a_real_servers_listing_stands_for_reading(s3_url: str) -> None:
     store = S3Store(s3_url)
     log = written(store, 20)

@@ -18,6 +18,7 @@ from hopaas_p2p.core.records import Commit
 from hopaas_p2p.stores.objects.carried import MOST
 from hopaas_p2p.stores.objects.log import LOSSES
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler, TurnScheduler, WriteScheduler
+from hopaas_p2p.stores.objects.search import ABREAST, WIDEST
 
 PUT, GET = 0.045, 0.020
 
@@ -99,26 +100,6 @@ class Peer:
             look = True
 
     def tail(self) -> Iterator[float]:
-        seen = 0
-        for width in self.scheduler.windows(self.bucket.now):
-            self.bucket.gets += width
-            yield self.bucket.get / 2
-            there = self.bucket.commits[self.head : self.head + width]
-            yield self.bucket.get / 2
-            self.scheduler.looked(self.bucket.get)
-            for payload, modified in there:
-                self.scheduler.saw(payload, modified, self.bucket.now)
-            self.head += len(there)
-            seen += len(there)
-            if len(there) < width:
-                break
-        self.scheduler.reached_head(seen, self.bucket.now)
-
-
-class CarryingPeer(Peer):
-    """A writer to a bucket whose objects carry earlier commits."""
-
-    def tail(self) -> Iterator[float]:
         search = self.scheduler.search(self.bucket.now)
         since = self.head
         while offsets := search.following():
@@ -126,7 +107,7 @@ class CarryingPeer(Peer):
             yield self.bucket.get / 2
             length = len(self.bucket.commits)
             yield self.bucket.get / 2
-            if len(offsets) == 1:
+            if len(offsets) <= ABREAST:
                 self.scheduler.looked(self.bucket.get)
             for offset in offsets:
                 if since + offset > length:
@@ -138,14 +119,18 @@ class CarryingPeer(Peer):
 
     def fill(self, lsn: int) -> Iterator[float]:
         """Read what the object of this lsn does not carry, too."""
-        place = lsn - self.carries(lsn) - 1
-        while place > self.head:
-            self.bucket.gets += 1
+        known = self.covered(lsn)
+        while missing := [place for place in range(self.head + 1, lsn) if place not in known]:
+            some = missing[:: -(self.carries(lsn) + 1)][:WIDEST]
+            self.bucket.gets += len(some)
             yield self.bucket.get
-            place -= self.carries(place) + 1
+            known = known.union(*map(self.covered, some))
         for payload, modified in self.bucket.commits[self.head : lsn]:
             self.scheduler.saw(payload, modified, self.bucket.now)
         self.head = max(self.head, lsn)
+
+    def covered(self, lsn: int) -> set[int]:
+        return set(range(lsn - self.carries(lsn), lsn + 1))
 
     def carries(self, lsn: int) -> int:
         """As `Carrier`: back to the last commit of every writer among the last."""
@@ -180,31 +165,20 @@ class NfsPeer(Peer):
 
 
 def crowd(
-    count: int, rest: Callable[[random.Random], float], seconds: float, seed: int = 1, kind: type[Peer] = Peer
+    count: int, rest: Callable[[random.Random], float], seconds: float, seed: int = 1
 ) -> tuple[Bucket, list[Peer]]:
     bucket = Bucket()
     chooser = random.Random(seed)
-    peers = [kind(bucket, f"peer-{i}", lambda: rest(chooser), seed * 1000 + i) for i in range(count)]
+    peers = [Peer(bucket, f"peer-{i}", lambda: rest(chooser), seed * 1000 + i) for i in range(count)]
     bucket.run(peers, seconds)
     return bucket, peers
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_sixteen_peers_at_leisure_pay_little_more_than_a_put_a_commit(seed: int) -> None:
-    bucket, peers = crowd(16, lambda chooser: chooser.uniform(2.0, 6.0), 300.0, seed)
-    waits = sorted(wait for peer in peers for wait in peer.waits)
-    assert len(waits) > 1000
-    assert bucket.puts / len(bucket.commits) <= 1.18, "the beats go on top of it: 1.25 with them"
-    assert bucket.gets / len(bucket.commits) < 22, "15 of them are what the others wrote"
-    assert waits[len(waits) // 2] < 0.25
-    assert waits[int(0.99 * len(waits))] < 1.0
-
-
-def test_sixteen_peers_whose_objects_carry_others_pay_four_to_five_gets_a_commit() -> None:
+def test_sixteen_peers_pay_four_to_five_gets_a_commit() -> None:
     commits = puts = gets = 0
     waits: list[float] = []
     for seed in (1, 2, 3):
-        bucket, peers = crowd(16, lambda chooser: chooser.uniform(2.0, 6.0), 300.0, seed, CarryingPeer)
+        bucket, peers = crowd(16, lambda chooser: chooser.uniform(2.0, 6.0), 300.0, seed)
         commits, puts, gets = commits + len(bucket.commits), puts + bucket.puts, gets + bucket.gets
         waits += [wait for peer in peers for wait in peer.waits]
     waits.sort()
@@ -215,22 +189,15 @@ def test_sixteen_peers_whose_objects_carry_others_pay_four_to_five_gets_a_commit
     assert waits[int(0.99 * len(waits))] < 1.0
 
 
-@pytest.mark.parametrize(("count", "puts", "gets"), [(2, 1.1, 4), (4, 1.2, 7), (8, 1.3, 10), (16, 1.4, 12)])
-def test_peers_at_full_speed_take_turns_where_objects_carry_others(count: int, puts: float, gets: float) -> None:
-    bucket, peers = crowd(count, lambda _: 0.001, 60.0, kind=CarryingPeer)
+@pytest.mark.parametrize(
+    ("count", "puts", "gets"), [(2, 1.1, 4), (4, 1.2, 7), (8, 1.3, 10), (16, 1.4, 12), (32, 1.5, 16)]
+)
+def test_peers_at_full_speed_take_turns(count: int, puts: float, gets: float) -> None:
+    bucket, peers = crowd(count, lambda _: 0.001, 60.0)
     served = sorted(len(peer.waits) for peer in peers)
     assert len(bucket.commits) / 60.0 >= 11
     assert bucket.puts / len(bucket.commits) <= puts
     assert bucket.gets / len(bucket.commits) <= gets
-    assert served[0] >= 0.5 * served[-1]
-
-
-@pytest.mark.parametrize(("count", "puts"), [(2, 1.1), (4, 1.1), (8, 1.2), (16, 1.3), (32, 1.5)])
-def test_peers_at_full_speed_take_turns(count: int, puts: float) -> None:
-    bucket, peers = crowd(count, lambda _: 0.001, 60.0)
-    served = sorted(len(peer.waits) for peer in peers)
-    assert len(bucket.commits) / 60.0 >= 11, "commits a second: a turn is a PUT one way, a look, and some GETs"
-    assert bucket.puts / len(bucket.commits) <= puts, "half of what comes on top is the storm of the beginning"
     assert served[0] >= 0.5 * served[-1]
 
 
@@ -252,8 +219,8 @@ def test_where_a_look_is_far_slower_than_a_put_nobody_is_starved(count: int) -> 
     peers = [Peer(bucket, f"peer-{i}", lambda: 0.001, i) for i in range(count)]
     bucket.run(peers, 20.0)
     served = sorted(len(peer.waits) for peer in peers)
-    assert served[0] >= 0.15 * served[-1], served
-    assert max(max(peer.waits) for peer in peers) < 3.5
+    assert served[0] >= 20, served
+    assert max(max(peer.waits) for peer in peers) < 5.0
 
 
 def test_a_storm_is_over_soon() -> None:
@@ -275,7 +242,7 @@ def test_a_lone_peer_at_full_speed_hardly_ever_looks_or_waits() -> None:
     assert bucket.puts == len(bucket.commits) > 1250
     waits = sorted(peer.waits)
     assert waits[-9] == pytest.approx(PUT), "it lets go after 16, 32, 64, 128 and each 256 commits"
-    assert waits[-1] < 6 * PUT
+    assert waits[-1] < 7 * PUT
     assert bucket.gets <= 9
 
 

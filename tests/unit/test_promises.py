@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import hopaas_p2p
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import FORMAT, Commit, Policy, StudyDefine, TrialCreate, TrialFinish, TrialState
+from hopaas_p2p.core.records import Commit, Policy, StudyDefine, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.memory import MemoryStore
-from hopaas_p2p.stores.objects.packs import Packs
-from tests.golden.write import described
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TTL = 100.0
@@ -114,25 +108,6 @@ def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead
     assert _wait(time, observer, until=lambda: bool(of_observer.state.waiting)) <= 2 * TTL
     (verdict,) = owner.commit(of_owner, TrialFinish(0, 1, TrialState.COMPLETE, (0.5,)))
     assert verdict.refusal == "late"
-
-
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("format-*/log")), ids=lambda path: path.parent.name)
-def test_a_log_of_an_earlier_version_is_replayed_as_it_was(path: Path) -> None:
-    """Never rewrite a golden log: what it holds stands in somebody's store."""
-    state = State()
-
-    payloads = Packs(Directory(path.parent, meta="study.json"), "", ["packs", "log"]).after(0)
-    for lsn, payload in enumerate(payloads, 1):
-        commit = codec.decode(payload)
-        assert isinstance(commit, Commit)
-        apply(state, lsn, commit)
-
-    said: dict[str, Any] = json.loads((path.parent / "study.json").read_text())
-    assert described(state) == said
-
-
-def test_there_is_a_log_of_every_format() -> None:
-    assert {path.name for path in GOLDEN.glob("format-*")} == {f"format-{n}" for n in range(1, FORMAT + 1)}
 
 
 def test_a_machine_that_was_suspended_does_not_trust_the_leases_of_before(monkeypatch: pytest.MonkeyPatch) -> None:

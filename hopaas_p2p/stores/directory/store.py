@@ -1,7 +1,6 @@
 """A store in a directory, on a local file system or one that several machines share.
 
-Names are in `stores.objects.store` and `stores.objects.log`, how they are written in `files`. There is no lock. Stores
-of format 1, whose commits were appended to files under a lock, are read as they are; see `upgrade`.
+Names are in `stores.objects.store` and `stores.objects.log`, how they are written in `files`. There is no lock.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from hopaas_p2p.stores.directory.files import (
     reaching,
 )
 from hopaas_p2p.stores.directory.mounts import mount_of
-from hopaas_p2p.stores.directory.upgrade import FORMAT, LOCKS, Upgrade
 from hopaas_p2p.stores.objects.history import RetentionGuard
 from hopaas_p2p.stores.objects.log import ObjectLog, ScheduledObjectLog
 from hopaas_p2p.stores.objects.packs import Packs
@@ -37,6 +35,8 @@ from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 
 BRIDGE: Final = "bridge.json"
+FORMAT: Final = 1
+"""Of a directory; commits have a format of their own."""
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """What `read_regular` says of something else in the place of a file."""
 _CUT_OFF: Final = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV)
@@ -115,9 +115,8 @@ class DirectoryStore(ObjectBackedStore):
             self._prove()
             describe(meta, {"format": FORMAT, "uuid": secrets.token_hex(16)})
         self.objects = Directory(self._root, meta=META)
-        self.objects.uuid, lock = self._described(meta)
+        self.objects.uuid = self._uuid_in(meta)
         seen.remember(self.path, self.objects.uuid)
-        self._upgrade = Upgrade(self.objects, meta, lock) if lock else None
         self.freshness = _LOOK_EVERY if self.objects.shared else 0.0
 
     def remove_beat(self, peer: str) -> None:
@@ -133,24 +132,22 @@ class DirectoryStore(ObjectBackedStore):
         newest = max(beaten.values(), default=0.0)
         self.objects.discard([key for key, at in beaten.items() if 0.0 < at < newest - _BEATS])
 
-    def _described(self, meta: Path) -> tuple[str, str]:
-        """The store's uuid, and the lock of a store made before."""
+    def _uuid_in(self, meta: Path) -> str:
+        """The store's uuid, from its description."""
         deadline = time.monotonic() + _WRITTEN_WITHIN
         while not (text := read_regular(meta, limit=DESCRIPTION)) and time.monotonic() < deadline:
             time.sleep(0.05)
         unreadable = ConfigurationError(f"{meta} is not a valid description of a store; restore it from a backup")
         try:
             said = json.loads(text)
-            version, lock = int(said["format"]), str(said.get("lock", ""))
+            version, uuid = int(said["format"]), said.get("uuid")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise unreadable from None
         if version > FORMAT:
             raise NewerFormat
-        if lock not in ("", *LOCKS):
-            raise ConfigurationError(f"{meta} needs a lock of the kind {lock!r}; supported are {', '.join(LOCKS)}")
-        if not isinstance(said.get("uuid"), str):
+        if not isinstance(uuid, str):
             raise unreadable
-        return said["uuid"], lock
+        return uuid
 
     def _prove(self) -> None:
         """See, once per process and before it writes, that of all that create one name exactly one succeeds."""
@@ -166,26 +163,23 @@ class DirectoryStore(ObjectBackedStore):
 
     def _log(self, root: str) -> ObjectLog:
         if root not in self._logs:
-            folders = ("packs", "log") if self._upgrade is not None else ("packs",)
             shared = self.objects.shared
             self._logs[root] = (ScheduledObjectLog if shared else ObjectLog)(
                 self.objects,
                 root,
                 scheduler=SpreadScheduler() if shared else None,
                 guard=RetentionGuard(self.objects, root, asleep=_ASLEEP),
-                packs=Packs(self.objects, root, folders),
-                writable=lambda: self._make_writable(root),
+                packs=Packs(self.objects, root),
+                writable=self._make_writable,
             )
         return self._logs[root]
 
-    def _make_writable(self, root: str) -> bool:
-        """See to it before a write; whether nothing is left to see to before the next."""
+    def _make_writable(self) -> bool:
+        """Prove the file system before the first write; once is enough."""
         if not self._proven:
             with reaching(self._root / META):
                 self._prove()
-        if self._upgrade is not None:
-            self._upgrade.log(root)
-        return self._upgrade is None
+        return True
 
     # --- bridges ---
 

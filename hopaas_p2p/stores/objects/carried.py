@@ -1,6 +1,6 @@
 """Copies of earlier commits behind a commit's own bytes, so that a reader that is far behind reads few objects.
 
-In a bucket of format 2 the object of a commit may hold the commits before it, too:
+In a bucket the object of a commit may hold the commits before it, too:
 
     the commit, with its sum | msgpack [sum before the first copy, [copy, ...]] | tail
 

@@ -57,7 +57,6 @@ from hopaas_p2p.stores.objects.packs import LARGEST, SPAN, Packs, first_of, fram
 from hopaas_p2p.stores.objects.reader import CarriedReader, Piece
 from hopaas_p2p.stores.objects.salvage import from_bucket, from_directory
 from hopaas_p2p.stores.objects.scheduler import WriteScheduler
-from hopaas_p2p.stores.objects.search import WIDEST
 
 _log: Final = logging.getLogger("hopaas_p2p")
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
@@ -81,7 +80,6 @@ class ObjectLog:
         scheduler: when to write, and how far to look first. None: at once, because both cost next to nothing.
         packs: packs and folders, if this log has any.
         audited: the bucket in which own commits are looked at once more after a while, if that is asked for.
-        carries: whether objects carry copies of earlier commits; asked once the store was found.
         readable: called until it has once returned before a look: sees that this is a store.
         writable: called before every write, until it returns True: proves that `put_new` has one winner, unless it has
             lately.
@@ -99,7 +97,6 @@ class ObjectLog:
         scheduler: WriteScheduler | None = None,
         packs: Packs | None = None,
         audited: Bucket | None = None,
-        carries: Callable[[], bool] = lambda: False,
         readable: Callable[[], object] | None = None,
         writable: Callable[[], object],
         at_first: int | None = None,
@@ -120,7 +117,8 @@ class ObjectLog:
         self._hole = 0
         """The lsn of the hole that was last warned of."""
         self._history = History(self._stored_after_all, every=0.0 if scheduler is None else EVERY)
-        self._carries = carries
+        self._carries = packs is None
+        """Whether objects carry copies of earlier commits."""
         self._carrier = Carrier()
         self._modified = 0.0
         """When the server took the object of the last commit that was read."""
@@ -227,14 +225,14 @@ class ObjectLog:
 
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
         """Read single objects up to the first free key; whether a receipt was full before that."""
-        if self.scheduler is not None and self._carries():
+        if self.scheduler is not None and self._carries:
             return self._search_on(self.scheduler, since, entries, deadline)
         size = 0
-        windows = itertools.repeat(WIDEST) if self.scheduler is None else self.scheduler.windows(time.monotonic())
-        for width in windows:
+        while True:
             lsn = since + len(entries) + 1
-            window = self._window(lsn, width, deadline, certain=certain)
-            if window is None:
+            try:  # a folder is read up to the first gap
+                window = self._at(range(lsn, first_of(lsn) + SPAN), deadline, certain=certain)
+            except NoFolder:
                 if self._packed(lsn - 1, entries):
                     return True
                 if len(entries) == lsn - 1 - since:
@@ -248,9 +246,8 @@ class ObjectLog:
             size += sum(len(found.data) for found in there)
             if len(there) < len(window) and not any(window[len(there) :]):
                 return False
-            if self._enough(since, entries) or size >= _RECEIPT:
+            if size >= _RECEIPT:
                 return True
-        return False
 
     def _search_on(self, scheduler: WriteScheduler, since: int, entries: list[Entry], deadline: float) -> bool:
         """As `_read_on`, where objects carry the commits before them."""
@@ -264,17 +261,14 @@ class ObjectLog:
         for pieces in reader.read(since, scheduler.search(time.monotonic())):
             entries += self._noted(pieces)
             size += sum(len(piece.payload) for piece in pieces)
-            if self._enough(since, entries) or size >= _RECEIPT or reader.stopped:
+            enough = self._at_first is not None and not since and len(entries) >= self._at_first
+            if enough or size >= _RECEIPT or reader.stopped:
                 return True
         if reader.hole > since + len(entries):
             self._read_up_to_hole(since + len(entries) + 1)
         if not since and not entries:
             self._check_beginning(deadline)
         return False
-
-    def _enough(self, since: int, entries: list[Entry]) -> bool:
-        """Whether a reader of the whole log may prefer a snapshot for the rest."""
-        return self._at_first is not None and not since and len(entries) >= self._at_first
 
     def _leading(self, lsn: int, window: list[Found | None], deadline: float) -> list[Found]:
         """What was found before the first free key."""
@@ -296,15 +290,6 @@ class ObjectLog:
             if size >= _RECEIPT:
                 return True
         return False
-
-    def _window(self, lsn: int, width: int, deadline: float, *, certain: bool) -> list[Found | None] | None:
-        """The objects of so many lsns, as far as they go; None if not even their folder is there."""
-        if self.packs is not None:
-            width = SPAN - (lsn - 1) % SPAN  # a folder is read up to the first gap
-        try:
-            return self._at(range(lsn, lsn + width), deadline, certain=certain)
-        except NoFolder:
-            return None
 
     def _at(self, lsns: Sequence[int], deadline: float, *, certain: bool = True) -> list[Found | None]:
         """The objects of these lsns, which in folders follow each other. Raises NoFolder."""
@@ -338,7 +323,7 @@ class ObjectLog:
                 if found is None or self._sound(found):
                     return found
                 if found == suspect and time.monotonic() >= settled:
-                    if chain.has_sum(found.data) or (self._carries() and found.data.endswith(MAGIC)):
+                    if chain.has_sum(found.data) or (self._carries and found.data.endswith(MAGIC)):
                         self._damaged(lsn)
                     return found
                 suspect = found
@@ -352,7 +337,7 @@ class ObjectLog:
 
         A tombstone counts where the boundary says so too, which a key that may only add commits cannot write.
         """
-        if self._carries():
+        if self._carries:
             return self._noted(self._taken_apart(lsn, found)[-1:], mine=mine)[0]
         if found.data == TOMBSTONE and self._is_deleted():
             raise StudyDeleted
@@ -389,20 +374,20 @@ class ObjectLog:
         return entries
 
     def _opened(self, data: bytes) -> Opened:
-        return opened(data) if self._carries() else Opened(data)
+        return opened(data) if self._carries else Opened(data)
 
     def _own(self, data: bytes) -> bytes:
         """The commit in an object, as it would be stored alone."""
         return self._opened(data).stored
 
     def _sound(self, found: Found) -> bool:
-        sound = opened(found.data).sound if self._carries() else codec.intact(found.data)
+        sound = opened(found.data).sound if self._carries else codec.intact(found.data)
         return sound or found.data == TOMBSTONE or found.size > self._limit
 
     @property
     def _limit(self) -> int:
         """Bytes of an object that are read, at most."""
-        return LARGEST + OVERHEAD if self._carries() else LARGEST
+        return LARGEST + OVERHEAD if self._carries else LARGEST
 
     def _stored(self, lsn: int) -> bytes | None:
         """What is stored at this lsn, wherever it is; None if nothing is. Raises StudyDeleted."""
@@ -567,8 +552,7 @@ class ObjectLog:
         unknown: StoreUnreachable | None = None
         before = self._history.before(lsn)
         stored = chain.attach(payload, before)
-        carries = self._carries()
-        data = self._carrier.load(lsn, stored, before) if carries else stored
+        data = self._carrier.load(lsn, stored, before) if self._carries else stored
         while True:
             created = False
             try:
@@ -581,10 +565,10 @@ class ObjectLog:
                 if self.packs is not None:
                     self.packs.wrote(lsn, stored, [self._ended])
                 self._history.follow(lsn, payload)
-                if carries:
+                if self._carries:
                     self._carrier.saw(lsn, payload, before)
                 if self._audit is not None:
-                    self._audit.wrote(lsn, stored, data, copied=carries and self._carrier.shared)
+                    self._audit.wrote(lsn, stored, data, copied=self._carries and self._carrier.shared)
                 return Entry(lsn, payload, before=before), True
             entry = self._there(lsn, payload, deadline)
             if entry is not None:
@@ -733,7 +717,6 @@ class ObjectLog:
         self.objects.delete(self.objects.listed(f"{self.root}snapshot/"))
         if self.packs is not None:
             self.packs.remove()
-            self._prove()  # once more, for a damaged log of format 1: an older process must not begin another
 
     def erase(self) -> None:
         """Remove a log that nobody else knows of; in a folder without a trace."""

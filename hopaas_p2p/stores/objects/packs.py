@@ -41,15 +41,12 @@ class Packs:
     Args:
         objects: where they are.
         root: the log's, ending with a slash.
-        folders: names of the folders where packs are looked for: the first is where they are written, further ones
-            are those of stores made before.
 
     """
 
-    def __init__(self, objects: Folders, root: str, folders: Sequence[str] = ("packs",)) -> None:
+    def __init__(self, objects: Folders, root: str) -> None:
         self._objects = objects
         self._root = root
-        self._folders = folders
         self._writes = False
         self._recent: list[bytes] = []
         self._size = 0
@@ -61,7 +58,7 @@ class Packs:
 
     def pack(self, lsn: int) -> str:
         """Where the pack is that holds this lsn, if there is one."""
-        return f"{self._root}{self._folders[0]}/{first_of(lsn):020d}"
+        return f"{self._root}packs/{first_of(lsn):020d}"
 
     # --- reading ---
 
@@ -70,43 +67,34 @@ class Packs:
         while frames := self._frames(since + 1):
             yield from frames
             since += len(frames)
-            if since % SPAN:
-                return  # a store made before, whose last file is still being written
 
     def _frames(self, lsn: int) -> list[bytes]:
         """The commits of this lsn's range in its pack, beginning with it."""
-        for folder in self._folders:
-            key = f"{self._root}{folder}/{first_of(lsn):020d}"
-            with contextlib.suppress(NoFolder):
-                found = self._objects.get(key, limit=LARGEST_PACK)
-                if found is not None:
-                    return self._opened(key, found.data, whole=folder == self._folders[0])[lsn - first_of(lsn) :]
+        key = self.pack(lsn)
+        with contextlib.suppress(NoFolder):
+            found = self._objects.get(key, limit=LARGEST_PACK)
+            if found is not None:
+                payloads, end = frames(found.data)
+                if len(payloads) < SPAN:
+                    raise StoreCorrupt(
+                        f"{key} is damaged after byte {end}. Nothing was changed: restore the file from a backup, or "
+                        "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
+                    )
+                return payloads[lsn - first_of(lsn) :]
         return []
-
-    def _opened(self, key: str, data: bytes, *, whole: bool) -> list[bytes]:
-        payloads, end = frames(data)
-        if (whole and len(payloads) < SPAN) or (end < len(data) and damaged(data[end:])):
-            raise StoreCorrupt(
-                f"{key} is damaged after byte {end}. Nothing was changed: restore the file from a backup, or copy "
-                "what can be read into a new study: hopaas-p2p doctor STORE --rescue"
-            )
-        return payloads
 
     def ranges(self) -> set[int]:
         """The first lsn of every pack."""
-        keys = (key for folder in self._folders for key in self._objects.listed(f"{self._root}{folder}/"))
+        keys = self._objects.listed(f"{self._root}packs/")
         return {first for key in keys if (first := lsn_of(key)) is not None}
 
     def salvage(self, first: int) -> dict[int, bytes]:
         """The commits in the packs that begin with this lsn, as far as their own is certain, damaged ones included."""
-        found: dict[int, bytes] = {}
-        for folder in self._folders:
-            with contextlib.suppress(NoFolder):
-                one = self._objects.get(f"{self._root}{folder}/{first:020d}", limit=LARGEST_PACK)
-                if one is not None:
-                    size = SPAN if folder == self._folders[0] else None
-                    found |= {first + place: payload for place, payload in _salvaged(one.data, size).items()}
-        return found
+        with contextlib.suppress(NoFolder):
+            found = self._objects.get(self.pack(first), limit=LARGEST_PACK)
+            if found is not None:
+                return {first + place: payload for place, payload in _salvaged(found.data).items()}
+        return {}
 
     def holds(self, lsn: int) -> bool:
         """Whether there is a pack for this lsn's range."""
@@ -168,7 +156,7 @@ class Packs:
 
     def remove(self) -> None:
         """Remove everything that the log held."""
-        for folder in ("commits", *self._folders):
+        for folder in ("commits", "packs"):
             self._objects.remove_folder(f"{self._root}{folder}")
 
     def erase(self) -> None:
@@ -191,8 +179,8 @@ def frames(data: bytes) -> tuple[list[bytes], int]:
     return found, position
 
 
-def _salvaged(data: bytes, size: int | None) -> dict[int, bytes]:
-    """Place -> bytes of the frames in a pack of `size` commits: from its beginning, and back from its end."""
+def _salvaged(data: bytes) -> dict[int, bytes]:
+    """Place -> bytes of the frames in a damaged pack: from its beginning, and back from its end."""
     runs: list[list[bytes]] = [[]]
     position = 0
     while position < len(data):
@@ -208,18 +196,9 @@ def _salvaged(data: bytes, size: int | None) -> dict[int, bytes]:
         runs.append([])
         position = following
     found = dict(enumerate(runs[0]))
-    if size is not None and len(runs) > 1 and position == len(data):
-        found |= dict(enumerate(runs[-1], size - len(runs[-1])))
+    if len(runs) > 1 and position == len(data):
+        found |= dict(enumerate(runs[-1], SPAN - len(runs[-1])))
     return found
-
-
-def damaged(tail: bytes) -> bool:
-    """Whether a tail without a sound frame at its start is more than what a writer leaves that died in mid-write.
-
-    Only stores made before have such tails: their last file was appended to.
-    """
-    starts = re.finditer(rb"(?=\n[0-9a-f]{8}[ !])", tail)
-    return _length(tail, 0) is not None or any(_frame_end(tail, match.start() + 1) is not None for match in starts)
 
 
 def _length(data: bytes, position: int) -> int | None:

@@ -22,11 +22,10 @@ import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.stores.objects.search import WIDEST, EndSearch
+from hopaas_p2p.stores.objects.search import EndSearch
 
 _MEMORY: Final = 20.0  # seconds after which an observation counts for a third
 _LATELY_SEEN: Final = 10.0  # seconds for which a writer to a directory counts as one that is waiting, too
@@ -43,7 +42,7 @@ _STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
 _HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
 _ALONE: Final = (16, 256)  # commits in a full log without another's, after which it lets go: less and less often
 _LOOKS: Final = 2.0  # looks that a search lasts, on the average
-_GAP: Final = 3.0  # slots for which it does: a look and a PUT of somebody else
+_GAP: Final = 5.0  # slots for which it does: a peer whose looks are slow finds the end in two or three, and then writes
 _LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between looks for whose turn it is
 _CROWD: Final = 60.0  # seconds for which a writer counts as one that reports
@@ -124,10 +123,6 @@ class WriteScheduler:
     def look_first(self, now: float) -> bool:
         """Whether a look before the write pays."""
         return self.expected(now) > self.look_when
-
-    def windows(self, now: float) -> Iterator[int]:
-        """How many commits to ask for at once, time after time."""
-        return itertools.repeat(WIDEST)  # a generator's end would swallow Ctrl-C
 
     def search(self, now: float) -> EndSearch:
         """How to look for the end of the log, where objects carry earlier commits."""
@@ -229,24 +224,6 @@ class TurnScheduler(WriteScheduler):
         self._faded_at = now
 
     # --- how far to look ---
-
-    def windows(self, now: float) -> Iterator[int]:
-        """As many as are probably there, then a few, then more.
-
-        The last look before a PUT had better be a narrow one: what is written while it lasts comes first.
-        """
-        expected = self.expected(now)
-        sure = int(expected + math.sqrt(expected) / 2)
-        while sure > WIDEST:
-            yield WIDEST
-            sure -= WIDEST
-        width = 1
-        if sure > 1:
-            yield sure
-            width = 2
-        while True:
-            yield width
-            width = min(2 * width, WIDEST)
 
     # --- whose turn it is ---
 

@@ -16,8 +16,8 @@ from hopaas_p2p.stores.objects.carried import MOST
 WIDEST: Final = 16
 """GETs under way at once, at most."""
 _FAR: Final = 2.0 * MOST  # commits expected, beyond which they are read in windows
-_ABREAST: Final = 4  # objects at once for a peer that must not be late
-_RUSH: Final = 8  # rounds of these, after which it stops: a log may grow faster than a far peer reads
+ABREAST: Final = 4  # objects at once for a peer that must not be late
+_RUSH: Final = 8  # rounds, after which it reads on in windows: a log may grow faster than a far peer reads one by one
 _SPREAD: Final = 0.35  # variance of the number of new commits, per commit expected; tried out, as the next two, in
 _SHARE: Final = 0.5  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
 _SURE: Final = 0.98  # that the expectation is good for anything
@@ -51,11 +51,11 @@ class EndSearch:
             return []
         self._checked = False
         self._rounds += 1
-        if self._expected is None:
+        if self._expected is None or self._rounds > _RUSH:
             return self._window()
         if self._hurried:
             return self._several(self._expected)
-        if self._free == self._known + 2 and self._rounds <= _RUSH:
+        if self._free == self._known + 2:
             return [self._known + 1, self._free]
         return [self._likeliest(self._expected, _SHARE)]
 
@@ -73,15 +73,17 @@ class EndSearch:
 
     def _window(self) -> list[int]:
         if self._free is not None:
-            return [(self._known + self._free) // 2]
+            if self._free - self._known > WIDEST or self._rounds <= _RUSH:
+                return [(self._known + self._free) // 2]
+            return list(range(self._known + 1, self._free + 1))
         first, width = self._known + self._stride, self._width
         self._width = min(2 * width, WIDEST)
         return list(range(first, first + width * self._stride, self._stride))
 
     def _several(self, expected: float) -> list[int]:
-        if self._free is not None and self._free - self._known <= _ABREAST:
+        if self._free is not None and self._free - self._known <= ABREAST:
             return list(range(self._known + 1, self._free + 1))
-        shares = ((_ABREAST - place - 0.5) / _ABREAST for place in range(_ABREAST))
+        shares = ((ABREAST - place - 0.5) / ABREAST for place in range(ABREAST))
         return sorted({self._likeliest(expected, share) for share in shares})
 
     def _likeliest(self, expected: float, share: float) -> int:

@@ -21,8 +21,8 @@ from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.minio import MinioObjects
 from hopaas_p2p.stores.s3.proof import Condition
 
-FORMAT: Final = 2
-"""Of new buckets. In those of format 1, which stay as they are, an object holds one commit and no copies of others."""
+FORMAT: Final = 1
+"""Of a bucket; commits have a format of their own."""
 _META: Final = 4096
 _CATALOG: Final = 2 * WIDEST - 1  # studies that are read one by one: five windows of GETs, 1, 2, 4, 8 and 16
 
@@ -48,7 +48,6 @@ class S3Store(ObjectBackedStore):
         self.objects = objects or MinioObjects(address)
         self._create = create
         self._meta: bytes | None = None
-        self._format = 1
         self.condition = Condition(self.objects, self.url)
 
     def __repr__(self) -> str:
@@ -61,7 +60,6 @@ class S3Store(ObjectBackedStore):
             scheduler=TurnScheduler(),
             guard=RetentionGuard(self.objects, root),
             audited=self.objects,
-            carries=lambda: self._format >= FORMAT,
             readable=self.find,
             writable=lambda: self.prove(root),
             at_first=_CATALOG if root == "studies/" else None,
@@ -113,4 +111,3 @@ class S3Store(ObjectBackedStore):
             raise ConfigurationError(f"{META} in {self.url} is not a valid description of a store") from None
         if version > FORMAT:
             raise NewerFormat
-        self._format = version
