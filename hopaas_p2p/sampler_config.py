@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import extras
-from hopaas_p2p.core.attributes import PRUNER, SAMPLER
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
@@ -28,14 +26,9 @@ PRUNERS: Final = {
     "none": "NopPruner",
 }
 _KNOWN: Final = {"sampler": SAMPLERS, "pruner": PRUNERS}
-ATTRIBUTE: Final = "hopaas:made_with"
-"""System attribute of a study that an earlier version created from a file: {"sampler": {"name": …, arguments}, …}."""
-OWN: Final = {"sampler": SAMPLER, "pruner": PRUNER}
 
 
-def configured(
-    kind: str, settings: Settings, given: str | None, study: Study | None, *, warn: Callable[[str], None]
-) -> Any:
+def configured(kind: str, settings: Settings, given: str | None, study: Study | None) -> Any:
     """The sampler or pruner for a command: "tpe" is ours, the others are Optuna's.
 
     Args:
@@ -43,18 +36,15 @@ def configured(
         settings: where to look for it.
         given: the command's option.
         study: where the settings leave the default, what it uses is used.
-        warn: called with a message when the study names one that cannot be used.
 
     Raises:
         ConfigurationError: a setting names none, or it needs a library that is not installed.
 
     """
     found = settings.find(kind, given)
-    chosen = None
     if found.origin == "default" and study is not None:
-        kept = OWN[kind] in study.state.system
-        chosen = (None if kept else _of_study(study, kind, warn)) or getattr(study.optuna, kind)
-    if chosen is None:
+        chosen = getattr(study.optuna, kind)
+    else:
         name = _KNOWN[kind].get((found.value or "").lower())
         if name is None:
             raise ConfigurationError(
@@ -94,25 +84,6 @@ def built(kind: str, entry: Mapping[str, Any]) -> Any:
     """The sampler or pruner that `checked` has found to be possible."""
     arguments = dict(entry)
     return _new(kind, arguments.pop("name"), arguments)
-
-
-def _of_study(study: Study, kind: str, warn: Callable[[str], None]) -> Any:
-    """What the study was created with; None if nothing, or nothing that this version can use.
-
-    Any user with write access may have written this: only known names and plain values are accepted.
-    """
-    try:
-        config = json.loads(study.state.system.get(ATTRIBUTE, "{}"))
-        if kind not in config:
-            return None
-        arguments = dict(config[kind])
-        name = arguments.pop("name")
-        if name not in _KNOWN[kind].values() or any(isinstance(one, dict | list) for one in arguments.values()):
-            raise ValueError(str(config[kind])[:80])
-        return _new(kind, name, arguments)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        warn(f"note: the {kind} that the study names is ignored: {type(error).__name__}: {error}")
-        return None
 
 
 def _new(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:

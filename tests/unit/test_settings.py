@@ -118,7 +118,7 @@ def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
 def test_a_setting_that_names_no_sampler_or_pruner_is_told_with_its_origin(tmp_path: Path, kind: str) -> None:
     (tmp_path / "hopaas.toml").write_text(f'{kind} = "oracle"\n')
     with pytest.raises(ConfigurationError, match=rf"{kind} = 'oracle' \(./hopaas.toml\); choose from \w+, "):
-        configured(kind, Settings(env={}, directory=tmp_path), None, None, warn=print)
+        configured(kind, Settings(env={}, directory=tmp_path), None, None)
 
 
 def test_every_setting_has_its_variable() -> None:

@@ -12,9 +12,8 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import sweeps
 from hopaas_p2p.cli.options import CliSession
-from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, StudySet
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.sampler_config import ATTRIBUTE
 from hopaas_p2p.sweeps import StudyDescription
 from hopaas_p2p.translate import to_optuna, to_record
 from tests.support.processes import cli, script, states
@@ -211,25 +210,6 @@ def test_keys_in_optunas_words(tmp_path: Path) -> None:
     assert (type(sampler).__name__, sampler._n_startup_trials) == ("TPESampler", 4)
     assert type(session.configured("pruner", None, study)).__name__ == "NopPruner"
     assert type(session.configured("pruner", "hyperband", study)).__name__ == "HyperbandPruner"
-    study.close()
-
-
-def test_what_a_stranger_wrote_about_samplers_is_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s")
-    for text in (
-        '{"sampler":{"name":"__import__"}}',
-        '{"sampler":{"name":"TPESampler","seed":[1]}}',
-        '{"sampler":1}',
-        "[",
-    ):
-        study.storage.say(study.study_id, StudySet(system={ATTRIBUTE: text}))
-
-        found = CliSession(store=str(tmp_path / "store")).configured("sampler", None, study)
-
-        assert type(found).__name__ == "TPESampler"
-        assert "is ignored" in capsys.readouterr().err
     study.close()
 
 
