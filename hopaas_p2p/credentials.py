@@ -30,12 +30,13 @@ from hopaas_p2p.ownership import read_secret
 from hopaas_p2p.settings import Secret, Settings
 
 Server = tuple[str, int]
-"""(host, port)."""
+"""(host, port); (path, 0) for a Unix socket."""
 
 _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
 """Hosts of Amazon's own: below others of its domain, its customers answer."""
 _PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "postgresql+https": 443, "https": 443, "http": 80}
+_WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
 _UNGUESSABLE: Final = 32  # characters; a shorter secret could be found from a seal by trying words
 _SEAL: Final = "ticket.key"
 
@@ -78,7 +79,7 @@ _NAMED: Final = re.compile(
     r"|(SLURM|SBATCH|SQUEUE|PBS|LSF|LSB|SGE|CONDOR|_CONDOR)_\w+|KUBECONFIG|KRB5CCNAME|KRB5_CONFIG"
     r"|(CUDA|NVIDIA|NCCL|ROCR|HIP|ROCM|OMP|MKL|OPENBLAS|NUMEXPR|KMP|GOMP|MALLOC)_\w+"
     r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|AWS_CA_BUNDLE|NO_PROXY|no_proxy"
-    r"|AWS_(DEFAULT_)?REGION|AWS_ENDPOINT_URL\w*|AWS_EC2_METADATA_DISABLED|PG(HOST|PORT|DATABASE|USER|SSLROOTCERT)"
+    r"|AWS_(DEFAULT_)?(REGION|PROFILE)|AWS_(SHARED_CREDENTIALS|CONFIG)_FILE|PGPASSFILE|AWS_ENDPOINT_URL\w*|AWS_EC2_METADATA_DISABLED|PG(HOST|PORT|DATABASE|USER|SSLROOTCERT)"
     r"|HOPAAS_\w+|" + "|".join(_PROXIES)
 )
 """What a process needs to run where this one does: none of it a secret. See docs/adr/0043."""
@@ -126,6 +127,8 @@ class _Joined(NamedTuple):
     words: str
     servers: frozenset[str]
     token_file: str
+    authority: str
+    """The file of its certificate authority, if it brought one."""
 
     def names(self, servers: Iterable[Server]) -> bool:
         """Whether these are hosts of the joined study.
@@ -141,11 +144,25 @@ class _Joined(NamedTuple):
             )
         return known == {True}
 
+    def check_authority(self, servers: Sequence[Server], env: Mapping[str, str]) -> None:
+        """Raises ConfigurationError if only what this study brought would vouch for these servers of the user's."""
+        if servers and self.authority and env.get("HOPAAS_CA_FILE") == self.authority:
+            raise ConfigurationError(
+                f"the certificate authority of {self.words} would vouch for {servers[0][0]}, too, so nothing of yours "
+                "goes there. Use that server in a process that takes part in no joined study"
+            )
+
 
 def _joined(env: Mapping[str, str]) -> _Joined:
+    """The study in which this process takes part; one that names no host if there is none."""
     values = settings.joined(env)
     hosts = frozenset(values.get("token_host", "").split(","))
-    return _Joined(f"the study joined as {env.get('HOPAAS_JOINED')}", hosts - {""}, values.get("token_file", ""))
+    return _Joined(
+        f"the study joined as {env.get('HOPAAS_JOINED')}",
+        hosts - {""},
+        values.get("token_file", ""),
+        values.get("ca_file", ""),
+    )
 
 
 def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str]) -> None:
@@ -163,7 +180,7 @@ def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, st
                 f"{by} would send {what} to {host}:{port}, a host that you have not named. If it is meant for it: name "
                 f"the store yourself (--store or HOPAAS_STORE), or set HOPAAS_TOKEN_HOST={host}"
             )
-        if what == _TOKEN and not by and allowed and not names & allowed:
+        if what == _TOKEN and not by and port and allowed and not names & allowed:
             raise ConfigurationError(
                 f"the token is for {', '.join(sorted(allowed))} (HOPAAS_TOKEN_HOST), and is not sent to {host}:{port}"
             )
@@ -194,10 +211,13 @@ def _places(url: str) -> Iterable[str]:
         *parts.netloc.rpartition("@")[2].split(","),
         *(one for word in query.get("host", []) for one in word.split(",")),
     ]
-    for host in listed if default else ():
-        if host and not host.startswith("/"):
-            has_port = host.rpartition(":")[2].isdigit() and host.count(":") == 1
-            yield (host if has_port else f"{host.strip('[]')}:{default}").lower()
+    if default is None:
+        return
+    hosts = [host for host in listed if host] or [""]
+    for host in hosts:
+        has_port = host.rpartition(":")[2].isdigit() and host.count(":") == 1
+        is_socket = not host or host.startswith(("/", "@"))
+        yield (host if has_port and not is_socket else f"{host.strip('[]')}:{0 if is_socket else default}").lower()
 
 
 def check_named(servers: Iterable[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
@@ -249,6 +269,7 @@ def login(
     else:
         secret = token(env)
         if secret is not None:
+            joined.check_authority(servers, env)
             _gate(_TOKEN, servers, by="", env=env)
     role, separator, password = secret.reveal().partition(":") if secret is not None else ("", "", "")
     if not separator:
@@ -336,6 +357,8 @@ def _gate_joined(what: str, servers: Sequence[Server], env: Mapping[str, str]) -
     joined = _joined(env)
     if joined.names(servers):
         _gate(what, servers, by=joined.words, env=env)
+    else:
+        joined.check_authority(servers, env)
 
 
 def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
@@ -429,6 +452,28 @@ def _token_in(path: str, variable: str) -> Secret:
 def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
     """The URL for alerts, of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
     return _secret("HOPAAS_WEBHOOK", "URL", env)
+
+
+def check_wandb(file: Path) -> None:
+    """Let W&B's library send its key where it would, unless this file of the directory says where.
+
+    Raises:
+        ConfigurationError: the file says more than names; it may have come with somebody else's repository.
+
+    """
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(file.read_text())
+        said = {key for section in parser.values() for key in section} - _WANDB_NAMES
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError, configparser.Error):
+        said = {"something that cannot be read"}
+    if said:
+        raise ConfigurationError(
+            f"{file} came with this directory, and could send your key for W&B elsewhere by {', '.join(sorted(said))}. "
+            "Remove that from it, and set W&B's variables instead, such as WANDB_BASE_URL"
+        )
 
 
 def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:

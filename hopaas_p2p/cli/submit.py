@@ -20,9 +20,9 @@ from hopaas_p2p.cli.after_dashes import CommandAfterDashes
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.cli.worker import worker_options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.joining import membership
+from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.settings import SETTINGS, joined_folder, variable
-from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.stores.url import redacted, servers_of
 from hopaas_p2p.worker.limits import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -172,6 +172,9 @@ def submit_joined(
     worker: dict[str, Any],
 ) -> None:
     """The same for a study that was joined: its jobs look for the way themselves, on their nodes."""
+    ways.enter(joined)
+    if joined.store.startswith("s3:"):
+        credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours
     values: dict[str, str] = joined.values
     if joined.values.get("via") == "bridge":
         environment = {"HOPAAS_STORE": joined.mirror.as_uri(), "HOPAAS_STUDY": joined.study}

@@ -57,7 +57,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
 
 
 def servers_of(url: str) -> list[tuple[str, int]]:
-    """(host, port) of what is asked when the store at this URL is opened; none for a directory.
+    """(host, port) of what is asked when the store at this URL is opened, a Unix socket with 0; none for a directory.
 
     Raises:
         ConfigurationError: the URL is not understood.
@@ -66,7 +66,7 @@ def servers_of(url: str) -> list[tuple[str, int]]:
     if url.lower().startswith("postgresql"):
         from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
-        return PostgresAddress(url).servers
+        return PostgresAddress(url).destinations
     if url.lower().startswith("s3:"):
         from hopaas_p2p.stores.s3.address import parse
 

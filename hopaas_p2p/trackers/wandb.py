@@ -267,6 +267,7 @@ def _module() -> Any:
 def _has_key() -> bool:
     """Whether W&B has a key; without one it would ask on the terminal, in the middle of a training run."""
     settings = _module().setup().settings
+    credentials.check_wandb(Path(settings.settings_workspace))
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)
 
 

@@ -20,6 +20,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.settings import Secret
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.ticket import Ticket, carry
 from tests.support.processes import CLI, ROOT, SPACE, cli, environment
@@ -96,7 +97,7 @@ def test_no_other_module_reads_a_credential() -> None:
 class Bucket:
     """An S3 server of a stranger's, on loopback, that notes all it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, leads_to: str = "") -> None:
         self.heard: list[str] = []
         heard = self.heard
 
@@ -104,7 +105,8 @@ class Bucket:
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode("latin-1")
                 heard.append(f"{self.requestline}\n{self.headers}\n{body}")
-                self.send_response(403)
+                self.send_response(307 if leads_to else 403)
+                self.send_header("Location", leads_to)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -224,6 +226,23 @@ def test_a_bucket_that_an_invitation_names_gets_what_its_user_says_it_may(
     assert IDENTITY in bucket.heard[0]
 
 
+def test_no_job_takes_a_bucket_of_an_invitation_for_one_of_its_users(ann: Path, bucket: Bucket) -> None:
+    """A pod is told the store in a variable, and may have an identity of its own."""
+    membership.accept(invitation(bucket.url, token=False))
+    words = ["submit", "kubernetes", "--image", "me/train:1", "--dry-run", "--", "true"]
+    assert "a host that you have not named" in as_ann(*words, cwd=ann).stderr
+    assert not (ann / "hopaas-jobs").exists()
+    assert as_ann(*words, cwd=ann, HOPAAS_TOKEN_HOST=bucket.place).returncode == 0
+
+
+@pytest.mark.parametrize("url", ["postgresql:///d?host=/tmp/evil", "postgresql://db.example.org/d?host=/tmp/evil"])
+def test_a_ticket_to_somebodys_socket_is_refused(ann: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPAAS_STORE", "postgresql://db.example.org/d")
+    ticket = Ticket(url, "s", 0, "owner", 1, "uuid")
+    with pytest.raises(ConfigurationError, match="would send your token to /tmp/evil"), carry(ticket):
+        pass
+
+
 @pytest.mark.parametrize(
     ("host", "is_amazons"),
     [
@@ -245,6 +264,20 @@ def test_keys_of_amazons_go_to_amazon_whoever_names_its_bucket(ann: Path, host: 
     else:
         with pytest.raises(ConfigurationError, match="a host that you have not named"):
             credentials.access_key([(host, 443)])
+
+
+def test_a_bucket_that_sends_a_request_on_sends_no_session_token_along(ann: Path, bucket: Bucket) -> None:
+    other = Bucket(leads_to=f"http://{bucket.place}/")
+    try:
+        signed = S3Store(other.url, create=False).objects
+        with pytest.raises(HopaasError):
+            signed.get("k", limit=9)
+        with pytest.raises(HopaasError):
+            signed.download("k", ann / "file")
+        assert any(SESSION in said for said in other.heard)
+        assert bucket.heard == []
+    finally:
+        other.close()
 
 
 # --- joined studies ------------------------------------------------------------------------------------------------
@@ -285,6 +318,18 @@ def test_the_token_of_a_joined_study_goes_to_no_other_host(ann: Path, evil: Stra
     assert credentials.login(None, [("127.0.0.1", evil.port)]) == (name, Secret(password))
     with pytest.raises(ConfigurationError, match="at some of these hosts only"):
         credentials.login(None, [("gw.example.org", 443), ("127.0.0.1", evil.port)])
+
+
+def test_where_a_joined_studys_authority_vouches_for_ones_own_server_no_token_goes_there(ann: Path) -> None:
+    kept = membership.accept(
+        invitation("postgresql+https://gw.example.org/d")._replace(authority="-- a certificate --")
+    )
+    ways.enter(kept)
+    assert credentials.login(None, [("gw.example.org", 443)])[0] == "guest-s-123456-worker.0a1b2c3d"
+    with pytest.raises(ConfigurationError, match=r"would vouch for own.example.org, too"):
+        credentials.login(None, [("own.example.org", 443)])
+    with pytest.raises(ConfigurationError, match=r"would vouch for s3.example.org, too"):
+        credentials.access_key([("s3.example.org", 443)])
 
 
 def test_a_store_that_is_named_beside_a_joined_study_gets_ones_own_token(ann: Path, evil: Stranger) -> None:

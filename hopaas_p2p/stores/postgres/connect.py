@@ -90,6 +90,11 @@ class PostgresAddress:
     @property
     def servers(self) -> list[tuple[str, int]]:
         """(host, port) of each server that is reached by TCP, or of each gateway."""
+        return [(host, port) for host, port in self.destinations if port]
+
+    @property
+    def destinations(self) -> list[tuple[str, int]]:
+        """(host, port) of all that may be asked to let us in; for a Unix socket, its path and 0."""
         url = self.sqlalchemy_url
         if self.tunnelled:
             from hopaas_p2p.tunnel.dialect import gateways_of
@@ -104,6 +109,8 @@ class PostgresAddress:
                 name, _, own = host.rpartition(":") if host.count(":") == 1 else (host, "", "")
                 port = own or (ports[index] if index < len(ports) else "")
                 found.append((name.strip("[]"), int(port) if port.isdigit() else default))
+            else:
+                found.append((host, 0))
         return found
 
     def client_context(self) -> ssl.SSLContext | None:
@@ -123,7 +130,7 @@ class PostgresAddress:
         in_url = _url_passwords.get(self.url) if ":***@" in self.url else None
         if in_url is not None:
             return self.user, in_url
-        return credentials.login(self.user, self.servers)
+        return credentials.login(self.user, self.destinations)
 
 
 def _parsed(text: str, shown: str) -> URL:
