@@ -5,9 +5,10 @@ user's own. What somebody else named gets none: a ticket, a file of results from
 settings that came along with a directory, which do not count before they are trusted (`settings`). A study that was
 joined is in between: its host gets the token that came with its invitation, and nothing of the user's own.
 
-What a process is to know of all this it inherits: HOPAAS_JOINED says in which joined study it takes part. Processes
-that we start get an environment of what is named here, never a copy of ours (`environment`); the user's own training
-command gets a copy without the credentials that it was not promised (`without_credentials`).
+Which hosts are a joined study's, the files that `join` wrote say, whoever leads there: a ticket, the spool.
+
+Processes that we start get an environment of what is named here, never a copy of ours (`environment`); the user's own
+training command gets a copy without the credentials that it was not promised (`without_credentials`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
 """Hosts of Amazon's own: below others of its domain, its customers answer."""
 _PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "postgresql+https": 443, "https": 443, "http": 80}
+_named: Final[set[str]] = set()
+"""`host:port` of each store that this process was told by the user."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
 _UNGUESSABLE: Final = 32  # characters; a shorter secret could be found from a seal by trying words
 _SEAL: Final = "ticket.key"
@@ -124,45 +127,64 @@ def without_credentials(
 
 
 class _Joined(NamedTuple):
-    words: str
+    name: str
     servers: frozenset[str]
     token_file: str
     authority: str
     """The file of its certificate authority, if it brought one."""
 
-    def names(self, servers: Iterable[Server]) -> bool:
-        """Whether these are hosts of the joined study.
+    @property
+    def words(self) -> str:
+        return f"the study joined as {self.name}"
 
-        Raises:
-            ConfigurationError: some are and some are not, so that no token is for all of them.
 
-        """
-        known = {f"{host.lower()}:{port}" in self.servers for host, port in servers}
-        if len(known) > 1:
+def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
+    try:
+        names = settings.joined_names(env)
+    except ConfigurationError:  # no home, and nothing in it
+        return []
+    found = []
+    for name in names:
+        values = settings.joined(name, env)
+        hosts = frozenset(values.get("token_host", "").split(",")) - {""}
+        found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
+    return found
+
+
+def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | None:
+    """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not named as well.
+
+    Raises:
+        ConfigurationError: there are several, or one is at some of these hosts only, so that no token is for all.
+
+    """
+    asked = {f"{host.lower()}:{port}" for host, port in servers}
+    there = [one for one in _all_joined(env) if asked & one.servers]
+    chosen = [one for one in there if one.name == env.get("HOPAAS_JOINED")]
+    if not there or (not chosen and all(_names(server) & _named_by_user(env) for server in servers)):
+        return None
+    found, *others = chosen or there
+    if others:
+        names = "|".join(one.name for one in there)
+        raise ConfigurationError(f"several joined studies are at {servers[0][0]}; choose one: HOPAAS_JOINED={names}")
+    if not asked <= found.servers:
+        raise ConfigurationError(f"{found.words} is at some of these hosts only; name the others in a URL of their own")
+    return found
+
+
+def _check_authority(servers: Sequence[Server], env: Mapping[str, str]) -> None:
+    """Raises ConfigurationError if only what a joined study brought would vouch for these servers of the user's."""
+    for one in _all_joined(env) if servers and env.get("HOPAAS_CA_FILE") else ():
+        if one.authority == env["HOPAAS_CA_FILE"]:
             raise ConfigurationError(
-                f"{self.words} is at some of these hosts only; name the others in a URL of their own"
-            )
-        return known == {True}
-
-    def check_authority(self, servers: Sequence[Server], env: Mapping[str, str]) -> None:
-        """Raises ConfigurationError if only what this study brought would vouch for these servers of the user's."""
-        if servers and self.authority and env.get("HOPAAS_CA_FILE") == self.authority:
-            raise ConfigurationError(
-                f"the certificate authority of {self.words} would vouch for {servers[0][0]}, too, so nothing of yours "
+                f"the certificate authority of {one.words} would vouch for {servers[0][0]}, too, so nothing of yours "
                 "goes there. Use that server in a process that takes part in no joined study"
             )
 
 
-def _joined(env: Mapping[str, str]) -> _Joined:
-    """The study in which this process takes part; one that names no host if there is none."""
-    values = settings.joined(env)
-    hosts = frozenset(values.get("token_host", "").split(","))
-    return _Joined(
-        f"the study joined as {env.get('HOPAAS_JOINED')}",
-        hosts - {""},
-        values.get("token_file", ""),
-        values.get("ca_file", ""),
-    )
+def _names(server: Server) -> set[str]:
+    host, port = server
+    return {host.lower(), f"{host.lower()}:{port}"}
 
 
 def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str]) -> None:
@@ -174,7 +196,7 @@ def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, st
     """
     allowed = _words(env.get("HOPAAS_TOKEN_HOST"))
     for host, port in servers:
-        names = {host.lower(), f"{host.lower()}:{port}"}
+        names = _names((host, port))
         if by and not (what != _TOKEN and _AMAZON.fullmatch(host.lower())) and not names & _named_by_user(env):
             raise ConfigurationError(
                 f"{by} would send {what} to {host}:{port}, a host that you have not named. If it is meant for it: name "
@@ -195,12 +217,15 @@ def _named_by_user(env: Mapping[str, str]) -> set[str]:
     found = Settings(env=dict(env), warn=lambda _: None)
     endpoints = [env.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
     urls = [found.own("store") or "", found.own("artifacts") or "", *endpoints]
-    return _words(found.own("token_host")) | {place for url in urls for place in _places(url)}
+    return _words(found.own("token_host")) | _named | {place for url in urls for place in _places(url)}
 
 
 def _places(url: str) -> Iterable[str]:
     """`host:port` of each server in a URL of the user's own."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whoever opens it says so
+        return
     query = parse_qs(parts.query)
     if parts.scheme == "s3":
         for endpoint in query.get("endpoint", []):
@@ -218,6 +243,11 @@ def _places(url: str) -> Iterable[str]:
         has_port = host.rpartition(":")[2].isdigit() and host.count(":") == 1
         is_socket = not host or host.startswith(("/", "@"))
         yield (host if has_port and not is_socket else f"{host.strip('[]')}:{0 if is_socket else default}").lower()
+
+
+def named(store: str) -> None:
+    """Take note of a store that the user names to this process: by an option, or in a call of a program's own."""
+    _named.update(_places(store))
 
 
 def check_named(servers: Iterable[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
@@ -262,21 +292,20 @@ def login(
             that was joined.
 
     """
-    joined = _joined(env)
-    is_joined = joined.names(servers)
-    if is_joined:
+    joined = _joined_at(servers, env)
+    if joined is not None:
         secret = _read(joined.token_file, "token", "token_file") if joined.token_file else None
     else:
         secret = token(env)
         if secret is not None:
-            joined.check_authority(servers, env)
+            _check_authority(servers, env)
             _gate(_TOKEN, servers, by="", env=env)
     role, separator, password = secret.reveal().partition(":") if secret is not None else ("", "", "")
     if not separator:
         found = user, secret
     else:
         found = (role, Secret(password)) if user in (None, "", role, role.rpartition(".")[0]) else (user, None)
-    if is_joined and found[1] is None:
+    if joined is not None and found[1] is None:
         raise ConfigurationError(f"{joined.words} has no token for {user or 'its server'}; ask for another invitation")
     return found
 
@@ -354,11 +383,11 @@ def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> 
 
 
 def _gate_joined(what: str, servers: Sequence[Server], env: Mapping[str, str]) -> None:
-    joined = _joined(env)
-    if joined.names(servers):
-        _gate(what, servers, by=joined.words, env=env)
+    joined = _joined_at(servers, env)
+    if joined is None:
+        _check_authority(servers, env)
     else:
-        joined.check_authority(servers, env)
+        _gate(what, servers, by=joined.words, env=env)
 
 
 def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:

@@ -217,16 +217,18 @@ def joined_folder(env: Mapping[str, str] = os.environ) -> Path:
     return config_folder(env) / "joined"
 
 
-def joined(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What is kept of the joined study in which this process takes part (HOPAAS_JOINED); empty if there is none.
+def joined_names(env: Mapping[str, str] = os.environ) -> list[str]:
+    """The names of all studies that are joined here; raises as `config_folder` does."""
+    return sorted(path.stem for path in joined_folder(env).glob("*.toml"))
+
+
+def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What is kept of the study that was joined under this name (HOPAAS_JOINED).
 
     Raises:
         ConfigurationError: it is not there, or somebody else may have written it.
 
     """
-    name = env.get("HOPAAS_JOINED")
-    if not name:
-        return {}
     folder = joined_folder(env)
     path = folder / f"{name}.toml"
     if path.parent != folder:
@@ -234,7 +236,7 @@ def joined(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     try:
         return _parsed(path, read_own(path))
     except FileNotFoundError:
-        others = ", ".join(sorted(one.stem for one in folder.glob("*.toml"))) or "none"
+        others = ", ".join(joined_names(env)) or "none"
         raise ConfigurationError(f"no study is joined here as {name!r}; joined: {others}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is ignored: {getattr(error, 'strerror', None) or error}") from None
@@ -414,18 +416,18 @@ class Settings:
 
     def _read_joined(self, files: list[_File]) -> None:
         """Add what `join` keeps of the study that counts, if there is one."""
-        named, folder = self._env.get(variable("joined")), joined_folder(self._env)
+        named = self._env.get(variable("joined"))
         if self._names_store or self._env.get(variable("store")):
             return
         if not named:
             if any("store" in file.values for file in files):
                 return
-            known = sorted(path.stem for path in folder.glob("*.toml"))
+            known = joined_names(self._env)
             if len(known) != 1:
                 return
             (named,) = known
-        values = joined({**self._env, variable("joined"): named})
-        self._joined, self._joined_origin = named, str(folder / f"{named}.toml")
+        values = joined(named, self._env)
+        self._joined, self._joined_origin = named, str(joined_folder(self._env) / f"{named}.toml")
         ours = {name: value for name, value in values.items() if name not in _OF_THE_JOINED}
         files.insert(0, _File(self._joined_origin, ours))
 

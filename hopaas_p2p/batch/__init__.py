@@ -68,7 +68,8 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
         raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
         raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
-    words = (*job.more, job.queue, job.account, job.image, *job.options, *job.environment, *job.environment.values())
+    told = (*job.options, *job.environment, *job.environment.values(), str(job.folder))
+    words = (*job.more, job.queue, job.account, job.image, *told)
     for word in words:
         if not is_one_line(word):
             raise InvalidInput(f"{word!r} is not one line, so it goes into no script")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from hopaas_p2p import sampler_config
+from hopaas_p2p import credentials, sampler_config
 from hopaas_p2p.cli import output
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.settings import Settings, variable
@@ -33,6 +33,8 @@ class CliSession:
     def __init__(self, *, store: str | None = None, study: str | None = None, as_json: bool = False) -> None:
         self.settings = Settings(warn=output.say, names_store=bool(store))
         self.given = {"store": store, "study": study}
+        if store:
+            credentials.named(store)
         self.as_json = as_json
         self._storage: Storage | None = None
 

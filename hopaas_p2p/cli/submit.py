@@ -27,8 +27,8 @@ from hopaas_p2p.worker.limits import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PROGRAM: Final = (sys.executable, "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment."""
+PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
+"""This program, in this environment, and none that lies where a job runs."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _BY_HAND: Final = ("pbs", "lsf", "sge")
 """Batch systems whose script is written and shown, and submitted by the user: we have tried none of them."""

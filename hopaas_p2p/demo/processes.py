@@ -74,7 +74,7 @@ class PeerProcesses:
         for index, name in enumerate(string.ascii_uppercase[:peers]):
             path = self._folder / f"peer-{name}.log"
             environment = {**inherited, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
-            command = [sys.executable, "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
+            command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
             with path.open("wb") as file:
                 popen = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True

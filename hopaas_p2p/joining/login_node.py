@@ -102,7 +102,7 @@ def _start(words: Sequence[str], log: Path, store: str) -> subprocess.Popen[byte
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "hopaas_p2p.cli.main", *words],
+            [sys.executable, "-P", "-m", "hopaas_p2p.cli.main", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -17,7 +17,7 @@ from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
 from hopaas_p2p.ownership import read_own
-from hopaas_p2p.settings import Secret, is_one_line, joined_folder
+from hopaas_p2p.settings import Secret, is_one_line, joined_folder, joined_names
 from hopaas_p2p.stores.url import servers_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
@@ -139,18 +139,13 @@ def load(name: str) -> Membership:
 
     """
     if not _NAME.fullmatch(name):
-        raise InvalidInput(f"{name!r} is not the name of a joined study; joined: {', '.join(names()) or 'none'}")
+        raise InvalidInput(f"{name!r} is not the name of a joined study; joined: {', '.join(joined_names()) or 'none'}")
     path = _beside(name, "toml")
     try:
         values = {key: str(value) for key, value in tomllib.loads(read_own(path)).items()}
         return Membership(name, values["store"], values["study"], values.get("site", ""), values)
     except (PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
         raise ConfigurationError(f"{path} is ignored: {error}. Remove it, and join again") from None
-
-
-def names() -> list[str]:
-    """The names of all studies that are joined here."""
-    return sorted(path.stem for path in joined_folder().glob("*.toml"))
 
 
 def forget(name: str) -> None:

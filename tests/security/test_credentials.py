@@ -299,6 +299,38 @@ def test_a_joined_studys_host_hears_of_the_token_that_came_with_it_only(
     assert evil.heard == b""
 
 
+def test_nor_does_a_ticket_or_the_spool_lead_ones_own_token_there(ann: Path, evil: Stranger) -> None:
+    """Neither says that it comes from a study that was joined; a second one is, so that none counts by itself."""
+    store = f"postgresql://127.0.0.1:{evil.port}/d"
+    membership.accept(invitation(store))
+    membership.accept(invitation("postgresql+https://gw.example.org/d")._replace(study="t"))
+    ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32, credentials.seal(store))
+    for words in (["tell", "0.5", "--ticket", str(ticket)], ["spool", "send"]):
+        before = evil.visits
+        as_ann(*words, cwd=ann)
+        assert evil.visits > before
+    assert set(evil.users) == {"guest-s-123456-worker.0a1b2c3d"}
+
+
+def test_a_user_of_a_server_who_is_a_guest_there_too_is_whom_she_says(
+    ann: Path, evil: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"postgresql://127.0.0.1:{evil.port}/d"
+    membership.accept(invitation(store))
+    as_ann("study", "list", "--store", store, cwd=ann)
+    as_ann("study", "list", cwd=ann, HOPAAS_STORE=store)
+    assert set(evil.users) == {"ann.0123abcd"}
+    with pytest.raises(ConfigurationError, match="asks for the secret itself"):
+        hopaas_p2p.open_study(store, "s", create=False)
+    assert set(evil.users) == {"ann.0123abcd"}
+    as_ann("study", "list", cwd=ann)
+    assert evil.users[-1] == "guest-s-123456-worker.0a1b2c3d"
+    membership.accept(invitation(store)._replace(study="t"))
+    credentials._named.clear()
+    with pytest.raises(ConfigurationError, match=r"HOPAAS_JOINED=s\|t"):
+        credentials.login(None, [("127.0.0.1", evil.port)])
+
+
 def test_of_a_joined_study_whose_token_is_not_for_the_user_in_its_url_libpq_is_not_asked(
     ann: Path, evil: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +462,18 @@ def test_a_credential_that_is_named_goes_by_the_environment_and_into_no_script(a
     refused = as_ann("submit", "condor", *words, cwd=ann, WANDB_API_KEY="wandb-key", **path)
     assert refused.returncode == 2
     assert "would keep this credential in a file" in refused.stderr
+
+
+def test_a_module_that_lies_where_a_job_runs_is_not_taken_for_one_of_ours(ann: Path) -> None:
+    hopaas_p2p.open_study(ann / "store", "s", space=SPACE).close()
+    words = ["submit", "pbs", "--store", "store", "--study", "s", "--max-trials", "1", "--"]
+    assert as_ann(*words, "sh", "-c", "echo '{\"value\": 1}'; : {lr}", cwd=ann).returncode == 0
+    (ann / "click.py").write_text("open('planted', 'w').close()\n")
+    (script,) = (ann / "hopaas-jobs").glob("*.sh")
+    env = environment(PBS_O_WORKDIR=str(ann), HOME=str(ann))
+    done = subprocess.run([script], cwd=ann, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (ann / "planted").exists()
 
 
 def test_a_training_command_gets_the_environment_without_the_credentials_that_are_not_named(ann: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import batch, credentials
+from hopaas_p2p import batch, credentials, settings
 from hopaas_p2p.batch import BatchJob
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
 from hopaas_p2p.joining import membership, ways
@@ -119,9 +119,9 @@ def test_a_study_that_is_joined_again_keeps_its_name_and_another_of_that_name_ge
     first = membership.accept(invitation())
     assert membership.accept(invitation(), site="south").name == first.name
     assert membership.accept(invitation("postgresql+https://other.example.org/tuning")).name == "digits-2"
-    assert membership.names() == ["digits", "digits-2"]
+    assert settings.joined_names() == ["digits", "digits-2"]
     membership.forget("digits")
-    assert membership.names() == ["digits-2"]
+    assert settings.joined_names() == ["digits-2"]
 
 
 def test_the_only_joined_study_counts_where_nothing_names_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
