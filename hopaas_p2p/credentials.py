@@ -139,12 +139,13 @@ class _Joined(NamedTuple):
 
 
 def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
+    chosen = env.get("HOPAAS_JOINED")
     try:
         names = settings.joined_names(env)
     except ConfigurationError:  # no home, and nothing in it
-        return []
+        names = []
     found = []
-    for name in names:
+    for name in sorted({*names, *([chosen] if chosen else [])}):  # of a study that is not known here nothing is guessed
         values = settings.joined(name, env)
         hosts = frozenset(values.get("token_host", "").split(",")) - {""}
         found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))

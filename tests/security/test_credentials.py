@@ -344,6 +344,16 @@ def test_of_a_joined_study_whose_token_is_not_for_the_user_in_its_url_libpq_is_n
     assert evil.visits == 0
 
 
+def test_where_the_joined_study_is_not_known_no_token_goes_out(
+    ann: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a worker of an executor, on a node that does not see the user's home."""
+    ways.enter(membership.accept(invitation("postgresql+https://gw.example.org/d")))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(ConfigurationError, match="no study is joined here as 's'"):
+        credentials.login(None, [("gw.example.org", 443)])
+
+
 def test_the_token_of_a_joined_study_goes_to_no_other_host(ann: Path, evil: Stranger) -> None:
     ways.enter(membership.accept(invitation("postgresql+https://gw.example.org/d")))
     name, _, password = OWN.partition(":")
