@@ -17,13 +17,11 @@ import hashlib
 import hmac
 import html
 import ipaddress
-import os
 import re
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -31,6 +29,7 @@ from starlette.requests import cookie_parser
 
 from dashboard_app import sign_in
 from dashboard_app.options import DashboardOptions
+from hopaas_p2p import credentials
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.trust import is_loopback
 
@@ -222,16 +221,13 @@ def key_to_use(opts: DashboardOptions) -> str | None:
     """
     if opts.auth != "none":
         return None
-    file = os.environ.get("HOPAAS_DASHBOARD_KEY_FILE")
-    if not file:
+    given = credentials.dashboard_key()
+    if given is None:
         return secrets.token_urlsafe(32)
-    try:
-        key = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"HOPAAS_DASHBOARD_KEY_FILE: {file} cannot be read: {error}") from None
+    key = given.reveal()
     if len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable():
         raise ConfigurationError(
-            f"HOPAAS_DASHBOARD_KEY_FILE: {file} has to hold {_SHORTEST_KEY} printable ASCII characters or more"
+            f"HOPAAS_DASHBOARD_KEY_FILE: the file has to hold {_SHORTEST_KEY} printable ASCII characters or more"
         )
     return key
 

@@ -8,9 +8,7 @@ people sign in, closed. `/healthz` reveals nothing of studies and is open.
 from __future__ import annotations
 
 import hmac
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 from starlette.requests import Request
@@ -20,6 +18,8 @@ from starlette.routing import BaseRoute, Route
 from dashboard_app import options
 from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.views.metrics import CONTENT_TYPE, Seen, exposition
+from hopaas_p2p import credentials
+from hopaas_p2p.errors import ConfigurationError
 
 _STALE: Final = 120.0  # seconds without a look at the store after which the monitor counts as down
 
@@ -47,12 +47,11 @@ def routes(caches: Callable[[], list[ReplicaCache]]) -> list[BaseRoute]:
 
 def may_scrape(authorization: str) -> bool:
     """Whether this header holds the token for metrics."""
-    file = os.environ.get("HOPAAS_METRICS_TOKEN_FILE")
     try:
-        token = Path(file).read_text(encoding="utf-8").strip() if file else ""
-    except OSError:
+        token = credentials.metrics_token()
+    except ConfigurationError:
         return False
-    return bool(token) and hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode())
+    return token is not None and hmac.compare_digest(authorization.encode(), f"Bearer {token.reveal()}".encode())
 
 
 def _seen(caches: list[ReplicaCache]) -> Iterator[Seen]:

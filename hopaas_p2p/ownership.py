@@ -16,8 +16,12 @@ from typing import Final
 _ACL: Final = "system.posix_acl_access"
 
 
-def read_own(path: Path) -> str:
+def read_own(path: Path, *, link: bool = True) -> str:
     """The text of a file of this user's.
+
+    Args:
+        path: the file.
+        link: whether it may be a link. One that somebody planted leads to a file that the user did write.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -26,13 +30,17 @@ def read_own(path: Path) -> str:
         UnicodeDecodeError: it is not text.
 
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO shall not hold us up
+    if not link and path.is_symlink():
+        raise PermissionError(f"{path} is a link")
+    follow = 0 if link else os.O_NOFOLLOW
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)  # a FIFO shall not hold us up
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise PermissionError(f"{path} is not a regular file")
-        folder = path.resolve().parent
-        doubt = _doubt(found, path, owners={os.geteuid()}) or _doubt(folder.stat(), folder, owners={os.geteuid(), 0})
+        doubt = _doubt(found, path, owners={os.geteuid()})
+        for folder in {path.resolve().parent, path.parent.resolve()}:  # of the file, and of a link to it
+            doubt = doubt or _doubt(folder.stat(), folder, owners={os.geteuid(), 0})
         if doubt:
             raise PermissionError(doubt)
         with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123  # a descriptor

@@ -1,4 +1,4 @@
-"""Settings and secrets, from options, the environment and files. The first of these wins:
+"""Settings, from options, the environment and files. The first of these wins:
 
     option  >  HOPAAS_* variable  >  ./hopaas.toml  >  ~/.config/hopaas-p2p/config.toml  >  default
 
@@ -7,27 +7,35 @@ names the one that counts, before the other files. If none is named, and nothing
 counts.
 
 A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets are never in a settings file, which
-names the file that holds them (`token_file`), and are never shown.
+names the file that holds them (`token_file`), and are never shown; `credentials` reads them.
 
 A `hopaas.toml` comes along with a directory, and so may be somebody else's work. It counts only if the user owns it and
-nobody else may write to it; it names no authority to trust, no host for the token, and no secret outside its directory.
+nobody else may write to it, and until the user has made it their own (`trust`, by path and content) it chooses names
+and numbers only: no host, no path that leaves its folder, no file of secrets.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 import tomllib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn
 
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.ownership import read_own, read_secret
 
 HERE: Final = "./hopaas.toml"
 """The origin of what this directory's file says."""
+_BREAKS: Final = frozenset({"Cc", "Zl", "Zp"})
+"""Unicode's categories of control characters and line breaks."""
+_OF_THE_JOINED: Final = ("token_file", "token_host")
+"""What is for a joined study's host only: `credentials` reads it, and nothing publishes it."""
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -62,65 +70,9 @@ class Secret:
         raise TypeError("a secret is not pickled; give other processes HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
 
 
-def token(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The token of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None. Read at every call, so it may be renewed.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or is empty.
-
-    """
-    return _secret("HOPAAS_TOKEN", "token", env)
-
-
-def login(user: str | None, env: Mapping[str, str] = os.environ) -> tuple[str | None, Secret | None]:
-    """(role, secret) to log in with by the token, as this user if one is named; raises as `token` does.
-
-    A token without a name is the user's secret. There is no secret if the token belongs to another user.
-    """
-    secret = token(env)
-    role, separator, password = secret.reveal().partition(":") if secret is not None else ("", "", "")
-    if not separator:
-        return user, secret
-    return (role, Secret(password)) if user in (None, "", role, role.rpartition(".")[0]) else (user, None)
-
-
-def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The URL for alerts, of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
-    return _secret("HOPAAS_WEBHOOK", "URL", env)
-
-
-def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
-    path = env.get(f"{name}_FILE")
-    if path:
-        try:
-            text = Path(path).expanduser().read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise ConfigurationError(f"{name}_FILE={path}: {why}") from None
-        if not text:
-            raise ConfigurationError(f"{name}_FILE={path}: the file is empty; put the {what} into it")
-        return Secret(text)
-    text = env.get(name, "").strip()
-    return Secret(text) if text else None
-
-
 def ca_file(env: Mapping[str, str] = os.environ) -> str | None:
     """The file of certificate authorities to trust instead of certifi's: `HOPAAS_CA_FILE`."""
     return env.get("HOPAAS_CA_FILE") or None
-
-
-def check_token_host(servers: Iterable[tuple[str, int]], env: Mapping[str, str] = os.environ) -> None:
-    """Let the token go to these (host, port) only if `HOPAAS_TOKEN_HOST` names each of them, or is not set.
-
-    Raises:
-        ConfigurationError: it names others.
-
-    """
-    allowed = set(env.get("HOPAAS_TOKEN_HOST", "").lower().replace(",", " ").split())
-    for host, port in servers:
-        if allowed and not allowed & {host.lower(), f"{host.lower()}:{port}"}:
-            names = ", ".join(sorted(allowed))
-            raise ConfigurationError(f"the token is for {names} (HOPAAS_TOKEN_HOST), and is not sent to {host}:{port}")
 
 
 def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
@@ -165,29 +117,34 @@ class Setting(NamedTuple):
     in_files: bool = True
     """Whether a settings file may hold it; secrets and short-lived values may not be there."""
     secret: bool = False
-    in_directories: bool = True
-    """Whether `./hopaas.toml` may hold it, too: not what decides whom to trust."""
+    untrusted: Literal["no", "inside", "yes"] = "no"
+    """Whether it counts in a `./hopaas.toml` that nobody has made their own: what says where something goes, comes from
+    or is read does not; "inside": a directory in the file's own folder does."""
 
 
 SETTINGS: Final[dict[str, Setting]] = {
-    "store": Setting("where the studies are: a directory, or a URL"),
-    "study": Setting("the study to use when a command names none"),
-    "sampler": Setting("what proposes parameters in `ask`: tpe, random, gp, qmc, nsgaii", "tpe"),
-    "pruner": Setting("what answers `should-prune`: median, hyperband, halving, none", "median"),
-    "budget": Setting("what `study create` lets a study spend: trials, or limits such as gpu_hours=500,kwh=80"),
-    "gpus": Setting("GPUs that a process here uses, if its batch job does not say"),
-    "cores": Setting("cores that a process here uses, if its batch job does not say"),
-    "watts": Setting("watts that a process here draws, if neither NVML nor RAPL can be read"),
-    "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20"),
-    "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL"),
-    "checkpoint_cache": Setting("a directory near the jobs of this site, for copies of checkpoints"),
-    "checkpoint_cache_mb": Setting("how many megabytes of copies are kept there", "20000"),
-    "site": Setting("a name for where this process runs"),
-    "ca_file": Setting("certificate authorities to trust instead of certifi's", in_directories=False),
+    "store": Setting("where the studies are: a directory, or a URL", untrusted="inside"),
+    "study": Setting("the study to use when a command names none", untrusted="yes"),
+    "sampler": Setting("what proposes parameters in `ask`: tpe, random, gp, qmc, nsgaii", "tpe", untrusted="yes"),
+    "pruner": Setting("what answers `should-prune`: median, hyperband, halving, none", "median", untrusted="yes"),
+    "budget": Setting(
+        "what `study create` lets a study spend: trials, or limits such as gpu_hours=500,kwh=80", untrusted="yes"
+    ),
+    "gpus": Setting("GPUs that a process here uses, if its batch job does not say", untrusted="yes"),
+    "cores": Setting("cores that a process here uses, if its batch job does not say", untrusted="yes"),
+    "watts": Setting("watts that a process here draws, if neither NVML nor RAPL can be read", untrusted="yes"),
+    "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20", untrusted="yes"),
+    "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL", untrusted="inside"),
+    "checkpoint_cache": Setting(
+        "a directory near the jobs of this site, for copies of checkpoints", untrusted="inside"
+    ),
+    "checkpoint_cache_mb": Setting("how many megabytes of copies are kept there", "20000", untrusted="yes"),
+    "site": Setting("a name for where this process runs", untrusted="yes"),
+    "ca_file": Setting("certificate authorities to trust instead of certifi's"),
     "token_file": Setting("a file that holds the token of a Postgres store"),
-    "token_host": Setting("the only host, or hosts, that the token may be sent to", in_directories=False),
-    "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay", in_directories=False),
-    "via": Setting("how the jobs of a joined study reach it: auto, direct, relay, bridge", in_directories=False),
+    "token_host": Setting("the only host, or hosts, that the token may be sent to"),
+    "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay"),
+    "via": Setting("how the jobs of a joined study reach it: auto, direct, relay, bridge"),
     "joined": Setting("the name under which `join` keeps a study", in_files=False),
     "token": Setting("the token of a Postgres store, also accepted by its gateway", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
@@ -214,6 +171,19 @@ class SettingValue(NamedTuple):
 
     value: str | None
     origin: str
+    counts: bool = True
+    """False: it is in a `./hopaas.toml` that would first have to be trusted."""
+
+
+class _File(NamedTuple):
+    origin: str
+    values: dict[str, str]
+    trusted: bool = True
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text has no line break and no other control character, so that it fits into a script or a table."""
+    return all(unicodedata.category(letter) not in _BREAKS for letter in text)
 
 
 def variable(name: str) -> str:
@@ -221,15 +191,97 @@ def variable(name: str) -> str:
     return f"HOPAAS_{name.upper()}"
 
 
+def config_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """Where this user's settings are; see the XDG base directory specification.
+
+    Raises:
+        ConfigurationError: a user without a home, as in some batch jobs and containers.
+
+    """
+    base = Path(env.get("XDG_CONFIG_HOME", ""))
+    try:
+        return (base if base.is_absolute() else Path("~/.config").expanduser()) / "hopaas-p2p"
+    except RuntimeError:
+        raise ConfigurationError(
+            "there is no home directory for your settings; set XDG_CONFIG_HOME to a directory of yours"
+        ) from None
+
+
 def user_file(env: Mapping[str, str] = os.environ) -> Path:
-    """The user's own file of settings; see the XDG base directory specification."""
-    base = env.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path("~/.config").expanduser()) / "hopaas-p2p" / "config.toml"
+    """The user's own file of settings; raises as `config_folder` does."""
+    return config_folder(env) / "config.toml"
 
 
 def joined_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Where `join` keeps how each study is reached from here."""
-    return user_file(env).with_name("joined")
+    """Where `join` keeps how each study is reached from here; raises as `config_folder` does."""
+    return config_folder(env) / "joined"
+
+
+def joined_names(env: Mapping[str, str] = os.environ) -> list[str]:
+    """The names of all studies that are joined here; raises as `config_folder` does."""
+    return sorted(path.stem for path in joined_folder(env).glob("*.toml"))
+
+
+def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What is kept of the study that was joined under this name (HOPAAS_JOINED).
+
+    Raises:
+        ConfigurationError: it is not there, or somebody else may have written it.
+
+    """
+    folder = joined_folder(env)
+    path = folder / f"{name}.toml"
+    if path.parent != folder:
+        raise ConfigurationError(f"HOPAAS_JOINED={name!r} is not the name of a joined study")
+    try:
+        return _parsed(path, read_own(path))
+    except FileNotFoundError:
+        others = ", ".join(joined_names(env)) or "none"
+        raise ConfigurationError(f"no study is joined here as {name!r}; joined: {others}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is ignored: {getattr(error, 'strerror', None) or error}") from None
+
+
+def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Make a settings file of a directory the user's own, at this path and with this content; what it says.
+
+    Raises:
+        ConfigurationError: somebody else may have written it, it cannot be read, or the trust cannot be kept.
+
+    """
+    path = _in_place(file)
+    try:
+        text = read_own(path, link=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not trusted: {getattr(error, 'strerror', None) or error}") from None
+    values = _parsed(path, text)
+    record = _record_of_trust(path, text, env)
+    try:
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replace_atomically(record, private=True) as draft:
+            draft.write_bytes(os.fsencode(path))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{record.parent} cannot be written ({error.strerror}); set XDG_CONFIG_HOME to a directory of yours"
+        ) from None
+    return values
+
+
+def _is_trusted(path: Path, text: str, env: Mapping[str, str]) -> bool:
+    try:
+        return read_own(_record_of_trust(path, text, env), link=False) == str(path)
+    except (OSError, UnicodeDecodeError, ConfigurationError):
+        return False
+
+
+def _record_of_trust(path: Path, text: str, env: Mapping[str, str]) -> Path:
+    digest = hashlib.sha256(os.fsencode(path) + b"\0" + text.encode()).hexdigest()
+    return config_folder(env) / "trusted" / digest
+
+
+def _in_place(file: Path) -> Path:
+    """The file's path without links on the way; the file itself may not be one."""
+    return file.parent.resolve() / file.name
 
 
 class Settings:
@@ -255,10 +307,12 @@ class Settings:
         self._names_store = names_store
         self._directory = directory or Path()
         self._warn = warn
-        self._files: list[tuple[str, dict[str, str]]] | None = None
+        self._files: list[_File] | None = None
+        self._joined = self._joined_origin = ""
+        """The study that was joined and counts, and its file."""
 
-    def find(self, name: str, given: str | None = None) -> SettingValue:
-        """The value that wins, and its origin. `given` is the value of the command's option.
+    def look(self, name: str, given: str | None = None) -> SettingValue:
+        """The value that wins, whether it counts or not, and its origin. `given` is the value of the command's option.
 
         Raises:
             ConfigurationError: a file cannot be read, or holds an unknown setting.
@@ -268,12 +322,35 @@ class Settings:
         if given is not None:
             return SettingValue(given, f"option --{name.replace('_', '-')}")
         if self._env.get(variable(name)):
-            return SettingValue(self._env[variable(name)], f"environment {variable(name)}")
+            return SettingValue("***" if setting.secret else self._env[variable(name)], f"environment {variable(name)}")
         if setting.in_files:
-            for origin, values in self._read_files():
-                if name in values:
-                    return SettingValue(values[name], origin)
+            for file in self._read_files():
+                if name in file.values:
+                    return SettingValue(file.values[name], file.origin, self._counts(file, name))
         return SettingValue(setting.default, "default" if setting.default is not None else "not set")
+
+    def find(self, name: str, given: str | None = None) -> SettingValue:
+        """The value that wins, and its origin; a secret's is `***`, see `credentials`.
+
+        Raises:
+            ConfigurationError: as `look`; or the value is this directory's word for something that only the user
+                decides, or has a line break or another control character in it.
+
+        """
+        found = self.look(name, given)
+        if not found.counts:
+            raise ConfigurationError(
+                f"{found.origin} came with this directory, so its {name} counts only once you have made the file your "
+                "own: read it, then run hopaas-p2p config trust"
+            )
+        if not is_one_line(found.value or ""):
+            raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): this is not one line of text")
+        return found
+
+    def _counts(self, file: _File, name: str) -> bool:
+        how = SETTINGS[name].untrusted
+        inside = how == "inside" and _is_inside(self._directory.resolve(), file.values[name])
+        return file.trusted or inside or how == "yes"
 
     def get(self, name: str, given: str | None = None) -> str | None:
         """The value that wins; raises as `find` does."""
@@ -296,6 +373,8 @@ class Settings:
             value = self.get(name)
             if value is not None:
                 self._env[variable(name)] = value
+        if self._joined:
+            self._env[variable("joined")] = self._joined
         proxy = self.get("proxy_file")
         if proxy and not any(
             name.lower() in ("https_proxy", "all_proxy") for name, value in self._env.items() if value
@@ -303,79 +382,68 @@ class Settings:
             self._env["HTTPS_PROXY"] = read_proxy(Path(proxy)).reveal()
 
     def own(self, name: str) -> str | None:
-        """What the user said, wherever this is run: in a variable or the user's own file; raises as `find` does."""
+        """What the user said, wherever this is run, and no study that was joined; raises as `look` does."""
         if self._env.get(variable(name)):
             return self._env[variable(name)]
-        return next((values[name] for origin, values in self._read_files() if origin != HERE and name in values), None)
+        files = [file for file in self._read_files() if file.origin != self._joined_origin and file.trusted]
+        return next((file.values[name] for file in files if name in file.values), None)
 
-    def here(self, name: str) -> str | None:
-        """What this directory's file says; raises as `find` does."""
-        return next((values[name] for origin, values in self._read_files() if origin == HERE and name in values), None)
-
-    def _read_files(self) -> list[tuple[str, dict[str, str]]]:
-        if self._files is None:
-            self._files = []
-            here = self._directory / "hopaas.toml"
-            try:
-                self._files.append((HERE, _checked_here(here, _parsed(here, read_own))))
-            except FileNotFoundError:
-                pass
-            except PermissionError as error:
-                self._warn(f"{HERE} is ignored: {error.strerror or error}")
+    def _read_files(self) -> list[_File]:
+        if self._files is not None:
+            return self._files
+        self._files = []
+        here = _in_place(self._directory / "hopaas.toml")
+        try:
+            text = read_own(here, link=False)
+            self._files.append(_File(HERE, _parsed(here, text), _is_trusted(here, text, self._env)))
+        except FileNotFoundError:
+            pass
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{here} cannot be read: {error}") from None
+        except OSError as error:
+            self._warn(f"{HERE} is ignored: {error.strerror or error}")
+        try:
             own = user_file(self._env)
-            if own.is_file():
-                try:
-                    self._files.append((str(own), _parsed(own, Path.read_text)))
-                except OSError as error:
-                    raise ConfigurationError(f"{own} cannot be read: {error}") from None
-            self._read_joined(self._files)
+        except ConfigurationError:
+            return self._files
+        if own.is_file():
+            try:
+                self._files.append(_File(str(own), _parsed(own, own.read_text())))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"{own} cannot be read: {error}") from None
+        self._read_joined(self._files)
         return self._files
 
-    def _read_joined(self, files: list[tuple[str, dict[str, str]]]) -> None:
+    def _read_joined(self, files: list[_File]) -> None:
         """Add what `join` keeps of the study that counts, if there is one."""
-        named, folder = self._env.get(variable("joined")), joined_folder(self._env)
+        named = self._env.get(variable("joined"))
+        if self._names_store or self._env.get(variable("store")):
+            return
         if not named:
-            if self._names_store or self._env.get(variable("store")) or any("store" in values for _, values in files):
+            if any("store" in file.values for file in files):
                 return
-            known = sorted(path.stem for path in folder.glob("*.toml"))
+            known = joined_names(self._env)
             if len(known) != 1:
                 return
-        path = folder / f"{named or known[0]}.toml"
-        try:
-            values = _parsed(path, read_own)
-        except FileNotFoundError:
-            others = ", ".join(sorted(one.stem for one in folder.glob("*.toml"))) or "none"
-            raise ConfigurationError(f"no study is joined here as {named!r}; joined: {others}") from None
-        except OSError as error:
-            raise ConfigurationError(f"{path} is ignored: {error.strerror or error}") from None
-        files.insert(0, (str(path), values))
+            (named,) = known
+        values = joined(named, self._env)
+        self._joined, self._joined_origin = named, str(joined_folder(self._env) / f"{named}.toml")
+        ours = {name: value for name, value in values.items() if name not in _OF_THE_JOINED}
+        files.insert(0, _File(self._joined_origin, ours))
 
 
-def _parsed(path: Path, read: Callable[[Path], str]) -> dict[str, str]:
+def _parsed(path: Path, text: str) -> dict[str, str]:
     try:
-        content = tomllib.loads(read(path))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
     return {name: _checked(path, name, value) for name, value in content.items()}
 
 
-def _checked_here(path: Path, values: dict[str, str]) -> dict[str, str]:
-    """What a file may say that comes along with a directory."""
-    folder = path.resolve().parent
-    for name, value in values.items():
-        instead = f"put it into {user_file()}, or set {variable(name)}"
-        if not SETTINGS[name].in_directories:
-            raise ConfigurationError(
-                f"{path}: {name} decides whom to trust, which a directory's file may not; {instead}"
-            )
-        if name.endswith("_file") and not _is_inside(folder, value):
-            raise ConfigurationError(f"{path}: {name} = {value!r} is outside this directory; {instead}")
-    return values
-
-
 def _is_inside(folder: Path, name: str) -> bool:
+    """Whether this is a directory in this folder, and no URL."""
     try:
-        return (folder / Path(name).expanduser()).resolve().is_relative_to(folder)
+        return ":" not in name and (folder / Path(name).expanduser()).resolve().is_relative_to(folder)
     except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
         return False
 

@@ -1,7 +1,7 @@
 """A trial that is carried from command to command: `ask` starts it, and what it prints is all that `tell` needs.
 
-A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with the
-token it was made with: a ticket from somebody else would send the token to a store of theirs, and is refused.
+A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with a
+secret of its user's: one from somebody else would send a token to a store of theirs, and is refused.
 
 Between two commands no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be
 granted to it (`peer_ttl`); each later command is a sign of life. What they write are records in the owner's name; if
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from hopaas_p2p import credentials
 from hopaas_p2p.core.leases import beat_value
 from hopaas_p2p.core.records import TrialFinish, TrialRelease, TrialSet, TrialState
 from hopaas_p2p.core.rungs import AT_RUNG
@@ -38,10 +39,8 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
 )
 from hopaas_p2p.metrics import checked, refuse
-from hopaas_p2p.settings import Settings, token
-from hopaas_p2p.stores import vouched
 from hopaas_p2p.stores.base import Beat
-from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.stores.url import redacted, servers_of
 
 if TYPE_CHECKING:
     import optuna
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _PREFIX: Final = "hp1-"
-_UNGUESSABLE: Final = 32  # characters; a shorter secret could be found from a seal by trying words
 
 
 class Ticket(NamedTuple):
@@ -66,7 +64,7 @@ class Ticket(NamedTuple):
     uuid: str
     """The study's: names may be used again."""
     seal: str = ""
-    """Shows that whoever made it had this token; empty where there is none."""
+    """Shows that this user made it; see `credentials.seal`."""
 
     def __str__(self) -> str:
         body = msgspec.msgpack.encode(tuple(self) if self.seal else tuple(self)[:-1])
@@ -108,30 +106,7 @@ def ticket_of(study: Study, trial_number: int) -> Ticket:
     assert trial.owner is not None
     uuid = study.storage.handle(study.study_id).uuid
     store = study.storage.url
-    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, uuid, _seal(store))
-
-
-def _seal(store: str) -> str:
-    """What only the holder of the token can have made of this store's URL; empty without a token."""
-    secret = token()
-    if secret is None or len(secret.reveal()) < _UNGUESSABLE or not store.startswith("postgresql"):
-        return ""
-    return hmac.digest(secret.reveal().encode(), store.encode(), "sha256").hex()
-
-
-def _check_store(ticket: Ticket, *, secret: bool = False) -> None:
-    """Refuse to send the user's secrets where a ticket of somebody else's points."""
-    if not ticket.seal or not hmac.compare_digest(ticket.seal, _seal(ticket.store)):
-        vouched.check_store(ticket.store, Settings(), origin="the ticket", secret=secret)
-
-
-def _may_be_sent_later(ticket: Ticket) -> bool:
-    """Whether the store may be contacted when there is a secret, too."""
-    try:
-        _check_store(ticket, secret=True)
-    except ConfigurationError:
-        return False
-    return True
+    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, uuid, credentials.seal(store))
 
 
 class TicketTrial:
@@ -310,21 +285,21 @@ def carry(
         end: what is going to be told. If the store cannot be opened, it is kept on disk and sent at the next contact.
 
     Raises:
-        ConfigurationError: the ticket was not made with this token, and its store is not one that the user named.
+        ConfigurationError: the ticket is not this user's, and its store is not one that the user named.
 
     """
     from hopaas_p2p.storage import open_storage
 
     storage = None
-    if store is None:
-        _check_store(ticket)
+    if store is None and not (ticket.seal and hmac.compare_digest(ticket.seal, credentials.seal(ticket.store))):
+        credentials.check_named(servers_of(ticket.store), by="the ticket")
     try:
         storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
         trial = TicketTrial(ticket, storage)
     except (StoreUnreachable, Denied, ConfigurationError) as error:
         if storage is not None:
             storage.close()
-        if end is None or (store is None and not _may_be_sent_later(ticket)):
+        if end is None:
             raise
         path = _keep(ticket, store or ticket.store, end)
         kept = f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p spool send"

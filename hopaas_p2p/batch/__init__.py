@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.settings import is_one_line
 
 SYSTEMS: Final = ("slurm", "condor", "kubernetes", "pbs", "lsf", "sge")
 _WORD: Final = re.compile(r"@([a-z]+)@")
@@ -67,8 +68,11 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
         raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
         raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
-    if any("\n" in word for word in (*job.more, job.queue, job.account, job.image)):
-        raise InvalidInput("an option for the batch system is one line")
+    told = (*job.options, *job.environment, *job.environment.values(), str(job.folder))
+    words = (*job.more, job.queue, job.account, job.image, *told)
+    for word in words:
+        if not is_one_line(word):
+            raise InvalidInput(f"{word!r} is not one line, so it goes into no script")
     base = job.folder / job.name
     match system:
         case "condor":

@@ -1,6 +1,8 @@
-"""`hopaas-p2p config show` and `completion`: the settings, and the script that teaches a shell our commands."""
+"""`hopaas-p2p config …` and `completion`: the settings, and the script that teaches a shell our commands."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 from click.shell_completion import get_completion_class
@@ -8,7 +10,7 @@ from click.shell_completion import get_completion_class
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.settings import SETTINGS, variable
+from hopaas_p2p.settings import HERE, SETTINGS, trust, variable
 from hopaas_p2p.stores.url import redacted
 
 
@@ -17,7 +19,7 @@ def config() -> None:
     """Show the settings, and where each comes from.
 
     A setting is taken from the first place that has it: an option, a HOPAAS_* variable, ./hopaas.toml, your own file
-    (~/.config/hopaas-p2p/config.toml), the default.
+    (~/.config/hopaas-p2p/config.toml), the default. A ./hopaas.toml counts in full once you have trusted it.
     """
 
 
@@ -28,11 +30,10 @@ def show(session: CliSession, origin: bool) -> None:
     """Show the settings that are in effect here."""
     rows = {}
     for name, setting in SETTINGS.items():
-        found = session.settings.find(name, session.given.get(name))
-        value = found.value
-        if value is not None:
-            value = "***" if setting.secret else redacted(value)
-        rows[name] = {"value": value, "origin": found.origin, "variable": variable(name), "help": setting.help}
+        found = session.settings.look(name, session.given.get(name))
+        value = None if found.value is None else redacted(found.value)
+        origin_ = found.origin if found.counts else f"{found.origin}, not trusted"
+        rows[name] = {"value": value, "origin": origin_, "variable": variable(name), "help": setting.help}
 
     def text() -> None:
         headers = ["SETTING", "VALUE", "ORIGIN"] if origin else ["SETTING", "VALUE"]
@@ -40,6 +41,21 @@ def show(session: CliSession, origin: bool) -> None:
         output.print_table(headers, cells)
 
     session.show(rows if origin else {name: row["value"] for name, row in rows.items()}, text)
+
+
+@config.command("trust")
+@click.argument("file", required=False, default=HERE, type=click.Path(dir_okay=False, path_type=Path))
+@options(study="none", store=False)
+def trust_file(session: CliSession, file: Path) -> None:
+    """Make a hopaas.toml your own, where it lies and as it is now; by default the one in this directory.
+
+    Until then it chooses a study, names and numbers, and a store in its own folder, but no other store or host, no file
+    and no place for artifacts: it may have come with somebody else's repository. Trust it again when you have changed
+    it. This is kept beside your own settings, in ~/.config/hopaas-p2p or XDG_CONFIG_HOME.
+    """
+    values = {name: redacted(value) for name, value in trust(file).items()}
+    said = ", ".join(f"{name} = {value}" for name, value in values.items())
+    session.done({"file": str(file), "settings": values}, f"{file} is yours now: {said}")
 
 
 @click.command()

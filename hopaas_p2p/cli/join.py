@@ -21,7 +21,7 @@ from hopaas_p2p.joining import membership as memberships
 from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.joining.login_node import can_be_relayed, start_bridge, start_relay
-from hopaas_p2p.settings import variable
+from hopaas_p2p.settings import joined_names, variable
 
 if TYPE_CHECKING:
     from hopaas_p2p.findings import Finding
@@ -108,7 +108,7 @@ def _membership(file: str | None, *, site: str) -> Membership:
     text = _read(file)
     if text:
         return memberships.accept(Invitation.parse(text), site=site)
-    named, known = os.environ.get(variable("joined")), memberships.names()
+    named, known = os.environ.get(variable("joined")), joined_names()
     if not named and not known:
         raise InvalidInput("no study is joined here yet: hopaas-p2p join FILE -- COMMAND")
     if not named and len(known) > 1:
@@ -138,7 +138,7 @@ def _read(file: str | None) -> str:
             ) from None
     if sys.stdin is None:
         return ""
-    if file is None and (os.environ.get(variable("joined")) or (memberships.names() and not _comes_by_stdin())):
+    if file is None and (os.environ.get(variable("joined")) or (joined_names() and not _comes_by_stdin())):
         return ""
     if sys.stdin.isatty():
         return str(click.prompt("Invitation", hide_input=True, err=True)).strip()

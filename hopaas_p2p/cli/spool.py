@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hopaas_p2p import credentials
 from hopaas_p2p import spool as waiting
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
 from hopaas_p2p.spool import is_for, take_in
+from hopaas_p2p.stores.url import servers_of
 from hopaas_p2p.times import from_iso, to_iso
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def send(session: CliSession, source: Path | None) -> int:
         else [(str(source), None, spooled) for spooled in waiting.exported(source)]
     )
     left, kept = _without_histories(left)
+    elsewhere = {spooled.store for _, _, spooled in left} if source is not None else set()
     stores: list[str] = []
     configured = session.settings.get("store", session.given["store"])
     if configured:
@@ -111,6 +114,8 @@ def send(session: CliSession, source: Path | None) -> int:
     stay: dict[str, tuple[str, int]] = {}
     uncounted: list[tuple[str, str]] = []
     for store in stores:
+        if store in elsewhere and store != configured:
+            credentials.check_named(servers_of(store), by=f"the file {source}")
         left = _send(store, left, sent, stay, uncounted)
     if session.given["store"] is None or source is not None:
         for file, _, spooled in left:

@@ -13,24 +13,23 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
-from hopaas_p2p import batch
+from hopaas_p2p import batch, credentials
 from hopaas_p2p.batch import in_pod
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.after_dashes import CommandAfterDashes
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.cli.worker import worker_options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.joining import membership
+from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.settings import SETTINGS, joined_folder, variable
-from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.stores.url import redacted, servers_of
 from hopaas_p2p.worker.limits import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PROGRAM: Final = (sys.executable, "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment."""
+PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
+"""This program, in this environment, and none that lies where a job runs."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
-_PROXIES: Final = ("https_proxy", "http_proxy", "all_proxy")
 _BY_HAND: Final = ("pbs", "lsf", "sge")
 """Batch systems whose script is written and shown, and submitted by the user: we have tried none of them."""
 _FOLDER: Final = Path("hopaas-jobs")
@@ -137,11 +136,31 @@ def told(session: CliSession, **given: str) -> dict[str, str]:
     paths = {name: Path(value).expanduser() for name, value in values.items() if name.endswith("_file")}
     values |= {name: str(path.absolute()) for name, path in paths.items()}
     told = {variable(name): value for name, value in values.items()}
-    return told | _passed_on("PGPASSFILE", "AWS_PROFILE")
+    return told | _passed_on()
 
 
-def _passed_on(*names: str) -> dict[str, str]:
-    return {name: os.environ[name] for name in (*names, "PYTHONPATH") if os.environ.get(name)}
+def _passed_on() -> dict[str, str]:
+    """Where the nodes find credentials, and for which host they are."""
+    files = ("PGPASSFILE", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
+    return {name: os.environ[name] for name in (*files, "HOPAAS_TOKEN_HOST", "PYTHONPATH") if os.environ.get(name)}
+
+
+def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
+    """What the user names with --pass, as far as a script may hold it.
+
+    Raises:
+        InvalidInput: a credential, in a batch system that would write it down where others read it.
+
+    """
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    for name in [name for name, value in found.items() if credentials.is_secret(name, value)]:
+        if system != "slurm":  # sbatch copies its environment to the jobs, and shows it to nobody
+            raise InvalidInput(
+                f"--pass {name}: {system} would keep this credential in a file or description that others can read. "
+                "Put it into a file of mode 600 that your command reads"
+            )
+        del found[name]
+    return found
 
 
 def submit_joined(
@@ -153,6 +172,9 @@ def submit_joined(
     worker: dict[str, Any],
 ) -> None:
     """The same for a study that was joined: its jobs look for the way themselves, on their nodes."""
+    ways.enter(joined)
+    if joined.store.startswith("s3:"):
+        credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours
     values: dict[str, str] = joined.values
     if joined.values.get("via") == "bridge":
         environment = {"HOPAAS_STORE": joined.mirror.as_uri(), "HOPAAS_STUDY": joined.study}
@@ -167,7 +189,7 @@ def submit_joined(
         environment = {"HOPAAS_JOINED": joined.name, "XDG_CONFIG_HOME": str(joined_folder().parent.parent.absolute())}
         verb = "join"
     if system != "kubernetes":
-        environment |= _passed_on("AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE")
+        environment |= _passed_on()
     parts = (*PROGRAM, verb)
     keys = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
     submit_jobs(session, system, joined.study, parts, environment, command, request, worker, secret=keys)
@@ -194,7 +216,7 @@ def submit_jobs(
         command,
         program,
         options=_as_words(worker),
-        environment=environment,
+        environment=environment | _named(system, worker["passed"]),
         folder=folder,
         seconds=round(parse_duration(request.time)),
         grace=round(parse_duration(worker["grace"])),
@@ -219,7 +241,7 @@ def submit_jobs(
     else:
         if system == "kubernetes" and secret:
             _make_secret(job.name, secret)
-        submitted = _run(words).strip()
+        submitted = _run(words, *worker["passed"]).strip()
         output.say(f"submitted: {submitted}. Watch it: hopaas-p2p watch, hopaas-p2p peers list")
     if session.as_json:
         output.print_json({"files": [str(path) for path in files], "submit": words, "submitted": submitted})
@@ -231,6 +253,8 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
     for name in ("site", "sampler", "pruner", "max_trials"):
         if worker.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(worker[name])]
+    for name in worker["passed"]:
+        words += ["--pass", name]
     if worker.get("stay"):
         words.append("--stay")
     if worker.get("keep_output") is False:
@@ -241,24 +265,15 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def clean_environment() -> dict[str, str]:
-    """This process's environment without secrets, for programs that copy it to others."""
-    secrets = {variable(name) for name, setting in SETTINGS.items() if setting.secret} | {"PGPASSWORD"}
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in secrets and not (name.lower() in _PROXIES and "@" in value) and not name.startswith("AWS_SECRET")
-    }
-
-
-def _run(words: list[str], *, text: str | None = None) -> str:
-    """Run a command of the batch system; its output."""
+def _run(words: list[str], *passed: str, text: str | None = None) -> str:
+    """Run a command of the batch system, which may copy its environment to the jobs; its output."""
     if shutil.which(words[0]) is None:
         raise ConfigurationError(
             f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node; or "
             f"submit the script by hand: {shlex.join(words)}"
         )
-    done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=clean_environment())
+    env = credentials.environment(*passed)
+    done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         why = (done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}").splitlines()[-1]
         raise ConfigurationError(

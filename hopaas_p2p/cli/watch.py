@@ -17,9 +17,9 @@ from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
+from hopaas_p2p.credentials import webhook_url
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.liveness import owners_of, sign_of_life
-from hopaas_p2p.settings import webhook_url
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -59,6 +59,13 @@ def worker_options(function: F) -> F:
             show_default=True,
             help="Whether to keep the end of a failed command's output in the store.",
         ),
+        click.option(
+            "--pass",
+            "passed",
+            multiple=True,
+            metavar="NAME",
+            help="Give this variable of your environment to the command, even if it is a credential. May be repeated.",
+        ),
         click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
         click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
     ]
@@ -84,7 +91,8 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
 
     The parameters are also in HOPAAS_PARAMS (JSON), the trial's number in HOPAAS_TRIAL, and a checkpoint of an earlier
     attempt in HOPAAS_CHECKPOINT. The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report,
-    should-prune and tell, which find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client.
+    should-prune and tell, which find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client. It gets your
+    environment, but no credential that --pass does not name, such as WANDB_API_KEY.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
     study is paused, the worker waits. It stops after 10 failures in a row without any success, or after the
@@ -137,6 +145,7 @@ def _worker(
     logs: Path,
     sampler: str | None,
     pruner: str | None,
+    passed: tuple[str, ...] = (),
     keep_output: bool = True,
     max_trials: int | None = None,
     stay: bool = False,
@@ -155,6 +164,7 @@ def _worker(
         grace=parse_duration(grace),
         signals=[_signal(name) for name in signals.split(",")],
         logs=logs,
+        passed=passed,
         keep_output=keep_output,
         stay=stay,
         say=output.say,

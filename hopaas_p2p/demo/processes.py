@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from hopaas_p2p import credentials
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.study import Study
@@ -68,11 +69,12 @@ class PeerProcesses:
 
     def start(self, peers: int) -> None:
         """Start that many peers, named A, B, C, …"""
+        inherited = credentials.environment(store=self._store)
         one_thread = dict.fromkeys(_THREAD_COUNTS, "1")
         for index, name in enumerate(string.ascii_uppercase[:peers]):
             path = self._folder / f"peer-{name}.log"
-            environment = {**os.environ, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
-            command = [sys.executable, "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
+            environment = {**inherited, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
+            command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
             with path.open("wb") as file:
                 popen = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import hopaas_p2p
+from hopaas_p2p import credentials
 from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
-from hopaas_p2p.settings import HERE, Secret, Settings
-from hopaas_p2p.stores import vouched
+from hopaas_p2p.settings import Secret, Settings
 from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Client:
     def _leave_token(self) -> None:
         """Put the token into the environment, where the tunnel looks for it, if the store is behind a gateway."""
         if self._token is not None and urlsplit(self._store).scheme.endswith("+https"):
-            os.environ.setdefault("HOPAAS_TOKEN", self._token.reveal())
+            credentials.leave_token(self._token)
 
     @property
     def server(self) -> str:
@@ -118,10 +118,7 @@ def _configured(config_filename: str | None, token: str | None) -> _StoreChoice:
     if named:
         return _read(Path(named).expanduser(), token)
     with translated():
-        settings = Settings()
-        setting = settings.find("store")
-        if setting.value and setting.origin == HERE:
-            vouched.check_store(setting.value, settings, origin=setting.origin, secret=token is not None)
+        setting = Settings().find("store")
     if setting.value:
         return _StoreChoice(setting.value, token, setting.origin)
     own = Path("~/.hopaasrc").expanduser()

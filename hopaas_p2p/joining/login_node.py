@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from hopaas_p2p import credentials
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.proxies import connect_through, parse_proxy
@@ -48,7 +49,7 @@ def start_relay(membership: Membership, *, known_as: str | None = None) -> Login
         return LoginNodeProcess(None, log)
     membership.relay_file.unlink(missing_ok=True)
     words = ["relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
-    process = _start([*words, *(["--known-as", known_as] if known_as else [])], log)
+    process = _start([*words, *(["--known-as", known_as] if known_as else [])], log, "https://")
     _wait(process, log, lambda: _answers(membership))
     return LoginNodeProcess(process.pid, log)
 
@@ -59,7 +60,7 @@ def start_bridge(membership: Membership) -> LoginNodeProcess:
     pid = membership.mirror.with_suffix(".bridge.pid")
     if pid.exists() and _runs(pid.read_text().strip(), "bridge"):
         return LoginNodeProcess(None, log)
-    process = _start(["bridge", str(membership.mirror), membership.store], log)
+    process = _start(["bridge", str(membership.mirror), membership.store], log, membership.store)
     _wait(process, log, lambda: _is_filled(membership))
     pid.write_text(f"{process.pid}\n")
     return LoginNodeProcess(process.pid, log)
@@ -96,14 +97,16 @@ def _runs(pid: str, what: str) -> bool:
         return False
 
 
-def _start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(words: Sequence[str], log: Path, store: str) -> subprocess.Popen[bytes]:
+    """Start a command of ours, which logs in at this store if it has one of its own."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "hopaas_p2p.cli.main", *words],
+            [sys.executable, "-P", "-m", "hopaas_p2p.cli.main", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=credentials.environment(store=store),
             start_new_session=True,
         )
 

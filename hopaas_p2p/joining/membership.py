@@ -2,7 +2,7 @@
 
 `~/.config/hopaas-p2p/joined/NAME.toml` holds settings, as any settings file does: store, study, site, and the names of
 the files that hold the token, the authority and the proxy. Batch jobs name it in HOPAAS_JOINED, so that no script and
-no job description holds a secret. The token is bound to the store's hosts by `token_host`.
+no job description holds a secret. `token_host` lists the store's hosts: they get this token, and none of the user's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
 from hopaas_p2p.ownership import read_own
-from hopaas_p2p.settings import Secret, joined_folder
-from hopaas_p2p.stores.postgres.connect import PostgresAddress
+from hopaas_p2p.settings import Secret, is_one_line, joined_folder, joined_names
+from hopaas_p2p.stores.url import servers_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
 
@@ -79,22 +79,25 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
 
     Raises:
         ConfigurationError: its time is over.
-        InvalidInput: it would have this user's own token sent to a stranger's server.
+        InvalidInput: it would have this user's own token sent to a stranger's server, or a name in it is not one line.
 
     """
     invitation.check()
     # without its own token, one of this user's would be sent there
     if invitation.store.startswith("postgresql") and invitation.token is None:
         raise InvalidInput("this invitation is for a database but contains no token; it was not created by `invite`")
+    site = site or invitation.site
+    for text in (invitation.store, invitation.study, site):
+        if not is_one_line(text):
+            raise InvalidInput(f"{text!r} has a line break or another control character in it")
     name = _free_name(invitation)
     files = {}
     if invitation.token is not None:
         files["token_file"] = str(_write(_beside(name, "token"), invitation.token.reveal()))
-        servers = PostgresAddress(invitation.store).servers
+    if servers := servers_of(invitation.store):
         files["token_host"] = ",".join(sorted({f"{host.lower()}:{port}" for host, port in servers}))
     if invitation.authority:
         files["ca_file"] = str(_write(_beside(name, "ca"), invitation.authority))
-    site = site or invitation.site
     named = {"site": site} if site else {}
     values = {"store": invitation.store, "study": invitation.study, **named, **files}
     return keep(Membership(name, invitation.store, invitation.study, site, values))
@@ -136,18 +139,13 @@ def load(name: str) -> Membership:
 
     """
     if not _NAME.fullmatch(name):
-        raise InvalidInput(f"{name!r} is not the name of a joined study; joined: {', '.join(names()) or 'none'}")
+        raise InvalidInput(f"{name!r} is not the name of a joined study; joined: {', '.join(joined_names()) or 'none'}")
     path = _beside(name, "toml")
     try:
         values = {key: str(value) for key, value in tomllib.loads(read_own(path)).items()}
         return Membership(name, values["store"], values["study"], values.get("site", ""), values)
     except (PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
         raise ConfigurationError(f"{path} is ignored: {error}. Remove it, and join again") from None
-
-
-def names() -> list[str]:
-    """The names of all studies that are joined here."""
-    return sorted(path.stem for path in joined_folder().glob("*.toml"))
 
 
 def forget(name: str) -> None:

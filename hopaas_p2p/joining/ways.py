@@ -22,6 +22,7 @@ from hopaas_p2p.stores.url import open_store
 
 KINDS: Final = ("direct", "proxy", "relay")
 _OURS: Final = ("proxy_file", "via")  # a way sets HTTPS_PROXY itself
+_OF_THE_FILE: Final = ("store", "study", "token_file", "token_host")  # found by HOPAAS_JOINED
 _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -108,10 +109,12 @@ def _try(way: Way, membership: Membership, findings: list[Finding]) -> bool:
 
 
 def enter(membership: Membership) -> None:
-    """Let this process take part in the study: all that the membership says is said in its environment."""
-    os.environ.pop(variable("token"), None)
+    """Let this process, and those that it starts, take part in the study, by its file: no other store counts."""
     os.environ[variable("joined")] = membership.name
-    _set_variables({variable(name): value for name, value in membership.values.items() if name not in _OURS})
+    told = {name: value for name, value in membership.values.items() if name not in (*_OURS, *_OF_THE_FILE)}
+    for name in ("store", "study"):
+        os.environ.pop(variable(name), None)
+    _set_variables({variable(name): value for name, value in told.items()})
 
 
 def _set_variables(values: Mapping[str, str | None]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
     from hopaas_p2p.stores.memory import MemoryStore
 
-__all__ = ["open_store", "redacted"]
+__all__ = ["open_store", "redacted", "servers_of"]
 
 _NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?):", re.IGNORECASE)
 _memories: Final[dict[str, MemoryStore]] = {}
@@ -54,6 +54,24 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
     return opener(url, create)
+
+
+def servers_of(url: str) -> list[tuple[str, int]]:
+    """(host, port) of what is asked when the store at this URL is opened, a Unix socket with 0; none for a directory.
+
+    Raises:
+        ConfigurationError: the URL is not understood.
+
+    """
+    if url.lower().startswith("postgresql"):
+        from hopaas_p2p.stores.postgres.connect import PostgresAddress
+
+        return PostgresAddress(url).destinations
+    if url.lower().startswith("s3:"):
+        from hopaas_p2p.stores.s3.address import parse
+
+        return parse(url).servers
+    return []
 
 
 def _directory(path: Path, *, create: bool) -> Store:

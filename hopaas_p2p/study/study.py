@@ -23,7 +23,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p import checkpoints, extras, interrupts
+from hopaas_p2p import checkpoints, credentials, extras, interrupts
 from hopaas_p2p.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_of, check_limits, limits_of
@@ -178,6 +178,8 @@ def open_study(
     wanted = given.definition(name, provenance_of(sampler, pruner))
     check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
     sent_to = _trackers(trackers)
+    if isinstance(store, str):
+        credentials.named(store)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
     study_id = _join_or_create(storage, wanted, said, create=create)
     compare(storage, study_id, wanted, given.given_fields())

@@ -19,9 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from hopaas_p2p import extras
+from hopaas_p2p import credentials, extras
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.trackers.base import TrackerUnreachable, fetched
@@ -267,16 +266,9 @@ def _module() -> Any:
 
 def _has_key() -> bool:
     """Whether W&B has a key; without one it would ask on the terminal, in the middle of a training run."""
-    import netrc
-
     settings = _module().setup().settings
-    if settings.api_key or settings.identity_token_file:
-        return True
-    file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
-    try:
-        return netrc.netrc(str(file)).authenticators(urlsplit(settings.base_url).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    credentials.check_wandb(Path(settings.settings_workspace))
+    return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)
 
 
 def _labels(trial: TrialView) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def checks(
 
 def _check_token(gateway: ServerAddress, user: str | None, secret: Secret | None) -> Finding:
     try:
-        role, password = client.login(user, secret.reveal() if secret is not None else None)
+        role, password = client.login(user, secret.reveal() if secret is not None else None, [gateway])
         connection = dial(gateway, Secret(f"{role}:{password.reveal()}"))
     except HopaasError as error:
         cure = "the gateway's administrator finds the reason in its log" if error.retry else AGAIN

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p import process, settings
+from hopaas_p2p import credentials, process
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.settings import Secret
@@ -76,9 +76,7 @@ def connect(
     for name in _BYPASSES:
         if os.environ.get(name):
             raise ConfigurationError(f"{name} would bypass the gateway; unset it")
-    if not (user and password):
-        settings.check_token_host((gateway.host, gateway.port) for gateway in gateways)
-    role, secret = login(user, password)
+    role, secret = login(user, password, gateways)
     tunnel = Tunnel(dial_any(gateways, Secret(f"{role}:{secret.reveal()}")))
     try:
         connection = psycopg2.connect(
@@ -94,19 +92,19 @@ def connect(
     return connection
 
 
-def login(user: str | None, password: str | None) -> tuple[str, Secret]:
+def login(user: str | None, password: str | None, gateways: Sequence[ServerAddress]) -> tuple[str, Secret]:
     """(role, password) to log in with: what is given, else the token's; a token without a name is the user's password.
 
     Raises:
         Denied: there is no token, or it belongs to another user.
-        ConfigurationError: neither the token nor the URL names a user.
+        ConfigurationError: neither the token nor the URL names a user, or the token may not go to these gateways.
 
     """
     if user and password:
         return user, Secret(password)
-    role, secret = settings.login(user)
+    role, secret = credentials.login(user, [(gateway.host, gateway.port) for gateway in gateways])
     if secret is None:
-        if settings.token() is None:
+        if credentials.token() is None:
             raise Denied("a gateway needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
         raise Denied(f"the token is not {user}'s. Set HOPAAS_TOKEN_FILE to one of that user's, or leave out the user")
     if not role:

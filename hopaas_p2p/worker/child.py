@@ -31,7 +31,6 @@ _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result m
 _OUTPUT: Final = 1 << 17  # bytes of both streams together that are kept in memory
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
-_SECRETS: Final = ("HOPAAS_TOKEN",)  # the child talks to the worker, not to the store
 
 
 def text_of(value: object) -> str:
@@ -98,7 +97,7 @@ def _check_text(name: str, text: str, program: str, *, is_code: bool) -> None:
 
 
 class Child:
-    """A running command.
+    """A running command, in the environment `env`.
 
     Raises:
         InvalidInput: there is no such program, or it may not be run.
@@ -107,13 +106,12 @@ class Child:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.began = time.monotonic()
-        inherited = {key: value for key, value in os.environ.items() if key not in _SECRETS}
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("ab", buffering=0)
         try:
             self._process = subprocess.Popen(
                 command,
-                env={**inherited, **env},
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

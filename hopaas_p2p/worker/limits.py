@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from hopaas_p2p import credentials
 from hopaas_p2p.errors import InvalidInput
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -86,6 +87,7 @@ def _slurm(env: Mapping[str, str]) -> tuple[float, str] | None:
             text=True,
             timeout=30,
             check=False,
+            env=credentials.environment(),
         ).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from hopaas_p2p import credentials
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
@@ -101,6 +102,7 @@ class Worker:
         grace: float = 300.0,
         signals: Sequence[int] = (signal.SIGTERM, signal.SIGUSR1),
         logs: Path = Path("hopaas-logs"),
+        passed: Sequence[str] = (),
         keep_output: bool = True,
         stay: bool = False,
         say: Callable[[str], None] = print,
@@ -108,6 +110,11 @@ class Worker:
         self.study, self.command = study, tuple(command)
         self._max_trials, self._grace, self._signals, self._stay = max_trials, grace, tuple(signals), stay
         self._say = say
+        self._inherited, withheld = credentials.without_credentials(passed)
+        withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to it
+        if withheld:
+            names = " ".join(f"--pass {name}" for name in withheld)
+            self._say(f"credentials that the command does not get, unless you say so: {names}")
         self._logs = logs / re.sub(r"[^\w.-]", "_", study.name)
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
@@ -330,10 +337,9 @@ class Worker:
             values = trials[trial.number].values if trial.number < len(trials) else None
         return f" {', '.join(map(_shown, values))}" if self.last == "COMPLETE" and values else ""
 
-    @staticmethod
-    def _environment(trial: Trial, server: TrialSocketServer) -> dict[str, str]:
+    def _environment(self, trial: Trial, server: TrialSocketServer) -> dict[str, str]:
         found = trial.resume
-        env = {
+        env = self._inherited | {
             "HOPAAS_TICKET": server.ticket,
             "HOPAAS_TRIAL": str(trial.number),
             "HOPAAS_PARAMS": json.dumps(trial.params),

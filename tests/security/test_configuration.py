@@ -12,7 +12,7 @@ from hopaas_p2p import ownership, spool
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.gateway.relay import read_password
 from hopaas_p2p.hopaas import Client
-from hopaas_p2p.settings import Settings, user_file
+from hopaas_p2p.settings import Settings, trust, user_file
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.ticket import Ticket, carry, ending, ticket_of
 from tests.support.postgres_people import Place
@@ -103,22 +103,127 @@ def test_a_pipe_or_a_directory_in_its_place_hangs_nobody(env: dict[str, str], he
     assert _found(env, here)[0] is None
 
 
-def test_a_directory_names_no_authority_and_no_host_to_trust(env: dict[str, str], here: Path) -> None:
-    for line in ('ca_file = "evil.pem"', 'token_host = "evil.example.org"'):
-        (here / "hopaas.toml").write_text(line)
-        with pytest.raises(ConfigurationError, match="decides whom to trust, which a directory's file may not"):
-            _found(env, here)
+# --- what it may say before it is trusted ------------------------------------------------------------------------
+
+HOSTS_PATHS_FILES = [
+    ("store", "postgresql+https://evil.example.org/d"),
+    ("store", "s3://b-1?endpoint=https://evil.example.org"),
+    ("store", "file:///tmp/there"),
+    ("store", "/tmp/there"),
+    ("store", "../there"),
+    ("store", "~/there"),
+    ("store", "link"),
+    ("artifacts", "postgresql+https://evil.example.org/d"),
+    ("artifacts", "link/deeper"),
+    ("checkpoint_cache", "/tmp/there"),
+    ("token_file", "mine.token"),
+    ("webhook_file", "mine.webhook"),
+    ("ca_file", "evil.pem"),
+    ("token_host", "evil.example.org"),
+    ("proxy_file", "evil.proxy"),
+    ("via", "bridge"),
+]
 
 
-def test_a_directory_names_no_secret_outside_it(env: dict[str, str], here: Path, tmp_path: Path) -> None:
-    (tmp_path / "ann.token").write_text(TOKEN)
-    (here / "link").symlink_to(tmp_path / "ann.token")
-    for name in ("../ann.token", "~/ann.token", str(tmp_path / "ann.token"), "link", "a\\u0000b"):
-        (here / "hopaas.toml").write_text(f'token_file = "{name}"')
-        with pytest.raises(ConfigurationError, match="is outside this directory"):
-            _found(env, here)
-    (here / "hopaas.toml").write_text('store = "./mine"\ntoken_file = "ann.token"')
-    assert _found(env, here)[0] == "./mine"
+@pytest.mark.parametrize(("name", "value"), HOSTS_PATHS_FILES)
+def test_a_file_that_came_with_a_directory_names_no_host_no_way_out_and_no_secret(
+    env: dict[str, str], here: Path, tmp_path: Path, name: str, value: str
+) -> None:
+    (here / "link").symlink_to(tmp_path)
+    (here / "hopaas.toml").write_text(f'{name} = "{value}"')
+    with pytest.raises(ConfigurationError, match=f"its {name} counts only once .* hopaas-p2p config trust"):
+        Settings(env=env, directory=here).find(name)
+    trust(here / "hopaas.toml", env)
+    assert Settings(env=env, directory=here).get(name) == value
+
+
+def test_it_chooses_names_numbers_and_a_store_in_its_own_folder(env: dict[str, str], here: Path) -> None:
+    lines = {"study": "s", "sampler": "gp", "pruner": "none", "budget": "9", "site": "north", "store": "./mine"}
+    (here / "hopaas.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in lines.items()))
+    assert {name: Settings(env=env, directory=here).get(name) for name in lines} == lines
+
+
+def test_what_the_user_says_counts_whatever_such_a_file_says(env: dict[str, str], here: Path) -> None:
+    (here / "hopaas.toml").write_text('store = "postgresql://evil.example.org/d"')
+    assert Settings(env=env, directory=here).get("store", "./mine") == "./mine"
+    assert Settings(env={**env, "HOPAAS_STORE": "./own"}, directory=here).get("store") == "./own"
+
+
+def test_trust_is_for_one_place_and_one_content(env: dict[str, str], here: Path, tmp_path: Path) -> None:
+    file = here / "hopaas.toml"
+    file.write_text('store = "postgresql://db.example.org/d"')
+    trust(file, env)
+    assert _found(env, here)[0] == "postgresql://db.example.org/d"
+    other = tmp_path / "other"
+    other.mkdir(mode=0o755)
+    (other / "hopaas.toml").write_bytes(file.read_bytes())
+    with pytest.raises(ConfigurationError, match="config trust"):
+        _found(env, other)
+    file.write_text('store = "postgresql://evil.example.org/d"')
+    with pytest.raises(ConfigurationError, match="config trust"):
+        _found(env, here)
+
+
+def test_a_planted_link_to_a_trusted_file_of_the_users_does_not_count(
+    env: dict[str, str], here: Path, tmp_path: Path
+) -> None:
+    (here / "hopaas.toml").write_text('store = "postgresql://db.example.org/d"')
+    trust(here / "hopaas.toml", env)
+    for place in (tmp_path / "clone", tmp_path / "shared"):
+        place.mkdir(mode=0o755)
+        (place / "hopaas.toml").symlink_to(here / "hopaas.toml")
+        if place.name == "shared":
+            place.chmod(0o1777)
+        store, (said,) = _found(env, place)
+        assert store is None
+        assert "is a link" in said
+        with pytest.raises(ConfigurationError, match="is a link"):
+            trust(place / "hopaas.toml", env)
+
+
+def test_a_file_that_somebody_else_may_have_written_cannot_be_trusted(env: dict[str, str], here: Path) -> None:
+    (here / "hopaas.toml").write_text('store = "postgresql://db.example.org/d"')
+    (here / "hopaas.toml").chmod(0o666)
+    with pytest.raises(ConfigurationError, match="others may write"):
+        trust(here / "hopaas.toml", env)
+
+
+def test_nobody_else_can_have_kept_the_trust(env: dict[str, str], here: Path) -> None:
+    (here / "hopaas.toml").write_text('store = "postgresql://db.example.org/d"')
+    trust(here / "hopaas.toml", env)
+    (user_file(env).parent / "trusted").chmod(0o777)
+    with pytest.raises(ConfigurationError, match="config trust"):
+        _found(env, here)
+
+
+def test_on_a_node_without_a_home_there_is_one_clear_line_and_another_place(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    (here / "hopaas.toml").write_text('study = "s"\nstore = "postgresql://db.example.org/d"')
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert Settings(env={}, directory=here).get("study") == "s"
+    with pytest.raises(ConfigurationError, match="set XDG_CONFIG_HOME to a directory of yours"):
+        trust(here / "hopaas.toml", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="set XDG_CONFIG_HOME to a directory of yours"):
+        trust(here / "hopaas.toml", {"XDG_CONFIG_HOME": str(tmp_path / "file")})
+    elsewhere = {"XDG_CONFIG_HOME": str(tmp_path / "scratch")}
+    trust(here / "hopaas.toml", elsewhere)
+    assert Settings(env=elsewhere, directory=here).get("store") == "postgresql://db.example.org/d"
+
+
+@pytest.mark.parametrize("letter", ["\n", "\r", "\x1b", "\x85", "\u2028"])
+@pytest.mark.parametrize("name", ["site", "study", "artifacts"])
+def test_a_value_that_is_not_one_line_is_refused_where_it_is_read(
+    env: dict[str, str], here: Path, name: str, letter: str
+) -> None:
+    text = f"a{letter}b"
+    for more, given in ((env, text), ({**env, f"HOPAAS_{name.upper()}": text}, None)):
+        with pytest.raises(ConfigurationError, match="not one line"):
+            Settings(env=more, directory=here).find(name, given)
 
 
 # --- where does the token go? ------------------------------------------------------------------------------------
@@ -154,17 +259,27 @@ def test_a_clone_with_a_store_in_it_gets_no_token(evil: Stranger, here: Path, wo
     env = {"HOPAAS_TOKEN": "", secret: TOKEN}
     done = cli(*words, check=False, cwd=here, **env)
     assert done.returncode != 0
-    assert f"would send your token to 127.0.0.1:{evil.port}" in done.stderr
+    assert "hopaas-p2p config trust" in done.stderr
+    assert evil.visits == 0
+
+
+@pytest.mark.parametrize("verb", ["put", "worker"])
+def test_a_clone_with_a_place_for_artifacts_in_it_gets_no_token(evil: Stranger, here: Path, verb: str) -> None:
+    (here / "hopaas.toml").write_text(f'store = "./mine"\nstudy = "s"\nartifacts = "{_url(evil)}"')
+    done = cli("study", "create", "s", "--store", "mine", "--space", "x=float(0,1)", check=False, cwd=here)
+    words = ["artifact", "put", "hopaas.toml"] if verb == "put" else ["worker", "--max-trials", "1", "--", "false"]
+    done = cli(*words, check=False, cwd=here, HOPAAS_TOKEN=TOKEN)
+    assert done.returncode == 78
+    assert "its artifacts counts only once" in done.stderr
     assert evil.visits == 0
 
 
 def test_completing_a_word_in_a_clone_sends_nothing(evil: Stranger, here: Path) -> None:
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
     env = {"_HOPAAS_P2P_COMPLETE": "bash_complete", "COMP_WORDS": "hopaas-p2p study show ", "COMP_CWORD": "3"}
-    cli(check=False, cwd=here, HOPAAS_TOKEN=TOKEN, **env)
-    assert evil.visits == 0
-    cli(check=False, cwd=here, **env)
-    assert evil.visits == 1, "who has no secret may look anywhere"
+    for more in ({"HOPAAS_TOKEN": TOKEN}, {}):
+        done = cli(check=False, cwd=here, **env, **more)
+        assert (done.stdout.strip(), evil.visits) == ("", 0)
 
 
 def test_the_hopaas_client_sends_no_token_from_a_clone(
@@ -173,27 +288,22 @@ def test_the_hopaas_client_sends_no_token_from_a_clone(
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
     monkeypatch.chdir(here)
     for token in (None, "sesame"):
-        with pytest.raises(Exception, match="would send your token to"):
+        with pytest.raises(Exception, match="config trust"):
             Client(token=token)
     assert evil.visits == 0
 
 
-def test_whoever_names_the_store_or_the_host_vouches_for_it(evil: Stranger, here: Path, tmp_path: Path) -> None:
-    """The server is asked then; it is a stranger still, and hears no secret."""
+def test_a_host_that_the_user_names_is_asked(evil: Stranger, here: Path) -> None:
+    """It is a stranger still, and hears no secret."""
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
-    for words, env in (
-        (["--store", _url(evil)], {}),
-        ([], {"HOPAAS_TOKEN_HOST": f"db.example.org,127.0.0.1:{evil.port}"}),
-        ([], {"HOPAAS_TOKEN_HOST": "127.0.0.1"}),
-    ):
+    for words, env in ((["--store", _url(evil)], {}), ([], {"HOPAAS_STORE": _url(evil)})):
         done = cli("study", "list", *words, check=False, cwd=here, HOPAAS_TOKEN=TOKEN, **env)
         assert "asks for the secret itself" in done.stderr
-    own = user_file()
-    own.parent.mkdir(parents=True)
-    own.write_text(f'store = "postgresql://127.0.0.1:{evil.port}/other"')
-    done = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN=TOKEN, XDG_CONFIG_HOME=str(tmp_path / "config"))
+    trusted = cli("config", "trust", cwd=here)
+    assert f"store = {_url(evil)}" in trusted.stderr
+    done = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN=TOKEN)
     assert "asks for the secret itself" in done.stderr
-    assert (evil.visits, evil.heard) == (4, b"")
+    assert (evil.visits, evil.heard) == (3, b"")
 
 
 def test_a_token_that_was_stored_for_a_host_goes_to_no_other(evil: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +322,7 @@ def test_a_token_beside_the_store_in_one_file_goes_there(
     monkeypatch.delenv("HOPAAS_TOKEN")
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"\ntoken_file = "mine.token"')
     (here / "mine.token").write_text(TOKEN)
+    trust(here / "hopaas.toml")
     assert "asks for the secret itself" in cli("study", "list", check=False, cwd=here).stderr
     again = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN_FILE="mine.token")  # as a command's child has it
     assert "asks for the secret itself" in again.stderr
@@ -237,7 +348,10 @@ def test_what_a_stranger_was_to_be_told_is_not_kept_until_there_is_a_token(
     monkeypatch.delenv("HOPAAS_TOKEN")
     ticket = Ticket(_url(evil), "s", 0, "owner", 1, "uuid")
     end = ending(ticket, [0.5])
-    with pytest.raises(ConfigurationError, match="asks for the secret itself"), carry(ticket, end=end, patience=0.1):
+    with (
+        pytest.raises(ConfigurationError, match="the ticket would send your token to"),
+        carry(ticket, end=end, patience=0.1),
+    ):
         pass
     assert not list(spool.waiting())
 
@@ -260,6 +374,7 @@ def test_a_ticket_made_with_the_token_needs_no_store(place: Place, monkeypatch: 
 
 def test_the_seal_of_a_ticket_is_made_from_no_short_secret(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sees a ticket could try words until one gives the seal."""
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
     monkeypatch.setenv("HOPAAS_TOKEN", "sesame")
     import hopaas_p2p
 

@@ -281,3 +281,22 @@ def test_peers_keep_wandb_current_beside_a_run_of_the_programs_own(tmp_path: Pat
     assert [found[key].steps("report") for key in "01"] == [[(1, 0.5)]] * 2
     assert found["study"].summary["state"] == "done"
     assert found["study"].exits == [0]
+
+
+@pytest.mark.parametrize("line", ["base_url = http://127.0.0.1:9", "https_proxy = http://127.0.0.1:9", "[what"])
+def test_settings_that_came_with_a_directory_send_no_key_elsewhere(study: Study, tmp_path: Path, line: str) -> None:
+    """W&B's library takes its server from ./wandb/settings, which may lie in a clone of anybody's."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(f"[default]\nentity = ann\n{line}\n")
+    done = cli(
+        "export",
+        "wandb",
+        study.name,
+        "--store",
+        str(tmp_path / "store"),
+        check=False,
+        cwd=tmp_path,
+        WANDB_API_KEY="x" * 40,
+    )
+    assert done.returncode == 78
+    assert "came with this directory" in done.stderr

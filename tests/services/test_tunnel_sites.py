@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import make_url
 
 import hopaas_p2p
-from hopaas_p2p import settings
+from hopaas_p2p import credentials
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.proxies import ServerAddress
@@ -147,7 +147,7 @@ def test_an_address_that_does_not_answer_does_not_keep_the_others_from_being_tri
             return [(*one[:4], hole.getsockname()) for one in found] + found
 
         monkeypatch.setattr(socket, "getaddrinfo", both)
-        line = dial.dial(ServerAddress(HOST, port or 0), settings.token() or Secret(""), timeout=8)
+        line = dial.dial(ServerAddress(HOST, port or 0), credentials.token() or Secret(""), timeout=8)
         line.socket.close()
 
 

@@ -17,6 +17,8 @@ class Stranger:
     def __init__(self, listener: socket.socket) -> None:
         self.port = int(listener.getsockname()[1])
         self.visits = 0
+        self.users: list[str] = []
+        """Whom each said to be that came as far as that."""
         self.heard = b""
         """All bytes after the first packet: a secret, if somebody told one."""
         self._listener = listener
@@ -25,7 +27,7 @@ class Stranger:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                with client, contextlib.suppress(OSError):
+                with client, contextlib.suppress(OSError, struct.error):  # who only looks whether somebody is there
                     client.settimeout(5)
                     self.visits += 1
                     self._ask(client)
@@ -37,6 +39,8 @@ class Stranger:
             if struct.unpack("!I", packet[:4])[0] not in (_SSL_REQUEST, _GSS_REQUEST):
                 break
             client.sendall(b"N")
+        words = packet[4:].split(b"\0")
+        self.users.append(words[words.index(b"user") + 1].decode())
         client.sendall(b"R" + struct.pack("!II", 8, 3))
         while data := client.recv(4096):
             self.heard += data

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import batch, settings
+from hopaas_p2p import batch, credentials, settings
 from hopaas_p2p.batch import BatchJob
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
 from hopaas_p2p.joining import membership, ways
@@ -84,7 +84,8 @@ def test_an_invitation_of_a_stranger_takes_no_token_along(monkeypatch: pytest.Mo
         membership.accept(invitation()._replace(token=None))
     kept = membership.accept(invitation())
     ways.enter(kept)
-    assert settings.token() == Secret(SECRET)
+    role, _, password = SECRET.partition(":")
+    assert credentials.login(None, [("gw.example.org", 443)]) == (role, Secret(password))
 
 
 def test_an_invitation_to_a_directory_holds_no_secret_and_needs_the_study(tmp_path: Path) -> None:
@@ -118,9 +119,9 @@ def test_a_study_that_is_joined_again_keeps_its_name_and_another_of_that_name_ge
     first = membership.accept(invitation())
     assert membership.accept(invitation(), site="south").name == first.name
     assert membership.accept(invitation("postgresql+https://other.example.org/tuning")).name == "digits-2"
-    assert membership.names() == ["digits", "digits-2"]
+    assert settings.joined_names() == ["digits", "digits-2"]
     membership.forget("digits")
-    assert membership.names() == ["digits-2"]
+    assert settings.joined_names() == ["digits-2"]
 
 
 def test_the_only_joined_study_counts_where_nothing_names_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +144,19 @@ def test_of_several_joined_studies_the_one_that_is_named_counts(monkeypatch: pyt
         Settings().get("study")
 
 
-@pytest.mark.parametrize("name", ["\U0001f680", "caf\u00e9", 'a"b\\c', "\x7f", "a\nb = 1", "\u202e"])
+@pytest.mark.parametrize("name", ["\U0001f680", "caf\u00e9", 'a"b\\c', "\u202e"])
 def test_a_study_of_any_name_can_be_joined(name: str) -> None:
     made = membership.accept(invitation(study=name), site=name)
     known = membership.load(made.name)
     assert (known.study, known.site) == (name, name)
+
+
+@pytest.mark.parametrize("name", ["\x7f", "a\nb = 1", "a\u2028b", "\x1b[2J"])
+def test_a_name_that_is_not_one_line_is_not_kept(name: str, config: Path) -> None:
+    for made, site in ((invitation(study=name), ""), (invitation(), name), (invitation()._replace(site=name), "")):
+        with pytest.raises(InvalidInput, match="a line break or another control character"):
+            membership.accept(made, site=site)
+    assert not config.exists()
 
 
 @pytest.mark.parametrize("expires", [-(10**18), 1 << 62])
@@ -259,6 +268,8 @@ def test_the_manifest_of_kubernetes_has_the_shape_of_the_example() -> None:
         ("kubernetes", {}, "--image"),
         ("slurm", {"memory": "lots"}, "--memory"),
         ("slurm", {"more": ("--qos=low\nrm -rf /",)}, "one line"),
+        ("slurm", {"environment": {"HOPAAS_SITE": "north\nrm -rf /"}}, "one line"),
+        ("condor", {"options": ("--site", "north\rrm -rf /")}, "one line"),
         ("slurm", {"command": ()}, "after --"),
         ("moab", {}, "no batch system"),
     ],

@@ -11,9 +11,10 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import extras
 from hopaas_p2p.cli.options import CliSession
+from hopaas_p2p.credentials import token
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.sampler_config import configured
-from hopaas_p2p.settings import SETTINGS, Secret, Settings, token, user_file, variable
+from hopaas_p2p.settings import SETTINGS, Secret, Settings, user_file, variable
 from tests.support.processes import cli
 
 
@@ -39,7 +40,7 @@ def test_an_option_wins_over_a_variable_over_here_over_the_users_file_over_the_d
     env: dict[str, str], here: Path
 ) -> None:
     def found(given: str | None = None) -> tuple[str | None, str]:
-        return tuple(Settings(env=env, directory=here).find("sampler", given))  # type: ignore[return-value]
+        return Settings(env=env, directory=here).find("sampler", given)[:2]
 
     assert found() == ("tpe", "default")
     write_own(env, 'sampler = "gp"')
@@ -53,7 +54,7 @@ def test_an_option_wins_over_a_variable_over_here_over_the_users_file_over_the_d
 
 def test_an_empty_variable_says_nothing(env: dict[str, str], here: Path) -> None:
     env["HOPAAS_STORE"] = ""
-    assert Settings(env=env, directory=here).find("store") == (None, "not set")
+    assert Settings(env=env, directory=here).find("store")[:2] == (None, "not set")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
     assert "sesame" not in shown.stdout + shown.stderr
     assert "***" in lines["token"]
     assert "postgresql://me:***@db/x" in lines["store"]
+    assert "./hopaas.toml, not trusted" in lines["store"]
     optioned = cli("config", "show", "--origin", "-s", "./there", cwd=tmp_path, **home)
     assert "option --store" in optioned.stdout
 

@@ -4,7 +4,7 @@ A connection to another machine is encrypted, and the server's certificate is ve
 socket or this machine's loopback may be unencrypted. The secret is looked up again at every connect, so that a token
 can be renewed while a program runs: the URL's password, HOPAAS_TOKEN_FILE, HOPAAS_TOKEN, then what libpq knows
 (PGPASSWORD, PGPASSFILE). It is never sent in clear: a server that asks for less than SCRAM is refused, and channel
-binding is used where the server can. HOPAAS_TOKEN_HOST names the only host that may get the token. Nothing is set on
+binding is used where the server can. `credentials` decides whether the server may get it. Nothing is set on
 the session, so a pooler may give it to another client between two statements.
 """
 
@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p import settings
+from hopaas_p2p import credentials
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.redaction import redacted
@@ -90,6 +90,11 @@ class PostgresAddress:
     @property
     def servers(self) -> list[tuple[str, int]]:
         """(host, port) of each server that is reached by TCP, or of each gateway."""
+        return [(host, port) for host, port in self.destinations if port]
+
+    @property
+    def destinations(self) -> list[tuple[str, int]]:
+        """(host, port) of all that may be asked to let us in; for a Unix socket, its path and 0."""
         url = self.sqlalchemy_url
         if self.tunnelled:
             from hopaas_p2p.tunnel.dialect import gateways_of
@@ -104,6 +109,8 @@ class PostgresAddress:
                 name, _, own = host.rpartition(":") if host.count(":") == 1 else (host, "", "")
                 port = own or (ports[index] if index < len(ports) else "")
                 found.append((name.strip("[]"), int(port) if port.isdigit() else default))
+            else:
+                found.append((host, 0))
         return found
 
     def client_context(self) -> ssl.SSLContext | None:
@@ -123,10 +130,7 @@ class PostgresAddress:
         in_url = _url_passwords.get(self.url) if ":***@" in self.url else None
         if in_url is not None:
             return self.user, in_url
-        user, secret = settings.login(self.user)
-        if secret is not None:
-            settings.check_token_host(self.servers)
-        return user, secret
+        return credentials.login(self.user, self.destinations)
 
 
 def _parsed(text: str, shown: str) -> URL:

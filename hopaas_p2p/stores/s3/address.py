@@ -51,6 +51,11 @@ class Address(NamedTuple):
         return f"s3://{self.bucket}{path}?{urlencode(options, safe=':/')}"
 
     @property
+    def servers(self) -> list[tuple[str, int]]:
+        """(host, port) of what is asked."""
+        return servers_of(self.endpoint)
+
+    @property
     def is_aws(self) -> bool:
         return is_aws(self.endpoint)
 
@@ -58,6 +63,12 @@ class Address(NamedTuple):
     def root(self) -> str:
         """What all keys of the store begin with."""
         return f"{self.prefix}/v1/" if self.prefix else "v1/"
+
+
+def servers_of(endpoint: str) -> list[tuple[str, int]]:
+    """(host, port) of an endpoint."""
+    parts = urlsplit(endpoint)
+    return [(parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443))]
 
 
 def is_aws(endpoint: str) -> bool:

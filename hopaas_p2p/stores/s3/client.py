@@ -73,7 +73,13 @@ class Signed:
         if client is None:
             address = self.address
             secure = address.endpoint.startswith("https://")
-            again = urllib3.Retry(total=4, backoff_factor=0.5, status_forcelist=sorted(PASSING), allowed_methods=None)
+            again = urllib3.Retry(
+                total=4,
+                redirect=False,  # a session's token would go along to whatever host the answer names
+                backoff_factor=0.5,
+                status_forcelist=sorted(PASSING),
+                allowed_methods=None,
+            )
             http = s3_http.pool(
                 address.endpoint,
                 observer=self.observer,

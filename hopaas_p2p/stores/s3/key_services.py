@@ -11,40 +11,42 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
 
+from hopaas_p2p import credentials
+from hopaas_p2p.credentials import Server
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.stores.s3 import http as s3_http
-from hopaas_p2p.stores.s3.address import Address
+from hopaas_p2p.stores.s3.address import Address, servers_of
 from hopaas_p2p.stores.s3.keys import Keys
 
 _METADATA: Final = "http://169.254.169.254"
-_CONTAINER: Final = "http://169.254.170.2"
 _METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or not there at all
 
 
 class WebIdentity:
     """A token of an identity provider, exchanged for keys at an STS: Amazon's, or the S3 server's own."""
 
-    name = "AWS_WEB_IDENTITY_TOKEN_FILE"
+    name = "web identity"
 
     def __init__(self, address: Address, env: Mapping[str, str]) -> None:
         self._env = env
         own = f"https://sts.{address.region}.amazonaws.com" if address.is_aws else address.endpoint
         self._endpoint = env.get("AWS_ENDPOINT_URL_STS") or own
+        self._bucket = address.servers
 
     def find(self) -> Keys | None:
-        path = self._env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
-        if not path:
+        token = credentials.identity(servers_of(self._endpoint), self._env)
+        if token is None:
             return None
+        credentials.may_sign(self._bucket, self._env)
         form = {
             "Action": "AssumeRoleWithWebIdentity",
             "Version": "2011-06-15",
-            "WebIdentityToken": _token_in(path, self.name),
+            "WebIdentityToken": token.reveal(),
             "RoleSessionName": self._env.get("AWS_ROLE_SESSION_NAME") or f"hopaas-{secrets.token_hex(4)}",
         }
         if self._env.get("AWS_ROLE_ARN"):
@@ -59,13 +61,6 @@ class WebIdentity:
         return keys
 
 
-def _token_in(path: str, variable: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"{variable}={path}: the file cannot be read") from None
-
-
 def _element(xml: str, name: str) -> str:
     found = re.search(rf"<{name}>([^<]*)</{name}>", xml)
     return html.unescape(found[1]) if found else ""
@@ -74,20 +69,18 @@ def _element(xml: str, name: str) -> str:
 class Container:
     """The credentials service of a container platform: AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI."""
 
-    name = "AWS_CONTAINER_CREDENTIALS_FULL_URI"
+    name = "CONTAINER credentials"
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = env
+    def __init__(self, bucket: list[Server], env: Mapping[str, str]) -> None:
+        self._bucket, self._env = bucket, env
 
     def find(self) -> Keys | None:
-        relative = self._env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-        url = f"{_CONTAINER}{relative}" if relative else self._env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-        if not url:
+        service = credentials.container(self._env)
+        if service is None:
             return None
-        token = self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
-        if path := self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
-            token = _token_in(path, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
-        return _keys_of(_json(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True)))
+        credentials.may_sign(self._bucket, self._env)
+        token = service.authorization.reveal()
+        return _keys_of(_json(_ask("GET", service.url, headers={"Authorization": token} if token else {}, direct=True)))
 
 
 class Machine:
@@ -95,14 +88,15 @@ class Machine:
 
     name = "instance metadata"
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = env
+    def __init__(self, bucket: list[Server], env: Mapping[str, str]) -> None:
+        self._bucket, self._env = bucket, env
         self._absent = env.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
         self._answered = False
 
     def find(self) -> Keys | None:
         if self._absent:
             return None
+        credentials.may_sign(self._bucket, self._env)
         base = self._env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _METADATA).rstrip("/")
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
         try:

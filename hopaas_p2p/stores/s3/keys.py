@@ -36,7 +36,9 @@ class Keys(Credentials):
 class Source(Protocol):
     """One place where keys may be."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
 
     def find(self) -> Keys | None:
         """The keys as they are now, or None when this place has none.

@@ -1,0 +1,527 @@
+"""The only module that reads credentials, and the one gate through which each of them leaves it.
+
+A credential goes to hosts that the user named: on the command line, in the environment, in a settings file of the
+user's own. What somebody else named gets none: a ticket, a file of results from another machine (`check_named`), or
+settings that came along with a directory, which do not count before they are trusted (`settings`). A study that was
+joined is in between: its host gets the token that came with its invitation, and nothing of the user's own.
+
+Which hosts are a joined study's, the files that `join` wrote say, whoever leads there: a ticket, the spool.
+
+Processes that we start get an environment of what is named here, never a copy of ours (`environment`); the user's own
+training command gets a copy without the credentials that it was not promised (`without_credentials`).
+"""
+
+from __future__ import annotations
+
+import configparser
+import hmac
+import netrc
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from hopaas_p2p import settings
+from hopaas_p2p.atomic import state_folder
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.ownership import read_secret
+from hopaas_p2p.settings import Secret, Settings
+
+Server = tuple[str, int]
+"""(host, port); (path, 0) for a Unix socket."""
+
+_TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
+_AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
+"""Hosts of Amazon's own: below others of its domain, its customers answer."""
+_PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "postgresql+https": 443, "https": 443, "http": 80}
+_named: Final[set[str]] = set()
+"""`host:port` of each store that this process was told by the user."""
+_WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
+_UNGUESSABLE: Final = 32  # characters; a shorter secret could be found from a seal by trying words
+_SEAL: Final = "ticket.key"
+
+# --- which variables there are ---------------------------------------------------------------------------------------
+
+_AWS: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+)
+_POSTGRES: Final = ("HOPAAS_TOKEN", "HOPAAS_TOKEN_FILE", "HOPAAS_TOKEN_HOST", "PGPASSWORD", "PGPASSFILE")
+_SECRETS: Final = frozenset(
+    {"HOPAAS_TOKEN", "HOPAAS_WEBHOOK", "HOPAAS_TICKET", "PGPASSWORD", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_USERNAME"}
+    | {"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"}
+)
+"""Variables that are credentials, and do not look like it."""
+_LOOKS_SECRET: Final = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|CREDENTIALS?|JWT|API_?KEY|SECRET_?KEY|PRIVATE_?KEY)(_|$)|_KEY$",
+    re.IGNORECASE,
+)
+_LOGIN_IN_URL: Final = re.compile(r"://[^/@:\s]*:[^/@\s]+@|https?://[^/@\s]+@")
+_POINTS: Final = re.compile(r"_(FILE|PATH|DIR|HOST)$")
+"""Names of variables that say where a credential is, or goes."""
+_PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+_NAMED: Final = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|XDG_\w+|PWD"
+    r"|LD_LIBRARY_PATH|LD_PRELOAD|LIBRARY_PATH|CPATH|MANPATH|PYTHON\w+|VIRTUAL_ENV|CONDA_(PREFIX|DEFAULT_ENV|EXE|SHLVL)\w*"
+    r"|MODULEPATH|MODULESHOME|MODULES_\w+|LOADEDMODULES|_LMFILES_|LMOD_\w+|BASH_ENV|ENV|BASH_FUNC_(module|ml)(%%|\(\))"
+    r"|(SLURM|SBATCH|SQUEUE|PBS|LSF|LSB|SGE|CONDOR|_CONDOR)_\w+|KUBECONFIG|KRB5CCNAME|KRB5_CONFIG"
+    r"|(CUDA|NVIDIA|NCCL|ROCR|HIP|ROCM|OMP|MKL|OPENBLAS|NUMEXPR|KMP|GOMP|MALLOC)_\w+"
+    r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|AWS_CA_BUNDLE|NO_PROXY|no_proxy"
+    r"|AWS_(DEFAULT_)?(REGION|PROFILE)|AWS_(SHARED_CREDENTIALS|CONFIG)_FILE|PGPASSFILE|AWS_ENDPOINT_URL\w*|AWS_EC2_METADATA_DISABLED|PG(HOST|PORT|DATABASE|USER|SSLROOTCERT)"
+    r"|HOPAAS_\w+|" + "|".join(_PROXIES)
+)
+"""What a process needs to run where this one does: none of it a secret. See docs/adr/0043."""
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether this variable is a credential, by its name, or because it is a URL with a login in it."""
+    if _LOGIN_IN_URL.search(value):
+        return True
+    points = _POINTS.search(name) is not None or (value.startswith("/") and os.path.isfile(value))  # noqa: PTH113
+    return name in _SECRETS or (not points and _LOOKS_SECRET.search(name) is not None)
+
+
+def environment(*more: str, store: str | None = None, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What a process of ours, or a command of a batch system, gets of this environment: what is named, nothing else.
+
+    Args:
+        more: variables that the caller or the user names; these may be secrets.
+        store: a store that the process opens itself: what logs in there, and the proxy's login, go along.
+        env: the environment.
+
+    """
+    scheme = "" if store is None else store.partition("://")[0]
+    logins = _AWS if scheme == "s3" else _POSTGRES if scheme.startswith("postgresql") else ()
+    named = {*more, *logins, *(_PROXIES if store is not None else ())}
+    return {
+        name: value
+        for name, value in env.items()
+        if name in named or (_NAMED.fullmatch(name) and (not is_secret(name, value) or name == "SLURM_JWT"))
+    }
+
+
+def without_credentials(
+    passed: Iterable[str] = (), env: Mapping[str, str] = os.environ
+) -> tuple[dict[str, str], list[str]]:
+    """(this environment for the user's own command, the names of the credentials that were left out)."""
+    left = sorted(name for name, value in env.items() if is_secret(name, value) and name not in set(passed))
+    return {name: value for name, value in env.items() if name not in left}, left
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+
+class _Joined(NamedTuple):
+    name: str
+    servers: frozenset[str]
+    token_file: str
+    authority: str
+    """The file of its certificate authority, if it brought one."""
+
+    @property
+    def words(self) -> str:
+        return f"the study joined as {self.name}"
+
+
+def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
+    chosen = env.get("HOPAAS_JOINED")
+    try:
+        names = settings.joined_names(env)
+    except ConfigurationError:  # no home, and nothing in it
+        names = []
+    found = []
+    for name in sorted({*names, *([chosen] if chosen else [])}):  # of a study that is not known here nothing is guessed
+        values = settings.joined(name, env)
+        hosts = frozenset(values.get("token_host", "").split(",")) - {""}
+        found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
+    return found
+
+
+def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | None:
+    """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not named as well.
+
+    Raises:
+        ConfigurationError: there are several, or one is at some of these hosts only, so that no token is for all.
+
+    """
+    asked = {f"{host.lower()}:{port}" for host, port in servers}
+    there = [one for one in _all_joined(env) if asked & one.servers]
+    chosen = [one for one in there if one.name == env.get("HOPAAS_JOINED")]
+    if not there or (not chosen and all(_names(server) & _named_by_user(env) for server in servers)):
+        return None
+    found, *others = chosen or there
+    if others:
+        names = "|".join(one.name for one in there)
+        raise ConfigurationError(f"several joined studies are at {servers[0][0]}; choose one: HOPAAS_JOINED={names}")
+    if not asked <= found.servers:
+        raise ConfigurationError(f"{found.words} is at some of these hosts only; name the others in a URL of their own")
+    return found
+
+
+def _check_authority(servers: Sequence[Server], env: Mapping[str, str]) -> None:
+    """Raises ConfigurationError if only what a joined study brought would vouch for these servers of the user's."""
+    for one in _all_joined(env) if servers and env.get("HOPAAS_CA_FILE") else ():
+        if one.authority == env["HOPAAS_CA_FILE"]:
+            raise ConfigurationError(
+                f"the certificate authority of {one.words} would vouch for {servers[0][0]}, too, so nothing of yours "
+                "goes there. Use that server in a process that takes part in no joined study"
+            )
+
+
+def _names(server: Server) -> set[str]:
+    host, port = server
+    return {host.lower(), f"{host.lower()}:{port}"}
+
+
+def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str]) -> None:
+    """Let a credential go to these servers; `by` is who named them, empty for the user.
+
+    Raises:
+        ConfigurationError: it may not go to one of them.
+
+    """
+    allowed = _words(env.get("HOPAAS_TOKEN_HOST"))
+    for host, port in servers:
+        names = _names((host, port))
+        if by and not (what != _TOKEN and _AMAZON.fullmatch(host.lower())) and not names & _named_by_user(env):
+            raise ConfigurationError(
+                f"{by} would send {what} to {host}:{port}, a host that you have not named. If it is meant for it: name "
+                f"the store yourself (--store or HOPAAS_STORE), or set HOPAAS_TOKEN_HOST={host}"
+            )
+        if what == _TOKEN and not by and port and allowed and not names & allowed:
+            raise ConfigurationError(
+                f"the token is for {', '.join(sorted(allowed))} (HOPAAS_TOKEN_HOST), and is not sent to {host}:{port}"
+            )
+
+
+def _words(text: str | None) -> set[str]:
+    return set((text or "").lower().replace(",", " ").split())
+
+
+def _named_by_user(env: Mapping[str, str]) -> set[str]:
+    """Hosts, with or without a port, that the user named in the environment or in settings of their own."""
+    found = Settings(env=dict(env), warn=lambda _: None)
+    endpoints = [env.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
+    urls = [found.own("store") or "", found.own("artifacts") or "", *endpoints]
+    return _words(found.own("token_host")) | _named | {place for url in urls for place in _places(url)}
+
+
+def _places(url: str) -> Iterable[str]:
+    """`host:port` of each server in a URL of the user's own."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whoever opens it says so
+        return
+    query = parse_qs(parts.query)
+    if parts.scheme == "s3":
+        for endpoint in query.get("endpoint", []):
+            yield from _places(endpoint if "://" in endpoint else f"https://{endpoint}")
+        return
+    default = _PORTS.get(parts.scheme)
+    listed = [
+        *parts.netloc.rpartition("@")[2].split(","),
+        *(one for word in query.get("host", []) for one in word.split(",")),
+    ]
+    if default is None:
+        return
+    hosts = [host for host in listed if host] or [""]
+    for host in hosts:
+        has_port = host.rpartition(":")[2].isdigit() and host.count(":") == 1
+        is_socket = not host or host.startswith(("/", "@"))
+        yield (host if has_port and not is_socket else f"{host.strip('[]')}:{0 if is_socket else default}").lower()
+
+
+def named(store: str) -> None:
+    """Take note of a store that the user names to this process: by an option, or in a call of a program's own."""
+    _named.update(_places(store))
+
+
+def check_named(servers: Iterable[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
+    """Refuse servers that only somebody else named; everything that opens a URL which others wrote asks here first.
+
+    Args:
+        servers: those of the URL.
+        by: who named them, as a message says it: "the ticket".
+        env: the environment.
+
+    Raises:
+        ConfigurationError: the user has not named one of them.
+
+    """
+    _gate(_TOKEN, servers, by=by, env=env)
+
+
+# --- Postgres and its gateway ----------------------------------------------------------------------------------------
+
+
+def token(env: Mapping[str, str] = os.environ) -> Secret | None:
+    """The user's own token, of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None; it is not for any host yet.
+
+    Read at every call, so it may be renewed.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is empty.
+
+    """
+    return _secret("HOPAAS_TOKEN", "token", env)
+
+
+def login(
+    user: str | None, servers: Sequence[Server], env: Mapping[str, str] = os.environ
+) -> tuple[str | None, Secret | None]:
+    """(role, secret) to log in with at these servers, as this user if one is named; (user, None) if there is no token.
+
+    A token without a name is the user's secret. There is no secret if the token belongs to another user.
+
+    Raises:
+        ConfigurationError: the token may not go to one of the servers, cannot be read, or is another user's in a study
+            that was joined.
+
+    """
+    joined = _joined_at(servers, env)
+    if joined is not None:
+        secret = _read(joined.token_file, "token", "token_file") if joined.token_file else None
+    else:
+        secret = token(env)
+        if secret is not None:
+            _check_authority(servers, env)
+            _gate(_TOKEN, servers, by="", env=env)
+    role, separator, password = secret.reveal().partition(":") if secret is not None else ("", "", "")
+    if not separator:
+        found = user, secret
+    else:
+        found = (role, Secret(password)) if user in (None, "", role, role.rpartition(".")[0]) else (user, None)
+    if joined is not None and found[1] is None:
+        raise ConfigurationError(f"{joined.words} has no token for {user or 'its server'}; ask for another invitation")
+    return found
+
+
+def leave_token(secret: Secret) -> None:
+    """Put a token that a program was given where this process and its children look for one, if there is none yet."""
+    os.environ.setdefault("HOPAAS_TOKEN", secret.reveal())
+
+
+def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
+    """What only this user can have made of a text; empty where there is no secret to make it with.
+
+    It is made with the token, so that it holds on another machine, too; else with a key in this user's state folder.
+    """
+    secret = token(env) if text.startswith("postgresql") else None
+    if secret is None or len(secret.reveal()) < _UNGUESSABLE:
+        secret = _own_key()
+    return "" if secret is None else hmac.digest(secret.reveal().encode(), text.encode(), "sha256").hex()
+
+
+def _own_key() -> Secret | None:
+    try:
+        path = state_folder() / _SEAL
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+                file.write(secrets.token_hex(32))
+        except FileExistsError:
+            pass
+        key = read_secret(path)
+    except (OSError, UnicodeDecodeError, RuntimeError):
+        return None
+    return Secret(key) if len(key) >= _UNGUESSABLE else None
+
+
+def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
+    path = env.get(f"{name}_FILE")
+    if path:
+        return _read(path, what, f"{name}_FILE")
+    text = env.get(name, "").strip()
+    return Secret(text) if text else None
+
+
+def _read(path: str, what: str, named: str) -> Secret:
+    """The secret in a file."""
+    try:
+        text = Path(path).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigurationError(f"{named}={path}: {why}") from None
+    if not text:
+        raise ConfigurationError(f"{named}={path}: the file is empty; put the {what} into it")
+    return Secret(text)
+
+
+# --- buckets ---------------------------------------------------------------------------------------------------------
+
+
+class AccessKey(NamedTuple):
+    """A key of a bucket, with the token of its session if it has one."""
+
+    id: str
+    secret: str
+    session: str | None
+
+
+def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> None:
+    """Let keys of this user sign requests to these servers of a bucket.
+
+    Raises:
+        ConfigurationError: only a study that was joined names one of them.
+
+    """
+    _gate_joined(_KEYS, servers, env)
+
+
+def _gate_joined(what: str, servers: Sequence[Server], env: Mapping[str, str]) -> None:
+    joined = _joined_at(servers, env)
+    if joined is None:
+        _check_authority(servers, env)
+    else:
+        _gate(what, servers, by=joined.words, env=env)
+
+
+def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
+    """The key of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; raises as `may_sign` does."""
+    key, secret = env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")
+    if not key and not secret:
+        return None
+    if not key or not secret:
+        missing = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"
+        raise ConfigurationError(f"{missing} is not set, but its counterpart is; set both")
+    may_sign(servers, env)
+    return AccessKey(key, secret, env.get("AWS_SESSION_TOKEN") or None)
+
+
+def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
+    """The key of a section of ~/.aws/credentials, or of ~/.aws/config; raises as `may_sign` does."""
+    wanted = env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE") or "default"
+    try:
+        home = Path(env.get("HOME") or Path.home()) / ".aws"
+    except RuntimeError:
+        home = Path(os.devnull)
+    in_config = wanted if wanted == "default" else f"profile {wanted}"
+    places = (
+        (Path(env.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"), wanted),
+        (Path(env.get("AWS_CONFIG_FILE") or home / "config"), in_config),
+    )
+    for path, section in places:
+        found = _section(path, section)
+        if found is not None:
+            may_sign(servers, env)
+            return found
+    if env.get("AWS_PROFILE"):
+        raise ConfigurationError(f"AWS_PROFILE={wanted}: no keys in {places[0][0]} under [{wanted}]")
+    return None
+
+
+def _section(path: Path, section: str) -> AccessKey | None:
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(path.expanduser().read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError, configparser.Error):
+        raise ConfigurationError(f"{path} cannot be read as a file of AWS profiles") from None
+    key = parser.get(section, "aws_access_key_id", fallback="")
+    secret = parser.get(section, "aws_secret_access_key", fallback="")
+    return (
+        AccessKey(key, secret, parser.get(section, "aws_session_token", fallback="") or None)
+        if key and secret
+        else None
+    )
+
+
+def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> Secret | None:
+    """The token of a web identity, for this STS; raises ConfigurationError if only a joined study names it."""
+    path = env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
+    if not path:
+        return None
+    _gate_joined(_IDENTITY, servers, env)
+    return _token_in(path, "AWS_WEB_IDENTITY_TOKEN_FILE")
+
+
+class KeyService(NamedTuple):
+    """A service of the container platform that gives keys."""
+
+    url: str
+    authorization: Secret
+
+
+def container(env: Mapping[str, str] = os.environ) -> KeyService | None:
+    """The one of AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI: the environment names its host."""
+    relative = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+    url = f"http://169.254.170.2{relative}" if relative else env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+    if not url:
+        return None
+    path = env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+    given = Secret(env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""))
+    return KeyService(url, _token_in(path, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") if path else given)
+
+
+def _token_in(path: str, variable: str) -> Secret:
+    try:
+        return Secret(Path(path).read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"{variable}={path}: the file cannot be read") from None
+
+
+# --- webhooks, trackers, the monitor ---------------------------------------------------------------------------------
+
+
+def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
+    """The URL for alerts, of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
+    return _secret("HOPAAS_WEBHOOK", "URL", env)
+
+
+def check_wandb(file: Path) -> None:
+    """Let W&B's library send its key where it would, unless this file of the directory says where.
+
+    Raises:
+        ConfigurationError: the file says more than names; it may have come with somebody else's repository.
+
+    """
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(file.read_text())
+        said = {key for section in parser.values() for key in section} - _WANDB_NAMES
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError, configparser.Error):
+        said = {"something that cannot be read"}
+    if said:
+        raise ConfigurationError(
+            f"{file} came with this directory, and could send your key for W&B elsewhere by {', '.join(sorted(said))}. "
+            "Remove that from it, and set W&B's variables instead, such as WANDB_BASE_URL"
+        )
+
+
+def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user's netrc has a login for this server; the tracker's own library sends it."""
+    try:
+        file = env.get("NETRC") or Path("~/.netrc").expanduser()
+        return netrc.netrc(str(file)).authenticators(urlsplit(url).hostname or "") is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return False
+
+
+def metrics_token(env: Mapping[str, str] = os.environ) -> Secret | None:
+    """What a scraper of the monitor's metrics has to show, of HOPAAS_METRICS_TOKEN_FILE; raises as `token` does."""
+    path = env.get("HOPAAS_METRICS_TOKEN_FILE")
+    return _read(path, "token", "HOPAAS_METRICS_TOKEN_FILE") if path else None
+
+
+def dashboard_key(env: Mapping[str, str] = os.environ) -> Secret | None:
+    """What a browser has to show to the monitor, of HOPAAS_DASHBOARD_KEY_FILE; raises as `token` does."""
+    path = env.get("HOPAAS_DASHBOARD_KEY_FILE")
+    return _read(path, "key", "HOPAAS_DASHBOARD_KEY_FILE") if path else None
