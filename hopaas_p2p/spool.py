@@ -15,7 +15,6 @@ import itertools
 import os
 import re
 import secrets
-import stat
 import tempfile
 import time
 from collections.abc import Container, Iterable, Iterator
@@ -27,6 +26,7 @@ import msgspec
 from hopaas_p2p.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.core.snapshot import CorruptSnapshot, seal, unseal
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
 
 _FORMAT: Final = 1
@@ -129,20 +129,19 @@ def write(spooled: Spooled, suffix: str = _SUFFIX, name: str | None = None) -> t
     with _spare.lent():
         for directory in directories():
             try:
-                return _write(directory / f"{name}{suffix}", data), ""
+                with own_folder(directory) as folder:
+                    with replace_atomically(folder / f"{name}{suffix}", private=True, sync=True) as draft:
+                        draft.write_bytes(data)
+                    return directory / f"{name}{suffix}", ""
             except OSError as error:
                 why.append(f"{directory}: {error.strerror or error}")
     return None, "; ".join(why)
 
 
-def _write(path: Path, data: bytes) -> Path:
-    directory = path.parent
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not _is_mine(directory):  # in a directory for all, somebody else may have been there first
-        raise PermissionError(None, "is a link, or belongs to another user, or others may write to it")
-    with replace_atomically(path, private=True, sync=True) as draft:
-        draft.write_bytes(data)
-    return path
+def remove(path: Path) -> None:
+    """Remove a file of the spool, if it is there and can be removed."""
+    with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
+        (folder / path.name).unlink(missing_ok=True)
 
 
 class _SpareDescriptor:
@@ -189,9 +188,8 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
     A store is known by its studies, whose uuids are 128 random bits, and not by the URL that the peer which left the
     result happened to use: others may reach it through a gateway, a mount point or a bridge, or with another login.
     """
-    for path in sorted(_files(), key=lambda file: file.name):
-        spooled = read(path)
-        if spooled is not None and (store is None or is_for(spooled, store, studies)):
+    for path, spooled in _all(_SUFFIX):
+        if store is None or is_for(spooled, store, studies):
             yield path, spooled
 
 
@@ -202,24 +200,23 @@ def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
 
 def histories(study: str | None = None) -> Iterator[tuple[Path, Spooled]]:
     """What was kept by `keep_history` of this study, or of all, oldest first."""
-    for path in sorted(_files(_HISTORY), key=lambda file: file.name):
-        spooled = read(path)
-        if spooled is not None and study in (None, spooled.study):
+    for path, spooled in _all(_HISTORY):
+        if study in (None, spooled.study):
             yield path, spooled
 
 
-def _files(suffix: str = _SUFFIX) -> Iterator[Path]:
+def _all(suffix: str) -> Iterator[tuple[Path, Spooled]]:
+    """The files in all places that only this user can have written to, oldest first."""
+    found: list[Path] = []
     for directory in directories():
-        with contextlib.suppress(OSError):
-            if _is_mine(directory):
-                yield from directory.glob(f"*{suffix}")
-
-
-def _is_mine(directory: Path) -> bool:
-    """Whether only this user can have put anything there."""
-    status = directory.lstat()
-    others = stat.S_IWGRP | stat.S_IWOTH
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & others
+        with contextlib.suppress(OSError), own_folder(directory, mode=None) as folder:
+            found += [directory / path.name for path in folder.glob(f"*{suffix}")]
+    for path in sorted(found, key=lambda file: file.name):
+        spooled = None
+        with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
+            spooled = read(folder / path.name)
+        if spooled is not None:
+            yield path, spooled
 
 
 def _same_url(one: str, other: str) -> bool:

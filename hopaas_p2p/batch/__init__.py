@@ -67,8 +67,8 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
         raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
         raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
-    if any("\n" in word for word in (*job.more, job.queue, job.account, job.image)):
-        raise InvalidInput("an option for the batch system is one line")
+    if any("\n" in word for word in (*job.more, job.queue, job.account, job.image, str(job.folder))):
+        raise InvalidInput("an option for the batch system, and the path of the jobs' folder, is one line")
     base = job.folder / job.name
     match system:
         case "condor":
@@ -81,10 +81,10 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     raise InvalidInput(f"no batch system {system!r}; choose from: {', '.join(SYSTEMS)}")
 
 
-def submission(system: str, file: Path) -> list[str]:
-    """The command that submits this file."""
-    words = {"slurm": "sbatch --parsable", "condor": "condor_submit -terse", "kubernetes": "kubectl apply -f"}
-    return [*words.get(system, {"lsf": "bsub -I"}.get(system, "qsub")).split(), str(file)]
+def submission(system: str) -> list[str]:
+    """The command that submits a job, whose script or description it reads from its standard input."""
+    words = {"slurm": "sbatch --parsable", "condor": "condor_submit -terse", "kubernetes": "kubectl apply -f -"}
+    return words.get(system, {"lsf": "bsub"}.get(system, "qsub")).split()
 
 
 def _filled(template: str, job: BatchJob, **more: str) -> str:

@@ -18,6 +18,7 @@ from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy, StoreUnreachable, StudyExists
 from hopaas_p2p.export import jsonl
 from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, json_or_text, with_ids, with_numbers
+from hopaas_p2p.ownership import check_target
 from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.translate import external, to_json, to_microseconds, to_optuna, to_record
 
@@ -37,14 +38,18 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
     """Optuna's storage at a database URL, or in a journal file."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    if "://" not in url:
-        if not create and not Path(url).is_file():
-            raise InvalidInput(f"there is no file {url}")
+    scheme, _, rest = url.rpartition("://")
+    file = rest.removeprefix("/") if scheme == "sqlite" else "" if scheme else url
+    if file and not create and not Path(file).is_file():
+        raise InvalidInput(f"there is no file {file}")
+    if file:
+        try:
+            check_target(Path(file))
+        except OSError as error:
+            raise InvalidInput(f"{error}. Remove it, or name another file") from None
+    if not scheme:
         yield optuna.storages.JournalStorage(JournalFileBackend(url))
         return
-    scheme, _, rest = url.partition("://")
-    if scheme == "sqlite" and not create and not Path(rest.removeprefix("/")).is_file():
-        raise InvalidInput(f"there is no file {rest.removeprefix('/')}")
     driver = "postgresql+psycopg2" if scheme in ("postgresql", "postgres") else scheme
     try:
         storage = optuna.storages.RDBStorage(f"{driver}://{rest}", skip_table_creation=not create)
