@@ -103,7 +103,7 @@ def open_regular(path: str | Path, flags: int = READ) -> int:
 
     """
     try:
-        fd = os.open(path, flags | READ, 0o666)
+        fd = os.open(path, (flags | READ) & ~os.O_TRUNC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
@@ -115,6 +115,8 @@ def open_regular(path: str | Path, flags: int = READ) -> int:
     elif written and (status.st_uid, status.st_nlink) != (os.geteuid(), 1):
         why = "belongs to somebody else, or has another name"
     else:
+        if flags & os.O_TRUNC:
+            os.ftruncate(fd, 0)
         return fd
     os.close(fd)
     raise OSError(errno.EINVAL, why, str(path))

@@ -33,6 +33,7 @@ _FORMAT: Final = 1
 _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
 _LARGEST: Final = 1 << 30  # bytes of a file
+_NEEDED: Final = 3  # descriptors to write a file: of its folder, of that folder to rename in it, and its own
 _EXPORTED: Final = b"hopaas-spool\n"
 _LOGIN: Final = re.compile(r"://[^/@]*@")
 
@@ -144,24 +145,24 @@ def remove(path: Path) -> None:
         (folder / path.name).unlink(missing_ok=True)
 
 
-class _SpareDescriptor:
-    """A descriptor held in reserve, so that a result can be kept when the process has no other left."""
+class _SpareDescriptors:
+    """Descriptors held in reserve, so that a result can be kept when the process has no others left."""
 
     def __init__(self) -> None:
-        self._fd: int | None = None
+        self._fds: list[int] = []
         self.take()
 
     def take(self) -> None:
-        """Hold one, if there is one to be had."""
-        if self._fd is None:
-            with contextlib.suppress(OSError):
-                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        """Hold as many as a file of the spool needs, if they are to be had."""
+        with contextlib.suppress(OSError):
+            while len(self._fds) < _NEEDED:
+                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """In this block it is free for another use."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
+        """In this block they are free for another use."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
         try:
@@ -170,7 +171,7 @@ class _SpareDescriptor:
             self.take()
 
 
-_spare: Final = _SpareDescriptor()
+_spare: Final = _SpareDescriptors()
 
 
 def read(path: Path) -> Spooled | None:

@@ -243,7 +243,9 @@ def _folder() -> Path:
     except (RuntimeError, OSError) as error:
         there = str(error)
     if there is not None:
-        raise InvalidInput(f"{here}, so somebody could redirect what jobs write. Run this in a directory of your own")
+        raise InvalidInput(
+            f"{here}, and {there}, so somebody could redirect what jobs write. Run this in a directory of your own"
+        )
     output.say(f"{here}, so the files of the jobs are in {elsewhere}")
     return elsewhere
 
@@ -257,7 +259,10 @@ def _write(folder: Path, files: dict[Path, str]) -> None:
                     draft.write_text(text)
                     draft.chmod(0o755 if path.suffix == ".sh" else 0o644)
     except OSError as error:
-        raise InvalidInput(f"the jobs' files cannot be written to {folder}: {error.strerror or error}") from None
+        raise InvalidInput(
+            f"the jobs' files cannot be written to {folder}: {error.strerror or error}. Run this in a directory of "
+            "your own"
+        ) from None
 
 
 def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.proxies import connect_through, parse_proxy
+from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.settings import read_proxy
 
 _START_TIMEOUT: Final = 60.0  # seconds for a process to begin its work
@@ -97,7 +99,8 @@ def _runs(pid: str, what: str) -> bool:
 
 
 def _start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with own_folder(log.parent) as folder:
+        descriptor = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(descriptor, "wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "hopaas_p2p.cli.main", *words],
