@@ -30,8 +30,8 @@ from hopaas_p2p.worker.limits import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PROGRAM: Final = (sys.executable, "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment."""
+PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
+"""This program, in this environment; -P: a module that lies where a job runs is not taken for one of ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _PROXIES: Final = ("https_proxy", "http_proxy", "all_proxy")
 _BY_HAND: Final = ("pbs", "lsf", "sge")

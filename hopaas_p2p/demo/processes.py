@@ -73,7 +73,7 @@ class PeerProcesses:
         for index, name in enumerate(string.ascii_uppercase[:peers]):
             path = self._folder / f"peer-{name}.log"
             environment = {**os.environ, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
-            command = [sys.executable, "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
+            command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
             with open(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:  # noqa: PTH123
                 popen = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True

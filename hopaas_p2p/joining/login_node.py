@@ -103,7 +103,7 @@ def _start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         descriptor = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(descriptor, "wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "hopaas_p2p.cli.main", *words],
+            [sys.executable, "-P", "-m", "hopaas_p2p.cli.main", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -22,7 +23,7 @@ from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.report import write_report
 from hopaas_p2p.study import Study
 from hopaas_p2p.worker.loop import Worker
-from tests.support.processes import CLI, campaign, environment, script
+from tests.support.processes import CLI, ROOT, campaign, environment, script
 
 SECRET = "the user's own"
 SUBMIT = ["submit", "slurm", "--store", "../store", "--study", "s", "--", "true"]
@@ -117,6 +118,34 @@ def test_what_is_submitted_is_what_was_written_whatever_lies_in_its_place(own_pl
     assert "submitted: --parsable." in done.stderr
     assert "hopaas-p2p" in (own_place / "submitted").read_text()
     assert "stolen" not in (own_place / "submitted").read_text()
+
+
+def test_a_job_imports_nothing_from_the_folder_where_it_runs(study: Study, own_place: Path) -> None:
+    words = ["submit", "sge", "--dry-run", *SUBMIT[2:-1], "sh", "-c", 'echo "{{\\"value\\": 1}}"']
+    assert run(*words, cwd=own_place).returncode == 0
+    for name in ("hopaas_p2p", "click", "json"):
+        (own_place / f"{name}.py").write_text("raise SystemExit('stolen')")
+    script = own_place / "hopaas-jobs" / "hopaas-s.sge.sh"
+    done = subprocess.run([script], capture_output=True, text=True, timeout=120, cwd=own_place, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+
+
+def test_no_process_of_ours_imports_from_the_folder_where_it_is_started() -> None:
+    sources = [path.read_text() for path in (ROOT / "hopaas_p2p").rglob("*.py")]
+    started = [line for text in sources for line in text.splitlines() if "sys.executable," in line]
+    assert len(started) >= 3
+    assert all('sys.executable, "-P", "-m"' in line for line in started)
+
+
+@pytest.mark.parametrize("system", ["slurm", "condor", "pbs", "lsf", "sge"])
+@pytest.mark.usefixtures("study")
+def test_all_that_a_job_prints_goes_to_the_folder_of_the_jobs(system: str, own_place: Path) -> None:
+    done = run("submit", system, "--dry-run", *SUBMIT[2:], cwd=own_place)
+    assert done.returncode == 0, done.stderr
+    text = "".join(path.read_text() for path in (own_place / "hopaas-jobs").iterdir())
+    option = r"(#SBATCH --output=|#PBS -o |#BSUB -o |#\$ -o |output +=.)"
+    assert re.search(f"^{option}{re.escape(str(own_place))}/hopaas-jobs/", text, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("study")
