@@ -114,13 +114,13 @@ def opened(fd: int, path: Path) -> Path:
 def check_target(path: Path) -> None:
     """Before a library writes to a file by its name, wherever that leads: a link there is this user's own.
 
+    For what is changed where it lies, as a database; what is written anew is `atomic.replace_atomically`'s.
+
     Raises:
         PermissionError: it is another user's link.
         OSError: something that is not an ordinary file is there.
 
     """
-    if not os.path.lexists(path):
-        return
     if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
         raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
     if path.exists() and not path.is_file():
@@ -134,10 +134,7 @@ def who_could_move(path: Path) -> str | None:
     """
     path = path.resolve()
     for one in (path, *path.parents):
-        try:
-            found = one.stat()
-        except FileNotFoundError:
-            continue
+        found = one.stat()
         others = doubt(found, one, owners={os.geteuid(), 0})
         if others and not (found.st_mode & stat.S_ISVTX and found.st_uid in {os.geteuid(), 0}):
             return others

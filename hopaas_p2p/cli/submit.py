@@ -238,7 +238,8 @@ def _folder() -> Path:
     if here is None:
         return Path.cwd() / "hopaas-jobs"
     try:
-        elsewhere = state_folder() / "jobs"
+        state_folder().mkdir(parents=True, exist_ok=True)
+        elsewhere = state_folder().resolve() / "jobs"
         there = who_could_move(elsewhere.parent)
     except (RuntimeError, OSError) as error:
         there = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy, StoreUnreachable, StudyExists
 from hopaas_p2p.export import jsonl
@@ -35,18 +37,32 @@ _NEVER_BEGAN: Final = "never_began"
 
 @contextlib.contextmanager
 def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
-    """Optuna's storage at a database URL, or in a journal file."""
-    from sqlalchemy.exc import SQLAlchemyError
-
+    """Optuna's storage at a database URL, or in a journal file. A new file is there whole, or not at all."""
     scheme, _, rest = url.rpartition("://")
     file = rest.removeprefix("/") if scheme == "sqlite" else "" if scheme else url
     if file and not create and not Path(file).is_file():
         raise InvalidInput(f"there is no file {file}")
-    if file:
+    if not file or not create:
+        with _storage(url, create=create) as storage:
+            yield storage
+    elif not os.path.lexists(file):
+        with replace_atomically(Path(file)) as draft:
+            with _storage(f"{url.removesuffix(file)}{draft}", create=True) as storage:
+                yield storage
+    else:
         try:
             check_target(Path(file))
         except OSError as error:
             raise InvalidInput(f"{error}. Remove it, or name another file") from None
+        with _storage(url, create=True) as storage:
+            yield storage
+
+
+@contextlib.contextmanager
+def _storage(url: str, *, create: bool) -> Iterator[BaseStorage]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    scheme, _, rest = url.rpartition("://")
     if not scheme:
         yield optuna.storages.JournalStorage(JournalFileBackend(url))
         return

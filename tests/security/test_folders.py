@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import JournalStorage, RDBStorage
 
 from hopaas_p2p import spool
 from hopaas_p2p.atomic import open_regular, replace_atomically
@@ -312,8 +313,29 @@ def test_a_database_is_not_written_through_a_link_of_another_user(
         export_study(study, to, form="optuna")
     assert not target.exists()
     os.chown(place / name, os.getuid(), -1, follow_symlinks=False)
+    target.touch()
     export_study(study, to, form="optuna")
-    assert target.exists()
+    assert target.stat().st_size > 0
+
+
+@pytest.mark.parametrize("to", ["sqlite:///x.db", "journal.log"])
+def test_a_new_database_is_written_beside_no_file_of_others_and_is_whole(
+    to: str, study: Study, place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = to.rpartition("/")[2]
+    study.ask()
+    for used in (RDBStorage, JournalStorage):
+        begin = used.create_new_trial
+
+        def planted(*words: Any, begin: Callable[..., int] = begin, **named: Any) -> int:
+            assert not os.path.lexists(place / name)
+            (place / name).symlink_to(home / ".bashrc")
+            return begin(*words, **named)
+
+        monkeypatch.setattr(used, "create_new_trial", planted)
+    export_study(study, to, form="optuna")
+    assert not (place / name).is_symlink()
+    assert [path.name for path in place.iterdir()] == [name]
 
 
 def test_the_spool_is_not_read_in_the_place_of_a_link(
