@@ -67,8 +67,9 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
         raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
         raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
-    if any("\n" in word for word in (*job.more, job.queue, job.account, job.image, str(job.folder))):
-        raise InvalidInput("an option for the batch system, and the path of the jobs' folder, is one line")
+    paths = str(job.folder), str(Path.cwd())
+    if any("\n" in word for word in (*job.more, job.queue, job.account, job.image, *paths)):
+        raise InvalidInput("an option for the batch system is one line, and so is the path of this directory")
     base = job.folder / job.name
     match system:
         case "condor":

@@ -42,20 +42,15 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
     file = rest.removeprefix("/") if scheme == "sqlite" else "" if scheme else url
     if file and not create and not Path(file).is_file():
         raise InvalidInput(f"there is no file {file}")
-    if not file or not create:
-        with _storage(url, create=create) as storage:
-            yield storage
-    elif not os.path.lexists(file):
-        with replace_atomically(Path(file)) as draft:
-            with _storage(f"{url.removesuffix(file)}{draft}", create=True) as storage:
-                yield storage
-    else:
-        try:
-            check_target(Path(file))
-        except OSError as error:
-            raise InvalidInput(f"{error}. Remove it, or name another file") from None
-        with _storage(url, create=True) as storage:
-            yield storage
+    with contextlib.ExitStack() as stack:
+        if file and create and os.path.lexists(file):
+            try:
+                check_target(Path(file))
+            except OSError as error:
+                raise InvalidInput(f"{error}. Remove it, or name another file") from None
+        elif file and create:
+            url = f"{url.removesuffix(file)}{stack.enter_context(replace_atomically(Path(file)))}"
+        yield stack.enter_context(_storage(url, create=create))
 
 
 @contextlib.contextmanager

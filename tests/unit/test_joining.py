@@ -259,6 +259,7 @@ def test_the_manifest_of_kubernetes_has_the_shape_of_the_example() -> None:
         ("kubernetes", {}, "--image"),
         ("slurm", {"memory": "lots"}, "--memory"),
         ("slurm", {"more": ("--qos=low\nrm -rf /",)}, "one line"),
+        ("slurm", {"folder": Path("jobs\n#SBATCH --wrap=id")}, "one line"),
         ("slurm", {"command": ()}, "after --"),
         ("moab", {}, "no batch system"),
     ],
