@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from hopaas_p2p.ownership import FOLDER, doubt, opened, own_folder
+
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How to open a file where others may write: no link is followed, and a FIFO holds nobody up."""
 _CHUNK: Final = 1 << 20  # bytes read at once
@@ -32,7 +34,10 @@ def state_folder() -> Path:
 
 @contextlib.contextmanager
 def replace_atomically(path: Path, *, private: bool = False, sync: bool = False) -> Iterator[Path]:
-    """A draft beside `path` to write to, which takes the place of `path` when the block ends without an error.
+    """A draft to write to, which takes the place of `path` when the block ends without an error.
+
+    A link at `path` is replaced, and not followed. Where others may write beside it, the draft is in a folder of this
+    user's alone, so that nobody puts a link in its place.
 
     Args:
         path: in a directory that exists.
@@ -43,22 +48,78 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
         OSError: the draft cannot be made or renamed; it names `path`, and no draft is left behind.
 
     """
-    draft = path.with_name(f".{secrets.token_hex(8)}.draft")
+    name = f".{secrets.token_hex(8)}.draft"
     try:
-        if private:
-            draft.touch(mode=0o600, exist_ok=False)
-        yield draft
-        if sync:
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-        draft.replace(path)
+        with _opened(path.parent) as parent, _private_folder(parent, path.parent, name) as folder:
+            draft = folder / name
+            try:
+                if private:
+                    draft.touch(mode=0o600, exist_ok=False)
+                yield draft
+                if sync:
+                    with draft.open("rb") as file:
+                        os.fsync(file.fileno())
+                os.replace(draft, path.name, dst_dir_fd=parent)
+            finally:
+                with contextlib.suppress(OSError):
+                    draft.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename == str(draft):
+        if name in str(error.filename) or error.filename == str(path.parent):
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, FOLDER)
+    try:
+        yield fd
     finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _private_folder(parent: int, path: Path, name: str) -> Iterator[Path]:
+    """The folder that is open at `parent` if it is this user's alone, else a new one in it while the block lasts."""
+    folder = opened(parent, path)
+    if doubt(os.fstat(parent), path) is None:
+        yield folder
+        return
+    with own_folder(folder / name) as made:
+        try:
+            yield made
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / name).rmdir()
+
+
+def open_regular(path: str | Path, flags: int = READ) -> int:
+    """A descriptor of an ordinary file, in a directory where others may write, or could once.
+
+    No link is followed, and a FIFO holds nobody up. A file that is written to is this user's, under one name only.
+
+    Raises:
+        OSError: it is not there, or something else is.
+
+    """
+    try:
+        fd = os.open(path, (flags | READ) & ~os.O_TRUNC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
+        raise
+    status = os.fstat(fd)
+    written = flags & os.O_ACCMODE != os.O_RDONLY
+    if not stat.S_ISREG(status.st_mode):
+        why = "is not an ordinary file"
+    elif written and (status.st_uid, status.st_nlink) != (os.geteuid(), 1):
+        why = "belongs to somebody else, or has another name"
+    else:
+        if flags & os.O_TRUNC:
+            os.ftruncate(fd, 0)
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, why, str(path))
 
 
 def read_regular(path: str | Path, *, limit: int) -> bytes:
@@ -68,18 +129,11 @@ def read_regular(path: str | Path, *, limit: int) -> bytes:
         OSError: it is not there, is a link, a FIFO or a device, or holds more than `limit` bytes.
 
     """
+    fd = open_regular(path)
     try:
-        fd = os.open(path, READ)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
-        raise
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "is not an ordinary file", str(path))
-        if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"holds {status.st_size} bytes, and {limit} are expected at most", str(path))
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"holds {size} bytes, and {limit} are expected at most", str(path))
         return read_fd(fd, limit)
     finally:
         os.close(fd)

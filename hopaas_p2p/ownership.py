@@ -1,18 +1,26 @@
-"""Which files are the user's own: nobody else can have written them.
+"""Which files and folders are the user's own: nobody else can have written them.
 
 A file in a shared directory may be anybody's work. What says where a token goes, or holds a login, counts only if this
-user owns the file, and nobody else may write to it or to its directory.
+user owns the file, and nobody else may write to it or to its directory. What this program writes under names of its own
+(job scripts, logs, caches, the spool) goes to an `own_folder`: a link or a folder of somebody else's in its place is
+refused, and what is put in its place later is not written to.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import grp
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+"""How to open a folder to make, open or rename something in it."""
+_OPENED: Final = Path("/proc/self/fd")
 _ACL: Final = "system.posix_acl_access"
 
 
@@ -38,11 +46,11 @@ def read_own(path: Path, *, link: bool = True) -> str:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise PermissionError(f"{path} is not a regular file")
-        doubt = _doubt(found, path, owners={os.geteuid()})
+        why = doubt(found, path)
         for folder in {path.resolve().parent, path.parent.resolve()}:  # of the file, and of a link to it
-            doubt = doubt or _doubt(folder.stat(), folder, owners={os.geteuid(), 0})
-        if doubt:
-            raise PermissionError(doubt)
+            why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
+        if why:
+            raise PermissionError(why)
         with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123  # a descriptor
             return file.read().decode()
     finally:
@@ -62,8 +70,88 @@ def read_secret(path: Path) -> str:
     return text
 
 
-def _doubt(found: os.stat_result, path: Path, *, owners: set[int]) -> str | None:
-    """Why somebody else may have written here; None if only one of these owners can."""
+@contextlib.contextmanager
+def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Path]:
+    """A folder of this user's alone: `path`, or what is `below` it. Each is made if it is not there.
+
+    Somebody chose the parent of `path`, so links lead there as usual. The block gets a path that leads to the folder
+    itself, whatever is put in its place meanwhile; where the system has no /proc, it leads to what has its name.
+
+    Args:
+        path: from here on, no link is followed.
+        below: names of folders in it.
+        mode: of what is made; None: nothing is made.
+
+    Raises:
+        PermissionError: one of them is a link or a file, belongs to somebody else, or others may write to it; the
+            message says which.
+        OSError: one of them cannot be made.
+
+    """
+    path = path if path.name else path.absolute()
+    if mode is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    where, fd = path.parent, os.open(path.parent, FOLDER)
+    try:
+        for name in (path.name, *below):
+            where, above, fd = where / name, fd, -1
+            try:
+                if mode is not None:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, mode, dir_fd=above)
+                fd = os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    raise PermissionError(f"{where} is a link or a file, not a folder") from None
+                raise OSError(error.errno, error.strerror, str(where)) from None
+            finally:
+                os.close(above)
+            if why := doubt(os.fstat(fd), where):
+                raise PermissionError(why)
+        yield opened(fd, where)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def opened(fd: int, path: Path) -> Path:
+    """A path that leads to what is open there, whatever its name leads to by now; `path` where there is no /proc."""
+    return _OPENED / str(fd) if _OPENED.exists() else path
+
+
+def check_target(path: Path) -> None:
+    """Before a library writes to a file by its name, wherever that leads: a link there is this user's own.
+
+    For what is changed where it lies, as a database; what is written anew is `atomic.replace_atomically`'s.
+
+    Raises:
+        PermissionError: it is another user's link.
+        OSError: something that is not an ordinary file is there.
+
+    """
+    if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
+        raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not an ordinary file")
+
+
+def who_could_move(path: Path) -> str | None:
+    """How others could put something else in the place of this folder, or of one above it; None if nobody could.
+
+    A batch system opens what a script names by its path, as the user who submitted the job, when that user is away.
+    """
+    path = path.resolve()
+    for one in (path, *path.parents):
+        found = one.stat()
+        others = doubt(found, one, owners={os.geteuid(), 0})
+        if others and not (found.st_mode & stat.S_ISVTX and found.st_uid in {os.geteuid(), 0}):
+            return others
+    return None
+
+
+def doubt(found: os.stat_result, path: Path, *, owners: set[int] | None = None) -> str | None:
+    """Why somebody else may have written here; None if only one of these owners can, by default this user."""
+    owners = owners or {os.geteuid()}
     if found.st_uid not in owners:
         return f"{path} belongs to {_user(found.st_uid)}"
     group = found.st_mode & stat.S_IWGRP and not (_is_private(found.st_gid, found.st_uid) and not _has_acl(path))

@@ -15,7 +15,6 @@ import itertools
 import os
 import re
 import secrets
-import stat
 import tempfile
 import time
 from collections.abc import Container, Iterable, Iterator
@@ -27,12 +26,14 @@ import msgspec
 from hopaas_p2p.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.core.snapshot import CorruptSnapshot, seal, unseal
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
 
 _FORMAT: Final = 1
 _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
 _LARGEST: Final = 1 << 30  # bytes of a file
+_NEEDED: Final = 3  # descriptors to write a file: of its folder, of that folder to rename in it, and its own
 _EXPORTED: Final = b"hopaas-spool\n"
 _LOGIN: Final = re.compile(r"://[^/@]*@")
 
@@ -129,40 +130,39 @@ def write(spooled: Spooled, suffix: str = _SUFFIX, name: str | None = None) -> t
     with _spare.lent():
         for directory in directories():
             try:
-                return _write(directory / f"{name}{suffix}", data), ""
+                with own_folder(directory) as folder:
+                    with replace_atomically(folder / f"{name}{suffix}", private=True, sync=True) as draft:
+                        draft.write_bytes(data)
+                    return directory / f"{name}{suffix}", ""
             except OSError as error:
                 why.append(f"{directory}: {error.strerror or error}")
     return None, "; ".join(why)
 
 
-def _write(path: Path, data: bytes) -> Path:
-    directory = path.parent
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not _is_mine(directory):  # in a directory for all, somebody else may have been there first
-        raise PermissionError(None, "is a link, or belongs to another user, or others may write to it")
-    with replace_atomically(path, private=True, sync=True) as draft:
-        draft.write_bytes(data)
-    return path
+def remove(path: Path) -> None:
+    """Remove a file of the spool, if it is there and can be removed."""
+    with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
+        (folder / path.name).unlink(missing_ok=True)
 
 
-class _SpareDescriptor:
-    """A descriptor held in reserve, so that a result can be kept when the process has no other left."""
+class _SpareDescriptors:
+    """Descriptors held in reserve, so that a result can be kept when the process has no others left."""
 
     def __init__(self) -> None:
-        self._fd: int | None = None
+        self._fds: list[int] = []
         self.take()
 
     def take(self) -> None:
-        """Hold one, if there is one to be had."""
-        if self._fd is None:
-            with contextlib.suppress(OSError):
-                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        """Hold as many as a file of the spool needs, if they are to be had."""
+        with contextlib.suppress(OSError):
+            while len(self._fds) < _NEEDED:
+                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """In this block it is free for another use."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
+        """In this block they are free for another use."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
         try:
@@ -171,7 +171,7 @@ class _SpareDescriptor:
             self.take()
 
 
-_spare: Final = _SpareDescriptor()
+_spare: Final = _SpareDescriptors()
 
 
 def read(path: Path) -> Spooled | None:
@@ -189,9 +189,8 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
     A store is known by its studies, whose uuids are 128 random bits, and not by the URL that the peer which left the
     result happened to use: others may reach it through a gateway, a mount point or a bridge, or with another login.
     """
-    for path in sorted(_files(), key=lambda file: file.name):
-        spooled = read(path)
-        if spooled is not None and (store is None or is_for(spooled, store, studies)):
+    for path, spooled in _all(_SUFFIX):
+        if store is None or is_for(spooled, store, studies):
             yield path, spooled
 
 
@@ -202,24 +201,23 @@ def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
 
 def histories(study: str | None = None) -> Iterator[tuple[Path, Spooled]]:
     """What was kept by `keep_history` of this study, or of all, oldest first."""
-    for path in sorted(_files(_HISTORY), key=lambda file: file.name):
-        spooled = read(path)
-        if spooled is not None and study in (None, spooled.study):
+    for path, spooled in _all(_HISTORY):
+        if study in (None, spooled.study):
             yield path, spooled
 
 
-def _files(suffix: str = _SUFFIX) -> Iterator[Path]:
+def _all(suffix: str) -> Iterator[tuple[Path, Spooled]]:
+    """The files in all places that only this user can have written to, oldest first."""
+    found: list[Path] = []
     for directory in directories():
-        with contextlib.suppress(OSError):
-            if _is_mine(directory):
-                yield from directory.glob(f"*{suffix}")
-
-
-def _is_mine(directory: Path) -> bool:
-    """Whether only this user can have put anything there."""
-    status = directory.lstat()
-    others = stat.S_IWGRP | stat.S_IWOTH
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & others
+        with contextlib.suppress(OSError), own_folder(directory, mode=None) as folder:
+            found += [directory / path.name for path in folder.glob(f"*{suffix}")]
+    for path in sorted(found, key=lambda file: file.name):
+        spooled = None
+        with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
+            spooled = read(folder / path.name)
+        if spooled is not None:
+            yield path, spooled
 
 
 def _same_url(one: str, other: str) -> bool:

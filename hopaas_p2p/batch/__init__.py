@@ -68,7 +68,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
         raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
         raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
-    told = (*job.options, *job.environment, *job.environment.values(), str(job.folder))
+    told = (*job.options, *job.environment, *job.environment.values(), str(job.folder), str(Path.cwd()))
     words = (*job.more, job.queue, job.account, job.image, *told)
     for word in words:
         if not is_one_line(word):
@@ -85,10 +85,10 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     raise InvalidInput(f"no batch system {system!r}; choose from: {', '.join(SYSTEMS)}")
 
 
-def submission(system: str, file: Path) -> list[str]:
-    """The command that submits this file."""
-    words = {"slurm": "sbatch --parsable", "condor": "condor_submit -terse", "kubernetes": "kubectl apply -f"}
-    return [*words.get(system, {"lsf": "bsub -I"}.get(system, "qsub")).split(), str(file)]
+def submission(system: str) -> list[str]:
+    """The command that submits a job, whose script or description it reads from its standard input."""
+    words = {"slurm": "sbatch --parsable", "condor": "condor_submit -terse", "kubernetes": "kubectl apply -f -"}
+    return words.get(system, {"lsf": "bsub"}.get(system, "qsub")).split()
 
 
 def _filled(template: str, job: BatchJob, **more: str) -> str:

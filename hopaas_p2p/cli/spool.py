@@ -182,7 +182,7 @@ def _send(
             except KeptForRescue as error:
                 stay[file] = (str(error), error.exit_code)
                 if path is not None:
-                    path.unlink(missing_ok=True)
+                    waiting.remove(path)
             except HopaasError as error:
                 stay[file] = (str(error), error.exit_code)
                 left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy | NoSuchTrial) else []
@@ -190,5 +190,5 @@ def _send(
                 stay.pop(file, None)
                 sent.append(file)
                 if path is not None:
-                    path.unlink(missing_ok=True)
+                    waiting.remove(path)
     return left

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 
 from hopaas_p2p import batch, credentials
+from hopaas_p2p.atomic import replace_atomically, state_folder
 from hopaas_p2p.batch import in_pod
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.after_dashes import CommandAfterDashes
@@ -21,18 +22,19 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.cli.worker import worker_options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining import membership, ways
+from hopaas_p2p.ownership import own_folder, who_could_move
 from hopaas_p2p.settings import SETTINGS, joined_folder, variable
 from hopaas_p2p.stores.url import redacted, servers_of
+from hopaas_p2p.worker import command as commands
 from hopaas_p2p.worker.limits import parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment, and none that lies where a job runs."""
+"""This program, in this environment; -P: a module that lies where a job runs is not taken for one of ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _BY_HAND: Final = ("pbs", "lsf", "sge")
 """Batch systems whose script is written and shown, and submitted by the user: we have tried none of them."""
-_FOLDER: Final = Path("hopaas-jobs")
 
 
 class JobRequest(NamedTuple):
@@ -94,8 +96,9 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **others:
     hopaas-p2p submit slurm --study digits --jobs 20 --gpus 1 --time 4h -- python train.py --lr {lr}
 
     Each job runs one worker, and requeues itself if its time is up and the study is not done. The script goes
-    to hopaas-jobs. It holds no secret: a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the
-    script is written and shown, and you submit it.
+    to hopaas-jobs, or to ~/.local/state/hopaas-p2p/jobs if others may write to this directory. It holds no secret:
+    a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the script is written and shown, and you
+    submit it.
     """  # noqa: D301  # click's mark for lines that stay as they are
     request, worker = split(others)
     origin = Path(session.settings.find("store", session.given["store"]).origin)
@@ -210,7 +213,8 @@ def submit_jobs(
     """Write, show, submit."""
     if worker.pop("time_limit", None) is not None:
         raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
-    folder = _FOLDER.absolute()
+    commands.check(command, session.study().space)
+    folder = _folder()
     job = batch.BatchJob(
         study,
         command,
@@ -225,26 +229,63 @@ def submit_jobs(
     if job.grace + 60 >= job.seconds:
         raise InvalidInput(f"--time {request.time} leaves no time for a trial after --grace {worker['grace']}")
     files = batch.files(system, job)
-    folder.mkdir(exist_ok=True)
-    for path, text in files.items():
-        path.write_text(text)
-        path.chmod(0o755 if path.suffix == ".sh" else 0o644)
+    _write(folder, files)
     last = list(files)[-1]
-    words = batch.submission(system, last)
+    words = batch.submission(system)
+    by_hand = f"{shlex.join(words)} < {shlex.quote(str(last))}"
     if not session.as_json:
         output.say(f"--- {last}")
         output.say(files[last].rstrip())
         output.say("---")
     submitted = None
     if request.dry_run or system in _BY_HAND:
-        output.say(f"to submit it: {shlex.join(words)}")
+        output.say(f"to submit it: {by_hand}")
     else:
         if system == "kubernetes" and secret:
             _make_secret(job.name, secret)
-        submitted = _run(words, *worker["passed"]).strip()
+        submitted = _run(words, *worker["passed"], text=files[last], by_hand=by_hand).strip()
         output.say(f"submitted: {submitted}. Watch it: hopaas-p2p watch, hopaas-p2p peers list")
     if session.as_json:
-        output.print_json({"files": [str(path) for path in files], "submit": words, "submitted": submitted})
+        output.print_json({"files": [str(path) for path in files], "submit": by_hand, "submitted": submitted})
+
+
+def _folder() -> Path:
+    """Where scripts go, and what jobs print: batch systems open both by their paths, which nobody else may redirect.
+
+    Raises:
+        InvalidInput: there is no such place.
+
+    """
+    here = who_could_move(Path.cwd())
+    if here is None:
+        return Path.cwd() / "hopaas-jobs"
+    try:
+        state_folder().mkdir(parents=True, exist_ok=True)
+        elsewhere = state_folder().resolve() / "jobs"
+        there = who_could_move(elsewhere.parent)
+    except (RuntimeError, OSError) as error:
+        there = str(error)
+    if there is not None:
+        raise InvalidInput(
+            f"{here}, and {there}, so somebody could redirect what jobs write. Run this in a directory of your own"
+        )
+    output.say(f"{here}, so the files of the jobs are in {elsewhere}")
+    return elsewhere
+
+
+def _write(folder: Path, files: dict[Path, str]) -> None:
+    """Write the files, for people to read, and for batch systems that run a script where it lies."""
+    try:
+        with own_folder(folder, mode=0o755) as own:
+            for path, text in files.items():
+                with replace_atomically(own / path.name) as draft:
+                    draft.write_text(text)
+                    draft.chmod(0o755 if path.suffix == ".sh" else 0o644)
+    except OSError as error:
+        raise InvalidInput(
+            f"the jobs' files cannot be written to {folder}: {error.strerror or error}. Run this in a directory of "
+            "your own"
+        ) from None
 
 
 def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
@@ -265,20 +306,19 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _run(words: list[str], *passed: str, text: str | None = None) -> str:
-    """Run a command of the batch system, which may copy its environment to the jobs; its output."""
+def _run(words: list[str], *passed: str, text: str = "", by_hand: str = "") -> str:
+    """Run a command of the batch system, which reads this text and may copy its environment to jobs; its output."""
+    by_hand = by_hand or shlex.join(words)
     if shutil.which(words[0]) is None:
         raise ConfigurationError(
             f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node; or "
-            f"submit the script by hand: {shlex.join(words)}"
+            f"submit the script by hand: {by_hand}"
         )
     env = credentials.environment(*passed)
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         why = (done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}").splitlines()[-1]
-        raise ConfigurationError(
-            f"{words[0]} refused it: {why}. The script is kept; submit it with: {shlex.join(words)}"
-        )
+        raise ConfigurationError(f"{words[0]} refused it: {why}. The script is kept; submit it with: {by_hand}")
     return done.stdout
 
 

@@ -7,8 +7,6 @@ hopaas-p2p tell "$loss"
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 from hopaas_p2p.worker import trial_socket
+from hopaas_p2p.worker.command import text_of, variable
 from hopaas_p2p.worker.trial_socket import SocketTrialClient
 
 if TYPE_CHECKING:
@@ -89,19 +88,14 @@ def _print_asked(session: CliSession, params: dict[str, Any], ticket: str, numbe
         output.print_json({"number": number, "params": params, "ticket": ticket})
     elif shell:
         for name, value in params.items():
-            variable = "HOPAAS_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII)
-            click.echo(f"export {variable}={shlex.quote(_text(value))}")
+            click.echo(f"export {variable(name)}={shlex.quote(text_of(value))}")
         click.echo(f"export HOPAAS_TRIAL={number}")
         click.echo(f"export HOPAAS_TICKET={ticket}")
     else:
         for name, value in params.items():
-            click.echo(f"{output.printable(name)}={output.printable(_text(value))}")
+            click.echo(f"{output.printable(name)}={output.printable(text_of(value))}")
         click.echo(f"HOPAAS_TICKET={ticket}")
     sys.stdout.flush()
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @contextmanager

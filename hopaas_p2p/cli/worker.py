@@ -51,7 +51,7 @@ def worker_options(function: F) -> F:
             type=click.Path(file_okay=False, path_type=Path),
             default=Path("hopaas-logs"),
             show_default=True,
-            help="Directory for the output: LOGS/STUDY/NUMBER.log.",
+            help="Directory of your own for the output: LOGS/STUDY/NUMBER.log.",
         ),
         click.option(
             "--keep-output/--no-keep-output",
@@ -89,10 +89,13 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
     \b
     hopaas-p2p worker --study S --time-limit auto -- python train.py --lr {lr} --depth {depth}
 
-    The parameters are also in HOPAAS_PARAMS (JSON), the trial's number in HOPAAS_TRIAL, and a checkpoint of an earlier
-    attempt in HOPAAS_CHECKPOINT. The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report,
-    should-prune and tell, which find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client. It gets your
-    environment, but no credential that --pass does not name, such as WANDB_API_KEY.
+    The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, and a
+    checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A number may stand anywhere in the command; a text only if
+    it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there.
+
+    The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report, should-prune and tell, which find
+    the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client. It gets your environment, but no credential that --pass
+    does not name, such as WANDB_API_KEY.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
     study is paused, the worker waits. It stops after 10 failures in a row without any success, or after the

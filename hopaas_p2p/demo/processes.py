@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hopaas_p2p import credentials
+from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.study import Study
@@ -75,7 +76,7 @@ class PeerProcesses:
             path = self._folder / f"peer-{name}.log"
             environment = {**inherited, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
             command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
-            with path.open("wb") as file:
+            with open(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:  # noqa: PTH123
                 popen = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
                 )

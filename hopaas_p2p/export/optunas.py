@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +15,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy, StoreUnreachable, StudyExists
 from hopaas_p2p.export import jsonl
 from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, json_or_text, with_ids, with_numbers
+from hopaas_p2p.ownership import check_target
 from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.translate import external, to_json, to_microseconds, to_optuna, to_record
 
@@ -34,17 +37,30 @@ _NEVER_BEGAN: Final = "never_began"
 
 @contextlib.contextmanager
 def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
-    """Optuna's storage at a database URL, or in a journal file."""
+    """Optuna's storage at a database URL, or in a journal file. A new file is there whole, or not at all."""
+    scheme, _, rest = url.rpartition("://")
+    file = rest.removeprefix("/") if scheme == "sqlite" else "" if scheme else url
+    if file and not create and not Path(file).is_file():
+        raise InvalidInput(f"there is no file {file}")
+    with contextlib.ExitStack() as stack:
+        if file and create and os.path.lexists(file):
+            try:
+                check_target(Path(file))
+            except OSError as error:
+                raise InvalidInput(f"{error}. Remove it, or name another file") from None
+        elif file and create:
+            url = f"{url.removesuffix(file)}{stack.enter_context(replace_atomically(Path(file)))}"
+        yield stack.enter_context(_storage(url, create=create))
+
+
+@contextlib.contextmanager
+def _storage(url: str, *, create: bool) -> Iterator[BaseStorage]:
     from sqlalchemy.exc import SQLAlchemyError
 
-    if "://" not in url:
-        if not create and not Path(url).is_file():
-            raise InvalidInput(f"there is no file {url}")
+    scheme, _, rest = url.rpartition("://")
+    if not scheme:
         yield optuna.storages.JournalStorage(JournalFileBackend(url))
         return
-    scheme, _, rest = url.partition("://")
-    if scheme == "sqlite" and not create and not Path(rest.removeprefix("/")).is_file():
-        raise InvalidInput(f"there is no file {rest.removeprefix('/')}")
     driver = "postgresql+psycopg2" if scheme in ("postgresql", "postgres") else scheme
     try:
         storage = optuna.storages.RDBStorage(f"{driver}://{rest}", skip_table_creation=not create)

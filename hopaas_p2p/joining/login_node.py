@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hopaas_p2p import credentials
+from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.proxies import connect_through, parse_proxy
+from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.settings import read_proxy
 
 _START_TIMEOUT: Final = 60.0  # seconds for a process to begin its work
@@ -99,7 +101,8 @@ def _runs(pid: str, what: str) -> bool:
 
 def _start(words: Sequence[str], log: Path, store: str) -> subprocess.Popen[bytes]:
     """Start a command of ours, which logs in at this store if it has one of its own."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with own_folder(log.parent) as folder:
+        descriptor = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(descriptor, "wb") as output:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "hopaas_p2p.cli.main", *words],

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
-from hopaas_p2p.ownership import read_own
+from hopaas_p2p.ownership import own_folder, read_own
 from hopaas_p2p.settings import Secret, is_one_line, joined_folder, joined_names
 from hopaas_p2p.stores.url import servers_of
 
@@ -156,7 +156,6 @@ def forget(name: str) -> None:
 
 
 def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with replace_atomically(path, private=True) as draft:
+    with own_folder(path.parent) as folder, replace_atomically(folder / path.name, private=True) as draft:
         draft.write_text(text if text.endswith("\n") else f"{text}\n")
     return path

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.notebook.parallel import parallel
@@ -35,10 +36,11 @@ class NotebookChart:
         return framed(self._body)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a self-contained HTML file; returns its path."""
+        """Write a self-contained HTML file, which takes the place of what has this name; returns its path."""
         target = Path(path).expanduser()
         head = '<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        target.write_text(f"{head}<title>{safe(self._title)}</title>{self._repr_html_()}", encoding="utf-8")
+        with replace_atomically(target) as draft:
+            draft.write_text(f"{head}<title>{safe(self._title)}</title>{self._repr_html_()}", encoding="utf-8")
         return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -189,8 +188,7 @@ class SpoolSender:
     def forget(session: LogSession[Any]) -> None:
         """Remove its files: everything in them is acknowledged, or in another file."""
         for path in list(session.spooled):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            spool.remove(path)
         session.spooled.clear()
 
     def send_others(
@@ -211,14 +209,12 @@ class SpoolSender:
                 raise
             except KeptForRescue as error:
                 _log.error("%s", error)
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+                spool.remove(path)
             except HopaasError as error:  # the others are not held up by it
                 self._refused.add(path)
                 _log.warning("%s was not sent and stays in the spool: %s", path, error)
             else:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+                spool.remove(path)
 
     def send(self, spooled: Spooled, logs: Mapping[str, LogDriver[State]], *, writer: str) -> list[str]:
         """Send what is in a file of the spool; say which of its results the log did not count, and why.

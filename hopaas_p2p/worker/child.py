@@ -9,105 +9,32 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any, Final
 
 from hopaas_p2p.errors import InvalidInput
 
-_FIELD: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-_INTERPRETER: Final = re.compile(r"(ba|da|z|k|a|fi|c|tc)?sh|python[\d.]*|perl|ruby|node|Rscript")
-_CODE_FOLLOWS: Final = re.compile(r"-[A-Za-z]*[ceE]|--(eval|command)")
-_ACTIVE: Final = re.compile(r"[$`;|&<>\n\r]")
-"""What makes a shell do more than pass a text on, also inside double quotes."""
-_ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=")
-_NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result may hold more than its value
 _OUTPUT: Final = 1 << 17  # bytes of both streams together that are kept in memory
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 
 
-def text_of(value: object) -> str:
-    """A parameter as a command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> list[str]:
-    """The command with `{name}` replaced by parameters, and `{trial}` by the number; `{{` and `}}` are braces.
-
-    `params` are those of the study's search space: a trial that was queued by somebody else may bring others.
-
-    Which programs hand their words to a shell, nobody can list: `ssh` does. So a text that a shell would take for more
-    than a text is passed on only as an argument of a shell or interpreter that the command itself begins with.
-
-    Raises:
-        InvalidInput: a `{name}` that is no parameter, or a text that would or might become code of a shell.
-
-    """
-
-    def filled(word: str, *, is_code: bool, is_argument: bool) -> str:
-        return _FIELD.sub(lambda found: replace(found, is_code=is_code, is_argument=is_argument), word)
-
-    def replace(found: re.Match[str], *, is_code: bool, is_argument: bool) -> str:
-        name = found[1]
-        if name is None:
-            return found[0][0]
-        if name == "trial":
-            return str(number)
-        if name in params:
-            if isinstance(params[name], str) and not is_argument:
-                _check_text(name, params[name], command[0], is_code=is_code)
-            return text_of(params[name])
-        if _NAME.fullmatch(name):
-            raise InvalidInput(
-                f"the command has {{{name}}}, but the study has no parameter {name!r}; it has {', '.join(params)}. "
-                f"For the text itself write {{{{{name}}}}}."
-            )
-        return found[0]
-
-    interprets, begins, before, words = False, True, "", []
-    for word in command:
-        is_code = interprets and _CODE_FOLLOWS.fullmatch(before) is not None
-        words.append(filled(word, is_code=is_code, is_argument=interprets and begins and not is_code))
-        if not interprets:
-            interprets = _INTERPRETER.fullmatch(Path(word).name) is not None
-            begins = begins and (interprets or Path(word).name == "env" or _ASSIGNMENT.match(word) is not None)
-        before = word
-    return words
-
-
-def _check_text(name: str, text: str, program: str, *, is_code: bool) -> None:
-    """Refuse a text that would or might become code."""
-    if is_code:
-        raise InvalidInput(
-            f"{{{name}}} is text, and a shell or interpreter would run what is in it. Give it as an argument "
-            f"instead: sh -c '… \"$1\" …' sh {{{name}}}"
-        )
-    if _ACTIVE.search(text):
-        raise InvalidInput(
-            f"{{{name}}} is {text[:80]!r}, which a shell would not treat as text, and {program} may pass it to one. "
-            f"Read it from HOPAAS_PARAMS, or begin with: sh -c '… \"$1\" …' sh {{{name}}}"
-        )
-
-
 class Child:
-    """A running command, in the environment `env`.
+    """A running command in this environment, whose output is appended to `log`, a file's descriptor, which it closes.
 
     Raises:
         InvalidInput: there is no such program, or it may not be run.
 
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: int) -> None:
         self.began = time.monotonic()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log.open("ab", buffering=0)
+        self._log = open(log, "ab", buffering=0)  # noqa: SIM115, PTH123  # a descriptor
         try:
             self._process = subprocess.Popen(
                 command,

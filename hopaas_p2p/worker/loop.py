@@ -23,16 +23,19 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p import credentials
+from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
 from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.report.facts import reason_line
 from hopaas_p2p.space import spec
 from hopaas_p2p.trial import as_values
+from hopaas_p2p.worker import command as commands
 from hopaas_p2p.worker import output
-from hopaas_p2p.worker.child import Child, fill_in, signal_name, text_of
+from hopaas_p2p.worker.child import Child, signal_name
 from hopaas_p2p.worker.trial_socket import TrialSocketServer
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ _NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last 
 
 def _shown(value: object) -> str:
     """A value for people, with six digits."""
-    return f"{value:.6g}" if isinstance(value, float) else text_of(value)
+    return f"{value:.6g}" if isinstance(value, float) else commands.text_of(value)
 
 
 class _Ending(NamedTuple):
@@ -82,13 +85,14 @@ class Worker:
         time_limit: seconds from now until this process will be ended.
         grace: seconds that a command has to save its work after a signal, before it is ended.
         signals: what the batch system sends before it ends a job.
-        logs: directory for what the commands print, one file a trial.
+        logs: directory for what the commands print, one file a trial; it is this user's alone, or made so.
         keep_output: whether the last 64 kB of the output of a failed command go into the store, as a file of its trial.
         stay: wait until the study is finished, to take over the trials of workers that die.
         say: takes a line for people.
 
     Raises:
-        InvalidInput: a `{name}` that is no parameter, no search space, or no such program.
+        InvalidInput: a `{name}` that is no parameter, or a text that does not go into a command; no search space; no
+            such program; `logs` is not a folder of this user's.
 
     """
 
@@ -115,7 +119,7 @@ class Worker:
         if withheld:
             names = " ".join(f"--pass {name}" for name in withheld)
             self._say(f"credentials that the command does not get, unless you say so: {names}")
-        self._logs = logs / re.sub(r"[^\w.-]", "_", study.name)
+        self._logs = logs, re.sub(r"[^\w.-]", "_", study.name)
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
         self._received: list[int] = []
@@ -143,11 +147,12 @@ class Worker:
                 )
             said = ", ".join(f"{name}={spec(one)}" for name, one in space.items())
             self._say(f"the study has no search space; taken from its trials: {said}")
-        choices = {name: getattr(one, "choices", (0,)) for name, one in space.items()}
-        texts = {name: next((one for one in some if isinstance(one, str)), 0) for name, some in choices.items()}
-        program = fill_in(self.command, texts, 0)[0]
-        if program == self.command[0] and shutil.which(program) is None:
+        commands.check(self.command, space)
+        program = self.command[0]
+        if "{" not in program and shutil.which(program) is None:
             raise InvalidInput(f"there is no program {program!r}; after -- comes the command, as you would run it here")
+        with self._log_folder():
+            pass  # refused now, and not at each trial
 
     def work(self) -> int:
         """Run trials until there is a reason to leave; returns the exit code. Blocks for hours."""
@@ -301,18 +306,37 @@ class Worker:
         return self._grace + min(15.0, 1.0 + 0.1 * self._grace)
 
     def _log(self, number: int) -> Path:
-        return self._logs / f"{number}.log"
+        return Path(*self._logs, f"{number}.log")
+
+    @contextlib.contextmanager
+    def _log_folder(self) -> Iterator[Path]:
+        try:
+            with own_folder(*self._logs, mode=0o755) as folder:
+                yield folder
+        except OSError as error:
+            raise InvalidInput(
+                f"the output of trials cannot be written to {Path(*self._logs)}: {error.strerror or error}. Name a "
+                "directory of your own: --logs"
+            ) from None
 
     def _run(self, trial: Trial) -> None:
         """Run one trial to its end, whatever that is."""
         log = self._log(trial.number)
-        self._failure = ""
+        self._failure, self._output = "", b""
         given = " ".join(f"{name}={_shown(value)}" for name, value in trial.params.items())
         self._say(f"trial {trial.number}: {given} · log {log}")
-        server = TrialSocketServer(self.study, trial)
         params = {name: value for name, value in trial.params.items() if name in self.study.space}
         try:
-            child = Child(fill_in(self.command, params, trial.number), self._environment(trial, server), log.absolute())
+            words = commands.fill_in(self.command, params, trial.number)
+        except InvalidInput as error:
+            self._tell(trial, state="fail", reason=str(error))
+            self._say(f"trial {trial.number}: {self.last}: {error}")
+            return
+        server = TrialSocketServer(self.study, trial)
+        try:
+            with self._log_folder() as folder:
+                output_to = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            child = Child(words, self._environment(trial, server), output_to)
         except HopaasError as error:
             server.close()
             self._give_back(trial, f"never begun: {error}")
@@ -343,6 +367,7 @@ class Worker:
             "HOPAAS_TICKET": server.ticket,
             "HOPAAS_TRIAL": str(trial.number),
             "HOPAAS_PARAMS": json.dumps(trial.params),
+            **commands.variables(trial.params),
         }
         if found is not None:
             env |= {"HOPAAS_RESUME_STEP": str(found[0]), "HOPAAS_CHECKPOINT": str(found[1])}

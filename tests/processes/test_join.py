@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p.study import Study
-from tests.support.processes import CLI, cli, environment, states
+from tests.support.processes import CLI, campaign, cli, environment, states
 
 TRIAL = ["sh", "-c", 'echo "{\\"value\\": 0.5}"; : {lr}']
 
@@ -115,6 +117,22 @@ def test_a_token_in_the_environment_goes_into_no_job(study: Study, tmp_path: Pat
     assert not (there / "hopaas-jobs").exists()
 
 
+@pytest.mark.parametrize("words", [["submit", "slurm"], ["join", "--submit", "slurm"], ["join"], ["worker"], ["run"]])
+def test_a_command_that_a_text_does_not_go_into_is_refused_when_it_is_given(
+    words: list[str], tmp_path: Path, there: Path
+) -> None:
+    space = {"kind": hopaas_p2p.Categorical(("adam", "cosine decay"))}
+    with contextlib.closing(campaign(tmp_path, space=space)) as made:
+        text = invitation(tmp_path) if words[0] == "join" else None
+        store = ["--store", str(tmp_path / "store"), "--study", "s"] if text is None else []
+        done = join(there, *words, *store, "--", "train", "--kind={kind}", text=text)
+        assert done.returncode == 2
+        assert "kind may be 'cosine decay'" in done.stderr
+        assert "HOPAAS_PARAM_kind" in done.stderr
+        assert made.trials == []
+    assert not (there / "hopaas-jobs").exists()
+
+
 def test_where_there_is_no_batch_system_the_script_stays_and_that_is_said(
     study: Study, tmp_path: Path, there: Path
 ) -> None:
@@ -133,7 +151,7 @@ def test_on_kubernetes_the_secret_passes_through_pipes_only(study: Study, tmp_pa
     folder.mkdir()
     kubectl = folder / "kubectl"
     kubectl.write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\ncase "$*" in *"-f -") cat > {tmp_path}/piped;; '
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\ncase "$*" in *"-f -") cat >> {tmp_path}/piped;; '
         "create*) echo made-by-kubectl;; *) echo applied;; esac\n"
     )
     kubectl.chmod(0o755)
@@ -149,9 +167,10 @@ def test_on_kubernetes_the_secret_passes_through_pipes_only(study: Study, tmp_pa
     arguments = (tmp_path / "arguments").read_text()
     assert f"--from-file=token={token}" in arguments
     assert "apply -f -" in arguments
-    assert "hunter2" not in arguments + done.stderr + (there / "hopaas-jobs/hopaas-s.yaml").read_text()
-    assert (tmp_path / "piped").read_text() == "made-by-kubectl\n"
-    assert "HOPAAS_TOKEN_FILE" in (there / "hopaas-jobs/hopaas-s.yaml").read_text()
+    manifest = (there / "hopaas-jobs/hopaas-s.yaml").read_text()
+    assert "hunter2" not in arguments + done.stderr + manifest
+    assert (tmp_path / "piped").read_text() == f"made-by-kubectl\n{manifest}"
+    assert "HOPAAS_TOKEN_FILE" in manifest
 
 
 def test_where_nodes_reach_nothing_a_bridge_fills_a_directory_for_the_jobs(

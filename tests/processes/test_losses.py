@@ -567,7 +567,7 @@ def test_a_result_that_another_thread_sends_as_patience_ends_is_told(
 
 def _no_room_in(place: Path, real: Callable[..., int]) -> Callable[..., int]:
     def open_(path: Any, flags: int, *more: Any, **options: Any) -> int:
-        if flags & os.O_CREAT and Path(os.fsdecode(path)).is_relative_to(place):
+        if flags & os.O_CREAT and Path(os.path.realpath(os.fsdecode(path))).is_relative_to(place):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         return real(path, flags, *more, **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export import export_study, tables
 from hopaas_p2p.export.portable import of_state
-from hopaas_p2p.worker.child import fill_in
+from hopaas_p2p.worker.command import fill_in, variables
 from hopaas_p2p.worker.loop import Worker
 from tests.support.dashboard_studies import Scribe
 
@@ -28,61 +29,94 @@ def test_the_number_of_a_trial_is_no_parameter() -> None:
     assert fill_in(["echo", "{trial}"], {"trial": EVIL}, 7) == ["echo", "7"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["sh", "-c", "train {x}"],
-        ["env", "A=1", "/bin/bash", "-lc", "train {x}"],
-        ["python3.11", "-c", "print('{x}')"],
-        ["perl", "-e", "{x}"],
-    ],
-    ids=" ".join,
-)
+COMMANDS = [
+    ["sh", "-c", "train {x}"],
+    ["bash", "-cx", "train {x}"],
+    ["bash", "-c", "--", "train {x}"],
+    ["sh", "-c", 'train "$1"', "sh", "{x}"],
+    ["env", "A=1", "/bin/bash", "-lc", "train {x}"],
+    ["python3", "-c{x}"],
+    ["perl", "-e{x}"],
+    ["node", "-p", "{x}"],
+    ["awk", "{x}", "file"],
+    ["ssh", "{x}", "host", "true"],
+    ["ssh", "host", "train '{x}'"],
+    ["parallel", "train", ":::", "{x}"],
+    ["sbatch", "--wait", "--wrap=train {x}"],
+    ["su", "nobody", "-c", "train {x}"],
+    ["make", "X={x}"],
+    ["./train", "--text", "{x}"],
+    ["python", "train.py", "{x}"],
+]
+ACTIVE = [EVIL, "a;b", "`id`", "a|b", "a&b", "a>b", "a\nb", "'; id; '", 'system("id")', "-oProxyCommand=id", "--eval"]
+ACTIVE += [
+    "../../x",
+    "a..b",
+    "cosine decay",
+    "[64, 32]",
+    "é",
+    "\u0430",
+    "",
+    "a\0b",
+    "\ud800",
+    "a\n",
+    "~",
+    "a*",
+    "!x",
+    "x\\",
+]
+ACTIVE += ["a\0b"]
+PLAIN = ["adam", "a/b.c:d=e,f", "1e-3", "x+y", "50%", "me@here", "/data/v1_2", "A-b"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_text_does_not_become_code(command: list[str]) -> None:
-    assert fill_in(command, {"x": 0.5}, 1)[-1].count("0.5") == 1
-    with pytest.raises(InvalidInput, match="as an argument"):
-        fill_in(command, {"x": EVIL}, 1)
-    assert fill_in(["sh", "-c", 'train "$1"', "sh", "{x}"], {"x": EVIL}, 1)[-1] == EVIL
+    """Which programs take their words for code nobody can list, so what could be code goes into no word at all."""
+    for number in (0.5, -3, True, None, float("-inf")):
+        assert json.dumps(number) in " ".join(fill_in(command, {"x": number}, 1))
+    for text in PLAIN:
+        assert text in " ".join(fill_in(command, {"x": text}, 1))
+    for text in ACTIVE:
+        with pytest.raises(InvalidInput, match="HOPAAS_PARAM_x"):
+            fill_in(command, {"x": text}, 1)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["ssh", "host", "{x}"],
-        ["ssh", "host", "train '{x}'"],
-        ["ssh", "host", "sh", "-c", 'train "$1"', "sh", "{x}"],
-        ["parallel", "train", ":::", "{x}"],
-        ["sbatch", "--wait", "--wrap=train {x}"],
-        ["su", "nobody", "-c", "train {x}"],
-        ["flock", "lock", "-c", "train {x}"],
-        ["watch", "train {x}"],
-        ["tmux", "new", "train {x}"],
-        ["xargs", "-I%", "sh", "-c", "{x}"],
-        ["make", "X={x}"],
-        ["./train", "--text", "{x}"],
-    ],
-    ids=" ".join,
-)
-@pytest.mark.parametrize("text", [EVIL, "a;b", "`id`", "a|b", "a&b", "a>b", "a\nb", "'; id; '"])
-def test_a_text_that_a_shell_would_run_reaches_no_program_that_may_be_one(command: list[str], text: str) -> None:
-    with pytest.raises(InvalidInput, match="sh -c"):
-        fill_in(command, {"x": text}, 1)
-    for harmless in ("adam", "[64, 32]", "cosine decay", "a/b.c:d=e,f"):
-        if "sh" not in command[:-1]:
-            assert harmless in fill_in(command, {"x": harmless}, 1)[-1]
-
-
-def test_an_interpreter_at_the_beginning_takes_any_text_as_an_argument() -> None:
-    for command in (["python", "train.py", "{x}"], ["env", "A=1", "sh", "-c", 'train "$1"', "sh", "{x}"]):
-        assert fill_in(command, {"x": EVIL}, 1)[-1] == EVIL
-
-
-def test_a_worker_refuses_a_text_in_code_before_its_first_trial(tmp_path: Path) -> None:
-    study = hopaas_p2p.open_study(str(tmp_path), "s", space={"kind": Categorical((1, "a"))})
-    with pytest.raises(InvalidInput, match="as an argument"):
-        Worker(study, ["sh", "-c", "echo {kind}"])
+def test_a_command_is_refused_for_any_choice_of_its_parameters_before_the_first_trial(tmp_path: Path) -> None:
+    space = {"kind": Categorical((1, "adam", EVIL)), "other": Categorical((EVIL, "sgd"))}
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=space)
+    with pytest.raises(InvalidInput, match=r"kind may be '\$\(touch.*HOPAAS_PARAM_kind"):
+        Worker(study, ["echo", "{trial}", "{{other}}", "--kind={kind}"])
     assert study.trials == []
+    Worker(study, ["echo", "{trial}", "{{other}}"], logs=tmp_path / "logs")
     study.close()
+
+
+def test_a_text_that_comes_later_fails_its_trial_with_the_reason(tmp_path: Path) -> None:
+    """Another peer may draw what the space of this one does not have: the next trial runs."""
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", budget=2)
+    study.set_space({"kind": Categorical(("adam",))})
+    draw = Categorical((EVIL,))
+    study.storage.say(study.study_id, TrialCreate(WAITING, params={"kind": 0.0}, dists={"kind": draw}))
+    worker = Worker(study, ["echo", '{{"value": 1, "kind": "{kind}"}}'], logs=tmp_path / "logs", max_trials=2)
+    worker.work()
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    assert "HOPAAS_PARAM_kind" in study.state.trials[0].reason
+    assert (tmp_path / "logs" / "s" / "1.log").read_text() == '{"value": 1, "kind": "adam"}\n'
+    study.close()
+
+
+@pytest.mark.parametrize("text", [EVIL, "cosine decay", "a\nb"])
+def test_every_text_reaches_a_command_by_its_environment(text: str, tmp_path: Path) -> None:
+    space = {"a kind": Categorical((text,))}
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=space, budget=1)
+    Worker(study, ["sh", "-c", 'printf %s "$HOPAAS_PARAM_a_kind"'], logs=tmp_path / "logs").work()
+    assert (tmp_path / "logs" / "s" / "0.log").read_text() == text
+    study.close()
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_a_text_that_no_environment_holds_is_in_the_json_only(text: str) -> None:
+    assert variables({"x": text, "y": 1.5}) == {"HOPAAS_PARAM_y": "1.5"}
 
 
 def test_a_carriage_return_begins_no_row() -> None:

@@ -202,7 +202,7 @@ class Condor:
         path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
         if self.user is not None:
             shutil.chown(path, self.user, self.user)
-        path.chmod(0o777)
+        path.chmod(0o755)
         return path
 
 

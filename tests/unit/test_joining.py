@@ -270,6 +270,7 @@ def test_the_manifest_of_kubernetes_has_the_shape_of_the_example() -> None:
         ("slurm", {"more": ("--qos=low\nrm -rf /",)}, "one line"),
         ("slurm", {"environment": {"HOPAAS_SITE": "north\nrm -rf /"}}, "one line"),
         ("condor", {"options": ("--site", "north\rrm -rf /")}, "one line"),
+        ("slurm", {"folder": Path("jobs\n#SBATCH --wrap=id")}, "one line"),
         ("slurm", {"command": ()}, "after --"),
         ("moab", {}, "no batch system"),
     ],

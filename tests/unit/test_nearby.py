@@ -143,9 +143,9 @@ def test_a_record_that_names_no_sum_reads_nothing(tmp_path: Path, cached: Cached
 
 
 def test_a_cache_that_others_may_have_written_to_is_not_used(cached: Cached, caplog: pytest.LogCaptureFixture) -> None:
-    cached().folder.chmod(0o770)
+    cached().folder.chmod(0o777)
     assert checkpoint_cache() is None
-    assert "others may have written" in caplog.text
+    assert "others may write to" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_costs_no_checkpoint(
@@ -178,7 +178,7 @@ def test_what_other_jobs_remove_while_room_is_made_keeps_no_copy_out(
     real = Path.lstat
 
     def renamed(path: Path) -> os.stat_result:
-        if path == draft:
+        if path.name == draft.name:
             draft.unlink()
         return real(path)
 
@@ -198,7 +198,7 @@ def test_a_copy_that_another_job_removes_once_it_was_read_is_used(
     real = os.utime
 
     def removed(path: Path, *arguments: Any, **options: Any) -> None:
-        if path == copy:
+        if path.name == copy.name:
             copy.unlink()
         real(path, *arguments, **options)
 

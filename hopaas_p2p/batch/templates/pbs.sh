@@ -6,6 +6,7 @@
 #PBS -l select=1:ncpus=@cpus@@gpuwords@@memorywords@
 #PBS -r y
 #PBS -j oe
+#PBS -o @folder@/
 @options@
 @exports@
 

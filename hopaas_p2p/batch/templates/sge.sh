@@ -7,6 +7,7 @@
 #$ -r y
 #$ -cwd
 #$ -j y
+#$ -o @folder@/
 #$ -S /bin/bash
 @options@
 @exports@

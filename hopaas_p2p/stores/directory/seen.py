@@ -15,8 +15,9 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.atomic import replace_atomically, state_folder
+from hopaas_p2p.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.errors import StoreAway
+from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.stores.directory.mounts import mount_point
 
 _LIMIT: Final = 1 << 16  # bytes of a note
@@ -36,8 +37,7 @@ def remember(path: Path, uuid: str) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         note = _note(path)
         if _read(note) != seen:
-            note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with replace_atomically(note, private=True) as draft:
+            with own_folder(note.parent) as folder, replace_atomically(folder / note.name, private=True) as draft:
                 draft.write_bytes(msgspec.json.encode(seen))
 
 
@@ -75,5 +75,5 @@ def _note(path: Path) -> Path:
 
 def _read(note: Path) -> KnownStore | None:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(note.read_bytes()[:_LIMIT], type=KnownStore)
+        return msgspec.json.decode(read_regular(note, limit=_LIMIT), type=KnownStore)
     return None

@@ -1,0 +1,376 @@
+"""Where others may write too, what we make under names of our own leads nowhere else, and nothing of theirs is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.storages import JournalStorage, RDBStorage
+
+from hopaas_p2p import spool
+from hopaas_p2p.atomic import open_regular, replace_atomically
+from hopaas_p2p.checkpoint_cache import CheckpointCache, checkpoint_cache
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.export import export_study
+from hopaas_p2p.ownership import own_folder
+from hopaas_p2p.report import write_report
+from hopaas_p2p.study import Study
+from hopaas_p2p.worker.loop import Worker
+from tests.support.processes import CLI, ROOT, campaign, environment, script
+
+SECRET = "the user's own"
+SUBMIT = ["submit", "slurm", "--store", "../store", "--study", "s", "--", "true"]
+
+
+def give_away(path: Path) -> None:
+    """Let this file, folder or link be another user's."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to make somebody else's files")
+    os.chown(path, 65534, 65534, follow_symlinks=False)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    made = campaign(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A folder of the user's, in which nothing is read, written, removed or made executable."""
+    folder = tmp_path / "home"
+    (folder / "s").mkdir(parents=True)
+    names = [".bashrc", "hopaas-s.slurm.sh", "s/0.log", "a" * 64]
+    for name in names:
+        (folder / name).write_text(SECRET)
+        (folder / name).chmod(0o600)
+    yield folder
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == sorted(names)
+    assert all(path.read_text() == SECRET for path in folder.rglob("*") if path.is_file())
+    assert all(stat.S_IMODE((folder / name).stat().st_mode) == 0o600 for name in names)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which everybody may make and rename what they like; the user works there."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def own_place(tmp_path: Path) -> Path:
+    """A folder of the user's, which only the user may write to."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    return folder
+
+
+def run(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    env = environment(XDG_STATE_HOME=str(cwd.parent / "state"), **env)
+    return subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=120, cwd=cwd, env=env, check=False)
+
+
+# --- job scripts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("study")
+def test_a_link_in_the_place_of_the_folder_of_scripts_is_refused(own_place: Path, home: Path) -> None:
+    (own_place / "hopaas-jobs").symlink_to(home)
+    done = run("submit", "slurm", "--dry-run", *SUBMIT[2:], cwd=own_place)
+    assert done.returncode == 2
+    assert "hopaas-jobs is a link or a file, not a folder" in done.stderr
+
+
+@pytest.mark.usefixtures("study")
+def test_a_link_in_the_place_of_a_script_is_replaced_and_not_followed(own_place: Path, home: Path) -> None:
+    script = own_place / "hopaas-jobs" / "hopaas-s.slurm.sh"
+    script.parent.mkdir()
+    script.symlink_to(home / ".bashrc")
+    done = run("submit", "slurm", "--dry-run", *SUBMIT[2:], cwd=own_place)
+    assert done.returncode == 0, done.stderr
+    assert not script.is_symlink()
+    assert script.read_text().startswith("#!/bin/bash")
+
+
+@pytest.mark.usefixtures("study")
+def test_what_is_submitted_is_what_was_written_whatever_lies_in_its_place(own_place: Path) -> None:
+    """A batch system that looks at the file later than it was written, as a slow one does."""
+    (own_place / "bin").mkdir()
+    sbatch = own_place / "bin" / "sbatch"
+    sbatch.write_text(
+        '#!/bin/sh\necho "echo stolen" > hopaas-jobs/hopaas-s.slurm.sh\ncat "${2:--}" > submitted\necho "$@"\n'
+    )
+    sbatch.chmod(0o755)
+    done = run(*SUBMIT, cwd=own_place, PATH=f"{sbatch.parent}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    assert "submitted: --parsable." in done.stderr
+    assert "hopaas-p2p" in (own_place / "submitted").read_text()
+    assert "stolen" not in (own_place / "submitted").read_text()
+
+
+def test_a_job_imports_nothing_from_the_folder_where_it_runs(study: Study, own_place: Path) -> None:
+    words = ["submit", "sge", "--dry-run", *SUBMIT[2:-1], "sh", "-c", 'echo "{{\\"value\\": 1}}"']
+    assert run(*words, cwd=own_place).returncode == 0
+    for name in ("hopaas_p2p", "click", "json"):
+        (own_place / f"{name}.py").write_text("raise SystemExit('stolen')")
+    script = own_place / "hopaas-jobs" / "hopaas-s.sge.sh"
+    done = subprocess.run([script], capture_output=True, text=True, timeout=120, cwd=own_place, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+
+
+def test_no_process_of_ours_imports_from_the_folder_where_it_is_started() -> None:
+    sources = [path.read_text() for path in (ROOT / "hopaas_p2p").rglob("*.py")]
+    started = [line for text in sources for line in text.splitlines() if "sys.executable," in line]
+    assert len(started) >= 3
+    assert all('sys.executable, "-P", "-m"' in line for line in started)
+
+
+@pytest.mark.parametrize("system", ["slurm", "condor", "pbs", "lsf", "sge"])
+@pytest.mark.usefixtures("study")
+def test_all_that_a_job_prints_goes_to_the_folder_of_the_jobs(system: str, own_place: Path) -> None:
+    done = run("submit", system, "--dry-run", *SUBMIT[2:], cwd=own_place)
+    assert done.returncode == 0, done.stderr
+    text = "".join(path.read_text() for path in (own_place / "hopaas-jobs").iterdir())
+    option = r"(#SBATCH --output=|#PBS -o |#BSUB -o |#\$ -o |output +=.)"
+    assert re.search(f"^{option}{re.escape(str(own_place))}/hopaas-jobs/", text, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("study")
+def test_where_others_may_write_scripts_and_the_output_of_jobs_go_elsewhere(place: Path) -> None:
+    done = run("submit", "slurm", "--dry-run", *SUBMIT[2:], cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert f"others may write to {place}" in done.stderr
+    elsewhere = place.parent / "state" / "hopaas-p2p" / "jobs"
+    assert f"#SBATCH --output={elsewhere}/" in (elsewhere / "hopaas-s.slurm.sh").read_text()
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.usefixtures("study")
+def test_where_others_may_write_everywhere_nothing_is_submitted(place: Path) -> None:
+    (place.parent / "state").mkdir(mode=0o777)
+    (place.parent / "state").chmod(0o777)
+    done = run(*SUBMIT, cwd=place)
+    assert done.returncode == 2
+    assert "Run this in a directory of your own" in done.stderr
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_in_the_place_of_the_logs_is_refused_before_the_first_trial(
+    study: Study, place: Path, home: Path
+) -> None:
+    (place / "hopaas-logs").symlink_to(home)
+    with pytest.raises(InvalidInput, match=r"hopaas-logs is a link.*--logs"):
+        Worker(study, ["true"])
+    assert study.trials == []
+
+
+@pytest.mark.parametrize("name", ["hopaas-logs", "hopaas-logs/s"])
+def test_a_folder_of_another_user_in_the_place_of_the_logs_is_refused(study: Study, place: Path, name: str) -> None:
+    (place / name).mkdir(parents=True)
+    give_away(place / name)
+    with pytest.raises(InvalidInput, match=r"belongs to nobody.*--logs"):
+        Worker(study, ["true"])
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "hard link"])
+def test_what_is_not_a_log_in_the_place_of_one_gets_nothing_and_holds_nobody_up(
+    kind: str, study: Study, place: Path, home: Path
+) -> None:
+    worker = Worker(study, ["true"], max_trials=1)
+    log = place / "hopaas-logs" / "s" / "0.log"
+    if kind == "fifo":
+        os.mkfifo(log)
+    elif kind == "hard link":
+        log.hardlink_to(home / ".bashrc")
+    else:
+        log.symlink_to(home / (".bashrc" if kind == "link" else "new"))
+    with pytest.raises(InvalidInput, match=r"hopaas-logs/s: .*--logs"):
+        worker.work()
+    assert [trial.state.name for trial in study.trials] == ["WAITING"]
+
+
+def test_logs_go_to_the_workers_own_folder_when_another_is_put_in_its_place(
+    study: Study, place: Path, home: Path, tmp_path: Path
+) -> None:
+    swap = "import os; os.rename('hopaas-logs', 'kept'); os.symlink('../home', 'hopaas-logs'); print('{\"value\": 1}')"
+    command = script(tmp_path, swap)
+    with pytest.raises(InvalidInput, match="is a link"):  # the second trial is not begun
+        Worker(study, command).work()
+    assert json.loads((place / "kept" / "s" / "0.log").read_text()) == {"value": 1}
+
+
+# --- checkpoints near the jobs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointCache:
+    monkeypatch.setenv("HOPAAS_CHECKPOINT_CACHE", str(place))
+    found = checkpoint_cache()
+    assert found is not None
+    return found
+
+
+def _swap(cache: CheckpointCache, home: Path) -> None:
+    if not cache.folder.is_symlink():
+        cache.folder.rename(cache.folder.with_name("moved"))
+        cache.folder.symlink_to(home)
+
+
+@pytest.mark.parametrize("when", ["before", "in the middle"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda cache, path: cache.keep("a" * 64, path),
+        lambda cache, path: cache.keep("b" * 64, path),
+        lambda cache, path: cache._replace(most=20).keep("c" * 64, path),
+        lambda cache, path: cache.fetch("a" * 64, path.with_name("target")),
+        lambda cache, _: cache.drop("a" * 64),
+    ],
+    ids=["keep what is there", "keep", "make room", "fetch", "drop"],
+)
+def test_a_cache_that_becomes_a_link_is_neither_read_nor_written_nor_cleared(
+    use: Callable[[CheckpointCache, Path], Any],
+    when: str,
+    cache: CheckpointCache,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"a checkpoint")
+    cache.keep("d" * 64, source)
+    if when == "before":
+        _swap(cache, home)
+    else:
+        for name in ("scandir", "unlink", "utime", "replace", "lstat"):
+            real = getattr(os, name)
+
+            def late(*words: Any, real: Callable[..., Any] = real, **named: Any) -> Any:
+                _swap(cache, home)
+                return real(*words, **named)
+
+            monkeypatch.setattr(os, name, late)
+        real_copy = shutil.copyfile
+        monkeypatch.setattr(shutil, "copyfile", lambda one, two: (_swap(cache, home), real_copy(one, two))[1])
+    use(cache, source)
+    monkeypatch.undo()
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_pipe_in_a_cache_holds_nobody_up(cache: CheckpointCache, tmp_path: Path) -> None:
+    os.mkfifo(cache.folder / ("a" * 64))
+    assert not cache.fetch("a" * 64, tmp_path / "target")
+
+
+# --- files that somebody names, and the spool ------------------------------------------------------------------------
+
+
+def test_a_report_takes_the_place_of_a_link_and_does_not_follow_it(study: Study, place: Path, home: Path) -> None:
+    for name in ("report.html", "chart.html", "trials.csv"):
+        (place / name).symlink_to(home / ".bashrc")
+    write_report(study, "report.html")
+    study.plot.history().save("chart.html")
+    export_study(study, "trials.csv")
+    assert all(path.is_file() and not path.is_symlink() for path in place.iterdir())
+    assert len(list(place.iterdir())) == 3
+
+
+def test_a_draft_beside_the_files_of_others_cannot_be_replaced_by_a_link(place: Path, home: Path) -> None:
+    with replace_atomically(place / "file", private=True) as draft:
+        (there,) = place.iterdir()
+        there.rename(place / "moved")
+        there.symlink_to(home)
+        draft.write_text("new")
+    assert (place / "file").read_text() == "new"
+    assert not (place / "file").is_symlink()
+
+
+@pytest.mark.parametrize("to", ["sqlite:///x.db", "journal.log"])
+def test_a_database_is_not_written_through_a_link_of_another_user(
+    to: str, study: Study, place: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    name = to.rpartition("/")[2]
+    (place / name).symlink_to(target)
+    give_away(place / name)
+    with pytest.raises(InvalidInput, match=f"{name} is a link, and belongs to nobody"):
+        export_study(study, to, form="optuna")
+    assert not target.exists()
+    os.chown(place / name, os.getuid(), -1, follow_symlinks=False)
+    target.touch()
+    export_study(study, to, form="optuna")
+    assert target.stat().st_size > 0
+
+
+@pytest.mark.parametrize("to", ["sqlite:///x.db", "journal.log"])
+def test_a_new_database_is_written_beside_no_file_of_others_and_is_whole(
+    to: str, study: Study, place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = to.rpartition("/")[2]
+    study.ask()
+    for used in (RDBStorage, JournalStorage):
+        begin = used.create_new_trial
+
+        def planted(*words: Any, begin: Callable[..., int] = begin, **named: Any) -> int:
+            assert not os.path.lexists(place / name)
+            (place / name).symlink_to(home / ".bashrc")
+            return begin(*words, **named)
+
+        monkeypatch.setattr(used, "create_new_trial", planted)
+    export_study(study, to, form="optuna")
+    assert not (place / name).is_symlink()
+    assert [path.name for path in place.iterdir()] == [name]
+
+
+def test_the_spool_is_not_read_in_the_place_of_a_link(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(spool, "directories", lambda: [place / "spool"])
+    (place / "spool").symlink_to(tmp_path)
+    path, why = spool.keep([], store="s", study="u", name="n", trials=[], at=0)
+    assert path is None
+    assert "is a link" in why
+    assert list(spool.waiting()) == []
+
+
+# --- the rule itself -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_others_may_write_to_says_how_to_close_it(own_place: Path) -> None:
+    (own_place / "open").mkdir()
+    (own_place / "open").chmod(0o777)
+    with pytest.raises(PermissionError, match=r"chmod go-w .*open"), own_folder(own_place / "open"):
+        pass
+
+
+def test_a_folder_is_made_with_those_above_it_and_held_while_it_moves(own_place: Path) -> None:
+    with own_folder(own_place / "a" / "b", "c") as folder:
+        (own_place / "a").rename(own_place / "moved")
+        (folder / "file").write_text("x")
+    assert (own_place / "moved" / "b" / "c" / "file").read_text() == "x"
+    assert stat.S_IMODE((own_place / "moved" / "b" / "c").stat().st_mode) == 0o700
+
+
+def test_a_file_of_another_user_is_read_but_not_written_to(place: Path) -> None:
+    (place / "file").touch(mode=0o666)
+    give_away(place / "file")
+    os.close(open_regular(place / "file"))
+    with pytest.raises(OSError, match="belongs to somebody else"):
+        open_regular(place / "file", os.O_WRONLY)
