@@ -260,11 +260,7 @@ class StudyHandle:
             trial = self.log.session.state.trials[verdict.number]
             if trial.end is not None:
                 return None
-            if trial.attempt > 1 or trial.history or trial.continues is not None:
-                owned = self._own(trial, inherited=trial.reports)
-                owned.inherits_metrics = bool(trial.metrics)
-            else:
-                self._own(trial, inherited={})
+            self._own(trial, inherits=trial.attempt > 1 or bool(trial.history) or trial.continues is not None)
             self.peer.meter.begin((self.uuid, verdict.number, trial.epoch))
             return verdict.number
 
@@ -284,15 +280,20 @@ class StudyHandle:
             raise
         return True
 
-    def _own(self, trial: LoggedTrial, *, inherited: dict[int, float]) -> OwnedTrial:
-        """Take a running trial that this process may act for into the view, to be written to. Under the lock."""
+    def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
+        """Take a running trial that this process may act for into the view, to be written to. Under the lock.
+
+        Whether it `inherits` says whether what the log has of it is an earlier attempt's.
+        """
         state, peer = self.log.session.state, self.peer
         assert trial.owner is not None
         frozen = self.view.build(trial, state)
-        if inherited:
-            inherited, frozen.intermediate_values = dict(inherited), {}
+        inherited: dict[int, float] = {}
+        if inherits:
+            inherited, frozen.intermediate_values = frozen.intermediate_values, {}
         lease = Lease(trial.owner, trial.epoch)
         owned = OwnedTrial(frozen, lease, peer.uuid, peer.handovers, inherited)
+        owned.inherits_metrics = inherits and bool(trial.metrics)
         if trial.end is None:
             self.view.own(trial.number, owned)
         self.view.catch_up(state)
@@ -318,7 +319,7 @@ class StudyHandle:
                 return None
             if not self.peer.is_mine(trial.owner):
                 raise NotYourTrial(f"trial {number} is run by another peer, and only that peer may change it")
-            owned = self._own(trial, inherited={})
+            owned = self._own(trial, inherits=False)
         if owned.frozen.state is not _RUNNING:
             self._refuse_finished(True, number)
         if owned.writer != self.peer.uuid:
@@ -333,7 +334,7 @@ class StudyHandle:
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
         """Queue all that this trial was ever told: what of it the log has is in doubt, and twice does no harm."""
-        owned.writer = self.peer.uuid
+        travelled, owned.writer = owned.writer != self.peer.uuid, self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
             self.peer.adopt(owned.lease.owner, self.uuid, number)
@@ -347,7 +348,8 @@ class StudyHandle:
         draft.reports.update(frozen.intermediate_values)
         for metric, values in owned.metrics.items():
             draft.metrics.setdefault(metric, {}).update(values)
-        draft.resumed_from = owned.resumed_from
+        if not travelled:  # the process that it came from says so: repeated, it would wipe what others reported since
+            draft.resumed_from = owned.resumed_from
         draft.user.update({key: to_json(key, value) for key, value in frozen.user_attrs.items()})
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
 
@@ -538,7 +540,7 @@ class StudyHandle:
                 owned.shown = None
             self.view.catch_up(self.state)
             frozen = self.view.trial(number)
-        if owned is not None and owned.lent:
+        if owned is not None and (again or owned.lent):  # at once: a child that is forked now reports before long
             self.peer.send_if_possible(self.log, number)
         return frozen
 
@@ -842,7 +844,7 @@ class StudyHandle:
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""
-        return owned.shared or owned.handovers != self.peer.handovers
+        return owned.shared or owned.lent or owned.handovers != self.peer.handovers
 
     def trial(self, number: int, *, now: bool = False) -> FrozenTrial:
         """One trial, as fresh as a read may expect; of one that this process runs, what it was told here.

@@ -166,6 +166,57 @@ def test_a_trial_that_was_trained_in_a_child_has_all_that_the_child_said(
     assert told.user_attrs == {"where": "child"}
 
 
+@pytest.mark.parametrize("left", ["a checkpoint", "nothing"])
+def test_the_processes_that_train_a_retried_trial_leave_each_others_reports(
+    studies: Callable[..., Study], left: str
+) -> None:
+    study, other = studies(linger=3600.0), studies(linger=3600.0)
+    first = study.ask()
+    if left == "a checkpoint":
+        first.report(-1.0, 0)
+        first.report(-1.0, 9)
+        first.checkpoint(b"weights", step=9)
+    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    trial = other.ask()
+    assert trial.attempt == 2
+    for step in range(0, 9, 3):
+        trial.report(float(step), step)
+        other.storage.flush()
+
+        def train(step: int = step) -> None:
+            for after in (step + 1, step + 2):
+                trial.report(float(after), after)
+            trial.storage.flush()
+
+        assert in_child(train) == 0
+    trial.report(9.0, 9)
+    other.tell(trial, 0.5)
+    assert study.trials[trial.number].intermediate_values == {step: float(step) for step in range(10)}
+
+
+def test_a_child_that_is_forked_when_its_parent_has_resumed_keeps_what_it_reports(
+    studies: Callable[..., Study],
+) -> None:
+    study, other = studies(linger=3600.0), studies(linger=3600.0)
+    first = study.ask()
+    for step in range(4):
+        first.report(-1.0, step)
+    first.checkpoint(b"weights", step=1)
+    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    trial = other.ask()
+    assert trial.resume is not None
+
+    def train() -> None:
+        for step in (2, 3):
+            trial.report(float(step), step)
+        trial.storage.flush()
+
+    assert in_child(train) == 0
+    trial.report(4.0, 4)
+    other.tell(trial, 0.5)
+    assert study.trials[trial.number].intermediate_values == {0: -1.0, 1: -1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_trial_that_was_trained_in_a_process_pool_is_pruned_at_the_last_report_of_the_child(
     studies: Callable[..., Study], method: str
