@@ -138,6 +138,7 @@ class StudyArtifacts:
             NoSuchTrial: there is no such trial.
             ConfigurationError: the store cannot keep it (in Postgres, files above 64 MB); the message says what to do.
             StoreUnreachable: the store does not answer.
+            LeaseLost: another peer took over the trial, which ran here; the file was removed again.
             Denied: this user may not write to the study.
 
         """
@@ -175,10 +176,8 @@ class StudyArtifacts:
         description = json.dumps(fields)  # Optuna keeps JSON in a string
         checksum = {"size": one.size, "sha256": one.sha256}
         if one.trial is not None and self._runs_here(one.trial):
-            trial_id = self._trial_id(one.trial)
-            self._storage.set_trial_system_attr(trial_id, SUM + one.id, checksum)
-            self._storage.set_trial_system_attr(trial_id, _OPTUNA + one.id, description)
-            self._storage.flush()
+            said = {SUM + one.id: checksum, _OPTUNA + one.id: description}
+            self._storage.handle(self._study_id).settle(one.trial, said)
             return
         attributes = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
         self._storage.say(self._study_id, StudySet(system=attributes))

@@ -202,6 +202,7 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             InvalidInput: there is no such file.
+            LeaseLost: another peer runs the trial now; the file was removed again.
             ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
         files = StudyArtifacts(self.storage, study_id_of(self.study))

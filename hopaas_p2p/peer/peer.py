@@ -683,7 +683,7 @@ class Peer:
         running, trials = log.state.running, log.state.trials
         still = [record for record in due if record.number in running and trials[record.number].epoch == record.epoch]
         if still:
-            self.await_commit(log, self.put(log, *still))
+            _ = self.await_commit(log, self.put(log, *still))  # what is refused, another peer has done
 
     # --- the end, and what cannot be sent ---
 

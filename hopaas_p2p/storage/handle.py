@@ -9,6 +9,7 @@ import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn, Self
 
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
@@ -573,6 +574,41 @@ class StudyHandle:
         if not verdict.accepted:
             self.refused(number, verdict)
 
+    def settle(
+        self,
+        number: int,
+        system: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        checkpoint: records.Checkpoint | None = None,
+        within: float | None = None,
+    ) -> None:
+        """Send all that was set on a trial of this process, and with it these system attributes, or this checkpoint.
+
+        Durable, and this trial's, when it returns: whoever sends something of a trial at once sends it like this.
+
+        Raises:
+            LeaseLost: another peer took the trial over, and nothing of it was kept.
+            NotYourTrial: it is not running.
+            StoreUnreachable: not `within` so many seconds, or `patience`; it stays queued.
+
+        """
+        with self.log.lock:
+            owned = self.writable(number)
+            if owned is None:
+                raise NotYourTrial(f"trial {number} is not running")
+            (owner, epoch), attributes = owned.lease, owned.frozen.system_attrs
+            if checkpoint is None:
+                said = {key: to_json(key, value) for key, value in system.items()}
+                pending = self._put_last(TrialSet(number, epoch, system=said), owner=owner)
+            else:
+                pending = self._put_last(TrialCheckpoint(number, epoch, checkpoint), owner=owner)
+            attributes.update(system)
+        verdict = self.peer.await_commit(self.log, pending, within=within)[-1]
+        if not verdict.accepted:
+            for key in system:
+                attributes.pop(key, None)
+            self.refused(number, verdict)
+
     def acknowledge_stop(self, number: int) -> None:
         """Let the others see that the request to stop has arrived; leaves with the next exchange."""
         with self.log.lock:
@@ -584,16 +620,8 @@ class StudyHandle:
         self, number: int, checkpoint: records.Checkpoint, *, within: float | None
     ) -> tuple[records.Checkpoint, ...]:
         """Say that a checkpoint is stored; returns those that it replaces. Raises LeaseLost."""
-        with self.log.lock:
-            owned = self.writable(number)
-            if owned is None:
-                raise NotYourTrial(f"trial {number} is not running")
-            before = self.state.trials[number].checkpoints
-            pending = self._put_last(TrialCheckpoint(number, owned.lease.epoch, checkpoint), owner=owned.lease.owner)
-        within = self.peer.store_wait if within is None else within
-        verdict = self.peer.await_commit(self.log, pending, within=within)[-1]
-        if not verdict.accepted:
-            self.refused(number, verdict)
+        before = self.state.trials[number].checkpoints
+        self.settle(number, checkpoint=checkpoint, within=self.peer.store_wait if within is None else within)
         kept = {one.key for one in self.state.trials[number].checkpoints}
         return tuple([one for one in before if one.key not in kept])
 
@@ -740,7 +768,9 @@ class StudyHandle:
         pauses = pauses and to is records.TrialState.PRUNED  # if it is at a rung, which the log decides
         return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
-    def _put_last(self, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> PendingCommit:
+    def _put_last(
+        self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str
+    ) -> PendingCommit:
         """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
         draft = self.log.session.take_draft(record.number)
         words = draft.commits() if draft is not None else [()]
