@@ -307,7 +307,8 @@ def test_a_commit_that_took_a_name_which_a_failed_sync_has_lost_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """The next range begins behind it, and makes the last name before it safe."""
-    fsync, theirs = os.fsync, []
+    theirs: list[str] = []
+    fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda _: None)
     log, other = a_log(tmp_path), a_log(tmp_path)
     append_many(log, "c", packs.SPAN - 1)
@@ -317,13 +318,13 @@ def test_a_commit_that_took_a_name_which_a_failed_sync_has_lost_stays(
             theirs.append("")
             single(tmp_path, packs.SPAN).unlink()
             other.exchange(outgoing("theirs"), packs.SPAN - 1)
-            theirs[0] = os.readlink(single(tmp_path, packs.SPAN))
+            theirs[0] = str(single(tmp_path, packs.SPAN).readlink())
             raise OSError(errno.EIO, "disk on fire")
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", fails_once)
     assert log.exchange(outgoing("mine", size), packs.SPAN - 1).entries[-1].lsn == packs.SPAN + 1
-    assert os.readlink(single(tmp_path, packs.SPAN)) == theirs[0]
+    assert str(single(tmp_path, packs.SPAN).readlink()) == theirs[0]
     assert [body[:6] for body in bodies(a_log(tmp_path))[-2:]] == [b"theirs", outgoing("mine", size).payload[4:10]]
 
 
