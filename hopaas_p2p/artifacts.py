@@ -41,6 +41,7 @@ from hopaas_p2p.errors import (
     NoSuchFile,
     NoSuchTrial,
     StoreCorrupt,
+    waits_for,
 )
 from hopaas_p2p.stores.url import open_store
 
@@ -155,17 +156,18 @@ class StudyArtifacts:
             raise NoSuchTrial(f"the study has no trial {trial}")
         name = safe_name(str(filename or path.name))
         guessed, encoding = mimetypes.guess_type(name)
-        one = Artifact(
-            id=f"{handle.uuid}-{uuid.uuid4().hex}",
-            filename=name,
-            mimetype=mimetype or guessed or _TYPE,
-            encoding=encoding,
-            trial=trial,
-            size=path.stat().st_size,
-            sha256=sha256_of(path),
-        )
-        key = key_of(one.id, handle.uuid)
-        self._files.put(key, path, progress)
+        with waits_for(str(path)):
+            one = Artifact(
+                id=f"{handle.uuid}-{uuid.uuid4().hex}",
+                filename=name,
+                mimetype=mimetype or guessed or _TYPE,
+                encoding=encoding,
+                trial=trial,
+                size=path.stat().st_size,
+                sha256=sha256_of(path),
+            )
+            key = key_of(one.id, handle.uuid)
+            self._files.put(key, path, progress)
         with removed_if_refused(self._files, key):
             self._record(one)
         return one
@@ -251,7 +253,7 @@ class StudyArtifacts:
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """The bytes of a file; see `optuna.artifacts`."""
-        with tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
+        with waits_for(artifact_id), tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
             path = Path(directory, "file")
             try:
                 get_bytes(self._files, self._uuid, artifact_id, path)
@@ -261,7 +263,7 @@ class StudyArtifacts:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Store a file that Optuna describes itself; see `optuna.artifacts`."""
-        with tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
+        with waits_for(artifact_id), tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
             shutil.copyfileobj(content_body, file, _CHUNK)
             file.flush()
             self._files.put(key_of(artifact_id, self._uuid), Path(file.name))
@@ -300,7 +302,7 @@ def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifa
 def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, progress: Progress | None = None) -> Path:
     """Fetch a file of the study of this uuid to `target`; raises as `StudyArtifacts.get` does."""
     path = Path(target)
-    with replace_atomically(path) as draft:
+    with waits_for(str(path)), replace_atomically(path) as draft:
         try:
             get_bytes(files, uuid, one.id, draft, progress=progress)
         except KeyError:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
 from hopaas_p2p.ownership import read_own, read_secret
 
 HERE: Final = "./hopaas.toml"
@@ -66,7 +66,7 @@ def token(env: Mapping[str, str] = os.environ) -> Secret | None:
     """The token of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None. Read at every call, so it may be renewed.
 
     Raises:
-        ConfigurationError: the file cannot be read, or is empty.
+        ConfigurationError, StoreUnreachable: as `secret_in`.
 
     """
     return _secret("HOPAAS_TOKEN", "token", env)
@@ -92,16 +92,35 @@ def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
 def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
     path = env.get(f"{name}_FILE")
     if path:
-        try:
-            text = Path(path).expanduser().read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise ConfigurationError(f"{name}_FILE={path}: {why}") from None
-        if not text:
-            raise ConfigurationError(f"{name}_FILE={path}: the file is empty; put the {what} into it")
-        return Secret(text)
+        return Secret(secret_in(path, f"{name}_FILE", what))
     text = env.get(name, "").strip()
     return Secret(text) if text else None
+
+
+_were_read: Final[set[str]] = set()
+"""Files of secrets that this process has read."""
+
+
+def secret_in(path: str, name: str, what: str) -> str:
+    """The secret in this file, which is named by a variable. Where it is a token, it may be renewed at any time.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is empty.
+        StoreUnreachable: not for the moment. A file that this process has read is about to be replaced, or is on a file
+            system that is away.
+
+    """
+    try:
+        with waits_for(f"{name}={path}"):
+            text = Path(path).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        text, why = "", error.strerror if isinstance(error, OSError) else "it is not text"
+    else:
+        why = f"the file is empty; put the {what} into it"
+    if not text:
+        raise (StoreUnreachable if path in _were_read else ConfigurationError)(f"{name}={path}: {why}")
+    _were_read.add(path)
+    return text
 
 
 def ca_file(env: Mapping[str, str] = os.environ) -> str | None:

@@ -194,9 +194,7 @@ class SpoolSender:
                 path.unlink(missing_ok=True)
         session.spooled.clear()
 
-    def send_others(
-        self, logs: Mapping[str, LogDriver[State]], studies: set[str], now: float, *, writer: str
-    ) -> None:
+    def send_others(self, logs: Mapping[str, LogDriver[State]], studies: set[str], now: float, *, writer: str) -> None:
         """Send what other processes of this user have left for one of this store's studies.
 
         Now and then, and where these are not the studies that were known at the last look.

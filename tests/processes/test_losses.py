@@ -8,6 +8,7 @@ import copy
 import ctypes
 import errno
 import gc
+import hashlib
 import math
 import multiprocessing
 import os
@@ -43,6 +44,7 @@ from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
+from hopaas_p2p.storage.optuna_internals import pickle_prefixes
 from hopaas_p2p.stores.base import Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import ObjectLog
@@ -464,6 +466,44 @@ def test_a_twin_that_has_something_to_send_sends_it_once_and_under_another_name(
 
 
 # --- 7: the operating system fails -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["checkpoint", "upload", "get", "attributes"])
+def test_a_process_without_a_descriptor_left_is_told_to_try_again(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"weights")
+    trial, failed = study.ask(), []
+    kept = trial.upload(tmp_path / "file")
+    calls: dict[str, Callable[[], object]] = {
+        "checkpoint": lambda: trial.checkpoint(b"weights", step=1),
+        "upload": lambda: trial.upload(tmp_path / "file"),
+        "get": lambda: study.artifacts().get(kept, tmp_path / "copy"),
+        "attributes": lambda: study.storage.set_trial_system_attr(trial.id, "a:b", 1),
+    }
+    if call == "attributes":
+        pickle_prefixes.cache_clear()
+
+    def once(real: Callable[..., Any]) -> Callable[..., Any]:
+        def fails_at_first(*arguments: Any, **named: Any) -> Any:
+            if not failed:
+                failed.append(real)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(*arguments, **named)
+
+        return fails_at_first
+
+    monkeypatch.setattr("hashlib.file_digest", once(hashlib.file_digest))
+    monkeypatch.setattr(Path, "read_text", once(Path.read_text))
+    if call == "checkpoint":  # which waits by itself
+        calls[call]()
+        assert study.state.trials[0].checkpoints[-1].step == 1
+    else:
+        with pytest.raises(StoreUnreachable, match="Too many open files"):
+            calls[call]()
+        calls[call]()
+    assert failed
+
 
 CODES = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT, errno.ESTALE, errno.EROFS]
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, waits_for
 from hopaas_p2p.stores.s3.address import Address
 from hopaas_p2p.stores.s3.key_services import Container, Machine, WebIdentity
 from hopaas_p2p.stores.s3.keys import Chain, Keys
@@ -70,7 +70,8 @@ class Profile:
     def _read(path: Path, section: str) -> Keys | None:
         parser = configparser.RawConfigParser()
         try:
-            parser.read_string(path.expanduser().read_text())
+            with waits_for(str(path)):
+                parser.read_string(path.expanduser().read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, UnicodeDecodeError, configparser.Error):

@@ -11,13 +11,13 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.settings import secret_in
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address
 from hopaas_p2p.stores.s3.keys import Keys
@@ -44,7 +44,7 @@ class WebIdentity:
         form = {
             "Action": "AssumeRoleWithWebIdentity",
             "Version": "2011-06-15",
-            "WebIdentityToken": _token_in(path, self.name),
+            "WebIdentityToken": secret_in(path, self.name, "token"),
             "RoleSessionName": self._env.get("AWS_ROLE_SESSION_NAME") or f"hopaas-{secrets.token_hex(4)}",
         }
         if self._env.get("AWS_ROLE_ARN"):
@@ -57,13 +57,6 @@ class WebIdentity:
         if keys is None:
             raise ConfigurationError(f"{self._endpoint} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
         return keys
-
-
-def _token_in(path: str, variable: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"{variable}={path}: the file cannot be read") from None
 
 
 def _element(xml: str, name: str) -> str:
@@ -86,7 +79,7 @@ class Container:
             return None
         token = self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
         if path := self._env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
-            token = _token_in(path, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+            token = secret_in(path, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "token")
         return _keys_of(_json(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True)))
 
 
