@@ -39,6 +39,7 @@ from hopaas_p2p.errors import (
     NoSuchFile,
     NoSuchTrial,
     StoreCorrupt,
+    waits_for,
 )
 from hopaas_p2p.stores.url import open_store
 
@@ -136,6 +137,7 @@ class StudyArtifacts:
             NoSuchTrial: there is no such trial.
             ConfigurationError: the store cannot keep it (in Postgres, files above 64 MB); the message says what to do.
             StoreUnreachable: the store does not answer.
+            LeaseLost: another peer took over the trial, which ran here; the file was removed again.
             Denied: this user may not write to the study.
 
         """
@@ -152,17 +154,18 @@ class StudyArtifacts:
             raise NoSuchTrial(f"the study has no trial {trial}")
         name = safe_name(str(filename or path.name))
         guessed, encoding = mimetypes.guess_type(name)
-        one = Artifact(
-            id=f"{handle.uuid}-{uuid.uuid4().hex}",
-            filename=name,
-            mimetype=mimetype or guessed or _TYPE,
-            encoding=encoding,
-            trial=trial,
-            size=path.stat().st_size,
-            sha256=sha256_of(path),
-        )
-        key = key_of(one.id, handle.uuid)
-        self._files.put(key, path, progress)
+        with waits_for(str(path)):
+            one = Artifact(
+                id=f"{handle.uuid}-{uuid.uuid4().hex}",
+                filename=name,
+                mimetype=mimetype or guessed or _TYPE,
+                encoding=encoding,
+                trial=trial,
+                size=path.stat().st_size,
+                sha256=sha256_of(path),
+            )
+            key = key_of(one.id, handle.uuid)
+            self._files.put(key, path, progress)
         with removed_if_refused(self._files, key):
             self._record(one)
         return one
@@ -173,10 +176,8 @@ class StudyArtifacts:
         description = json.dumps(fields)  # Optuna keeps JSON in a string
         checksum = {"size": one.size, "sha256": one.sha256}
         if one.trial is not None and self._runs_here(one.trial):
-            trial_id = self._trial_id(one.trial)
-            self._storage.set_trial_system_attr(trial_id, SUM + one.id, checksum)
-            self._storage.set_trial_system_attr(trial_id, _OPTUNA + one.id, description)
-            self._storage.flush()
+            said = {SUM + one.id: checksum, _OPTUNA + one.id: description}
+            self._storage.handle(self._study_id).settle(one.trial, said)
             return
         attributes = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
         self._storage.say(self._study_id, StudySet(system=attributes))
@@ -250,7 +251,7 @@ class StudyArtifacts:
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """The bytes of a file; see `optuna.artifacts`."""
-        with tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
+        with waits_for(artifact_id), tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
             path = Path(directory, "file")
             try:
                 get_bytes(self._files, self._uuid, artifact_id, path)
@@ -260,7 +261,7 @@ class StudyArtifacts:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Store a file that Optuna describes itself; see `optuna.artifacts`."""
-        with tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
+        with waits_for(artifact_id), tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
             shutil.copyfileobj(content_body, file, _CHUNK)
             file.flush()
             self._files.put(key_of(artifact_id, self._uuid), Path(file.name))
@@ -298,7 +299,7 @@ def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifa
 def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, progress: Progress | None = None) -> Path:
     """Fetch a file of the study of this uuid to `target`; raises as `StudyArtifacts.get` does."""
     path = Path(target)
-    with replace_atomically(path) as draft:
+    with waits_for(str(path)), replace_atomically(path) as draft:
         try:
             get_bytes(files, uuid, one.id, draft, progress=progress)
         except KeyError:

@@ -24,7 +24,7 @@ from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
-from hopaas_p2p.errors import HopaasError, InvalidInput
+from hopaas_p2p.errors import HopaasError, InvalidInput, waits_for
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHARE: Final = 0.05  # of a processor, which counting what checkpoints take may cost
+_LOCAL: Final = "a file of this process"
 _CHEAP: Final = 0.005  # seconds that a count takes which may be repeated at any time
 
 
@@ -54,14 +55,19 @@ def save(
     if step < 0:
         raise InvalidInput(f"a checkpoint's step must be 0 or more, got {step}")
     artifacts = artifacts_of(handle.peer.store)
-    with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
-        path = _as_file(source, Path(directory))
-        key = f"{handle.uuid}/checkpoint/{number}-{step}-{secrets.token_hex(4)}"
-        checkpoint = Checkpoint(step, key, path.stat().st_size, sha256_of(path))
-        handle.peer.until_answered(lambda: artifacts.put(key, path), within=within)
-        cache = checkpoint_cache()
-        if cache is not None:
-            cache.keep(checkpoint.sha256, path)
+    key = f"{handle.uuid}/checkpoint/{number}-{step}-{secrets.token_hex(4)}"
+
+    def store() -> Checkpoint:
+        with waits_for(_LOCAL), tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
+            path = _as_file(source, Path(directory))
+            checkpoint = Checkpoint(step, key, path.stat().st_size, sha256_of(path))
+            artifacts.put(key, path)
+            cache = checkpoint_cache()
+            if cache is not None:
+                cache.keep(checkpoint.sha256, path)
+        return checkpoint
+
+    checkpoint = handle.peer.until_answered(store, within=within)
     with removed_if_refused(artifacts, key):
         dropped = handle.checkpoint(number, checkpoint, within=within)
     with contextlib.suppress(HopaasError):  # nobody misses them, and perhaps this user may not remove files
@@ -127,7 +133,8 @@ def load(
                 return checkpoint.step, path
             cache.drop(checkpoint.sha256)
         try:
-            artifacts.get(checkpoint.key, path)
+            with waits_for(_LOCAL):
+                artifacts.get(checkpoint.key, path)
         except KeyError:
             _log.warning("the checkpoint of step %d is gone; trying the previous one", checkpoint.step)
             continue

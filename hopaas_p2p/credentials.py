@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from hopaas_p2p import settings
 from hopaas_p2p.atomic import state_folder
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
 from hopaas_p2p.ownership import read_secret
 from hopaas_p2p.settings import Secret, Settings
 
@@ -350,15 +350,29 @@ def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
     return Secret(text) if text else None
 
 
+_were_read: Final[set[str]] = set()
+"""Files of secrets that this process has read."""
+
+
 def _read(path: str, what: str, named: str) -> Secret:
-    """The secret in a file."""
+    """The secret in a file, which a variable or setting names. Where it is a token, it may be renewed at any time.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is empty.
+        StoreUnreachable: not for the moment. A file that this process has read is about to be replaced, or is on a file
+            system that is away.
+
+    """
     try:
-        text = Path(path).expanduser().read_text().strip()
+        with waits_for(f"{named}={path}"):
+            text = Path(path).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigurationError(f"{named}={path}: {why}") from None
+        text, why = "", error.strerror if isinstance(error, OSError) else "it is not text"
+    else:
+        why = f"the file is empty; put the {what} into it"
     if not text:
-        raise ConfigurationError(f"{named}={path}: the file is empty; put the {what} into it")
+        raise (StoreUnreachable if path in _were_read else ConfigurationError)(f"{named}={path}: {why}")
+    _were_read.add(path)
     return Secret(text)
 
 
@@ -428,7 +442,8 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
 def _section(path: Path, section: str) -> AccessKey | None:
     parser = configparser.RawConfigParser()
     try:
-        parser.read_string(path.expanduser().read_text())
+        with waits_for(str(path)):
+            parser.read_string(path.expanduser().read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError, configparser.Error):
@@ -448,7 +463,7 @@ def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> 
     if not path:
         return None
     _gate_joined(_IDENTITY, servers, env)
-    return _token_in(path, "AWS_WEB_IDENTITY_TOKEN_FILE")
+    return _read(path, "token", "AWS_WEB_IDENTITY_TOKEN_FILE")
 
 
 class KeyService(NamedTuple):
@@ -466,14 +481,7 @@ def container(env: Mapping[str, str] = os.environ) -> KeyService | None:
         return None
     path = env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
     given = Secret(env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""))
-    return KeyService(url, _token_in(path, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") if path else given)
-
-
-def _token_in(path: str, variable: str) -> Secret:
-    try:
-        return Secret(Path(path).read_text().strip())
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"{variable}={path}: the file cannot be read") from None
+    return KeyService(url, _read(path, "token", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") if path else given)
 
 
 # --- webhooks, trackers, the monitor ---------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ refuses and counts it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
+from collections.abc import Iterator
 from typing import ClassVar, Final
 
 
@@ -177,3 +180,29 @@ class Denied(HopaasError):
 
 UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)
 """After one of these the log has not decided about a record: it may be sent later, when what was wrong is mended."""
+
+TEMPORARY: Final = frozenset(
+    {
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EBUSY),
+        *(errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV, errno.ENOLCK),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED),
+    }
+)
+"""The errors of the operating system that pass by themselves: this process, or a file server, is short of something."""
+
+
+@contextlib.contextmanager
+def waits_for(what: str) -> Iterator[None]:
+    """In this block, which reads or writes files, such an error means that the same call may succeed later.
+
+    Raises:
+        StoreUnreachable: `what` cannot be used for the moment.
+        OSError: any other, which the caller explains.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in TEMPORARY:
+            raise
+        raise StoreUnreachable(f"{what} cannot be used for the moment: {error.strerror}.") from error

@@ -99,14 +99,15 @@ class Ticket(NamedTuple):
 def ticket_of(study: Study, trial_number: int) -> Ticket:
     """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
     study.storage.peer.handovers += 1
-    study.storage.flush()
-    trial = study.state.trials[trial_number]
-    if trial.state is not TrialState.RUNNING or not study.storage.peer.is_mine(trial.owner):
-        raise NotYourTrial(f"trial {trial_number} is not run by this process")
+    handle = study.storage.handle(study.study_id)
+    with handle.lock:
+        if not handle.held(trial_number):
+            raise NotYourTrial(f"trial {trial_number} is not run by this process")
+    handle.settle(trial_number)
+    trial = handle.state.trials[trial_number]
     assert trial.owner is not None
-    uuid = study.storage.handle(study.study_id).uuid
     store = study.storage.url
-    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, uuid, credentials.seal(store))
+    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, handle.uuid, credentials.seal(store))
 
 
 class TicketTrial:

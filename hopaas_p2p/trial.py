@@ -202,6 +202,7 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             InvalidInput: there is no such file.
+            LeaseLost: another peer runs the trial now; the file was removed again.
             ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
         files = StudyArtifacts(self.storage, study_id_of(self.study))
@@ -212,15 +213,15 @@ class Trial(optuna.trial.Trial):
         """(step, local file) of the newest whole checkpoint of an earlier attempt, or None.
 
         `intermediate_values` then holds what was reported up to that step. Fetched once, then kept while the trial
-        lives.
+        lives. Blocks meanwhile; raises StoreUnreachable if the store did not answer for `store_wait`.
         """
         if self._resume is _NOT_FETCHED:
             found = self.handle.state.trials[self.number].checkpoints
             if not found:
                 self._resume = None
                 return None
-            artifacts = artifacts_of(self.storage.peer.store)
-            self._resume = checkpoints.load(artifacts, self.handle.uuid, found, self._new_directory())
+            artifacts, uuid, directory = artifacts_of(self.storage.peer.store), self.handle.uuid, self._new_directory()
+            self._resume = self.storage.peer.until_answered(lambda: checkpoints.load(artifacts, uuid, found, directory))
             step = FROM_START if self._resume is None else self._resume[0]
             set_cached_trial(self, self.handle.resumed_from(self.number, step))
         return self._resume

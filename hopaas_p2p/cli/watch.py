@@ -120,8 +120,10 @@ class _Watcher:
         study = self._study
         due = reclaims(study.state, self._detector, now, spare=frozenset())
         if due:
-            study.storage.peer.commit(study.storage.handle(study.study_id).log, *due)
-            output.say(f"Took over {', '.join(f'#{one.number}' for one in due)}: its peer was silent for too long.")
+            verdicts = study.storage.peer.commit(study.storage.handle(study.study_id).log, *due)
+            took = [f"#{one.number}" for one, verdict in zip(due, verdicts, strict=True) if verdict.accepted]
+            if took:  # and no other peer was quicker
+                output.say(f"Took over {', '.join(took)}: its peer was silent for too long.")
 
     def _running(self, trial: Any, now: float) -> dict[str, Any]:
         peer = self._study.state.peers.get(trial.owner or "", {})

@@ -212,10 +212,13 @@ class _Arrival:
             with contextlib.suppress(ValueError):
                 there = json.loads(self._log.state.system.get(PEERS, "{}"))
             system[PEERS] = json.dumps(there | portable.peers, ensure_ascii=False, separators=(",", ":"))
-        for key, text in portable.user.items():
-            self._storage.peer.commit(self._log, StudySet(user={key: text}))
-        for batch in _batches(system.items(), lambda item: len(item[1]), bytes_=_BYTES // 4):
-            self._storage.peer.commit(self._log, StudySet(system=dict(batch)))
+        said = [StudySet(user={key: text}) for key, text in portable.user.items()]
+        batches = _batches(system.items(), lambda item: len(item[1]), bytes_=_BYTES // 4)
+        for record in said + [StudySet(system=dict(batch)) for batch in batches]:
+            (verdict,) = self._storage.peer.commit(self._log, record)
+            if not verdict.accepted:
+                names, why = ", ".join(record.user | record.system), REFUSALS.get(verdict.refusal or "", "refused")
+                self.warnings.append(f"attributes of the study were not imported ({names}): {why}")
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int], *, bytes_: int) -> Iterator[list[T]]:

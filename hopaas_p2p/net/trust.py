@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hopaas_p2p import settings
-from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable, waits_for
 from hopaas_p2p.net.proxies import remaining
 
 SYSTEM: Final = "system"
@@ -69,7 +69,8 @@ def _cached(path: str, _changed: int, alpn: str, check_hostname: bool) -> ssl.SS
 def new_context(path: str, alpn: str = "http/1.1", check_hostname: bool = True) -> ssl.SSLContext:
     """As `client_context`, but not shared."""
     try:
-        context = ssl.create_default_context(cafile=None if path == SYSTEM else path)
+        with waits_for(path):
+            context = ssl.create_default_context(cafile=None if path == SYSTEM else path)
     except (ssl.SSLError, OSError):
         raise ConfigurationError(f"{path} holds no certificate authorities; see HOPAAS_CA_FILE") from None
     context.sslsocket_class = _ConnectedSocket

@@ -683,7 +683,7 @@ class Peer:
         running, trials = log.state.running, log.state.trials
         still = [record for record in due if record.number in running and trials[record.number].epoch == record.epoch]
         if still:
-            self.await_commit(log, self.put(log, *still))
+            _ = self.await_commit(log, self.put(log, *still))  # what is refused, another peer has done
 
     # --- the end, and what cannot be sent ---
 
@@ -762,6 +762,8 @@ class Peer:
                 raise StoreUnreachable("the store did not answer.")
             with self.in_a_hurry():
                 self._send_and_confirm()
+                if any(log.session.introduced for log in self.logs.values()):  # it may have lived too short for a tick
+                    self.spool.send_others(self.logs, self.studies(), self.clock(), writer=self.uuid)
         except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"

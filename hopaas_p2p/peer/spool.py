@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ class SpoolSender:
         self._store = store
         self._now_us = now_us
         self._next = 0.0
+        self._studies: set[str] = set()
         self._refused: set[Path] = set()
         """Files that the store does not take from this process, as of a study that was deleted."""
         self._keeping = threading.RLock()
@@ -191,13 +192,14 @@ class SpoolSender:
             spool.remove(path)
         session.spooled.clear()
 
-    def send_others(
-        self, logs: Mapping[str, LogDriver[State]], studies: Container[str], now: float, *, writer: str
-    ) -> None:
-        """Now and then, send what other processes of this user have left for one of this store's studies."""
-        if now < self._next:
+    def send_others(self, logs: Mapping[str, LogDriver[State]], studies: set[str], now: float, *, writer: str) -> None:
+        """Send what other processes of this user have left for one of this store's studies.
+
+        Now and then, and where these are not the studies that were known at the last look.
+        """
+        if now < self._next and studies == self._studies:
             return
-        self._next = now + _EVERY
+        self._next, self._studies = now + _EVERY, studies
         own = {path for log in list(logs.values()) for path in log.session.spooled}
         for path, spooled in spool.waiting(self._store.url, studies):
             if path in own or path in self._refused:

@@ -9,6 +9,7 @@ import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn, Self
 
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
@@ -260,11 +261,7 @@ class StudyHandle:
             trial = self.log.session.state.trials[verdict.number]
             if trial.end is not None:
                 return None
-            if trial.attempt > 1 or trial.history or trial.continues is not None:
-                owned = self._own(trial, inherited=trial.reports)
-                owned.inherits_metrics = bool(trial.metrics)
-            else:
-                self._own(trial, inherited={})
+            self._own(trial, inherits=trial.attempt > 1 or bool(trial.history) or trial.continues is not None)
             self.peer.meter.begin((self.uuid, verdict.number, trial.epoch))
             return verdict.number
 
@@ -284,15 +281,20 @@ class StudyHandle:
             raise
         return True
 
-    def _own(self, trial: LoggedTrial, *, inherited: dict[int, float]) -> OwnedTrial:
-        """Take a running trial that this process may act for into the view, to be written to. Under the lock."""
+    def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
+        """Take a running trial that this process may act for into the view, to be written to. Under the lock.
+
+        Whether it `inherits` says whether what the log has of it is an earlier attempt's.
+        """
         state, peer = self.log.session.state, self.peer
         assert trial.owner is not None
         frozen = self.view.build(trial, state)
-        if inherited:
-            inherited, frozen.intermediate_values = dict(inherited), {}
+        inherited: dict[int, float] = {}
+        if inherits:
+            inherited, frozen.intermediate_values = frozen.intermediate_values, {}
         lease = Lease(trial.owner, trial.epoch)
         owned = OwnedTrial(frozen, lease, peer.uuid, peer.handovers, inherited)
+        owned.inherits_metrics = inherits and bool(trial.metrics)
         if trial.end is None:
             self.view.own(trial.number, owned)
         self.view.catch_up(state)
@@ -318,7 +320,7 @@ class StudyHandle:
                 return None
             if not self.peer.is_mine(trial.owner):
                 raise NotYourTrial(f"trial {number} is run by another peer, and only that peer may change it")
-            owned = self._own(trial, inherited={})
+            owned = self._own(trial, inherits=False)
         if owned.frozen.state is not _RUNNING:
             self._refuse_finished(True, number)
         if owned.writer != self.peer.uuid:
@@ -333,7 +335,7 @@ class StudyHandle:
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
         """Queue all that this trial was ever told: what of it the log has is in doubt, and twice does no harm."""
-        owned.writer = self.peer.uuid
+        travelled, owned.writer = owned.writer != self.peer.uuid, self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
             self.peer.adopt(owned.lease.owner, self.uuid, number)
@@ -347,7 +349,8 @@ class StudyHandle:
         draft.reports.update(frozen.intermediate_values)
         for metric, values in owned.metrics.items():
             draft.metrics.setdefault(metric, {}).update(values)
-        draft.resumed_from = owned.resumed_from
+        if not travelled:  # the process that it came from says so: repeated, it would wipe what others reported since
+            draft.resumed_from = owned.resumed_from
         draft.user.update({key: to_json(key, value) for key, value in frozen.user_attrs.items()})
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
 
@@ -538,7 +541,7 @@ class StudyHandle:
                 owned.shown = None
             self.view.catch_up(self.state)
             frozen = self.view.trial(number)
-        if owned is not None and owned.lent:
+        if owned is not None and (again or owned.lent):  # at once: a child that is forked now reports before long
             self.peer.send_if_possible(self.log, number)
         return frozen
 
@@ -571,6 +574,41 @@ class StudyHandle:
         if not verdict.accepted:
             self.refused(number, verdict)
 
+    def settle(
+        self,
+        number: int,
+        system: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        checkpoint: records.Checkpoint | None = None,
+        within: float | None = None,
+    ) -> None:
+        """Send all that was set on a trial of this process, and with it these system attributes, or this checkpoint.
+
+        Durable, and this trial's, when it returns: whoever sends something of a trial at once sends it like this.
+
+        Raises:
+            LeaseLost: another peer took the trial over, and nothing of it was kept.
+            NotYourTrial: it is not running.
+            StoreUnreachable: not `within` so many seconds, or `patience`; it stays queued.
+
+        """
+        with self.log.lock:
+            owned = self.writable(number)
+            if owned is None:
+                raise NotYourTrial(f"trial {number} is not running")
+            (owner, epoch), attributes = owned.lease, owned.frozen.system_attrs
+            if checkpoint is None:
+                said = {key: to_json(key, value) for key, value in system.items()}
+                pending = self._put_last(TrialSet(number, epoch, system=said), owner=owner)
+            else:
+                pending = self._put_last(TrialCheckpoint(number, epoch, checkpoint), owner=owner)
+            attributes.update(system)
+        verdict = self.peer.await_commit(self.log, pending, within=within)[-1]
+        if not verdict.accepted:
+            for key in system:
+                attributes.pop(key, None)
+            self.refused(number, verdict)
+
     def acknowledge_stop(self, number: int) -> None:
         """Let the others see that the request to stop has arrived; leaves with the next exchange."""
         with self.log.lock:
@@ -582,16 +620,8 @@ class StudyHandle:
         self, number: int, checkpoint: records.Checkpoint, *, within: float | None
     ) -> tuple[records.Checkpoint, ...]:
         """Say that a checkpoint is stored; returns those that it replaces. Raises LeaseLost."""
-        with self.log.lock:
-            owned = self.writable(number)
-            if owned is None:
-                raise NotYourTrial(f"trial {number} is not running")
-            before = self.state.trials[number].checkpoints
-            pending = self._put_last(TrialCheckpoint(number, owned.lease.epoch, checkpoint), owner=owned.lease.owner)
-        within = self.peer.store_wait if within is None else within
-        verdict = self.peer.await_commit(self.log, pending, within=within)[-1]
-        if not verdict.accepted:
-            self.refused(number, verdict)
+        before = self.state.trials[number].checkpoints
+        self.settle(number, checkpoint=checkpoint, within=self.peer.store_wait if within is None else within)
         kept = {one.key for one in self.state.trials[number].checkpoints}
         return tuple([one for one in before if one.key not in kept])
 
@@ -738,7 +768,9 @@ class StudyHandle:
         pauses = pauses and to is records.TrialState.PRUNED  # if it is at a rung, which the log decides
         return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
-    def _put_last(self, record: TrialFinish | TrialRelease | TrialCheckpoint, *, owner: str) -> PendingCommit:
+    def _put_last(
+        self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str
+    ) -> PendingCommit:
         """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
         draft = self.log.session.take_draft(record.number)
         words = draft.commits() if draft is not None else [()]
@@ -842,7 +874,7 @@ class StudyHandle:
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""
-        return owned.shared or owned.handovers != self.peer.handovers
+        return owned.shared or owned.lent or owned.handovers != self.peer.handovers
 
     def trial(self, number: int, *, now: bool = False) -> FrozenTrial:
         """One trial, as fresh as a read may expect; of one that this process runs, what it was told here.

@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.errors import waits_for
 from hopaas_p2p.search.samplers import default_sampler
 from hopaas_p2p.translate import encodable
 
@@ -295,7 +296,8 @@ def pickle_prefixes() -> tuple[str, ...]:
     """
     found = set()
     for path in Path(optuna.samplers.__file__).parent.rglob("*.py"):
-        source = path.read_text(encoding="utf-8")
+        with waits_for(str(path)):
+            source = path.read_text(encoding="utf-8")
         if "import pickle" in source:
             found.update(re.findall(r"""["'](\w+:)["']""", source))  # not by ast, which fails when two threads parse
     return tuple(sorted(found))

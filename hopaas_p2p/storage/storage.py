@@ -251,15 +251,16 @@ class Storage(BaseStorage):
 
         Raises:
             InvalidInput: not JSON, or above 1 MiB.
+            Denied: the store's grants do not allow it.
             StoreUnreachable: the store did not answer for that long.
 
         """
-        self._commit(study_id, StudySet(user={str(key): to_json(key, value)}), within=self.peer.store_wait)
+        self.say(study_id, StudySet(user={str(key): to_json(key, value)}), within=self.peer.store_wait)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna's; see `set_study_user_attr`."""
         record = StudySet(system={str(key): self._system_json(str(key), value)})
-        self._commit(study_id, record, within=self.peer.store_wait)
+        self.say(study_id, record, within=self.peer.store_wait)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """As Optuna's."""
@@ -486,7 +487,10 @@ class Storage(BaseStorage):
             )
         uuid = secrets.token_hex(16)
         log = self.peer.log(uuid)
-        self.peer.await_commit(log, log.put(self.peer.uuid, *([define] if settings is None else [define, settings])))
+        said = (define,) if settings is None else (define, settings)
+        if not all(verdict.accepted for verdict in self.peer.await_commit(log, log.put(self.peer.uuid, *said))):
+            self._destroy(uuid)
+            raise InvalidInput(f"a study cannot be run like this: {define}, {settings}")
         verdict = self.peer.commit_to_catalog(StudyOpen(uuid, define.name))
         if not verdict.accepted or verdict.number is None:
             self._destroy(uuid)
@@ -494,15 +498,15 @@ class Storage(BaseStorage):
         self._new_handle(verdict.number, uuid)
         return verdict.number
 
-    def say(self, study_id: int, record: records.StudyRecord) -> Verdict:
-        """Write one record and wait for its verdict.
+    def say(self, study_id: int, record: records.StudyRecord, *, within: float | None = None) -> Verdict:
+        """Write one record and wait for its verdict, for `within` so many seconds, or `patience`.
 
         Raises:
             Denied: the store's grants do not allow it.
             InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
 
         """
-        verdict = self._commit(study_id, record)
+        verdict = self._commit(study_id, record, within=within)
         if verdict.refusal == "role":
             raise Denied(_OWNER_ONLY.format(study=self._listing(study_id).name))
         if not verdict.accepted:

@@ -49,6 +49,7 @@ from hopaas_p2p.errors import (
     DefinitionMismatch,
     HopaasError,
     InvalidInput,
+    LeaseLost,
     NoSuchStudy,
     NoSuchTrial,
     NothingSucceeded,
@@ -640,7 +641,8 @@ class Study:
 
         Args:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
-            catch: exceptions that fail the trial and let `optimize` continue; others fail the trial and are raised.
+            catch: exceptions that fail the trial and let `optimize` continue, as `LeaseLost` always does; others fail
+                the trial and are raised.
             callbacks: called after each trial with this study and the finished trial. `study.stop()` in one ends the
                 campaign for all peers; `trial.study.stop()` in the objective ends this call, as in Optuna, or with `on`
                 the worker that ran the trial.
@@ -822,7 +824,7 @@ class Study:
             if os.getpid() != pid:  # in a child that the objective forked: the trial is its parent's
                 raise
             self._end_later(trial, progress, TrialState.FAIL, reason=describe(error))
-            if not isinstance(error, caught):
+            if not isinstance(error, (*caught, LeaseLost)):
                 raise
             return TrialState.FAIL
         else:

@@ -359,7 +359,7 @@ class WatchedWorkers:
             with self._study.storage.peer.in_a_hurry():
                 self._study.storage.peer.catch_up(self._driver)
                 running = self._running()
-                self._write(PeerDrain(peer=self._crew))
+                self._study.storage.say(self._study.study_id, PeerDrain(peer=self._crew))
                 if isinstance(error, interruptions()):
                     for trial in running:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
@@ -370,8 +370,9 @@ class WatchedWorkers:
                 trouble,
             )
 
-    def _write(self, record: PeerDrain | TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
-        self._study.storage.peer.commit(self._driver, record, owner=owner)
+    def _write(self, record: TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
+        """Write this of a trial. If it is refused, the trial has ended meanwhile."""
+        _ = self._study.storage.peer.commit(self._driver, record, owner=owner)
 
     @property
     def _handle(self) -> StudyHandle:

@@ -10,13 +10,14 @@ after `fit` then. Optuna's own callback needs its RDB storage for that.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, LeaseLost
 from hopaas_p2p.storage.optuna_internals import study_id_of
 from hopaas_p2p.training import judged, keep
 
@@ -94,10 +95,8 @@ class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whe
 
     def _leave_word(self) -> None:
         """Tell the log, for the ranks' processes end, and what this object knows ends with them."""
-        storage = self._trial.storage
-        if self._pruned:
-            storage.set_trial_system_attr(self._trial.id, _PRUNED, True)
-        storage.flush()
+        with contextlib.suppress(LeaseLost):  # the result is kept as a late one
+            self._trial.handle.settle(self._trial.number, {_PRUNED: True} if self._pruned else {})
 
     def _checkpoint(self, trainer: Any) -> None:
         epoch = trainer.fit_loop.epoch_progress.current.processed - 1  # the last that is in it as a whole

@@ -8,6 +8,7 @@ import copy
 import ctypes
 import errno
 import gc
+import hashlib
 import math
 import multiprocessing
 import os
@@ -43,6 +44,7 @@ from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
+from hopaas_p2p.storage.optuna_internals import pickle_prefixes
 from hopaas_p2p.stores.base import Outgoing, Receipt
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import ObjectLog
@@ -164,6 +166,57 @@ def test_a_trial_that_was_trained_in_a_child_has_all_that_the_child_said(
     assert told.params["y"] == value
     assert told.intermediate_values == {step: value + step for step in range(5)}
     assert told.user_attrs == {"where": "child"}
+
+
+@pytest.mark.parametrize("left", ["a checkpoint", "nothing"])
+def test_the_processes_that_train_a_retried_trial_leave_each_others_reports(
+    studies: Callable[..., Study], left: str
+) -> None:
+    study, other = studies(linger=3600.0), studies(linger=3600.0)
+    first = study.ask()
+    if left == "a checkpoint":
+        first.report(-1.0, 0)
+        first.report(-1.0, 9)
+        first.checkpoint(b"weights", step=9)
+    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    trial = other.ask()
+    assert trial.attempt == 2
+    for step in range(0, 9, 3):
+        trial.report(float(step), step)
+        other.storage.flush()
+
+        def train(step: int = step) -> None:
+            for after in (step + 1, step + 2):
+                trial.report(float(after), after)
+            trial.storage.flush()
+
+        assert in_child(train) == 0
+    trial.report(9.0, 9)
+    other.tell(trial, 0.5)
+    assert study.trials[trial.number].intermediate_values == {step: float(step) for step in range(10)}
+
+
+def test_a_child_that_is_forked_when_its_parent_has_resumed_keeps_what_it_reports(
+    studies: Callable[..., Study],
+) -> None:
+    study, other = studies(linger=3600.0), studies(linger=3600.0)
+    first = study.ask()
+    for step in range(4):
+        first.report(-1.0, step)
+    first.checkpoint(b"weights", step=1)
+    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    trial = other.ask()
+    assert trial.resume is not None
+
+    def train() -> None:
+        for step in (2, 3):
+            trial.report(float(step), step)
+        trial.storage.flush()
+
+    assert in_child(train) == 0
+    trial.report(4.0, 4)
+    other.tell(trial, 0.5)
+    assert study.trials[trial.number].intermediate_values == {0: -1.0, 1: -1.0, 2: 2.0, 3: 3.0, 4: 4.0}
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
@@ -413,6 +466,44 @@ def test_a_twin_that_has_something_to_send_sends_it_once_and_under_another_name(
 
 
 # --- 7: the operating system fails -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["checkpoint", "upload", "get", "attributes"])
+def test_a_process_without_a_descriptor_left_is_told_to_try_again(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"weights")
+    trial, failed = study.ask(), []
+    kept = trial.upload(tmp_path / "file")
+    calls: dict[str, Callable[[], object]] = {
+        "checkpoint": lambda: trial.checkpoint(b"weights", step=1),
+        "upload": lambda: trial.upload(tmp_path / "file"),
+        "get": lambda: study.artifacts().get(kept, tmp_path / "copy"),
+        "attributes": lambda: study.storage.set_trial_system_attr(trial.id, "a:b", 1),
+    }
+    if call == "attributes":
+        pickle_prefixes.cache_clear()
+
+    def once(real: Callable[..., Any]) -> Callable[..., Any]:
+        def fails_at_first(*arguments: Any, **named: Any) -> Any:
+            if not failed:
+                failed.append(real)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(*arguments, **named)
+
+        return fails_at_first
+
+    monkeypatch.setattr("hashlib.file_digest", once(hashlib.file_digest))
+    monkeypatch.setattr(Path, "read_text", once(Path.read_text))
+    if call == "checkpoint":  # which waits by itself
+        calls[call]()
+        assert study.state.trials[0].checkpoints[-1].step == 1
+    else:
+        with pytest.raises(StoreUnreachable, match="Too many open files"):
+            calls[call]()
+        calls[call]()
+    assert failed
+
 
 CODES = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT, errno.ESTALE, errno.EROFS]
 

@@ -54,6 +54,28 @@ def test_any_peer_of_the_store_sends_it_whatever_url_it_uses(tmp_path: Path) -> 
     assert values(f"{tmp_path}/store") == [0.25]
 
 
+def test_a_peer_that_looked_before_it_knew_the_studies_looks_again_when_it_does(tmp_path: Path) -> None:
+    """Where a read may be a little old, the thread starts before the list of studies is read."""
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
+    with contextlib.closing(hopaas_p2p.open_storage(f"{tmp_path}/mounted-here")) as storage:
+        storage.peer.tick()
+        assert storage.study_names() == ["s"]
+        storage.peer.tick()
+    assert not list(spool.waiting())
+    assert values(f"{tmp_path}/store") == [0.25]
+
+
+def test_a_peer_sends_it_however_short_it_lives(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/mounted-here", "s", space=SPACE)) as study:
+        study.storage.peer.scheduler.stop(within=10.0)  # it never comes to anything
+        study.tell(study.ask(), 0.5)
+    assert not list(spool.waiting())
+    assert values(f"{tmp_path}/store") == [0.25, 0.5]
+
+
 def test_a_spool_does_not_move_with_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

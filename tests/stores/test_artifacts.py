@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,8 +19,18 @@ from optuna.artifacts import download_artifact, get_all_artifact_meta, upload_ar
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 import hopaas_p2p
-from hopaas_p2p.artifacts import key_of, safe_name
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchFile, NoSuchTrial, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.artifacts import artifacts_of, key_of, safe_name
+from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    InvalidInput,
+    LeaseLost,
+    NoSuchFile,
+    NoSuchTrial,
+    StoreCorrupt,
+    StoreUnreachable,
+)
+from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.study import Study
@@ -92,6 +103,29 @@ def test_files_belong_to_trials_running_and_finished(study: Study, file: Callabl
         study.artifacts().put(file("x"), trial=7)
     with pytest.raises(InvalidInput, match="no file"):
         study.artifacts().put("/nowhere/at all")
+
+
+@pytest.mark.parametrize("by", ["its process", "a process that it travelled to"])
+def test_a_file_of_a_trial_that_was_taken_over_unnoticed_is_not_acknowledged(
+    study: Study, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    trial = study.ask()
+    mine = trial if by == "its process" else pickle.loads(pickle.dumps(trial))
+    mine.storage.get_trial(mine.id)
+    other = hopaas_p2p.open_study(study.storage.url, "s", create=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Peer, "refresh_for_reading", lambda *_: None)  # a read may be as old as the store's freshness
+        other.storage.say(other.study_id, TrialReclaim(0, 1))
+        with pytest.raises(LeaseLost):
+            mine.upload(file("model.pt"))
+    assert other.artifacts().list() == []
+    assert list(artifacts_of(study.storage.peer.store).keys(f"{study.storage.handle(study.study_id).uuid}/file/")) == []
+    with pytest.raises(LeaseLost) as lost:
+        study.tell(trial, 0.5)
+    other.storage.peer.catch_up(other.storage.handle(other.study_id).log)
+    assert other.artifacts().list(lost.value.kept_as) == [], "nor does a late result name it"
+    for one in {mine.storage, other.storage} - {study.storage}:
+        one.close()
 
 
 def test_optuna_reads_ours_and_we_read_optunas(study: Study, file: Callable[..., Path], tmp_path: Path) -> None:

@@ -301,6 +301,32 @@ def test_a_commit_whose_folder_could_not_be_synced_is_written_anew_before_it_is_
     assert len([one for one in single(tmp_path, 3).parent.iterdir() if not one.name.startswith(".")]) == 3
 
 
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_a_commit_that_took_a_name_which_a_failed_sync_has_lost_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The next range begins behind it, and makes the last name before it safe."""
+    theirs: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    log, other = a_log(tmp_path), a_log(tmp_path)
+    append_many(log, "c", packs.SPAN - 1)
+
+    def fails_once(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and not theirs:
+            theirs.append("")
+            single(tmp_path, packs.SPAN).unlink()
+            other.exchange(outgoing("theirs"), packs.SPAN - 1)
+            theirs[0] = str(single(tmp_path, packs.SPAN).readlink())
+            raise OSError(errno.EIO, "disk on fire")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    assert log.exchange(outgoing("mine", size), packs.SPAN - 1).entries[-1].lsn == packs.SPAN + 1
+    assert str(single(tmp_path, packs.SPAN).readlink()) == theirs[0]
+    assert [body[:6] for body in bodies(a_log(tmp_path))[-2:]] == [b"theirs", outgoing("mine", size).payload[4:10]]
+
+
 @pytest.mark.parametrize("failing", ["fsync", "close"])
 def test_after_an_error_of_sync_or_close_the_same_pages_are_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -113,6 +113,18 @@ def test_a_viewer_changes_nothing(place: Place) -> None:
             attempt()
 
 
+def test_an_attribute_of_a_study_that_the_log_does_not_take_is_not_acknowledged(place: Place) -> None:
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    storage = place.storage(bob)
+    study_id = storage.get_study_id_from_name("s")
+    storage.set_study_user_attr(study_id, "note", "bob's")
+    with pytest.raises(Denied, match="Only an owner of the study 's' may do that"):
+        storage.set_study_system_attr(study_id, "hopaas:repeats", "allow")
+    assert "hopaas:repeats" not in storage.get_study_system_attrs(study_id)
+
+
 def test_only_an_owner_deletes_a_study(place: Place) -> None:
     ann, bob = place.person("ann"), place.person("bob")
     place.study(ann)

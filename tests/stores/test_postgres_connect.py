@@ -169,7 +169,8 @@ def test_a_secret_comes_from_the_token_file_the_token_or_pgpassfile(
         env.setenv("HOPAAS_TOKEN", "ann.0:wrong")
         assert _reads(bare)
         assert _reads(postgres_url), "the URL's own password comes first"
-        file.write_text("")
+        (tmp_path / "empty").write_text("")
+        env.setenv("HOPAAS_TOKEN_FILE", str(tmp_path / "empty"))
         with pytest.raises(ConfigurationError, match="is empty"):
             _reads(bare)
         env.setenv("HOPAAS_TOKEN_FILE", str(tmp_path / "missing"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,32 @@ def test_a_token_that_is_renewed_in_its_file_goes_on_under_a_running_program(
     access.revoke_token(place.admin, tokens[1][0])
     study.tell(trial, 2.0)
     assert [trial.value for trial in study.trials[2:]] == [1.0, 2.0]
+
+
+def test_a_token_file_that_cannot_be_read_for_a_moment_does_not_end_optimize(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(":".join(place.token("ann")))
+    monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(file))
+    study = place.study(f"postgresql://127.0.0.1:{place.server.port}/store")
+    before, read_text, failed = len(study.trials), Path.read_text, []
+
+    def fails_twice(path: Path, *arguments: Any, **named: Any) -> str:
+        if path == file and len(failed) < 2:
+            failed.append(path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read_text(path, *arguments, **named)
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        if trial.number == before:
+            monkeypatch.setattr(Path, "read_text", fails_twice)
+            place.server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'ann%'")
+        return 1.0
+
+    study.optimize(objective, n_trials=2)
+    assert len(failed) == 2
+    assert [trial.value for trial in study.trials[before:]] == [1.0, 1.0]
 
 
 def test_a_revoked_tokens_open_session_ends_at_once_and_no_other_begins(place: Place) -> None:

@@ -10,9 +10,11 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
 from hopaas_p2p.stores.base import Outgoing, append
+from hopaas_p2p.stores.objects import audit
 from hopaas_p2p.stores.objects.audit import AFTER, SELDOM
 from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from hopaas_p2p.stores.s3.store import S3Store
+from hopaas_p2p.testing.commits import everything
 from tests.support.http_messages import Request
 from tests.support.s3_imitation import Imitation
 
@@ -104,8 +106,45 @@ def test_a_commit_that_is_anothers_now_is_found_among_few_and_many(store: S3Stor
 
 def test_commits_that_were_cleaned_up_meanwhile_are_not_missed(store: S3Store) -> None:
     log = written(store, 20)
-    store.objects.delete([f"study/u/log/{lsn:020d}" for lsn in range(2, 17)])
-    assert asked(store, log, after=SELDOM) == (15, 1)
+    store.objects.put(f"study/u/boundary/{16:020d}", b"as gc does")
+    store.objects.delete([f"study/u/log/{lsn:020d}" for lsn in range(1, 17)])
+    assert asked(store, log, after=SELDOM) == (15, 2)
+    assert store.objects.listed("study/u/log/") == [f"study/u/log/{lsn:020d}" for lsn in range(17, 22)]
+
+
+@pytest.mark.parametrize("count", [5, 20])
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_commit_that_the_bucket_has_lost_is_put_back(store: S3Store, count: int, *, ending: bool) -> None:
+    log = written(store, count)
+    before = everything(store.log("u"))
+    store.objects.delete([f"study/u/log/{lsn:020d}" for lsn in (3, count + 1)])
+    if ending:
+        log.confirm()
+    else:
+        asked(store, log, after=SELDOM)
+    assert everything(store.log("u")) == before
+
+
+def test_a_commit_that_is_gone_and_was_too_large_to_be_kept_is_said(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_KEPT_BYTES", 0)
+    log = written(store, 5)
+    store.objects.delete([f"study/u/log/{6:020d}"])
+    with pytest.raises(BrokenChain, match="commit 6, which the store had taken from this process, is gone"):
+        log.confirm()
+
+
+def test_a_commit_that_could_not_be_put_back_is_put_back_later(server: Imitation, store: S3Store) -> None:
+    log = written(store, 5)
+    before = everything(store.log("u"))
+    store.objects.delete([f"study/u/log/{6:020d}"])
+    server.asked = lambda request: 503 if request.kind == "PUT" else None
+    with pytest.raises(StoreUnreachable):
+        log.confirm()
+    server.asked = None
+    log.confirm()
+    assert everything(store.log("u")) == before
 
 
 @pytest.mark.parametrize("count", [5, 20])

@@ -99,6 +99,46 @@ def test_a_process_that_takes_part_compares_them_with_the_log_and_appends_nothin
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_a_bucket_loses_while_its_writer_runs_is_put_back_at_the_end(server: Imitation, count: int) -> None:
+    url = server.url("store")
+    study = begun(url)
+    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    lose(url, uuid, *range(head - count + 1, head + 1))
+    study.close()
+    assert not [*spool.waiting(), *spool.histories(uuid)]
+    assert told(url) == RESULTS
+    with another(url) as other:
+        other.tell(other.ask(), 4.0)
+    assert told(url) == [*RESULTS, (3, 4.0)]
+
+
+def test_the_writer_hears_at_the_end_of_what_took_the_place_of_a_lost_commit(server: Imitation) -> None:
+    url = server.url("store")
+    study = begun(url)
+    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    lose(url, uuid, head)
+    with another(url) as other:
+        other.tell(other.ask(), 4.0)
+    study.close()
+    assert len(list(spool.histories(uuid))) == 1, "for a rescue"
+
+
+def test_of_a_study_that_was_deleted_and_cleaned_up_nothing_is_put_back(server: Imitation) -> None:
+    url = server.url("store")
+    study = begun(url)
+    root = f"study/{study.storage.handle(study.study_id).uuid}/"
+    with another(url) as other:
+        other.storage.delete_study(other.study_id)
+    store = S3Store(url, create=False)
+    store.objects.delete([key for key in store.objects.listed(root) if "/boundary/" not in key])
+    left = store.objects.listed(root)
+    study.close()
+    assert store.objects.listed(root) == left
+    assert not list(spool.waiting())
+    store.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_last_commits_that_a_bucket_has_lost_are_appended_again(server: Imitation, count: int) -> None:
     url = server.url("store")
     study = begun(url)

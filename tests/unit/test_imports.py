@@ -65,6 +65,18 @@ LAYERS = (
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 
+def test_a_verdict_of_the_log_is_looked_at() -> None:
+    """Whoever waits for the log learns whether it took what was said; where that says nothing, `_ =` says so."""
+    dropped = [
+        f"{path.name}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        if isinstance(node.value.func, ast.Attribute) and node.value.func.attr in ("commit", "await_commit", "_commit")
+    ]
+    assert dropped == []
+
+
 def _imports(tree: ast.AST) -> Iterator[str]:
     """Modules imported anywhere in the file: late, or for a type checker only, too."""
     for node in ast.walk(tree):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 from pathlib import Path
 
 import optuna
@@ -12,7 +14,7 @@ import hopaas_p2p
 from hopaas_p2p import extras
 from hopaas_p2p.cli.options import CliSession
 from hopaas_p2p.credentials import token
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.sampler_config import configured
 from hopaas_p2p.settings import SETTINGS, Secret, Settings, user_file, variable
 from tests.support.processes import cli
@@ -139,9 +141,49 @@ def test_a_token_comes_from_its_file_first(tmp_path: Path) -> None:
     found = token({"HOPAAS_TOKEN_FILE": str(path), "HOPAAS_TOKEN": "other"})
     assert found is not None
     assert found.reveal() == "from-file"
-    path.write_text("")
+    empty = tmp_path / "empty"
+    empty.write_text("")
     with pytest.raises(ConfigurationError, match="empty"):
-        token({"HOPAAS_TOKEN_FILE": str(path)})
+        token({"HOPAAS_TOKEN_FILE": str(empty)})
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EACCES])
+def test_a_token_file_that_cannot_be_read_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("sesame")
+    env = {"HOPAAS_TOKEN_FILE": str(path)}
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        with pytest.raises(ConfigurationError if code == errno.EACCES else StoreUnreachable, match=os.strerror(code)):
+            token(env)
+    assert token(env) == Secret("sesame")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        with pytest.raises(StoreUnreachable, match=os.strerror(code)):
+            token(env)
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_a_token_file_that_is_being_replaced_is_waited_for(tmp_path: Path, left: str | None) -> None:
+    path = tmp_path / "token"
+    env = {"HOPAAS_TOKEN_FILE": str(path)}
+    with pytest.raises(ConfigurationError, match="No such file"):
+        token(env)
+    path.write_text("sesame")
+    assert token(env) == Secret("sesame")
+    path.unlink()
+    if left is not None:
+        path.write_text(left)
+    with pytest.raises(StoreUnreachable, match=r"No such file|the file is empty"):
+        token(env)
+    path.write_text("another")
+    assert token(env) == Secret("another")
 
 
 def test_install_hints_name_packages_that_can_be_had_from_a_checkout_and_after_a_release() -> None:

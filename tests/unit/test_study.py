@@ -33,6 +33,7 @@ from hopaas_p2p.errors import (
     NoWork,
     StoreUnreachable,
 )
+from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial
@@ -558,13 +559,22 @@ def test_losing_the_lease_does_not_kill_optimize_and_the_result_is_kept(
     assert late.values == (1.0,)
 
 
-@pytest.mark.parametrize("end", ["prune", "fail", "report"])
-def test_losing_the_lease_does_not_kill_optimize_however_the_trial_ends(studies: Any, end: str) -> None:
+@pytest.mark.parametrize("end", ["prune", "fail", "report", "checkpoint", "upload"])
+def test_losing_the_lease_does_not_kill_optimize_however_the_trial_ends(
+    studies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     study, observer = studies(space=SPACE, budget=3), studies()
+    (tmp_path / "file").write_bytes(b"weights")
 
     def objective(trial: Trial) -> float:
         if trial.number == 0:
             reclaim(observer, 0)
+            with monkeypatch.context() as patched:  # a read may be as old as the store's freshness
+                patched.setattr(Peer, "refresh_for_reading", lambda *_: None)
+                if end == "checkpoint":
+                    trial.checkpoint(b"weights", step=1)
+                if end == "upload":
+                    trial.upload(tmp_path / "file")
             if end == "report":
                 study.trials  # noqa: B018
                 trial.report(1.0, 1)

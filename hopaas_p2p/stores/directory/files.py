@@ -190,10 +190,16 @@ class Directory:
         """Write an object again, under another name that takes its place with the same bytes.
 
         A sync that failed says nothing about the next one: after an error the system may take what it could not write
-        for written. So what is synced must be new.
+        for written. So what is synced must be new. A name that was lost with the sync may be another's by now, and
+        stays.
         """
         folder = path[: path.rindex("/")]
         self._check_links(folder)
+        found = self._read(path, len(data))
+        if isinstance(found, StoreUnreachable):
+            raise found
+        if found is None or found.data != data:
+            return
         again = f"{folder}/again-{secrets.token_hex(6)}"
         self._create(data, again)
         os.replace(again, path)

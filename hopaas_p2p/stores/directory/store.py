@@ -15,7 +15,7 @@ from typing import Final
 
 from hopaas_p2p.atomic import read_regular
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import ConfigurationError, NewerFormat, NoStore, StoreAway, StoreUnreachable
+from hopaas_p2p.errors import TEMPORARY, ConfigurationError, NewerFormat, NoStore, StoreAway, StoreUnreachable
 from hopaas_p2p.stores.directory import seen
 from hopaas_p2p.stores.directory.files import (
     DESCRIPTION,
@@ -39,8 +39,6 @@ FORMAT: Final = 1
 """Of a directory; commits have a format of their own."""
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """What `read_regular` says of something else in the place of a file."""
-_CUT_OFF: Final = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV)
-"""What a file system says whose server or device is away."""
 _ASLEEP: Final = 60.0  # seconds; folders stay for 300 beside their packs
 _LOOK_EVERY: Final = 1.0  # seconds between looks into a directory on a file server
 _BEATS: Final = 40 * 86_400.0  # seconds; the longest silence that a peer may ask for is 30 days
@@ -85,7 +83,7 @@ class DirectoryStore(ObjectBackedStore):
         except StoreAway:
             raise
         except (OSError, StoreUnreachable) as error:
-            if isinstance(error, OSError) and error.errno in _CUT_OFF and seen.is_known(self.path):
+            if isinstance(error, OSError) and error.errno in TEMPORARY and seen.is_known(self.path):
                 raise StoreAway(f"{self.path}: {error.strerror}. Nothing was created in its place") from None
             if isinstance(error, PermissionError) and os.path.lexists(self.path) and not os.access(self._root, os.R_OK):
                 raise not_permitted(self.path, "not read it") from None

@@ -2,8 +2,9 @@
 
 A server with several pools may accept another peer's commit over one that it has acknowledged. Others notice by the sum
 that the next commit carries (`core.chain`); but where all of these follow the first, its writer would never know that
-whoever joins later reads the second. So each writer looks once at each of its commits, when no write to its key can be
-under way any more, and at the end.
+whoever joins later reads the second. Or a bucket loses its newest object, and the next joiner takes its place. So each
+writer looks once at each of its commits, when no write to its key can be under way any more, and at the end. One that
+is gone, although nobody removed it, is put back where it was, unless another took its place.
 
 That is half a minute later. Where the objects behind a commit carry copies of it, so that what was acknowledged is not
 lost with it, a writer waits for five minutes of its commits. A listing that shows ETags, as MD5 of what was written,
@@ -19,7 +20,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.stores.objects.contract import Bucket, Found
@@ -31,6 +32,7 @@ SELDOM: Final = 300.0
 _AT_ONCE: Final = 16  # GETs
 _PAGE: Final = 1000  # keys that one listing shows
 _LIST_PAYS: Final = 13  # GETs that cost as much as a LIST
+_KEPT_BYTES: Final = 8 << 20  # of commits that could be put back
 
 
 class _Written(NamedTuple):
@@ -39,6 +41,8 @@ class _Written(NamedTuple):
     lsn: int
     checksum: int
     """Of the commit, as it would be stored alone."""
+    stored: bytes | None
+    """The commit, to be put back; None if too much is kept already."""
     etag: str
     """Of the object, on a server that makes it from the bytes."""
 
@@ -51,6 +55,7 @@ class Audit:
         key: where the commit of an lsn is.
         limit: bytes of an object, at most.
         own: the commit in an object, without the copies that it carries.
+        removed: the lsn up to which commits were removed on purpose.
         clock: seconds; for tests.
 
     """
@@ -62,6 +67,7 @@ class Audit:
         *,
         limit: int,
         own: Callable[[bytes], bytes],
+        removed: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -69,7 +75,10 @@ class Audit:
         self._key = key
         self._limit = limit
         self._own = own
+        self._removed = removed
         self._written: deque[_Written] = deque()
+        self._kept = 0
+        """Bytes of these."""
         self._next = math.inf
         self._broken: str | None = None
         """What was found: this process appends nothing more."""
@@ -79,7 +88,9 @@ class Audit:
         now = self.clock()
         due = now + (SELDOM if copied else AFTER)
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        self._written.append(_Written(now, due, lsn, zlib.crc32(stored), etag))
+        kept = stored if self._kept + len(stored) <= _KEPT_BYTES else None
+        self._kept += len(kept or b"")
+        self._written.append(_Written(now, due, lsn, zlib.crc32(stored), kept, etag))
         self._next = min(self._next, due)
 
     @property
@@ -89,6 +100,8 @@ class Audit:
 
     def check(self, *, ending: bool = False) -> bool:
         """Look at some of those that are due, at the end at all; whether more are. What gets no answer stays due.
+
+        Those that are gone are put back.
 
         Raises:
             BrokenChain: one is another's now. Every later call raises it, too: the caller may know of no history.
@@ -114,15 +127,16 @@ class Audit:
                 del due[:_AT_ONCE]
                 if len(silent) == len(some):  # the rest would wait for the same silence
                     break
-        except Denied:  # no reason to refuse what is to be written now
+        except (Denied, StoreUnreachable):  # no reason to refuse what is to be written now
             if ending:
                 raise
         finally:
-            self._put_back(unanswered + due, now + AFTER)
+            self._postpone(unanswered + due, now + AFTER)
         if unanswered and ending:
             raise StoreUnreachable(
                 f"the bucket took {len(self._written)} commits of this process that could not be looked at once more."
             )
+        self._kept = sum(len(one.stored or b"") for one in self._written)
         return bool(self._written) and ending
 
     def _take(self, now: float, age: float) -> list[_Written]:
@@ -134,7 +148,7 @@ class Audit:
         self._next = min((one.due for one in self._written), default=math.inf)
         return due
 
-    def _put_back(self, due: list[_Written], when: float) -> None:
+    def _postpone(self, due: list[_Written], when: float) -> None:
         if due:
             self._written.extendleft([one._replace(due=when) for one in reversed(due)])
             self._next = min(self._next, when)
@@ -151,13 +165,30 @@ class Audit:
 
     def _read(self, due: list[_Written]) -> list[_Written]:
         """Compare these; those that got no answer."""
-        found = self._bucket.get_many([self._key(one.lsn) for one in due], limit=self._limit)
+        found = list(self._bucket.get_many([self._key(one.lsn) for one in due], limit=self._limit))
+        if None in found:
+            removed = self._removed()
+            for place, one in enumerate(due):
+                if found[place] is None and one.lsn > removed:
+                    found[place] = self._put_back(one)
         for one, there in zip(due, found, strict=True):
             if isinstance(there, Found) and zlib.crc32(self._own(there.data)) != one.checksum:
-                self._broken = (
-                    f"This log has two histories: commit {one.lsn}, which the store had taken from this process, is "
-                    "another's now: the store accepted two commits under one number. This process writes nothing more "
-                    "to the study. See what the log has: hopaas-p2p doctor URL"
-                )
-                raise BrokenChain(self._broken)
+                self._break(one, "another's now: the store accepted two commits under one number")
         return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
+
+    def _put_back(self, one: _Written) -> Found | StoreUnreachable | None:
+        """Write a commit that is gone where it was; what stands there instead, if anything does."""
+        key = self._key(one.lsn)
+        if one.stored is None:
+            self._break(one, "gone, and too large to be kept here and put back")
+        try:
+            return None if self._bucket.put_new(key, one.stored) else self._bucket.get(key, limit=self._limit)
+        except StoreUnreachable as error:
+            return error
+
+    def _break(self, one: _Written, how: str) -> NoReturn:
+        self._broken = (
+            f"This log has two histories: commit {one.lsn}, which the store had taken from this process, is {how}. "
+            "This process writes nothing more to the study. See what the log has: hopaas-p2p doctor URL"
+        )
+        raise BrokenChain(self._broken)

@@ -34,6 +34,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +125,7 @@ class ObjectLog:
         """When the server took the object of the last commit that was read."""
         self._audit: Audit | None = None
         if audited is not None:
-            self._audit = Audit(audited, self.key, limit=LARGEST + OVERHEAD, own=self._own)
+            self._audit = Audit(audited, self.key, limit=LARGEST + OVERHEAD, own=self._own, removed=self._removed)
         self._snapshot = 0
         """The lsn of the snapshot that was read last, until it is known that the log goes that far."""
         self._head = _BEHIND
@@ -406,6 +407,13 @@ class ObjectLog:
         A file system may be mounted again between the look for the commit and the look whether the store is there.
         """
         return self._stored(lsn) or self._stored(lsn)
+
+    def _removed(self) -> float:
+        """The lsn up to which commits were removed on purpose: all of them, where the study was deleted."""
+        try:
+            return self.guard.boundary()
+        except StudyDeleted:
+            return math.inf
 
     def _is_deleted(self) -> bool:
         with contextlib.suppress(NoFolder):
