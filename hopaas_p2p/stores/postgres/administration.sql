@@ -44,7 +44,12 @@ SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrl
 FROM pg_roles WHERE rolname = %(name)s
 
 -- name: add_user
-INSERT INTO hopaas.users (username, adopted) VALUES (%(name)s, %(adopted)s) ON CONFLICT DO NOTHING
+INSERT INTO hopaas.users (username, adopted, guest_of) VALUES (%(name)s, %(adopted)s, %(guest_of)s)
+ON CONFLICT DO NOTHING
+
+-- name: guest_of
+-- The uuid of the one study of each guest.
+SELECT guest_of FROM hopaas.users WHERE username = %(name)s
 
 -- name: users
 -- (name, created, number of tokens, adopted), by name.
