@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import optuna
 import psycopg2
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p import access, spool
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog, dump, load
@@ -33,10 +35,13 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.findings import Finding
 from hopaas_p2p.joining.invitation import invite
 from hopaas_p2p.peer.session import STUDY, LogSession
+from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
-from hopaas_p2p.testing.commits import outgoing
+from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.postgres_people import Place
 from tests.support.processes import cli
 from tests.support.scribe import COMPLETE, FAIL, RUNNING, Scribe, defined
@@ -208,6 +213,31 @@ def test_who_writes_first_under_a_name_that_it_saw_elsewhere_locks_nobody_out(kn
     verdicts = (*(asked.verdicts or ()), *(noted.verdicts or ()))
     assert [verdict.accepted for verdict in verdicts] == [True, True]
     assert again.state.trials[0].owner == "a2"
+
+
+def test_in_a_directory_doctor_finds_a_name_under_which_two_wrote_the_same_number(tmp_path: Path) -> None:
+    """What nobody can know there is who of the two was the peer, or who appended a commit that no other contradicts."""
+    study = hopaas_p2p.open_study(str(tmp_path), "s")
+    number = study.ask().number
+    peer = study.storage.peer
+    log = open_store(str(tmp_path)).log(study.storage.handle(study.study_id).uuid)
+
+    def names() -> list[Finding]:
+        with contextlib.closing(open_store(str(tmp_path))) as store:
+            return [finding for finding in checks.examine(store) if finding.check == "study s, names"]
+
+    def end(seq: int, value: float) -> None:
+        commit = Commit(peer.uuid, seq, peer.uuid, 0, (TrialFinish(number, 1, COMPLETE, (value,)),))
+        append(log, Outgoing(f"{peer.uuid}:{seq}", codec.encode(commit)))
+
+    study.close()
+    end(100, 1.0)
+    end(100, 1.0)
+    assert names() == [], "a commit that was sent twice is no contradiction"
+    end(100, 2.0)
+    (finding,) = names()
+    assert not finding.passed
+    assert peer.uuid in finding.detail
 
 
 # --- on a server ---
