@@ -276,7 +276,10 @@ def test_a_child_and_another_token_of_ann_go_on_with_her_trial(place: Place) -> 
     assert optuna.load_study(study_name="s", storage=place.storage(ann)).trials[trial.number].value == 0.5
 
 
-def test_a_spooled_result_that_anothers_token_sends_is_refused_and_stays(place: Place) -> None:
+def test_a_spooled_result_that_anothers_token_sends_is_refused_and_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     ann, bob = place.person("ann"), place.person("bob")
     place.study(ann)
     access.grant(ann, "s", "bob", "worker")
