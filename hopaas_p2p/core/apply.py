@@ -125,6 +125,8 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     else:
         verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, author)
+    if author and commit.owner not in state.writers:
+        state.writers[commit.owner] = LastCommit(0, lsn, (), author)
     if state.configurations is not None:
         _sort_configurations(state)
     return verdicts

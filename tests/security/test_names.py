@@ -101,6 +101,11 @@ def test_others_reclaim_a_silent_peers_trial_and_owners_take_it_over_in_their_ow
     assert scribe.say("o", TrialTakeOver(retry, epoch, FAIL), author="olga", role="owner").accepted
 
 
+def test_nobody_credits_a_peer_that_has_not_written_yet_with_its_own_trials(scribe: Scribe) -> None:
+    scribe.say("b", TrialCreate(), TrialFinish(1, 1, COMPLETE, (1.0,)), owner="dora's", author="bob", role="worker")
+    assert scribe.say("dora's", PeerJoin({}), author="dora", role="worker").refusal == "author"
+
+
 @pytest.mark.parametrize("author", ["", "ann"])
 def test_where_the_store_knows_no_users_nothing_changes(author: str) -> None:
     scribe = Scribe()
@@ -196,9 +201,10 @@ def test_a_commit_that_another_user_forges_makes_no_peer_doubt_its_name() -> Non
 
 
 @pytest.mark.parametrize("known", ["", "ann"], ids=["before it knew its user", "after it has written elsewhere"])
-def test_who_writes_first_under_a_name_that_it_saw_elsewhere_locks_nobody_out(known: str) -> None:
+@pytest.mark.parametrize("writer", ["a", "b"])
+def test_who_writes_first_under_a_name_that_it_saw_elsewhere_locks_nobody_out(known: str, writer: str) -> None:
     log = Log()
-    log.say("a", 1000, PeerJoin({}), author="bob")
+    log.append(codec.encode(Commit(writer, 1000, "a", 0, (PeerJoin({}),))), "bob")
     ann = LogSession(STUDY, "a", now_us=lambda: 0)
     ann.author = known
     asked, noted = ann.put("a", TrialCreate()), ann.put("a", StudySet({"note": "1"}))

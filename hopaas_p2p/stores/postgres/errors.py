@@ -35,6 +35,7 @@ _FOR_GOOD: Final = frozenset({"22", "23", "42"})
 """Classes of errors that a retry does not change: data, a constraint, a statement."""
 
 _OURS: Final[dict[str, type[HopaasError]]] = {
+    "ZH402": Denied,
     LOGIN_ENDED: Denied,
     "ZH404": ConfigurationError,
     "ZH409": BrokenChain,
@@ -47,6 +48,7 @@ _OLDER: Final = (
     "nothing more to the study. What it had written last is in its spool: hopaas-p2p spool list"
 )
 _ADVICE: Final = {
+    "ZH402": "It takes a token of another user; an administrator creates one: hopaas-p2p token create USER",
     LOGIN_ENDED: ASK_FOR_ANOTHER,
     "ZH404": "An administrator can list the users: hopaas-p2p user list",
     "ZH409": _OLDER,

@@ -6,8 +6,9 @@
 -- version 2; version 1 was never released.
 --
 -- Our error codes, which the client turns into its errors:
---   ZH401 not allowed   ZH403 this login has ended   ZH404 no such thing   ZH409 the log contradicts the peer
---   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
+--   ZH401 not allowed   ZH402 not to this user, whatever it is granted   ZH403 this login has ended
+--   ZH404 no such thing   ZH409 the log contradicts the peer   ZH410 deleted
+--   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
 -- == migration 2 ==
 
@@ -151,7 +152,7 @@ BEGIN
     WHERE u.username = NEW.username AND l.id = NEW.log AND u.guest_of <> l.uuid;
     IF FOUND THEN
         RAISE EXCEPTION 'user % is the guest of one study and can take part in no other', NEW.username
-            USING ERRCODE = 'ZH401';
+            USING ERRCODE = 'ZH402';
     END IF;
     RETURN NEW;
 END $$;
@@ -234,7 +235,7 @@ BEGIN
         END IF;
         IF FOUND THEN
             RAISE EXCEPTION 'user % does not write for the peer %, which is another user''s', p_user, p_peer
-                USING ERRCODE = 'ZH401';
+                USING ERRCODE = 'ZH402';
         END IF;
         INSERT INTO hopaas.peers (peer, author) VALUES (p_peer, p_user) ON CONFLICT DO NOTHING;
     END LOOP;
