@@ -314,7 +314,9 @@ commits = st.builds(
     st.sampled_from([0, 1 << 50]),
     st.lists(any_record, min_size=1, max_size=3).map(tuple),
 )
-stamps = st.sampled_from([Stamp(), Stamp(), Stamp(role="worker"), Stamp(role="viewer"), Stamp(role="?")])
+stamps = st.sampled_from(
+    [Stamp(), Stamp("ann"), Stamp("bob", "worker"), Stamp(role="worker"), Stamp(role="viewer"), Stamp(role="?")]
+)
 policies = st.builds(
     Policy,
     budget=st.one_of(st.none(), st.integers(0, 4)),
