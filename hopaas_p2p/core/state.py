@@ -345,7 +345,8 @@ class LastCommit(msgspec.Struct, frozen=True, gc=False):
 def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bool:
     """Whether this is the name of a writer of another author than this one.
 
-    A name belongs to the author of the first commit that has it as its writer or owner. Where the store names no authors, nobody is another.
+    A name belongs to the author of the first commit that has it as its writer or owner. Where the store names no
+    authors, nobody is another.
     """
     last = writers.get(name)
     return last is not None and last.author != author and "" not in (last.author, author)
