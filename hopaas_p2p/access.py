@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.errors import wrong_schema
 from hopaas_p2p.stores.postgres.removal import RoleRemoval
-from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.stores.postgres.store import CATALOG, PostgresStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -147,8 +148,10 @@ def _share(connection: Connection, role: str) -> None:
 # --- users -------------------------------------------------------------------------------------------------------
 
 
-def add_user(url: str, name: str, *, existing: bool = False) -> None:
+def add_user(url: str, name: str, *, existing: bool = False, guest_of: str | None = None) -> None:
     """Make a user, or with `existing` let a login that exists use this store.
+
+    With `guest_of`, the uuid of a study, it can never get a grant for another one, and creates none.
 
     Raises:
         InvalidInput: the name is malformed or taken; with `existing`, there is no such login.
@@ -176,7 +179,30 @@ def add_user(url: str, name: str, *, existing: bool = False) -> None:
             connection.exec_driver_sql(f"CREATE ROLE {quoted} NOLOGIN")
             _share(connection, name)
         connection.exec_driver_sql(f"GRANT {schema.quoted(connection, peers)} TO {quoted}")
-        schema.run(connection, "add_user", name=name, adopted=existing)
+        schema.run(connection, "add_user", name=name, adopted=existing, guest_of=guest_of)
+
+
+def guest(url: str, study: str, role: str) -> str:
+    """The user for whom tokens of this role are made that hold for one study: its name. Made if need be.
+
+    Args:
+        url: the store, with an administrator's login.
+        study: the study's uuid. All of it is in the name, as a hash: whoever creates a study may choose its uuid.
+        role: what the guest may do there.
+
+    Raises:
+        InvalidInput: there is a user of that name, and it is not this study's guest.
+        Denied: you are not an administrator.
+
+    """
+    name = f"guest-{hashlib.sha256(study.encode()).hexdigest()[:32]}-{role}"
+    with _administration(url) as connection:
+        found = schema.run(connection, "guest_of", name=name).one_or_none()
+    if found is None:
+        add_user(url, name, guest_of=study)
+    elif found[0] != study:
+        raise InvalidInput(f"{name!r} is not this study's guest; remove it first: hopaas-p2p user rm {name}")
+    return name
 
 
 def users(url: str) -> list[User]:
@@ -388,6 +414,26 @@ def revoke(url: str, study: str, user: str) -> None:
     """Take a user's grant for a study away. For the study's owners; raises like `grant`."""
     with contextlib.closing(PostgresStore(url)) as store:
         store.call("revoke", log=uuid_of(store, study), user=user)
+
+
+def unlock(url: str, study: str | None = None) -> list[tuple[str, int]]:
+    """End the sessions that hold a study up with an open transaction. For its owners, if it has taken 20 s.
+
+    Args:
+        url: the store.
+        study: its name; None for the list of studies, which only administrators own.
+
+    Returns:
+        The login of each session that was ended, and the seconds for which it had been in its transaction.
+
+    Raises:
+        NoSuchStudy: no such study.
+        Denied: you may not work in it.
+
+    """
+    with contextlib.closing(PostgresStore(url)) as store:
+        uuid = CATALOG if study is None else uuid_of(store, study)
+        return [(login, seconds) for login, seconds in store.call("unlock", log=uuid)]
 
 
 def grants(url: str, study: str) -> list[Grant]:

@@ -1,4 +1,4 @@
-"""`hopaas-p2p init`, `user …`, `token …`, `grants`, `grant`, `revoke`: who may use a Postgres store, and for what."""
+"""`hopaas-p2p init`, `user …`, `token …`, `grant`, `revoke`, `unlock` …: who may use a Postgres store, and for what."""
 
 from __future__ import annotations
 
@@ -155,6 +155,19 @@ def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
     session.done(
         {"study": study_name, "user": user, "role": role}, f"{user} now has the role {role} in {study_name!r}."
     )
+
+
+@click.command()
+@click.argument("study_name", metavar="[STUDY]", required=False)
+@options(study="none")
+def unlock(session: CliSession, study_name: str | None) -> None:
+    """End sessions that keep STUDY locked by an open transaction, or the list of studies. Owners only.
+
+    A session is ended when its transaction has taken 20 seconds. Commits that were not acknowledged are sent again by
+    their peers. To keep its user from doing the same again, revoke the grant or the token.
+    """
+    ended = [{"login": login, "seconds": seconds} for login, seconds in access.unlock(session.store_url, study_name)]
+    session.show_table(ended, {"login": "login", "seconds": "seconds"}, right=("seconds",), empty="Nothing to end.")
 
 
 @click.command()

@@ -31,9 +31,9 @@ def invite(session: CliSession, role: str, days: int, site: str, address: str | 
     hopaas-p2p invite digits --site north > north.invitation
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
-    On Postgres it contains a new token for a guest who may use only this study; you need an administrator's login.
-    List it with `token list`, and revoke it with `token revoke`. For a bucket or a directory it says where the study
-    is; guests need keys or permissions of their own.
+    On Postgres it contains a new token for a guest who may use only this study, and create none; you need an
+    administrator's login. List it with `token list`, and revoke it with `token revoke`. For a bucket or a directory it
+    says where the study is; guests need keys or permissions of their own.
     """  # noqa: D301  # click wants the backspace
     session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, role=role, days=days, site=site, address=address)

@@ -73,6 +73,7 @@ SECTIONS: Final = {
         "grants": Verb(f"{_CLI}.access:grants", "List who has which role in a study."),
         "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
         "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
+        "unlock": Verb(f"{_CLI}.access:unlock", "End sessions that keep a study locked."),
     },
     "Settings": {
         "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),

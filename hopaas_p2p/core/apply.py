@@ -3,7 +3,8 @@
 `apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
 process is the writer, and never raises on content: a record is accepted, or refused with a reason that the writer reads
 off its verdict. `TRANSITIONS` says what a record may do to a trial. The lease says who may do it: owner and epoch must
-be those of the log.
+be those of the log. And where the store names authors, nobody speaks for another's peer: a commit whose writer or owner
+belongs to another author is refused as a whole, and leaves no trace but the count.
 
 The file goes from `apply` to one function per kind of record, to the steps that these are made of. What no record may
 say, whoever says it, is in `validity`.
@@ -72,6 +73,7 @@ from hopaas_p2p.core.state import (
     State,
     Trial,
     Verdict,
+    is_anothers,
 )
 from hopaas_p2p.core.validity import (
     MAX_BUDGET,
@@ -106,6 +108,12 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     if isinstance(commit, Garbage):
         _count(state, "malformed")
         return ()
+    author = stamp.author
+    if author and (
+        is_anothers(commit.writer, author, state.writers)
+        or (commit.owner != commit.writer and is_anothers(commit.owner, author, state.writers))
+    ):
+        return tuple([_refuse(state, "author") for _ in commit.records])
     last = state.writers.get(commit.writer)
     if last is not None and commit.seq <= last.seq:
         _count(state, "duplicate")
@@ -116,7 +124,9 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
         verdicts = (_apply_record(state, commit.records[0], commit, stamp),)
     else:
         verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
-    state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts)
+    state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, author)
+    if author and commit.owner not in state.writers:
+        state.writers[commit.owner] = LastCommit(0, lsn, (), author)
     if state.configurations is not None:
         _sort_configurations(state)
     return verdicts
@@ -160,7 +170,17 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
         return _refuse(state, "undefined")
     if stamp.role != "owner" and not _worker_may(state, record, stamp):
         return _refuse(state, "role")
+    if stamp.author and isinstance(record, PeerJoin):
+        record = _vouched_for(record, stamp)
     return rule(state, record, commit)
+
+
+def _vouched_for(record: PeerJoin, stamp: Stamp) -> PeerJoin:
+    """The introduction with the user that the store saw. Only an owner's service may act for others by name."""
+    info = {**record.info, "user": stamp.author}
+    if stamp.role != "owner":
+        info.pop("on_behalf_of", None)
+    return PeerJoin(info)
 
 
 def _worker_may(state: State, record: object, stamp: Stamp) -> bool:

@@ -17,7 +17,7 @@ from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyClose, StudyOpen
 from hopaas_p2p.core.snapshot import CorruptSnapshot
-from hopaas_p2p.core.state import LastCommit, Verdict
+from hopaas_p2p.core.state import LastCommit, Verdict, is_anothers
 from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
@@ -59,17 +59,19 @@ class Catalog:
         if isinstance(commit, Garbage):
             self._refuse("malformed")
             return ()
+        if is_anothers(commit.writer, stamp.author, self.writers):
+            return tuple([self._refuse("author") for _ in commit.records])
         last = self.writers.get(commit.writer)
         if last is not None and commit.seq <= last.seq:
             self._refuse("duplicate")
             return last.verdicts if commit.seq == last.seq else ()
         verdicts = tuple([self._apply_record(record, stamp) for record in commit.records])
-        self.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts)
+        self.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, stamp.author)
         return verdicts
 
     def _apply_record(self, record: object, stamp: Stamp) -> Verdict:
         if isinstance(record, StudyOpen):
-            return self._open(record)
+            return self._open(record, stamp)
         if isinstance(record, StudyClose):
             return self._close(record, stamp)
         return self._refuse("malformed")
@@ -78,7 +80,9 @@ class Catalog:
         self.refusals[reason] = self.refusals.get(reason, 0) + 1
         return Verdict(False, study_id, reason)
 
-    def _open(self, record: StudyOpen) -> Verdict:
+    def _open(self, record: StudyOpen, stamp: Stamp) -> Verdict:
+        if not _owns(record.uuid, stamp):
+            return self._refuse("role")
         if flaw(record.name) is not None or not valid_name(record.uuid) or record.uuid in RESERVED:
             return self._refuse("malformed")
         if record.name in self.by_name:
@@ -92,7 +96,7 @@ class Catalog:
         return Verdict(True, listing.study_id)
 
     def _close(self, record: StudyClose, stamp: Stamp) -> Verdict:
-        if stamp.role not in ("owner", f"owner:{record.uuid}"):  # of the store, or of that study
+        if not _owns(record.uuid, stamp):
             return self._refuse("role")
         for listing in self.by_id.values():
             if listing.uuid == record.uuid:
@@ -100,6 +104,11 @@ class Catalog:
                 del self.by_name[listing.name]
                 return Verdict(True, listing.study_id)
         return self._refuse("no such study")
+
+
+def _owns(uuid: str, stamp: Stamp) -> bool:
+    """Whether the author is an owner of the store, or of this study, whose log exists."""
+    return stamp.role in ("owner", f"owner:{uuid}")
 
 
 def checked_name(name: str) -> str:
@@ -150,7 +159,7 @@ class _Catalog(msgspec.Struct, array_like=True):
     ids: int
     listings: list[tuple[int, str, str]]
     gone: list[str]
-    writers: dict[str, tuple[int, int, list[tuple[bool, int | None, str | None]]]]
+    writers: dict[str, tuple[int, int, list[tuple[bool, int | None, str | None]], str]]
     refusals: dict[str, int]
     chain: int | None = None
 
@@ -164,7 +173,7 @@ def dump(catalog: Catalog) -> bytes:
     listings = [(one.study_id, one.uuid, one.name) for one in catalog.by_id.values()]
     gone = sorted(catalog.uuids - {one.uuid for one in catalog.by_id.values()})
     writers = {
-        writer: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts])
+        writer: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts], last.author)
         for writer, last in catalog.writers.items()
     }
     body = _Catalog(
@@ -191,8 +200,8 @@ def load(data: bytes) -> Catalog:
     if found.chain is not None:
         catalog.chain = found.lsn, found.chain
     catalog.writers = {
-        writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]))
-        for writer, (seq, lsn, verdicts) in found.writers.items()
+        writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]), author)
+        for writer, (seq, lsn, verdicts, author) in found.writers.items()
     }
     for listing in [Listing(*one) for one in found.listings]:
         catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = listing

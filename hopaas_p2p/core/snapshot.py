@@ -49,7 +49,7 @@ class CorruptSnapshot(Exception):
     """These bytes are not a snapshot this version can read; the log still is, replay it instead."""
 
 
-_Last = tuple[int, int, list[tuple[bool, int | None, str | None]]]
+_Last = tuple[int, int, list[tuple[bool, int | None, str | None]], str]
 T = TypeVar("T")
 
 
@@ -250,7 +250,7 @@ def _header(state: State, packed: list[memoryview]) -> _Header:
         state.peers,
         list(state.draining),
         {
-            w: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts])
+            w: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts], last.author)
             for w, last in state.writers.items()
         },
         state.refusals,
@@ -306,8 +306,8 @@ def _load(header: _Header, room: _Room) -> State:
     state.draining = dict.fromkeys(header.draining)
     writers = _with_quiet(header, "w", header.writers, _decode_writers, room)
     state.writers = {
-        writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]))
-        for writer, (seq, lsn, verdicts) in writers.items()
+        writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]), author)
+        for writer, (seq, lsn, verdicts, author) in writers.items()
     }
     for packed in header.blocks:
         first = len(state.trials)

@@ -95,6 +95,7 @@ REFUSALS: Final = {
     "duplicate": "this commit is already in the log",
     "undefined": "the study has no definition yet, or this one comes second",
     "role": "the author's grant does not allow it",
+    "author": "it is said in the name of another user's peer",
     "no such trial": "the number was never allotted",
     "finished": "the trial is finished and stays as it is",
     "fenced": "another peer has the lease: wrong owner, or an epoch that has passed",
@@ -337,6 +338,18 @@ class LastCommit(msgspec.Struct, frozen=True, gc=False):
     seq: int
     lsn: int
     verdicts: tuple[Verdict, ...]
+    author: str = ""
+    """Whose writer it is, by the store's word; empty where the store has no users."""
+
+
+def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bool:
+    """Whether this is the name of a writer of another author than this one.
+
+    A name belongs to the author of the first commit that has it as its writer or owner. Where the store names no
+    authors, nobody is another.
+    """
+    last = writers.get(name)
+    return last is not None and last.author != author and "" not in (last.author, author)
 
 
 class State:

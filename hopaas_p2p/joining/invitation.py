@@ -144,9 +144,7 @@ def invite(
     if not is_postgres:
         expires = int(time.time()) + days * _DAY
         return NewInvitation(Invitation(url, study, None, expires, site, authority), "", "")
-    guest = f"guest-{like_a_file(study)[:20]}-{uuid[:6]}-{role}"
-    if guest not in {user.name for user in access.users(store)}:
-        access.add_user(store, guest)
+    guest = access.guest(store, uuid, role)
     access.grant(store, study, guest, role)
     label = f"invitation to {study}" + (f" for {site}" if site else "")
     made = access.create_token(store, guest, label=label, valid=f"{days}d")

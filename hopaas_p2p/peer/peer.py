@@ -156,6 +156,8 @@ class Peer:
         self._next_beat = 0.0
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
+        self._author = ""
+        """The user that the store sees this process write as, once it has written."""
         self._handover = Handover(store, clock())
         self._next_listing = clock() + _LISTED_EVERY
         process.remember(self)
@@ -384,6 +386,7 @@ class Peer:
         session = log.session
         if session.writer != self.uuid:
             session = self._renewed(log)
+        session.author = session.author or self._author
         introduced, began, beat = session.introduced, self.clock(), None
         if introduced and self.store.piggybacks_heartbeats:
             beat = self._new_beat(self.uuid)
@@ -398,6 +401,7 @@ class Peer:
             self._keep_history(log)
             raise
         self._away_since = math.inf
+        self._author = session.author
         if session.duplicated:
             self._become_another(session)
             return

@@ -37,8 +37,9 @@ from hopaas_p2p.core.records import (
     TrialFinish,
     TrialRelease,
     TrialSet,
+    TrialState,
 )
-from hopaas_p2p.core.state import LastCommit, State, Verdict
+from hopaas_p2p.core.state import TRANSITIONS, LastCommit, State, Verdict, is_anothers
 from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreUnreachable
 from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Outgoing, Placed, Receipt, snapshot_due
@@ -117,6 +118,11 @@ class Cursor:
         """Numbers of the trials that changed; the reader empties it. All may have, when the state is another object."""
 
 
+def _needs_lease(record: object) -> bool:
+    move = TRANSITIONS.get((TrialState.RUNNING, type(record)))
+    return move is not None and move.needs == "lease"
+
+
 class LogSession(Generic[S]):
     """See the module. Times are seconds on the monotonic clock of the driver.
 
@@ -146,6 +152,8 @@ class LogSession(Generic[S]):
         """Whether this peer has introduced itself; a reader does not, and neither beats nor reclaims."""
         self.duplicated = False
         """Whether the log holds a commit of this writer that another process sent: it uses the same name."""
+        self.author = ""
+        """The user that this process writes as, by the store's word; empty while that is not known."""
         self.deleted = False
         self.broken: BrokenChain | None = None
         """How the log contradicts what this session has read of it: nothing is exchanged any more."""
@@ -194,6 +202,7 @@ class LogSession(Generic[S]):
         """
         new = cls(old.machine, writer, now_us=old._now_us, pacing=old.pacing)
         new.state, new.joined, new.deleted, new.broken = old.state, old.joined, old.deleted, old.broken
+        new.author = old.author
         new.exchanged_at, new.suggested_interval = old.exchanged_at, old.suggested_interval
         new._cursors = old._cursors
         if resend:
@@ -202,8 +211,9 @@ class LogSession(Generic[S]):
             new.acknowledged, new._remembered = old.acknowledged, old._remembered
             new.outbox.drafts = {number: structs.replace(draft) for number, draft in old.outbox.drafts.items()}
             for pending in old.outbox.undecided():
-                if any(isinstance(record, TrialCreate | TrialClaim) for record in pending.records):
-                    pending.owner = writer  # a trial that starts now is the new writer's
+                starts = any(isinstance(record, TrialCreate | TrialClaim) for record in pending.records)
+                if starts or (pending.owner == old.writer and not any(map(_needs_lease, pending.records))):
+                    pending.owner = writer  # what needs no lease of the old writer's; its name may be lost here
                 new.queue(pending)
         else:
             for pending in old.outbox.undecided():
@@ -315,7 +325,8 @@ class LogSession(Generic[S]):
 
     def complete_join(self) -> None:
         """The log was read to its end."""
-        outbox, last = self.outbox, self.state.writers.get(self.writer)
+        outbox, writers = self.outbox, self.state.writers
+        last = None if is_anothers(self.writer, self.author, writers) else writers.get(self.writer)
         if self._is_cut_off(last):
             return
         if last is not None and (last.seq > outbox.sequence or not self._explains(last)):
@@ -367,9 +378,14 @@ class LogSession(Generic[S]):
                 break
             if in_flight and payload == in_flight[0].outgoing.payload:
                 sent = in_flight[0]
-                self._acknowledge(Placed(lsn, before, sent.outgoing), apply_(state, lsn, sent.commit, entry.stamp))
+                self.author = entry.stamp.author
+                verdicts = apply_(state, lsn, sent.commit, entry.stamp)
+                if is_anothers(self.writer, self.author, state.writers):
+                    self.duplicated = True  # somebody else wrote here first in this name, which is now lost to it
+                    return
+                self._acknowledge(Placed(lsn, before, sent.outgoing), verdicts)
             else:
-                commit = self._decoded(payload)
+                commit = self._decoded(payload, entry.stamp.author)
                 if self.duplicated:
                     return
                 apply_(state, lsn, commit, entry.stamp)
@@ -390,13 +406,13 @@ class LogSession(Generic[S]):
                 cursor.changed |= state.changed
         state.changed.clear()
 
-    def _decoded(self, payload: bytes) -> Commit | codec.Garbage:
+    def _decoded(self, payload: bytes, author: str) -> Commit | codec.Garbage:
         """A commit that is not the one in flight. Sees whether this session cannot have sent it, although it names it.
 
-        Then another process uses the same name.
+        Then another process uses the same name. Of another user's commits `apply` takes care.
         """
         commit, outbox = codec.decode(payload), self.outbox
-        if isinstance(commit, Commit) and commit.writer == self.writer:
+        if isinstance(commit, Commit) and commit.writer == self.writer and self.author in ("", author):
             undecided = outbox.in_flight[0].commit.seq if outbox.in_flight else math.inf
             self.duplicated = self.duplicated or commit.seq > outbox.sequence or commit.seq >= undecided
         return commit

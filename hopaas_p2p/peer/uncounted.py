@@ -14,17 +14,25 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import LATE_VALUES
 from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.errors import Denied
 from hopaas_p2p.stores.base import Outgoing
 
 
 def uncounted_in(state: State, outgoing: Outgoing) -> Iterator[str]:
-    """Say which results in this commit, which has been sent, the log did not count."""
+    """Say which results in this commit, which has been sent, the log did not count.
+
+    Raises:
+        Denied: it counted none of them, because it knows the peer as another user's.
+
+    """
     commit = codec.decode(outgoing.payload)
     if not isinstance(commit, Commit):
         return
     last = state.writers.get(commit.writer)
     if last is None or last.seq < commit.seq:
-        return  # it is not decided yet
+        raise Denied(
+            "a peer of another user ran the trials in it; send it with a token of that user: hopaas-p2p spool send"
+        )
     for record in commit.records:
         if isinstance(record, TrialFinish) and (why := uncounted(state, commit.owner, record)) is not None:
             yield why

@@ -167,13 +167,21 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     log = store.log(uuid)
     state, unreadable, replayed = State(), 0, None
     forks = []
+    newest: dict[tuple[str, str], tuple[int, bytes]] = {}
+    twins: set[str] = set()
     try:
         found = log.newest_snapshot()
         for entry in read_all(log):
             if not _follows(state, entry):
                 forks.append(str(entry.lsn))
             commit = codec.decode(entry.payload)
-            unreadable += isinstance(commit, codec.Garbage)
+            if isinstance(commit, codec.Garbage):
+                unreadable += 1
+            else:
+                seq, payload = newest.get((commit.writer, entry.stamp.author), (0, b""))
+                if commit.seq == seq and payload != entry.payload:
+                    twins.add(commit.writer)
+                newest[commit.writer, entry.stamp.author] = commit.seq, entry.payload
             apply(state, entry.lsn, commit, entry.stamp)
             if found is not None and entry.lsn == found[0]:
                 replayed = snapshot.digest(state)
@@ -188,15 +196,21 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
         detail = f"it has two histories: commit {', '.join(forks)} was not written after the ones that precede it"
         cure = "was a backup restored under running peers, or did the store accept two commits under one number?"
         yield Finding(f"{name}, history", passed=False, detail=detail, cure=cure)
+    if twins:
+        detail = f"two processes wrote as {', '.join(sorted(twins))}, and disagree"
+        cure = "was a machine's image started twice? If not, somebody who may write here used another's name"
+        yield Finding(f"{name}, names", passed=False, detail=detail, cure=cure)
     if found is not None:
-        try:
-            same = snapshot.digest(snapshot.load(found[1])) == replayed
-        except snapshot.CorruptSnapshot:
-            cure = "it is skipped: joining takes longer until the next one is written"
-            detail = f"the one at commit {found[0]} cannot be read"
-            yield Finding(f"{name}, snapshot", passed=False, detail=detail, cure=cure)
-        else:
-            yield _snapshot(f"{name}, snapshot", found, same=same)
+        yield _compared(f"{name}, snapshot", found, replayed)
+
+
+def _compared(name: str, found: tuple[int, bytes], replayed: str | None) -> Finding:
+    """Whether a snapshot of a study has the digest that replaying the log gave."""
+    try:
+        return _snapshot(name, found, same=snapshot.digest(snapshot.load(found[1])) == replayed)
+    except snapshot.CorruptSnapshot:
+        cure = "it is skipped: joining takes longer until the next one is written"
+        return Finding(name, passed=False, detail=f"the one at commit {found[0]} cannot be read", cure=cure)
 
 
 def _follows(state: State | Catalog, entry: Entry) -> bool:

@@ -18,7 +18,7 @@ from tests.support.postgres_people import Place
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _TABLES = ("logs", "commits", "snapshots", "beats", "artifacts", "artifact_parts", "grants", "users")
-_TABLES += ("tokens", "schema_version", "blocks")
+_TABLES += ("tokens", "schema_version", "blocks", "peers")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ _TABLES += ("tokens", "schema_version", "blocks")
         "SELECT hopaas.caller()",
         "SELECT hopaas.role_in(1, 'catalog', 'ann')",
         "SELECT hopaas.renew_beat('p', 'v', 'bob')",
+        "SELECT hopaas.check_peer('p', 'bob')",
+        "SELECT hopaas.end_transactions('bob', interval '0')",
         "SET ROLE dba",
         "SET ROLE admin",
         "SET ROLE bob",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import optuna
 import pytest
@@ -17,32 +16,11 @@ from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.testing.commits import chained, everything, outgoing, sealed, study_snapshot, sum_of
+from hopaas_p2p.testing.commits import outgoing
 from tests.support.postgres import Server
 from tests.support.postgres_fixtures import MAJORS, missing
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "postgres-schema-4.txt"
-_DESCRIBED: Final = """
-SELECT format('%s %s%s %s', relkind, relname, CASE relpersistence WHEN 'u' THEN ' unlogged' END, reloptions)
-FROM pg_class WHERE relnamespace = 'hopaas'::regnamespace AND relkind IN ('r', 'S')
-UNION ALL
-SELECT format('column %s.%s: %s%s, storage %s, default %s', c.relname, a.attname, format_type(atttypid, atttypmod),
-    CASE WHEN attnotnull THEN ' not null' END, attstorage, pg_get_expr(adbin, adrelid))
-FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-WHERE relnamespace = 'hopaas'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
-UNION ALL
-SELECT format('constraint %s.%s: %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
-FROM pg_constraint WHERE connamespace = 'hopaas'::regnamespace AND contype <> 'n'
-UNION ALL
-SELECT indexdef FROM pg_indexes WHERE schemaname = 'hopaas'
-UNION ALL
-SELECT format('function %s -> %s', oid::regprocedure, pg_get_function_result(oid))
-FROM pg_proc WHERE pronamespace = 'hopaas'::regnamespace
-UNION ALL
-SELECT format('log %s', uuid) FROM hopaas.logs
-"""
 
 
 def _initialise(url: str, barrier: Any, results: Any) -> None:
@@ -62,16 +40,6 @@ def test_two_may_initialise_at_once(any_postgres: Server, new_database: Callable
         one.join()
         assert one.exitcode == 0
     assert access.initialise(url) == schema.SCHEMA_VERSION, "and it may be repeated"
-
-
-def test_a_fresh_schema_is_the_one_that_stores_of_its_version_have(
-    any_postgres: Server, new_database: Callable[[Server], str]
-) -> None:
-    """A change of a table needs a migration, another version and another golden file."""
-    database = new_database(any_postgres)
-    access.initialise(any_postgres.url(database, user="dba"))
-    described = sorted(row[0] for row in any_postgres.execute(_DESCRIBED, database=database))
-    assert described == GOLDEN.read_text().splitlines()
 
 
 def test_a_login_that_may_not_create_roles_gets_a_store_for_itself(
@@ -159,59 +127,6 @@ def test_an_older_schema_is_brought_forward_step_by_step_and_keeps_what_it_holds
     assert any_postgres.execute("SELECT DISTINCT colour FROM hopaas.logs", database=database) == [("100% red",)]
     with contextlib.closing(PostgresStore(url)) as store:
         assert [entry.payload for entry in store.log("u").exchange(None, 0).entries] == [outgoing("kept").payload]
-
-
-def test_a_log_of_version_2_goes_on_with_sums_and_peers_of_version_2_go_on_with_it(
-    any_postgres: Server, new_database: Callable[[Server], str]
-) -> None:
-    database = new_database(any_postgres)
-    url = any_postgres.url(database, user="dba")
-    access.initialise(url)
-    earlier = "SELECT lsn FROM hopaas.exchange_v1('u', %s, %s, %s, NULL, NULL, NULL, 100000)"
-    payloads = [sealed(b"%d" % number) for number in range(4)]
-    for number in range(3):
-        any_postgres.execute(earlier, number, f"n{number}", payloads[number], database=database)
-    any_postgres.execute(
-        "ALTER TABLE hopaas.commits DROP COLUMN before; DROP FUNCTION hopaas.exchange_v2, hopaas.exchange_v1; "
-        "DROP TABLE hopaas.blocks; DELETE FROM hopaas.schema_version WHERE version >= 3",
-        database=database,
-    )
-    assert access.initialise(url) == 2
-    with contextlib.closing(PostgresStore(url)) as store:
-        chained(store.log("u"), "new", 3)
-        any_postgres.execute(earlier, 4, "n3", payloads[3], database=database)
-        chained(store.log("u"), "newer", 5)
-        found = everything(store.log("u"))
-    assert [entry.before for entry in found] == [None] * 3 + [sum_of(found[:at]) for at in (3, 4, 5)]
-
-
-def test_a_schema_without_blocks_keeps_whole_snapshots(
-    any_postgres: Server, new_database: Callable[[Server], str]
-) -> None:
-    database = new_database(any_postgres)
-    url = any_postgres.url(database, user="dba")
-    access.initialise(url)
-    any_postgres.execute(
-        "DROP FUNCTION hopaas.block_names_v1, hopaas.blocks_v1, hopaas.blocks_v2, hopaas.put_block_v1;"
-        "DROP TABLE hopaas.blocks;"
-        "DELETE FROM hopaas.schema_version WHERE version > 3",
-        database=database,
-    )
-    with contextlib.closing(PostgresStore(url)) as store:
-        log, data = store.log("study"), study_snapshot(3000)
-        log.exchange(outgoing("first"), 0)
-        log.put_snapshot(1, data)
-        assert log.newest_snapshot() == (1, data)
-    rows = any_postgres.execute("SELECT octet_length(data) FROM hopaas.snapshots", database=database)
-    assert rows == [(len(data),)]
-    access.initialise(url)
-    with contextlib.closing(PostgresStore(url)) as store:
-        log = store.log("study")
-        assert log.newest_snapshot() == (1, data)
-        log.put_snapshot(1, data)
-        assert log.newest_snapshot() == (1, data)
-    rows = any_postgres.execute("SELECT octet_length(data) FROM hopaas.snapshots", database=database)
-    assert rows[0][0] < len(data) / 2
 
 
 def test_nobody_can_put_other_bytes_under_the_name_of_a_block(postgres_url: str) -> None:

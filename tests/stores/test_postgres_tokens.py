@@ -171,10 +171,10 @@ def test_a_token_that_ends_under_a_running_trial_ends_no_training_and_loses_no_r
 
     ((path, kept),) = spool.waiting()
     assert kept.trials == [0]
-    admin = place.storage(place.admin)
-    admin.peer.send_spooled(kept)
+    again = place.storage(place.person("ann"))
+    again.peer.send_spooled(kept)
     path.unlink()
-    (told,) = optuna.load_study(study_name="s", storage=admin).trials
+    (told,) = optuna.load_study(study_name="s", storage=again).trials
     assert (told.value, told.intermediate_values) == (0.25, {1: 0.5})
     assert not list(spool.waiting())
 
@@ -210,7 +210,7 @@ def test_a_worker_whose_token_ends_leaves_with_the_result_on_disk(
     assert kept.trials == [0]
     stays = cli("spool", "send", check=False, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
     assert (stays.returncode, "could not send 1" in stays.stderr) == (77, True)
-    assert cli("spool", "send", "--store", place.admin).stderr == "Sent 1 file.\n"
+    assert cli("spool", "send", "--store", place.person("ann")).stderr == "Sent 1 file.\n"
     until(lambda: [trial.value for trial in admin.trials] == [0.25])
 
 

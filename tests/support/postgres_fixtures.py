@@ -95,7 +95,7 @@ def emptied(server: Server) -> str:
     users = server.execute(
         "SELECT role FROM hopaas.tokens UNION ALL SELECT username FROM hopaas.users", database=_STORE
     )
-    tables = ["artifacts", "beats", "blocks", "commits", "grants", "snapshots", "tokens", "users"]
+    tables = ["artifacts", "beats", "blocks", "commits", "grants", "peers", "snapshots", "tokens", "users"]
     wipe = ";".join(f"DELETE FROM hopaas.{table}" for table in tables)
     server.execute(f"{wipe}; DELETE FROM hopaas.logs WHERE uuid <> 'catalog'", database=_STORE)
     for (user,) in users:

@@ -50,6 +50,7 @@ class Scribe:
         *records: Record | Opaque,
         owner: str | None = None,
         role: str = "owner",
+        author: str = "",
         seq: int | None = None,
         at: int | None = None,
     ) -> Verdict:
@@ -58,7 +59,7 @@ class Scribe:
             seq = self._seqs.get(writer, 0) + 1
         self._seqs[writer] = max(seq, self._seqs.get(writer, 0))
         at = 1_000_000 * (self.state.lsn + 1) if at is None else at
-        verdicts = self.append(Commit(writer, seq, owner or writer, at, tuple(records)), Stamp(role=role))
+        verdicts = self.append(Commit(writer, seq, owner or writer, at, tuple(records)), Stamp(author, role))
         return verdicts[-1] if verdicts else Verdict(False, None, "nothing")
 
     def append(self, commit: Commit, stamp: Stamp = Stamp()) -> tuple[Verdict, ...]:  # noqa: B008

@@ -44,7 +44,12 @@ SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrl
 FROM pg_roles WHERE rolname = %(name)s
 
 -- name: add_user
-INSERT INTO hopaas.users (username, adopted) VALUES (%(name)s, %(adopted)s) ON CONFLICT DO NOTHING
+INSERT INTO hopaas.users (username, adopted, guest_of) VALUES (%(name)s, %(adopted)s, %(guest_of)s)
+ON CONFLICT DO NOTHING
+
+-- name: guest_of
+-- The uuid of the one study of each guest.
+SELECT guest_of FROM hopaas.users WHERE username = %(name)s
 
 -- name: users
 -- (name, created, number of tokens, adopted), by name.
@@ -103,7 +108,11 @@ DELETE FROM hopaas.tokens WHERE role = %(role)s
 INSERT INTO hopaas.logs (uuid, created_by) VALUES (%(uuid)s, session_user) ON CONFLICT DO NOTHING
 
 -- name: restore_commit
--- A commit as it was when it was backed up.
+-- A commit as it was when it was backed up, and whose its peer is.
+WITH peer AS (
+    INSERT INTO hopaas.peers (peer, author)
+    SELECT split_part(%(nonce)s, ':', 1), %(author)s WHERE %(author)s <> '' ON CONFLICT DO NOTHING
+)
 INSERT INTO hopaas.commits (log, lsn, nonce, author, role, at, payload, before)
 SELECT id, %(lsn)s, %(nonce)s, %(author)s, %(role)s, %(at)s, %(payload)s, %(before)s FROM hopaas.logs WHERE uuid = %(uuid)s
 ON CONFLICT (log, lsn) DO NOTHING

@@ -57,6 +57,10 @@ SELECT hopaas.revoke_v1(%(log)s, %(user)s)
 -- Who may do what in a study.
 SELECT * FROM hopaas.grants_v1(%(log)s)
 
+-- name: unlock
+-- End the sessions that hold others up: (login, seconds).
+SELECT * FROM hopaas.unlock_v1(%(log)s)
+
 -- name: version
 -- Which version of the schema is installed.
 SELECT hopaas.version_v1()

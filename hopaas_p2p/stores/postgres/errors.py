@@ -20,13 +20,14 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.stores.postgres.watchdog import HURRIED_LIMIT, IDLE_LIMIT
 from hopaas_p2p.tunnel import ASK_FOR_ANOTHER
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """What this code needs; see schema.sql."""
 
 READ_ONLY: Final = "25006"
 _NOT_ALLOWED: Final = "ZH401"
 LOGIN_ENDED: Final = "ZH403"
 """The session is still open but may no longer be used; another login may work."""
+_LOCKED: Final = "55P03"
 NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
 """No such schema, function or table: `hopaas-p2p init` was not run, or was run by another version."""
 
@@ -34,6 +35,7 @@ _FOR_GOOD: Final = frozenset({"22", "23", "42"})
 """Classes of errors that a retry does not change: data, a constraint, a statement."""
 
 _OURS: Final[dict[str, type[HopaasError]]] = {
+    "ZH402": Denied,
     LOGIN_ENDED: Denied,
     "ZH404": ConfigurationError,
     "ZH409": BrokenChain,
@@ -46,6 +48,7 @@ _OLDER: Final = (
     "nothing more to the study. What it had written last is in its spool: hopaas-p2p spool list"
 )
 _ADVICE: Final = {
+    "ZH402": "It takes a token of another user; an administrator creates one: hopaas-p2p token create USER",
     LOGIN_ENDED: ASK_FOR_ANOTHER,
     "ZH404": "An administrator can list the users: hopaas-p2p user list",
     "ZH409": _OLDER,
@@ -59,7 +62,7 @@ _PASSING: Final = {
     "53200": "the server is out of memory",
     "53300": "the server has no free connection",
     "57014": "the server stopped the statement: it took longer than statement_timeout",
-    "55P03": "the study was locked for too long by another session",
+    _LOCKED: "another session keeps this locked; an owner or an administrator ends it with: hopaas-p2p unlock STUDY",
     "57P01": "the server closed the connection: it is shutting down, or an administrator closed it",
     "57P02": "the server crashed and is coming back",
     "57P03": "the server is starting or stopping",
@@ -108,6 +111,10 @@ _REFUSALS: Final = (
 )
 
 
+class Locked(StoreUnreachable):
+    """Another session's transaction holds what this call needs."""
+
+
 def refusal(text: str) -> HopaasError:
     """The error for a connection that was not made."""
     line = _one_line(_OWN_SOCKET.sub("", text))
@@ -134,7 +141,8 @@ def failure(code: str | None, text: str) -> HopaasError:
     if (code or "")[:2] in _FOR_GOOD:
         return ConfigurationError(f"the server rejected this: {line}")
     reason = _PASSING.get(code or "")
-    return StoreUnreachable(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
+    kind = Locked if code == _LOCKED else StoreUnreachable
+    return kind(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
 
 
 def idle_too_long(*, hurried: bool) -> StoreUnreachable:

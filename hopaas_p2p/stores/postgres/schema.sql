@@ -6,8 +6,9 @@
 -- version 2; version 1 was never released.
 --
 -- Our error codes, which the client turns into its errors:
---   ZH401 not allowed   ZH403 this login has ended   ZH404 no such thing   ZH409 the log contradicts the peer
---   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
+--   ZH401 not allowed   ZH402 not to this user, whatever it is granted   ZH403 this login has ended
+--   ZH404 no such thing   ZH409 the log contradicts the peer   ZH410 deleted
+--   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
 -- == migration 2 ==
 
@@ -86,6 +87,18 @@ INSERT INTO hopaas.logs (uuid, created_by) VALUES ('catalog', session_user);
 -- The sum of the log before each commit, see core/chain.py: one bigint below 2^42.
 ALTER TABLE hopaas.commits ADD COLUMN before bigint;
 
+-- == migration 5 ==
+
+-- Which user a peer belongs to: the author of its first commit to any log. Others learn a peer's name from its commits,
+-- so nobody can be quicker; and unlike beats, this survives a crash of the server.
+CREATE TABLE hopaas.peers (
+    peer text PRIMARY KEY CHECK (length(peer) BETWEEN 1 AND 64),
+    author text NOT NULL
+);
+
+-- The uuid of the one study that a guest may have a grant for; NULL for other users.
+ALTER TABLE hopaas.users ADD COLUMN guest_of text;
+
 -- == functions ==
 
 -- Which version of this file is installed.
@@ -125,7 +138,28 @@ CREATE OR REPLACE FUNCTION hopaas.is_administrator() RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT pg_has_role(session_user, current_user, 'MEMBER') $$;
 
--- What the user may do in a log: owner, worker, viewer, or NULL. All users may write to the catalog.
+-- Whether the user was invited to one study.
+CREATE OR REPLACE FUNCTION hopaas.is_guest(p_user text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT EXISTS (SELECT FROM hopaas.users WHERE username = p_user AND guest_of IS NOT NULL) $$;
+
+-- A guest gets no grant but for the study that it was invited to; so it creates none either.
+CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM 1 FROM hopaas.users u, hopaas.logs l
+    WHERE u.username = NEW.username AND l.id = NEW.log AND u.guest_of <> l.uuid;
+    IF FOUND THEN
+        RAISE EXCEPTION 'user % is the guest of one study and can take part in no other', NEW.username
+            USING ERRCODE = 'ZH402';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER check_guest BEFORE INSERT OR UPDATE ON hopaas.grants
+FOR EACH ROW EXECUTE FUNCTION hopaas.check_guest();
+
+-- What the user may do in a log: owner, worker, viewer, or NULL. All users but guests may write to the catalog.
 CREATE OR REPLACE FUNCTION hopaas.role_in(p_log integer, p_uuid text, p_user text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -136,7 +170,10 @@ BEGIN
     IF v_role = 'owner' OR hopaas.is_administrator() THEN
         RETURN 'owner';
     END IF;
-    RETURN coalesce(v_role, CASE WHEN p_uuid = 'catalog' THEN 'worker' END);
+    IF v_role IS NULL AND p_uuid = 'catalog' THEN
+        RETURN CASE WHEN hopaas.is_guest(p_user) THEN 'viewer' ELSE 'worker' END;
+    END IF;
+    RETURN v_role;
 END $$;
 
 -- The log of this uuid, if the user's role in it is at least p_least; NULL if there is no such log.
@@ -184,11 +221,32 @@ BEGIN
     END IF;
 END $$;
 
+-- Fail if the peer is another user's; one that nobody has written as yet is the user's from now on.
+CREATE OR REPLACE FUNCTION hopaas.check_peer(p_peer text, p_user text) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_author text;
+BEGIN
+    LOOP
+        SELECT author INTO v_author FROM hopaas.peers WHERE peer = p_peer;
+        IF v_author = p_user THEN
+            RETURN;
+        END IF;
+        IF FOUND THEN
+            RAISE EXCEPTION 'user % does not write for the peer %, which is another user''s', p_user, p_peer
+                USING ERRCODE = 'ZH402';
+        END IF;
+        INSERT INTO hopaas.peers (peer, author) VALUES (p_peer, p_user) ON CONFLICT DO NOTHING;
+    END LOOP;
+END $$;
+
 -- Overwrite a peer's beat, unless it is another user's.
 CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO hopaas.beats AS b (peer, value, author) VALUES (p_peer, p_value, p_user)
+    INSERT INTO hopaas.beats AS b (peer, value, author) SELECT p_peer, p_value, p_user
+    WHERE NOT EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author <> p_user)
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
 $$;
 
@@ -250,6 +308,9 @@ BEGIN
     PERFORM hopaas.check_session();
     v_user := hopaas.caller();
     v_log := hopaas.entered(p_log, v_user, CASE WHEN p_payload IS NULL THEN 'viewer' ELSE 'worker' END);
+    IF p_payload IS NOT NULL AND p_nonce LIKE '_%:%' THEN
+        PERFORM hopaas.check_peer(split_part(p_nonce, ':', 1), v_user);
+    END IF;
     IF p_peer IS NOT NULL THEN
         PERFORM hopaas.renew_beat(p_peer, p_beat, v_user);
     END IF;
@@ -427,7 +488,40 @@ BEGIN
         SET role = excluded.role, granted = excluded.granted, granted_by = excluded.granted_by;
 END $$;
 
--- Take a user's grant for a study away. For its owners.
+-- End sessions of this user, or of all tokens, that have been in a transaction for so long and may hold up others: which.
+CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_user text, p_age interval)
+RETURNS TABLE (login text, seconds integer)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH holders AS MATERIALIZED (
+        SELECT a.pid, a.usename::text AS login, extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds
+        FROM pg_stat_activity a LEFT JOIN hopaas.tokens t ON t.role = a.usename
+        WHERE a.pid <> pg_backend_pid() AND a.xact_start <= clock_timestamp() - p_age
+          AND (p_user IS NULL OR p_user IN (t.username, a.usename)) AND pg_has_role(a.usesysid, 'USAGE')
+          AND EXISTS (
+              SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
+              AND l.relation IN ('hopaas.logs'::regclass, 'hopaas.snapshots'::regclass, 'hopaas.blocks'::regclass,
+                                 'hopaas.artifacts'::regclass)
+          )
+    )
+    SELECT login, seconds FROM holders WHERE pg_terminate_backend(pid)
+$$;
+
+-- End sessions that hold a study, or the store, up with an open transaction; which, and for how long they have. No call
+-- of a peer waits for a lock for more than 15 s. Everybody who works in a study may end what takes two minutes, as only
+-- a reply of megabytes over a thin link does.
+CREATE OR REPLACE FUNCTION hopaas.unlock_v1(p_log text) RETURNS TABLE (login text, seconds integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_user text := hopaas.caller();
+    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
+BEGIN
+    RETURN QUERY SELECT * FROM hopaas.end_transactions(NULL, CASE hopaas.role_in(v_log.id, p_log, v_user)
+        WHEN 'owner' THEN interval '20 seconds' ELSE interval '2 minutes' END);
+END $$;
+
+-- Take a user's grant for a study away, whatever transactions it has open. For the study's owners.
 CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -435,6 +529,8 @@ DECLARE
     v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'owner');
 BEGIN
     PERFORM hopaas.check_session();
+    PERFORM hopaas.end_transactions(p_user, interval '0')
+    FROM hopaas.grants WHERE log = v_log.id AND username = p_user;
     PERFORM hopaas.keep_an_owner(v_log.id, p_user, NULL);
     DELETE FROM hopaas.grants WHERE log = v_log.id AND username = p_user;
     IF NOT FOUND THEN

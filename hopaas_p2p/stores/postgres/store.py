@@ -27,6 +27,7 @@ from hopaas_p2p.stores.postgres.errors import (
     NO_SCHEMA,
     READ_ONLY,
     SCHEMA_VERSION,
+    Locked,
     failure,
     idle_too_long,
     refusal,
@@ -58,18 +59,22 @@ class PostgresLog:
         self._uuid = uuid
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        rows = self._store.call(
-            "exchange",
-            log=self._uuid,
-            since=since,
-            nonce=outgoing.nonce if outgoing else None,
-            payload=_text(outgoing.payload) if outgoing else None,
-            about=(outgoing.about or None) if outgoing else None,
-            peer=beat.peer if beat else None,
-            beat=beat.value if beat else None,
-            limit=_REPLY,
-            chain=outgoing.chain if outgoing else None,
-        )
+        try:
+            rows = self._store.call(
+                "exchange",
+                log=self._uuid,
+                since=since,
+                nonce=outgoing.nonce if outgoing else None,
+                payload=_text(outgoing.payload) if outgoing else None,
+                about=(outgoing.about or None) if outgoing else None,
+                peer=beat.peer if beat else None,
+                beat=beat.value if beat else None,
+                limit=_REPLY,
+                chain=outgoing.chain if outgoing else None,
+            )
+        except Locked:
+            self._store.call("unlock", log=self._uuid)  # ends what has held it for minutes; honest calls do not
+            raise
         entries = [
             Entry(lsn, base64.b64decode(text), Stamp(author, role, at), before)
             for lsn, text, author, role, at, before, _ in rows
