@@ -71,7 +71,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
     if not wanted and not study.space:
         why = study.infer_space()
-        if why and not study.state.waiting:
+        if why and not (study.state.waiting or study.state.replicates):
             raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Use --space NAME={space.SHAPES}")
     trial = study.ask()
     try:

@@ -12,7 +12,7 @@ say, whoever says it, is in `validity`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import msgspec
@@ -28,8 +28,9 @@ from hopaas_p2p.core.attributes import (
     RESUMED,
 )
 from hopaas_p2p.core.codec import Garbage
+from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
 from hopaas_p2p.core.ledger import Ledger, possible_limits
-from hopaas_p2p.core.lineage import resumed_step, said_at
+from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import Draws, perturbed
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
@@ -69,6 +70,7 @@ from hopaas_p2p.core.state import (
     LastCommit,
     LateFinish,
     PastLease,
+    Replicates,
     State,
     Trial,
     Verdict,
@@ -187,9 +189,9 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
     if not _can_be_read(record):
         return _refuse(state, "malformed")
     if record.user:
-        state.user = {**state.user, **record.user}
+        state.user = merged(state.user, record.user)
     if record.system:
-        state.system = {**state.system, **record.system}
+        state.system = merged(state.system, record.system)
         if FIDELITY in record.system:
             state.follow_fidelity()
     return _ACCEPTED
@@ -280,16 +282,21 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
         return _refuse(state, "budget")
     trial = _append(state, RUNNING)
     _merge(state, trial, record, outside)
-    trial.owner, trial.epoch = commit.owner, 1
-    trial.start = commit.at if record.start is None else record.start
-    _open_lease(state, trial, commit)
     if record.replicates > 1:
-        _queue_replicates(state, trial, record.replicates)
+        own = {name: trial.dists[name] for name in record.params if name in trial.dists}
+        state.replicates[trial.number] = Replicates(record.params, own, record.user, record.system, record.replicates)
+    return _begin(state, trial, commit, commit.at if record.start is None else record.start)
+
+
+def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
+    """The first lease of a new trial."""
+    trial.owner, trial.epoch, trial.start = commit.owner, 1, start
+    _open_lease(state, trial, commit)
     return Verdict(True, trial.number)
 
 
 def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
-    """Start what was interrupted after it was promoted, what a rung promotes, or what waits; None: there is nothing."""
+    """Start what was interrupted after it was promoted, what a rung promotes, what waits, or a replicate, if any."""
     skip = frozenset(record.skip)
     configurations = state.configurations
     if configurations is not None:
@@ -305,7 +312,21 @@ def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
         waiting = next((number for number in state.waiting if number not in skip), None)
         if waiting is not None:
             return _start(state, state.trials[waiting], commit, TrialCreate)
-    return None
+    return _replicate(state, commit) if state.replicates else None
+
+
+def _replicate(state: State, commit: Commit) -> Verdict:
+    """Start the next trial of the first configuration that gets more of them: the same parameters, another seed."""
+    first = next(iter(state.replicates))
+    said = state.replicates[first]
+    trial = _append(state, RUNNING)
+    trial.params, trial.dists = branch(said.params), branch(said.dists)
+    trial.user, trial.system = branch(said.user), branch(said.system)
+    trial.system[REPLICATE] = f'{{"of":{first},"seed":{said.seed}}}'
+    said.seed += 1
+    if said.seed == said.count:
+        del state.replicates[first]
+    return _begin(state, trial, commit, commit.at)
 
 
 def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
@@ -314,16 +335,13 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     In a population it may go on where another one stopped, whose parameters are then perturbed.
     """
     trial = _append(state, RUNNING)
-    trial.params, trial.dists, trial.user = dict(paused.params), dict(paused.dists), paused.user
+    _inherit(trial, paused, without=_OF_AN_ATTEMPT)
     trial.continues = paused.number
-    trial.system = {key: text for key, text in paused.system.items() if key not in _OF_AN_ATTEMPT}
     trial.system[CONTINUES] = str(paused.number)
     source = _source(state, trial, paused)
     trial.checkpoints = source.checkpoints
-    trial.reports, trial.metrics = _before_checkpoint(state, source)
-    trial.owner, trial.epoch, trial.start = commit.owner, 1, commit.at
-    _open_lease(state, trial, commit)
-    return Verdict(True, trial.number)
+    _inherit_reports(trial, source, *_before_checkpoint(state, source))
+    return _begin(state, trial, commit, commit.at)
 
 
 def _source(state: State, trial: Trial, paused: Trial) -> Trial:
@@ -340,7 +358,7 @@ def _source(state: State, trial: Trial, paused: Trial) -> Trial:
     policy = members.policy
     distributions = {name: source.distribution(name, state) for name in source.params}
     trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws)
-    trial.dists = dict(source.dists)
+    trial.dists = branch(source.dists)
     trial.system.pop("fixed_params", None)
     trial.system[COPIES] = str(source.number)
     return source
@@ -384,15 +402,14 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
         word = "fenced"
     if word is not None:
         return _refuse(state, word, number)
+    if step is not None:
+        _resume(trial, step)
+        _note_resumption(state, trial, step)
     if state.ledger is not None:
         if step is not None:
-            state.ledger.resumed(number, [one for one in trial.reports if one <= step])
+            state.ledger.resumed(number, trial.reports)
         state.ledger.heard(number, commit.at, record.used, record.reports)
-    if step is None:
-        _merge(state, trial, record, outside)
-    else:
-        _merge_words(state, trial, record, outside)
-        _note_resumption(state, trial, step)
+    _merge(state, trial, record, outside)
     if record.stopping:
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
@@ -405,7 +422,7 @@ def _note_resumption(state: State, trial: Trial, step: int) -> None:
     """Keep from which step this trial of a population resumed; of several attempts, the lowest."""
     if _members(state) is not None:
         before = resumed_step(trial)
-        trial.system = {**trial.system, RESUMED: str(step if before is None else min(step, before))}
+        trial.system = merged(trial.system, {RESUMED: str(step if before is None else min(step, before))})
 
 
 def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
@@ -473,15 +490,17 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     late.late_of = lost.number
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
-    late.params, late.dists, late.reports = dict(lost.params), dict(lost.dists), dict(lost.reports)
-    late.metrics = {name: dict(values) for name, values in lost.metrics.items()}
-    late.user, late.system = lost.user, {**lost.system, "late_of": str(lost.number)}
+    _inherit(late, lost)
+    late.system["late_of"] = str(lost.number)
+    _inherit_reports(late, lost, FROM_START, LAST_STEP)
     lease = (lost.number, record.epoch)
     unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
     for said in unsent:  # refused because it arrived after the reclaim, but part of the result
         outside = _outliers(state, said)
         if outside is not None:
-            _merge_words(state, late, said, outside)
+            if said.resumed_from is not None:
+                _resume(late, said.resumed_from)
+            _merge(state, late, said, outside)
     late.start, late.end = lost.start, commit.at
     if full:
         late.reason = f"late result of #{lost.number}; the budget was used up"
@@ -518,7 +537,8 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.owner = None
     trial.stop, trial.stopping = None, False
     trial.start = None
-    trial.reports, trial.metrics = _before_checkpoint(state, trial)
+    first, last = _before_checkpoint(state, trial)
+    _resume(trial, last, first)
     return Verdict(True, trial.number)
 
 
@@ -529,8 +549,9 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
         state.ledger.was_lost(trial.number, record.lived)
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
-    if last_try and state.policy.interrupted == "prune" and trial.reports:
-        last = (trial.reports[max(trial.reports)],)
+    newest = last_step(trial.reports)
+    if last_try and state.policy.interrupted == "prune" and newest is not None:
+        last = (trial.reports[newest],)
         told = last if _can_end(state, COMPLETE, last) else None
         _close(state, trial, PRUNED, TrialReclaim, commit.at, values=told, reason=record.reason)
         return Verdict(True, trial.number)
@@ -552,25 +573,39 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
     return Verdict(True, trial.number)
 
 
-def _before_checkpoint(state: State, trial: Trial) -> tuple[dict[int, float], dict[str, dict[int, float]]]:
-    """Reports and metrics up to the newest checkpoint, which the next owner need not send again.
+def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
+    """The first and the last step up to the newest checkpoint, whose reports the next owner need not send again.
 
     In a population only those of the last interval: a member has many continuations, and each would repeat them all.
     """
     if not trial.checkpoints:
-        return {}, {}
+        return 0, -1
     last = trial.checkpoints[-1].step
     members = _members(state)
-    first = FROM_START if members is None else last - members.policy.every + 1
-    return said_at(trial, range(first, last + 1))
+    return FROM_START if members is None else last - members.policy.every + 1, last
+
+
+def _inherit(trial: Trial, before: Trial, *, without: Collection[str] = ()) -> None:
+    """Give a new trial the parameters and attributes of one that is finished."""
+    trial.params, trial.dists = branch(before.params), branch(before.dists)
+    trial.user, trial.system = branch(before.user), branch(before.system, without)
+
+
+def _inherit_reports(trial: Trial, before: Trial, first: int, last: int) -> None:
+    """Give a new trial what one that is finished reported at these steps."""
+    before.reports = linked(before.reports)
+    before.metrics = {name: linked(values) for name, values in before.metrics.items()}
+    trial.reports = inherited(before.reports, first, last)
+    metrics = {name: inherited(values, first, last) for name, values in before.metrics.items()}
+    trial.metrics = {name: values for name, values in metrics.items() if values}
 
 
 def _queue_retry(state: State, trial: Trial) -> None:
     """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
     retry = _append(state, WAITING)
-    retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
+    _inherit(retry, trial, without=(RESUMED,))
     retry.checkpoints = trial.checkpoints
-    retry.reports, retry.metrics = _before_checkpoint(state, trial)
+    _inherit_reports(retry, trial, *_before_checkpoint(state, trial))
     retry.attempt = trial.attempt + 1
     retry.retry_of = trial.number
     trial.retried_by = retry.number
@@ -579,19 +614,8 @@ def _queue_retry(state: State, trial: Trial) -> None:
     while earlier.retry_of is not None:
         earlier = state.trials[earlier.retry_of]
         history.insert(0, earlier.number)
-    retry.system = {
-        **{key: text for key, text in trial.system.items() if key != RESUMED},
-        "failed_trial": str(history[0]),
-        "retry_history": msgspec.json.encode(history).decode(),
-    }
-
-
-def _queue_replicates(state: State, trial: Trial, count: int) -> None:
-    """The same parameters for other seeds, as far as the queue has room."""
-    for seed in range(1, min(count, MAX_WAITING - len(state.waiting) + 1)):
-        replicate = _append(state, WAITING)
-        replicate.params, replicate.dists, replicate.user = dict(trial.params), dict(trial.dists), trial.user
-        replicate.system = {**trial.system, REPLICATE: f'{{"of":{trial.number},"seed":{seed}}}'}
+    retry.system["failed_trial"] = str(history[0])
+    retry.system["retry_history"] = msgspec.json.encode(history).decode()
 
 
 def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Verdict:
@@ -718,12 +742,11 @@ def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
         state.configurations.touch(number)
 
 
-def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str, Distribution]) -> None:
-    """Like `_merge`; an earlier attempt's reports that this one did not resume from go first."""
-    step = record.resumed_from
-    if step is not None:
-        trial.reports, trial.metrics = said_at(trial, range(FROM_START, step + 1))
-    _merge(state, trial, record, outside)
+def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:
+    """Drop what an earlier attempt reported that the trial does not go on from."""
+    trial.reports = cut(trial.reports, first, last)
+    metrics = {name: cut(values, first, last) for name, values in trial.metrics.items()}
+    trial.metrics = {name: values for name, values in metrics.items() if values}
 
 
 def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: dict[str, Distribution]) -> None:
@@ -735,13 +758,13 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: 
         if outside:
             trial.dists.update(outside)
     if record.reports:
-        trial.reports.update(record.reports)
+        trial.reports = grown(trial.reports, record.reports)
     if record.metrics:
         _merge_metrics(state, trial, record.metrics)
     if record.user:
-        trial.user = {**trial.user, **record.user}
+        trial.user = merged(trial.user, record.user)
     if record.system:
-        trial.system = {**trial.system, **record.system}
+        trial.system = merged(trial.system, record.system)
 
 
 def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, float]]) -> None:
@@ -750,7 +773,7 @@ def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, floa
         if name not in trial.metrics and not (possible_metric(name) and len(trial.metrics) < MOST_METRICS):
             _count(state, "malformed")
             continue
-        trial.metrics.setdefault(name, {}).update(values)
+        trial.metrics[name] = grown(trial.metrics.get(name, {}), values)
 
 
 def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:

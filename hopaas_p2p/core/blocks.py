@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.records import Checkpoint, Distribution, TrialState
 from hopaas_p2p.core.state import BLOCK, BlockColumns, PastLease, State, Trial
 
@@ -218,7 +219,9 @@ def _fit_metrics(packed: bytes, trials: int) -> bool:
 
 def _rare(trial: Trial) -> _Rare:
     kind = _Linked if trial.paused or trial.continues is not None else _Rare
-    return kind(*[getattr(trial, name) for name in kind.__struct_fields__])
+    rare = kind(*[getattr(trial, name) for name in kind.__struct_fields__])
+    rare.dists, rare.user, rare.system = flat(rare.dists), flat(rare.user), flat(rare.system)
+    return rare
 
 
 class Checked(NamedTuple):

@@ -14,7 +14,6 @@ and only their configurations are looked at again.
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
@@ -22,6 +21,7 @@ from typing import Final, Protocol
 import msgspec
 
 from hopaas_p2p.core.fidelity import Fidelity, Standings, standings_of
+from hopaas_p2p.core.inherited import last_step, value_from
 from hopaas_p2p.core.lineage import LinkedTrial, copied_trial
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
@@ -188,16 +188,11 @@ class Configurations:
         reports, standings = trial.reports, self.standings
         if standings is None or not reports:
             return []
-        values, last, offset = [], max(reports), standings.policy.first_step - 1
-        steps: list[int] = []
+        values, offset = [], standings.policy.first_step - 1
         for level in standings.levels(root)[since:]:
-            step = level + offset
-            if step > last:
+            value = value_from(reports, level + offset)  # if it reports less often, what it said next counts
+            if value is None:
                 break
-            value = reports.get(step)
-            if value is None:  # it reports less often: what it said next counts
-                steps = steps or sorted(reports)
-                value = reports[steps[bisect.bisect_left(steps, step)]]
             values.append(value)
         return values
 
@@ -250,7 +245,8 @@ class Configurations:
         return self._has_come(at, reports)
 
     def _has_come(self, epochs: int | None, reports: Mapping[int, float]) -> bool:
-        return epochs is not None and bool(reports) and self.standings.policy.epochs(max(reports)) >= epochs  # type: ignore[union-attr]
+        last = None if epochs is None or self.standings is None else last_step(reports)
+        return last is not None and self.standings.policy.epochs(last) >= epochs  # type: ignore[union-attr,operator]
 
     def promoted(self, *, closing: bool, skip: Collection[int] = ()) -> int | None:
         """The paused trial to continue next, but for these; None if no rung promotes one.
@@ -301,9 +297,8 @@ class Configurations:
 
 def _earlier(end: tuple[int, float] | None, trial: ChainedTrial) -> tuple[int, float] | None:
     """`end`, or what this complete trial reported last, if it came before that one."""
-    if not trial.reports or (end is not None and end[0] < trial.number):
-        return end
-    return trial.number, trial.reports[max(trial.reports)]
+    last = None if end is not None and end[0] < trial.number else last_step(trial.reports)
+    return end if last is None else (trial.number, trial.reports[last])
 
 
 def _earliest(

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
 
+from hopaas_p2p.core.inherited import last_step
 from hopaas_p2p.core.records import Budget, Price, Until, Used
 
 HOUR: Final = 3_600_000_000
@@ -185,9 +186,9 @@ class Ledger(msgspec.Struct, array_like=True):
 
     # --- leases ---
 
-    def began(self, number: int, info: Mapping[str, str], at: int, reports: Iterable[int]) -> None:
-        """A trial started at a peer that introduced itself like this; it inherits these steps."""
-        top, from_zero = _epochs(reports) if reports else (0, False)
+    def began(self, number: int, info: Mapping[str, str], at: int, reports: Mapping[int, float]) -> None:
+        """A trial started at a peer that introduced itself like this; it inherits these reports."""
+        top, from_zero = _epochs(reports)
         get = info.get
         user = get("on_behalf_of") or get("user")
         peer = _peer(get("site"), user, get("gpus"), get("cores"), get("watts"))
@@ -207,8 +208,8 @@ class Ledger(msgspec.Struct, array_like=True):
         if self.limits is not UNLIMITED and self.measured:
             self._count(lease)
 
-    def resumed(self, number: int, reports: Iterable[int]) -> None:
-        """The owner went on from these steps, and not from all that the trial had."""
+    def resumed(self, number: int, reports: Mapping[int, float]) -> None:
+        """The owner went on from these reports, and not from all that the trial had."""
         lease = self.open.get(number)
         if lease is not None:
             lease.top, lease.from_zero = _epochs(reports)
@@ -257,7 +258,7 @@ class Ledger(msgspec.Struct, array_like=True):
             del self.lost[next(iter(self.lost))]
         self.lost[number] = lease
 
-    def came_late(self, number: int, at: int, used: Used | None, reports: Iterable[int]) -> None:
+    def came_late(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
         """The owner of a lost attempt was alive after all, and told a result."""
         lease = self.lost.pop(number, None)
         if lease is None:
@@ -405,13 +406,13 @@ def possible_limits(limits: Budget, directions: int) -> bool:
     )
 
 
-def _epochs(reports: Iterable[int]) -> tuple[int, bool]:
+def _epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
     """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
-    steps = list(reports)
-    if not steps:
+    last = last_step(reports)
+    if last is None:
         return 0, False
-    from_zero = 0 in steps
-    return min(max(0, max(steps) + from_zero), _MOST_STEPS), from_zero
+    from_zero = 0 in reports
+    return min(max(0, last + from_zero), _MOST_STEPS), from_zero
 
 
 @functools.lru_cache(4096)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
@@ -122,18 +122,34 @@ class PastLease(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The trial that keeps this owner's late result."""
 
 
+class Replicates(msgspec.Struct, array_like=True):
+    """The trials that a configuration still gets: each begins when a peer asks for one, as the first one began."""
+
+    params: dict[str, float]
+    dists: dict[str, Distribution]
+    user: dict[str, str]
+    system: dict[str, str]
+    count: int
+    """How many trials it gets, with the first."""
+    seed: int = 1
+    """Of the next one."""
+
+
 class Trial(msgspec.Struct, gc=False):
-    """One trial. Dictionaries of a finished trial are never changed again, so readers may share them."""
+    """One trial. Mappings of a finished trial are never changed again, so readers and later trials may share them.
+
+    Large ones are no dictionaries, see `inherited`.
+    """
 
     number: int
     state: TrialState
     epoch: int = 0
     owner: str | None = None
-    params: dict[str, float] = {}
-    dists: dict[str, Distribution] = {}
-    reports: dict[int, float] = {}
-    user: dict[str, str] = {}
-    system: dict[str, str] = {}
+    params: MutableMapping[str, float] = {}
+    dists: MutableMapping[str, Distribution] = {}
+    reports: Mapping[int, float] = {}
+    user: Mapping[str, str] = {}
+    system: MutableMapping[str, str] = {}
     values: tuple[float, ...] | None = None
     reason: str | None = None
     start: int | None = None
@@ -154,7 +170,7 @@ class Trial(msgspec.Struct, gc=False):
     """Whether it stopped at a rung, and may be continued."""
     continues: int | None = None
     """The paused trial that it goes on from."""
-    metrics: dict[str, dict[int, float]] = {}
+    metrics: dict[str, Mapping[int, float]] = {}
     """Name -> step -> value, beside the reports."""
 
     def distribution(self, name: str, state: State) -> Distribution:
@@ -362,6 +378,7 @@ class State:
         "policy",
         "quiet",
         "refusals",
+        "replicates",
         "running",
         "status",
         "system",
@@ -380,11 +397,13 @@ class State:
         """That of `define`, once there is one."""
         self.status = "running"
         self.budget: int | None = None
-        self.user: dict[str, str] = {}
-        self.system: dict[str, str] = {}
+        self.user: Mapping[str, str] = {}
+        self.system: Mapping[str, str] = {}
         self.trials = Trials()
         self.waiting: dict[int, None] = {}
         self.running: dict[int, None] = {}
+        self.replicates: dict[int, Replicates] = {}
+        """By the first trial of their configuration."""
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
         self.failures_in_a_row = 0
         self.ledger: Ledger | None = None

@@ -199,7 +199,7 @@ class StudyHandle:
                 left = self._left_to_others()
                 if not state.has_room() or state.promoted(left) is not None:
                     return True
-        return bool(waiting) and len(waiting) > len(self.peer.resting(self.log))
+        return bool(state.replicates) or len(waiting) > len(self.peer.resting(self.log))
 
     def look_again_if_closed(self, within: float) -> None:
         """See what has become of a study that gave out no trial, without an ask that is refused and stays in the log.
@@ -261,7 +261,7 @@ class StudyHandle:
             if trial.end is not None:
                 return None
             if trial.attempt > 1 or trial.history or trial.continues is not None:
-                owned = self._own(trial, inherited=trial.reports)
+                owned = self._own(trial, inherited=dict(trial.reports))
                 owned.inherits_metrics = bool(trial.metrics)
             else:
                 self._own(trial, inherited={})

@@ -16,6 +16,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import REPEATS, REPLICATE, SAMPLER
 from hopaas_p2p.core.records import Commit, Stamp, StudyDefine, StudySet, TrialCreate, TrialState
@@ -397,7 +398,7 @@ def test_a_mean_is_known_of_any_values(values: list[float], mean: float, error: 
     assert not math.isnan(first.mean)
 
 
-def test_replicates_wait_from_the_commit_on_that_starts_the_first_and_have_a_limit() -> None:
+def test_replicates_are_made_when_peers_ask_for_them_and_have_a_limit() -> None:
     state = State()
     apply(state, 1, Commit("w", 1, "w", 0, (StudyDefine("s", ("minimize",), space=SMALL),)))
     params = {"n": 2.0, "c": 1.0}
@@ -405,12 +406,17 @@ def test_replicates_wait_from_the_commit_on_that_starts_the_first_and_have_a_lim
         create = TrialCreate(prefer_waiting=True, params=params, replicates=count)
         (verdict,) = apply(state, seq, Commit("w", seq, "w", 0, (create,)))
         assert verdict.refusal == refusal
+    assert (len(state.trials), list(state.replicates)) == (1, [0])
+    for seq in (5, 6):
+        replica = snapshot.load(snapshot.dump(state))
+        again = TrialCreate(prefer_waiting=True, params={"n": 1.0, "c": 1.0}, replicates=3)
+        (verdict,) = apply(state, seq, Commit("w", seq, "w", 0, (again,)))
+        assert (verdict.number, len(state.trials)) == (seq - 4, seq - 3)  # none of a proposal that is dropped
+        apply(replica, seq, Commit("w", seq, "w", 0, (again,)))
+        assert snapshot.digest(replica) == snapshot.digest(state)
     assert [trial.params for trial in state.trials] == [params] * 3
     assert [trial.system for trial in state.trials[1:]] == [{REPLICATE: f'{{"of":0,"seed":{seed}}}'} for seed in (1, 2)]
-    assert list(state.waiting) == [1, 2]
-    again = TrialCreate(prefer_waiting=True, params={"n": 1.0, "c": 1.0}, replicates=3)
-    (verdict,) = apply(state, 5, Commit("w", 5, "w", 0, (again,)))
-    assert (verdict.number, list(state.waiting), len(state.trials)) == (1, [2], 3)  # none of a proposal that is dropped
+    assert not state.replicates
 
 
 def test_a_peer_that_joins_searches_as_the_study_says(studies: Any) -> None:
