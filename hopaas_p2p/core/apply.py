@@ -11,8 +11,10 @@ say, whoever says it, is in `validity`.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Collection
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -95,6 +97,7 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
 _ACCEPTED: Final = Verdict(True)
+_EPOCH: Final = attrgetter("epoch")
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
 """System attributes of a trial that a continuation does not have from the one before it."""
 
@@ -105,6 +108,8 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     Commits come in order without gaps: lsn is `state.lsn + 1`.
     """
     state.lsn = lsn
+    if state.unsent:
+        state.unsent = {}
     if isinstance(commit, Garbage):
         _count(state, "malformed")
         return ()
@@ -300,7 +305,7 @@ def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
     skip = frozenset(record.skip)
     configurations = state.configurations
     if configurations is not None:
-        interrupted = min((number for number in configurations.resumable if number not in skip), default=None)
+        interrupted = next((number for number in configurations.resumable if number not in skip), None)
         if interrupted is not None:
             return _start(state, state.trials[interrupted], commit, TrialCreate)
         paused = state.promoted(skip)
@@ -401,6 +406,7 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     if word == "finished" and trial.owner is not None and not _has_lease(trial, record.epoch, commit):
         word = "fenced"
     if word is not None:
+        state.unsent.setdefault((number, record.epoch), []).append(record)
         return _refuse(state, word, number)
     if step is not None:
         _resume(trial, step)
@@ -453,15 +459,16 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         return Verdict(True, trial.number)
     if word != "fenced":
         return _refuse(state, word, trial.number)
-    lost = next((t for t in trial.history if (t.owner, t.epoch) == (commit.owner, record.epoch)), None)
-    if lost is None or record.state is not COMPLETE:
+    place = bisect.bisect_left(trial.history, record.epoch, key=_EPOCH)
+    lease = trial.history[place] if place < len(trial.history) else None
+    if lease is None or (lease.owner, lease.epoch) != (commit.owner, record.epoch) or record.state is not COMPLETE:
         return _refuse(state, "fenced", trial.number)
-    if lost.kept_as is not None:
-        return _refuse(state, "finished", lost.kept_as)
-    return _keep_late(state, trial, record, commit)
+    if lease.kept_as is not None:
+        return _refuse(state, "finished", lease.kept_as)
+    return _keep_late(state, trial, place, record, commit)
 
 
-def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -> Verdict:
+def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commit: Commit) -> Verdict:
     """A fenced peer's complete result becomes a trial of its own; a retry that it makes needless makes room for it.
 
     What its owner could not send while it had the lease comes with the result, in the same commit, and is kept too.
@@ -493,9 +500,9 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     _inherit(late, lost)
     late.system["late_of"] = str(lost.number)
     _inherit_reports(late, lost, FROM_START, LAST_STEP)
-    lease = (lost.number, record.epoch)
-    unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
-    for said in unsent:  # refused because it arrived after the reclaim, but part of the result
+    for said in state.unsent.get(
+        (lost.number, record.epoch), ()
+    ):  # refused because it arrived after the reclaim, but part of the result
         outside = _outliers(state, said)
         if outside is not None:
             if said.resumed_from is not None:
@@ -510,9 +517,7 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     if ledger is not None:
         ledger.came_late(lost.number, commit.at, record.used, late.reports)
         _note_result(state, late)
-    lost.history = tuple(
-        msgspec.structs.replace(t, kept_as=late.number) if t.epoch == record.epoch else t for t in lost.history
-    )
+    lost.history[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
     state.changed.add(lost.number)
     return Verdict(False, late.number, "late")
 
@@ -831,7 +836,7 @@ def _open_lease(state: State, trial: Trial, commit: Commit) -> None:
 def _end_lease(trial: Trial, at: int, why: str) -> None:
     """Append the present lease to the history of owners."""
     if trial.owner is not None:
-        trial.history = (*trial.history, PastLease(trial.owner, trial.epoch, trial.start, at, why))
+        trial.history.append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
 
 
 def _of_a_trial(

@@ -42,7 +42,7 @@ class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
     retried_by: int | None = None
     late_of: int | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
-    history: tuple[PastLease, ...] = ()
+    history: list[PastLease] = []
 
 
 class _Linked(_Rare, array_like=True, omit_defaults=True):

@@ -16,9 +16,11 @@ nothing.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
@@ -43,6 +45,7 @@ _MOST_ACCOUNTS: Final = 1000
 _LOST_KEPT: Final = 256
 _CLOCKS: Final = 8
 _LONGEST_NAME: Final = 64
+_AT: Final = itemgetter(0)
 OTHERS: Final = "others"
 """The site and person of what comes after a thousand accounts."""
 
@@ -300,8 +303,8 @@ class Ledger(msgspec.Struct, array_like=True):
         self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
         if self.limits is UNLIMITED:
             self.clocks = []  # none is added until there are limits again
-        if self.best is not None and self.improvements[-1:] != [self.best]:
-            self.improvements = [*self.improvements, self.best]
+        if self.best is not None and (not self.improvements or self.improvements[-1][1] != self.best[1]):
+            self._improved(*self.best)
         if self.measured:
             for lease in self.open.values():
                 self._count(lease)
@@ -314,9 +317,14 @@ class Ledger(msgspec.Struct, array_like=True):
         self.best, self.since_best = (at, value), 0
         until = self.limits.until
         if until is not None and until.gain_per_hour is not None:
-            begin = at - int(until.gain_hours * HOUR)
-            old = [one for one in self.improvements if one[0] <= begin][-1:]
-            self.improvements = [*old, *(one for one in self.improvements if one[0] > begin), self.best]
+            begin = bisect.bisect_right(self.improvements, at - int(until.gain_hours * HOUR), key=_AT) - 1
+            if begin > len(self.improvements) // 2:  # seldom, so that each is moved about once
+                del self.improvements[:begin]
+            self._improved(at, value)
+
+    def _improved(self, at: int, value: float) -> None:
+        """Keep when the best value changed; these times are in order, whatever clocks say."""
+        self.improvements.append((max(at, self.improvements[-1][0]) if self.improvements else at, value))
 
     def look(self, writer: str, at: int) -> None:
         """A commit of this writer is about to be applied."""
@@ -356,9 +364,9 @@ class Ledger(msgspec.Struct, array_like=True):
         if until.hours_without_gain is not None and now - best[0] >= until.hours_without_gain * HOUR:
             return f"{until.hours_without_gain:g} hours without a better trial"
         if until.gain_per_hour is not None and self.improvements:
-            begin = now - until.gain_hours * HOUR
-            before = [value for at, value in self.improvements if at <= begin]
-            if before and abs(best[1] - before[-1]) < until.gain_per_hour * until.gain_hours:
+            before = bisect.bisect_right(self.improvements, now - until.gain_hours * HOUR, key=_AT)
+            gain = math.inf if before == 0 else abs(best[1] - self.improvements[before - 1][1])
+            if gain < until.gain_per_hour * until.gain_hours:
                 return f"the best value improves by less than {until.gain_per_hour:g} per hour"
         return None
 

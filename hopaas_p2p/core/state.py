@@ -164,8 +164,8 @@ class Trial(msgspec.Struct, gc=False):
     late_of: int | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
     """Where it may be resumed, the newest last."""
-    history: tuple[PastLease, ...] = ()
-    """Earlier owners, oldest first."""
+    history: list[PastLease] = []
+    """Earlier owners, oldest first: their epochs rise."""
     paused: bool = False
     """Whether it stopped at a rung, and may be continued."""
     continues: int | None = None
@@ -383,6 +383,7 @@ class State:
         "status",
         "system",
         "trials",
+        "unsent",
         "user",
         "waiting",
         "writers",
@@ -417,6 +418,9 @@ class State:
         self.refusals: dict[str, int] = {}
         self.changed: set[int] = set()
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
+
+        self.unsent: dict[tuple[int, int], list[TrialSet]] = {}
+        """What the commit that is being applied says of trials, by number and epoch, without their leases."""
 
         self.configurations: Configurations | None = None
         """Of a study that has, or had, rungs or a population. Derived from its trials: not in digests or snapshots."""

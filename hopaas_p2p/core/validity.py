@@ -56,8 +56,6 @@ _REACH: Final = 1e6
 _DEEPEST: Final = 64
 """Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
 
-_NO_OUTLIERS: Final[dict[str, Distribution]] = {}
-
 
 def possible_time(microseconds: int | None) -> bool:
     """Whether a clock may show this, even one that is wrong by centuries."""
@@ -116,7 +114,8 @@ def compatible(first: Distribution, other: Distribution) -> bool:
     if first.__class__ is not other.__class__:
         return False
     if isinstance(first, Categorical) or isinstance(other, Categorical):
-        return repr(first) == repr(other) or first == other  # NaN is a choice like others
+        alike = len(first.choices) == len(other.choices)  # type: ignore[union-attr]  # both are
+        return alike and (repr(first) == repr(other) or first == other)  # NaN is a choice like others
     return first.log == other.log
 
 
@@ -131,11 +130,9 @@ def outliers(
         known: the first ones that the log gave these parameters.
 
     """
-    found = _NO_OUTLIERS
-    if given:
-        known = {**known, **given}
+    found: dict[str, Distribution] = {}
     for name, value in params.items():
-        distribution = known.get(name)
+        distribution = given.get(name) or known.get(name)
         if distribution.__class__ is Float and distribution.low <= value <= distribution.high:
             continue
         if distribution is None:
@@ -147,7 +144,7 @@ def outliers(
             wider = _widened(distribution, value)
             if wider is None:
                 return None
-            found = {**found, name: wider}
+            found[name] = wider
     return found
 
 

@@ -152,7 +152,7 @@ class StudyHandle:
                 configurations is not None
                 and bool(resting)
                 and not state.has_room()
-                and configurations.resumable <= set(resting)
+                and set(configurations.resumable) <= set(resting)
                 and state.promoted() is None
             )
 
