@@ -61,8 +61,23 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
             draft.unlink(missing_ok=True)
 
 
-def read_regular(path: str | Path, *, limit: int) -> bytes:
-    """What is in a file, in a directory where others may write.
+def read_at_most(path: Path, limit: int) -> bytes:
+    """What is in a file that the user names, and that somebody else may have written.
+
+    Raises:
+        OSError: it cannot be read, or holds more than `limit` bytes.
+
+    """
+    with path.open("rb") as file:
+        found = read_fd(file.fileno(), limit + 1)
+    if len(found) > limit:
+        raise OSError(errno.EFBIG, f"holds more than {limit:,} bytes", str(path))
+    return found
+
+
+@contextlib.contextmanager
+def open_regular(path: str | Path, *, limit: int) -> Iterator[int]:
+    """A descriptor of a file, in a directory where others may write.
 
     Raises:
         OSError: it is not there, is a link, a FIFO or a device, or holds more than `limit` bytes.
@@ -80,9 +95,15 @@ def read_regular(path: str | Path, *, limit: int) -> bytes:
             raise OSError(errno.EINVAL, "is not an ordinary file", str(path))
         if status.st_size > limit:
             raise OSError(errno.EFBIG, f"holds {status.st_size} bytes, and {limit} are expected at most", str(path))
-        return read_fd(fd, limit)
+        yield fd
     finally:
         os.close(fd)
+
+
+def read_regular(path: str | Path, *, limit: int) -> bytes:
+    """What is in such a file. Raises OSError as `open_regular`."""
+    with open_regular(path, limit=limit) as fd:
+        return read_fd(fd, limit)
 
 
 def sha256_of(path: Path) -> str:
