@@ -39,7 +39,7 @@ class Listing(NamedTuple):
 class Catalog:
     """The studies after commits 1..lsn of the directory log."""
 
-    __slots__ = ("by_id", "by_name", "chain", "ids", "lsn", "refusals", "uuids", "writers")
+    __slots__ = ("by_id", "by_name", "by_uuid", "chain", "ids", "lsn", "refusals", "uuids", "writers")
 
     def __init__(self) -> None:
         self.lsn = 0
@@ -48,6 +48,7 @@ class Catalog:
         self.ids = 0
         self.by_id: dict[int, Listing] = {}
         self.by_name: dict[str, Listing] = {}
+        self.by_uuid: dict[str, Listing] = {}
         self.uuids: set[str] = set()
         """Those of all studies that ever were: none is used twice."""
         self.writers: dict[str, LastCommit] = {}
@@ -88,18 +89,18 @@ class Catalog:
         self.uuids.add(record.uuid)
         listing = Listing(self.ids, record.uuid, record.name)
         self.ids += 1
-        self.by_id[listing.study_id] = self.by_name[listing.name] = listing
+        self.by_id[listing.study_id] = self.by_name[listing.name] = self.by_uuid[listing.uuid] = listing
         return Verdict(True, listing.study_id)
 
     def _close(self, record: StudyClose, stamp: Stamp) -> Verdict:
         if stamp.role not in ("owner", f"owner:{record.uuid}"):  # of the store, or of that study
             return self._refuse("role")
-        for listing in self.by_id.values():
-            if listing.uuid == record.uuid:
-                del self.by_id[listing.study_id]
-                del self.by_name[listing.name]
-                return Verdict(True, listing.study_id)
-        return self._refuse("no such study")
+        listing = self.by_uuid.pop(record.uuid, None)
+        if listing is None:
+            return self._refuse("no such study")
+        del self.by_id[listing.study_id]
+        del self.by_name[listing.name]
+        return Verdict(True, listing.study_id)
 
 
 def checked_name(name: str) -> str:
@@ -195,7 +196,7 @@ def load(data: bytes) -> Catalog:
         for writer, (seq, lsn, verdicts) in found.writers.items()
     }
     for listing in [Listing(*one) for one in found.listings]:
-        catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = listing
+        catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = catalog.by_uuid[listing.uuid] = listing
     catalog.uuids = {uuid for _, uuid, _ in found.listings}.union(found.gone)
     sound = (
         len(catalog.by_id) == len(catalog.by_name) == len(found.listings)

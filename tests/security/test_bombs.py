@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import optuna
 import pytest
+from click.testing import CliRunner
 
 import hopaas_p2p
 from hopaas_p2p import Int, backup, spool, sweeps
@@ -18,9 +19,10 @@ from hopaas_p2p.cli.main import cli as commands
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Commit, StudyOpen, StudySet
-from hopaas_p2p.errors import HopaasError, InvalidInput
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export import jsonl, tables
 from hopaas_p2p.space import read_space
+from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from tests.support.dashboard_studies import Scribe
@@ -189,3 +191,27 @@ def test_a_sampler_that_lists_all_values_is_not_used_for_a_billion(
         assert not isinstance(study.optuna.sampler, optuna.samplers.BruteForceSampler)
         study.tell(study.ask(), 1.0)
     assert "too many values" in caplog.text
+
+
+def test_a_list_of_ten_thousand_studies_opens_a_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scribe(name="old").put_into(str(tmp_path), uuid="0123456789abcdef")
+    store = DirectoryStore(tmp_path)
+    many = tuple(StudyOpen(f"{at:032x}", f"s{at}") for at in range(10_000))
+    store.catalog().exchange(Outgoing("mallory:1", codec.encode(Commit("mallory", 1, "mallory", 0, many))), 1)
+    store.close()
+    opened: list[int] = []
+    read = Storage._read
+    monkeypatch.setattr(Storage, "_read", lambda self, study: (opened.append(study), read(self, study))[1])
+
+    def listed(*words: str) -> list[str]:
+        opened.clear()
+        done = CliRunner().invoke(commands, ["study", "list", *words, "--store", str(tmp_path), "--json"])
+        assert done.exit_code == 0, done.output
+        return [one["name"] for one in json.loads(done.stdout)]
+
+    assert listed() == []  # nobody has defined the newest
+    assert len(opened) == 100
+    assert len(listed("--names")) == 10_001
+    assert opened == []
+    assert listed("o*") == ["old"]
+    assert len(set(opened)) == 1
