@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,9 +89,9 @@ def _print_asked(session: CliSession, params: dict[str, Any], ticket: str, numbe
     elif shell:
         for name, value in params.items():
             variable = "HOPAAS_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII)
-            click.echo(f"export {variable}={shlex.quote(_text(value))}")
+            click.echo(f"export {variable}={output.shell_word(_text(value))}")
         click.echo(f"export HOPAAS_TRIAL={number}")
-        click.echo(f"export HOPAAS_TICKET={ticket}")
+        click.echo(f"export HOPAAS_TICKET={output.shell_word(ticket)}")
     else:
         for name, value in params.items():
             click.echo(f"{output.printable(name)}={output.printable(_text(value))}")

@@ -123,10 +123,17 @@ def _disguise(name: str) -> str | None:
         return f"the study name {name!a} begins or ends with a space"
     if any(unicodedata.category(character) == "Cf" for character in name):
         return f"the study name {name!a} holds characters that nobody sees"
-    alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
-    if "LATIN" in alphabets and (alphabets & _LIKE_LATIN or set(name) & _GREEK_LIKE_LATIN):
+    if mixes_alphabets(name):
         return f"the study name {name!a} mixes letters that look alike, of several alphabets"
     return None
+
+
+def mixes_alphabets(name: str) -> bool:
+    """Whether letters that look like Latin ones stand beside Latin ones."""
+    if name.isascii():
+        return False
+    alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
+    return "LATIN" in alphabets and not (alphabets.isdisjoint(_LIKE_LATIN) and _GREEK_LIKE_LATIN.isdisjoint(name))
 
 
 def flaw(name: str) -> str | None:
