@@ -526,7 +526,7 @@ def _last_retry(state: State, trial: Trial) -> Trial | None:
     """The newest attempt at this trial's parameters after it, if there was another."""
     retry = None
     while trial.retried_by is not None:
-        retry = trial = state.trials[trial.retried_by]
+        retry = trial = state.trials.named(trial.retried_by)
     return retry
 
 
@@ -617,7 +617,7 @@ def _queue_retry(state: State, trial: Trial) -> None:
     history = [trial.number]
     earlier = trial
     while earlier.retry_of is not None:
-        earlier = state.trials[earlier.retry_of]
+        earlier = state.trials.named(earlier.retry_of)
         history.insert(0, earlier.number)
     retry.system["failed_trial"] = str(history[0])
     retry.system["retry_history"] = msgspec.json.encode(history).decode()
@@ -852,7 +852,7 @@ def _of_a_trial(
         if not 0 <= number < trials.size:
             return _refuse(state, "no such trial")
         block = trials.open.get(number // BLOCK)  # as nearly always
-        trial = trials[number] if block is None else block[number % BLOCK]
+        trial = trials.named(number) if block is None else block[number % BLOCK]
         word = _refusal(trial, record, commit, absent=absent) if absent else None
         if word is not None:
             return _refuse(state, word, number)

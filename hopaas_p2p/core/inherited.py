@@ -202,6 +202,10 @@ class Series(_Linked[int, float]):
         found._drop_what_is_hidden()
         return found
 
+    def _has_any(self, first: int, last: int) -> bool:
+        found = self.floor(last)
+        return found is not None and found >= first
+
     def _drop_what_is_hidden(self) -> None:
         """Link past what has nothing at the steps that count."""
         while self.base is not None:
@@ -210,7 +214,7 @@ class Series(_Linked[int, float]):
             at = bisect.bisect_left(base.steps, self.first)
             if at == len(base.steps) or base.steps[at] > self.last:
                 self.base, self.first, self.last = base.base, first, last
-            elif base.base is not None and (base.base.floor(last) or FROM_START) < first:
+            elif base.base is not None and not base.base._has_any(first, last):
                 alone = Series({})
                 alone.own, alone.steps = base.own, base.steps
                 self.base = alone

@@ -213,6 +213,9 @@ class ClosedBlock(Protocol):
     def trials(self) -> list[Trial]:
         """The trials, made anew."""
 
+    def end_of(self, place: int) -> Trial:
+        """How the trial at this place ended, and who had it: no parameters, reports or attributes."""
+
     def results(self) -> list[tuple[int, float]]:
         """Number and first value of each COMPLETE trial."""
 
@@ -294,6 +297,12 @@ class Trials(Sequence[Trial]):
             if len(self._read) > _OPENED:
                 self._read.pop(list(self._read)[0], None)  # noqa: RUF015  # in one step: others read, too
         return found
+
+    def named(self, number: int) -> Trial:
+        """The trial that a record names; of one in a closed block, how it ended and who had it, see `end_of`."""
+        index = number // BLOCK
+        found = self.open.get(index)
+        return self.closed[index].end_of(number % BLOCK) if found is None else found[number % BLOCK]
 
     def results(self) -> Iterator[tuple[int, float]]:
         """Number and first value of each COMPLETE trial, without making the trials of closed blocks."""

@@ -47,6 +47,8 @@ LAST_TIME: Final = 1 << 53
 """Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
 _LONGEST_TEXT: Final = 10_000
 """Characters of a text that is only shown."""
+_MOST_ATTEMPTS: Final = 1000
+"""A retry names all that were before it."""
 _LARGEST: Final = 1e300
 """Of a bound. The sum and the difference of two larger ones may be infinite, and Optuna's samplers raise on it."""
 _FINEST_GRID: Final = 1 << 53
@@ -310,6 +312,7 @@ def _possible_policy(policy: Policy) -> bool:
     timeout = policy.progress_timeout
     return (
         0 < policy.ttl <= LONGEST_TTL
+        and policy.attempts <= _MOST_ATTEMPTS
         and (policy.budget is None or 0 <= policy.budget <= MAX_BUDGET)
         and (timeout is None or timeout > 0)
         and policy.interrupted in ("fail", "prune")

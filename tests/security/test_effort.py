@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from hopaas_p2p.core import snapshot
+from hopaas_p2p.core import blocks, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import (
@@ -31,9 +32,12 @@ from hopaas_p2p.core.records import (
     TrialRelease,
     TrialSet,
     TrialState,
+    TrialStop,
+    TrialTakeOver,
     Until,
 )
 from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.state import BLOCK
 from tests.support.dashboard_studies import COMPLETE, Scribe
 
 
@@ -266,6 +270,40 @@ def test_a_record_costs_its_own_bytes_and_not_those_of_what_it_names(
         said = records(3)
         costs.append(effort(lambda: scribe.say("w", *said)) / len(said))  # noqa: B023  # called at once
     assert costs[1] <= 1.5 * costs[0] + 200, costs
+
+
+def test_a_record_about_a_trial_that_is_over_takes_no_block_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    scribe = study()
+    for number in range(2 * BLOCK):
+        scribe.say("w", TrialCreate(reports={0: 1.0}), TrialFinish(number, 1, COMPLETE, (1.0,)))
+    for number in range(2 * BLOCK, 3 * BLOCK, 2):
+        scribe.say("w", TrialCreate(), TrialReclaim(number, 1), TrialFinish(number + 1, 0, TrialState.FAIL))
+    open_ = snapshot.load(snapshot.dump(scribe.state))
+    for index in list(open_.trials.closed):
+        open_.trials.opened(index * BLOCK)
+    assert not open_.trials.closed
+    close_settled(scribe.state)
+    assert len(scribe.state.trials.closed) == 3
+
+    def refuse(*_: object) -> Any:
+        raise AssertionError("taken apart")
+
+    monkeypatch.setattr(blocks, "unpack", refuse)
+    records = [
+        kind(number, epoch, *more)
+        for number in (5, BLOCK + 5, 2 * BLOCK + 6, 2 * BLOCK + 7)
+        for epoch in (0, 1, 2)
+        for kind, more in (
+            *((TrialSet, ()), (TrialFinish, (TrialState.PRUNED,)), (TrialFinish, (COMPLETE, (1.0, 2.0)))),
+            *((TrialRelease, ()), (TrialReclaim, ()), (TrialTakeOver, (COMPLETE,)), (TrialStop, ())),
+            (TrialCheckpoint, (Checkpoint(1, "k", 1, "0"),)),
+        )
+    ]
+    claims = [TrialClaim(number) for number in (5, BLOCK + 5)]
+    for peer in ("w", "x"):
+        verdicts = scribe.say(peer, *records, *claims)
+        assert verdicts == apply(open_, open_.lsn + 1, scribe.commits[-1])
+        assert {one.refusal for one in verdicts} == {"finished", "fenced", "malformed", "not running"}
 
 
 def test_replicates_take_no_room_before_they_are_asked_for() -> None:
