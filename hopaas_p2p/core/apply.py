@@ -517,7 +517,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     if ledger is not None:
         ledger.came_late(lost.number, commit.at, record.used, late.reports)
         _note_result(state, late)
-    lost.history[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
+    _leases(lost)[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
     state.changed.add(lost.number)
     return Verdict(False, late.number, "late")
 
@@ -836,7 +836,15 @@ def _open_lease(state: State, trial: Trial, commit: Commit) -> None:
 def _end_lease(trial: Trial, at: int, why: str) -> None:
     """Append the present lease to the history of owners."""
     if trial.owner is not None:
-        trial.history.append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
+        _leases(trial).append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
+
+
+def _leases(trial: Trial) -> list[PastLease]:
+    """The history of owners, to be changed."""
+    history = trial.history
+    if not isinstance(history, list):
+        history = trial.history = list(history)
+    return history
 
 
 def _of_a_trial(

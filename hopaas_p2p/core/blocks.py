@@ -42,7 +42,7 @@ class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
     retried_by: int | None = None
     late_of: int | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
-    history: list[PastLease] = []
+    history: tuple[PastLease, ...] = ()
 
 
 class _Linked(_Rare, array_like=True, omit_defaults=True):
@@ -256,6 +256,7 @@ def _rare(trial: Trial) -> _Rare:
     kind = _Linked if trial.paused or trial.continues is not None else _Rare
     rare = kind(*[getattr(trial, name) for name in kind.__struct_fields__])
     rare.dists, rare.user, rare.system = flat(rare.dists), flat(rare.user), flat(rare.system)
+    rare.history = tuple(rare.history)
     return rare
 
 
@@ -395,6 +396,8 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
     for index, rare in block.rare.items():
         for name in _Linked.__struct_fields__:
             setattr(trials[index], name, getattr(rare, name))
+        if rare.history:
+            trials[index].history = list(rare.history)
     if block.metrics:
         _unpack_metrics(block.metrics, trials)
     return trials

@@ -26,7 +26,7 @@ _DEEPEST: Final = 64
 LAST_STEP: Final = (1 << 63) - 1
 
 
-class _Linked(MutableMapping[K, V]):
+class _Linked(Mapping[K, V]):
     """A mapping that readers see as one dictionary."""
 
     __slots__ = ("depth", "own")
@@ -63,7 +63,7 @@ class _Linked(MutableMapping[K, V]):
         return repr(self.flat())
 
 
-class Layered(_Linked[K, V]):
+class Layered(_Linked[K, V], MutableMapping[K, V]):
     """Entries on top of a base, of which some are hidden."""
 
     __slots__ = ("base", "hidden")
@@ -152,16 +152,16 @@ class Series(_Linked[int, float]):
     def __bool__(self) -> bool:
         return self.floor(LAST_STEP) is not None
 
-    def __setitem__(self, step: int, value: float) -> None:
-        if step not in self.own:
-            if self.steps and step < self.steps[-1]:
-                bisect.insort(self.steps, step)
-            else:
-                self.steps.append(step)
-        self.own[step] = value
-
-    def __delitem__(self, step: int) -> None:
-        raise TypeError("steps are dropped from the end: see cut")
+    def add(self, values: Mapping[int, float]) -> None:
+        """Take these in."""
+        own, steps = self.own, self.steps
+        for step in values:
+            if step not in own:
+                if steps and step < steps[-1]:
+                    bisect.insort(steps, step)
+                else:
+                    steps.append(step)
+        own.update(values)
 
     def floor(self, step: int) -> int | None:
         """The last step up to this one."""
@@ -224,9 +224,11 @@ class Series(_Linked[int, float]):
 
 def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, float]:
     """Values of a running trial with those of a record; they are added in place."""
-    assert isinstance(old, dict | Series)
-    old.update(new)
-    return linked(old)
+    if old.__class__ is dict:
+        old.update(new)
+        return old if len(old) <= FEW else Series(old)
+    old.add(new)  # type: ignore[attr-defined]
+    return old
 
 
 def linked(values: Mapping[int, float]) -> Mapping[int, float]:

@@ -164,7 +164,7 @@ class Trial(msgspec.Struct, gc=False):
     late_of: int | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
     """Where it may be resumed, the newest last."""
-    history: list[PastLease] = []
+    history: Sequence[PastLease] = ()
     """Earlier owners, oldest first: their epochs rise."""
     paused: bool = False
     """Whether it stopped at a rung, and may be continued."""
