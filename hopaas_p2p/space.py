@@ -110,9 +110,10 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 def number(value: Any, what: str) -> float | int:
     """The value, if it is a number that fits 64 bits."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -(1 << 63) <= value < 1 << 63:
+    fits = isinstance(value, float) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
+    if isinstance(value, bool) or not fits:
         raise InvalidInput(f"{what} = {repr(value)[:80]}: give a number")
-    return value
+    return value  # type: ignore[no-any-return]  # seen above
 
 
 def choices(value: Any, what: str) -> Categorical:

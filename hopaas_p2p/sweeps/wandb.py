@@ -195,7 +195,8 @@ def _points(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
     """Every point of the grid, in the order of the file."""
     count = math.prod(_count(name, one) for name, one in space.items())
     if count > _MOST_POINTS:
-        raise InvalidInput(f"a grid of more than {_MOST_POINTS:,} points. Use method: random, with a run_cap")
+        many = f"{count:,}" if count < 1 << 63 else "very many"
+        raise InvalidInput(f"a grid of {many} points; at most {_MOST_POINTS:,}. Use method: random, with a run_cap")
     axes = [[_value(one, index) for index in range(_count(name, one))] for name, one in space.items()]
     return (dict(zip(space, point, strict=True)) for point in itertools.product(*axes))
 
