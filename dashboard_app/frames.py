@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -68,7 +68,7 @@ class Frame:
         return notes.read_tags(self.system)
 
 
-def _read(attributes: dict[str, str]) -> dict[str, Any]:
+def _read(attributes: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = dict(attributes)
     for key, text in found.items():
         with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is

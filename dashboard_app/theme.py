@@ -14,6 +14,7 @@ import streamlit as st
 
 from dashboard_app import url
 from dashboard_app.views.spec import ChartSpec, cut
+from hopaas_p2p.lookalikes import visible
 from hopaas_p2p.report.facts import duration, phrase
 
 T = TypeVar("T")
@@ -35,12 +36,12 @@ _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](
 
 def safe(text: object, *, longest: int = 200) -> str:
     """Text from a store, escaped for HTML and for a quoted attribute."""
-    return html.escape(cut(str(text), longest), quote=True)
+    return html.escape(visible(cut(str(text), longest), keep="\n\t"), quote=True)
 
 
 def plain(text: object, *, longest: int = 200) -> str:
     """Text from a store, escaped for Markdown, icons and formulas included."""
-    return _MARKDOWN.sub(r"\\\1", cut(" ".join(str(text).split()), longest))
+    return _MARKDOWN.sub(r"\\\1", visible(cut(" ".join(str(text).split()), longest)))
 
 
 def apply() -> None:

@@ -122,6 +122,20 @@ def open_regular(path: str | Path, flags: int = READ) -> int:
     raise OSError(errno.EINVAL, why, str(path))
 
 
+def read_at_most(path: Path, limit: int) -> bytes:
+    """What is in a file that the user names, and that somebody else may have written.
+
+    Raises:
+        OSError: it cannot be read, or holds more than `limit` bytes.
+
+    """
+    with path.open("rb") as file:
+        found = read_fd(file.fileno(), limit + 1)
+    if len(found) > limit:
+        raise OSError(errno.EFBIG, f"holds more than {limit:,} bytes", str(path))
+    return found
+
+
 def read_regular(path: str | Path, *, limit: int) -> bytes:
     """What is in a file, in a directory where others may write.
 

@@ -54,6 +54,10 @@ _CATALOG: Final = "catalog"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
 _LOOKS: Final = 3  # at the list of studies for one that is being deleted
 _CHUNK: Final = 1 << 20
+_SMALL: Final = 16 << 20
+_RATIO: Final = 32
+"""What is read as a whole may inflate to _SMALL + _RATIO times its bytes in the file."""
+_decode_frame: Final = msgspec.msgpack.Decoder(tuple[int, bytes, str, str, int, int | None]).decode
 
 Say = Callable[[str], None]
 
@@ -287,8 +291,11 @@ class Backup:
                 size = int.from_bytes(head, "big")
                 if size > _LARGEST:
                     raise _damaged(name)
-                lsn, payload, author, role, at, *before = msgspec.msgpack.decode(member.read(size))
-                yield Entry(lsn, payload, Stamp(author, role, at), *before)
+                try:
+                    lsn, payload, author, role, at, before = _decode_frame(member.read(size))
+                except msgspec.MsgspecError:
+                    raise _damaged(name) from None
+                yield Entry(lsn, payload, Stamp(author, role, at), before)
 
     def close(self) -> None:
         self._archive.close()
@@ -320,6 +327,7 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> Manifest:
     if not archive.comment.startswith(_COMMENT):
         raise InvalidInput(f"{path} is not a backup that this version can read")
     try:
+        _check_sizes(archive, path)
         text = archive.read(_MANIFEST)
         if hashlib.sha256(text).hexdigest().encode() != archive.comment[len(_COMMENT) :]:
             raise _damaged(_MANIFEST)
@@ -328,9 +336,39 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> Manifest:
             with archive.open(name) as member:
                 if hashlib.file_digest(member, "sha256").hexdigest() != expected:  # type: ignore[arg-type]
                     raise _damaged(name)
+        _check_claims(manifest)
     except (KeyError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, NotImplementedError) as error:
         raise _damaged(str(error)) from None
     return manifest
+
+
+def _check_sizes(archive: zipfile.ZipFile, path: Path) -> None:
+    """See that what is read as a whole is about as large as it is in the file, and that no bytes count twice."""
+    members = archive.infolist()
+    whole = [one for one in members if one.filename == _MANIFEST or one.filename.startswith("base/")]
+    if any(one.file_size > _SMALL + _RATIO * one.compress_size for one in whole):
+        raise _damaged("a part of it grows too large")
+    if sum(one.compress_size for one in members) > path.stat().st_size:
+        raise _damaged("its parts overlap")
+
+
+def _check_claims(manifest: Manifest) -> None:
+    """See that what the manifest names is there, once."""
+    uuids = [one.uuid for one in manifest.studies]
+    needed = {
+        _CATALOG,
+        *(f"study/{uuid}" for uuid in uuids),
+        *(f"base/{one.uuid}" for one in manifest.studies if one.base),
+    }
+    files = [name.removeprefix("files/") for name in manifest.sums if name.startswith("files/")]
+    if (
+        len(set(uuids)) < len(uuids)
+        or not all(map(valid_name, uuids))
+        or not needed <= manifest.sums.keys()
+        or not all(map(valid_key, files))
+        or len(files) != manifest.files
+    ):
+        raise _damaged(_MANIFEST)
 
 
 # --- restore ---
@@ -356,7 +394,7 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
 
     """
     manifest = backup.manifest
-    logs = {one.uuid: _restorable(store.log(one.uuid), store) for one in manifest.studies if valid_name(one.uuid)}
+    logs = {one.uuid: _restorable(store.log(one.uuid), store) for one in manifest.studies}
     catalog = _restorable(store.catalog(), store)
     if manifest.stamped and not store.url.startswith("postgresql"):
         raise ConfigurationError(

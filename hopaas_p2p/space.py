@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from hopaas_p2p.atomic import read_at_most
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialState
 from hopaas_p2p.core.validity import possible_distributions
 from hopaas_p2p.errors import InvalidInput
@@ -24,6 +25,8 @@ ATTRIBUTE: Final = "hopaas:space"
 """System attribute of a study whose definition names no space: the one that it was given later."""
 _decode: Final = msgspec.json.Decoder(dict[str, Distribution]).decode
 HELP: Final = "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), NAME=int(LOW,HIGH[,log][,step=S]) or NAME=cat(A,B,…)."
+_LARGEST: Final = 1 << 20
+"""Bytes of a file."""
 _SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat)\s*\((.*)\)\s*", re.DOTALL)
 _PART: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,"]*)\s*(?:,|$)')
 SHAPES: Final = "float(1e-5,1e-1,log), int(1,8) or cat(a,b,c)"
@@ -56,9 +59,9 @@ def read_space(path: Path) -> dict[str, Distribution]:
 
     """
     try:
-        text = path.read_text()
+        text = read_at_most(path, _LARGEST).decode()
         content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise InvalidInput(f"{path}: a space is a table of parameters")
@@ -106,10 +109,11 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def number(value: Any, what: str) -> float | int:
-    """The value, if it is a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidInput(f"{what} = {value!r}: give a number")
-    return value
+    """The value, if it is a number that fits 64 bits."""
+    fits = isinstance(value, float) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
+    if isinstance(value, bool) or not fits:
+        raise InvalidInput(f"{what} = {repr(value)[:80]}: give a number")
+    return value  # type: ignore[no-any-return]  # seen above
 
 
 def choices(value: Any, what: str) -> Categorical:

@@ -5,6 +5,10 @@ One file per batch of commits, one directory per user: `$XDG_STATE_HOME/hopaas-p
 temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it
 does not matter who sends it, or how often: the log counts it once. A file is removed when the store has acknowledged
 everything in it.
+
+A file is a sequence of frames, four bytes with the length of what follows: what is known of a batch, and its commits.
+An exported one holds several batches. It is read frame by frame, so a file that only claims to be large is given up at
+its first frame.
 """
 
 from __future__ import annotations
@@ -19,12 +23,12 @@ import tempfile
 import time
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
-from hopaas_p2p.atomic import read_regular, replace_atomically, state_folder
-from hopaas_p2p.core.snapshot import CorruptSnapshot, seal, unseal
+from hopaas_p2p.atomic import open_regular, replace_atomically, state_folder
+from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
@@ -32,9 +36,9 @@ from hopaas_p2p.stores.base import Outgoing, Placed
 _FORMAT: Final = 1
 _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
-_LARGEST: Final = 1 << 30  # bytes of a file
 _NEEDED: Final = 3  # descriptors to write a file: of its folder, of that folder to rename in it, and its own
-_EXPORTED: Final = b"hopaas-spool\n"
+_MAGIC: Final = b"hopaas-spool\n"
+_LARGEST_HEAD: Final = 64 << 20
 _LOGIN: Final = re.compile(r"://[^/@]*@")
 
 
@@ -124,7 +128,7 @@ def _with_places(
 
 def write(spooled: Spooled, suffix: str = _SUFFIX, name: str | None = None) -> tuple[Path | None, str]:
     """Make a file of the spool in the first place that takes it; or None, and why none does."""
-    data = msgspec.msgpack.encode(spooled)
+    data = b"".join([_MAGIC, *_frames(spooled)])
     name = name or f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     why = []
     with _spare.lent():
@@ -177,10 +181,36 @@ _spare: Final = _SpareDescriptors()
 def read(path: Path) -> Spooled | None:
     """What is in a spool file; None if it is gone or cannot be read (it is left where it is)."""
     try:
-        found = msgspec.msgpack.decode(read_regular(path, limit=_LARGEST), type=Spooled)
-    except (OSError, msgspec.MsgspecError):
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123  # a descriptor
+            return next(_batches(file), None)
+    except (OSError, ValueError):
         return None
-    return found if found.format == _FORMAT else None
+
+
+def _frames(spooled: Spooled) -> Iterator[bytes]:
+    for part in (msgspec.msgpack.encode(msgspec.structs.replace(spooled, payloads=[])), *spooled.payloads):
+        yield len(part).to_bytes(4, "big") + part
+
+
+def _batches(file: BinaryIO) -> Iterator[Spooled]:
+    """What a file holds. Raises ValueError where that is not what was written."""
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("not a spool")
+    while size := file.read(4):
+        batch = msgspec.msgpack.decode(_part(file, size, _LARGEST_HEAD), type=Spooled)
+        payloads = [_part(file, file.read(4), codec.MAX_BYTES) for _ in batch.nonces]
+        batch = msgspec.structs.replace(batch, payloads=payloads)
+        if batch.format != _FORMAT or not len(batch.lsns) == len(batch.sums) in (0, len(payloads)):
+            raise ValueError("not of this version")
+        yield batch
+
+
+def _part(file: BinaryIO, size: bytes, limit: int) -> bytes:
+    count = int.from_bytes(size, "big")
+    part = file.read(count) if count <= limit else b""
+    if len(size) < 4 or not part or len(part) < count or (limit == codec.MAX_BYTES and not codec.intact(part)):
+        raise ValueError("damaged")
+    return part
 
 
 def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[tuple[Path, Spooled]]:
@@ -232,7 +262,7 @@ def export(target: Path) -> list[Spooled]:
     """Write everything that waits into one file, for another machine to send; what it holds. Histories go along."""
     everything = [spooled for _, spooled in itertools.chain(waiting(), histories())]
     with replace_atomically(target, private=True, sync=True) as draft:
-        draft.write_bytes(seal(_EXPORTED, msgspec.msgpack.encode(everything)))
+        draft.write_bytes(b"".join([_MAGIC, *(frame for one in everything for frame in _frames(one))]))
     return everything
 
 
@@ -258,10 +288,10 @@ def exported(source: Path) -> list[Spooled]:
         InvalidInput: this is neither, or it is damaged.
 
     """
-    data = source.read_bytes()
-    with contextlib.suppress(CorruptSnapshot, msgspec.MsgspecError):
-        return msgspec.msgpack.decode(unseal(_EXPORTED, data), type=list[Spooled])
-    one = read(source)
-    if one is None:
-        raise InvalidInput(f"{source} holds no results: it was not written by `hopaas-p2p spool export`, or is damaged")
-    return [one]
+    try:
+        with source.open("rb") as file:
+            return list(_batches(file))
+    except ValueError:
+        raise InvalidInput(
+            f"{source} holds no results: it was not written by `hopaas-p2p spool export`, or is damaged"
+        ) from None

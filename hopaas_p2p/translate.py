@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -204,7 +205,7 @@ def encodable(value: Any) -> Any:
     return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
 
 
-def attributes(texts: dict[str, str]) -> dict[str, Any]:
+def attributes(texts: Mapping[str, str]) -> dict[str, Any]:
     """Attributes of a study, read."""
     found = {key: read_json(text) for key, text in texts.items()}
     if _METRIC_NAMES in found:  # they head columns of tables

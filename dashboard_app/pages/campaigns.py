@@ -13,6 +13,7 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import follow
 from dashboard_app.views import campaigns
 from dashboard_app.views.campaigns import Card
+from hopaas_p2p.lookalikes import told_apart
 
 
 def show(page: PageContext) -> None:
@@ -44,11 +45,12 @@ def _version(page: PageContext) -> str:
 def _cards(page: PageContext, wanted: str, *, archived: bool) -> None:
     found: list[tuple[bool, float, str]] = []
     hidden = 0
-    for listing in page.studies():
+    listings = page.studies()
+    for listing, name in zip(listings, told_apart([one.name for one in listings]), strict=True):
         frame = page.cache.frame(listing.uuid)
         if frame is None:
             why = page.cache.freshness(listing.uuid).trouble or "being created"
-            html = f'<div class="hp-card"><h3>{theme.safe(listing.name)}</h3>{theme.safe(why)}</div>'
+            html = f'<div class="hp-card"><h3>{theme.safe(name)}</h3>{theme.safe(why)}</div>'
             found.append((True, 0.0, html))
             continue
         if campaigns.ARCHIVED in frame.tags and not archived:
@@ -57,7 +59,7 @@ def _cards(page: PageContext, wanted: str, *, archived: bool) -> None:
         alive = partial(page.alive, listing=listing)
         card = campaigns.card(frame.state, frame.columns, alive=alive)
         if not wanted or any(wanted in one.casefold() for one in (frame.name, card.begun_by, *frame.tags)):
-            found.append((card.word != "running", -(card.last or 0.0), _html(frame, card)))
+            found.append((card.word != "running", -(card.last or 0.0), _html(frame, card, name)))
     trouble = page.cache.freshness().trouble
     if trouble:
         theme.error(trouble, icon=":material/cloud_off:")
@@ -75,7 +77,7 @@ def _cards(page: PageContext, wanted: str, *, archived: bool) -> None:
         theme.caption(f"{hidden} archived, not shown")
 
 
-def _html(frame: Frame, card: Card) -> str:
+def _html(frame: Frame, card: Card, name: str) -> str:
     safe = theme.safe
     of = f" of {card.budget:,}" if card.budget is not None else ""
     counts = (
@@ -100,7 +102,7 @@ def _html(frame: Frame, card: Card) -> str:
         spark = theme.spark(card.spark, words, wide=True)
     return (
         f'<a class="hp-card" target="_self" href="{safe(url.link("live", study=frame.name), longest=4000)}">'
-        f'<div class="hp-row"><h3>{safe(frame.name)}</h3>{theme.pill(card.word)}</div>'
+        f'<div class="hp-row"><h3>{safe(name)}</h3>{theme.pill(card.word)}</div>'
         f'<div class="hp-row"><span><span class="hp-best">{safe(card.best)}</span> '
         f'<span class="hp-small">{safe(card.best_of)}</span></span></div>{spark}{_bar(card)}{below}</a>'
     )

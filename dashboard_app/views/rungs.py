@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -156,6 +156,6 @@ def _marks(state: State, shown: set[int]) -> list[spec.Layer]:
     return [spec.scatter("promoted", rows, colour=_WENT_ON, symbol="triangle", size=8)]
 
 
-def _last(said: dict[int, float]) -> float | None:
+def _last(said: Mapping[int, float]) -> float | None:
     value = said[max(said)] if said else math.nan
     return value if math.isfinite(value) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -13,10 +14,10 @@ from typing import Any, Final
 
 import click
 
+from hopaas_p2p.lookalikes import MARK, told_apart, visible
 from hopaas_p2p.report import facts
 from hopaas_p2p.times import to_utc
 
-_UNSAFE: Final = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 _COLOURS: Final = {
     "COMPLETE": "green",
     "RUNNING": "cyan",
@@ -37,12 +38,16 @@ _COLOURS: Final = {
 
 def printable(text: str, *, lines: bool = False) -> str:
     """The text without characters that control a terminal; on one line unless `lines`."""
-    if not lines:
-        text = " ".join(text.split())
-    return "".join(
-        "\ufffd" if unicodedata.category(character) in _UNSAFE and not (lines and character in "\n\t") else character
-        for character in text
-    )
+    return visible(text, keep="\n\t") if lines else visible(" ".join(text.split()))
+
+
+def shell_word(text: str) -> str:
+    """The text as a word for bash, zsh or ksh, in printable ASCII: what a terminal shows of it is what a shell gets."""
+    if text.isascii() and text.isprintable():
+        return shlex.quote(text)
+    coded = text.encode("utf-8", "surrogatepass")
+    safe = (chr(one) if 32 <= one < 127 and one not in b"'\\" else f"\\{one:03o}" for one in coded)
+    return f"$'{''.join(safe)}'"
 
 
 QUIET: Final = "hopaas_p2p.quiet"
@@ -148,13 +153,17 @@ def ago(seconds: float | None) -> str:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Print a table. On a terminal, the widest columns are cut to fit, and states are in colour."""
-    for line in aligned([headers, *rows], right=right, for_terminal=sys.stdout.isatty()):
+    lines = aligned([headers, *rows], right=right, for_terminal=sys.stdout.isatty())
+    for line in lines:
         click.echo(line)
+    if any(MARK in line for line in lines):
+        say(f"What is marked{MARK} looks like another name in its column, but is another one")
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal: bool = False) -> list[str]:
     """Lines of a table whose first row is its heads, two spaces between columns."""
-    cells = [[printable(cell) for cell in row] for row in rows]
+    columns = [[head, *told_apart(column)] for head, *column in zip(*rows, strict=True)]
+    cells = [[printable(cell) for cell in row] for row in zip(*columns, strict=True)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     if for_terminal:
         room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)

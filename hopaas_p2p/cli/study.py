@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -54,15 +55,21 @@ for command in (create, set_, export, report_html, import_, copy):
 
 @study.command("list")
 @options(study="none")
-def list_(session: CliSession) -> None:
-    """List the studies of the store."""
+@click.argument("pattern", required=False)
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="The newest N.")
+@click.option("--names", is_flag=True, help="Print the names of all; opens no study.")
+def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> None:
+    """List the studies of the store, or those whose names match a pattern such as 'mnist-*'."""
     from hopaas_p2p.cli import summary
     from hopaas_p2p.study import open_study
 
     storage = session.storage()
-    names = [frozen.study_name for frozen in storage.get_all_studies()]
+    listings = [one for one in storage.listings() if pattern is None or fnmatch.fnmatchcase(one.name, pattern)]
+    if names:
+        session.show_table([{"name": one.name} for one in listings], {"STUDY": "name"}, empty="No studies.")
+        return
     found = []
-    for name in names:
+    for name in [one.study_name for one in storage.frozen_studies(listings[-limit:])]:
         with contextlib.suppress(NoSuchStudy):  # deleted this moment
             found.append(summary.of_study(open_study(storage, name, create=False)))
 
@@ -78,6 +85,8 @@ def list_(session: CliSession) -> None:
     here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
     empty = f"No studies yet{here}. To create one: hopaas-p2p study create NAME"
     session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=empty)
+    if len(listings) > limit:
+        output.say(f"{len(listings) - limit:,} older studies are not shown; give a pattern, --limit N, or --names")
 
 
 @study.command()

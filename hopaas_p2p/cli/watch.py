@@ -19,6 +19,7 @@ from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.credentials import webhook_url
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
+from hopaas_p2p.lookalikes import told_apart
 from hopaas_p2p.peer.liveness import owners_of, sign_of_life
 
 if TYPE_CHECKING:
@@ -220,9 +221,9 @@ def _table(look: dict[str, Any]) -> Group:
     for header in ("FOR", "STEP", "REPORT"):
         table.add_column(header, justify="right")
     table.add_column("LAST SEEN")
-    for one in look["running"][:_ROWS]:
+    shown = look["running"][:_ROWS]
+    for one, where in zip(shown, told_apart([output.where(one) for one in shown]), strict=True):
         silent = output.ago(one["last_seen"])
-        where = output.where(one)
         step = "-" if one["step"] is None else str(one["step"])
         cells = (str(one["number"]), where, output.duration(one["seconds"]), step, output.number(one["report"]), silent)
         table.add_row(*(Text(output.printable(cell)) for cell in cells))

@@ -7,7 +7,6 @@ hopaas-p2p tell "$loss"
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,7 +69,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
     if not wanted and not study.space:
         why = study.infer_space()
-        if why and not study.state.waiting:
+        if why and not (study.state.waiting or study.state.replicates):
             raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Use --space NAME={space.SHAPES}")
     trial = study.ask()
     try:
@@ -88,9 +87,9 @@ def _print_asked(session: CliSession, params: dict[str, Any], ticket: str, numbe
         output.print_json({"number": number, "params": params, "ticket": ticket})
     elif shell:
         for name, value in params.items():
-            click.echo(f"export {variable(name)}={shlex.quote(text_of(value))}")
+            click.echo(f"export {variable(name)}={output.shell_word(text_of(value))}")
         click.echo(f"export HOPAAS_TRIAL={number}")
-        click.echo(f"export HOPAAS_TICKET={ticket}")
+        click.echo(f"export HOPAAS_TICKET={output.shell_word(ticket)}")
     else:
         for name, value in params.items():
             click.echo(f"{output.printable(name)}={output.printable(text_of(value))}")

@@ -12,8 +12,10 @@ say, whoever says it, is in `validity`.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -29,8 +31,9 @@ from hopaas_p2p.core.attributes import (
     RESUMED,
 )
 from hopaas_p2p.core.codec import Garbage
+from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
 from hopaas_p2p.core.ledger import Ledger, possible_limits
-from hopaas_p2p.core.lineage import resumed_step, said_at
+from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import Draws, perturbed
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
@@ -70,6 +73,7 @@ from hopaas_p2p.core.state import (
     LastCommit,
     LateFinish,
     PastLease,
+    Replicates,
     State,
     Trial,
     Verdict,
@@ -95,6 +99,7 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
 _ACCEPTED: Final = Verdict(True)
+_EPOCH: Final = attrgetter("epoch")
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
 """System attributes of a trial that a continuation does not have from the one before it."""
 
@@ -105,6 +110,8 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     Commits come in order without gaps: lsn is `state.lsn + 1`.
     """
     state.lsn = lsn
+    if state.unsent:
+        state.unsent = {}
     if isinstance(commit, Garbage):
         _count(state, "malformed")
         return ()
@@ -207,9 +214,9 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
     if not _can_be_read(record):
         return _refuse(state, "malformed")
     if record.user:
-        state.user = {**state.user, **record.user}
+        state.user = merged(state.user, record.user)
     if record.system:
-        state.system = {**state.system, **record.system}
+        state.system = merged(state.system, record.system)
         if FIDELITY in record.system:
             state.follow_fidelity()
     return _ACCEPTED
@@ -300,20 +307,25 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
         return _refuse(state, "budget")
     trial = _append(state, RUNNING)
     _merge(state, trial, record, outside)
-    trial.owner, trial.epoch = commit.owner, 1
-    trial.start = commit.at if record.start is None else record.start
-    _open_lease(state, trial, commit)
     if record.replicates > 1:
-        _queue_replicates(state, trial, record.replicates)
+        own = {name: trial.dists[name] for name in record.params if name in trial.dists}
+        state.replicates[trial.number] = Replicates(record.params, own, record.user, record.system, record.replicates)
+    return _begin(state, trial, commit, commit.at if record.start is None else record.start)
+
+
+def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
+    """The first lease of a new trial."""
+    trial.owner, trial.epoch, trial.start = commit.owner, 1, start
+    _open_lease(state, trial, commit)
     return Verdict(True, trial.number)
 
 
 def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
-    """Start what was interrupted after it was promoted, what a rung promotes, or what waits; None: there is nothing."""
+    """Start what was interrupted after it was promoted, what a rung promotes, what waits, or a replicate, if any."""
     skip = frozenset(record.skip)
     configurations = state.configurations
     if configurations is not None:
-        interrupted = min((number for number in configurations.resumable if number not in skip), default=None)
+        interrupted = next((number for number in configurations.resumable if number not in skip), None)
         if interrupted is not None:
             return _start(state, state.trials[interrupted], commit, TrialCreate)
         paused = state.promoted(skip)
@@ -325,7 +337,21 @@ def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
         waiting = next((number for number in state.waiting if number not in skip), None)
         if waiting is not None:
             return _start(state, state.trials[waiting], commit, TrialCreate)
-    return None
+    return _replicate(state, commit) if state.replicates else None
+
+
+def _replicate(state: State, commit: Commit) -> Verdict:
+    """Start the next trial of the first configuration that gets more of them: the same parameters, another seed."""
+    first = next(iter(state.replicates))
+    said = state.replicates[first]
+    trial = _append(state, RUNNING)
+    trial.params, trial.dists = branch(said.params), branch(said.dists)
+    trial.user, trial.system = branch(said.user), branch(said.system)
+    trial.system[REPLICATE] = f'{{"of":{first},"seed":{said.seed}}}'
+    said.seed += 1
+    if said.seed == said.count:
+        del state.replicates[first]
+    return _begin(state, trial, commit, commit.at)
 
 
 def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
@@ -334,16 +360,13 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     In a population it may go on where another one stopped, whose parameters are then perturbed.
     """
     trial = _append(state, RUNNING)
-    trial.params, trial.dists, trial.user = dict(paused.params), dict(paused.dists), paused.user
+    _inherit(trial, paused, without=_OF_AN_ATTEMPT)
     trial.continues = paused.number
-    trial.system = {key: text for key, text in paused.system.items() if key not in _OF_AN_ATTEMPT}
     trial.system[CONTINUES] = str(paused.number)
     source = _source(state, trial, paused)
     trial.checkpoints = source.checkpoints
-    trial.reports, trial.metrics = _before_checkpoint(state, source)
-    trial.owner, trial.epoch, trial.start = commit.owner, 1, commit.at
-    _open_lease(state, trial, commit)
-    return Verdict(True, trial.number)
+    _inherit_reports(trial, source, *_before_checkpoint(state, source))
+    return _begin(state, trial, commit, commit.at)
 
 
 def _source(state: State, trial: Trial, paused: Trial) -> Trial:
@@ -360,7 +383,7 @@ def _source(state: State, trial: Trial, paused: Trial) -> Trial:
     policy = members.policy
     distributions = {name: source.distribution(name, state) for name in source.params}
     trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws)
-    trial.dists = dict(source.dists)
+    trial.dists = branch(source.dists)
     trial.system.pop("fixed_params", None)
     trial.system[COPIES] = str(source.number)
     return source
@@ -403,16 +426,16 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     if word == "finished" and trial.owner is not None and not _has_lease(trial, record.epoch, commit):
         word = "fenced"
     if word is not None:
+        state.unsent.setdefault((number, record.epoch), []).append(record)
         return _refuse(state, word, number)
+    if step is not None:
+        _resume(trial, step)
+        _note_resumption(state, trial, step)
     if state.ledger is not None:
         if step is not None:
-            state.ledger.resumed(number, [one for one in trial.reports if one <= step])
+            state.ledger.resumed(number, trial.reports)
         state.ledger.heard(number, commit.at, record.used, record.reports)
-    if step is None:
-        _merge(state, trial, record, outside)
-    else:
-        _merge_words(state, trial, record, outside)
-        _note_resumption(state, trial, step)
+    _merge(state, trial, record, outside)
     if record.stopping:
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
@@ -425,7 +448,7 @@ def _note_resumption(state: State, trial: Trial, step: int) -> None:
     """Keep from which step this trial of a population resumed; of several attempts, the lowest."""
     if _members(state) is not None:
         before = resumed_step(trial)
-        trial.system = {**trial.system, RESUMED: str(step if before is None else min(step, before))}
+        trial.system = merged(trial.system, {RESUMED: str(step if before is None else min(step, before))})
 
 
 def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
@@ -456,15 +479,16 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         return Verdict(True, trial.number)
     if word != "fenced":
         return _refuse(state, word, trial.number)
-    lost = next((t for t in trial.history if (t.owner, t.epoch) == (commit.owner, record.epoch)), None)
-    if lost is None or record.state is not COMPLETE:
+    place = bisect.bisect_left(trial.history, record.epoch, key=_EPOCH)
+    lease = trial.history[place] if place < len(trial.history) else None
+    if lease is None or (lease.owner, lease.epoch) != (commit.owner, record.epoch) or record.state is not COMPLETE:
         return _refuse(state, "fenced", trial.number)
-    if lost.kept_as is not None:
-        return _refuse(state, "finished", lost.kept_as)
-    return _keep_late(state, trial, record, commit)
+    if lease.kept_as is not None:
+        return _refuse(state, "finished", lease.kept_as)
+    return _keep_late(state, trial, place, record, commit)
 
 
-def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -> Verdict:
+def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commit: Commit) -> Verdict:
     """A fenced peer's complete result becomes a trial of its own; a retry that it makes needless makes room for it.
 
     What its owner could not send while it had the lease comes with the result, in the same commit, and is kept too.
@@ -493,15 +517,17 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     late.late_of = lost.number
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
-    late.params, late.dists, late.reports = dict(lost.params), dict(lost.dists), dict(lost.reports)
-    late.metrics = {name: dict(values) for name, values in lost.metrics.items()}
-    late.user, late.system = lost.user, {**lost.system, "late_of": str(lost.number)}
-    lease = (lost.number, record.epoch)
-    unsent = [r for r in commit.records if isinstance(r, TrialSet) and (r.number, r.epoch) == lease]
-    for said in unsent:  # refused because it arrived after the reclaim, but part of the result
+    _inherit(late, lost)
+    late.system["late_of"] = str(lost.number)
+    _inherit_reports(late, lost, FROM_START, LAST_STEP)
+    for said in state.unsent.get(
+        (lost.number, record.epoch), ()
+    ):  # refused because it arrived after the reclaim, but part of the result
         outside = _outliers(state, said)
         if outside is not None:
-            _merge_words(state, late, said, outside)
+            if said.resumed_from is not None:
+                _resume(late, said.resumed_from)
+            _merge(state, late, said, outside)
     late.start, late.end = lost.start, commit.at
     if full:
         late.reason = f"late result of #{lost.number}; the budget was used up"
@@ -511,9 +537,7 @@ def _keep_late(state: State, lost: Trial, record: TrialFinish, commit: Commit) -
     if ledger is not None:
         ledger.came_late(lost.number, commit.at, record.used, late.reports)
         _note_result(state, late)
-    lost.history = tuple(
-        msgspec.structs.replace(t, kept_as=late.number) if t.epoch == record.epoch else t for t in lost.history
-    )
+    _leases(lost)[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
     state.changed.add(lost.number)
     return Verdict(False, late.number, "late")
 
@@ -522,7 +546,7 @@ def _last_retry(state: State, trial: Trial) -> Trial | None:
     """The newest attempt at this trial's parameters after it, if there was another."""
     retry = None
     while trial.retried_by is not None:
-        retry = trial = state.trials[trial.retried_by]
+        retry = trial = state.trials.named(trial.retried_by)
     return retry
 
 
@@ -538,7 +562,8 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.owner = None
     trial.stop, trial.stopping = None, False
     trial.start = None
-    trial.reports, trial.metrics = _before_checkpoint(state, trial)
+    first, last = _before_checkpoint(state, trial)
+    _resume(trial, last, first)
     return Verdict(True, trial.number)
 
 
@@ -549,8 +574,9 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
         state.ledger.was_lost(trial.number, record.lived)
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
-    if last_try and state.policy.interrupted == "prune" and trial.reports:
-        last = (trial.reports[max(trial.reports)],)
+    newest = last_step(trial.reports)
+    if last_try and state.policy.interrupted == "prune" and newest is not None:
+        last = (trial.reports[newest],)
         told = last if _can_end(state, COMPLETE, last) else None
         _close(state, trial, PRUNED, TrialReclaim, commit.at, values=told, reason=record.reason)
         return Verdict(True, trial.number)
@@ -572,46 +598,49 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
     return Verdict(True, trial.number)
 
 
-def _before_checkpoint(state: State, trial: Trial) -> tuple[dict[int, float], dict[str, dict[int, float]]]:
-    """Reports and metrics up to the newest checkpoint, which the next owner need not send again.
+def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
+    """The first and the last step up to the newest checkpoint, whose reports the next owner need not send again.
 
     In a population only those of the last interval: a member has many continuations, and each would repeat them all.
     """
     if not trial.checkpoints:
-        return {}, {}
+        return 0, -1
     last = trial.checkpoints[-1].step
     members = _members(state)
-    first = FROM_START if members is None else last - members.policy.every + 1
-    return said_at(trial, range(first, last + 1))
+    return FROM_START if members is None else last - members.policy.every + 1, last
+
+
+def _inherit(trial: Trial, before: Trial, *, without: Collection[str] = ()) -> None:
+    """Give a new trial the parameters and attributes of one that is finished."""
+    trial.params, trial.dists = branch(before.params), branch(before.dists)
+    trial.user, trial.system = branch(before.user), branch(before.system, without)
+
+
+def _inherit_reports(trial: Trial, before: Trial, first: int, last: int) -> None:
+    """Give a new trial what one that is finished reported at these steps."""
+    before.reports = linked(before.reports)
+    before.metrics = {name: linked(values) for name, values in before.metrics.items()}
+    trial.reports = inherited(before.reports, first, last)
+    metrics = {name: inherited(values, first, last) for name, values in before.metrics.items()}
+    trial.metrics = {name: values for name, values in metrics.items() if values}
 
 
 def _queue_retry(state: State, trial: Trial) -> None:
     """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
     retry = _append(state, WAITING)
-    retry.params, retry.dists, retry.user = dict(trial.params), dict(trial.dists), trial.user
+    _inherit(retry, trial, without=(RESUMED,))
     retry.checkpoints = trial.checkpoints
-    retry.reports, retry.metrics = _before_checkpoint(state, trial)
+    _inherit_reports(retry, trial, *_before_checkpoint(state, trial))
     retry.attempt = trial.attempt + 1
     retry.retry_of = trial.number
     trial.retried_by = retry.number
     history = [trial.number]
     earlier = trial
     while earlier.retry_of is not None:
-        earlier = state.trials[earlier.retry_of]
+        earlier = state.trials.named(earlier.retry_of)
         history.insert(0, earlier.number)
-    retry.system = {
-        **{key: text for key, text in trial.system.items() if key != RESUMED},
-        "failed_trial": str(history[0]),
-        "retry_history": msgspec.json.encode(history).decode(),
-    }
-
-
-def _queue_replicates(state: State, trial: Trial, count: int) -> None:
-    """The same parameters for other seeds, as far as the queue has room."""
-    for seed in range(1, min(count, MAX_WAITING - len(state.waiting) + 1)):
-        replicate = _append(state, WAITING)
-        replicate.params, replicate.dists, replicate.user = dict(trial.params), dict(trial.dists), trial.user
-        replicate.system = {**trial.system, REPLICATE: f'{{"of":{trial.number},"seed":{seed}}}'}
+    retry.system["failed_trial"] = str(history[0])
+    retry.system["retry_history"] = msgspec.json.encode(history).decode()
 
 
 def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Verdict:
@@ -738,12 +767,11 @@ def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
         state.configurations.touch(number)
 
 
-def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str, Distribution]) -> None:
-    """Like `_merge`; an earlier attempt's reports that this one did not resume from go first."""
-    step = record.resumed_from
-    if step is not None:
-        trial.reports, trial.metrics = said_at(trial, range(FROM_START, step + 1))
-    _merge(state, trial, record, outside)
+def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:
+    """Drop what an earlier attempt reported that the trial does not go on from."""
+    trial.reports = cut(trial.reports, first, last)
+    metrics = {name: cut(values, first, last) for name, values in trial.metrics.items()}
+    trial.metrics = {name: values for name, values in metrics.items() if values}
 
 
 def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: dict[str, Distribution]) -> None:
@@ -755,13 +783,13 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: 
         if outside:
             trial.dists.update(outside)
     if record.reports:
-        trial.reports.update(record.reports)
+        trial.reports = grown(trial.reports, record.reports)
     if record.metrics:
         _merge_metrics(state, trial, record.metrics)
     if record.user:
-        trial.user = {**trial.user, **record.user}
+        trial.user = merged(trial.user, record.user)
     if record.system:
-        trial.system = {**trial.system, **record.system}
+        trial.system = merged(trial.system, record.system)
 
 
 def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, float]]) -> None:
@@ -770,7 +798,7 @@ def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, floa
         if name not in trial.metrics and not (possible_metric(name) and len(trial.metrics) < MOST_METRICS):
             _count(state, "malformed")
             continue
-        trial.metrics.setdefault(name, {}).update(values)
+        trial.metrics[name] = grown(trial.metrics.get(name, {}), values)
 
 
 def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
@@ -828,7 +856,15 @@ def _open_lease(state: State, trial: Trial, commit: Commit) -> None:
 def _end_lease(trial: Trial, at: int, why: str) -> None:
     """Append the present lease to the history of owners."""
     if trial.owner is not None:
-        trial.history = (*trial.history, PastLease(trial.owner, trial.epoch, trial.start, at, why))
+        _leases(trial).append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
+
+
+def _leases(trial: Trial) -> list[PastLease]:
+    """The history of owners, to be changed."""
+    history = trial.history
+    if not isinstance(history, list):
+        history = trial.history = list(history)
+    return history
 
 
 def _of_a_trial(
@@ -844,7 +880,7 @@ def _of_a_trial(
         if not 0 <= number < trials.size:
             return _refuse(state, "no such trial")
         block = trials.open.get(number // BLOCK)  # as nearly always
-        trial = trials[number] if block is None else block[number % BLOCK]
+        trial = trials.named(number) if block is None else block[number % BLOCK]
         word = _refusal(trial, record, commit, absent=absent) if absent else None
         if word is not None:
             return _refuse(state, word, number)

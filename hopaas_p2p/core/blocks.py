@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.records import Checkpoint, Distribution, TrialState
 from hopaas_p2p.core.state import BLOCK, BlockColumns, PastLease, State, Trial
 
@@ -71,6 +72,17 @@ class _TrialBlock(msgspec.Struct, array_like=True):
     rare: dict[int, _Linked]
 
 
+class _Ends(NamedTuple):
+    """What a block keeps of its trials after a record has named one of them, so that it is inflated but once."""
+
+    states: bytes
+    epochs: Sequence[int]
+    owners: list[str | None]
+    owner: Sequence[int]
+    rare: dict[int, list[Any]]
+    """By place: what is in `_OF_THE_END`."""
+
+
 class _MeasuredBlock(_TrialBlock, array_like=True):
     """A block in which a trial has metrics; others are packed as they always were."""
 
@@ -93,12 +105,36 @@ _decode_metrics: Final = msgspec.msgpack.Decoder(_Metrics).decode
 _COMMON: Final = _Rare()
 
 
-class PackedBlock(NamedTuple):
-    """A settled block: full, and all of its trials finished. Only a late result may touch it, which opens it first."""
+_OF_THE_END: Final = ("attempt", "retry_of", "retried_by", "late_of", "history", "paused", "continues")
 
-    packed: memoryview
-    first: int
-    """The number of its first trial."""
+
+class PackedBlock:
+    """A settled block: full, and all of its trials finished. Only a late result may touch it, which opens it first.
+
+    Args:
+        packed: its bytes.
+        first: the number of its first trial.
+
+    """
+
+    __slots__ = ("_ends", "first", "packed")
+
+    def __init__(self, packed: memoryview, first: int) -> None:
+        self.packed, self.first = packed, first
+        self._ends: _Ends | None = None
+
+    def end_of(self, place: int) -> Trial:
+        """How the trial at this place ended, and who had it: no parameters, reports or attributes."""
+        if self._ends is None:
+            block = _decode(zlib.decompress(self.packed))
+            rare = {at: [getattr(one, name) for name in _OF_THE_END] for at, one in block.rare.items()}
+            self._ends = _Ends(block.states, _narrow(block.epochs), block.owners, _narrow(block.owner), rare)
+        ends = self._ends
+        owner = ends.owners[ends.owner[place]]
+        trial = Trial(self.first + place, _STATES[ends.states[place]], ends.epochs[place], owner)
+        for name, value in zip(_OF_THE_END, ends.rare.get(place, ()), strict=False):
+            setattr(trial, name, value)
+        return trial
 
     def trials(self) -> list[Trial]:
         """The trials, made anew."""
@@ -218,7 +254,10 @@ def _fit_metrics(packed: bytes, trials: int) -> bool:
 
 def _rare(trial: Trial) -> _Rare:
     kind = _Linked if trial.paused or trial.continues is not None else _Rare
-    return kind(*[getattr(trial, name) for name in kind.__struct_fields__])
+    rare = kind(*[getattr(trial, name) for name in kind.__struct_fields__])
+    rare.dists, rare.user, rare.system = flat(rare.dists), flat(rare.user), flat(rare.system)
+    rare.history = tuple(rare.history)
+    return rare
 
 
 class Checked(NamedTuple):
@@ -357,6 +396,8 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
     for index, rare in block.rare.items():
         for name in _Linked.__struct_fields__:
             setattr(trials[index], name, getattr(rare, name))
+        if rare.history:
+            trials[index].history = list(rare.history)
     if block.metrics:
         _unpack_metrics(block.metrics, trials)
     return trials

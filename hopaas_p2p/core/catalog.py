@@ -39,7 +39,7 @@ class Listing(NamedTuple):
 class Catalog:
     """The studies after commits 1..lsn of the directory log."""
 
-    __slots__ = ("by_id", "by_name", "chain", "ids", "lsn", "refusals", "uuids", "writers")
+    __slots__ = ("by_id", "by_name", "by_uuid", "chain", "ids", "lsn", "refusals", "uuids", "writers")
 
     def __init__(self) -> None:
         self.lsn = 0
@@ -48,6 +48,7 @@ class Catalog:
         self.ids = 0
         self.by_id: dict[int, Listing] = {}
         self.by_name: dict[str, Listing] = {}
+        self.by_uuid: dict[str, Listing] = {}
         self.uuids: set[str] = set()
         """Those of all studies that ever were: none is used twice."""
         self.writers: dict[str, LastCommit] = {}
@@ -92,18 +93,18 @@ class Catalog:
         self.uuids.add(record.uuid)
         listing = Listing(self.ids, record.uuid, record.name)
         self.ids += 1
-        self.by_id[listing.study_id] = self.by_name[listing.name] = listing
+        self.by_id[listing.study_id] = self.by_name[listing.name] = self.by_uuid[listing.uuid] = listing
         return Verdict(True, listing.study_id)
 
     def _close(self, record: StudyClose, stamp: Stamp) -> Verdict:
         if not _owns(record.uuid, stamp):
             return self._refuse("role")
-        for listing in self.by_id.values():
-            if listing.uuid == record.uuid:
-                del self.by_id[listing.study_id]
-                del self.by_name[listing.name]
-                return Verdict(True, listing.study_id)
-        return self._refuse("no such study")
+        listing = self.by_uuid.pop(record.uuid, None)
+        if listing is None:
+            return self._refuse("no such study")
+        del self.by_id[listing.study_id]
+        del self.by_name[listing.name]
+        return Verdict(True, listing.study_id)
 
 
 def _owns(uuid: str, stamp: Stamp) -> bool:
@@ -131,10 +132,17 @@ def _disguise(name: str) -> str | None:
         return f"the study name {name!a} begins or ends with a space"
     if any(unicodedata.category(character) == "Cf" for character in name):
         return f"the study name {name!a} holds characters that nobody sees"
-    alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
-    if "LATIN" in alphabets and (alphabets & _LIKE_LATIN or set(name) & _GREEK_LIKE_LATIN):
+    if mixes_alphabets(name):
         return f"the study name {name!a} mixes letters that look alike, of several alphabets"
     return None
+
+
+def mixes_alphabets(name: str) -> bool:
+    """Whether letters that look like Latin ones stand beside Latin ones."""
+    if name.isascii():
+        return False
+    alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
+    return "LATIN" in alphabets and not (alphabets.isdisjoint(_LIKE_LATIN) and _GREEK_LIKE_LATIN.isdisjoint(name))
 
 
 def flaw(name: str) -> str | None:
@@ -204,7 +212,7 @@ def load(data: bytes) -> Catalog:
         for writer, (seq, lsn, verdicts, author) in found.writers.items()
     }
     for listing in [Listing(*one) for one in found.listings]:
-        catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = listing
+        catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = catalog.by_uuid[listing.uuid] = listing
     catalog.uuids = {uuid for _, uuid, _ in found.listings}.union(found.gone)
     sound = (
         len(catalog.by_id) == len(catalog.by_name) == len(found.listings)

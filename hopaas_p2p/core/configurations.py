@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import msgspec
 
 from hopaas_p2p.core.fidelity import Fidelity, Standings, standings_of
+from hopaas_p2p.core.inherited import last_step, value_from
 from hopaas_p2p.core.lineage import LinkedTrial, copied_trial
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
@@ -63,8 +64,8 @@ class _Chain(msgspec.Struct, gc=False):
     """The trial that paused, and has not been continued; -1: none."""
     paused_rungs: int = 0
     """How many rungs that one has reached."""
-    pauses: tuple[tuple[int, int], ...] = ()
-    """In a population, all of its pauses: (how many rungs it had reached, the trial)."""
+    pauses: dict[int, int] = {}
+    """In a population, the trial of its last pause at each rung, by how many rungs it had reached."""
     failures: int = 0
     """In a population, trials that failed for good since the last pause."""
     copied: int = 0
@@ -102,8 +103,8 @@ class Configurations:
         """The standings of a population."""
         self.used = 0
         """Configurations of which a trial is COMPLETE, PRUNED or RUNNING."""
-        self.resumable: set[int] = set()
-        """WAITING trials whose configuration is in `used` already: interrupted continuations."""
+        self.resumable: list[int] = []
+        """WAITING trials whose configuration is in `used` already, in order: interrupted continuations."""
         self._root: dict[int, int] = {}
         self._chains: dict[int, _Chain] = {}
         self._touched: set[int] = set()
@@ -139,7 +140,7 @@ class Configurations:
             return root
         if number in chain.live:
             chain.live = tuple([one for one in chain.live if one != number])
-            self.resumable.discard(number)
+            self._set_resumable(number, resumable=False)
         if trial.state is TrialState.COMPLETE:
             chain.complete, chain.end = True, _earlier(chain.end, trial)
         failed = trial.state is TrialState.FAIL
@@ -152,7 +153,7 @@ class Configurations:
         if trial.paused and number > chain.continued:
             chain.paused, chain.paused_rungs = number, reached
             if self.members is not None:
-                chain.pauses = (*[one for one in chain.pauses if one[1] != number], (reached, number))
+                chain.pauses[reached] = number
         return root
 
     def _admit(self, trial: ChainedTrial) -> None:
@@ -188,16 +189,11 @@ class Configurations:
         reports, standings = trial.reports, self.standings
         if standings is None or not reports:
             return []
-        values, last, offset = [], max(reports), standings.policy.first_step - 1
-        steps: list[int] = []
+        values, offset = [], standings.policy.first_step - 1
         for level in standings.levels(root)[since:]:
-            step = level + offset
-            if step > last:
+            value = value_from(reports, level + offset)  # if it reports less often, what it said next counts
+            if value is None:
                 break
-            value = reports.get(step)
-            if value is None:  # it reports less often: what it said next counts
-                steps = steps or sorted(reports)
-                value = reports[steps[bisect.bisect_left(steps, step)]]
             values.append(value)
         return values
 
@@ -210,10 +206,7 @@ class Configurations:
         values = chain.values
         for trial in live:
             _, values = self._merged(root, chain, values, trial)
-            if takes and trial.state is TrialState.WAITING:
-                self.resumable.add(trial.number)
-            else:
-                self.resumable.discard(trial.number)
+            self._set_resumable(trial.number, resumable=takes and trial.state is TrialState.WAITING)
         if self.standings is not None:
             idle = not live and not chain.complete
             reached = tuple([value for _, value in values])
@@ -225,6 +218,15 @@ class Configurations:
             waits = idle and chain.paused >= 0
             end = None if live or chain.promoted or chain.end is None else chain.end[1]
             self.standings.place(root, RungStanding(reached, chain.promoted, waits, not live and not waits, end))
+
+    def _set_resumable(self, number: int, *, resumable: bool) -> None:
+        at = bisect.bisect_left(self.resumable, number)
+        if (self.resumable[at : at + 1] == [number]) is resumable:
+            return
+        if resumable:
+            self.resumable.insert(at, number)
+        else:
+            del self.resumable[at]
 
     # --- what follows from it ---
 
@@ -250,7 +252,8 @@ class Configurations:
         return self._has_come(at, reports)
 
     def _has_come(self, epochs: int | None, reports: Mapping[int, float]) -> bool:
-        return epochs is not None and bool(reports) and self.standings.policy.epochs(max(reports)) >= epochs  # type: ignore[union-attr]
+        last = None if epochs is None or self.standings is None else last_step(reports)
+        return last is not None and self.standings.policy.epochs(last) >= epochs  # type: ignore[union-attr,operator]
 
     def promoted(self, *, closing: bool, skip: Collection[int] = ()) -> int | None:
         """The paused trial to continue next, but for these; None if no rung promotes one.
@@ -279,14 +282,14 @@ class Configurations:
 
     def _pause(self, root: int, rung: int) -> int | None:
         """The trial of this member that paused when it had reached so many rungs."""
-        return next((number for reached, number in reversed(self._chains[root].pauses) if reached == rung), None)
+        return self._chains[root].pauses.get(rung)
 
     def may_be_continued(self, number: int, *, most: int | None) -> bool:
         """Whether a trial may yet go on from where this one paused, if `most` configurations come at most."""
         root = self.root(number)
         chain = self._chains[root]
         if self.members is not None:
-            rung = next((reached for reached, one in chain.pauses if one == number), None)
+            rung = next((reached for reached, one in chain.pauses.items() if one == number), None)
             few = self.used < self.members.policy.size and (most is None or self.used < most)
             return rung is not None and (few or chain.paused == number or self.members.may_copy_from(rung))
         if not isinstance(self.standings, Ladder) or chain.paused != number:
@@ -301,9 +304,8 @@ class Configurations:
 
 def _earlier(end: tuple[int, float] | None, trial: ChainedTrial) -> tuple[int, float] | None:
     """`end`, or what this complete trial reported last, if it came before that one."""
-    if not trial.reports or (end is not None and end[0] < trial.number):
-        return end
-    return trial.number, trial.reports[max(trial.reports)]
+    last = None if end is not None and end[0] < trial.number else last_step(trial.reports)
+    return end if last is None else (trial.number, trial.reports[last])
 
 
 def _earliest(

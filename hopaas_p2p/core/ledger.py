@@ -16,13 +16,16 @@ nothing.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
 
+from hopaas_p2p.core.inherited import last_step
 from hopaas_p2p.core.records import Budget, Price, Until, Used
 
 HOUR: Final = 3_600_000_000
@@ -42,6 +45,7 @@ _MOST_ACCOUNTS: Final = 1000
 _LOST_KEPT: Final = 256
 _CLOCKS: Final = 8
 _LONGEST_NAME: Final = 64
+_AT: Final = itemgetter(0)
 OTHERS: Final = "others"
 """The site and person of what comes after a thousand accounts."""
 
@@ -185,9 +189,9 @@ class Ledger(msgspec.Struct, array_like=True):
 
     # --- leases ---
 
-    def began(self, number: int, info: Mapping[str, str], at: int, reports: Iterable[int]) -> None:
-        """A trial started at a peer that introduced itself like this; it inherits these steps."""
-        top, from_zero = _epochs(reports) if reports else (0, False)
+    def began(self, number: int, info: Mapping[str, str], at: int, reports: Mapping[int, float]) -> None:
+        """A trial started at a peer that introduced itself like this; it inherits these reports."""
+        top, from_zero = _epochs(reports)
         get = info.get
         user = get("on_behalf_of") or get("user")
         peer = _peer(get("site"), user, get("gpus"), get("cores"), get("watts"))
@@ -207,8 +211,8 @@ class Ledger(msgspec.Struct, array_like=True):
         if self.limits is not UNLIMITED and self.measured:
             self._count(lease)
 
-    def resumed(self, number: int, reports: Iterable[int]) -> None:
-        """The owner went on from these steps, and not from all that the trial had."""
+    def resumed(self, number: int, reports: Mapping[int, float]) -> None:
+        """The owner went on from these reports, and not from all that the trial had."""
         lease = self.open.get(number)
         if lease is not None:
             lease.top, lease.from_zero = _epochs(reports)
@@ -257,7 +261,7 @@ class Ledger(msgspec.Struct, array_like=True):
             del self.lost[next(iter(self.lost))]
         self.lost[number] = lease
 
-    def came_late(self, number: int, at: int, used: Used | None, reports: Iterable[int]) -> None:
+    def came_late(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
         """The owner of a lost attempt was alive after all, and told a result."""
         lease = self.lost.pop(number, None)
         if lease is None:
@@ -299,8 +303,8 @@ class Ledger(msgspec.Struct, array_like=True):
         self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
         if self.limits is UNLIMITED:
             self.clocks = []  # none is added until there are limits again
-        if self.best is not None and self.improvements[-1:] != [self.best]:
-            self.improvements = [*self.improvements, self.best]
+        if self.best is not None and (not self.improvements or self.improvements[-1][1] != self.best[1]):
+            self._improved(*self.best)
         if self.measured:
             for lease in self.open.values():
                 self._count(lease)
@@ -313,9 +317,14 @@ class Ledger(msgspec.Struct, array_like=True):
         self.best, self.since_best = (at, value), 0
         until = self.limits.until
         if until is not None and until.gain_per_hour is not None:
-            begin = at - int(until.gain_hours * HOUR)
-            old = [one for one in self.improvements if one[0] <= begin][-1:]
-            self.improvements = [*old, *(one for one in self.improvements if one[0] > begin), self.best]
+            begin = bisect.bisect_right(self.improvements, at - int(until.gain_hours * HOUR), key=_AT) - 1
+            if begin > len(self.improvements) // 2:  # seldom, so that each is moved about once
+                del self.improvements[:begin]
+            self._improved(at, value)
+
+    def _improved(self, at: int, value: float) -> None:
+        """Keep when the best value changed; these times are in order, whatever clocks say."""
+        self.improvements.append((max(at, self.improvements[-1][0]) if self.improvements else at, value))
 
     def look(self, writer: str, at: int) -> None:
         """A commit of this writer is about to be applied."""
@@ -355,9 +364,9 @@ class Ledger(msgspec.Struct, array_like=True):
         if until.hours_without_gain is not None and now - best[0] >= until.hours_without_gain * HOUR:
             return f"{until.hours_without_gain:g} hours without a better trial"
         if until.gain_per_hour is not None and self.improvements:
-            begin = now - until.gain_hours * HOUR
-            before = [value for at, value in self.improvements if at <= begin]
-            if before and abs(best[1] - before[-1]) < until.gain_per_hour * until.gain_hours:
+            before = bisect.bisect_right(self.improvements, now - until.gain_hours * HOUR, key=_AT)
+            gain = math.inf if before == 0 else abs(best[1] - self.improvements[before - 1][1])
+            if gain < until.gain_per_hour * until.gain_hours:
                 return f"the best value improves by less than {until.gain_per_hour:g} per hour"
         return None
 
@@ -405,13 +414,13 @@ def possible_limits(limits: Budget, directions: int) -> bool:
     )
 
 
-def _epochs(reports: Iterable[int]) -> tuple[int, bool]:
+def _epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
     """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
-    steps = list(reports)
-    if not steps:
+    last = last_step(reports)
+    if last is None:
         return 0, False
-    from_zero = 0 in steps
-    return min(max(0, max(steps) + from_zero), _MOST_STEPS), from_zero
+    from_zero = 0 in reports
+    return min(max(0, last + from_zero), _MOST_STEPS), from_zero
 
 
 @functools.lru_cache(4096)

@@ -56,16 +56,6 @@ def resumed_step(trial: LinkedTrial) -> int | None:
     return _whole(trial.system.get(RESUMED))
 
 
-def said_at(trial: LinkedTrial, steps: range) -> tuple[dict[int, float], dict[str, dict[int, float]]]:
-    """Copies of the reports and the metrics at these steps."""
-    metrics = {name: _at(steps, values) for name, values in trial.metrics.items()}
-    return _at(steps, trial.reports), {name: values for name, values in metrics.items() if values}
-
-
-def _at(steps: range, values: Mapping[int, float]) -> dict[int, float]:
-    return {step: value for step, value in values.items() if step in steps}
-
-
 def parent(trial: LinkedTrial) -> int | None:
     """The trial whose checkpoint this one began with, if it began with one."""
     for number in (trial.retry_of, trial.late_of, copied_trial(trial), trial.continues):

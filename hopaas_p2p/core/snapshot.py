@@ -23,10 +23,12 @@ from typing import Final, TypeVar
 import msgspec
 
 from hopaas_p2p.core import blocks
+from hopaas_p2p.core.attributes import MOST_REPLICATES
 from hopaas_p2p.core.chain import sum_at
+from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.records import Distribution, StudyDefine, TrialState
-from hopaas_p2p.core.state import BLOCK, LastCommit, State, Verdict
+from hopaas_p2p.core.state import BLOCK, LastCommit, Replicates, State, Verdict
 from hopaas_p2p.core.validity import possible_definition, possible_distributions
 
 VERSION: Final = 2
@@ -77,6 +79,7 @@ class _Header(msgspec.Struct, array_like=True):
     quiet: list[tuple[str, int, bytes]] = []
     """Of `writers` and of `peers`, the parts of 256 of which none has written for long: which, where, and packed."""
     ledger: Ledger | None = None
+    replicates: dict[int, Replicates] = {}
 
 
 class _SplitSnapshot(msgspec.Struct, array_like=True):
@@ -228,9 +231,9 @@ def digest(state: State) -> str:
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
     plain = [memoryview(zlib.decompress(_packed(state, index))) for index in range(_count(state))]
-    *fields, _, _, ledger = msgspec.structs.astuple(_header(state, plain))  # a study does not depend on its log's sum
-    if ledger is not None:
-        fields.append(ledger)
+    # A study does not depend on its log's sum.
+    *fields, _, _, ledger, replicates = msgspec.structs.astuple(_header(state, plain))
+    fields += [one for one in (ledger, replicates) if one]
     return hashlib.blake2b(_encode(fields), digest_size=_DIGEST).hexdigest()
 
 
@@ -241,8 +244,8 @@ def _header(state: State, packed: list[memoryview]) -> _Header:
         state.define,
         state.status,
         state.budget,
-        state.user,
-        state.system,
+        flat(state.user),
+        flat(state.system),
         list(state.waiting),
         list(state.running),
         state.failures_in_a_row,
@@ -258,6 +261,7 @@ def _header(state: State, packed: list[memoryview]) -> _Header:
         packed,
         sum_at(state.lsn, state.chain),
         ledger=state.ledger,
+        replicates=state.replicates,
     )
 
 
@@ -300,7 +304,7 @@ def _load(header: _Header, room: _Room) -> State:
         state.policy = header.define.policy
     state.user, state.system, state.ledger = header.user, header.system, header.ledger
     state.waiting, state.running = dict.fromkeys(header.waiting), dict.fromkeys(header.running)
-    state.failures_in_a_row = header.failures_in_a_row
+    state.failures_in_a_row, state.replicates = header.failures_in_a_row, header.replicates
     state.dists, state.refusals = header.dists, header.refusals
     state.peers = _with_quiet(header, "p", header.peers, _decode_peers, room)
     state.draining = dict.fromkeys(header.draining)
@@ -328,7 +332,16 @@ def _load(header: _Header, room: _Room) -> State:
 
 
 def _fit_for_readers(header: _Header) -> bool:
-    return (header.define is None or possible_definition(header.define)) and possible_distributions(header.dists, {})
+    return (
+        (header.define is None or possible_definition(header.define))
+        and possible_distributions(header.dists, {})
+        and all(
+            0 <= number < header.trials
+            and 1 <= one.seed < one.count <= MOST_REPLICATES
+            and all(name in one.dists or name in header.dists for name in one.params)
+            for number, one in header.replicates.items()
+        )
+    )
 
 
 def _lists(state: State, index: dict[int, None], what: TrialState) -> bool:

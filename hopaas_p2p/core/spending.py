@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
+from hopaas_p2p.core.inherited import inherited
 from hopaas_p2p.core.ledger import Ledger, Outcome
 from hopaas_p2p.core.lineage import copied_trial
-from hopaas_p2p.core.records import Budget
+from hopaas_p2p.core.records import FROM_START, Budget
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
 
 BOOKED: Final[dict[int, Outcome]] = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
@@ -59,17 +61,17 @@ def is_last_lease(trial: Trial) -> bool:
     return last is not None and trial.end is not None and (last.owner, last.end) == (trial.owner, trial.end)
 
 
-def _inherited(trial: Trial, state: State) -> list[int]:
-    """The steps that a retry or a continuation had when it began."""
+def _inherited(trial: Trial, state: State) -> Mapping[int, float]:
+    """The reports that a retry or a continuation had when it began."""
     number = trial.retry_of if trial.continues is None else trial.continues
     copied = copied_trial(trial)
     if copied is not None and trial.retry_of is None:
         number = copied
     if number is None:
-        return []
+        return {}
     before = state.trials[number]
     last = before.checkpoints[-1].step if before.checkpoints else None
-    return [] if last is None else [step for step in before.reports if step <= last]
+    return {} if last is None else inherited(before.reports, FROM_START, last)
 
 
 def earlier_seconds(trial: Trial) -> float:

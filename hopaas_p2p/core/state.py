@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
@@ -123,18 +123,34 @@ class PastLease(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The trial that keeps this owner's late result."""
 
 
+class Replicates(msgspec.Struct, array_like=True):
+    """The trials that a configuration still gets: each begins when a peer asks for one, as the first one began."""
+
+    params: dict[str, float]
+    dists: dict[str, Distribution]
+    user: dict[str, str]
+    system: dict[str, str]
+    count: int
+    """How many trials it gets, with the first."""
+    seed: int = 1
+    """Of the next one."""
+
+
 class Trial(msgspec.Struct, gc=False):
-    """One trial. Dictionaries of a finished trial are never changed again, so readers may share them."""
+    """One trial. Mappings of a finished trial are never changed again, so readers and later trials may share them.
+
+    Large ones are no dictionaries, see `inherited`.
+    """
 
     number: int
     state: TrialState
     epoch: int = 0
     owner: str | None = None
-    params: dict[str, float] = {}
-    dists: dict[str, Distribution] = {}
-    reports: dict[int, float] = {}
-    user: dict[str, str] = {}
-    system: dict[str, str] = {}
+    params: MutableMapping[str, float] = {}
+    dists: MutableMapping[str, Distribution] = {}
+    reports: Mapping[int, float] = {}
+    user: Mapping[str, str] = {}
+    system: MutableMapping[str, str] = {}
     values: tuple[float, ...] | None = None
     reason: str | None = None
     start: int | None = None
@@ -149,13 +165,13 @@ class Trial(msgspec.Struct, gc=False):
     late_of: int | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
     """Where it may be resumed, the newest last."""
-    history: tuple[PastLease, ...] = ()
-    """Earlier owners, oldest first."""
+    history: Sequence[PastLease] = ()
+    """Earlier owners, oldest first: their epochs rise."""
     paused: bool = False
     """Whether it stopped at a rung, and may be continued."""
     continues: int | None = None
     """The paused trial that it goes on from."""
-    metrics: dict[str, dict[int, float]] = {}
+    metrics: dict[str, Mapping[int, float]] = {}
     """Name -> step -> value, beside the reports."""
 
     def distribution(self, name: str, state: State) -> Distribution:
@@ -197,6 +213,9 @@ class ClosedBlock(Protocol):
 
     def trials(self) -> list[Trial]:
         """The trials, made anew."""
+
+    def end_of(self, place: int) -> Trial:
+        """How the trial at this place ended, and who had it: no parameters, reports or attributes."""
 
     def results(self) -> list[tuple[int, float]]:
         """Number and first value of each COMPLETE trial."""
@@ -279,6 +298,12 @@ class Trials(Sequence[Trial]):
             if len(self._read) > _OPENED:
                 self._read.pop(list(self._read)[0], None)  # noqa: RUF015  # in one step: others read, too
         return found
+
+    def named(self, number: int) -> Trial:
+        """The trial that a record names; of one in a closed block, how it ended and who had it, see `end_of`."""
+        index = number // BLOCK
+        found = self.open.get(index)
+        return self.closed[index].end_of(number % BLOCK) if found is None else found[number % BLOCK]
 
     def results(self) -> Iterator[tuple[int, float]]:
         """Number and first value of each COMPLETE trial, without making the trials of closed blocks."""
@@ -375,10 +400,12 @@ class State:
         "policy",
         "quiet",
         "refusals",
+        "replicates",
         "running",
         "status",
         "system",
         "trials",
+        "unsent",
         "user",
         "waiting",
         "writers",
@@ -393,11 +420,13 @@ class State:
         """That of `define`, once there is one."""
         self.status = "running"
         self.budget: int | None = None
-        self.user: dict[str, str] = {}
-        self.system: dict[str, str] = {}
+        self.user: Mapping[str, str] = {}
+        self.system: Mapping[str, str] = {}
         self.trials = Trials()
         self.waiting: dict[int, None] = {}
         self.running: dict[int, None] = {}
+        self.replicates: dict[int, Replicates] = {}
+        """By the first trial of their configuration."""
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
         self.failures_in_a_row = 0
         self.ledger: Ledger | None = None
@@ -411,6 +440,9 @@ class State:
         self.refusals: dict[str, int] = {}
         self.changed: set[int] = set()
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
+
+        self.unsent: dict[tuple[int, int], list[TrialSet]] = {}
+        """What the commit that is being applied says of trials, by number and epoch, without their leases."""
 
         self.configurations: Configurations | None = None
         """Of a study that has, or had, rungs or a population. Derived from its trials: not in digests or snapshots."""

@@ -47,6 +47,8 @@ LAST_TIME: Final = 1 << 53
 """Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
 _LONGEST_TEXT: Final = 10_000
 """Characters of a text that is only shown."""
+_MOST_ATTEMPTS: Final = 1000
+"""A retry names all that were before it."""
 _LARGEST: Final = 1e300
 """Of a bound. The sum and the difference of two larger ones may be infinite, and Optuna's samplers raise on it."""
 _FINEST_GRID: Final = 1 << 53
@@ -55,8 +57,6 @@ _REACH: Final = 1e6
 """How far outside its range a value may lie, in widths of the range: far beyond, TPE's kernels underflow to NaN."""
 _DEEPEST: Final = 64
 """Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
-
-_NO_OUTLIERS: Final[dict[str, Distribution]] = {}
 
 
 def possible_time(microseconds: int | None) -> bool:
@@ -116,7 +116,8 @@ def compatible(first: Distribution, other: Distribution) -> bool:
     if first.__class__ is not other.__class__:
         return False
     if isinstance(first, Categorical) or isinstance(other, Categorical):
-        return repr(first) == repr(other) or first == other  # NaN is a choice like others
+        alike = len(first.choices) == len(other.choices)  # type: ignore[union-attr]  # both are
+        return alike and (repr(first) == repr(other) or first == other)  # NaN is a choice like others
     return first.log == other.log
 
 
@@ -131,11 +132,9 @@ def outliers(
         known: the first ones that the log gave these parameters.
 
     """
-    found = _NO_OUTLIERS
-    if given:
-        known = {**known, **given}
+    found: dict[str, Distribution] = {}
     for name, value in params.items():
-        distribution = known.get(name)
+        distribution = given.get(name) or known.get(name)
         if distribution.__class__ is Float and distribution.low <= value <= distribution.high:
             continue
         if distribution is None:
@@ -147,7 +146,7 @@ def outliers(
             wider = _widened(distribution, value)
             if wider is None:
                 return None
-            found = {**found, name: wider}
+            found[name] = wider
     return found
 
 
@@ -313,6 +312,7 @@ def _possible_policy(policy: Policy) -> bool:
     timeout = policy.progress_timeout
     return (
         0 < policy.ttl <= LONGEST_TTL
+        and policy.attempts <= _MOST_ATTEMPTS
         and (policy.budget is None or 0 <= policy.budget <= MAX_BUDGET)
         and (timeout is None or timeout > 0)
         and policy.interrupted in ("fail", "prune")

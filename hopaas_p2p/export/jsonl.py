@@ -49,7 +49,15 @@ def load(lines: Iterable[str]) -> Portable:
                 head = content
             else:
                 trials.append(read_trial(content))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, msgspec.MsgspecError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+            msgspec.MsgspecError,
+        ) as error:
             raise InvalidInput(f"line {at} is not a trial of an export: {type(error).__name__} {error}") from None
     if head.get("hopaas_p2p", FORMAT) > FORMAT:
         raise InvalidInput("this export was written by a newer version of hopaas_p2p; upgrade this installation")

@@ -27,6 +27,9 @@ from hopaas_p2p.translate import to_optuna
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _METADATA: Final = b"hopaas_p2p"
+_ROOM: Final = 64 << 20
+_RATIO: Final = 100
+"""What the rows of a file may inflate to is _ROOM + _RATIO times its bytes."""
 
 
 # --- CSV ---------------------------------------------------------------------------------------------------------
@@ -111,7 +114,10 @@ def load_csv(lines: Iterable[str], *, space: dict[str, Distribution], name: str 
         InvalidInput: a column or a cell cannot be read; the message says which.
 
     """
-    rows = list(csv.DictReader(lines))
+    try:
+        rows = list(csv.DictReader(lines))
+    except csv.Error as error:
+        raise InvalidInput(f"this CSV cannot be read: {error}") from None
     if not rows or "state" not in rows[0]:
         raise InvalidInput("this CSV has no column 'state'; write one with `study export`, or trials_dataframe()")
     values = [column for column in rows[0] if column == "value" or column.startswith("values_")]
@@ -235,9 +241,14 @@ def load_parquet(path: Path) -> Portable:
     """
     pa, parquet = _pyarrow()
     try:
-        table = parquet.read_table(path)
-        head = json.loads(table.schema.metadata[_METADATA])
-        lines = table.column("record").to_pylist()
+        file = parquet.ParquetFile(path)
+        head = json.loads(file.schema_arrow.metadata[_METADATA])
+        lines, left = [], _ROOM + _RATIO * path.stat().st_size
+        for batch in file.iter_batches(batch_size=64, columns=["record"]):
+            left -= batch.nbytes
+            if left < 0:
+                raise ValueError("its rows grow too large")
+            lines += batch.column(0).to_pylist()
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"{path} was not written by `hopaas-p2p study export`: {error}") from None
     return jsonl.load([json.dumps(head), *lines])

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import io
 import json
 import socket
 import socketserver
+import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +33,8 @@ from hopaas_p2p.trial_requests import failure
 
 _LARGEST_BODY: Final = 1 << 20
 _REQUESTS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
-_TIMEOUT: Final = 60.0  # seconds for which a connection may be silent
+_IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
+_DEADLINE: Final = 20.0  # seconds from the first byte of a request to its last, and for the answer to be taken
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _STATUS: Final = {0: 200, 2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
 """Status by exit code; others are 500."""
@@ -89,12 +92,46 @@ class LocalServer(ThreadingHTTPServer):
         return f"http://{host!s}:{port}"
 
 
+class _Incoming(io.RawIOBase):
+    """What a client sends: each request has a deadline, however steadily its bytes come."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._until: float | None = None
+
+    def await_request(self) -> None:
+        """The next byte is the first of a request."""
+        self._until = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = _IDLE if self._until is None else self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request takes too long")
+        self._connection.settimeout(left)
+        count = self._connection.recv_into(buffer)
+        if self._until is None:
+            self._until = time.monotonic() + _DEADLINE
+        return count
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: LocalServer
     protocol_version = "HTTP/1.1"
-    timeout = _TIMEOUT
     wbufsize = -1  # an answer in one piece: in two, the second would wait 40 ms for the client's acknowledgement
     server_version, sys_version = "hopaas-p2p", ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._incoming = _Incoming(self.connection)
+        self.rfile.close()
+        self.rfile = io.BufferedReader(self._incoming)
+
+    def handle_one_request(self) -> None:
+        self._incoming.await_request()
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         self._serve(b"")
@@ -142,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
             return failure(error)
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
-        with contextlib.suppress(ConnectionError):
+        self.connection.settimeout(_DEADLINE)
+        with contextlib.suppress(ConnectionError, TimeoutError):
             self.send_response(HTTPStatus(status))
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

@@ -144,7 +144,7 @@ def next_in_words(state: State) -> str:
     if ended is not None:
         return f"nothing continues now: {ended}"
     if configurations.resumable:
-        return f"trial {min(configurations.resumable)}, which was interrupted after its promotion, continues next"
+        return f"trial {configurations.resumable[0]}, which was interrupted after its promotion, continues next"
     paused = state.promoted()
     if paused is not None:
         return f"trial {paused} continues next"

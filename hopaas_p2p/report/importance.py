@@ -8,7 +8,7 @@ that package loads scikit-learn for another evaluator, which takes seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p.core.state import State, Trial
@@ -91,7 +91,7 @@ def _ped_anova(trials: Sequence[Trial], losses: Sequence[float], state: State) -
 
 
 def _regimes(
-    name: str, params: Sequence[dict[str, Any]], own: Sequence[tuple[int, dict[str, Distribution]]], state: State
+    name: str, params: Sequence[Mapping[str, Any]], own: Sequence[tuple[int, Mapping[str, Distribution]]], state: State
 ) -> Iterator[tuple[BaseDistribution, Array, Array]]:
     """Each distribution of the parameter, its value in every trial, and which trials drew from this distribution.
 

@@ -6,11 +6,16 @@ write to the study, and for those the trial comes first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 
+from hopaas_p2p.search.repeats import count_of
+
+_MOST_VALUES: Final = 1_000_000
 _EARLY: Final = frozenset({"RandomSampler", "TPESampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"})
 """Of Optuna's. Not among them: GridSampler (the number says which point), BruteForceSampler (looks itself up among all
 trials), QMCSampler (counts its points in the study), CmaEsSampler (seeds by the number)."""
@@ -35,6 +40,13 @@ def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool
 def enumerates(sampler: BaseSampler) -> bool:
     """Whether it goes through points of its own, so that no neighbour will do."""
     return isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler)
+
+
+def too_many_values(sampler: BaseSampler, space: Mapping[str, BaseDistribution]) -> str | None:
+    """The parameter of which the sampler would make a list of so many values that no process has room for it."""
+    if not isinstance(sampler, optuna.samplers.BruteForceSampler):
+        return None
+    return next((name for name, one in space.items() if (count_of(one) or 0) > _MOST_VALUES), None)
 
 
 def tell_dropped(sampler: BaseSampler, trial: optuna.trial.FrozenTrial) -> None:

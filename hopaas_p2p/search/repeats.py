@@ -162,7 +162,7 @@ class Tried:
     def _anywhere(self) -> Iterator[dict[str, float]]:
         """So many of the space's configurations, from a random one on, that one of them must be new."""
         assert self.size is not None
-        counts = [_count(one) or 1 for one in self._space.values()]
+        counts = [count_of(one) or 1 for one in self._space.values()]
         first = random.randrange(self.size)
         for index in itertools.islice(itertools.count(first), len(self._numbers) + 1):
             place, found = index % self.size, {}
@@ -183,14 +183,14 @@ def _axis(one: BaseDistribution) -> tuple[float, float, float]:
 def _size(space: Mapping[str, BaseDistribution]) -> int | None:
     size = 1
     for one in space.values():
-        count = _count(one)
+        count = count_of(one)
         if count is None:
             return None
         size *= count
     return size if size <= _MOST_COUNTED else None
 
 
-def _count(one: BaseDistribution) -> int | None:
+def count_of(one: BaseDistribution) -> int | None:
     """How many values it has; None where there is no end of them."""
     if isinstance(one, CategoricalDistribution):
         return len(one.choices)
@@ -218,7 +218,7 @@ def _moved(one: BaseDistribution, value: float, steps: int) -> list[float]:
         return []
     if one.step is not None:
         index = round((value - one.low) / one.step)
-        last = (_count(one) or 1) - 1
+        last = (count_of(one) or 1) - 1
         return [_value(one, place) for place in (index - steps, index + steps) if 0 <= place <= last]
     low, high = (math.log(one.low), math.log(one.high)) if one.log else (one.low, one.high)
     here = math.log(max(value, one.low)) if one.log else value

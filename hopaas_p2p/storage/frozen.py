@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import datetime
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import msgspec
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import COMPLETE, RUNNING, State, Trial
@@ -313,7 +314,7 @@ class View:
             return new_frozen(
                 self._first_id + number, number, TrialState.RUNNING, None, start, None, {}, {}, {}, {}, {}
             )
-        params: dict[str, Any] = trial.params  # a float is its own external representation
+        params: dict[str, Any] = flat(trial.params)  # a float is its own external representation
         if trial.dists:
             params = self._comparable(trial, state)
         distributions, special = self._shape(trial, params, state)
@@ -335,7 +336,7 @@ class View:
             dict(distributions) if running else distributions,
             self._attributes(trial.user),
             self._attributes(trial.system),
-            dict(trial.reports) if running else trial.reports,
+            dict(trial.reports) if running else flat(trial.reports),
         )
 
     @staticmethod
@@ -366,7 +367,7 @@ class View:
             found = self._shapes[names] = distributions, _special(distributions)
         return found
 
-    def _attributes(self, texts: dict[str, str]) -> dict[str, Any]:
+    def _attributes(self, texts: Mapping[str, str]) -> dict[str, Any]:
         if not texts:
             return {}
         if not self._allow_pickles and any(":" in key for key in texts):  # a prefix ends with one

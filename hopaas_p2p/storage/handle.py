@@ -153,7 +153,7 @@ class StudyHandle:
                 configurations is not None
                 and bool(resting)
                 and not state.has_room()
-                and configurations.resumable <= set(resting)
+                and set(configurations.resumable) <= set(resting)
                 and state.promoted() is None
             )
 
@@ -200,7 +200,7 @@ class StudyHandle:
                 left = self._left_to_others()
                 if not state.has_room() or state.promoted(left) is not None:
                     return True
-        return bool(waiting) and len(waiting) > len(self.peer.resting(self.log))
+        return bool(state.replicates) or len(waiting) > len(self.peer.resting(self.log))
 
     def look_again_if_closed(self, within: float) -> None:
         """See what has become of a study that gave out no trial, without an ask that is refused and stays in the log.

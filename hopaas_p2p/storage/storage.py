@@ -62,6 +62,7 @@ from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
 from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.storage.refusals import NO_WORK, why_refused
+from hopaas_p2p.stores.base import Shared
 from hopaas_p2p.translate import (
     attributes,
     checked_parameter,
@@ -290,7 +291,18 @@ class Storage(BaseStorage):
 
     def get_all_studies(self) -> list[internals.FrozenStudy]:
         """As Optuna's, but for studies that this user may not read."""
-        listings = list(self._catalog().by_id.values())
+        return self.frozen_studies(self.listings())
+
+    def listings(self) -> list[Listing]:
+        """The studies that this user may see, the oldest first. Reads the catalog, and no study."""
+        found, store = list(self._catalog().by_id.values()), self.peer.store
+        if isinstance(store, Shared):
+            shared = store.shared()
+            found = [one for one in found if one.uuid in shared]
+        return found
+
+    def frozen_studies(self, listings: Sequence[Listing]) -> list[internals.FrozenStudy]:
+        """These studies as Optuna has them, but for those that cannot be read: each is opened."""
         if self.peer.catalog.rate_limited is None or len(listings) < 2:
             found = [self._frozen_study(listing) for listing in listings]
         else:  # a bucket answers many at once, and each takes a while

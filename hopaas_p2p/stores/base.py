@@ -241,6 +241,14 @@ class Compacted(Protocol):
 
 
 @runtime_checkable
+class Shared(Protocol):
+    """A store that has studies which not every user may see."""
+
+    def shared(self) -> set[str]:
+        """The uuids of those that this user may see."""
+
+
+@runtime_checkable
 class Erasable(Protocol):
     """A log that can be removed without a trace, if no other peer has seen it."""
 

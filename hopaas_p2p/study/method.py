@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import optuna
+from optuna.distributions import BaseDistribution
 
 from hopaas_p2p import fidelity as words
 from hopaas_p2p.arguments import instance
@@ -36,6 +37,7 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.pruners import MedianPruner
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search import registry
+from hopaas_p2p.search.early import too_many_values
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}
@@ -188,8 +190,8 @@ class Searcher:
             self._own_pruner = self.pruner = pruner
             self._said = self._said._replace(pruner=said.pruner)
 
-    def follow(self, system: Mapping[str, str]) -> bool:
-        """Apply the study's attributes as they are now; returns whether the sampler or pruner has changed."""
+    def follow(self, system: Mapping[str, str], space: Mapping[str, BaseDistribution]) -> bool:
+        """Apply the attributes of a study with this space; returns whether the sampler or pruner has changed."""
         self.system, before = system, self.stored
         self.stored = stored = SearchMethod.stored(system)
         self.repeats = self._said.repeats or stored.repeats or "avoid"
@@ -197,6 +199,10 @@ class Searcher:
         changed = False
         if self._own_sampler is None and stored.sampler != before.sampler:
             self.sampler, changed = _made("sampler", stored.sampler), True
+            wide = None if self.sampler is None else too_many_values(self.sampler, space)
+            if wide is not None:
+                _log.warning("%r has too many values for the sampler of the study; this process uses the default", wide)
+                self.sampler = None
         if self._own_pruner is None and (stored.pruner, stored.fidelity) != (before.pruner, before.fidelity):
             default = MedianPruner() if stored.fidelity is None else optuna.pruners.NopPruner()
             self.pruner, changed = _made("pruner", stored.pruner) or default, True

@@ -358,10 +358,10 @@ class Proposer:
         record = TrialCreate(
             state=same.state,
             params=proposal.params,
-            reports=same.reports,
+            reports=dict(same.reports),
             system={**proposal.system, REUSED: str(same.number)},
             values=same.values,
-            metrics=same.metrics,
+            metrics={name: dict(values) for name, values in same.metrics.items()},
         )
         self._storage.bring(self._study_id, record)
         return True

@@ -316,7 +316,7 @@ class Study:
     def _keep_to_method(self, *, aloud: bool = False) -> None:
         """Search as the study's log says, but for what this process was told otherwise."""
         searcher, system = self._searcher, self._handle.state.system
-        if system is not searcher.system and searcher.follow(system):
+        if system is not searcher.system and searcher.follow(system, self._space):
             if searcher.sampler is not None:
                 self.optuna.sampler = searcher.sampler
             self.optuna.pruner = searcher.pruner

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any, Final
 
+from hopaas_p2p.atomic import read_at_most
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.sweeps import description, wandb
 from hopaas_p2p.sweeps.description import StudyDescription
@@ -14,6 +16,9 @@ __all__ = ["StudyDescription", "read"]
 
 _OF_A_SWEEP: Final = {"method", "program", "metric", "early_terminate", "run_cap"}
 """A file with one of these keys is a W&B sweep."""
+_LARGEST: Final = 1 << 20
+"""Bytes of a file; a megabyte takes seconds to read."""
+_MOST_VALUES: Final = 100_000
 
 
 def read(path: Path) -> StudyDescription:
@@ -36,12 +41,28 @@ def _yaml(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Reads 1e-5 as a number, as YAML 1.2 does."""
+        """Reads 1e-5 as a number, as YAML 1.2 does. An anchor stands for a bounded number of values."""
+
+        def get_single_node(self) -> yaml.Node | None:
+            root = super().get_single_node()
+            if root is not None and _size(root, {}) > _MOST_VALUES:
+                raise ValueError(f"its anchors and aliases stand for more than {_MOST_VALUES:,} values")
+            return root
+
+    def _size(node: yaml.Node, known: dict[int, int]) -> int:
+        """The number of values that a reader of this node meets; one that is in itself has no end of them."""
+        found = known.get(id(node))
+        if found is None:
+            known[id(node)] = _MOST_VALUES + 1  # while it is being counted
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            below = itertools.chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in parts)
+            found = known[id(node)] = 1 + sum(_size(one, known) for one in below)
+        return found
 
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506  # a SafeLoader
+        return yaml.load(read_at_most(path, _LARGEST).decode(), Loader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -25,6 +25,7 @@ _ENTRY: Final = {
 }
 _UNBOUNDED: Final = {"normal", "q_normal", "log_normal", "q_log_normal", "beta", "q_beta"}
 _MOST_POINTS: Final = 10_000
+_FINEST_GRID: Final = 1 << 53
 
 
 def describe(content: Mapping[str, Any]) -> StudyDescription:
@@ -146,6 +147,8 @@ def _range(what: str, kind: str, low: float, high: float, q: float) -> Distribut
 
 def _on_grid(low: float, high: float, q: float) -> Distribution:
     """Rounded to multiples of q, as W&B does it."""
+    if not (abs(low) + abs(high)) / q <= _FINEST_GRID:
+        raise InvalidInput(f"min = {low} to max = {high} has too many multiples of q = {q}; leave q out")
     first, last = round(low / q), round(high / q)
     if float(q).is_integer():
         return Int(first * int(q), last * int(q), step=int(q))
@@ -190,23 +193,30 @@ def _instead(entry: Mapping[str, Any]) -> str:
 
 def _points(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
     """Every point of the grid, in the order of the file."""
-    axes = [_values(name, one) for name, one in space.items()]
-    count = math.prod(map(len, axes))
+    count = math.prod(_count(name, one) for name, one in space.items())
     if count > _MOST_POINTS:
-        raise InvalidInput(f"a grid of {count:,} points; at most {_MOST_POINTS:,}. Use method: random, with a run_cap")
+        many = f"{count:,}" if count < 1 << 63 else "very many"
+        raise InvalidInput(f"a grid of {many} points; at most {_MOST_POINTS:,}. Use method: random, with a run_cap")
+    axes = [[_value(one, index) for index in range(_count(name, one))] for name, one in space.items()]
     return (dict(zip(space, point, strict=True)) for point in itertools.product(*axes))
 
 
-def _values(name: str, one: Distribution) -> list[Any]:
+def _count(name: str, one: Distribution) -> int:
+    """How many values a grid has of it."""
     if isinstance(one, Categorical):
-        return list(one.choices)
-    step = one.step
-    if one.log or step is None:
+        return len(one.choices)
+    if one.log or one.step is None:
         raise InvalidInput(f"the parameter {name!r}: a grid needs values, or whole numbers, or a q")
-    count = int((one.high - one.low) / step + 1e-9) + 1
-    return [
-        one.low + index * step if isinstance(one, Int) else _clean(one.low + index * step) for index in range(count)
-    ]
+    if isinstance(one, Int):
+        return (one.high - one.low) // one.step + 1
+    return int((one.high - one.low) / one.step + 1e-9) + 1
+
+
+def _value(one: Distribution, index: int) -> Any:
+    if isinstance(one, Categorical):
+        return one.choices[index]
+    value = one.low + index * (one.step or 0)
+    return value if isinstance(one, Int) else _clean(value)
 
 
 def _pruner(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -249,5 +249,5 @@ def _leases(state: State) -> dict[tuple[int, int], str]:
 
 def _facts(trial: Trial) -> bytes:
     """Everything about a finished trial except where a late result of it is kept."""
-    history = tuple(msgspec.structs.replace(tenure, kept_as=None) for tenure in trial.history)
-    return msgspec.msgpack.encode(msgspec.structs.replace(trial, history=history))
+    history = [msgspec.structs.replace(tenure, kept_as=None) for tenure in trial.history]
+    return msgspec.msgpack.encode(msgspec.structs.replace(trial, history=history), enc_hook=dict)

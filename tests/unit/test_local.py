@@ -28,6 +28,7 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StoreUnreachable,
 )
+from hopaas_p2p.local import http as http_server
 from hopaas_p2p.local.http import LocalServer
 from hopaas_p2p.local.peer import LARGEST_ANSWER, LocalPeer
 from hopaas_p2p.report.importance import Importance
@@ -326,6 +327,43 @@ def test_a_body_that_is_too_large_is_refused(server: LocalServer) -> None:
     connection.endheaders()
 
     assert connection.getresponse().status == 413
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"POST /v1/studies HTTP/1.1\r\nContent-Length: 1000\r\n\r\n", b"POST /v1/studies HTTP/1.1\r\nX: "],
+    ids=["request", "body", "header"],
+)
+def test_a_request_that_comes_byte_by_byte_is_cut_off(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr(http_server, "_DEADLINE", 0.3)
+    with socket.create_connection(server.server_address[:2], timeout=0.05) as client:  # type: ignore[arg-type]
+        client.sendall(start)
+        for _ in range(1200):  # a minute, of which it takes a fraction of a second
+            try:
+                client.sendall(b"x")
+                if client.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        else:
+            pytest.fail("the server still listens to it")
+    assert post(server, "/v1/studies", {})[0] == 200
+
+
+def test_a_connection_may_rest_between_two_requests(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_DEADLINE", 0.2)
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)  # type: ignore[misc]
+    for _ in range(3):
+        connection.request("POST", "/v1/studies", "{}", {"Authorization": "Bearer the-key"})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        answer.read()
+        threading.Event().wait(0.3)  # longer than a request may take
     connection.close()
 
 

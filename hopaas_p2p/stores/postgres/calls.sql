@@ -53,6 +53,10 @@ SELECT hopaas.grant_v1(%(log)s, %(user)s, %(role)s)
 -- Take a user's role in a study away.
 SELECT hopaas.revoke_v1(%(log)s, %(user)s)
 
+-- name: shared
+-- Which studies the user may see.
+SELECT log FROM hopaas.shared_v1()
+
 -- name: grants
 -- Who may do what in a study.
 SELECT * FROM hopaas.grants_v1(%(log)s)

@@ -538,6 +538,18 @@ BEGIN
     END IF;
 END $$;
 
+-- The studies that the user may see: a list of them costs one call, however many there are.
+CREATE OR REPLACE FUNCTION hopaas.shared_v1() RETURNS TABLE (log text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_user text := hopaas.caller();
+BEGIN
+    RETURN QUERY SELECT l.uuid FROM hopaas.logs l
+        WHERE l.deleted IS NULL AND hopaas.role_in(l.id, l.uuid, v_user) IS NOT NULL;
+END $$;
+
 -- A study never loses its last owner: nobody could share or delete it any more.
 CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp

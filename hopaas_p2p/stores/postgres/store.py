@@ -179,6 +179,10 @@ class PostgresStore:
         asked = [peer for peer in peers if valid_name(peer)]
         return dict(self.call("beats", peers=asked)) if asked else {}
 
+    def shared(self) -> set[str]:
+        """The uuids of the studies that this user may see."""
+        return {uuid for (uuid,) in self.call("shared")}
+
     def call(self, name: str, **parameters: Any) -> list[Any]:
         """Run one statement of calls.sql: one round trip on the open connection, or on a new one.
 

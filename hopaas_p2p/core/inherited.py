@@ -1,0 +1,272 @@
+"""What a trial has from an earlier one, without a copy of it.
+
+A record may name a trial with any number of reports and attributes, and costs no more for that. Few entries are copied.
+More than `FEW` are linked: a retry, a continuation or a late result has the mapping of the trial before it as its
+`base`, and its own entries on top. The base belongs to a finished trial, which never changes again.
+
+Steps are kept in order, so that a trial that goes back to an earlier step only drops what came after it.
+"""
+
+from __future__ import annotations
+
+import bisect
+from abc import abstractmethod
+from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from typing import Final, TypeVar
+
+from hopaas_p2p.core.records import FROM_START
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+FEW: Final = 256
+"""Entries that are copied rather than linked."""
+_DEEPEST: Final = 64
+"""Links from one mapping to the next before all of them are copied into one."""
+LAST_STEP: Final = (1 << 63) - 1
+
+
+class _Linked(Mapping[K, V]):
+    """A mapping that readers see as one dictionary."""
+
+    __slots__ = ("depth", "own")
+
+    def __init__(self, own: dict[K, V], base: Mapping[K, V] | None) -> None:
+        self.own = own
+        self.depth: int = base.depth + 1 if isinstance(base, _Linked) else 0
+
+    @abstractmethod
+    def flat(self) -> dict[K, V]:
+        """All entries, in the order in which they came. Not to be changed."""
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.flat())
+
+    def __len__(self) -> int:
+        return len(self.flat())
+
+    def keys(self) -> KeysView[K]:
+        return self.flat().keys()
+
+    def items(self) -> ItemsView[K, V]:
+        return self.flat().items()
+
+    def values(self) -> ValuesView[V]:
+        return self.flat().values()
+
+    def __eq__(self, other: object) -> bool:
+        return self.flat() == (other.flat() if isinstance(other, _Linked) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return repr(self.flat())
+
+
+class Layered(_Linked[K, V], MutableMapping[K, V]):
+    """Entries on top of a base, of which some are hidden."""
+
+    __slots__ = ("base", "hidden")
+
+    def __init__(self, base: Mapping[K, V], own: dict[K, V], hidden: Collection[K] = ()) -> None:
+        super().__init__(own, base)
+        self.base, self.hidden = base, set(hidden)
+
+    def flat(self) -> dict[K, V]:
+        return {**{key: value for key, value in self.base.items() if key not in self.hidden}, **self.own}
+
+    def __getitem__(self, key: K) -> V:
+        if key in self.own:
+            return self.own[key]
+        if key in self.hidden:
+            raise KeyError(key)
+        return self.base[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.own or (key not in self.hidden and key in self.base)
+
+    def __bool__(self) -> bool:
+        return bool(self.own) or any(key not in self.hidden for key in self.base)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.own[key] = value
+
+    def __delitem__(self, key: K) -> None:
+        self.own.pop(key, None)
+        self.hidden.add(key)
+
+
+def merged(old: Mapping[K, V], new: Mapping[K, V]) -> MutableMapping[K, V]:
+    """Attributes with those that a record sets: another object than `old`, which its readers may keep."""
+    if not isinstance(old, Layered):
+        return {**old, **new} if len(old) <= FEW else Layered(old, dict(new))
+    old.own.update(new)
+    found = Layered(old.base, old.own)
+    found.hidden = old.hidden
+    return found
+
+
+def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K, V]:
+    """The same entries but for some, for another trial; `old` never changes again."""
+    if not isinstance(old, Layered):
+        return {key: old[key] for key in old if key not in without} if len(old) <= FEW else Layered(old, {}, without)
+    if old.depth >= _DEEPEST:
+        return Layered(old.flat(), {}, without)
+    if len(old.own) <= FEW:
+        return Layered(old.base, {key: old.own[key] for key in old.own if key not in without}, {*old.hidden, *without})
+    return Layered(old, {}, without)
+
+
+class Series(_Linked[int, float]):
+    """Values by step, and which step is the last, or the next after another, without a look at all of them."""
+
+    __slots__ = ("base", "first", "last", "steps")
+
+    def __init__(
+        self, own: dict[int, float], base: Series | None = None, first: int = FROM_START, last: int = LAST_STEP
+    ) -> None:
+        super().__init__(own, base)
+        self.steps = sorted(own)
+        """Of its own values."""
+        self.base, self.first, self.last = base, first, last
+
+    def flat(self) -> dict[int, float]:
+        if self.base is None:
+            return self.own
+        first, last = self.first, self.last
+        return {**{step: value for step, value in self.base.items() if first <= step <= last}, **self.own}
+
+    def _from_base(self, step: object) -> bool:
+        return self.base is not None and isinstance(step, int) and self.first <= step <= self.last
+
+    def __getitem__(self, step: int) -> float:
+        if step in self.own or self.base is None:
+            return self.own[step]
+        if not self._from_base(step):
+            raise KeyError(step)
+        return self.base[step]
+
+    def __contains__(self, step: object) -> bool:
+        return step in self.own or (self._from_base(step) and self.base is not None and step in self.base)
+
+    def __bool__(self) -> bool:
+        return self.floor(LAST_STEP) is not None
+
+    def add(self, values: Mapping[int, float]) -> None:
+        """Take these in."""
+        own, steps = self.own, self.steps
+        for step in values:
+            if step not in own:
+                if steps and step < steps[-1]:
+                    bisect.insort(steps, step)
+                else:
+                    steps.append(step)
+        own.update(values)
+
+    def floor(self, step: int) -> int | None:
+        """The last step up to this one."""
+        at = bisect.bisect_right(self.steps, step)
+        found = [self.steps[at - 1]] if at else []
+        if self.base is not None:
+            below = self.base.floor(min(step, self.last))
+            found += [below] if below is not None and below >= self.first else []
+        return max(found, default=None)
+
+    def ceiling(self, step: int) -> int | None:
+        """The first step from this one on."""
+        at = bisect.bisect_left(self.steps, step)
+        found = self.steps[at : at + 1]
+        if self.base is not None:
+            above = self.base.ceiling(max(step, self.first))
+            found += [above] if above is not None and above <= self.last else []
+        return min(found, default=None)
+
+    def cut(self, first: int, last: int) -> None:
+        """Drop what is not at these steps."""
+        low, high = bisect.bisect_left(self.steps, first), bisect.bisect_right(self.steps, last)
+        for step in (*self.steps[:low], *self.steps[high:]):
+            del self.own[step]
+        del self.steps[high:], self.steps[:low]
+        self.first, self.last = max(self.first, first), min(self.last, last)
+        self._drop_what_is_hidden()
+
+    def branch(self, first: int, last: int) -> Series:
+        """The values at these steps, for another trial."""
+        if len(self.own) <= FEW and self.base is not None:
+            own = {step: value for step, value in self.own.items() if first <= step <= last}
+            found = Series(own, self.base, max(self.first, first), min(self.last, last))
+        elif self.depth >= _DEEPEST:
+            found = Series({}, Series(self.flat()), first, last)
+        else:
+            found = Series({}, self, first, last)
+        found._drop_what_is_hidden()
+        return found
+
+    def _has_any(self, first: int, last: int) -> bool:
+        found = self.floor(last)
+        return found is not None and found >= first
+
+    def _drop_what_is_hidden(self) -> None:
+        """Link past what has nothing at the steps that count."""
+        while self.base is not None:
+            base = self.base
+            first, last = max(self.first, base.first), min(self.last, base.last)
+            at = bisect.bisect_left(base.steps, self.first)
+            if at == len(base.steps) or base.steps[at] > self.last:
+                self.base, self.first, self.last = base.base, first, last
+            elif base.base is not None and not base.base._has_any(first, last):
+                alone = Series({})
+                alone.own, alone.steps = base.own, base.steps
+                self.base = alone
+            else:
+                return
+
+
+def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, float]:
+    """Values of a running trial with those of a record; they are added in place."""
+    if old.__class__ is dict:
+        old.update(new)
+        return old if len(old) <= FEW else Series(old)
+    old.add(new)  # type: ignore[attr-defined]
+    return old
+
+
+def linked(values: Mapping[int, float]) -> Mapping[int, float]:
+    """The same values, in order of their steps if there are many."""
+    return Series(values) if isinstance(values, dict) and len(values) > FEW else values
+
+
+def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
+    """The values of a running trial at these steps; what is dropped is gone."""
+    if isinstance(values, Series):
+        values.cut(first, last)
+        return values
+    return cut(linked(values), first, last) if len(values) > FEW else _between(values, first, last)
+
+
+def inherited(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
+    """The values at these steps for another trial. `values` never change again, and are `linked` if they are many."""
+    return values.branch(first, last) if isinstance(values, Series) else _between(values, first, last)
+
+
+def _between(values: Mapping[int, float], first: int, last: int) -> dict[int, float]:
+    return {step: value for step, value in values.items() if first <= step <= last}
+
+
+def last_step(values: Mapping[int, float]) -> int | None:
+    """The last step that has a value."""
+    return values.floor(LAST_STEP) if isinstance(values, Series) else max(values, default=None)
+
+
+def value_from(values: Mapping[int, float], step: int) -> float | None:
+    """The value at this step, or at the first one after it that has one."""
+    value = values.get(step)
+    if value is not None:
+        return value
+    at = values.ceiling(step) if isinstance(values, Series) else min((s for s in values if s >= step), default=None)
+    return None if at is None else values[at]
+
+
+def flat(values: Mapping[K, V]) -> dict[K, V]:
+    """A plain dictionary for those that take no other; not to be changed."""
+    return values.flat() if isinstance(values, _Linked) else values  # type: ignore[return-value]

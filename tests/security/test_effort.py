@@ -1,0 +1,323 @@
+"""What a record costs to apply: as much as its own bytes, however large the trial that it names."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from hopaas_p2p.core import blocks, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.blocks import close_settled
+from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
+from hopaas_p2p.core.populations import Population
+from hopaas_p2p.core.records import (
+    Budget,
+    Categorical,
+    Checkpoint,
+    Distribution,
+    Float,
+    Policy,
+    StudySet,
+    TrialCheckpoint,
+    TrialClaim,
+    TrialCreate,
+    TrialFinish,
+    TrialReclaim,
+    TrialRelease,
+    TrialSet,
+    TrialState,
+    TrialStop,
+    TrialTakeOver,
+    Until,
+)
+from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.state import BLOCK
+from tests.support.dashboard_studies import COMPLETE, Scribe
+
+
+class Step(int):
+    """A step that counts how often it is looked at, also by what is written in C."""
+
+    looks = 0
+
+    def _look(name: str) -> Any:  # noqa: N805  # no method
+        method = getattr(int, name)
+
+        def look(self: int, *other: object) -> Any:
+            Step.looks += 1
+            return method(self, *other)
+
+        return look
+
+    __hash__, __eq__, __lt__, __le__, __gt__, __ge__ = map(  # type: ignore[assignment]
+        _look, ("__hash__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__")
+    )
+
+
+def effort(work: Callable[[], object]) -> int:
+    """Instructions of Python, looks at steps, and memory that is taken meanwhile, in units of some 100 ns."""
+    instructions = 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal instructions
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        instructions += event == "opcode"
+        return count
+
+    before, Step.looks = sys.gettrace(), 0
+    tracemalloc.start()
+    sys.settrace(count)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return instructions + Step.looks + peak // 64
+
+
+def study(fidelity: Fidelity | None = None, **policy: Any) -> Scribe:
+    """One whose ledger has limits, which look at everything."""
+    limits = Budget(epochs=1 << 50, until=Until(trials_without_gain=1 << 30, gain_per_hour=1e-9))
+    scribe = Scribe(space={}, policy=Policy(limits=limits, attempts=1000, **policy))
+    if fidelity is not None:
+        scribe.say("definer", StudySet(system={FIDELITY: encode_fidelity(fidelity)}))
+    return scribe
+
+
+def large(scribe: Scribe, size: int) -> None:
+    """Trial 0 runs, and has said very much, with a checkpoint near its end."""
+    values = {Step(step): float(step) for step in range(size)}
+    said = {f"a{i}": "1" for i in range(size)}
+    scribe.say("w", TrialCreate())
+    scribe.say("w", TrialSet(0, 1, reports=values, user=said, system=said, metrics={"m": dict(values)}))
+    scribe.say("w", TrialCheckpoint(0, 1, Checkpoint(size - 5, "k", 1, "0")))
+
+
+Round = Callable[[int], tuple[object, ...]]
+"""The records of one attempt, by the number of the attempt from 1."""
+
+
+def going_back(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    large(scribe, size)
+    return scribe, lambda at: (TrialSet(0, 1, resumed_from=size - 100 - at, reports={size - 99 - at: 0.0}),)
+
+
+def going_back_in_many_small_steps(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Rungs(min=10, max=10 * size))
+    large(scribe, size)
+    for at in range(20):
+        scribe.say("w", TrialSet(0, 1, resumed_from=size - 100, reports={size * 2 + at: 0.0}))
+    return scribe, lambda at: (TrialSet(0, 1, resumed_from=size - 200 - at),)
+
+
+def reporting(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Rungs(min=size // 2, max=size * 4))
+    large(scribe, size)
+    return scribe, lambda at: (TrialSet(0, 1, reports={size + 2 * at: 0.0}, metrics={"m": {size + at: 1.0}}),)
+
+
+def attributes(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    large(scribe, size)
+    return scribe, lambda at: (TrialSet(0, 1, user={f"b{at}": "1"}, system={f"b{at}": "1"}),)
+
+
+def attributes_of_the_study(size: int) -> tuple[Scribe, Round]:
+    scribe, said = study(), {f"a{at}": "1" for at in range(size)}
+    scribe.say("w", StudySet(user=said, system=said))
+    return scribe, lambda at: (StudySet(user={f"b{at}": "1"}, system={f"b{at}": "1"}),)
+
+
+def giving_back_and_taking_again(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    large(scribe, size)
+    return scribe, lambda at: (TrialRelease(0, at), TrialClaim(0))
+
+
+def retries(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Rungs(min=size * 2, max=size * 10))
+    large(scribe, size)
+    return scribe, lambda at: (TrialReclaim(at - 1, 1), TrialClaim(at))
+
+
+def continuations(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Rungs(min=size, max=size << 10, eta=2), budget=1)
+    large(scribe, size)
+    return scribe, lambda at: (
+        TrialSet(at - 1, 1, reports={Step(size << at): 1.0}, user={"b": "1"}),
+        TrialFinish(at - 1, 1, TrialState.PRUNED, paused=True),
+        TrialCreate(prefer_waiting=True),
+    )
+
+
+def continuations_of_a_member(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Population(size=2, every=size, max=size * 10), budget=1)
+    large(scribe, size)
+    return scribe, lambda at: (
+        TrialSet(at - 1, 1, reports={Step(size * at): 1.0}, resumed_from=size - 10 - at),
+        TrialFinish(at - 1, 1, TrialState.PRUNED, paused=True),
+        TrialCreate(prefer_waiting=True),
+    )
+
+
+def late_results(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    large(scribe, size)
+    for epoch in range(1, 10):
+        scribe.say("w", TrialRelease(0, epoch), TrialClaim(0))
+    scribe.say("w", TrialReclaim(0, 10))
+    return scribe, lambda at: (TrialSet(0, at, user={"b": "1"}), TrialFinish(0, at, TrialState.COMPLETE, (1.0,)))
+
+
+def results_behind_a_long_history(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    scribe.say("w", TrialCreate())
+    for epoch in range(1, size // 20):
+        scribe.say("w", TrialRelease(0, epoch), TrialClaim(0))
+    return scribe, lambda at: (
+        TrialFinish(0, 20 + at, TrialState.COMPLETE, (1.0,)),
+        TrialRelease(0, size // 20 + at - 1),
+        TrialClaim(0),
+    )
+
+
+def late_results_in_one_commit(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    for number in range(size // 100):
+        scribe.say("w", TrialCreate())
+        scribe.say("w", TrialReclaim(number * 2, 1))
+    late = [
+        (TrialSet(at * 2, 1, user={"b": "1"}), TrialFinish(at * 2, 1, COMPLETE, (1.0,))) for at in range(size // 100)
+    ]
+    return scribe, lambda _: tuple(record for both in late for record in both)
+
+
+def replicates(size: int) -> tuple[Scribe, Round]:
+    scribe, said = study(), {f"a{at}": "1" for at in range(size)}
+    scribe.say("w", TrialCreate(user=said, system=said, replicates=1000))
+    return scribe, lambda _: (TrialCreate(prefer_waiting=True),)
+
+
+def parameters_with_a_distribution(size: int) -> tuple[Scribe, Round]:
+    space: dict[str, Distribution] = {f"p{at}": Float(0.0, 1.0) for at in range(size)}
+    scribe = study()
+    space["c"] = Categorical(tuple(range(size)))
+    scribe.say("w", TrialCreate(params=dict.fromkeys(space, 0.5), dists=space))
+    return scribe, lambda at: (
+        TrialSet(0, 1, params={f"q{at}": 2.0, "p1": 2.0}, dists={f"q{at}": Float(0.0, 1.0)}),
+        TrialSet(0, 1, params={"c": 0.0}, dists={"c": Categorical((1,))}),
+    )
+
+
+def better_results(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    for at in range(size // 20):
+        scribe.say("w", TrialCreate(COMPLETE, values=(-float(at),)))
+    return scribe, lambda at: (TrialCreate(COMPLETE, values=(-float(size + at),)),)
+
+
+def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Rungs(min=1, max=4, eta=2))
+    for at in range(size // 20):
+        scribe.say(
+            "w", TrialCreate(), TrialSet(at, 1, reports={0: 1.0}), TrialFinish(at, 1, TrialState.PRUNED, paused=True)
+        )
+    first = size // 20
+    taken = [scribe.say("w", TrialCreate(prefer_waiting=True))[0].number for _ in range(size // 50)]
+    for number in taken:
+        scribe.say("w", TrialRelease(number, 1))
+    assert first in taken
+    return scribe, lambda at: (TrialCreate(prefer_waiting=True),)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        going_back,
+        going_back_in_many_small_steps,
+        reporting,
+        attributes,
+        attributes_of_the_study,
+        giving_back_and_taking_again,
+        retries,
+        continuations,
+        continuations_of_a_member,
+        late_results,
+        results_behind_a_long_history,
+        late_results_in_one_commit,
+        replicates,
+        parameters_with_a_distribution,
+        better_results,
+        asks_beside_interrupted_continuations,
+    ],
+)
+def test_a_record_costs_its_own_bytes_and_not_those_of_what_it_names(
+    case: Callable[[int], tuple[Scribe, Round]],
+) -> None:
+    costs = []
+    for size in (2_000, 20_000):
+        scribe, records = case(size)
+        for at in (1, 2) if case is not late_results_in_one_commit else ():
+            scribe.say("w", *records(at))
+        said = records(3)
+        costs.append(effort(lambda: scribe.say("w", *said)) / len(said))  # noqa: B023  # called at once
+    assert costs[1] <= 1.5 * costs[0] + 200, costs
+
+
+def test_a_record_about_a_trial_that_is_over_takes_no_block_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    scribe = study()
+    for number in range(2 * BLOCK):
+        scribe.say("w", TrialCreate(reports={0: 1.0}), TrialFinish(number, 1, COMPLETE, (1.0,)))
+    for number in range(2 * BLOCK, 3 * BLOCK, 2):
+        scribe.say("w", TrialCreate(), TrialReclaim(number, 1), TrialFinish(number + 1, 0, TrialState.FAIL))
+    open_ = snapshot.load(snapshot.dump(scribe.state))
+    for index in list(open_.trials.closed):
+        open_.trials.opened(index * BLOCK)
+    assert not open_.trials.closed
+    close_settled(scribe.state)
+    assert len(scribe.state.trials.closed) == 3
+
+    def refuse(*_: object) -> Any:
+        raise AssertionError("taken apart")
+
+    monkeypatch.setattr(blocks, "unpack", refuse)
+    records = [
+        kind(number, epoch, *more)
+        for number in (5, BLOCK + 5, 2 * BLOCK + 6, 2 * BLOCK + 7)
+        for epoch in (0, 1, 2)
+        for kind, more in (
+            *((TrialSet, ()), (TrialFinish, (TrialState.PRUNED,)), (TrialFinish, (COMPLETE, (1.0, 2.0)))),
+            *((TrialRelease, ()), (TrialReclaim, ()), (TrialTakeOver, (COMPLETE,)), (TrialStop, ())),
+            (TrialCheckpoint, (Checkpoint(1, "k", 1, "0"),)),
+        )
+    ]
+    claims = [TrialClaim(number) for number in (5, BLOCK + 5)]
+    for peer in ("w", "x"):
+        verdicts = scribe.say(peer, *records, *claims)
+        assert verdicts == apply(open_, open_.lsn + 1, scribe.commits[-1])
+        assert {one.refusal for one in verdicts} == {"finished", "fenced", "malformed", "not running"}
+
+
+def test_replicates_take_no_room_before_they_are_asked_for() -> None:
+    scribe = study()
+    scribe.say("w", *[TrialCreate(prefer_waiting=True, replicates=1000)] * 100)
+    assert len(scribe.state.trials) == 100
+
+
+def test_a_replica_that_links_agrees_with_one_from_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "Step", int)  # one that can be encoded
+    for case in (going_back, retries, continuations, continuations_of_a_member, late_results, replicates, attributes):
+        scribe, records = case(2_000)
+        for at in range(1, 5):
+            replica = snapshot.load(snapshot.dump(scribe.state))
+            scribe.say("w", *records(at))
+            apply(replica, replica.lsn + 1, scribe.commits[-1])
+            assert snapshot.digest(replica) == snapshot.digest(scribe.state), case.__name__
