@@ -343,7 +343,7 @@ class Settings:
                 f"{found.origin} came with this directory, so its {name} counts only once you have made the file your "
                 "own: read it, then run hopaas-p2p config trust"
             )
-        if not is_one_line(found.value or ""):
+        if SETTINGS[name].in_files and not is_one_line(found.value or ""):
             raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): this is not one line of text")
         return found
 
