@@ -353,7 +353,7 @@ def _members(state: State) -> Members | None:
 
 def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
     _move(state, trial, RUNNING, by)
-    trial.owner = commit.owner
+    trial.owner, trial.resumed = commit.owner, None
     trial.epoch += 1
     trial.start = commit.at
     _open_lease(state, trial, commit)
@@ -719,9 +719,13 @@ def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
 
 
 def _merge_words(state: State, trial: Trial, record: TrialSet, outside: dict[str, Distribution]) -> None:
-    """Like `_merge`; an earlier attempt's reports that this one did not resume from go first."""
+    """Like `_merge`; an earlier attempt's reports that this one did not resume from go first.
+
+    Several processes may act for an owner, and each of them says so: what was reported since the first did stays.
+    """
     step = record.resumed_from
-    if step is not None:
+    if step is not None and step != trial.resumed:
+        trial.resumed = step
         trial.reports, trial.metrics = said_at(trial, range(FROM_START, step + 1))
     _merge(state, trial, record, outside)
 
@@ -778,7 +782,7 @@ def _close(
 ) -> None:
     """End a trial. `own_fault` tells a failure of the objective from an interruption."""
     _move(state, trial, to, by)
-    trial.end = at
+    trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False
     if values is not None:
         trial.values = values
