@@ -248,11 +248,13 @@ class Trial(optuna.trial.Trial):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.pop("_resume", None)  # a copy that travels fetches its own
+        state["_epoch"] = self.handle.state.trials[self.number].epoch
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        epoch = state.pop("_epoch")
         self.__dict__.update(state)
-        self.storage.adopt(self._trial_id)  # the process that asked for it may have ended
+        self.storage.adopt(self._trial_id, epoch)  # the process that asked for it may have ended
 
     def tell(self, *values: float) -> None:
         """Say the result, inside `with study.trial() as trial:`; it is sent when the block ends.

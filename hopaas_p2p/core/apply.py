@@ -396,7 +396,7 @@ def _members(state: State) -> Members | None:
 
 def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
     _move(state, trial, RUNNING, by)
-    trial.owner = commit.owner
+    trial.owner, trial.resumed = commit.owner, None
     trial.epoch += 1
     trial.start = commit.at
     _open_lease(state, trial, commit)
@@ -428,12 +428,13 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     if word is not None:
         state.unsent.setdefault((number, record.epoch), []).append(record)
         return _refuse(state, word, number)
-    if step is not None:
+    if step is not None and step != trial.resumed:  # each process that acts for the owner says it
+        trial.resumed = step
         _resume(trial, step)
         _note_resumption(state, trial, step)
-    if state.ledger is not None:
-        if step is not None:
+        if state.ledger is not None:
             state.ledger.resumed(number, trial.reports)
+    if state.ledger is not None:
         state.ledger.heard(number, commit.at, record.used, record.reports)
     _merge(state, trial, record, outside)
     if record.stopping:
@@ -520,14 +521,15 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     _inherit(late, lost)
     late.system["late_of"] = str(lost.number)
     _inherit_reports(late, lost, FROM_START, LAST_STEP)
-    for said in state.unsent.get(
-        (lost.number, record.epoch), ()
-    ):  # refused because it arrived after the reclaim, but part of the result
+    # These were refused because they arrived after the reclaim, but are part of the result.
+    for said in state.unsent.get((lost.number, record.epoch), ()):
         outside = _outliers(state, said)
         if outside is not None:
-            if said.resumed_from is not None:
+            if said.resumed_from not in (None, late.resumed):
+                late.resumed = said.resumed_from
                 _resume(late, said.resumed_from)
             _merge(state, late, said, outside)
+    late.resumed = None
     late.start, late.end = lost.start, commit.at
     if full:
         late.reason = f"late result of #{lost.number}; the budget was used up"
@@ -826,7 +828,7 @@ def _close(
 ) -> None:
     """End a trial. `own_fault` tells a failure of the objective from an interruption."""
     _move(state, trial, to, by)
-    trial.end = at
+    trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False
     if values is not None:
         trial.values = values

@@ -46,10 +46,11 @@ class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class _Linked(_Rare, array_like=True, omit_defaults=True):
-    """What few trials have in a study with rungs, and none in another: those are packed as they always were."""
+    """What few trials have in a study with rungs, and only retries that run in another."""
 
     paused: bool = False
     continues: int | None = None
+    resumed: int | None = None
 
 
 class _TrialBlock(msgspec.Struct, array_like=True):
@@ -253,7 +254,8 @@ def _fit_metrics(packed: bytes, trials: int) -> bool:
 
 
 def _rare(trial: Trial) -> _Rare:
-    kind = _Linked if trial.paused or trial.continues is not None else _Rare
+    linked = trial.paused or trial.continues is not None or trial.resumed is not None
+    kind = _Linked if linked else _Rare
     rare = kind(*[getattr(trial, name) for name in kind.__struct_fields__])
     rare.dists, rare.user, rare.system = flat(rare.dists), flat(rare.user), flat(rare.system)
     rare.history = tuple(rare.history)

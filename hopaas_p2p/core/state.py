@@ -173,6 +173,8 @@ class Trial(msgspec.Struct, gc=False):
     """The paused trial that it goes on from."""
     metrics: dict[str, Mapping[int, float]] = {}
     """Name -> step -> value, beside the reports."""
+    resumed: int | None = None
+    """From which step the present owner said that it resumed. Said twice, it wipes nothing that came between."""
 
     def distribution(self, name: str, state: State) -> Distribution:
         """The distribution that `params[name]` was drawn from."""

@@ -335,7 +335,7 @@ class StudyHandle:
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
         """Queue all that this trial was ever told: what of it the log has is in doubt, and twice does no harm."""
-        travelled, owned.writer = owned.writer != self.peer.uuid, self.peer.uuid
+        owned.writer = self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
             self.peer.adopt(owned.lease.owner, self.uuid, number)
@@ -349,8 +349,7 @@ class StudyHandle:
         draft.reports.update(frozen.intermediate_values)
         for metric, values in owned.metrics.items():
             draft.metrics.setdefault(metric, {}).update(values)
-        if not travelled:  # the process that it came from says so: repeated, it would wipe what others reported since
-            draft.resumed_from = owned.resumed_from
+        draft.resumed_from = owned.resumed_from
         draft.user.update({key: to_json(key, value) for key, value in frozen.user_attrs.items()})
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
 
@@ -541,7 +540,7 @@ class StudyHandle:
                 owned.shown = None
             self.view.catch_up(self.state)
             frozen = self.view.trial(number)
-        if owned is not None and (again or owned.lent):  # at once: a child that is forked now reports before long
+        if owned is not None and owned.lent:
             self.peer.send_if_possible(self.log, number)
         return frozen
 

@@ -663,13 +663,17 @@ class Storage(BaseStorage):
             self._read(found[0].study_id)
         return found
 
-    def adopt(self, trial_id: int) -> None:
-        """Keep the lease of a trial that travelled to this process, as far as its log was read here, while it runs."""
+    def adopt(self, trial_id: int, epoch: int) -> None:
+        """Keep the lease of this epoch of a trial that travelled to this process, if its log is read here."""
         study_id, number = study_and_number(trial_id)
         listing = self.peer.catalog.state.by_id.get(study_id)
         log = None if listing is None else self.peer.logs.get(listing.uuid)
-        if listing is None or log is None or number >= len(log.state.trials):
+        if listing is None or log is None:
             return
+        if number >= len(log.state.trials) or log.state.trials[number].epoch < epoch:
+            self.peer.send_if_possible(log, number)  # else it would report under an earlier lease
+            if number >= len(log.state.trials):
+                return
         owner = log.state.trials[number].owner
         if owner is not None and owner != self.peer.uuid and self.peer.is_mine(owner):
             self.peer.adopt(owner, listing.uuid, number)

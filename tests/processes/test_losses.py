@@ -168,9 +168,10 @@ def test_a_trial_that_was_trained_in_a_child_has_all_that_the_child_said(
     assert told.user_attrs == {"where": "child"}
 
 
+@pytest.mark.parametrize("sent", ["at once", "later"])
 @pytest.mark.parametrize("left", ["a checkpoint", "nothing"])
 def test_the_processes_that_train_a_retried_trial_leave_each_others_reports(
-    studies: Callable[..., Study], left: str
+    studies: Callable[..., Study], left: str, sent: str
 ) -> None:
     study, other = studies(linger=3600.0), studies(linger=3600.0)
     first = study.ask()
@@ -183,7 +184,8 @@ def test_the_processes_that_train_a_retried_trial_leave_each_others_reports(
     assert trial.attempt == 2
     for step in range(0, 9, 3):
         trial.report(float(step), step)
-        other.storage.flush()
+        if sent == "at once":
+            other.storage.flush()
 
         def train(step: int = step) -> None:
             for after in (step + 1, step + 2):
@@ -217,6 +219,24 @@ def test_a_child_that_is_forked_when_its_parent_has_resumed_keeps_what_it_report
     trial.report(4.0, 4)
     other.tell(trial, 0.5)
     assert study.trials[trial.number].intermediate_values == {0: -1.0, 1: -1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+
+
+def test_a_process_that_had_a_trial_before_it_was_released_reports_under_the_new_lease(
+    studies: Callable[..., Study],
+) -> None:
+    """As a worker of a process pool does, which stays; here it is a copy in this process."""
+    study = studies(linger=3600.0)
+    copies = []
+    for value in (1.0, 2.0):
+        trial = study.ask()
+        assert trial.number == 0
+        copies.append(pickle.loads(pickle.dumps(trial)))
+        copies[-1].report(value, int(value))
+        if value == 1.0:
+            study.storage.release(trial.id)
+    study.tell(trial, 0.5)
+    assert studies().trials[0].intermediate_values == {2: 2.0}
+    copies[0].storage.close()
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
