@@ -15,7 +15,6 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Collection
-from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -99,7 +98,6 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
 _ACCEPTED: Final = Verdict(True)
-_EPOCH: Final = attrgetter("epoch")
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
 """System attributes of a trial that a continuation does not have from the one before it."""
 
@@ -480,7 +478,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         return Verdict(True, trial.number)
     if word != "fenced":
         return _refuse(state, word, trial.number)
-    place = bisect.bisect_left(trial.history, record.epoch, key=_EPOCH)
+    place = bisect.bisect_left(trial.history, record.epoch, key=lambda one: one.epoch)
     lease = trial.history[place] if place < len(trial.history) else None
     if lease is None or (lease.owner, lease.epoch) != (commit.owner, record.epoch) or record.state is not COMPLETE:
         return _refuse(state, "fenced", trial.number)

@@ -10,7 +10,6 @@ Steps are kept in order, so that a trial that goes back to an earlier step only 
 from __future__ import annotations
 
 import bisect
-from abc import abstractmethod
 from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from typing import Final, TypeVar
 
@@ -26,18 +25,18 @@ _DEEPEST: Final = 64
 LAST_STEP: Final = (1 << 63) - 1
 
 
-class _Linked(Mapping[K, V]):
+class _Chained(Mapping[K, V]):
     """A mapping that readers see as one dictionary."""
 
     __slots__ = ("depth", "own")
 
     def __init__(self, own: dict[K, V], base: Mapping[K, V] | None) -> None:
         self.own = own
-        self.depth: int = base.depth + 1 if isinstance(base, _Linked) else 0
+        self.depth: int = base.depth + 1 if isinstance(base, _Chained) else 0
 
-    @abstractmethod
     def flat(self) -> dict[K, V]:
         """All entries, in the order in which they came. Not to be changed."""
+        raise NotImplementedError
 
     def __iter__(self) -> Iterator[K]:
         return iter(self.flat())
@@ -55,7 +54,7 @@ class _Linked(Mapping[K, V]):
         return self.flat().values()
 
     def __eq__(self, other: object) -> bool:
-        return self.flat() == (other.flat() if isinstance(other, _Linked) else other)
+        return self.flat() == (other.flat() if isinstance(other, _Chained) else other)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
@@ -63,7 +62,7 @@ class _Linked(Mapping[K, V]):
         return repr(self.flat())
 
 
-class Layered(_Linked[K, V], MutableMapping[K, V]):
+class Layered(_Chained[K, V], MutableMapping[K, V]):
     """Entries on top of a base, of which some are hidden."""
 
     __slots__ = ("base", "hidden")
@@ -117,7 +116,7 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
     return Layered(old, {}, without)
 
 
-class Series(_Linked[int, float]):
+class Series(_Chained[int, float]):
     """Values by step, and which step is the last, or the next after another, without a look at all of them."""
 
     __slots__ = ("base", "first", "last", "steps")
@@ -269,4 +268,4 @@ def value_from(values: Mapping[int, float], step: int) -> float | None:
 
 def flat(values: Mapping[K, V]) -> dict[K, V]:
     """A plain dictionary for those that take no other; not to be changed."""
-    return values.flat() if isinstance(values, _Linked) else values  # type: ignore[return-value]
+    return values.flat() if isinstance(values, _Chained) else values  # type: ignore[return-value]

@@ -20,7 +20,6 @@ import bisect
 import functools
 import math
 from collections.abc import Mapping
-from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
@@ -45,7 +44,6 @@ _MOST_ACCOUNTS: Final = 1000
 _LOST_KEPT: Final = 256
 _CLOCKS: Final = 8
 _LONGEST_NAME: Final = 64
-_AT: Final = itemgetter(0)
 OTHERS: Final = "others"
 """The site and person of what comes after a thousand accounts."""
 
@@ -317,7 +315,9 @@ class Ledger(msgspec.Struct, array_like=True):
         self.best, self.since_best = (at, value), 0
         until = self.limits.until
         if until is not None and until.gain_per_hour is not None:
-            begin = bisect.bisect_right(self.improvements, at - int(until.gain_hours * HOUR), key=_AT) - 1
+            begin = (
+                bisect.bisect_right(self.improvements, at - int(until.gain_hours * HOUR), key=lambda one: one[0]) - 1
+            )
             if begin > len(self.improvements) // 2:  # seldom, so that each is moved about once
                 del self.improvements[:begin]
             self._improved(at, value)
@@ -364,7 +364,7 @@ class Ledger(msgspec.Struct, array_like=True):
         if until.hours_without_gain is not None and now - best[0] >= until.hours_without_gain * HOUR:
             return f"{until.hours_without_gain:g} hours without a better trial"
         if until.gain_per_hour is not None and self.improvements:
-            before = bisect.bisect_right(self.improvements, now - until.gain_hours * HOUR, key=_AT)
+            before = bisect.bisect_right(self.improvements, now - until.gain_hours * HOUR, key=lambda one: one[0])
             gain = math.inf if before == 0 else abs(best[1] - self.improvements[before - 1][1])
             if gain < until.gain_per_hour * until.gain_hours:
                 return f"the best value improves by less than {until.gain_per_hour:g} per hour"

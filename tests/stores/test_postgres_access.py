@@ -95,6 +95,10 @@ def test_a_study_without_a_grant_can_neither_be_read_nor_written(place: Place) -
         with pytest.raises(Denied, match="no grant for this study"):
             attempt()
     assert place.storage(bob).get_all_studies() == [], "other people's studies are left out of a list"
+    assert place.storage(bob).listings() == []
+    assert [one.name for one in place.storage(ann).listings()] == ["s"]
+    access.grant(ann, "s", "bob", "viewer")
+    assert [one.name for one in place.storage(bob).listings()] == ["s"]
 
 
 def test_a_viewer_changes_nothing(place: Place) -> None:

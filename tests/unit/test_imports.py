@@ -29,6 +29,7 @@ LAYERS = (
         "core",
         "credentials",
         "fidelity",
+        "lookalikes",
         "metrics",
         "provenance",
         "settings",
