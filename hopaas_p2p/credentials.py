@@ -368,7 +368,8 @@ def _read(path: str, what: str, named: str) -> Secret:
         with waits_for(f"{named}={path}"):
             text = Path(path).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        text, why = "", error.strerror if isinstance(error, OSError) else "it is not text"
+        text = ""
+        why = f"the file cannot be read: {error.strerror if isinstance(error, OSError) else 'it is not text'}"
     else:
         why = f"the file is empty; put the {what} into it"
     if not text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.after_dashes import CommandAfterDashes
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.cli.worker import worker_options
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.ownership import own_folder, who_could_move
 from hopaas_p2p.settings import SETTINGS, joined_folder, variable
@@ -213,7 +214,8 @@ def submit_jobs(
     """Write, show, submit."""
     if worker.pop("time_limit", None) is not None:
         raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
-    commands.check(command, session.study().space)
+    with contextlib.suppress(Denied, StoreUnreachable):  # its worker looks again, and may reach more than this machine
+        commands.check(command, session.study().space)
     folder = _folder()
     job = batch.BatchJob(
         study,

@@ -99,7 +99,7 @@ def test_a_child_opens_a_study_although_a_thread_of_its_parent_was_opening_one_d
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
-    other = hopaas_p2p.open_study(tmp_path / "store", "other", space={"x": hopaas_p2p.Float(0, 1)})
+    hopaas_p2p.open_study(tmp_path / "store", "other", space={"x": hopaas_p2p.Float(0, 1)}).close()
     parent, inside, go_on = threading.get_ident(), threading.Event(), threading.Event()
     real = study_module.definition_of
 
@@ -110,7 +110,7 @@ def test_a_child_opens_a_study_although_a_thread_of_its_parent_was_opening_one_d
         return real(state, name)
 
     monkeypatch.setattr(study_module, "definition_of", definition_of)
-    thread = threading.Thread(target=lambda: other.space)
+    thread = threading.Thread(target=lambda: hopaas_p2p.open_study(tmp_path / "store", "other").close())
     thread.start()
     assert inside.wait(SECONDS)
     code = ask_in_a_fork(study)
