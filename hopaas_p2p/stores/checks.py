@@ -26,7 +26,7 @@ from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.findings import AGAIN, Finding
-from hopaas_p2p.stores.base import Beat, Entry, Erasable, Outgoing, RateLimitedLog, Store, read_all
+from hopaas_p2p.stores.base import Attested, Beat, Entry, Erasable, Outgoing, RateLimitedLog, Store, read_all
 
 _EXCHANGES: Final = 5
 _READ_ONLY: Final = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
@@ -197,6 +197,10 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
             yield Finding(f"{name}, snapshot", passed=False, detail=detail, cure=cure)
         else:
             yield _snapshot(f"{name}, snapshot", found, same=same)
+    for lsn, author, deniers in log.denied_snapshots() if isinstance(log, Attested) else ():
+        detail = f"what {author} wrote at commit {lsn} differs from the log, says the replay of {', '.join(deniers)}"
+        cure = f"nobody joins from it; if {author} has no explanation, revoke that user's grant"
+        yield Finding(f"{name}, snapshot", passed=False, detail=detail, cure=cure)
 
 
 def _follows(state: State | Catalog, entry: Entry) -> bool:

@@ -17,7 +17,7 @@ from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.testing.commits import chained, everything, outgoing, sealed, study_snapshot, sum_of
+from hopaas_p2p.testing.commits import chained, everything, outgoing, sealed, sum_of
 from tests.support.postgres import Server
 from tests.support.postgres_fixtures import MAJORS, missing
 
@@ -183,35 +183,6 @@ def test_a_log_of_version_2_goes_on_with_sums_and_peers_of_version_2_go_on_with_
         chained(store.log("u"), "newer", 5)
         found = everything(store.log("u"))
     assert [entry.before for entry in found] == [None] * 3 + [sum_of(found[:at]) for at in (3, 4, 5)]
-
-
-def test_a_schema_without_blocks_keeps_whole_snapshots(
-    any_postgres: Server, new_database: Callable[[Server], str]
-) -> None:
-    database = new_database(any_postgres)
-    url = any_postgres.url(database, user="dba")
-    access.initialise(url)
-    any_postgres.execute(
-        "DROP FUNCTION hopaas.block_names_v1, hopaas.blocks_v1, hopaas.blocks_v2, hopaas.put_block_v1;"
-        "DROP TABLE hopaas.blocks;"
-        "DELETE FROM hopaas.schema_version WHERE version > 3",
-        database=database,
-    )
-    with contextlib.closing(PostgresStore(url)) as store:
-        log, data = store.log("study"), study_snapshot(3000)
-        log.exchange(outgoing("first"), 0)
-        log.put_snapshot(1, data)
-        assert log.newest_snapshot() == (1, data)
-    rows = any_postgres.execute("SELECT octet_length(data) FROM hopaas.snapshots", database=database)
-    assert rows == [(len(data),)]
-    access.initialise(url)
-    with contextlib.closing(PostgresStore(url)) as store:
-        log = store.log("study")
-        assert log.newest_snapshot() == (1, data)
-        log.put_snapshot(1, data)
-        assert log.newest_snapshot() == (1, data)
-    rows = any_postgres.execute("SELECT octet_length(data) FROM hopaas.snapshots", database=database)
-    assert rows[0][0] < len(data) / 2
 
 
 def test_nobody_can_put_other_bytes_under_the_name_of_a_block(postgres_url: str) -> None:
