@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import extras
-from hopaas_p2p.core.attributes import PRUNER, SAMPLER
+from hopaas_p2p.core.attributes import MADE_WITH, PRUNER, SAMPLER
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ PRUNERS: Final = {
     "none": "NopPruner",
 }
 _KNOWN: Final = {"sampler": SAMPLERS, "pruner": PRUNERS}
-ATTRIBUTE: Final = "hopaas:made_with"
-"""System attribute of a study that an earlier version created from a file: {"sampler": {"name": …, arguments}, …}."""
 OWN: Final = {"sampler": SAMPLER, "pruner": PRUNER}
 
 
@@ -102,7 +100,7 @@ def _of_study(study: Study, kind: str, warn: Callable[[str], None]) -> Any:
     Any user with write access may have written this: only known names and plain values are accepted.
     """
     try:
-        config = json.loads(study.state.system.get(ATTRIBUTE, "{}"))
+        config = json.loads(study.state.system.get(MADE_WITH, "{}"))
         if kind not in config:
             return None
         arguments = dict(config[kind])

@@ -12,9 +12,9 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import sweeps
 from hopaas_p2p.cli.options import CliSession
+from hopaas_p2p.core.attributes import MADE_WITH
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, StudySet
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.sampler_config import ATTRIBUTE
 from hopaas_p2p.sweeps import StudyDescription
 from hopaas_p2p.translate import to_optuna, to_record
 from tests.support.processes import cli, script, states
@@ -222,9 +222,8 @@ def test_what_a_stranger_wrote_about_samplers_is_passed_over(
         '{"sampler":{"name":"__import__"}}',
         '{"sampler":{"name":"TPESampler","seed":[1]}}',
         '{"sampler":1}',
-        "[",
     ):
-        study.storage.say(study.study_id, StudySet(system={ATTRIBUTE: text}))
+        study.storage.say(study.study_id, StudySet(system={MADE_WITH: text}))
 
         found = CliSession(store=str(tmp_path / "store")).configured("sampler", None, study)
 
