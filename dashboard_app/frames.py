@@ -14,7 +14,6 @@ from hopaas_p2p import notes
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import State
-from hopaas_p2p.translate import encodable
 
 T = TypeVar("T")
 
@@ -73,6 +72,4 @@ def _read(attributes: Mapping[str, str]) -> dict[str, Any]:
     for key, text in found.items():
         with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
             found[key] = json.loads(text)
-            if "\\ud" in text.lower():  # half a surrogate pair, perhaps
-                found[key] = encodable(found[key])
     return found

@@ -42,7 +42,7 @@ def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
     pieces: list[str] = []
     while isinstance(piece := attributes.get(f"{prefix}note_str:{len(pieces)}"), str) and piece:
         pieces.append(piece)
-    return _written("".join(pieces))
+    return "".join(pieces)
 
 
 def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
@@ -89,9 +89,9 @@ def tags_by_trial(attributes: Mapping[str, Any]) -> dict[int | None, list[str]]:
             continue
         number = None if match[1] is None else int(match[1])
         if match[2] is not None:
-            changed.setdefault(number, {})[_written(match[2])] = value is True
+            changed.setdefault(number, {})[match[2]] = value is True
         elif isinstance(value, list):
-            listed[number] = [_written(tag) for tag in value]
+            listed[number] = [str(tag) for tag in value]
     for number, tags in changed.items():
         listed[number] = [tag for tag in dict.fromkeys([*listed.get(number, []), *tags]) if tags.get(tag, True)]
     return listed
@@ -137,8 +137,3 @@ def _trial_id(study: StudyLike, number: int | None) -> int | None:
 
 def _prefix(trial_id: int | None) -> str:
     return "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
-
-
-def _written(text: object) -> str:
-    """A text as files, pages and trackers can hold it: with a question mark for half a surrogate pair."""
-    return str(text).encode(errors="replace").decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import re
@@ -14,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from hopaas_p2p.atomic import read_at_most
+from hopaas_p2p.core.attributes import SPACE
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialState
-from hopaas_p2p.core.validity import possible_distributions
 from hopaas_p2p.errors import InvalidInput
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
 
-ATTRIBUTE: Final = "hopaas:space"
-"""System attribute of a study whose definition names no space: the one that it was given later."""
 _decode: Final = msgspec.json.Decoder(dict[str, Distribution]).decode
 HELP: Final = "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), NAME=int(LOW,HIGH[,log][,step=S]) or NAME=cat(A,B,…)."
 _LARGEST: Final = 1 << 20
@@ -141,16 +138,12 @@ def check_keys(entry: Iterable[str], allowed: Collection[str], what: str, known:
 
 
 def said_later(state: State) -> dict[str, Distribution]:
-    """The space that was given to a study after it was created; empty if none was, or it cannot be used."""
-    with contextlib.suppress(msgspec.MsgspecError, RecursionError):
-        space = _decode(state.system.get(ATTRIBUTE, "{}"))
-        if possible_distributions(space, {}):
-            return space
-    return {}
+    """The space that was given to a study after it was created; empty if none was."""
+    return _decode(state.system.get(SPACE, "{}"))
 
 
 def as_attribute(space: Mapping[str, Distribution]) -> str:
-    """The space as `ATTRIBUTE` keeps it."""
+    """The space as the attribute `SPACE` keeps it."""
     return msgspec.json.encode(space).decode()
 
 

@@ -13,13 +13,12 @@ from optuna.study import StudyDirection
 from hopaas_p2p.arguments import shown
 from hopaas_p2p.core import records
 from hopaas_p2p.core.state import State
-from hopaas_p2p.core.validity import outliers, possible_attributes
+from hopaas_p2p.core.validity import LONGEST_NAME, outliers, possible_attributes, possible_name
 from hopaas_p2p.errors import InvalidInput
 
 _LIMIT: Final = 1 << 63
 _MAX_ATTRIBUTE: Final = 1 << 20
 """Bytes. A quarter of what a commit may have, so that each fits into one with all that goes along."""
-_LONGEST_NAME: Final = 1 << 16  # characters
 
 
 def to_record(distribution: BaseDistribution) -> records.Distribution:
@@ -99,21 +98,18 @@ def to_json(key: object, value: object) -> str:
     """An attribute's value as the log writes it; its key is written as `str(key)`.
 
     Raises:
-        InvalidInput: not JSON serialisable, or too large.
+        InvalidInput: not JSON serialisable, or too large; or a name that is too long or has half a surrogate pair.
     """
     key = str(key)
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_python)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
-    if not _encodable(key):
-        raise InvalidInput(f"an attribute cannot be called {key!r}: half of a surrogate pair is no character")
-    if not _encodable(text):
-        text = json.dumps(value, separators=(",", ":"), default=_as_python)
+    _check_name("an attribute", key)
+    if not _encodable(text):  # as the name of a file in Latin-1: what is no character becomes a question mark
+        text = text.encode(errors="replace").decode()
     if not possible_attributes({key: text}):
         raise InvalidInput(f"the attribute {key!r} is nested too deeply for some readers")
-    if len(key) > _LONGEST_NAME:
-        raise InvalidInput(f"an attribute's name has at most {_LONGEST_NAME:,} characters, got {len(key):,}")
     if len(text) > _MAX_ATTRIBUTE // 4 and len(text.encode()) > _MAX_ATTRIBUTE:
         raise InvalidInput(
             f"the attribute {key!r} has {len(text.encode()):,} bytes; at most {_MAX_ATTRIBUTE:,}. "
@@ -157,15 +153,17 @@ def checked_parameter(name: str) -> str:
     Raises:
         InvalidInput: it is no text, or not in Unicode.
     """
-    if name.__class__ is str and name.isascii() and len(name) <= _LONGEST_NAME:
-        return name
     if not isinstance(name, str):
         raise InvalidInput(f"a parameter is called by a text, not {name!r}")
-    if len(name) > _LONGEST_NAME:
-        raise InvalidInput(f"a parameter's name has at most {_LONGEST_NAME:,} characters, got {len(name):,}")
-    if not _encodable(name):
-        raise InvalidInput(f"a parameter cannot be called {name!r}: half of a surrogate pair is no character")
+    _check_name("a parameter", name)
     return str(name)
+
+
+def _check_name(what: str, name: str) -> None:
+    if len(name) > LONGEST_NAME:
+        raise InvalidInput(f"{what}'s name has at most {LONGEST_NAME:,} characters, got {len(name):,}")
+    if not possible_name(name) or not _encodable(name):
+        raise InvalidInput(f"{what} cannot be called {name!r}: half of a surrogate pair, or a zero, is no character")
 
 
 def to_microseconds(when: datetime.datetime | None) -> int | None:
@@ -189,9 +187,6 @@ def external(distribution: BaseDistribution, value: float) -> Any:
         return None
 
 
-_METRIC_NAMES: Final = "study:metric_names"
-
-
 def read_json(text: str) -> Any:
     """An attribute as it was set; what is no JSON (from a hostile log) is given as it stands."""
     try:
@@ -200,14 +195,6 @@ def read_json(text: str) -> Any:
         return text
 
 
-def encodable(value: Any) -> Any:
-    """A value read from JSON, with a question mark for half a surrogate pair, which no file or page can hold."""
-    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
-
-
 def attributes(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Attributes of a study, read."""
-    found = {key: read_json(text) for key, text in texts.items()}
-    if _METRIC_NAMES in found:  # they head columns of tables
-        found[_METRIC_NAMES] = encodable(found[_METRIC_NAMES])
-    return found
+    """Attributes, read."""
+    return {key: read_json(text) for key, text in texts.items()}

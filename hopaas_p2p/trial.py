@@ -175,7 +175,7 @@ class Trial(optuna.trial.Trial):
     def seed(self) -> int:
         """Which of the trials with these parameters this is, from 0: a seed for the training, with `replicates`."""
         replicate = cached_trial(self).system_attrs.get(REPLICATE)
-        return int(replicate["seed"]) if isinstance(replicate, dict) else 0
+        return 0 if replicate is None else int(replicate["seed"])
 
     @property
     def attempt(self) -> int:

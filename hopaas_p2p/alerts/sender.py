@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hopaas_p2p.alerts.rules import Alert, AlertMemory, AlertThresholds, after_sending, due
+from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.leases import FailureDetector, ttl_of
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.core.state import State
@@ -34,8 +35,6 @@ from hopaas_p2p.stores.url import redacted
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-LEADERSHIP: Final = "hopaas:alerts"
-"""The attribute that holds the sender and what was posted."""
 _SETTLE: Final = 1.0  # seconds between taking the leadership and checking it
 _TIMEOUT: Final = 10.0
 _RETRY_INTERVAL: Final = 30.0  # seconds
@@ -49,7 +48,7 @@ class _Leadership(msgspec.Struct, frozen=True):
 
 
 def _leadership(state: State) -> _Leadership:
-    text = state.system.get(LEADERSHIP, "")
+    text = state.system.get(ALERTS, "")
     try:
         return msgspec.json.decode(text, type=_Leadership) if text else _Leadership()
     except msgspec.MsgspecError:  # another version's, or garbage
@@ -137,7 +136,7 @@ class AlertSender:
 
     def _write(self, leadership: _Leadership) -> None:
         text = msgspec.json.encode(leadership).decode()
-        self.study.storage.say(self.study.study_id, StudySet(system={LEADERSHIP: text}))
+        self.study.storage.say(self.study.study_id, StudySet(system={ALERTS: text}))
 
     def _appoint(self, sender: str) -> None:
         if sender:

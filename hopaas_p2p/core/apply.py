@@ -13,7 +13,6 @@ say, whoever says it, is in `validity`.
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
@@ -42,6 +41,7 @@ from hopaas_p2p.core.records import (
     Commit,
     Distribution,
     Opaque,
+    PastLease,
     PeerDrain,
     PeerJoin,
     Stamp,
@@ -71,7 +71,6 @@ from hopaas_p2p.core.state import (
     WAITING,
     LastCommit,
     LateFinish,
-    PastLease,
     Replicates,
     State,
     Trial,
@@ -82,6 +81,7 @@ from hopaas_p2p.core.validity import (
     MAX_BUDGET,
     MAX_WAITING,
     MOST_METRICS,
+    STATUSES,
     outliers,
     possible_attributes,
     possible_definition,
@@ -89,6 +89,7 @@ from hopaas_p2p.core.validity import (
     possible_metric,
     possible_system,
     possible_time,
+    possible_values,
 )
 
 LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialReclaim | TrialTakeOver | TrialStop
@@ -209,7 +210,7 @@ def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:
 
 
 def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
-    if not _can_be_read(record):
+    if not _can_be_read(state, record):
         return _refuse(state, "malformed")
     if record.user:
         state.user = merged(state.user, record.user)
@@ -221,7 +222,7 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
 
 
 def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
-    if record.status not in (None, "running", "paused", "stopped") or (record.budget or 0) > MAX_BUDGET:
+    if record.status not in (None, *STATUSES) or (record.budget or 0) > MAX_BUDGET:
         return _refuse(state, "malformed")
     if record.limits is not None:
         if state.define is None or not possible_limits(record.limits, len(state.define.directions)):
@@ -689,27 +690,24 @@ def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribut
 
 def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
     """Distributions for the parameters that need one of their own; None if the record cannot be merged into a trial."""
-    if record.dists:
-        known = state.dists if isinstance(record, TrialSet) else {}  # an import may come from another search space
-        if not possible_distributions(record.dists, known):
-            return None
-    if (record.user or record.system) and not _can_be_read(record):
+    if record.dists and not possible_distributions(record.dists, state.dists):
+        return None
+    if (record.user or record.system) and not _can_be_read(state, record):
         return None
     return outliers(record.params, record.dists, state.dists) if record.params else {}
 
 
-def _can_be_read(record: StudySet | TrialSet | TrialCreate) -> bool:
+def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate) -> bool:
     """Whether its attributes harm no reader."""
-    return possible_attributes(record.user, record.system) and possible_system(record.system)
+    directions = 0 if state.define is None else len(state.define.directions)
+    return possible_attributes(record.user, record.system) and possible_system(record.system, directions)
 
 
 def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> bool:
-    """Whether a trial in this state may have these values: one a direction, and if COMPLETE, all of them numbers."""
+    """Whether a trial in this state may have these values: a number per direction; if it is not COMPLETE, or none."""
     if values is None:
         return to is not COMPLETE
-    if state.define is None or len(values) != len(state.define.directions):
-        return False
-    return to is not COMPLETE or not any(map(math.isnan, values))
+    return state.define is not None and possible_values(values, len(state.define.directions))
 
 
 def _has_place_for(state: State, ended: TrialState, trial: int | None = None) -> bool:

@@ -7,20 +7,42 @@ away), parameter and step sets as indexes into a table of the few that occur.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
 from hopaas_p2p.core.inherited import flat
-from hopaas_p2p.core.records import Checkpoint, Distribution, TrialState
-from hopaas_p2p.core.state import BLOCK, BlockColumns, PastLease, State, Trial
+from hopaas_p2p.core.records import (
+    LAST_TIME,
+    LONGEST_PEER,
+    Categorical,
+    Checkpoint,
+    Distribution,
+    Natural,
+    PastLease,
+    Step,
+    TrialState,
+)
+from hopaas_p2p.core.state import BLOCK, CHECKPOINTS_KEPT, BlockColumns, State, Trial
+from hopaas_p2p.core.validity import (
+    MOST_METRICS,
+    outliers,
+    possible_attributes,
+    possible_distributions,
+    possible_metric,
+    possible_system,
+    possible_time,
+)
 
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
 _STATES: Final = tuple(TrialState)
+_FINISHED: Final = bytes([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
 _ABSENT: Final = -(1 << 62)
 _ABSENT_TOP: Final = 0xC0  # its highest byte, which no time has
 _SMALL: Final = bytes(range(256))
@@ -37,20 +59,15 @@ class _Rare(msgspec.Struct, array_like=True, omit_defaults=True):
     reason: str | None = None
     stop: str | None = None
     stopping: bool = False
-    attempt: int = 1
-    retry_of: int | None = None
-    retried_by: int | None = None
-    late_of: int | None = None
-    checkpoints: tuple[Checkpoint, ...] = ()
+    attempt: Natural = 1
+    retry_of: Natural | None = None
+    retried_by: Natural | None = None
+    late_of: Natural | None = None
+    checkpoints: Annotated[tuple[Checkpoint, ...], msgspec.Meta(max_length=CHECKPOINTS_KEPT)] = ()
     history: tuple[PastLease, ...] = ()
-
-
-class _Linked(_Rare, array_like=True, omit_defaults=True):
-    """What few trials have in a study with rungs, and only retries that run in another."""
-
     paused: bool = False
-    continues: int | None = None
-    resumed: int | None = None
+    continues: Natural | None = None
+    resumed: Step | None = None
 
 
 class _TrialBlock(msgspec.Struct, array_like=True):
@@ -65,12 +82,13 @@ class _TrialBlock(msgspec.Struct, array_like=True):
     param_sets: list[tuple[str, ...]]
     param_set: bytes
     params: memoryview
-    step_sets: list[tuple[int, ...]]
+    step_sets: list[tuple[Step, ...]]
     step_set: bytes
     reports: memoryview
     widths: bytes
     values: memoryview
-    rare: dict[int, _Linked]
+    rare: dict[int, _Rare]
+    metrics: bytes
 
 
 class _Ends(NamedTuple):
@@ -84,24 +102,18 @@ class _Ends(NamedTuple):
     """By place: what is in `_OF_THE_END`."""
 
 
-class _MeasuredBlock(_TrialBlock, array_like=True):
-    """A block in which a trial has metrics; others are packed as they always were."""
-
-    metrics: bytes = b""
-
-
 class _Metrics(msgspec.Struct, array_like=True):
     """The metrics of a block. Packed apart: who reads columns does not decode them."""
 
     names: list[str]
-    step_sets: list[tuple[int, ...]]
+    step_sets: list[tuple[Step, ...]]
     rows: list[tuple[int, int, int]]
     """Of each metric of each trial: place of the trial in the block, name, step set."""
     values: bytes
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(_MeasuredBlock).decode
+_decode: Final = msgspec.msgpack.Decoder(_TrialBlock).decode
 _decode_metrics: Final = msgspec.msgpack.Decoder(_Metrics).decode
 _COMMON: Final = _Rare()
 
@@ -201,7 +213,7 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         reports.extend(trial.reports.values())
         values.extend(trial.values or ())
     starts = [_ABSENT if trial.start is None else trial.start for trial in trials]
-    block = _TrialBlock(
+    return _TrialBlock(
         states=bytes([trial.state for trial in trials]),
         epochs=_integers(trial.epoch for trial in trials),
         owner=_integers(owners.setdefault(trial.owner, len(owners)) for trial in trials),
@@ -216,14 +228,13 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         reports=memoryview(_planes(reports)),
         widths=_integers(-1 if trial.values is None else len(trial.values) for trial in trials),
         values=memoryview(_planes(values)),
-        rare={i: rare for i, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},  # type: ignore[misc]
+        rare={i: rare for i, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},
+        metrics=_packed_metrics(trials),
     )
-    metrics = _packed_metrics(trials)
-    return block if metrics is None else _MeasuredBlock(**msgspec.structs.asdict(block), metrics=metrics)
 
 
-def _packed_metrics(trials: Sequence[Trial]) -> bytes | None:
-    """The metrics of these trials; None where they have none."""
+def _packed_metrics(trials: Sequence[Trial]) -> bytes:
+    """The metrics of these trials; nothing where they have none."""
     names: dict[str, int] = {}
     step_sets: dict[tuple[int, ...], int] = {}
     rows, values = [], array("d")
@@ -232,7 +243,7 @@ def _packed_metrics(trials: Sequence[Trial]) -> bytes | None:
             steps = step_sets.setdefault(tuple(by_step), len(step_sets))
             rows.append((place, names.setdefault(name, len(names)), steps))
             values.extend(by_step.values())
-    return _encode(_Metrics(list(names), list(step_sets), rows, _planes(values))) if rows else None
+    return _encode(_Metrics(list(names), list(step_sets), rows, _planes(values))) if rows else b""
 
 
 def _unpack_metrics(packed: bytes, trials: list[Trial]) -> None:
@@ -244,19 +255,23 @@ def _unpack_metrics(packed: bytes, trials: list[Trial]) -> None:
 
 
 def _fit_metrics(packed: bytes, trials: int) -> bool:
-    """Whether `_unpack_metrics` takes these. Raises a msgspec error."""
+    """Whether `_unpack_metrics` takes these, and trials may have them. Raises a msgspec error."""
     metrics = _decode_metrics(packed)
     sizes = [len(steps) for steps in metrics.step_sets]
-    return all(
-        0 <= place < trials and 0 <= name < len(metrics.names) and 0 <= steps < len(sizes)
-        for place, name, steps in metrics.rows
-    ) and 8 * sum([sizes[steps] for _, _, steps in metrics.rows]) == len(metrics.values)
+    most = max(Counter([place for place, _, _ in metrics.rows]).values(), default=0)
+    return (
+        most <= MOST_METRICS
+        and all(map(possible_metric, metrics.names))
+        and all(
+            0 <= place < trials and 0 <= name < len(metrics.names) and 0 <= steps < len(sizes)
+            for place, name, steps in metrics.rows
+        )
+        and 8 * sum([sizes[steps] for _, _, steps in metrics.rows]) == len(metrics.values)
+    )
 
 
 def _rare(trial: Trial) -> _Rare:
-    linked = trial.paused or trial.continues is not None or trial.resumed is not None
-    kind = _Linked if linked else _Rare
-    rare = kind(*[getattr(trial, name) for name in kind.__struct_fields__])
+    rare = _Rare(*[getattr(trial, name) for name in _Rare.__struct_fields__])
     rare.dists, rare.user, rare.system = flat(rare.dists), flat(rare.user), flat(rare.system)
     rare.history = tuple(rare.history)
     return rare
@@ -272,8 +287,11 @@ class Checked(NamedTuple):
     """Whether all of them are."""
 
 
-def check(columns: bytes) -> Checked:
-    """Make sure that `unpack` takes these columns. Raises ValueError, IndexError or a msgspec error."""
+def check(columns: bytes, study: StudyRules, *, first: int) -> Checked:
+    """Make sure that `unpack` takes these columns, and that `apply` could have made each of the trials.
+
+    Raises ValueError, IndexError or a msgspec error.
+    """
     block = _decode(columns)
     count = len(block.states)
     narrow = (block.epochs, block.owner, block.starts, block.durations, block.param_set, block.step_set, block.widths)
@@ -296,7 +314,126 @@ def check(columns: bytes) -> Checked:
     ended = count - _absences(block.durations)
     if ended != counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]:
         raise ValueError
+    if not (
+        _possible_leases(block, counts)
+        and _possible_times(block, all_ended=ended == count)
+        and _possible_values(block, study.directions)
+        and _possible_params(block, study.dists)
+        and all(_possible_rare(block, place, rare, study, first + place) for place, rare in block.rare.items())
+    ):
+        raise ValueError
     return Checked(columns, counts, finished=ended == count)
+
+
+class StudyRules(NamedTuple):
+    """What a study asks of its trials."""
+
+    directions: int
+    dists: Mapping[str, Distribution]
+    """The first distributions of its parameters."""
+    trials: int
+    """How many it has."""
+
+
+def _possible_leases(block: _TrialBlock, counts: Sequence[int]) -> bool:
+    """Whether the epochs and owners can be; a trial that runs has both."""
+    if any(owner is not None and not 0 < len(owner) <= LONGEST_PEER for owner in block.owners):
+        return False
+    if not counts[TrialState.RUNNING] and _lowest(block.epochs) is not None:
+        return True
+    leases = zip(block.states, _whole(block.epochs), _whole(block.owner), strict=True)
+    return all(
+        0 <= epoch < LAST_TIME and (state != TrialState.RUNNING or (epoch > 0 and block.owners[owner] is not None))
+        for state, epoch, owner in leases
+    )
+
+
+def _possible_times(block: _TrialBlock, *, all_ended: bool) -> bool:
+    """Whether clocks may show these, and what is finished has an end, and nothing else."""
+    if all_ended and _are_near(block.starts, block.durations):
+        return True
+    starts = itertools.accumulate(_whole(block.starts))
+    for state, start, duration in zip(block.states, starts, _whole(block.durations), strict=True):
+        began = 0 if start == _ABSENT else start
+        if not possible_time(began) or (duration == _ABSENT) == (state in _FINISHED):
+            return False
+        if duration != _ABSENT and not possible_time(began + duration):
+            return False
+    return True
+
+
+def _are_near(starts: bytes, durations: bytes) -> bool:
+    """Whether the first trial began within 70 years of 1970, each other within 12 days of the one before, and none
+    lasted longer than 8 years: what is true of most blocks, and seen from the highest bytes of their numbers.
+    """
+    count = len(starts) // 8
+    first = int.from_bytes(starts[::count], "little", signed=True)
+    *_, high, higher, highest = [starts[plane * count + 1 : (plane + 1) * count] for plane in range(8)]
+    return (
+        -(1 << 51) < first < 1 << 51
+        and high == higher == highest
+        and not highest.translate(None, b"\0\xff")
+        and durations.endswith(_ZEROS[: 2 * count])
+    )
+
+
+def _possible_values(block: _TrialBlock, directions: int) -> bool:
+    """Whether what is finished has a number per direction, or none and is not COMPLETE; and nothing else has any."""
+    values = _column(block.values, "d")
+    if any(map(math.isnan, values)):
+        return False
+    widths = _lowest(block.widths)
+    if widths is not None and widths.count(directions) == len(widths):
+        return block.states.translate(None, _FINISHED) == b""
+    return all(
+        (width == directions and state in _FINISHED) or (width == -1 and state != TrialState.COMPLETE)
+        for state, width in zip(block.states, _whole(block.widths), strict=True)
+    )
+
+
+def _possible_params(block: _TrialBlock, dists: Mapping[str, Distribution]) -> bool:
+    """Whether each value lies within its distribution: the study's, or the trial's own."""
+    if any(len(set(names)) < len(names) for names in block.param_sets):
+        return False
+    params = _column(block.params, "d")
+    if len(block.param_sets) == 1 and not any(rare.dists for rare in block.rare.values()):
+        names = block.param_sets[0]
+        told = params.tolist()
+        return all(_within(told[at :: len(names)], dists.get(name)) for at, name in enumerate(names))
+    at = 0
+    for place, index in enumerate(_whole(block.param_set)):
+        rare, names = block.rare.get(place, _COMMON), block.param_sets[index]
+        own = dict(zip(names, params[at : at + len(names)], strict=True))
+        at += len(names)
+        outside = outliers(own, rare.dists, dists)
+        if outside is None or any(rare.dists.get(name) != wider for name, wider in outside.items()):
+            return False
+    return True
+
+
+def _within(values: Sequence[float], distribution: Distribution | None) -> bool:
+    if distribution is None or math.isnan(sum(values)):
+        return False
+    if isinstance(distribution, Categorical):
+        return min(values) >= 0 and max(values) < len(distribution.choices)
+    return distribution.low <= min(values) and max(values) <= distribution.high
+
+
+def _possible_rare(block: _TrialBlock, place: int, rare: _Rare, study: StudyRules, number: int) -> bool:
+    """Whether readers can read the attributes of this trial, and its links lead to trials, and in no circle."""
+    state = block.states[place]
+    earlier = (rare.retry_of, rare.late_of, rare.continues)
+    later = [rare.retried_by, *[past.kept_as for past in rare.history]]
+    return (
+        possible_distributions(rare.dists, study.dists)
+        and possible_attributes(rare.user, rare.system)
+        and possible_system(rare.system, study.directions)
+        and all(one is None or one < number for one in earlier)
+        and all(one is None or number < one < study.trials for one in later)
+        and (not rare.paused or state == TrialState.PRUNED)
+        and (rare.stop is None or state == TrialState.RUNNING)
+        and rare.attempt > 0
+    )
 
 
 def _total(column: bytes, sizes: Sequence[int]) -> int:
@@ -396,7 +533,7 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
         at_param, at_report = to_param, to_report
         number += 1
     for index, rare in block.rare.items():
-        for name in _Linked.__struct_fields__:
+        for name in _Rare.__struct_fields__:
             setattr(trials[index], name, getattr(rare, name))
         if rare.history:
             trials[index].history = list(rare.history)

@@ -15,6 +15,8 @@ import msgspec
 
 from hopaas_p2p.core.records import (
     FORMAT,
+    LAST_TIME,
+    LONGEST_PEER,
     Commit,
     Opaque,
     Record,
@@ -23,7 +25,6 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
-from hopaas_p2p.core.validity import LAST_TIME
 from hopaas_p2p.errors import InvalidInput
 
 MAX_BYTES: Final = 4 << 20
@@ -148,8 +149,8 @@ def decode(payload: bytes) -> Commit | Garbage:
 def _plausible(wire: _Wire) -> bool:
     owner = wire.owner
     return (
-        0 < len(wire.writer) <= 64
-        and (owner is None or 0 < len(owner) <= 64)
+        0 < len(wire.writer) <= LONGEST_PEER
+        and (owner is None or 0 < len(owner) <= LONGEST_PEER)
         and 0 < wire.seq < 1 << 53
         and -LAST_TIME < wire.at < LAST_TIME
     )

@@ -19,13 +19,13 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
 import msgspec
 
 from hopaas_p2p.core.inherited import last_step
-from hopaas_p2p.core.records import Budget, Price, Until, Used
+from hopaas_p2p.core.records import LAST_TIME, Budget, Price, Until, Used
 
 HOUR: Final = 3_600_000_000
 """Microseconds."""
@@ -411,6 +411,31 @@ def possible_limits(limits: Budget, directions: int) -> bool:
         and (until.target is None or math.isfinite(until.target))
         and (until.date is None or (isinstance(until.date, int) and 0 <= until.date < _MOST))
         and (directions == 1 or all(one is None for one in of_the_best))
+    )
+
+
+def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], trials: int) -> bool:
+    """Whether `apply` can have kept this ledger of a study with so many objectives and trials, of which these run."""
+    leases = [*ledger.open.values(), *ledger.lost.values()]
+    given_back = [account for some in ledger.given_back.values() for account in some]
+    accounts = [*ledger.accounts.values(), *given_back]
+    costs = [ledger.total, *[one.cost for one in accounts], *[one.counted for one in leases]]
+    amounts = [amount for cost in costs for amount in msgspec.structs.astuple(cost)]
+    amounts += [number for one in leases for number in (one.gpus, one.cores, one.watts, one.base, one.top)]
+    amounts += [one.leases for one in accounts] + [ledger.since_best]
+    best = [] if ledger.best is None else [ledger.best]
+    times = [time for one in leases for time in (one.start, one.heard)]
+    times += [time for time, _ in (*best, *ledger.improvements)] + [time for _, time in ledger.clocks]
+    return (
+        possible_limits(ledger.limits, directions)
+        and ledger.open.keys() <= set(running)
+        and all(0 <= number < trials for number in (*ledger.given_back, *ledger.lost))
+        and all(0 <= amount <= _MOST for amount in amounts)
+        and all(-LAST_TIME < time < LAST_TIME for time in times)
+        and not any(math.isnan(value) for _, value in (*best, *ledger.improvements))
+        and all(one.used is None or _possible(one.used) for one in leases)
+        and len(ledger.lost) <= _LOST_KEPT
+        and len(ledger.clocks) <= _CLOCKS
     )
 
 

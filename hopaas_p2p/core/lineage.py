@@ -7,12 +7,10 @@ several trials with different parameters. A path through them, from the first st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from hopaas_p2p.core.attributes import COPIES, RESUMED
 from hopaas_p2p.core.records import FROM_START, Checkpoint
-
-_LONGEST_NUMBER: Final = 20
 
 
 class LinkedTrial(Protocol):
@@ -47,13 +45,13 @@ class TrainedSteps(NamedTuple):
 
 def copied_trial(trial: LinkedTrial) -> int | None:
     """The trial of another member whose checkpoint this one began with, and whose parameters it has, perturbed."""
-    number = _whole(trial.system.get(COPIES))
-    return number if number is not None and 0 <= number < trial.number else None
+    number = int(trial.system.get(COPIES, trial.number))
+    return number if number < trial.number else None
 
 
 def resumed_step(trial: LinkedTrial) -> int | None:
     """The lowest step that an attempt at this trial resumed from, or `FROM_START`; None: it never looked."""
-    return _whole(trial.system.get(RESUMED))
+    return int(trial.system[RESUMED]) if RESUMED in trial.system else None
 
 
 def parent(trial: LinkedTrial) -> int | None:
@@ -93,10 +91,3 @@ def segments(trials: Sequence[LinkedTrial], number: int) -> list[TrainedSteps]:
 def _leaves_reports(trial: LinkedTrial) -> bool:
     """Whether a trial that goes on from this one begins with reports, so that it has to say where it began."""
     return bool(trial.checkpoints) and any(step <= trial.checkpoints[-1].step for step in trial.reports)
-
-
-def _whole(text: str | None) -> int | None:
-    """The number that an attribute says: others may have written anything there."""
-    if text is None or len(text) > _LONGEST_NUMBER or not text.removeprefix("-").isdecimal() or not text.isascii():
-        return None
-    return max(int(text), FROM_START)

@@ -17,6 +17,13 @@ FORMAT: Final = 1
 
 Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """Of a report or checkpoint. A record with a larger one cannot be decoded, as one whose field has another type."""
+Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+"""The number of a trial or an epoch."""
+LAST_TIME: Final = 1 << 53
+"""Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
+Time = Annotated[int, msgspec.Meta(gt=-LAST_TIME, lt=LAST_TIME)]
+LONGEST_PEER: Final = 64
+"""Characters of a peer's name."""
 Skip = Annotated[tuple[int, ...], msgspec.Meta(max_length=1 << 16)]
 
 
@@ -243,6 +250,18 @@ class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):
     key: str
     size: int
     sha256: str
+
+
+class PastLease(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A lease that ended before its trial did."""
+
+    owner: str
+    epoch: Natural
+    start: Time | None
+    end: Time
+    why: str
+    kept_as: Natural | None = None
+    """The trial that keeps this owner's late result."""
 
 
 class TrialCheckpoint(msgspec.Struct, array_like=True, frozen=True, tag="trial.checkpoint"):

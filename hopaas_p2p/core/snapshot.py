@@ -18,21 +18,27 @@ import itertools
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from hopaas_p2p.core import blocks
 from hopaas_p2p.core.attributes import MOST_REPLICATES
-from hopaas_p2p.core.chain import sum_at
+from hopaas_p2p.core.chain import PRIME, sum_at
 from hopaas_p2p.core.inherited import flat
-from hopaas_p2p.core.ledger import Ledger
-from hopaas_p2p.core.records import Distribution, StudyDefine, TrialState
-from hopaas_p2p.core.state import BLOCK, LastCommit, Replicates, State, Verdict
-from hopaas_p2p.core.validity import possible_definition, possible_distributions
+from hopaas_p2p.core.ledger import Ledger, possible_ledger
+from hopaas_p2p.core.records import Distribution, Natural, StudyDefine, TrialState
+from hopaas_p2p.core.state import BLOCK, REFUSALS, LastCommit, Replicates, State, Verdict
+from hopaas_p2p.core.validity import (
+    MAX_BUDGET,
+    STATUSES,
+    possible_attributes,
+    possible_definition,
+    possible_distributions,
+    possible_system,
+)
 
-VERSION: Final = 2
-"""1 has no quiet peers; a snapshot without any is still of version 1."""
+VERSION: Final = 3
 _PEERS: Final = 256
 _QUIET: Final = 4096
 """Commits without one of a peer after which it is written with 255 neighbours once, and not with every head."""
@@ -51,27 +57,27 @@ class CorruptSnapshot(Exception):
     """These bytes are not a snapshot this version can read; the log still is, replay it instead."""
 
 
-_Last = tuple[int, int, list[tuple[bool, int | None, str | None]], str]
+_Last = tuple[Natural, Natural, list[tuple[bool, Natural | None, str | None]], str]
 T = TypeVar("T")
 
 
 class _Header(msgspec.Struct, array_like=True):
     version: int
-    lsn: int
+    lsn: Natural
     define: StudyDefine | None
     status: str
-    budget: int | None
+    budget: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUDGET)] | None
     user: dict[str, str]
     system: dict[str, str]
-    waiting: list[int]
-    running: list[int]
-    failures_in_a_row: int
+    waiting: list[Natural]
+    running: list[Natural]
+    failures_in_a_row: Natural
     dists: dict[str, Distribution]
     peers: dict[str, dict[str, str]]
     draining: list[str]
     writers: dict[str, _Last]
-    refusals: dict[str, int]
-    trials: int
+    refusals: dict[str, Natural]
+    trials: Natural
     blocks: list[memoryview]
     """Views of the bytes that were decoded: a closed block is kept as it came, and not copied."""
     chain: int | None = None
@@ -105,7 +111,6 @@ def dump(state: State) -> bytes:
     header = _header(state, packed)
     header.writers = _without_quiet(state, header, "w", header.writers)
     header.peers = _without_quiet(state, header, "p", header.peers)
-    header.version = VERSION if header.quiet else 1
     return seal(_MAGIC, _encode(header))
 
 
@@ -231,15 +236,14 @@ def digest(state: State) -> str:
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
     plain = [memoryview(zlib.decompress(_packed(state, index))) for index in range(_count(state))]
-    # A study does not depend on its log's sum.
-    *fields, _, _, ledger, replicates = msgspec.structs.astuple(_header(state, plain))
-    fields += [one for one in (ledger, replicates) if one]
-    return hashlib.blake2b(_encode(fields), digest_size=_DIGEST).hexdigest()
+    header = _header(state, plain)
+    header.chain = None  # a study does not depend on its log's sum
+    return hashlib.blake2b(_encode(header), digest_size=_DIGEST).hexdigest()
 
 
 def _header(state: State, packed: list[memoryview]) -> _Header:
     return _Header(
-        1,
+        VERSION,
         state.lsn,
         state.define,
         state.status,
@@ -282,20 +286,18 @@ def load(data: bytes) -> State:
     """The State of a snapshot.
 
     Raises:
-        CorruptSnapshot: damaged, or of a version this code does not read.
+        CorruptSnapshot: damaged, of a version this code does not read, or not of a study that `apply` can have made.
 
     """
     try:
         return _load(_decode_header(unseal(_MAGIC, data)), _Room(_ROOM + _RATIO * len(data)))
-    except (msgspec.MsgspecError, zlib.error, ValueError, IndexError, RecursionError, MemoryError):
+    except Exception:  # noqa: BLE001  # whatever somebody wrote there, it is an optimisation only
         raise CorruptSnapshot from None
 
 
 def _load(header: _Header, room: _Room) -> State:
-    if not 1 <= header.version <= VERSION or not _fit_for_readers(header):
+    if header.version != VERSION or not _possible(header):
         raise CorruptSnapshot
-    if header.define is not None and header.define.policy.limits is not None and header.ledger is None:
-        raise CorruptSnapshot  # written by a version that keeps no ledger
     state = State()
     if header.chain is not None:
         state.chain = header.lsn, header.chain
@@ -309,13 +311,18 @@ def _load(header: _Header, room: _Room) -> State:
     state.peers = _with_quiet(header, "p", header.peers, _decode_peers, room)
     state.draining = dict.fromkeys(header.draining)
     writers = _with_quiet(header, "w", header.writers, _decode_writers, room)
+    if not all(_possible_last(last, header) for last in writers.values()):
+        raise CorruptSnapshot
     state.writers = {
         writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]), author)
         for writer, (seq, lsn, verdicts, author) in writers.items()
     }
+    rules = blocks.StudyRules(
+        0 if header.define is None else len(header.define.directions), header.dists, header.trials
+    )
     for packed in header.blocks:
         first = len(state.trials)
-        checked = blocks.check(room.inflated(packed))
+        checked = blocks.check(room.inflated(packed), rules, first=first)
         state.counts = [sum(both) for both in zip(state.counts, checked.counts, strict=True)]
         if checked.finished and sum(checked.counts) == BLOCK:
             state.trials.extend_closed(blocks.PackedBlock(packed, first))
@@ -331,16 +338,36 @@ def _load(header: _Header, room: _Room) -> State:
     return state
 
 
-def _fit_for_readers(header: _Header) -> bool:
+def _possible(header: _Header) -> bool:
+    """Whether `apply` can have made this, but for the trials."""
+    define, ledger = header.define, header.ledger
+    if define is None:
+        return header.trials == 0 and ledger is None and not header.dists and not header.system
     return (
-        (header.define is None or possible_definition(header.define))
-        and possible_distributions(header.dists, {})
-        and all(
-            0 <= number < header.trials
-            and 1 <= one.seed < one.count <= MOST_REPLICATES
-            and all(name in one.dists or name in header.dists for name in one.params)
-            for number, one in header.replicates.items()
-        )
+        possible_definition(define)
+        and possible_distributions(header.dists, define.space)
+        and header.dists.keys() >= define.space.keys()
+        and header.status in STATUSES
+        and possible_attributes(header.user, header.system)
+        and possible_system(header.system, len(define.directions))
+        and header.refusals.keys() <= REFUSALS.keys()
+        and (header.chain is None or 0 <= header.chain < PRIME)
+        and (ledger is not None or define.policy.limits is None)
+        and (ledger is None or possible_ledger(ledger, len(define.directions), header.running, header.trials))
+        and all(_possible_replicates(header, *one) for one in header.replicates.items())
+    )
+
+
+def _possible_replicates(header: _Header, number: int, one: Replicates) -> bool:
+    known = header.dists.keys() | one.dists.keys()
+    return 0 <= number < header.trials and 1 <= one.seed < one.count <= MOST_REPLICATES and known >= one.params.keys()
+
+
+def _possible_last(last: _Last, header: _Header) -> bool:
+    _, lsn, verdicts, _ = last
+    return lsn <= header.lsn and all(
+        (number is None or number < header.trials) and (refusal is None or refusal in REFUSALS)
+        for _, number, refusal in verdicts
     )
 
 

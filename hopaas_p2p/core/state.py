@@ -14,6 +14,7 @@ from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.records import (
     Checkpoint,
     Distribution,
+    PastLease,
     Policy,
     StudyDefine,
     TrialCheckpoint,
@@ -109,18 +110,6 @@ REFUSALS: Final = {
     "draining": "this peer or its site was asked to take no more trials",
     "queue": "too many trials are waiting already",
 }
-
-
-class PastLease(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A lease that ended before its trial did."""
-
-    owner: str
-    epoch: int
-    start: int | None
-    end: int
-    why: str
-    kept_as: int | None = None
-    """The trial that keeps this owner's late result."""
 
 
 class Replicates(msgspec.Struct, array_like=True):

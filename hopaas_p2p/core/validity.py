@@ -12,27 +12,51 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from hopaas_p2p.core.attributes import (
+    AGAIN,
+    ALERTS,
+    CMAES,
     CONTINUES,
+    COPIES,
     FIDELITY,
+    LATE_VALUES,
+    METRIC_NAMES,
     MOST_REPLICATES,
+    OF_EXPORTS,
+    ORIGIN,
+    PEERS,
     PRUNER,
     REPEATS,
     REPEATS_POLICIES,
     REPLICATE,
     REPLICATES,
+    RESUMED,
     REUSED,
     SAMPLER,
+    SPACE,
 )
 from hopaas_p2p.core.fidelity import possible_fidelity
 from hopaas_p2p.core.ledger import possible_limits
-from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, StudyDefine
+from hopaas_p2p.core.records import (
+    LAST_TIME,
+    Categorical,
+    Distribution,
+    Float,
+    Int,
+    Natural,
+    PastLease,
+    Policy,
+    StudyDefine,
+)
 
 MAX_WAITING: Final = 100_000
 """Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""
+STATUSES: Final = ("running", "paused", "stopped")
 MAX_BUDGET: Final = (1 << 53) - 1
 """What a browser, too, can count to."""
 MOST_METRICS: Final = 64
@@ -43,8 +67,8 @@ _DIRECTIONS: Final = ("minimize", "maximize")
 MOST_DIRECTIONS: Final = 100
 LONGEST_TTL: Final = 366 * 86_400.0
 """Seconds."""
-LAST_TIME: Final = 1 << 53
-"""Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
+LONGEST_NAME: Final = 512
+"""Characters of the name of a parameter or an attribute: of a column in Optuna's database."""
 _LONGEST_TEXT: Final = 10_000
 """Characters of a text that is only shown."""
 _MOST_ATTEMPTS: Final = 1000
@@ -62,6 +86,11 @@ _DEEPEST: Final = 64
 def possible_time(microseconds: int | None) -> bool:
     """Whether a clock may show this, even one that is wrong by centuries."""
     return microseconds is None or -LAST_TIME < microseconds < LAST_TIME
+
+
+def possible_values(values: Sequence[float], directions: int) -> bool:
+    """Whether a trial of a study with so many objectives may have these; an infinity is a number."""
+    return len(values) == directions and not any(map(math.isnan, values))
 
 
 def possible_metric(name: str) -> bool:
@@ -86,19 +115,23 @@ def possible_distributions(distributions: Mapping[str, Distribution], known: Map
     """Whether Optuna can be given all of these, beside those that the log has for the same parameters."""
     for name, distribution in distributions.items():
         first = known.get(name)
-        if not _possible(distribution) or (first is not None and not compatible(first, distribution)):
+        if (
+            not possible_name(name)
+            or not _possible(distribution)
+            or (first is not None and not compatible(first, distribution))
+        ):
             return False
     return True
 
 
 def _possible(distribution: Distribution) -> bool:
     if isinstance(distribution, Categorical):
-        return bool(distribution.choices)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    if not low <= high:
+        return bool(distribution.choices) and all(map(_is_whole, [n for n in distribution.choices if type(n) is int]))
+    if not distribution.low <= distribution.high:
         return False
     if isinstance(distribution, Int):
-        return step is not None and step >= 1 and (not distribution.log or (low >= 1 and step == 1))
+        low, high, step = distribution.low, distribution.high, distribution.step
+        return all(map(_is_whole, (low, high, step))) and step >= 1 and (not distribution.log or (low >= 1 == step))
     return _possible_float(distribution)
 
 
@@ -171,9 +204,25 @@ def _widened(distribution: Distribution, value: float) -> Distribution | None:
 # --- attributes ---
 
 
+def possible_name(name: str) -> bool:
+    """Whether a parameter or an attribute may have this name."""
+    return len(name) <= LONGEST_NAME and "\0" not in name
+
+
 def possible_attributes(*texts: Mapping[str, str]) -> bool:
     """Whether every reader can read, copy and write these attributes."""
-    return not any(_too_deep(text) for some in texts for text in some.values())
+    return all(possible_name(key) and _possible_text(text) for some in texts for key, text in some.items())
+
+
+def _possible_text(text: str) -> bool:
+    escaped = "\\u" in text and "\\ud" in text.lower()  # half a surrogate pair, perhaps
+    return not _too_deep(text) and (not escaped or _is(_has_characters, text, otherwise=True))
+
+
+def _has_characters(value: object) -> bool:
+    """Whether its texts are of characters: half a surrogate pair is none, and no file, page or database can hold it."""
+    json.dumps(value, ensure_ascii=False).encode()
+    return True
 
 
 _NESTS: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
@@ -199,19 +248,27 @@ def feasible(system: Mapping[str, str]) -> bool:
     return text is None or all(one <= 0 for one in json.loads(text) or ())
 
 
-def possible_system(texts: Mapping[str, str]) -> bool:
-    """Whether the attributes that programs read by name are what they take them for."""
+def possible_system(texts: Mapping[str, str], directions: int | None = None) -> bool:
+    """Whether the attributes that programs read by name are what they take them for, in a study of so many objectives.
+
+    What is in `READ` needs no second look by those that read it.
+    """
     for key, text in texts.items():
-        wanted = _SYSTEM.get(key) or next((one for pattern, one in _SYSTEM_LIKE if pattern.fullmatch(key)), None)
+        wanted = READ.get(key) or next((one for pattern, one in _READ_LIKE if pattern.fullmatch(key)), None)
         if wanted is not None and not _is(wanted, text):
             return False
-    return True
+    names = json.loads(texts.get(METRIC_NAMES, "null"))
+    return names is None or directions in (None, len(names))
 
 
-def _is(wanted: Callable[[Any], bool], text: str) -> bool:
+def _is(wanted: Callable[[Any], bool], text: str, *, otherwise: bool = False) -> bool:
     try:
-        return wanted(json.loads(text))
+        value = json.loads(text)
     except (ValueError, RecursionError):
+        return otherwise
+    try:
+        return wanted(value)
+    except ValueError:  # as a text that cannot be encoded
         return False
 
 
@@ -265,32 +322,92 @@ def _is_replicate(value: object) -> bool:
     return isinstance(value, dict) and all(_is_whole(value.get(key)) and value[key] >= 0 for key in ("of", "seed"))
 
 
-_SYSTEM: Final[dict[str, Callable[[Any], bool]]] = {
+def _is_trial(value: object) -> bool:
+    return type(value) is int and 0 <= value < LAST_TIME
+
+
+def _is_what(kind: Any) -> Callable[[Any], bool]:
+    """Whether it can be converted into this type."""
+
+    def judged(value: object) -> bool:
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            return False
+        return True
+
+    return judged
+
+
+class _Origin(msgspec.Struct, forbid_unknown_fields=True):
+    """See `export.portable`."""
+
+    owner: str | None = None
+    epoch: Natural | None = None
+    attempt: Natural | None = None
+    retry_of: Natural | None = None
+    retried_by: Natural | None = None
+    late_of: Natural | None = None
+    history: list[PastLease] = []
+    was: str | None = None
+    copied_from: tuple[str, Natural] | None = None
+
+
+class _Generation(msgspec.Struct):
+    generation: Natural
+    parents: list[Natural]
+
+
+def _is_space(value: object) -> bool:
+    return _is_what(dict[str, Distribution])(value) and possible_distributions(
+        msgspec.convert(value, dict[str, Distribution]), {}
+    )
+
+
+def _never(_value: object) -> bool:
+    return False
+
+
+READ: Final[dict[str, Callable[[Any], bool]]] = {
+    # what Optuna's samplers, pruners, callbacks and tables read
     "constraints": _or_null(_list_of(_is_number)),
     "fixed_params": _is_object,
     "grid_id": lambda value: _is_whole(value) and value >= 0,
     "search_space": _of_values(lambda value: isinstance(value, list)),
-    "study:metric_names": _or_null(_list_of(_is_text)),
-    "hopaas:again": _is_whole,
-    "hopaas:origin": _is_object,
-    SAMPLER: _or_null(_is_method),
+    "failed_trial": _is_trial,
+    "retry_history": _list_of(_is_trial),
+    "late_of": _is_trial,
+    METRIC_NAMES: _or_null(_list_of(_is_text)),
+    # of trials
+    AGAIN: _is_trial,
+    CMAES: _is_what(_Generation),
+    CONTINUES: _is_trial,
+    COPIES: _is_trial,
+    LATE_VALUES: _list_of(_or_null(_is_number)),
+    ORIGIN: _is_what(_Origin),
+    REPLICATE: _is_replicate,
+    RESUMED: _is_whole,
+    REUSED: _is_trial,
+    # of studies
+    ALERTS: _is_object,
+    FIDELITY: possible_fidelity,
+    PEERS: _of_values(_of_values(_is_text)),
     PRUNER: _or_null(_is_method),
     REPEATS: lambda value: value in REPEATS_POLICIES,
     REPLICATES: lambda value: _is_whole(value) and 1 <= value <= MOST_REPLICATES,
-    REPLICATE: _is_replicate,
-    REUSED: _is_whole,
-    FIDELITY: possible_fidelity,
-    CONTINUES: _is_whole,
-    "hopaas:peers": _of_values(_of_values(_is_text)),
+    SAMPLER: _or_null(_is_method),
+    SPACE: _is_space,
+    **dict.fromkeys(OF_EXPORTS, _never),
 }
-"""What Optuna's samplers, pruners and tables, and our exports, read from a trial or study without looking."""
+"""The attributes that some program reads by name, and what they must be."""
 
-_SYSTEM_LIKE: Final = (
+_READ_LIKE: Final = (
     (re.compile(r"constraints:.*", re.DOTALL), _is_number),
     (re.compile(r"completed_rung_\d+"), _is_number),
     (re.compile(r"\w+:generation"), _is_generation),
     (re.compile(r"\w+:parent:\d+"), _list_of(_is_whole)),
     (re.compile(r"qmc .*'s last sample id", re.DOTALL), _is_whole),
+    (re.compile(r"hopaas:(artifact|exporter):.*", re.DOTALL), _is_object),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -11,7 +10,7 @@ import msgspec
 
 from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.attributes import FIDELITY, ORIGIN, PEERS
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.populations import Population
@@ -19,7 +18,7 @@ from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCr
 from hopaas_p2p.core.state import REFUSALS, Verdict
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
 from hopaas_p2p.export.files import Fetch, copy_files
-from hopaas_p2p.export.portable import ORIGIN, PEERS, Portable, PortableTrial, with_ids, with_links
+from hopaas_p2p.export.portable import Portable, PortableTrial, with_ids, with_links
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
@@ -208,9 +207,7 @@ class _Arrival:
         ids = {old: first_id(self._study_id) + new for old, new in self._numbers.items()}
         system = with_ids(portable.system, ids, self._numbers)
         if portable.peers:
-            there: dict[str, dict[str, str]] = {}
-            with contextlib.suppress(ValueError):
-                there = json.loads(self._log.state.system.get(PEERS, "{}"))
+            there: dict[str, dict[str, str]] = json.loads(self._log.state.system.get(PEERS, "{}"))
             system[PEERS] = json.dumps(there | portable.peers, ensure_ascii=False, separators=(",", ":"))
         said = [StudySet(user={key: text}) for key, text in portable.user.items()]
         batches = _batches(system.items(), lambda item: len(item[1]), bytes_=_BYTES // 4)

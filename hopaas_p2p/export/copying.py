@@ -6,11 +6,12 @@ import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.core.attributes import ORIGIN
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.export import files
 from hopaas_p2p.export.arrival import bring_in
-from hopaas_p2p.export.portable import ORIGIN, of_study
+from hopaas_p2p.export.portable import of_study
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -91,8 +92,7 @@ def _already_there(target: Storage, uuid: str, name: str) -> dict[int, int]:
         )
     known = {}
     for trial in state.trials:
-        origin = json.loads(trial.system.get(ORIGIN, "{}"))
-        copied = origin.get(_FROM) if isinstance(origin, dict) else None
-        if isinstance(copied, list) and copied[:1] == [uuid]:
-            known[copied[1]] = trial.number
+        copied, number = json.loads(trial.system.get(ORIGIN, "{}")).get(_FROM, ("", 0))
+        if copied == uuid:
+            known[number] = trial.number
     return known

@@ -16,10 +16,11 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.core.attributes import OF_EXPORTS, ORIGIN
 from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy, StoreUnreachable, StudyExists
 from hopaas_p2p.export import jsonl
-from hopaas_p2p.export.portable import ORIGIN, Portable, PortableTrial, json_or_text, with_ids, with_numbers
+from hopaas_p2p.export.portable import Portable, PortableTrial, json_or_text, with_ids, with_numbers
 from hopaas_p2p.ownership import check_target
 from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.translate import external, to_json, to_microseconds, to_optuna, to_record
@@ -27,10 +28,8 @@ from hopaas_p2p.translate import external, to_json, to_microseconds, to_optuna, 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-_DEFINITION: Final = "hopaas:definition"
-"""System attribute of a study in Optuna's storage: the part of our header that Optuna has no place for."""
-_REASON: Final = "hopaas:reason"
-_METRICS: Final = "hopaas:metrics"
+_DEFINITION, _REASON, _METRICS = OF_EXPORTS
+"""System attributes in Optuna's storage, for what it has no place for: of a study, parts of our header; of a trial."""
 _NEVER_BEGAN: Final = "never_began"
 """In the origin of a finished trial without a start, which Optuna requires: it was withdrawn while WAITING."""
 

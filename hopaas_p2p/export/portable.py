@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIES, REPLICATE, REUSED
+from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIES, ORIGIN, PEERS, REPLICATE, REUSED
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import Distribution, Policy, TrialCreate, TrialState
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from hopaas_p2p.core.state import State, Trial
     from hopaas_p2p.study import Study
 
-ORIGIN: Final = "hopaas:origin"
-PEERS: Final = "hopaas:peers"
 _BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20}):(.*)", re.DOTALL)
 _BY_NUMBER: Final = re.compile(r"(dashboard:(?:artifacts:)?)#([0-9]{1,20}):(.*)", re.DOTALL)
 _LINKS: Final = (CONTINUES, COPIES, REUSED, AGAIN, REPLICATE, "late_of", "failed_trial", "retry_history")

@@ -98,8 +98,8 @@ def _row(trial: PortableTrial, portable: Portable) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, str):  # a bare CR is not quoted, and begins a row; half a surrogate pair cannot be written
-        value = value.replace("\r", "\n").encode(errors="replace").decode()
+    if isinstance(value, str):  # a bare CR is not quoted, and begins a row
+        value = value.replace("\r", "\n")
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return "" if value is None else value

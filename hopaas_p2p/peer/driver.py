@@ -26,7 +26,18 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
-from hopaas_p2p.stores.base import Beat, KeepsBeats, Log, Outgoing, RateLimitedLog, Receipt, Revocable, Store
+from hopaas_p2p.peer.vouching import judge_doubtful
+from hopaas_p2p.stores.base import (
+    Attested,
+    Beat,
+    KeepsBeats,
+    Log,
+    Outgoing,
+    RateLimitedLog,
+    Receipt,
+    Revocable,
+    Store,
+)
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _AFTER_TROUBLE: Final = 5.0  # seconds
@@ -280,11 +291,13 @@ class LogDriver(Generic[S]):
                     self._pull(began)
 
     def write_snapshot(self) -> None:
-        """Put the present state where joiners find it."""
+        """Put the present state where joiners find it, and vouch for another author's."""
         with self.lock:
             found = self.session.dump()
         if found is not None:
             with translated():
+                if isinstance(self.log, Attested) and isinstance(self.state, State):
+                    judge_doubtful(self.log, *found)
                 self.log.put_snapshot(*found)
 
     def destroy(self) -> None:

@@ -72,8 +72,7 @@ def retried(state: State) -> int:
 
 def queued_again(state: State) -> frozenset[int]:
     """The numbers of trials that somebody queued again by hand."""
-    texts = [trial.system[AGAIN] for trial in list(state.trials) if AGAIN in trial.system]
-    return frozenset(int(text) for text in texts if text.isascii() and text.isdigit())
+    return frozenset(int(trial.system[AGAIN]) for trial in list(state.trials) if AGAIN in trial.system)
 
 
 def last_ended(state: State) -> dict[str, float]:

@@ -21,13 +21,12 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.core.attributes import CMAES
 from hopaas_p2p.search.columns import Floats
 
 if TYPE_CHECKING:
     from cmaes import CMA
 
-ATTRIBUTE: Final = "hopaas:cmaes"
-"""System attribute of a trial: {"generation": its generation, "parents": [numbers of the trials that made it]}."""
 _LARGEST: Final = 1e300  # stands for an infinite value, whose differences are no numbers
 
 Parents = tuple[int, ...]
@@ -98,7 +97,7 @@ class Evolution:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a trial that is drawn now says of itself: the value of `ATTRIBUTE`."""
+        """What a trial that is drawn now says of itself: the value of the attribute `CMAES`."""
         return {"generation": len(self._parents), "parents": list(self._parents[-1] if self._parents else ())}
 
     def follow(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -148,7 +147,7 @@ def _generations(
     members: dict[int, dict[int, FrozenTrial]] = defaultdict(dict)
     claims: dict[int, list[Parents]] = defaultdict(list)
     for trial in trials:
-        origin = trial.system_attrs.get(ATTRIBUTE)
+        origin = trial.system_attrs.get(CMAES)  # in Optuna's storages, anything
         if not isinstance(origin, dict):
             continue
         generation, parents = origin.get("generation"), origin.get("parents")

@@ -19,10 +19,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p import extras
+from hopaas_p2p.core.attributes import CMAES
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.process import renew_in_child
 from hopaas_p2p.search import halton
-from hopaas_p2p.search.cmaes import ATTRIBUTE, Evolution, UnitCube
+from hopaas_p2p.search.cmaes import Evolution, UnitCube
 from hopaas_p2p.search.columns import (
     COMPLETE,
     PRUNED,
@@ -421,7 +422,7 @@ class CmaEsSampler(BaseSampler):
         with self._lock:
             evolution = self._followed(study, trials, search_space)
             params, origin = evolution.draw(trial.number), evolution.origin
-        announce(study, trial, ATTRIBUTE, origin)
+        announce(study, trial, CMAES, origin)
         return params
 
     def _followed(

@@ -22,7 +22,6 @@ from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import COMPLETE, RUNNING, State, Trial
-from hopaas_p2p.core.validity import compatible
 from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.optuna_internals import copy_of, new_frozen, pickle_prefixes
@@ -315,8 +314,6 @@ class View:
                 self._first_id + number, number, TrialState.RUNNING, None, start, None, {}, {}, {}, {}, {}
             )
         params: dict[str, Any] = flat(trial.params)  # a float is its own external representation
-        if trial.dists:
-            params = self._comparable(trial, state)
         distributions, special = self._shape(trial, params, state)
         if special:
             params = dict(params)
@@ -338,20 +335,6 @@ class View:
             self._attributes(trial.system),
             dict(trial.reports) if running else flat(trial.reports),
         )
-
-    @staticmethod
-    def _comparable(trial: Trial, state: State) -> dict[str, float]:
-        """The parameters that samplers can compare with others.
-
-        An import may have a parameter of the study's search space as one of another kind, on which they raise.
-        """
-        space = state.define.space if state.define is not None else {}
-        own = trial.dists
-        return {
-            name: value
-            for name, value in trial.params.items()
-            if name not in space or name not in own or compatible(space[name], own[name])
-        }
 
     def _shape(
         self, trial: Trial, params: dict[str, Any], state: State

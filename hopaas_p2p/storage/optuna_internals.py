@@ -27,7 +27,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.errors import waits_for
 from hopaas_p2p.search.samplers import default_sampler
-from hopaas_p2p.translate import encodable
 
 __all__ = [
     "FrozenStudy",
@@ -39,7 +38,6 @@ __all__ = [
     "cached_trial",
     "contains",
     "copy_of",
-    "encodable_copy_of",
     "end_frozen",
     "fixed_params",
     "forget_cached_trials",
@@ -127,15 +125,6 @@ def copy_of(frozen: FrozenTrial) -> StoredTrial:
     new.intermediate_values = frozen.intermediate_values.copy()
     new._distributions = frozen._distributions.copy()
     new._trial_id = frozen._trial_id
-    return new
-
-
-def encodable_copy_of(frozen: FrozenTrial) -> FrozenTrial:
-    """A copy whose attributes have a question mark in place of half a surrogate pair."""
-    new = copy_of(frozen)
-    for attributes in (new._user_attrs, new._system_attrs):
-        for key, value in attributes.items():
-            attributes[key] = encodable(value)
     return new
 
 

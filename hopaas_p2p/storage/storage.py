@@ -42,7 +42,14 @@ from hopaas_p2p.core.records import (
     TrialCreate,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.core.validity import LONGEST_TTL, possible_definition, possible_system, readable, reason_text
+from hopaas_p2p.core.validity import (
+    LONGEST_TTL,
+    compatible,
+    possible_definition,
+    possible_system,
+    readable,
+    reason_text,
+)
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
@@ -56,6 +63,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.process import new_uuid
+from hopaas_p2p.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
@@ -260,8 +268,8 @@ class Storage(BaseStorage):
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna's; see `set_study_user_attr`."""
-        record = StudySet(system={str(key): self._system_json(str(key), value)})
-        self.say(study_id, record, within=self.peer.store_wait)
+        text = self._system_json(str(key), value, directions=len(self.get_study_directions(study_id)))
+        self.say(study_id, StudySet(system={str(key): text}), within=self.peer.store_wait)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """As Optuna's."""
@@ -769,6 +777,10 @@ class Storage(BaseStorage):
 
     def _import_record(self, state: State, template: FrozenTrial) -> TrialCreate:
         dists = {name: to_record(distribution) for name, distribution in template.distributions.items()}
+        for name, one in dists.items():
+            first = state.dists.get(name)
+            if first is not None and not compatible(first, one):
+                raise InvalidInput(f"the parameter {name!r} is {spec(first)} in this study, and cannot be {spec(one)}")
         values = template.values
         return TrialCreate(
             state=records.TrialState(template.state.value),
@@ -785,11 +797,11 @@ class Storage(BaseStorage):
             end=to_microseconds(template.datetime_complete),
         )
 
-    def _system_json(self, key: str, value: object) -> str:
+    def _system_json(self, key: str, value: object, *, directions: int | None = None) -> str:
         if ":" in key and not self._options.allow_pickles and key.startswith(internals.pickle_prefixes()):
             raise ConfigurationError(_NO_PICKLES)
         text = to_json(key, value)
-        if not possible_system({key: text}):
+        if not possible_system({key: text}, directions):
             raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: what reads it would fail")
         return text
 

@@ -127,7 +127,8 @@ class Log(Protocol):
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         """(lsn, bytes) of the newest snapshot, or of the newest before one that cannot be read; None if there is none.
 
-        Also None if there is an older one that nobody needs because the log can be replayed from its first commit.
+        Also None if there is an older one that nobody needs because the log can be replayed from its first commit, or
+        one that this user has no ground to believe, see `Attested`.
         """
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
@@ -238,6 +239,33 @@ class Compacted(Protocol):
 
     def removed_up_to(self) -> int:
         """The lsn up to which commits were removed; 0: none was."""
+
+
+class Doubtful(NamedTuple):
+    """A snapshot that a worker wrote, and that no other author vouches for."""
+
+    lsn: int
+    author: str
+    data: bytes
+    sum: str
+    """Of what is compared: a judgement counts for these bytes only."""
+
+
+@runtime_checkable
+class Attested(Log, Protocol):
+    """A log that gives its readers no snapshot on the word of one worker.
+
+    `newest_snapshot` gives one that the caller's own user wrote, or an owner, or for which another author vouches.
+    """
+
+    def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
+        """The newest in this range of lsns that this user may judge; None where a newer one is believed by all."""
+
+    def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
+        """Vouch for it, or deny that it is what the log says. It is not found again."""
+
+    def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
+        """Lsn, author, and the users who deny it, of each that somebody denies."""
 
 
 @runtime_checkable

@@ -7,7 +7,6 @@ all of them, pause and stop, and trials that are released, failed or completed w
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import math
@@ -28,7 +27,7 @@ from hopaas_p2p.arguments import exceptions, functions, mapping, shown, time_lim
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_of, check_limits, limits_of
 from hopaas_p2p.core import records
-from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED
+from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import (
@@ -60,7 +59,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.interrupts import describe, interruptions, sigterm_raises
 from hopaas_p2p.process import once
 from hopaas_p2p.search.optuna_internals import reseed_in_child
-from hopaas_p2p.space import ATTRIBUTE, as_attribute, inferred, said_later, spec
+from hopaas_p2p.space import as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
@@ -70,7 +69,6 @@ from hopaas_p2p.storage.optuna_internals import (
     become,
     cached_trial,
     contains,
-    encodable_copy_of,
     fixed_params,
     forget_cached_trials,
 )
@@ -281,7 +279,7 @@ class Study:
         """
         if self._defined_space:
             raise DefinitionMismatch(f"the study {self.name!r} was created with a search space, which does not change")
-        self.storage.say(self.study_id, StudySet(system={ATTRIBUTE: as_attribute(checked_space(space))}))
+        self.storage.say(self.study_id, StudySet(system={SPACE: as_attribute(checked_space(space))}))
         self.__dict__.pop("_proposer", None)  # it is for the space before
 
     def infer_space(self) -> str:
@@ -1124,11 +1122,6 @@ class Study:
             frame = self.optuna.trials_dataframe(**options)
         except ImportError:
             raise ImportError("trials_dataframe needs pandas: pip install pandas") from None
-        except UnicodeEncodeError:  # an attribute holds half a surrogate pair, which Arrow's texts cannot
-            trials = [encodable_copy_of(one) for one in self.optuna.trials]
-            whole = copy.copy(self.optuna)
-            whole.get_trials = lambda *_args, **_options: trials  # type: ignore[method-assign]
-            frame = whole.trials_dataframe(**options)
         state = self.state
         rows = state.trials[: len(frame)]
         frame["attempt"] = [trial.attempt for trial in rows]

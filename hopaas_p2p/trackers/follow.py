@@ -196,12 +196,9 @@ def _key(tracker: Tracker) -> str:
 
 
 def _attribute(study: StudyLike, tracker: Tracker) -> dict[str, Any]:
-    """The study's attribute about this tracker. Others may have written anything there."""
-    try:
-        value = json.loads(study.state.system.get(_key(tracker), "{}"))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    """The study's attribute about this tracker."""
+    found: dict[str, Any] = json.loads(study.state.system.get(_key(tracker), "{}"))
+    return found
 
 
 def _set_attribute(study: StudyLike, tracker: Tracker, **changes: str | None) -> None:

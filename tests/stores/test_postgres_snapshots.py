@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from hopaas_p2p import access
 from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.records import TrialCreate, TrialFinish
 from hopaas_p2p.core.snapshot import CorruptSnapshot
+from hopaas_p2p.core.state import COMPLETE, State, Trials
 from hopaas_p2p.errors import Denied, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.peer.driver import LogDriver, study_driver
+from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.postgres.copying import BinaryRows
 from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore
 from hopaas_p2p.testing.commits import outgoing, study_snapshot
@@ -83,17 +88,6 @@ def test_a_block_that_was_changed_in_the_database_is_refused(stored: PostgresLog
         snapshot.load(data)
 
 
-def test_in_a_database_without_the_newest_functions_blocks_are_read_as_text(
-    stored: PostgresLog, any_postgres: Server, any_postgres_url: str
-) -> None:
-    any_postgres.execute("DROP FUNCTION hopaas.blocks_v2", database="store")
-    try:
-        assert stored.newest_snapshot() == (1, DATA)
-    finally:
-        access.initialise(any_postgres.url("store"))
-    assert stored.newest_snapshot() == (1, DATA)
-
-
 def test_blocks_come_through_a_transaction_pooler(stored: PostgresLog, any_postgres: Server) -> None:
     if find_pgbouncer() is None:
         missing("pgbouncer")
@@ -112,6 +106,189 @@ def test_a_viewer_reads_the_blocks_and_somebody_without_a_grant_does_not(place: 
     assert place.store(eve).log(uuid).newest_snapshot() == (1, DATA)
     with pytest.raises(Denied, match="no grant for this study"):
         place.store(sam).copy("copy_blocks", log=uuid, names=["any"])
+
+
+# --- who is believed ---
+
+
+class Contributors:
+    """A study of ann's, with workers bob and mallory, and joe who joins it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.ann = place.person("ann")
+        place.study(self.ann)
+        self.uuid = place.uuid()
+        for name in ("bob", "mallory", "joe"):
+            setattr(self, name, place.person(name))
+            access.grant(self.ann, "s", name, "worker")
+
+    def log(self, user: str) -> PostgresLog:
+        return self.place.store(getattr(self, user)).log(self.uuid)
+
+    def peer(self, user: str) -> LogDriver[State]:
+        """A peer of this user that has read the log."""
+        driver = study_driver(self.log(user), writer=f"{user}-{secrets.token_hex(4)}", now_us=lambda: 0)
+        driver.exchange()
+        return driver
+
+    def grow(self, user: str, trials: int = 2) -> None:
+        """The user runs some trials."""
+        driver = self.peer(user)
+        for _ in range(trials):
+            number = len(driver.state.trials)
+            driver.session.put(driver.session.writer, TrialCreate(), TrialFinish(number, 1, COMPLETE, (0.5,)))
+            driver.exchange()
+        assert len(driver.state.trials) == number + 1
+
+    def true(self) -> bytes:
+        return snapshot.dump(self.peer("ann").state)
+
+    def lsn(self) -> int:
+        return self.peer("ann").state.lsn
+
+    def seen_by(self, user: str) -> str:
+        """The digest of the study that a peer of this user joins."""
+        return snapshot.digest(self.peer(user).state)
+
+
+def _stopped(state: State) -> None:
+    state.status = "stopped"
+
+
+def _other_budget(state: State) -> None:
+    state.budget = 1
+
+
+def _trials_gone(state: State) -> None:
+    state.trials, state.counts = Trials(), [0, 0, 0, 0, 0]
+
+
+def _anothers_result(state: State) -> None:
+    state.trials[0].values = (-1e9,)
+
+
+def _another_history(state: State) -> None:
+    state.chain = state.lsn, 7
+
+
+FORGERIES = [_stopped, _other_budget, _trials_gone, _anothers_result, _another_history]
+
+
+def _forged(data: bytes, change: Callable[[State], None]) -> bytes:
+    state = snapshot.load(data)
+    change(state)
+    return snapshot.dump(state)
+
+
+@pytest.fixture
+def people(place: Place) -> Contributors:
+    return Contributors(place)
+
+
+@pytest.mark.parametrize("change", FORGERIES)
+def test_a_snapshot_that_a_worker_forged_misleads_nobody_else(
+    people: Contributors, change: Callable[[State], None]
+) -> None:
+    true, lsn = people.true(), people.lsn()
+    people.log("mallory").put_snapshot(lsn, _forged(true, change))
+
+    for user in ("ann", "bob", "joe"):
+        assert people.seen_by(user) == snapshot.digest(snapshot.load(true))
+        assert people.log(user).newest_snapshot() is None
+    assert people.log("mallory").newest_snapshot() is not None, "its author believes it"
+
+
+def test_an_owners_snapshot_and_ones_own_are_believed(people: Contributors) -> None:
+    true, lsn = people.true(), people.lsn()
+    people.log("bob").put_snapshot(lsn, true)
+    assert people.log("bob").newest_snapshot() == (lsn, true)
+    assert people.log("joe").newest_snapshot() is None
+    people.log("ann").put_snapshot(lsn, true)
+    assert people.log("joe").newest_snapshot() == (lsn, true)
+
+
+def test_without_an_owner_online_a_worker_vouches_for_anothers_snapshot(people: Contributors) -> None:
+    people.grow("bob")
+    people.peer("bob").write_snapshot()
+    people.grow("mallory", 3)
+    assert people.log("joe").newest_snapshot() is None
+
+    people.peer("mallory").write_snapshot()
+
+    lsn, data = people.log("joe").newest_snapshot() or (0, b"")
+    assert lsn == people.lsn() - 3, "bob's; nobody has vouched for mallory's yet"
+    assert snapshot.load(data).lsn == lsn
+    people.peer("bob").write_snapshot()
+    assert (people.log("joe").newest_snapshot() or (0, b""))[0] == people.lsn()
+    assert people.seen_by("joe") == people.seen_by("ann")
+
+
+@pytest.mark.parametrize("change", FORGERIES)
+def test_a_forged_snapshot_is_denied_and_an_honest_one_before_it_vouched_for(
+    people: Contributors, change: Callable[[State], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    people.grow("bob")
+    people.peer("bob").write_snapshot()
+    honest = people.lsn()
+    people.grow("bob")
+    people.log("mallory").put_snapshot(people.lsn(), _forged(people.true(), change))
+    people.grow("bob")
+
+    people.peer("joe").write_snapshot()
+
+    assert (people.log("ann").newest_snapshot() or (0, b""))[0] == honest
+    assert "that mallory wrote at commit" in caplog.text
+    denied = people.log("ann").denied_snapshots()
+    assert [(author, deniers) for _, author, deniers in denied] == [("mallory", ["joe"])]
+    findings = list(examine(people.place.store(people.ann)))
+    shown = [one for one in findings if not one.passed and one.check == "study s, snapshot"]
+    assert len(shown) == 1
+    assert "what mallory wrote" in shown[0].detail
+
+
+def test_no_snapshots_of_a_worker_drive_out_or_replace_those_of_others(people: Contributors) -> None:
+    true, lsn = people.true(), people.lsn()
+    people.log("ann").put_snapshot(lsn, true)
+    people.log("bob").put_snapshot(lsn, true)
+    people.log("mallory").put_snapshot(lsn, b"not a snapshot")
+    people.grow("bob", 8)
+    for at in range(lsn + 1, lsn + 9):
+        people.log("mallory").put_snapshot(at, b"not a snapshot")
+
+    assert people.log("joe").newest_snapshot() == (lsn, true)
+    assert people.log("bob").newest_snapshot() == (lsn, true)
+    count = people.place.server.execute(
+        "SELECT count(*) FROM hopaas.snapshots WHERE author = 'mallory'", database="store"
+    )
+    assert count == [(3,)]
+
+
+def test_nobody_vouches_for_ones_own_or_for_other_bytes_than_were_compared(people: Contributors) -> None:
+    true, lsn = people.true(), people.lsn()
+    forged = _forged(true, _stopped)
+    mallory, again = people.log("mallory"), people.place.store(people.place.person("mallory")).log(people.uuid)
+    mallory.put_snapshot(lsn, forged)
+    assert again.doubtful_snapshot(0, lsn) is None
+    found = people.log("bob").doubtful_snapshot(0, lsn)
+    assert found is not None
+    again.judge_snapshot(found, same=True)
+    people.log("bob").judge_snapshot(found._replace(sum="0" * 64), same=True)
+    assert people.log("joe").newest_snapshot() is None
+
+
+def test_a_viewer_vouches_for_nothing(people: Contributors) -> None:
+    access.grant(people.ann, "s", "joe", "viewer")
+    people.log("mallory").put_snapshot(people.lsn(), people.true())
+    found = people.log("bob").doubtful_snapshot(0, people.lsn())
+    assert found is not None
+    with pytest.raises(Denied):
+        people.log("joe").judge_snapshot(found, same=True)
+
+
+def test_a_snapshot_far_behind_is_not_judged(people: Contributors) -> None:
+    people.log("mallory").put_snapshot(1, people.true())
+    assert people.log("bob").doubtful_snapshot(1, people.lsn()) is None
 
 
 # --- the format --------------------------------------------------------------------------------------------------

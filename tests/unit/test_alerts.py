@@ -15,7 +15,7 @@ import hopaas_p2p
 from dashboard_app.views import live
 from hopaas_p2p.alerts import Alert, AlertMemory, AlertSender, AlertThresholds, webhook
 from hopaas_p2p.alerts.rules import after_sending, due
-from hopaas_p2p.alerts.sender import LEADERSHIP
+from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.settings import Secret
@@ -240,7 +240,7 @@ def test_the_monitor_says_whether_somebody_is_told_and_how_to_be(study: Study, r
 
 
 def test_a_seat_that_cannot_be_read_is_free(study: Study, receiver: Receiver) -> None:
-    study.storage.set_study_system_attr(study.study_id, LEADERSHIP, "x" * 10)
+    study.storage.set_study_system_attr(study.study_id, ALERTS, {"sender": 7})
     sender = AlertSender(study, webhook(Secret(receiver.url)), settle=0.0)
     sender.look()
     assert sender.is_leader

@@ -7,11 +7,13 @@ import pytest
 
 from hopaas_p2p.core import blocks, snapshot
 from hopaas_p2p.core.blocks import close_settled
-from hopaas_p2p.core.records import TrialCreate, TrialFinish, TrialReclaim
+from hopaas_p2p.core.records import Float, TrialCreate, TrialFinish, TrialReclaim
 from hopaas_p2p.core.state import BLOCK, Trial
 from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.frozen import View
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, WAITING, Scribe
+
+RULES = blocks.StudyRules(1, {name: Float(0, 1) for name in "pq0123456789"}, 3000)
 
 
 def _filled(scribe: Scribe, count: int) -> None:
@@ -105,7 +107,7 @@ def test_a_block_with_a_column_of_another_length_is_corrupt(scribe: Scribe, colu
     plain = blocks._columns(list(scribe.state.trials)[:BLOCK])
     setattr(plain, column, bytes(getattr(plain, column)) + bytes(8))
     with pytest.raises((ValueError, IndexError)):
-        blocks.check(msgspec.msgpack.encode(plain))
+        blocks.check(msgspec.msgpack.encode(plain), RULES, first=0)
 
 
 @pytest.mark.parametrize("column", ["owner", "param_set", "step_set"])
@@ -116,7 +118,7 @@ def test_a_block_whose_indexes_lead_nowhere_is_corrupt(scribe: Scribe, column: s
     planes[place * BLOCK + 5] = 0x81
     setattr(plain, column, bytes(planes))
     with pytest.raises((ValueError, IndexError)):
-        blocks.check(msgspec.msgpack.encode(plain))
+        blocks.check(msgspec.msgpack.encode(plain), RULES, first=0)
 
 
 @pytest.mark.parametrize("kinds", [1, 3, 16, 17, 300])
@@ -126,11 +128,12 @@ def test_a_block_of_few_or_many_kinds_of_trials_is_checked_and_read(scribe: Scri
         kind = trial.number % kinds
         trial.owner, trial.params = f"peer{kind}", dict.fromkeys(f"p{kind}q" * (kind % 3), 0.5)
         trial.reports = dict.fromkeys(range(kind), 1.5)
-        trial.values = None if kind % 5 == 2 else (0.5,) * (1 + kind % 2)
+        if kind % 5 == 2:
+            trial.values, trial.state = None, PRUNED
     packed = blocks.pack(trials)
-    checked = blocks.check(blocks.inflated(packed, at_most=1 << 24))
+    checked = blocks.check(blocks.inflated(packed, at_most=1 << 24), RULES, first=0)
     assert checked.finished
-    assert checked.counts[COMPLETE] == BLOCK
+    assert checked.counts[COMPLETE] + checked.counts[PRUNED] == BLOCK
     block = blocks.PackedBlock(memoryview(packed), 0)
     assert _same(block.trials(), trials)
     columns = block.columns()

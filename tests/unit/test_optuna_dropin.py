@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 import hopaas_p2p
 from hopaas_p2p import provenance
 from hopaas_p2p.core.records import TrialReclaim
-from hopaas_p2p.errors import ConfigurationError, NotYourTrial, NoWork
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NotYourTrial, NoWork
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage import options as options_module
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -303,11 +303,11 @@ def rich_study(where: Any) -> optuna.Study:
     study.add_trial(
         optuna.create_trial(
             value=1.25,
-            params={"x": 1.0, "n": 2, "kind": None},
+            params={"x": 1.0, "n": 2, "other": None},
             distributions={
                 "x": optuna.distributions.FloatDistribution(-3, 3, step=0.5),
-                "n": optuna.distributions.IntDistribution(1, 64, log=True),
-                "kind": optuna.distributions.CategoricalDistribution((None, True, 1.5, "s")),
+                "n": optuna.distributions.IntDistribution(1, 64),
+                "other": optuna.distributions.CategoricalDistribution((None, True, 1.5, "s")),
             },
             intermediate_values={0: 2.0, 10: 1.5},
             user_attrs={"ü": {"deep": [1, None]}},
@@ -571,13 +571,27 @@ def test_many_attributes_that_are_too_much_for_one_commit_go_in_several(study: o
 
 
 def test_text_of_any_kind_survives_in_attributes(study: optuna.Study) -> None:
-    values = {"emoji": "🎉", "lone": "\ud800", "nul": "\0", "deep": [[{"a": None}]], "ä b\n": "x", "": 1}
+    values = {"emoji": "🎉", "nul": "\0", "deep": [[{"a": None}]], "ä b\n": "x", "": 1}
     trial = study.ask()
     for key, value in values.items():
         trial.set_user_attr(key, value)
         study.set_user_attr(key, value)
     study.tell(trial, 1.0)
     assert study.trials[0].user_attrs == study.user_attrs == values
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark_because_no_file_or_page_can_hold_it(study: optuna.Study) -> None:
+    trial = study.ask()
+    trial.set_user_attr("path", "caf\udce9.txt")
+    study.tell(trial, 1.0)
+    assert study.trials[0].user_attrs == {"path": "caf?.txt"}
+
+
+def test_a_trial_with_a_parameter_of_another_kind_is_refused_as_by_optunas_databases(study: optuna.Study) -> None:
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    other = {"x": optuna.distributions.IntDistribution(0, 5)}
+    with pytest.raises(InvalidInput, match=r"'x' is float\(0,1\) in this study, and cannot be int\(0,5\)"):
+        study.add_trial(optuna.create_trial(value=1.0, params={"x": 1}, distributions=other))
 
 
 # --- trials of others --------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import Trial, TrialState
 
 import hopaas_p2p
+from hopaas_p2p.core.attributes import CMAES
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.samplers import CmaEsSampler
-from hopaas_p2p.search.cmaes import ATTRIBUTE, UnitCube
+from hopaas_p2p.search.cmaes import UnitCube
 
 
 def bowl(trial: Trial) -> float:
@@ -66,7 +67,7 @@ def test_peers_that_ask_at_once_agree_on_what_made_a_generation() -> None:
         study.sampler = sampler
         trial = study.ask()
         bowl(trial)
-        drawn.append(study.trials[-1].system_attrs[ATTRIBUTE])
+        drawn.append(study.trials[-1].system_attrs[CMAES])
         study.tell(trial, state=TrialState.FAIL)
     assert drawn[0] == drawn[1] == drawn[2]
     assert drawn[0]["generation"] > 5
@@ -83,18 +84,18 @@ def test_what_others_write_about_generations_stops_nobody(origin: object) -> Non
     study.optimize(bowl, n_trials=2)
     study.add_trial(
         optuna.trial.create_trial(
-            value=float("inf"), system_attrs={ATTRIBUTE: origin}, params=study.trials[0].params,
+            value=float("inf"), system_attrs={CMAES: origin}, params=study.trials[0].params,
             distributions=study.trials[0].distributions,
         )
     )  # fmt: skip
     study.optimize(bowl, n_trials=40)
-    assert study.trials[-1].system_attrs[ATTRIBUTE]["generation"] > 5
+    assert study.trials[-1].system_attrs[CMAES]["generation"] > 5
 
 
 def test_it_starts_again_when_it_has_converged() -> None:
     study = optuna.create_study(sampler=CmaEsSampler(seed=1, population_size=4))
     study.optimize(lambda trial: float(trial.suggest_float("x", 0, 1) > 2), n_trials=400)
-    late = [len(trial.system_attrs[ATTRIBUTE]["parents"]) for trial in study.trials[300:]]
+    late = [len(trial.system_attrs[CMAES]["parents"]) for trial in study.trials[300:]]
     assert max(late) > 4
 
 

@@ -23,20 +23,8 @@ BEGIN
     RETURN QUERY SELECT b.name FROM hopaas.blocks b WHERE b.log = v_log.id;
 END $$;
 
--- These blocks, as far as they are there.
-CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
-BEGIN
-    RETURN QUERY
-        SELECT b.name, encode(b.data, 'base64') FROM hopaas.blocks b WHERE b.log = v_log.id AND b.name = ANY (p_names);
-END $$;
-
--- The same without base64, for COPY in the binary format: the server reads and sends, and converts nothing.
-CREATE OR REPLACE FUNCTION hopaas.blocks_v2(p_log text, p_names text[]) RETURNS TABLE (name text, data bytea)
+-- These blocks, as far as they are there; for COPY in the binary format: the server reads and sends, and converts nothing.
+CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data bytea)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column

@@ -10,12 +10,24 @@ FROM hopaas.exchange_v2(
 )
 
 -- name: newest_snapshot
--- (lsn, base64) of the newest snapshot.
+-- (lsn, base64) of the newest snapshot that this user may believe.
 SELECT * FROM hopaas.newest_snapshot_v1(%(log)s)
 
 -- name: put_snapshot
 -- Keep a snapshot.
 SELECT hopaas.put_snapshot_v1(%(log)s, %(lsn)s, decode(%(data)s, 'base64'), %(kept)s)
+
+-- name: doubtful_snapshot
+-- (lsn, author, base64) of the newest snapshot that this user may vouch for.
+SELECT * FROM hopaas.doubtful_snapshot_v1(%(log)s, %(after)s, %(up_to)s)
+
+-- name: judge_snapshot
+-- Vouch for a snapshot of another author's, or deny that it is what the log says.
+SELECT hopaas.judge_snapshot_v1(%(log)s, %(lsn)s, %(author)s, %(sum)s, %(same)s)
+
+-- name: denied_snapshots
+-- (lsn, author, who denied it) of snapshots.
+SELECT * FROM hopaas.denied_snapshots_v1(%(log)s)
 
 -- name: block_names
 -- The blocks that are there.
@@ -23,11 +35,7 @@ SELECT name FROM hopaas.block_names_v1(%(log)s)
 
 -- name: copy_blocks
 -- (name, bytes) of some blocks.
-COPY (SELECT * FROM hopaas.blocks_v2(%(log)s, %(names)s::text[])) TO STDOUT (FORMAT binary)
-
--- name: blocks
--- (name, base64) of some blocks, in a database that has not the function above yet.
-SELECT * FROM hopaas.blocks_v1(%(log)s, %(names)s::text[])
+COPY (SELECT * FROM hopaas.blocks_v1(%(log)s, %(names)s::text[])) TO STDOUT (FORMAT binary)
 
 -- name: put_block
 -- Keep a block.

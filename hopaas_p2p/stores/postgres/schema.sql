@@ -38,12 +38,16 @@ CREATE TABLE hopaas.commits (
     UNIQUE (log, nonce, author)
 );
 
+-- A worker's snapshot is doubtful until another author has compared it with the log: see newest_snapshot_v1.
 CREATE TABLE hopaas.snapshots (
     log integer NOT NULL,
     lsn bigint NOT NULL,
     author text NOT NULL,
+    role text NOT NULL,
+    voucher text,
+    deniers text[] NOT NULL DEFAULT '{}',
     data bytea NOT NULL,
-    PRIMARY KEY (log, lsn)
+    PRIMARY KEY (log, lsn, author)
 );
 ALTER TABLE hopaas.snapshots ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed already
 
@@ -389,21 +393,25 @@ AS $$
     FROM hopaas.exchange_v2(p_log, p_since, p_nonce, p_payload, p_about, p_peer, p_beat, p_limit, NULL)
 $$;
 
--- The newest snapshot of a log, or nothing.
+-- The newest snapshot of a log that the caller may believe, or nothing. A peer takes what a snapshot says for the log,
+-- so it believes none on the word of one worker: its own user wrote it, or an owner, or another author vouches for it.
 CREATE OR REPLACE FUNCTION hopaas.newest_snapshot_v1(p_log text) RETURNS TABLE (lsn bigint, data text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+    v_user text := hopaas.caller();
+    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'viewer');
 BEGIN
     RETURN QUERY
-        SELECT s.lsn, encode(s.data, 'base64')
-        FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT 1;
+        SELECT s.lsn, encode(s.data, 'base64') FROM hopaas.snapshots s
+        WHERE s.log = v_log.id AND (s.author = v_user OR s.role = 'owner' OR s.voucher IS NOT NULL)
+        ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Keep a snapshot and the two before it, and remove beats that are a month old. All users may write to the catalog,
--- but only an owner its snapshot: a forged one would lead others to another study under a name that they know.
+-- Keep a snapshot, and remove beats that are a month old. p_kept snapshots stay of those that everybody believes, and as
+-- many of each author's doubtful ones, so nobody's drive out another's. All users may write to the catalog, but only an
+-- owner its snapshot: a forged one would lead others to another study under a name that they know.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -419,12 +427,69 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no commit % to make a snapshot of', p_lsn USING ERRCODE = 'ZH409';
     END IF;
-    INSERT INTO hopaas.snapshots (log, lsn, author, data) VALUES (v_log.id, p_lsn, v_user, p_data)
-    ON CONFLICT (log, lsn) DO UPDATE SET author = excluded.author, data = excluded.data;
-    DELETE FROM hopaas.snapshots WHERE log = v_log.id AND lsn NOT IN (
-        SELECT s.lsn FROM hopaas.snapshots s WHERE s.log = v_log.id ORDER BY s.lsn DESC LIMIT greatest(p_kept, 1)
-    );
+    INSERT INTO hopaas.snapshots (log, lsn, author, role, data)
+    VALUES (v_log.id, p_lsn, v_user, hopaas.role_in(v_log.id, p_log, v_user), p_data) ON CONFLICT DO NOTHING;
+    DELETE FROM hopaas.snapshots s USING (
+        SELECT o.lsn, o.author, row_number() OVER (
+            PARTITION BY CASE WHEN o.role <> 'owner' AND o.voucher IS NULL THEN o.author END ORDER BY o.lsn DESC
+        ) AS place
+        FROM hopaas.snapshots o WHERE o.log = v_log.id
+    ) old
+    WHERE s.log = v_log.id AND s.lsn = old.lsn AND s.author = old.author AND old.place > greatest(p_kept, 1);
     DELETE FROM hopaas.beats WHERE at < now() - interval '30 days';
+END $$;
+
+-- The newest doubtful snapshot in (p_after, p_up_to] that the caller may judge, if it is newer than all that everybody
+-- believes.
+CREATE OR REPLACE FUNCTION hopaas.doubtful_snapshot_v1(p_log text, p_after bigint, p_up_to bigint)
+RETURNS TABLE (lsn bigint, author text, data text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_user text := hopaas.caller();
+    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
+BEGIN
+    RETURN QUERY
+        SELECT s.lsn, s.author, encode(s.data, 'base64') FROM hopaas.snapshots s
+        WHERE s.log = v_log.id AND s.author <> v_user AND NOT v_user = ANY (s.deniers) AND s.lsn <= p_up_to
+            AND s.lsn > greatest(p_after, (
+                SELECT max(o.lsn) FROM hopaas.snapshots o
+                WHERE o.log = v_log.id AND (o.role = 'owner' OR o.voucher IS NOT NULL)
+            ))
+        ORDER BY s.lsn DESC LIMIT 1;
+END $$;
+
+-- Vouch for another author's snapshot, or deny that it is what the log says; p_sum is the SHA-256 of what was compared.
+CREATE OR REPLACE FUNCTION hopaas.judge_snapshot_v1(
+    p_log text, p_lsn bigint, p_author text, p_sum text, p_same boolean
+) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
+AS $$
+DECLARE
+    v_user text := hopaas.caller();
+    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
+BEGIN
+    PERFORM hopaas.check_session();
+    UPDATE hopaas.snapshots s
+    SET voucher = CASE WHEN p_same THEN v_user ELSE s.voucher END,
+        deniers = CASE WHEN p_same THEN s.deniers ELSE s.deniers || v_user END
+    WHERE s.log = v_log.id AND s.lsn = p_lsn AND s.author = p_author AND s.author <> v_user
+        AND s.voucher IS NULL AND NOT v_user = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum;
+END $$;
+
+-- The snapshots of which an author said that they are not what the log says.
+CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
+RETURNS TABLE (lsn bigint, author text, deniers text[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+BEGIN
+    RETURN QUERY
+        SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s
+        WHERE s.log = v_log.id AND s.deniers <> '{}' ORDER BY s.lsn;
 END $$;
 
 -- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.

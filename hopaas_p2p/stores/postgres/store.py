@@ -8,6 +8,7 @@ twice, because the server recognises a commit by its nonce.
 from __future__ import annotations
 
 import base64
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
+from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Doubtful, Entry, Outgoing, Progress, Receipt
 from hopaas_p2p.stores.postgres.connect import ConnectionProvider, PostgresAddress
 from hopaas_p2p.stores.postgres.copying import BinaryRows
 from hopaas_p2p.stores.postgres.errors import (
@@ -90,44 +91,45 @@ class PostgresLog:
         rows = self._store.call("newest_snapshot", log=self._uuid)
         if not rows:
             return None
-        lsn, head = rows[0][0], base64.b64decode(rows[0][1])
+        lsn, head = rows[0]
+        data = self._whole(base64.b64decode(head))
+        return None if data is None else (lsn, data)
+
+    def _whole(self, head: bytes) -> bytes | None:
+        """The snapshot with this head and its blocks; None if it is damaged."""
         try:
-            return lsn, snapshot.whole(head, dict(self._blocks(snapshot.names_in(head))))
+            return snapshot.whole(head, dict(self._blocks(snapshot.names_in(head))))
         except snapshot.CorruptSnapshot:
             return None
 
     def _blocks(self, names: list[str]) -> Iterator[tuple[str, bytes | memoryview]]:
-        copies = True
         for first in range(0, len(names), _BLOCKS_AT_ONCE):
             some = names[first : first + _BLOCKS_AT_ONCE]
-            if copies:
-                try:
-                    yield from self._copied(some)
-                    continue
-                except ConfigurationError:  # made by an earlier version
-                    copies = False
-            for name, text in self._store.call("blocks", log=self._uuid, names=some):
-                yield name, base64.b64decode(text)
-
-    def _copied(self, names: list[str]) -> list[tuple[str, bytes | memoryview]]:
-        rows = self._store.copy("copy_blocks", log=self._uuid, names=names)
-        return [(str(name, "utf-8"), data) for name, data in rows]
+            for name, data in self._store.copy("copy_blocks", log=self._uuid, names=some):
+                yield str(name, "utf-8"), data
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        head = self._without_blocks(data)
-        self._store.call("put_snapshot", log=self._uuid, lsn=lsn, data=_text(head), kept=SNAPSHOTS_KEPT)
-
-    def _without_blocks(self, data: bytes) -> bytes:
-        """The head of a snapshot whose blocks the database has now; in a schema that keeps none, all of it."""
         head, blocks = snapshot.split(data)
         if blocks:
-            try:
-                there = {name for (name,) in self._store.call("block_names", log=self._uuid)}
-            except ConfigurationError:  # version 3
-                return data
+            there = {name for (name,) in self._store.call("block_names", log=self._uuid)}
             for name in blocks.keys() - there:
                 self._store.call("put_block", log=self._uuid, block=name, data=_text(blocks[name]))
-        return head
+        self._store.call("put_snapshot", log=self._uuid, lsn=lsn, data=_text(head), kept=SNAPSHOTS_KEPT)
+
+    def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
+        rows = self._store.call("doubtful_snapshot", log=self._uuid, after=after, up_to=up_to)
+        if not rows:
+            return None
+        lsn, author, text = rows[0]
+        head = base64.b64decode(text)
+        return Doubtful(lsn, author, self._whole(head) or b"", hashlib.sha256(head).hexdigest())
+
+    def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
+        lsn, author, _, total = found
+        self._store.call("judge_snapshot", log=self._uuid, lsn=lsn, author=author, sum=total, same=same)
+
+    def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
+        return [(lsn, author, deniers) for lsn, author, deniers in self._store.call("denied_snapshots", log=self._uuid)]
 
     def destroy(self) -> None:
         self._store.call("destroy", log=self._uuid)

@@ -1,0 +1,71 @@
+"""How a worker's snapshot comes to be believed: a peer of another author compares it with the log.
+
+A joiner takes what a snapshot says for the log, so a forged one would mislead every peer that joins from it. A peer
+whose turn it is to write a snapshot therefore first looks at those of other authors that nobody vouches for: it loads
+one, applies the commits from there to where it is itself, and compares the two states. The store keeps the verdict.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.state import State
+from hopaas_p2p.stores.base import Attested, snapshot_step
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_REACH: Final = 8
+"""Snapshot steps back. An older one saves a joiner little, and would make this peer replay much."""
+_AT_ONCE: Final = 8
+"""Forged ones that are passed over per turn."""
+
+
+def judge_doubtful(log: Attested, lsn: int, data: bytes) -> None:
+    """Vouch for another author's snapshot that agrees with ours, and deny those that do not. Raises like `exchange`."""
+    for _ in range(_AT_ONCE):
+        found = log.doubtful_snapshot(lsn - _REACH * snapshot_step(lsn), lsn)
+        if found is None:
+            return
+        same = _agrees(log, found.lsn, found.data, lsn, data)
+        log.judge_snapshot(found, same=same)
+        if same:
+            return
+        _log.warning(
+            "the snapshot that %s wrote at commit %d differs from what the log says, and nobody joins from it; see "
+            "hopaas-p2p doctor",
+            found.author,
+            found.lsn,
+        )
+
+
+def _agrees(log: Attested, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
+    """Whether one snapshot and the commits after it lead to the other."""
+    try:
+        state = snapshot.load(theirs)
+    except snapshot.CorruptSnapshot:
+        return False
+    if state.lsn != begin or not _read_on(log, state, end):
+        return False
+    if snapshot.dump(state) == ours:
+        return True
+    mine = snapshot.load(ours)  # another version of zlib packs the same trials into other bytes
+    return state.chain == mine.chain and snapshot.digest(state) == snapshot.digest(mine)
+
+
+def _read_on(log: Attested, state: State, end: int) -> bool:
+    """Apply the commits up to `end`; whether they follow what the state has read."""
+    while state.lsn < end:
+        receipt = log.exchange(None, state.lsn)
+        if not receipt.entries:
+            return False
+        for entry in receipt.entries:
+            if entry.lsn > end:
+                break
+            if state.chain[0] != state.lsn or entry.before not in (None, state.chain[1]):
+                return False
+            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
+            state.chain = entry.lsn, following(state.chain[1], entry.payload)
+    return True

@@ -1,0 +1,308 @@
+"""Snapshots that somebody forged: a joiner judges what they hold as it judges records, or replays the log instead.
+
+Who may have written one is another question: see `tests/stores/test_postgres_snapshots.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hopaas_p2p
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.attributes import FIDELITY, METRIC_NAMES, ORIGIN
+from hopaas_p2p.core.records import (
+    FROM_START,
+    Budget,
+    Categorical,
+    Checkpoint,
+    Float,
+    Int,
+    PastLease,
+    Policy,
+    StudyDefine,
+    TrialCheckpoint,
+    TrialCreate,
+    TrialReclaim,
+    TrialSet,
+)
+from hopaas_p2p.core.snapshot import CorruptSnapshot
+from hopaas_p2p.core.state import BLOCK, COMPLETE, FAIL, PRUNED, WAITING, LastCommit, State, Trial, Verdict
+from hopaas_p2p.stores.url import open_store
+from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
+
+NAN, INF = math.nan, math.inf
+
+
+def honest() -> Scribe:
+    """A study whose trials have all that trials can have: 0 is complete, 8 runs, 9 failed, 10 waits to retry it."""
+    scribe = Scribe(policy=Policy(limits=Budget(epochs=10_000)))
+    scribe.join("ann", "north")
+    for at in range(8):
+        scribe.trial("ann", at / 8, reports=(1.0, 0.5), lr=10.0 ** -(1 + at / 2), units=8.0 * (1 + at), opt=at % 3)
+    running = scribe.start("ann", lr=0.01, units=16.0, opt=1.0)
+    scribe.say("ann", TrialCheckpoint(running, 1, Checkpoint(1, "key", 3, "sum")))
+    scribe.say("ann", TrialSet(running, 1, metrics={"auc": {0: 0.5}}, user={"note": '"x"'}))
+    scribe.say("bob", TrialReclaim(scribe.start("ann", lr=0.02), 1))
+    return scribe
+
+
+def _trial(number: int, **changes: Any) -> Callable[[State], None]:
+    def change(state: State) -> None:
+        trial = state.trials.opened(number)
+        before = trial.state
+        for name, value in changes.items():
+            setattr(trial, name, value)
+        state.counts[before] -= 1
+        state.counts[trial.state] += 1
+
+    return change
+
+
+def _state(**changes: Any) -> Callable[[State], None]:
+    def change(state: State) -> None:
+        for name, value in changes.items():
+            setattr(state, name, value)
+
+    return change
+
+
+def _ledger(**changes: Any) -> Callable[[State], None]:
+    def change(state: State) -> None:
+        for name, value in changes.items():
+            setattr(state.ledger, name, value)
+
+    return change
+
+
+FORGED: Final[dict[str, Callable[[State], None]]] = {
+    # trials
+    "two values for one objective": _trial(0, values=(1.0, 2.0)),
+    "no values": _trial(0, values=()),
+    "COMPLETE without a value": _trial(0, values=None),
+    "a value that is no number": _trial(0, values=(NAN,)),
+    "a value of a trial that runs": _trial(8, values=(1.0,)),
+    "an end of a trial that runs": _trial(8, end=5),
+    "no end of a trial that is over": _trial(0, end=None),
+    "a start in the year 300,000": _trial(0, start=1 << 60),
+    "an end in the year 300,000": _trial(0, end=1 << 60),
+    "an end before all clocks": _trial(0, end=-(1 << 60)),
+    "an epoch below 0": _trial(0, epoch=-1),
+    "an epoch of 2^60": _trial(0, epoch=1 << 60),
+    "a trial that runs in epoch 0": _trial(8, epoch=0),
+    "a trial that runs for nobody": _trial(8, owner=None),
+    "an owner with a long name": _trial(0, owner="x" * 65),
+    "an owner without a name": _trial(0, owner=""),
+    "another state": _trial(8, state=WAITING, owner=None),
+    "a parameter that is no number": _trial(0, params={"lr": NAN, "units": 16.0, "opt": 1.0}),
+    "a parameter below its range": _trial(0, params={"lr": 1e-9, "units": 16.0, "opt": 1.0}),
+    "a parameter above its range": _trial(0, params={"lr": 0.01, "units": 1e6, "opt": 1.0}),
+    "a choice that there is not": _trial(0, params={"lr": 0.01, "units": 16.0, "opt": 3.0}),
+    "a parameter without a distribution": _trial(0, params={"other": 0.5}),
+    "a distribution of another kind": _trial(0, dists={"lr": Int(0, 1)}),
+    "a distribution that cannot be": _trial(0, params={"new": 1.0}, dists={"new": Float(0, 1, step=1e-300)}),
+    "a value outside its own distribution": _trial(0, params={"new": 5.0}, dists={"new": Float(0, 1)}),
+    "attributes that are too deep": _trial(0, user={"deep": "[" * 100}),
+    "half a surrogate pair": _trial(0, user={"half": '"\\ud800"'}),
+    "an attribute with a zero in its name": _trial(0, user={"\0": "1"}),
+    "an origin that is none": _trial(0, system={ORIGIN: '{"owner":[]}'}),
+    "constraints that are none": _trial(0, system={"constraints": "7"}),
+    "a retry of itself": _trial(0, retry_of=0),
+    "a retry of a later trial": _trial(0, retry_of=5),
+    "a retry that came before": _trial(5, retried_by=3),
+    "a retry that there is not": _trial(0, retried_by=1000),
+    "a circle of retries": _trial(0, retry_of=0, retried_by=0),
+    "a late result of itself": _trial(3, late_of=3),
+    "a continuation of itself": _trial(3, continues=3),
+    "a link below 0": _trial(3, retry_of=-1),
+    "a lease kept as a trial that there is not": _trial(0, history=(PastLease("x", 1, 0, 1, "", 1000),)),
+    "a lease of another time": _trial(0, history=(PastLease("x", 1, 1 << 60, 1, ""),)),
+    "a lease before the first epoch": _trial(0, history=(PastLease("x", -1, 0, 1, ""),)),
+    "no attempt": _trial(0, attempt=0),
+    "many checkpoints": _trial(0, checkpoints=(Checkpoint(1, "k", 1, "s"),) * 3),
+    "paused, and complete": _trial(0, paused=True),
+    "a request to end what is over": _trial(0, stop="please"),
+    "a metric with a long name": _trial(0, metrics={"x" * 101: {0: 1.0}}),
+    "a hundred metrics": _trial(0, metrics={f"m{at}": {0: 1.0} for at in range(100)}),
+    # the study
+    "a status that there is not": _state(status="deleted"),
+    "a budget below 0": _state(budget=-5),
+    "a budget of 2^60": _state(budget=1 << 60),
+    "failures below 0": _state(failures_in_a_row=-1),
+    "other names of metrics than objectives": _state(system={METRIC_NAMES: "[]"}),
+    "rungs that are none": _state(system={FIDELITY: '{"a":1}'}),
+    "study attributes that are too deep": _state(user={"deep": "[" * 100}),
+    "no definition": _state(define=None),
+    "an impossible definition": _state(define=StudyDefine("study", ("sideways",), space=SPACE)),
+    "a distribution of the study of another kind": _state(dists={**SPACE, "opt": Float(0, 1)}),
+    "a space that lacks a parameter": _state(dists={"lr": SPACE["lr"]}),
+    "an impossible distribution": _state(dists={**SPACE, "new": Categorical(())}),
+    "a refusal that there is not": _state(refusals={"because": 1}),
+    "refusals below 0": _state(refusals={"fenced": -1}),
+    "a trial that runs twice": _state(running={8: None, 0: None}),
+    "a trial that waits and does not": _state(waiting={10: None, 0: None}),
+    "a queue that lacks one": _state(waiting={}),
+    "nothing that runs": _state(running={}),
+    "a trial that waits and is not there": _state(waiting={1000: None}),
+    "a verdict on a trial that there is not": _state(writers={"ann": LastCommit(1, 1, (Verdict(True, 1000),))}),
+    "a verdict for no reason": _state(writers={"ann": LastCommit(1, 1, (Verdict(False, 0, "because"),))}),
+    "a commit that is to come": _state(writers={"ann": LastCommit(1, 10**6, ())}),
+    "a commit before the first": _state(writers={"ann": LastCommit(-1, 1, ())}),
+    "limits without a ledger": _state(ledger=None),
+    "a ledger of trials that do not run": _ledger(open={}, lost={0: None}),
+    "impossible limits": _ledger(limits=Budget(epochs=-1)),
+    "a best value that is no number": _ledger(best=(0, NAN)),
+    "a time of no clock": _ledger(clocks=[("ann", 1 << 62)]),
+    "many clocks": _ledger(clocks=[("ann", 0)] * 100),
+    "since the best, fewer than none": _ledger(since_best=-1),
+}
+
+
+def forged(change: Callable[[State], None]) -> bytes:
+    state = honest().state
+    change(state)
+    return snapshot.dump(state)
+
+
+def test_an_honest_snapshot_is_read_as_it_was() -> None:
+    state = honest().state
+    assert snapshot.digest(snapshot.load(snapshot.dump(state))) == snapshot.digest(state)
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_what_no_log_can_lead_to_is_no_snapshot(change: Callable[[State], None]) -> None:
+    with pytest.raises(CorruptSnapshot):
+        snapshot.load(forged(change))
+
+
+@pytest.mark.parametrize("field", ["lsn", "chain", "trials", "version", "blocks", "quiet", "draining", "peers"])
+def test_a_header_whose_fields_are_nonsense_is_no_snapshot(field: str) -> None:
+    body = snapshot.unseal(snapshot._MAGIC, snapshot.dump(honest().state))
+    for value in (-1, "x", [1], {"a": 1}, 1.5, True):
+        header = snapshot._decode_header(body)
+        setattr(header, field, value)
+        with pytest.raises(CorruptSnapshot):
+            snapshot.load(snapshot.seal(snapshot._MAGIC, msgspec.msgpack.encode(header)))
+
+
+# --- closed blocks, which are judged without making their trials ---
+
+
+def settled(**changes: Any) -> bytes:
+    """The snapshot of a study whose first block is closed, and of which one trial was changed."""
+    scribe = Scribe()
+    for first in range(0, BLOCK + 10, 200):
+        scribe.say(
+            "ann", *[TrialCreate(COMPLETE, params={"lr": 0.01}, values=(float(n),)) for n in range(first, first + 200)]
+        )
+    for name, value in changes.items():
+        setattr(scribe.state.trials.opened(500), name, value)
+    return snapshot.dump(scribe.state)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"values": (1.0, 2.0)},
+        {"values": (NAN,)},
+        {"start": 1 << 60},
+        {"end": 1 << 60},
+        {"start": None, "end": -(1 << 60)},
+        {"epoch": -1},
+        {"epoch": 1 << 60},
+        {"params": {"lr": NAN}},
+        {"params": {"lr": INF}},
+        {"params": {"lr": 0.5}},
+        {"params": {"x": 0.5}},
+        {"retried_by": 10},
+        {"state": PRUNED, "paused": True, "values": (NAN,)},
+    ],
+)
+def test_one_impossible_trial_among_a_thousand_is_seen(changes: dict[str, Any]) -> None:
+    with pytest.raises(CorruptSnapshot):
+        snapshot.load(settled(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"values": (INF,)},
+        {"start": -(1 << 50), "end": (1 << 52)},
+        {"start": None, "end": 7},
+        {"epoch": 300},
+        {"params": {}},
+        {"params": {"lr": 0.05, "opt": 2.0}},
+        {"params": {"lr": 0.5}, "dists": {"lr": Float(1e-5, 0.5, log=True)}},
+        {"state": PRUNED, "values": None, "paused": True},
+        {"state": FAIL, "values": None, "reports": {FROM_START: NAN, (1 << 63) - 1: -INF}},
+        {"owner": "x" * 64, "retry_of": 499, "retried_by": 501},
+    ],
+)
+def test_what_a_log_can_lead_to_is_read(changes: dict[str, Any]) -> None:
+    data = settled(**changes)
+    state = snapshot.load(data)
+    for name, value in changes.items():
+        assert repr(getattr(state.trials[500], name)) == repr(value)
+    assert snapshot.dump(state) == data
+
+
+# --- whatever is written there ---
+
+_ODD: Final = st.sampled_from([None, True, -1, 0, 1, 2, 1 << 40, (1 << 63) - 1, -(1 << 63), NAN, INF, "", "x", [], {}])
+
+
+@pytest.mark.parametrize("begun", [lambda: honest(), with_rungs, with_population])
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_bytes_in_place_of_others_raise_anything_else(begun: Callable[[], Scribe], data: st.DataObject) -> None:
+    """Any value of the header, of a block or of what few trials have, replaced by an odd one."""
+    raw = msgspec.msgpack.decode(snapshot.unseal(snapshot._MAGIC, snapshot.dump(begun().state)))
+    places = list(_places(raw))
+    for at in data.draw(st.lists(st.integers(0, len(places) - 1), min_size=1, max_size=3)):
+        container, key = places[at]
+        container[key] = data.draw(_ODD)
+    body = msgspec.msgpack.encode(raw)
+    try:
+        state = snapshot.load(snapshot.seal(snapshot._MAGIC, body))
+    except CorruptSnapshot:
+        return
+    for trial in state.trials:
+        assert isinstance(trial, Trial)
+    snapshot.load(snapshot.dump(state))
+    copy.deepcopy(state.configurations)
+
+
+def _places(raw: Any) -> Iterator[tuple[Any, Any]]:
+    items: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(raw, list):
+        items = iter(list(enumerate(raw)))
+    elif isinstance(raw, dict):
+        items = iter(list(raw.items()))
+    for key, value in items:
+        yield raw, key
+        yield from _places(value)
+
+
+def test_a_joiner_that_finds_a_forged_snapshot_reads_the_log_instead(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    study = hopaas_p2p.open_study(url, "s")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    state, uuid = study.state, study.storage.handle(study.study_id).uuid
+    digest = snapshot.digest(state)
+    changed = snapshot.load(snapshot.dump(state))
+    changed.trials[1].values = (NAN,)
+    open_store(url).log(uuid).put_snapshot(changed.lsn, snapshot.dump(changed))
+    study.close()
+
+    joined = hopaas_p2p.open_study(url, "s", create=False)
+    assert snapshot.digest(joined.state) == digest
+    joined.close()
