@@ -340,8 +340,8 @@ class Settings:
         found = self.look(name, given)
         if not found.counts:
             raise ConfigurationError(
-                f"{found.origin} came with this directory, so its {name} counts only once you have made the file your "
-                "own: read it, then run hopaas-p2p config trust"
+                f"{found.origin} came with this directory, so its {name} "
+                "counts only once you have made the file your own: read it, then run hopaas-p2p config trust"
             )
         if SETTINGS[name].in_files and not is_one_line(found.value or ""):
             raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): this is not one line of text")

@@ -26,7 +26,7 @@ from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.findings import AGAIN, Finding
-from hopaas_p2p.stores.base import Attested, Beat, Entry, Erasable, Outgoing, RateLimitedLog, Store, read_all
+from hopaas_p2p.stores.base import Attested, Beat, Entry, Erasable, Log, Outgoing, RateLimitedLog, Store, read_all
 
 _EXCHANGES: Final = 5
 _READ_ONLY: Final = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
@@ -160,7 +160,6 @@ def _studies(store: Store) -> Iterator[Finding]:
     for listing in catalog.by_name.values():
         name = f"study {listing.name}"
         yield from _guarded(name, functools.partial(_study, uuid=listing.uuid, name=name), store)
-        yield from _guarded(name, functools.partial(_denied, uuid=listing.uuid, name=f"{name}, snapshot"), store)
 
 
 def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
@@ -201,13 +200,13 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
         detail = f"two processes wrote as {', '.join(sorted(twins))}, and disagree"
         cure = "was a machine's image started twice? If not, somebody who may write here used another's name"
         yield Finding(f"{name}, names", passed=False, detail=detail, cure=cure)
+    yield from _snapshots(f"{name}, snapshot", log, found, replayed)
+
+
+def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: str | None) -> Iterator[Finding]:
+    """The newest snapshot, and those that differ from the log, as other users' peers found."""
     if found is not None:
-        yield _compared(f"{name}, snapshot", found, replayed)
-
-
-def _denied(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
-    """The snapshots that differ from the log, as other users' peers found."""
-    log = store.log(uuid)
+        yield _compared(name, found, replayed)
     for lsn, author, deniers in log.denied_snapshots() if isinstance(log, Attested) else ():
         detail = f"what {author} wrote at commit {lsn} differs from the log, says the replay of {', '.join(deniers)}"
         cure = f"nobody joins from it; if {author} has no explanation, revoke that user's grant"
