@@ -15,8 +15,8 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import history, params, spread
-from dashboard_app.views.columns import Mask
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.table import Mask
 
 _MOST_AXES: Final = 8
 _SLICES: Final = 6

@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Mask, place
 from dashboard_app.views.curves import downsampled, finite, rows_of
 from dashboard_app.views.spec import ChartSpec, number
 from dashboard_app.views.trial import rank
+from hopaas_p2p.analysis.table import Mask, TrialTable, place
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import last_metrics, params_of, took
 
@@ -48,7 +48,7 @@ def numbers_in(text: str, count: int) -> list[int]:
     return [one for one in found if one < count][:MOST]
 
 
-def first_choice(columns: Columns, mask: Mask | None = None) -> list[int]:
+def first_choice(columns: TrialTable, mask: Mask | None = None) -> list[int]:
     """What to begin with: the three best complete trials, else the newest ones; of those that pass the mask."""
     rows = np.arange(len(columns)) if mask is None else np.flatnonzero(mask)
     complete = rows[columns.complete()[rows]]
@@ -58,7 +58,7 @@ def first_choice(columns: Columns, mask: Mask | None = None) -> list[int]:
     return [int(one) for one in rows[-2:]]
 
 
-def side_by_side(state: State, columns: Columns, numbers: Sequence[int]) -> SideBySide:
+def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> SideBySide:
     """What there is to say of these trials."""
     trials = [state.trials[one] for one in numbers]
 

@@ -8,19 +8,19 @@ from typing import Final
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns
 from dashboard_app.views.downsample import downsample_line
 from dashboard_app.views.history import ALONG, Along, positions, records
 from dashboard_app.views.spec import ChartSpec
 from dashboard_app.views.spread import edf_chart
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
 
 MOST_STUDIES: Final = 8
 
-Named = Sequence[tuple[str, Columns]]
+Named = Sequence[tuple[str, TrialTable]]
 
 
-def summary(columns: Columns) -> dict[str, float | None]:
+def summary(columns: TrialTable) -> dict[str, float | None]:
     """Numbers to compare. `trials to 95%`: complete trials until the best had come 95 % of its way from the first."""
     complete, best = columns.complete(), columns.best()
     return {
@@ -35,7 +35,7 @@ def summary(columns: Columns) -> dict[str, float | None]:
     }
 
 
-def trials_to(columns: Columns, share: float = 0.95) -> int | None:
+def trials_to(columns: TrialTable, share: float = 0.95) -> int | None:
     """How many complete trials it took until the best had come this share of the way."""
     cost = columns.cost()[columns.complete()]
     if not len(cost):

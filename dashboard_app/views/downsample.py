@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from dashboard_app.views.columns import Floats, Ints
+from hopaas_p2p.analysis.table import Floats, Ints
 
 MOST: Final = 5000
 """Points of one chart; of more, a sample is drawn."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from dashboard_app.views.columns import place
+from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import queued_again, reason_line

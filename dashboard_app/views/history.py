@@ -8,9 +8,9 @@ from typing import Final, Literal
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Floats, Ints, Mask
 from dashboard_app.views.downsample import MOST, downsample_points
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.report import palette
 
@@ -20,7 +20,7 @@ ALONG: Final[dict[Along, str]] = {"number": "trial", "time": "time", "compute": 
 _SHOWN_SITES: Final = 7
 
 
-def compute_hours(columns: Columns) -> Floats:
+def compute_hours(columns: TrialTable) -> Floats:
     """The hours that all trials together had run when each trial ended; NaN where that is not known.
 
     Every ended trial counts: COMPLETE, PRUNED and FAIL. What still runs counts when it ends.
@@ -32,7 +32,7 @@ def compute_hours(columns: Columns) -> Floats:
     return np.where(np.isnan(columns.end), np.nan, total)
 
 
-def positions(columns: Columns, along: Along) -> Floats:
+def positions(columns: TrialTable, along: Along) -> Floats:
     """Each trial's position on the axis: its number, seconds since 1970, or hours."""
     if along == "number":
         return columns.number.astype(np.float64)
@@ -49,7 +49,7 @@ def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
 
 
 def history(
-    columns: Columns,
+    columns: TrialTable,
     *,
     along: Along = "number",
     objective: int = 0,
@@ -114,7 +114,7 @@ def history(
 
 
 def clouds(
-    columns: Columns, rows: Ints, points: Callable[[Ints], spec.Rows], *, by_site: bool, colour: str = spec.PLAIN
+    columns: TrialTable, rows: Ints, points: Callable[[Ints], spec.Rows], *, by_site: bool, colour: str = spec.PLAIN
 ) -> list[spec.Layer]:
     """These complete trials as one cloud of points, or as one per site."""
     if not by_site:
@@ -125,7 +125,7 @@ def clouds(
     ]
 
 
-def sites_of(columns: Columns, rows: Ints) -> list[tuple[int, str, Mask]]:
+def sites_of(columns: TrialTable, rows: Ints) -> list[tuple[int, str, Mask]]:
     """(place in the palette, name, which of the rows), the busiest site first; the rest is "other sites"."""
     codes, counts = np.unique(columns.site[rows], return_counts=True)
     order = codes[np.argsort(-counts, kind="stable")]

@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns, Floats, place
 from dashboard_app.views.history import records
 from dashboard_app.views.spec import number
 from hopaas_p2p.alerts import posted
+from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import retried
@@ -40,7 +40,7 @@ class Throughput(NamedTuple):
     """Seconds to the budget at this pace; None when unknown."""
 
 
-def pace(state: State, columns: Columns, now: float) -> Throughput:
+def pace(state: State, columns: TrialTable, now: float) -> Throughput:
     """The pace at `now`, seconds since 1970. Times are by the peers' clocks."""
     counts = state.counts
     over = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]
@@ -64,7 +64,7 @@ def pace(state: State, columns: Columns, now: float) -> Throughput:
     )
 
 
-def _seconds_run(columns: Columns, now: float) -> float:
+def _seconds_run(columns: TrialTable, now: float) -> float:
     running = columns.is_(TrialState.RUNNING) & np.isfinite(columns.start)
     open_ones = columns.earlier[columns.is_(TrialState.RUNNING, TrialState.WAITING)]
     elapsed = np.maximum(0.0, now - columns.start[running])
@@ -77,7 +77,7 @@ def running(state: State, *, most: int = _ROWS) -> list[Trial]:
     return sorted(trials, key=lambda one: (one.start or 0, one.number))[:most]
 
 
-def steps_of_a_trial(columns: Columns) -> int | None:
+def steps_of_a_trial(columns: TrialTable) -> int | None:
     """Steps of a whole trial: the median of the complete ones; None when nothing is known."""
     whole = columns.steps[columns.is_(TrialState.COMPLETE) & (columns.steps > 0)]
     return int(np.median(whole)) if len(whole) else None
@@ -94,7 +94,7 @@ class TrialEvent(NamedTuple):
     text: str
 
 
-def events(state: State, columns: Columns, *, most: int = _EVENTS) -> list[TrialEvent]:
+def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[TrialEvent]:
     """What happened last, the newest first."""
     best: set[int] = set()
     if len(columns.directions) == 1:

@@ -6,9 +6,9 @@ import math
 from typing import Final, NamedTuple
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns
 from dashboard_app.views.curves import Points, downsampled, finite, rows_of
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import State, Trial
 
 _POINTS: Final = 400
@@ -38,7 +38,7 @@ def last_values(trial: Trial) -> list[LastValue]:
     return found
 
 
-def curves(state: State, columns: Columns, number: int) -> list[ChartSpec]:
+def curves(state: State, columns: TrialTable, number: int) -> list[ChartSpec]:
     """One chart per metric with two values or more; the best trial's curve of the same name beside it."""
     trial = state.trials[number]
     best = columns.best() if len(columns.directions) == 1 else None

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     store: str
     name: str
     state: State
-    columns: Columns
+    columns: TrialTable
     age: float
 
 

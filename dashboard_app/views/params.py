@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Floats, Ints, Mask, Parameter
 from dashboard_app.views.downsample import downsample_points
 from dashboard_app.views.history import clouds
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, Parameter, TrialTable
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report.importance import importance as ped_anova
 
@@ -47,7 +47,7 @@ def importance(
 
 
 def slice_(
-    columns: Columns, name: str, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None
+    columns: TrialTable, name: str, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None
 ) -> ChartSpec | None:
     """The value over one parameter. Choices are drawn a little apart, so that equal ones do not hide each other."""
     rows = np.flatnonzero(_having(columns, (name,), objective, shown))
@@ -83,14 +83,14 @@ def value_text(one: Parameter, value: float) -> str:
     return one.choices[int(value)] if 0 <= value < len(one.choices) else "?"
 
 
-def _having(columns: Columns, names: tuple[str, ...], objective: int, shown: Mask | None) -> Mask:
+def _having(columns: TrialTable, names: tuple[str, ...], objective: int, shown: Mask | None) -> Mask:
     mask = columns.complete(objective)
     for name in names:
         mask &= np.isfinite(columns.params[name])
     return mask if shown is None else mask & shown
 
 
-def bins(columns: Columns, name: str, count: int = _BINS) -> tuple[Ints, list[str]]:
+def bins(columns: TrialTable, name: str, count: int = _BINS) -> tuple[Ints, list[str]]:
     """Each trial's bin along a parameter's range, and the bins' names; a choice is a bin of its own.
 
     A bin of a whole-number parameter holds whole numbers, and is named after the first and the last.
@@ -118,7 +118,7 @@ def bins(columns: Columns, name: str, count: int = _BINS) -> tuple[Ints, list[st
 
 
 def contour(
-    columns: Columns, first: str, second: str, *, objective: int = 0, shown: Mask | None = None
+    columns: TrialTable, first: str, second: str, *, objective: int = 0, shown: Mask | None = None
 ) -> ChartSpec | None:
     """The mean value over two parameters, in bins; empty bins stay empty, because nothing is known there."""
     mask = _having(columns, (first, second), objective, shown)
@@ -165,7 +165,7 @@ def _colours(values: Floats, first: float, last: float) -> spec.Option:
 
 
 def contour_cells(
-    columns: Columns, first: str, second: str, *, objective: int = 0, shown: Mask | None = None
+    columns: TrialTable, first: str, second: str, *, objective: int = 0, shown: Mask | None = None
 ) -> list[tuple[int, int, float, int]]:
     """(bin of the first, bin of the second, mean value, trials) of each cell that has any."""
     mask = _having(columns, (first, second), objective, shown)
@@ -176,7 +176,7 @@ def contour_cells(
 
 
 def parallel(
-    columns: Columns, names: tuple[str, ...], *, objective: int = 0, shown: Mask | None = None
+    columns: TrialTable, names: tuple[str, ...], *, objective: int = 0, shown: Mask | None = None
 ) -> tuple[ChartSpec, list[int]] | None:
     """One line per trial across the parameters to its value, and the lines' trial numbers; axes can be brushed.
 
@@ -232,7 +232,7 @@ def parallel(
 
 
 def leaders(
-    columns: Columns, numbers: list[int], names: tuple[str, ...], *, objective: int = 0, most: int = _LEADERS
+    columns: TrialTable, numbers: list[int], names: tuple[str, ...], *, objective: int = 0, most: int = _LEADERS
 ) -> list[tuple[int, str, list[str]]]:
     """The best of the lines of `parallel`, the very best first: number, value, parameters as the objective saw them."""
     found = []

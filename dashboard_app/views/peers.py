@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, place
+from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, differences
 from hopaas_p2p.report.timeline import Stretch, stretches
@@ -56,7 +56,7 @@ class Site(NamedTuple):
     draining: bool
 
 
-def peers(state: State, columns: Columns, now: float, alive: Callable[[str], bool | None]) -> list[PeerRow]:
+def peers(state: State, columns: TrialTable, now: float, alive: Callable[[str], bool | None]) -> list[PeerRow]:
     """The peers: those that run something first, then the last seen first."""
     by_owner: dict[str, list[Stretch]] = defaultdict(list)
     for stretch in stretches(state):

@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Floats, Ints
 from dashboard_app.views.curves import STEPS, Points, bundle, downsampled, finite, option_of
 from dashboard_app.views.downsample import spread
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.table import Floats, Ints, TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report import palette
@@ -59,7 +59,7 @@ def hours(value: float) -> str:
     return duration(value * 3600) if value < 0.1 else f"{value:.3g} h"
 
 
-def saved(columns: Columns) -> Saved | None:
+def saved(columns: TrialTable) -> Saved | None:
     """See `ESTIMATOR`. None when no trial was pruned, no complete trial reported anything, or times are unknown.
 
     Deterministic: the resampling is seeded.
@@ -97,7 +97,7 @@ def missing(lengths: Floats, counts: Ints, made: Floats) -> Floats:
     return found
 
 
-def pruned_at(columns: Columns) -> tuple[list[tuple[int, int]], ChartSpec] | None:
+def pruned_at(columns: TrialTable) -> tuple[list[tuple[int, int]], ChartSpec] | None:
     """[(step, trials pruned there)], and the chart; many steps are gathered in bars of equal width."""
     mask = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last_step)
     if not mask.any():
@@ -122,7 +122,7 @@ def pruned_at(columns: Columns) -> tuple[list[tuple[int, int]], ChartSpec] | Non
     return table, ChartSpec("Where trials were pruned", option, alt, height=260)
 
 
-def curves(state: State, columns: Columns, *, height: int = 400) -> ChartSpec | None:
+def curves(state: State, columns: TrialTable, *, height: int = 400) -> ChartSpec | None:
     """Reports by step: the best trial, the running ones, and samples of complete and pruned ones."""
     mask = columns.steps > 1
     single = len(columns.directions) == 1

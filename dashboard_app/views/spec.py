@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Floats, Parameter
+from hopaas_p2p.analysis.table import Floats, Parameter
 from hopaas_p2p.report import palette
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -51,7 +51,7 @@ def rounded(values: Iterable[float]) -> list[float]:
 
 
 def frame(**parts: Any) -> Rows:
-    """Columns for a chart, in as few bytes as a screen needs: whole numbers and four-byte floats.
+    """TrialTable for a chart, in as few bytes as a screen needs: whole numbers and four-byte floats.
 
     Times in milliseconds stay eight bytes wide. Underscores in the names become spaces: tooltips show them.
     """

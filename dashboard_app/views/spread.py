@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Floats, Ints, Mask
 from dashboard_app.views.downsample import MOST, downsample_line, downsample_points
 from dashboard_app.views.history import clouds, sites_of
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
 
 
-def edf(columns: Columns, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None) -> ChartSpec | None:
+def edf(
+    columns: TrialTable, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None
+) -> ChartSpec | None:
     """The share of the complete trials that is at most as high as a value; one line for all, or one per site."""
     mask = columns.complete(objective)
     mask = mask if shown is None else mask & shown
@@ -47,7 +49,7 @@ def edf_chart(groups: Sequence[tuple[str, Floats]]) -> ChartSpec:
     return ChartSpec("Distribution of values (EDF)", option, alt, caption)
 
 
-def pareto_rows(columns: Columns, shown: Mask | None = None) -> Ints:
+def pareto_rows(columns: TrialTable, shown: Mask | None = None) -> Ints:
     """The rows that no other complete trial beats in every objective, by number. Equal ones are all on the front."""
     objectives = range(len(columns.directions))
     mask = np.logical_and.reduce([columns.complete(one) for one in objectives])
@@ -68,7 +70,7 @@ def pareto_rows(columns: Columns, shown: Mask | None = None) -> Ints:
 
 
 def pareto(
-    columns: Columns, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
+    columns: TrialTable, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
 ) -> ChartSpec | None:
     """Two of the objectives against each other, and which trials are on the front of all objectives."""
     if len(columns.directions) < 2:

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, place
 from dashboard_app.views.curves import Points, rows_of
 from dashboard_app.views.pruning import curve_of
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.report.facts import params_of
@@ -33,7 +33,7 @@ class Standing(NamedTuple):
     """The share of the complete trials with a smaller number, equal ones counted half; or with the same choice."""
 
 
-def standings(state: State, columns: Columns, number: int) -> list[Standing]:
+def standings(state: State, columns: TrialTable, number: int) -> list[Standing]:
     """The trial's parameters in the order they were suggested."""
     complete = columns.is_(TrialState.COMPLETE) & (columns.number != number)
     found = []
@@ -52,7 +52,7 @@ def standings(state: State, columns: Columns, number: int) -> list[Standing]:
     return found
 
 
-def rank(columns: Columns, number: int) -> tuple[int, int] | None:
+def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
     """(place among the complete trials, how many there are), the best first; None if it has no value."""
     if len(columns.directions) != 1:
         return None
@@ -62,7 +62,7 @@ def rank(columns: Columns, number: int) -> tuple[int, int] | None:
     return int(np.count_nonzero(complete & (cost < cost[number]))) + 1, int(np.count_nonzero(complete))
 
 
-def curve(state: State, columns: Columns, number: int) -> ChartSpec | None:
+def curve(state: State, columns: TrialTable, number: int) -> ChartSpec | None:
     """The trial's reports by step, against the best trial's and the median of the complete ones."""
     trial = state.trials[number]
     points = curve_of(trial)
@@ -92,7 +92,7 @@ def _line(name: str, points: Points, colour: str, dash: str, width: float, *, ma
     return spec.line(name, rows_of(points), colour=colour, lineStyle=look, showSymbol=marks)
 
 
-def _median(state: State, columns: Columns, number: int) -> Points:
+def _median(state: State, columns: TrialTable, number: int) -> Points:
     """(step, median report of the complete trials there), where at least three reported."""
     rows = np.flatnonzero(columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & (columns.number != number))
     by_step: dict[int, list[float]] = {}

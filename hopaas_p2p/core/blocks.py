@@ -20,7 +20,7 @@ from hopaas_p2p.core.state import BLOCK, BlockColumns, PastLease, State, Trial
 
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
 _STATES: Final = tuple(TrialState)
-_ABSENT: Final = -(1 << 62)
+ABSENT: Final = -(1 << 62)
 _ABSENT_TOP: Final = 0xC0  # its highest byte, which no time has
 _SMALL: Final = bytes(range(256))
 _ZEROS: Final = bytes(7 * BLOCK)
@@ -131,6 +131,11 @@ class PackedBlock(NamedTuple):
             reports=lambda: _column(block.reports, "d"),
             widths=_narrow(block.widths),
             values=_column(block.values, "d"),
+            owners=block.owners,
+            owner=_narrow(block.owner),
+            times=lambda: (list(itertools.accumulate(_whole(block.starts))), _column(block.durations, "q")),
+            attempts={place: rare.attempt for place, rare in block.rare.items() if rare.attempt > 1},
+            leased=[place for place, rare in block.rare.items() if rare.history],
             special=[place for place, rare in block.rare.items() if rare.dists or rare.system],
             dists={place: rare.dists for place, rare in block.rare.items() if rare.dists},
         )
@@ -163,14 +168,14 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         params.extend(trial.params.values())
         reports.extend(trial.reports.values())
         values.extend(trial.values or ())
-    starts = [_ABSENT if trial.start is None else trial.start for trial in trials]
+    starts = [ABSENT if trial.start is None else trial.start for trial in trials]
     block = _TrialBlock(
         states=bytes([trial.state for trial in trials]),
         epochs=_integers(trial.epoch for trial in trials),
         owner=_integers(owners.setdefault(trial.owner, len(owners)) for trial in trials),
         owners=list(owners),
         starts=_integers(_differences(starts)),
-        durations=_integers(_ABSENT if t.end is None else t.end - (t.start or 0) for t in trials),
+        durations=_integers(ABSENT if t.end is None else t.end - (t.start or 0) for t in trials),
         param_set=_integers(param_sets.setdefault(tuple(trial.params), len(param_sets)) for trial in trials),
         param_sets=list(param_sets),
         params=memoryview(_planes(params)),
@@ -294,7 +299,7 @@ def _narrow(column: bytes) -> array[int]:
 def _absences(column: bytes) -> int:
     """How many numbers of this column are absent."""
     top = column[len(column) // 8 * 7 :]
-    return _whole(column).count(_ABSENT) if _ABSENT_TOP in top else 0
+    return _whole(column).count(ABSENT) if _ABSENT_TOP in top else 0
 
 
 def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
@@ -327,7 +332,7 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
     number = first
     for trial_state, epoch, owner, step, duration, param_set, step_set, width in columns:
         start += step
-        began = None if start == _ABSENT else start
+        began = None if start == ABSENT else start
         names, steps = param_sets[param_set], step_sets[step_set]
         to_param, to_report = at_param + len(names), at_report + len(steps)
         if width >= 0:
@@ -349,7 +354,7 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
                 told,
                 None,
                 began,
-                None if duration == _ABSENT else (began or 0) + duration,
+                None if duration == ABSENT else (began or 0) + duration,
             )
         )
         at_param, at_report = to_param, to_report

@@ -21,7 +21,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.search.columns import Floats
+from hopaas_p2p.analysis.table import Floats
 
 if TYPE_CHECKING:
     from cmaes import CMA

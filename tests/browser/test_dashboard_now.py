@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
 from dashboard_app.views import campaigns, live, peers, pruning, table, trial
-from dashboard_app.views.columns import columns, place
+from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report.facts import state_word
@@ -60,7 +60,7 @@ def state(scribe: Scribe) -> State:
 
 
 def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> None:
-    card = campaigns.card(state, columns(state), alive=everybody)
+    card = campaigns.card(state, TrialTable.of(state), alive=everybody)
 
     assert (card.word, card.best, card.best_of) == ("running", "2", "lowest, trial 1")
     assert card.counts == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
@@ -72,7 +72,7 @@ def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> No
 
 
 def test_a_study_whose_peers_are_all_silent_is_idle(state: State) -> None:
-    card = campaigns.card(state, columns(state), alive=nobody)
+    card = campaigns.card(state, TrialTable.of(state), alive=nobody)
 
     assert (card.word, card.sites) == ("idle", {})
 
@@ -95,7 +95,7 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
     for pair in ((1.0, 1.0), (2.0, 3.0), (2.0, 2.0)):
         scribe.trial("a", *pair)
 
-    card = campaigns.card(scribe.state, columns(scribe.state))
+    card = campaigns.card(scribe.state, TrialTable.of(scribe.state))
 
     assert (card.best, card.best_of, card.spark) == ("2 on the front", "of 2 objectives", [])
 
@@ -106,7 +106,7 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
 def test_the_pace_counts_the_last_hour_and_all_that_ran(scribe: Scribe) -> None:
     now = scribe.clock + 20.0
 
-    pace = live.pace(scribe.state, columns(scribe.state), now)
+    pace = live.pace(scribe.state, TrialTable.of(scribe.state), now)
 
     assert pace.recent == 5
     assert pace.per_hour == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
@@ -123,7 +123,7 @@ def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
     scribe.clock += 100
     scribe.reclaim("b", number)
 
-    pace = live.pace(scribe.state, columns(scribe.state), scribe.clock)
+    pace = live.pace(scribe.state, TrialTable.of(scribe.state), scribe.clock)
 
     assert pace.hours == pytest.approx(100 / 3600)
 
@@ -131,19 +131,19 @@ def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
 def test_without_a_trial_there_is_no_pace() -> None:
     state = Scribe().state
 
-    assert live.pace(state, columns(state), BEGAN) == live.Throughput(0, 0.0, 0, 0, 0.0, None, None)
+    assert live.pace(state, TrialTable.of(state), BEGAN) == live.Throughput(0, 0.0, 0, 0, 0.0, None, None)
 
 
 def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:
     trials = live.running(scribe.state)
 
     assert [(one.number, *place(scribe.state, one.owner)) for one in trials] == [(6, "north", "n1"), (7, "south", "s1")]
-    assert live.steps_of_a_trial(columns(scribe.state)) == 3
+    assert live.steps_of_a_trial(TrialTable.of(scribe.state)) == 3
     assert [pruning.curve_of(one) for one in trials] == [[], [(1, 5.0), (2, 4.5)]]
 
 
 def test_events_come_newest_first_and_tell_the_best(scribe: Scribe) -> None:
-    found = live.events(scribe.state, columns(scribe.state))
+    found = live.events(scribe.state, TrialTable.of(scribe.state))
 
     by_number = {one.number: (one.kind, one.text) for one in found}
     assert [one.number for one in found][:2] == [7, 6]
@@ -161,7 +161,7 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
     scribe.clock += 60
     scribe.reclaim("b", number)
 
-    (event,) = live.events(scribe.state, columns(scribe.state))
+    (event,) = live.events(scribe.state, TrialTable.of(scribe.state))
 
     assert event.kind == "lost"
     assert event.text == "taken from north (n1): its owner fell silent; retried as trial 1"
@@ -173,7 +173,7 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
 def test_peers_say_how_busy_they_were(scribe: Scribe) -> None:
     now = scribe.clock + 10.0
 
-    found = {one.uuid: one for one in peers.peers(scribe.state, columns(scribe.state), now, everybody)}
+    found = {one.uuid: one for one in peers.peers(scribe.state, TrialTable.of(scribe.state), now, everybody)}
 
     ann, bob = found["ann"], found["bob"]
     assert (ann.site, ann.host, ann.running, ann.ended, ann.lost) == ("north", "n1", [6], 3, 0)
@@ -183,7 +183,7 @@ def test_peers_say_how_busy_they_were(scribe: Scribe) -> None:
 
 def test_sites_sum_up_their_peers(scribe: Scribe) -> None:
     scribe.say("boss", PeerDrain(site="south"))
-    found = peers.peers(scribe.state, columns(scribe.state), scribe.clock, everybody)
+    found = peers.peers(scribe.state, TrialTable.of(scribe.state), scribe.clock, everybody)
 
     rows = {one.name: one for one in peers.sites(found, scribe.state, lambda owner: owner == "ann")}
 
@@ -219,7 +219,7 @@ def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
 
 
 def test_the_table_shows_parameters_as_the_objective_saw_them(state: State) -> None:
-    every = columns(state)
+    every = TrialTable.of(state)
 
     found = table.table(state, every, every.number < 4, tags={1: ["keep", "paper"]})
 
@@ -238,7 +238,7 @@ def test_a_parameter_called_like_a_column_keeps_its_own() -> None:
     scribe.join("a", "north")
     number = scribe.start("a", state=0.5, value=0.25)
     scribe.finish("a", number, 7.0)
-    every = columns(scribe.state)
+    every = TrialTable.of(scribe.state)
 
     found = table.table(scribe.state, every, np.ones(len(every), dtype=bool))
 
@@ -251,7 +251,7 @@ def test_a_parameter_called_like_a_column_keeps_its_own() -> None:
     [("", list(range(8))), ("NAN", [3]), ("south", [1, 4, 5, 7]), ("#4", [4]), ("pap", [1]), ("zzz", [])],
 )
 def test_finding_looks_into_reasons_places_tags_and_numbers(state: State, text: str, numbers: list[int]) -> None:
-    every = columns(state)
+    every = TrialTable.of(state)
 
     found = table.matching(state, every, text, {1: ["paper"]})
 
@@ -262,7 +262,7 @@ def test_finding_looks_into_reasons_places_tags_and_numbers(state: State, text: 
 
 
 def test_a_parameter_stands_where_the_others_say(state: State) -> None:
-    found = {one.name: one for one in trial.standings(state, columns(state), 4)}
+    found = {one.name: one for one in trial.standings(state, TrialTable.of(state), 4)}
 
     assert found["units"].share == pytest.approx(0.5 / 3)  # 16 among 16, 32 and 128
     assert (found["opt"].value, found["opt"].share) == ("sgd", pytest.approx(2 / 3))
@@ -270,12 +270,12 @@ def test_a_parameter_stands_where_the_others_say(state: State) -> None:
 
 
 def test_the_rank_is_among_the_complete(state: State) -> None:
-    assert trial.rank(columns(state), 4) == (2, 4)
-    assert trial.rank(columns(state), 2) is None
+    assert trial.rank(TrialTable.of(state), 4) == (2, 4)
+    assert trial.rank(TrialTable.of(state), 2) is None
 
 
 def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
-    chart = trial.curve(state, columns(state), 7)
+    chart = trial.curve(state, TrialTable.of(state), 7)
 
     assert chart is not None
     assert "Reports of trial 7 over 2 steps" in chart.alt
@@ -284,7 +284,7 @@ def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
         "best, trial 1",
         "trial 7",
     ]
-    assert trial.curve(state, columns(state), 6) is None
+    assert trial.curve(state, TrialTable.of(state), 6) is None
 
 
 def test_every_owner_is_told_and_why_it_lost_the_trial() -> None:
