@@ -14,7 +14,7 @@ import streamlit as st
 
 from dashboard_app import url
 from dashboard_app.views.spec import ChartSpec, cut
-from hopaas_p2p.report.facts import duration, phrase
+from hopaas_p2p.analysis.facts import duration, phrase
 
 T = TypeVar("T")
 

@@ -15,10 +15,10 @@ from dashboard_app.theme import draw
 from dashboard_app.views import campaigns, history, pruning, spread
 from dashboard_app.views import live as views
 from dashboard_app.views.spec import ChartSpec, number
+from hopaas_p2p.analysis.facts import duration
+from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.state import Trial
-from hopaas_p2p.report.facts import duration
-from hopaas_p2p.report.spending import budget_lines, cells, spending
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial

@@ -13,9 +13,9 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import peers as views
 from dashboard_app.views.spec import rough
+from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.core.leases import ttl_of
-from hopaas_p2p.report import palette
-from hopaas_p2p.report.facts import duration
 
 _ROWS: Final = 60
 _TICKS: Final[dict[str, Any]] = {"seconds": ":%S", "minutes": "%H:%M", "hours": "%H:%M"}

@@ -19,11 +19,11 @@ from dashboard_app.views import trial as views
 from dashboard_app.views.spec import ChartSpec
 from dashboard_app.views.spec import number as shown
 from hopaas_p2p import artifacts
+from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.artifacts import OUTPUT
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.report.facts import duration
 from hopaas_p2p.study.method import chosen_by
 
 _UNFINISHED: Final = (TrialState.RUNNING, TrialState.WAITING)

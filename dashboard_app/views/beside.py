@@ -12,9 +12,9 @@ from dashboard_app.views import spec
 from dashboard_app.views.curves import downsampled, finite, rows_of
 from dashboard_app.views.spec import ChartSpec, number
 from dashboard_app.views.trial import rank
+from hopaas_p2p.analysis.facts import last_metrics, params_of, took
 from hopaas_p2p.analysis.table import Mask, TrialTable, place
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import last_metrics, params_of, took
 
 MOST: Final = 5
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")

@@ -11,11 +11,11 @@ import numpy as np
 from dashboard_app.views.downsample import spread
 from dashboard_app.views.spec import cut, number
 from dashboard_app.views.spread import pareto_rows
+from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, owners_of
-from hopaas_p2p.report.facts import state_word
 
 ARCHIVED: Final = "archived"
 """The tag that takes a study off the list."""
@@ -27,7 +27,7 @@ class Card(NamedTuple):
     """What distinguishes a study at a glance."""
 
     word: str
-    """See `report.facts.state_word`."""
+    """See `analysis.facts.state_word`."""
     best: str
     best_of: str
     """What the best is: which trial, or how many objectives."""

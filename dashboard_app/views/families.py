@@ -10,10 +10,10 @@ import numpy as np
 
 from dashboard_app.views import spec
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis import families
+from hopaas_p2p.analysis.families import FamilyStretch
 from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report import families
-from hopaas_p2p.report.families import FamilyStretch
 
 _MEMBERS: Final = 40  # lines that are drawn
 _COPIED: Final = "#009E73"

@@ -10,9 +10,9 @@ import numpy as np
 from dashboard_app.views import spec
 from dashboard_app.views.downsample import MOST, downsample_points
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.report import palette
 
 Along = Literal["number", "time", "compute"]
 

@@ -11,10 +11,10 @@ import numpy as np
 from dashboard_app.views.history import records
 from dashboard_app.views.spec import number
 from hopaas_p2p.alerts import posted
+from hopaas_p2p.analysis.facts import retried
 from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import retried
 
 _HOUR: Final = 3600.0
 _ROWS: Final = 40

@@ -12,9 +12,9 @@ from dashboard_app.views import spec
 from dashboard_app.views.downsample import downsample_points
 from dashboard_app.views.history import clouds
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.importance import importance as ped_anova
 from hopaas_p2p.analysis.table import Floats, Ints, Mask, Parameter, TrialTable
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report.importance import importance as ped_anova
 
 _BINS: Final = 20
 _LINES: Final = 600

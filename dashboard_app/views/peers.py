@@ -10,9 +10,9 @@ import numpy as np
 
 from dashboard_app.views import spec
 from hopaas_p2p.analysis.table import TrialTable, place
+from hopaas_p2p.analysis.timeline import Stretch, stretches
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, differences
-from hopaas_p2p.report.timeline import Stretch, stretches
 
 _BARS: Final = 1500
 _ROWS: Final = 40

@@ -11,11 +11,11 @@ from dashboard_app.views import spec
 from dashboard_app.views.curves import STEPS, Points, bundle, downsampled, finite, option_of
 from dashboard_app.views.downsample import spread
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.analysis.table import Floats, Ints, TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report import palette
-from hopaas_p2p.report.facts import duration
 
 _DRAWS: Final = 400  # of the bootstrap; the ends of a 90 % interval move by about a percent of it with more
 _FEWER_DRAWS: Final = 100  # where each takes long, and the interval is narrow

@@ -12,10 +12,10 @@ from dashboard_app.views import spec
 from dashboard_app.views.curves import Points, bundle, downsampled, finite, option_of
 from dashboard_app.views.downsample import spread
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis import configurations
+from hopaas_p2p.analysis.configurations import ConfigurationRow
 from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report import configurations
-from hopaas_p2p.report.configurations import ConfigurationRow
 
 _PAUSED: Final = 40  # curves that are drawn
 _WHOLE: Final = 20

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.table import Floats, Parameter
-from hopaas_p2p.report import palette
 
 if TYPE_CHECKING:  # it takes half a second to import
     import pandas as pd

@@ -11,11 +11,11 @@ import numpy as np
 from dashboard_app.views import spec
 from dashboard_app.views.campaigns import first_line
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.facts import reason_line
 from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report.facts import reason_line
 
 STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason")

@@ -13,10 +13,10 @@ from dashboard_app.views import spec
 from dashboard_app.views.curves import Points, rows_of
 from dashboard_app.views.pruning import curve_of
 from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import params_of
 
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Sequences by which a program colours a terminal, moves its cursor or sets its title."""

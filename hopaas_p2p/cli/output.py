@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from hopaas_p2p.report import facts
+from hopaas_p2p.analysis import facts
 from hopaas_p2p.times import to_utc
 
 _UNSAFE: Final = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
@@ -135,7 +135,7 @@ def where(row: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in words; see `report.facts.duration`."""
+    """Seconds in words; see `analysis.facts.duration`."""
     return "-" if seconds is None else facts.duration(seconds)
 
 

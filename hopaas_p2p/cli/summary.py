@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from hopaas_p2p import notes
+from hopaas_p2p.analysis import configurations
+from hopaas_p2p.analysis.facts import retried, state_word
+from hopaas_p2p.analysis.spending import as_data, spending
 from hopaas_p2p.budget import words
 from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Budget, TrialState
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, signs_of_life
-from hopaas_p2p.report import configurations
-from hopaas_p2p.report.facts import retried, state_word
-from hopaas_p2p.report.spending import as_data, spending
 from hopaas_p2p.space import spec
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study.definition import definition_of

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p import artifacts, space
+from hopaas_p2p.analysis.facts import reason_line, value_cells
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
-from hopaas_p2p.report.facts import reason_line, value_cells
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study

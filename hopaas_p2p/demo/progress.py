@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from hopaas_p2p.analysis.facts import Savings, best, is_better, savings
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
-from hopaas_p2p.report.facts import Savings, best, is_better, savings
 
 
 class DemoEvent(NamedTuple):

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from rich.console import Console
 
 import hopaas_p2p
+from hopaas_p2p.analysis.facts import best, params_of, savings, shown
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
 from hopaas_p2p.demo import objective
 from hopaas_p2p.demo.processes import DemoFailed, KilledPeer, PeerProcesses
@@ -25,7 +26,6 @@ from hopaas_p2p.demo.progress import DemoEvent, EventReader, status_of
 from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, screen_for
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch
 from hopaas_p2p.report import write_report
-from hopaas_p2p.report.facts import best, params_of, savings, shown
 from hopaas_p2p.study import Study
 
 _INTERVAL: Final = 0.1  # seconds between two reads of the study

@@ -11,8 +11,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from hopaas_p2p.analysis.facts import shown
 from hopaas_p2p.demo.progress import DemoEvent, DemoStatus, PeerStatus
-from hopaas_p2p.report.facts import shown
 
 _INTERVAL: Final = 5.0  # seconds between two status lines without a terminal
 _STYLES: Final = {"best": "bold green", "bad": "bold red", "good": "cyan", "plain": "dim"}

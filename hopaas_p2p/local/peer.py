@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from optuna.exceptions import UpdateFinishedTrialError
 
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.facts import best, is_better, json_number, last_metrics, params_of, state_word
+from hopaas_p2p.analysis.importance import Importance, importance
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
@@ -28,8 +30,6 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report.facts import best, is_better, json_number, last_metrics, params_of, state_word
-from hopaas_p2p.report.importance import Importance, importance
 from hopaas_p2p.space import spec
 from hopaas_p2p.times import to_iso
 from hopaas_p2p.trial_requests import TrialRequests

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.resources
 
-from hopaas_p2p.report.charts import Figure
+from hopaas_p2p.analysis.charts import Figure
+from hopaas_p2p.analysis.svg import safe
 from hopaas_p2p.report.page import part
-from hopaas_p2p.report.svg import safe
 
 
 def framed(body: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from hopaas_p2p.analysis import svg
+from hopaas_p2p.analysis.charts import Figure, key, parameter_scale, robust
+from hopaas_p2p.analysis.facts import is_better, scored, shown
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report import svg
-from hopaas_p2p.report.charts import Figure, key, parameter_scale, robust
-from hopaas_p2p.report.facts import is_better, scored, shown
 
 _W: Final = 1040.0
 _H: Final = 320.0

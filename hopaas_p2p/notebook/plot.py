@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.charts import Figure
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.notebook.parallel import parallel
-from hopaas_p2p.report import charts
-from hopaas_p2p.report.charts import Figure
-from hopaas_p2p.report.importance import importance
-from hopaas_p2p.report.svg import safe
-from hopaas_p2p.report.timeline import timeline
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import Final
 
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.charts import key
+from hopaas_p2p.analysis.facts import best, budget_unit, params_of, pareto_front, peer_labels, shown, state_word, took
+from hopaas_p2p.analysis.svg import safe
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report import charts
-from hopaas_p2p.report.charts import key
-from hopaas_p2p.report.facts import best, budget_unit, params_of, pareto_front, peer_labels, shown, state_word, took
 from hopaas_p2p.report.page import table
-from hopaas_p2p.report.svg import safe
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8

@@ -9,13 +9,9 @@ import string
 from collections.abc import Sequence
 from typing import Final
 
-from hopaas_p2p.core.attributes import REPLICATE, REUSED
-from hopaas_p2p.core.replicates import means
-from hopaas_p2p.core.spending import trial_seconds
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
-from hopaas_p2p.report import charts
-from hopaas_p2p.report.charts import Figure
-from hopaas_p2p.report.facts import (
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.charts import Figure
+from hopaas_p2p.analysis.facts import (
     best,
     duration,
     params_of,
@@ -28,10 +24,14 @@ from hopaas_p2p.report.facts import (
     took,
     value_cells,
 )
-from hopaas_p2p.report.importance import Importance, importance
-from hopaas_p2p.report.spending import budget_lines, cells, spending
-from hopaas_p2p.report.svg import safe
-from hopaas_p2p.report.timeline import timeline
+from hopaas_p2p.analysis.importance import Importance, importance
+from hopaas_p2p.analysis.spending import budget_lines, cells, spending
+from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.analysis.timeline import timeline
+from hopaas_p2p.core.attributes import REPLICATE, REUSED
+from hopaas_p2p.core.replicates import means
+from hopaas_p2p.core.spending import trial_seconds
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 
 _TOP: Final = 10
 _FRONT: Final = 30

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.facts import is_better, state_word
 from hopaas_p2p.core.state import COMPLETE
-from hopaas_p2p.report.facts import is_better, state_word
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study_like import StudyLike
 

@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
 from dashboard_app.views import campaigns, live, peers, pruning, table, trial
+from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report.facts import state_word
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
 
 BEGAN = 1_700_000_000.0

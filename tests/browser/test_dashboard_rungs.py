@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 from dashboard_app.views import families, rungs
-from hopaas_p2p.report import families as relations
+from hopaas_p2p.analysis import families as relations
 from tests.support.dashboard_pages import calm, close_all, page, texts
 from tests.support.dashboard_studies import Scribe, with_population, with_rungs
 

@@ -14,9 +14,9 @@ pytest.importorskip("streamlit")
 from dashboard_app.views import beside, compare, failures, history, logged, params, pruning, spec, spread, trial
 from dashboard_app.views.downsample import downsample_line, downsample_points
 from dashboard_app.views.table import passing
+from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.table import RUNNING, TrialTable
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialRelease, TrialSet
-from hopaas_p2p.report import palette
 from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
 
 ROOT = Path(__file__).parents[2]

@@ -44,6 +44,7 @@ from dashboard_app.views import (
     trial,
 )
 from hopaas_p2p import notes, open_storage, open_study
+from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec, snapshot
@@ -83,7 +84,6 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.export import jsonl, tables
 from hopaas_p2p.export.portable import of_state
 from hopaas_p2p.report.page import render
-from hopaas_p2p.report.spending import spending
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
 from hopaas_p2p.trackers.base import fetched

@@ -14,14 +14,14 @@ import pytest
 from optuna.terminator import BestValueStagnationEvaluator, StaticErrorEvaluator, Terminator, TerminatorCallback
 
 import hopaas_p2p
+from hopaas_p2p.analysis.configurations import next_in_words, rows
+from hopaas_p2p.analysis.facts import budget_unit
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED
 from hopaas_p2p.checkpoints import CheckpointBound, unneeded
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.fidelity import in_words, parse
-from hopaas_p2p.report.configurations import next_in_words, rows
-from hopaas_p2p.report.facts import budget_unit
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search.known import KnownTrials
 from hopaas_p2p.study import Study

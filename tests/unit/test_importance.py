@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.report.importance import importance
+from hopaas_p2p.analysis.importance import importance
 
 LOOK = """
 import sys

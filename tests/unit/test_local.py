@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis.importance import Importance
 from hopaas_p2p.core.records import TrialState, TrialTakeOver
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
@@ -30,7 +31,6 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.local.http import LocalServer
 from hopaas_p2p.local.peer import LARGEST_ANSWER, LocalPeer
-from hopaas_p2p.report.importance import Importance
 from hopaas_p2p.trial import Trial
 
 SPACE = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(["a", "b"])}

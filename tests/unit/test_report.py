@@ -13,6 +13,9 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis import facts, svg
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.timeline import stretches
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
@@ -30,10 +33,8 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.report import facts, svg, write_report
-from hopaas_p2p.report.importance import importance
+from hopaas_p2p.report import write_report
 from hopaas_p2p.report.page import render
-from hopaas_p2p.report.timeline import stretches
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 SPACE = {"lr": Float(1e-5, 1e-1, log=True), "units": Int(8, 256), "opt": Categorical(("adam", "sgd"))}

@@ -11,8 +11,8 @@ import math
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from hopaas_p2p.analysis.facts import is_better, scored
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import is_better, scored
 
 if TYPE_CHECKING:
     import numpy as np

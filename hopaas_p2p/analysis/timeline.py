@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from hopaas_p2p.analysis import svg
+from hopaas_p2p.analysis.charts import Figure, key
+from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.analysis.svg import Scale
 from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
-from hopaas_p2p.report import svg
-from hopaas_p2p.report.charts import Figure, key
-from hopaas_p2p.report.facts import duration, peer_labels
-from hopaas_p2p.report.svg import Scale
 
 _W: Final = 1040.0
 _LEFT: Final = 150.0

@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from hopaas_p2p.analysis import svg
+from hopaas_p2p.analysis.facts import is_better, scored, shown
+from hopaas_p2p.analysis.svg import Point, Scale
 from hopaas_p2p.core.records import Categorical, Float, Int
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State, Trial
-from hopaas_p2p.report import svg
-from hopaas_p2p.report.facts import is_better, scored, shown
-from hopaas_p2p.report.svg import Point, Scale
 
 _W: Final = 500.0
 _H: Final = 290.0
