@@ -12,8 +12,8 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import follow
 from dashboard_app.theme import draw
 from dashboard_app.views import compare
-from dashboard_app.views.history import ALONG, Along
-from dashboard_app.views.spec import number
+from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.charts import ALONG, Along
 
 
 def show(page: PageContext) -> None:

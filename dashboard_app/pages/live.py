@@ -12,9 +12,10 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
-from dashboard_app.views import campaigns, history, pruning, spread
+from dashboard_app.views import campaigns, pruning, spread
 from dashboard_app.views import live as views
-from dashboard_app.views.spec import ChartSpec, number
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.chart import Chart, finite, number
 from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
@@ -52,7 +53,7 @@ def _body(page: PageContext, frame: Frame) -> None:
     with left:
         draw(frame.once(_history), key="history", empty="No complete trial yet. The first value will appear here.")
     with right:
-        curves = frame.once(lambda one: pruning.curves(one.state, one.columns, height=360), "curves")
+        curves = frame.once(lambda one: charts.curves(one.state, one.columns, height=360), "curves")
         draw(curves, key="curves", empty="No learning curves: no trial has reported intermediate values.")
     _running(page, frame, now)
     _spent(frame)
@@ -61,10 +62,10 @@ def _body(page: PageContext, frame: Frame) -> None:
     theme.caption(views.alerts(frame.state, frame.name))
 
 
-def _history(frame: Frame) -> ChartSpec | None:
+def _history(frame: Frame) -> Chart | None:
     if len(frame.columns.directions) > 1:
         return spread.pareto(frame.columns)
-    return history.history(frame.columns, most=_POINTS)
+    return charts.history(frame.columns, most=_POINTS)
 
 
 def _tiles(page: PageContext, frame: Frame, now: float) -> None:
@@ -132,7 +133,7 @@ def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: flo
     progress = f"{steps} steps"
     if of:
         progress = theme.share(min(1.0, steps / of), f"{steps} of about {of}", css="hp-running")
-    curve = [value for _, value in pruning.curve_of(trial, most=_SPARK)]
+    curve = [value for _, value in finite(trial.reports, most=_SPARK)]
     return [
         theme.trial_link(frame.name, trial.number) + attempt,
         *map(theme.safe, (*place(frame.state, owner), owner[:8])),

@@ -9,7 +9,8 @@ from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import pruning
 from dashboard_app.views.pruning import Saved, hours
-from dashboard_app.views.spec import number
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.core.records import TrialState
 
 
@@ -34,7 +35,7 @@ def _body(_here: PageContext, frame: Frame) -> None:
     if saved is not None:
         theme.caption(f"How it is estimated: {pruning.ESTIMATOR}")
     draw(
-        frame.once(lambda one: pruning.curves(one.state, one.columns), "curves"),
+        frame.once(lambda one: charts.curves(one.state, one.columns), "curves"),
         key="curves",
         empty="Only trials with at least two reports have a curve.",
     )

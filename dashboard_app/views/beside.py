@@ -8,10 +8,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.curves import downsampled, finite, rows_of
-from dashboard_app.views.spec import ChartSpec, number
 from dashboard_app.views.trial import rank
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, data_of, finite, number, text
 from hopaas_p2p.analysis.facts import last_metrics, params_of, took
 from hopaas_p2p.analysis.table import Mask, TrialTable, place
 from hopaas_p2p.core.state import State, Trial
@@ -94,23 +92,24 @@ def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> S
 def _fact(name: str, of: Sequence[dict[str, object]] | Sequence[dict[str, float]]) -> Fact:
     """Numbers are written in full where they differ only in digits that would not be shown."""
     values = [some.get(name) for some in of]
-    cells = ["" if value is None else spec.cut(spec.text(value), _LONGEST) for value in values]
+    cells = ["" if value is None else cut(text(value), _LONGEST) for value in values]
     if len(set(cells)) < len({repr(value) for value in values}):
-        cells = ["" if value is None else spec.cut(str(value), _LONGEST) for value in values]
+        cells = ["" if value is None else cut(str(value), _LONGEST) for value in values]
     return Fact(name, tuple(cells))
 
 
-def curves(state: State, numbers: Sequence[int]) -> ChartSpec | None:
+def curves(state: State, numbers: Sequence[int]) -> Chart | None:
     """The learning curves of these trials in one chart."""
     layers, words = [], []
     for at, one in enumerate(numbers):
-        points = downsampled(finite(state.trials[one].reports), most=_POINTS)
+        points = finite(state.trials[one].reports, most=_POINTS)
         if len(points) < 2:
             continue
-        layers.append(spec.dashed(f"trial {one}", at, rows_of(points)))
+        layers.append(dashed(f"trial {one}", at, data_of(points)))
         words.append(f"trial {one}: {number(points[-1][1])} at step {points[-1][0]:.0f}")
     if not layers:
         return None
-    option = spec.base(layers, xAxis=spec.axis("step"), yAxis=spec.axis("reported value", nameGap=44))
-    option["legend"]["show"] = True
-    return ChartSpec("Learning curves", option, f"Reports by step. {'; '.join(words)}.", height=340)
+    alt = f"Reports by step. {'; '.join(words)}."
+    return Chart(
+        "Learning curves", layers, ChartAxis("step"), ChartAxis("reported value"), alt, height=340, legend=True
+    )

@@ -8,9 +8,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.downsample import spread
-from dashboard_app.views.spec import cut, number
 from dashboard_app.views.spread import pareto_rows
+from hopaas_p2p.analysis.chart import cut, number, spread
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState

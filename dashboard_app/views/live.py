@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.history import records
-from dashboard_app.views.spec import number
 from hopaas_p2p.alerts import posted
+from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.charts import records
 from hopaas_p2p.analysis.facts import retried
 from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState

@@ -1,4 +1,4 @@
-"""What pruning did: learning curves, the steps at which trials were cut, and the compute that it saved."""
+"""What pruning did: the steps at which trials were cut, and the compute that it saved."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.curves import STEPS, Points, bundle, downsampled, finite, option_of
-from dashboard_app.views.downsample import spread
-from dashboard_app.views.spec import ChartSpec
 from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series
 from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.analysis.table import Floats, Ints, TrialTable
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.state import State, Trial
 
 _DRAWS: Final = 400  # of the bootstrap; the ends of a 90 % interval move by about a percent of it with more
 _FEWER_DRAWS: Final = 100  # where each takes long, and the interval is narrow
 _MANY: Final = 5000
-_CUT: Final = 40  # pruned curves that are drawn
-_WHOLE: Final = 20
-_RUNNING: Final = 20
 _BARS: Final = 40
 
 
@@ -97,7 +90,7 @@ def missing(lengths: Floats, counts: Ints, made: Floats) -> Floats:
     return found
 
 
-def pruned_at(columns: TrialTable) -> tuple[list[tuple[int, int]], ChartSpec] | None:
+def pruned_at(columns: TrialTable) -> tuple[list[tuple[int, int]], Chart] | None:
     """[(step, trials pruned there)], and the chart; many steps are gathered in bars of equal width."""
     mask = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last_step)
     if not mask.any():
@@ -108,49 +101,12 @@ def pruned_at(columns: TrialTable) -> tuple[list[tuple[int, int]], ChartSpec] | 
     bars = np.bincount((steps - steps[0]) // width, weights=counts).astype(np.int64)
     starts = steps[0] + width * np.arange(len(bars))
     names = [str(start) if width == 1 else f"{start} to {start + width - 1}" for start in starts.tolist()]
-    series = {"type": "bar", "name": "pruned", "encode": {"x": 0, "y": 1}, "itemStyle": {"color": palette.PRUNED}}
-    option = spec.base(
-        [spec.Layer(series, spec.frame(step=np.array(names), trials=bars))],
-        xAxis={**spec.axis("last step reported"), "type": "category"},
-        yAxis=spec.axis("trials pruned", tight=False, nameGap=44, minInterval=1),
-    )
     busiest = max(table, key=lambda pair: pair[1])
     alt = (
         f"{int(mask.sum()):,} trials were pruned between steps {table[0][0]} and {table[-1][0]}, most of them, "
         f"{busiest[1]:,}, after step {busiest[0]}."
     )
-    return table, ChartSpec("Where trials were pruned", option, alt, height=260)
-
-
-def curves(state: State, columns: TrialTable, *, height: int = 400) -> ChartSpec | None:
-    """Reports by step: the best trial, the running ones, and samples of complete and pruned ones."""
-    mask = columns.steps > 1
-    single = len(columns.directions) == 1
-    whole = np.flatnonzero(mask & columns.is_(TrialState.COMPLETE))
-    cut = np.flatnonzero(mask & columns.is_(TrialState.PRUNED))
-    running = np.flatnonzero(mask & columns.is_(TrialState.RUNNING))[:_RUNNING]
-    if not single or not (len(whole) or len(cut) or len(running)):
-        return None
-    some_cut, some_whole = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)]
-    best = whole[np.argsort(np.where(columns.complete(), columns.cost(), np.inf)[whole], kind="stable")[:1]]
-
-    def drawn(numbers: Ints) -> list[tuple[int, Points]]:
-        return [(number, curve_of(state.trials[number])) for number in numbers.tolist()]
-
-    layers = [
-        bundle("pruned", drawn(some_cut), palette.PRUNED, "dotted", 1.0),
-        bundle("complete", drawn(some_whole), spec.PLAIN, "solid", 1.0),
-        bundle("running", drawn(running), palette.RUNNING, "dashed", 1.8),
-        bundle("best", drawn(best), spec.BEST, "solid", 3.0),
-    ]
-    option = option_of(layers, along="step", minimize=columns.directions[0] == "minimize", marks=())
-    about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
-    about += [f"{len(running)} running"] if len(running) else []
-    about += [f"the best (trial {number})" for number in best]
-    caption = f"Trials with at least two reports: {', '.join(about)}."
-    return ChartSpec("Learning curves", option, f"Learning curves: {', '.join(about)}.", caption, height=height)
-
-
-def curve_of(trial: Trial, *, most: int = STEPS) -> Points:
-    """A trial's finite reports by step, downsampled."""
-    return downsampled(finite(trial.reports), most=most)
+    data = {"step": np.array(names), "trials": bars}
+    x, y = ChartAxis("last step reported", choices=tuple(names)), ChartAxis("trials pruned", zero=True, whole=True)
+    series = Series("pruned", "bars", data, palette.PRUNED)
+    return table, Chart("Where trials were pruned", [series], x, y, alt, height=260)

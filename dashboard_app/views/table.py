@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
 from dashboard_app.views.campaigns import first_line
 from hopaas_p2p import notes
 from hopaas_p2p.analysis.facts import reason_line
@@ -16,6 +15,9 @@ from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
+
+if TYPE_CHECKING:  # it takes half a second to import
+    import pandas as pd
 
 STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason")
@@ -26,7 +28,7 @@ _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
 def table(
     state: State, columns: TrialTable, shown: Mask, *, tags: dict[int | None, list[str]] | None = None
-) -> spec.Rows:
+) -> pd.DataFrame:
     """The trials that are shown, the newest first; parameters as the objective saw them."""
     import pandas as pd
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import Final, NamedTuple
 
-from hopaas_p2p.analysis import svg
-from hopaas_p2p.analysis.charts import Figure, key
+from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, cut
 from hopaas_p2p.analysis.facts import duration, peer_labels
-from hopaas_p2p.analysis.svg import Scale
 from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
 
-_W: Final = 1040.0
-_LEFT: Final = 150.0
-_ROW: Final = 26.0
 _ROWS: Final = 40
-_FEW: Final = 800
+_BARS: Final = 1500
 _LINKS: Final = 60
 _KINDS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
+_LOOKS: Final = {
+    "complete": (palette.COMPLETE, 18, "solid"),
+    "pruned": (palette.PRUNED, 10, "solid"),
+    "failed": (palette.FAILED, 6, "solid"),
+    "running": (palette.RUNNING, 14, "solid"),
+    "taken over": (palette.LOST, 16, "dotted"),
+    "returned": (palette.WAITING, 8, "solid"),
+    "came back": (palette.LOST, 1.8, "solid"),
+}
+"""Colour, height and dashes: height distinguishes kinds too, for those who cannot tell the colours apart."""
+_UNITS: Final = {"days": 86400e6, "hours": 3600e6, "minutes": 60e6, "seconds": 1e6}
 
 
 class Stretch(NamedTuple):
@@ -28,7 +37,7 @@ class Stretch(NamedTuple):
     start: int
     end: int
     kind: str
-    """complete, pruned, failed, running, lost (taken over) or given-back."""
+    """complete, pruned, failed, running, taken over or returned."""
 
 
 def stretches(state: State) -> list[Stretch]:
@@ -38,7 +47,7 @@ def stretches(state: State) -> list[Stretch]:
     for trial in state.trials:
         for tenure in trial.history:
             if tenure.start is not None:
-                kind = "given-back" if tenure.why.startswith(("released", "interrupted")) else "lost"
+                kind = "returned" if tenure.why.startswith(("released", "interrupted")) else "taken over"
                 found.append(Stretch(tenure.owner, trial.number, tenure.start, max(tenure.start, tenure.end), kind))
         if trial.owner is None or trial.start is None or is_last_lease(trial):
             continue
@@ -47,112 +56,65 @@ def stretches(state: State) -> list[Stretch]:
     return found
 
 
-def timeline(state: State) -> Figure | None:
-    """The chart; None if no trial has been started."""
-    found = stretches(state)
+def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows: int = _ROWS) -> Chart | None:
+    """The newest stretches of the peers that were busy last; None if no trial has been started.
+
+    Args:
+        state: the study.
+        now: seconds since 1970, to which running trials are drawn, and times of day shown. By default trials run to
+            the last time that the log knows, and times count from the first trial.
+        most: stretches that are drawn.
+        rows: peers that are drawn.
+
+    """
+    found = sorted(stretches(state), key=lambda one: one.end)
     if not found:
         return None
+    owners = list(dict.fromkeys(one.owner for one in reversed(found)))
     labels = peer_labels(state)
-    rows, left_out = _rows(found)
-    found = [one for one in found if one.owner in rows]
-    began = min(one.start for one in found)
-    seconds = max(0.001, (max(one.end for one in found) - began) / 1e6)
-    x = Scale(0.0, seconds, _LEFT, _W - 14)
-    height = 14 + _ROW * len(rows) + 40
-    parts = [_grid(x, height, seconds)]
-    for owner, row in rows.items():
-        count = sum(one.owner == owner for one in found)
-        parts.append(
-            f'<text class="tick end" x="{svg.px(_LEFT - 8)}" y="{svg.px(_y(row) + 13)}">'
-            f"{svg.safe(labels.get(owner, owner), longest=22)}"
-            f"<title>{svg.safe(labels.get(owner, owner))}: {count} trials</title></text>"
-        )
-    parts.append(_bars(found, rows, x, began))
-    parts.append(_links(state, found, rows, x, began))
-    lost = sum(one.kind == "lost" for one in found)
-    keys = [("complete", "complete"), ("pruned", "pruned"), ("failed", "failed"), ("running", "running")]
-    present = {one.kind for one in found}
-    caption = " ".join(key(css, text) for css, text in keys if css in present)
-    if lost:
-        caption += (
-            f" {key('lost', f'{lost:,} interrupted')} The peer fell silent; the bar ends when the trial was taken "
-            "from it. The line leads to the retry."
-        )
-    if left_out:
-        caption += f" {left_out:,} more peers are not drawn."
-    about = f"{len(rows)} peers over {duration(seconds)}; {lost} trials were interrupted"
-    drawing = svg.svg("".join(parts), width=_W, height=height, title="Timeline by peer", description=about, css="wide")
-    return Figure("Timeline by peer", drawing, caption + " Times are by each peer's own clock.", wide=True)
-
-
-def _rows(found: list[Stretch]) -> tuple[dict[str, int], int]:
-    """Peer -> row, in order of first appearance; if there are too many, the busiest and those with interruptions."""
-    first: dict[str, int] = {}
-    count: dict[str, int] = {}
-    for one in found:
-        first[one.owner] = min(first.get(one.owner, one.start), one.start)
-        count[one.owner] = count.get(one.owner, 0) + (1000 if one.kind == "lost" else 1)
-    kept = sorted(count, key=lambda owner: (-count[owner], owner))[:_ROWS]
-    ordered = sorted(kept, key=lambda owner: (first[owner], owner))
-    return {owner: row for row, owner in enumerate(ordered)}, len(count) - len(kept)
-
-
-def _y(row: int) -> float:
-    return 10 + row * _ROW
-
-
-def _grid(x: Scale, height: float, seconds: float) -> str:
-    bottom = height - 36
-    parts = [f'<path class="axis" d="M{svg.px(_LEFT)} {svg.px(bottom)}H{svg.px(_W - 14)}"/>']
-    for tick in x.ticks(8):
-        at = svg.px(x(tick))
-        text = duration(tick) if seconds >= 120 else f"{tick:g} s"
-        parts.append(f'<path class="grid" d="M{at} 6V{svg.px(bottom)}"/>')
-        parts.append(f'<text class="tick mid" x="{at}" y="{svg.px(bottom + 16)}">{text}</text>')
-    parts.append(f'<text class="name end" x="{svg.px(_W - 14)}" y="{svg.px(bottom + 31)}">since the first trial</text>')
-    return "".join(parts)
-
-
-def _bars(found: list[Stretch], rows: dict[str, int], x: Scale, began: int) -> str:
-    parts = []
-    paths: dict[str, list[str]] = {}
-    for one in found:
-        start, end = x((one.start - began) / 1e6), x((one.end - began) / 1e6)
-        width = max(1.5, end - start - 0.8)
-        top = _y(rows[one.owner])
-        if len(found) > _FEW and one.kind != "lost":
-            paths.setdefault(one.kind, []).append(f"M{svg.px(start)} {svg.px(top + 9)}h{svg.px(width)}")
-            continue
-        took = duration((one.end - one.start) / 1e6)
-        parts.append(
-            f'<rect class="{one.kind}" x="{svg.px(start)}" y="{svg.px(top)}" width="{svg.px(width)}" height="18" '
-            f'rx="2"><title>trial {one.number}: {one.kind}, {took}</title></rect>'
-        )
-        if one.kind == "lost":
-            parts.append(f'<text class="cross mid" x="{svg.px(start + width / 2)}" y="{svg.px(top + 14)}">✕</text>')
-    drawn = [
-        f'<path class="{kind} bars" stroke-width="18" d="{"".join(path)}"/>' for kind, path in sorted(paths.items())
-    ]
-    return "".join(drawn + parts)
-
-
-def _links(state: State, found: list[Stretch], rows: dict[str, int], x: Scale, began: int) -> str:
-    """A line from the end of each lost stretch to the first stretch of its retry."""
-    first: dict[int, Stretch] = {}
-    for one in found:
-        first.setdefault(one.number, one)
-    parts = []
-    for one in [one for one in found if one.kind == "lost"][:_LINKS]:
-        retry = state.trials[one.number].retried_by
-        there = first.get(retry) if retry is not None else None
-        if there is None:
-            continue
-        x1, y1 = x((one.end - began) / 1e6), _y(rows[one.owner]) + 9
-        x2, y2 = x((there.start - began) / 1e6), _y(rows[there.owner]) + 9
-        parts.append(
-            f'<path class="link" d="M{svg.px(x1)} {svg.px(y1)}C{svg.px(x1 + 14)} {svg.px(y1)} '
-            f'{svg.px(x2 - 14)} {svg.px(y2)} {svg.px(x2)} {svg.px(y2)}">'
-            f"<title>trial {one.number} came back as trial {there.number}</title></path>"
-            f'<circle class="link-end" cx="{svg.px(x2)}" cy="{svg.px(y2)}" r="3.5"/>'
-        )
-    return "".join(parts)
+    row = {owner: at for at, owner in enumerate(sorted(owners[:rows], key=lambda one: labels.get(one, one)))}
+    kept = [one for one in found if one.owner in row]
+    bars = kept[-most:]
+    until = (now or 0) * 1e6
+    ends = [max(one.start, until) if one.kind == "running" and until else one.end for one in bars]
+    began, name, scale = 0, "", 1000.0  # an axis of times counts milliseconds
+    if now is None:
+        began = min(one.start for one in bars)
+        units = [(unit, size) for unit, size in _UNITS.items() if size * 4 <= max(ends) - began]
+        unit, scale = units[0] if units else ("seconds", 1e6)
+        name = f"{unit} since the first trial"
+    drawn: dict[str, list[tuple[float, int, float, int, int, str]]] = {kind: [] for kind in _LOOKS}
+    for one, end in zip(bars, ends, strict=True):
+        said = f"trial {one.number}: {one.kind}, {duration((end - one.start) / 1e6)}"
+        drawn[one.kind].append((one.start, row[one.owner], end, row[one.owner], one.number, said))
+    first = {one.number: one for one in reversed(bars)}
+    for one in [one for one in bars if one.kind == "taken over"][-_LINKS:]:
+        there = first.get(state.trials[one.number].retried_by or -1)
+        if there is not None:
+            said = f"trial {one.number} came back as trial {there.number}"
+            drawn["came back"].append((one.end, row[one.owner], there.start, row[there.owner], one.number, said))
+    layers = []
+    for kind, lines in drawn.items():
+        colour, height, dash = _LOOKS[kind]
+        data = {
+            "at": [x for line in lines for x in ((line[0] - began) / scale, (line[2] - began) / scale, math.nan)],
+            "peer": [y for line in lines for y in (line[1], line[3], 0)],
+            "trial": [number for *_, number, _ in lines for _ in range(3)],
+            "said": [said for *_, said in lines for _ in range(3)],
+        }
+        layers.append(Series(kind, "line", data, colour, height, "none", dash))
+    counts = Counter(one.kind for one in bars)
+    notes = ["Each peer's times are by its own clock"]
+    notes += [f"{len(owners) - len(row):,} peers are not drawn"] if len(owners) > len(row) else []
+    notes += [f"{len(kept) - len(bars):,} earlier stretches are not drawn"] if len(kept) > len(bars) else []
+    about = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return Chart(
+        "Timeline by peer",
+        [layer for layer in layers if layer.drawn],
+        ChartAxis(name, time=now is not None),
+        ChartAxis(choices=tuple(cut(labels.get(owner, owner), 26) for owner in row), down=True),
+        f"Timeline of {len(row)} peers: {about}.",
+        ". ".join(notes) + ".",
+        height=26 * len(row) + 120,
+        wide=True,
+    )

@@ -8,10 +8,10 @@ from typing import Final
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.analysis import charts
-from hopaas_p2p.analysis.charts import key
+from hopaas_p2p.analysis import charts, palette
 from hopaas_p2p.analysis.facts import best, budget_unit, params_of, pareto_front, peer_labels, shown, state_word, took
-from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.analysis.svg import key, safe
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
@@ -20,7 +20,13 @@ from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8
 _COLUMNS: Final = 6
-_KEYS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed", RUNNING: "running", WAITING: "waiting"}
+_KEYS: Final = {
+    COMPLETE: ("complete", palette.COMPLETE),
+    PRUNED: ("pruned", palette.PRUNED),
+    FAIL: ("failed", palette.FAILED),
+    RUNNING: ("running", palette.RUNNING),
+    WAITING: ("waiting", palette.WAITING),
+}
 
 
 def study_html(study: StudyLike) -> str:
@@ -34,10 +40,12 @@ def overview(state: State, *, name: str, store: str, working: bool | None, chart
     """The content of the study's view; `working` as for `state_word`."""
     word = state_word(state, working=working)
     parts = [f'<div class="head">{safe(name)} · {safe(word)}</div>', _about(state, store)]
-    counts = " ".join(key(css, f"{state.counts[one]:,} {css}") for one, css in _KEYS.items() if state.counts[one])
+    counts = " ".join(
+        key(colour, f"{state.counts[at]:,} {word}") for at, (word, colour) in _KEYS.items() if state.counts[at]
+    )
     parts.append(f"<p>{counts or 'No trials yet.'}</p>{_best(state)}")
     newest = _trials(state)
-    history = charts.history(state) if chart and state.define is not None else None
+    history = charts.history(TrialTable.of(state)) if chart and state.define is not None else None
     if history is not None:
         newest = f'<div class="two">{drawn(history)}<div>{newest}</div></div>'
     return "".join([*parts, newest])
@@ -63,7 +71,9 @@ def _best(state: State) -> str:
     if top is None or not top.values:
         return ""
     params = ", ".join(f"{name} = {shown(value)}" for name, value in params_of(top, state).items())
-    return f"<p>{key('best', f'best: {shown(top.values[0])}')} trial {top.number}: {safe(params, longest=400)}</p>"
+    return (
+        f"<p>{key(palette.BEST, f'best: {shown(top.values[0])}')} trial {top.number}: {safe(params, longest=400)}</p>"
+    )
 
 
 def _trials(state: State) -> str:
@@ -121,6 +131,6 @@ def trial_html(
     logged = [[name, shown(values[max(values)])] for name, values in metrics.items() if values]
     if logged:
         tables.append(table(["metric", "last value"], logged, words=("metric",)))
-    curve = charts.reported(frozen.intermediate_values)
+    curve = charts.reported("reports", frozen.intermediate_values)
     chart = "" if curve is None else drawn(curve)
     return framed(f'{"".join(parts)}<div class="two"><div>{"".join(tables)}</div>{chart}</div>')

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hopaas_p2p.analysis import charts
-from hopaas_p2p.analysis.charts import Figure
+from hopaas_p2p.analysis.chart import Chart
 from hopaas_p2p.analysis.facts import (
     best,
     duration,
@@ -24,9 +24,10 @@ from hopaas_p2p.analysis.facts import (
     took,
     value_cells,
 )
-from hopaas_p2p.analysis.importance import Importance, importance
+from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
-from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.analysis.svg import legend, safe, svg
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.replicates import means
@@ -40,6 +41,7 @@ _SLICES: Final = 8
 _COLUMNS: Final = 10
 _INTERRUPTED: Final = 20
 _METRICS: Final = 12
+_DOTS: Final = 3000
 
 
 def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
@@ -110,45 +112,51 @@ def _tile(number: str, what: str, more: str = "", *, css: str = "") -> str:
 
 def _sections(state: State) -> str:
     assert state.define is not None
+    if not state.trials:
+        return _nothing("No trial has been started yet.")
+    trials = TrialTable.of(state)
     objectives = range(min(len(state.define.directions), _OBJECTIVES))
-    figures = [figure for index in objectives if (figure := charts.history(state, index)) is not None]
-    found = importance(state)
-    curves = charts.curves(state)
-    if curves is not None:
-        figures.append(curves)
+    charted = [charts.history(trials, objective=index, most=_DOTS) for index in objectives]
+    figures = [_figure(chart) for chart in (*charted, charts.curves(state, trials)) if chart is not None]
     gantt = timeline(state)
     parts = [_figure(gantt)] if gantt is not None else []
-    parts.append(f'<div class="grid">{"".join(map(_figure, figures))}</div>' if figures else "")
-    parts += [_parameters(state, found), _best_means(state), _best_trials(state), _metrics(state)]
+    parts.append(f'<div class="grid">{"".join(figures)}</div>' if figures else "")
+    parts += [_parameters(state, trials), _best_means(state), _best_trials(state), _metrics(state)]
     parts += [_spent(state), _interrupted(state), _failures(state)]
-    return "\n".join(part for part in parts if part) if state.trials else _nothing("No trial has been started yet.")
+    return "\n".join(part for part in parts if part)
 
 
 def _nothing(text: str) -> str:
     return _card("Nothing to show yet", f'<p class="none">{safe(text)}</p>')
 
 
-def _figure(figure: Figure) -> str:
-    drawing = f'<div class="scroll" tabindex="0">{figure.drawing}</div>' if figure.wide else figure.drawing
-    return _card(figure.title, f"<figure>{drawing}<figcaption>{figure.caption}</figcaption></figure>")
+def _figure(chart: Chart) -> str:
+    return _card(chart.title, figure(chart))
+
+
+def figure(chart: Chart, *, small: bool = False) -> str:
+    """A chart and its caption."""
+    if small:
+        return svg(chart, width=250.0, height=170.0)
+    drawing = f'<div class="scroll" tabindex="0">{svg(chart)}</div>' if chart.wide or chart.axes else svg(chart)
+    return f"<figure>{drawing}<figcaption>{legend(chart)}</figcaption></figure>"
 
 
 def _card(title: str, body: str) -> str:
     return f'<section class="card"><h2>{safe(title)}</h2>{body}</section>'
 
 
-def _parameters(state: State, found: Importance) -> str:
+def _parameters(state: State, trials: TrialTable) -> str:
     """The importance of the parameters, and where in their ranges the good values are."""
-    if found.shares:
-        figure = charts.importance(found.shares[:12], note=found.note)
-        bars = f"<figure>{figure.drawing}<figcaption>{figure.caption}</figcaption></figure>"
-    else:
-        bars = f'<p class="none">{safe(found.note)}</p>'
-    important = [name for name, _ in found.shares]
-    drawings = charts.slices(state, [*important, *(name for name in state.dists if name not in important)][:_SLICES])
+    found = importance(state)
+    bars = charts.importance(found._replace(shares=found.shares[:12]))
+    part = f'<p class="none">{safe(found.note)}</p>' if bars is None else figure(bars)
+    names = list(dict.fromkeys([*(name for name, _ in found.shares), *state.dists]))[:_SLICES]
+    slices = [charts.slice_(trials, name, most=400) for name in names]
+    drawings = "".join(figure(one, small=True) for one in slices if one is not None)
     note = "Value over each parameter, complete trials. The large mark is the best one."
-    slices = f'<figure><div class="slices">{"".join(drawings)}</div><figcaption>{note}</figcaption></figure>'
-    return _card("Which parameters matter", f'<div class="split">{bars}{slices if drawings else ""}</div>')
+    more = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>' if drawings else ""
+    return _card("Which parameters matter", f'<div class="split">{part}{more}</div>')
 
 
 def _best_trials(state: State) -> str:
@@ -197,7 +205,7 @@ def _best_means(state: State) -> str:
 def _metrics(state: State) -> str:
     """What the best trial logged beside its reports."""
     top = best(state)
-    drawings = charts.metrics(top)[:_METRICS] if top is not None else []
+    drawings = [figure(one, small=True) for one in charts.metrics(top)[:_METRICS]] if top is not None else []
     if top is None or not drawings:
         return ""
     hidden = len(top.metrics) - len(drawings)

@@ -11,9 +11,12 @@ import pytest
 
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
-from dashboard_app.views import campaigns, live, peers, pruning, table, trial
+from dashboard_app.views import campaigns, live, peers, table, trial
+from hopaas_p2p.analysis import charts, echarts
+from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import TrialTable, place
+from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
 from hopaas_p2p.core.state import State
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
@@ -139,7 +142,7 @@ def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:
 
     assert [(one.number, *place(scribe.state, one.owner)) for one in trials] == [(6, "north", "n1"), (7, "south", "s1")]
     assert live.steps_of_a_trial(TrialTable.of(scribe.state)) == 3
-    assert [pruning.curve_of(one) for one in trials] == [[], [(1, 5.0), (2, 4.5)]]
+    assert [finite(one.reports) for one in trials] == [[], [(1, 5.0), (2, 4.5)]]
 
 
 def test_events_come_newest_first_and_tell_the_best(scribe: Scribe) -> None:
@@ -192,13 +195,17 @@ def test_sites_sum_up_their_peers(scribe: Scribe) -> None:
     assert (rows["north"].draining, rows["south"].draining) == (False, True)
 
 
-def test_the_timeline_has_a_bar_for_every_stretch_and_draws_on_what_runs(scribe: Scribe) -> None:
-    found = peers.gantt(scribe.state, scribe.clock + 30.0)
+def lines(chart: Chart | None) -> dict[str, list[str]]:
+    """What is said of each line of a timeline, by kind."""
+    assert chart is not None
+    return {one.name: one.data["said"][::3] for one in chart.series}
 
-    assert len(found.bars) == 8
-    assert found.bars["kind"].value_counts().to_dict() == {"complete": 4, "running": 2, "pruned": 1, "failed": 1}
-    assert set(found.bars.loc[found.bars["kind"] == "running", "took"]) == {30.0}
-    assert (found.peers_left_out, found.bars_left_out) == (0, 0)
+
+def test_the_timeline_has_a_bar_for_every_stretch_and_draws_on_what_runs(scribe: Scribe) -> None:
+    found = lines(timeline(scribe.state, scribe.clock + 30.0))
+
+    assert {kind: len(some) for kind, some in found.items()} == {"complete": 4, "running": 2, "pruned": 1, "failed": 1}
+    assert all(said.endswith("running, 30 s") for said in found["running"])
 
 
 def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
@@ -208,11 +215,11 @@ def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
         scribe.trial(f"p{at}", 1.0)
         scribe.trial(f"p{at}", 1.0)
 
-    found = peers.gantt(scribe.state, scribe.clock, most=5, rows=4)
+    chart = timeline(scribe.state, scribe.clock, most=5, rows=4)
 
-    assert len(found.bars) == 5
-    assert (found.peers_left_out, found.bars_left_out) == (2, 3)
-    assert found.bars["trial"].tolist() == [7, 8, 9, 10, 11]
+    assert [said.split(":")[0] for said in lines(chart)["complete"]] == [f"trial {at}" for at in range(7, 12)]
+    assert chart is not None
+    assert "2 peers are not drawn. 3 earlier stretches are not drawn." in chart.caption
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -275,16 +282,16 @@ def test_the_rank_is_among_the_complete(state: State) -> None:
 
 
 def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
-    chart = trial.curve(state, TrialTable.of(state), 7)
+    chart = charts.curve(state, TrialTable.of(state), 7)
 
     assert chart is not None
     assert "Reports of trial 7 over 2 steps" in chart.alt
-    assert [series["name"] for series in chart.option["series"]] == [
+    assert [series["name"] for series in echarts.option(chart)["series"]] == [
         "median of the complete",
         "best, trial 1",
         "trial 7",
     ]
-    assert trial.curve(state, TrialTable.of(state), 6) is None
+    assert charts.curve(state, TrialTable.of(state), 6) is None
 
 
 def test_every_owner_is_told_and_why_it_lost_the_trial() -> None:
@@ -350,4 +357,4 @@ def test_a_curve_with_gaps_and_infinities_is_drawn_from_what_is_finite() -> None
 
     (trial_that_runs,) = live.running(scribe.state)
 
-    assert [value for _, value in pruning.curve_of(trial_that_runs)] == [1.0, 2.0]
+    assert [value for _, value in finite(trial_that_runs.reports)] == [1.0, 2.0]

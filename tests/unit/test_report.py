@@ -14,6 +14,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis import facts, svg
+from hopaas_p2p.analysis.chart import ChartAxis
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.timeline import stretches
 from hopaas_p2p.core.apply import apply
@@ -222,11 +223,11 @@ def test_the_timeline_shows_a_killed_peer_and_links_the_retry() -> None:
     writer.say("b", TrialFinish(1, 1, TrialState.COMPLETE, (0.5,)))
 
     assert [(one.owner, one.number, one.kind) for one in stretches(writer.state)] == [
-        ("a", 0, "lost"),
+        ("a", 0, "taken over"),
         ("b", 1, "complete"),
     ]
     page = _render(writer.state)
-    assert 'class="lost"' in page
+    assert "trial 0: taken over, " in page
     assert "trial 0 came back as trial 1" in page
     assert "its owner fell silent" in page
 
@@ -288,7 +289,7 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     ("low", "high", "log"), [(0.0, 1.0, False), (1e-6, 1e-1, True), (16, 256, True), (5, 5, False), (-1e9, 1e9, False)]
 )
 def test_ticks_are_few_and_lie_in_the_scale(low: float, high: float, log: bool) -> None:
-    scale = svg.scale_of([low, high], 0, 100, log=log)
+    scale = svg.scale_of(ChartAxis(log=log), [low, high], 0, 100)
 
     ticks = scale.ticks()
 
