@@ -54,7 +54,7 @@ def _body(frames: list[Frame], along: Along) -> None:
         theme.caption("These studies do not optimise in the same direction.")
     if any(len(columns.directions) > 1 for _, columns in pairs):
         theme.caption("For studies with several objectives, the first objective is shown.")
-    summaries = [compare.summary(columns) for _, columns in pairs]
+    summaries = [compare.summary(frame.state, frame.columns) for frame in frames]
     rows = [
         [
             theme.link(name, "live", study=name),

@@ -12,7 +12,7 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import peers as views
-from hopaas_p2p.analysis.facts import duration
+from hopaas_p2p.analysis.facts import duration, peer_labels
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.leases import ttl_of
 
@@ -103,11 +103,11 @@ def _drain(page: PageContext) -> None:
     theme.heading("Drain")
     theme.caption("Ask a peer, or a whole site, to finish its trials and take no more.")
     peers = dict(frame.state.peers)
-    labels = views.labels_of(frame.state, peers)
+    labels = peer_labels(frame.state)
     names = {
         f"site:{place}": f"all of {place}" for place in sorted({info.get("site") or "?" for info in peers.values()})
     }
-    names |= {peer: f"{info.get('site') or '?'}: {labels[peer]}" for peer, info in peers.items()}
+    names |= {peer: labels[peer] for peer in peers if peer in labels}
     left, right, last = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Site or peer", list(names), index=None, placeholder="choose one", format_func=names.__getitem__, key="drain"

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.spread import pareto_rows
 from hopaas_p2p.analysis.chart import cut, number, spread
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import TrialTable, place
@@ -65,7 +64,7 @@ def card(state: State, columns: TrialTable, *, alive: Callable[[str], bool | Non
 
 def _best(columns: TrialTable) -> tuple[str, str]:
     if len(columns.directions) > 1:
-        front = len(pareto_rows(columns))
+        front = len(columns.front())
         return f"{front:,} on the front", f"of {len(columns.directions)} objectives"
     row = columns.best()
     if row is None:

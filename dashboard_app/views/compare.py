@@ -10,15 +10,17 @@ import numpy as np
 from dashboard_app.views.spread import edf_chart
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, dashed, downsample_line, number
 from hopaas_p2p.analysis.charts import ALONG, Along, positions, records
+from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State
 
 MOST_STUDIES: Final = 8
 
 Named = Sequence[tuple[str, TrialTable]]
 
 
-def summary(columns: TrialTable) -> dict[str, float | None]:
+def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
     """Numbers to compare. `trials to 95%`: complete trials until the best had come 95 % of its way from the first."""
     complete, best = columns.complete(), columns.best()
     return {
@@ -29,7 +31,7 @@ def summary(columns: TrialTable) -> dict[str, float | None]:
         "best": None if best is None else float(columns.values[best, 0]),
         "median": float(np.median(columns.values[complete, 0])) if complete.any() else None,
         "trials to 95%": trials_to(columns),
-        "compute-hours": round(float(np.nansum(columns.seconds())) / 3600, 2),
+        "compute-hours": round(spending(state).total.cost.time / 3.6e9, 2),
     }
 
 

@@ -12,6 +12,7 @@ from hopaas_p2p.alerts import posted
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import records
 from hopaas_p2p.analysis.facts import retried
+from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
@@ -33,7 +34,7 @@ class Throughput(NamedTuple):
     retried: int
     """FAIL trials that were run again."""
     hours: float
-    """Hours that trials have run, lost and running ones included."""
+    """Hours that trials have run, lost and running ones included, as far as the log has heard of them."""
     left: int | None
     """Trials to the budget; None without one."""
     eta: float | None
@@ -58,17 +59,10 @@ def pace(state: State, columns: TrialTable, now: float) -> Throughput:
         per_hour=per_hour,
         crashed=counts[TrialState.FAIL] - again,
         retried=again,
-        hours=_seconds_run(columns, now) / _HOUR,
+        hours=spending(state).total.cost.time / 1e6 / _HOUR,
         left=left,
         eta=left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
     )
-
-
-def _seconds_run(columns: TrialTable, now: float) -> float:
-    running = columns.is_(TrialState.RUNNING) & np.isfinite(columns.start)
-    open_ones = columns.earlier[columns.is_(TrialState.RUNNING, TrialState.WAITING)]
-    elapsed = np.maximum(0.0, now - columns.start[running])
-    return float(np.nansum(columns.seconds()) + elapsed.sum() + open_ones.sum())
 
 
 def running(state: State, *, most: int = _ROWS) -> list[Trial]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -90,21 +90,6 @@ def peers(state: State, columns: TrialTable, now: float, alive: Callable[[str], 
 
     rows = [row(owner) for owner in dict.fromkeys([*running, *by_owner]) if owner]
     return sorted(rows, key=lambda one: (not one.running, -(one.last or 0.0), one.uuid))
-
-
-def labels_of(state: State, owners: Iterable[str]) -> dict[str, str]:
-    """A short name for each: node and process; where two agree, with a part of the uuid."""
-    labels: dict[str, str] = {}
-    taken: set[str] = set()
-    for owner in dict.fromkeys(owners):
-        info = state.peers.get(owner, {})
-        where = (info.get("host") or info.get("site") or "peer")[:24]
-        label = f"{where} · {info['pid'][:12] if 'pid' in info else owner[:6]}"
-        if label in taken:
-            label = f"{label} · {owner[:6]}"
-        taken.add(label)
-        labels[owner] = label
-    return labels
 
 
 def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool | None]) -> list[Site]:

@@ -54,37 +54,18 @@ def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
     return Chart("Distribution of values (EDF)", layers, ChartAxis("value", low, high), shares, alt, caption)
 
 
-def pareto_rows(columns: TrialTable, shown: Mask | None = None) -> Ints:
-    """The rows that no other complete trial beats in every objective, by number. Equal ones are all on the front."""
-    objectives = range(len(columns.directions))
-    mask = np.logical_and.reduce([columns.complete(one) for one in objectives])
-    mask = mask if shown is None else mask & shown
-    rows = np.flatnonzero(mask)
-    if not len(rows):
-        return rows
-    costs = np.stack([columns.cost(one)[rows] for one in objectives], axis=1)
-    order = np.lexsort(costs.T[::-1])  # only an earlier trial in this order can beat a later one
-    front: list[int] = []
-    kept = np.empty((0, costs.shape[1]))
-    for at in order:
-        beaten = ((kept <= costs[at]).all(axis=1) & (kept < costs[at]).any(axis=1)).any() if len(kept) else False
-        if not beaten:
-            front.append(int(at))
-            kept = np.vstack([kept, costs[at]])
-    return np.sort(rows[front])
-
-
 def pareto(
     columns: TrialTable, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
 ) -> Chart | None:
     """Two of the objectives against each other, and which trials are on the front of all objectives."""
     if len(columns.directions) < 2:
         return None
-    front = pareto_rows(columns, shown)
+    finite = columns.complete(first) & columns.complete(second)
+    mask = finite if shown is None else finite & shown
+    front = columns.front(mask)
     if not len(front):
         return None
-    mask = columns.complete(first) & columns.complete(second)
-    rows = np.flatnonzero(mask if shown is None else mask & shown)
+    rows = np.flatnonzero(mask)
     x, y = columns.values[:, first], columns.values[:, second]
     drawn = np.union1d(rows[downsample_points(x[rows], y[rows])], front)
 

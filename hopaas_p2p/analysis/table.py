@@ -155,17 +155,33 @@ class TrialTable:
         column: Floats = sign * self.values[:, objective]
         return column
 
+    def front(self, shown: Mask | None = None) -> Ints:
+        """The rows of the COMPLETE trials that no other beats in every objective; of equal ones all are on the front.
+
+        Args:
+            shown: the trials that count; by default all.
+
+        """
+        mask = (self.state == COMPLETE) & ~np.isnan(self.values).any(axis=1)
+        rows = np.flatnonzero(mask if shown is None else mask & shown)
+        costs = np.stack([self.cost(one)[rows] for one in range(len(self.directions))], axis=1)
+        front: list[int] = []
+        kept = np.empty((0, costs.shape[1]))
+        for at in np.lexsort(costs.T[::-1]):  # only an earlier trial in this order can beat a later one
+            if not ((kept <= costs[at]).all(axis=1) & (kept < costs[at]).any(axis=1)).any():
+                front.append(int(at))
+                kept = np.vstack([kept, costs[at]])
+        return np.sort(rows[front])
+
     def complete(self, objective: int = 0) -> Mask:
-        """COMPLETE trials with a finite value."""
+        """COMPLETE trials with a finite value, which a chart can show."""
         complete: Mask = (self.state == COMPLETE) & np.isfinite(self.values[:, objective])
         return complete
 
     def best(self, objective: int = 0) -> int | None:
         """The row of the best COMPLETE trial, the earliest of equals."""
-        complete = self.complete(objective)
-        if not complete.any():
-            return None
-        return int(np.argmin(np.where(complete, self.cost(objective), np.inf)))
+        rows = np.flatnonzero((self.state == COMPLETE) & ~np.isnan(self.values[:, objective]))
+        return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
 
     def merged(self, name: str, rows: Ints | slice) -> Floats:
         """A parameter in these rows, where choices that are equal are one, as Optuna has it."""

@@ -19,19 +19,18 @@ from hopaas_p2p.analysis.facts import (
     peer_labels,
     phrase,
     reason_line,
-    savings,
     shown,
     took,
     value_cells,
 )
 from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.svg import legend, safe, svg
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.replicates import means
-from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 
 _TOP: Final = 10
@@ -86,22 +85,17 @@ def _tiles(state: State) -> str:
     also = ", ".join(f"{count:,} {what}" for count, what in rest if count)
     tiles.append(_tile(f"{counts[COMPLETE]:,}", "complete trials", also))
     tiles.append(_tile(f"{counts[PRUNED]:,}", "pruned trials"))
-    saved = savings(state)
-    if saved.saved:
-        tiles.append(
-            _tile(
-                f"≈ {saved.share:.0%}",
-                "of the steps saved by pruning",
-                f"about {saved.saved:,}: steps that pruned trials did not run, of {saved.length:,} each",
-            )
-        )
+    saved = savings(TrialTable.of(state))
+    if saved.pruned:
+        more = f"about {shown(round(saved.steps))} steps that pruned trials did not run, or {saved.in_words()[0]}"
+        tiles.append(_tile(f"≈ {saved.share:.0%}", "of the steps saved by pruning", more))
     owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
     tiles.append(_tile(f"{len(owners - {None}):,}", "peers took part"))
     spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
     if spans:
         wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
-        busy = sum(trial_seconds(t) or 0.0 for t in state.trials)
-        tiles.append(_tile(duration(wall), "from the first trial to the last", f"{duration(busy)} of training"))
+        spent = f"{duration(spending(state).total.cost.time / 1e6)} of training"
+        tiles.append(_tile(duration(wall), "from the first trial to the last", spent))
     return "".join(tiles)
 
 

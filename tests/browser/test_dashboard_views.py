@@ -17,6 +17,7 @@ from dashboard_app.views.table import passing
 from hopaas_p2p.analysis import charts, echarts, palette
 from hopaas_p2p.analysis.chart import Chart, downsample_line, downsample_points, wants_log
 from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import Savings, missing, savings
 from hopaas_p2p.analysis.table import RUNNING, TrialTable
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialRelease, TrialSet
 from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
@@ -98,7 +99,7 @@ def test_an_empty_study_has_empty_columns() -> None:
     assert charts.slice_(found, "lr") is None
     assert charts.parallel(found, "lr") is None
     assert spread.edf(found) is None
-    assert pruning.saved(found) is None
+    assert savings(found) == Savings()
     assert pruning.pruned_at(found) is None
     assert charts.curves(Scribe().state, found) is None
     assert failures.groups([]) == {}
@@ -329,7 +330,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
     for pair in ((1.0, 1.0), (2.0, 2.0), (2.0, 1.5), (3.0, 2.0), (0.5, 0.5), (1.0, 1.0), (0.7, 0.4)):
         scribe.trial("a", *pair)
     found = TrialTable.of(scribe.state)
-    assert spread.pareto_rows(found).tolist() == [0, 1, 4, 5]
+    assert found.front().tolist() == [0, 1, 4, 5]
     chart = spread.pareto(found)
     assert [row[2] for row in rows(chart, "on the front")] == [4, 0, 5, 1]
     assert spread.pareto(TrialTable.of(five().state)) is None
@@ -343,19 +344,18 @@ def test_compute_saved_is_what_the_pruned_trials_were_short_of(scribe: Scribe) -
         scribe.trial("a", 1.0, seconds=3600.0, reports=(1.0,) * 10)
     scribe.trial("a", seconds=720.0, state=PRUNED, reports=(2.0, 2.0))  # six minutes a step, eight steps short
     scribe.trial("a", seconds=3600.0, state=PRUNED, reports=(2.0,) * 12)  # longer than a whole one: saved nothing
-    found = pruning.saved(TrialTable.of(scribe.state))
-    assert found is not None
+    found = savings(TrialTable.of(scribe.state))
     assert found.hours == pytest.approx(0.8)
-    assert found.spent == pytest.approx(5.2)
-    assert found.share == pytest.approx(0.8 / 6.0)
+    assert (found.steps, found.made) == (8, 54)
+    assert found.share == pytest.approx(8 / 62)
     assert found.low == pytest.approx(0.0)
     assert found.high == pytest.approx(1.6)
-    assert (found.pruned, found.steps) == (2, 10)
+    assert (found.pruned, found.length) == (2, 10)
 
 
 def test_the_mean_of_what_is_missing_is_over_all_lengths() -> None:
-    missing = pruning.missing(np.array([5.0, 10.0, 15.0]), np.array([1, 1, 1]), np.array([0.0, 5.0, 12.0, 20.0]))
-    assert missing.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
+    lacking = missing(np.array([5.0, 10.0, 15.0]), np.array([1, 1, 1]), np.array([0.0, 5.0, 12.0, 20.0]))
+    assert lacking.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
 
 
 def test_pruned_trials_are_counted_by_their_last_step(scribe: Scribe) -> None:
@@ -418,7 +418,8 @@ def test_studies_are_compared_from_a_common_start() -> None:
     quick.clock += 1e6
     quick.trial("a", 0.5, seconds=1800.0)
     pair = [("slow", TrialTable.of(slow.state)), ("quick", TrialTable.of(quick.state))]
-    table = {name: compare.summary(found) for name, found in pair}
+    states = {"slow": slow.state, "quick": quick.state}
+    table = {name: compare.summary(states[name], found) for name, found in pair}
     assert table["slow"]["best"] == 0
     assert table["slow"]["trials to 95%"] == 4
     assert table["slow"]["compute-hours"] == 4

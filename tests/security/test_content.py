@@ -45,6 +45,7 @@ from dashboard_app.views import (
 from hopaas_p2p import notes, open_storage, open_study
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.artifacts import StudyArtifacts
@@ -310,7 +311,7 @@ def look_at_pages(frame: Frame) -> None:
     state, columns, now = frame.state, frame.columns, NOW.timestamp()
     campaigns.card(state, columns)
     campaigns.first_line(frame.note)
-    compare.summary(columns)
+    compare.summary(state, columns)
     compare.trials_to(columns)
     for along in ("number", "time", "compute"):
         charts.history(columns, along=along)  # type: ignore[arg-type]
@@ -327,10 +328,9 @@ def look_at_pages(frame: Frame) -> None:
         charts.slice_(columns, name)
         params.contour(columns, "lr", name)
     charts.parallel(columns, *columns.parameters)
-    peers.labels_of(state, [one.owner or "" for one in state.trials])
     peers.sites(peers.peers(state, columns, now, lambda _owner: True), state, lambda _owner: True)
     timeline(state, now)
-    pruning.saved(columns)
+    savings(columns)
     pruning.pruned_at(columns)
     charts.curves(state, columns)
     spread.edf(columns)

@@ -16,6 +16,8 @@ import hopaas_p2p
 from hopaas_p2p.analysis import facts, svg
 from hopaas_p2p.analysis.chart import ChartAxis
 from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import savings
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import stretches
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
@@ -238,9 +240,10 @@ def test_saved_steps_are_what_pruned_trials_were_short_of() -> None:
         writer.trial("a", (1.0,), reports=10)
     writer.trial("a", None, reports=4)
 
-    assert facts.savings(writer.state) == facts.Savings(saved=6, without=40, length=10, pruned=1)
-    assert facts.savings(writer.state, length=5).saved == 1
-    assert facts.savings(State()).share == 0.0
+    found = savings(TrialTable.of(writer.state))
+    assert (found.pruned, found.length, found.steps, found.made) == (1, 10, 6, 34)
+    assert found.share == 0.15
+    assert savings(TrialTable.of(State())).share == 0.0
 
 
 def test_importance_finds_the_parameter_that_matters() -> None:
