@@ -9,13 +9,13 @@ from typing import Final
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis import charts, palette
-from hopaas_p2p.analysis.facts import best, budget_unit, params_of, pareto_front, peer_labels, shown, state_word, took
+from hopaas_p2p.analysis.facts import best, budget_unit, params_of, pareto_front, shown, state_word
 from hopaas_p2p.analysis.svg import key, safe
 from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report.page import table
+from hopaas_p2p.report.page import table, trials_table
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8
@@ -81,34 +81,7 @@ def _trials(state: State) -> str:
     running = [state.trials[number] for number in list(state.running)[-_ROWS:]]
     others = [trial for trial in state.trials[-2 * _ROWS :] if trial.state is not RUNNING][-_ROWS:]
     rows = sorted([*running, *others], key=lambda trial: -trial.number)
-    if not rows:
-        return ""
-    labels = peer_labels(state)
-    names = list(dict.fromkeys(name for trial in rows for name in trial.params))[:_COLUMNS]
-    heads = ["trial", "state", "value", *names, "peer", "took"]
-    cells = []
-    for trial in rows:
-        params = params_of(trial, state)
-        cells.append(
-            [
-                str(trial.number),
-                trial.state.name,
-                _value(trial),
-                *(shown(params[name]) if name in params else "" for name in names),
-                labels.get(trial.owner or "", ""),
-                took(trial),
-            ]
-        )
-    return table(heads, cells, words=("state", "peer"), names=names)
-
-
-def _value(trial: Trial) -> str:
-    if trial.values:
-        return ", ".join(map(shown, trial.values))
-    if trial.reports:
-        step = max(trial.reports)
-        return f"{shown(trial.reports[step])} at step {step}"
-    return ""
+    return trials_table(rows, state, most=_COLUMNS, live=True) if rows else ""
 
 
 def trial_html(

@@ -159,11 +159,11 @@ def _best_trials(state: State) -> str:
     if len(state.define.directions) > 1:
         front = pareto_front(state)
         title = "Pareto front" if len(front) <= _FRONT else f"Pareto front, {_FRONT} of {len(front):,}"
-        return _trial_table(title, front[:_FRONT], state)
+        return _card(title, trials_table(front[:_FRONT], state, most=_COLUMNS)) if front else ""
     sign = -1.0 if state.define.directions[0] == "maximize" else 1.0
     complete = [t for t in state.trials if t.state is COMPLETE and t.values]
     ordered = sorted(complete, key=lambda t: (sign * t.values[0] if t.values else math.inf, t.number))
-    return _trial_table("Best trials", ordered[:_TOP], state)
+    return _card("Best trials", trials_table(ordered[:_TOP], state, most=_COLUMNS, first=True)) if ordered else ""
 
 
 def _best_means(state: State) -> str:
@@ -208,28 +208,25 @@ def _metrics(state: State) -> str:
     return _card(f"Metrics of the best trial, {top.number}", body)
 
 
-def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:
-    if not trials:
-        return ""
+def trials_table(trials: Sequence[Trial], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
+    """These trials, with at most so many parameters each; `live` ones with their states and what they reported last."""
     labels = peer_labels(state)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    columns = names[:_COLUMNS]
-    values = max(len(trial.values or ()) for trial in trials)
-    heads = ["trial", *(["value"] if values == 1 else [f"value {i + 1}" for i in range(values)]), *columns]
-    told = [trial.values or () for trial in trials]
-    texts = [value_cells([one[at : at + 1] for one in told]) for at in range(values)]
+    columns = names[:most]
     rows = []
-    for row, trial in enumerate(trials):
-        params = params_of(trial, state)
-        cells = [str(trial.number), *(column[row] for column in texts)]
+    for trial, value in zip(trials, value_cells([trial.values for trial in trials]), strict=True):
+        params, last = params_of(trial, state), max(trial.reports, default=None)
+        said = (
+            f"{shown(trial.reports[last])} at step {last}" if live and not trial.values and last is not None else value
+        )
+        cells = [str(trial.number), *([trial.state.name] if live else []), said]
         cells += [shown(params[name]) if name in params else "" for name in columns]
         retry = f"retry of {trial.retry_of}" if trial.retry_of is not None else ""
         rows.append([*cells, labels.get(trial.owner or "", ""), took(trial), retry])
+    heads = ["trial", *(["state"] if live else []), "value", *columns, "peer", "took", ""]
     hidden = len(names) - len(columns)
     note = f'<p class="none">{hidden} more parameters are not shown.</p>' if hidden else ""
-    return _card(
-        title, table([*heads, "peer", "took", ""], rows, words=("peer", ""), first=values == 1, names=columns) + note
-    )
+    return table(heads, rows, words=("state", "peer", ""), first=first, names=columns) + note
 
 
 def _spent(state: State) -> str:
