@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 import hopaas_p2p
+from hopaas_p2p.analysis.facts import best
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialState
@@ -96,3 +97,15 @@ def test_a_trial_that_ran_is_read_again_and_one_that_is_over_once() -> None:
     assert read == [0]
     assert table.values[:, 0].tolist() == [1.0, 2.0]
     assert table.params["x"][0] == study.trials[0].params["x"]
+
+
+@pytest.mark.parametrize("values", [(2.0, float("-inf"), 1.0), (float("inf"), float("inf")), (3.0, 1.0, 1.0)])
+def test_everything_names_the_same_best_trial(values: tuple[float, ...]) -> None:
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space={"x": Float(0.0, 1.0)})
+    for value in values:
+        with study.trial() as trial:
+            trial.tell(value)
+    top = best(study.state)
+    assert top is not None
+    assert TrialTable.of(study.state).best() == top.number == study.best_trial.number
+    study.close()

@@ -22,17 +22,20 @@ from hopaas_p2p.analysis.timeline import stretches
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
+    Budget,
     Categorical,
     Commit,
     Float,
     Int,
     PeerJoin,
+    Policy,
     StudyDefine,
     TrialCreate,
     TrialFinish,
     TrialReclaim,
     TrialSet,
     TrialState,
+    Used,
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
@@ -48,11 +51,16 @@ _VOID = {"meta", "br", "rect", "path", "circle", "hr"}
 class _Writer:
     """Builds a State record by record, with a clock that goes on by a second each time."""
 
-    def __init__(self, *directions: str, space: dict[str, Float | Int | Categorical] | None = None) -> None:
+    def __init__(
+        self,
+        *directions: str,
+        space: dict[str, Float | Int | Categorical] | None = None,
+        policy: Policy = Policy(),  # noqa: B008  # frozen
+    ) -> None:
         self.state = State()
         self.now = 1_700_000_000_000_000
         self._seq: dict[str, int] = {}
-        define = StudyDefine("study", directions or ("minimize",), space=SPACE if space is None else space)
+        define = StudyDefine("study", directions or ("minimize",), policy, SPACE if space is None else space)
         self.say("a", define)
 
     def say(self, peer: str, *records: object) -> None:
@@ -232,6 +240,18 @@ def test_the_timeline_shows_a_killed_peer_and_links_the_retry() -> None:
     assert "trial 0: taken over, " in page
     assert "trial 0 came back as trial 1" in page
     assert "its owner fell silent" in page
+
+
+def test_the_report_says_one_time_for_what_was_trained() -> None:
+    writer = _Writer(policy=Policy(limits=Budget()))
+    writer.say("a", TrialCreate())
+    writer.say("a", TrialFinish(0, 1, TrialState.COMPLETE, (1.0,), used=Used(5_000_000)))  # its owner measured
+
+    page = _render(writer.state)
+
+    (said,) = re.findall(r"<i>([^<]*) of training</i>", page)
+    (row,) = re.findall(r"<tr><td>all</td>.*?</tr>", page)
+    assert f">{said}<" in row
 
 
 def test_saved_steps_are_what_pruned_trials_were_short_of() -> None:
