@@ -89,8 +89,7 @@ def _shares(
     key: tuple[Any, ...],  # noqa: ARG001  # what it is cached by
 ) -> tuple[Chart | None, str]:
     """Shares change slowly and take a quarter of a second: computed again when there are 2 % more complete trials."""
-    numbers = None if _mask.all() else frozenset(_frame.columns.number[_mask].tolist())
-    found = importance(_frame.state, objective=objective, numbers=numbers)
+    found = importance(_frame.state, _frame.columns, objective=objective, shown=_mask)
     return charts.importance(found), found.note
 
 

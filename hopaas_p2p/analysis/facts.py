@@ -9,7 +9,7 @@ from typing import Any, Final
 from hopaas_p2p.core.attributes import AGAIN
 from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.spending import trial_seconds
-from hopaas_p2p.core.state import COMPLETE, FAIL, RUNNING, State, Trial
+from hopaas_p2p.core.state import FAIL, RUNNING, State, Trial
 
 _LONGEST_LABEL: Final = 40
 
@@ -138,15 +138,6 @@ def took(trial: Trial) -> str:
     """How long the trial took over all its leases, in words; empty if that is not known."""
     seconds = trial_seconds(trial)
     return "" if seconds is None else duration(seconds)
-
-
-def scored(state: State, objective: int = 0) -> list[tuple[float, Trial]]:
-    """The COMPLETE trials with a finite value, and that value, by number."""
-    return [
-        (trial.values[objective], trial)
-        for trial in list(state.trials)
-        if trial.state is COMPLETE and trial.values and math.isfinite(trial.values[objective])
-    ]
 
 
 def last_metrics(trial: Trial | TrialCreate) -> dict[str, float]:

@@ -97,6 +97,8 @@ class TrialTable:
         self.sites: tuple[str, ...] = ()
         self.site: Ints = np.empty(0, np.int64)
         """Index into `sites`."""
+        self.own: set[int] = set()
+        """Rows of trials of a State that have a distribution of their own."""
         self._merged: dict[str, Ints] = {}
         """Of parameters with choices that are equal, such as 1 and True: the first one's index, by index."""
         self._compared: dict[str, BaseDistribution] = {}
@@ -265,6 +267,8 @@ class TrialTable:
         self.earlier[row] = earlier_seconds(trial) if trial.history else 0.0
         self.attempt[row] = trial.attempt
         self.owner[row] = -1 if trial.owner is None else self._code(trial.owner)
+        if trial.dists:
+            self.own.add(row)
         for name, value in list(trial.params.items()):
             if name not in trial.dists:
                 self._places[name][row] = value if math.isfinite(value) else _NAN

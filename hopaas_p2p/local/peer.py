@@ -194,7 +194,7 @@ class LocalPeer:
         with self._lock:
             kept = self._importances.get(name)
         if kept is None or kept.study is not study or not kept.complete <= complete < kept.complete * _ONE_PERCENT_MORE:
-            kept = _KeptImportance(study, complete, importance(study.state))
+            kept = _KeptImportance(study, complete, importance(study.state, TrialTable.of(study.state)))
             with self._lock:
                 self._importances[name] = kept
         found = kept.found

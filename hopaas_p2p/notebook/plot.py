@@ -70,7 +70,7 @@ class Plot:
     def importances(self) -> NotebookChart:
         """Which parameters matter: PED-ANOVA."""
         with looking_at(self._study) as state:
-            found = importance(state)
+            found = importance(state, TrialTable.of(state))
         return _chart(
             "Which parameters matter", charts.importance(found._replace(shares=found.shares[:20])), found.note
         )

@@ -142,7 +142,7 @@ def _card(title: str, body: str) -> str:
 
 def _parameters(state: State, trials: TrialTable) -> str:
     """The importance of the parameters, and where in their ranges the good values are."""
-    found = importance(state)
+    found = importance(state, trials)
     bars = charts.importance(found._replace(shares=found.shares[:12]))
     part = f'<p class="none">{safe(found.note)}</p>' if bars is None else figure(bars)
     names = list(dict.fromkeys([*(name for name, _ in found.shares), *state.dists]))[:_SLICES]

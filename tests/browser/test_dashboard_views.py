@@ -194,7 +194,7 @@ def test_the_parameter_that_decides_is_the_important_one() -> None:
     for at in range(60):
         x = (at * 0.618) % 1
         scribe.trial("a", x * x, x=x, noise=(at * 0.755) % 1)
-    found = importance(scribe.state)
+    found = importance(scribe.state, TrialTable.of(scribe.state))
     chart = charts.importance(found)
     assert chart is not None
     bars = echarts.option(chart)["dataset"][0]["source"]
@@ -204,7 +204,8 @@ def test_the_parameter_that_decides_is_the_important_one() -> None:
 
 
 def test_importance_says_why_there_is_none() -> None:
-    found = importance(five().state)
+    state = five().state
+    found = importance(state, TrialTable.of(state))
     chart = charts.importance(found)
     assert chart is None
     assert "there are 5" in found.note

@@ -323,7 +323,7 @@ def look_at_pages(frame: Frame) -> None:
     live.events(state, columns)
     live.alerts(state, "study")
     table.noted(frame.system, 0, len(state.trials))
-    charts.importance(importance(state))
+    charts.importance(importance(state, columns))
     for name in columns.parameters:
         charts.slice_(columns, name)
         params.contour(columns, "lr", name)

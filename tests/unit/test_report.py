@@ -267,7 +267,8 @@ def test_saved_steps_are_what_pruned_trials_were_short_of() -> None:
 
 
 def test_importance_finds_the_parameter_that_matters() -> None:
-    found = importance(_study(120))
+    state = _study(120)
+    found = importance(state, TrialTable.of(state))
 
     assert found.shares[0][0] == "lr"
     assert sum(share for _, share in found.shares) == pytest.approx(1.0)
