@@ -63,6 +63,8 @@ def _series(one: Series, chart: Chart) -> Option:
     else:
         look = {"color": one.colour, "width": one.size, "type": one.dash, "opacity": one.opacity}
         found |= {"type": "line", "color": one.colour, "lineStyle": look, "connectNulls": False}
+        if "said" in one.data:
+            found["encode"]["tooltip"] = [list(one.data).index("said")]
         found |= {"showSymbol": one.symbol == "marks" or one.drawn < _FEW_MARKS}
         found |= {"symbol": "none"} if one.symbol == "none" else {}
         found |= {"step": "end"} if one.mark == "steps" else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from hopaas_p2p.analysis import palette
@@ -26,7 +27,7 @@ _LOOKS: Final = {
     "came back": (palette.LOST, 1.8, "solid"),
 }
 """Colour, height and dashes: height distinguishes kinds too, for those who cannot tell the colours apart."""
-_UNITS: Final = {"days": 86400e6, "hours": 3600e6, "minutes": 60e6, "seconds": 1e6}
+_UNITS: Final = (("days", 86400e6), ("hours", 3600e6), ("minutes", 60e6), ("seconds", 1e6))
 
 
 class Stretch(NamedTuple):
@@ -75,16 +76,36 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
     row = {owner: at for at, owner in enumerate(sorted(owners[:rows], key=lambda one: labels.get(one, one)))}
     kept = [one for one in found if one.owner in row]
     bars = kept[-most:]
-    until = (now or 0) * 1e6
-    ends = [max(one.start, until) if one.kind == "running" and until else one.end for one in bars]
     began, name, scale = 0, "", 1000.0  # an axis of times counts milliseconds
     if now is None:
         began = min(one.start for one in bars)
-        units = [(unit, size) for unit, size in _UNITS.items() if size * 4 <= max(ends) - began]
-        unit, scale = units[0] if units else ("seconds", 1e6)
+        units = [unit for unit in _UNITS if unit[1] * 4 <= bars[-1].end - began]
+        unit, scale = units[0] if units else _UNITS[-1]
         name = f"{unit} since the first trial"
+    counts = Counter(one.kind for one in bars)
+    notes = ["Each peer's times are by its own clock"]
+    notes += [f"{len(owners) - len(row):,} peers are not drawn"] if len(owners) > len(row) else []
+    notes += [f"{len(kept) - len(bars):,} earlier stretches are not drawn"] if len(kept) > len(bars) else []
+    about = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return Chart(
+        "Timeline by peer",
+        list(_lines(state, bars, row, lambda at: (at - began) / scale, (now or 0) * 1e6)),
+        ChartAxis(name, time=now is not None),
+        ChartAxis(choices=tuple(cut(labels.get(owner, owner), 26) for owner in row), down=True),
+        f"Timeline of {len(row)} peers: {about}.",
+        ". ".join(notes) + ".",
+        height=26 * len(row) + 120,
+        wide=True,
+    )
+
+
+def _lines(
+    state: State, bars: list[Stretch], row: dict[str, int], place: Callable[[float], float], until: float
+) -> Iterator[Series]:
+    """A thick line for each stretch, by kind; and thin ones from what was taken over to where it came back."""
     drawn: dict[str, list[tuple[float, int, float, int, int, str]]] = {kind: [] for kind in _LOOKS}
-    for one, end in zip(bars, ends, strict=True):
+    for one in bars:
+        end = max(one.end, until) if one.kind == "running" else one.end
         said = f"trial {one.number}: {one.kind}, {duration((end - one.start) / 1e6)}"
         drawn[one.kind].append((one.start, row[one.owner], end, row[one.owner], one.number, said))
     first = {one.number: one for one in reversed(bars)}
@@ -93,28 +114,13 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
         if there is not None:
             said = f"trial {one.number} came back as trial {there.number}"
             drawn["came back"].append((one.end, row[one.owner], there.start, row[there.owner], one.number, said))
-    layers = []
     for kind, lines in drawn.items():
         colour, height, dash = _LOOKS[kind]
         data = {
-            "at": [x for line in lines for x in ((line[0] - began) / scale, (line[2] - began) / scale, math.nan)],
+            "at": [x for line in lines for x in (place(line[0]), place(line[2]), math.nan)],
             "peer": [y for line in lines for y in (line[1], line[3], 0)],
             "trial": [number for *_, number, _ in lines for _ in range(3)],
             "said": [said for *_, said in lines for _ in range(3)],
         }
-        layers.append(Series(kind, "line", data, colour, height, "none", dash))
-    counts = Counter(one.kind for one in bars)
-    notes = ["Each peer's times are by its own clock"]
-    notes += [f"{len(owners) - len(row):,} peers are not drawn"] if len(owners) > len(row) else []
-    notes += [f"{len(kept) - len(bars):,} earlier stretches are not drawn"] if len(kept) > len(bars) else []
-    about = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    return Chart(
-        "Timeline by peer",
-        [layer for layer in layers if layer.drawn],
-        ChartAxis(name, time=now is not None),
-        ChartAxis(choices=tuple(cut(labels.get(owner, owner), 26) for owner in row), down=True),
-        f"Timeline of {len(row)} peers: {about}.",
-        ". ".join(notes) + ".",
-        height=26 * len(row) + 120,
-        wide=True,
-    )
+        if lines:
+            yield Series(kind, "line", data, colour, height, "marks", dash)

@@ -222,7 +222,7 @@ def trials_table(trials: Sequence[Trial], state: State, *, most: int, live: bool
         cells = [str(trial.number), *([trial.state.name] if live else []), said]
         cells += [shown(params[name]) if name in params else "" for name in columns]
         retry = f"retry of {trial.retry_of}" if trial.retry_of is not None else ""
-        rows.append([*cells, labels.get(trial.owner or "", ""), took(trial), retry])
+        rows.append([*cells, labels.get(trial.owner or "", trial.owner or ""), took(trial), retry])
     heads = ["trial", *(["state"] if live else []), "value", *columns, "peer", "took", ""]
     hidden = len(names) - len(columns)
     note = f'<p class="none">{hidden} more parameters are not shown.</p>' if hidden else ""
@@ -253,8 +253,12 @@ def _interrupted(state: State) -> str:
             outcome = f"#{retry.number}: {retry.state.name}{result}"
             if retry is trial and trial.state is FAIL:
                 outcome = "kept as FAIL"
-            then = labels.get(retry.owner or "", "") if retry.owner != past.owner or retry is not trial else ""
-            rows.append([str(trial.number), labels.get(past.owner, ""), past.why, outcome, then])
+            then = (
+                labels.get(retry.owner or "", retry.owner or "")
+                if retry.owner != past.owner or retry is not trial
+                else ""
+            )
+            rows.append([str(trial.number), labels.get(past.owner, past.owner), past.why, outcome, then])
     title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
     heads = ["trial", "was run by", "why it ended", "outcome", "run by"]
     return _card(title, table(heads, rows, words=heads[1:], long="why it ended"))
