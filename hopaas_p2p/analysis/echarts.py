@@ -58,6 +58,8 @@ def _series(one: Series, chart: Chart) -> Option:
             found |= {"jitter": 26, "jitterOverlap": True} if one.size < 10 else {}
     elif one.mark == "bars":
         found |= {"type": "bar", "itemStyle": {"color": one.colour}, "barMaxWidth": 22, "stack": one.stack or None}
+        if chart.x.name.endswith("%"):
+            found["label"] = {"show": True, "position": "right", "formatter": "{@[0]} %"}
     elif one.mark == "cells":
         found |= {"type": "heatmap", "encode": {"x": 0, "y": 1, "value": 2, "tooltip": [0, 1, 2, 3]}}
     else:

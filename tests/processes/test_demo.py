@@ -86,7 +86,7 @@ def test_the_end_tells_results_savings_and_where_to_look_further(
     assert "This is an estimate" in done.stdout
     assert f"Report  {folder / 'digits.html'}" in done.stdout
     report = (folder / "digits.html").read_text()
-    assert 'class="lost"' in report
+    assert ": taken over, " in report
     assert "\x1b" not in done.stdout
 
 
