@@ -227,7 +227,8 @@ class TrialTable:
         plain = np.ones(len(states), np.bool_)
         plain[list(but)] = False
         rows, those = np.flatnonzero(plain), slice(block.first, block.first + len(states))
-        start, duration = map(np.asarray, block.times())
+        later, duration = map(np.asarray, block.times())
+        start = np.cumsum(later)  # of a hostile snapshot, whatever it comes to
         began = start != ABSENT
         owners = np.array([-1 if one is None else self._code(one) for one in block.owners] or [-1])
         for column, made in (

@@ -133,7 +133,7 @@ class PackedBlock(NamedTuple):
             values=_column(block.values, "d"),
             owners=block.owners,
             owner=_narrow(block.owner),
-            times=lambda: (list(itertools.accumulate(_whole(block.starts))), _column(block.durations, "q")),
+            times=lambda: (_column(block.starts, "q"), _column(block.durations, "q")),
             attempts={place: rare.attempt for place, rare in block.rare.items() if rare.attempt > 1},
             leased=[place for place, rare in block.rare.items() if rare.history],
             special=[place for place, rare in block.rare.items() if rare.dists or rare.system],

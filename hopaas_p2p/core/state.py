@@ -185,7 +185,8 @@ class BlockColumns(NamedTuple):
     owner: Sequence[int]
     """Of each trial, the index of its owner."""
     times: Callable[[], tuple[Sequence[int], Sequence[int]]]
-    """When each trial began, and how long it took: microseconds; `blocks.ABSENT` where that is not known."""
+    """How much later than the trial before each one began, and how long it took: microseconds. A beginning that is not
+    known counts as `blocks.ABSENT`."""
     attempts: Mapping[int, int]
     """The attempt that a trial was, by place; the first, unless it is here."""
     leased: Sequence[int]
