@@ -245,8 +245,8 @@ def parallel(columns: TrialTable, *names: str, objective: int = 0, shown: Mask |
     return Chart("Parallel coordinates", [lines], ChartAxis(), value, alt, caption, 430, axes=axes)
 
 
-def curves(state: State, columns: TrialTable, *, height: int = 400) -> Chart | None:
-    """Reports by step: the best trial, the running ones, and samples of complete and pruned ones."""
+def curves(state: State, columns: TrialTable, *, height: int = 400, median: bool = False) -> Chart | None:
+    """Reports by step: the best trial, the running ones, samples of complete and pruned ones, perhaps their median."""
     mask = columns.steps > 1
     single = len(columns.directions) == 1
     whole = np.flatnonzero(mask & columns.is_(TrialState.COMPLETE))
@@ -260,10 +260,12 @@ def curves(state: State, columns: TrialTable, *, height: int = 400) -> Chart | N
     def drawn(numbers: Ints) -> list[tuple[int, Points]]:
         return [(number, finite(state.trials[number].reports)) for number in numbers.tolist()]
 
+    middle = _median(state, columns, -1) if median else []
     layers = [
         bundle("pruned", drawn(some_cut), palette.PRUNED, "dotted", 1.0),
         bundle("complete", drawn(some_whole), PLAIN, "solid", 1.0),
         bundle("running", drawn(running), palette.RUNNING, "dashed", 1.8),
+        Series("median of the complete", "line", data_of(middle), FAINT, 2, "none", "dashed"),
         bundle("best", drawn(best), palette.BEST, "solid", 3.0),
     ]
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]

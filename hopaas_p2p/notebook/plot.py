@@ -58,9 +58,9 @@ class Plot:
             return _chart("History", charts.history(TrialTable.of(state), objective=self._checked(state, objective)))
 
     def intermediate(self) -> NotebookChart:
-        """Reports by step: the best trial, the running ones, and a sample of the others."""
+        """Reports by step: the best trial, the running ones, the median, and a sample of the others."""
         with looking_at(self._study) as state:
-            return _chart("Learning curves", charts.curves(state, TrialTable.of(state)))
+            return _chart("Learning curves", charts.curves(state, TrialTable.of(state), median=True))
 
     def timeline(self) -> NotebookChart:
         """Which peer ran which trial when, and where interrupted trials were retried."""

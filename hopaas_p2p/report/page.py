@@ -111,7 +111,7 @@ def _sections(state: State) -> str:
     trials = TrialTable.of(state)
     objectives = range(min(len(state.define.directions), _OBJECTIVES))
     charted = [charts.history(trials, objective=index, most=_DOTS) for index in objectives]
-    figures = [_figure(chart) for chart in (*charted, charts.curves(state, trials)) if chart is not None]
+    figures = [_figure(chart) for chart in (*charted, charts.curves(state, trials, median=True)) if chart is not None]
     gantt = timeline(state)
     parts = [_figure(gantt)] if gantt is not None else []
     parts.append(f'<div class="grid">{"".join(figures)}</div>' if figures else "")
