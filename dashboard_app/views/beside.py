@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views.trial import rank
-from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, data_of, finite, number, text
-from hopaas_p2p.analysis.facts import last_metrics, params_of, took
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, data_of, finite, number
+from hopaas_p2p.analysis.facts import last_metrics, params_of, shown, took
 from hopaas_p2p.analysis.table import Mask, TrialTable, place
 from hopaas_p2p.core.state import State, Trial
 
@@ -92,7 +92,7 @@ def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> S
 def _fact(name: str, of: Sequence[dict[str, object]] | Sequence[dict[str, float]]) -> Fact:
     """Numbers are written in full where they differ only in digits that would not be shown."""
     values = [some.get(name) for some in of]
-    cells = ["" if value is None else cut(text(value), _LONGEST) for value in values]
+    cells = ["" if value is None else cut(shown(value), _LONGEST) for value in values]
     if len(set(cells)) < len({repr(value) for value in values}):
         cells = ["" if value is None else cut(str(value), _LONGEST) for value in values]
     return Fact(name, tuple(cells))

@@ -9,8 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from hopaas_p2p.analysis.chart import text
-from hopaas_p2p.analysis.facts import params_of
+from hopaas_p2p.analysis.facts import params_of, shown
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
@@ -38,13 +37,13 @@ def standings(state: State, columns: TrialTable, number: int) -> list[Standing]:
         one = columns.parameters.get(name)
         others = column[complete & np.isfinite(column)] if column is not None else np.empty(0)
         if one is None or column is None or not len(others):
-            found.append(Standing(name, text(value)))
+            found.append(Standing(name, shown(value)))
             continue
         mine = float(column[number])
         numeric = one.choices is None
         equal = float(np.mean(others == mine))
         share = float(np.mean(others < mine)) + equal / 2 if numeric else equal
-        found.append(Standing(name, text(value), numeric, share))
+        found.append(Standing(name, shown(value), numeric, share))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from hopaas_p2p.analysis.facts import shown
 from hopaas_p2p.analysis.palette import COMPLETE
 from hopaas_p2p.analysis.table import Floats, Ints, Parameter
 
@@ -154,17 +155,8 @@ def cut(text: str, longest: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number as people read it."""
-    if value is None or math.isnan(value):
-        return "-"
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    return f"{value:.4g}"
-
-
-def text(value: object) -> str:
-    """A parameter's value as people read it."""
-    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    """A number as people read it, `-` where there is none."""
+    return "-" if value is None or math.isnan(value) else shown(value)
 
 
 # --- limits ---

@@ -335,8 +335,9 @@ def _median(state: State, columns: TrialTable, number: int) -> Points:
     for row in rows[-_MEDIAN_OF:].tolist():
         for step, value in list(state.trials[row].reports.items()):
             by_step.setdefault(step, []).append(value)
-    return [
-        (float(step), float(np.nanmedian(values)))
-        for step, values in sorted(by_step.items())
-        if len(values) >= 3 and np.isfinite(values).any()
-    ]
+    with np.errstate(over="ignore"):  # between two of the largest numbers
+        return [
+            (float(step), float(np.nanmedian(values)))
+            for step, values in sorted(by_step.items())
+            if len(values) >= 3 and np.isfinite(values).any()
+        ]

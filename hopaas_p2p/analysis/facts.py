@@ -114,10 +114,8 @@ def shown(value: object) -> str:
     """A number with four significant digits; whole numbers without decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if math.isfinite(value) and value == int(value) and abs(value) < 10_000:
-        return str(int(value))
+    if isinstance(value, int) or (abs(value) < 1e6 and value == int(value)):
+        return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
     return f"{value:.4g}"
 
 
