@@ -18,6 +18,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis.importance import Importance
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState, TrialTakeOver
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
@@ -215,7 +216,7 @@ def test_importances_are_worked_out_anew_for_one_percent_more_trials(
 ) -> None:
     counted: list[int] = []
 
-    def importance(state: State) -> Importance:
+    def importance(state: State, _trials: TrialTable) -> Importance:
         counted.append(state.counts[TrialState.COMPLETE])
         return Importance((), "")
 
