@@ -5,7 +5,7 @@ last saw and do not wait for the store. What a page draws is computed once per s
 
     replica_cache.py  one replica per study for all sessions: `cache.frame(uuid)`, heartbeats, "data as of"
     frames.py         Frame: one study at one lsn. `frame.state`, `frame.columns`, `frame.once(function)`
-    views/            plain functions of a State and its Columns -> tables, `spec.ChartSpec`. No Streamlit. Unit-tested
+    views/            plain functions of a State and its TrialTable -> tables, charts. No Streamlit. Unit-tested
     page_context.py   PageContext: the store, the study, and what this person may do (`roles.py`); given to every page
     pages/            one module per page
     redraw.py         `live(page, body)`: draws `body` now, and again only when the study's lsn has changed
@@ -16,10 +16,11 @@ last saw and do not wait for the store. What a page draws is computed once per s
     access_guard.py   who may send a request: key, Host, Origin, uploads; `sign_in.py`: who signed in, and until when
     server.py         the server around it: options, `routes.py`, `middleware.py`, `optuna_server.py`
 
-A view is a function in `views/`, such as `def savings(columns: Columns) -> Savings`. It takes a State, Columns or both,
-returns plain data or a `ChartSpec`, imports no Streamlit, and has a test on a hand-made study with a known answer. A
-page calls it as `frame.once(views.pruning.savings)`; the result is shared by all sessions and kept until the lsn
-changes, so nobody may modify it.
+A view is a function in `views/`, such as `def summary(state: State, columns: TrialTable) -> dict[str, float]`. It
+takes a State, a table or both, returns plain data or a `Chart`, imports no Streamlit, and has a test on a hand-made
+study with a known answer. What others show, too, is in `hopaas_p2p.analysis`: the table, facts, and most charts. A page
+calls a view through `frame.once`; the result is shared by all sessions and kept until the lsn changes, so nobody may
+modify it.
 
 A page is a module in `pages/` with `def show(page: PageContext) -> None`, and a line in `app.PAGES`. What should
 follow the study is drawn inside `live`; `pages/pruning.py` is a short example.

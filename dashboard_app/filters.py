@@ -7,8 +7,8 @@ import streamlit as st
 
 from dashboard_app import theme
 from dashboard_app.frames import Frame
-from dashboard_app.views.columns import Mask, Parameter
 from dashboard_app.views.table import passing
+from hopaas_p2p.analysis.table import Mask, Parameter
 
 _STATES = ("complete", "pruned", "fail", "running", "waiting")
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
-from dashboard_app.views.columns import Columns, columns
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import State
@@ -31,7 +31,7 @@ class Frame:
         self.state = state
         self.lsn = state.lsn
         self.counts = tuple(state.counts)
-        self.columns: Columns = columns(state, before.columns if before is not None else None)
+        self.columns: TrialTable = TrialTable.of(state, before.columns if before is not None else None)
         self._made: dict[Hashable, Any] = {}
         self._making = threading.RLock()  # one view may build on another
 

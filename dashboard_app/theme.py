@@ -13,9 +13,10 @@ from urllib.parse import quote
 import streamlit as st
 
 from dashboard_app import url
-from dashboard_app.views.spec import ChartSpec, cut
+from hopaas_p2p.analysis import echarts
+from hopaas_p2p.analysis.chart import Chart, cut
+from hopaas_p2p.analysis.facts import duration, phrase
 from hopaas_p2p.lookalikes import visible
-from hopaas_p2p.report.facts import duration, phrase
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ def nothing(text: str) -> None:
     st.html(f'<p class="hp-nothing">{safe(text, longest=2000)}</p>')
 
 
-def draw(chart: ChartSpec | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
+def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
     """Draw the chart under its title; without a chart, say why. Streamlit's ECharts takes data only, and no code.
 
     Texts in an option are drawn as text by ECharts; a tooltip's `formatter` is HTML, so no name goes into one.
@@ -101,9 +102,14 @@ def draw(chart: ChartSpec | None, *, key: str, empty: str = "Nothing to draw yet
         return
     if chart.title:
         heading(chart.title)
-    st.echarts_chart(chart.option, height=chart.height, key=key, alt=chart.alt)
+    st.echarts_chart(echarts.option(chart), height=chart.height, key=key, alt=chart.alt)
     if chart.caption:
         caption(chart.caption)
+
+
+def rough(value: float) -> str:
+    """A number with two significant digits: 0.0012, 3.4, 150."""
+    return f"{float(f'{value:.2g}'):,g}"
 
 
 def segments(label: str, options: Sequence[T], *, key: str, names: Any = str, visible: bool = True) -> T:

@@ -12,9 +12,9 @@ import streamlit as st
 
 from dashboard_app import theme
 from dashboard_app.page_context import PageContext
-from dashboard_app.views.spec import size
 from hopaas_p2p import access
 from hopaas_p2p.audit import audit_of, author
+from hopaas_p2p.cli.output import size
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.base import read_all

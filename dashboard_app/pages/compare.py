@@ -12,8 +12,8 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import follow
 from dashboard_app.theme import draw
 from dashboard_app.views import compare
-from dashboard_app.views.history import ALONG, Along
-from dashboard_app.views.spec import number
+from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.charts import ALONG, Along
 
 
 def show(page: PageContext) -> None:
@@ -54,7 +54,7 @@ def _body(frames: list[Frame], along: Along) -> None:
         theme.caption("These studies do not optimise in the same direction.")
     if any(len(columns.directions) > 1 for _, columns in pairs):
         theme.caption("For studies with several objectives, the first objective is shown.")
-    summaries = [compare.summary(columns) for _, columns in pairs]
+    summaries = [compare.summary(frame.state, frame.columns) for frame in frames]
     rows = [
         [
             theme.link(name, "live", study=name),

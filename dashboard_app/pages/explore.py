@@ -14,9 +14,11 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
-from dashboard_app.views import history, params, spread
-from dashboard_app.views.columns import Mask
-from dashboard_app.views.spec import ChartSpec
+from dashboard_app.views import params, spread
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.chart import Chart
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.table import Mask
 
 _MOST_AXES: Final = 8
 _SLICES: Final = 6
@@ -63,10 +65,10 @@ def _by_site(frame: Frame) -> bool:
 def _history(frame: Frame, objective: int, mask: Mask) -> None:
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
-        along = theme.segments("Horizontal axis", list(history.ALONG), names=history.ALONG.__getitem__, key="along")
+        along = theme.segments("Horizontal axis", list(charts.ALONG), names=charts.ALONG.__getitem__, key="along")
     with right:
         by_site = _by_site(frame)
-    chart = _computed(frame, mask, history.history, along=along, objective=objective, by_site=by_site)
+    chart = _computed(frame, mask, charts.history, along=along, objective=objective, by_site=by_site)
     draw(chart, key="history", empty=_NOTHING)
 
 
@@ -85,10 +87,10 @@ def _shares(
     _mask: Mask,
     objective: int,
     key: tuple[Any, ...],  # noqa: ARG001  # what it is cached by
-) -> tuple[ChartSpec | None, str]:
+) -> tuple[Chart | None, str]:
     """Shares change slowly and take a quarter of a second: computed again when there are 2 % more complete trials."""
-    numbers = None if _mask.all() else frozenset(_frame.columns.number[_mask].tolist())
-    return params.importance(_frame.state, objective=objective, numbers=numbers)
+    found = importance(_frame.state, _frame.columns, objective=objective, shown=_mask)
+    return charts.importance(found), found.note
 
 
 def _slice(frame: Frame, objective: int, mask: Mask) -> None:
@@ -102,7 +104,7 @@ def _slice(frame: Frame, objective: int, mask: Mask) -> None:
     places = st.columns(2) if len(chosen) > 1 else [st.container()]
     for at, name in enumerate(chosen):
         with places[at % len(places)]:
-            chart = _computed(frame, mask, params.slice_, name, objective=objective, by_site=by_site)
+            chart = _computed(frame, mask, charts.slice_, name, objective=objective, by_site=by_site)
             draw(chart, key=f"slice-{at}", empty=f"No complete trial has {name}.")
 
 
@@ -123,10 +125,12 @@ def _parallel(frame: Frame, objective: int, mask: Mask) -> None:
     chosen = tuple(
         st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params")
     )
-    found = _computed(frame, mask, params.parallel, chosen, objective=objective)
-    draw(found[0] if found else None, key="parallel", empty="Choose at least one parameter.")
-    if found:
-        _leaders(frame, objective, found[1], chosen)
+    chart = _computed(frame, mask, charts.parallel, *chosen, objective=objective)
+    if chart is None:
+        theme.nothing("Choose at least one parameter.")
+        return
+    draw(chart._replace(caption=f"{chart.caption}. {_BRUSH}"), key="parallel")
+    _leaders(frame, objective, chart.series[0].data["trial"].tolist(), chosen)
 
 
 def _leaders(frame: Frame, objective: int, numbers: list[int], names: tuple[str, ...]) -> None:
@@ -163,6 +167,10 @@ def _ordinal(at: int) -> str:
     return f"objective {at + 1}"
 
 
+_BRUSH: Final = (
+    "Drag along an axis to highlight the lines that pass there; click it to show all lines again. To choose trials on "
+    "every page and in the list below, set a range in the filter."
+)
 _CHARTS: Final[dict[str, Callable[[Frame, int, Mask], None]]] = {
     "History": _history,
     "Pareto front": _pareto,

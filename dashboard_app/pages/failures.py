@@ -12,8 +12,8 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import failures
 from dashboard_app.views.failures import Failure, Key
+from hopaas_p2p.analysis.facts import queued_again
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.report.facts import queued_again
 
 _ROWS: Final = 100
 _SHOWN: Final = 30

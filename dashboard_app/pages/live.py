@@ -12,13 +12,15 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
-from dashboard_app.views import campaigns, history, pruning, spread
+from dashboard_app.views import campaigns, spread
 from dashboard_app.views import live as views
-from dashboard_app.views.columns import place
-from dashboard_app.views.spec import ChartSpec, number
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.chart import Chart, finite, number
+from hopaas_p2p.analysis.facts import duration
+from hopaas_p2p.analysis.savings import ESTIMATOR, savings
+from hopaas_p2p.analysis.spending import budget_lines, cells, spending
+from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.state import Trial
-from hopaas_p2p.report.facts import duration
-from hopaas_p2p.report.spending import budget_lines, cells, spending
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
@@ -52,7 +54,7 @@ def _body(page: PageContext, frame: Frame) -> None:
     with left:
         draw(frame.once(_history), key="history", empty="No complete trial yet. The first value will appear here.")
     with right:
-        curves = frame.once(lambda one: pruning.curves(one.state, one.columns, height=360), "curves")
+        curves = frame.once(lambda one: charts.curves(one.state, one.columns, height=360), "curves")
         draw(curves, key="curves", empty="No learning curves: no trial has reported intermediate values.")
     _running(page, frame, now)
     _spent(frame)
@@ -61,24 +63,24 @@ def _body(page: PageContext, frame: Frame) -> None:
     theme.caption(views.alerts(frame.state, frame.name))
 
 
-def _history(frame: Frame) -> ChartSpec | None:
+def _history(frame: Frame) -> Chart | None:
     if len(frame.columns.directions) > 1:
         return spread.pareto(frame.columns)
-    return history.history(frame.columns, most=_POINTS)
+    return charts.history(frame.columns, most=_POINTS)
 
 
 def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     state, columns = frame.state, frame.columns
     pace = views.pace(state, columns, now)
     card = campaigns.card(state, columns, alive=page.alive)
-    saved = frame.once(lambda one: pruning.saved(one.columns), "saved")
+    saved = frame.once(lambda one: savings(one.columns), "saved")
     waiting = card.counts.get("waiting", 0)
     peers, sites = sum(card.sites.values()), len(card.sites)
     running = f"{peers} live peer{'s' * (peers != 1)} at {sites} site{'s' * (sites != 1)}"
     saving = "pruning saved none"
-    if saved is not None:
-        low, high = pruning.hours(saved.low), pruning.hours(saved.high)
-        saving = f"pruning saved about {pruning.hours(saved.hours)} ({low} to {high})"
+    if saved.pruned:
+        middle, low, high = saved.in_words()
+        saving = f"pruning saved about {middle} ({low} to {high})"
     eta = "unknown" if pace.eta is None else duration(pace.eta) if card.word not in _AT_REST else "not running"
     budget = "no budget" if state.budget is None else f"{card.used:,} of {state.budget:,} used"
     why = _CLOSED.get(state.closed_because() or "", "")
@@ -93,9 +95,9 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
         ("Compute-hours", number(round(pace.hours, 2)), saving),
         ("Time to budget", "done" if card.word == "done" or pace.left == 0 else eta, budget),
     ])  # fmt: skip
-    if saved is not None:
+    if saved.pruned:
         with st.popover("How the saving is estimated", type="tertiary"):
-            st.write(pruning.ESTIMATOR)
+            st.write(ESTIMATOR)
 
 
 def _running(page: PageContext, frame: Frame, now: float) -> None:
@@ -132,7 +134,7 @@ def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: flo
     progress = f"{steps} steps"
     if of:
         progress = theme.share(min(1.0, steps / of), f"{steps} of about {of}", css="hp-running")
-    curve = [value for _, value in pruning.curve_of(trial, most=_SPARK)]
+    curve = [value for _, value in finite(trial.reports, most=_SPARK)]
     return [
         theme.trial_link(frame.name, trial.number) + attempt,
         *map(theme.safe, (*place(frame.state, owner), owner[:8])),

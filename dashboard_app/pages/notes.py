@@ -17,10 +17,10 @@ from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.views.campaigns import ARCHIVED
-from dashboard_app.views.spec import size
 from dashboard_app.views.table import Noted, noted
 from hopaas_p2p import artifacts, notes
 from hopaas_p2p.artifacts import Artifact
+from hopaas_p2p.cli.output import size
 
 _IMAGE: Final = re.compile(r"!(?=\[)")
 _SHOWN: Final = 100  # files shown on a page

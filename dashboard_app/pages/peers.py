@@ -12,23 +12,11 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import peers as views
-from dashboard_app.views.spec import rough
+from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.leases import ttl_of
-from hopaas_p2p.report import palette
-from hopaas_p2p.report.facts import duration
 
 _ROWS: Final = 60
-_TICKS: Final[dict[str, Any]] = {"seconds": ":%S", "minutes": "%H:%M", "hours": "%H:%M"}
-"""On the 24-hour clock: Vega's own formats count to twelve without AM or PM."""
-_COLOURS: Final = {
-    "complete": palette.COMPLETE, "pruned": palette.PRUNED, "failed": palette.FAILED, "running": palette.RUNNING,
-    "taken over": palette.LOST, "returned": palette.WAITING,
-}  # fmt: skip
-_HEIGHTS: Final = {
-    "complete": 0.85, "taken over": 0.85, "running": 0.65, "pruned": 0.45, "returned": 0.35, "failed": 0.25,
-}  # fmt: skip
-"""Height distinguishes kinds too, for those who cannot tell the colours apart; what was taken over is dashed."""
-
 _DRAINING: Final = ("", "takes no more trials")
 
 
@@ -58,10 +46,10 @@ def _body(page: PageContext, frame: Frame) -> None:
         ("Sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
         ("Leases lost", f"{sum(one.lost for one in found):,}", "taken from silent peers, or returned"),
         ("Lease", duration(frame.state.policy.ttl), "of silence until a trial is taken over"),
-        ("Round trip", "unknown" if trip is None else f"{rough(1000 * trip)} ms", "from this server to the store"),
+        ("Round trip", "unknown" if trip is None else f"{theme.rough(1000 * trip)} ms",
+         "from this server to the store"),
     ])  # fmt: skip
-    theme.heading("Timeline")
-    _timeline(frame, now)
+    theme.draw(timeline(frame.state, now), key="gantt", empty="No trial has started yet.")
     theme.heading("Sites")
     headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]
     theme.table(headers, [_site(one) for one in places], label="Sites", numeric=(1, 2, 3, 4, 5))
@@ -108,48 +96,6 @@ def _clock(behind: float | None) -> str:
     return f"{duration(abs(behind))} {'behind' if behind > 0 else 'ahead'}"
 
 
-def _timeline(frame: Frame, now: float) -> None:
-    import altair as alt
-
-    found = views.gantt(frame.state, now)
-    if found.bars.empty:
-        theme.nothing("No trial has started yet.")
-        return
-    bars = found.bars
-    rows = bars["peer"].nunique()
-    kinds = [kind for kind in _COLOURS if kind in set(bars["kind"])]
-    base = alt.Chart(bars).encode(
-        x=alt.X("start:T", title=None, axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True, format=_TICKS)),
-        x2="end:T",
-        y=alt.Y("peer:N", title=None, axis=alt.Axis(labelLimit=170, labelOverlap=False)),
-        color=alt.Color(
-            "kind:N",
-            title=None,
-            scale=alt.Scale(domain=kinds, range=[_COLOURS[kind] for kind in kinds]),
-            legend=alt.Legend(orient="top", columns=2, symbolStrokeWidth=0),  # a telephone has room for two
-        ),
-        tooltip=["trial:Q", "kind:N", "site:N", "peer:N", alt.Tooltip("took:Q", title="seconds")],
-    )
-    dashed: dict[str, Any] = {"stroke": palette.LOST, "strokeDash": [3, 2], "fillOpacity": 0.3}
-    chart = alt.layer(
-        *(
-            base.transform_filter(alt.datum.kind == kind).mark_bar(
-                height={"band": _HEIGHTS[kind]}, cornerRadius=2, **(dashed if kind == "taken over" else {})
-            )
-            for kind in kinds
-        )
-    )
-    drawn = ", ".join(f"{count:,} {kind}" for kind, count in bars["kind"].value_counts().items())
-    height = 26 * rows + 100 + 18 * -(-len(kinds) // 2)  # rows, the axis and its room, the legend
-    st.altair_chart(chart, key="gantt", height=height, alt=f"Timeline of {rows} peers: {drawn}.")
-    tall = sorted(kinds, key=lambda kind: -_HEIGHTS[kind])
-    notes = ["Each peer's times are by its own clock"]
-    notes += [f"Bars by height, tallest first: {', '.join(tall)}"] if len(kinds) > 1 else []
-    notes += [f"{found.peers_left_out:,} peers are not drawn"] if found.peers_left_out else []
-    notes += [f"{found.bars_left_out:,} earlier stretches are not drawn"] if found.bars_left_out else []
-    theme.caption(". ".join(notes) + ".")
-
-
 def _drain(page: PageContext) -> None:
     frame = page.frame
     if frame is None:
@@ -157,11 +103,11 @@ def _drain(page: PageContext) -> None:
     theme.heading("Drain")
     theme.caption("Ask a peer, or a whole site, to finish its trials and take no more.")
     peers = dict(frame.state.peers)
-    labels = views.labels_of(frame.state, peers)
+    labels = peer_labels(frame.state)
     names = {
         f"site:{place}": f"all of {place}" for place in sorted({info.get("site") or "?" for info in peers.values()})
     }
-    names |= {peer: f"{info.get('site') or '?'}: {labels[peer]}" for peer, info in peers.items()}
+    names |= {peer: labels[peer] for peer in peers if peer in labels}
     left, right, last = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
         "Site or peer", list(names), index=None, placeholder="choose one", format_func=names.__getitem__, key="drain"

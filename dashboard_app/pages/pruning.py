@@ -8,8 +8,9 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import pruning
-from dashboard_app.views.pruning import Saved, hours
-from dashboard_app.views.spec import number
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.savings import ESTIMATOR, Savings, savings
 from hopaas_p2p.core.records import TrialState
 
 
@@ -27,14 +28,14 @@ def _body(_here: PageContext, frame: Frame) -> None:
     if not (columns.steps > 0).any():
         theme.nothing("No trial has reported a value yet. Pruning and curves need trial.report(value, step).")
         return
-    saved = frame.once(lambda one: pruning.saved(one.columns), "saved")
+    saved = frame.once(lambda one: savings(one.columns), "saved")
     pruned = int(columns.is_(TrialState.PRUNED).sum())
     over = int(columns.is_(TrialState.PRUNED, TrialState.COMPLETE).sum())
     theme.tiles(_tiles(saved, pruned, over))
-    if saved is not None:
-        theme.caption(f"How it is estimated: {pruning.ESTIMATOR}")
+    if saved.pruned:
+        theme.caption(f"How it is estimated: {ESTIMATOR}")
     draw(
-        frame.once(lambda one: pruning.curves(one.state, one.columns), "curves"),
+        frame.once(lambda one: charts.curves(one.state, one.columns), "curves"),
         key="curves",
         empty="Only trials with at least two reports have a curve.",
     )
@@ -42,14 +43,15 @@ def _body(_here: PageContext, frame: Frame) -> None:
     draw(found[1] if found else None, key="pruned-at", empty="No trial has been pruned yet.")
 
 
-def _tiles(saved: Saved | None, pruned: int, over: int) -> list[tuple[str, str, str]]:
+def _tiles(saved: Savings, pruned: int, over: int) -> list[tuple[str, str, str]]:
     share = f"{pruned / over:.0%} of the {over:,} that were not interrupted" if over else ""
     tiles = [("pruned", f"{pruned:,}", share)]
-    if saved is None:
-        return [*tiles, ("compute saved", "-", "needs pruned and complete trials with reports and times")]
+    if not saved.pruned:
+        return [*tiles, ("compute saved", "-", "needs pruned and complete trials with reports")]
+    middle, low, high = saved.in_words()
     return [
         *tiles,
-        ("estimated compute saved", hours(saved.hours), f"between {hours(saved.low)} and {hours(saved.high)} (90%)"),
-        ("of what would have been needed", f"{saved.share:.0%}", f"{hours(saved.spent)} were spent"),
-        ("steps of a complete trial", number(saved.steps), "on average"),
+        ("estimated compute saved", middle, f"between {low} and {high} (90%)"),
+        ("of the steps that would have been needed", f"{saved.share:.0%}", f"{saved.made:,} were made"),
+        ("steps of a complete trial", number(saved.length), "on average"),
     ]

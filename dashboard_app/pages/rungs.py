@@ -12,12 +12,12 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import families, rungs
-from dashboard_app.views.spec import number
+from hopaas_p2p.analysis import configurations
+from hopaas_p2p.analysis import families as relations
+from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.configurations import ConfigurationRow, PromotionEvent
+from hopaas_p2p.analysis.families import CopyEvent
 from hopaas_p2p.fidelity import in_words
-from hopaas_p2p.report import configurations
-from hopaas_p2p.report import families as relations
-from hopaas_p2p.report.configurations import ConfigurationRow, PromotionEvent
-from hopaas_p2p.report.families import CopyEvent
 
 _EVENTS: Final = 40
 _ROWS: Final = 60

@@ -17,12 +17,12 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import requests
-from dashboard_app.views.columns import place
 from dashboard_app.views.requests import Kind, Request
+from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import Categorical, Distribution, Int, TrialState
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.peer.liveness import any_alive, owners_of
-from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.study import Study
 
 _KEPT: Final = 30

@@ -16,14 +16,15 @@ from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import logged
 from dashboard_app.views import trial as views
-from dashboard_app.views.spec import ChartSpec
-from dashboard_app.views.spec import number as shown
 from hopaas_p2p import artifacts
+from hopaas_p2p.analysis import charts as drawings
+from hopaas_p2p.analysis.chart import Chart
+from hopaas_p2p.analysis.chart import number as shown
+from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.artifacts import OUTPUT
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.report.facts import duration
 from hopaas_p2p.study.method import chosen_by
 
 _UNFINISHED: Final = (TrialState.RUNNING, TrialState.WAITING)
@@ -80,7 +81,7 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
         _parameters(frame, trial)
     with right:
         draw(
-            views.curve(frame.state, frame.columns, number),
+            drawings.curve(frame.state, frame.columns, number),
             key="curve",
             empty="No reports yet." if trial.state in _UNFINISHED else "It ended without reports.",
         )
@@ -177,14 +178,15 @@ def _metrics(frame: Frame, trial: Trial) -> None:
     ]
     headers = ["metric", "last", "lowest", "highest", "at step", "steps"]
     theme.table(headers, rows, label="Metrics", numeric=range(1, 6))
-    charts = logged.curves(frame.state, frame.columns, trial.number)
+    best = frame.columns.best() if len(frame.columns.directions) == 1 else None
+    charts = drawings.metrics(trial, None if best is None else frame.state.trials[best])
     _in_two_columns(charts[:_CHARTS], first=0)
     if len(charts) > _CHARTS:
         with st.expander(f"{len(charts) - _CHARTS} more metrics", expanded=False, key="more-metrics"):
             _in_two_columns(charts[_CHARTS:], first=_CHARTS)
 
 
-def _in_two_columns(charts: Sequence[ChartSpec], *, first: int) -> None:
+def _in_two_columns(charts: Sequence[Chart], *, first: int) -> None:
     columns = st.columns(2) if len(charts) > 1 else [st.container()]
     for at, chart in enumerate(charts):
         with columns[at % len(columns)]:

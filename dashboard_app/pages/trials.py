@@ -16,11 +16,11 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.views import beside
 from dashboard_app.views import table as views
-from dashboard_app.views.columns import Mask
 from hopaas_p2p import notes
+from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis.facts import phrase
+from hopaas_p2p.analysis.table import Mask
 from hopaas_p2p.export import jsonl, portable, tables
-from hopaas_p2p.report import palette
-from hopaas_p2p.report.facts import phrase
 
 _FORMATS: Final = (
     ("csv", "CSV", "text/csv"),

@@ -8,13 +8,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Mask, place
-from dashboard_app.views.curves import downsampled, finite, rows_of
-from dashboard_app.views.spec import ChartSpec, number
 from dashboard_app.views.trial import rank
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, data_of, finite, number
+from hopaas_p2p.analysis.facts import last_metrics, params_of, shown, took
+from hopaas_p2p.analysis.table import Mask, TrialTable, place
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import last_metrics, params_of, took
 
 MOST: Final = 5
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
@@ -48,7 +46,7 @@ def numbers_in(text: str, count: int) -> list[int]:
     return [one for one in found if one < count][:MOST]
 
 
-def first_choice(columns: Columns, mask: Mask | None = None) -> list[int]:
+def first_choice(columns: TrialTable, mask: Mask | None = None) -> list[int]:
     """What to begin with: the three best complete trials, else the newest ones; of those that pass the mask."""
     rows = np.arange(len(columns)) if mask is None else np.flatnonzero(mask)
     complete = rows[columns.complete()[rows]]
@@ -58,7 +56,7 @@ def first_choice(columns: Columns, mask: Mask | None = None) -> list[int]:
     return [int(one) for one in rows[-2:]]
 
 
-def side_by_side(state: State, columns: Columns, numbers: Sequence[int]) -> SideBySide:
+def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> SideBySide:
     """What there is to say of these trials."""
     trials = [state.trials[one] for one in numbers]
 
@@ -94,23 +92,24 @@ def side_by_side(state: State, columns: Columns, numbers: Sequence[int]) -> Side
 def _fact(name: str, of: Sequence[dict[str, object]] | Sequence[dict[str, float]]) -> Fact:
     """Numbers are written in full where they differ only in digits that would not be shown."""
     values = [some.get(name) for some in of]
-    cells = ["" if value is None else spec.cut(spec.text(value), _LONGEST) for value in values]
+    cells = ["" if value is None else cut(shown(value), _LONGEST) for value in values]
     if len(set(cells)) < len({repr(value) for value in values}):
-        cells = ["" if value is None else spec.cut(str(value), _LONGEST) for value in values]
+        cells = ["" if value is None else cut(str(value), _LONGEST) for value in values]
     return Fact(name, tuple(cells))
 
 
-def curves(state: State, numbers: Sequence[int]) -> ChartSpec | None:
+def curves(state: State, numbers: Sequence[int]) -> Chart | None:
     """The learning curves of these trials in one chart."""
     layers, words = [], []
     for at, one in enumerate(numbers):
-        points = downsampled(finite(state.trials[one].reports), most=_POINTS)
+        points = finite(state.trials[one].reports, most=_POINTS)
         if len(points) < 2:
             continue
-        layers.append(spec.dashed(f"trial {one}", at, rows_of(points)))
+        layers.append(dashed(f"trial {one}", at, data_of(points)))
         words.append(f"trial {one}: {number(points[-1][1])} at step {points[-1][0]:.0f}")
     if not layers:
         return None
-    option = spec.base(layers, xAxis=spec.axis("step"), yAxis=spec.axis("reported value", nameGap=44))
-    option["legend"]["show"] = True
-    return ChartSpec("Learning curves", option, f"Reports by step. {'; '.join(words)}.", height=340)
+    alt = f"Reports by step. {'; '.join(words)}."
+    return Chart(
+        "Learning curves", layers, ChartAxis("step"), ChartAxis("reported value"), alt, height=340, legend=True
+    )

@@ -8,14 +8,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns, place
-from dashboard_app.views.downsample import spread
-from dashboard_app.views.spec import cut, number
-from dashboard_app.views.spread import pareto_rows
+from hopaas_p2p.analysis.chart import cut, number, spread
+from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, owners_of
-from hopaas_p2p.report.facts import state_word
 
 ARCHIVED: Final = "archived"
 """The tag that takes a study off the list."""
@@ -27,7 +25,7 @@ class Card(NamedTuple):
     """What distinguishes a study at a glance."""
 
     word: str
-    """See `report.facts.state_word`."""
+    """See `analysis.facts.state_word`."""
     best: str
     best_of: str
     """What the best is: which trial, or how many objectives."""
@@ -44,7 +42,7 @@ class Card(NamedTuple):
     """When a trial last began or ended: seconds since 1970, by that peer's clock."""
 
 
-def card(state: State, columns: Columns, *, alive: Callable[[str], bool | None] = lambda _owner: True) -> Card:
+def card(state: State, columns: TrialTable, *, alive: Callable[[str], bool | None] = lambda _owner: True) -> Card:
     """The card of this study; `alive(owner)`: whether that peer is alive, None while that is not known."""
     owners = owners_of(state)
     signs = [SignOfLife(alive(owner), None) for owner in owners]
@@ -64,9 +62,9 @@ def card(state: State, columns: Columns, *, alive: Callable[[str], bool | None] 
     )
 
 
-def _best(columns: Columns) -> tuple[str, str]:
+def _best(columns: TrialTable) -> tuple[str, str]:
     if len(columns.directions) > 1:
-        front = len(pareto_rows(columns))
+        front = len(columns.front())
         return f"{front:,} on the front", f"of {len(columns.directions)} objectives"
     row = columns.best()
     if row is None:
@@ -75,7 +73,7 @@ def _best(columns: Columns) -> tuple[str, str]:
     return number(float(columns.values[row, 0])), f"{aim}, trial {row}"
 
 
-def _spark(columns: Columns) -> list[float]:
+def _spark(columns: TrialTable) -> list[float]:
     if len(columns.directions) != 1:
         return []
     values = columns.values[columns.complete(), 0]
@@ -83,7 +81,7 @@ def _spark(columns: Columns) -> list[float]:
     return [float(one) for one in best[spread(len(best), _POINTS)]]
 
 
-def _last(columns: Columns) -> float | None:
+def _last(columns: TrialTable) -> float | None:
     times = np.concatenate([columns.start, columns.end])
     return float(np.nanmax(times)) if np.isfinite(times).any() else None
 

@@ -7,20 +7,20 @@ from typing import Final
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns
-from dashboard_app.views.downsample import downsample_line
-from dashboard_app.views.history import ALONG, Along, positions, records
-from dashboard_app.views.spec import ChartSpec
 from dashboard_app.views.spread import edf_chart
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, dashed, downsample_line, number
+from hopaas_p2p.analysis.charts import ALONG, Along, positions, records
+from hopaas_p2p.analysis.spending import spending
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State
 
 MOST_STUDIES: Final = 8
 
-Named = Sequence[tuple[str, Columns]]
+Named = Sequence[tuple[str, TrialTable]]
 
 
-def summary(columns: Columns) -> dict[str, float | None]:
+def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
     """Numbers to compare. `trials to 95%`: complete trials until the best had come 95 % of its way from the first."""
     complete, best = columns.complete(), columns.best()
     return {
@@ -31,11 +31,11 @@ def summary(columns: Columns) -> dict[str, float | None]:
         "best": None if best is None else float(columns.values[best, 0]),
         "median": float(np.median(columns.values[complete, 0])) if complete.any() else None,
         "trials to 95%": trials_to(columns),
-        "compute-hours": round(float(np.nansum(columns.seconds())) / 3600, 2),
+        "compute-hours": round(spending(state).total.cost.time / 3.6e9, 2),
     }
 
 
-def trials_to(columns: Columns, share: float = 0.95) -> int | None:
+def trials_to(columns: TrialTable, share: float = 0.95) -> int | None:
     """How many complete trials it took until the best had come this share of the way."""
     cost = columns.cost()[columns.complete()]
     if not len(cost):
@@ -45,7 +45,7 @@ def trials_to(columns: Columns, share: float = 0.95) -> int | None:
     return int(np.argmax(so_far <= goal)) + 1
 
 
-def best_so_far(studies: Named, *, along: Along = "number") -> ChartSpec | None:
+def best_so_far(studies: Named, *, along: Along = "number") -> Chart | None:
     """One line per study. Time is counted from each study's first start, in hours, so that all begin together."""
     layers, words = [], []
     for at, (name, columns) in enumerate(studies[:MOST_STUDIES]):
@@ -58,18 +58,17 @@ def best_so_far(studies: Named, *, along: Along = "number") -> ChartSpec | None:
         best = columns.values[rows, 0]
         until = float(np.nanmax(x[complete]))
         kept = downsample_line(best, most=600)
-        points = spec.frame(along=np.append(x[rows][kept], until), best=np.append(best[kept], best[-1]))
-        layers.append(spec.dashed(name, at, points, step="end"))
-        words.append(f"{name}: {spec.number(float(best[-1]))} after {spec.number(float(x[rows[-1]]))}")
+        points = {"along": np.append(x[rows][kept], until), "best": np.append(best[kept], best[-1])}
+        layers.append(dashed(name, at, points, "steps"))
+        words.append(f"{name}: {number(float(best[-1]))} after {number(float(x[rows[-1]]))}")
     if not layers:
         return None
     unit = "hours since the first start" if along == "time" else ALONG[along]
-    option = spec.base(layers, xAxis=spec.axis(unit, tight=False), yAxis=spec.axis("best so far", nameGap=44))
-    option["legend"]["show"] = True
-    return ChartSpec("Best so far", option, f"Best value by {unit}. {'; '.join(words)}.")
+    alt = f"Best value by {unit}. {'; '.join(words)}."
+    return Chart("Best so far", layers, ChartAxis(unit, zero=True), ChartAxis("best so far"), alt, legend=True)
 
 
-def distributions(studies: Named) -> ChartSpec | None:
+def distributions(studies: Named) -> Chart | None:
     """The distributions of the complete trials' values."""
     groups = [(name, columns.values[columns.complete(), 0]) for name, columns in studies[:MOST_STUDIES]]
     groups = [(name, values) for name, values in groups if len(values)]

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from dashboard_app.views.columns import place
+from hopaas_p2p.analysis.facts import queued_again, reason_line
+from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import queued_again, reason_line
 
 Kind = Literal["error", "lease", "withdrawn"]
 Key = tuple[Kind, str, str, str]

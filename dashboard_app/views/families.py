@@ -8,12 +8,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis import families, palette
+from hopaas_p2p.analysis.chart import PLAIN, Chart, ChartAxis, Series
+from hopaas_p2p.analysis.families import FamilyStretch
 from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report import families
-from hopaas_p2p.report.families import FamilyStretch
 
 _MEMBERS: Final = 40  # lines that are drawn
 _COPIED: Final = "#009E73"
@@ -28,7 +27,7 @@ class _Line(NamedTuple):
     bottom: int
 
 
-def tree(state: State) -> ChartSpec | None:
+def tree(state: State) -> Chart | None:
     """Members from top to bottom, epochs from left to right; a slanted line leads from a member to its copy."""
     found = families.stretches(state)
     members = list(dict.fromkeys(one.member for one in found))
@@ -43,23 +42,22 @@ def tree(state: State) -> ChartSpec | None:
         for one in shown
     ]
     layers = [
-        _lines("members", _trained(found, rows), spec.PLAIN, width=2.0),
+        _lines("members", _trained(found, rows), PLAIN, width=2.0),
         _lines("copied", jumps, _COPIED, width=1.5),
-        _lines("led to the best", _best(state, rows), spec.BEST, width=4.0),
+        _lines("led to the best", _best(state, rows), palette.BEST, width=4.0),
     ]
-    option = spec.base(
-        [layer for layer in layers if len(layer.rows)],
-        xAxis=spec.axis("epochs", min=0),
-        yAxis=spec.axis("member", min=0, max=len(rows) + 1, inverse=True, minInterval=1),
-    )
     said = f"{len(members):,} members, {len({one.member for one in events}):,} of which copied another member"
     more = f"; the first {len(rows)} are drawn" if len(rows) < len(members) else ""
-    return ChartSpec(
+    caption = (
+        f"{said}{more}; a line from one member to another shows where the latter continued from the former's checkpoint"
+    )
+    return Chart(
         "Family tree",
-        option,
+        [layer for layer in layers if layer.drawn],
+        ChartAxis("epochs", 0, zero=True),
+        ChartAxis("member", 0, len(rows) + 1, whole=True, down=True),
         f"Family tree of {said}.",
-        f"{said}{more}; a line from one member to another shows where the latter continued from the former's "
-        f"checkpoint",
+        caption,
         height=120 + 18 * len(rows),
     )
 
@@ -80,13 +78,12 @@ def _best(state: State, rows: dict[int, int]) -> list[_Line]:
     return _trained((one for one in path if one is not None), rows)
 
 
-def _lines(name: str, drawn: Sequence[_Line], colour: str, *, width: float) -> spec.Layer:
+def _lines(name: str, drawn: Sequence[_Line], colour: str, *, width: float) -> Series:
     """Several lines as one series, separated by rows without a value."""
-    look = {"color": colour, "width": width, "opacity": 0.8}
-    rows = spec.frame(
-        epochs=np.array([x for one in drawn for x in (one.begin, one.end, math.nan)]),
-        row=np.array([y for one in drawn for y in (one.top, one.bottom, math.nan)]),
-        member=np.repeat(np.array([one.member for one in drawn], int), 3),
-        trial=np.repeat(np.array([one.trial for one in drawn], int), 3),
-    )
-    return spec.line(name, rows, colour=colour, connectNulls=False, lineStyle=look, symbol="none")
+    data = {
+        "epochs": np.array([x for one in drawn for x in (one.begin, one.end, math.nan)]),
+        "row": np.array([y for one in drawn for y in (one.top, one.bottom, math.nan)]),
+        "member": np.repeat(np.array([one.member for one in drawn], int), 3),
+        "trial": np.repeat(np.array([one.trial for one in drawn], int), 3),
+    }
+    return Series(name, "line", data, colour, width, "none", opacity=0.8)

@@ -8,13 +8,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns, Floats, place
-from dashboard_app.views.history import records
-from dashboard_app.views.spec import number
 from hopaas_p2p.alerts import posted
+from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.charts import records
+from hopaas_p2p.analysis.facts import retried
+from hopaas_p2p.analysis.spending import spending
+from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import retried
 
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
@@ -33,14 +34,14 @@ class Throughput(NamedTuple):
     retried: int
     """FAIL trials that were run again."""
     hours: float
-    """Hours that trials have run, lost and running ones included."""
+    """Hours that trials have run, lost and running ones included, as far as the log has heard of them."""
     left: int | None
     """Trials to the budget; None without one."""
     eta: float | None
     """Seconds to the budget at this pace; None when unknown."""
 
 
-def pace(state: State, columns: Columns, now: float) -> Throughput:
+def pace(state: State, columns: TrialTable, now: float) -> Throughput:
     """The pace at `now`, seconds since 1970. Times are by the peers' clocks."""
     counts = state.counts
     over = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]
@@ -58,17 +59,10 @@ def pace(state: State, columns: Columns, now: float) -> Throughput:
         per_hour=per_hour,
         crashed=counts[TrialState.FAIL] - again,
         retried=again,
-        hours=_seconds_run(columns, now) / _HOUR,
+        hours=spending(state).total.cost.time / 1e6 / _HOUR,
         left=left,
         eta=left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
     )
-
-
-def _seconds_run(columns: Columns, now: float) -> float:
-    running = columns.is_(TrialState.RUNNING) & np.isfinite(columns.start)
-    open_ones = columns.earlier[columns.is_(TrialState.RUNNING, TrialState.WAITING)]
-    elapsed = np.maximum(0.0, now - columns.start[running])
-    return float(np.nansum(columns.seconds()) + elapsed.sum() + open_ones.sum())
 
 
 def running(state: State, *, most: int = _ROWS) -> list[Trial]:
@@ -77,7 +71,7 @@ def running(state: State, *, most: int = _ROWS) -> list[Trial]:
     return sorted(trials, key=lambda one: (one.start or 0, one.number))[:most]
 
 
-def steps_of_a_trial(columns: Columns) -> int | None:
+def steps_of_a_trial(columns: TrialTable) -> int | None:
     """Steps of a whole trial: the median of the complete ones; None when nothing is known."""
     whole = columns.steps[columns.is_(TrialState.COMPLETE) & (columns.steps > 0)]
     return int(np.median(whole)) if len(whole) else None
@@ -94,7 +88,7 @@ class TrialEvent(NamedTuple):
     text: str
 
 
-def events(state: State, columns: Columns, *, most: int = _EVENTS) -> list[TrialEvent]:
+def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[TrialEvent]:
     """What happened last, the newest first."""
     best: set[int] = set()
     if len(columns.directions) == 1:

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views.columns import Columns
+from hopaas_p2p.analysis.spending import spending
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
@@ -23,7 +24,7 @@ _HELP: Final = {
     "hopaas_budget_used_trials": ("gauge", "Trials that count against the budget."),
     "hopaas_accepting": ("gauge", "1 if trials may start now."),
     "hopaas_running_peers": ("gauge", "Peers that run a trial, by site, as far as the log says."),
-    "hopaas_compute_seconds_total": ("counter", "Seconds that finished trials took."),
+    "hopaas_compute_seconds_total": ("counter", "Seconds that trials ran, lost and running ones included."),
     "hopaas_leases_lost_total": ("counter", "Leases that ended before their trial did."),
     "hopaas_records_refused_total": ("counter", "Records that were refused, by reason."),
     "hopaas_log_commits_total": ("counter", "Commits in the study's log."),
@@ -37,7 +38,7 @@ class Seen(NamedTuple):
     store: str
     name: str
     state: State
-    columns: Columns
+    columns: TrialTable
     age: float
 
 
@@ -72,7 +73,7 @@ def _of(seen: Seen) -> Iterable[tuple[str, dict[str, str], float]]:
     sites = Counter(columns.sites[columns.site[np.flatnonzero(columns.owner == one)[0]]] for one in owners)
     for site, count in sorted(sites.items()):
         yield "hopaas_running_peers", {"site": site}, count
-    yield "hopaas_compute_seconds_total", {}, float(np.nansum(columns.seconds()))
+    yield "hopaas_compute_seconds_total", {}, spending(state).total.cost.time / 1e6
     yield "hopaas_leases_lost_total", {}, sum(len(trial.history) for trial in list(state.trials))
     for reason, count in sorted(dict(state.refusals).items()):
         yield "hopaas_records_refused_total", {"reason": reason}, count

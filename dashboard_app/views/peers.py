@@ -1,23 +1,19 @@
-"""Who takes part: peers and sites, how busy they were, and who ran what when."""
+"""Who takes part: peers and sites, how busy they were now."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, place
+from hopaas_p2p.analysis.table import TrialTable, place
+from hopaas_p2p.analysis.timeline import Stretch, stretches
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, differences
-from hopaas_p2p.report.timeline import Stretch, stretches
 
-_BARS: Final = 1500
-_ROWS: Final = 40
-_LOST: Final = ("lost", "given-back")
-_KINDS: Final = {"lost": "taken over", "given-back": "returned"}
+_LOST: Final = ("taken over", "returned")
 
 
 class PeerRow(NamedTuple):
@@ -56,7 +52,7 @@ class Site(NamedTuple):
     draining: bool
 
 
-def peers(state: State, columns: Columns, now: float, alive: Callable[[str], bool | None]) -> list[PeerRow]:
+def peers(state: State, columns: TrialTable, now: float, alive: Callable[[str], bool | None]) -> list[PeerRow]:
     """The peers: those that run something first, then the last seen first."""
     by_owner: dict[str, list[Stretch]] = defaultdict(list)
     for stretch in stretches(state):
@@ -96,21 +92,6 @@ def peers(state: State, columns: Columns, now: float, alive: Callable[[str], boo
     return sorted(rows, key=lambda one: (not one.running, -(one.last or 0.0), one.uuid))
 
 
-def labels_of(state: State, owners: Iterable[str]) -> dict[str, str]:
-    """A short name for each: node and process; where two agree, with a part of the uuid."""
-    labels: dict[str, str] = {}
-    taken: set[str] = set()
-    for owner in dict.fromkeys(owners):
-        info = state.peers.get(owner, {})
-        where = (info.get("host") or info.get("site") or "peer")[:24]
-        label = f"{where} · {info['pid'][:12] if 'pid' in info else owner[:6]}"
-        if label in taken:
-            label = f"{label} · {owner[:6]}"
-        taken.add(label)
-        labels[owner] = label
-    return labels
-
-
 def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool | None]) -> list[Site]:
     """The sites of these peers, the busiest first. A site's busy share is the mean of its peers'."""
     by_name: dict[str, list[PeerRow]] = defaultdict(list)
@@ -130,36 +111,3 @@ def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool | None
         for name, there in by_name.items()
     ]
     return sorted(rows, key=lambda one: (-one.live, -one.ended, one.name))
-
-
-class Gantt(NamedTuple):
-    """What the timeline draws, and what it leaves out."""
-
-    bars: spec.Rows
-    """peer, site, trial, kind, start, end (UTC), took: a row per stretch."""
-    peers_left_out: int
-    bars_left_out: int
-
-
-def gantt(state: State, now: float, *, most: int = _BARS, rows: int = _ROWS) -> Gantt:
-    """Who ran what: the peers that were busy last, and the newest stretches."""
-    import pandas as pd
-
-    found = sorted(stretches(state), key=lambda one: one.end)
-    owners = list(dict.fromkeys(one.owner for one in reversed(found)))
-    shown = set(owners[:rows])
-    kept = [one for one in found if one.owner in shown]
-    bars = kept[-most:]
-    labels = labels_of(state, sorted(shown))
-    sites_of = {owner: place(state, owner)[0] for owner in shown}
-    ends = [max(one.start, int(now * 1e6)) if one.kind == "running" else one.end for one in bars]
-    frame = pd.DataFrame({
-        "peer": [f"{sites_of[one.owner][:24]}: {labels[one.owner]}" for one in bars],
-        "site": [sites_of[one.owner] for one in bars],
-        "trial": [one.number for one in bars],
-        "kind": [_KINDS.get(one.kind, one.kind) for one in bars],
-        "start": pd.to_datetime([one.start for one in bars], unit="us", utc=True),
-        "end": pd.to_datetime(ends, unit="us", utc=True),
-        "took": [round((end - one.start) / 1e6, 1) for one, end in zip(bars, ends, strict=True)],
-    })  # fmt: skip
-    return Gantt(frame, len(owners) - len(shown), len(kept) - len(bars))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from dashboard_app.views.columns import place
+from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 

@@ -8,14 +8,22 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.curves import Points, bundle, downsampled, finite, option_of
-from dashboard_app.views.downsample import spread
-from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis import configurations, palette
+from hopaas_p2p.analysis.chart import (
+    FAINT,
+    PLAIN,
+    Chart,
+    ChartAxis,
+    Points,
+    Series,
+    bundle,
+    curves_chart,
+    finite,
+    spread,
+)
+from hopaas_p2p.analysis.configurations import ConfigurationRow
 from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report import configurations
-from hopaas_p2p.report.configurations import ConfigurationRow
 
 _PAUSED: Final = 40  # curves that are drawn
 _WHOLE: Final = 20
@@ -54,7 +62,7 @@ def name_of(place: RungCount, brackets: int) -> str:
     return epochs if brackets == 1 else f"bracket {place.bracket}: {epochs}"
 
 
-def standing(state: State) -> ChartSpec | None:
+def standing(state: State) -> Chart | None:
     """A bar for each rung: how many went on from it, wait there, or run past it now."""
     places = configurations.rung_counts(state)[-MOST_RUNGS:]
     if not any(place.reached for place in places):
@@ -63,30 +71,20 @@ def standing(state: State) -> ChartSpec | None:
     names = np.array([name_of(place, brackets) for place in places])
     parts = (
         ("promoted", _WENT_ON, [place.promoted for place in places]),
-        ("waiting", spec.FAINT, [place.waiting for place in places]),
-        ("not paused there", spec.PLAIN, [max(0, place.reached - place.promoted - place.waiting) for place in places]),
+        ("waiting", FAINT, [place.waiting for place in places]),
+        ("not paused there", PLAIN, [max(0, place.reached - place.promoted - place.waiting) for place in places]),
     )
     layers = [
-        spec.Layer(
-            {
-                "type": "bar", "name": name, "stack": "rung", "itemStyle": {"color": colour},
-                "encode": {"x": 1, "y": 0}, "barMaxWidth": 22,
-            },
-            spec.frame(rung=names, configurations=np.array(counts)),
-        )
+        Series(name, "bars", {"configurations": np.array(counts), "rung": names}, colour, stack="rung")
         for name, colour, counts in parts
         if any(counts)
-    ]  # fmt: skip
-    option = spec.base(
-        layers,
-        xAxis=spec.axis("configurations", tight=False, minInterval=1),
-        yAxis={"type": "category", "data": names.tolist()},
-    )
+    ]
     said = [configurations.in_words(place, brackets=brackets) for place in places if place.reached]
-    return ChartSpec("Configurations at each rung", option, f"{'; '.join(said)}.", height=90 + 30 * len(places))
+    x, y = ChartAxis("configurations", zero=True, whole=True), ChartAxis(choices=tuple(names.tolist()))
+    return Chart("Configurations at each rung", layers, x, y, f"{'; '.join(said)}.", height=90 + 30 * len(places))
 
 
-def curves(state: State, *, height: int = 400) -> ChartSpec | None:
+def curves(state: State, *, height: int = 400) -> Chart | None:
     """A curve for each configuration, through all its trials, with a mark where it was promoted."""
     policy = None if state.configurations is None else state.configurations.policy
     rows = [row for row in configurations.rows(state) if row.epochs > 1]
@@ -96,28 +94,30 @@ def curves(state: State, *, height: int = 400) -> ChartSpec | None:
     paused, whole = _some(rows, "paused", _PAUSED), _some(rows, "complete", _WHOLE)
     best = _best(state, [row for row in rows if row.state == "complete"])
 
-    def layer(name: str, some: list[ConfigurationRow], colour: str, dash: str, width: float) -> spec.Layer:
+    def layer(name: str, some: list[ConfigurationRow], colour: str, dash: str, width: float) -> Series:
         drawn = [(row.first, reports(state, row)) for row in some]
         return bundle(name, drawn, colour, dash, width, along="epochs", of="configuration")
 
     layers = [
-        layer("paused", paused, spec.FAINT, "dotted", 1.0),
-        layer("complete", whole, spec.PLAIN, "solid", 1.0),
+        layer("paused", paused, FAINT, "dotted", 1.0),
+        layer("complete", whole, PLAIN, "solid", 1.0),
         layer("running", running, _WENT_ON, "dashed", 1.8),
-        layer("best", best, spec.BEST, "solid", 3.0),
+        layer("best", best, palette.BEST, "solid", 3.0),
     ]
     marks = _marks(state, {row.first for row in (*paused, *whole, *running, *best)})
     minimize = state.define is None or state.define.directions[0] == "minimize"
-    option = option_of(layers, along="epochs", minimize=minimize, marks=marks)
     said = (
         f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations, of the {len(rows):,} "
         "that are beyond the first epoch"
     )
-    return ChartSpec(
+    return curves_chart(
         "Learning curves across rungs",
-        option,
-        f"Learning curves of {said}.",
-        f"{said}; each curve runs through all trials of a configuration, and a triangle marks a promotion",
+        layers,
+        along="epochs",
+        minimize=minimize,
+        marks=marks,
+        alt=f"Learning curves of {said}.",
+        caption=f"{said}; each curve runs through all trials of a configuration, and a triangle marks a promotion",
         height=height,
     )
 
@@ -139,10 +139,10 @@ def reports(state: State, row: ConfigurationRow) -> Points:
     said: dict[int, float] = {}
     for number in row.trials:
         said |= state.trials[number].reports
-    return downsampled(finite({step if policy is None else policy.epochs(step): one for step, one in said.items()}))
+    return finite({step if policy is None else policy.epochs(step): one for step, one in said.items()})
 
 
-def _marks(state: State, shown: set[int]) -> list[spec.Layer]:
+def _marks(state: State, shown: set[int]) -> list[Series]:
     """Where the configurations that are drawn were promoted."""
     found = [
         (one.epochs, value, one.first)
@@ -152,8 +152,8 @@ def _marks(state: State, shown: set[int]) -> list[spec.Layer]:
     if not found:
         return []
     epochs, values, numbers = zip(*found, strict=True)
-    rows = spec.frame(epochs=np.array(epochs), value=np.array(values), configuration=np.array(numbers))
-    return [spec.scatter("promoted", rows, colour=_WENT_ON, symbol="triangle", size=8)]
+    data = {"epochs": np.array(epochs), "value": np.array(values), "configuration": np.array(numbers)}
+    return [Series("promoted", "points", data, _WENT_ON, 8, "triangle")]
 
 
 def _last(said: Mapping[int, float]) -> float | None:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, Floats, Ints, Mask
-from dashboard_app.views.downsample import MOST, downsample_line, downsample_points
-from dashboard_app.views.history import clouds, sites_of
-from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis.chart import (
+    FAINT,
+    MOST,
+    Chart,
+    ChartAxis,
+    Data,
+    Series,
+    dashed,
+    downsample_line,
+    downsample_points,
+    number,
+    robust_limits,
+)
+from hopaas_p2p.analysis.charts import clouds, sites_of
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
 
 
-def edf(columns: Columns, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None) -> ChartSpec | None:
+def edf(columns: TrialTable, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None) -> Chart | None:
     """The share of the complete trials that is at most as high as a value; one line for all, or one per site."""
     mask = columns.complete(objective)
     mask = mask if shown is None else mask & shown
@@ -27,71 +37,45 @@ def edf(columns: Columns, *, objective: int = 0, by_site: bool = False, shown: M
     return edf_chart([(name, columns.values[mine, objective]) for name, mine in groups])
 
 
-def edf_chart(groups: Sequence[tuple[str, Floats]]) -> ChartSpec:
+def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
     """One line per group. Lines differ in colour and in dashes."""
     layers = []
     for at, (name, values) in enumerate(groups):
         x, share = np.sort(values), np.arange(1, len(values) + 1) / max(1, len(values))
         kept = downsample_line(x, most=MOST // max(1, len(groups)))
-        layers.append(spec.dashed(name, at, spec.frame(value=x[kept], share=share[kept]), step="end"))
+        layers.append(dashed(name, at, {"value": x[kept], "share": share[kept]}, "steps"))
     everything = np.concatenate([values for _, values in groups])
-    low, high = spec.robust_limits(everything, minimize=False)[0], spec.robust_limits(everything, minimize=True)[1]
-    limits: dict[str, Any] = {"min": low, "max": high}
-    option = spec.base(
-        layers, xAxis=spec.axis("value", **limits), yAxis=spec.axis("share of trials", min=0, max=1, nameGap=44)
-    )
-    medians = ", ".join(f"{name} {spec.number(float(np.median(values)))}" for name, values in groups)
+    low, high = robust_limits(everything, minimize=False)[0], robust_limits(everything, minimize=True)[1]
+    medians = ", ".join(f"{name} {number(float(np.median(values)))}" for name, values in groups)
     alt = f"Share of trials up to each value; medians: {medians}."
     cut = (low is not None and (everything < low).sum()) + (high is not None and (everything > high).sum())
     caption = f"{cut:,} outlying {'value lies' if cut == 1 else 'values lie'} outside the chart." if cut else ""
-    return ChartSpec("Distribution of values (EDF)", option, alt, caption)
-
-
-def pareto_rows(columns: Columns, shown: Mask | None = None) -> Ints:
-    """The rows that no other complete trial beats in every objective, by number. Equal ones are all on the front."""
-    objectives = range(len(columns.directions))
-    mask = np.logical_and.reduce([columns.complete(one) for one in objectives])
-    mask = mask if shown is None else mask & shown
-    rows = np.flatnonzero(mask)
-    if not len(rows):
-        return rows
-    costs = np.stack([columns.cost(one)[rows] for one in objectives], axis=1)
-    order = np.lexsort(costs.T[::-1])  # only an earlier trial in this order can beat a later one
-    front: list[int] = []
-    kept = np.empty((0, costs.shape[1]))
-    for at in order:
-        beaten = ((kept <= costs[at]).all(axis=1) & (kept < costs[at]).any(axis=1)).any() if len(kept) else False
-        if not beaten:
-            front.append(int(at))
-            kept = np.vstack([kept, costs[at]])
-    return np.sort(rows[front])
+    shares = ChartAxis("share of trials", 0, 1, zero=True)
+    return Chart("Distribution of values (EDF)", layers, ChartAxis("value", low, high), shares, alt, caption)
 
 
 def pareto(
-    columns: Columns, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
-) -> ChartSpec | None:
+    columns: TrialTable, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
+) -> Chart | None:
     """Two of the objectives against each other, and which trials are on the front of all objectives."""
     if len(columns.directions) < 2:
         return None
-    front = pareto_rows(columns, shown)
+    finite = columns.complete(first) & columns.complete(second)
+    mask = finite if shown is None else finite & shown
+    front = columns.front(mask)
     if not len(front):
         return None
-    mask = columns.complete(first) & columns.complete(second)
-    rows = np.flatnonzero(mask if shown is None else mask & shown)
+    rows = np.flatnonzero(mask)
     x, y = columns.values[:, first], columns.values[:, second]
     drawn = np.union1d(rows[downsample_points(x[rows], y[rows])], front)
 
-    def points(rows: Ints) -> spec.Rows:
-        return spec.frame(first=x[rows], second=y[rows], trial=rows)
+    def points(rows: Ints) -> Data:
+        return {"first": x[rows], "second": y[rows], "trial": rows}
 
-    layers = clouds(columns, drawn, points, by_site=by_site, colour=spec.FAINT)
+    layers = clouds(columns, drawn, points, by_site=by_site, colour=FAINT)
     along = front[np.argsort(x[front], kind="stable")]
-    layers.append(spec.scatter("on the front", points(along), colour=spec.BEST, symbol="diamond", size=11, z=5))
-    option = spec.base(
-        layers,
-        xAxis=spec.axis(f"objective {first + 1} ({columns.directions[first]})"),
-        yAxis=spec.axis(f"objective {second + 1} ({columns.directions[second]})", nameGap=44),
-    )
+    layers.append(Series("on the front", "points", points(along), palette.BEST, 11, "diamond"))
+    x_axis, y_axis = (ChartAxis(f"objective {at + 1} ({columns.directions[at]})") for at in (first, second))
     total = len(columns.directions)
     alt = f"{len(front)} of {len(rows):,} complete trials are on the Pareto front of {total} objectives."
-    return ChartSpec("Pareto front", option, alt)
+    return Chart("Pareto front", layers, x_axis, y_axis, alt)

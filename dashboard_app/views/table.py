@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
 from dashboard_app.views.campaigns import first_line
-from dashboard_app.views.columns import Columns, Floats, Mask, Parameter, place
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.facts import reason_line
+from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report.facts import reason_line
+
+if TYPE_CHECKING:  # it takes half a second to import
+    import pandas as pd
 
 STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason")
-"""Columns that are no value, parameter or tag; a parameter of such a name is shown as `param NAME`."""
+"""TrialTable that are no value, parameter or tag; a parameter of such a name is shown as `param NAME`."""
 _REASON: Final = 200
 _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
 
-def table(state: State, columns: Columns, shown: Mask, *, tags: dict[int | None, list[str]] | None = None) -> spec.Rows:
+def table(
+    state: State, columns: TrialTable, shown: Mask, *, tags: dict[int | None, list[str]] | None = None
+) -> pd.DataFrame:
     """The trials that are shown, the newest first; parameters as the objective saw them."""
     import pandas as pd
 
@@ -68,7 +72,7 @@ def _param(column: Floats, one: Parameter) -> Any:
 
 
 def passing(
-    columns: Columns,
+    columns: TrialTable,
     *,
     states: Collection[str] = (),
     sites: Collection[str] = (),
@@ -102,7 +106,7 @@ def passing(
     return mask
 
 
-def matching(state: State, columns: Columns, text: str, tags: dict[int | None, list[str]]) -> Mask:
+def matching(state: State, columns: TrialTable, text: str, tags: dict[int | None, list[str]]) -> Mask:
     """The trials whose reason, site, node or tags contain the text, whatever its case; or whose number it is."""
     wanted = text.strip().casefold()
     if not wanted:

@@ -9,18 +9,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dashboard_app.views import spec
-from dashboard_app.views.columns import Columns, place
-from dashboard_app.views.curves import Points, rows_of
-from dashboard_app.views.pruning import curve_of
-from dashboard_app.views.spec import ChartSpec
+from hopaas_p2p.analysis.facts import params_of, shown
+from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import params_of
 
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Sequences by which a program colours a terminal, moves its cursor or sets its title."""
-_MEDIAN_OF: Final = 2000  # complete trials that the median curve is made of, at most
 
 
 class Standing(NamedTuple):
@@ -33,7 +28,7 @@ class Standing(NamedTuple):
     """The share of the complete trials with a smaller number, equal ones counted half; or with the same choice."""
 
 
-def standings(state: State, columns: Columns, number: int) -> list[Standing]:
+def standings(state: State, columns: TrialTable, number: int) -> list[Standing]:
     """The trial's parameters in the order they were suggested."""
     complete = columns.is_(TrialState.COMPLETE) & (columns.number != number)
     found = []
@@ -42,17 +37,17 @@ def standings(state: State, columns: Columns, number: int) -> list[Standing]:
         one = columns.parameters.get(name)
         others = column[complete & np.isfinite(column)] if column is not None else np.empty(0)
         if one is None or column is None or not len(others):
-            found.append(Standing(name, spec.text(value)))
+            found.append(Standing(name, shown(value)))
             continue
         mine = float(column[number])
         numeric = one.choices is None
         equal = float(np.mean(others == mine))
         share = float(np.mean(others < mine)) + equal / 2 if numeric else equal
-        found.append(Standing(name, spec.text(value), numeric, share))
+        found.append(Standing(name, shown(value), numeric, share))
     return found
 
 
-def rank(columns: Columns, number: int) -> tuple[int, int] | None:
+def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
     """(place among the complete trials, how many there are), the best first; None if it has no value."""
     if len(columns.directions) != 1:
         return None
@@ -60,50 +55,6 @@ def rank(columns: Columns, number: int) -> tuple[int, int] | None:
     if number >= len(columns) or not complete[number]:
         return None
     return int(np.count_nonzero(complete & (cost < cost[number]))) + 1, int(np.count_nonzero(complete))
-
-
-def curve(state: State, columns: Columns, number: int) -> ChartSpec | None:
-    """The trial's reports by step, against the best trial's and the median of the complete ones."""
-    trial = state.trials[number]
-    points = curve_of(trial)
-    if not points:
-        return None
-    layers = []
-    best = columns.best() if len(columns.directions) == 1 else None
-    median = _median(state, columns, number)
-    if median:
-        layers.append(_line("median of the complete", median, spec.FAINT, "dashed", 2.0))
-    if best is not None and best != number:
-        layers.append(_line(f"best, trial {best}", curve_of(state.trials[best]), spec.BEST, "solid", 2.0))
-    layers.append(_line(f"trial {number}", points, spec.PLAIN, "solid", 3.0, marks=len(points) < 40))
-    layers = [layer for layer in layers if len(layer.rows)]
-    option = spec.base(layers, xAxis=spec.axis("step"), yAxis=spec.axis("reported value", nameGap=44))
-    alt = (
-        f"Reports of trial {number} over {len(trial.reports):,} steps: the last is {spec.number(points[-1][1])} at "
-        f"step {points[-1][0]:.0f}"
-    )
-    there = dict(median).get(points[-1][0])
-    alt += "." if there is None else f"; the median there is {spec.number(there)}."
-    return ChartSpec("Learning curve", option, alt, height=340)
-
-
-def _line(name: str, points: Points, colour: str, dash: str, width: float, *, marks: bool = False) -> spec.Layer:
-    look = {"color": colour, "width": width, "type": dash}
-    return spec.line(name, rows_of(points), colour=colour, lineStyle=look, showSymbol=marks)
-
-
-def _median(state: State, columns: Columns, number: int) -> Points:
-    """(step, median report of the complete trials there), where at least three reported."""
-    rows = np.flatnonzero(columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & (columns.number != number))
-    by_step: dict[int, list[float]] = {}
-    for row in rows[-_MEDIAN_OF:].tolist():
-        for step, value in list(state.trials[row].reports.items()):
-            by_step.setdefault(step, []).append(value)
-    return [
-        (float(step), float(np.nanmedian(values)))
-        for step, values in sorted(by_step.items())
-        if len(values) >= 3 and np.isfinite(values).any()
-    ]
 
 
 class TrialLease(NamedTuple):

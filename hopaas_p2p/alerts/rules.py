@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from hopaas_p2p.analysis.facts import best, is_better, shown
+from hopaas_p2p.analysis.spending import amount, limited
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import best, is_better, shown
-from hopaas_p2p.report.spending import amount, limited
 
 
 class AlertThresholds(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import click
 
+from hopaas_p2p.analysis import facts
 from hopaas_p2p.lookalikes import MARK, told_apart, visible
-from hopaas_p2p.report import facts
 from hopaas_p2p.times import to_utc
 
 _COLOURS: Final = {
@@ -140,7 +140,7 @@ def where(row: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in words; see `report.facts.duration`."""
+    """Seconds in words; see `analysis.facts.duration`."""
     return "-" if seconds is None else facts.duration(seconds)
 
 

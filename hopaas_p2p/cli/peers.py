@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hopaas_p2p.analysis.facts import last_ended
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.core.state import differences
 from hopaas_p2p.errors import InvalidInput, NoSuchPeer
 from hopaas_p2p.peer.liveness import signs_of_idle_peers, signs_of_life
-from hopaas_p2p.report.facts import last_ended
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State

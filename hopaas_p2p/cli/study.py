@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p import fidelity as pauses
+from hopaas_p2p.analysis.facts import budget_unit, state_word
+from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.audit import audit, author
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
@@ -21,12 +23,10 @@ from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report.facts import budget_unit, state_word
-from hopaas_p2p.report.spending import budget_lines, cells, spending
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
 
 if TYPE_CHECKING:
-    from hopaas_p2p.report.spending import Spending
+    from hopaas_p2p.analysis.spending import Spending
     from hopaas_p2p.study import Study
 
 _POLICY: Final = {

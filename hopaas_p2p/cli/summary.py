@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from hopaas_p2p import notes
+from hopaas_p2p.analysis import configurations
+from hopaas_p2p.analysis.facts import best, params_of, pareto_front, retried, state_word
+from hopaas_p2p.analysis.spending import as_data, spending
 from hopaas_p2p.budget import words
 from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Budget, TrialState
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, signs_of_life
-from hopaas_p2p.report import configurations
-from hopaas_p2p.report.facts import retried, state_word
-from hopaas_p2p.report.spending import as_data, spending
 from hopaas_p2p.space import spec
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study.definition import definition_of
 from hopaas_p2p.study.method import chosen_by, in_words, other_samplers
 from hopaas_p2p.times import to_iso
 from hopaas_p2p.trackers import links
+from hopaas_p2p.translate import read_json
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -51,7 +52,7 @@ def of_study(study: Study) -> dict[str, Any]:
         "retried": retried(state),
         "budget": state.budget,
         "used": state.used(),
-        "best": _best(study, len(define.directions)),
+        "best": _best(state, len(define.directions)),
         "peers": _live_sites(state, signs),
         "silent": {owner: sign.ago for owner, sign in sorted(signs.items()) if sign.alive is False},
         "note": notes.read_note(attributes, None),
@@ -141,18 +142,16 @@ def _means(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _best(study: Study, objectives: int) -> dict[str, Any] | list[dict[str, Any]] | None:
+def _best(state: State, objectives: int) -> dict[str, Any] | list[dict[str, Any]] | None:
     """The best trial; with several objectives, the Pareto front."""
+
+    def brief(trial: Trial) -> dict[str, Any]:
+        return {"number": trial.number, "values": list(trial.values or ()), "params": params_of(trial, state)}
+
     if objectives > 1:
-        return [_brief(trial) for trial in study.optuna.best_trials]
-    try:
-        return _brief(study.best_trial)
-    except ValueError:
-        return None
-
-
-def _brief(trial: FrozenTrial) -> dict[str, Any]:
-    return {"number": trial.number, "values": trial.values, "params": trial.params}
+        return [brief(trial) for trial in pareto_front(state)]
+    top = best(state)
+    return None if top is None else brief(top)
 
 
 def _live_sites(state: State, signs: dict[str, SignOfLife]) -> dict[str, int]:
@@ -162,15 +161,18 @@ def _live_sites(state: State, signs: dict[str, SignOfLife]) -> dict[str, int]:
     return dict(sorted(sites.items()))
 
 
-def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, tags: Mapping[int | None, list[str]]) -> dict[str, Any]:
+def of_trial(trial: Trial, state: State, tags: Mapping[int | None, list[str]]) -> dict[str, Any]:
     """A trial at a glance."""
-    state = study.state
     peer = state.peers.get(trial.owner or "", {})
+    params = params_of(trial, state)
+    if trial.state is TrialState.WAITING:  # has those that are fixed; the others come when it is started
+        fixed = read_json(trial.system.get("fixed_params", "{}"))
+        params = params or (fixed if isinstance(fixed, dict) else {})
     return {
         "number": trial.number,
-        "state": frozen.state.name,
-        "values": frozen.values,
-        "params": frozen.params or _fixed(frozen),
+        "state": trial.state.name,
+        "values": None if trial.values is None else list(trial.values),
+        "params": params,
         "start": to_iso(trial.start),
         "end": to_iso(trial.end),
         "seconds": trial_seconds(trial),
@@ -186,12 +188,6 @@ def of_trial(study: Study, frozen: FrozenTrial, trial: Trial, tags: Mapping[int 
 def chains_of(state: State) -> dict[int, list[int]]:
     """The trial to show for each configuration -> the numbers of all its trials."""
     return {row.newest.number: list(row.trials) for row in configurations.rows(state)}
-
-
-def _fixed(frozen: FrozenTrial) -> dict[str, Any]:
-    """The fixed parameters of a queued trial, which has no others until it is started."""
-    fixed = frozen.system_attrs.get("fixed_params")
-    return fixed if frozen.state.name == "WAITING" and isinstance(fixed, dict) else {}
 
 
 def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:

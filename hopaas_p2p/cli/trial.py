@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p import artifacts, space
+from hopaas_p2p.analysis.facts import reason_line, value_cells
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
-from hopaas_p2p.report.facts import reason_line, value_cells
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -70,12 +70,10 @@ def list_(
     for word in sorted(wanted - {one.upper() for one in _STATES}):
         raise click.UsageError(f"{word.lower()!r} is not a state. The states are {', '.join(_STATES)}.")
     tags = notes.tags_by_trial(study.storage.get_study_system_attrs(study.study_id))
-    frozen = study.trials
     state = study.state
     chains = {} if every or state.configurations is None else summary.chains_of(state)
-    heads = [one for one in frozen if not chains or one.number in chains]
-    pairs = [(one, state.trials[one.number]) for one in heads if not wanted or one.state.name in wanted]
-    rows = [summary.of_trial(study, *pair, tags) for pair in pairs]
+    heads = [one for one in state.trials if not chains or one.number in chains]
+    rows = [summary.of_trial(one, state, tags) for one in heads if not wanted or one.state.name in wanted]
     for row in rows:
         row["trials"] = chains.get(row["number"], [row["number"]])
     rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
@@ -126,9 +124,9 @@ def show(session: CliSession, number: int) -> None:
     _exists(study, number)
     frozen = study.storage.get_trial(study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number))
     attributes = study.storage.get_study_system_attrs(study.study_id)
-    parts = (study, frozen, study.state.trials[number])
-    tags = notes.tags_by_trial(attributes)
-    data = summary.of_trial(*parts, tags) | summary.more_of_trial(*parts, attributes)
+    trial = study.state.trials[number]
+    data = summary.of_trial(trial, study.state, notes.tags_by_trial(attributes))
+    data |= summary.more_of_trial(study, frozen, trial, attributes)
     session.show(data, lambda: output.print_facts(_facts(data)))
 
 

@@ -43,7 +43,7 @@ from hopaas_p2p.core.validity import (
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
 _STATES: Final = tuple(TrialState)
 _FINISHED: Final = bytes([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
-_ABSENT: Final = -(1 << 62)
+ABSENT: Final = -(1 << 62)
 _ABSENT_TOP: Final = 0xC0  # its highest byte, which no time has
 _SMALL: Final = bytes(range(256))
 _ZEROS: Final = bytes(7 * BLOCK)
@@ -180,6 +180,11 @@ class PackedBlock:
             reports=lambda: _column(block.reports, "d"),
             widths=_narrow(block.widths),
             values=_column(block.values, "d"),
+            owners=block.owners,
+            owner=_narrow(block.owner),
+            times=lambda: (_column(block.starts, "q"), _column(block.durations, "q")),
+            attempts={place: rare.attempt for place, rare in block.rare.items() if rare.attempt > 1},
+            leased=[place for place, rare in block.rare.items() if rare.history],
             special=[place for place, rare in block.rare.items() if rare.dists or rare.system],
             dists={place: rare.dists for place, rare in block.rare.items() if rare.dists},
         )
@@ -212,14 +217,14 @@ def _columns(trials: Sequence[Trial]) -> _TrialBlock:
         params.extend(trial.params.values())
         reports.extend(trial.reports.values())
         values.extend(trial.values or ())
-    starts = [_ABSENT if trial.start is None else trial.start for trial in trials]
+    starts = [ABSENT if trial.start is None else trial.start for trial in trials]
     return _TrialBlock(
         states=bytes([trial.state for trial in trials]),
         epochs=_integers(trial.epoch for trial in trials),
         owner=_integers(owners.setdefault(trial.owner, len(owners)) for trial in trials),
         owners=list(owners),
         starts=_integers(_differences(starts)),
-        durations=_integers(_ABSENT if t.end is None else t.end - (t.start or 0) for t in trials),
+        durations=_integers(ABSENT if t.end is None else t.end - (t.start or 0) for t in trials),
         param_set=_integers(param_sets.setdefault(tuple(trial.params), len(param_sets)) for trial in trials),
         param_sets=list(param_sets),
         params=memoryview(_planes(params)),
@@ -354,10 +359,10 @@ def _possible_times(block: _TrialBlock, *, all_ended: bool) -> bool:
         return True
     starts = itertools.accumulate(_whole(block.starts))
     for state, start, duration in zip(block.states, starts, _whole(block.durations), strict=True):
-        began = 0 if start == _ABSENT else start
-        if not possible_time(began) or (duration == _ABSENT) == (state in _FINISHED):
+        began = 0 if start == ABSENT else start
+        if not possible_time(began) or (duration == ABSENT) == (state in _FINISHED):
             return False
-        if duration != _ABSENT and not possible_time(began + duration):
+        if duration != ABSENT and not possible_time(began + duration):
             return False
     return True
 
@@ -472,7 +477,7 @@ def _narrow(column: bytes) -> array[int]:
 def _absences(column: bytes) -> int:
     """How many numbers of this column are absent."""
     top = column[len(column) // 8 * 7 :]
-    return _whole(column).count(_ABSENT) if _ABSENT_TOP in top else 0
+    return _whole(column).count(ABSENT) if _ABSENT_TOP in top else 0
 
 
 def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
@@ -505,7 +510,7 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
     number = first
     for trial_state, epoch, owner, step, duration, param_set, step_set, width in columns:
         start += step
-        began = None if start == _ABSENT else start
+        began = None if start == ABSENT else start
         names, steps = param_sets[param_set], step_sets[step_set]
         to_param, to_report = at_param + len(names), at_report + len(steps)
         if width >= 0:
@@ -527,7 +532,7 @@ def unpack(plain: bytes, *, first: int) -> list[Trial]:
                 told,
                 None,
                 began,
-                None if duration == _ABSENT else (began or 0) + duration,
+                None if duration == ABSENT else (began or 0) + duration,
             )
         )
         at_param, at_report = to_param, to_report

@@ -189,6 +189,16 @@ class BlockColumns(NamedTuple):
     widths: Sequence[int]
     """How many values each trial has; -1 for one without."""
     values: Sequence[float]
+    owners: Sequence[str | None]
+    owner: Sequence[int]
+    """Of each trial, the index of its owner."""
+    times: Callable[[], tuple[Sequence[int], Sequence[int]]]
+    """How much later than the trial before each one began, and how long it took: microseconds. A beginning that is not
+    known counts as `blocks.ABSENT`."""
+    attempts: Mapping[int, int]
+    """The attempt that a trial was, by place; the first, unless it is here."""
+    leased: Sequence[int]
+    """Places of trials that had another owner before."""
     special: Sequence[int]
     """Places in the block of trials with distributions or system attributes of their own: read those as trials."""
     dists: Mapping[int, Mapping[str, Distribution]]

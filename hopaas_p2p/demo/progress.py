@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from hopaas_p2p.analysis.facts import best, is_better
+from hopaas_p2p.analysis.savings import Savings, savings
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
-from hopaas_p2p.report.facts import Savings, best, is_better, savings
 
 
 class DemoEvent(NamedTuple):
@@ -116,7 +118,7 @@ class EventReader:
         return events
 
 
-def status_of(state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float, epochs: int) -> DemoStatus:
+def status_of(state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float) -> DemoStatus:
     """The study now. `peers` are (name, pid, status) of the demo's processes."""
     uuids = {info.get("pid"): uuid for uuid, info in state.peers.items()}
     rows = []
@@ -136,5 +138,5 @@ def status_of(state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: f
             )
         )
     complete, pruned, failed, running = (state.counts[one] for one in (COMPLETE, PRUNED, FAIL, RUNNING))
-    saved = savings(state, length=epochs)
+    saved = savings(TrialTable.of(state))
     return DemoStatus(elapsed, tuple(rows), complete, pruned, failed, running, state.budget or 0, best(state), saved)

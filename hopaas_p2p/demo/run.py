@@ -18,6 +18,9 @@ from typing import Final, NamedTuple
 from rich.console import Console
 
 import hopaas_p2p
+from hopaas_p2p.analysis.facts import best, params_of, shown
+from hopaas_p2p.analysis.savings import savings
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
 from hopaas_p2p.demo import objective
 from hopaas_p2p.demo.processes import DemoFailed, KilledPeer, PeerProcesses
@@ -25,7 +28,6 @@ from hopaas_p2p.demo.progress import DemoEvent, EventReader, status_of
 from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, screen_for
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch
 from hopaas_p2p.report import write_report
-from hopaas_p2p.report.facts import best, params_of, savings, shown
 from hopaas_p2p.study import Study
 
 _INTERVAL: Final = 0.1  # seconds between two reads of the study
@@ -108,7 +110,7 @@ def _perform(options: DemoOptions, study: Study, store: str, folder: Path, conso
             elapsed = time.monotonic() - began
             for event in reader.new_events(state, elapsed):
                 screen.add(event)
-            screen.update(status_of(state, processes.statuses(), elapsed=elapsed, epochs=objective.EPOCHS))
+            screen.update(status_of(state, processes.statuses(), elapsed=elapsed))
             if not at_work:
                 return processes.killed
             done = state.counts[COMPLETE] + state.counts[PRUNED]
@@ -148,9 +150,10 @@ def _print_results(
         say(f"  {name:<14} {shown(value)}")
     say(f"  accuracy {top.values[0]:.4f} in five-fold cross-validation")
     say(f"  accuracy {objective.held_out_accuracy(params):.4f} on 360 digits that no trial has seen", "bold green")
-    saved = savings(state, length=objective.EPOCHS)
+    saved = savings(TrialTable.of(state))
+    steps = round(saved.steps)
     say(
-        f"Pruning saved about {shown(saved.saved)} of {shown(saved.without)} epochs ({saved.share:.0%}): those "
+        f"Pruning saved about {shown(steps)} of {shown(steps + saved.made)} epochs ({saved.share:.0%}): those "
         f"that the {saved.pruned} pruned trials did not run, of {objective.EPOCHS} each. This is an estimate."
     )
     if killed is not None:

@@ -11,8 +11,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from hopaas_p2p.analysis.facts import shown
 from hopaas_p2p.demo.progress import DemoEvent, DemoStatus, PeerStatus
-from hopaas_p2p.report.facts import shown
 
 _INTERVAL: Final = 5.0  # seconds between two status lines without a terminal
 _STYLES: Final = {"best": "bold green", "bad": "bold red", "good": "cyan", "plain": "dim"}
@@ -49,7 +49,7 @@ class PlainScreen:
             counts = f"{status.complete} complete, {status.pruned} pruned, {status.failed} failed"
             self._print(
                 f"{status.elapsed:5.1f} s  {status.complete + status.pruned}/{status.budget} trials: {counts}, "
-                f"{status.running} running; {top}; pruning saved about {status.savings.saved} epochs"
+                f"{status.running} running; {top}; pruning saved about {status.savings.steps:.0f} epochs"
             )
 
 
@@ -153,7 +153,8 @@ def _progress(status: DemoStatus) -> Table:
         top.append(f"  accuracy in cross-validation, trial #{status.best.number}", style="default not bold")
     grid.add_row("best", top)
     saved = status.savings
-    grid.add_row("saved", f"about {shown(saved.saved)} of {shown(saved.without)} epochs ({saved.share:.0%}) by pruning")
+    whole = shown(round(saved.steps + saved.made))
+    grid.add_row("saved", f"about {shown(round(saved.steps))} of {whole} epochs ({saved.share:.0%}) by pruning")
     return grid
 
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
+from hopaas_p2p.analysis.facts import json_number
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, Policy, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export.portable import Portable, PortableTrial
-from hopaas_p2p.report.facts import json_number
 from hopaas_p2p.space import distribution_of
 from hopaas_p2p.times import from_iso, to_iso
 from hopaas_p2p.translate import external, to_optuna

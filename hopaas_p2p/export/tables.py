@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from hopaas_p2p import extras
+from hopaas_p2p.analysis.facts import last_metrics
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export import jsonl
 from hopaas_p2p.export.portable import Portable, PortableTrial, externals, json_or_text
-from hopaas_p2p.report.facts import last_metrics
 from hopaas_p2p.space import parse_value
 from hopaas_p2p.times import from_iso, to_iso, to_utc
 from hopaas_p2p.translate import to_optuna

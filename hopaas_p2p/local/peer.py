@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import json
-import math
-import operator
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
 from optuna.exceptions import UpdateFinishedTrialError
 
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.facts import best, json_number, last_metrics, params_of, state_word
+from hopaas_p2p.analysis.importance import Importance, importance
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
@@ -28,8 +29,6 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report.facts import best, is_better, json_number, last_metrics, params_of, state_word
-from hopaas_p2p.report.importance import Importance, importance
 from hopaas_p2p.space import spec
 from hopaas_p2p.times import to_iso
 from hopaas_p2p.trial_requests import TrialRequests
@@ -195,7 +194,7 @@ class LocalPeer:
         with self._lock:
             kept = self._importances.get(name)
         if kept is None or kept.study is not study or not kept.complete <= complete < kept.complete * _ONE_PERCENT_MORE:
-            kept = _KeptImportance(study, complete, importance(study.state))
+            kept = _KeptImportance(study, complete, importance(study.state, TrialTable.of(study.state)))
             with self._lock:
                 self._importances[name] = kept
         found = kept.found
@@ -362,10 +361,10 @@ def _best(state: State, first: int, last: int) -> tuple[int, Sequence[int]]:
     assert state.define is not None
     if len(state.define.directions) != 1:
         raise InvalidInput("order=best is for studies with one objective")
-    found = [one for one in state.trials.results() if math.isfinite(one[1])]
-    largest_first = is_better(1.0, 0.0, state.define.directions[0])
-    top = (heapq.nlargest if largest_first else heapq.nsmallest)(last, found, key=operator.itemgetter(1))
-    return len(found), [number for number, _ in top[first:]]
+    table = TrialTable.of(state)
+    rows = np.flatnonzero(table.complete())
+    ordered = rows[np.argsort(table.cost()[rows], kind="stable")]
+    return len(rows), ordered[first:last].tolist()
 
 
 def _existing(state: State, number: int, name: str) -> CoreTrial:

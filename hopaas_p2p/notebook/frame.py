@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.resources
 
-from hopaas_p2p.report.charts import Figure
-from hopaas_p2p.report.page import part
-from hopaas_p2p.report.svg import safe
+from hopaas_p2p.analysis.chart import Chart
+from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.report.page import figure, part
 
 
 def framed(body: str) -> str:
@@ -22,9 +22,7 @@ def _style() -> str:
     return f".hopaas-p2p {{\n{part('charts.css')}{own}}}"
 
 
-def drawn(figure: Figure) -> str:
+def drawn(chart: Chart) -> str:
     """A chart with its title and caption."""
-    drawing = f'<div class="scroll" tabindex="0">{figure.drawing}</div>' if figure.wide else figure.drawing
-    css = "" if figure.wide else ' class="narrow"'
-    head, foot = f'<div class="head">{safe(figure.title)}</div>', f"<figcaption>{figure.caption}</figcaption>"
-    return f"<figure{css}>{head}{drawing}{foot}</figure>"
+    css = "" if chart.wide or chart.axes else ' class="narrow"'
+    return f'<div{css}><div class="head">{safe(chart.title)}</div>{figure(chart)}</div>'

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.chart import Chart
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
-from hopaas_p2p.notebook.parallel import parallel
-from hopaas_p2p.report import charts
-from hopaas_p2p.report.charts import Figure
-from hopaas_p2p.report.importance import importance
-from hopaas_p2p.report.svg import safe
-from hopaas_p2p.report.timeline import timeline
+from hopaas_p2p.report.page import figure
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
+
+
+_AXES: Final = 12
 
 
 class NotebookChart:
@@ -53,12 +57,12 @@ class Plot:
     def history(self, objective: int = 0) -> NotebookChart:
         """The value of every trial, and the best so far."""
         with looking_at(self._study) as state:
-            return _chart("History", charts.history(state, self._checked(state, objective)))
+            return _chart("History", charts.history(TrialTable.of(state), objective=self._checked(state, objective)))
 
     def intermediate(self) -> NotebookChart:
-        """Reports by step: the best trial, the median, and a sample of the others."""
+        """Reports by step: the best trial, the running ones, the median, and a sample of the others."""
         with looking_at(self._study) as state:
-            return _chart("Learning curves", charts.curves(state))
+            return _chart("Learning curves", charts.curves(state, TrialTable.of(state), median=True))
 
     def timeline(self) -> NotebookChart:
         """Which peer ran which trial when, and where interrupted trials were retried."""
@@ -68,28 +72,29 @@ class Plot:
     def importances(self) -> NotebookChart:
         """Which parameters matter: PED-ANOVA."""
         with looking_at(self._study) as state:
-            found = importance(state)
-        if not found.shares:
-            return _nothing("Which parameters matter", found.note)
-        return _chart("Which parameters matter", charts.importance(found.shares[:20], note=safe(found.note)))
+            found = importance(state, TrialTable.of(state))
+        return _chart(
+            "Which parameters matter", charts.importance(found._replace(shares=found.shares[:20])), found.note
+        )
 
     def slice(self, params: Sequence[str] | None = None) -> NotebookChart:
         """The value over each parameter."""
         with looking_at(self._study) as state:
-            drawings = charts.slices(state, self._parameters(state, params))
+            table = TrialTable.of(state)
+            found = [charts.slice_(table, name) for name in self._parameters(state, params)]
+        drawings = "".join(figure(one, small=True) for one in found if one is not None)
         if not drawings:
-            return _nothing("Value over each parameter", "No trial is complete yet.")
+            return _chart("Value over each parameter", None, "No trial is complete yet.")
         note = "<figcaption>Complete trials. The large mark is the best one.</figcaption>"
         head = '<div class="head">Value over each parameter</div>'
-        return NotebookChart(
-            f'<figure>{head}<div class="slices">{"".join(drawings)}</div>{note}</figure>', title="Slices"
-        )
+        return NotebookChart(f'<figure>{head}<div class="slices">{drawings}</div>{note}</figure>', title="Slices")
 
     def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> NotebookChart:
         """One line per trial over one axis per parameter, up to twelve; the better trials are in front."""
         with looking_at(self._study) as state:
-            names = self._parameters(state, params)
-            return _chart("Parallel coordinates", parallel(state, names, self._checked(state, objective)))
+            names = self._parameters(state, params)[:_AXES]
+            chart = charts.parallel(TrialTable.of(state), *names, objective=self._checked(state, objective))
+            return _chart("Parallel coordinates", chart)
 
     def _checked(self, state: State, objective: int) -> int:
         count = len(state.define.directions) if state.define else 1
@@ -106,11 +111,7 @@ class Plot:
         return there if wanted is None else list(wanted)
 
 
-def _chart(title: str, figure: Figure | None) -> NotebookChart:
-    if figure is None:
-        return _nothing(title, "There is nothing to draw yet.")
-    return NotebookChart(drawn(figure), title=figure.title)
-
-
-def _nothing(title: str, why: str) -> NotebookChart:
-    return NotebookChart(f'<div class="head">{safe(title)}</div><p class="none">{safe(why)}</p>', title=title)
+def _chart(title: str, chart: Chart | None, why: str = "There is nothing to draw yet.") -> NotebookChart:
+    if chart is None:
+        return NotebookChart(f'<div class="head">{safe(title)}</div><p class="none">{safe(why)}</p>', title=title)
+    return NotebookChart(drawn(chart), title=chart.title)

@@ -8,19 +8,25 @@ from typing import Final
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.analysis import charts, palette
+from hopaas_p2p.analysis.facts import best, budget_unit, params_of, pareto_front, shown, state_word
+from hopaas_p2p.analysis.svg import key, safe
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report import charts
-from hopaas_p2p.report.charts import key
-from hopaas_p2p.report.facts import best, budget_unit, params_of, pareto_front, peer_labels, shown, state_word, took
-from hopaas_p2p.report.page import table
-from hopaas_p2p.report.svg import safe
+from hopaas_p2p.report.page import table, trials_table
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8
 _COLUMNS: Final = 6
-_KEYS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed", RUNNING: "running", WAITING: "waiting"}
+_KEYS: Final = {
+    COMPLETE: ("complete", palette.COMPLETE),
+    PRUNED: ("pruned", palette.PRUNED),
+    FAIL: ("failed", palette.FAILED),
+    RUNNING: ("running", palette.RUNNING),
+    WAITING: ("waiting", palette.WAITING),
+}
 
 
 def study_html(study: StudyLike) -> str:
@@ -34,10 +40,12 @@ def overview(state: State, *, name: str, store: str, working: bool | None, chart
     """The content of the study's view; `working` as for `state_word`."""
     word = state_word(state, working=working)
     parts = [f'<div class="head">{safe(name)} · {safe(word)}</div>', _about(state, store)]
-    counts = " ".join(key(css, f"{state.counts[one]:,} {css}") for one, css in _KEYS.items() if state.counts[one])
+    counts = " ".join(
+        key(colour, f"{state.counts[at]:,} {word}") for at, (word, colour) in _KEYS.items() if state.counts[at]
+    )
     parts.append(f"<p>{counts or 'No trials yet.'}</p>{_best(state)}")
     newest = _trials(state)
-    history = charts.history(state) if chart and state.define is not None else None
+    history = charts.history(TrialTable.of(state)) if chart and state.define is not None else None
     if history is not None:
         newest = f'<div class="two">{drawn(history)}<div>{newest}</div></div>'
     return "".join([*parts, newest])
@@ -63,7 +71,9 @@ def _best(state: State) -> str:
     if top is None or not top.values:
         return ""
     params = ", ".join(f"{name} = {shown(value)}" for name, value in params_of(top, state).items())
-    return f"<p>{key('best', f'best: {shown(top.values[0])}')} trial {top.number}: {safe(params, longest=400)}</p>"
+    return (
+        f"<p>{key(palette.BEST, f'best: {shown(top.values[0])}')} trial {top.number}: {safe(params, longest=400)}</p>"
+    )
 
 
 def _trials(state: State) -> str:
@@ -71,34 +81,7 @@ def _trials(state: State) -> str:
     running = [state.trials[number] for number in list(state.running)[-_ROWS:]]
     others = [trial for trial in state.trials[-2 * _ROWS :] if trial.state is not RUNNING][-_ROWS:]
     rows = sorted([*running, *others], key=lambda trial: -trial.number)
-    if not rows:
-        return ""
-    labels = peer_labels(state)
-    names = list(dict.fromkeys(name for trial in rows for name in trial.params))[:_COLUMNS]
-    heads = ["trial", "state", "value", *names, "peer", "took"]
-    cells = []
-    for trial in rows:
-        params = params_of(trial, state)
-        cells.append(
-            [
-                str(trial.number),
-                trial.state.name,
-                _value(trial),
-                *(shown(params[name]) if name in params else "" for name in names),
-                labels.get(trial.owner or "", ""),
-                took(trial),
-            ]
-        )
-    return table(heads, cells, words=("state", "peer"), names=names)
-
-
-def _value(trial: Trial) -> str:
-    if trial.values:
-        return ", ".join(map(shown, trial.values))
-    if trial.reports:
-        step = max(trial.reports)
-        return f"{shown(trial.reports[step])} at step {step}"
-    return ""
+    return trials_table(rows, state, most=_COLUMNS, live=True) if rows else ""
 
 
 def trial_html(
@@ -121,6 +104,6 @@ def trial_html(
     logged = [[name, shown(values[max(values)])] for name, values in metrics.items() if values]
     if logged:
         tables.append(table(["metric", "last value"], logged, words=("metric",)))
-    curve = charts.reported(frozen.intermediate_values)
+    curve = charts.reported("reports", frozen.intermediate_values)
     chart = "" if curve is None else drawn(curve)
     return framed(f'{"".join(parts)}<div class="two"><div>{"".join(tables)}</div>{chart}</div>')

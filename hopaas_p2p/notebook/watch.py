@@ -7,11 +7,11 @@ import time
 import weakref
 from typing import Any, Final
 
+from hopaas_p2p.analysis.svg import safe
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
 from hopaas_p2p.notebook.summary import overview
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.report.svg import safe
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()

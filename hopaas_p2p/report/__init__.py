@@ -23,7 +23,7 @@ def write_report(study: StudyLike | State, path: str | Path) -> Path:
         ConfigurationError: the file cannot be written.
 
     """
-    from hopaas_p2p.report.page import render  # here, for all commands need this package's `facts`
+    from hopaas_p2p.report.page import render  # here, because commands that write none should not wait for Optuna
 
     if isinstance(study, State):
         state = _copy(study)

@@ -9,13 +9,9 @@ import string
 from collections.abc import Sequence
 from typing import Final
 
-from hopaas_p2p.core.attributes import REPLICATE, REUSED
-from hopaas_p2p.core.replicates import means
-from hopaas_p2p.core.spending import trial_seconds
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
-from hopaas_p2p.report import charts
-from hopaas_p2p.report.charts import Figure
-from hopaas_p2p.report.facts import (
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.chart import Chart
+from hopaas_p2p.analysis.facts import (
     best,
     duration,
     params_of,
@@ -23,15 +19,19 @@ from hopaas_p2p.report.facts import (
     peer_labels,
     phrase,
     reason_line,
-    savings,
     shown,
     took,
     value_cells,
 )
-from hopaas_p2p.report.importance import Importance, importance
-from hopaas_p2p.report.spending import budget_lines, cells, spending
-from hopaas_p2p.report.svg import safe
-from hopaas_p2p.report.timeline import timeline
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import savings
+from hopaas_p2p.analysis.spending import budget_lines, cells, spending
+from hopaas_p2p.analysis.svg import legend, safe, svg
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.analysis.timeline import timeline
+from hopaas_p2p.core.attributes import REPLICATE, REUSED
+from hopaas_p2p.core.replicates import means
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
 
 _TOP: Final = 10
 _FRONT: Final = 30
@@ -40,6 +40,7 @@ _SLICES: Final = 8
 _COLUMNS: Final = 10
 _INTERRUPTED: Final = 20
 _METRICS: Final = 12
+_DOTS: Final = 3000
 
 
 def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
@@ -84,22 +85,17 @@ def _tiles(state: State) -> str:
     also = ", ".join(f"{count:,} {what}" for count, what in rest if count)
     tiles.append(_tile(f"{counts[COMPLETE]:,}", "complete trials", also))
     tiles.append(_tile(f"{counts[PRUNED]:,}", "pruned trials"))
-    saved = savings(state)
-    if saved.saved:
-        tiles.append(
-            _tile(
-                f"≈ {saved.share:.0%}",
-                "of the steps saved by pruning",
-                f"about {saved.saved:,}: steps that pruned trials did not run, of {saved.length:,} each",
-            )
-        )
+    saved = savings(TrialTable.of(state))
+    if saved.pruned:
+        more = f"about {shown(round(saved.steps))} steps that pruned trials did not run, or {saved.in_words()[0]}"
+        tiles.append(_tile(f"≈ {saved.share:.0%}", "of the steps saved by pruning", more))
     owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
     tiles.append(_tile(f"{len(owners - {None}):,}", "peers took part"))
     spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
     if spans:
         wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
-        busy = sum(trial_seconds(t) or 0.0 for t in state.trials)
-        tiles.append(_tile(duration(wall), "from the first trial to the last", f"{duration(busy)} of training"))
+        spent = f"{duration(spending(state).total.cost.time / 1e6)} of training"
+        tiles.append(_tile(duration(wall), "from the first trial to the last", spent))
     return "".join(tiles)
 
 
@@ -110,45 +106,51 @@ def _tile(number: str, what: str, more: str = "", *, css: str = "") -> str:
 
 def _sections(state: State) -> str:
     assert state.define is not None
+    if not state.trials:
+        return _nothing("No trial has been started yet.")
+    trials = TrialTable.of(state)
     objectives = range(min(len(state.define.directions), _OBJECTIVES))
-    figures = [figure for index in objectives if (figure := charts.history(state, index)) is not None]
-    found = importance(state)
-    curves = charts.curves(state)
-    if curves is not None:
-        figures.append(curves)
+    charted = [charts.history(trials, objective=index, most=_DOTS) for index in objectives]
+    figures = [_figure(chart) for chart in (*charted, charts.curves(state, trials, median=True)) if chart is not None]
     gantt = timeline(state)
     parts = [_figure(gantt)] if gantt is not None else []
-    parts.append(f'<div class="grid">{"".join(map(_figure, figures))}</div>' if figures else "")
-    parts += [_parameters(state, found), _best_means(state), _best_trials(state), _metrics(state)]
+    parts.append(f'<div class="grid">{"".join(figures)}</div>' if figures else "")
+    parts += [_parameters(state, trials), _best_means(state), _best_trials(state), _metrics(state)]
     parts += [_spent(state), _interrupted(state), _failures(state)]
-    return "\n".join(part for part in parts if part) if state.trials else _nothing("No trial has been started yet.")
+    return "\n".join(part for part in parts if part)
 
 
 def _nothing(text: str) -> str:
     return _card("Nothing to show yet", f'<p class="none">{safe(text)}</p>')
 
 
-def _figure(figure: Figure) -> str:
-    drawing = f'<div class="scroll" tabindex="0">{figure.drawing}</div>' if figure.wide else figure.drawing
-    return _card(figure.title, f"<figure>{drawing}<figcaption>{figure.caption}</figcaption></figure>")
+def _figure(chart: Chart) -> str:
+    return _card(chart.title, figure(chart))
+
+
+def figure(chart: Chart, *, small: bool = False) -> str:
+    """A chart and its caption."""
+    if small:
+        return svg(chart, width=250.0, height=170.0)
+    drawing = f'<div class="scroll" tabindex="0">{svg(chart)}</div>' if chart.wide or chart.axes else svg(chart)
+    return f"<figure>{drawing}<figcaption>{legend(chart)}</figcaption></figure>"
 
 
 def _card(title: str, body: str) -> str:
     return f'<section class="card"><h2>{safe(title)}</h2>{body}</section>'
 
 
-def _parameters(state: State, found: Importance) -> str:
+def _parameters(state: State, trials: TrialTable) -> str:
     """The importance of the parameters, and where in their ranges the good values are."""
-    if found.shares:
-        figure = charts.importance(found.shares[:12], note=found.note)
-        bars = f"<figure>{figure.drawing}<figcaption>{figure.caption}</figcaption></figure>"
-    else:
-        bars = f'<p class="none">{safe(found.note)}</p>'
-    important = [name for name, _ in found.shares]
-    drawings = charts.slices(state, [*important, *(name for name in state.dists if name not in important)][:_SLICES])
+    found = importance(state, trials)
+    bars = charts.importance(found._replace(shares=found.shares[:12]))
+    part = f'<p class="none">{safe(found.note)}</p>' if bars is None else figure(bars)
+    names = list(dict.fromkeys([*(name for name, _ in found.shares), *state.dists]))[:_SLICES]
+    slices = [charts.slice_(trials, name, most=400) for name in names]
+    drawings = "".join(figure(one, small=True) for one in slices if one is not None)
     note = "Value over each parameter, complete trials. The large mark is the best one."
-    slices = f'<figure><div class="slices">{"".join(drawings)}</div><figcaption>{note}</figcaption></figure>'
-    return _card("Which parameters matter", f'<div class="split">{bars}{slices if drawings else ""}</div>')
+    more = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>' if drawings else ""
+    return _card("Which parameters matter", f'<div class="split">{part}{more}</div>')
 
 
 def _best_trials(state: State) -> str:
@@ -157,11 +159,11 @@ def _best_trials(state: State) -> str:
     if len(state.define.directions) > 1:
         front = pareto_front(state)
         title = "Pareto front" if len(front) <= _FRONT else f"Pareto front, {_FRONT} of {len(front):,}"
-        return _trial_table(title, front[:_FRONT], state)
+        return _card(title, trials_table(front[:_FRONT], state, most=_COLUMNS)) if front else ""
     sign = -1.0 if state.define.directions[0] == "maximize" else 1.0
     complete = [t for t in state.trials if t.state is COMPLETE and t.values]
     ordered = sorted(complete, key=lambda t: (sign * t.values[0] if t.values else math.inf, t.number))
-    return _trial_table("Best trials", ordered[:_TOP], state)
+    return _card("Best trials", trials_table(ordered[:_TOP], state, most=_COLUMNS, first=True)) if ordered else ""
 
 
 def _best_means(state: State) -> str:
@@ -197,7 +199,7 @@ def _best_means(state: State) -> str:
 def _metrics(state: State) -> str:
     """What the best trial logged beside its reports."""
     top = best(state)
-    drawings = charts.metrics(top)[:_METRICS] if top is not None else []
+    drawings = [figure(one, small=True) for one in charts.metrics(top)[:_METRICS]] if top is not None else []
     if top is None or not drawings:
         return ""
     hidden = len(top.metrics) - len(drawings)
@@ -206,28 +208,25 @@ def _metrics(state: State) -> str:
     return _card(f"Metrics of the best trial, {top.number}", body)
 
 
-def _trial_table(title: str, trials: Sequence[Trial], state: State) -> str:
-    if not trials:
-        return ""
+def trials_table(trials: Sequence[Trial], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
+    """These trials, with at most so many parameters each; `live` ones with their states and what they reported last."""
     labels = peer_labels(state)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    columns = names[:_COLUMNS]
-    values = max(len(trial.values or ()) for trial in trials)
-    heads = ["trial", *(["value"] if values == 1 else [f"value {i + 1}" for i in range(values)]), *columns]
-    told = [trial.values or () for trial in trials]
-    texts = [value_cells([one[at : at + 1] for one in told]) for at in range(values)]
+    columns = names[:most]
     rows = []
-    for row, trial in enumerate(trials):
-        params = params_of(trial, state)
-        cells = [str(trial.number), *(column[row] for column in texts)]
+    for trial, value in zip(trials, value_cells([trial.values for trial in trials]), strict=True):
+        params, last = params_of(trial, state), max(trial.reports, default=None)
+        said = (
+            f"{shown(trial.reports[last])} at step {last}" if live and not trial.values and last is not None else value
+        )
+        cells = [str(trial.number), *([trial.state.name] if live else []), said]
         cells += [shown(params[name]) if name in params else "" for name in columns]
         retry = f"retry of {trial.retry_of}" if trial.retry_of is not None else ""
-        rows.append([*cells, labels.get(trial.owner or "", ""), took(trial), retry])
+        rows.append([*cells, labels.get(trial.owner or "", trial.owner or ""), took(trial), retry])
+    heads = ["trial", *(["state"] if live else []), "value", *columns, "peer", "took", ""]
     hidden = len(names) - len(columns)
     note = f'<p class="none">{hidden} more parameters are not shown.</p>' if hidden else ""
-    return _card(
-        title, table([*heads, "peer", "took", ""], rows, words=("peer", ""), first=values == 1, names=columns) + note
-    )
+    return table(heads, rows, words=("state", "peer", ""), first=first, names=columns) + note
 
 
 def _spent(state: State) -> str:
@@ -254,8 +253,12 @@ def _interrupted(state: State) -> str:
             outcome = f"#{retry.number}: {retry.state.name}{result}"
             if retry is trial and trial.state is FAIL:
                 outcome = "kept as FAIL"
-            then = labels.get(retry.owner or "", "") if retry.owner != past.owner or retry is not trial else ""
-            rows.append([str(trial.number), labels.get(past.owner, ""), past.why, outcome, then])
+            then = (
+                labels.get(retry.owner or "", retry.owner or "")
+                if retry.owner != past.owner or retry is not trial
+                else ""
+            )
+            rows.append([str(trial.number), labels.get(past.owner, past.owner), past.why, outcome, then])
     title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
     heads = ["trial", "was run by", "why it ended", "outcome", "run by"]
     return _card(title, table(heads, rows, words=heads[1:], long="why it ended"))

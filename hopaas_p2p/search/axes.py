@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.search.columns import Floats, Ints, Mask, distinct
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, distinct
 from hopaas_p2p.search.gauss import cell_mass, log_range_mass
 
 BANDWIDTHS: Final = 100.0

@@ -21,8 +21,8 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.analysis.table import Floats
 from hopaas_p2p.core.attributes import CMAES
-from hopaas_p2p.search.columns import Floats
 
 if TYPE_CHECKING:
     from cmaes import CMA

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hopaas_p2p.search.columns import Floats
+from hopaas_p2p.analysis.table import Floats
 
 _RULES: Final = ((0.05, np.polynomial.legendre.leggauss(3)), (1.0, np.polynomial.legendre.leggauss(8)))
 """Up to which width of a cell, in standard deviations, which quadrature of Gauss and Legendre is exact to 1e-15."""

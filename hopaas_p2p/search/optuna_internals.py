@@ -19,7 +19,7 @@ from optuna.samplers._tpe.probability_distributions import _BatchedCategoricalDi
 from optuna.search_space.group_decomposed import _SearchSpaceGroup
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.search.columns import TrialReader
+from hopaas_p2p.search.known import TrialReader
 from hopaas_p2p.search.tpe import Mixture
 
 __all__ = [

@@ -19,22 +19,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p import extras
+from hopaas_p2p.analysis.table import COMPLETE, PRUNED, RUNNING, Floats, Ints
 from hopaas_p2p.core.attributes import CMAES
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.process import renew_in_child
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.cmaes import Evolution, UnitCube
-from hopaas_p2p.search.columns import (
-    COMPLETE,
-    PRUNED,
-    RUNNING,
-    Floats,
-    Ints,
-    TrialColumns,
-    TrialReader,
-    best_rows,
-    ranked_rows,
-)
+from hopaas_p2p.search.known import KnownTrials, TrialReader, best_rows, ranked_rows
 from hopaas_p2p.search.optuna_internals import (
     Estimator,
     OptunaTPE,
@@ -62,7 +53,7 @@ _CENTRES: Final = 2  # trials around which it looks
 class _Model(NamedTuple):
     """What is known before an ask, in one search space."""
 
-    columns: TrialColumns
+    columns: KnownTrials
     space: dict[str, BaseDistribution]
     below: Estimator
     """Optuna's density of the better trials."""
@@ -124,7 +115,7 @@ class TPESampler(OptunaTPE):
         renew_in_child(self)
         self._lock = threading.RLock()
         self._key: object = None
-        self._columns: TrialColumns | None = None
+        self._columns: KnownTrials | None = None
         self._reader: TrialReader | None = None
         self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
         self._lengths: tuple[object, Lengths] | None = None
@@ -187,11 +178,11 @@ class TPESampler(OptunaTPE):
     # --- the model ---
 
     def _known(
-        self, columns: TrialColumns, space: dict[str, BaseDistribution], own: int | None, *, maximize: bool
+        self, columns: KnownTrials, space: dict[str, BaseDistribution], own: int | None, *, maximize: bool
     ) -> _Model:
         best = best_rows(columns, (self.gamma or _gamma)(columns.learned), maximize=maximize)
         present = columns.having(space)
-        state = columns.state[: columns.count]
+        state = columns.role
         running = (state == RUNNING) & present
         if own is not None:
             running[own] = False
@@ -285,7 +276,7 @@ class TPESampler(OptunaTPE):
 
     # --- what is known of the study ---
 
-    def _read(self, study: optuna.Study, *, cached: bool) -> TrialColumns:
+    def _read(self, study: optuna.Study, *, cached: bool) -> KnownTrials:
         key = study_key(study)
         if self._columns is None or key != self._key:
             self._key, self._columns, self._reader = key, None, reader_of(study)
@@ -305,11 +296,11 @@ class TPESampler(OptunaTPE):
             raise
         return self._columns
 
-    def _new_columns(self, study: optuna.Study) -> TrialColumns:
+    def _new_columns(self, study: optuna.Study) -> KnownTrials:
         self._densities = {}
-        return TrialColumns(lambda running: self.announced(study, running))
+        return KnownTrials(lambda running: self.announced(study, running), len(study.directions))
 
-    def _density(self, columns: TrialColumns, space: dict[str, BaseDistribution]) -> KernelDensity:
+    def _density(self, columns: KnownTrials, space: dict[str, BaseDistribution]) -> KernelDensity:
         key = tuple(space.items())
         density = self._densities.pop(key, None)
         if density is None or not density.catch_up():

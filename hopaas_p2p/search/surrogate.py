@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.search.columns import Floats, Ints
+from hopaas_p2p.analysis.table import Floats, Ints
 
 MOST: Final = 200
 """Of more trials, the best half of this number is taken, and as many of the others, spread evenly over their ranks."""

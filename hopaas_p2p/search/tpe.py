@@ -24,9 +24,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hopaas_p2p.analysis.table import Floats, Ints, distinct
 from hopaas_p2p.search.axes import BANDWIDTHS, LARGEST_TABLE, Cells, Choices, Near, Normal, log_cells
-from hopaas_p2p.search.columns import Floats, Ints, TrialColumns, distinct
 from hopaas_p2p.search.gauss import log_normal, log_range_mass
+from hopaas_p2p.search.known import KnownTrials
 
 FEWEST: Final = 100
 """From so many kernels on, the prior not counted, Optuna's lower limit of a bandwidth is constant."""
@@ -61,10 +62,10 @@ class Mixture(NamedTuple):
 class KernelDensity:
     """The trials of a study in one search space. Owned by one sampler; follows the columns of its study."""
 
-    def __init__(self, space: Mapping[str, BaseDistribution], columns: TrialColumns) -> None:
+    def __init__(self, space: Mapping[str, BaseDistribution], columns: KnownTrials) -> None:
         self._columns = columns
         self._seen = 0
-        self._room = len(columns.state)
+        self._room = columns.room
         self.names = tuple(space)
         self.axes: dict[str, Normal | Cells] = {}
         self.choices: dict[str, Choices] = {}
@@ -98,11 +99,11 @@ class KernelDensity:
     @property
     def rows(self) -> int:
         """How many trials there are, in the density or not."""
-        return self._columns.count
+        return len(self._columns)
 
     def catch_up(self) -> bool:
         """Read what changed in the columns. False if they have outgrown this density: make another."""
-        if len(self._columns.state) > self._room:
+        if self._columns.room > self._room:
             return False
         changes = self._columns.changes
         if self._seen < len(changes):
@@ -115,7 +116,7 @@ class KernelDensity:
         absent = np.full(len(rows), np.nan)
         at = _place(rows)
         values = {
-            name: self._columns.params[name][at] if name in self._columns.params else absent for name in self.names
+            name: self._columns.merged(name, at) if name in self._columns.params else absent for name in self.names
         }
         present = ~np.isnan([values[name] for name in self.names]).any(axis=0)
         self._leave_out(rows[self._chosen[rows] & ~present])

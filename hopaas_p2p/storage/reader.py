@@ -7,12 +7,12 @@ trial. The others, and what changed, come as frozen trials, those of this proces
 from __future__ import annotations
 
 from hopaas_p2p.core.state import BLOCK, State
-from hopaas_p2p.search.columns import Changes, ReadBlock
+from hopaas_p2p.search.known import Changes, ReadBlock
 from hopaas_p2p.storage.handle import StudyHandle
 
 
 class StudyReader:
-    """See `search.columns.TrialReader`. Not safe for use by several threads at once."""
+    """See `search.known.TrialReader`. Not safe for use by several threads at once."""
 
     def __init__(self, handle: StudyHandle) -> None:
         self._handle = handle

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p import notes
-from hopaas_p2p.core.state import COMPLETE
-from hopaas_p2p.report.facts import is_better, state_word
+from hopaas_p2p.analysis.charts import positions, records
+from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study_like import StudyLike
 
@@ -115,6 +116,8 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
             for one in frozen
             if settled is None or one.number not in settled
         }
+        table = TrialTable.of(state)
+        improved = records(positions(table, "number"), table.cost(), table.complete()).tolist()
         return StudyView(
             uuid=handle.uuid,
             name=study.name,
@@ -133,7 +136,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
                 **{f"attr.{key}": text for key, text in state.user.items()},
             },
             counts={name: state.counts[place] for place, name in enumerate(("RUNNING", *FINAL, "WAITING"))},
-            best=list(_improvements(state)) if len(define.directions) == 1 else [],
+            best=[(row, float(table.values[row, 0])) for row in improved] if len(define.directions) == 1 else [],
             note=notes.read_note(attributes, None),
             start=min((one.start for one in state.trials if one.start is not None), default=None),
             trials=trials,
@@ -203,15 +206,3 @@ def _tags(trial: Trial, state: State, tags: Sequence[str], command: str) -> Iter
         yield "tags", ", ".join(tags)
     for key, text in trial.user.items():
         yield f"attr.{key}", text
-
-
-def _improvements(state: State) -> Iterator[tuple[int, float]]:
-    """(number, value) of each trial that became the best one."""
-    assert state.define is not None
-    best: float | None = None
-    for trial in state.trials:
-        if trial.state is COMPLETE and trial.values:
-            value = trial.values[0]
-            if best is None or is_better(value, best, state.define.directions[0]):
-                best = value
-                yield trial.number, value

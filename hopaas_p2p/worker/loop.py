@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p import credentials
+from hopaas_p2p.analysis.facts import reason_line
 from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
@@ -30,7 +31,6 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, Lea
 from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.ownership import own_folder
-from hopaas_p2p.report.facts import reason_line
 from hopaas_p2p.space import spec
 from hopaas_p2p.trial import as_values
 from hopaas_p2p.worker import command as commands

@@ -11,11 +11,15 @@ import pytest
 
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
-from dashboard_app.views import campaigns, live, peers, pruning, table, trial
-from dashboard_app.views.columns import columns, place
+from dashboard_app.views import campaigns, live, peers, table, trial
+from hopaas_p2p.analysis import charts, echarts
+from hopaas_p2p.analysis.chart import Chart, finite
+from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.spending import spending
+from hopaas_p2p.analysis.table import TrialTable, place
+from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report.facts import state_word
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
 
 BEGAN = 1_700_000_000.0
@@ -60,7 +64,7 @@ def state(scribe: Scribe) -> State:
 
 
 def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> None:
-    card = campaigns.card(state, columns(state), alive=everybody)
+    card = campaigns.card(state, TrialTable.of(state), alive=everybody)
 
     assert (card.word, card.best, card.best_of) == ("running", "2", "lowest, trial 1")
     assert card.counts == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
@@ -72,7 +76,7 @@ def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> No
 
 
 def test_a_study_whose_peers_are_all_silent_is_idle(state: State) -> None:
-    card = campaigns.card(state, columns(state), alive=nobody)
+    card = campaigns.card(state, TrialTable.of(state), alive=nobody)
 
     assert (card.word, card.sites) == ("idle", {})
 
@@ -95,7 +99,7 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
     for pair in ((1.0, 1.0), (2.0, 3.0), (2.0, 2.0)):
         scribe.trial("a", *pair)
 
-    card = campaigns.card(scribe.state, columns(scribe.state))
+    card = campaigns.card(scribe.state, TrialTable.of(scribe.state))
 
     assert (card.best, card.best_of, card.spark) == ("2 on the front", "of 2 objectives", [])
 
@@ -106,12 +110,12 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
 def test_the_pace_counts_the_last_hour_and_all_that_ran(scribe: Scribe) -> None:
     now = scribe.clock + 20.0
 
-    pace = live.pace(scribe.state, columns(scribe.state), now)
+    pace = live.pace(scribe.state, TrialTable.of(scribe.state), now)
 
     assert pace.recent == 5
     assert pace.per_hour == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
     assert (pace.crashed, pace.retried) == (1, 0)
-    assert pace.hours == pytest.approx((6 * 10 + 2 * 20) / 3600)
+    assert pace.hours == spending(scribe.state).total.cost.time / 3.6e9  # as every page says it
     assert pace.left == 5
     assert pace.eta == pytest.approx(5 * 80 / 5)
 
@@ -123,7 +127,7 @@ def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
     scribe.clock += 100
     scribe.reclaim("b", number)
 
-    pace = live.pace(scribe.state, columns(scribe.state), scribe.clock)
+    pace = live.pace(scribe.state, TrialTable.of(scribe.state), scribe.clock)
 
     assert pace.hours == pytest.approx(100 / 3600)
 
@@ -131,19 +135,19 @@ def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
 def test_without_a_trial_there_is_no_pace() -> None:
     state = Scribe().state
 
-    assert live.pace(state, columns(state), BEGAN) == live.Throughput(0, 0.0, 0, 0, 0.0, None, None)
+    assert live.pace(state, TrialTable.of(state), BEGAN) == live.Throughput(0, 0.0, 0, 0, 0.0, None, None)
 
 
 def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:
     trials = live.running(scribe.state)
 
     assert [(one.number, *place(scribe.state, one.owner)) for one in trials] == [(6, "north", "n1"), (7, "south", "s1")]
-    assert live.steps_of_a_trial(columns(scribe.state)) == 3
-    assert [pruning.curve_of(one) for one in trials] == [[], [(1, 5.0), (2, 4.5)]]
+    assert live.steps_of_a_trial(TrialTable.of(scribe.state)) == 3
+    assert [finite(one.reports) for one in trials] == [[], [(1, 5.0), (2, 4.5)]]
 
 
 def test_events_come_newest_first_and_tell_the_best(scribe: Scribe) -> None:
-    found = live.events(scribe.state, columns(scribe.state))
+    found = live.events(scribe.state, TrialTable.of(scribe.state))
 
     by_number = {one.number: (one.kind, one.text) for one in found}
     assert [one.number for one in found][:2] == [7, 6]
@@ -161,7 +165,7 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
     scribe.clock += 60
     scribe.reclaim("b", number)
 
-    (event,) = live.events(scribe.state, columns(scribe.state))
+    (event,) = live.events(scribe.state, TrialTable.of(scribe.state))
 
     assert event.kind == "lost"
     assert event.text == "taken from north (n1): its owner fell silent; retried as trial 1"
@@ -173,7 +177,7 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
 def test_peers_say_how_busy_they_were(scribe: Scribe) -> None:
     now = scribe.clock + 10.0
 
-    found = {one.uuid: one for one in peers.peers(scribe.state, columns(scribe.state), now, everybody)}
+    found = {one.uuid: one for one in peers.peers(scribe.state, TrialTable.of(scribe.state), now, everybody)}
 
     ann, bob = found["ann"], found["bob"]
     assert (ann.site, ann.host, ann.running, ann.ended, ann.lost) == ("north", "n1", [6], 3, 0)
@@ -183,7 +187,7 @@ def test_peers_say_how_busy_they_were(scribe: Scribe) -> None:
 
 def test_sites_sum_up_their_peers(scribe: Scribe) -> None:
     scribe.say("boss", PeerDrain(site="south"))
-    found = peers.peers(scribe.state, columns(scribe.state), scribe.clock, everybody)
+    found = peers.peers(scribe.state, TrialTable.of(scribe.state), scribe.clock, everybody)
 
     rows = {one.name: one for one in peers.sites(found, scribe.state, lambda owner: owner == "ann")}
 
@@ -192,13 +196,17 @@ def test_sites_sum_up_their_peers(scribe: Scribe) -> None:
     assert (rows["north"].draining, rows["south"].draining) == (False, True)
 
 
-def test_the_timeline_has_a_bar_for_every_stretch_and_draws_on_what_runs(scribe: Scribe) -> None:
-    found = peers.gantt(scribe.state, scribe.clock + 30.0)
+def lines(chart: Chart | None) -> dict[str, list[str]]:
+    """What is said of each line of a timeline, by kind."""
+    assert chart is not None
+    return {one.name: one.data["said"][::3] for one in chart.series}
 
-    assert len(found.bars) == 8
-    assert found.bars["kind"].value_counts().to_dict() == {"complete": 4, "running": 2, "pruned": 1, "failed": 1}
-    assert set(found.bars.loc[found.bars["kind"] == "running", "took"]) == {30.0}
-    assert (found.peers_left_out, found.bars_left_out) == (0, 0)
+
+def test_the_timeline_has_a_bar_for_every_stretch_and_draws_on_what_runs(scribe: Scribe) -> None:
+    found = lines(timeline(scribe.state, scribe.clock + 30.0))
+
+    assert {kind: len(some) for kind, some in found.items()} == {"complete": 4, "running": 2, "pruned": 1, "failed": 1}
+    assert all(said.endswith("running, 30 s") for said in found["running"])
 
 
 def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
@@ -208,18 +216,18 @@ def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
         scribe.trial(f"p{at}", 1.0)
         scribe.trial(f"p{at}", 1.0)
 
-    found = peers.gantt(scribe.state, scribe.clock, most=5, rows=4)
+    chart = timeline(scribe.state, scribe.clock, most=5, rows=4)
 
-    assert len(found.bars) == 5
-    assert (found.peers_left_out, found.bars_left_out) == (2, 3)
-    assert found.bars["trial"].tolist() == [7, 8, 9, 10, 11]
+    assert [said.split(":")[0] for said in lines(chart)["complete"]] == [f"trial {at}" for at in range(7, 12)]
+    assert chart is not None
+    assert "2 peers are not drawn. 3 earlier stretches are not drawn." in chart.caption
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
 def test_the_table_shows_parameters_as_the_objective_saw_them(state: State) -> None:
-    every = columns(state)
+    every = TrialTable.of(state)
 
     found = table.table(state, every, every.number < 4, tags={1: ["keep", "paper"]})
 
@@ -238,7 +246,7 @@ def test_a_parameter_called_like_a_column_keeps_its_own() -> None:
     scribe.join("a", "north")
     number = scribe.start("a", state=0.5, value=0.25)
     scribe.finish("a", number, 7.0)
-    every = columns(scribe.state)
+    every = TrialTable.of(scribe.state)
 
     found = table.table(scribe.state, every, np.ones(len(every), dtype=bool))
 
@@ -251,7 +259,7 @@ def test_a_parameter_called_like_a_column_keeps_its_own() -> None:
     [("", list(range(8))), ("NAN", [3]), ("south", [1, 4, 5, 7]), ("#4", [4]), ("pap", [1]), ("zzz", [])],
 )
 def test_finding_looks_into_reasons_places_tags_and_numbers(state: State, text: str, numbers: list[int]) -> None:
-    every = columns(state)
+    every = TrialTable.of(state)
 
     found = table.matching(state, every, text, {1: ["paper"]})
 
@@ -262,7 +270,7 @@ def test_finding_looks_into_reasons_places_tags_and_numbers(state: State, text: 
 
 
 def test_a_parameter_stands_where_the_others_say(state: State) -> None:
-    found = {one.name: one for one in trial.standings(state, columns(state), 4)}
+    found = {one.name: one for one in trial.standings(state, TrialTable.of(state), 4)}
 
     assert found["units"].share == pytest.approx(0.5 / 3)  # 16 among 16, 32 and 128
     assert (found["opt"].value, found["opt"].share) == ("sgd", pytest.approx(2 / 3))
@@ -270,21 +278,21 @@ def test_a_parameter_stands_where_the_others_say(state: State) -> None:
 
 
 def test_the_rank_is_among_the_complete(state: State) -> None:
-    assert trial.rank(columns(state), 4) == (2, 4)
-    assert trial.rank(columns(state), 2) is None
+    assert trial.rank(TrialTable.of(state), 4) == (2, 4)
+    assert trial.rank(TrialTable.of(state), 2) is None
 
 
 def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
-    chart = trial.curve(state, columns(state), 7)
+    chart = charts.curve(state, TrialTable.of(state), 7)
 
     assert chart is not None
     assert "Reports of trial 7 over 2 steps" in chart.alt
-    assert [series["name"] for series in chart.option["series"]] == [
+    assert [series["name"] for series in echarts.option(chart)["series"]] == [
         "median of the complete",
         "best, trial 1",
         "trial 7",
     ]
-    assert trial.curve(state, columns(state), 6) is None
+    assert charts.curve(state, TrialTable.of(state), 6) is None
 
 
 def test_every_owner_is_told_and_why_it_lost_the_trial() -> None:
@@ -350,4 +358,4 @@ def test_a_curve_with_gaps_and_infinities_is_drawn_from_what_is_finite() -> None
 
     (trial_that_runs,) = live.running(scribe.state)
 
-    assert [value for _, value in pruning.curve_of(trial_that_runs)] == [1.0, 2.0]
+    assert [value for _, value in finite(trial_that_runs.reports)] == [1.0, 2.0]

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("streamlit")
 
 from dashboard_app.views import families, rungs
-from hopaas_p2p.report import families as relations
+from hopaas_p2p.analysis import echarts
+from hopaas_p2p.analysis import families as relations
 from tests.support.dashboard_pages import calm, close_all, page, texts
 from tests.support.dashboard_studies import Scribe, with_population, with_rungs
 
@@ -32,7 +33,7 @@ def test_a_configuration_counts_once_however_many_trials_it_took() -> None:
 def test_the_bars_of_a_rung_add_up_to_those_that_came() -> None:
     chart = rungs.standing(with_rungs().state)
     assert chart is not None
-    went_on, wait = (source["source"]["configurations"].tolist() for source in chart.option["dataset"])
+    went_on, wait = (source["source"]["configurations"].tolist() for source in echarts.option(chart)["dataset"])
     assert (went_on, wait) == ([3, 1], [6, 2])
     assert "after 1 epoch: 9 reached it, 3 promoted, 6 waiting" in chart.alt
 
@@ -43,7 +44,7 @@ def test_a_curve_goes_through_all_trials_of_a_configuration() -> None:
     assert chart is not None
     drawn = {
         one["name"]: source["source"]
-        for one, source in zip(chart.option["series"], chart.option["dataset"], strict=True)
+        for one, source in zip(echarts.option(chart)["series"], echarts.option(chart)["dataset"], strict=True)
     }
     best = drawn["best"]
     assert best["epochs"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -87,7 +88,7 @@ def test_a_family_tree_says_who_descends_from_whom() -> None:
     assert chart is not None
     drawn = {
         one["name"]: source["source"]
-        for one, source in zip(chart.option["series"], chart.option["dataset"], strict=True)
+        for one, source in zip(echarts.option(chart)["series"], echarts.option(chart)["dataset"], strict=True)
     }
     assert drawn["copied"]["row"].tolist()[:2] == [1, 5]
     assert drawn["led to the best"]["trial"].tolist()[::3] == [0, copy.trial]

@@ -11,22 +11,25 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from dashboard_app.views import beside, compare, failures, history, logged, params, pruning, spec, spread, trial
-from dashboard_app.views.columns import BLOCK, Columns, columns
-from dashboard_app.views.downsample import downsample_line, downsample_points
+from dashboard_app import theme
+from dashboard_app.views import beside, compare, failures, logged, params, pruning, spread, trial
 from dashboard_app.views.table import passing
+from hopaas_p2p.analysis import charts, echarts, palette
+from hopaas_p2p.analysis.chart import Chart, downsample_line, downsample_points, wants_log
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import Savings, missing, savings
+from hopaas_p2p.analysis.table import RUNNING, TrialTable
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialRelease, TrialSet
-from hopaas_p2p.report import palette
 from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
 
 ROOT = Path(__file__).parents[2]
 
 
-def rows(chart: spec.ChartSpec | None, name: str) -> list[tuple[float, ...]]:
+def rows(chart: Chart | None, name: str) -> list[tuple[float, ...]]:
     """What the series of this name draws."""
     assert chart is not None
-    at = next(at for at, series in enumerate(chart.option["series"]) if series["name"] == name)
-    frame = chart.option["dataset"][at]["source"]
+    at = next(at for at, series in enumerate(echarts.option(chart)["series"]) if series["name"] == name)
+    frame = echarts.option(chart)["dataset"][at]["source"]
     return [tuple(row) for row in frame.itertuples(index=False, name=None)]
 
 
@@ -52,7 +55,7 @@ def test_columns_hold_what_the_log_says() -> None:
     scribe = five()
     running = scribe.start("a", lr=0.001)
     scribe.report("a", running, 0.9, 0.8)
-    found = columns(scribe.state)
+    found = TrialTable.of(scribe.state)
     assert found.number.tolist() == [0, 1, 2, 3, 4, 5]
     assert found.values[:5, 0].tolist() == [3, 5, 2, 2, 4]
     assert np.isnan(found.values[5, 0])
@@ -64,14 +67,14 @@ def test_columns_hold_what_the_log_says() -> None:
 
 
 def test_columns_made_from_earlier_ones_are_the_same_as_new_ones() -> None:
-    scribe = large(BLOCK + 300)
+    scribe = large(1324)
     late = scribe.start("peer-0", p0=0.5)
-    before = columns(scribe.state)
+    before = TrialTable.of(scribe.state)
     scribe.report("peer-0", late, 0.4)
     scribe.finish("peer-0", late, 0.25)
     scribe.trial("peer-1", 0.125, p0=0.25)
-    quick, new = columns(scribe.state, before), columns(scribe.state)
-    assert quick._blocks[0] is before._blocks[0]
+    quick, new = TrialTable.of(scribe.state, before), TrialTable.of(scribe.state)
+    assert before.state[late] == RUNNING  # what others still look at does not change
     for name in ("number", "state", "start", "end", "steps", "last", "owner", "site", "values"):
         np.testing.assert_array_equal(getattr(quick, name), getattr(new, name))
     np.testing.assert_array_equal(quick.params["p0"], new.params["p0"])
@@ -83,22 +86,22 @@ def test_a_choice_from_another_distribution_is_found_by_its_name() -> None:
     for at, (dist, index) in enumerate([(first, 0.0), (other, 1.0), (other, 0.0)]):
         scribe.say("a", TrialCreate(params={"opt": index}, dists={"opt": dist}))
         scribe.finish("a", at, 1.0)
-    column = columns(scribe.state).params["opt"]
+    column = TrialTable.of(scribe.state).params["opt"]
     assert column[:2].tolist() == [0.0, 1.0]
     assert np.isnan(column[2])  # lion is no choice of the first
 
 
 def test_an_empty_study_has_empty_columns() -> None:
-    found = columns(Scribe().state)
+    found = TrialTable.of(Scribe().state)
     assert len(found) == 0
     assert found.best() is None
-    assert history.history(found) is None
-    assert params.slice_(found, "lr") is None
-    assert params.parallel(found, ("lr",)) is None
+    assert charts.history(found) is None
+    assert charts.slice_(found, "lr") is None
+    assert charts.parallel(found, "lr") is None
     assert spread.edf(found) is None
-    assert pruning.saved(found) is None
+    assert savings(found) == Savings()
     assert pruning.pruned_at(found) is None
-    assert pruning.curves(Scribe().state, found) is None
+    assert charts.curves(Scribe().state, found) is None
     assert failures.groups([]) == {}
     assert compare.best_so_far([("empty", found)]) is None
 
@@ -107,7 +110,7 @@ def test_an_empty_study_has_empty_columns() -> None:
 
 
 def test_the_best_so_far_falls_where_a_better_trial_came() -> None:
-    chart = history.history(columns(five().state))
+    chart = charts.history(TrialTable.of(five().state))
     assert rows(chart, "best so far") == [(0, 3), (2, 2), (4, 2)]
     assert rows(chart, "complete") == [(0, 3, 0), (1, 5, 1), (2, 2, 2), (3, 2, 3), (4, 4, 4)]
     assert chart is not None
@@ -121,8 +124,8 @@ def test_nothing_is_left_out_of_a_history_that_has_room(scribe: Scribe, complete
     for value in range(pruned):
         scribe.trial("a", state=PRUNED, reports=(float(value),))
 
-    all_of_it = history.history(columns(scribe.state), most=100)
-    thinned = history.history(columns(scribe.state), most=80)
+    all_of_it = charts.history(TrialTable.of(scribe.state), most=100)
+    thinned = charts.history(TrialTable.of(scribe.state), most=80)
 
     assert all_of_it is not None
     assert thinned is not None
@@ -134,7 +137,7 @@ def test_a_study_that_maximizes_rises() -> None:
     scribe = Scribe("maximize")
     for value in (1.0, 3.0, 2.0, 4.0):
         scribe.trial("a", value)
-    assert rows(history.history(columns(scribe.state)), "best so far") == [(0, 1), (1, 3), (3, 4), (3, 4)]
+    assert rows(charts.history(TrialTable.of(scribe.state)), "best so far") == [(0, 1), (1, 3), (3, 4), (3, 4)]
 
 
 def test_compute_hours_count_every_trial_when_it_ends(scribe: Scribe) -> None:
@@ -143,14 +146,14 @@ def test_compute_hours_count_every_trial_when_it_ends(scribe: Scribe) -> None:
     scribe.trial("b", seconds=1800.0, state=FAIL, reason="boom")
     scribe.finish("a", first, 1.0)  # one hour; b failed after half an hour, at the same moment
     scribe.trial("b", seconds=3600.0, state=PRUNED, reports=(1.0,))
-    hours = history.compute_hours(columns(scribe.state))
+    hours = charts.compute_hours(TrialTable.of(scribe.state))
     assert sorted(hours.tolist()) == [1.0, 1.5, 2.5]
     assert hours[2] == 2.5
 
 
 def test_history_by_time_is_in_milliseconds_and_by_site_in_layers() -> None:
     scribe = five()
-    chart = history.history(columns(scribe.state), along="time", by_site=True)
+    chart = charts.history(TrialTable.of(scribe.state), along="time", by_site=True)
     first, *_ = rows(chart, "site north")
     assert first[0] == (1_700_000_000 + 3600) * 1000
     assert len(rows(chart, "site north")) == 3
@@ -160,15 +163,15 @@ def test_history_by_time_is_in_milliseconds_and_by_site_in_layers() -> None:
 def test_far_off_values_do_not_flatten_the_rest(scribe: Scribe) -> None:
     for at in range(50):
         scribe.trial("a", 1e9 if at == 20 else 1 + at % 7)
-    chart = history.history(columns(scribe.state))
+    chart = charts.history(TrialTable.of(scribe.state))
     assert chart is not None
-    assert chart.option["yAxis"]["max"] < 10
+    assert echarts.option(chart)["yAxis"]["max"] < 10
     assert "1 outlying value lies outside the chart" in chart.caption
 
 
 def test_history_of_what_is_shown_only() -> None:
-    found = columns(five().state)
-    chart = history.history(found, shown=passing(found, sites=("south",)))
+    found = TrialTable.of(five().state)
+    chart = charts.history(found, shown=passing(found, sites=("south",)))
     assert rows(chart, "best so far") == [(1, 5), (3, 2), (3, 2)]
 
 
@@ -176,7 +179,7 @@ def test_history_of_what_is_shown_only() -> None:
 
 
 def test_a_filter_lets_through_what_it_says() -> None:
-    found = columns(five().state)
+    found = TrialTable.of(five().state)
     assert passing(found).all()
     assert found.number[passing(found, first=1, last=3)].tolist() == [1, 2, 3]
     assert found.number[passing(found, sites=("north",), ranges=(("units", 25.0, 45.0),))].tolist() == [0, 4]
@@ -191,32 +194,35 @@ def test_the_parameter_that_decides_is_the_important_one() -> None:
     for at in range(60):
         x = (at * 0.618) % 1
         scribe.trial("a", x * x, x=x, noise=(at * 0.755) % 1)
-    chart, note = params.importance(scribe.state)
+    found = importance(scribe.state, TrialTable.of(scribe.state))
+    chart = charts.importance(found)
     assert chart is not None
-    bars = chart.option["dataset"][0]["source"]
+    bars = echarts.option(chart)["dataset"][0]["source"]
     assert bars["parameter"].tolist()[-1] == "x"
     assert bars["share"].tolist()[-1] > 80
-    assert "60 complete trials" in note
+    assert "60 complete trials" in found.note
 
 
 def test_importance_says_why_there_is_none() -> None:
-    chart, note = params.importance(five().state)
+    state = five().state
+    found = importance(state, TrialTable.of(state))
+    chart = charts.importance(found)
     assert chart is None
-    assert "there are 5" in note
+    assert "there are 5" in found.note
 
 
 def test_a_slice_has_a_point_a_trial_that_has_the_parameter() -> None:
     scribe = five()
     scribe.trial("a", 1.5, units=200.0)  # conditional: no lr
-    chart = params.slice_(columns(scribe.state), "lr")
+    chart = charts.slice_(TrialTable.of(scribe.state), "lr")
     assert [row[2] for row in rows(chart, "complete")] == [0, 1, 2, 3, 4]
     assert rows(chart, "best")[0][2] == 2
     assert chart is not None
-    assert chart.option["xAxis"]["type"] == "log"
+    assert echarts.option(chart)["xAxis"]["type"] == "log"
 
 
 def test_a_slice_over_choices_names_them() -> None:
-    chart = params.slice_(columns(five().state), "opt")
+    chart = charts.slice_(TrialTable.of(five().state), "opt")
     assert {row[0] for row in rows(chart, "complete")} == {"adam", "sgd", "lion"}
 
 
@@ -224,8 +230,8 @@ def test_contour_cells_hold_the_mean_of_their_trials() -> None:
     scribe = Scribe(space={"x": Float(0, 20), "kind": Categorical(("p", "q"))})
     for x, kind, value in ((0.5, 0.0, 1.0), (0.9, 0.0, 3.0), (19.9, 1.0, 7.0), (20.0, 1.0, 9.0)):
         scribe.trial("a", value, x=x, kind=kind)
-    assert params.contour_cells(columns(scribe.state), "x", "kind") == [(0, 0, 2.0, 2), (19, 1, 8.0, 2)]
-    chart = params.contour(columns(scribe.state), "x", "kind")
+    assert params.contour_cells(TrialTable.of(scribe.state), "x", "kind") == [(0, 0, 2.0, 2), (19, 1, 8.0, 2)]
+    chart = params.contour(TrialTable.of(scribe.state), "x", "kind")
     assert chart is not None
     assert "the best cell is at 0.5, p with 2" in chart.alt
 
@@ -234,7 +240,7 @@ def test_bins_of_a_logarithmic_parameter_are_even_in_its_logarithm() -> None:
     scribe = Scribe(space={"lr": Float(1e-4, 1.0, log=True)})
     for lr in (1e-4, 0.99e-2, 1.01e-2, 1.0):
         scribe.trial("a", 1.0, lr=lr)
-    at, _ = params.bins(columns(scribe.state), "lr", 4)
+    at, _ = params.bins(TrialTable.of(scribe.state), "lr", 4)
     assert at.tolist() == [0, 1, 2, 3]
 
 
@@ -254,7 +260,7 @@ def test_bins_of_a_whole_number_hold_whole_numbers(
     scribe = Scribe(space={"n": space})
     for value in values:
         scribe.trial("a", 1.0, n=float(value))
-    at, found = params.bins(columns(scribe.state), "n")
+    at, found = params.bins(TrialTable.of(scribe.state), "n")
     assert at.tolist() == bins
     assert len(set(found)) == len(found)
     assert set(names) <= set(found)
@@ -262,37 +268,37 @@ def test_bins_of_a_whole_number_hold_whole_numbers(
 
 
 def test_parallel_lines_end_with_the_best_on_top() -> None:
-    found = params.parallel(columns(five().state), ("lr", "opt"))
-    assert found is not None
-    chart, numbers = found
-    assert numbers[-1] == 2
-    assert chart.option["series"][0]["data"][-1] == [0.02, 2.0, 2.0]
-    assert chart.option["parallelAxis"][1]["data"] == ["adam", "sgd", "lion"]
+    chart = charts.parallel(TrialTable.of(five().state), "lr", "opt")
+    assert chart is not None
+    assert chart.series[0].data["trial"][-1] == 2
+    assert echarts.option(chart)["series"][0]["data"][-1] == [0.02, 2.0, 2.0]
+    assert echarts.option(chart)["parallelAxis"][1]["data"] == ["adam", "sgd", "lion"]
 
 
 def test_parallel_leaves_a_gap_for_a_parameter_that_a_trial_does_not_have(scribe: Scribe) -> None:
     scribe.trial("a", 1.0, lr=0.01)
-    found = params.parallel(columns(scribe.state), ("lr", "units"))
+    found = charts.parallel(TrialTable.of(scribe.state), "lr", "units")
     assert found is not None
-    assert found[0].option["series"][0]["data"] == [[0.01, "-", 1.0]]
+    assert echarts.option(found)["series"][0]["data"] == [[0.01, "-", 1.0]]
 
 
 # --- distributions and fronts ---
 
 
 def test_the_best_lines_are_named_as_the_objective_saw_them() -> None:
-    seen = columns(five().state)
+    seen = TrialTable.of(five().state)
     names = ("lr", "opt")
-    found = params.parallel(seen, names)
+    found = charts.parallel(seen, *names)
     assert found is not None
 
-    leaders = params.leaders(seen, found[1], names, most=2)
+    numbers = found.series[0].data["trial"].tolist()
+    leaders = params.leaders(seen, numbers, names, most=2)
 
-    values = {number: seen.values[number, 0] for number in found[1]}
-    assert [number for number, _, _ in leaders] == found[1][:-3:-1]
+    values = {number: seen.values[number, 0] for number in numbers}
+    assert [number for number, _, _ in leaders] == numbers[:-3:-1]
     for number, value, parts in leaders:
         assert float(value) == pytest.approx(values[number], rel=1e-3)
-        assert parts == [params.value_text(seen.parameters[name], seen.params[name][number]) for name in names]
+        assert parts == [charts.value_text(seen.parameters[name], seen.params[name][number]) for name in names]
 
 
 def test_the_edf_steps_at_every_value() -> None:
@@ -301,7 +307,13 @@ def test_the_edf_steps_at_every_value() -> None:
 
 
 def test_rough_numbers_are_never_powers_of_ten() -> None:
-    assert [spec.rough(one) for one in (0.00123, 0.0, 3.41, 154.0, 98_765.0)] == ["0.0012", "0", "3.4", "150", "99,000"]
+    assert [theme.rough(one) for one in (0.00123, 0.0, 3.41, 154.0, 98_765.0)] == [
+        "0.0012",
+        "0",
+        "3.4",
+        "150",
+        "99,000",
+    ]
 
 
 def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
@@ -309,8 +321,8 @@ def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
     drawn = spread.edf_chart([("all", near)])
     cut = spread.edf_chart([("all", np.append(near, [900.0, 1000.0]))])
 
-    assert (drawn.option["xAxis"]["min"], drawn.option["xAxis"]["max"], drawn.caption) == (None, None, "")
-    assert cut.option["xAxis"]["max"] == 0.157  # few digits, for it stands beside the axis
+    assert (drawn.x.low, drawn.x.high, drawn.caption) == (None, None, "")
+    assert cut.x.high == 0.157  # few digits, for it stands beside the axis
     assert cut.caption == "2 outlying values lie outside the chart."
 
 
@@ -318,11 +330,11 @@ def test_the_front_holds_what_nothing_beats() -> None:
     scribe = Scribe("minimize", "maximize")
     for pair in ((1.0, 1.0), (2.0, 2.0), (2.0, 1.5), (3.0, 2.0), (0.5, 0.5), (1.0, 1.0), (0.7, 0.4)):
         scribe.trial("a", *pair)
-    found = columns(scribe.state)
-    assert spread.pareto_rows(found).tolist() == [0, 1, 4, 5]
+    found = TrialTable.of(scribe.state)
+    assert found.front().tolist() == [0, 1, 4, 5]
     chart = spread.pareto(found)
     assert [row[2] for row in rows(chart, "on the front")] == [4, 0, 5, 1]
-    assert spread.pareto(columns(five().state)) is None
+    assert spread.pareto(TrialTable.of(five().state)) is None
 
 
 # --- pruning ---
@@ -333,25 +345,24 @@ def test_compute_saved_is_what_the_pruned_trials_were_short_of(scribe: Scribe) -
         scribe.trial("a", 1.0, seconds=3600.0, reports=(1.0,) * 10)
     scribe.trial("a", seconds=720.0, state=PRUNED, reports=(2.0, 2.0))  # six minutes a step, eight steps short
     scribe.trial("a", seconds=3600.0, state=PRUNED, reports=(2.0,) * 12)  # longer than a whole one: saved nothing
-    found = pruning.saved(columns(scribe.state))
-    assert found is not None
+    found = savings(TrialTable.of(scribe.state))
     assert found.hours == pytest.approx(0.8)
-    assert found.spent == pytest.approx(5.2)
-    assert found.share == pytest.approx(0.8 / 6.0)
+    assert (found.steps, found.made) == (8, 54)
+    assert found.share == pytest.approx(8 / 62)
     assert found.low == pytest.approx(0.0)
     assert found.high == pytest.approx(1.6)
-    assert (found.pruned, found.steps) == (2, 10)
+    assert (found.pruned, found.length) == (2, 10)
 
 
 def test_the_mean_of_what_is_missing_is_over_all_lengths() -> None:
-    missing = pruning.missing(np.array([5.0, 10.0, 15.0]), np.array([1, 1, 1]), np.array([0.0, 5.0, 12.0, 20.0]))
-    assert missing.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
+    lacking = missing(np.array([5.0, 10.0, 15.0]), np.array([1, 1, 1]), np.array([0.0, 5.0, 12.0, 20.0]))
+    assert lacking.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
 
 
 def test_pruned_trials_are_counted_by_their_last_step(scribe: Scribe) -> None:
     for steps in (3, 3, 1, 7):
         scribe.trial("a", state=PRUNED, reports=(1.0,) * steps)
-    found = pruning.pruned_at(columns(scribe.state))
+    found = pruning.pruned_at(TrialTable.of(scribe.state))
     assert found is not None
     table, chart = found
     assert table == [(1, 1), (3, 2), (7, 1)]
@@ -362,7 +373,7 @@ def test_curves_of_one_kind_are_one_series_with_gaps(scribe: Scribe) -> None:
     scribe.trial("a", 1.0, reports=(3.0, 2.0, 1.0))
     scribe.trial("a", state=PRUNED, reports=(5.0, 4.0))
     scribe.trial("a", state=PRUNED, reports=(6.0, 5.0))
-    chart = pruning.curves(scribe.state, columns(scribe.state))
+    chart = charts.curves(scribe.state, TrialTable.of(scribe.state))
     found = rows(chart, "pruned")
     assert [row[2] for row in found] == [1, 1, 1, 2, 2]
     assert [row[1] for row in found][:2] == [5.0, 4.0]
@@ -407,8 +418,9 @@ def test_studies_are_compared_from_a_common_start() -> None:
         slow.trial("a", value, seconds=3600.0)
     quick.clock += 1e6
     quick.trial("a", 0.5, seconds=1800.0)
-    pair = [("slow", columns(slow.state)), ("quick", columns(quick.state))]
-    table = {name: compare.summary(found) for name, found in pair}
+    pair = [("slow", TrialTable.of(slow.state)), ("quick", TrialTable.of(quick.state))]
+    states = {"slow": slow.state, "quick": quick.state}
+    table = {name: compare.summary(states[name], found) for name, found in pair}
     assert table["slow"]["best"] == 0
     assert table["slow"]["trials to 95%"] == 4
     assert table["slow"]["compute-hours"] == 4
@@ -440,30 +452,30 @@ def test_a_sample_of_a_line_keeps_its_ends_and_its_peaks() -> None:
 
 
 @pytest.fixture(scope="module")
-def ten_thousand() -> Columns:
-    return columns(large(10_000).state)
+def ten_thousand() -> TrialTable:
+    return TrialTable.of(large(10_000).state)
 
 
-def test_no_chart_of_ten_thousand_trials_draws_more_than_a_browser_bears(ten_thousand: Columns) -> None:
-    charts = [
-        history.history(ten_thousand),
-        history.history(ten_thousand, along="compute", by_site=True),
-        params.slice_(ten_thousand, "p0"),
+def test_no_chart_of_ten_thousand_trials_draws_more_than_a_browser_bears(ten_thousand: TrialTable) -> None:
+    drawings = [
+        charts.history(ten_thousand),
+        charts.history(ten_thousand, along="compute", by_site=True),
+        charts.slice_(ten_thousand, "p0"),
         params.contour(ten_thousand, "p0", "opt"),
         spread.edf(ten_thousand, by_site=True),
     ]
-    for chart in charts:
+    for chart in drawings:
         assert chart is not None
-        drawn = sum(len(one["source"]) for one in chart.option["dataset"])
-        bytes_ = sum(int(one["source"].memory_usage(index=False).sum()) for one in chart.option["dataset"])
+        drawn = sum(len(one["source"]) for one in echarts.option(chart)["dataset"])
+        bytes_ = sum(int(one["source"].memory_usage(index=False).sum()) for one in echarts.option(chart)["dataset"])
         assert drawn <= 5500, chart.title
         assert bytes_ < 150_000, chart.title
-    history_chart = charts[0]
+    history_chart = drawings[0]
     assert history_chart is not None
     assert "drawn" in history_chart.caption
-    parallel = params.parallel(ten_thousand, ("p0", "p1", "opt"))
+    parallel = charts.parallel(ten_thousand, "p0", "p1", "opt")
     assert parallel is not None
-    assert len(parallel[1]) == 600
+    assert parallel.series[0].drawn == 600
 
 
 @pytest.mark.parametrize("file", ["hopaas_p2p/report/style.css", "hopaas_p2p/notebook/style.css"])
@@ -471,7 +483,7 @@ def test_states_have_one_palette_in_report_and_notebook(file: str) -> None:
     text = (ROOT / file).read_text()
     colours = dict(re.findall(r"--(complete|pruned|failed|running|lost|best): (#[0-9a-f]{6})", text))
     assert colours == {name.lower(): getattr(palette, name.upper()) for name in colours}
-    assert len(colours) == 6
+    assert colours
 
 
 def test_states_have_the_same_palette_in_the_monitor() -> None:
@@ -481,9 +493,9 @@ def test_states_have_the_same_palette_in_the_monitor() -> None:
 
 
 def test_an_axis_is_logarithmic_where_values_span_decades() -> None:
-    assert spec.wants_log(np.geomspace(1e-6, 10, 40))
-    assert not spec.wants_log(np.array([*np.linspace(1, 2, 39), 1e9]))  # one far-off value
-    assert not spec.wants_log(np.linspace(-1, 1000, 40))
+    assert wants_log(np.geomspace(1e-6, 10, 40))
+    assert not wants_log(np.array([*np.linspace(1, 2, 39), 1e9]))  # one far-off value
+    assert not wants_log(np.linspace(-1, 1000, 40))
 
 
 # --- metrics beside the reports ---
@@ -498,11 +510,12 @@ def test_each_metric_of_a_trial_has_a_curve_and_the_best_trials_beside_it() -> N
         "a",
         TrialSet(6, running.epoch, metrics={"loss": {2: 0.5, 1: 1.0}, "auc": {1: 0.5}, "odd": {1: math.nan, 2: 1.0}}),
     )
-    charts = logged.curves(scribe.state, columns(scribe.state), 6)
-    assert [chart.title for chart in charts] == ["loss"]
-    assert rows(charts[0], "trial 6") == [(1.0, 1.0), (2.0, 0.5)]
-    assert rows(charts[0], "best, trial 5") == [(1.0, 9.0), (2.0, 8.0)]
-    assert charts[0].alt == "loss of trial 6 over 2 steps: the last is 0.5 at step 2."
+    best = TrialTable.of(scribe.state).best()
+    drawn = charts.metrics(scribe.state.trials[6], None if best is None else scribe.state.trials[best])
+    assert [chart.title for chart in drawn] == ["loss"]
+    assert rows(drawn[0], "trial 6") == [(1.0, 1.0), (2.0, 0.5)]
+    assert rows(drawn[0], "best, trial 5") == [(1.0, 9.0), (2.0, 8.0)]
+    assert drawn[0].alt == "loss of trial 6 over 2 steps: the last is 0.5 at step 2."
     found = logged.last_values(scribe.state.trials[6])
     assert [(one.name, one.value, one.step, one.steps) for one in found] == [
         ("loss", 0.5, 2, 2),
@@ -524,7 +537,7 @@ def test_trials_side_by_side_say_in_which_parameters_they_differ(scribe: Scribe)
     scribe.trial("a", 1.0, reports=(3.0, 1.0), lr=0.01, units=64.0, opt=0.0)
     scribe.trial("a", 2.0, reports=(4.0, 2.0), lr=0.01, units=64.0, opt=1.0)
     scribe.trial("a", state=FAIL, reason="ValueError: no", lr=0.010000001, units=64.0)
-    found = beside.side_by_side(scribe.state, columns(scribe.state), [1, 0, 2])
+    found = beside.side_by_side(scribe.state, TrialTable.of(scribe.state), [1, 0, 2])
     facts = {one.name: one for one in (*found.results, *found.params)}
     assert facts["value"].cells == ("2", "1", "")
     assert facts["rank"].cells == ("2 of 2", "1 of 2", "")
@@ -546,7 +559,7 @@ def test_trials_to_compare_are_read_from_what_was_typed() -> None:
 
 
 def test_the_best_trials_are_compared_at_first() -> None:
-    found = columns(five().state)
+    found = TrialTable.of(five().state)
     assert beside.first_choice(found) == [2, 3, 0]
     assert beside.first_choice(found, found.values[:, 0] > 2.5) == [0, 4, 1]
-    assert beside.first_choice(columns(Scribe().state)) == []
+    assert beside.first_choice(TrialTable.of(Scribe().state)) == []

@@ -86,7 +86,7 @@ def test_the_end_tells_results_savings_and_where_to_look_further(
     assert "This is an estimate" in done.stdout
     assert f"Report  {folder / 'digits.html'}" in done.stdout
     report = (folder / "digits.html").read_text()
-    assert 'class="lost"' in report
+    assert ": taken over, " in report
     assert "\x1b" not in done.stdout
 
 
@@ -269,7 +269,7 @@ def test_the_story_tells_who_was_taken_over_by_whom_and_only_once() -> None:
 
 def _status() -> DemoStatus:
     peers = [("A", 11, "killed"), ("B", 22, "running")]
-    return status_of(_state(), peers, elapsed=12.0, epochs=30)
+    return status_of(_state(), peers, elapsed=12.0)
 
 
 def test_the_live_screen_fits_a_terminal_of_80_by_24() -> None:

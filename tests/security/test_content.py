@@ -31,7 +31,6 @@ from dashboard_app.views import (
     compare,
     failures,
     families,
-    history,
     live,
     logged,
     metrics,
@@ -44,6 +43,11 @@ from dashboard_app.views import (
     trial,
 )
 from hopaas_p2p import notes, open_storage, open_study
+from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import savings
+from hopaas_p2p.analysis.spending import spending
+from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec, snapshot
@@ -83,7 +87,6 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.export import jsonl, tables
 from hopaas_p2p.export.portable import of_state
 from hopaas_p2p.report.page import render
-from hopaas_p2p.report.spending import spending
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
 from hopaas_p2p.trackers.base import fetched
@@ -327,10 +330,10 @@ def look_at_pages(frame: Frame) -> None:
     state, columns, now = frame.state, frame.columns, NOW.timestamp()
     campaigns.card(state, columns)
     campaigns.first_line(frame.note)
-    compare.summary(columns)
+    compare.summary(state, columns)
     compare.trials_to(columns)
     for along in ("number", "time", "compute"):
-        history.history(columns, along=along)  # type: ignore[arg-type]
+        charts.history(columns, along=along)  # type: ignore[arg-type]
     compare.best_so_far([("study", columns)])
     compare.distributions([("study", columns)])
     failures.groups(failures.failures(state))
@@ -339,17 +342,16 @@ def look_at_pages(frame: Frame) -> None:
     live.events(state, columns)
     live.alerts(state, "study")
     table.noted(frame.system, 0, len(state.trials))
-    params.importance(state)
+    charts.importance(importance(state, columns))
     for name in columns.parameters:
-        params.slice_(columns, name)
+        charts.slice_(columns, name)
         params.contour(columns, "lr", name)
-    params.parallel(columns, tuple(columns.parameters))
-    peers.labels_of(state, [one.owner or "" for one in state.trials])
+    charts.parallel(columns, *columns.parameters)
     peers.sites(peers.peers(state, columns, now, lambda _owner: True), state, lambda _owner: True)
-    peers.gantt(state, now)
-    pruning.saved(columns)
+    timeline(state, now)
+    savings(columns)
     pruning.pruned_at(columns)
-    pruning.curves(state, columns)
+    charts.curves(state, columns)
     spread.edf(columns)
     spread.pareto(columns)
     table.table(state, columns, np.ones(len(columns), dtype=np.bool_), tags=notes.tags_by_trial(frame.system))
@@ -357,7 +359,7 @@ def look_at_pages(frame: Frame) -> None:
     for one in state.trials:
         trial.standings(state, columns, one.number)
         trial.rank(columns, one.number)
-        trial.curve(state, columns, one.number)
+        charts.curve(state, columns, one.number)
         trial.leases(state, one)
         trial.family(state, one.number)
         trial.as_python("study", "store", state, one)
@@ -705,7 +707,6 @@ def test_no_records_stop_a_reader_of_limits_rungs_or_populations(
     rungs.curves(scribe.state)
     families.tree(scribe.state)
     spending(scribe.state)
-    frame = Frame(Listing(0, "u" * 32, "study"), scribe.state)
     for one in scribe.state.trials:
         logged.last_values(one)
-        logged.curves(scribe.state, frame.columns, one.number)
+        charts.metrics(one)

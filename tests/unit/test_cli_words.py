@@ -9,10 +9,10 @@ import click
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis.spending import aligned_amounts
 from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.records import Float
-from hopaas_p2p.report.spending import aligned_amounts
 
 SPACE = {"x": Float(0.0, 1.0)}
 

@@ -14,16 +14,16 @@ import pytest
 from optuna.terminator import BestValueStagnationEvaluator, StaticErrorEvaluator, Terminator, TerminatorCallback
 
 import hopaas_p2p
+from hopaas_p2p.analysis.configurations import next_in_words, rows
+from hopaas_p2p.analysis.facts import budget_unit
+from hopaas_p2p.analysis.table import COMPLETE, PRUNED
 from hopaas_p2p.checkpoints import CheckpointBound, unneeded
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.fidelity import in_words, parse
-from hopaas_p2p.report.configurations import next_in_words, rows
-from hopaas_p2p.report.facts import budget_unit
 from hopaas_p2p.samplers import default_sampler
-from hopaas_p2p.search import columns as columns_module
-from hopaas_p2p.search.columns import TrialColumns
+from hopaas_p2p.search.known import KnownTrials
 from hopaas_p2p.study import Study
 from hopaas_p2p.training import Training
 from tests.support.exchanges import exchanges_of
@@ -377,14 +377,14 @@ def test_our_samplers_see_a_configuration_once() -> None:
         made.number = number
         return made
 
-    columns = TrialColumns(lambda one: one.params)
+    columns = KnownTrials(lambda one: one.params)
     paused = trial(0, "PRUNED", 1.0)
     columns.refresh([paused, trial(1, "RUNNING", None, continues=0)])
     assert columns.learned == 1
-    assert list(columns.state[:2]) == [columns_module.PRUNED, -1]  # it runs on, and what it did so far is known
+    assert list(columns.role[:2]) == [PRUNED, -1]  # it runs on, and what it did so far is known
     columns.refresh([paused, trial(1, "COMPLETE", 0.5, continues=0)])
     assert columns.learned == 1
-    assert list(columns.state[:2]) == [-1, columns_module.COMPLETE]
+    assert list(columns.role[:2]) == [-1, COMPLETE]
 
 
 @pytest.mark.parametrize(

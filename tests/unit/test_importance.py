@@ -12,7 +12,8 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.report.importance import importance
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.table import TrialTable
 
 LOOK = """
 import sys
@@ -57,14 +58,16 @@ def test_the_shares_are_those_of_optuna(seed: int, count: int) -> None:
             theirs = optuna.importance.get_param_importances(
                 study, evaluator=evaluator, target=functools.partial(_loss, at=at, direction=direction)
             )
-        assert dict(importance(state, objective=at).shares) == pytest.approx(theirs, rel=1e-6, abs=1e-12)
+        assert dict(importance(state, TrialTable.of(state), objective=at).shares) == pytest.approx(
+            theirs, rel=1e-6, abs=1e-12
+        )
     storage.close()
 
 
 def test_where_all_are_alike_nothing_is_important() -> None:
     study = hopaas_p2p.open_study("memory://alike", "s", space={"x": hopaas_p2p.Float(0, 1)})
     study.optimize(lambda _: 1.0, n_trials=20)
-    found = importance(study.state)
+    found = importance(study.state, TrialTable.of(study.state))
     assert found.shares == ()
     assert "clearly separates" in found.note
     study.close()

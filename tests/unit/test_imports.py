@@ -40,6 +40,7 @@ LAYERS = (
     {"tunnel"},
     {"stores", "spool"},
     {"peer", "translate", "access"},
+    {"analysis"},
     {"storage", "search", "samplers", "pruners"},
     {"checkpoints", "artifacts"},
     {"study_like", "notes", "report", "notebook", "trackers"},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from hopaas_p2p.analysis.spending import budget_lines, spending
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.ledger import HOUR, LONGEST_LEASE, Cost, Ledger
@@ -33,7 +34,6 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.spending import spent
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.report.spending import budget_lines, spending
 from tests.support.scribe import COMPLETE, PRUNED, Scribe, defined
 
 NORTH = {"site": "north", "user": "ann", "gpus": "2", "cores": "8", "watts": "500"}

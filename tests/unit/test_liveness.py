@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis.facts import duration, retried, state_word, value_cells
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.leases import FailureDetector, beat_time, beat_value
 from hopaas_p2p.core.records import StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import StudyFinished
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, sign_of_life
-from hopaas_p2p.report.facts import duration, retried, state_word, value_cells
 from hopaas_p2p.stores.base import Beat
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis.importance import Importance
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState, TrialTakeOver
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
@@ -31,7 +33,6 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.local import http as http_server
 from hopaas_p2p.local.http import LocalServer
 from hopaas_p2p.local.peer import LARGEST_ANSWER, LocalPeer
-from hopaas_p2p.report.importance import Importance
 from hopaas_p2p.trial import Trial
 
 SPACE = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(["a", "b"])}
@@ -216,7 +217,7 @@ def test_importances_are_worked_out_anew_for_one_percent_more_trials(
 ) -> None:
     counted: list[int] = []
 
-    def importance(state: State) -> Importance:
+    def importance(state: State, _trials: TrialTable) -> Importance:
         counted.append(state.counts[TrialState.COMPLETE])
         return Importance((), "")
 

@@ -172,7 +172,7 @@ def test_infinities_and_missing_parameters_are_left_out(new: Callable[..., Study
     for plot in PLOTS:
         shown(getattr(study.plot, plot)())
     assert any("2 complete trials" in text for text in shown(study.plot.parallel(["x"])).texts)
-    assert any("1 complete trials" in text for text in shown(study.plot.parallel(["x", "y"])).texts)
+    assert any("2 complete trials" in text for text in shown(study.plot.parallel(["x", "y"])).texts)
 
 
 def test_ranges_of_one_value_and_values_at_the_edge_of_what_numbers_hold_are_drawn(new: Callable[..., Study]) -> None:

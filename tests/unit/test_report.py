@@ -13,27 +13,34 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis import facts, svg
+from hopaas_p2p.analysis.chart import ChartAxis
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.savings import savings
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.analysis.timeline import stretches
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
+    Budget,
     Categorical,
     Commit,
     Float,
     Int,
     PeerJoin,
+    Policy,
     StudyDefine,
     TrialCreate,
     TrialFinish,
     TrialReclaim,
     TrialSet,
     TrialState,
+    Used,
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.report import facts, svg, write_report
-from hopaas_p2p.report.importance import importance
+from hopaas_p2p.report import write_report
 from hopaas_p2p.report.page import render
-from hopaas_p2p.report.timeline import stretches
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 SPACE = {"lr": Float(1e-5, 1e-1, log=True), "units": Int(8, 256), "opt": Categorical(("adam", "sgd"))}
@@ -44,11 +51,16 @@ _VOID = {"meta", "br", "rect", "path", "circle", "hr"}
 class _Writer:
     """Builds a State record by record, with a clock that goes on by a second each time."""
 
-    def __init__(self, *directions: str, space: dict[str, Float | Int | Categorical] | None = None) -> None:
+    def __init__(
+        self,
+        *directions: str,
+        space: dict[str, Float | Int | Categorical] | None = None,
+        policy: Policy = Policy(),  # noqa: B008  # frozen
+    ) -> None:
         self.state = State()
         self.now = 1_700_000_000_000_000
         self._seq: dict[str, int] = {}
-        define = StudyDefine("study", directions or ("minimize",), space=SPACE if space is None else space)
+        define = StudyDefine("study", directions or ("minimize",), policy, SPACE if space is None else space)
         self.say("a", define)
 
     def say(self, peer: str, *records: object) -> None:
@@ -122,6 +134,7 @@ def test_the_report_shows_every_section_of_a_usual_study() -> None:
     for title in ("Timeline by peer", "History", "Learning curves", "Which parameters matter", "Best trials"):
         assert f"<h2>{title}</h2>" in page
     assert "here · 7" in page
+    assert "median of the complete" in page
     assert "PED-ANOVA over 40 complete trials" in page
 
 
@@ -221,13 +234,25 @@ def test_the_timeline_shows_a_killed_peer_and_links_the_retry() -> None:
     writer.say("b", TrialFinish(1, 1, TrialState.COMPLETE, (0.5,)))
 
     assert [(one.owner, one.number, one.kind) for one in stretches(writer.state)] == [
-        ("a", 0, "lost"),
+        ("a", 0, "taken over"),
         ("b", 1, "complete"),
     ]
     page = _render(writer.state)
-    assert 'class="lost"' in page
+    assert "trial 0: taken over, " in page
     assert "trial 0 came back as trial 1" in page
     assert "its owner fell silent" in page
+
+
+def test_the_report_says_one_time_for_what_was_trained() -> None:
+    writer = _Writer(policy=Policy(limits=Budget()))
+    writer.say("a", TrialCreate())
+    writer.say("a", TrialFinish(0, 1, TrialState.COMPLETE, (1.0,), used=Used(5_000_000)))  # its owner measured
+
+    page = _render(writer.state)
+
+    (said,) = re.findall(r"<i>([^<]*) of training</i>", page)
+    (row,) = re.findall(r"<tr><td>all</td>.*?</tr>", page)
+    assert f">{said}<" in row
 
 
 def test_saved_steps_are_what_pruned_trials_were_short_of() -> None:
@@ -236,13 +261,15 @@ def test_saved_steps_are_what_pruned_trials_were_short_of() -> None:
         writer.trial("a", (1.0,), reports=10)
     writer.trial("a", None, reports=4)
 
-    assert facts.savings(writer.state) == facts.Savings(saved=6, without=40, length=10, pruned=1)
-    assert facts.savings(writer.state, length=5).saved == 1
-    assert facts.savings(State()).share == 0.0
+    found = savings(TrialTable.of(writer.state))
+    assert (found.pruned, found.length, found.steps, found.made) == (1, 10, 6, 34)
+    assert found.share == 0.15
+    assert savings(TrialTable.of(State())).share == 0.0
 
 
 def test_importance_finds_the_parameter_that_matters() -> None:
-    found = importance(_study(120))
+    state = _study(120)
+    found = importance(state, TrialTable.of(state))
 
     assert found.shares[0][0] == "lr"
     assert sum(share for _, share in found.shares) == pytest.approx(1.0)
@@ -287,7 +314,7 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     ("low", "high", "log"), [(0.0, 1.0, False), (1e-6, 1e-1, True), (16, 256, True), (5, 5, False), (-1e9, 1e9, False)]
 )
 def test_ticks_are_few_and_lie_in_the_scale(low: float, high: float, log: bool) -> None:
-    scale = svg.scale_of([low, high], 0, 100, log=log)
+    scale = svg.scale_of(ChartAxis(log=log), [low, high], 0, 100)
 
     ticks = scale.ticks()
 

@@ -16,7 +16,7 @@ import hopaas_p2p
 from hopaas_p2p.core.blocks import PackedBlock, close_settled
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialState
 from hopaas_p2p.samplers import TPESampler, default_sampler
-from hopaas_p2p.search.columns import TrialColumns
+from hopaas_p2p.search.known import KnownTrials
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.study import Study
@@ -105,21 +105,20 @@ def study(store: str) -> Iterator[Study]:
     opened.close()
 
 
-def read_by_trial(study: Study) -> TrialColumns:
-    columns = TrialColumns(lambda trial: trial.params)
+def read_by_trial(study: Study) -> KnownTrials:
+    columns = KnownTrials(lambda trial: trial.params)
     columns.refresh(study.trials)
     return columns
 
 
-def same(ours: TrialColumns, theirs: TrialColumns) -> None:
-    count = theirs.count
-    assert (ours.count, ours.learned) == (count, theirs.learned)
-    for name in ("state", "value", "rank", "violation"):
-        np.testing.assert_array_equal(getattr(ours, name)[:count], getattr(theirs, name)[:count], name)
+def same(ours: KnownTrials, theirs: KnownTrials) -> None:
+    assert (len(ours), ours.learned) == (len(theirs), theirs.learned)
+    for name in ("state", "role", "start", "end", "steps", "last_step", "last", "values", "violation"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
     assert ours.params.keys() == theirs.params.keys()
-    for name, column in theirs.params.items():
-        np.testing.assert_array_equal(ours.params[name][:count], column[:count], name)
-    assert ours.kinds == theirs.kinds
+    for name in theirs.params:
+        np.testing.assert_array_equal(ours.merged(name, slice(None)), theirs.merged(name, slice(None)), name)
+    assert ours.distributions == theirs.distributions
     assert ours.mixed == theirs.mixed
     assert ours.intersection == theirs.intersection
     assert ours.groups == theirs.groups
@@ -127,13 +126,13 @@ def same(ours: TrialColumns, theirs: TrialColumns) -> None:
 
 
 def test_columns_read_from_blocks_are_those_of_the_trials(study: Study) -> None:
-    columns = TrialColumns(lambda trial: trial.params)
+    columns = KnownTrials(lambda trial: trial.params)
     columns.take(study.storage.reader(study.study_id).read())
     same(columns, read_by_trial(study))
 
 
 def test_what_changes_later_is_read_once(store: str, study: Study) -> None:
-    reader, columns = study.storage.reader(study.study_id), TrialColumns(lambda trial: trial.params)
+    reader, columns = study.storage.reader(study.study_id), KnownTrials(lambda trial: trial.params)
     columns.take(reader.read())
     other = hopaas_p2p.open_study(store, "s", sampler=RandomSampler())
     mine, theirs = study.ask(), other.ask()
@@ -175,7 +174,7 @@ def test_an_ask_makes_no_object_of_each_trial(
 
 def test_a_reader_that_failed_halfway_reads_everything_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = default_sampler(seed=1)
-    monkeypatch.setattr(TrialColumns, "_learn", lambda *_: 1 / 0)
+    monkeypatch.setattr(KnownTrials, "_learn", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sampler._read(study.optuna, cached=False)
     monkeypatch.undo()

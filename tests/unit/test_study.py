@@ -20,6 +20,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.core.records import TrialReclaim, TrialRelease
 from hopaas_p2p.errors import (
     ConfigurationError,
@@ -34,7 +35,6 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
 )
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.report.facts import state_word
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial
 from hopaas_p2p.tunnel.dial import GatewayBusy

@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from hopaas_p2p.core.attributes import AGAIN
 from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.spending import trial_seconds
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
+from hopaas_p2p.core.state import FAIL, RUNNING, State, Trial
 
 _LONGEST_LABEL: Final = 40
-
-
-class Savings(NamedTuple):
-    """What pruning saved. An estimate, because the pruned trials were not run to their end."""
-
-    saved: int
-    """Reports that the pruned trials lack to `length`."""
-    without: int
-    """Reports of all trials if none had been pruned."""
-    length: int
-    """Reports of a whole trial: the median of the COMPLETE ones, unless given."""
-    pruned: int
-
-    @property
-    def share(self) -> float:
-        return self.saved / self.without if self.without else 0.0
-
-
-def savings(state: State, *, length: int | None = None) -> Savings:
-    """Reports (epochs, steps) that pruning saved: those that the pruned trials lack to a whole trial."""
-    if length is None:
-        whole = [len(trial.reports) for trial in state.trials if trial.state is COMPLETE and trial.reports]
-        length = int(statistics.median(whole)) if whole else 0
-    cut = [len(trial.reports) for trial in state.trials if trial.state is PRUNED]
-    made = sum(len(trial.reports) for trial in state.trials)
-    saved = sum(max(0, length - reports) for reports in cut)
-    return Savings(saved, made + saved, length, len(cut))
 
 
 def state_word(state: State, *, working: bool | None = True) -> str:
@@ -113,18 +85,9 @@ def best(state: State) -> Trial | None:
 
 def pareto_front(state: State) -> list[Trial]:
     """The COMPLETE trials that are not dominated by another, by number."""
-    assert state.define is not None
-    signs = [-1.0 if direction == "maximize" else 1.0 for direction in state.define.directions]
-    costs = [
-        (tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)), trial)
-        for trial in state.trials
-        if trial.state is COMPLETE and trial.values
-    ]
-    front: list[tuple[tuple[float, ...], Trial]] = []
-    for cost, trial in sorted(costs, key=lambda one: (one[0], one[1].number)):  # what dominates comes first
-        if not any(all(a <= b for a, b in zip(kept, cost, strict=True)) and kept != cost for kept, _ in front):
-            front.append((cost, trial))
-    return sorted((trial for _, trial in front), key=lambda trial: trial.number)
+    from hopaas_p2p.analysis.table import TrialTable  # commands that need no table start without numpy
+
+    return [state.trials[number] for number in TrialTable.of(state).front().tolist()]
 
 
 def params_of(trial: Trial, state: State) -> dict[str, object]:
@@ -135,16 +98,14 @@ def params_of(trial: Trial, state: State) -> dict[str, object]:
 
 
 def peer_labels(state: State) -> dict[str, str]:
-    """A short, distinct name for every peer that ran a trial: its site, or host, and pid."""
-    owners = dict.fromkeys(
-        owner for trial in state.trials for owner in (*(past.owner for past in trial.history), trial.owner) if owner
-    )
+    """A short, distinct name for every peer: its site, or host, and pid."""
     labels: dict[str, str] = {}
-    for owner in owners:
-        info = state.peers.get(owner, {})
+    taken: set[str] = set()
+    for owner, info in list(state.peers.items()):
         where = info.get("site") or info.get("host") or "peer"
         label = f"{where} · {info.get('pid', owner[:6])}"[:_LONGEST_LABEL]
-        labels[owner] = f"{label} · {owner[:6]}" if label in labels.values() else label
+        labels[owner] = f"{label} · {owner[:6]}" if label in taken else label
+        taken.add(label)
     return labels
 
 
@@ -152,10 +113,8 @@ def shown(value: object) -> str:
     """A number with four significant digits; whole numbers without decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if math.isfinite(value) and value == int(value) and abs(value) < 10_000:
-        return str(int(value))
+    if isinstance(value, int) or (abs(value) < 1e6 and value == int(value)):
+        return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
     return f"{value:.4g}"
 
 
@@ -176,15 +135,6 @@ def took(trial: Trial) -> str:
     """How long the trial took over all its leases, in words; empty if that is not known."""
     seconds = trial_seconds(trial)
     return "" if seconds is None else duration(seconds)
-
-
-def scored(state: State, objective: int = 0) -> list[tuple[float, Trial]]:
-    """The COMPLETE trials with a finite value, and that value, by number."""
-    return [
-        (trial.values[objective], trial)
-        for trial in list(state.trials)
-        if trial.state is COMPLETE and trial.values and math.isfinite(trial.values[objective])
-    ]
 
 
 def last_metrics(trial: Trial | TrialCreate) -> dict[str, float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from hopaas_p2p.analysis.facts import budget_unit, duration, shown
 from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, OpenLease, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.spending import spent
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
-from hopaas_p2p.report.facts import budget_unit, duration, shown
 from hopaas_p2p.times import to_iso
 
 

@@ -8,19 +8,16 @@ that package loads scikit-learn for another evaluator, which takes seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.report.facts import is_better, scored
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-if TYPE_CHECKING:
-    import numpy as np
-    from optuna.distributions import BaseDistribution
-
-    from hopaas_p2p.core.records import Distribution
-
-    Array = np.ndarray[Any, np.dtype[Any]]
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
+from hopaas_p2p.core.state import State
+from hopaas_p2p.translate import to_optuna
 
 _FEWEST: Final = 10
 """With fewer complete trials the shares are chance."""
@@ -41,83 +38,60 @@ class Importance(NamedTuple):
     note: str
 
 
-def importance(state: State, *, objective: int = 0, numbers: Container[int] | None = None) -> Importance:
-    """Parameter importance for one objective, over all complete trials or those with these numbers."""
-    complete = [
-        (value, trial) for value, trial in scored(state, objective) if numbers is None or trial.number in numbers
-    ]
-    if len(complete) < _FEWEST:
-        return Importance((), f"Needs {_FEWEST} complete trials; there are {len(complete)}.")
-    assert state.define is not None
-    directions = state.define.directions
-    sign = -1.0 if is_better(1.0, 0.0, directions[objective]) else 1.0
+def importance(state: State, trials: TrialTable, *, objective: int = 0, shown: Mask | None = None) -> Importance:
+    """Parameter importance for one objective, over all complete trials or those of them that are shown."""
+    complete = trials.complete(objective)
+    rows = np.flatnonzero(complete if shown is None else complete & shown)
+    if len(rows) < _FEWEST:
+        return Importance((), f"Needs {_FEWEST} complete trials; there are {len(rows)}.")
     try:
-        shares = _ped_anova([trial for _, trial in complete], [sign * value for value, _ in complete], state)
+        shares = _ped_anova(state, trials, rows, trials.cost(objective)[rows])
     except Exception as error:  # noqa: BLE001  # whatever a strange log causes, the rest of the report is shown
         return Importance((), f"Could not be computed: {type(error).__name__}.")
     if not shares:
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
-    which = "" if len(directions) == 1 else f", for objective {objective + 1}"
-    return Importance(
-        tuple(shares.items()), f"PED-ANOVA over {len(complete):,} complete trials{which}. Shares add up to 100%."
-    )
+    which = "" if len(trials.directions) == 1 else f", for objective {objective + 1}"
+    note = f"PED-ANOVA over {len(rows):,} complete trials{which}. Shares add up to 100%."
+    return Importance(tuple(shares.items()), note)
 
 
-def _ped_anova(trials: Sequence[Trial], losses: Sequence[float], state: State) -> dict[str, float]:
-    """Share by parameter, largest first, adding up to 1; empty if no parameter sets the better trials apart.
-
-    Args:
-        trials: complete ones.
-        losses: their finite losses; smaller is better.
-        state: the study.
-    """
-    import numpy as np
-
-    losses_ = np.asarray(losses)
+def _ped_anova(state: State, trials: TrialTable, rows: Ints, losses: Floats) -> dict[str, float]:
+    """Share by parameter, largest first, adding up to 1; empty if no parameter sets the better trials apart."""
     last = math.ceil(_BETTER * len(losses)) - 1
-    better = losses_ <= np.partition(losses_, last)[last]
-    params = [trial.params for trial in trials]
-    own = [(place, trial.dists) for place, trial in enumerate(trials) if trial.dists]
-    found = {
-        name: sum(
-            _divergence(dist, values[those], better[those], total_better=int(better.sum()), total=len(trials))
-            for dist, values, those in _regimes(name, params, own, state)
-        )
-        for name in sorted({name for names in set(map(tuple, params)) for name in names})
-    }
+    better = losses <= np.partition(losses, last)[last]
+    found = {}
+    for name in sorted(trials.params):
+        if np.isfinite(trials.params[name][rows]).any():
+            found[name] = sum(
+                _divergence(dist, values[those], better[those], total_better=int(better.sum()), total=len(rows))
+                for dist, values, those in _regimes(name, state, trials, rows)
+            )
     total = sum(found.values())
     ordered = sorted(found.items(), key=lambda item: -item[1])
     return {name: value / total for name, value in ordered} if total > 0 and math.isfinite(total) else {}
 
 
 def _regimes(
-    name: str, params: Sequence[Mapping[str, Any]], own: Sequence[tuple[int, Mapping[str, Distribution]]], state: State
-) -> Iterator[tuple[BaseDistribution, Array, Array]]:
-    """Each distribution of the parameter, its value in every trial, and which trials drew from this distribution.
-
-    Args:
-        name: the parameter.
-        params: of every trial.
-        own: the trials, by their place there, that have other distributions than the study.
-        state: the study.
-    """
-    import numpy as np
-
-    from hopaas_p2p.translate import to_optuna
-
-    values = np.fromiter((one.get(name, math.nan) for one in params), float, len(params))
+    name: str, state: State, trials: TrialTable, rows: Ints
+) -> Iterator[tuple[BaseDistribution, Floats, Mask]]:
+    """Each distribution of the parameter, its value in every row, and which trials drew from this distribution."""
+    values = trials.params[name][rows]
     kinds = {state.dists[name]: 0}
     kind = np.where(np.isnan(values), -1, 0)
-    for place, dists in own:
-        if name in dists:
-            kind[place] = kinds.setdefault(dists[name], len(kinds))
+    for place in np.flatnonzero(np.isin(rows, list(trials.own))).tolist():
+        trial = state.trials[int(rows[place])]
+        if name in trial.dists:
+            values[place] = trial.params[name]  # of a choice, the index among its own
+            kind[place] = kinds.setdefault(trial.dists[name], len(kinds))
     for dist, number in kinds.items():
         those = kind == number
         if np.count_nonzero(those) >= _FEWEST_ALIKE:
             yield to_optuna(dist), values, those
 
 
-def _divergence(dist: BaseDistribution, values: Array, better: Array, *, total_better: int, total: int) -> float:
+def _divergence(
+    dist: BaseDistribution, values: NDArray[Any], better: NDArray[Any], *, total_better: int, total: int
+) -> float:
     """Pearson's divergence of the better trials' density from that of all, weighted by their numbers.
 
     Args:
@@ -136,33 +110,27 @@ def _divergence(dist: BaseDistribution, values: Array, better: Array, *, total_b
     return weight * float(below @ ((above / below - 1) ** 2))
 
 
-def _density(dist: BaseDistribution, values: Array) -> Array:
+def _density(dist: BaseDistribution, values: NDArray[Any]) -> NDArray[Any]:
     """The density on the cells of the parameter's grid: a kernel per value, and a wide one as the prior."""
-    import numpy as np
-    from optuna.distributions import CategoricalDistribution
-
     if isinstance(dist, CategoricalDistribution):
         counts = np.bincount(values.astype(int), minlength=len(dist.choices))
         kinds = np.count_nonzero(counts)
         prior = 1 / (kinds + 1)
         row = prior * len(counts)
         own = np.where(counts > 0, counts / (1 + row), 0.0)
-        density: Array = (own + counts.sum() * prior / (1 + row) + 1 / len(counts)) / (counts.sum() + 1)
+        density: NDArray[Any] = (own + counts.sum() * prior / (1 + row) + 1 / len(counts)) / (counts.sum() + 1)
         return density
     counts = _counted(dist, values)
     cells = len(counts)
     at = np.flatnonzero(counts)
     weights = counts[at]
     own, wide = _kernels(at, _width(at, weights), cells), _kernels(np.array([(cells - 1) / 2]), float(cells), cells)
-    smooth: Array = (own @ weights + wide[:, 0]) / (weights.sum() + 1)
+    smooth: NDArray[Any] = (own @ weights + wide[:, 0]) / (weights.sum() + 1)
     return smooth
 
 
-def _counted(dist: Any, values: Array) -> Array:
+def _counted(dist: Any, values: NDArray[Any]) -> NDArray[Any]:
     """The number of values in each cell; a value on the border belongs to the lower one."""
-    import numpy as np
-    from optuna.distributions import IntDistribution
-
     steps = _STEPS
     if isinstance(dist, IntDistribution) and dist.log:
         steps = min(math.ceil(math.log(dist.high - dist.low + 1) / math.log(2)) + 1, steps)
@@ -175,10 +143,8 @@ def _counted(dist: Any, values: Array) -> Array:
     return np.bincount(np.clip(cells, 0, steps - 1), minlength=steps)
 
 
-def _width(at: Array, weights: Array) -> float:
+def _width(at: NDArray[Any], weights: NDArray[Any]) -> float:
     """The width of a kernel, by Scott's rule (Multivariate Density Estimation, 1992)."""
-    import numpy as np
-
     cumulative = np.cumsum(weights)
     count = int(cumulative[-1])
     mean = at @ weights / count
@@ -188,11 +154,9 @@ def _width(at: Array, weights: Array) -> float:
     return float(max(1.059 * min((third - first) / 1.34, deviation) * count**-0.2, _NARROWEST))
 
 
-def _kernels(centres: Array, width: float, cells: int) -> Array:
+def _kernels(centres: NDArray[Any], width: float, cells: int) -> NDArray[Any]:
     """The mass of truncated normal distributions in each cell, one column per centre."""
-    import numpy as np
-
     edges = (np.arange(cells + 1)[:, None] - 0.5 - centres[None, :]) / (width * math.sqrt(2))
     below = np.array([math.erf(edge) for edge in edges.ravel()]).reshape(edges.shape)
-    mass: Array = np.diff(below, axis=0) / (below[-1] - below[0])
+    mass: NDArray[Any] = np.diff(below, axis=0) / (below[-1] - below[0])
     return mass

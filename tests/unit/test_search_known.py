@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.search.axes import SortedRows
-from hopaas_p2p.search.columns import TrialColumns, best_rows
+from hopaas_p2p.search.known import KnownTrials, best_rows
 
 UNIT = FloatDistribution(0.0, 1.0)
 
@@ -22,8 +22,8 @@ def trial(value: float, *names: str) -> FrozenTrial:
     )
 
 
-def columns_of(trials: list[FrozenTrial]) -> TrialColumns:
-    columns = TrialColumns(lambda running: running.params)
+def columns_of(trials: list[FrozenTrial]) -> KnownTrials:
+    columns = KnownTrials(lambda running: running.params)
     columns.refresh(trials)
     return columns
 
@@ -50,7 +50,7 @@ def test_where_most_values_are_infinite_the_best_are_found_too() -> None:
 
 def test_which_trials_have_a_parameter_follows_the_trials() -> None:
     numbers = random.Random(2)
-    columns, trials = TrialColumns(lambda running: running.params), []
+    columns, trials = KnownTrials(lambda running: running.params), []
     for _ in range(60):
         for _ in range(numbers.randrange(20)):
             trials.append(trial(1.0, *[name for name in "ab" if numbers.random() < 0.7]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from hopaas_p2p.analysis import configurations
 from hopaas_p2p.core.lineage import copied_trial, own_steps, segments
 from hopaas_p2p.core.state import State
-from hopaas_p2p.report import configurations
 
 
 class CopyEvent(NamedTuple):

@@ -1,0 +1,235 @@
+"""A chart as a value: marks, axes and series, and the same in words. `svg` and `echarts` draw it.
+
+Nothing here is random, so a chart does not flicker from one refresh to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from hopaas_p2p.analysis.facts import shown
+from hopaas_p2p.analysis.palette import COMPLETE
+from hopaas_p2p.analysis.table import Floats, Ints, Parameter
+
+Data = Mapping[str, Any]
+"""Columns by name: the first two are the place on the axes; a tooltip says them all, or only the one called `said`."""
+"""Columns by name: the first two are the place on the axes, a tooltip says them all."""
+Points = list[tuple[float, float]]
+
+COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
+"""Okabe and Ito's, which colour-blind people can tell apart, in both themes. Colour is never the only sign."""
+SYMBOLS: Final = ("circle", "rect", "triangle", "diamond", "roundRect", "arrow", "pin", "emptyCircle")
+PLAIN: Final = COMPLETE
+FAINT: Final = "#7F7F7F"
+MOST: Final = 5000
+"""Points of one chart; of more, a sample is drawn."""
+STEPS: Final = 120
+"""Points of one curve among many."""
+_LONGEST: Final = 40
+_DECADES: Final = 1000.0
+
+
+class ChartAxis(NamedTuple):
+    """One axis. Where it has no limits, what is drawn decides."""
+
+    name: str = ""
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    time: bool = False
+    """Whether its numbers are milliseconds since 1970."""
+    whole: bool = False
+    """Whether there is nothing between two whole numbers."""
+    zero: bool = False
+    """Whether it begins at zero."""
+    down: bool = False
+    """Whether it points down."""
+    choices: tuple[str, ...] | None = None
+    """Of an axis without numbers, what stands there in order."""
+
+
+class Series(NamedTuple):
+    """What is drawn alike."""
+
+    name: str
+    mark: Literal["points", "line", "steps", "bars", "cells", "lines"]
+    """`lines` cross parallel axes, a column each; `cells` are coloured by the third column. NaN interrupts a line."""
+    data: Data
+    colour: str = PLAIN
+    size: float = 5
+    """The width of a mark, or of a line."""
+    symbol: str = "circle"
+    dash: str = "solid"
+    opacity: float = 1.0
+    stack: str = ""
+    """Bars with the same word here stand upon each other."""
+
+    @property
+    def drawn(self) -> int:
+        return len(next(iter(self.data.values())))
+
+
+class Chart(NamedTuple):
+    """Something to draw, and the same in words."""
+
+    title: str
+    series: Sequence[Series]
+    x: ChartAxis
+    y: ChartAxis
+    alt: str
+    """A description for people who cannot see it."""
+    caption: str = ""
+    height: int = 360
+    legend: bool | None = None
+    """Whether to name the series; by default where there are several."""
+    axes: tuple[ChartAxis, ...] = ()
+    """Parallel axes, in place of x and y."""
+    wide: bool = False
+
+
+def axis_of(one: Parameter) -> ChartAxis:
+    """The axis of a parameter, over its whole range."""
+    if one.choices is not None:
+        return ChartAxis(one.name, choices=tuple(label(choice, 16) for choice in one.choices))
+    low, high = (None, None) if one.low == one.high else (one.low, one.high)
+    return ChartAxis(one.name, low, high, one.log, whole=one.whole and not one.log)
+
+
+def dashed(name: str, at: int, data: Data, mark: Literal["line", "steps"] = "line") -> Series:
+    """One of several lines, told apart by colour and by dashes."""
+    return Series(name, mark, data, COLOURS[at % len(COLOURS)], 2, dash=("solid", "dashed", "dotted")[at % 3])
+
+
+def bundle(
+    name: str, curves: Iterable[tuple[int, Points]], colour: str, dash: str, width: float,
+    *, along: str = "step", of: str = "trial",
+) -> Series:  # fmt: skip
+    """Several curves, each with the number of what it is `of`, as one series: rows without a value separate them."""
+    steps: list[float] = []
+    values: list[float] = []
+    numbers: list[int] = []
+    for number, points in curves:
+        steps += [*(step for step, _ in points), math.nan]
+        values += [*(value for _, value in points), math.nan]
+        numbers += [number] * (len(points) + 1)
+    data = {along: steps[:-1], "value": values[:-1], of: numbers[:-1]}
+    return Series(name, "line", data, colour, width, "none", dash, 0.55 if width == 1.0 else 1.0)
+
+
+def curves_chart(
+    title: str, bundles: Sequence[Series], *, along: str, minimize: bool, marks: Sequence[Series] = (), **more: Any
+) -> Chart:
+    """These bundles, and marks upon them; a few very bad values do not flatten the rest."""
+    layers = [layer for layer in bundles if layer.drawn]
+    values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
+    low, high = robust_limits(values[np.isfinite(values)], minimize=minimize, without=0.1)
+    return Chart(title, [*layers, *marks], ChartAxis(along), ChartAxis("reported value", low, high), **more)
+
+
+def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:
+    """The finite values by step; of many, so few that show the same curve."""
+    points = [(float(step), value) for step, value in sorted(reports.items()) if math.isfinite(value)]
+    return [points[at] for at in downsample_line(np.array([value for _, value in points]), most=most)]
+
+
+def data_of(points: Points) -> Data:
+    """One curve."""
+    return {"step": [step for step, _ in points], "value": [value for _, value in points]}
+
+
+# --- words ---
+
+
+def label(text: str, longest: int = _LONGEST) -> str:
+    """A name that fits beside an axis."""
+    return cut(" ".join(text.split()), longest)
+
+
+def cut(text: str, longest: int) -> str:
+    """The text, with an ellipsis if it is longer."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def number(value: float | None) -> str:
+    """A number as people read it, `-` where there is none."""
+    return "-" if value is None or math.isnan(value) else shown(value)
+
+
+# --- limits ---
+
+
+def wants_log(values: Floats) -> bool:
+    """Whether an axis of these values is read more easily with a log scale: all positive, over three decades or more.
+
+    The middle 90 % decide, so that a single far-off value does not.
+    """
+    finite = values[np.isfinite(values)]
+    if len(finite) < 20 or finite.min() <= 0:
+        return False
+    low, high = np.quantile(finite, [0.05, 0.95])
+    return bool(high >= _DECADES * low)
+
+
+def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> tuple[float | None, float | None]:
+    """Where an axis should end, so that a few very bad values do not flatten the rest; None: what is drawn decides.
+
+    Only values that are three times the others' range away are cut off.
+    """
+    if len(values) < 20:
+        return None, None
+    ordered = np.sort(values)
+    cut = max(1, int(len(ordered) * without))
+    kept = ordered[:-cut] if minimize else ordered[cut:]
+    low, high = float(kept[0]), float(kept[-1])
+    room = max(high - low, 1e-12)
+    if math.isinf(room):
+        return None, None
+    digits = 1 - math.floor(math.log10(room))  # an edge as fine as a fiftieth or so of what the axis shows
+    if minimize:
+        return (None, round(high + 0.1 * room, digits)) if ordered[-1] > high + 3 * room else (None, None)
+    return (round(low - 0.1 * room, digits), None) if ordered[0] < low - 3 * room else (None, None)
+
+
+# --- fewer points that show the same picture: the envelope is kept, the middle is sampled evenly ---
+
+
+def downsample_points(x: Floats, y: Floats, *, most: int = MOST) -> Ints:
+    """Rows of a cloud of points that are to be drawn, ascending: at most `most`.
+
+    Along x the points fall into bins of equally many; of each bin the lowest and the highest are kept, which takes half
+    of the room, and the other half is an even sample of the rest.
+    """
+    count = len(x)
+    if count <= most:
+        return np.arange(count)
+    bins = max(1, most // 4)
+    bin_of = np.empty(count, dtype=np.int64)
+    bin_of[np.argsort(x, kind="stable")] = np.arange(count) * bins // count
+    envelope = np.unique(_envelope(bin_of, y, bins))
+    rest = np.setdiff1d(np.arange(count), envelope, assume_unique=True)
+    return np.union1d(envelope, rest[spread(len(rest), max(0, most - len(envelope)))])
+
+
+def downsample_line(y: Floats, *, most: int = MOST) -> Ints:
+    """Points of a line that are to be drawn, ascending: both ends, and the lowest and highest of equal stretches."""
+    count = len(y)
+    if count <= most:
+        return np.arange(count)
+    bins = max(1, (most - 2) // 2)
+    return np.union1d([0, count - 1], _envelope(np.arange(count) * bins // count, y, bins))
+
+
+def _envelope(bin_of: Ints, y: Floats, bins: int) -> Ints:
+    """The lowest and the highest row of each bin."""
+    ordered = np.lexsort((y, bin_of))
+    ends = np.searchsorted(bin_of[ordered], np.arange(bins + 1))
+    return np.concatenate([ordered[ends[:-1]], ordered[ends[1:] - 1]])
+
+
+def spread(count: int, most: int) -> Ints:
+    """`most` positions of `count`, evenly spread; all when there are fewer."""
+    return np.arange(count) if count <= most else np.arange(most) * count // most

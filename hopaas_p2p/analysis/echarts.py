@@ -1,0 +1,149 @@
+"""A chart -> an option of ECharts, for the monitor.
+
+Names that come from the store go into an option as text, which ECharts draws on a canvas or escapes; none is ever part
+of a formatter, which would be HTML. Rows go as data frames: few bytes on the wire, and a table behind "Show data".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, Data, Series, label
+from hopaas_p2p.analysis.table import Floats
+
+if TYPE_CHECKING:  # it takes half a second to import
+    import pandas as pd
+
+Option = dict[str, Any]
+
+_NAME: Final = {"nameLocation": "middle", "nameGap": 26}
+_COLOURS: Final = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]  # viridis, which is even in lightness
+_FEW: Final = 300  # fewer rows are not worth rounding
+_FEW_MARKS: Final = 4
+
+
+def option(chart: Chart) -> Option:
+    """What ECharts draws. Each series' rows are a data set of their own."""
+    found: Option = {"animation": False, "tooltip": {"confine": True}}
+    if chart.axes:
+        return found | _parallel(chart)
+    named = len(chart.series) > 1 if chart.legend is None else chart.legend
+    found |= {
+        "grid": {"left": 46, "right": 28, "top": 40, "bottom": 34, "containLabel": True},
+        "legend": {"top": 0, "type": "scroll", "show": named, "itemWidth": 16, "itemHeight": 10},
+        "dataset": [{"source": frame(one.data)} for one in chart.series],
+        "series": [{**_series(one, chart), "datasetIndex": at} for at, one in enumerate(chart.series)],
+        "xAxis": _axis(chart.x),
+        "yAxis": _axis(chart.y) | {"nameGap": 44},
+        "dataZoom": [{"type": "inside", "zoomOnMouseWheel": "shift"}],
+    }
+    for one in chart.series:
+        if one.mark == "cells":
+            shades = np.asarray(list(one.data.values())[2], np.float64)
+            found["visualMap"] = _shades(shades, 0.02, 0.98) | {"dimension": 2, "calculable": True}
+            found["grid"] |= {"left": 34, "right": 96, "top": 14}
+    return found
+
+
+def _series(one: Series, chart: Chart) -> Option:
+    found: Option = {"name": label(one.name), "encode": {"x": 0, "y": 1}}
+    if one.mark == "points":
+        found["encode"]["tooltip"] = [*range(2, len(one.data)), 0, 1]
+        look = {"color": one.colour, "opacity": 0.75}
+        found |= {"type": "scatter", "symbol": one.symbol, "symbolSize": one.size, "itemStyle": look}
+        if chart.x.choices is not None:  # drawn a little apart, so that equal ones do not hide each other
+            found |= {"jitter": 26, "jitterOverlap": True} if one.size < 10 else {}
+    elif one.mark == "bars":
+        found |= {"type": "bar", "itemStyle": {"color": one.colour}, "barMaxWidth": 22, "stack": one.stack or None}
+        if chart.x.name.endswith("%"):
+            found["label"] = {"show": True, "position": "right", "formatter": "{@[0]} %"}
+    elif one.mark == "cells":
+        found |= {"type": "heatmap", "encode": {"x": 0, "y": 1, "value": 2, "tooltip": [0, 1, 2, 3]}}
+    else:
+        look = {"color": one.colour, "width": one.size, "type": one.dash, "opacity": one.opacity}
+        found |= {"type": "line", "color": one.colour, "lineStyle": look, "connectNulls": False}
+        if "said" in one.data:
+            found["encode"]["tooltip"] = [list(one.data).index("said")]
+        found |= {"showSymbol": one.symbol == "marks" or one.drawn < _FEW_MARKS}
+        found |= {"symbol": "none"} if one.symbol == "none" else {}
+        found |= {"step": "end"} if one.mark == "steps" else {}
+    return found
+
+
+def _axis(one: ChartAxis) -> Option:
+    found: Option = {"name": label(one.name), "inverse": one.down, **_NAME}
+    if one.choices is not None:
+        return found | {"type": "category", "data": list(one.choices)}
+    limits = {"min": one.low, "max": one.high, "minInterval": 1 if one.whole else None}
+    found |= {"type": "time" if one.time else "log" if one.log else "value", "nameTextStyle": {"fontSize": 12}}
+    return found | {"scale": not one.zero, **{name: limit for name, limit in limits.items() if limit is not None}}
+
+
+def _shades(values: Floats, first: float, last: float) -> Option:
+    """A scale of colours between two quantiles of the values."""
+    low, high = float(np.quantile(values, first)), float(np.quantile(values, last))
+    return {
+        "min": low, "max": high if high > low else low + 1, "right": 0, "top": "middle", "text": ["high", "low"],
+        "precision": 3, "itemHeight": 110, "inRange": {"color": _COLOURS},
+    }  # fmt: skip
+
+
+def _parallel(chart: Chart) -> Option:
+    """One line per row across the axes, coloured by the last one; axes can be brushed."""
+    (lines,) = chart.series
+    columns = [np.asarray(column, np.float64) for column in lines.data.values()][: len(chart.axes)]
+    data = [["-" if np.isnan(one) else one for one in row] for row in zip(*map(_rounded, columns), strict=True)]
+    axes = [{**_axis(one), "name": label(one.name, 20), "dim": at} for at, one in enumerate(chart.axes)]
+    slanted = {"nameRotate": 60, "nameGap": 8, "nameTextStyle": {"align": "left"}}
+    for one in axes:
+        del one["nameLocation"], one["nameGap"], one["inverse"]
+    span = (0.1, 1.0) if chart.axes[-1].down else (0.0, 0.9)
+    shades = _shades(columns[-1], *span) | {"dimension": len(axes) - 1}
+    return {
+        "legend": {"show": False},
+        "tooltip": {"show": False},
+        "parallel": {"left": 40, "right": 110, "top": 44, "bottom": 30,
+                     "parallelAxisDefault": {"nameTruncate": {"maxWidth": 90}, "realtime": False}},
+        "parallelAxis": axes,
+        "visualMap": shades,
+        "series": [{"type": "parallel", "data": data, "lineStyle": {"width": 1, "opacity": 0.45},
+                    "inactiveOpacity": 0.03, "activeOpacity": 0.9}],
+        "media": [{
+            "query": {"maxWidth": 60 * (len(axes) + 1)},
+            "option": {
+                "parallel": {"left": 16, "right": 44, "top": 110, "bottom": 62},
+                "parallelAxis": [{"dim": at, **slanted} for at in range(len(axes))],
+                "visualMap": {"orient": "horizontal", "top": "bottom", "right": "center"},
+            },
+        }],
+    }  # fmt: skip
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    """As numbers of five significant digits: what a screen can show, in few bytes."""
+    return [float(f"{value:.5g}") for value in values]
+
+
+def frame(data: Data) -> pd.DataFrame:
+    """Columns for a chart, in as few bytes as a screen needs: whole numbers and four-byte floats.
+
+    Times in milliseconds stay eight bytes wide. Underscores in the names become spaces: tooltips show them.
+    """
+    import pandas as pd
+
+    return pd.DataFrame({name.replace("_", " "): _narrow(np.asarray(part)) for name, part in data.items()})
+
+
+def _narrow(column: Any) -> Any:
+    if column.dtype.kind not in "fiu" or len(column) < _FEW:
+        return column
+    if len(column) and np.isfinite(column).all():
+        largest = float(np.abs(column).max())
+        if largest < 2**31 and (column == np.rint(column)).all():
+            return column.astype(np.int32)
+        if largest >= 2**31 or column.dtype.kind in "iu":
+            return column.astype(np.float64)
+    return column.astype(np.float32)

@@ -1,0 +1,256 @@
+"""A chart -> SVG, for report and notebook: no script, no network, nothing to install.
+
+Everything that comes from the store is escaped where it is written. Text and lines take their colours from the page's
+style sheet, so that a chart is dark where the page is.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from hopaas_p2p.analysis.chart import COLOURS, Chart, ChartAxis, Series, number
+from hopaas_p2p.analysis.palette import BEST
+
+_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+_BIDI: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_FEW: Final = 600
+"""Up to this many marks have titles; more become one path, which takes a tenth of the bytes."""
+_BEST: Final = 10  # lines across parallel axes that have titles
+_ROW: Final = 26.0
+_DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
+
+
+def safe(text: object, *, longest: int = 2000) -> str:
+    """Untrusted text for HTML: escaped, of bounded length, without control characters or changes of direction."""
+    shown = str(text)
+    if len(shown) > longest:
+        shown = shown[: longest - 1] + "…"
+    clean = "".join(
+        _REPLACEMENT if c in _BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") else c
+        for c in shown
+    )
+    return html.escape(clean, quote=True)
+
+
+def px(value: float) -> str:
+    """A coordinate: one decimal place, no trailing zero."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+class Scale(NamedTuple):
+    """Maps values in [low, high] to pixels in [start, stop]; values outside go to the edge."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+    choices: tuple[str, ...] | None = None
+
+    def __call__(self, value: Any) -> float:
+        if self.choices is not None and isinstance(value, str):
+            value = self.choices.index(value) if value in self.choices else -0.5
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+    def ticks(self, wanted: int = 5) -> list[float]:
+        """About `wanted` round values to label."""
+        if self.log:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            step = max(1, math.ceil((last - first + 1) / wanted))
+            if last - first >= 2:
+                return [10.0**power for power in range(first, last + 1, step)]
+            round_ones = [m * 10.0**power for power in range(first - 1, last + 1) for m in (1, 2, 5)]
+            return [value for value in round_ones if self.low <= value <= self.high]
+        raw = (self.high - self.low) / wanted
+        magnitude = 10.0 ** math.floor(math.log10(raw))
+        step_size = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+        first_tick = math.ceil(self.low / step_size - 1e-9)
+        last_tick = math.floor(self.high / step_size + 1e-9)
+        return [index * step_size for index in range(first_tick, last_tick + 1)]
+
+    def labels(self, wanted: int = 5) -> list[tuple[float, str]]:
+        """Where labels stand, and what they say."""
+        if self.choices is not None:
+            return [(self(at), choice) for at, choice in enumerate(self.choices[:40])]
+        return [(self(tick), _tick(tick)) for tick in self.ticks(wanted)]
+
+
+def scale_of(axis: ChartAxis, values: Iterable[float], start: float, stop: float, *, pad: float = 0.04) -> Scale:
+    """A scale that holds these values, between the axis' limits."""
+    if axis.choices is not None:
+        return Scale(-0.5, max(1, len(axis.choices)) - 0.5, start, stop, choices=axis.choices)
+    finite = [value for value in values if math.isfinite(value) and abs(value) < 1e150]
+    low = min(finite, default=0.0) if axis.low is None or not abs(axis.low) < 1e150 else axis.low
+    high = max(finite, default=1.0) if axis.high is None or not abs(axis.high) < 1e150 else axis.high
+    if axis.log and low > 0:
+        room = (high / low) ** pad if high > low else 2.0
+        return Scale(low / room, high * room, start, stop, log=True)
+    room = (high - low) * pad if high > low else max(abs(high) * 0.1, 0.5)
+    return Scale(low if axis.zero else low - room, high + room, start, stop)
+
+
+def _tick(value: float) -> str:
+    if value == 0 or abs(value) < 1e-12:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 1e-3:
+        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+    return str(int(value)) if value == int(value) else f"{value:.4g}"
+
+
+def svg(chart: Chart, *, width: float = 500.0, height: float = 290.0) -> str:
+    """The drawing, with a name and description for screen readers."""
+    wide = chart.wide or bool(chart.axes)
+    width = 1040.0 if wide else width
+    if chart.axes:
+        height, body = 320.0, _parallel(chart)
+    elif chart.series[0].mark == "bars":
+        height, body = 12 + _ROW * chart.series[0].drawn, _bars(chart.series[0], width)
+    else:
+        height = 70 + _ROW * len(chart.y.choices) if chart.y.choices else height
+        body = _body(chart, width, height)
+    return (
+        f'<svg class="{"wide" if wide else ""}" viewBox="0 0 {px(width)} {px(height)}" role="img" '
+        f'aria-label="{safe(chart.title)}. {safe(chart.alt)}"><title>{safe(chart.title)}</title>{body}</svg>'
+    )
+
+
+def legend(chart: Chart) -> str:
+    """The series by name and colour, and the chart's caption, as HTML."""
+    keys = [key(one.colour, one.name) for one in chart.series if one.drawn and one.mark in ("points", "line", "steps")]
+    return " ".join([*(keys if len(keys) > 1 else []), safe(chart.caption)])
+
+
+def key(colour: str, text: str) -> str:
+    """An entry of a legend."""
+    style = f'style="background:{colour}"'
+    return f'<span class="pair"><span class="key" {style}></span>{safe(text, longest=80)}</span>'
+
+
+def _columns(one: Series) -> tuple[list[Any], list[Any]]:
+    x, y = list(one.data.values())[:2]
+    return list(x), list(y)
+
+
+def _body(chart: Chart, width: float, height: float) -> str:
+    """Axes, and what is drawn between them."""
+    columns = [_columns(one) for one in chart.series]
+    left = 160.0 if chart.y.choices else 52.0 if width > 300 else 46.0
+    along = [] if chart.x.choices else [one for xs, _ in columns for one in xs]
+    x = scale_of(chart.x, along, left, width - 12, pad=0.02)
+    ends = (26.0, height - 40) if chart.y.down else (height - 40, 26.0)
+    y = scale_of(chart.y, [] if chart.y.choices else [one for _, ys in columns for one in ys], *ends)
+    bottom, parts = height - 40, []
+    for at, text in y.labels():
+        parts.append(f'<path class="grid" d="M{px(left)} {px(at)}H{px(x.stop)}"/>')
+        parts.append(f'<text class="tick end" x="{px(left - 6)}" y="{px(at + 4)}">{safe(text)}</text>')
+    for at, text in x.labels(8 if width > 600 else 5 if width > 300 else 4):
+        parts.append(f'<text class="tick mid" x="{px(at)}" y="{px(bottom + 16)}">{safe(text)}</text>')
+    parts.append(f'<path class="axis" d="M{px(left)} {px(bottom)}H{px(x.stop)}"/>')
+    name = safe(chart.x.name, longest=40)
+    parts.append(f'<text class="name end" x="{px(x.stop)}" y="{px(bottom + 32)}">{name}</text>')
+    parts.append(f'<text class="name" x="2" y="18">{safe(chart.y.name, longest=40)}</text>')
+    for one, (xs, ys) in zip(chart.series, columns, strict=True):
+        there = [isinstance(a, str) or (math.isfinite(a) and math.isfinite(b)) for a, b in zip(xs, ys, strict=True)]
+        if one.mark == "points":
+            places = [(x(xs[at]) + _apart(x, at), y(ys[at]), at) for at, known in enumerate(there) if known]
+            parts.append(_points(one, places))
+            continue
+        paths, path = [], ""
+        for at, known in enumerate([*there, False]):
+            if known:
+                step = "H{}V{}" if one.mark == "steps" and path else "L{} {}" if path else "M{} {}"
+                path += step.format(px(x(xs[at])), px(y(ys[at])))
+            elif path:
+                paths.append((path, at - 1))
+                path = ""
+        if len(paths) > _FEW:
+            parts.append(_path(one, "".join(path for path, _ in paths), one.name))
+        else:
+            parts += [_path(one, path, _said(one, at)) for path, at in paths]
+    return "".join(parts)
+
+
+def _said(one: Series, at: int) -> str:
+    """What a tooltip says of one place."""
+    if "said" in one.data:
+        return str(one.data["said"][at])
+    parts = [f"{name.replace('_', ' ')} {number(float(one.data[name][at]))}" for name in list(one.data)[1:]]
+    return f"{one.name}: {', '.join(reversed(parts))}"
+
+
+def _apart(x: Scale, at: int) -> float:
+    """Equal choices stand a little apart, so that they can be counted."""
+    return 0.0 if x.choices is None else (at * 0.618 % 1 - 0.5) * 0.5 * (x.stop - x.start) / (x.high - x.low)
+
+
+def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:
+    """Marks: each with its title if they are few, else one path."""
+    if len(places) > _FEW:
+        path = "".join(f"M{px(x)} {px(y)}h0" for x, y, _ in places)
+        return f'<path class="many" stroke="{one.colour}" stroke-width="{px(one.size * 0.9)}" d="{path}"/>'
+    return "".join(
+        f'<circle fill="{one.colour}" cx="{px(x)}" cy="{px(y)}" r="{px(one.size * 0.55)}">'
+        f"<title>{safe(_said(one, at))}</title></circle>"
+        for x, y, at in places
+    )
+
+
+def _path(one: Series, path: str, title: str) -> str:
+    dash = f' stroke-dasharray="{_DASHES[one.dash]}"' if one.dash in _DASHES else ""
+    look = f'stroke="{one.colour}" stroke-width="{px(one.size)}" stroke-opacity="{one.opacity:g}"{dash}'
+    return f'<path {look} d="{path}"><title>{safe(title)}</title></path>' if path else ""
+
+
+def _bars(one: Series, width: float) -> str:
+    """A bar per name, the last one on top."""
+    left, parts = 130.0, []
+    shares, names = _columns(one)
+    for row, (share, name) in enumerate(zip(shares[::-1], names[::-1], strict=True)):
+        top, wide = 6 + row * _ROW, max(1.0, float(share) / 100 * (width - left - 60))
+        parts.append(
+            f'<text class="tick end" x="{px(left - 8)}" y="{px(top + 15)}">{safe(name, longest=19)}</text>'
+            f'<rect fill="{one.colour}" x="{px(left)}" y="{px(top + 3)}" width="{px(wide)}" height="16" rx="2">'
+            f"<title>{safe(name)}: {share:.1f}%</title></rect>"
+            f'<text class="tick" x="{px(left + wide + 6)}" y="{px(top + 15)}">{share:.0f}%</text>'
+        )
+    return "".join(parts)
+
+
+def _parallel(chart: Chart) -> str:
+    """One line per row over one axis per column, the best ones in front."""
+    (lines,) = chart.series
+    columns = [list(column) for column in lines.data.values()]
+    rows = list(zip(*columns[: len(chart.axes)], strict=True))
+    places = [60.0 + 920.0 * at / max(1, len(chart.axes) - 1) for at in range(len(chart.axes))]
+    scales = [scale_of(one, column, 290.0, 40.0) for one, column in zip(chart.axes, columns, strict=False)]
+
+    def line(row: Sequence[float]) -> str:
+        there = [
+            (at, scale(value)) for at, scale, value in zip(places, scales, row, strict=True) if math.isfinite(value)
+        ]
+        return "M" + "L".join(f"{px(x)} {px(y)}" for x, y in there)
+
+    tenth = max(_BEST, len(rows) // 10)
+    parts = [
+        _path(lines._replace(colour=COLOURS[6], size=1, opacity=0.4), "".join(map(line, rows[:-tenth])), "others"),
+        _path(lines._replace(size=1, opacity=0.4), "".join(map(line, rows[-tenth:-_BEST])), "the better tenth"),
+    ]
+    for at, row in enumerate(rows[-_BEST:], max(0, len(rows) - _BEST)):
+        last = at == len(rows) - 1
+        look = lines._replace(colour=BEST if last else COLOURS[3], size=2.6 if last else 2)
+        parts.append(_path(look, line(row), f"trial {columns[-1][at]}: {number(float(row[-1]))}"))
+    for place, one, scale in zip(places, chart.axes, scales, strict=True):
+        parts.append(f'<path class="axis" d="M{px(place)} 40V290"/>')
+        parts.append(f'<text class="name mid" x="{px(place)}" y="22">{safe(one.name, longest=16)}</text>')
+        for height, text in scale.labels():
+            parts.append(f'<text class="tick" x="{px(place + 5)}" y="{px(height + 4)}">{safe(text, longest=10)}</text>')
+    return "".join(parts)

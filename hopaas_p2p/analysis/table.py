@@ -1,0 +1,412 @@
+"""The trials of a study as columns: what everything reads that shows, lists, exports or models trials.
+
+Finished trials never change, so each is read once, in whole packed blocks where they come from a State. Only those that
+wait or run are looked at again, and those that are new. Parameters are in Optuna's internal representation (of a choice
+its index), by the first distribution that the study had of that name.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.core.blocks import ABSENT
+from hopaas_p2p.core.spending import earlier_seconds
+from hopaas_p2p.core.state import BLOCK, BlockColumns, State, Trial
+from hopaas_p2p.translate import external, to_optuna
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+COMPLETE: Final = int(TrialState.COMPLETE)
+PRUNED: Final = int(TrialState.PRUNED)
+FAIL: Final = int(TrialState.FAIL)
+RUNNING: Final = int(TrialState.RUNNING)
+_OVER: Final = frozenset({COMPLETE, PRUNED, FAIL})
+_NAN: Final = float("nan")
+
+
+class Parameter(NamedTuple):
+    """One parameter as an axis."""
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    choices: tuple[str, ...] | None = None
+    """The choices as text, by index; None for a number."""
+    whole: bool = False
+
+
+class TrialTable:
+    """Grows with its study, and is made for one reader: not safe for use by several threads while it is read into.
+
+    A trial's row is its place in the study's list, which is its number. Columns are as long as there are trials, and
+    good until the next ones are read.
+    """
+
+    COLUMNS: ClassVar[dict[str, tuple[type, float]]] = {
+        "state": (np.int8, -1),
+        "start": (np.float64, _NAN),
+        "end": (np.float64, _NAN),
+        "earlier": (np.float64, 0),
+        "steps": (np.int64, 0),
+        "last_step": (np.float64, _NAN),
+        "last": (np.float64, _NAN),
+        "attempt": (np.int64, 1),
+        "owner": (np.int64, -1),
+    }
+    """Name -> what numbers it holds, and what stands for a trial without one."""
+    state: NDArray[np.int8]
+    """By `TrialState`."""
+    start: Floats
+    """Seconds since 1970; NaN when unknown."""
+    end: Floats
+    earlier: Floats
+    """Seconds that a trial ran before its last lease."""
+    steps: Ints
+    """How many values were reported."""
+    last_step: Floats
+    last: Floats
+    """The value reported last; NaN without reports."""
+    attempt: Ints
+    owner: Ints
+    """Index into `owners`; -1 for a trial that nobody ran."""
+    values: Floats
+    """A row per trial, a column per objective; NaN without a value."""
+    params: dict[str, Floats]
+    """NaN for a trial without the parameter."""
+
+    def __init__(self, directions: Sequence[str] = ("minimize",)) -> None:
+        self.lsn = 0
+        self.directions = tuple(directions)
+        self.distributions: dict[str, BaseDistribution] = {}
+        """The first of each parameter."""
+        self.parameters: dict[str, Parameter] = {}
+        self.mixed: set[str] = set()
+        """Parameters that are not the same kind of thing in all trials."""
+        self.owners: tuple[str, ...] = ()
+        self.sites: tuple[str, ...] = ()
+        self.site: Ints = np.empty(0, np.int64)
+        """Index into `sites`."""
+        self.own: set[int] = set()
+        """Rows of trials of a State that have a distribution of their own."""
+        self._merged: dict[str, Ints] = {}
+        """Of parameters with choices that are equal, such as 1 and True: the first one's index, by index."""
+        self._compared: dict[str, BaseDistribution] = {}
+        """The distribution of each parameter that was compared last."""
+        self._codes: dict[str, int] = {}
+        self._open: dict[int, object] = {}
+        """Rows that are not over, and the trial that was read there."""
+        self._arrays: dict[str, NDArray[Any]] = {name: np.full(256, *one[::-1]) for name, one in self.COLUMNS.items()}
+        self._arrays["values"] = np.full((256, len(self.directions)), _NAN)
+        self._places: dict[str, Floats] = {}
+        self.make_room(0, {})
+
+    @classmethod
+    def of(cls, state: State, before: Self | None = None) -> Self:
+        """The trials of this State, whose lock is held; `before` is a table of the same study, and makes it quick."""
+        directions = state.define.directions if state.define else ("minimize",)
+        if before is None or before.directions != directions:
+            table = cls(directions)
+        else:
+            table = copy.copy(before)
+            for name, one in vars(before).items():
+                if isinstance(one, dict | set):
+                    setattr(table, name, one.copy())
+            for columns in (table._arrays, table._places):
+                columns |= {name: column.copy() for name, column in columns.items()}
+        table.follow(state)
+        return table
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @property
+    def room(self) -> int:
+        """How many trials fit before arrays are made anew."""
+        return len(self._arrays["state"])
+
+    @property
+    def number(self) -> Ints:
+        """The trials' numbers."""
+        return np.arange(len(self))
+
+    # --- questions ---
+
+    def seconds(self) -> Floats:
+        """How long each trial took, over all its leases; NaN for one that is not over or whose times are not known."""
+        spent: Floats = self.end - self.start
+        return np.where(spent >= 0, spent + self.earlier, np.nan)
+
+    def is_(self, *states: int) -> Mask:
+        """Which trials are in one of these states."""
+        return np.isin(self.state, states)
+
+    def cost(self, objective: int = 0) -> Floats:
+        """The objective's values, the smaller the better."""
+        sign = -1.0 if self.directions[objective] == "maximize" else 1.0
+        column: Floats = sign * self.values[:, objective]
+        return column
+
+    def front(self, shown: Mask | None = None) -> Ints:
+        """The rows of the COMPLETE trials that no other beats in every objective; of equal ones all are on the front.
+
+        Args:
+            shown: the trials that count; by default all.
+
+        """
+        mask = (self.state == COMPLETE) & ~np.isnan(self.values).any(axis=1)
+        rows = np.flatnonzero(mask if shown is None else mask & shown)
+        costs = np.stack([self.cost(one)[rows] for one in range(len(self.directions))], axis=1)
+        front: list[int] = []
+        kept = np.empty((0, costs.shape[1]))
+        for at in np.lexsort(costs.T[::-1]):  # only an earlier trial in this order can beat a later one
+            if not ((kept <= costs[at]).all(axis=1) & (kept < costs[at]).any(axis=1)).any():
+                front.append(int(at))
+                kept = np.vstack([kept, costs[at]])
+        return np.sort(rows[front])
+
+    def complete(self, objective: int = 0) -> Mask:
+        """COMPLETE trials with a finite value, which a chart can show."""
+        complete: Mask = (self.state == COMPLETE) & np.isfinite(self.values[:, objective])
+        return complete
+
+    def best(self, objective: int = 0) -> int | None:
+        """The row of the best COMPLETE trial, the earliest of equals."""
+        rows = np.flatnonzero((self.state == COMPLETE) & ~np.isnan(self.values[:, objective]))
+        return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
+
+    def merged(self, name: str, rows: Ints | slice) -> Floats:
+        """A parameter in these rows, where choices that are equal are one, as Optuna has it."""
+        column, codes = self.params[name][rows], self._merged.get(name)
+        if codes is None:
+            return column
+        known = np.isfinite(column)
+        return np.where(known, codes[np.where(known, column, 0).astype(np.int64)], np.nan)
+
+    # --- reading ---
+
+    def follow(self, state: State) -> None:
+        """Read what is new in this State, whose lock is held: blocks of finished trials as a whole."""
+        trials, row = state.trials, len(self)
+        new = list(state.dists.items())[len(self._places) :]
+        self.make_room(len(trials), {name: to_optuna(one) for name, one in new})
+        for number in sorted(self._open):
+            self._read_logged(number, trials[number], state)
+        while row < len(trials):
+            closed = trials.closed.get(row // BLOCK) if row % BLOCK == 0 else None
+            if closed is None:
+                self._read_logged(row, trials[row], state)
+                row += 1
+                continue
+            block = closed.columns()
+            alone = {*block.dists, *block.leased}
+            self.read_block(block, but=alone)
+            for at in alone:
+                self._read_logged(row + at, trials[row + at], state)
+            row += BLOCK
+        self.lsn, self.owners = state.lsn, tuple(self._codes)
+        sites = [place(state, one)[0] for one in self.owners]
+        self.sites = tuple(sorted({*sites, *(("-",) if (self.owner < 0).any() else ())}))
+        index = {name: position for position, name in enumerate(self.sites)}
+        of_owner = np.array([index[name] for name in sites] + [index.get("-", 0)], dtype=np.int64)
+        self.site = of_owner[self.owner]  # -1 takes the last one
+
+    def read_block(self, block: BlockColumns, *, but: Collection[int]) -> Ints:
+        """Read a block of finished trials but for those at these places; returns the places that were read."""
+        states = np.frombuffer(block.states, np.uint8)
+        plain = np.ones(len(states), np.bool_)
+        plain[list(but)] = False
+        rows, those = np.flatnonzero(plain), slice(block.first, block.first + len(states))
+        later, duration = map(np.asarray, block.times())
+        start = np.cumsum(later)  # of a hostile snapshot, whatever it comes to
+        began = start != ABSENT
+        owners = np.array([-1 if one is None else self._code(one) for one in block.owners] or [-1])
+        for column, made in (
+            (self.state, states),
+            (self.start, np.where(began, start / 1e6, np.nan)),
+            (self.end, (np.where(began, start, 0) + duration) / 1e6),
+            (self.owner, owners[np.asarray(block.owner)]),
+        ):
+            column[those][plain] = made[plain]
+        for at, attempt in block.attempts.items():
+            self.attempt[block.first + at] = attempt
+        widths, values = np.asarray(block.widths), np.asarray(block.values)
+        valued = rows[widths[rows] == len(self.directions)]
+        at = _starts(np.maximum(widths, 0))[valued]
+        self.values[block.first + valued] = values[at[:, None] + np.arange(len(self.directions))]
+        step_set, reports = np.asarray(block.step_set), np.asarray(block.reports())
+        starts = _starts(np.array([len(steps) for steps in block.step_sets] or [0])[step_set])
+        for index in distinct(step_set[rows]).tolist():
+            steps, some = block.step_sets[index], rows[step_set[rows] == index]
+            if steps:
+                last = int(np.argmax(steps))
+                self.steps[block.first + some] = len(steps)
+                self.last_step[block.first + some] = steps[last]
+                self.last[block.first + some] = reports[starts[some] + last]
+        sets, params = np.asarray(block.param_set), np.asarray(block.params)
+        starts = _starts(np.array([len(names) for names in block.param_sets] or [0])[sets])
+        for index in distinct(sets[rows]).tolist():
+            some, names = rows[sets[rows] == index], block.param_sets[index]
+            table = params[starts[some][:, None] + np.arange(len(names))]
+            for offset, name in enumerate(names):
+                column = table[:, offset]
+                self._places[name][block.first + some] = np.where(np.isfinite(column), column, np.nan)
+        return rows
+
+    def _read_logged(self, row: int, trial: Trial, state: State) -> None:
+        self._read_scalars(row, trial, trial.state, trial.values, trial.reports, trial.start, trial.end)
+        self.earlier[row] = earlier_seconds(trial) if trial.history else 0.0
+        self.attempt[row] = trial.attempt
+        self.owner[row] = -1 if trial.owner is None else self._code(trial.owner)
+        if trial.dists:
+            self.own.add(row)
+        for name, value in list(trial.params.items()):
+            if name not in trial.dists:
+                self._places[name][row] = value if math.isfinite(value) else _NAN
+                continue
+            own = to_optuna(trial.dists[name])
+            self._place(row, name, external(own, value), own)
+
+    def refresh(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Read what is new of an Optuna study; these are all its trials. Returns those that `read` says yes to."""
+        known = len(self)
+        self.make_room(max(known, len(trials)), {})
+        rows = [*sorted(self._open), *range(known, len(trials))]
+        return [trials[row] for row in rows if row < len(trials) and self.read(row, trials[row])]
+
+    def read(self, row: int, trial: FrozenTrial) -> bool:
+        """Read one trial of an Optuna study; whether it is another than was read there."""
+        if trial is self._open.get(row):
+            return False
+        both = (trial.datetime_start, trial.datetime_complete)
+        times = [None if one is None else one.timestamp() * 1e6 for one in both]
+        self._read_scalars(row, trial, trial.state, trial.values, trial.intermediate_values, *times)
+        self._read_params(row, self.params_of(trial), trial.distributions)
+        return True
+
+    def params_of(self, trial: FrozenTrial) -> Mapping[str, Any]:
+        """The parameters to read of a trial, as the objective sees them."""
+        return trial.params
+
+    def _read_scalars(
+        self,
+        row: int,
+        trial: object,
+        state: int,
+        values: Sequence[float] | None,
+        reports: Mapping[int, float],
+        start: float | None,
+        end: float | None,
+    ) -> None:
+        if state in _OVER:
+            self._open.pop(row, None)
+        else:
+            self._open[row] = trial
+        self.state[row] = state
+        self.start[row] = _NAN if start is None else start / 1e6
+        self.end[row] = _NAN if end is None else end / 1e6
+        if values is not None and len(values) == len(self.directions):
+            self.values[row] = values
+        steps = list(reports)
+        if steps:
+            last = max(steps)
+            self.steps[row], self.last_step[row], self.last[row] = len(steps), last, reports.get(last, _NAN)
+
+    def _read_params(self, row: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
+        for column in self._places.values():  # what it announced when it ran need not be what it used
+            column[row] = _NAN
+        for name, value in params.items():
+            one = distributions.get(name)  # none of a trial that runs, whose sampler has announced it
+            if name not in self._places and one is not None:
+                self._new_parameter(name, one)
+            if name in self._places:
+                self._place(row, name, value, one)
+
+    def _place(self, row: int, name: str, value: Any, one: BaseDistribution | None) -> None:
+        """Enter a parameter; NaN for what has no place on the axis of the first distribution."""
+        kind = self.distributions[name]
+        if one is not None and one is not kind and one is not self._compared.get(name):
+            self._compared[name] = one
+            if isinstance(one, CategoricalDistribution) != isinstance(kind, CategoricalDistribution) or (
+                isinstance(one, CategoricalDistribution) and one != kind
+            ):
+                self.mixed.add(name)
+        try:
+            if isinstance(kind, CategoricalDistribution):
+                place: float = kind.to_internal_repr(value)
+                if name in self._merged:  # the very one, not only its equal
+                    same = [at for at, choice in enumerate(kind.choices) if type(choice) is type(value)]
+                    place = next((at for at in same if kind.choices[at] == value), place)
+            else:
+                place = float(value)
+            self._places[name][row] = place if math.isfinite(place) else _NAN
+        except (ValueError, TypeError, OverflowError):  # no number, or not among the choices
+            if one is not None:
+                self.mixed.add(name)
+
+    def _new_parameter(self, name: str, one: BaseDistribution) -> None:
+        self.distributions[name] = one
+        self.parameters[name] = _parameter(name, one)
+        self._places[name] = np.full(self.room, np.nan)
+        self.params[name] = self._places[name][: len(self)]
+        if isinstance(one, CategoricalDistribution):
+            codes = np.array([one.to_internal_repr(choice) for choice in one.choices], np.int64)
+            if (codes != np.arange(len(codes))).any():
+                self._merged[name] = codes
+
+    def _code(self, owner: str) -> int:
+        return self._codes.setdefault(owner, len(self._codes))
+
+    def make_room(self, count: int, parameters: Mapping[str, BaseDistribution]) -> None:
+        """Make the columns this long, and those of new parameters."""
+        if count > self.room:
+            more = 2 * count - self.room
+            for name, column in self._arrays.items():
+                empty = self.COLUMNS.get(name, (np.float64, _NAN))[1]
+                fill = np.full((more, *column.shape[1:]), empty, column.dtype)
+                self._arrays[name] = np.concatenate([column, fill])
+            fill = np.full(more, np.nan)
+            self._places = {name: np.concatenate([column, fill]) for name, column in self._places.items()}
+        for name, column in self._arrays.items():
+            setattr(self, name, column[:count])
+        self.params = {name: column[:count] for name, column in self._places.items()}
+        for name, one in parameters.items():
+            if name not in self._places:
+                self._new_parameter(name, one)
+
+
+def _parameter(name: str, one: BaseDistribution) -> Parameter:
+    if isinstance(one, FloatDistribution | IntDistribution):
+        log = one.log and one.low > 0
+        return Parameter(name, float(one.low), float(one.high), log, whole=isinstance(one, IntDistribution))
+    choices = tuple(map(str, one.choices)) if isinstance(one, CategoricalDistribution) else ()
+    return Parameter(name, 0, max(0, len(choices) - 1), choices=choices)
+
+
+def place(state: State, owner: str | None) -> tuple[str, str]:
+    """Site and node of a peer, as it reported them; "?" where it did not."""
+    info = state.peers.get(owner or "", {})
+    return info.get("site") or "?", info.get("host") or "?"
+
+
+def distinct(numbers: Ints) -> Ints:
+    """These numbers, ascending, each once: np.unique, whose hash table takes ten times as long for many."""
+    ordered = np.sort(numbers)
+    first = np.ones(len(ordered), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
+
+
+def _starts(lengths: Ints) -> Ints:
+    """Where each of several runs of these lengths begins."""
+    return np.asarray(np.cumsum(lengths, dtype=np.int64) - lengths)

@@ -1,0 +1,126 @@
+"""The timeline: one row per peer, with the trials it ran, what was interrupted, and where that was retried."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, cut
+from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.core.spending import is_last_lease
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
+
+_ROWS: Final = 40
+_BARS: Final = 1500
+_LINKS: Final = 60
+_KINDS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
+_LOOKS: Final = {
+    "complete": (palette.COMPLETE, 18, "solid"),
+    "pruned": (palette.PRUNED, 10, "solid"),
+    "failed": (palette.FAILED, 6, "solid"),
+    "running": (palette.RUNNING, 14, "solid"),
+    "taken over": (palette.LOST, 16, "dotted"),
+    "returned": (palette.WAITING, 8, "solid"),
+    "came back": (palette.LOST, 1.8, "solid"),
+}
+"""Colour, height and dashes: height distinguishes kinds too, for those who cannot tell the colours apart."""
+_UNITS: Final = (("days", 86400e6), ("hours", 3600e6), ("minutes", 60e6), ("seconds", 1e6))
+
+
+class Stretch(NamedTuple):
+    """A trial's time on one peer: microseconds by that peer's clock."""
+
+    owner: str
+    number: int
+    start: int
+    end: int
+    kind: str
+    """complete, pruned, failed, running, taken over or returned."""
+
+
+def stretches(state: State) -> list[Stretch]:
+    """All stretches of the study, by trial."""
+    newest = max((t.end for t in state.trials if t.end is not None), default=0)
+    found = []
+    for trial in state.trials:
+        for tenure in trial.history:
+            if tenure.start is not None:
+                kind = "returned" if tenure.why.startswith(("released", "interrupted")) else "taken over"
+                found.append(Stretch(tenure.owner, trial.number, tenure.start, max(tenure.start, tenure.end), kind))
+        if trial.owner is None or trial.start is None or is_last_lease(trial):
+            continue
+        end = max(trial.start, newest if trial.end is None else trial.end)
+        found.append(Stretch(trial.owner, trial.number, trial.start, end, _KINDS.get(trial.state, "running")))
+    return found
+
+
+def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows: int = _ROWS) -> Chart | None:
+    """The newest stretches of the peers that were busy last; None if no trial has been started.
+
+    Args:
+        state: the study.
+        now: seconds since 1970, to which running trials are drawn, and times of day shown. By default trials run to
+            the last time that the log knows, and times count from the first trial.
+        most: stretches that are drawn.
+        rows: peers that are drawn.
+
+    """
+    found = sorted(stretches(state), key=lambda one: one.end)
+    if not found:
+        return None
+    owners = list(dict.fromkeys(one.owner for one in reversed(found)))
+    labels = peer_labels(state)
+    row = {owner: at for at, owner in enumerate(sorted(owners[:rows], key=lambda one: labels.get(one, one)))}
+    kept = [one for one in found if one.owner in row]
+    bars = kept[-most:]
+    began, name, scale = 0, "", 1000.0  # an axis of times counts milliseconds
+    if now is None:
+        began = min(one.start for one in bars)
+        units = [unit for unit in _UNITS if unit[1] * 4 <= bars[-1].end - began]
+        unit, scale = units[0] if units else _UNITS[-1]
+        name = f"{unit} since the first trial"
+    counts = Counter(one.kind for one in bars)
+    notes = ["Each peer's times are by its own clock"]
+    notes += [f"{len(owners) - len(row):,} peers are not drawn"] if len(owners) > len(row) else []
+    notes += [f"{len(kept) - len(bars):,} earlier stretches are not drawn"] if len(kept) > len(bars) else []
+    about = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return Chart(
+        "Timeline by peer",
+        list(_lines(state, bars, row, lambda at: (at - began) / scale, (now or 0) * 1e6)),
+        ChartAxis(name, time=now is not None),
+        ChartAxis(choices=tuple(cut(labels.get(owner, owner), 26) for owner in row), down=True),
+        f"Timeline of {len(row)} peers: {about}.",
+        ". ".join(notes) + ".",
+        height=26 * len(row) + 120,
+        wide=True,
+    )
+
+
+def _lines(
+    state: State, bars: list[Stretch], row: dict[str, int], place: Callable[[float], float], until: float
+) -> Iterator[Series]:
+    """A thick line for each stretch, by kind; and thin ones from what was taken over to where it came back."""
+    drawn: dict[str, list[tuple[float, int, float, int, int, str]]] = {kind: [] for kind in _LOOKS}
+    for one in bars:
+        end = max(one.end, until) if one.kind == "running" else one.end
+        said = f"trial {one.number}: {one.kind}, {duration((end - one.start) / 1e6)}"
+        drawn[one.kind].append((one.start, row[one.owner], end, row[one.owner], one.number, said))
+    first = {one.number: one for one in reversed(bars)}
+    for one in [one for one in bars if one.kind == "taken over"][-_LINKS:]:
+        there = first.get(state.trials[one.number].retried_by or -1)
+        if there is not None:
+            said = f"trial {one.number} came back as trial {there.number}"
+            drawn["came back"].append((one.end, row[one.owner], there.start, row[there.owner], one.number, said))
+    for kind, lines in drawn.items():
+        colour, height, dash = _LOOKS[kind]
+        data = {
+            "at": [x for line in lines for x in (place(line[0]), place(line[2]), math.nan)],
+            "peer": [y for line in lines for y in (line[1], line[3], 0)],
+            "trial": [number for *_, number, _ in lines for _ in range(3)],
+            "said": [said for *_, said in lines for _ in range(3)],
+        }
+        if lines:
+            yield Series(kind, "line", data, colour, height, "marks", dash)

@@ -1,0 +1,267 @@
+"""The trials of a study as a model of the objective sees them: what is read at every ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from hopaas_p2p.analysis.table import COMPLETE, PRUNED, RUNNING, Floats, Ints, Mask, TrialTable
+from hopaas_p2p.core.attributes import CONTINUES
+from hopaas_p2p.core.state import BlockColumns
+
+_LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+_SUPERSEDED: Final = -1
+_PRESENT: Final = 32  # sets of parameters for which it is remembered which trials have them
+_STRIDE: Final = 64  # of so many costs the smallest is looked at first
+
+
+class ReadBlock(NamedTuple):
+    """A block of finished trials."""
+
+    columns: BlockColumns
+    special: list[FrozenTrial]
+    """Those of its trials that cannot be read from the columns."""
+
+
+class Changes(NamedTuple):
+    """What is new in a study."""
+
+    reset: bool
+    """Whether this is all that there is, and nothing that was read before counts."""
+    number_of_trials: int
+    """How many trials there are."""
+    blocks: Sequence[ReadBlock]
+    trials: Sequence[FrozenTrial]
+    """Those that changed, but for the blocks, by number; each as its own process sees it."""
+    distributions: Mapping[str, BaseDistribution]
+    """Of the parameters in the blocks."""
+
+
+class TrialReader(Protocol):
+    """Tells what changed since it was asked last; our storage gives one, so that no list of all trials is made."""
+
+    def read(self) -> Changes:
+        """What is new, as fresh as a read may expect."""
+
+
+class KnownTrials(TrialTable):
+    """The table, and what samplers ask of it. Not safe for use by several threads at once.
+
+    Args:
+        params_of: the parameters of a trial that still runs; its sampler may have announced more than were suggested.
+        objectives: how many the study has.
+
+    """
+
+    COLUMNS: ClassVar[dict[str, tuple[type, float]]] = TrialTable.COLUMNS | {
+        "role": (np.int8, _SUPERSEDED),
+        "violation": (np.float64, 0),
+    }
+    role: NDArray[np.int8]
+    """The state of a trial that teaches something: COMPLETE, PRUNED or RUNNING; -1 for one that another continued."""
+    violation: Floats
+    """The sum of the constraints that are violated."""
+
+    def __init__(self, params_of: Callable[[FrozenTrial], Mapping[str, Any]], objectives: int = 1) -> None:
+        super().__init__(("minimize",) * objectives)
+        self._params_of = params_of
+        self._first: tuple[int, FrozenTrial] | None = None
+        """The finished trial that was read first: another one in its place means that this is another study."""
+        self.learned = 0
+        """How many trials are COMPLETE or PRUNED."""
+        self.changes: list[int] = []
+        """Rows in the order in which they were read; a reader remembers how far it has come."""
+        self.intersection: dict[str, BaseDistribution] | None = None
+        """The parameters that all COMPLETE and PRUNED trials have, with the same distribution."""
+        self.groups: list[dict[str, BaseDistribution]] = []
+        """Parameters that were always there together, in the order of Optuna's `group`."""
+        self._shapes: set[frozenset[str]] = set()
+        self._last_shape: Mapping[str, BaseDistribution] = {}
+        self._present: dict[tuple[str, ...], tuple[Mask, int]] = {}
+        """Which trials have all of some parameters, and how many of the changes that takes into account."""
+
+    def same_study(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether these can be the trials that were read before, or more of them."""
+        if self._first is None:
+            return True
+        row, before = self._first
+        return row < len(trials) and (trials[row] is before or trials[row] == before)
+
+    def take(self, changes: Changes) -> None:
+        """Read what is new, where that is known."""
+        self.make_room(max(len(self), changes.number_of_trials), changes.distributions)
+        for block, special in changes.blocks:
+            places = self.read_block(block, but=block.special)
+            states = self.state[block.first + places]
+            learned = places[(states == COMPLETE) | (states == PRUNED)]
+            self.role[block.first + learned] = self.state[block.first + learned]
+            self.changes.extend((block.first + learned).tolist())
+            self.learned += len(learned)
+            sets, firsts = np.unique(np.asarray(block.param_set)[learned], return_index=True)
+            shapes = {
+                block.first + int(learned[first]): {name: changes.distributions[name] for name in block.param_sets[one]}
+                for one, first in zip(sets.tolist(), firsts.tolist(), strict=True)
+            }
+            shapes |= {trial.number: trial.distributions for trial in special if self.read(trial.number, trial)}
+            for _, shape in sorted(shapes.items(), key=lambda one: one[0]):
+                self._learn(shape)
+        for trial in changes.trials:
+            if self.role[trial.number] not in (COMPLETE, PRUNED) and self.read(trial.number, trial):
+                self._learn(trial.distributions)
+
+    def refresh(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        found = super().refresh(trials)
+        for trial in found:
+            self._learn(trial.distributions)
+        return found
+
+    def read(self, row: int, trial: FrozenTrial) -> bool:
+        """Read one trial; whether it has become COMPLETE or PRUNED."""
+        if not super().read(row, trial):
+            return False
+        earlier = trial.system_attrs.get(CONTINUES) if trial.system_attrs else None
+        learned = trial.state in _LEARNED
+        if not learned and (trial.state is not TrialState.RUNNING or earlier is not None):
+            self.role[row] = _SUPERSEDED  # what it goes on from says more
+            return False
+        self.role[row] = int(trial.state)
+        self.changes.append(row)
+        if learned:
+            if type(earlier) is int and 0 <= earlier < len(self) and self.role[earlier] in (COMPLETE, PRUNED):
+                self.role[earlier] = _SUPERSEDED  # a configuration is seen once
+                self.learned -= 1
+            self.learned += 1
+            self._first = self._first or (row, trial)
+            if trial.system_attrs:
+                self.violation[row] = sum(value for value in trial.constraints.values() if value > 0)
+        return learned
+
+    def params_of(self, trial: FrozenTrial) -> Mapping[str, Any]:
+        if trial.state.is_finished():
+            return trial.params
+        try:
+            return self._params_of(trial)
+        except (TypeError, ValueError, AttributeError):  # what another peer announced is not what it should be
+            return trial.params
+
+    def row_of(self, number: int) -> int | None:
+        """The row of a trial that is not finished."""
+        for row, trial in self._open.items():
+            if isinstance(trial, FrozenTrial) and trial.number == number:
+                return row
+        return None
+
+    def having(self, names: Iterable[str]) -> Mask:
+        """Which trials have all these parameters. Not to be changed, and good until the next trials are read."""
+        key = tuple(names)
+        present, seen = self._present.pop(key, (None, 0))
+        if present is None or len(present) < len(self):
+            present = np.zeros(self.room, np.bool_)
+            present[: len(self)] = self._complete(key, slice(None))
+        elif seen < len(self.changes):
+            rows = np.asarray(self.changes[seen:], np.int64)
+            present[rows] = self._complete(key, rows)
+        self._present[key] = present, len(self.changes)
+        if len(self._present) > _PRESENT:
+            del self._present[next(iter(self._present))]
+        return present[: len(self)]
+
+    def _complete(self, names: Iterable[str], rows: Ints | slice) -> Mask:
+        present = np.ones(len(self), np.bool_)[rows]
+        for name in names:
+            present &= ~np.isnan(self.params[name][rows]) if name in self.params else False
+        return present
+
+    def observations(self, names: Iterable[str], rows: Ints) -> dict[str, Floats]:
+        """The values of these parameters in these rows."""
+        return {name: self.merged(name, rows) if len(rows) else np.empty(0) for name in names}
+
+    def contains(self, values: Mapping[str, float], but: int | None) -> bool:
+        """Whether a trial that runs or has not failed, another than in row `but`, has these values."""
+        if not values.keys() <= self.params.keys():
+            return False
+        (name, value), *others = values.items()
+        rows = np.flatnonzero(self.merged(name, slice(None)) == value)
+        for name, value in others:
+            rows = rows[self.merged(name, rows) == value]
+        rows = rows[np.isin(self.role[rows], (COMPLETE, PRUNED, RUNNING))]
+        return bool((rows != but).any())
+
+    def _learn(self, shape: Mapping[str, BaseDistribution]) -> None:
+        """Take into account which parameters a COMPLETE or PRUNED trial has."""
+        if shape is self._last_shape:  # many trials share one
+            return
+        self._last_shape = shape
+        if self.intersection is None:
+            self.intersection = dict(shape)
+        for name, one in list(self.intersection.items()):
+            other = shape.get(name)
+            if other is not one and other != one:
+                del self.intersection[name]
+        names = frozenset(shape)
+        if names in self._shapes:
+            return
+        self._shapes.add(names)
+        split = []
+        for group in self.groups:
+            split.append({name: one for name, one in group.items() if name in names})
+            split.append({name: one for name, one in group.items() if name not in names})
+            names -= group.keys()
+        split.append({name: shape[name] for name in names})
+        self.groups = [group for group in split if group]
+
+
+def best_rows(trials: KnownTrials, count: int, *, maximize: bool) -> Ints:
+    """The rows of the `count` best trials, ascending: COMPLETE ones, then PRUNED ones, then those that violate most.
+
+    The order is the one of Optuna's TPE: by value; pruned ones by the last step they reached, then by what they
+    reported there; infeasible ones by how much they violate. Of equals the earlier one is the better.
+    """
+    complete = (trials.role == COMPLETE) & (trials.violation <= 0)
+    if count > np.count_nonzero(complete):
+        return np.sort(ranked_rows(trials, maximize=maximize)[:count])
+    values = trials.values[:, 0]
+    return _smallest(complete, np.where(complete, -values if maximize else values, np.inf), count)
+
+
+def ranked_rows(trials: KnownTrials, *, maximize: bool) -> Ints:
+    """The rows of all COMPLETE and PRUNED trials, the best first, in the order that `best_rows` says."""
+    role, violation = trials.role, trials.violation
+    sign = -1.0 if maximize else 1.0
+    complete = np.flatnonzero((role == COMPLETE) & (violation <= 0))
+    complete = complete[np.argsort(sign * trials.values[complete, 0], kind="stable")]
+    pruned = np.flatnonzero((role == PRUNED) & (violation <= 0))
+    steps = np.nan_to_num(-trials.last_step[pruned], nan=1.0)  # without reports: behind all others
+    values = np.nan_to_num(sign * trials.last[pruned], nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    infeasible = np.flatnonzero(((role == COMPLETE) | (role == PRUNED)) & (violation > 0))
+    infeasible = infeasible[np.argsort(violation[infeasible], kind="stable")]
+    return np.concatenate([complete, pruned[np.lexsort((values, steps))], infeasible])
+
+
+def _smallest(candidates: Mask, costs: Floats, count: int) -> Ints:
+    """The rows of the smallest costs among these candidates, ascending; of equals the first ones."""
+    rows = _promising(costs, count)
+    if rows is None:
+        rows = np.flatnonzero(candidates)
+    costs = costs[rows]
+    if count == 0 or count == len(rows):
+        return rows[:count]
+    limit = np.partition(costs, count - 1)[count - 1]
+    below = np.flatnonzero(costs < limit)
+    equal = np.flatnonzero(costs == limit)[: count - len(below)]
+    chosen: Ints = rows[np.sort(np.concatenate([below, equal]))]
+    return chosen
+
+
+def _promising(costs: Floats, count: int) -> Ints | None:
+    """Rows among which the smallest costs are: those not above the largest of the `count` smallest of some minima."""
+    minima = np.fmin.reduce(costs[: len(costs) // _STRIDE * _STRIDE].reshape(_STRIDE, -1), axis=0)
+    if not 0 < count < len(minima):
+        return None
+    limit = np.partition(minima, count - 1)[count - 1]
+    return np.flatnonzero(costs <= limit) if np.isfinite(limit) else None
