@@ -116,13 +116,13 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
     return Layered(old, {}, without)
 
 
-class Series(_Chained[int, float]):
+class StepValues(_Chained[int, float]):
     """Values by step, and which step is the last, or the next after another, without a look at all of them."""
 
     __slots__ = ("base", "first", "last", "steps")
 
     def __init__(
-        self, own: dict[int, float], base: Series | None = None, first: int = FROM_START, last: int = LAST_STEP
+        self, own: dict[int, float], base: StepValues | None = None, first: int = FROM_START, last: int = LAST_STEP
     ) -> None:
         super().__init__(own, base)
         self.steps = sorted(own)
@@ -189,15 +189,15 @@ class Series(_Chained[int, float]):
         self.first, self.last = max(self.first, first), min(self.last, last)
         self._drop_what_is_hidden()
 
-    def branch(self, first: int, last: int) -> Series:
+    def branch(self, first: int, last: int) -> StepValues:
         """The values at these steps, for another trial."""
         if len(self.own) <= FEW and self.base is not None:
             own = {step: value for step, value in self.own.items() if first <= step <= last}
-            found = Series(own, self.base, max(self.first, first), min(self.last, last))
+            found = StepValues(own, self.base, max(self.first, first), min(self.last, last))
         elif self.depth >= _DEEPEST:
-            found = Series({}, Series(self.flat()), first, last)
+            found = StepValues({}, StepValues(self.flat()), first, last)
         else:
-            found = Series({}, self, first, last)
+            found = StepValues({}, self, first, last)
         found._drop_what_is_hidden()
         return found
 
@@ -214,7 +214,7 @@ class Series(_Chained[int, float]):
             if at == len(base.steps) or base.steps[at] > self.last:
                 self.base, self.first, self.last = base.base, first, last
             elif base.base is not None and not base.base._has_any(first, last):
-                alone = Series({})
+                alone = StepValues({})
                 alone.own, alone.steps = base.own, base.steps
                 self.base = alone
             else:
@@ -225,19 +225,19 @@ def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, fl
     """Values of a running trial with those of a record; they are added in place."""
     if old.__class__ is dict:
         old.update(new)
-        return old if len(old) <= FEW else Series(old)
+        return old if len(old) <= FEW else StepValues(old)
     old.add(new)  # type: ignore[attr-defined]
     return old
 
 
 def linked(values: Mapping[int, float]) -> Mapping[int, float]:
     """The same values, in order of their steps if there are many."""
-    return Series(values) if isinstance(values, dict) and len(values) > FEW else values
+    return StepValues(values) if isinstance(values, dict) and len(values) > FEW else values
 
 
 def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
     """The values of a running trial at these steps; what is dropped is gone."""
-    if isinstance(values, Series):
+    if isinstance(values, StepValues):
         values.cut(first, last)
         return values
     return cut(linked(values), first, last) if len(values) > FEW else _between(values, first, last)
@@ -245,7 +245,7 @@ def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, floa
 
 def inherited(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
     """The values at these steps for another trial. `values` never change again, and are `linked` if they are many."""
-    return values.branch(first, last) if isinstance(values, Series) else _between(values, first, last)
+    return values.branch(first, last) if isinstance(values, StepValues) else _between(values, first, last)
 
 
 def _between(values: Mapping[int, float], first: int, last: int) -> dict[int, float]:
@@ -254,7 +254,7 @@ def _between(values: Mapping[int, float], first: int, last: int) -> dict[int, fl
 
 def last_step(values: Mapping[int, float]) -> int | None:
     """The last step that has a value."""
-    return values.floor(LAST_STEP) if isinstance(values, Series) else max(values, default=None)
+    return values.floor(LAST_STEP) if isinstance(values, StepValues) else max(values, default=None)
 
 
 def value_from(values: Mapping[int, float], step: int) -> float | None:
@@ -262,7 +262,7 @@ def value_from(values: Mapping[int, float], step: int) -> float | None:
     value = values.get(step)
     if value is not None:
         return value
-    at = values.ceiling(step) if isinstance(values, Series) else min((s for s in values if s >= step), default=None)
+    at = values.ceiling(step) if isinstance(values, StepValues) else min((s for s in values if s >= step), default=None)
     return None if at is None else values[at]
 
 

@@ -80,17 +80,6 @@ def test_columns_made_from_earlier_ones_are_the_same_as_new_ones() -> None:
     np.testing.assert_array_equal(quick.params["p0"], new.params["p0"])
 
 
-def test_a_choice_from_another_distribution_is_found_by_its_name() -> None:
-    scribe = Scribe(space={})
-    first, other = Categorical(("adam", "sgd")), Categorical(("lion", "sgd"))
-    for at, (dist, index) in enumerate([(first, 0.0), (other, 1.0), (other, 0.0)]):
-        scribe.say("a", TrialCreate(params={"opt": index}, dists={"opt": dist}))
-        scribe.finish("a", at, 1.0)
-    column = TrialTable.of(scribe.state).params["opt"]
-    assert column[:2].tolist() == [0.0, 1.0]
-    assert np.isnan(column[2])  # lion is no choice of the first
-
-
 def test_an_empty_study_has_empty_columns() -> None:
     found = TrialTable.of(Scribe().state)
     assert len(found) == 0
