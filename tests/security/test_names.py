@@ -394,7 +394,7 @@ HOLDS = [
     "SET statement_timeout = 0",
     "BEGIN",
     "SAVEPOINT s",
-    "SELECT hopaas.exchange_v2('{uuid}', 0, 'held', 'p', NULL, NULL, NULL, 64, NULL)",
+    "SELECT hopaas.exchange_v1('{uuid}', 0, 'held', 'p', NULL, NULL, NULL, 64, NULL)",
     "RELEASE SAVEPOINT s",
 ]
 
@@ -433,7 +433,7 @@ def test_an_owner_ends_an_open_transaction_that_stops_the_study(place: Place, ag
     study = place.study(ann)
     access.grant(ann, "s", "bob", "worker")
     with holding(place, bob, place.uuid()):
-        place.server.execute("ALTER FUNCTION hopaas.exchange_v2 SET lock_timeout = '100ms'", database="store")
+        place.server.execute("ALTER FUNCTION hopaas.exchange_v1 SET lock_timeout = '100ms'", database="store")
         with pytest.raises(StoreUnreachable, match="ends it with: hopaas-p2p unlock STUDY"):
             place.store(ann).log(place.uuid()).exchange(outgoing("a"), 0)
         assert access.unlock(ann, "s") == [], "any transaction takes some seconds"
@@ -448,7 +448,7 @@ def test_whoever_waits_ends_a_transaction_that_has_taken_minutes(place: Place, a
     """As in the list of studies, which nobody owns but administrators."""
     ann, bob = place.person("ann"), place.person("bob")
     with holding(place, bob, "catalog"):
-        place.server.execute("ALTER FUNCTION hopaas.exchange_v2 SET lock_timeout = '100ms'", database="store")
+        place.server.execute("ALTER FUNCTION hopaas.exchange_v1 SET lock_timeout = '100ms'", database="store")
         age(125)
         place.study(ann)
 

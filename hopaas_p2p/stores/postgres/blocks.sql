@@ -1,6 +1,6 @@
 -- Finished trials, which snapshots share: each block is stored once, under a name that ends in a hash of its bytes.
 
--- == migration 4 ==
+-- == migration 6 ==
 
 CREATE TABLE hopaas.blocks (
     log integer NOT NULL,

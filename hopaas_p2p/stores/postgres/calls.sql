@@ -5,7 +5,7 @@
 -- name: exchange
 -- Append a commit, read what is new, renew the beat.
 SELECT lsn, encode(payload, 'base64'), author, role, at, before, head
-FROM hopaas.exchange_v2(
+FROM hopaas.exchange_v1(
   %(log)s, %(since)s, %(nonce)s, decode(%(payload)s, 'base64'), %(about)s, %(peer)s, %(beat)s, %(limit)s, %(chain)s
 )
 

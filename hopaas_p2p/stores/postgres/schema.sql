@@ -2,15 +2,15 @@
 --
 -- Peers have no rights on tables. They can only call the functions whose names end in _v1, _v2 and so on, which run with
 -- the rights of the owner and check the caller. The meaning of a function never changes: a new one gets a new name.
--- Marked parts: a migration runs once, in order; the functions are replaced every time. The first migration makes
--- version 2; version 1 was never released.
+-- Marked parts: a migration runs once, in order; the functions are replaced every time. Until 0.1 is released there is one
+-- migration, whose number rises when it changes.
 --
 -- Our error codes, which the client turns into its errors:
 --   ZH401 not allowed   ZH402 not to this user, whatever it is granted   ZH403 this login has ended
 --   ZH404 no such thing   ZH409 the log contradicts the peer   ZH410 deleted
 --   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
--- == migration 2 ==
+-- == migration 6 ==
 
 CREATE TABLE hopaas.schema_version (
     version integer PRIMARY KEY,
@@ -34,6 +34,7 @@ CREATE TABLE hopaas.commits (
     role text NOT NULL,
     at bigint NOT NULL,
     payload bytea NOT NULL CHECK (octet_length(payload) <= 4194304),
+    before bigint,  -- the sum of the log before it, see core/chain.py: below 2^42; NULL if it was restored without one
     PRIMARY KEY (log, lsn),
     UNIQUE (log, nonce, author)
 );
@@ -68,10 +69,12 @@ CREATE TABLE hopaas.grants (
     PRIMARY KEY (log, username)
 );
 
--- Users. An adopted one had a login before, and keeps it when it is removed here.
+-- Users. An adopted one had a login before, and keeps it when it is removed here. `guest_of` is the uuid of the one study
+-- that a guest may have a grant for; NULL for other users.
 CREATE TABLE hopaas.users (
     username text PRIMARY KEY,
     adopted boolean NOT NULL,
+    guest_of text,
     created timestamptz NOT NULL DEFAULT now()
 );
 
@@ -86,22 +89,12 @@ CREATE TABLE hopaas.tokens (
 
 INSERT INTO hopaas.logs (uuid, created_by) VALUES ('catalog', session_user);
 
--- == migration 3 ==
-
--- The sum of the log before each commit, see core/chain.py: one bigint below 2^42.
-ALTER TABLE hopaas.commits ADD COLUMN before bigint;
-
--- == migration 5 ==
-
 -- Which user a peer belongs to: the author of its first commit to any log. Others learn a peer's name from its commits,
 -- so nobody can be quicker; and unlike beats, this survives a crash of the server.
 CREATE TABLE hopaas.peers (
     peer text PRIMARY KEY CHECK (length(peer) BETWEEN 1 AND 64),
     author text NOT NULL
 );
-
--- The uuid of the one study that a guest may have a grant for; NULL for other users.
-ALTER TABLE hopaas.users ADD COLUMN guest_of text;
 
 -- == functions ==
 
@@ -263,7 +256,7 @@ AS $$
 $$;
 
 -- The sum of a log up to this lsn, which follows from its commits' checksums: see core/chain.py. Only after the last
--- commit without a sum, of an earlier version of this schema, is there more than one commit to go over.
+-- commit without a sum, as a restore may bring, is there more than one commit to go over.
 CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -288,15 +281,15 @@ END $$;
 -- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit 128 KiB); `head` is the last lsn of the log.
 -- p_about names the study that a commit to the catalog is about: it is stamped owner:<uuid> if the user owns that one.
 -- p_chain is the sum of the log up to p_since as the peer has read it, or NULL: where the log has another, nothing is
--- appended. `before` is the sum before a commit, NULL in those that an earlier version of this schema took.
+-- appended. `before` is the sum before a commit, NULL in those that were restored without one.
 --
 -- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
 -- to stop studies of others. The lock is held until the reply has been sent, so with a commit a reply is short beyond
 -- its first entry; the rest takes another call, without a lock. Otherwise one peer far behind on a thin link would hold
 -- up all others.
-CREATE OR REPLACE FUNCTION hopaas.exchange_v2(
+CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
     p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer,
-    p_chain bigint
+    p_chain bigint DEFAULT NULL
 ) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, before bigint, head bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
@@ -382,16 +375,6 @@ BEGIN
             ORDER BY w.lsn;
     END IF;
 END $$;
-
--- The same for peers of version 2, which know nothing of sums.
-CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
-    p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer
-) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, head bigint)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT lsn, payload, author, role, at, head
-    FROM hopaas.exchange_v2(p_log, p_since, p_nonce, p_payload, p_about, p_peer, p_beat, p_limit, NULL)
-$$;
 
 -- The newest snapshot of a log that the caller may believe, or nothing. A peer takes what a snapshot says for the log,
 -- so it believes none on the word of one worker: its own user wrote it, or an owner, or another author vouches for it.
