@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +21,7 @@ from hopaas_p2p.ownership import own_folder, read_own
 from hopaas_p2p.settings import Secret, is_one_line, joined_folder, joined_names
 from hopaas_p2p.stores.url import servers_of
 
+_PATIENCE: Final = 30.0  # seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
 
 
@@ -90,17 +92,32 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
     for text in (invitation.store, invitation.study, site):
         if not is_one_line(text):
             raise InvalidInput(f"{text!r} has a line break or another control character in it")
-    name = _free_name(invitation)
-    files = {}
-    if invitation.token is not None:
-        files["token_file"] = str(_write(_beside(name, "token"), invitation.token.reveal()))
-    if servers := servers_of(invitation.store):
-        files["token_host"] = ",".join(sorted({f"{host.lower()}:{port}" for host, port in servers}))
-    if invitation.authority:
-        files["ca_file"] = str(_write(_beside(name, "ca"), invitation.authority))
-    named = {"site": site} if site else {}
-    values = {"store": invitation.store, "study": invitation.study, **named, **files}
-    return keep(Membership(name, invitation.store, invitation.study, site, values))
+    with _one_at_a_time():
+        name = _free_name(invitation)
+        files = {}
+        if invitation.token is not None:
+            files["token_file"] = str(_write(_beside(name, "token"), invitation.token.reveal()))
+        if servers := servers_of(invitation.store):
+            files["token_host"] = ",".join(sorted({f"{host.lower()}:{port}" for host, port in servers}))
+        if invitation.authority:
+            files["ca_file"] = str(_write(_beside(name, "ca"), invitation.authority))
+        named = {"site": site} if site else {}
+        values = {"store": invitation.store, "study": invitation.study, **named, **files}
+        return keep(Membership(name, invitation.store, invitation.study, site, values))
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Of two studies of one name that are joined at once, the token of one must not go to the host of the other."""
+    import filelock  # here only: it costs the start of every command
+
+    lock = joined_folder().with_suffix(".lock")
+    try:
+        lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with filelock.FileLock(lock, timeout=_PATIENCE, mode=0o600):
+            yield
+    except filelock.Timeout:
+        raise ConfigurationError(f"another process has been joining a study for {_PATIENCE:.0f} s; try again") from None
 
 
 def _free_name(invitation: Invitation) -> str:

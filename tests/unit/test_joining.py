@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,26 @@ def test_a_study_that_is_joined_again_keeps_its_name_and_another_of_that_name_ge
     assert settings.joined_names() == ["digits", "digits-2"]
     membership.forget("digits")
     assert settings.joined_names() == ["digits-2"]
+
+
+def test_two_studies_of_one_name_that_are_joined_at_once_get_names_and_tokens_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stores = ["postgresql+https://one.example.org/tuning", "postgresql+https://two.example.org/tuning"]
+    kept: list[membership.Membership] = []
+    second = threading.Thread(target=lambda: kept.append(membership.accept(invitation(stores[1]))))
+    real = membership.keep
+
+    def keep(found: membership.Membership) -> membership.Membership:
+        if found.store == stores[0]:  # its token is written, its settings are not
+            second.start()
+            second.join(0.3)
+        return real(found)
+
+    monkeypatch.setattr(membership, "keep", keep)
+    kept.append(membership.accept(invitation(stores[0])))
+    second.join(30)
+    assert {one.name: one.store for one in kept} == {"digits": stores[0], "digits-2": stores[1]}
 
 
 def test_the_only_joined_study_counts_where_nothing_names_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
