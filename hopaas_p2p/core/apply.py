@@ -99,6 +99,10 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
 _ACCEPTED: Final = Verdict(True)
+_LATE_LEASES: Final = 4
+"""Leases of a trial, beside its last, that may bring a late result: each such result has all that the trial had."""
+_MOST_COPIED: Final = 16 << 20
+"""Bytes of parameters and attributes that all replicates of a configuration take in a snapshot."""
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
 """System attributes of a trial that a continuation does not have from the one before it."""
 
@@ -481,11 +485,21 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         return _refuse(state, word, trial.number)
     place = bisect.bisect_left(trial.history, record.epoch, key=lambda one: one.epoch)
     lease = trial.history[place] if place < len(trial.history) else None
-    if lease is None or (lease.owner, lease.epoch) != (commit.owner, record.epoch) or record.state is not COMPLETE:
+    if (
+        lease is None
+        or (lease.owner, lease.epoch) != (commit.owner, record.epoch)
+        or not _may_be_late(trial, place, record)
+    ):
         return _refuse(state, "fenced", trial.number)
     if lease.kept_as is not None:
         return _refuse(state, "finished", lease.kept_as)
     return _keep_late(state, trial, place, record, commit)
+
+
+def _may_be_late(trial: Trial, place: int, record: TrialFinish) -> bool:
+    """Whether a result of this lease in the trial's history is kept, if its owner tells it."""
+    was_last = place == len(trial.history) - 1 and trial.state is not RUNNING and trial.state is not WAITING
+    return record.state is COMPLETE and (was_last or place < _LATE_LEASES)
 
 
 def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commit: Commit) -> Verdict:
@@ -517,9 +531,8 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     late.late_of = lost.number
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
-    _inherit(late, lost)
+    _share(late, lost)
     late.system["late_of"] = str(lost.number)
-    _inherit_reports(late, lost, FROM_START, LAST_STEP)
     # These were refused because they arrived after the reclaim, but are part of the result.
     for said in state.unsent.get((lost.number, record.epoch), ()):
         outside = _outliers(state, said)
@@ -541,6 +554,13 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     _leases(lost)[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
     state.changed.add(lost.number)
     return Verdict(False, late.number, "late")
+
+
+def _share(late: Trial, lost: Trial) -> None:
+    """Give a new trial all that another has. If that one goes on, it changes nothing of this one's."""
+    for trial in (late, lost):
+        _inherit(trial, lost)
+        _inherit_reports(trial, lost, FROM_START, LAST_STEP)
 
 
 def _last_retry(state: State, trial: Trial) -> Trial | None:
@@ -681,11 +701,18 @@ def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribut
     if not (
         ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
         and 1 <= record.replicates <= MOST_REPLICATES
+        and (record.replicates == 1 or record.replicates * _weight(record) <= _MOST_COPIED)
         and (record.start is None or possible_time(record.start))
         and (record.end is None or possible_time(record.end))
     ):
         return None
     return _outliers(state, record)
+
+
+def _weight(record: TrialCreate) -> int:
+    """Bytes of what its replicates have in common, more or less."""
+    texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
+    return sum(texts) + sum([len(name) + 8 for name in record.params])
 
 
 def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:

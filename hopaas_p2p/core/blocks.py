@@ -481,10 +481,10 @@ def _absences(column: bytes) -> int:
 
 
 def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
-    """The columns of a block. ValueError if they are longer than `at_most` bytes, or end early."""
+    """The columns of a block. ValueError if they are longer than `at_most` bytes, end early, or more follows."""
     inflater = zlib.decompressobj()
     plain = inflater.decompress(packed, max(at_most, 1))
-    if not inflater.eof:
+    if not inflater.eof or inflater.unused_data:
         raise ValueError
     return plain
 

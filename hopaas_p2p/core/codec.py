@@ -9,7 +9,7 @@ types, becomes `Opaque` and takes nothing else with it: a bad record never stops
 from __future__ import annotations
 
 import zlib
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -30,6 +30,11 @@ from hopaas_p2p.errors import InvalidInput
 MAX_BYTES: Final = 4 << 20
 """A larger commit is neither written nor read: it would stall every peer of the study."""
 MAX_RECORDS: Final = 10_000
+_SHORTEST: Final = 8
+"""Bytes per record, on average: each has a verdict, which is kept. The shortest record of any kind has more."""
+
+
+_Few = msgspec.Meta(max_length=MAX_RECORDS)
 
 
 class _Wire(msgspec.Struct, array_like=True, frozen=True):
@@ -38,11 +43,11 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True):
     seq: int
     owner: str | None
     at: int
-    records: list[Record]
+    records: Annotated[list[Record], _Few]
 
 
 class _LooseWire(_Wire, array_like=True, frozen=True):
-    records: list[msgspec.Raw]  # type: ignore[assignment]
+    records: Annotated[list[msgspec.Raw], _Few]  # type: ignore[assignment]
 
 
 class _Head(msgspec.Struct, array_like=True, frozen=True):
@@ -141,15 +146,16 @@ def decode(payload: bytes) -> Commit | Garbage:
         wire = None
     if wire is None or wire.format != FORMAT:
         return _decode_loosely(body)
-    if len(wire.records) > MAX_RECORDS or not _plausible(wire):
+    if not _plausible(wire, len(body)):
         return Garbage("header out of range")
     return Commit(wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(wire.records))
 
 
-def _plausible(wire: _Wire) -> bool:
+def _plausible(wire: _Wire, size: int) -> bool:
     owner = wire.owner
     return (
-        0 < len(wire.writer) <= LONGEST_PEER
+        _SHORTEST * len(wire.records) <= size
+        and 0 < len(wire.writer) <= LONGEST_PEER
         and (owner is None or 0 < len(owner) <= LONGEST_PEER)
         and 0 < wire.seq < 1 << 53
         and -LAST_TIME < wire.at < LAST_TIME
@@ -164,7 +170,7 @@ def _decode_loosely(body: memoryview) -> Commit | Garbage:
         return Garbage("not a commit")
     if wire.format != FORMAT:
         return Garbage(f"format {wire.format}, which this version does not know")
-    if len(wire.records) > MAX_RECORDS or not _plausible(wire):
+    if not _plausible(wire, len(body)):
         return Garbage("header out of range")
     return Commit(
         wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(_record_or_opaque(raw) for raw in wire.records)

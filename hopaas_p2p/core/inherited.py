@@ -22,6 +22,8 @@ FEW: Final = 256
 """Entries that are copied rather than linked."""
 _DEEPEST: Final = 64
 """Links from one mapping to the next before all of them are copied into one."""
+_MANY: Final = 4096
+"""Steps that came out of order before all are sorted anew."""
 LAST_STEP: Final = (1 << 63) - 1
 
 
@@ -119,14 +121,14 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
 class StepValues(_Chained[int, float]):
     """Values by step, and which step is the last, or the next after another, without a look at all of them."""
 
-    __slots__ = ("base", "first", "last", "steps")
+    __slots__ = ("base", "first", "last", "late", "steps")
 
     def __init__(
         self, own: dict[int, float], base: StepValues | None = None, first: int = FROM_START, last: int = LAST_STEP
     ) -> None:
         super().__init__(own, base)
-        self.steps = sorted(own)
-        """Of its own values."""
+        self.steps, self.late = sorted(own), list[int]()
+        """Of its own values, both in order; what came after a higher step waits in `late` until it is worth a sort."""
         self.base, self.first, self.last = base, first, last
 
     def flat(self) -> dict[int, float]:
@@ -153,19 +155,22 @@ class StepValues(_Chained[int, float]):
 
     def add(self, values: Mapping[int, float]) -> None:
         """Take these in."""
-        own, steps = self.own, self.steps
+        own, steps, late = self.own, self.steps, self.late
         for step in values:
             if step not in own:
-                if steps and step < steps[-1]:
-                    bisect.insort(steps, step)
-                else:
+                if not steps or step > steps[-1]:
                     steps.append(step)
+                else:
+                    bisect.insort(late, step)
+                    if len(late) > _MANY:
+                        steps += late
+                        steps.sort()
+                        late.clear()
         own.update(values)
 
     def floor(self, step: int) -> int | None:
         """The last step up to this one."""
-        at = bisect.bisect_right(self.steps, step)
-        found = [self.steps[at - 1]] if at else []
+        found = [steps[at - 1] for steps in (self.steps, self.late) if (at := bisect.bisect_right(steps, step))]
         if self.base is not None:
             below = self.base.floor(min(step, self.last))
             found += [below] if below is not None and below >= self.first else []
@@ -173,19 +178,23 @@ class StepValues(_Chained[int, float]):
 
     def ceiling(self, step: int) -> int | None:
         """The first step from this one on."""
-        at = bisect.bisect_left(self.steps, step)
-        found = self.steps[at : at + 1]
+        found = self._own_from(step)
         if self.base is not None:
             above = self.base.ceiling(max(step, self.first))
             found += [above] if above is not None and above <= self.last else []
         return min(found, default=None)
 
+    def _own_from(self, step: int) -> list[int]:
+        """The first of its own steps from this one on, in each of the two lists."""
+        return [steps[at] for steps in (self.steps, self.late) if (at := bisect.bisect_left(steps, step)) < len(steps)]
+
     def cut(self, first: int, last: int) -> None:
         """Drop what is not at these steps."""
-        low, high = bisect.bisect_left(self.steps, first), bisect.bisect_right(self.steps, last)
-        for step in (*self.steps[:low], *self.steps[high:]):
-            del self.own[step]
-        del self.steps[high:], self.steps[:low]
+        for steps in (self.steps, self.late):
+            low, high = bisect.bisect_left(steps, first), bisect.bisect_right(steps, last)
+            for step in (*steps[:low], *steps[high:]):
+                del self.own[step]
+            del steps[high:], steps[:low]
         self.first, self.last = max(self.first, first), min(self.last, last)
         self._drop_what_is_hidden()
 
@@ -210,12 +219,11 @@ class StepValues(_Chained[int, float]):
         while self.base is not None:
             base = self.base
             first, last = max(self.first, base.first), min(self.last, base.last)
-            at = bisect.bisect_left(base.steps, self.first)
-            if at == len(base.steps) or base.steps[at] > self.last:
+            if min(base._own_from(self.first), default=LAST_STEP + 1) > self.last:
                 self.base, self.first, self.last = base.base, first, last
             elif base.base is not None and not base.base._has_any(first, last):
                 alone = StepValues({})
-                alone.own, alone.steps = base.own, base.steps
+                alone.own, alone.steps, alone.late = base.own, base.steps, base.late
                 self.base = alone
             else:
                 return

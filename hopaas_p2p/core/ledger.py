@@ -234,8 +234,7 @@ class Ledger(msgspec.Struct, array_like=True):
         self._book(lease.site, lease.user, outcome, 1).add(cost)
         self.total.add(cost)
         if outcome == "given back":
-            part = Account(lease.site, lease.user, outcome, cost, 1)
-            self.given_back[number] = [*self.given_back.get(number, ()), part]
+            self.given_back.setdefault(number, []).append(Account(lease.site, lease.user, outcome, cost, 1))
         elif self.given_back:
             self.settle(number, outcome)
 

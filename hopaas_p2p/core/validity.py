@@ -149,8 +149,9 @@ def compatible(first: Distribution, other: Distribution) -> bool:
     if first.__class__ is not other.__class__:
         return False
     if isinstance(first, Categorical) or isinstance(other, Categorical):
-        alike = len(first.choices) == len(other.choices)  # type: ignore[union-attr]  # both are
-        return alike and (repr(first) == repr(other) or first == other)  # NaN is a choice like others
+        mine, theirs = first.choices, other.choices  # type: ignore[union-attr]  # both are
+        both = zip(mine, theirs, strict=False)
+        return len(mine) == len(theirs) and all(a == b or (a != a and b != b) for a, b in both)  # noqa: PLR0124  # NaN is a choice
     return first.log == other.log
 
 

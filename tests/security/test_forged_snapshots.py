@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import hopaas_p2p
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.attributes import FIDELITY, METRIC_NAMES, ORIGIN
+from hopaas_p2p.core.blocks import PackedBlock
 from hopaas_p2p.core.records import (
     FROM_START,
     Budget,
@@ -253,6 +254,16 @@ def test_what_a_log_can_lead_to_is_read(changes: dict[str, Any]) -> None:
     for name, value in changes.items():
         assert repr(getattr(state.trials[500], name)) == repr(value)
     assert snapshot.dump(state) == data
+
+
+def test_bytes_behind_a_block_are_no_snapshot() -> None:
+    """They would be vouched for, as they are no part of the state, and every later snapshot would carry them along."""
+    state = snapshot.load(settled())
+    block = state.trials.closed[0]
+    assert isinstance(block, PackedBlock)
+    block.packed = memoryview(bytes(block.packed) + b"more")
+    with pytest.raises(CorruptSnapshot):
+        snapshot.load(snapshot.dump(state))
 
 
 # --- whatever is written there ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,7 +413,7 @@ def holding(place: Place, url: str, uuid: str) -> Iterator[None]:
 def aged(place: Place, seconds: int) -> None:
     """Let transactions look older than they are to the function that ends them."""
     (source,) = place.server.execute(
-        "SELECT pg_get_functiondef('hopaas.end_transactions(text, interval)'::regprocedure)", database="store"
+        "SELECT pg_get_functiondef('hopaas.end_transactions(interval)'::regprocedure)", database="store"
     )[0]
     place.server.execute(
         source.replace("clock_timestamp() - p_age", f"clock_timestamp() + interval '{seconds} s' - p_age").replace(
@@ -453,10 +454,125 @@ def test_whoever_waits_ends_a_transaction_that_has_taken_minutes(place: Place, a
         place.study(ann)
 
 
-def test_revoking_a_grant_waits_for_no_transaction_of_its_user(place: Place) -> None:
+def test_revoking_a_grant_waits_for_no_transaction_of_its_user(place: Place, age: Callable[[int], None]) -> None:
     ann, bob = place.person("ann"), place.person("bob")
     place.study(ann)
     access.grant(ann, "s", "bob", "worker")
     with holding(place, bob, place.uuid()):
         access.revoke(ann, "s", "bob")
-    assert [grant.user for grant in access.grants(ann, "s")] == ["ann"]
+        assert [grant.user for grant in access.grants(ann, "s")] == ["ann"]
+        age(25)
+        assert len(access.unlock(ann, "s")) == 1
+
+
+def test_nobody_ends_the_sessions_of_others_by_giving_and_taking_grants(place: Place) -> None:
+    """Everybody can make a study, and grant it to anybody."""
+    ann, mallory = place.person("ann"), place.person("mallory")
+    place.study(ann)
+    place.study(mallory, "m")
+    with place.session(ann) as say:
+        say("BEGIN")
+        say(f"SELECT hopaas.exchange_v2('{place.uuid()}', 0, 'n', 'p', NULL, NULL, NULL, 64, NULL)")
+        access.grant(mallory, "m", "ann", "worker")
+        access.revoke(mallory, "m", "ann")
+        say("COMMIT")
+
+
+def test_a_user_is_removed_while_an_owner_holds_a_grant_to_it_up(place: Place) -> None:
+    bob, mallory = place.person("bob"), place.person("mallory")
+    place.study(mallory, "m")
+    access.grant(mallory, "m", "bob", "worker")
+    with place.session(mallory) as say:
+        say("SET idle_in_transaction_session_timeout = 0")
+        say("BEGIN")
+        say(f"SELECT hopaas.grant_v1('{place.uuid('m')}', 'bob', 'viewer')")
+        access.remove_user(place.admin, "bob")
+        with pytest.raises(psycopg2.OperationalError):
+            say("COMMIT")
+    with pytest.raises(Denied):
+        place.store(bob).shared()
+
+
+BLOCK = f"00000000-{hashlib.sha256(b'x').hexdigest()[:32]}"
+WAITS = {
+    "exchange_v2": "exchange_v2('{uuid}', 0, 'held', 'p', NULL, NULL, NULL, 64, NULL)",
+    "put_block_v1": f"put_block_v1('{{uuid}}', '{BLOCK}', 'x')",
+}
+
+
+@pytest.mark.parametrize("function", WAITS)
+def test_whatever_call_waits_for_minutes_ends_what_holds_it_up(
+    place: Place, age: Callable[[int], None], function: str
+) -> None:
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    log = place.store(ann).log(place.uuid())
+    wait: dict[str, Callable[[], object]] = {
+        "exchange_v2": lambda: log.exchange(outgoing("a"), 0),
+        "put_block_v1": lambda: place.store(ann).call("put_block", log=place.uuid(), block=BLOCK, data="eA=="),
+    }
+    place.server.execute(f"ALTER FUNCTION hopaas.{function} SET lock_timeout = '100ms'", database="store")
+    age(125)
+    with place.session(bob) as say:
+        say("BEGIN")
+        say(f"SELECT hopaas.{WAITS[function].format(uuid=place.uuid())}")
+        with pytest.raises(StoreUnreachable, match="hopaas-p2p unlock"):
+            wait[function]()
+        wait[function]()
+
+
+SWEPT = {
+    "beats": (
+        "beat_v1('bobs', '1')",
+        "beats SET at = now() - interval '31 days'",
+        "beat_v1('bobs', '2')",
+        "put_snapshot_v1('{uuid}', 1, 'x', 3)",
+    ),
+    "uploads": (
+        f"begin_artifact_v1('{{uuid}}/x', 1, '{'b' * 20}')",
+        "artifacts SET at = now() - interval '2 days'",
+        f"put_part_v1('{'b' * 20}', 0, 'x')",
+        f"begin_artifact_v1('{{uuid}}/y', 1, '{'a' * 20}')",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SWEPT)
+def test_what_is_swept_in_passing_holds_nobody_up(place: Place, what: str) -> None:
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    made, aged, held, wanted = [sql.format(uuid=place.uuid()) for sql in SWEPT[what]]
+    function = wanted.partition("(")[0]
+    with place.session(bob) as bobs, place.session(ann) as anns:
+        bobs(f"SELECT hopaas.{made}")
+        place.server.execute(f"UPDATE hopaas.{aged}", database="store")
+        place.server.execute(f"ALTER FUNCTION hopaas.{function} SET lock_timeout = '100ms'", database="store")
+        try:
+            bobs("BEGIN")
+            bobs(f"SELECT hopaas.{held}")
+            anns(f"SELECT hopaas.{wanted}")
+        finally:
+            access.initialise(place.admin)
+
+
+def test_a_peer_in_restored_logs_belongs_to_its_first_author_whichever_log_comes_first(place: Place) -> None:
+    """A log holds what another user says in its name, and a backup does not hold under which nonce that came."""
+    place.person("ann")
+    place.person("mallory")
+    said = {"mallory": (9, 20), "ann": (1, 10)}
+    for user, (seq, at) in said.items():
+        commit = codec.encode(Commit("anns", seq, "anns", 0, (PeerJoin({}),)))
+        place.store(place.admin).restore(f"log-of-{user}", [Entry(1, commit, Stamp(user, "owner", at), 0)])
+    assert place.server.execute("SELECT peer, author FROM hopaas.peers", database="store") == [("anns", "ann")]
+
+
+@pytest.mark.parametrize("key", ["catalog/x", "elsewhere/x"])
+def test_a_guest_has_no_files_but_those_of_its_study(place: Place, key: str) -> None:
+    ann = place.person("ann")
+    place.study(ann)
+    guest = access.guest(place.admin, place.uuid(), "worker")
+    access.grant(ann, "s", guest, "worker")
+    with place.session(place.person(guest)) as say, pytest.raises(psycopg2.Error, match="guest of one study"):
+        say(f"SELECT hopaas.begin_artifact_v1('{key}', 1, '{'g' * 20}')")

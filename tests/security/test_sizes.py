@@ -41,6 +41,13 @@ def test_a_snapshot_inflates_to_a_bounded_size() -> None:
         snapshot.load(bomb)
 
 
+def test_a_commit_of_ten_thousand_nothings_is_garbage_as_is_one_of_millions() -> None:
+    """Each record has a verdict, which stays; the shortest record of any kind has a dozen bytes."""
+    for count in (10_000, 4_000_000):
+        body = msgspec.msgpack.encode([1, "w", 1, None, 0, [None] * count])
+        assert isinstance(codec.decode(zlib.crc32(body).to_bytes(4, "little") + body), codec.Garbage)
+
+
 def test_an_ask_passes_over_a_bounded_number_of_trials() -> None:
     scribe = Scribe()
     for skip, accepted in ((50_000, True), (70_000, False)):

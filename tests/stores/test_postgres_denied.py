@@ -42,7 +42,7 @@ _TABLES += ("tokens", "schema_version", "blocks", "peers")
         "SELECT hopaas.role_in(1, 'catalog', 'ann')",
         "SELECT hopaas.renew_beat('p', 'v', 'bob')",
         "SELECT hopaas.check_peer('p', 'bob')",
-        "SELECT hopaas.end_transactions('bob', interval '0')",
+        "SELECT hopaas.end_transactions(interval '0')",
         "SET ROLE dba",
         "SET ROLE admin",
         "SET ROLE bob",

@@ -262,6 +262,11 @@ def test_no_snapshots_of_a_worker_drive_out_or_replace_those_of_others(people: C
         "SELECT count(*) FROM hopaas.snapshots WHERE author = 'mallory'", database="store"
     )
     assert count == [(3,)]
+    for at in range(lsn + 1, lsn + 9):
+        people.log("mallory")._store.call("put_snapshot", log=people.uuid, lsn=at, data="eA==", kept=1 << 30)
+    assert people.place.server.execute(
+        "SELECT max(c) FROM (SELECT count(*) c FROM hopaas.snapshots GROUP BY author) x", database="store"
+    ) == [(3,)]
 
 
 def test_nobody_vouches_for_ones_own_or_for_other_bytes_than_were_compared(people: Contributors) -> None:

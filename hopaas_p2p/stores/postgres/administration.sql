@@ -87,6 +87,10 @@ SELECT now(), now() + %(span)s::interval
 -- Terminate the sessions of these roles; how many there were.
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY (%(roles)s)
 
+-- name: end_transactions
+-- End the sessions of tokens that have kept something locked for longer than an honest call does.
+SELECT count(*) FROM hopaas.end_transactions(interval '2 seconds')
+
 -- name: prepared_by
 -- (gid, owner, database) of the prepared transactions of these roles.
 SELECT gid, owner, database FROM pg_prepared_xacts WHERE owner = ANY (%(roles)s)
@@ -108,10 +112,12 @@ DELETE FROM hopaas.tokens WHERE role = %(role)s
 INSERT INTO hopaas.logs (uuid, created_by) VALUES (%(uuid)s, session_user) ON CONFLICT DO NOTHING
 
 -- name: restore_commit
--- A commit as it was when it was backed up, and whose its peer is.
+-- A commit as it was when it was backed up, and whose its peer is: the first author's. Another user may have named it in
+-- a commit of its own, which a restored log holds without the nonce that it came with.
 WITH peer AS (
-    INSERT INTO hopaas.peers (peer, author)
-    SELECT split_part(%(nonce)s, ':', 1), %(author)s WHERE %(author)s <> '' ON CONFLICT DO NOTHING
+    INSERT INTO hopaas.peers AS p (peer, author, since)
+    SELECT split_part(%(nonce)s, ':', 1), %(author)s, %(at)s WHERE %(author)s <> ''
+    ON CONFLICT (peer) DO UPDATE SET author = excluded.author, since = excluded.since WHERE excluded.since < p.since
 )
 INSERT INTO hopaas.commits (log, lsn, nonce, author, role, at, payload, before)
 SELECT id, %(lsn)s, %(nonce)s, %(author)s, %(role)s, %(at)s, %(payload)s, %(before)s FROM hopaas.logs WHERE uuid = %(uuid)s

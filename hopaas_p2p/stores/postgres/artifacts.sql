@@ -43,10 +43,12 @@ DECLARE
     v_uuid text := split_part(p_key, '/', 1);
     v_log hopaas.logs;
 BEGIN
-    IF v_uuid = 'catalog' THEN
-        RETURN NULL;
+    IF v_uuid <> 'catalog' THEN
+        v_log := hopaas.entered(v_uuid, p_user, p_least);
     END IF;
-    v_log := hopaas.entered(v_uuid, p_user, p_least);
+    IF v_log.id IS NULL AND hopaas.is_guest(p_user) THEN
+        RAISE EXCEPTION 'user % is the guest of one study and has no files elsewhere', p_user USING ERRCODE = 'ZH402';
+    END IF;
     RETURN v_log.id;
 END $$;
 
@@ -75,7 +77,9 @@ BEGIN
             hopaas.largest_artifact() USING ERRCODE = 'ZH413';
     END IF;
     PERFORM hopaas.check_author(p_key, v_user);
-    DELETE FROM hopaas.artifacts WHERE NOT whole AND at < now() - interval '1 day';
+    DELETE FROM hopaas.artifacts WHERE id IN (
+        SELECT id FROM hopaas.artifacts WHERE NOT whole AND at < now() - interval '1 day' FOR UPDATE SKIP LOCKED
+    );
     INSERT INTO hopaas.artifacts (log, key, author, upload, size) VALUES (v_log, p_key, v_user, p_upload, p_size)
     ON CONFLICT (upload) DO NOTHING;
 END $$;

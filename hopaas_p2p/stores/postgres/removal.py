@@ -65,6 +65,8 @@ class RoleRemoval:
                 except DBAPIError as error:
                     if attempt == _ATTEMPTS or getattr(error.orig, "pgcode", None) not in _HELD_UP:
                         raise store.translated(error) from None
+                    with store.connect() as connection, connection.begin():
+                        schema.run(connection, "end_transactions")  # of others, such as an owner that grants to them
 
     def clear_away(self) -> None:
         """End their sessions and transactions, and drop what they own, then the roles. Errors go to `left`."""

@@ -90,10 +90,12 @@ CREATE TABLE hopaas.tokens (
 INSERT INTO hopaas.logs (uuid, created_by) VALUES ('catalog', session_user);
 
 -- Which user a peer belongs to: the author of its first commit to any log. Others learn a peer's name from its commits,
--- so nobody can be quicker; and unlike beats, this survives a crash of the server.
+-- so nobody can be quicker; and unlike beats, this survives a crash of the server. `since` is the time of that commit, as
+-- commits.at: when logs are restored, in whatever order, the first author counts.
 CREATE TABLE hopaas.peers (
     peer text PRIMARY KEY CHECK (length(peer) BETWEEN 1 AND 64),
-    author text NOT NULL
+    author text NOT NULL,
+    since bigint NOT NULL DEFAULT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 );
 
 -- == functions ==
@@ -392,7 +394,7 @@ BEGIN
         ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Keep a snapshot, and remove beats that are a month old. p_kept snapshots stay of those that everybody believes, and as
+-- Keep a snapshot, and remove beats that are a month old. p_kept snapshots, at most three, stay of those that everybody believes, and as
 -- many of each author's doubtful ones, so nobody's drive out another's. All users may write to the catalog, but only an
 -- owner its snapshot: a forged one would lead others to another study under a name that they know.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
@@ -418,8 +420,11 @@ BEGIN
         ) AS place
         FROM hopaas.snapshots o WHERE o.log = v_log.id
     ) old
-    WHERE s.log = v_log.id AND s.lsn = old.lsn AND s.author = old.author AND old.place > greatest(p_kept, 1);
-    DELETE FROM hopaas.beats WHERE at < now() - interval '30 days';
+    WHERE s.log = v_log.id AND s.lsn = old.lsn AND s.author = old.author
+        AND old.place > least(greatest(p_kept, 1), 3);
+    DELETE FROM hopaas.beats WHERE peer IN (
+        SELECT peer FROM hopaas.beats WHERE at < now() - interval '30 days' FOR UPDATE SKIP LOCKED
+    );
 END $$;
 
 -- The newest doubtful snapshot in (p_after, p_up_to] that the caller may judge, if it is newer than all that everybody
@@ -536,16 +541,15 @@ BEGIN
         SET role = excluded.role, granted = excluded.granted, granted_by = excluded.granted_by;
 END $$;
 
--- End sessions of this user, or of all tokens, that have been in a transaction for so long and may hold up others: which.
-CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_user text, p_age interval)
+-- End sessions of tokens that have been in a transaction for so long and may hold up others: which.
+CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_age interval)
 RETURNS TABLE (login text, seconds integer)
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
     WITH holders AS MATERIALIZED (
         SELECT a.pid, a.usename::text AS login, extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds
-        FROM pg_stat_activity a LEFT JOIN hopaas.tokens t ON t.role = a.usename
-        WHERE a.pid <> pg_backend_pid() AND a.xact_start <= clock_timestamp() - p_age
-          AND (p_user IS NULL OR p_user IN (t.username, a.usename)) AND pg_has_role(a.usesysid, 'USAGE')
+        FROM pg_stat_activity a
+        WHERE a.pid <> pg_backend_pid() AND a.xact_start <= clock_timestamp() - p_age AND pg_has_role(a.usesysid, 'USAGE')
           AND EXISTS (
               SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
               AND l.relation IN ('hopaas.logs'::regclass, 'hopaas.snapshots'::regclass, 'hopaas.blocks'::regclass,
@@ -565,22 +569,28 @@ DECLARE
     v_user text := hopaas.caller();
     v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
 BEGIN
-    RETURN QUERY SELECT * FROM hopaas.end_transactions(NULL, CASE hopaas.role_in(v_log.id, p_log, v_user)
+    IF v_log.id IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT * FROM hopaas.end_transactions(CASE hopaas.role_in(v_log.id, p_log, v_user)
         WHEN 'owner' THEN interval '20 seconds' ELSE interval '2 minutes' END);
 END $$;
 
--- Take a user's grant for a study away, whatever transactions it has open. For the study's owners.
+-- Take a user's grant for a study away. For the study's owners. Only for the grant of another owner does it wait for open
+-- transactions. It ends none: everybody can own a study, and grant it to anybody and take it away again.
 CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
 AS $$
 DECLARE
     v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'owner');
+    v_role text;
 BEGIN
     PERFORM hopaas.check_session();
-    PERFORM hopaas.end_transactions(p_user, interval '0')
-    FROM hopaas.grants WHERE log = v_log.id AND username = p_user;
-    PERFORM hopaas.keep_an_owner(v_log.id, p_user, NULL);
-    DELETE FROM hopaas.grants WHERE log = v_log.id AND username = p_user;
+    SELECT role INTO v_role FROM hopaas.grants WHERE log = v_log.id AND username = p_user;
+    IF v_role = 'owner' THEN
+        PERFORM hopaas.keep_an_owner(v_log.id, p_user, NULL);
+    END IF;
+    DELETE FROM hopaas.grants WHERE log = v_log.id AND username = p_user AND role = v_role;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'user % has no grant for this study', p_user USING ERRCODE = 'ZH404';
     END IF;

@@ -8,6 +8,8 @@ twice, because the server recognises a commit by its nonce.
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import hashlib
 import secrets
 import time
@@ -60,22 +62,18 @@ class PostgresLog:
         self._uuid = uuid
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        try:
-            rows = self._store.call(
-                "exchange",
-                log=self._uuid,
-                since=since,
-                nonce=outgoing.nonce if outgoing else None,
-                payload=_text(outgoing.payload) if outgoing else None,
-                about=(outgoing.about or None) if outgoing else None,
-                peer=beat.peer if beat else None,
-                beat=beat.value if beat else None,
-                limit=_REPLY,
-                chain=outgoing.chain if outgoing else None,
-            )
-        except Locked:
-            self._store.call("unlock", log=self._uuid)  # ends what has held it for minutes; honest calls do not
-            raise
+        rows = self._store.call(
+            "exchange",
+            log=self._uuid,
+            since=since,
+            nonce=outgoing.nonce if outgoing else None,
+            payload=_text(outgoing.payload) if outgoing else None,
+            about=(outgoing.about or None) if outgoing else None,
+            peer=beat.peer if beat else None,
+            beat=beat.value if beat else None,
+            limit=_REPLY,
+            chain=outgoing.chain if outgoing else None,
+        )
         entries = [
             Entry(lsn, base64.b64decode(text), Stamp(author, role, at), before)
             for lsn, text, author, role, at, before, _ in rows
@@ -196,7 +194,14 @@ class PostgresStore:
             ConfigurationError: no schema, one of another version, or server settings that would lose data.
 
         """
-        return self._called(lambda: self._run(statements(_CALLS)[name], parameters))
+        run = functools.partial(self._run, statements(_CALLS)[name], parameters)
+        try:
+            return self._called(run)
+        except Locked:
+            if "log" in parameters:  # ends what has kept something locked for minutes; honest calls do not
+                with contextlib.suppress(HopaasError):
+                    self._called(lambda: self._run(statements(_CALLS)["unlock"], {"log": parameters["log"]}))
+            raise
 
     def copy(self, name: str, **parameters: Any) -> list[list[memoryview]]:
         """Run a COPY of calls.sql; the rows' fields in their binary form. Otherwise like `call`."""
