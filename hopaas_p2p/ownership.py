@@ -14,7 +14,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +24,13 @@ _OPENED: Final = Path("/proc/self/fd")
 _ACL: Final = "system.posix_acl_access"
 
 
-def read_own(path: Path, *, link: bool = True) -> str:
+def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> str:
     """The text of a file of this user's.
 
     Args:
         path: the file.
         link: whether it may be a link. One that somebody planted leads to a file that the user did write.
+        owners: who may have written it; by default this user.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,7 +47,7 @@ def read_own(path: Path, *, link: bool = True) -> str:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise PermissionError(f"{path} is not a regular file")
-        why = doubt(found, path)
+        why = doubt(found, path, owners=set(owners))
         for folder in {path.resolve().parent, path.parent.resolve()}:  # of the file, and of a link to it
             why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
         if why:
