@@ -130,10 +130,15 @@ def check_target(path: Path) -> None:
         OSError: something that is not an ordinary file is there.
 
     """
-    if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
-        raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
+    check_link(path)
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not an ordinary file")
+
+
+def check_link(path: Path) -> None:
+    """Raises PermissionError if this is a link of another user's."""
+    if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
+        raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
 
 
 def who_could_move(path: Path) -> str | None:
