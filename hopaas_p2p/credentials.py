@@ -37,6 +37,8 @@ _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
 """Hosts of Amazon's own: below others of its domain, its customers answer."""
 _PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "postgresql+https": 443, "https": 443, "http": 80}
+_WHERE: Final = {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name"}
+"""Options of a store's URL that say no more than where it is."""
 _named: Final[set[str]] = set()
 """`host:port` of each store that this process was told by the user."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
@@ -63,15 +65,20 @@ _AWS: Final = (
 )
 _POSTGRES: Final = ("HOPAAS_TOKEN", "HOPAAS_TOKEN_FILE", "HOPAAS_TOKEN_HOST", "PGPASSWORD", "PGPASSFILE")
 _SECRETS: Final = frozenset(
-    {"HOPAAS_TOKEN", "HOPAAS_WEBHOOK", "HOPAAS_TICKET", "PGPASSWORD", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_USERNAME"}
+    {"HOPAAS_TOKEN", "HOPAAS_WEBHOOK", "HOPAAS_TICKET", "MLFLOW_TRACKING_USERNAME", "SSHPASS"}
     | {"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"}
 )
 """Variables that are credentials, and do not look like it."""
 _LOOKS_SECRET: Final = re.compile(
-    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|CREDENTIALS?|JWT|API_?KEY|SECRET_?KEY|PRIVATE_?KEY)(_|$)|_KEY$",
+    r"(^|_)(TOKEN|PASS|CREDENTIALS?|CREDS?|JWT|API_?KEY|PRIVATE_?KEY|COOKIE|BEARER|WEBHOOK|CONNECTION_STRING)\d*(_|$)"
+    r"|SECRET|PASSWORD|PASSWD|PASSPHRASE|_KEY(_ID)?$|(API_?KEY|(API|ACCESS)_?TOKEN)S$|_(AUTH|AUTH_CONFIG|PAT|PWD?)$",
     re.IGNORECASE,
 )
-_LOGIN_IN_URL: Final = re.compile(r"://[^/@:\s]*:[^/@\s]+@|https?://[^/@\s]+@")
+_LOGIN_IN_VALUE: Final = re.compile(
+    r"://[^/@:\s]*:[^/@\s]+@|https?://[^/@\s]+@|(password|passwd|secret|signature|(account|access)key)=[^\s&;]"
+    r"|[?&;](pwd|sig|token)=|\bbearer\s",
+    re.IGNORECASE,
+)
 _POINTS: Final = re.compile(r"_(FILE|PATH|DIR|HOST)$")
 """Names of variables that say where a credential is, or goes."""
 _PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
@@ -90,8 +97,8 @@ _NAMED: Final = re.compile(
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether this variable is a credential, by its name, or because it is a URL with a login in it."""
-    if _LOGIN_IN_URL.search(value):
+    """Whether this variable is a credential, by its name, or because a login is in it, as in a URL or a proxy's."""
+    if _LOGIN_IN_VALUE.search(value) or (name in _PROXIES and "@" in value):  # which may have no scheme
         return True
     points = _POINTS.search(name) is not None or (value.startswith("/") and os.path.isfile(value))  # noqa: PTH113
     return name in _SECRETS or (not points and _LOOKS_SECRET.search(name) is not None)
@@ -148,7 +155,7 @@ def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
     found = []
     for name in sorted({*names, *([chosen] if chosen else [])}):  # of a study that is not known here nothing is guessed
         values = settings.joined(name, env)
-        hosts = frozenset(values.get("token_host", "").split(",")) - {""}
+        hosts = frozenset(_place(*one.rsplit(":", 1)) for one in values.get("token_host", "").split(",") if ":" in one)
         found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
     return found
 
@@ -160,9 +167,12 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
         ConfigurationError: there are several, or one is at some of these hosts only, so that no token is for all.
 
     """
-    asked = {f"{host.lower()}:{port}" for host, port in servers}
-    there = [one for one in _all_joined(env) if asked & one.servers]
-    chosen = [one for one in there if one.name == env.get("HOPAAS_JOINED")]
+    asked = {_place(host, port) for host, port in servers}
+    known = _all_joined(env)
+    exact = [one for one in known if asked & one.servers]
+    # a variable such as PGPORT may lead to another port of its host than when it was joined
+    there = exact or [one for one in known if _hosts(asked) & _hosts(one.servers)]
+    chosen = [one for one in exact if one.name == env.get("HOPAAS_JOINED")]
     if not there or (not chosen and all(_names(server) & _named_by_user(env) for server in servers)):
         return None
     found, *others = chosen or there
@@ -170,8 +180,19 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
         names = "|".join(one.name for one in there)
         raise ConfigurationError(f"several joined studies are at {servers[0][0]}; choose one: HOPAAS_JOINED={names}")
     if not asked <= found.servers:
-        raise ConfigurationError(f"{found.words} is at some of these hosts only; name the others in a URL of their own")
+        raise ConfigurationError(
+            f"{found.words} is not at {', '.join(sorted(asked - found.servers))}. If that is your own server, name it "
+            "in a URL of its own (--store or HOPAAS_STORE); if not, see PGPORT"
+        )
     return found
+
+
+def _place(host: str, port: str | int) -> str:
+    return f"{host.lower().rstrip('.')}:{port}"
+
+
+def _hosts(places: Iterable[str]) -> set[str]:
+    return {place.rpartition(":")[0] for place in places}
 
 
 def _check_authority(servers: Sequence[Server], env: Mapping[str, str]) -> None:
@@ -252,19 +273,25 @@ def named(store: str) -> None:
     _named.update(_places(store))
 
 
-def check_named(servers: Iterable[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
-    """Refuse servers that only somebody else named; everything that opens a URL which others wrote asks here first.
+def check_named(store: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
+    """Refuse a store that only somebody else named; everything that opens a URL which others wrote asks here first.
 
     Args:
+        store: the URL.
         servers: those of the URL.
         by: who named them, as a message says it: "the ticket".
         env: the environment.
 
     Raises:
-        ConfigurationError: the user has not named one of them.
+        ConfigurationError: the user has not named one of the servers, or the URL says how far to trust them.
 
     """
     _gate(_TOKEN, servers, by=by, env=env)
+    if about_trust := sorted(set(parse_qs(urlsplit(store).query)) - _WHERE):
+        raise ConfigurationError(
+            f"{by} names a store with {', '.join(about_trust)}: how far to trust a server is for you to say. If that "
+            "is meant, name the store yourself: --store or HOPAAS_STORE"
+        )
 
 
 # --- Postgres and its gateway ----------------------------------------------------------------------------------------
@@ -312,9 +339,14 @@ def login(
     return found
 
 
-def leave_token(secret: Secret) -> None:
-    """Put a token that a program was given where this process and its children look for one, if there is none yet."""
-    os.environ.setdefault("HOPAAS_TOKEN", secret.reveal())
+def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
+    """Put a token that a program was given for these servers where this process and its children look for one.
+
+    It is for them only. Nothing is changed if there is a token already.
+    """
+    if "HOPAAS_TOKEN" not in os.environ:
+        os.environ["HOPAAS_TOKEN"] = secret.reveal()
+        os.environ.setdefault("HOPAAS_TOKEN_HOST", ",".join(f"{host}:{port}" for host, port in servers))
 
 
 def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
@@ -491,7 +523,10 @@ def container(env: Mapping[str, str] = os.environ) -> KeyService | None:
 
 def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
     """The URL for alerts, of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
-    return _secret("HOPAAS_WEBHOOK", "URL", env)
+    found = _secret("HOPAAS_WEBHOOK", "URL", env)
+    if found is not None:
+        _check_authority([(urlsplit(found.reveal()).hostname or "the webhook", 443)], env)
+    return found
 
 
 def check_wandb(file: Path) -> None:

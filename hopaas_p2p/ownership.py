@@ -14,7 +14,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +24,13 @@ _OPENED: Final = Path("/proc/self/fd")
 _ACL: Final = "system.posix_acl_access"
 
 
-def read_own(path: Path, *, link: bool = True) -> str:
+def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> str:
     """The text of a file of this user's.
 
     Args:
         path: the file.
         link: whether it may be a link. One that somebody planted leads to a file that the user did write.
+        owners: who may have written it; by default this user.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,7 +47,7 @@ def read_own(path: Path, *, link: bool = True) -> str:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise PermissionError(f"{path} is not a regular file")
-        why = doubt(found, path)
+        why = doubt(found, path, owners=set(owners))
         for folder in {path.resolve().parent, path.parent.resolve()}:  # of the file, and of a link to it
             why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
         if why:
@@ -129,10 +130,15 @@ def check_target(path: Path) -> None:
         OSError: something that is not an ordinary file is there.
 
     """
-    if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
-        raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
+    check_link(path)
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not an ordinary file")
+
+
+def check_link(path: Path) -> None:
+    """Raises PermissionError if this is a link of another user's."""
+    if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
+        raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
 
 
 def who_could_move(path: Path) -> str | None:

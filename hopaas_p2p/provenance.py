@@ -41,6 +41,7 @@ _PACKAGES: Final = {
     "lightgbm": "lightgbm",
     "sklearn": "scikit-learn",
 }
+_COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 
 
@@ -128,7 +129,10 @@ def _gpus() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit that the working directory's checkout is at, read from git's files."""
+    """The commit that the working directory's checkout is at, read from git's files.
+
+    Somebody else may have made them, and everybody reads what this says: a link or a name in them may lead to any file.
+    """
     with contextlib.suppress(OSError, UnicodeError):  # a directory that was removed, a branch in Latin-1
         start = Path.cwd()
         for directory in (start, *start.parents):
@@ -136,20 +140,21 @@ def _git_commit() -> str | None:
             if found.is_file():  # a worktree or a submodule: it says where its files are
                 found = directory / found.read_text().partition(": ")[2].strip()
             if (found / "HEAD").is_file():
-                return _head(found)
+                commit = _head(found) or ""
+                return commit[:12] if _COMMIT.fullmatch(commit) else None
     return None
 
 
 def _head(git: Path) -> str | None:
     said = (git / "HEAD").read_text().strip()
     if not said.startswith("ref: "):
-        return said[:12]
+        return said
     elsewhere = git / "commondir"
     common = git / elsewhere.read_text().strip() if elsewhere.is_file() else git
     ref = common / said[5:]
     if ref.is_file():
-        return ref.read_text().strip()[:12]
+        return ref.read_text().strip()
     for line in (common / "packed-refs").read_text().splitlines():
         if line.endswith(said[4:]):
-            return line[:12]
+            return line.partition(" ")[0]
     return None

@@ -408,7 +408,7 @@ class Settings:
             return self._files
         if own.is_file():
             try:
-                self._files.append(_File(str(own), _parsed(own, own.read_text())))
+                self._files.append(_File(str(own), _parsed(own, read_own(own, owners=(os.geteuid(), 0)))))
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigurationError(f"{own} cannot be read: {error}") from None
         self._read_joined(self._files)
@@ -435,7 +435,7 @@ class Settings:
 def _parsed(path: Path, text: str) -> dict[str, str]:
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML; a number of thousands of digits; nested without end
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
     return {name: _checked(path, name, value) for name, value in content.items()}
 

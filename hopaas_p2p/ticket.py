@@ -293,7 +293,7 @@ def carry(
 
     storage = None
     if store is None and not (ticket.seal and hmac.compare_digest(ticket.seal, credentials.seal(ticket.store))):
-        credentials.check_named(servers_of(ticket.store), by="the ticket")
+        credentials.check_named(ticket.store, servers_of(ticket.store), by="the ticket")
     try:
         storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
         trial = TicketTrial(ticket, storage)

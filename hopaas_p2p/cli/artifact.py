@@ -14,6 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.ownership import check_link
 
 
 @click.group(cls=Subgroup)
@@ -64,6 +65,7 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
     one = artifacts.find(what)
     path = target or Path()
     if path.is_dir():
+        check_link(path)
         path /= one.filename
     check_new(path, force=force)
     with _bar(one.filename, one.size) as progress:

@@ -115,7 +115,7 @@ def send(session: CliSession, source: Path | None) -> int:
     uncounted: list[tuple[str, str]] = []
     for store in stores:
         if store in elsewhere and store != configured:
-            credentials.check_named(servers_of(store), by=f"the file {source}")
+            credentials.check_named(store, servers_of(store), by=f"the file {source}")
         left = _send(store, left, sent, stay, uncounted)
     if session.given["store"] is None or source is not None:
         for file, _, spooled in left:

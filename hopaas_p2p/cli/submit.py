@@ -133,10 +133,12 @@ def told(session: CliSession, **given: str) -> dict[str, str]:
         )
     found = {name: given.get(name) or settings.get(name) for name in _TOLD}
     values = {name: str(value) for name, value in found.items() if value and value != SETTINGS[name].default}
-    if redacted(values["store"]) != values["store"] or "***" in values["store"]:
-        raise ConfigurationError(
-            f"{redacted(values['store'])}: a job may not hold a password. Put it into HOPAAS_TOKEN_FILE or PGPASSFILE"
-        )
+    for name, value in values.items():
+        if credentials.is_secret(variable(name), value):
+            raise ConfigurationError(
+                f"{name} = {redacted(value)}: a job may not hold a password. Put it into HOPAAS_TOKEN_FILE or "
+                "PGPASSFILE"
+            )
     paths = {name: Path(value).expanduser() for name, value in values.items() if name.endswith("_file")}
     values |= {name: str(path.absolute()) for name, path in paths.items()}
     told = {variable(name): value for name, value in values.items()}

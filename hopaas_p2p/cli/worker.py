@@ -91,7 +91,8 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
 
     The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, and a
     checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A number may stand anywhere in the command; a text only if
-    it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there.
+    it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there. In a word with
+    spaces, such as that of sh -c, put a text between quotes.
 
     The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report, should-prune and tell, which find
     the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client. It gets your environment, but no credential that --pass

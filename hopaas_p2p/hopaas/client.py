@@ -16,7 +16,7 @@ import hopaas_p2p
 from hopaas_p2p import credentials
 from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
 from hopaas_p2p.settings import Secret, Settings
-from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.stores.url import redacted, servers_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -72,7 +72,7 @@ class Client:
     def _leave_token(self) -> None:
         """Put the token into the environment, where the tunnel looks for it, if the store is behind a gateway."""
         if self._token is not None and urlsplit(self._store).scheme.endswith("+https"):
-            credentials.leave_token(self._token)
+            credentials.leave_token(self._token, servers_of(self._store))
 
     @property
     def server(self) -> str:

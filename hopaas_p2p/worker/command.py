@@ -2,6 +2,8 @@
 
 A program may hand its words to a shell, an interpreter, or another host, and no list of those that do is complete. So a
 number always goes into a word, and a text only if there is nothing in it that any of them takes for more than a text.
+Languages differ: Perl runs `eval+v49.50`. A word that is more than a name or an option, since it has spaces or brackets
+in it, may be a program, and takes any text but a name only between quotes, which nothing in the text can end.
 Every parameter is in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever is in it.
 """
 
@@ -19,6 +21,9 @@ _FIELD: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _NOT_IN_ENVIRONMENT: Final = re.compile("[\0\ud800-\udfff]")
 _PLAIN: Final = re.compile(r"(?!-)(?!.*\.\.)[A-Za-z0-9._+,:=@%/-]+")
+_PROGRAM: Final = re.compile(r"[^A-Za-z0-9._+,:=@%/-]")
+"""What a word has that may be a program: something else than names, options and their punctuation."""
+_IDENTIFIER: Final = re.compile(r"\w+", re.ASCII)
 
 
 def text_of(value: object) -> str:
@@ -43,7 +48,7 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
         if name == "trial":
             return str(number)
         if name in params:
-            return _checked(name, params[name])
+            return _checked(name, params, found)
         if _NAME.fullmatch(name):
             raise InvalidInput(
                 f"the command has {{{name}}}, but the study has no parameter {name!r}; it has {', '.join(params)}. "
@@ -51,7 +56,10 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
             )
         return found[0]
 
-    return [_FIELD.sub(replace, word) for word in command]
+    words = [_FIELD.sub(replace, word) for word in command]
+    for word, filled in zip(command, words, strict=True):
+        _check_joined(word, filled, params)
+    return words
 
 
 def check(command: Sequence[str], space: Mapping[str, Any]) -> None:
@@ -65,7 +73,7 @@ def check(command: Sequence[str], space: Mapping[str, Any]) -> None:
     fill_in(command, params, 0)
     for name in {found[1] for word in command for found in _FIELD.finditer(word)} & space.keys() - {"trial"}:
         for choice in getattr(space[name], "choices", ()):
-            _checked(name, choice)
+            fill_in(command, {**params, name: choice}, 0)
 
 
 def variables(params: Mapping[str, Any]) -> dict[str, str]:
@@ -79,12 +87,36 @@ def variable(name: str) -> str:
     return "HOPAAS_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
-def _checked(name: str, value: object) -> str:
-    """A parameter as a word of a command may contain it."""
-    if isinstance(value, str) and _PLAIN.fullmatch(value) is None:
+def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
+    """A parameter as a word of a command may contain it, in place of this field."""
+    value = params[name]
+    if not isinstance(value, str):
+        return text_of(value)
+    before, after = field.string[: field.start()], field.string[field.end() :]
+    if _PLAIN.fullmatch(value) is None:
         raise InvalidInput(
             f"{name} may be {shown(value)}, and a text goes into a command only if it has nothing but ASCII letters, "
-            f"digits and ._+,:=@%/- in it, no - at its beginning and no double dot. Leave {{{name}}} out of the "
-            f"command: the program finds the value in the variable {variable(name)}, and in HOPAAS_PARAMS as JSON"
+            f"digits and ._+,:=@%/- in it, no - at its beginning and no double dot. {_instead(name)}"
         )
-    return text_of(value)
+    quoted = before[-1:] in ("'", '"') and before[-1:] == after[:1]
+    may_be_program = _PROGRAM.search(_FIELD.sub(lambda found: "" if found[1] in params else found[0], field.string))
+    if may_be_program and not quoted and _IDENTIFIER.fullmatch(value) is None:
+        raise InvalidInput(
+            f"{name} may be {shown(value)}, and in a word that may be a program, as {shown(field.string)}, a text has "
+            f"nothing but letters, digits and _ in it, or stands between quotes: '{{{name}}}'. {_instead(name)}"
+        )
+    return value
+
+
+def _check_joined(word: str, filled: str, params: Mapping[str, Any]) -> None:
+    """Refuse a word in which a text makes, with what is beside it, what it could not be alone: an option, a way up."""
+    texts = [found[1] for found in _FIELD.finditer(word) if isinstance(params.get(found[1] or ""), str)]
+    if texts and (filled.count("..") > word.count("..") or filled.startswith("-") > word.startswith("-")):
+        raise InvalidInput(f"{shown(word)} becomes {shown(filled)}, which a text may not do. {_instead(texts[0])}")
+
+
+def _instead(name: str) -> str:
+    return (
+        f"Leave {{{name}}} out of the command: the program finds the value in the variable {variable(name)}, and in "
+        "HOPAAS_PARAMS as JSON"
+    )

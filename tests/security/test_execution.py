@@ -45,6 +45,9 @@ COMMANDS = [
     ["sbatch", "--wait", "--wrap=train {x}"],
     ["su", "nobody", "-c", "train {x}"],
     ["make", "X={x}"],
+    ["perl", "-e", "train {x}"],
+    ["bash", "-lc", "module load gpu && train --text '{x}' > log"],
+    ["train", '{{"text": "{x}"}}'],
     ["./train", "--text", "{x}"],
     ["python", "train.py", "{x}"],
 ]
@@ -66,6 +69,7 @@ ACTIVE += [
     "x\\",
 ]
 ACTIVE += ["a\0b"]
+EVALUATED = ["eval+v112.114.105.110.116", "eval-v112.114", "qx/id/", "qx:id:", "%x/id/", "os.environ"]
 PLAIN = ["adam", "a/b.c:d=e,f", "1e-3", "x+y", "50%", "me@here", "/data/v1_2", "A-b"]
 
 
@@ -74,11 +78,27 @@ def test_a_text_does_not_become_code(command: list[str]) -> None:
     """Which programs take their words for code nobody can list, so what could be code goes into no word at all."""
     for number in (0.5, -3, True, None, float("-inf")):
         assert json.dumps(number) in " ".join(fill_in(command, {"x": number}, 1))
-    for text in PLAIN:
+    may_be_program = any("train {x}" in word for word in command)
+    for text in PLAIN if not may_be_program else ["adam", "v1_2"]:
         assert text in " ".join(fill_in(command, {"x": text}, 1))
-    for text in ACTIVE:
+    for text in ACTIVE if not may_be_program else [*ACTIVE, *EVALUATED]:
         with pytest.raises(InvalidInput, match="HOPAAS_PARAM_x"):
             fill_in(command, {"x": text}, 1)
+
+
+@pytest.mark.parametrize(
+    ("word", "params"),
+    [
+        ("{a}{b}", {"a": ".", "b": "./etc"}),
+        ("{a}.{b}", {"a": "x/", "b": "./y"}),
+        ("data/.{a}", {"a": "./etc"}),
+        ("{n}{a}", {"n": -1, "a": "rf"}),
+    ],
+)
+def test_texts_do_not_make_together_what_none_may_be_alone(word: str, params: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="becomes"):
+        fill_in(["cp", word], params, 1)
+    assert fill_in(["cp", "-{a}", "../{a}"], {"a": "r"}, 1) == ["cp", "-r", "../r"]
 
 
 def test_a_command_is_refused_for_any_choice_of_its_parameters_before_the_first_trial(tmp_path: Path) -> None:

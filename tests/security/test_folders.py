@@ -293,6 +293,16 @@ def test_a_report_takes_the_place_of_a_link_and_does_not_follow_it(study: Study,
     assert len(list(place.iterdir())) == 3
 
 
+def test_a_file_is_not_fetched_through_a_link_of_another_user(study: Study, place: Path, home: Path) -> None:
+    (place / "mine").write_text("mine")
+    study.artifacts().put(place / "mine")
+    (place / "got").symlink_to(home)
+    give_away(place / "got")
+    done = run("artifact", "get", "mine", "got", "--store", "../store", "--study", "s", cwd=place)
+    assert done.returncode == 1
+    assert "got is a link, and belongs to" in done.stderr
+
+
 def test_a_draft_beside_the_files_of_others_cannot_be_replaced_by_a_link(place: Path, home: Path) -> None:
     with replace_atomically(place / "file", private=True) as draft:
         (there,) = place.iterdir()

@@ -116,13 +116,14 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     if insecure not in ("true", "false"):
         raise ConfigurationError(f"insecure={insecure!r}: an s3:// URL accepts only insecure=true")
     if (
-        insecure == "false"
-        and endpoint.startswith("http://")
+        endpoint.startswith("http://")
+        and (insecure == "false" or is_aws(endpoint) or endpoint.endswith(":443"))
         and not trust.is_loopback(urlsplit(endpoint).hostname or "")
     ):
         raise ConfigurationError(
             f"the endpoint {endpoint} is on another machine and has no TLS, so anybody in between can read and "
-            "change what is in the store; write https://, or add insecure=true to the URL if the network is your own"
+            "change what is in the store; write https://, or add insecure=true to the URL if the server and the "
+            "network are your own"
         )
     return Address(bucket, prefix, endpoint, region, style == "virtual", insecure == "true")
 

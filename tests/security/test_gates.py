@@ -1,0 +1,289 @@
+"""Ways around the gates: variables, spellings of URLs, files of others beside one's own, credentials by other names."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import credentials, provenance
+from hopaas_p2p.cli.main import run
+from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.hopaas.client import Client
+from hopaas_p2p.joining import membership, ways
+from hopaas_p2p.joining.invitation import Invitation
+from hopaas_p2p.settings import Secret, Settings
+from hopaas_p2p.stores.postgres.connect import PostgresAddress
+from hopaas_p2p.stores.url import servers_of
+from hopaas_p2p.ticket import Ticket, carry
+from tests.support.processes import SPACE
+
+OWN = "ann.0123abcd:" + "k" * 43
+GUEST = "guest-s-123456-worker.0a1b2c3d:" + "g" * 43
+
+
+@pytest.fixture(autouse=True)
+def ann(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Her environment, with a token; a process that joins changes it."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "HOPAAS_", "PG")) and not name.startswith("HOPAAS_TEST"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOPAAS_TOKEN", OWN)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in ("HOPAAS_JOINED", "HOPAAS_CA_FILE", "HOPAAS_STORE", "HOPAAS_STUDY", "HOPAAS_TOKEN_HOST"):
+        monkeypatch.setenv(name, "")  # so that what the test sets is undone
+    monkeypatch.setattr(credentials, "_named", set())
+    return tmp_path
+
+
+def joined(store: str, *, token: bool = True, authority: str = "") -> None:
+    secret = Secret(GUEST) if token else None
+    ways.enter(membership.accept(Invitation(store, "s", secret, int(time.time()) + 86400, "", authority)))
+
+
+@pytest.mark.parametrize("store", ["postgresql://evil.example.org/d", "postgresql:///d?host=evil.example.org"])
+def test_a_variable_that_leads_to_another_port_takes_no_token_to_a_joined_host(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined(store)
+    assert PostgresAddress(store).credentials()[0] == "guest-s-123456-worker.0a1b2c3d"
+    monkeypatch.setenv("PGPORT", "6543")
+    with pytest.raises(ConfigurationError, match=r"not at evil\.example\.org:6543.*PGPORT"):
+        PostgresAddress(store).credentials()
+    with pytest.raises(ConfigurationError, match=r"not at evil\.example\.org:6543"):
+        PostgresAddress(store.replace("evil.example.org", "evil.example.org.")).credentials()
+    credentials.named("postgresql://evil.example.org:6543/d")
+    assert PostgresAddress(store).credentials()[0] == "ann.0123abcd"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://s3.amazonaws.com", "http://s3.amazonaws.com:443", "http://minio.example.org:443"]
+)
+def test_no_session_token_goes_in_clear_to_a_host_that_is_known_by_its_certificate(endpoint: str) -> None:
+    with pytest.raises(ConfigurationError, match="has no TLS"):
+        servers_of(f"s3://bucket-1/x?endpoint={endpoint}&insecure=true")
+
+
+@pytest.mark.parametrize(
+    ("named", "store"),
+    [
+        ("postgresql://db.example.org/d", "postgresql://db.example.org/d?sslmode=verify-ca"),
+        ("postgresql://db.example.org/d", "postgresql://db.example.org/d?require_auth=password"),
+        ("postgresql://db.example.org/d", f"postgresql://db.example.org/d?sslrootcert={__file__}"),
+        ("postgresql://db.example.org/d", "postgresql://db.example.org/d?sslcert=/x&sslkey=/x"),
+        (
+            "s3://mine/x?endpoint=https://minio.example.org",
+            "s3://b-b/x?endpoint=http://minio.example.org&insecure=true",
+        ),
+    ],
+)
+def test_a_ticket_of_a_stranger_says_nothing_about_trust_in_a_host_that_the_user_named(
+    named: str, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOPAAS_STORE", named)
+    monkeypatch.setenv("HOPAAS_TOKEN_HOST", "db.example.org minio.example.org")
+    with (
+        pytest.raises(ConfigurationError, match="how far to trust a server is for you to say"),
+        carry(Ticket(store, "s", 0, "owner", 1, "0" * 32)),
+    ):
+        pass
+
+
+def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOPAAS_TOKEN")
+    monkeypatch.delenv("HOPAAS_TOKEN_HOST")
+    client = Client(server="postgresql+https://gw.example.org/d", token=OWN)
+    client.__reduce__()  # as a pickle of it, or its first use, does
+    try:
+        assert credentials.login(None, [("gw.example.org", 443)])[0] == "ann.0123abcd"
+        with pytest.raises(ConfigurationError, match=r"the token is for gw\.example\.org:443"):
+            credentials.login(None, [("other.example.org", 443)])
+    finally:
+        del os.environ["HOPAAS_TOKEN"], os.environ["HOPAAS_TOKEN_HOST"]
+
+
+def test_a_joined_studys_authority_vouches_for_no_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined("postgresql+https://gw.example.org/d", authority="-- a certificate --")
+    monkeypatch.setenv("HOPAAS_WEBHOOK", "https://chat.example.org/secret")
+    with pytest.raises(ConfigurationError, match=r"would vouch for chat\.example\.org, too"):
+        credentials.webhook_url()
+
+
+@pytest.mark.parametrize("how", ["somebody else's", "writable", "in a writable folder"])
+def test_settings_of_the_users_own_are_the_users(ann: Path, how: str) -> None:
+    """XDG_CONFIG_HOME may be in a place where others write, on a node without a home."""
+    file = ann / "config/hopaas-p2p/config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('store = "postgresql+https://evil.example.org/d"')
+    if how == "somebody else's":
+        if os.getuid() != 0:
+            pytest.skip("needs root to make somebody else's files")
+        os.chown(file, 65534, 65534)
+    (file if how == "writable" else file.parent).chmod(0o777 if how != "somebody else's" else 0o755)
+    with pytest.raises(ConfigurationError, match="cannot be read: "):
+        Settings(directory=ann).get("store")
+
+
+@pytest.mark.parametrize("text", ["gpus = " + "9" * 6000, "a = " + "[" * 5000], ids=["a number", "nested"])
+def test_a_file_of_settings_that_python_cannot_read_is_one_clear_line(ann: Path, text: str) -> None:
+    (ann / "hopaas.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        Settings(directory=ann).get("study")
+
+
+def _names_a_file(git: Path) -> None:
+    git.mkdir()
+    (git / "HEAD").write_text("ref: ../../secret\n")
+
+
+def _is_a_link(git: Path) -> None:
+    git.mkdir()
+    (git / "HEAD").symlink_to("../../secret")
+
+
+def _is_elsewhere(git: Path) -> None:
+    git.write_text("gitdir: ../other\n")
+    (git.parent.parent / "other").mkdir()
+    (git.parent.parent / "other/HEAD").write_text("ref: ../secret\n")
+
+
+@pytest.mark.parametrize("plant", [_names_a_file, _is_a_link, _is_elsewhere])
+def test_what_git_files_lead_to_is_published_only_if_it_is_a_commit(
+    ann: Path, plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The `.git` of a folder above may be another user's."""
+    (ann / "secret").write_text("hunter2 and what follows")
+    (ann / "work/deep").mkdir(parents=True)
+    plant(ann / "work/.git")
+    monkeypatch.chdir(ann / "work/deep")
+    assert "git_commit" not in provenance.describe()
+    (ann / "secret").write_text("0123456789abcdef" * 2 + "01234567\n")
+    assert provenance.describe()["git_commit"] == "0123456789ab"
+
+
+def test_no_script_holds_the_password_of_a_place_for_artifacts(
+    ann: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopaas_p2p.open_study(ann / "store", "s", space=SPACE).close()
+    monkeypatch.chdir(ann)
+    monkeypatch.delenv("HOPAAS_TOKEN")
+    monkeypatch.setenv("HOPAAS_ARTIFACTS", "postgresql://ann:sesame@db.example.org/d")
+    assert run(["submit", "slurm", "--dry-run", "--store", "store", "--study", "s", "--", "true", "{lr}"]) == 78
+    said = capsys.readouterr()
+    assert "a job may not hold a password" in said.err
+    assert "sesame" not in said.out + said.err
+    assert not (ann / "hopaas-jobs").exists()
+
+
+CREDENTIALS = {
+    "HTTPS_PROXY": "ann:pw@proxy:3128",
+    "all_proxy": "ann:pw@proxy",
+    "GIT_URL": "HTTPS://token@git.example.org/x",
+    "DATABASE_URL": "mysql://db/x?user=ann&password=pw",
+    "PGDATABASE": "host=db password=pw",
+    "ODBC": "Driver=x;Uid=ann;Pwd=pw",
+    "SAS": "https://a.blob.example.org/x?sv=1&sig=abc",
+    "PRESIGNED": "https://b.example.org/k?X-Amz-Signature=abc",
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer abc",
+    **dict.fromkeys(
+        [
+            "MYSQL_PWD",
+            "SSHPASS",
+            "REDISCLI_AUTH",
+            "DOCKER_AUTH_CONFIG",
+            "NPM_CONFIG__AUTH",
+            "GITHUB_PAT",
+            "AZURE_STORAGE_CONNECTION_STRING",
+            "SLACK_WEBHOOK_URL",
+            "DBPASSWORD",
+            "PASSWORD2",
+            "OPENAI_API_KEYS",
+            "API_TOKENS",
+            "HF_TOKEN1",
+            "RCLONE_S3_ACCESS_KEY_ID",
+            "MY_CREDS",
+            "SESSION_COOKIE",
+            "BEARER",
+            "OIDC_CLIENTSECRET",
+            "LDAP_BIND_PW",
+            "SENTRY_SECRET",
+            "GPG_PASSPHRASE",
+            "CI_JOB_JWT",
+        ],
+        "x",
+    ),
+}
+OTHERS = {
+    "RSYNC_TARGET": "ann@host:/data",
+    "DATA_URL": "https://data.example.org/x?y=1",
+    "REGISTRY": "https://npm.example.org:4873/@scope/x",
+    "ARGS": "--max_token=512 --lr=1",
+    "GIT_AUTHOR_EMAIL": "ann@example.org",
+    **dict.fromkeys(
+        [
+            "PATH",
+            "PWD",
+            "OLDPWD",
+            "HOME",
+            "SSH_AUTH_SOCK",
+            "XAUTHORITY",
+            "TOKENIZERS_PARALLELISM",
+            "MAX_TOKENS",
+            "NUM_TOKENS",
+            "KEYBOARD",
+            "MONKEY",
+            "COMPASS",
+            "BYPASS",
+            "PASSES",
+            "PATCH",
+            "AUTHOR",
+            "SLURM_JOB_ID",
+            "CUDA_VISIBLE_DEVICES",
+            "CONDA_PREFIX",
+            "MODULEPATH",
+            "XDG_SESSION_ID",
+            "KERAS_BACKEND",
+            "PYTHONHASHSEED",
+            "OMP_NUM_THREADS",
+            "SSL_CERT_FILE",
+            "PBS_O_WORKDIR",
+        ],
+        "x",
+    ),
+}
+
+
+def test_a_credential_is_known_under_the_names_and_in_the_forms_that_programs_use() -> None:
+    kept, left = credentials.without_credentials(env={**CREDENTIALS, **OTHERS})
+    assert sorted(CREDENTIALS) == left
+    assert kept == OTHERS
+    assert not CREDENTIALS.keys() & credentials.environment(env=CREDENTIALS).keys()
+
+
+def test_a_url_of_an_invitation_takes_no_token_along_however_it_is_written() -> None:
+    for place in (
+        "evil",
+        "EVIL",
+        "evil.",
+        "[::1]",
+        "[::1]:6",
+        "evil,evil2",
+        "evil:1,evil2:2",
+        "ev%69l",
+        "u@evil",
+        "127.1",
+        "é.org",
+    ):
+        for scheme in ("postgresql", "postgresql+https", "postgresql+psycopg2"):
+            store = f"{scheme}://{place}/d"
+            try:
+                joined(store)
+                _, secret = PostgresAddress(store).credentials()
+            except HopaasError:
+                continue
+            assert secret is None or "k" * 43 not in secret.reveal(), store
