@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 import hopaas_p2p
-from hopaas_p2p import Budget, Price, Until
-from hopaas_p2p.budget import budget_of, parsed_budget, words
+from hopaas_p2p import Budget, Price, Until, metering
+from hopaas_p2p.budget import budget_now, budget_of, parsed_budget, words
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
+from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.study.study import Study
 from hopaas_p2p.sweeps.description import describe
 
@@ -106,6 +106,43 @@ def test_moving_the_budget_of_trials_leaves_the_limits(opened: Any) -> None:
     assert (study.state.budget, study.state.ledger.limits) == (None, Budget())
 
 
+def test_a_text_changes_the_limits_that_it_names_and_none_removes_one(opened: Any) -> None:
+    study = opened(budget=Budget(trials=9, until=Until(target=1.0, date=NEW_YEAR)))
+    for given, now in {
+        "gpu_hours=5": "trials=9,gpu_hours=5,until.target=1,until.date=2027-01-01T00:00:00Z",
+        "until.target=2,trials=none": "gpu_hours=5,until.target=2,until.date=2027-01-01T00:00:00Z",
+        "12,until.target=none,until.date=none": "trials=12,gpu_hours=5",
+        "gpu_hours=none": "12",
+        "none": "",
+    }.items():
+        study.set_budget(given)
+        assert words(budget_now(study.state)) == now
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(gpu_hours=5), Budget(kwh=1), Budget(euro=1, prices={"elsewhere": Price(core_hour=1)})],
+    ids=["gpu-hours", "kwh", "euro"],
+)
+def test_a_budget_that_this_machine_cannot_spend_is_refused_at_the_first_trial(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, budget: Budget
+) -> None:
+    monkeypatch.setattr(metering, "devices", lambda: {"cores": "2"})
+    monkeypatch.setattr(metering, "energy_counter", lambda: None)
+    study = opened(budget=budget)
+
+    with pytest.raises(ConfigurationError, match=r"would never end here.*HOPAAS_GPUS=.*core_hours="):
+        study.ask()
+
+    study.set_budget(5)
+    study.ask()
+
+
+def test_a_gpu_that_is_named_is_enough_for_a_budget_of_gpu_hours(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPAAS_GPUS", "1")
+    opened(budget="gpu_hours=5").ask()
+
+
 def test_two_objectives_have_no_target(opened: Any) -> None:
     with pytest.raises(InvalidInput, match="several objectives can end only by its budget or a date"):
         opened(directions=["minimize", "minimize"], budget=Budget(until=Until(target=1)))
@@ -183,8 +220,10 @@ def test_the_command_line_creates_shows_moves_and_lifts_a_budget(tmp_path: Path)
     assert "0 of 9 trials used" in shown
     assert "0 of 5 GPU hours used" in shown
     assert "ends when the value 0.1 is reached" in shown
-    assert "The budget of 's' is trials=9,kwh=2." in run("study", "set", "s", "--budget", "trials=9,kwh=2", store=store)
-    assert "The budget of 's' is removed." in run("study", "set", "s", "--budget", "0", store=store)
+    assert "The budget of 's' is trials=9,kwh=2,until.target=0.1." in run(
+        "study", "set", "s", "--budget", "gpu_hours=none,kwh=2", store=store
+    )
+    assert "The budget of 's' is removed." in run("study", "set", "s", "--budget", "none", store=store)
 
 
 @pytest.mark.parametrize("line", ['budget = "gpu_hours=7"', "budget = {gpu_hours = 7, until = {date = 2099-12-31}}"])
