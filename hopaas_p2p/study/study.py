@@ -26,6 +26,7 @@ from hopaas_p2p import checkpoints, credentials, extras, interrupts, metering, p
 from hopaas_p2p.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_now, changed, check_limits, limits_of
+from hopaas_p2p.budget import words as budget_words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
@@ -80,6 +81,7 @@ from hopaas_p2p.study.definition import (
     compare,
     compare_fidelity,
     definition_of,
+    larger_budget,
     provenance_of,
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
@@ -137,7 +139,7 @@ def open_study(
             naming one uses the same. One that gives another uses that, with a warning.
         pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
         budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`, whose first limit
-            that is reached ends the study. None: no limit.
+            that is reached ends the study. None: no limit. If the study exists, a larger one than it has raises it.
         attempts: how often one set of parameters may be started when its peers die or are pre-empted; by default 3.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
         lease_ttl: seconds of silence after which a peer's trial is taken over; by default 120.
@@ -158,7 +160,8 @@ def open_study(
         storage_options: passed on to `open_storage`.
 
     Raises:
-        DefinitionMismatch: the study exists and differs from what was given; the message shows where.
+        DefinitionMismatch: the study exists and differs from what was given, or has a larger budget; the message
+            shows where.
         NoSuchStudy: it does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
     """
@@ -184,6 +187,11 @@ def open_study(
     compare_fidelity(storage, study_id, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
+    larger = None if budget is None else larger_budget(study.state, name, budget)
+    if larger is not None:
+        before = budget_words(budget_now(study.state))
+        study.set_budget(larger)
+        _log.warning("the budget of %r is raised from %s to %s", name, before, budget_words(larger) or "no limit")
     if sent_to:
         study._follow(sent_to)
     return study

@@ -92,8 +92,32 @@ def test_a_study_keeps_its_limits_and_a_joiner_may_say_them_too(opened: Any) -> 
     opened(budget=Budget(trials=9, gpu_hours=5))
     assert opened().state.policy.limits == Budget(gpu_hours=5)
     assert opened(budget={"trials": 9, "gpu_hours": 5}).state.budget == 9
-    with pytest.raises(DefinitionMismatch, match="budget: stored trials=9,gpu_hours=5, given trials=9,gpu_hours=6"):
-        opened(budget="trials=9,gpu_hours=6")
+    assert opened(budget=9).state.policy.limits == Budget(gpu_hours=5)
+
+
+@pytest.mark.parametrize(
+    ("larger", "now"),
+    [(12, "trials=12,gpu_hours=5"), ("gpu_hours=6", "trials=9,gpu_hours=6"), ("trials=none", "gpu_hours=5")],
+)
+def test_a_larger_budget_in_a_script_raises_the_studys_and_says_so(
+    opened: Any, caplog: pytest.LogCaptureFixture, larger: Any, now: str
+) -> None:
+    opened(budget=Budget(trials=9, gpu_hours=5))
+
+    study = opened(budget=larger)
+
+    assert words(budget_now(study.state)) == now
+    assert f"the budget of 's' is raised from trials=9,gpu_hours=5 to {now}" in caplog.text
+
+
+@pytest.mark.parametrize("smaller", [8, "gpu_hours=4", "trials=10,gpu_hours=4", "until.target=1", "kwh=3"])
+def test_a_smaller_budget_in_a_script_is_refused_with_the_command_that_lowers_it(opened: Any, smaller: Any) -> None:
+    study = opened(budget=Budget(trials=9, gpu_hours=5))
+
+    with pytest.raises(DefinitionMismatch, match=r"hopaas-p2p study set s --budget trials=\d+,.*"):
+        opened(budget=smaller)
+
+    assert words(budget_now(study.state)) == "trials=9,gpu_hours=5"
 
 
 def test_moving_the_budget_of_trials_leaves_the_limits(opened: Any) -> None:
