@@ -11,6 +11,7 @@ import msgspec
 from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.core.ledger import possible_limits
 from hopaas_p2p.core.records import Budget, Price, Until
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.times import to_iso
 
@@ -18,6 +19,7 @@ HELP: Final = (
     "COMPLETE + PRUNED trials over all peers, or limits such as gpu_hours=500,kwh=80,until.date=2026-12-31; "
     "see docs/budgets.md."
 )
+CHANGES: Final = "Limits that it does not name stay; gpu_hours=none removes one, and none alone removes all."
 _TAKES: Final = "a whole number of trials, or a Budget"
 _KEYS: Final = (
     "trials, epochs, gpu_hours, core_hours, kwh, euro, prices.SITE.(gpu_hour|core_hour|kwh), "
@@ -35,7 +37,7 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
     if isinstance(given, Budget):
         found = _checked_types(given)
     elif isinstance(given, str):
-        found = _parsed([given])
+        found = _converted(_content([given]))
     elif isinstance(given, Mapping):
         found = _converted(given)
     else:
@@ -48,6 +50,36 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
     if found.euro is not None and not found.prices:
         raise InvalidInput("a budget in euro needs prices per site, such as prices.SITE.gpu_hour=1.10")
     return found
+
+
+def budget_now(state: State) -> Budget:
+    """The budget that counts now."""
+    limits = Budget() if state.ledger is None else state.ledger.limits
+    return msgspec.structs.replace(limits, trials=state.budget)
+
+
+def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -> Budget:
+    """The budget after a change: what a number, a text or a mapping names; the whole of it by a `Budget` or None.
+
+    Raises:
+        InvalidInput: a key or a value that is not allowed.
+
+    """
+    if given is None or given == "none":
+        return Budget()
+    if isinstance(given, Budget):
+        return budget_of(given)
+    if isinstance(given, str):
+        given = _content([given])
+    elif not isinstance(given, Mapping):
+        given = {"trials": budget_of(given).trials}
+    return budget_of(_over(msgspec.to_builtins(now), given))
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, the second over the first."""
+    inner = {key: _over(below.get(key) or {}, value) for key, value in above.items() if isinstance(value, Mapping)}
+    return {**below, **above, **inner}
 
 
 def _checked_types(given: Budget) -> Budget:
@@ -67,7 +99,7 @@ def _as_python(value: Any) -> Any:
 
 def parsed_budget(texts: Iterable[str]) -> Budget:
     """The budget of `--budget`, which may be given several times. Raises InvalidInput."""
-    return budget_of(_parsed(texts))
+    return budget_of(_content(texts))
 
 
 def limits_of(budget: Budget) -> Budget:
@@ -103,7 +135,8 @@ def _flat(given: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any
             yield f"{before}{key}", to_iso(value) if is_time else value
 
 
-def _parsed(texts: Iterable[str]) -> Budget:
+def _content(texts: Iterable[str]) -> dict[str, Any]:
+    """The mapping that such texts stand for; None: this limit is removed."""
     content: dict[str, Any] = {}
     for part in (part.strip() for text in texts for part in str(text).split(",")):
         key, equals, value = part.partition("=")
@@ -118,8 +151,8 @@ def _parsed(texts: Iterable[str]) -> Budget:
                 raise InvalidInput(f"{key!r} is not a budget key; choose from: {_KEYS}")
         if names[-1] in place:
             raise InvalidInput(f"the budget says {key.strip()} twice")
-        place[names[-1]] = value.strip()
-    return _converted(content)
+        place[names[-1]] = None if value.strip() == "none" else value.strip()
+    return content
 
 
 def _converted(content: Mapping[str, Any]) -> Budget:
@@ -131,13 +164,18 @@ def _converted(content: Mapping[str, Any]) -> Budget:
         unknown |= set(price) - set(Price.__struct_fields__) if isinstance(price, Mapping) else set()
     if unknown:
         raise InvalidInput(f"{min(unknown)!r} is not a budget key; choose from: {_KEYS}")
-    plain = {**content}
+    plain = _without_none(content)
     if isinstance(until, Mapping) and isinstance(until.get("date"), datetime.date):  # as YAML and TOML read it
-        plain["until"] = {**until, "date": until["date"].isoformat()}
+        plain["until"] = {**plain["until"], "date": until["date"].isoformat()}
     try:
         return msgspec.convert(plain, Budget, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"not a budget: {_problem(content, error)}. Keys of a budget: {_KEYS}") from None
+
+
+def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    return {key: value for key, value in inner.items() if value is not None and value != {}}
 
 
 def _problem(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:

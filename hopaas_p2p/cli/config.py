@@ -25,9 +25,8 @@ def config() -> None:
 
 @config.command()
 @options()
-@click.option("--origin", is_flag=True, help="Also show where each comes from.")
-def show(session: CliSession, origin: bool) -> None:
-    """Show the settings that are in effect here."""
+def show(session: CliSession) -> None:
+    """Show the settings that are in effect here, and where each comes from."""
     rows = {}
     for name, setting in SETTINGS.items():
         found = session.settings.look(name, session.given.get(name))
@@ -36,11 +35,10 @@ def show(session: CliSession, origin: bool) -> None:
         rows[name] = {"value": value, "origin": origin_, "variable": variable(name), "help": setting.help}
 
     def text() -> None:
-        headers = ["SETTING", "VALUE", "ORIGIN"] if origin else ["SETTING", "VALUE"]
-        cells = [[name, row["value"] or "-", row["origin"] or ""][: len(headers)] for name, row in rows.items()]
-        output.print_table(headers, cells)
+        cells = [[name, row["value"] or "-", row["origin"] or ""] for name, row in rows.items()]
+        output.print_table(["SETTING", "VALUE", "ORIGIN"], cells)
 
-    session.show(rows if origin else {name: row["value"] for name, row in rows.items()}, text)
+    session.show(rows, text)
 
 
 @config.command("trust")

@@ -126,7 +126,7 @@ def _worker_command(session: CliSession, name: str, job: str) -> str:
 
 @click.command("set")
 @options(study="argument")
-@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} 0 removes every limit.")
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}")
 @click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 @click.option("--space-file", type=_FILE, metavar="FILE", help="Read the parameters from a TOML or JSON file.")
 def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], space_file: Path | None) -> None:
@@ -149,20 +149,10 @@ def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], 
         data["space"] = {name: space.spec(one) for name, one in given.items()}
         said.append(f"The search space of {study.name!r} is {', '.join(map('='.join, data['space'].items()))}.")
     if budgets:
-        set_budget(study, budgets)
+        study.set_budget(",".join(budgets))
         data["budget"] = summary.budget_of_study(study.state)
         said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
     session.done(data, "\n".join(said))
-
-
-def set_budget(study: Study, budgets: tuple[str, ...]) -> None:
-    """Move the budget as these options say; raises InvalidInput."""
-    if budgets == ("0",):
-        study.set_budget(None)
-    elif len(budgets) == 1 and budgets[0].isdigit():
-        study.set_budget(int(budgets[0]))
-    else:
-        study.set_budget(budget.parsed_budget(budgets))
 
 
 def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:

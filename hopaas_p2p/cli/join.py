@@ -41,6 +41,7 @@ _STDIN: Final = 2.0  # seconds for which something that is piped in is waited fo
     help="How jobs reach the store; auto starts a relay here for those that need one. [default: as last time, or auto]",
 )
 @click.option("--login-node", metavar="HOST", help="The name that jobs know this node by. [default: its own]")
+@click.option("--leave", metavar="NAME", help="Undo a join: remove what is kept of it here.")
 @job_options
 @click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials.")
 @click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers.")
@@ -52,6 +53,7 @@ def join(
     system: str | None,
     via: str | None,
     login_node: str | None,
+    leave: str | None,
     **others: Any,
 ) -> int:
     """Join a study with an invitation, and run a command for each trial.
@@ -63,13 +65,25 @@ def join(
     The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret: never give
     it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with how
     this site reaches the store: directly, through the proxy in HTTPS_PROXY, or through a relay or bridge on the login
-    node. From then on you need no invitation, and other commands find the study too.
+    node. From then on you need no invitation, and in every directory that names no store, all commands use this study
+    until you leave it: hopaas-p2p join --leave NAME.
 
     With --submit it writes the batch script, shows it and submits it, as `submit` does. Everything else works as
     in `worker`.
     """  # noqa: D301  # click's mark for lines that stay as they are
+    if leave is not None:
+        return _leave(leave)
+    before = joined_names()
     membership = _membership(file, site=others["site"] or "")
     membership = _reach(membership)
+    if membership.name not in before:
+        where = (
+            f"commands under HOPAAS_JOINED={membership.name} use" if before else "every directory without a store uses"
+        )
+        output.say(
+            f"From now on, {where} this study; `hopaas-p2p config show` says what counts. To undo this: "
+            f"hopaas-p2p join --leave {membership.name}"
+        )
     request, worker = split(others)
     if system is not None:
         membership = _prepare(membership, via, login_node)
@@ -80,6 +94,14 @@ def join(
         return 0
     code, _ = work(session, command, **worker)
     return code
+
+
+def _leave(name: str) -> int:
+    if name not in joined_names():
+        raise InvalidInput(f"{name!r} is not joined here; joined: {', '.join(joined_names()) or 'none'}")
+    memberships.forget(name)
+    output.say(f"Left {name!r}: its invitation and how to reach it are removed here. Its store keeps what was written.")
+    return 0
 
 
 def _prepare(membership: Membership, via: str | None, login_node: str | None) -> Membership:

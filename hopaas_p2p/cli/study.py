@@ -14,9 +14,10 @@ from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.analysis.facts import budget_unit, state_word
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.audit import audit, author
+from hopaas_p2p.budget import CHANGES
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
-from hopaas_p2p.cli.create import create, set_, set_budget
+from hopaas_p2p.cli.create import create, set_
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
@@ -244,12 +245,12 @@ def pause(session: CliSession) -> None:
 
 @study.command()
 @options(study="argument")
-@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help="Also change the budget; 0 removes it.")
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"Also change the budget. {CHANGES}")
 def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
     """Start trials again, even after `stop` or too many failures."""
     resumed = session.study()
     if budgets:
-        set_budget(resumed, budgets)
+        resumed.set_budget(",".join(budgets))
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))

@@ -7,16 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from hopaas_p2p import notes
 from hopaas_p2p.analysis import configurations
 from hopaas_p2p.analysis.facts import best, params_of, pareto_front, retried, state_word
 from hopaas_p2p.analysis.spending import as_data, spending
-from hopaas_p2p.budget import words
+from hopaas_p2p.budget import budget_now, words
 from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.lineage import copied_trial
-from hopaas_p2p.core.records import Budget, TrialState
+from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive, signs_of_life
 from hopaas_p2p.space import spec
@@ -93,8 +91,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
 
 def budget_of_study(state: State) -> str:
     """The budget that counts now, as `--budget` takes it; empty if there is none."""
-    limits = Budget() if state.ledger is None else state.ledger.limits
-    return words(msgspec.structs.replace(limits, trials=state.budget))
+    return words(budget_now(state))
 
 
 def search_of(study: Study) -> dict[str, str]:

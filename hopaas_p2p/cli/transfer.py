@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None) -
 @click.command("import")
 @options(study="argument")
 @click.option(
-    "--from", "-f", "source", default="-", metavar="PATH_OR_URL", help="A file, - for stdin, or an Optuna storage."
+    "--from", "-f", "source", metavar="PATH_OR_URL", help="A file, - for stdin, or an Optuna storage.  [required]"
 )
 @click.option("--format", "form", type=_FORMATS, help="[default: by the extension of PATH, else jsonl]")
 @click.option("--source-study", metavar="NAME", help="The study in the Optuna storage. [default: the only one]")
@@ -58,7 +59,7 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None) -
 )
 def import_(
     session: CliSession,
-    source: str,
+    source: str | None,
     form: str | None,
     source_study: str | None,
     files: Path | None,
@@ -74,8 +75,12 @@ def import_(
     from hopaas_p2p.study import open_study
 
     name = session.settings.get("study", session.given["study"])
-    if source == "-" and name is not None and "/" in name:
-        raise InvalidInput(f"{name!r} is not the name of a study; name the file or storage to read with --from {name}")
+    if source is None:
+        given = session.given["study"]
+        read = given if given and ("/" in given or Path(given).suffix) else "PATH_OR_URL"
+        raise InvalidInput(
+            f"what is to be read? hopaas-p2p study import --from {shlex.quote(read)}; - is standard input"
+        )
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     if space:

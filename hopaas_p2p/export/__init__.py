@@ -133,6 +133,8 @@ def import_study(
 
     """
     origin = os.fspath(source)
+    if form in (None, "optuna") and _is_sqlite(origin):
+        origin = f"sqlite:///{origin}"
     chosen = _format(origin, form)
     if chosen == "optuna":
         from hopaas_p2p.export.optunas import load_optuna
@@ -173,6 +175,12 @@ def _reading(source: str) -> Iterator[TextIO]:
             yield file
     except UnicodeDecodeError:
         raise InvalidInput(f"{source} is not UTF-8 text; give its --format") from None
+
+
+def _is_sqlite(place: str) -> bool:
+    with contextlib.suppress(OSError), Path(place).open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+    return False
 
 
 def _format(place: str, form: str | None) -> str:

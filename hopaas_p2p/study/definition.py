@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ import msgspec
 from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.arguments import seconds, shown, whole
-from hopaas_p2p.budget import budget_of, check_limits, limits_of, words
+from hopaas_p2p.budget import budget_now, budget_of, changed, check_limits, limits_of, words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity
+from hopaas_p2p.core.ledger import AMOUNTS
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
 from hopaas_p2p.core.state import State
@@ -149,8 +151,7 @@ def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str
     stored = definition_of(state, wanted.name)
     lines = []
     for what in said:
-        if what == "budget":
-            lines += _other_budget(state, wanted.policy)
+        if what == "budget":  # a wish about the study, and no part of what it is; see `larger_budget`
             continue
         part = "ttl" if what == "lease_ttl" else what
         there, given = (
@@ -166,19 +167,29 @@ def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str
         )
 
 
-def _other_budget(state: State, wanted: Policy) -> list[str]:
-    """How the budget that was given differs from the study's, at first and now."""
-    assert state.define is not None
-    stored = state.define.policy
-    now = (state.budget, Budget() if state.ledger is None else state.ledger.limits)
-    given = (wanted.budget, wanted.limits)
-    if given in (now, (stored.budget, stored.limits or Budget())):
-        return []
-    there, asked = (
-        words(msgspec.structs.replace(limits or Budget(), trials=trials)) or "no limit"
-        for trials, limits in (now, given)
+def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
+    """What the budget becomes for a caller who gave this one; None: it stays, having been that at first or now.
+
+    Raises:
+        DefinitionMismatch: no limit would be larger, or some would be smaller.
+
+    """
+    first, now = definition_of(state, name).policy, budget_now(state)
+    at_first = msgspec.structs.replace(first.limits or Budget(), trials=first.budget)
+    if any(changed(one, given) == one for one in (now, at_first)):
+        return None
+    wanted = changed(now, given)
+    rest = [msgspec.structs.replace(one, trials=None, **dict.fromkeys(AMOUNTS)) for one in (now, wanted)]
+    amounts = [[getattr(one, what) for what in ("trials", *AMOUNTS)] for one in (now, wanted)]
+    if rest[0] == rest[1] and all(
+        new is None or (old is not None and new >= old) for old, new in zip(*amounts, strict=True)
+    ):
+        return wanted
+    command = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(words(wanted) or 'none')}"
+    raise DefinitionMismatch(
+        f"the study {name!r} has the budget {words(now) or 'none'}, given {words(wanted)}. A script may raise it, but "
+        f"not lower it: leave the argument out, or change it yourself: {command}"
     )
-    return [f"budget: stored {there}, given {asked}"]
 
 
 def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity | None) -> None:

@@ -22,16 +22,16 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p import checkpoints, credentials, extras, interrupts
+from hopaas_p2p import checkpoints, credentials, extras, interrupts, metering, provenance
 from hopaas_p2p.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
 from hopaas_p2p.artifacts import StudyArtifacts
-from hopaas_p2p.budget import budget_of, check_limits, limits_of
+from hopaas_p2p.budget import budget_now, changed, check_limits, limits_of
+from hopaas_p2p.budget import words as budget_words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import (
-    Budget,
     Distribution,
     PeerDrain,
     StudyControl,
@@ -81,6 +81,7 @@ from hopaas_p2p.study.definition import (
     compare,
     compare_fidelity,
     definition_of,
+    larger_budget,
     provenance_of,
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
@@ -138,7 +139,7 @@ def open_study(
             naming one uses the same. One that gives another uses that, with a warning.
         pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
         budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`, whose first limit
-            that is reached ends the study. None: no limit.
+            that is reached ends the study. None: no limit. If the study exists, a larger one than it has raises it.
         attempts: how often one set of parameters may be started when its peers die or are pre-empted; by default 3.
         max_failures: failures in a row, over all processes, that end the campaign. None: never.
         lease_ttl: seconds of silence after which a peer's trial is taken over; by default 120.
@@ -159,7 +160,8 @@ def open_study(
         storage_options: passed on to `open_storage`.
 
     Raises:
-        DefinitionMismatch: the study exists and differs from what was given; the message shows where.
+        DefinitionMismatch: the study exists and differs from what was given, or has a larger budget; the message
+            shows where.
         NoSuchStudy: it does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
     """
@@ -185,6 +187,11 @@ def open_study(
     compare_fidelity(storage, study_id, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
+    larger = None if budget is None else larger_budget(study.state, name, budget)
+    if larger is not None:
+        before = budget_words(budget_now(study.state))
+        study.set_budget(larger)
+        _log.warning("the budget of %r is raised from %s to %s", name, before, budget_words(larger) or "no limit")
     if sent_to:
         study._follow(sent_to)
     return study
@@ -360,7 +367,8 @@ class Study:
         Raises:
             NoWork: the budget is used up, the study is paused, stopped or failing, or its checkpoints take as much as
                 its rungs allow.
-            ConfigurationError: the sampler unpickles what other peers wrote; see `allow_pickles` of `open_storage`.
+            ConfigurationError: the budget is of GPU hours and there is no GPU, or the sampler unpickles what other
+                peers wrote; see `allow_pickles` of `open_storage`.
             StoreUnreachable: the store did not answer within `store_wait`, where that was given.
 
         """
@@ -381,6 +389,9 @@ class Study:
         if interrupts.terminated:
             interrupts.raise_again()
         proposer, handle = self._proposer, self._handle
+        state = handle.log.session.state
+        if state.ledger is not None and state.places() is None:
+            metering.check_spendable(state.ledger.limits, state.ledger.spent, provenance.site())
         while True:
             if handle.log.session.state.configurations is not None:
                 full = self._checkpoint_bound.reason(handle, within=within)
@@ -900,23 +911,20 @@ class Study:
         self._control(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
-        """Change the budget: a whole number changes the number of trials only; None removes the budget.
+        """Change the limits that a number of trials, a text such as "gpu_hours=5,trials=none", or a mapping names.
 
-        Anything else replaces the whole budget.
+        The other limits stay. A `Budget` replaces the whole budget, and None removes it.
 
         Raises:
             InvalidInput: a limit that is not allowed.
 
         """
-        if isinstance(budget, int):
-            self._control(StudyControl(budget=budget_of(budget).trials))
-            return
-        wanted = Budget() if budget is None else budget_of(budget)
+        now = budget_now(self.state)
+        wanted = changed(now, budget)
         limits = limits_of(wanted)
         check_limits(limits, len(self.directions))
-        ledger = self.state.ledger
-        same = limits == (Budget() if ledger is None else ledger.limits)
         trials = -1 if wanted.trials is None else wanted.trials
+        same = limits == limits_of(now)
         self._control(StudyControl(budget=trials, limits=None if same else limits))
 
     def _control(self, record: records.StudyRecord) -> None:

@@ -1,7 +1,8 @@
 """The command of one trial as a process: its arguments, its output, its signals.
 
 It runs in a process group of its own, so that a signal reaches all that it starts, and none that it should not. Its
-output goes to a log file; the ends of it are kept, for the result and for the reason of a failure.
+output goes to a log file; the ends of it are kept, for the result and for the reason of a failure. The group ends with
+this process, however that dies: a guard outside of both waits for the end of a pipe.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result m
 _OUTPUT: Final = 1 << 17  # bytes of both streams together that are kept in memory
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
+# A shell of its own session, which every platform has. Unlike PR_SET_PDEATHSIG it reaches the whole group, and srun and
+# mpirun get the SIGTERM with which they end what they started elsewhere. A batch system signals it, too.
+_GUARD: Final = """
+trap '' HUP INT QUIT TERM USR1 USR2
+read group || exit
+read end
+kill -TERM -$group && sleep 5 && kill -KILL -$group
+"""
 
 
 class Child:
@@ -35,6 +44,15 @@ class Child:
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: int) -> None:
         self.began = time.monotonic()
         self._log = open(log, "ab", buffering=0)  # noqa: SIM115, PTH123  # a descriptor
+        self._guard = subprocess.Popen(  # first: the command is never without it for longer than a write takes
+            ["/bin/sh", "-c", _GUARD],
+            env={"PATH": os.defpath},
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             self._process = subprocess.Popen(
                 command,
@@ -45,8 +63,12 @@ class Child:
                 start_new_session=True,
             )
         except OSError as error:
+            self._dismiss_guard()
             self._log.close()
             raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None
+        assert self._guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # somebody ended it
+            os.write(self._guard.stdin.fileno(), b"%d\n" % self.pid)
         assert self._process.stdout is not None and self._process.stderr is not None  # noqa: PT018
         self._pipes = (self._process.stdout, self._process.stderr)
         self._tails = (bytearray(), bytearray())
@@ -88,9 +110,14 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def _dismiss_guard(self) -> None:
+        with self._guard:  # which closes the pipe and waits
+            self._guard.kill()
+
     def close(self) -> None:
         """Take in the last of its output, and end what it left behind."""
         self.send(signal.SIGKILL)
+        self._dismiss_guard()
         for reader in self._readers:
             reader.join(timeout=2.0)
         self._process.wait()

@@ -273,7 +273,7 @@ def test_control(here: dict[str, Any], study: Study) -> None:
     assert done == {"state": "stopped", "running": [trial.number]}
     assert trial.stop_requested == "the study is stopped"
     study.tell(trial, 1.0)
-    run("study", "resume", "--budget", "0", **here)
+    run("study", "resume", "--budget", "none", **here)
     assert (study.state.status, study.state.budget) == ("running", None)
 
 

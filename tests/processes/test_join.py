@@ -54,6 +54,20 @@ def test_the_next_time_needs_no_invitation_and_other_commands_find_the_study(
     )
 
 
+def test_a_join_says_where_it_counts_and_is_undone_by_leaving(study: Study, tmp_path: Path, there: Path) -> None:
+    (there / "my.invitation").write_text(invitation(tmp_path))
+
+    done = join(there, "join", "my.invitation")
+
+    assert "every directory without a store uses this study" in done.stderr
+    assert "hopaas-p2p join --leave s" in done.stderr
+    assert "joined/s.toml" in join(there, "config", "show").stdout
+    assert join(there, "join", "--leave", "s").returncode == 0
+    assert "joined/s.toml" not in join(there, "config", "show").stdout
+    again = join(there, "join", "--leave", "s")
+    assert (again.returncode, "'s' is not joined here; joined: none" in again.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "text", "cause"),
     [

@@ -475,6 +475,18 @@ def test_a_command_that_ignores_the_signal_is_ended_and_its_trial_given_back(stu
     until(lambda: not alive(grandchild), what="the end of all that the command started")
 
 
+@pytest.mark.parametrize("told", ["", "trap '' TERM; "], ids=["", "ignores-sigterm"])
+def test_a_killed_worker_leaves_nothing_of_its_command_behind(study: Study, tmp_path: Path, told: str) -> None:
+    worker = start(*WORKER, "--", "sh", "-c", f"{told}sleep 300 & echo $$ $!; wait; sleep 300", cwd=tmp_path)
+    child, grandchild = map(int, until(lambda: log_of(tmp_path).split()))
+    assert alive(child) and alive(grandchild)  # noqa: PT018
+
+    worker.kill()
+    worker.wait()
+
+    until(lambda: not alive(child) and not alive(grandchild), what="the end of the command")
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
@@ -876,7 +888,7 @@ def test_an_imported_study_goes_on_under_worker_in_the_space_of_its_trials(tmp_p
     old.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 1, 3), n_trials=3)
     here = {"HOPAAS_STORE": f"{tmp_path}/store", "HOPAAS_STUDY": "old"}
     wrong = cli("study", "import", url, **here, check=False)
-    assert "name the file or storage to read with --from" in wrong.stderr
+    assert f"hopaas-p2p study import --from {url}" in wrong.stderr
     cli("study", "import", "--from", url, **here)
 
     done = cli("worker", "--max-trials", "2", "--", "echo", '{"value": {x}}', cwd=tmp_path, **here)

@@ -39,7 +39,7 @@ Data goes to stdout, messages go to stderr. Every command takes `--json`, and sh
 
 A setting is taken from the first place that has it: an option, a `HOPAAS_*` variable, `./hopaas.toml`,
 `~/.config/hopaas-p2p/config.toml` (or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), the default.
-`{PROGRAM} config show --origin` shows where each value comes from.
+`{PROGRAM} config show` shows where each value comes from.
 A file holds lines such as `store = "./campaign"`.
 
 | setting | variable | in files | default | what it is |

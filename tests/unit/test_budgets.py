@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 import hopaas_p2p
-from hopaas_p2p import Budget, Price, Until
-from hopaas_p2p.budget import budget_of, parsed_budget, words
+from hopaas_p2p import Budget, Price, Until, metering
+from hopaas_p2p.budget import budget_now, budget_of, parsed_budget, words
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
+from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.study.study import Study
 from hopaas_p2p.sweeps.description import describe
 
@@ -92,8 +92,32 @@ def test_a_study_keeps_its_limits_and_a_joiner_may_say_them_too(opened: Any) -> 
     opened(budget=Budget(trials=9, gpu_hours=5))
     assert opened().state.policy.limits == Budget(gpu_hours=5)
     assert opened(budget={"trials": 9, "gpu_hours": 5}).state.budget == 9
-    with pytest.raises(DefinitionMismatch, match="budget: stored trials=9,gpu_hours=5, given trials=9,gpu_hours=6"):
-        opened(budget="trials=9,gpu_hours=6")
+    assert opened(budget=9).state.policy.limits == Budget(gpu_hours=5)
+
+
+@pytest.mark.parametrize(
+    ("larger", "now"),
+    [(12, "trials=12,gpu_hours=5"), ("gpu_hours=6", "trials=9,gpu_hours=6"), ("trials=none", "gpu_hours=5")],
+)
+def test_a_larger_budget_in_a_script_raises_the_studys_and_says_so(
+    opened: Any, caplog: pytest.LogCaptureFixture, larger: Any, now: str
+) -> None:
+    opened(budget=Budget(trials=9, gpu_hours=5))
+
+    study = opened(budget=larger)
+
+    assert words(budget_now(study.state)) == now
+    assert f"the budget of 's' is raised from trials=9,gpu_hours=5 to {now}" in caplog.text
+
+
+@pytest.mark.parametrize("smaller", [8, "gpu_hours=4", "trials=10,gpu_hours=4", "until.target=1", "kwh=3"])
+def test_a_smaller_budget_in_a_script_is_refused_with_the_command_that_lowers_it(opened: Any, smaller: Any) -> None:
+    study = opened(budget=Budget(trials=9, gpu_hours=5))
+
+    with pytest.raises(DefinitionMismatch, match=r"hopaas-p2p study set s --budget trials=\d+,.*"):
+        opened(budget=smaller)
+
+    assert words(budget_now(study.state)) == "trials=9,gpu_hours=5"
 
 
 def test_moving_the_budget_of_trials_leaves_the_limits(opened: Any) -> None:
@@ -104,6 +128,43 @@ def test_moving_the_budget_of_trials_leaves_the_limits(opened: Any) -> None:
     assert (study.state.budget, study.state.ledger.limits) == (None, Budget(kwh=3))
     study.set_budget(None)
     assert (study.state.budget, study.state.ledger.limits) == (None, Budget())
+
+
+def test_a_text_changes_the_limits_that_it_names_and_none_removes_one(opened: Any) -> None:
+    study = opened(budget=Budget(trials=9, until=Until(target=1.0, date=NEW_YEAR)))
+    for given, now in {
+        "gpu_hours=5": "trials=9,gpu_hours=5,until.target=1,until.date=2027-01-01T00:00:00Z",
+        "until.target=2,trials=none": "gpu_hours=5,until.target=2,until.date=2027-01-01T00:00:00Z",
+        "12,until.target=none,until.date=none": "trials=12,gpu_hours=5",
+        "gpu_hours=none": "12",
+        "none": "",
+    }.items():
+        study.set_budget(given)
+        assert words(budget_now(study.state)) == now
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(gpu_hours=5), Budget(kwh=1), Budget(euro=1, prices={"elsewhere": Price(core_hour=1)})],
+    ids=["gpu-hours", "kwh", "euro"],
+)
+def test_a_budget_that_this_machine_cannot_spend_is_refused_at_the_first_trial(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, budget: Budget
+) -> None:
+    monkeypatch.setattr(metering, "devices", lambda: {"cores": "2"})
+    monkeypatch.setattr(metering, "energy_counter", lambda: None)
+    study = opened(budget=budget)
+
+    with pytest.raises(ConfigurationError, match=r"would never end here.*HOPAAS_GPUS=.*core_hours="):
+        study.ask()
+
+    study.set_budget(5)
+    study.ask()
+
+
+def test_a_gpu_that_is_named_is_enough_for_a_budget_of_gpu_hours(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPAAS_GPUS", "1")
+    opened(budget="gpu_hours=5").ask()
 
 
 def test_two_objectives_have_no_target(opened: Any) -> None:
@@ -183,8 +244,10 @@ def test_the_command_line_creates_shows_moves_and_lifts_a_budget(tmp_path: Path)
     assert "0 of 9 trials used" in shown
     assert "0 of 5 GPU hours used" in shown
     assert "ends when the value 0.1 is reached" in shown
-    assert "The budget of 's' is trials=9,kwh=2." in run("study", "set", "s", "--budget", "trials=9,kwh=2", store=store)
-    assert "The budget of 's' is removed." in run("study", "set", "s", "--budget", "0", store=store)
+    assert "The budget of 's' is trials=9,kwh=2,until.target=0.1." in run(
+        "study", "set", "s", "--budget", "gpu_hours=none,kwh=2", store=store
+    )
+    assert "The budget of 's' is removed." in run("study", "set", "s", "--budget", "none", store=store)
 
 
 @pytest.mark.parametrize("line", ['budget = "gpu_hours=7"', "budget = {gpu_hours = 7, until = {date = 2099-12-31}}"])

@@ -369,6 +369,25 @@ def test_ten_thousand_trials_go_in_few_commits(storages: Any, tmp_path: Path) ->
     assert state.lsn < 40
 
 
+@pytest.mark.parametrize("named", ["old.db", "sqlite:///old.db", "./old.db"])
+def test_an_import_that_does_not_say_from_what_is_refused_with_the_command(named: str, tmp_path: Path) -> None:
+    done = cli("study", "import", named, "-s", "to", cwd=tmp_path, check=False)
+
+    assert done.returncode == 2
+    assert f"hopaas-p2p study import --from {named}" in done.stderr
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_file_of_sqlite_is_an_optuna_storage(tmp_path: Path) -> None:
+    database = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/old.db")
+    optuna.create_study(storage=database, study_name="old").optimize(lambda trial: trial.suggest_float("x", 0, 1), 2)
+    database.engine.dispose()
+
+    done = cli("study", "import", "-s", "to", "--from", "old.db", cwd=tmp_path)
+
+    assert "Imported 2 trials into 'old'" in done.stderr
+
+
 def test_the_command_line_exports_and_imports(study: Study, tmp_path: Path) -> None:
     source, target = str(tmp_path / "from"), str(tmp_path / "to")
     exported = cli("study", "export", "everything", "-s", source)

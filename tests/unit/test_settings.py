@@ -104,7 +104,7 @@ def test_what_the_library_reads_from_the_environment_is_put_there(env: dict[str,
 def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
     (tmp_path / "hopaas.toml").write_text('study = "from-file"\nstore = "postgresql://me:sesame@db/x"\n')
     home = {"XDG_CONFIG_HOME": str(tmp_path), "HOPAAS_TOKEN": "sesame"}
-    shown = cli("config", "show", "--origin", cwd=tmp_path, HOPAAS_PRUNER="none", **home)
+    shown = cli("config", "show", cwd=tmp_path, HOPAAS_PRUNER="none", **home)
     lines = {line.split()[0]: line for line in shown.stdout.splitlines()}
     assert "./hopaas.toml" in lines["study"]
     assert "from-file" in lines["study"]
@@ -114,7 +114,7 @@ def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
     assert "***" in lines["token"]
     assert "postgresql://me:***@db/x" in lines["store"]
     assert "./hopaas.toml, not trusted" in lines["store"]
-    optioned = cli("config", "show", "--origin", "-s", "./there", cwd=tmp_path, **home)
+    optioned = cli("config", "show", "-s", "./there", cwd=tmp_path, **home)
     assert "option --store" in optioned.stdout
 
 
