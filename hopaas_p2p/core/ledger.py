@@ -440,7 +440,7 @@ def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], t
 
 def _epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
     """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
-    last = last_step(reports)
+    last = last_step(reports) if reports else None
     if last is None:
         return 0, False
     from_zero = 0 in reports

@@ -313,7 +313,8 @@ class View:
             return new_frozen(
                 self._first_id + number, number, TrialState.RUNNING, None, start, None, {}, {}, {}, {}, {}
             )
-        params: dict[str, Any] = flat(trial.params)  # a float is its own external representation
+        said, reports = trial.params, trial.reports  # plain dictionaries, but for very large ones
+        params: dict[str, Any] = said if isinstance(said, dict) else flat(said)  # a float is what Optuna shows of it
         distributions, special = self._shape(trial, params, state)
         if special:
             params = dict(params)
@@ -333,7 +334,7 @@ class View:
             dict(distributions) if running else distributions,
             self._attributes(trial.user),
             self._attributes(trial.system),
-            dict(trial.reports) if running else flat(trial.reports),
+            dict(reports) if running else reports if isinstance(reports, dict) else flat(reports),
         )
 
     def _shape(
