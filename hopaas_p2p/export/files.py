@@ -20,6 +20,7 @@ from hopaas_p2p.artifacts import SUM, get_bytes, json_or_none, key_of, named_aft
 from hopaas_p2p.atomic import replace_atomically, sha256_of
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.export.portable import Portable
+from hopaas_p2p.ownership import check_link
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Artifacts
@@ -83,6 +84,7 @@ def copy_files(portable: Portable, fetch: Fetch, files: Artifacts, uuid: str) ->
 
 def save(portable: Portable, fetch: Fetch, directory: Path) -> CopiedFiles:
     """Copy all files of the study into a directory, under their ids."""
+    check_link(directory)
     directory.mkdir(parents=True, exist_ok=True)
     warnings, count = [], 0
     for artifact_id in named_files(portable):

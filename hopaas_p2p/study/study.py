@@ -250,6 +250,8 @@ class Study:
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._checked_sampler: optuna.samplers.BaseSampler | None = None
+        self._spendable: records.Budget | None = None
+        """The limits that this process has seen that it can spend."""
         self._exports: BackgroundExports | None = None
         self._about: dict[str, str] = {}
         self.quiet = False
@@ -390,8 +392,10 @@ class Study:
             interrupts.raise_again()
         proposer, handle = self._proposer, self._handle
         state = handle.log.session.state
-        if state.ledger is not None and state.places() is None:
-            metering.check_spendable(state.ledger.limits, state.ledger.spent, provenance.site())
+        ledger = state.ledger
+        if ledger is not None and ledger.limits is not self._spendable and state.places() is None:
+            metering.check_spendable(ledger.limits, ledger.spent, provenance.site())
+            self._spendable = ledger.limits
         while True:
             if handle.log.session.state.configurations is not None:
                 full = self._checkpoint_bound.reason(handle, within=within)
