@@ -242,12 +242,11 @@ def test_a_block_without_metrics_has_the_bytes_it_always_had() -> None:
 def test_a_block_whose_metrics_point_nowhere_is_corrupt(row: tuple[int, int, int]) -> None:
     scribe = _logged(4)
     block = blocks._columns(scribe.state.trials.block(0))
-    assert isinstance(block, blocks._MeasuredBlock)
     found = blocks._decode_metrics(block.metrics)
     found.rows[0] = row
     block.metrics = msgspec.msgpack.encode(found)
     with pytest.raises((ValueError, IndexError)):
-        blocks.check(msgspec.msgpack.encode(block))
+        blocks.check(msgspec.msgpack.encode(block), blocks.StudyRules(1, {}, 10), first=0)
 
 
 def test_a_version_that_knows_no_metrics_reads_the_rest_of_the_record() -> None:

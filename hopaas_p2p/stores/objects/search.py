@@ -17,7 +17,8 @@ WIDEST: Final = 16
 """GETs under way at once, at most."""
 _FAR: Final = 2.0 * MOST  # commits expected, beyond which they are read in windows
 ABREAST: Final = 4  # objects at once for a peer that must not be late
-_RUSH: Final = 8  # rounds, after which it reads on in windows: a log may grow faster than a far peer reads one by one
+_RUSH: Final = 8  # rounds of these, after which it reads windows, and asks for the end once more with the last
+_LONG: Final = 20  # rounds, after which it leaps, and takes an end as it saw it: a log may outgrow a far peer
 _SPREAD: Final = 0.35  # variance of the number of new commits, per commit expected; tried out, as the next two, in
 _SHARE: Final = 0.5  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
 _SURE: Final = 0.98  # that the expectation is good for anything
@@ -72,13 +73,15 @@ class EndSearch:
         self._checked = True
 
     def _window(self) -> list[int]:
+        late = self._rounds > _RUSH
         if self._free is not None:
-            if self._free - self._known > WIDEST or self._rounds <= _RUSH:
-                return [(self._known + self._free) // 2]
-            return list(range(self._known + 1, self._free + 1))
-        first, width = self._known + self._stride, self._width
+            if late and self._free - self._known <= WIDEST:
+                return list(range(self._known + 1, self._free + (self._rounds <= _LONG)))
+            return [(self._known + self._free) // 2]
+        leap = 1 << max(0, self._rounds - _LONG)
+        first, width, step = self._known + self._stride, self._width, self._stride * leap
         self._width = min(2 * width, WIDEST)
-        return list(range(first, first + width * self._stride, self._stride))
+        return list(range(first, first + width * step, step))
 
     def _several(self, expected: float) -> list[int]:
         if self._free is not None and self._free - self._known <= ABREAST:
