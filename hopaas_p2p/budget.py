@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from hopaas_p2p.arguments import shown, whole
-from hopaas_p2p.core.ledger import possible_limits
+from hopaas_p2p.core.ledger import AMOUNTS, possible_limits
 from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.metering import devices, energy_counter
 from hopaas_p2p.times import to_iso
 
 HELP: Final = (
@@ -202,3 +203,29 @@ def _date(given: Any) -> int:
         raise InvalidInput(
             f"until.date is a date or time such as 2026-12-31 or 2026-12-31T18:00, not {given!r}"
         ) from None
+
+
+def check_spendable(limits: Budget, spent: Callable[[str], float], site: str) -> None:
+    """Raise ConfigurationError if nothing but time on devices ends a study, and this process, as it seems, has none.
+
+    Args:
+        limits: the study's, beside a number of trials, which it has not.
+        spent: how much of a limit all peers have spent; if some have, the study will end.
+        site: where this process runs, for the prices.
+
+    """
+    others = (limits.epochs, limits.core_hours, limits.until)
+    named = [name for name in ("gpu_hours", "kwh", "euro") if getattr(limits, name) is not None]
+    if not named or any(one is not None for one in others) or any(spent(name) for name in named):
+        return
+    given = devices()
+    gpus, energy = "gpus" in given, "watts" in given or energy_counter() is not None
+    price = limits.prices.get(site) or limits.prices.get("*") or Price()
+    paid = bool(price.core_hour or (price.gpu_hour and gpus) or (price.kwh and energy))
+    if any({"gpu_hours": gpus, "kwh": energy, "euro": paid}[name] for name in named):
+        return
+    raise ConfigurationError(
+        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here: no GPU and no energy "
+        "counter was found, or this site has no price for what it has. Say what this process uses (HOPAAS_GPUS=1, "
+        "HOPAAS_WATTS=300), or give the study another limit: hopaas-p2p study set NAME --budget core_hours=100"
+    )

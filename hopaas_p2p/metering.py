@@ -20,9 +20,6 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.core.ledger import AMOUNTS
-from hopaas_p2p.core.records import Budget, Price
-from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.process import renew_in_child
 
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
@@ -171,32 +168,6 @@ def energy_counter() -> EnergyCounter | None:
     share = min(1.0, float(devices()["cores"]) / (os.cpu_count() or 1))
     counter = EnergyCounter(nvml=nvml, gpus=visible(), share=share)
     return counter if counter.sources else None
-
-
-def check_spendable(limits: Budget, spent: Callable[[str], float], site: str) -> None:
-    """Raise ConfigurationError if nothing but time on devices ends a study, and this process, as it seems, has none.
-
-    Args:
-        limits: the study's, beside a number of trials, which it has not.
-        spent: how much of a limit all peers have spent; if some have, the study will end.
-        site: where this process runs, for the prices.
-
-    """
-    others = (limits.epochs, limits.core_hours, limits.until)
-    named = [name for name in ("gpu_hours", "kwh", "euro") if getattr(limits, name) is not None]
-    if not named or any(one is not None for one in others) or any(spent(name) for name in named):
-        return
-    given = devices()
-    gpus, energy = "gpus" in given, "watts" in given or energy_counter() is not None
-    price = limits.prices.get(site) or limits.prices.get("*") or Price()
-    paid = bool(price.core_hour or (price.gpu_hour and gpus) or (price.kwh and energy))
-    if any({"gpu_hours": gpus, "kwh": energy, "euro": paid}[name] for name in named):
-        return
-    raise ConfigurationError(
-        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here: no GPU and no energy "
-        "counter was found, or this site has no price for what it has. Say what this process uses (HOPAAS_GPUS=1, "
-        "HOPAAS_WATTS=300), or give the study another limit: hopaas-p2p study set NAME --budget core_hours=100"
-    )
 
 
 # --- how busy the GPUs are ---
