@@ -216,9 +216,9 @@ def test_create_defines_what_was_said(tmp_path: Path) -> None:
     assert (shown["budget"], shown["directions"], shown["state"]) == (9, ["maximize"], "open")
     again = run("study", "create", "s", "-s", "./store", "--exist-ok", *words.split(), *spaces, cwd=tmp_path)
     assert again.returncode == 0
-    other = failing("study", "create", "s", "-s", "./store", "--exist-ok", "--budget", "10", cwd=tmp_path)
+    other = failing("study", "create", "s", "-s", "./store", "--exist-ok", "--budget", "8", cwd=tmp_path)
     assert other.returncode == 78
-    assert "stored 9, given 10" in other.stderr
+    assert "hopaas-p2p study set s --budget 8" in other.stderr
 
 
 def test_list_and_show(here: dict[str, Any], study: Study) -> None:
