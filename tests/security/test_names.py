@@ -472,7 +472,7 @@ def test_nobody_ends_the_sessions_of_others_by_giving_and_taking_grants(place: P
     place.study(mallory, "m")
     with place.session(ann) as say:
         say("BEGIN")
-        say(f"SELECT hopaas.exchange_v2('{place.uuid()}', 0, 'n', 'p', NULL, NULL, NULL, 64, NULL)")
+        say(f"SELECT hopaas.exchange_v1('{place.uuid()}', 0, 'n', 'p', NULL, NULL, NULL, 64, NULL)")
         access.grant(mallory, "m", "ann", "worker")
         access.revoke(mallory, "m", "ann")
         say("COMMIT")
@@ -495,7 +495,7 @@ def test_a_user_is_removed_while_an_owner_holds_a_grant_to_it_up(place: Place) -
 
 BLOCK = f"00000000-{hashlib.sha256(b'x').hexdigest()[:32]}"
 WAITS = {
-    "exchange_v2": "exchange_v2('{uuid}', 0, 'held', 'p', NULL, NULL, NULL, 64, NULL)",
+    "exchange_v1": "exchange_v1('{uuid}', 0, 'held', 'p', NULL, NULL, NULL, 64, NULL)",
     "put_block_v1": f"put_block_v1('{{uuid}}', '{BLOCK}', 'x')",
 }
 
@@ -509,7 +509,7 @@ def test_whatever_call_waits_for_minutes_ends_what_holds_it_up(
     access.grant(ann, "s", "bob", "worker")
     log = place.store(ann).log(place.uuid())
     wait: dict[str, Callable[[], object]] = {
-        "exchange_v2": lambda: log.exchange(outgoing("a"), 0),
+        "exchange_v1": lambda: log.exchange(outgoing("a"), 0),
         "put_block_v1": lambda: place.store(ann).call("put_block", log=place.uuid(), block=BLOCK, data="eA=="),
     }
     place.server.execute(f"ALTER FUNCTION hopaas.{function} SET lock_timeout = '100ms'", database="store")

@@ -640,8 +640,9 @@ def test_a_client_shows_no_secret_and_knows_its_port(tmp_path: Path) -> None:
 
 
 def test_a_study_travels_to_other_processes_without_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOPAAS_TOKEN", "")
-    monkeypatch.delenv("HOPAAS_TOKEN")
+    for name in ("HOPAAS_TOKEN", "HOPAAS_TOKEN_HOST"):  # both are as before afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     study = joined(tmp_path, client=hpc.Client(str(tmp_path / "store"), token="t0p-secret"))
     with study.trial() as trial:
         trial.loss = 1
