@@ -13,7 +13,6 @@ from hopaas_p2p.core.ledger import AMOUNTS, possible_limits
 from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.metering import devices, energy_counter
 from hopaas_p2p.times import to_iso
 
 HELP: Final = (
@@ -205,22 +204,24 @@ def _date(given: Any) -> int:
         ) from None
 
 
-def check_spendable(limits: Budget, spent: Callable[[str], float], site: str) -> None:
+def check_spendable(
+    limits: Budget, spent: Callable[[str], float], announced: Mapping[str, str], *, metered: bool
+) -> None:
     """Raise ConfigurationError if nothing but time on devices ends a study, and this process, as it seems, has none.
 
     Args:
         limits: the study's, beside a number of trials, which it has not.
         spent: how much of a limit all peers have spent; if some have, the study will end.
-        site: where this process runs, for the prices.
+        announced: what this process tells other peers of its devices and its site.
+        metered: whether it can read the energy that its devices use.
 
     """
     others = (limits.epochs, limits.core_hours, limits.until)
     named = [name for name in ("gpu_hours", "kwh", "euro") if getattr(limits, name) is not None]
     if not named or any(one is not None for one in others) or any(spent(name) for name in named):
         return
-    given = devices()
-    gpus, energy = "gpus" in given, "watts" in given or energy_counter() is not None
-    price = limits.prices.get(site) or limits.prices.get("*") or Price()
+    gpus, energy = "gpus" in announced, "watts" in announced or metered
+    price = limits.prices.get(announced.get("site", "")) or limits.prices.get("*") or Price()
     paid = bool(price.core_hour or (price.gpu_hour and gpus) or (price.kwh and energy))
     if any({"gpu_hours": gpus, "kwh": energy, "euro": paid}[name] for name in named):
         return

@@ -22,7 +22,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p import checkpoints, credentials, extras, interrupts, provenance
+from hopaas_p2p import checkpoints, credentials, extras, interrupts
 from hopaas_p2p.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
 from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_now, changed, check_limits, check_spendable, limits_of
@@ -394,7 +394,8 @@ class Study:
         state = handle.log.session.state
         ledger = state.ledger
         if ledger is not None and ledger.limits is not self._spendable and state.places() is None:
-            check_spendable(ledger.limits, ledger.spent, provenance.site())
+            peer = self.storage.peer
+            check_spendable(ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
             self._spendable = ledger.limits
         while True:
             if handle.log.session.state.configurations is not None:

@@ -88,7 +88,8 @@ def test_where_nodes_reach_nothing_but_the_login_node(invited: World, tmp_path: 
     spaces, squid = invited.spaces, invited.squids["2"]
     login = tmp_path / "sbatch"
     job = spaces.words("site2", "sh")
-    login.write_text(f'#!/bin/sh\n{" ".join(job)} "$2" > {tmp_path}/job.log 2>&1 < /dev/null &\necho 1\n')
+    ran = f"{' '.join(job)} {tmp_path}/job.sh > {tmp_path}/job.log 2>&1 < /dev/null &"
+    login.write_text(f"#!/bin/sh\ncat > {tmp_path}/job.sh\n{ran}\necho 1\n")  # as sbatch, it reads its input
     login.chmod(0o755)
     squid.kill()  # now one that listens to the login node's own processes only
     file = squid.folder / "squid.conf"

@@ -206,6 +206,8 @@ def test_calls_wait_for_a_silent_store_after_ctrl_c_but_not_after_sigterm(
     study = hopaas_p2p.open_study("memory://interrupted", "s", space={"x": hopaas_p2p.Float(0, 1)})
     with pytest.raises(ends):
         study.optimize(interrupted)
+    if hurried:
+        until(lambda: study.storage.peer.give_up_at < math.inf)  # a second thread says it
     assert (study.storage.peer.give_up_at < math.inf) is hurried
     study.close()
 
