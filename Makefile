@@ -26,21 +26,26 @@ $(VENV)/.test: $(VENV)/.run
 	$(PIP) --editable '.[test]'
 	@touch $@
 
-$(VENV)/.check: $(VENV)/.test
-	$(PIP) --editable '.[test,check]'
+$(VENV)/.all-tests: $(VENV)/.test
+	$(PIP) --editable '.[all-tests]'
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.test
-	$(PIP) --editable '.[test,bench]'
+$(VENV)/.check: $(VENV)/.all-tests
+	$(PIP) --editable '.[check]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.all-tests
+	$(PIP) --editable '.[bench]'
 	@touch $@
 
 demo: $(VENV)/.demo  ## three peers tune a classifier; one is killed on the way
 	$(BIN)/hopaas-p2p demo
 
-test: $(VENV)/.test  ## some minutes: every unit test, and one real path through each store, the worker and the browser
+test: $(VENV)/.test  ## every unit test, and one real path through each store and the worker
+	@echo "Some 2,500 tests: about five minutes on two cores."
 	$(BIN)/python -m pytest -n 2 --dist worksteal --short $(TEST_OPTIONS)
 
-test-all: $(VENV)/.test  ## the whole suite: half an hour on two cores
+test-all: $(VENV)/.all-tests  ## the whole suite: half an hour on two cores
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(TEST_OPTIONS)
 
 check: $(VENV)/.check  ## style and types; the import rules are a test
@@ -52,7 +57,7 @@ format: $(VENV)/.check
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.test  ## the parts of docs/ that are generated from the code, and the site, into site/
+docs: $(VENV)/.all-tests  ## the parts of docs/ that are generated from the code, and the site, into site/
 	$(PIP) --editable '.[docs]'
 	$(BIN)/python -m tests.support.docs_generated
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -60,7 +65,7 @@ docs: $(VENV)/.test  ## the parts of docs/ that are generated from the code, and
 bench: $(VENV)/.bench  ## side by side with the peers; writes docs/benchmarks.md; ONLY="core s3" measures a part
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
-soak: $(VENV)/.test  ## the long ones
+soak: $(VENV)/.all-tests  ## the long ones
 	$(BIN)/python -m pytest -m soak tests
 
 wheel: $(VENV)/.run  ## a wheel, and beside it a bill of what an installation takes along

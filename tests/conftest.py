@@ -79,7 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --short, as in `make test`: every unit test, and one real path through stores, worker and browser."""
+    """With --short, as in `make test`: every unit test, and one real path through each store and the worker."""
     if not config.getoption("--short"):
         return
     unit = config.rootpath / "tests" / "unit"
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests have to tell at the end: under xdist, what they print is seen by nobody."""
     if terminalreporter.config.getoption("--short"):
-        terminalreporter.write_line("The short form. `make test-all` runs every test, on all stores and batch systems.")
+        terminalreporter.write_line("The short form. `make test-all` runs every test, also those of the monitor and of batch systems.")
     for report in terminalreporter.getreports("passed"):
         for name, text in report.user_properties:
             if name == "summary":
