@@ -98,6 +98,8 @@ def copy_in(storages: Any, source: str | Path, *, into: str = "to", **options: A
 
 @pytest.mark.parametrize("target", ["x.jsonl", "x.parquet", "x.journal", "sqlite"])
 def test_a_round_trip_loses_nothing(study: Study, storages: Any, tmp_path: Path, target: str) -> None:
+    if target == "x.parquet":
+        pytest.importorskip("pyarrow")
     place = f"sqlite:///{tmp_path / 'x.db'}" if target == "sqlite" else str(tmp_path / target)
     assert export_study(study, place) == len(study.trials)
     copied = copy_in(storages, place)
@@ -226,6 +228,7 @@ def test_a_csv_column_gets_the_narrowest_distribution_that_holds_it(column: list
 
 
 def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
     theirs = optuna.create_study()
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 1, 3), n_trials=4)
     theirs.trials_dataframe().to_csv(tmp_path / "df.csv", index=False)
@@ -348,8 +351,8 @@ def test_without_pyarrow_parquet_says_what_to_install(
 
 
 def test_a_data_frame_reads_the_parquet_file(study: Study, tmp_path: Path) -> None:
-    import pandas as pd
-
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
     export_study(study, tmp_path / "x.parquet")
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert frame["params_depth"].dtype.kind in "if"

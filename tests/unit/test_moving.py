@@ -363,6 +363,8 @@ def test_the_command_copies_one_study_or_all(source: Study, tmp_path: Path) -> N
 def test_files_go_out_with_an_export_and_come_back(
     source: Study, opened: Callable[[str], Storage], tmp_path: Path, form: str
 ) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
     path = str(tmp_path / {"jsonl": "s.jsonl", "parquet": "s.parquet", "optuna": "s.journal"}[form])
 
     export_study(source, path, files=tmp_path / "files")

@@ -346,6 +346,7 @@ def test_what_one_peer_wrote_another_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_importance_and_tables_can_be_made_of_it(storage: Storage) -> None:
+    pytest.importorskip("pandas")
     study = optuna.create_study(storage=storage, sampler=optuna.samplers.RandomSampler(seed=1))
     study.optimize(objective, n_trials=20)
     assert set(optuna.importance.get_param_importances(study)) == {"x", "n", "kind", "lr"}

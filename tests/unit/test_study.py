@@ -882,6 +882,7 @@ def test_provenance_is_stored_with_each_trial(studies: Any, monkeypatch: pytest.
 
 
 def test_the_data_frame_says_where_trials_ran(study: Study) -> None:
+    pytest.importorskip("pandas")
     study.optimize(square, n_trials=2)
     frame = study.trials_dataframe()
     assert {"number", "value", "params_lr", "attempt", "owner", "site", "host"} <= set(frame.columns)
