@@ -91,7 +91,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests have to tell at the end: under xdist, what they print is seen by nobody."""
     if terminalreporter.config.getoption("--short"):
-        terminalreporter.write_line("The short form. `make test-all` runs every test, also of monitor and batch systems.")
+        terminalreporter.write_line(
+            "The short form. `make test-all` runs every test, also of monitor and batch systems."
+        )
     for report in terminalreporter.getreports("passed"):
         for name, text in report.user_properties:
             if name == "summary":
