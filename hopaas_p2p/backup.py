@@ -45,7 +45,7 @@ from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
-from hopaas_p2p.stores.base import Compacted, Entry, Log, Restorable, Store, read_all
+from hopaas_p2p.stores.base import Entry, Log, Store, read_all
 
 FORMAT: Final = 1
 _COMMENT: Final = b"hopaas-backup 1 "
@@ -185,7 +185,7 @@ def _write(store: Store, writer: _Writer, *, files: bool, say: Say) -> Manifest:
 def _write_study(store: Store, writer: _Writer, uuid: str, name: str) -> StudyBackup:
     log = store.log(uuid)
     state, base = State(), 0
-    if isinstance(log, Compacted) and log.removed_up_to():
+    if log.removed_up_to():
         found = log.newest_snapshot()
         if found is None:
             raise StoreCorrupt(f"the study {name!r} has no snapshot for the commits that were removed from it")
@@ -394,8 +394,9 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
 
     """
     manifest = backup.manifest
-    logs = {one.uuid: _restorable(store.log(one.uuid), store) for one in manifest.studies}
-    catalog = _restorable(store.catalog(), store)
+    if not store.restorable:
+        raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
+    logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
     if manifest.stamped and not store.url.startswith("postgresql"):
         raise ConfigurationError(
             "This backup is of a database, where every commit says who wrote it; only a database can hold it. Restore "
@@ -414,12 +415,6 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
     return Restored(len(manifest.studies), sum(one.trials for one in manifest.studies), manifest.files, there)
 
 
-def _restorable(log: Log, store: Store) -> Restorable:
-    if not isinstance(log, Restorable):
-        raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
-    return log
-
-
 def _check_contained(backup: Backup, store: Store) -> bool:
     """See that the store holds nothing but the beginnings of the backup's logs; whether it holds all of it."""
     whole = _check_prefix("the list of studies", store.catalog(), backup.catalog(), 0)
@@ -435,7 +430,7 @@ def _check_contained(backup: Backup, store: Store) -> bool:
 
 
 def _check_prefix(what: str, log: Log, entries: Iterator[Entry], base: int) -> bool:
-    since = base if isinstance(log, Compacted) and log.removed_up_to() else 0
+    since = base if log.removed_up_to() else 0
     for here, there in itertools.zip_longest(read_all(log, since), entries):
         if here is None:
             return False

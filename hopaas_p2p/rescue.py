@@ -52,7 +52,7 @@ from hopaas_p2p.export.files import from_store, named_files
 from hopaas_p2p.export.portable import Portable, of_state
 from hopaas_p2p.histories import Merge, Replay, Tree
 from hopaas_p2p.peer.handover import REQUESTS_EVERY
-from hopaas_p2p.stores.base import Beat, Compacted, Entry, Log, Salvageable, Store, read_all
+from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -105,7 +105,7 @@ def names_of(store: Store) -> tuple[dict[str, str], bool]:
 
 def is_damaged(log: Log) -> str | None:
     """Why peers stop at this log, or None."""
-    since = log.removed_up_to() if isinstance(log, Compacted) else 0
+    since = log.removed_up_to()
     known = (0, 0)  # an lsn, and the sum of the log up to it
     try:
         for entry in read_all(log, since):
@@ -126,7 +126,7 @@ def kept_elsewhere(store: Store, uuid: str) -> str | None:
         return None
     log = store.log(uuid)
     missing = kept - {_identity(entry.payload) for entry in _salvaged(log)[0].values()}
-    if isinstance(log, Compacted) and log.removed_up_to():
+    if log.removed_up_to():
         for state in _snapshots(log):
             missing = {one for one in missing if not _contains(state, one)}
     said = "commit of its peers is" if len(missing) == 1 else "commits of its peers are"
@@ -145,7 +145,7 @@ def rescue(store: Store, uuid: str) -> Rescued:
     entries, head, others = _salvaged(log)
     there = {_identity(entry.payload) for entry in (*entries.values(), *others)}
     states = sorted([*_snapshots(log), *_handed_over(store, uuid)], key=lambda state: state.lsn)
-    removed = log.removed_up_to() if isinstance(log, Compacted) else 0
+    removed = log.removed_up_to()
     state = next((one for one in states if one.lsn >= removed), State()) if removed else State()
     placed, loose = _kept(uuid, entries, there)
     placed = [entry for entry in placed if not _contains(state, _identity(entry.payload))] + others
@@ -245,16 +245,11 @@ def _salvaged(log: Log) -> tuple[dict[int, Entry], int, list[Entry]]:
     found: dict[int, Entry] = {}
     others: list[Entry] = []
     head = 0
-    for entry in log.salvage() if isinstance(log, Salvageable) else _until_damage(log):
+    for entry in log.salvage():
         head = max(head, entry.lsn)
         if codec.intact(entry.payload) and found.setdefault(entry.lsn, entry) is not entry:
             others.append(entry)
     return found, head, others
-
-
-def _until_damage(log: Log) -> Iterator[Entry]:
-    with contextlib.suppress(StoreCorrupt):
-        yield from read_all(log)
 
 
 def _snapshots(log: Log) -> Iterator[State]:

@@ -28,14 +28,10 @@ from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
 from hopaas_p2p.peer.vouching import judge_doubtful
 from hopaas_p2p.stores.base import (
-    Attested,
     Beat,
-    KeepsBeats,
     Log,
     Outgoing,
-    RateLimitedLog,
     Receipt,
-    Revocable,
     Store,
 )
 
@@ -137,8 +133,8 @@ class LogDriver(Generic[S]):
         self.lock = threading.RLock()
         self.turn = CombiningLock()
         self.about: dict[str, str] = {}
-        self.rate_limited = log if isinstance(log, RateLimitedLog) else None
-        """The log, if its commits are costly. Determined once: `isinstance` of a protocol costs as much as a commit."""
+        self.rate_limited = log if log.rate_limited else None
+        """The log, if its commits are costly."""
         self._clock = clock
 
     @property
@@ -210,7 +206,7 @@ class LogDriver(Generic[S]):
         if self.rate_limited is not None and session.has_pending and not session.duplicated:
             self._wait_turn(self.rate_limited, began)
 
-    def _wait_turn(self, log: RateLimitedLog, began: float) -> None:
+    def _wait_turn(self, log: Log, began: float) -> None:
         """Wait for a good moment before the commit is made: what others queue meanwhile goes along."""
         more = True
         while more:
@@ -296,7 +292,7 @@ class LogDriver(Generic[S]):
             found = self.session.dump()
         if found is not None:
             with translated():
-                if isinstance(self.log, Attested) and isinstance(self.state, State):
+                if isinstance(self.state, State):
                     judge_doubtful(self.log, *found)
                 self.log.put_snapshot(*found)
 
@@ -316,7 +312,7 @@ class LogDriver(Generic[S]):
         """Withdraw the start of a trial that is still on its way: this process ends, and no other would run it."""
         with self.lock:
             start = self.session.mere_start()
-        if start is not None and isinstance(self.log, Revocable):
+        if start is not None:
             with contextlib.suppress(StoreUnreachable), translated():
                 self.log.withdraw(start)
 
@@ -472,9 +468,8 @@ class SnapshotWriter:
     def _write(self, log: LogDriver[Any]) -> None:
         try:
             log.write_snapshot()
-            if isinstance(self._store, KeepsBeats):
-                with translated():
-                    self._store.sweep_beats()
+            with translated():
+                self._store.sweep_beats()
         except HopaasError as error:  # the next one will do
             _log.debug("no snapshot was written: %s", error)
         except Exception:  # noqa: BLE001  # whatever it is, it is written down

@@ -43,7 +43,7 @@ from hopaas_p2p.peer.session import IDLE, LogSession, Pacing
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.process import ProcessIdentity
 from hopaas_p2p.spool import Spooled
-from hopaas_p2p.stores.base import Beat, Confirmable, Hurries, KeepsBeats, Store
+from hopaas_p2p.stores.base import Beat, Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
@@ -744,7 +744,7 @@ class Peer:
         """Nobody needs the beat of a peer that has ended and left nothing behind; a store that is away is not asked."""
         logs = list(self.logs.values())
         introduced = [log.session for log in logs if log.session.introduced]
-        if self._said_farewell or not isinstance(self.store, KeepsBeats) or not introduced:
+        if self._said_farewell or not introduced:
             return
         if any(one.has_pending for one in introduced):
             return
@@ -792,7 +792,7 @@ class Peer:
         """See that the logs still have what this process was told is safe; spool it where one has not."""
         troubles: list[HopaasError] = []
         for uuid, log in list(self.logs.items()):
-            if isinstance(log.log, Confirmable) and log.session.acknowledged:
+            if log.session.acknowledged:
                 try:
                     with log.turn:
                         log.log.confirm()
@@ -840,19 +840,16 @@ class Peer:
 
     @property
     def _urgency(self) -> tuple[float, bool]:
-        return self.give_up_at, isinstance(self.store, Hurries) and self.store.hurried
+        return self.give_up_at, self.store.hurried
 
     @_urgency.setter
     def _urgency(self, urgency: tuple[float, bool]) -> None:
-        self.give_up_at = urgency[0]
-        if isinstance(self.store, Hurries):
-            self.store.hurried = urgency[1]
+        self.give_up_at, self.store.hurried = urgency
 
     def hurry_from_now_on(self) -> None:
         """Wait no longer for a store that does not answer: the program is about to end. A signal handler may call."""
         self.give_up_at = min(self.give_up_at, self.clock() + _SHUTDOWN_TIMEOUT)
-        if isinstance(self.store, Hurries):
-            self.store.hurried = True
+        self.store.hurried = True
 
     def _has_given_up(self) -> bool:
         """Whether the program is about to end, and the store did not answer in the time that was left for it."""

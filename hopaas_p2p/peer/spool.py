@@ -18,7 +18,7 @@ from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.peer.session import LogSession
 from hopaas_p2p.peer.uncounted import uncounted, uncounted_in
 from hopaas_p2p.spool import Spooled
-from hopaas_p2p.stores.base import Compacted, Confirmable, Log, Placed, Store, read_all
+from hopaas_p2p.stores.base import Log, Placed, Store, read_all
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _EVERY: Final = 30.0  # seconds between looks into the spool
@@ -149,7 +149,7 @@ class SpoolSender:
 
         In one file, because a writer's commits must arrive in the order of their sequence numbers.
         """
-        lsns = set(log.log.unconfirmed()) if isinstance(log.log, Confirmable) else set()
+        lsns = set(log.log.unconfirmed())
         session = log.session
         with log.lock:
             commits = [placed for placed in session.acknowledged if placed.lsn in lsns]
@@ -286,7 +286,7 @@ class _LoggedCommits:
     def __init__(self, log: Log, placed: list[Placed]) -> None:
         self._placed = placed
         first = min((one.lsn for one in placed), default=1)
-        removed = log.removed_up_to() if isinstance(log, Compacted) else 0
+        removed = log.removed_up_to()
         self.head = 0
         """The last lsn that it has."""
         self._payloads: set[bytes] = set()

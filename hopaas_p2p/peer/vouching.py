@@ -14,7 +14,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.state import State
-from hopaas_p2p.stores.base import Attested, snapshot_step
+from hopaas_p2p.stores.base import Log, snapshot_step
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _REACH: Final = 8
@@ -23,7 +23,7 @@ _AT_ONCE: Final = 8
 """Forged ones that are passed over per turn."""
 
 
-def judge_doubtful(log: Attested, lsn: int, data: bytes) -> None:
+def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
     """Vouch for another author's snapshot that agrees with ours, and deny those that do not. Raises like `exchange`."""
     for _ in range(_AT_ONCE):
         found = log.doubtful_snapshot(lsn - _REACH * snapshot_step(lsn), lsn)
@@ -41,7 +41,7 @@ def judge_doubtful(log: Attested, lsn: int, data: bytes) -> None:
         )
 
 
-def _agrees(log: Attested, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
+def _agrees(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
     """Whether one snapshot and the commits after it lead to the other."""
     try:
         state = snapshot.load(theirs)
@@ -55,7 +55,7 @@ def _agrees(log: Attested, begin: int, theirs: bytes, end: int, ours: bytes) -> 
     return state.chain == mine.chain and snapshot.digest(state) == snapshot.digest(mine)
 
 
-def _read_on(log: Attested, state: State, end: int) -> bool:
+def _read_on(log: Log, state: State, end: int) -> bool:
     """Apply the commits up to `end`; whether they follow what the state has read."""
     while state.lsn < end:
         receipt = log.exchange(None, state.lsn)

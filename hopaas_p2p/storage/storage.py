@@ -70,7 +70,6 @@ from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
 from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.storage.refusals import NO_WORK, why_refused
-from hopaas_p2p.stores.base import Shared
 from hopaas_p2p.translate import (
     attributes,
     checked_parameter,
@@ -303,11 +302,8 @@ class Storage(BaseStorage):
 
     def listings(self) -> list[Listing]:
         """The studies that this user may see, the oldest first. Reads the catalog, and no study."""
-        found, store = list(self._catalog().by_id.values()), self.peer.store
-        if isinstance(store, Shared):
-            shared = store.shared()
-            found = [one for one in found if one.uuid in shared]
-        return found
+        found, shared = list(self._catalog().by_id.values()), self.peer.store.shared()
+        return found if shared is None else [one for one in found if one.uuid in shared]
 
     def frozen_studies(self, listings: Sequence[Listing]) -> list[internals.FrozenStudy]:
         """These studies as Optuna has them, but for those that cannot be read: each is opened."""

@@ -17,13 +17,16 @@ DON'T raise on content; bytes in a commit's place that are not a commit are retu
 
 from __future__ import annotations
 
+import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
+from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
 
 SNAPSHOT_EVERY: Final = 256
 """The smallest number of commits between two snapshots, and of which every larger one is a multiple."""
@@ -105,9 +108,23 @@ class Beat(NamedTuple):
     value: str
 
 
-class Log(Protocol):
-    """The ordered commits of one study, or of the store's catalog."""
+class Doubtful(NamedTuple):
+    """A snapshot that a worker wrote, and that no other author vouches for."""
 
+    lsn: int
+    author: str
+    data: bytes
+    sum: str
+    """Of what is compared: a judgement counts for these bytes only."""
+
+
+class Log(ABC):
+    """The ordered commits of one study, or of the store's catalog. What a log need not do has a default."""
+
+    rate_limited: bool = False
+    """Whether commits are slow and costly, so that peers call `wait_turn` first and batch for `flush_interval`."""
+
+    @abstractmethod
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
         """Append a commit, if one is given, and return what comes after `since`: in one round trip where possible.
 
@@ -123,14 +140,18 @@ class Log(Protocol):
 
     def changed(self, since: int) -> bool | None:
         """Whether there is something after `since`; None if that cannot be told without a round trip."""
+        return None
 
+    @abstractmethod
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         """(lsn, bytes) of the newest snapshot, or of the newest before one that cannot be read; None if there is none.
 
         Also None if there is an older one that nobody needs because the log can be replayed from its first commit, or
-        one that this user has no ground to believe, see `Attested`.
+        one that this user has no ground to believe: where the store knows users, one is believed that the caller's own
+        user wrote, or an owner, or for which another author vouches.
         """
 
+    @abstractmethod
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         """Keep a snapshot, and the two before it. May fail: a snapshot is only an optimisation.
 
@@ -138,8 +159,82 @@ class Log(Protocol):
         Of several for one lsn any may be kept: all peers at that lsn have the same state.
         """
 
+    @abstractmethod
     def destroy(self) -> None:
         """Remove the log and its snapshots for good."""
+
+    def erase(self) -> None:
+        """Remove a log that no other peer has seen, without a trace where that is possible."""
+        self.destroy()
+
+    # --- slow and costly commits ---
+
+    @property
+    def flush_interval(self) -> float:
+        """Seconds for which to batch reports: the longer, the more peers have lately written to the log."""
+        return 0.0
+
+    def wait_turn(self, since: int) -> Receipt:
+        """Wait until a commit would probably be taken at once; what came after `since` meanwhile.
+
+        Appends nothing. What is queued during the wait goes along with the commit that follows. Raises like `exchange`.
+        """
+        return Receipt([])
+
+    # --- commits on their way, and those that may be taken back ---
+
+    def withdraw(self, outgoing: Outgoing) -> None:
+        """Keep this commit from being appended, if that is still possible. The caller does not send it again."""
+
+    def confirm(self) -> None:
+        """See that the store has what this process appended lately. Raises BrokenChain if it took any of it back."""
+
+    def unconfirmed(self) -> list[int]:
+        """The lsns of what this process appended lately, and did not see again."""
+        return []
+
+    # --- snapshots of others, where the store knows users ---
+
+    def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
+        """The newest in this range of lsns that this user may judge; None where a newer one is believed by all."""
+        return None
+
+    def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
+        """Vouch for it, or deny that it is what the log says. It is not found again."""
+
+    def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
+        """Lsn, author, and the users who deny it, of each that somebody denies."""
+        return []
+
+    # --- backups and rescue ---
+
+    def removed_up_to(self) -> int:
+        """The lsn up to which commits were removed because a snapshot stands for them; 0: none was."""
+        return 0
+
+    def salvage(self) -> Iterator[Entry]:
+        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out.
+
+        Of two commits of one lsn, of which the store took the second over the first, the one that is read comes first.
+        """
+        with contextlib.suppress(StoreCorrupt):
+            yield from read_all(self)
+
+    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
+        """Write these commits under their own lsns, with all that the backup says of them. May be repeated.
+
+        While it is filled nobody else writes to the log.
+
+        Args:
+            base: the snapshot that stands for commits which had been removed before the backup, and its lsn.
+            entries: what follows it, without gaps. Those that are there already are the same.
+
+        Raises:
+            ConfigurationError: this store cannot hold them; the message says which can.
+            StoreCorrupt: another commit is there.
+
+        """
+        raise ConfigurationError("a backup cannot be restored into this store")
 
 
 def read_all(log: Log, since: int = 0) -> Iterator[Entry]:
@@ -162,149 +257,18 @@ def append(log: Log, outgoing: Outgoing, since: int) -> list[Entry]:
             return entries
 
 
-@runtime_checkable
-class RateLimitedLog(Protocol):
-    """A log with slow and costly commits, which tells its peers how to manage with few of them."""
-
-    @property
-    def flush_interval(self) -> float:
-        """Seconds for which to batch reports: the longer, the more peers have lately written to the log."""
-
-    def wait_turn(self, since: int) -> Receipt:
-        """Wait until a commit would probably be taken at once; what came after `since` meanwhile.
-
-        Appends nothing. What is queued during the wait goes along with the commit that follows. Raises like `exchange`.
-        """
-
-
-@runtime_checkable
-class Revocable(Protocol):
-    """A log whose commits wait on their way to it, and can be withdrawn before they arrive."""
-
-    def withdraw(self, outgoing: Outgoing) -> None:
-        """Keep this commit from being appended, if that is still possible. The caller does not send it again."""
-
-
-@runtime_checkable
-class Restorable(Protocol):
-    """A log that can be filled from a backup, commit for commit. While it is filled nobody else writes to it."""
-
-    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
-        """Write these commits under their own lsns, with all that the backup says of them. May be repeated.
-
-        Args:
-            base: the snapshot that stands for commits which had been removed before the backup, and its lsn.
-            entries: what follows it, without gaps. Those that are there already are the same.
-
-        Raises:
-            ConfigurationError: this store cannot hold them; the message says which can.
-            StoreCorrupt: another commit is there.
-
-        """
-
-
-@runtime_checkable
-class Hurries(Protocol):
-    """A store that gives up sooner when the program is about to end."""
-
-    hurried: bool
-    """Whether no call waits long for a server that is silent."""
-
-
-@runtime_checkable
-class Confirmable(Protocol):
-    """A log whose store may take back what it has acknowledged."""
-
-    def confirm(self) -> None:
-        """See that it still has what this process appended lately. Raises BrokenChain if it has not."""
-
-    def unconfirmed(self) -> list[int]:
-        """The lsns of what this process appended lately, and did not see again."""
-
-
-@runtime_checkable
-class Salvageable(Protocol):
-    """A log whose commits can be read one by one, also where it is damaged."""
-
-    def salvage(self) -> Iterator[Entry]:
-        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out.
-
-        Of two commits of one lsn, of which the store took the second over the first, the one that is read comes first.
-        """
-
-
-@runtime_checkable
-class Compacted(Protocol):
-    """A log whose first commits may have been removed, because a snapshot stands for them."""
-
-    def removed_up_to(self) -> int:
-        """The lsn up to which commits were removed; 0: none was."""
-
-
-class Doubtful(NamedTuple):
-    """A snapshot that a worker wrote, and that no other author vouches for."""
-
-    lsn: int
-    author: str
-    data: bytes
-    sum: str
-    """Of what is compared: a judgement counts for these bytes only."""
-
-
-@runtime_checkable
-class Attested(Log, Protocol):
-    """A log that gives its readers no snapshot on the word of one worker.
-
-    `newest_snapshot` gives one that the caller's own user wrote, or an owner, or for which another author vouches.
-    """
-
-    def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
-        """The newest in this range of lsns that this user may judge; None where a newer one is believed by all."""
-
-    def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
-        """Vouch for it, or deny that it is what the log says. It is not found again."""
-
-    def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
-        """Lsn, author, and the users who deny it, of each that somebody denies."""
-
-
-@runtime_checkable
-class Shared(Protocol):
-    """A store that has studies which not every user may see."""
-
-    def shared(self) -> set[str]:
-        """The uuids of those that this user may see."""
-
-
-@runtime_checkable
-class Erasable(Protocol):
-    """A log that can be removed without a trace, if no other peer has seen it."""
-
-    def erase(self) -> None:
-        """Remove it."""
-
-
-@runtime_checkable
-class KeepsBeats(Protocol):
-    """A store in which a beat stays until somebody removes it."""
-
-    def remove_beat(self, peer: str) -> None:
-        """Remove the beat of a peer that has ended and runs nothing."""
-
-    def sweep_beats(self) -> None:
-        """Remove the beats of peers that have been silent for longer than any lease may last."""
-
-
 Progress = Callable[[int], None]
 """Called now and then with the number of bytes moved since the last call."""
 
 
-class Artifacts(Protocol):
+class Artifacts(ABC):
     """Files beside the logs: checkpoints, models, plots. Keys are made here, of letters, digits, `-`, `_` and `/`."""
 
+    @abstractmethod
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
         """Store a copy of this file under the key: complete and durable when this returns, or not at all."""
 
+    @abstractmethod
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         """Write what is stored under the key to this file.
 
@@ -313,37 +277,58 @@ class Artifacts(Protocol):
 
         """
 
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Remove it, if it is there."""
 
+    @abstractmethod
     def keys(self, prefix: str) -> list[str]:
         """The keys that begin with the prefix, sorted."""
 
 
-class Store(Protocol):
-    """A shared place."""
+class Store(ABC):
+    """A shared place. What a store need not do has a default."""
 
     url: str
     """Where it is, without secrets: it may be shown and stored, and opens the store again."""
     freshness: float
     """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, so every read calls it."""
-    piggybacks_heartbeats: bool
+    piggybacks_heartbeats: bool = False
     """Whether a beat inside `exchange` costs nothing extra."""
-    snapshots: bool
+    snapshots: bool = True
     """Whether a snapshot helps a joining peer: not where the log itself is as near."""
+    hurried: bool = False
+    """Set by a program that is about to end: then no call waits long for a server that is silent."""
+    restorable: bool = True
+    """Whether its logs can be filled from a backup."""
 
+    @abstractmethod
     def catalog(self) -> Log:
         """The log of which studies there are."""
 
+    @abstractmethod
     def log(self, uuid: str) -> Log:
         """The log of the study of this uuid; empty if nothing has been written to it."""
 
+    def shared(self) -> set[str] | None:
+        """The uuids of the studies that this user may see; None: of all."""
+        return None
+
+    @abstractmethod
     def beat(self, beat: Beat) -> None:
         """Overwrite this peer's beat."""
 
+    @abstractmethod
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
         """The beats of those of these peers that have one."""
 
+    def remove_beat(self, peer: str) -> None:
+        """Remove the beat of a peer that has ended and runs nothing, if it would stay for ever."""
+
+    def sweep_beats(self) -> None:
+        """Remove the beats of peers that have been silent for longer than any lease may last."""
+
+    @abstractmethod
     def artifacts(self) -> Artifacts:
         """Where files are kept.
 

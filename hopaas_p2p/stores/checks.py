@@ -26,7 +26,7 @@ from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.findings import AGAIN, Finding
-from hopaas_p2p.stores.base import Attested, Beat, Entry, Erasable, Log, Outgoing, RateLimitedLog, Store, read_all
+from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store, read_all
 
 _EXCHANGES: Final = 5
 _READ_ONLY: Final = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
@@ -123,7 +123,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
         there = [entry.lsn for entry in read_all(log)]
     finally:
         try:
-            log.erase() if isinstance(log, Erasable) else log.destroy()
+            log.erase()
         except Denied:  # a worker's key may add objects, and not remove them
             left = "; this user may not remove it, so it stays"
     if there != list(range(1, _EXCHANGES + 1)):
@@ -149,7 +149,7 @@ def _beat(store: Store) -> Iterator[Finding]:
 
 def _studies(store: Store) -> Iterator[Finding]:
     catalog, log = Catalog(), store.catalog()
-    found = log.newest_snapshot() if isinstance(log, RateLimitedLog) else None
+    found = log.newest_snapshot() if log.rate_limited else None
     for entry in read_all(log):
         _follows(catalog, entry)
         catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
@@ -207,7 +207,7 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
     """The newest snapshot, and those that differ from the log, as other users' peers found."""
     if found is not None:
         yield _compared(name, found, replayed)
-    for lsn, author, deniers in log.denied_snapshots() if isinstance(log, Attested) else ():
+    for lsn, author, deniers in log.denied_snapshots():
         detail = f"what {author} wrote at commit {lsn} differs from the log, says the replay of {', '.join(deniers)}"
         cure = f"nobody joins from it; if {author} has no explanation, revoke that user's grant"
         yield Finding(name, passed=False, detail=detail, cure=cure)

@@ -24,7 +24,7 @@ import msgspec
 
 from hopaas_p2p.errors import InvalidInput, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.findings import Finding
-from hopaas_p2p.stores.base import Entry, Erasable, Outgoing, Receipt, Store
+from hopaas_p2p.stores.base import Entry, Outgoing, Receipt, Store
 
 SECONDS: Final = 10.0
 TIMEOUT: Final = 120.0  # seconds for which the first node waits for another
@@ -111,7 +111,7 @@ class Meeting:
         yield from self._judge(everybody=everybody)
         self._write(bye=True)
         if everybody and set(self._seen) <= self._left:
-            self._log.erase() if isinstance(self._log, Erasable) else self._log.destroy()
+            self._log.erase()
 
     def _judge(self, *, everybody: bool) -> Iterator[Finding]:
         nodes = (

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from hopaas_p2p.core.chain import following, shown
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, StudyDeleted
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Progress, Receipt
+from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Log, Outgoing, Progress, Receipt, Store
 
 
-class MemoryLog:
+class MemoryLog(Log):
     """A list of commits under a lock."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class MemoryLog:
         self._lock = threading.Lock()
 
 
-class MemoryArtifacts:
+class MemoryArtifacts(Artifacts):
     """Files in a dictionary."""
 
     def __init__(self) -> None:
@@ -98,11 +98,10 @@ class MemoryArtifacts:
         return sorted(key for key in self._files if key.startswith(prefix))
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """Logs by uuid, beats by peer."""
 
     freshness = 0.0
-    piggybacks_heartbeats = False
     snapshots = False
 
     def __init__(self, name: str = "") -> None:
@@ -133,6 +132,3 @@ class MemoryStore:
         self._lock = threading.Lock()
         for log in (self._catalog, *self._logs.values()):
             log.after_fork()
-
-    def close(self) -> None:
-        """Nothing is held open."""

@@ -48,7 +48,7 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
         yield random_.choice(kinds) if random_.random() < likelihood else None
 
 
-class FaultyStore:
+class FaultyStore(Store):
     """Passes everything on to another store, except what the faults prevent. Thread-safe.
 
     Args:
@@ -99,7 +99,7 @@ class FaultyStore:
         self.inner.close()
 
 
-class FaultyLog:
+class FaultyLog(Log):
     """A log whose exchanges suffer the faults of its store."""
 
     def __init__(self, store: FaultyStore, inner: Log) -> None:

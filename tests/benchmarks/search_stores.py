@@ -22,7 +22,7 @@ from hopaas_p2p.core.records import Policy
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.options import StorageOptions
-from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt
+from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store
 from hopaas_p2p.stores.memory import MemoryStore
 from tests.benchmarks.search_clock import Configuration, Evaluation, Search, Table
 
@@ -54,7 +54,7 @@ class _Clock:
         return self.began + self.spent
 
 
-class _Link:
+class _Link(Store):
     """A peer's way to the store they share."""
 
     snapshots = False

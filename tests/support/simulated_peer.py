@@ -11,7 +11,7 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt
+from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store
 from hopaas_p2p.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ TTL: Final = 10.0
 _DAY: Final = 86_400_000_000  # microseconds
 
 
-class Link:
+class Link(Store):
     """One peer's way to the shared store: loses requests and replies, and may be cut for a while."""
 
     def __init__(self, world: World, inner: MemoryStore) -> None:
@@ -71,7 +71,7 @@ class Link:
         """Nothing is held open."""
 
 
-class _LinkedLog:
+class _LinkedLog(Log):
     def __init__(self, link: Link, inner: Log) -> None:
         self._link, self._inner = link, inner
 

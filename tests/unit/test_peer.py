@@ -230,6 +230,7 @@ class CrowdedStore(MemoryStore):
 
 
 class CrowdedLog(MemoryLog):
+    rate_limited = True
     store: CrowdedStore
 
     @property

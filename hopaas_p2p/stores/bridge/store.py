@@ -34,6 +34,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.stores.base import (
     EXCHANGE_TIMEOUT,
+    Artifacts,
     Beat,
     Entry,
     Log,
@@ -61,7 +62,7 @@ _ERRORS: Final[dict[str, type[HopaasError]]] = {
 }
 
 
-class BridgedStore:
+class BridgedStore(Store):
     """The near side of a bridge.
 
     Args:
@@ -71,8 +72,7 @@ class BridgedStore:
 
     """
 
-    piggybacks_heartbeats = False
-    snapshots = True
+    restorable = False
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ def _can_cross(peer: str) -> bool:
     return valid_name(peer) and len(peer) <= messages.LONGEST_NAME
 
 
-class BridgedLog:
+class BridgedLog(Log):
     """One log of the far store, through its mirror."""
 
     def __init__(self, store: BridgedStore, name: str, near: Log) -> None:
@@ -351,7 +351,7 @@ class BridgedLog:
             self._store.wait(place, lambda: False)
 
 
-class BridgedArtifacts:
+class BridgedArtifacts(Artifacts):
     """Files of the far store, by way of the near one.
 
     A file that is put is safe in the near store when `put` returns; the bridge copies it to the far side, in the order

@@ -122,7 +122,7 @@ class DirectoryStore(ObjectBackedStore):
             self.objects.delete([f"beats/{peer}"])
 
     def sweep_beats(self) -> None:
-        """See `stores.base.KeepsBeats`. Looks once a day; compares them by the file system's clock with the newest."""
+        """Looks once a day; compares them by the file system's clock with the newest."""
         if time.monotonic() < self._sweep_at:
             return
         self._sweep_at = time.monotonic() + _SWEEP_EVERY

@@ -49,7 +49,7 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, SNAPSHOTS_KEPT, Beat, Entry, Outgoing, Receipt
+from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, SNAPSHOTS_KEPT, Beat, Entry, Log, Outgoing, Receipt
 from hopaas_p2p.stores.objects.audit import Audit
 from hopaas_p2p.stores.objects.carried import MAGIC, OVERHEAD, Carrier, Opened, opened
 from hopaas_p2p.stores.objects.contract import Bucket, Found, NoFolder, ObjectStore, lsn_of
@@ -71,7 +71,7 @@ _SECOND_LOOK: Final = 0.005  # seconds
 _AT_ONCE: Final = 8  # requests of a restore
 
 
-class ObjectLog:
+class ObjectLog(Log):
     """See the module. One thread at a time.
 
     Args:
@@ -748,8 +748,9 @@ class ObjectLog:
 
 
 class ScheduledObjectLog(ObjectLog):
-    """A log whose commits are slow and costly: in a bucket, or on a file server. See `stores.base.RateLimitedLog`."""
+    """A log whose commits are slow and costly: in a bucket, or on a file server. See `Log.rate_limited`."""
 
+    rate_limited = True
     scheduler: WriteScheduler
 
     @property

@@ -15,7 +15,7 @@ from typing import Final
 
 from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.errors import StoreCorrupt
-from hopaas_p2p.stores.base import Beat, Progress
+from hopaas_p2p.stores.base import Artifacts, Beat, Progress, Store
 from hopaas_p2p.stores.objects.contract import Found, ObjectStore
 from hopaas_p2p.stores.objects.log import ObjectLog
 
@@ -23,7 +23,7 @@ META: Final = "meta.json"
 _BEAT: Final = 64  # bytes of a beat that are looked at
 
 
-class ObjectArtifacts:
+class ObjectArtifacts(Artifacts):
     """Files under `artifacts/`."""
 
     def __init__(self, objects: ObjectStore) -> None:
@@ -49,12 +49,9 @@ class ObjectArtifacts:
         return f"artifacts/{key}"
 
 
-class ObjectBackedStore:
+class ObjectBackedStore(Store):
     """Logs, beats and artifacts as objects; subclasses say which objects, and how their logs are kept."""
 
-    piggybacks_heartbeats = False
-    snapshots = True
-    url: str
     objects: ObjectStore
 
     def catalog(self) -> ObjectLog:

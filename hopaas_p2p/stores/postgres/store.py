@@ -22,7 +22,18 @@ from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Beat, Doubtful, Entry, Outgoing, Progress, Receipt
+from hopaas_p2p.stores.base import (
+    SNAPSHOTS_KEPT,
+    Artifacts,
+    Beat,
+    Doubtful,
+    Entry,
+    Log,
+    Outgoing,
+    Progress,
+    Receipt,
+    Store,
+)
 from hopaas_p2p.stores.postgres.connect import ConnectionProvider, PostgresAddress
 from hopaas_p2p.stores.postgres.copying import BinaryRows
 from hopaas_p2p.stores.postgres.errors import (
@@ -54,7 +65,7 @@ _CONNECTION_WAIT: Final = 60.0  # seconds for which a call waits for another's t
 _REPLY: Final = 4 << 20  # bytes of commits in one reply; the rest takes another exchange
 
 
-class PostgresLog:
+class PostgresLog(Log):
     """One log: a row of `hopaas.logs` and its commits."""
 
     def __init__(self, store: PostgresStore, uuid: str) -> None:
@@ -79,9 +90,6 @@ class PostgresLog:
             for lsn, text, author, role, at, before, _ in rows
         ]
         return Receipt(entries, more=bool(rows) and rows[-1][0] < rows[-1][6])
-
-    def changed(self, since: int) -> bool | None:
-        return None
 
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         if before is not None:
@@ -142,7 +150,7 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-class PostgresStore:
+class PostgresStore(Store):
     """Logs, snapshots and beats in the schema `hopaas` of a database. Connects at the first call.
 
     Raises:
@@ -152,7 +160,6 @@ class PostgresStore:
 
     freshness = 1.0
     piggybacks_heartbeats = True
-    snapshots = True
 
     def __init__(self, url: str) -> None:
         self._connections = ConnectionProvider(PostgresAddress(url))
@@ -337,7 +344,7 @@ class PostgresStore:
         self._connections.close()
 
 
-class PostgresArtifacts:
+class PostgresArtifacts(Artifacts):
     """Files in the database: for models and plots of some megabytes, sent and fetched in parts of one.
 
     The server decides what may be stored, and by whom; see `artifacts.sql`. A part that was lost is sent again, and
