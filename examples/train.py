@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from hopaas_p2p.client import Trial  # standard library only: you may copy client.py beside this file instead
+from hopaas_p2p.ports.client import Trial  # standard library only: you may copy client.py beside this file instead
 
 
 class Model:

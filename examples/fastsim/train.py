@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hopaas_p2p.client import Trial
+from hopaas_p2p.ports.client import Trial
 
 
 def detector(number, seed):

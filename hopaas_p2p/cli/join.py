@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p import batch
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.after_dashes import CommandAfterDashes
 from hopaas_p2p.cli.options import CliSession, options
@@ -21,6 +20,7 @@ from hopaas_p2p.joining import membership as memberships
 from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.joining.login_node import can_be_relayed, start_bridge, start_relay
+from hopaas_p2p.ports import batch
 from hopaas_p2p.settings import joined_names, variable
 
 if TYPE_CHECKING:

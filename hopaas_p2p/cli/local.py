@@ -16,8 +16,8 @@ from hopaas_p2p.atomic import replace_atomically, state_folder
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.local.peer import SILENCE, LocalPeer, watch_silence
 from hopaas_p2p.ownership import read_secret
+from hopaas_p2p.ports.local import SILENCE, LocalPeer, watch_silence
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _silence = click.option(
@@ -47,7 +47,7 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
     Under /api/ it offers the REST interface of Hopaas. On a port, requests carry a key, which is kept in a file that
     only you can read. When it ends, or a client is silent for too long, unfinished trials are returned.
     """
-    from hopaas_p2p.local.http import LocalServer
+    from hopaas_p2p.ports.http import LocalServer
 
     with _peer(session, actions=not read_only, silence=silence) as (peer, ending):
         file = None if "/" in listen else _key_path(key_file)
@@ -73,7 +73,7 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
     Over stdio it is started by the agent's program. With --http it listens on this machine, and requests carry the key
     as a bearer token. Needs the package mcp.
     """
-    from hopaas_p2p.local.mcp import KeyRequired, server
+    from hopaas_p2p.ports.mcp import KeyRequired, server
 
     with _peer(session, actions=allow_actions, silence=silence) as (peer, _):
         made = server(peer, actions=allow_actions)

@@ -7,6 +7,8 @@ hopaas-p2p tell "$loss"
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,16 +19,14 @@ import click
 from hopaas_p2p import space
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.ports import socket as trial_socket
+from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
-from hopaas_p2p.worker import trial_socket
-from hopaas_p2p.worker.command import text_of, variable
-from hopaas_p2p.worker.trial_socket import SocketTrialClient
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import TrialFinish
-    from hopaas_p2p.ticket import Ticket, TicketTrial
+    from hopaas_p2p.ports.ticket import Ticket
 
 PRUNE: Final = 10
 """Exit code of `should-prune` when the trial should be given up."""
@@ -57,8 +57,8 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     should-prune, tell, renew and release find the trial by its ticket, in HOPAAS_TICKET. When none of them is called
     for --ttl seconds, another peer may take the trial over.
     """
+    from hopaas_p2p.ports.ticket import ticket_of
     from hopaas_p2p.storage.optuna_internals import suggest
-    from hopaas_p2p.ticket import ticket_of
     from hopaas_p2p.translate import to_optuna
 
     if not ttl > 0:
@@ -97,28 +97,39 @@ def _print_asked(session: CliSession, params: dict[str, Any], ticket: str, numbe
     sys.stdout.flush()
 
 
-@contextmanager
-def _ticket_trial(
-    session: CliSession, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
-) -> Iterator[TicketTrial | SocketTrialClient]:
-    """The trial of the ticket. --store takes precedence over the store in the ticket: paths differ between nodes.
+Ask = Callable[..., dict[str, Any]]
+"""Carries a request about the ticket's trial: a verb and its arguments; see `ports.verbs`."""
 
-    Under a worker the ticket is the worker's socket, and no store is opened. `end` makes the record to tell, so that it
-    can be kept if the store is unreachable.
+
+@contextmanager
+def _asking(
+    session: CliSession,
+    text: str | None,
+    *,
+    judges: bool = False,
+    pruner: str | None = None,
+    end: Callable[[Ticket], TrialFinish] | None = None,
+) -> Iterator[Ask]:
+    """The way to the trial of the ticket. --store takes precedence over the store in the ticket: paths differ.
+
+    Under a worker the ticket is the worker's socket, and no store is opened: the worker's own pruner judges. `end`
+    makes the record to tell, so that it can be kept if the store is unreachable.
     """
     found = session.settings.get("ticket", text)
     if not found:
         raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed.")
     found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # of all that `ask` printed, too
     if found.startswith(trial_socket.PREFIX):
-        yield SocketTrialClient(found)
+        yield functools.partial(trial_socket.request, found)
         return
-    from hopaas_p2p.ticket import Ticket, carry
+    from hopaas_p2p.ports.ticket import Ticket, carry
 
     ticket, patience = Ticket.parse(found), session.settings.seconds("patience")
     last = end(ticket) if end is not None else None
-    with carry(ticket, store=session.given["store"], patience=patience, end=last) as trial:
-        yield trial
+    with carry(ticket, store=session.given["store"], patience=patience, end=last) as verbs:
+        if judges:
+            verbs.study.optuna.pruner = session.configured("pruner", pruner, verbs.study)
+        yield verbs.do
 
 
 def _number(text: str) -> float:
@@ -138,12 +149,12 @@ def _number(text: str) -> float:
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool, pruner: str | None) -> int:
     """Report an intermediate value of the ticket's trial. It is in the store when the command returns."""
     reported = _number(value)
-    with _ticket_trial(session, ticket) as trial:
-        trial.report(reported, step=step)
-        if also_prune:
-            return _judge(session, trial, pruner)
+    with _asking(session, ticket, judges=True, pruner=pruner) as ask_trial:
+        reply = ask_trial("report", value=reported, step=step)
+    if also_prune:
+        return _show_verdict(session, reply)
     if session.as_json:
-        output.print_json({"number": trial.ticket.number, "step": step, "value": reported})
+        output.print_json({"number": reply["trial"], "step": step, "value": reported})
     return 0
 
 
@@ -163,10 +174,10 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
         if not equals:
             raise click.UsageError(f"{text!r} is not NAME=NUMBER.")
         given[name] = _number(value)
-    with _ticket_trial(session, ticket) as trial:
-        trial.log(step, given)
+    with _asking(session, ticket) as ask_trial:
+        reply = ask_trial("log", step=step, metrics=given)
     if session.as_json:
-        output.print_json({"number": trial.ticket.number, "step": step, "metrics": given})
+        output.print_json({"number": reply["trial"], "step": step, "metrics": given})
 
 
 @click.command()
@@ -175,16 +186,16 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
 @click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]")
 def should_prune(session: CliSession, ticket: str | None, pruner: str | None) -> int:
     """Exit with 10 when the ticket's trial should be pruned, else with 0."""
-    with _ticket_trial(session, ticket) as trial:
-        return _judge(session, trial, pruner)
+    with _asking(session, ticket, judges=True, pruner=pruner) as ask_trial:
+        reply = ask_trial("should-prune")
+    return _show_verdict(session, reply)
 
 
-def _judge(session: CliSession, trial: TicketTrial | SocketTrialClient, pruner: str | None) -> int:
-    judge = None if isinstance(trial, SocketTrialClient) else session.configured("pruner", pruner, trial.study)
-    why = trial.should_prune(judge)
-    data = {"number": trial.ticket.number, "prune": why is not None, "why": why}
-    session.show(data, lambda: output.say(f"Prune trial {trial.ticket.number}: {why}.") if why is not None else None)
-    return 0 if why is None else PRUNE
+def _show_verdict(session: CliSession, reply: dict[str, Any]) -> int:
+    number, why = reply["trial"], reply["why"]
+    data = {"number": number, "prune": reply["prune"], "why": why}
+    session.show(data, lambda: output.say(f"Prune trial {number}: {why}.") if reply["prune"] else None)
+    return PRUNE if reply["prune"] else 0
 
 
 @click.command(context_settings=_NUMBERS)
@@ -203,20 +214,21 @@ def tell(
     If another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. If the store
     cannot be reached, the result is kept on disk (see `spool`), and the exit code says why: 69, for example.
     """
-    from hopaas_p2p.ticket import ending
+    from hopaas_p2p.ports.ticket import ending
 
-    to = TrialState[(state or "complete").upper()]
+    state = state or "complete"
     told = [_number(value) for value in values]
-    if to is TrialState.COMPLETE and not told:
+    if state == "complete" and not told:
         raise click.UsageError("Give the trial's value, or --state pruned, or --state fail.")
-    if to is not TrialState.COMPLETE and told:
+    if state != "complete" and told:
         raise click.UsageError(f"A trial with --state {state} takes no value.")
-    with _ticket_trial(session, ticket, end=lambda held: ending(held, told or None, state=to, reason=reason)) as trial:
-        trial.tell(told or None, state=to, reason=reason)
-        session.done(
-            {"number": trial.ticket.number, "state": to.name, "values": told or None},
-            f"Trial {trial.ticket.number} is {to.name}.",
-        )
+    if any(map(math.isnan, told)):
+        raise InvalidInput("NaN is not a result; use --state fail")
+    end = functools.partial(ending, values=told, state=state, reason=reason)
+    with _asking(session, ticket, end=end) as ask_trial:
+        number = ask_trial("tell", values=told, state=state, reason=reason)["trial"]
+    done = {"number": number, "state": state.upper(), "values": told or None}
+    session.done(done, f"Trial {number} is {state.upper()}.")
 
 
 @click.command()
@@ -227,10 +239,10 @@ def renew(session: CliSession, ticket: str | None) -> None:
 
     Otherwise another peer may take it over after the --ttl of `ask`. Exits with 11 if that has happened.
     """
-    with _ticket_trial(session, ticket) as trial:
-        trial.renew()
-        if session.as_json:
-            output.print_json({"number": trial.ticket.number, "renewed": True})
+    with _asking(session, ticket) as ask_trial:
+        number = ask_trial("renew")["trial"]
+    if session.as_json:
+        output.print_json({"number": number, "renewed": True})
 
 
 @click.command()
@@ -239,7 +251,6 @@ def renew(session: CliSession, ticket: str | None) -> None:
 @click.option("--reason", help="Why.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
     """Return the ticket's trial: another peer runs it again, with the same parameters."""
-    with _ticket_trial(session, ticket) as trial:
-        trial.release(reason)
-        number = trial.ticket.number
-        session.done({"number": number, "state": "WAITING"}, f"Trial {number} is waiting for a peer.")
+    with _asking(session, ticket) as ask_trial:
+        number = ask_trial("release", reason=reason)["trial"]
+    session.done({"number": number, "state": "WAITING"}, f"Trial {number} is waiting for a peer.")

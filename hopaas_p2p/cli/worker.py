@@ -13,11 +13,11 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
+from hopaas_p2p.ports.limits import parse_duration, time_left
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
-from hopaas_p2p.worker.limits import parse_duration, time_left
 
 if TYPE_CHECKING:
-    from hopaas_p2p.worker.loop import Worker
+    from hopaas_p2p.ports.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,8 +95,8 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
     spaces, such as that of sh -c, put a text between quotes.
 
     The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report, should-prune and tell, which find
-    the trial by HOPAAS_TICKET; in Python, hopaas_p2p.client. It gets your environment, but no credential that --pass
-    does not name, such as WANDB_API_KEY.
+    the trial by HOPAAS_TICKET; in Python, hopaas_p2p.ports.client. It gets your environment, but no credential that
+    --pass does not name, such as WANDB_API_KEY.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
     study is paused, the worker waits. It stops after 10 failures in a row without any success, or after the
@@ -154,7 +154,7 @@ def _worker(
     max_trials: int | None = None,
     stay: bool = False,
 ) -> Worker:
-    from hopaas_p2p.worker.loop import Worker
+    from hopaas_p2p.ports.worker import Worker
 
     if site is not None:
         os.environ["HOPAAS_SITE"] = site

@@ -9,7 +9,7 @@ import threading
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import hopaas_p2p
@@ -25,12 +25,6 @@ _log: Final = logging.getLogger("hopaas_p2p")
 _storages: Final[dict[str, Storage]] = {}
 _lock: Final = threading.Lock()
 _PORT: Final = re.compile(r":\d+$")
-
-
-class _StoreChoice(NamedTuple):
-    store: str | None
-    token: str | None
-    origin: str
 
 
 class Client:
@@ -58,9 +52,9 @@ class Client:
         config_filename: str | None = None,
         force_reconfig: bool = False,
     ) -> None:
-        found = _StoreChoice(server, token, "server=") if server else _configured(config_filename, token)
-        self._store = _usable(found)
-        self._token = Secret(found.token) if found.token else None
+        store, kept, origin = (server, None, "server=") if server else _configured(config_filename)
+        self._store = _usable(store, origin)
+        self._token = Secret(token or kept or "") if token or kept else None
 
     def __repr__(self) -> str:
         return f"hopaas.Client({self.server!r})"
@@ -112,25 +106,20 @@ class Client:
             storage.close()
 
 
-def _configured(config_filename: str | None, token: str | None) -> _StoreChoice:
-    """The store when `server` is not given."""
-    named = config_filename or os.environ.get("HOPAAS_CONFIG_FILE")
-    if named:
-        return _read(Path(named).expanduser(), token)
-    with translated():
-        setting = Settings().find("store")
-    if setting.value:
-        return _StoreChoice(setting.value, token, setting.origin)
-    own = Path("~/.hopaasrc").expanduser()
-    if own.is_file():
-        return _read(own, token)
-    raise HopaasServerError(
-        "no store is given. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs reach, or a URL; "
-        "or name an INI file with HOPAAS_CONFIG_FILE, with [server] address = …"
-    )
-
-
-def _read(path: Path, token: str | None) -> _StoreChoice:
+def _configured(config_filename: str | None) -> tuple[str, str | None, str]:
+    """The store when `server` is not given, a token if there is one, and who says so."""
+    named, own = config_filename or os.environ.get("HOPAAS_CONFIG_FILE"), Path("~/.hopaasrc").expanduser()
+    if not named:
+        with translated():
+            setting = Settings().find("store")
+        if setting.value:
+            return setting.value, None, setting.origin
+        if not own.is_file():
+            raise HopaasServerError(
+                "no store is given. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs reach, or a URL; "
+                "or name an INI file with HOPAAS_CONFIG_FILE, with [server] address = …"
+            )
+    path = Path(named).expanduser() if named else own
     parser = ConfigParser(interpolation=None)
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
@@ -141,26 +130,19 @@ def _read(path: Path, token: str | None) -> _StoreChoice:
     except ConfigError as error:
         problem = " ".join(str(error).split())
         raise HopaasServerError(f"{path}: {problem}; it takes [server] address = STORE") from None
-    port = parser.get("server", "port", fallback="").strip()
-    return _StoreChoice(_with_port(address, port), token or parser.get("auth", "api_token", fallback=None), str(path))
+    parts, port = urlsplit(address), parser.get("server", "port", fallback="").strip()
+    if parts.scheme.startswith("postgres") and port.isdigit() and ":" not in parts.netloc.rpartition("@")[2]:
+        address = parts._replace(netloc=f"{parts.netloc}:{port}").geturl()  # other stores have no port
+    return address, parser.get("auth", "api_token", fallback=None), str(path)
 
 
-def _with_port(address: str, port: str) -> str:
-    """A database's address with its port; other stores have none."""
-    parts = urlsplit(address)
-    if not parts.scheme.startswith("postgres") or not port.isdigit() or ":" in parts.netloc.rpartition("@")[2]:
-        return address
-    return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
-
-
-def _usable(found: _StoreChoice) -> str:
-    store = found.store or ""
+def _usable(store: str, origin: str) -> str:
     if not store:
-        raise HopaasServerError(f"{found.origin}: the address of the store is empty")
+        raise HopaasServerError(f"{origin}: the address of the store is empty")
     if urlsplit(store).scheme not in ("http", "https"):
         if _PORT.search(store) and "://" not in store and not Path(store).is_dir():
             raise HopaasServerError(
-                f"{store} ({found.origin}) names a directory with a port. Is it the address of a Hopaas server? Name a "
+                f"{store} ({origin}) names a directory with a port. Is it the address of a Hopaas server? Name a "
                 "store instead: a directory that all jobs reach, without a port, or a URL"
             )
         return store
@@ -168,7 +150,7 @@ def _usable(found: _StoreChoice) -> str:
         instead = Settings().get("store")
     if not instead:
         raise HopaasServerError(
-            f"{redacted(store)} ({found.origin}) is the address of a Hopaas server, and hopaas_p2p has none: "
+            f"{redacted(store)} ({origin}) is the address of a Hopaas server, and hopaas_p2p has none: "
             "give a store instead, as a directory that all jobs can reach or as a URL, there or in HOPAAS_STORE"
         )
     _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(store))

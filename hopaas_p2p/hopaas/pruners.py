@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from hopaas_p2p.hopaas.setup import NamedArguments
-
-if TYPE_CHECKING:
-    import optuna
 
 testables: Final = ["NopPruner", "HyperbandPruner", "MedianPruner", "ThresholdPruner"]
 """The names of all pruners, as the original lists them for its tests."""
@@ -17,16 +14,7 @@ testables: Final = ["NopPruner", "HyperbandPruner", "MedianPruner", "ThresholdPr
 class Pruner(NamedArguments):
     """A pruner's name and arguments."""
 
-    def make(self) -> optuna.pruners.BasePruner:
-        """Optuna's pruner of this name; ValueError or TypeError if it does not take these arguments."""
-        import optuna
-
-        made: optuna.pruners.BasePruner = getattr(optuna.pruners, type(self).__name__)(**self._arguments())
-        return made
-
-    def _arguments(self) -> dict[str, Any]:
-        arguments: dict[str, Any] = self.asdict()["args"]
-        return arguments
+    _module = "pruners"
 
 
 @dataclass(frozen=True)
@@ -61,10 +49,4 @@ class HyperbandPruner(Pruner):
     min_resources: int = 1
     max_resources: str | int = "auto"
     bootstrap_count: int = 0
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "min_resource": self.min_resources,
-            "max_resource": self.max_resources,
-            "bootstrap_count": self.bootstrap_count,
-        }
+    _theirs = {"min_resources": "min_resource", "max_resources": "max_resource"}

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from hopaas_p2p.hopaas.setup import NamedArguments
-
-if TYPE_CHECKING:
-    import optuna
 
 testables: Final = ["TPESampler"]
 """The names of all samplers, as the original lists them for its tests."""
 
 
 class Sampler(NamedArguments):
-    """A sampler's name and arguments; every process that runs trials makes its own."""
+    """A sampler's name and arguments."""
 
-    def make(self) -> optuna.samplers.BaseSampler:
-        """Optuna's sampler of this name."""
-        raise NotImplementedError
+    _module = "samplers"
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,4 @@ class TPESampler(Sampler):
     n_startup_trials: int = 10
     n_ei_candidates: int = 24
     consider_magic_clip: bool = True
-
-    def make(self) -> optuna.samplers.BaseSampler:
-        import optuna
-
-        return optuna.samplers.TPESampler(n_startup_trials=self.n_startup_trials, n_ei_candidates=self.n_ei_candidates)
+    _theirs = {"consider_magic_clip": ""}

@@ -14,13 +14,13 @@ import msgspec
 
 from hopaas_p2p.core.records import Distribution, StudySet
 from hopaas_p2p.errors import HopaasError as OwnError
-from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchStudy
+from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchStudy, NoWork
 from hopaas_p2p.hopaas.client import Client
-from hopaas_p2p.hopaas.exceptions import HopaasConsistencyError, NoMoreTrials, translated, translation
+from hopaas_p2p.hopaas.exceptions import HopaasConsistencyError, translated, translation
 from hopaas_p2p.hopaas.pruners import NopPruner, Pruner
 from hopaas_p2p.hopaas.samplers import Sampler, TPESampler
 from hopaas_p2p.hopaas.suggestions import PREFIX, Suggestion, parse
-from hopaas_p2p.hopaas.trial import FrozenTrial, Trial
+from hopaas_p2p.hopaas.trial import FailedTrial, FrozenTrial, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _TERMINATED: Final = 128 + signal.SIGTERM  # what `Study.trial` makes of the signal
-
-
-class LeftByExit(Exception):
-    """The script called `sys.exit` inside the block of a trial, which fails for that reason."""
-
-
-class LossIsNone(Exception):
-    """The script set `trial.loss = None` last; the trial fails for that reason, and the script goes on."""
 
 
 class Study:
@@ -68,21 +60,30 @@ class Study:
         client: Client | None = None,
     ) -> None:
         self._name = name
-        checked = _checked(properties, "properties")
-        self._order = tuple(checked)
-        self._space, self._constants = _divided(checked)
-        self._special = _plain(_checked(special_properties or {}, "special_properties"))
+        given = _checked(properties, "properties")
+        self._order = tuple(given)
+        texts = {key: one for key, one in given.items() if isinstance(one, str) and one.startswith(PREFIX)}
+        parsed = {**given, **{key: parse(text) for key, text in texts.items()}}
+        self._space = {key: _range(key, one) for key, one in parsed.items() if isinstance(one, Suggestion)}
+        self._constants = _plain({key: one for key, one in given.items() if key not in self._space})
+        self.special_properties: Final = _plain(_checked(special_properties or {}, "special_properties"))
+        """Facts about this job, which are kept with each trial."""
         if direction not in ("minimize", "maximize"):
             raise InvalidInput(f"direction must be 'minimize' or 'maximize', not {direction!r}")
-        self._direction = direction
+        self.direction: Final = direction
+        """'minimize' or 'maximize'."""
         self._pruner, self._sampler = pruner or NopPruner(), sampler or TPESampler()
         try:
             self._made_pruner, self._made_sampler = self._pruner.make(), self._sampler.make()
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"{self._pruner}, {self._sampler}: {error}") from None
         self._client = client if client is not None else Client()
-        self._digest = self._fingerprint()
         self._joined: hopaas_p2p.Study | None = None
+        self.setup_id: Final = self._fingerprint()
+        """The digest of the set-up, which is the study's id once it is joined."""
+        title = "".join("-" if letter in "/\\" or not letter.isprintable() else letter for letter in name)
+        self.store_name: Final = f"{title[:100]}-{self.setup_id[:8]}"
+        """The study's name in the store: its title, made a valid name, and the beginning of its id."""
 
     def _fingerprint(self) -> str:
         """A digest of the set-up, the same in every process, whatever the order and spelling."""
@@ -90,7 +91,7 @@ class Study:
         setup = {
             "name": self._name,
             "properties": {"constants": self._constants, "space": space},
-            "direction": self._direction,
+            "direction": self.direction,
             "sampler": self._sampler.asdict(),
             "pruner": self._pruner.asdict(),
         }
@@ -100,27 +101,6 @@ class Study:
         return f"hopaas.Study({self.store_name!r}, client={self._client!r})"
 
     @property
-    def store_name(self) -> str:
-        """The study's name in the store: its title, made a valid name, and the beginning of its id."""
-        title = "".join("-" if letter in "/\\" or not letter.isprintable() else letter for letter in self._name)
-        return f"{title[:100]}-{self._digest[:8]}"
-
-    @property
-    def setup_id(self) -> str:
-        """The digest of the set-up, which is the study's id once it is joined."""
-        return self._digest
-
-    @property
-    def special_properties(self) -> dict[str, Any]:
-        """Facts about this job, which are kept with each trial."""
-        return dict(self._special)
-
-    @property
-    def direction(self) -> str:
-        """'minimize' or 'maximize'."""
-        return self._direction
-
-    @property
     def is_initialized(self) -> bool:
         """Whether this process has joined the study, by running or reading a trial."""
         return self._joined is not None
@@ -128,7 +108,7 @@ class Study:
     @property
     def study_id(self) -> str | None:
         """The digest of the set-up, the same in every process; None before the study is joined."""
-        return self._digest if self.is_initialized else None
+        return self.setup_id if self.is_initialized else None
 
     @property
     def best_trial_id(self) -> int:
@@ -150,15 +130,13 @@ class Study:
     @property
     def trials(self) -> dict[int, FrozenTrial]:
         """The trials of all processes by id; none if nobody has started the study yet."""
-        found = {}
         study = self._existing()
         with translated():
-            trials = study.trials if study is not None else ()
-        for one in trials:
-            found[one.number] = FrozenTrial(
-                self._digest, one.number, _loss(one), self.values(one.params), one.state.name
-            )
-        return found
+            trials = study.trials if study is not None else []
+        return {
+            one.number: FrozenTrial(self.setup_id, one.number, _loss(one), self.values(one.params), one.state.name)
+            for one in trials
+        }
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters and constants in the order in which the script gave them."""
@@ -179,44 +157,31 @@ class Study:
         """
         stopped: BaseException | None = None
         try:
-            with contextlib.ExitStack() as block:
-                trial = self._start(block)
+            with self.join().trial() as inner:
+                trial = Trial(inner, self.values(inner.params), self.special_properties)
                 try:
                     yield trial
                 except BaseException as error:
                     stopped = error
-                    trial._ended = True
                     if isinstance(error, SystemExit) and error.code != _TERMINATED:
-                        raise LeftByExit(f"the script called sys.exit({error.code!r})") from error
+                        raise FailedTrial(f"the script called sys.exit({error.code!r})") from error
                     raise
-                if trial._loss_is_none:
+                finally:
                     trial._ended = True
-                    raise LossIsNone("the script set the loss to None")
                 trial._conclude()
-        except LossIsNone as failed:
+        except FailedTrial as failed:
             _log.warning("trial %d fails: %s", trial.id, failed)
-        except LeftByExit:
-            assert stopped is not None
-            raise stopped from None
+            if stopped is not None:
+                raise stopped from None
         except OwnError as error:
             if error is stopped:
                 raise
+            if isinstance(error, LeaseLost | NoWork):  # a script that ends by having no more work should say why
+                _log.warning("%s", error)
             if not isinstance(error, LeaseLost):
                 raise translation(error) from error
-            _log.warning("%s", error)
             if stopped is not None:
                 raise stopped from None
-
-    def _start(self, block: contextlib.ExitStack) -> Trial:
-        try:
-            with translated():
-                inner = block.enter_context(self.join().trial())
-                for key, value in self._special.items():
-                    inner.set_user_attr(key, value)
-        except NoMoreTrials as none:
-            _log.warning("%s", none)  # a script that ends by it should say why
-            raise
-        return Trial(inner, self.values(inner.params))
 
     def _existing(self) -> hopaas_p2p.Study | None:
         """The study in its store; None if nobody has started it yet."""
@@ -241,7 +206,7 @@ class Study:
                 self._client.storage(),
                 self.store_name,
                 space=self._space,
-                direction=self._direction,
+                direction=self.direction,
                 sampler=self._made_sampler,
                 pruner=self._made_pruner,
                 create=create,
@@ -265,19 +230,6 @@ def _checked(given: Mapping[str, Any], what: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise InvalidInput(f"{what} is a dictionary of values by name, not {type(given).__name__}")
     return {str(key).removeprefix("_"): value for key, value in given.items()}
-
-
-def _divided(properties: Mapping[str, Any]) -> tuple[dict[str, Distribution], dict[str, Any]]:
-    """Suggestions and constants, apart."""
-    space: dict[str, Distribution] = {}
-    constants: dict[str, Any] = {}
-    for key, value in properties.items():
-        one = parse(value) if isinstance(value, str) and value.startswith(PREFIX) else value
-        if isinstance(one, Suggestion):
-            space[key] = _range(key, one)
-        else:
-            constants[key] = value
-    return space, _plain(constants)
 
 
 def _range(name: str, one: Suggestion) -> Distribution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Suggestion:
         return f"{PREFIX}{self._kind}({','.join(self._parts())})"
 
     def _parts(self) -> list[str]:
-        return [str(value) for value in vars(self).values()]
+        return [str(one).lower() if isinstance(one, bool) else str(one) for one in vars(self).values()]
 
     def distribution(self) -> records.Distribution:
         """The distribution it is chosen from."""
@@ -40,9 +41,6 @@ class Int(Suggestion):
     log: bool = False
     _kind = "int"
 
-    def _parts(self) -> list[str]:
-        return [part.lower() for part in super()._parts()]
-
     def distribution(self) -> records.Int:
         return records.Int(int(self.min), int(self.max), bool(self.log), int(self.step))
 
@@ -58,8 +56,7 @@ class Float(Suggestion):
     _kind = "float"
 
     def _parts(self) -> list[str]:
-        more = [] if self.step is None and not self.log else [str(self.step), str(self.log).lower()]
-        return [str(self.min), str(self.max), *more]
+        return super()._parts()[: 2 if self.step is None and not self.log else 4]
 
     def distribution(self) -> records.Float:
         step = None if self.step is None else float(self.step)
@@ -127,15 +124,14 @@ def _step(text: str) -> float | None:
     return None if text in ("", "None", "null") else float(text)
 
 
-_READERS: Final[dict[type[Suggestion], tuple[Callable[[str], Any], ...]]] = {
-    Float: (float, float, _step, _truth),
-    Int: (int, int, int, _truth),
-    Uniform: (float, float),
-    LogUniform: (float, float),
-    DiscreteUniform: (float, float, float),
+_READERS: Final[dict[str, Callable[[str], Any]]] = {
+    "int": int,
+    "float": float,
+    "float | None": _step,
+    "bool": _truth,
 }
-"""How each part of the text form is read; the first two are required."""
-_KINDS: Final = {one._kind: (one, readers) for one, readers in _READERS.items()}
+"""How a part of the text form is read, by the type of its field; the first two are required."""
+_KINDS: Final = {one._kind: one for one in (Float, Int, Uniform, LogUniform, DiscreteUniform)}
 
 
 def parse(text: str) -> Suggestion:
@@ -146,17 +142,16 @@ def parse(text: str) -> Suggestion:
 
     """
     match = _TEXT.fullmatch(text.strip())
-    kind, body = (match[1], match[2]) if match else ("", "")
+    kind, parts = (match[1], [part.strip() for part in match[2].split(",")]) if match else ("", [])
     if kind == "categorical":
-        return Categorical([choice.strip() for choice in body.split(",")])
+        return Categorical(parts)
     if kind not in _KINDS:
         known = ", ".join([*_KINDS, "categorical"])
         raise InvalidInput(f"{text!r} is not a suggestion; write optuna#KIND(…) with one of {known}")
-    make, readers = _KINDS[kind]
-    parts = [part.strip() for part in body.split(",")]
-    if not 2 <= len(parts) <= len(readers):
-        raise InvalidInput(f"{text!r}: {kind} has 2 to {len(readers)} parts, not {len(parts)}")
+    fields = dataclasses.fields(_KINDS[kind])
+    if not 2 <= len(parts) <= len(fields):
+        raise InvalidInput(f"{text!r}: {kind} has 2 to {len(fields)} parts, not {len(parts)}")
     try:
-        return make(*(read(part) for read, part in zip(readers, parts, strict=False)))
+        return _KINDS[kind](*(_READERS[str(one.type)](part) for one, part in zip(fields, parts, strict=False)))
     except ValueError as error:
         raise InvalidInput(f"{text!r}: {error}") from None

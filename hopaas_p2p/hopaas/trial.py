@@ -23,16 +23,21 @@ class FrozenTrial:
     state: str = "COMPLETE"
 
 
+class FailedTrial(Exception):
+    """Fails a trial whose script called `sys.exit` inside its block, or left no loss."""
+
+
 class Trial:
     """One trial of this process. Get it from `with study.trial() as trial:`."""
 
-    def __init__(self, inner: hopaas_p2p.Trial, properties: dict[str, Any]) -> None:
+    def __init__(self, inner: hopaas_p2p.Trial, properties: dict[str, Any], special: dict[str, Any]) -> None:
         self._inner = inner
+        for name, value in special.items():
+            inner.set_user_attr(name, value)
         self._properties = properties
         self._loss: float | None = None
         self._step = -1
         self._pruned = False
-        self._loss_is_none = False
         self._ended = False
 
     def __getattr__(self, name: str) -> Any:
@@ -66,16 +71,14 @@ class Trial:
     def loss(self, value: float | None) -> None:
         if self._ended:
             raise HopaasConsistencyError(f"trial {self.id} has ended; set its loss inside `with study.trial()`")
-        self._loss_is_none = value is None
+        self._pruned = False
         if value is None:
             self._loss = None
             return
-        loss = float(value)
         with translated():
-            self._inner.report(loss, self._step + 1)
-        self._loss = loss
+            self._inner.report(float(value), self._step + 1)
+        self._loss = float(value)
         self._step += 1
-        self._pruned = False
 
     @property
     def step(self) -> int:
@@ -94,9 +97,14 @@ class Trial:
         return self._pruned
 
     def _conclude(self) -> None:
-        """Prune or tell the trial at the end of the block."""
-        self._ended = True
+        """Prune or tell the trial at the end of the block.
+
+        Raises:
+            FailedTrial: there is no loss.
+
+        """
         if self._pruned:
             self._inner.prune()
-        if self._loss is not None:
-            self._inner.tell(self._loss)
+        if self._loss is None:
+            raise FailedTrial("the script set the loss to None" if self._step >= 0 else "the script set no loss")
+        self._inner.tell(self._loss)

@@ -150,6 +150,8 @@ class Peer:
         self.scheduler = Scheduler(self.tick, allowed=threaded)
         self._snapshots = SnapshotWriter(store, allowed=threaded)
         self.closed = False
+        self.visits = False
+        """Whether it writes in the names of others only, as for a ticket: it never introduces itself, nor beats."""
         self._lock = threading.Lock()
         self._beats = 0
         self._beaten_at = -1e9
@@ -298,7 +300,7 @@ class Peer:
     def introduce(self, log: LogDriver[State]) -> None:
         """Queue this peer's introduction, once; from then on it beats, and looks after the trials of others."""
         session = log.session
-        if session.introduced:
+        if session.introduced or self.visits:
             return
         record = self._introduction(log)
         with log.lock:

@@ -121,7 +121,8 @@ def open_storage(
         allow_pickles: let Optuna's CMA-ES sampler pass its pickles between peers. Only among people you trust:
             everyone with write access to the study can then run code in every peer that uses that sampler.
         create: whether a directory that is no store yet becomes one.
-        acts_for: uuids of peers whose running trials this process may go on with, as a ticket of the shell does.
+        acts_for: uuids of peers whose running trials this process goes on with, as a ticket of the shell does. It then
+            writes in their names, and does not introduce itself.
         peer_ttl: a longer silence than the study's that others grant this peer, in seconds.
         on_behalf_of: the person whom a service acts for, told in the log beside the service's own login. The service
             says so; the store does not vouch for it.
@@ -150,7 +151,9 @@ def open_storage(
         on_behalf_of=str(on_behalf_of),
         operator=operator,
     )
-    return Storage(options, open_peer(options, frozenset(acts_for)))
+    peer = open_peer(options, frozenset(acts_for))
+    peer.visits = bool(acts_for)
+    return Storage(options, peer)
 
 
 def _wait(what: str, value: float | None) -> float | None:

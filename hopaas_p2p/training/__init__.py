@@ -16,48 +16,118 @@ pre-empted and its trial go on elsewhere. For loops of one's own:
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import optuna
 
 from hopaas_p2p import checkpoints
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
-from hopaas_p2p.training.preemption import Preemption
 
 if TYPE_CHECKING:
     from hopaas_p2p.trial import Trial
 
-__all__ = ["Preemption", "Training", "keep"]
+__all__ = ["Preemption", "Training"]
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
 
-def keep(trial: Trial, path: Path, step: int) -> None:
-    """Store a checkpoint, unless the store does not answer within `patience`: training goes on without it then.
+@contextlib.contextmanager
+def scratch(name: str = "checkpoint") -> Iterator[Path]:
+    """A path for a checkpoint on its way, in a directory of its own that goes with the block."""
+    with tempfile.TemporaryDirectory(prefix="hopaas-checkpoint-") as directory:
+        yield Path(directory, name)
+
+
+def keep(trial: Trial, save: Callable[[Path], Any], step: int, *, name: str = "checkpoint") -> None:
+    """Store what `save` writes, unless the store does not answer within `patience`: training goes on without it then.
 
     Raises:
         optuna.TrialPruned: another peer runs the trial now.
 
     """
-    try:
-        checkpoints.save(trial.handle, trial.number, path, step, within=trial.storage.peer.patience)
-    except LeaseLost:
-        trial.prune()
-    except StoreUnreachable as error:
-        _log.warning("the checkpoint of step %d was not stored: %s", step, error)
+    with scratch(name) as path:
+        save(path)
+        try:
+            checkpoints.save(trial.handle, trial.number, path, step, within=trial.storage.peer.patience)
+        except LeaseLost:
+            trial.prune()
+        except StoreUnreachable as error:
+            _log.warning("the checkpoint of step %d was not stored: %s", step, error)
 
 
-def judged(trial: Trial, value: float, step: int, *, report_every: int) -> bool:
-    """Report this value if that is due; whether to give the trial up. A request to stop is seen at every step."""
-    if (step + 1) % report_every == 0:
-        trial.report(float(value), step)
-    elif trial.stop_requested is None:
-        return False
-    return trial.should_prune()
+class EpochCallback:
+    """What the callbacks of training libraries share. Give it the trial of `study.ask()` or of `optimize`.
+
+    Args:
+        trial: the trial.
+        monitor: which of the values that the library measures.
+        report_every: epochs between two reports.
+        checkpoint_every: epochs between two checkpoints. None: only when the job is pre-empted.
+
+    """
+
+    def __init__(
+        self, trial: Trial, monitor: str = "val_loss", *, report_every: int = 1, checkpoint_every: int | None = None
+    ) -> None:
+        super().__init__()
+        self._trial, self._monitor = trial, monitor
+        self._report_every, self._checkpoint_every = report_every, checkpoint_every
+        self._pruned = False
+
+    def _measured(self, measured: Mapping[str, Any]) -> float:
+        """The value that is monitored."""
+        if measured.get(self._monitor) is None:
+            raise InvalidInput(f"{self._monitor!r} was not measured; measured are {', '.join(measured)}")
+        return float(measured[self._monitor])
+
+    def _judged(self, value: float, epoch: int) -> bool:
+        """Report this value if that is due; whether to give the trial up. A request to stop is seen at every epoch."""
+        if (epoch + 1) % self._report_every == 0:
+            self._trial.report(value, epoch)
+        elif self._trial.stop_requested is None:
+            return False
+        return self._trial.should_prune()
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether a checkpoint is due after this epoch."""
+        return self._checkpoint_every is not None and (epoch + 1) % self._checkpoint_every == 0
+
+
+class Preemption:
+    """`with Preemption() as preemption:` notes SIGTERM instead of ending the program.
+
+    In the main thread only, where Python lets a program do that; elsewhere nothing changes.
+    """
+
+    signal: int = 0
+    """The signal that came, or 0."""
+    _before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let SIGTERM do what it did before."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def leave(self) -> NoReturn:
+        """End as the signal wants: `optimize` and `with study.trial()` give the trial back, to be run again."""
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
 
 
 class Training:
@@ -91,14 +161,10 @@ class Training:
             raise InvalidInput("without a trial this is a rank above 0, which needs broadcast")
         if (save is None) != (load is None):
             raise InvalidInput("checkpoints need both save and load")
-        self._trial = trial
-        self._save = save
-        self._load = load
-        self._report_every = report_every
-        self._checkpoint_every = checkpoint_every
+        self._trial, self._save, self._load = trial, save, load
+        self._report_every, self._checkpoint_every = report_every, checkpoint_every
         self._broadcast = broadcast or (lambda value: value)
-        self._step = 0
-        self._end = 0
+        self._step = self._end = 0
 
     def steps(self, end: int) -> Iterator[int]:
         """The steps that are left of 0, 1, …, end - 1.
@@ -109,8 +175,8 @@ class Training:
         with Preemption() as preemption:
             for self._step in range(first, end):
                 yield self._step
-                leaving = self._broadcast(preemption.signal)
-                if leaving or self._is_due():
+                leaving, every = self._broadcast(preemption.signal), self._checkpoint_every
+                if leaving or (every is not None and (self._step + 1) % every == 0 and self._step < end - 1):
                     self._checkpoint()
                 if leaving:
                     preemption.leave()
@@ -122,36 +188,23 @@ class Training:
             optuna.TrialPruned: the trial is to be given up, on every rank.
 
         """
-        last = self._step == self._end - 1
-        if not last and (self._step + 1) % self._report_every and not self._asked_to_stop():
-            return
+        trial = self._trial
+        if self._step != self._end - 1 and (self._step + 1) % self._report_every:
+            asked = self._broadcast(trial is not None and trial.stop_requested is not None)
+            if not asked:
+                return
         over = False
-        if self._trial is not None:
-            self._trial.report(float(value), self._step)
-            over = self._trial.should_prune()
+        if trial is not None:
+            trial.report(float(value), self._step)
+            over = trial.should_prune()
         if self._broadcast(over):
-            if self._trial is not None and self._trial.at_rung:
+            if trial is not None and trial.at_rung:
                 self._checkpoint()
-            self._prune()
-
-    def _asked_to_stop(self) -> bool:
-        return bool(self._broadcast(self._trial is not None and self._trial.stop_requested is not None))
-
-    @staticmethod
-    def _prune() -> NoReturn:
-        raise optuna.TrialPruned
-
-    def _is_due(self) -> bool:
-        every = self._checkpoint_every
-        return every is not None and (self._step + 1) % every == 0 and self._step < self._end - 1
+            raise optuna.TrialPruned
 
     def _checkpoint(self) -> None:
-        if self._save is None or self._trial is None:
-            return
-        with tempfile.TemporaryDirectory(prefix="hopaas-checkpoint-") as directory:
-            path = Path(directory, "checkpoint")
-            self._save(path)
-            keep(self._trial, path, self._step)
+        if self._save is not None and self._trial is not None:
+            keep(self._trial, self._save, self._step)
 
     def _resume(self) -> int:
         """Load the newest checkpoint on every rank; returns the first step that is left."""
@@ -162,8 +215,7 @@ class Training:
         if told is None:
             return 0
         step, content = told
-        with tempfile.TemporaryDirectory(prefix="hopaas-checkpoint-") as directory:
-            path = Path(directory, "checkpoint")
+        with scratch() as path:
             path.write_bytes(content)
             self._load(path)
         return int(step) + 1

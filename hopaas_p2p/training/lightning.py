@@ -11,43 +11,21 @@ after `fit` then. Optuna's own callback needs its RDB storage for that.
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from hopaas_p2p.errors import InvalidInput, LeaseLost
+from hopaas_p2p.errors import LeaseLost
 from hopaas_p2p.storage.optuna_internals import study_id_of
-from hopaas_p2p.training import judged, keep
-
-if TYPE_CHECKING:
-    from hopaas_p2p.trial import Trial
+from hopaas_p2p.training import EpochCallback, keep, scratch
 
 _PRUNED = "hopaas:pruned"
 
 
-class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whether Lightning is installed or not
-    """Give it the trial of `study.ask()` or of `optimize`.
+class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the same verdict without Lightning
+    """Give it the trial of `study.ask()` or of `optimize`; see `EpochCallback` for the arguments."""
 
-    Args:
-        trial: the trial.
-        monitor: which of the values that the module logs.
-        report_every: epochs between two reports.
-        checkpoint_every: epochs between two checkpoints. None: only when the job is pre-empted.
-
-    """
-
-    def __init__(
-        self, trial: Trial, monitor: str = "val_loss", *, report_every: int = 1, checkpoint_every: int | None = None
-    ) -> None:
-        super().__init__()
-        self._trial = trial
-        self._monitor = monitor
-        self._report_every = report_every
-        self._checkpoint_every = checkpoint_every
-        self._pruned = False
-        self._pauses = False
+    _pauses = False
 
     @property
     def resume_path(self) -> str | None:
@@ -57,20 +35,14 @@ class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whe
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
         if trainer.sanity_checking:
             return
-        value = trainer.callback_metrics.get(self._monitor)
-        if value is None:
-            raise InvalidInput(f"{self._monitor!r} was not logged; logged are {', '.join(trainer.callback_metrics)}")
-        epoch = trainer.current_epoch
-        prune = trainer.is_global_zero and judged(self._trial, value, epoch, report_every=self._report_every)
-        pauses = bool(prune) and self._trial.at_rung
-        prune, self._pauses = trainer.strategy.broadcast((bool(prune), pauses))
+        value, epoch = self._measured(trainer.callback_metrics), trainer.current_epoch
+        prune = bool(trainer.is_global_zero and self._judged(value, epoch))
+        prune, self._pauses = trainer.strategy.broadcast((prune, prune and self._trial.at_rung))
         self._pruned = self._pruned or prune
         trainer.should_stop = trainer.should_stop or self._pruned
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
-        every = self._checkpoint_every
-        due = every is not None and not self._pruned and (trainer.current_epoch + 1) % every == 0
-        if due or self._pauses:
+        if self._pauses or (not self._pruned and self._is_due(trainer.current_epoch)):
             self._checkpoint(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: D102
@@ -81,8 +53,9 @@ class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whe
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
         if trainer.world_size > 1:
-            if trainer.is_global_zero:
-                self._leave_word()
+            if trainer.is_global_zero:  # tells the log: what this object knows ends with its process
+                with contextlib.suppress(LeaseLost):  # the result is kept as a late one
+                    self._trial.handle.settle(self._trial.number, {_PRUNED: True} if self._pruned else {})
         elif self._pruned:
             self._trial.prune()
 
@@ -93,17 +66,12 @@ class LightningCallback(Callback):  # type: ignore[misc]  # the same verdict whe
         if self._pruned or _PRUNED in said:
             trial.prune()
 
-    def _leave_word(self) -> None:
-        """Tell the log, for the ranks' processes end, and what this object knows ends with them."""
-        with contextlib.suppress(LeaseLost):  # the result is kept as a late one
-            self._trial.handle.settle(self._trial.number, {_PRUNED: True} if self._pruned else {})
-
     def _checkpoint(self, trainer: Any) -> None:
         epoch = trainer.fit_loop.epoch_progress.current.processed - 1  # the last that is in it as a whole
         if epoch < 0:
             return
-        with tempfile.TemporaryDirectory(prefix="hopaas-checkpoint-") as directory:
-            path = Path(directory, "checkpoint.ckpt")
-            trainer.save_checkpoint(path)  # all ranks take part, the first one writes
-            if trainer.is_global_zero:
-                keep(self._trial, path, epoch)
+        if trainer.is_global_zero:
+            keep(self._trial, trainer.save_checkpoint, epoch, name="checkpoint.ckpt")
+        else:
+            with scratch("checkpoint.ckpt") as path:
+                trainer.save_checkpoint(path)  # all ranks take part, the first one writes

@@ -21,9 +21,9 @@ import optuna
 import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, Float, TrialCreate, TrialFinish, TrialSet, TrialState
-from hopaas_p2p.local.http import LocalServer
-from hopaas_p2p.local.mcp import Tools, as_data
-from hopaas_p2p.local.peer import LocalPeer
+from hopaas_p2p.ports.http import LocalServer
+from hopaas_p2p.ports.local import LocalPeer
+from hopaas_p2p.ports.mcp import as_data
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.study import Study
 
@@ -66,7 +66,6 @@ def main() -> str:
     server = LocalServer(peer, ("127.0.0.1", 0), "k" * 20)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     client = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]))
-    tools = Tools(peer)
 
     def post(verb: str, **body: Any) -> bytes:
         text = json.dumps({"study": "s", **body})
@@ -81,7 +80,7 @@ def main() -> str:
         return post("tell", trial=trial, values=[0.5])
 
     def tool(name: str, **options: Any) -> Callable[[], bytes]:
-        answer = as_data(getattr(tools, name))
+        answer = as_data(getattr(peer, name))
         return lambda: answer("s", **options).encode()
 
     requests: dict[str, Callable[[], bytes]] = {
@@ -93,8 +92,8 @@ def main() -> str:
         "compare": lambda: post("compare", trials=list(range(0, _TRIALS, _TRIALS // 40))),
         "importances": lambda: post("importances"),
         "ask, report and tell": run,
-        "show_study, MCP": tool("show_study"),
-        "list_trials, best, MCP": tool("list_trials", order="best", limit=50),
+        "show, MCP": tool("show"),
+        "trials, best, MCP": tool("trials", order="best", limit=50),
         "importances, MCP": tool("importances"),
     }
     lines = ["| request | CPU | median | 95 % within | largest answer | asked |", "|---|---|---|---|---|---|"]

@@ -13,8 +13,8 @@ import hopaas_p2p
 from hopaas_p2p.core.leases import ttl_of
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy, NotYourTrial
+from hopaas_p2p.ports.ticket import Ticket, carry, ticket_of
 from hopaas_p2p.study import Study
-from hopaas_p2p.ticket import Ticket, carry, ticket_of
 from tests.support.processes import CLI, campaign, environment
 from tests.support.processes import cli as run
 
@@ -274,13 +274,13 @@ def test_a_ticket_of_this_process(study: Study) -> None:
     trial.report(1.0, 1)
     ticket = ticket_of(study, trial.number)
     with carry(ticket) as carried:
-        carried.report(2.0, step=2)
-        assert carried.should_prune() is None
-        carried.tell([3.0])
+        carried.do("report", value=2.0, step=2)
+        assert carried.do("should-prune")["prune"] is False
+        carried.do("tell", values=[3.0])
         with pytest.raises(NotYourTrial):
-            carried.tell([4.0])
+            carried.do("tell", values=[4.0])
         with pytest.raises(NotYourTrial):
-            carried.renew()
+            carried.do("renew")
     assert study.trials[0].intermediate_values == {1: 1.0, 2: 2.0}
     with pytest.raises(NotYourTrial):
         ticket_of(study, trial.number)
@@ -292,6 +292,6 @@ def test_a_ticket_of_a_study_that_was_made_anew(study: Study) -> None:
     again = hopaas_p2p.open_study(study.storage.url, "s")
     again.tell(again.ask(), 1.0)
     with pytest.raises(NoSuchStudy, match="another one has its name"), carry(ticket) as carried:
-        carried.tell([1.0])
+        carried.do("tell", values=[1.0])
     assert len(again.trials) == 1
     again.close()

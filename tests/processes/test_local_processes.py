@@ -138,12 +138,12 @@ async def main(store):
         command=sys.executable, args=["-m", "hopaas_p2p.cli.main", "mcp", "-s", store, "--allow-actions"]
     )
     async with Client(server) as client:
-        await client.call_tool("list_studies", {})
+        await client.call_tool("studies", {})
         print("ready", flush=True)
         while True:
             asked = await client.call_tool("ask", {"study": "s"})
             if asked.is_error:
-                shown = await client.call_tool("show_study", {"study": "s"})
+                shown = await client.call_tool("show", {"study": "s"})
                 if json.loads(shown.content[0].text)["data"]["state"] == "done":
                     return
                 await asyncio.sleep(0.2)
@@ -254,7 +254,7 @@ def test_an_agent_with_the_key_reads_over_http_and_without_it_nothing(store: Pat
                 httpx2.AsyncClient(headers=headers) as transport,
                 Client(streamable_http_client(url, http_client=transport)) as client,
             ):
-                return (await client.call_tool("list_studies", {})).content[0].text
+                return (await client.call_tool("studies", {})).content[0].text
 
         assert asyncio.run(status()) == 401
         assert json.loads(asyncio.run(named())) == {"data": {"studies": ["s"]}}

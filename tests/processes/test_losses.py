@@ -1252,7 +1252,7 @@ def test_a_trial_that_was_reclaimed_before_its_start_was_heard_of_is_not_run(
 
 
 def test_a_worker_waits_for_the_store_until_its_time_limit(studies: Callable[..., Study], tmp_path: Path) -> None:
-    from hopaas_p2p.worker.loop import AGAIN, Worker
+    from hopaas_p2p.ports.worker import AGAIN, Worker
 
     study = studies(patience=0.05)
     said: list[str] = []
@@ -1271,7 +1271,7 @@ def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
     studies: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch system often kills a job half a minute after it has asked it to end."""
-    from hopaas_p2p.worker.loop import AGAIN, Worker
+    from hopaas_p2p.ports.worker import AGAIN, Worker
 
     study = studies(patience=60.0)
     said: list[str] = []
@@ -1298,7 +1298,7 @@ def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
 
 
 def test_a_worker_goes_on_with_a_store_that_is_back(studies: Callable[..., Study], tmp_path: Path) -> None:
-    from hopaas_p2p.worker.loop import DONE, Worker
+    from hopaas_p2p.ports.worker import DONE, Worker
 
     study = studies(patience=0.05)
     away = store_away()

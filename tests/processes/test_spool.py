@@ -14,8 +14,8 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.ports.ticket import carry, ending, ticket_of
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.ticket import carry, ending, ticket_of
 from tests.support.lease_peer import store_away
 from tests.support.postgres_people import Place
 from tests.support.processes import cli

@@ -19,14 +19,14 @@ from optuna.storages.journal import JournalFileBackend
 import hopaas_p2p
 from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.ports import worker as loop
 from hopaas_p2p.study import Study
-from hopaas_p2p.worker import loop
 from tests.support.processes import campaign, cli, patient, script, start, states, until
 
 WORKER = ["worker", "--store", "store", "--study", "s"]
 REPORTING = """
 import sys, time
-from hopaas_p2p.client import Trial
+from hopaas_p2p.ports.client import Trial
 trial = Trial()
 """
 
@@ -361,7 +361,7 @@ def log_of(where: Path, number: int = 0) -> str:
 SAVES_ITSELF = """
 import json, os, signal, sys, time
 from pathlib import Path
-from hopaas_p2p.client import Trial
+from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", 0))
 if begin:
@@ -404,7 +404,7 @@ def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(study: St
 PAUSES = """
 import json, os
 from pathlib import Path
-from hopaas_p2p.client import Trial
+from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", -1)) + 1
 print("begins", begin)
@@ -709,8 +709,8 @@ def test_quick_failures_are_followed_by_longer_and_longer_pauses(
 def test_after_a_signal_no_call_waits_long_for_the_store(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peer, seen = study.storage.peer, list[bool]()
-    monkeypatch.setattr(loop.Worker, "_stop_requested", lambda *_: seen.append(peer.give_up_at < math.inf))
+    peer, seen, wait = study.storage.peer, list[bool](), loop.Child.wait
+    monkeypatch.setattr(loop.Child, "wait", lambda *given: seen.append(peer.give_up_at < math.inf) or wait(*given))
     command = ["sh", "-c", "trap '' TERM; sleep 1; kill -TERM $PPID; sleep 1; kill -KILL $$"]
 
     assert loop.Worker(study, command, logs=tmp_path / "logs", say=[].append).work() == loop.AGAIN
@@ -746,7 +746,7 @@ def test_run_says_that_the_trial_of_a_result_was_taken_over(study: Study, tmp_pa
     pathlib.Path({str(ready)!r}).touch()
     while not pathlib.Path({str(go)!r}).exists():
         time.sleep(0.02)
-    from hopaas_p2p.client import Trial
+    from hopaas_p2p.ports.client import Trial
     Trial().tell(0.5)
     """
     running = start("run", *WORKER[1:], "--", *script(tmp_path, body), cwd=tmp_path)
@@ -866,7 +866,7 @@ def test_the_help_is_quick_and_complete() -> None:
 
 
 def test_the_client_is_standard_library_only_and_short(tmp_path: Path) -> None:
-    import hopaas_p2p.client as client
+    import hopaas_p2p.ports.client as client
 
     source = Path(client.__file__).read_text()
     code = "import sys; before = set(sys.modules); import client; print(sorted(set(sys.modules) - before))"

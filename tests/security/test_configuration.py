@@ -12,9 +12,9 @@ from hopaas_p2p import ownership, spool
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.gateway.relay import read_password
 from hopaas_p2p.hopaas import Client
+from hopaas_p2p.ports.ticket import Ticket, carry, ending, ticket_of
 from hopaas_p2p.settings import Settings, trust, user_file
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.ticket import Ticket, carry, ending, ticket_of
 from tests.support.postgres_people import Place
 from tests.support.processes import cli, until
 from tests.support.strangers import Stranger, stranger
@@ -365,7 +365,7 @@ def test_a_ticket_made_with_the_token_needs_no_store(place: Place, monkeypatch: 
     study = hopaas_p2p.open_study(place.storage(url), "s", space={"x": hopaas_p2p.Float(0, 1)})
     ticket = ticket_of(study, study.ask().number)
     with carry(Ticket.parse(str(ticket))) as trial:
-        trial.tell([0.5])
+        trial.do("tell", values=[0.5])
     until(lambda: [trial.value for trial in study.trials] == [0.5])
     monkeypatch.setenv("HOPAAS_TOKEN", ":".join(place.token("bob")))
     with pytest.raises(ConfigurationError, match="the ticket would send your token"), carry(ticket):

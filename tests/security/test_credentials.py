@@ -19,10 +19,10 @@ from hopaas_p2p import credentials, spool
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation
+from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
-from hopaas_p2p.ticket import Ticket, carry
 from tests.support.processes import CLI, ROOT, SPACE, cli, environment
 from tests.support.strangers import Stranger, stranger
 
@@ -384,9 +384,9 @@ def test_a_store_that_is_named_beside_a_joined_study_gets_ones_own_token(ann: Pa
 def test_results_in_a_file_from_another_machine_take_no_token_to_where_it_says(ann: Path, evil: Stranger) -> None:
     store = f"postgresql://127.0.0.1:{evil.port}/d"
     ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32)
-    from hopaas_p2p.ticket import _keep, ending
+    from hopaas_p2p.ports.ticket import ending, keep
 
-    _keep(ticket, store, ending(ticket, [0.5]))
+    keep(ticket, ending(ticket, [0.5]), store)
     assert len(list(spool.waiting())) == 1
     assert as_ann("spool", "export", "results", cwd=ann).returncode == 0
     done = as_ann("spool", "send", "results", cwd=ann)

@@ -18,8 +18,8 @@ from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export import export_study, tables
 from hopaas_p2p.export.portable import of_state
-from hopaas_p2p.worker.command import fill_in, variables
-from hopaas_p2p.worker.loop import Worker
+from hopaas_p2p.ports.command import fill_in, variables
+from hopaas_p2p.ports.worker import Worker
 from tests.support.dashboard_studies import Scribe
 
 EVIL = "$(touch /tmp/evil)"

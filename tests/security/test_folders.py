@@ -21,9 +21,9 @@ from hopaas_p2p.checkpoint_cache import CheckpointCache, checkpoint_cache
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.export import export_study
 from hopaas_p2p.ownership import own_folder
+from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
 from hopaas_p2p.study import Study
-from hopaas_p2p.worker.loop import Worker
 from tests.support.processes import CLI, ROOT, campaign, environment, script
 
 SECRET = "the user's own"

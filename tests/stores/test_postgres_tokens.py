@@ -189,7 +189,7 @@ def test_a_worker_whose_token_ends_leaves_with_the_result_on_disk(
     access.grant(place.admin, "s", "ann", "worker")
     body = f"""
     import pathlib, time
-    from hopaas_p2p.client import Trial
+    from hopaas_p2p.ports.client import Trial
     trial = Trial()
     pathlib.Path({str(ready)!r}).touch()
     while not pathlib.Path({str(go)!r}).exists():

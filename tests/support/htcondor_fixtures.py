@@ -80,7 +80,7 @@ def python_of(user: str | None, directory: Path) -> tuple[str, str]:
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     path = ":".join(packages)
     for python in (sys.executable, f"/usr/bin/{name}", f"/usr/local/bin/{name}"):
-        if _may(user, python, "-c", "import hopaas_p2p.worker", PYTHONPATH=path):
+        if _may(user, python, "-c", "import hopaas_p2p.ports", PYTHONPATH=path):
             return python, path
     return missing(f"an ordinary user has no {name} here that runs this project's packages")
 

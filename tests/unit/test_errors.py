@@ -22,9 +22,10 @@ from hopaas_p2p.errors import (
     StoreAway,
     StoreUnreachable,
 )
+from hopaas_p2p.ports.socket import TrialSocketServer, request
+from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial, as_values
-from hopaas_p2p.worker.trial_socket import SocketTrialClient, TrialSocketServer
 from tests.support.processes import SPACE
 
 SCREEN = 45  # lines
@@ -143,9 +144,10 @@ def test_a_refusal_says_how_many_values_are_expected(study: Study) -> None:
 def test_what_a_worker_says_is_the_error_that_it_met(
     study: Study, monkeypatch: pytest.MonkeyPatch, kind: type[HopaasError]
 ) -> None:
-    server = TrialSocketServer(study, study.ask())
-    monkeypatch.setattr(server.requests, "carry_out", lambda _: (_ for _ in ()).throw(kind("why")))
+    verbs = TrialVerbs(study, study.ask())
+    server = TrialSocketServer(verbs)
+    monkeypatch.setattr(verbs, "do", lambda _: (_ for _ in ()).throw(kind("why")))
     with pytest.raises(HopaasError, match=r"^why$") as found:
-        SocketTrialClient(server.ticket).renew()
+        request(server.ticket, "renew")
     server.close()
     assert (found.type, found.value.exit_code) == (kind, kind.exit_code)

@@ -46,10 +46,7 @@ LAYERS = (
     {"study_like", "notes", "report", "notebook", "trackers"},
     {"trial", "study", "training", "sampler_config"},
     {
-        "trial_requests",
-        "ticket",
-        "client",
-        "worker",
+        "ports",
         "export",
         "hopaas",
         "alerts",
@@ -58,9 +55,8 @@ LAYERS = (
         "histories",
         "rescue",
         "sweeps",
-        "batch",
     },
-    {"demo", "gateway", "local", "joining"},
+    {"demo", "gateway", "joining"},
     {"cli", "testing"},
 )
 """From the bottom up. A part may import its own layer and those below."""

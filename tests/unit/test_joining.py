@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import batch, credentials, settings
-from hopaas_p2p.batch import BatchJob
+from hopaas_p2p import credentials, settings
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, invite
+from hopaas_p2p.ports import batch
+from hopaas_p2p.ports.batch import BatchJob
 from hopaas_p2p.settings import Secret, Settings
 from tests.support.processes import ROOT, SPACE, cli
 
@@ -304,5 +305,5 @@ def test_a_job_that_cannot_be_is_refused(system: str, more: dict[str, object], w
 def test_a_script_for_slurm_queues_itself_again_as_the_example_does() -> None:
     """The example is there to be read and copied, so its lines stand in both files."""
     example = (ROOT / "examples" / "slurm" / "array.sh").read_text()
-    template = (ROOT / "hopaas_p2p" / "batch" / "templates" / "slurm.sh").read_text()
+    template = (ROOT / "hopaas_p2p" / "ports" / "templates" / "slurm.sh").read_text()
     assert example.partition("worker=$!\n")[2] == template.partition("worker=$!\n")[2] != ""

@@ -30,9 +30,9 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StoreUnreachable,
 )
-from hopaas_p2p.local import http as http_server
-from hopaas_p2p.local.http import LocalServer
-from hopaas_p2p.local.peer import LARGEST_ANSWER, LocalPeer
+from hopaas_p2p.ports import http as http_server
+from hopaas_p2p.ports.http import LocalServer
+from hopaas_p2p.ports.local import LARGEST_ANSWER, READS, LocalPeer
 from hopaas_p2p.trial import Trial
 
 SPACE = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(["a", "b"])}
@@ -199,8 +199,8 @@ def test_what_changes_something_is_refused_where_actions_are_not_allowed() -> No
     attempts: list[Callable[[], object]] = [
         lambda: reader.ask("s"),
         lambda: reader.enqueue("s", {"x": 0.5}),
-        lambda: reader.annotate("s", "text"),
-        lambda: reader.stop_trial("s", 0),
+        lambda: reader.note("s", "text"),
+        lambda: reader.stop("s", 0),
         lambda: reader.request("s", 0, "tell", values=[1.0]),
     ]
 
@@ -221,7 +221,7 @@ def test_importances_are_worked_out_anew_for_one_percent_more_trials(
         counted.append(state.counts[TrialState.COMPLETE])
         return Importance((), "")
 
-    monkeypatch.setattr("hopaas_p2p.local.peer.importance", importance)
+    monkeypatch.setattr("hopaas_p2p.ports.local.importance", importance)
     study = hopaas_p2p.open_study(peer.storage, "long", space=SPACE)
     study.optimize(lambda _trial: 1.0, n_trials=200)
     for _ in range(4):
@@ -237,7 +237,7 @@ def test_no_answer_is_longer_than_an_agent_should_read(peer: LocalPeer) -> None:
     )
     study.optimize(lambda _trial: 1.0, n_trials=30)
     for trial in study.trials[:3]:
-        peer.annotate("wide", "long " * 5000, trial.number)
+        peer.note("wide", "long " * 5000, trial.number)
     answers = [
         peer.show("wide"),
         peer.trials("wide", limit=50),
@@ -293,7 +293,7 @@ def test_a_trial_over_http(server: LocalServer) -> None:
     ("path", "body", "status", "said"),
     [
         ("/v1/nonsense", {}, 400, "choose from studies"),
-        ("/v1/ask", {}, 400, "no 'study'"),
+        ("/v1/ask", {}, 400, "argument: 'study'"),
         ("/v1/ask", [], 400, "not a JSON object"),
         ("/v1/ask", {"study": "none"}, 500, "no study"),
         ("/v1/tell", {"study": "s", "trial": 7, "values": [1]}, 500, "ask for one first"),
@@ -494,7 +494,7 @@ def _called(peer: LocalPeer, *calls: tuple[str, dict[str, Any]], actions: bool =
     """What the tools answer: whether it is an error, and the text."""
     from mcp import Client
 
-    from hopaas_p2p.local.mcp import server
+    from hopaas_p2p.ports.mcp import server
 
     async def run() -> list[tuple[bool, str]]:
         async with Client(server(peer, actions=actions)) as client:
@@ -509,11 +509,11 @@ def test_an_agent_runs_a_trial_by_the_tools(peer: LocalPeer) -> None:
 
     answers = _called(
         peer,
-        ("list_studies", {}),
+        ("studies", {}),
         ("ask", {"study": "s"}),
         ("report", {"study": "s", "trial": 0, "value": 0.5, "step": 1}),
         ("tell", {"study": "s", "trial": 0, "values": [0.25]}),
-        ("show_study", {"study": "s"}),
+        ("show", {"study": "s"}),
     )
 
     assert [error for error, _ in answers] == [False] * 5
@@ -523,7 +523,7 @@ def test_an_agent_runs_a_trial_by_the_tools(peer: LocalPeer) -> None:
 def test_an_error_of_a_tool_is_one_clear_line(peer: LocalPeer) -> None:
     pytest.importorskip("mcp")
 
-    ((error, text),) = _called(peer, ("show_study", {"study": "none"}))
+    ((error, text),) = _called(peer, ("show", {"study": "none"}))
 
     assert error
     assert "no study 'none'" in text
@@ -534,11 +534,12 @@ def test_tools_that_change_something_are_offered_only_where_actions_are_allowed(
     pytest.importorskip("mcp")
     from mcp import Client
 
-    from hopaas_p2p.local.mcp import Tools, server
+    from hopaas_p2p.ports.mcp import server
 
     async def names(*, actions: bool) -> list[str]:
         async with Client(server(peer, actions=actions)) as client:
             return sorted(tool.name for tool in (await client.list_tools()).tools)
 
-    assert asyncio.run(names(actions=False)) == sorted(Tools.reads)
-    assert asyncio.run(names(actions=True)) == sorted((*Tools.reads, *Tools.acts))
+    acts = ["ask", "enqueue", "log", "note", "release", "report", "stop", "tell"]
+    assert asyncio.run(names(actions=False)) == sorted(READS)
+    assert asyncio.run(names(actions=True)) == sorted((*READS, *acts))

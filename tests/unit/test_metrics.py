@@ -18,7 +18,7 @@ from hopaas_p2p.core.records import Checkpoint, TrialCheckpoint, TrialCreate, Tr
 from hopaas_p2p.core.state import BLOCK
 from hopaas_p2p.core.validity import MOST_METRICS
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.local.peer import LocalPeer
+from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.study import Study
 from hopaas_p2p.trial import Trial
 from tests.support.exchanges import exchanges_of

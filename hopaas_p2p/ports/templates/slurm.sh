@@ -7,7 +7,12 @@
 #SBATCH --open-mode=append        # a requeued job appends to its output
 #SBATCH --output=@folder@/@name@-%a.out
 #SBATCH --signal=B:USR1@@warning@    # tell this script @warning@ s before the time limit
-@options@
+#SBATCH --cpus-per-task=@?cores@
+#SBATCH --gpus=@?gpus@
+#SBATCH --mem=@?memory@
+#SBATCH --partition=@?queue@
+#SBATCH --account=@?account@
+@more@
 @exports@
 
 @worker@ &

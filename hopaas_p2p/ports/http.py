@@ -4,7 +4,7 @@
     POST /v1/report  {"study": "digits", "trial": 7, "value": 0.3, "step": 1} -> {"ok": true, "prune": false, …}
     POST /v1/log     {"study": "digits", "trial": 7, "metrics": {"auc": 0.9}, "step": 1} -> {"ok": true}
     POST /v1/tell    {"study": "digits", "trial": 7, "values": [0.3]}     -> {"ok": true}
-    POST /v1/VERB for the others: see `_verbs`.
+    POST /v1/VERB for the others: see `LocalPeer.answer`.
 
 An error is {"ok": false, "error": "…", "code": N} with the exit code of the command line. Requests carry the key as
 `Authorization: Bearer KEY`. Below /api/ it speaks the REST interface of Hopaas, see `hopaas_rest`.
@@ -19,24 +19,22 @@ import json
 import socket
 import socketserver
 import time
-from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, cast
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.local.hopaas_rest import HopaasRest
-from hopaas_p2p.local.peer import LocalPeer
 from hopaas_p2p.net.listening import cannot_listen, private_socket
-from hopaas_p2p.trial_requests import failure
+from hopaas_p2p.ports.hopaas_rest import HopaasRest
+from hopaas_p2p.ports.local import LocalPeer
+from hopaas_p2p.ports.verbs import Reply, answered
 
 _LARGEST_BODY: Final = 1 << 20
-_REQUESTS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
 _IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
 _DEADLINE: Final = 20.0  # seconds from the first byte of a request to its last, and for the answer to be taken
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
-_STATUS: Final = {0: 200, 2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
+_STATUS: Final = {2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
 """Status by exit code; others are 500."""
 
 
@@ -58,7 +56,6 @@ class LocalServer(ThreadingHTTPServer):
     def __init__(self, peer: LocalPeer, address: tuple[str, int] | Path, key: str | None) -> None:
         self.peer, self.key = peer, key
         self.rest = HopaasRest(peer)
-        self.verbs = _verbs(peer)
         self._path = address if isinstance(address, Path) else None
         if isinstance(address, Path):
             address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -152,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self._key_matches(self.headers.get("Authorization", "").removeprefix("Bearer ")):
             self._answer(401, b"send the key: Authorization: Bearer KEY\n", "text/plain")
         else:
-            reply = self._carry_out(body)
+            reply = answered(self._carry_out, body)
             status = 200 if reply["ok"] else _STATUS.get(reply["code"], 500)
             self._answer(status, json.dumps(reply).encode(), "application/json")
 
@@ -166,17 +163,11 @@ class _Handler(BaseHTTPRequestHandler):
         key = self.server.key
         return key is None or hmac.compare_digest(given.encode(), key.encode())
 
-    def _carry_out(self, body: bytes) -> dict[str, Any]:
-        verb = self.server.verbs.get(self.path.removeprefix("/v1/"))
-        try:
-            if verb is None or self.command != "POST":
-                raise InvalidInput(f"POST /v1/VERB; choose from {', '.join(self.server.verbs)}")
-            request = json.loads(body or b"{}")
-            if not isinstance(request, dict):
-                raise InvalidInput("the body is not a JSON object")
-            return {"ok": True, **verb(request)}
-        except Exception as error:  # noqa: BLE001  # the client is told, and the server goes on
-            return failure(error)
+    def _carry_out(self, body: bytes) -> Reply:
+        request = json.loads(body or b"{}")
+        if not isinstance(request, dict):
+            raise InvalidInput("the body is not a JSON object")
+        return self.server.peer.answer(self.path.removeprefix("/v1/"), request)
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
         self.connection.settimeout(_DEADLINE)
@@ -189,32 +180,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_args: object) -> None:
         """Log nothing: paths of Hopaas's interface hold the key."""
-
-
-def _verbs(peer: LocalPeer) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-    """What can be asked, by name. A value that is missing raises KeyError, which the client is told."""
-
-    def listed(body: Mapping[str, Any]) -> dict[str, Any]:
-        options = {key: body[key] for key in ("state", "order", "limit", "offset") if key in body}
-        return peer.trials(body["study"], **options)
-
-    def about(do: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        def ask(body: Mapping[str, Any]) -> dict[str, Any]:
-            more = {key: value for key, value in body.items() if key not in ("study", "trial", "do")}
-            return peer.request(body["study"], int(body["trial"]), do, **more)
-
-        return ask
-
-    return {
-        "studies": lambda _body: peer.studies(),
-        "show": lambda body: peer.show(body["study"]),
-        "trials": listed,
-        "trial": lambda body: peer.trial(body["study"], int(body["trial"])),
-        "compare": lambda body: peer.compare(body["study"], body["trials"]),
-        "importances": lambda body: peer.importances(body["study"]),
-        "ask": lambda body: peer.ask(body["study"]),
-        **{do: about(do) for do in _REQUESTS},
-        "enqueue": lambda body: peer.enqueue(body["study"], body["params"]),
-        "note": lambda body: peer.annotate(body["study"], str(body["text"]), body.get("trial")),
-        "stop": lambda body: peer.stop_trial(body["study"], int(body["trial"]), body.get("reason")),
-    }

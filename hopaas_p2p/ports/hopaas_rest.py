@@ -14,19 +14,16 @@ trial of which a script asks twice for the same step, and is told to prune, ends
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
-
-from optuna.exceptions import UpdateFinishedTrialError
 
 import hopaas_p2p
 from hopaas_p2p.errors import HopaasError, InvalidInput, NotYourTrial
 from hopaas_p2p.hopaas import exceptions, pruners, samplers
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.hopaas.study import Study
-from hopaas_p2p.local.peer import LocalPeer, is_gone
+from hopaas_p2p.ports.local import LocalPeer, is_gone
 from hopaas_p2p.storage import Storage
 
 _TEXT: Final = "text/plain"
@@ -51,43 +48,43 @@ class HopaasRest:
 
     def __init__(self, peer: LocalPeer) -> None:
         self._peer = peer
-        self._lock = threading.Lock()
         self._studies: dict[str, Study] = {}
-        self._told_to_prune: dict[tuple[str, int], int] = {}
+        self._told_to_prune: dict[str, int] = {}
         """The step at which each trial was told to end."""
+        self._verbs: Final = {
+            ("POST", "ask"): self._ask,
+            ("POST", "should_prune"): self._should_prune,
+            ("POST", "tell"): self._tell,
+            ("POST", "mark_as_failed"): self._mark_as_failed,
+            ("GET", "get_best_trial"): self._best,
+        }
 
     def answer(self, method: str, path: str, body: bytes, key_matches: Callable[[str], bool]) -> Reply:
         """The reply to a request below /api/."""
         parts = urlsplit(path)
         verb, _, key = parts.path.removeprefix("/api/").partition("/")
+        if (method, verb) == ("GET", "version"):
+            return 200, hopaas_p2p.__version__.encode(), _TEXT
+        if not key_matches(key):
+            return 401, b"the token is not this server's key", _TEXT
+        carry_out = self._verbs.get((method, verb))
+        if carry_out is None:
+            return 404, b"there is no such request", _TEXT
         try:
-            if method == "GET" and verb == "version":
-                return 200, hopaas_p2p.__version__.encode(), _TEXT
-            if not key_matches(key):
-                return 401, b"the token is not this server's key", _TEXT
-            if method == "GET" and verb == "get_best_trial":
-                return self._best(parse_qs(parts.query).get("hopaas_trial", [""])[0])
-            carry_out = {
-                "ask": self._ask,
-                "tell": self._tell,
-                "mark_as_failed": self._mark_as_failed,
-                "should_prune": self._should_prune,
-            }.get(verb)
-            if method != "POST" or carry_out is None:
-                return 404, b"there is no such request", _TEXT
-            request = json.loads(body or b"{}")
+            request = json.loads(body) if body else {name: one[0] for name, one in parse_qs(parts.query).items()}
             if not isinstance(request, dict):
                 raise InvalidInput("the body is not a JSON object")
-            return carry_out(request)
+            return 200, *carry_out(request)
+        except (NotYourTrial, exceptions.HopaasConsistencyError) as error:
+            return 404, str(error).encode(), _TEXT
+        except InvalidInput as error:
+            return 400, str(error).encode(), _TEXT
         except (HopaasError, exceptions.HopaasError) as error:
-            unknown = isinstance(error, NotYourTrial | exceptions.HopaasConsistencyError)
-            return 404 if unknown else 400 if isinstance(error, InvalidInput) else 503, str(error).encode(), _TEXT
+            return 503, str(error).encode(), _TEXT
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             return 400, f"the request is malformed: {error}".encode(errors="replace"), _TEXT
-        except UpdateFinishedTrialError as error:  # others took the trial over
-            return 404, str(error).encode(), _TEXT
 
-    def _ask(self, request: dict[str, Any]) -> Reply:
+    def _ask(self, request: dict[str, Any]) -> tuple[bytes, str]:
         config = request.pop("hopaas_config")
         special = {name: request.pop(name) for name in list(request) if name.startswith("_")}
         study = Study(
@@ -99,50 +96,43 @@ class HopaasRest:
             pruner=_named(pruners, config.get("pruner") or {"name": "NopPruner"}),
             client=_OpenStore(self._peer.storage),
         )
-        with self._lock:
-            kept = self._studies.setdefault(study.setup_id, study)
+        kept = self._studies.setdefault(study.setup_id, study)
         if is_gone(kept.join()):
-            with self._lock:
-                self._studies[study.setup_id] = study
-        else:
-            study = kept
-        self._peer.adopt(study.join())
-        asked = self._peer.ask(study.store_name, user_attrs=study.special_properties)
-        values = study.values(asked["params"])
-        return 200, json.dumps({"hopaas_trial": f"{study.setup_id}:{asked['trial']}", **values}).encode(), _JSON
+            kept = self._studies[study.setup_id] = study
+        asked = self._peer.start(kept.join(), study.special_properties)
+        values = kept.values(asked["params"])
+        return json.dumps({"hopaas_trial": f"{kept.setup_id}:{asked['trial']}", **values}).encode(), _JSON
 
-    def _should_prune(self, request: dict[str, Any]) -> Reply:
-        study, number = self._trial(request["hopaas_trial"])
-        key, step = (study.setup_id, number), int(request["step"])
-        if self._told_to_prune.pop(key, None) == step:  # the script's last question; it tells nothing afterwards
-            self._peer.request(study.store_name, number, "tell", state="pruned")
-            return 200, b"true", _TEXT
-        reply = self._peer.request(study.store_name, number, "report", value=float(request["loss"]), step=step)
-        if reply["prune"]:
-            self._told_to_prune[key] = step
-        return 200, b"true" if reply["prune"] else b"false", _TEXT
+    def _should_prune(self, request: dict[str, Any]) -> tuple[bytes, str]:
+        trial, step = request["hopaas_trial"], int(request["step"])
+        if self._told_to_prune.pop(trial, None) == step:  # the script's last question; it tells nothing afterwards
+            self._say(trial, "tell", state="pruned")
+            return b"true", _TEXT
+        prune = self._say(trial, "report", value=float(request["loss"]), step=step)["prune"]
+        if prune:
+            self._told_to_prune[trial] = step
+        return b"true" if prune else b"false", _TEXT
 
-    def _tell(self, request: dict[str, Any]) -> Reply:
-        study, number = self._trial(request["hopaas_trial"])
-        loss = float(request["loss"])
-        self._told_to_prune.pop((study.setup_id, number), None)
-        self._peer.request(study.store_name, number, "tell", values=[loss])
-        return 200, b"", _TEXT
+    def _tell(self, request: dict[str, Any]) -> tuple[bytes, str]:
+        self._say(request["hopaas_trial"], "tell", values=[float(request["loss"])])
+        return b"", _TEXT
 
-    def _mark_as_failed(self, request: dict[str, Any]) -> Reply:
-        study, number = self._trial(request["hopaas_trial"])
-        self._told_to_prune.pop((study.setup_id, number), None)
-        self._peer.request(study.store_name, number, "tell", state="fail", reason=str(request.get("error", "")))
-        return 200, b"", _TEXT
+    def _mark_as_failed(self, request: dict[str, Any]) -> tuple[bytes, str]:
+        self._say(request["hopaas_trial"], "tell", state="fail", reason=str(request.get("error", "")))
+        return b"", _TEXT
 
-    def _best(self, trial: str) -> Reply:
-        study, _ = self._trial(trial)
-        return 200, f"{study.setup_id}:{study.best_trial_id}".encode(), _TEXT
+    def _best(self, request: dict[str, Any]) -> tuple[bytes, str]:
+        study, _ = self._trial(request.get("hopaas_trial"))
+        return f"{study.setup_id}:{study.best_trial_id}".encode(), _TEXT
 
-    def _trial(self, text: str) -> tuple[Study, int]:
+    def _say(self, trial: str, verb: str, **said: Any) -> dict[str, Any]:
+        self._told_to_prune.pop(trial, None)
+        study, number = self._trial(trial)
+        return self._peer.request(study.store_name, number, verb, **said)
+
+    def _trial(self, text: object) -> tuple[Study, int]:
         setup_id, _, number = str(text).partition(":")
-        with self._lock:
-            study = self._studies.get(setup_id)
+        study = self._studies.get(setup_id)
         if study is None:
             raise NotYourTrial(f"{text!r} was not requested here")
         return study, int(number)

@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 from hopaas_p2p.errors import InvalidInput
 
 _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result may hold more than its value
-_OUTPUT: Final = 1 << 17  # bytes of both streams together that are kept in memory
+_OUTPUT: Final = 1 << 16  # bytes of both streams together that are kept, from the beginning of a line
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 # A shell of its own session, which every platform has. Unlike PR_SET_PDEATHSIG it reaches the whole group, and srun and
@@ -129,19 +129,20 @@ class Child:
     # --- what it said ---
 
     @property
-    def printed(self) -> dict[str, Any] | None:
-        """The result, if the last line of its output is a JSON object with `value` or `values`."""
+    def printed(self) -> Any:
+        """The result, if the last line of its output is a JSON object with `value` or `values`; None if it is none."""
         lines = bytes(self._tails[0]).decode(errors="replace").strip().splitlines()
         try:
             said = json.loads(lines[-1]) if lines else None
         except (ValueError, RecursionError):
             return None
-        return said if isinstance(said, dict) and ("value" in said or "values" in said) else None
+        return said.get("values", said.get("value", None)) if isinstance(said, dict) else None
 
     @property
     def output(self) -> bytes:
-        """The end of what it wrote to both streams, in the order in which it came here."""
-        return bytes(self._output[-_OUTPUT:])
+        """The last 64 kB of what it wrote to both streams, in the order in which it came, from a line's beginning."""
+        end = bytes(self._output[-_OUTPUT:])
+        return end[end.find(b"\n") + 1 :] if len(end) == _OUTPUT else end
 
     def failure(self, code: int) -> str:
         """Why it failed, for people: how it ended, and the last lines of its errors."""

@@ -16,14 +16,16 @@ import re
 import shutil
 import signal
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p import credentials
 from hopaas_p2p.analysis.facts import reason_line
+from hopaas_p2p.artifacts import OUTPUT
 from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
@@ -31,12 +33,12 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, Lea
 from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.ownership import own_folder
+from hopaas_p2p.ports import command as commands
+from hopaas_p2p.ports.child import Child, signal_name
+from hopaas_p2p.ports.socket import TrialSocketServer
+from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.space import spec
 from hopaas_p2p.trial import as_values
-from hopaas_p2p.worker import command as commands
-from hopaas_p2p.worker import output
-from hopaas_p2p.worker.child import Child, signal_name
-from hopaas_p2p.worker.trial_socket import TrialSocketServer
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -58,6 +60,7 @@ _KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the gr
 _OUT_OF_TIME: Final = "out of time"
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
 _LONGEST_BACKOFF: Final = 5.0  # seconds
+_MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
 _NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p tell'
 
 
@@ -125,7 +128,9 @@ class Worker:
         self._received: list[int] = []
         self._backoff = Backoff(0.1, _LONGEST_BACKOFF, jitter=(1.0, 1.0))
         self._next_line_at: dict[str, float] = {}
-        self._keep_output, self._outputs_kept, self._output = keep_output, 0, b""
+        self._keep_output, self._outputs_kept = keep_output, 0
+        self._asked_at: float | None = None
+        """When the present trial was seen to be asked to stop."""
         self._failure = ""
         """How the last failed trial ended, in one line."""
         study.storage.peer.store_wait = _ASK_TIMEOUT
@@ -156,30 +161,7 @@ class Worker:
 
     def work(self) -> int:
         """Run trials until there is a reason to leave; returns the exit code. Blocks for hours."""
-        with self._taking_signals():
-            try:
-                while True:
-                    found = self._next()
-                    if isinstance(found, int):
-                        self._collect()
-                        return FAILED if found == DONE and self._only_failures() else found
-                    began = time.monotonic()
-                    self._run(found)
-                    self.ran.append((found.number, self.last or "?"))
-                    if time.monotonic() - began < _QUICK:
-                        self._back_off()
-            except StoreUnreachable as error:
-                self._say(f"{error} Run this job again later.")
-                return AGAIN
 
-    def _collect(self) -> None:
-        """Remove checkpoints that nobody needs, unless this process is about to be ended."""
-        if not self._received:
-            with contextlib.suppress(HopaasError):  # what is left there harms nobody
-                self.study.collect_checkpoints()
-
-    @contextlib.contextmanager
-    def _taking_signals(self) -> Iterator[None]:
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
 
@@ -187,19 +169,29 @@ class Worker:
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             with noticed_at_once(numbers, self.study.storage.peer.hurry_from_now_on):
-                yield
+                return self._work()
+        except StoreUnreachable as error:
+            self._say(f"{error} Run this job again later.")
+            return AGAIN
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    # --- failures ---
+    def _work(self) -> int:
+        while not isinstance(found := self._next(), int):
+            began = time.monotonic()
+            self._run(found)
+            self.ran.append((found.number, self.last or "?"))
+            if time.monotonic() - began < _QUICK:
+                self._back_off()
+        if not self._received:  # this process is not about to be ended
+            with contextlib.suppress(HopaasError):  # checkpoints that are left there harm nobody
+                self.study.collect_checkpoints()
+        return FAILED if found == DONE and self._only_failures() else found
 
     def _only_failures(self) -> bool:
         """Whether trials ran here, and all of them failed."""
         return bool(self.ran) and all(state == "FAIL" for _, state in self.ran)
-
-    def _hopeless(self) -> bool:
-        return self._only_failures() and len(self.ran) >= self.study.state.policy.hopeless_after
 
     def _back_off(self) -> None:
         """Wait after a quick failure, longer after each one in a row."""
@@ -216,8 +208,9 @@ class Worker:
         """The next trial, or the exit code when there is a reason to leave."""
         while True:
             if self._received:
-                return self._interrupted_code()
-            if self._hopeless():
+                return 130 if signal.SIGINT in self._received else AGAIN
+            policy = self.study.state.policy
+            if len(self.ran) >= policy.hopeless_after and self._only_failures():
                 self._say(
                     f"all {len(self.ran)} trials that ran here failed, so this worker stops. The last one: "
                     f"{self._failure} · log {self._log(self.ran[-1][0])}"
@@ -239,16 +232,13 @@ class Worker:
             if self._deadline is not None and time.monotonic() >= self._deadline - self._reserve:
                 self._say("no work came in the time that was left; run this job again")
                 return AGAIN
-            time.sleep(LOOK if self._received else min(1.0, self.study.state.policy.ttl / 8))
+            time.sleep(LOOK if self._received else min(1.0, policy.ttl / 8))
 
     def _say_each_minute(self, topic: str, line: str) -> None:
         now = time.monotonic()
         if now >= self._next_line_at.get(topic, now):
             self._next_line_at[topic] = now + 60.0
             self._say(line)
-
-    def _interrupted_code(self) -> int:
-        return 130 if signal.SIGINT in self._received else AGAIN
 
     def _may_leave(self, none: NoWork) -> bool:
         if none.waits:
@@ -268,11 +258,10 @@ class Worker:
         if self._deadline is None:
             return True
         typical = self._typical()
-        needed = self._reserve if typical is None else typical * _MARGIN + self._reserve
-        left = self._deadline - time.monotonic()
+        needed = self._reserve + (0.0 if typical is None else typical * _MARGIN)
+        left, whole = self._deadline - time.monotonic(), self._deadline - self._began
         if left >= needed:
             return True
-        whole = self._deadline - self._began
         if self._reserve >= whole:
             raise ConfigurationError(
                 f"this job has {whole:.0f} s, of which {self._reserve:.0f} s are kept for a command to save its work: "
@@ -322,7 +311,7 @@ class Worker:
     def _run(self, trial: Trial) -> None:
         """Run one trial to its end, whatever that is."""
         log = self._log(trial.number)
-        self._failure, self._output = "", b""
+        self._failure = ""
         given = " ".join(f"{name}={_shown(value)}" for name, value in trial.params.items())
         self._say(f"trial {trial.number}: {given} · log {log}")
         params = {name: value for name, value in trial.params.items() if name in self.study.space}
@@ -332,53 +321,46 @@ class Worker:
             self._tell(trial, state="fail", reason=str(error))
             self._say(f"trial {trial.number}: {self.last}: {error}")
             return
-        server = TrialSocketServer(self.study, trial)
-        try:
-            with self._log_folder() as folder:
-                output_to = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            child = Child(words, self._environment(trial, server), output_to)
-        except HopaasError as error:
-            server.close()
-            self._give_back(trial, f"never begun: {error}")
-            raise
-        try:
-            end = self._attend(child, server, trial)
-        finally:
-            child.close()
-            server.close()
-        if end is not None and end.gives_back:  # and the job with it, which may soon be killed
-            self.study.storage.peer.hurry_from_now_on()
-        self._conclude(trial, child, server, end)
-        taken = time.monotonic() - child.began
-        why = f": {self._failure}" if self.last == "FAIL" and self._failure else ""
-        self._say(f"trial {trial.number}: {self.last}{self._value(trial)} after {taken:.1f} s{why}")
-
-    def _value(self, trial: Trial) -> str:
-        """Its values, if it is complete, as far as this process knows without asking the store."""
-        handle = self.study.storage.handle(self.study.study_id)
-        with handle.lock:
-            trials = handle.state.trials
-            values = trials[trial.number].values if trial.number < len(trials) else None
-        return f" {', '.join(map(_shown, values))}" if self.last == "COMPLETE" and values else ""
-
-    def _environment(self, trial: Trial, server: TrialSocketServer) -> dict[str, str]:
-        found = trial.resume
+        verbs = TrialVerbs(self.study, trial)
+        server = TrialSocketServer(verbs)
         env = self._inherited | {
             "HOPAAS_TICKET": server.ticket,
             "HOPAAS_TRIAL": str(trial.number),
             "HOPAAS_PARAMS": json.dumps(trial.params),
             **commands.variables(trial.params),
         }
-        if found is not None:
-            env |= {"HOPAAS_RESUME_STEP": str(found[0]), "HOPAAS_CHECKPOINT": str(found[1])}
-        return env
+        try:
+            if trial.resume is not None:
+                step, checkpoint = trial.resume
+                env |= {"HOPAAS_RESUME_STEP": str(step), "HOPAAS_CHECKPOINT": str(checkpoint)}
+            with self._log_folder() as folder:
+                output_to = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            child = Child(words, env, output_to)
+        except HopaasError as error:
+            server.close()
+            self._give_back(trial, f"never begun: {error}")
+            raise
+        try:
+            end = self._attend(child, verbs)
+        finally:
+            child.close()
+            server.close()
+        if end is not None and end.gives_back:  # and the job with it, which may soon be killed
+            self.study.storage.peer.hurry_from_now_on()
+        self._conclude(verbs, child, end)
+        handle = self.study.storage.handle(self.study.study_id)
+        with handle.lock:  # as far as this process knows without asking the store
+            known = handle.state.trials[trial.number].values if self.last == "COMPLETE" else None
+        values = f" {', '.join(map(_shown, known))}" if known else ""
+        taken = time.monotonic() - child.began
+        why = f": {self._failure}" if self.last == "FAIL" and self._failure else ""
+        self._say(f"trial {trial.number}: {self.last}{values} after {taken:.1f} s{why}")
 
-    def _attend(self, child: Child, server: TrialSocketServer, trial: Trial) -> _Ending | None:
+    def _attend(self, child: Child, verbs: TrialVerbs) -> _Ending | None:
         """Wait for the command's end and pass on what comes from outside. Why it was made to end, if it was."""
-        passed_on = 0
+        passed_on = killed = 0
         end: _Ending | None = None
-        asked: float | None = None
-        killed = 0
+        self._asked_at = None
         while child.wait(LOOK) is None:
             now = time.monotonic()
             for number in self._received[passed_on:]:
@@ -386,87 +368,92 @@ class Worker:
                 passed_on += 1
                 if end is None or not end.gives_back:
                     end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
-            if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
-                end = _Ending(_OUT_OF_TIME, now, gives_back=True)
-                child.send(self._signals[0] if self._signals else signal.SIGTERM)
-            asked = asked or (now if server.requests.told is None and self._stop_requested(trial) else None)
-            if end is None and asked is not None and now - asked >= self._grace:
-                end = _Ending("asked to stop, and did not", now - self._grace, gives_back=False)
-            server.requests.preempted = end is not None and end.gives_back
-            if end is not None:
-                killed = self._end_by_force(child, end, now, killed)
+            if end is None:
+                end = self._ending_due(verbs, now)
+                if end is not None and end.gives_back:
+                    child.send(self._signals[0] if self._signals else signal.SIGTERM)
+            verbs.preempted = end is not None and end.gives_back
+            if end is not None:  # when the grace is over, SIGTERM, and a little later SIGKILL
+                over = now - end.since - self._grace
+                due = signal.SIGKILL if over >= min(_KILL_AFTER, self._grace) else signal.SIGTERM if over >= 0.0 else 0
+                if due != killed:
+                    child.send(due)
+                    killed = due
         return end or self._late_signal(child)
 
-    @staticmethod
-    def _stop_requested(trial: Trial) -> bool:
-        with contextlib.suppress(StoreUnreachable):
-            return trial.stop_requested is not None
-        return False
-
-    def _end_by_force(self, child: Child, end: _Ending, now: float, killed: int) -> int:
-        """When the grace is over, SIGTERM, and a little later SIGKILL; returns the last one sent."""
-        over = now - end.since - self._grace
-        due = signal.SIGKILL if over >= min(_KILL_AFTER, self._grace) else signal.SIGTERM if over >= 0.0 else 0
-        if due != killed:
-            child.send(due)
-        return due
+    def _ending_due(self, verbs: TrialVerbs, now: float) -> _Ending | None:
+        """Why the command has to end now, if no signal says so."""
+        if self._deadline is not None and now >= self._deadline - self._reserve:
+            return _Ending(_OUT_OF_TIME, now, gives_back=True)
+        if self._asked_at is None and verbs.told is None:
+            with contextlib.suppress(StoreUnreachable):
+                self._asked_at = None if verbs.trial.stop_requested is None else now
+        if self._asked_at is not None and now - self._asked_at >= self._grace:
+            return _Ending("asked to stop, and did not", now - self._grace, gives_back=False)
+        return None
 
     def _late_signal(self, child: Child) -> _Ending | None:
         """A batch system signals all processes of a job: the command may die of what this process is yet to get."""
-        code = child.poll() or 0
-        number = -code if code < 0 else code - 128
-        if number in self._signals:
-            deadline = time.monotonic() + 1.0
+        code, deadline = child.poll() or 0, time.monotonic() + 1.0
+        if (-code if code < 0 else code - 128) in self._signals:
             while not self._received and time.monotonic() < deadline:
                 time.sleep(0.02)
         if not self._received:
             return None
         return _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
 
-    def _conclude(self, trial: Trial, child: Child, server: TrialSocketServer, end: _Ending | None) -> None:
+    def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> None:
         """Tell how the trial ended, unless the command did that itself."""
-        code = child.poll() or 0
+        trial, code = verbs.trial, child.poll() or 0
         printed = child.printed if code == 0 else None
-        self._output = child.output
-        if server.requests.told is not None:
-            self.last = server.requests.told.upper()
-            if server.requests.told == "fail":
-                self._store_output(trial)
+        if verbs.told is not None:
+            self.last = verbs.told.upper()
+            if verbs.told == "fail":
+                self._keep(trial, child.output)
         elif printed is not None:
-            self._tell_printed(trial, printed)
+            self._tell_printed(trial, printed, child.output)
         elif end is not None and end.gives_back:
-            self._give_back_or_fail(trial, end.why)
-        elif server.requests.released is not None:
-            self._give_back(trial, server.requests.released)
+            self._give_back_or_fail(trial, end.why, child.output)
+        elif verbs.released is not None:
+            self._give_back(trial, verbs.released)
+        elif end is not None and trial.intermediate_values:
+            self._tell(trial, state="pruned", reason=end.why)
         elif end is not None:
-            self._tell_stopped(trial, end.why)
-        elif server.requests.pruned is not None and code in (0, PRUNE):
+            self._tell(trial, state="fail", reason=f"{end.why}; it had reported nothing", output=child.output)
+        elif verbs.pruned is not None and code in (0, PRUNE):
             self._tell(trial, state="pruned")
-        elif code == 0:
-            self._tell(trial, state="fail", reason=_NO_VALUE)
         else:
-            self._tell(trial, state="fail", reason=child.failure(code))
+            self._tell(trial, state="fail", reason=child.failure(code) if code else _NO_VALUE, output=child.output)
 
-    def _tell_printed(self, trial: Trial, printed: dict[str, object]) -> None:
-        result = printed.get("values", printed.get("value"))
+    def _tell_printed(self, trial: Trial, printed: Any, output: bytes) -> None:
         try:
-            values = as_values(result, expected=len(self.study.optuna.directions))  # type: ignore[arg-type]
+            values = as_values(printed, expected=len(self.study.optuna.directions))
         except InvalidInput as error:
-            self._tell(trial, state="fail", reason=str(error))
-            return
-        self._tell(trial, values, state="complete")
-
-    def _tell_stopped(self, trial: Trial, why: str) -> None:
-        if trial.intermediate_values:
-            self._tell(trial, state="pruned", reason=why)
+            self._tell(trial, state="fail", reason=str(error), output=output)
         else:
-            self._tell(trial, state="fail", reason=f"{why}; it had reported nothing")
+            self._tell(trial, values, state="complete")
+
+    def _give_back_or_fail(self, trial: Trial, why: str, output: bytes) -> None:
+        """Give the trial back, unless it ran out of time again and again without a checkpoint to go on from."""
+        state = self.study.state
+        known = state.trials[trial.number]
+        tries = 1 + sum(tenure.why == _OUT_OF_TIME for tenure in known.history)
+        if why == _OUT_OF_TIME and tries >= state.policy.attempts and not known.checkpoints:
+            reason = f"did not end within the time limit of its job, {tries} times; it writes no checkpoints"
+            self._tell(trial, state="fail", reason=reason, output=output)
+        else:
+            self._give_back(trial, why)
 
     def _tell(
-        self, trial: Trial, values: tuple[float, ...] | None = None, *, state: str, reason: str | None = None
+        self,
+        trial: Trial,
+        values: tuple[float, ...] | None = None,
+        *,
+        state: str,
+        reason: str | None = None,
+        output: bytes = b"",
     ) -> None:
-        if state == "fail":
-            self._store_output(trial)
+        self._keep(trial, output)
         try:
             self.study.tell(trial, values, state=state, reason=reason)
         except LeaseLost as lost:
@@ -477,26 +464,19 @@ class Worker:
         if reason and state == "fail":
             self._failure = reason_line(reason)
 
-    def _store_output(self, trial: Trial) -> None:
-        """Keep the end of the output of the command that has failed; before the trial is told, for it is its file."""
-        peer = self.study.storage.peer
-        if not self._keep_output or self._outputs_kept >= output.MOST or peer.away:
+    def _keep(self, trial: Trial, output: bytes) -> None:
+        """Store the end of the output of a command that failed; before the trial is told, for it is its file."""
+        full = self._outputs_kept >= _MOST_OUTPUTS
+        if not self._keep_output or full or not output.strip() or self.study.storage.peer.away:
             return  # while the store is away, the result should not wait for it
         self._outputs_kept += 1
-        why = output.keep(trial, self._output)
-        if why is not None:
-            self._say(f"the output of trial {trial.number} is only in {self._log(trial.number)}: {why}")
-
-    def _give_back_or_fail(self, trial: Trial, why: str) -> None:
-        """Give the trial back, unless it ran out of time again and again without a checkpoint to go on from."""
-        state = self.study.state
-        known = state.trials[trial.number]
-        tries = 1 + sum(tenure.why == _OUT_OF_TIME for tenure in known.history)
-        if why == _OUT_OF_TIME and tries >= state.policy.attempts and not known.checkpoints:
-            reason = f"did not end within the time limit of its job, {tries} times; it writes no checkpoints"
-            self._tell(trial, state="fail", reason=reason)
-            return
-        self._give_back(trial, why)
+        try:
+            with tempfile.TemporaryDirectory(prefix="hopaas-output-") as folder:
+                path = Path(folder, OUTPUT)
+                path.write_bytes(output)
+                trial.upload(path, mimetype="text/plain")
+        except (HopaasError, OSError) as error:  # the result is told all the same
+            self._say(f"the output of trial {trial.number} is only in {self._log(trial.number)}: {error}")
 
     def _give_back(self, trial: Trial, why: str) -> None:
         self._say(f"trial {trial.number} is returned: {why}")

@@ -9,7 +9,12 @@
 #$ -j y
 #$ -o @folder@/
 #$ -S /bin/bash
-@options@
+#$ -pe smp @?cores@
+#$ -l gpu=@?gpus@
+#$ -l h_vmem=@?memory@
+#$ -q @?queue@
+#$ -P @?account@
+@more@
 @exports@
 
 @worker@ &

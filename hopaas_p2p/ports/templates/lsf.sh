@@ -8,7 +8,11 @@
 #BSUB -wa USR1
 #BSUB -wt @warningminutes@
 #BSUB -o @folder@/@name@-%I.out
-@options@
+#BSUB -gpu num=@?gpus@
+#BSUB -M @?memory@
+#BSUB -q @?queue@
+#BSUB -P @?account@
+@more@
 @exports@
 
 exec @worker@

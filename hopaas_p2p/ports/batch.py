@@ -1,8 +1,9 @@
 """Batch jobs that take part in a study: the script or manifest for each batch system, without a secret in it.
 
-A template in `templates/` is a file that could be submitted as it stands, with `@word@` where a value goes. The values
-come from one `BatchJob`. Everything that a job needs to be let in is in files that the script names; the script itself,
-the job's description and every argument may be read by all users of a cluster.
+A template in `templates/` is a file that could be submitted as it stands, with `@word@` where a value goes; a line
+goes with its `@?word@` if that has none. The values come from one `BatchJob`. Everything that a job needs to be let in
+is in files that the script names; the script itself, the job's description and every argument may be read by all users
+of a cluster.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.settings import is_one_line
 
 SYSTEMS: Final = ("slurm", "condor", "kubernetes", "pbs", "lsf", "sge")
-_WORD: Final = re.compile(r"@([a-z]+)@")
+_WORD: Final = re.compile(r"@(\??)([a-z]+)@")
+_MARKS: Final = {"slurm": "#SBATCH ", "pbs": "#PBS ", "lsf": "#BSUB ", "sge": "#$ ", "condor": ""}
 _STORE_TIME: Final = 30  # seconds beyond the grace, for the store
 _IN_POD: Final = "/etc/hopaas"
 _MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)
@@ -77,11 +79,12 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     match system:
         case "condor":
             script = base.with_suffix(".sh")
-            return {script: _filled("condor.sh", job), base.with_suffix(".sub"): _condor(job, script)}
+            described = _filled("condor.sub", job, script=str(script), here=str(Path.cwd()))
+            return {script: _filled("condor.sh", job), base.with_suffix(".sub"): described}
         case "kubernetes":
             return {base.with_suffix(".yaml"): _kubernetes(job)}
         case "slurm" | "pbs" | "lsf" | "sge":
-            return {base.with_suffix(f".{system}.sh"): _script(system, job)}
+            return {base.with_suffix(f".{system}.sh"): _filled(f"{system}.sh", job)}
     raise InvalidInput(f"no batch system {system!r}; choose from: {', '.join(SYSTEMS)}")
 
 
@@ -92,76 +95,42 @@ def submission(system: str) -> list[str]:
 
 
 def _filled(template: str, job: BatchJob, **more: str) -> str:
-    """A template with the values of a job; a line that is nothing but an empty value goes."""
-    limit = "auto" if template.startswith(("slurm", "condor")) else str(job.seconds)
-    signals = {"slurm": "USR1,TERM", "lsf": "USR1,TERM"}.get(template.partition(".")[0], "TERM")
+    """A template with the values of a job."""
+    system = template.partition(".")[0]
+    limit = "auto" if system in ("slurm", "condor") else str(job.seconds)
+    signals = "USR1,TERM" if system in ("slurm", "lsf") else "TERM"
     options = ["--time-limit", limit, "--grace", str(job.grace), "--signal", signals, *job.options]
-    warning = job.grace + _STORE_TIME
+    warning, minutes = job.grace + _STORE_TIME, f"{job.seconds // 3600}:{job.seconds % 3600 // 60:02d}"
     values = {
         "name": job.name,
         "jobs": str(job.jobs),
         "last": str(job.jobs - 1),
         "seconds": str(job.seconds),
-        "minutes": f"{job.seconds // 3600}:{job.seconds % 3600 // 60:02d}",
-        "time": f"{job.seconds // 3600}:{job.seconds % 3600 // 60:02d}:{job.seconds % 60:02d}",
+        "minutes": minutes,
+        "time": f"{minutes}:{job.seconds % 60:02d}",
         "warning": str(warning),
         "warningminutes": str(-(-warning // 60)),
         "cpus": str(job.cpus),
+        "cores": str(job.cpus) if job.cpus > 1 else "",
+        "gpus": str(job.gpus or ""),
+        "gpuwords": f":ngpus={job.gpus}" if job.gpus else "",
+        "memory": job.memory,
+        "memorywords": f":mem={job.memory}" if job.memory else "",
+        "queue": job.queue,
+        "account": job.account,
+        "more": "\n".join(_MARKS.get(system, "") + line for line in job.more),
         "folder": str(job.folder),
         "exports": "\n".join(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
         "worker": shlex.join([*job.worker, *options, "--", *job.command]),
         **more,
     }
-    text = resources.files("hopaas_p2p.batch").joinpath("templates", template).read_text()
+    text = resources.files("hopaas_p2p.ports").joinpath("templates", template).read_text()
     lines = []
     for line in text.splitlines():
-        made = _WORD.sub(lambda found: values[found[1]], line)
-        if made or not _WORD.fullmatch(line):
-            lines.append(made)
+        words = _WORD.findall(line)
+        if not any((optional or line == f"@{word}@") and not values[word] for optional, word in words):
+            lines.append(_WORD.sub(lambda found: values[found[2]], line))
     return "\n".join(lines) + "\n"
-
-
-def _script(system: str, job: BatchJob) -> str:
-    """A shell script whose first lines are for the batch system."""
-    mark = {"slurm": "#SBATCH", "pbs": "#PBS", "lsf": "#BSUB", "sge": "#$"}[system]
-    wanted = {
-        "slurm": (
-            f"--cpus-per-task={job.cpus}" if job.cpus > 1 else "",
-            f"--gpus={job.gpus}" if job.gpus else "",
-            f"--mem={job.memory}" if job.memory else "",
-            f"--partition={job.queue}" if job.queue else "",
-            f"--account={job.account}" if job.account else "",
-        ),
-        "pbs": (f"-q {job.queue}" if job.queue else "", f"-A {job.account}" if job.account else ""),
-        "lsf": (
-            f"-gpu num={job.gpus}" if job.gpus else "",
-            f"-M {job.memory}" if job.memory else "",
-            f"-q {job.queue}" if job.queue else "",
-            f"-P {job.account}" if job.account else "",
-        ),
-        "sge": (
-            f"-pe smp {job.cpus}" if job.cpus > 1 else "",
-            f"-l gpu={job.gpus}" if job.gpus else "",
-            f"-l h_vmem={job.memory}" if job.memory else "",
-            f"-q {job.queue}" if job.queue else "",
-            f"-P {job.account}" if job.account else "",
-        ),
-    }[system]
-    lines = [f"{mark} {words}" for words in (*wanted, *job.more) if words]
-    gpus = f":ngpus={job.gpus}" if job.gpus else ""
-    memory = f":mem={job.memory}" if job.memory else ""
-    return _filled(f"{system}.sh", job, options="\n".join(lines), gpuwords=gpus, memorywords=memory)
-
-
-def _condor(job: BatchJob, script: Path) -> str:
-    lines = [
-        f"request_gpus            = {job.gpus}" if job.gpus else "",
-        f"request_memory          = {job.memory}" if job.memory else "",
-        f"accounting_group        = {job.account}" if job.account else "",
-        *job.more,
-    ]
-    lines = [line for line in lines if line]
-    return _filled("condor.sub", job, options="\n".join(lines), script=str(script), here=str(Path.cwd()))
 
 
 def _kubernetes(job: BatchJob) -> str:

@@ -7,7 +7,9 @@
 #PBS -r y
 #PBS -j oe
 #PBS -o @folder@/
-@options@
+#PBS -q @?queue@
+#PBS -A @?account@
+@more@
 @exports@
 
 cd "$PBS_O_WORKDIR" || exit 78

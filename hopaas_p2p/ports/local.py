@@ -1,0 +1,373 @@
+"""One peer that runs trials for clients which speak JSON: what the local HTTP server and the MCP server both offer."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from optuna.exceptions import UpdateFinishedTrialError
+
+from hopaas_p2p import notes
+from hopaas_p2p.analysis.facts import best, json_number, last_metrics, params_of, state_word
+from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import Trial as CoreTrial
+from hopaas_p2p.errors import (
+    Denied,
+    HopaasError,
+    InvalidInput,
+    NoSuchStudy,
+    NoSuchTrial,
+    NotYourTrial,
+    StudyDeleted,
+)
+from hopaas_p2p.peer.liveness import any_alive, signs_of_life
+from hopaas_p2p.ports.verbs import VERBS, Reply, TrialVerbs
+from hopaas_p2p.space import spec
+from hopaas_p2p.times import to_iso
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.study import Study
+
+SILENCE: Final = 3600.0
+"""Seconds without a request about a trial after which it is returned."""
+LARGEST_ANSWER: Final = 3800
+"""Characters of an answer; an agent reads each of them."""
+_LONGEST_TEXT: Final = 400
+_MOST: Final = 50  # rows of a list
+_KEPT_ROWS: Final = 2000
+_ONE_PERCENT_MORE: Final = 1.01
+
+
+READS: Final = ("studies", "show", "trials", "trial", "compare", "importances")
+ACTS: Final = ("ask", "enqueue", "note", "stop")
+"""Methods of LocalPeer that clients call by these names, besides the verbs of `VERBS` about a trial of theirs."""
+
+
+class LocalPeer:
+    """Answers requests about the studies of one store, and runs trials for clients. Thread-safe.
+
+    A client owns nothing: the leases are this process's. A trial about which no request has come for `silence` seconds
+    is returned, and so are all others when the process ends.
+
+    Args:
+        storage: the open store.
+        actions: whether requests that change something are allowed.
+        silence: seconds.
+        clock: monotonic seconds; a test passes its own.
+
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        actions: bool,
+        silence: float = SILENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.storage = storage
+        self._actions, self._silence, self._clock = actions, silence, clock
+        self._lock = threading.Lock()
+        self._studies: dict[str, Study] = {}
+        self._open: dict[tuple[str, int], TrialVerbs] = {}
+        self._heard_at: dict[tuple[str, int], float] = {}
+        self._rows: dict[tuple[Study, int], Reply] = {}
+        """Of complete trials, since making one may open a whole block."""
+        self._importances: dict[str, tuple[Study, int, Reply]] = {}
+        """With the number of complete trials that there were."""
+
+    def answer(self, verb: str, body: dict[str, Any]) -> Reply:
+        """Carry out a request: one of READS, ACTS or VERBS by name, and its arguments."""
+        if verb in VERBS:
+            return self.request(body.pop("study"), int(body.pop("trial")), verb, **body)
+        if verb not in (*READS, *ACTS):
+            raise InvalidInput(f"POST /v1/VERB; choose from {', '.join((*READS, *ACTS, *VERBS))}")
+        method = getattr(self, verb)
+        inspect.signature(method).bind(**body)  # says what is missing, or too much
+        reply: Reply = method(**body)
+        return reply
+
+    # --- reading: the docstrings are what agents are told ---
+
+    def studies(self) -> Reply:
+        """List the names of the studies."""
+        return fitted({"studies": self.storage.study_names()}, "studies")
+
+    def show(self, study: str) -> Reply:
+        """Show a study: state, counts, budget, best trial, search space."""
+        opened = self._study(study)
+        state = opened.state
+        assert state.define is not None
+        top = best(state)
+        return fitted(
+            {
+                "study": study,
+                "state": state_word(state, working=any_alive(signs_of_life(self.storage.peer, state).values())),
+                "directions": list(state.define.directions),
+                "counts": {one.name: state.counts[one] for one in TrialState},
+                "budget": state.budget,
+                "left": None if state.budget is None else max(0, state.budget - state.used()),
+                "best": None if top is None else _row(top, state),
+                "note": notes.note_of(opened)[:_LONGEST_TEXT],
+                "space": [f"{key}={spec(one)}"[:_LONGEST_TEXT] for key, one in opened.space.items()],
+            },
+            "space",
+        )
+
+    def trials(
+        self, study: str, state: str | None = None, order: str = "number", limit: int = 20, offset: int = 0
+    ) -> Reply:
+        """List trials.
+
+        state is one of running, complete, pruned, fail, waiting. order is number, newest or best. limit is at most 50.
+        """
+        opened = self._study(study)
+        whole = opened.state
+        first, last = max(0, offset), max(0, offset) + max(1, min(limit, _MOST))
+        numbers: Sequence[int]
+        if order == "best":
+            if len(opened.optuna.directions) != 1:
+                raise InvalidInput("order=best is for studies with one objective")
+            table = TrialTable.of(whole)
+            rows = np.flatnonzero(table.complete())
+            numbers = rows[np.argsort(table.cost()[rows], kind="stable")].tolist()  # of equals the earliest first
+        elif order in ("number", "newest"):
+            numbers = range(len(whole.trials)) if state is None else list(whole.trials.numbers_of(_state_named(state)))
+            numbers = numbers[::-1] if order == "newest" else numbers
+        else:
+            raise InvalidInput(f"order must be number, newest or best, got {order!r}")
+        found = [self._kept_row(opened, whole, number) for number in numbers[first:last]]
+        return fitted({"study": study, "matching": len(numbers), "trials": found}, "trials")
+
+    def _kept_row(self, study: Study, state: State, number: int) -> Reply:
+        row = self._rows.get((study, number))
+        if row is None:
+            trial = state.trials[number]
+            row = _row(trial, state)
+            if trial.state is TrialState.COMPLETE:
+                with self._lock:
+                    if len(self._rows) >= _KEPT_ROWS:
+                        self._rows.clear()
+                    self._rows[study, number] = row
+        return row
+
+    def trial(self, study: str, trial: int) -> Reply:
+        """Show one trial with its last 50 reports, as [step, value]."""
+        opened = self._study(study)
+        state = opened.state
+        found = _existing(state, trial, study)
+        reports = [[step, json_number(value)] for step, value in sorted(found.reports.items())]
+        metrics = {key: json_number(value) for key, value in last_metrics(found).items()}
+        return fitted(
+            {
+                **_row(found, state),
+                "attempt": found.attempt,
+                "site": state.peers.get(found.owner or "", {}).get("site"),
+                "note": notes.note_of(opened, trial)[:_LONGEST_TEXT],
+                **({"metrics": metrics} if metrics else {}),
+                "reports": reports[-_MOST:],
+            },
+            "reports",
+        )
+
+    def compare(self, study: str, trials: list[int]) -> Reply:
+        """Show trials side by side, and name the parameters in which they differ."""
+        state = self._study(study).state
+        rows = [_row(_existing(state, number, study), state) for number in list(trials)[:_MOST]]
+        names = dict.fromkeys(key for row in rows for key in row["params"])
+        differing = [key for key in names if len({json.dumps(row["params"].get(key)) for row in rows}) > 1]
+        return fitted({"differ": differing, "trials": rows}, "trials")
+
+    def importances(self, study: str) -> Reply:
+        """Say which parameters matter, as shares that add up to 1."""
+        opened = self._study(study)
+        complete = opened.state.counts[TrialState.COMPLETE]
+        kept, before, answer = self._importances.get(study, (None, 0, {}))
+        if kept is not opened or not before <= complete < before * _ONE_PERCENT_MORE:
+            found = importance(opened.state, TrialTable.of(opened.state))
+            shares = [[key, round(share, 4)] for key, share in found.shares]
+            answer = fitted({"importances": shares, "note": found.note}, "importances")
+            self._importances[study] = opened, complete, answer
+        return answer
+
+    # --- trials of clients ---
+
+    def ask(self, study: str) -> Reply:
+        """Start a trial: its number and the parameters to train with. It is returned if you are silent for an hour."""
+        return self.start(self._study(study, changes=True))
+
+    def start(self, study: Study, user_attrs: Mapping[str, Any] = MappingProxyType({})) -> Reply:
+        """Start a trial of this study, which is used, with its sampler and pruner, for requests about its name."""
+        self._check_allowed()
+        self._studies[study.name] = study
+        trial = study.ask()
+        for attribute, value in user_attrs.items():
+            trial.set_user_attr(attribute, value)
+        resumed = trial.resume  # if this raises, nobody knows of the trial, and it is returned
+        checkpoint = {} if resumed is None else {"resume": {"step": resumed[0], "path": str(resumed[1])}}
+        key = (study.name, trial.number)
+        with self._lock:
+            self._open[key], self._heard_at[key] = TrialVerbs(study, trial), self._clock()
+        return {"study": study.name, "trial": trial.number, "params": dict(trial.params), **checkpoint}
+
+    def request(self, study: str, trial: int, verb: str, /, **said: Any) -> Reply:
+        """Carry out one of VERBS about a trial that was asked for here.
+
+        Raises:
+            NotYourTrial: it was not requested here, or was returned meanwhile.
+            HopaasError: the store refused it.
+
+        """
+        self._check_allowed()
+        key = (study, trial)
+        with self._lock:
+            verbs = self._open.get(key)
+            if verbs is not None:
+                self._heard_at[key] = self._clock()
+        if verbs is None:
+            trials = self._study(study).state.trials
+            if 0 <= trial < len(trials) and trials[trial].end is not None:  # it did not get the answer to its `tell`
+                told = trials[trial].state.name
+                raise NotYourTrial(f"trial {trial} has already finished ({told}), and stays as it is")
+            raise NotYourTrial(f"trial {trial} of {study!r} is not run by this process; ask for one first")
+        try:
+            reply = verbs.do(verb, **said)
+        finally:
+            if verbs.told is not None:
+                self._forget(key)
+        if verbs.released is not None:
+            self._return(key, verbs, verbs.released)
+        return reply
+
+    def expire(self) -> list[int]:
+        """Return the trials about which no client has said anything for too long; their numbers."""
+        now = self._clock()
+        with self._lock:
+            silent = [(key, self._open[key]) for key, at in self._heard_at.items() if now - at > self._silence]
+        for key, verbs in silent:
+            self._return(key, verbs, f"its client was silent for {self._silence:.0f} s")
+        return [key[1] for key, _ in silent]
+
+    def close(self) -> None:
+        """Return the trials of all clients, send what is queued, and close the store."""
+        try:
+            for key, verbs in list(self._open.items()):
+                self._return(key, verbs, "the local server ended")
+        finally:
+            self.storage.close()
+
+    def _return(self, key: tuple[str, int], verbs: TrialVerbs, reason: str) -> None:
+        verbs.close()
+        self._forget(key)
+        gone = (UpdateFinishedTrialError, NotYourTrial, NoSuchStudy, NoSuchTrial, StudyDeleted)
+        with contextlib.suppress(*gone):  # others took it over meanwhile, or deleted its study
+            self.storage.release(verbs.trial.id, reason=reason)
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        with self._lock:
+            self._open.pop(key, None)
+            self._heard_at.pop(key, None)
+
+    # --- other changes ---
+
+    def enqueue(self, study: str, params: dict[str, Any]) -> Reply:
+        """Queue a trial with these parameters; the sampler chooses those that you leave out."""
+        return {"study": study, "trial": self._study(study, changes=True).enqueue(params)}
+
+    def note(self, study: str, text: str, trial: int | None = None) -> Reply:
+        """Replace the note (Markdown) of a study, or of a trial."""
+        notes.save_note(self._study(study, changes=True), str(text), trial)
+        return {"study": study, **({} if trial is None else {"trial": trial})}
+
+    def stop(self, study: str, trial: int, reason: str | None = None) -> Reply:
+        """Ask the peer that runs a trial to end it."""
+        self._study(study, changes=True).stop_trial(trial, reason=reason)
+        return {"study": study, "trial": trial, "requested": "stop"}
+
+    def _check_allowed(self) -> None:
+        if not self._actions:
+            raise Denied(
+                "this server is read-only; to let clients run and change trials, start `local` without --read-only, or "
+                "`mcp` with --allow-actions"
+            )
+
+    def _study(self, name: str, *, changes: bool = False) -> Study:
+        """The study that has this name now."""
+        from hopaas_p2p.study import open_study
+
+        if changes:
+            self._check_allowed()
+        found = self._studies.get(name)
+        if found is None or is_gone(found):
+            found = self._studies[name] = open_study(self.storage, name, create=False)
+        return found
+
+
+def is_gone(study: Study) -> bool:
+    """Whether the study was deleted; another one may have its name by now."""
+    try:
+        study.state  # noqa: B018  # a property that reads
+    except NoSuchStudy:
+        return True
+    return False
+
+
+def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
+    """The answer with as many of its rows as fit into LARGEST_ANSWER; `left_out` says how many do not."""
+    left_out = 0
+    while len(json.dumps(answer)) > LARGEST_ANSWER and answer[rows]:
+        drop = max(1, len(answer[rows]) // 4)
+        answer = {**answer, rows: answer[rows][:-drop]}
+        left_out += drop
+        answer["left_out"] = left_out
+    return answer
+
+
+def _row(trial: CoreTrial, state: State) -> dict[str, Any]:
+    row = {
+        "trial": trial.number,
+        "state": trial.state.name,
+        "values": None if trial.values is None else [json_number(value) for value in trial.values],
+        "params": {key: _short(value) for key, value in params_of(trial, state).items()},
+        "started": to_iso(trial.start),
+        "ended": to_iso(trial.end),
+        "reason": (trial.reason or "")[:_LONGEST_TEXT] or None,
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _short(value: object) -> object:
+    return value[:_LONGEST_TEXT] if isinstance(value, str) else json_number(value)
+
+
+def _existing(state: State, number: int, name: str) -> CoreTrial:
+    if not 0 <= number < len(state.trials):
+        raise NoSuchTrial(f"the study {name!r} has no trial {number}")
+    return state.trials[number]
+
+
+def _state_named(word: str) -> TrialState:
+    try:
+        return TrialState[word.upper()]
+    except KeyError:
+        raise InvalidInput(f"{word!r} is not a state; choose from running, complete, pruned, fail, waiting") from None
+
+
+def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 10.0) -> None:
+    """Return silent clients' trials until `stopped` is set. Runs in a thread of its own."""
+    while not stopped.wait(every):
+        try:
+            peer.expire()
+        except HopaasError:
+            continue  # the store is away; the next look tries again

@@ -1,0 +1,107 @@
+"""Where the command of a trial talks to its worker: a Unix socket, one JSON object per line, one reply per line.
+
+The requests are those of `verbs`. The socket is in a private directory (0700). Its path is short, because the system
+allows 107 characters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    LeaseLost,
+    StoreAway,
+    StoreUnreachable,
+)
+from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered
+
+PREFIX: Final = "unix:"
+_LONGEST_PATH: Final = 100
+_LONGEST_LINE: Final = 1 << 20
+_ERRORS: Final = (InvalidInput, StoreUnreachable, StoreAway, LeaseLost, Denied, ConfigurationError)
+
+
+class TrialSocketServer:
+    """Serves one trial's command, from threads of its own, until `close`."""
+
+    def __init__(self, verbs: TrialVerbs) -> None:
+        self._verbs = verbs
+        self.directory = _private_directory()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.directory / "s"))
+        self._listener.listen(16)
+        self.ticket: Final = f"{PREFIX}{self.directory / 's'}"
+        """What the command finds in HOPAAS_TICKET."""
+        threading.Thread(target=self._accept, name="hopaas-trial-socket", daemon=True).start()
+
+    def close(self) -> None:
+        """Answer no more. A request under way is finished first."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._verbs.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # it was closed
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), name="hopaas-trial", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rwb") as lines, contextlib.suppress(OSError):
+            while line := lines.readline(_LONGEST_LINE):
+                lines.write(json.dumps(answered(self._carry_out, line)).encode() + b"\n")
+                lines.flush()
+
+    def _carry_out(self, line: bytes) -> Reply:
+        request = json.loads(line)
+        if not isinstance(request, dict):
+            raise InvalidInput('a request is a JSON object, such as {"do": "renew"}')
+        return self._verbs.do(str(request.pop("do", "")), **request)
+
+
+def _private_directory() -> Path:
+    """A new directory that only this user may enter, with a short path: batch systems set TMPDIR to long ones."""
+    for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108
+        if base and len(base) + 24 <= _LONGEST_PATH and os.access(base, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix="hopaas-", dir=base))
+    raise InvalidInput(
+        "no temporary directory has a path short enough for a socket; set TMPDIR to a short one, such as /tmp"
+    )
+
+
+def request(ticket: str, verb: str, /, **said: Any) -> Reply:
+    """Ask the worker whose socket this ticket names, as `TrialVerbs.do` in the worker's own process.
+
+    Raises:
+        HopaasError: what the worker said, of the same kind as it would be without a worker.
+        StoreUnreachable: the worker is gone.
+
+    """
+    path = ticket.removeprefix(PREFIX)
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            connection.sendall(json.dumps({**said, "do": verb}).encode() + b"\n")
+            with connection.makefile("rb") as replies:
+                reply: Reply = json.loads(replies.readline() or b"{}")
+    except (OSError, ValueError) as error:
+        raise StoreUnreachable(f"the worker of this trial does not answer at {path}: {error}") from None
+    if not reply.get("ok"):
+        code = reply.get("code", StoreUnreachable.exit_code)
+        kind = next((kind for kind in _ERRORS if kind.exit_code == code), HopaasError)
+        raise kind(str(reply.get("error", "the worker is gone")))
+    return reply

@@ -1,0 +1,220 @@
+"""A trial that is carried from command to command: `ask` starts it, and what it prints is all that `tell` needs.
+
+A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with a
+secret of its user's: one from somebody else would send a token to a store of theirs, and is refused.
+
+Between two commands no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be
+granted to it (`peer_ttl`); each later command is a sign of life. It acts for the owner: what it writes is in the
+owner's name, and if somebody took the trial over, the epoch has passed, and the log refuses it. The end of a trial that
+finds the store closed is kept in the spool, so a ticket names its study by uuid, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from hopaas_p2p import credentials
+from hopaas_p2p.core.leases import beat_value
+from hopaas_p2p.core.records import TrialFinish, TrialState
+from hopaas_p2p.core.validity import reason_text
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    InvalidInput,
+    LeaseLost,
+    NoSuchStudy,
+    NoSuchTrial,
+    NotYourTrial,
+    StoreUnreachable,
+)
+from hopaas_p2p.ports.verbs import TrialVerbs
+from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.url import redacted, servers_of
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State
+    from hopaas_p2p.study import Study
+
+_PREFIX: Final = "hp1-"
+
+
+class Ticket(NamedTuple):
+    """A lease, written down. `str()` gives the text to carry, `Ticket.parse` reads it."""
+
+    store: str
+    study: str
+    number: int
+    owner: str
+    epoch: int
+    uuid: str
+    """The study's: names may be used again."""
+    seal: str = ""
+    """Shows that this user made it; see `credentials.seal`."""
+
+    def __str__(self) -> str:
+        body = msgspec.msgpack.encode(tuple(self) if self.seal else tuple(self)[:-1])
+        return _PREFIX + base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Ticket:
+        """The ticket in this text.
+
+        Raises:
+            InvalidInput: it is none, or was cut.
+
+        """
+        try:
+            if not text.startswith(_PREFIX):
+                raise ValueError
+            code = text[len(_PREFIX) :]
+            data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
+            if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
+                raise ValueError
+            ticket = msgspec.msgpack.decode(data[4:], type=cls)
+            if ticket.number < 0:
+                raise ValueError
+            return ticket
+        except (ValueError, binascii.Error, msgspec.MsgspecError):
+            shown = text if len(text) <= 24 else f"{text[:24]}…"
+            raise InvalidInput(
+                f"{shown!r} is not a ticket, or only a part of one; use everything that `ask` printed"
+            ) from None
+
+
+def ticket_of(study: Study, trial_number: int) -> Ticket:
+    """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
+    study.storage.peer.handovers += 1
+    handle = study.storage.handle(study.study_id)
+    with handle.lock:
+        if not handle.held(trial_number):
+            raise NotYourTrial(f"trial {trial_number} is not run by this process")
+    handle.settle(trial_number)
+    trial = handle.state.trials[trial_number]
+    assert trial.owner is not None
+    store = study.storage.url
+    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, handle.uuid, credentials.seal(store))
+
+
+def ending(
+    ticket: Ticket, values: Sequence[float] = (), *, state: str = "complete", reason: str | None = None
+) -> TrialFinish:
+    """The record that ends the trial, for `carry`."""
+    to = TrialState[state.upper()]
+    return TrialFinish(ticket.number, ticket.epoch, to, tuple(values) or None, reason_text(reason))
+
+
+@contextmanager
+def carry(
+    ticket: Ticket, *, store: str | None = None, patience: float = 60.0, end: TrialFinish | None = None
+) -> Iterator[TrialVerbs]:
+    """Act for the owner of a ticket's trial; what was said is in the store when the block ends.
+
+    Args:
+        ticket: what `ticket_of` gave.
+        store: where the store is, if it has another path or URL here.
+        patience: seconds for which a store that does not answer is tried.
+        end: what is going to be told. If the store cannot be opened, it is kept on disk and sent at the next contact.
+
+    Raises:
+        ConfigurationError: the ticket is not this user's, and its store is not one that the user named.
+        NoSuchStudy: its study was deleted, even if another one has its name by now.
+        LeaseLost: another peer took the trial over; a complete `end` is kept as a trial of its own.
+        NotYourTrial: the trial is finished already.
+        StoreUnreachable: the store did not answer within `patience`.
+
+    """
+    import optuna
+
+    from hopaas_p2p.storage import open_storage
+    from hopaas_p2p.study import open_study
+    from hopaas_p2p.trial import Trial
+
+    if store is None and not (ticket.seal and hmac.compare_digest(ticket.seal, credentials.seal(ticket.store))):
+        credentials.check_named(ticket.store, servers_of(ticket.store), by="the ticket")
+    with ExitStack() as opened:
+        try:
+            storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
+            opened.callback(storage.close)
+            study = open_study(storage, ticket.study, create=False)
+            peer, handle = storage.peer, storage.handle(study.study_id)
+            beat = Beat(ticket.owner, beat_value(peer.uuid, 1, peer.now_us()))
+            peer.until_answered(lambda: peer.store.beat(beat), within=patience)
+        except (StoreUnreachable, Denied, ConfigurationError) as error:
+            if end is None:
+                raise
+            kept = keep(ticket, end, store or ticket.store)
+            raise type(error)(f"{str(error).rstrip('.')}. {kept}") from None
+        if handle.uuid != ticket.uuid:
+            raise NoSuchStudy(
+                f"the study {ticket.study!r} of this ticket is not in {storage.url}, where another one has its name"
+            )
+        why = _why_lost(ticket, study.state)
+        if why is not None:
+            if (
+                end is not None
+                and end.state is TrialState.COMPLETE
+                and study.state.trials[ticket.number].end is not None
+            ):
+                (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
+                handle.refused(ticket.number, verdict, end.values)
+            raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
+        study.optuna.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen when it was asked for
+        verbs = TrialVerbs(study, Trial(study.optuna, handle.first_id + ticket.number))
+        yield verbs
+        if verbs.released is not None:
+            storage.release(verbs.trial.id, reason=verbs.released)
+        elif verbs.told is None and handle.log.session.has_unsent(ticket.number):
+            handle.settle(ticket.number)
+        elif handle.log.session.has_pending:
+            raise StoreUnreachable(
+                "The store did not answer. The result is kept on disk, and sent at the next contact."
+            )
+
+
+def _why_lost(ticket: Ticket, state: State) -> str | None:
+    """How the lease of this ticket was lost; None if it holds."""
+    number, lease = ticket.number, (ticket.owner, ticket.epoch)
+    if number >= len(state.trials):
+        raise NoSuchTrial(f"there is no trial {number} in {ticket.study!r}")
+    trial = state.trials[number]
+    if (trial.owner, trial.epoch) != lease or trial.state is TrialState.WAITING:
+        return next((one.why for one in trial.history if (one.owner, one.epoch) == lease), "another peer took it over")
+    if trial.end is not None:
+        raise NotYourTrial(f"trial {number} has already finished ({trial.state.name}), and stays as it is")
+    return None
+
+
+def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
+    """Put the end of the trial into this user's spool; says where it is.
+
+    Raises:
+        ConfigurationError: no place on disk takes it.
+
+    """
+    from hopaas_p2p import spool
+    from hopaas_p2p.peer.outbox import Outbox, PendingCommit
+    from hopaas_p2p.peer.peer import microseconds
+    from hopaas_p2p.process import new_uuid
+
+    outbox = Outbox(new_uuid(), microseconds)
+    outbox.queue(PendingCommit(ticket.owner, (end,)))
+    path, why = spool.keep(
+        outbox.everything(),
+        store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
+        study=ticket.uuid,
+        name=ticket.study,
+        trials=[ticket.number],
+        at=microseconds(),
+    )
+    if path is None:
+        raise ConfigurationError(f"The result cannot be kept on disk, and is lost with this command: {why}")
+    return f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p spool send"

@@ -1,0 +1,158 @@
+"""What a program may ask about a trial that another process of its user runs: one set of verbs for all ways to ask.
+
+The worker's socket, the local server, MCP and the tickets of the shell carry requests; `TrialVerbs` carries them out. A
+request and a reply are plain JSON:
+
+    {"do": "report", "value": 0.3, "step": 4}    -> {"ok": true, "prune": false, "why": null, "preempted": false}
+    {"do": "log", "step": 4, "metrics": {"auc": 0.9}} -> {"ok": true}
+    {"do": "should-prune"}                       -> as report
+    {"do": "tell", "values": [0.3]}              -> {"ok": true}       or "state": "pruned" | "fail", "reason": …
+    {"do": "checkpoint", "path": "…", "step": 4} -> {"ok": true}       when the store has it
+    {"do": "renew"}                              -> {"ok": true}
+    {"do": "release", "reason": "…"}             -> {"ok": true}       the trial is returned when its program ends
+
+A reply also names the trial and its study. An error is {"ok": false, "error": "…", "code": 11}, with the exit code of
+the command line.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from hopaas_p2p.core.rungs import AT_RUNG
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial
+
+if TYPE_CHECKING:
+    from hopaas_p2p.study import Study
+    from hopaas_p2p.trial import Trial
+
+Reply = dict[str, Any]
+
+
+def answered(carry_out: Callable[..., Reply], *request: Any) -> Reply:
+    """The reply to a request, or the one that says what went wrong: a carrier goes on, whatever it was asked."""
+    try:
+        return {"ok": True, **carry_out(*request)}
+    except HopaasError as error:
+        return {"ok": False, "error": str(error), "code": error.exit_code}
+    except KeyError as error:
+        return {"ok": False, "error": f"the request has no {error.args[0]!r}", "code": InvalidInput.exit_code}
+    except (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError) as error:
+        return {"ok": False, "error": str(error), "code": InvalidInput.exit_code}
+    except Exception as error:  # noqa: BLE001  # the program is told
+        return {"ok": False, "error": f"{type(error).__name__}: {error}", "code": 1}
+
+
+class TrialVerbs:
+    """Carries out requests about one trial of this process, one at a time. Methods may be called from any thread."""
+
+    def __init__(self, study: Study, trial: Trial) -> None:
+        self.study, self.trial = study, trial
+        self._lock = threading.Lock()
+        self._closed = False
+        self.told: str | None = None
+        """The state that was told, which is in the store or on disk; or "lost"."""
+        self.pruned: str | None = None
+        """Why the program was told to end the trial, if it was."""
+        self.released: str | None = None
+        """Why the program wants the trial to be returned: by the carrier, when the program has ended."""
+        self.preempted = False
+        """Whether the program should save its state: it is shown in replies."""
+
+    def close(self) -> None:
+        """Carry out no more. A request that is under way is finished first."""
+        with self._lock:
+            self._closed = True
+
+    def do(self, verb: str, /, **said: Any) -> Reply:
+        """Carry out one request.
+
+        Raises:
+            HopaasError: the store refused it, or the trial is over.
+            KeyError, TypeError, ValueError: the request is malformed.
+
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        if verb not in VERBS:
+            raise InvalidInput(f"there is no such request; choose from {', '.join(VERBS)}")
+        number = self.trial.number
+        with self._lock:
+            if self._closed:
+                raise NotYourTrial("the trial is over")
+            try:
+                if self.told is not None and verb != "should-prune":
+                    raise UpdateFinishedTrialError
+                return {"trial": number, "study": self.study.name, **VERBS[verb](self, said)}
+            except UpdateFinishedTrialError:
+                raise NotYourTrial(f"trial {number} has already finished, and stays as it is") from None
+
+    def _report(self, said: dict[str, Any]) -> Reply:
+        self.trial.report(float(said["value"]), int(said["step"]))
+        return self._should_prune(said)
+
+    def _log(self, said: dict[str, Any]) -> Reply:
+        metrics = said["metrics"]
+        if not isinstance(metrics, dict):
+            raise InvalidInput(f"metrics must be an object of numbers by name, got {str(metrics)[:40]!r}")
+        self.trial.log(int(said["step"]), **metrics)
+        return {}
+
+    def _should_prune(self, _said: dict[str, Any]) -> Reply:
+        if self.pruned is None and self.told is None:
+            self.pruned = self._why_to_end()
+        return {"prune": self.pruned is not None, "why": self.pruned, "preempted": self.preempted}
+
+    def _why_to_end(self) -> str | None:
+        trial, asked = self.trial, self.trial.stop_requested
+        if len(self.study.optuna.directions) > 1:  # Optuna's pruners judge one objective
+            if asked is not None:
+                trial.handle.acknowledge_stop(trial.number)
+            return asked
+        if not trial.should_prune():
+            return None
+        if not trial.lease_held:
+            return "another peer took the trial over"
+        if asked is None and trial.at_rung:
+            return AT_RUNG
+        return asked or f"{type(self.study.optuna.pruner).__name__} says so"
+
+    def _tell(self, said: dict[str, Any]) -> Reply:
+        values, given, reason = said.get("values"), said.get("state"), said.get("reason")
+        has_values = values is not None and values != []
+        if not has_values and given is None and reason is None:  # for example with `value`, as a report has it
+            raise InvalidInput("tell takes values, a list of numbers, or state: pruned or fail")
+        state = str(given or ("complete" if has_values else "fail")).lower()
+        try:
+            self.study.tell(self.trial, values if state == "complete" else None, state=state, reason=reason)
+        except (LeaseLost, Denied) as error:  # what is denied is kept on disk
+            self.told = "lost" if isinstance(error, LeaseLost) else state
+            raise
+        self.told = state
+        return {}
+
+    def _checkpoint(self, said: dict[str, Any]) -> Reply:
+        self.trial.checkpoint(str(said["path"]), step=int(said["step"]))
+        return {}
+
+    def _renew(self, _said: dict[str, Any]) -> Reply:
+        if not self.trial.lease_held:
+            raise LeaseLost(f"trial {self.trial.number} was taken over by another peer")
+        return {}
+
+    def _release(self, said: dict[str, Any]) -> Reply:
+        self.released = str(said.get("reason") or "returned by its program")
+        return {}
+
+
+VERBS: Final[dict[str, Callable[[TrialVerbs, dict[str, Any]], Reply]]] = {
+    "report": TrialVerbs._report,
+    "log": TrialVerbs._log,
+    "should-prune": TrialVerbs._should_prune,
+    "tell": TrialVerbs._tell,
+    "checkpoint": TrialVerbs._checkpoint,
+    "renew": TrialVerbs._renew,
+    "release": TrialVerbs._release,
+}
