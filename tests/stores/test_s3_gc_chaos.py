@@ -108,9 +108,11 @@ def _checked(store: S3Store, uuid: str, outcome: Outcome) -> str:
 
 def _check_files(store: S3Store, uuid: str, state: State) -> None:
     """Every file and checkpoint of which the study speaks can be read."""
-    named = named_files(of_state(state))
+    whole = of_state(state, uuid=uuid)
+    named = named_files(whole)
     assert len(named) >= len(state.trials) // 2
-    fetch = from_store(store.artifacts(), uuid)
+    fetch = from_store(store, whole)
+    assert fetch is not None
     with tempfile.TemporaryDirectory() as directory:
         for artifact_id in named:
             fetch(artifact_id, Path(directory, "file"))
