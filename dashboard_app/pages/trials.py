@@ -20,11 +20,10 @@ from hopaas_p2p import notes
 from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.facts import phrase
 from hopaas_p2p.analysis.table import Mask
-from hopaas_p2p.export import jsonl, portable, tables
+from hopaas_p2p.moving import records, tables
 
 _FORMATS: Final = (
     ("csv", "CSV", "text/csv"),
-    ("jsonl", "JSON lines", "application/x-ndjson"),
     ("parquet", "Parquet", "application/vnd.apache.parquet"),
 )
 _COLOURS: Final = {
@@ -98,10 +97,10 @@ def _number(name: str) -> Any:
 
 
 def _downloads(frame: Frame, mask: Mask) -> None:
-    theme.caption("These trials as a file. JSON lines and Parquet keep everything, and can be imported again.")
+    theme.caption("These trials as a file: CSV for a spreadsheet, Parquet with every report for data frames.")
     numbers = set(frame.columns.number[mask].tolist())
     name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
-    for place, (ending, label, mime) in zip(st.columns(3), _FORMATS, strict=True):
+    for place, (ending, label, mime) in zip(st.columns(len(_FORMATS)), _FORMATS, strict=True):
         place.download_button(  # makes the file when it is asked for, not when the button is drawn
             label, data=partial(_file, frame, numbers, ending), file_name=f"{name}.{ending}", mime=mime,
             key=f"save-{ending}", on_click="ignore", icon=":material/download:", width="stretch",
@@ -110,12 +109,10 @@ def _downloads(frame: Frame, mask: Mask) -> None:
 
 def _file(frame: Frame, numbers: set[int], ending: str) -> bytes:
     """These trials in one of the formats."""
-    whole = portable.of_state(frame.name, frame.state, frame.study_id)
-    study = whole._replace(trials=[one for one in whole.trials if one.number in numbers])
+    whole = records.of_state(frame.state)
+    study = whole._replace(trials={number: one for number, one in whole.trials.items() if number in numbers})
     if ending == "csv":
         return "".join(tables.dump_csv(study)).encode()
-    if ending == "jsonl":
-        return "".join(f"{line}\n" for line in jsonl.dump(study)).encode()
     with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
         path = Path(folder, "study.parquet")
         tables.dump_parquet(study, path)

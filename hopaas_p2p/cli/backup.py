@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from hopaas_p2p import backup as backups
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, check_new, options
+from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.times import to_iso
 

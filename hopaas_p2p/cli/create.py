@@ -14,14 +14,14 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
-from hopaas_p2p.export.arrival import bring_in
-from hopaas_p2p.export.portable import Portable, PortableTrial
+from hopaas_p2p.moving.arrival import bring_in
+from hopaas_p2p.moving.descriptions import StudyDescription
+from hopaas_p2p.moving.from_yaml import read
+from hopaas_p2p.moving.records import StudyRecords
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
 from hopaas_p2p.stores.url import redacted
-from hopaas_p2p.sweeps import StudyDescription, read
 
 if TYPE_CHECKING:
-    from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
 _FILE = click.Path(path_type=Path)
@@ -166,7 +166,7 @@ def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, An
 
 def _write_extras(study: Study, described: StudyDescription) -> None:
     """Write what a file says beyond the definition: names, attributes, the points of a grid."""
-    from hopaas_p2p.translate import to_json
+    from hopaas_p2p.translate import to_json, to_optuna
 
     system: dict[str, Any] = {}
     if described.metric_names is not None:
@@ -178,24 +178,15 @@ def _write_extras(study: Study, described: StudyDescription) -> None:
         )
         study.storage.say(study.study_id, record)
     if described.grid:
-        _enqueue_grid(study.storage, study.name, described)
-
-
-def _enqueue_grid(storage: Storage, name: str, described: StudyDescription) -> None:
-    """Queue every point of the grid, many per commit."""
-    from hopaas_p2p.translate import to_optuna
-
-    dists = {key: to_optuna(one) for key, one in described.space.items()}
-    trials = [
-        PortableTrial(
-            number,
-            TrialCreate(
+        dists = {key: to_optuna(one) for key, one in described.space.items()}
+        trials = {
+            number: TrialCreate(
                 state=TrialState.WAITING,
                 params={key: float(dists[key].to_internal_repr(value)) for key, value in point.items()},
                 dists=described.space,
-            ),
-            {},
-        )
-        for number, point in enumerate(described.grid or ())
-    ]
-    bring_in(storage, Portable(name, None, trials), name=name)
+            )
+            for number, point in enumerate(described.grid)
+        }
+        define = study.state.define
+        assert define is not None
+        bring_in(study.storage, StudyRecords(define, trials), name=study.name)

@@ -13,21 +13,21 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
-from hopaas_p2p.export import copy_study, export_study, import_study
+from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.space import parse_space
 
 if TYPE_CHECKING:
-    from hopaas_p2p.export import Copied
+    from hopaas_p2p.moving import Arrived
     from hopaas_p2p.storage import Storage
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_FORMATS = click.Choice(["jsonl", "csv", "parquet", "optuna"])
+_FORMATS = click.Choice(FORMATS)
 
 
 @click.command()
 @options(study="argument")
-@click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the extension of PATH, else jsonl]")
+@click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the extension of PATH, else study]")
 @click.option("--to", "-t", default="-", metavar="PATH_OR_URL", help="A file, - for stdout, or an Optuna storage.")
 @click.option(
     "--files", type=_DIRECTORY, metavar="DIR", help="Also write the files of the study and its trials to DIR."
@@ -35,9 +35,9 @@ _FORMATS = click.Choice(["jsonl", "csv", "parquet", "optuna"])
 def export(session: CliSession, form: str | None, to: str, files: Path | None) -> None:
     """Write a study to a file or to an Optuna storage.
 
-    jsonl and parquet keep everything, and `study import` reads them; csv is for spreadsheets. With --format optuna,
-    PATH_OR_URL is sqlite:///x.db, postgresql://…, or the path of a journal file. DIR can be given to
-    optuna-dashboard --artifact-dir.
+    A study's own file has everything that was said of it, and its files; `study import` reads it. csv, the format of
+    stdout, is for spreadsheets, parquet for data frames. With --format optuna, PATH_OR_URL is sqlite:///x.db,
+    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir.
     """
     count = export_study(session.study(), to, form=form, files=files)
     if to != "-":
@@ -47,10 +47,16 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None) -
 @click.command("import")
 @options(study="argument")
 @click.option(
-    "--from", "-f", "source", metavar="PATH_OR_URL", help="A file, - for stdin, or an Optuna storage.  [required]"
+    "--from",
+    "-f",
+    "source",
+    metavar="PATH_OR_URL",
+    help="A file, - for CSV on stdin, or an Optuna storage.  [required]",
 )
-@click.option("--format", "form", type=_FORMATS, help="[default: by the extension of PATH, else jsonl]")
-@click.option("--source-study", metavar="NAME", help="The study in the Optuna storage. [default: the only one]")
+@click.option("--format", "form", type=_FORMATS, help="[default: as the file says, else by the extension of PATH]")
+@click.option(
+    "--source-study", metavar="NAME", help="The study in the backup or Optuna storage. [default: the only one]"
+)
 @click.option(
     "--files", type=_DIRECTORY, metavar="DIR", help="Also import the files in DIR, which are named by their ids."
 )
@@ -67,8 +73,9 @@ def import_(
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the study keeps
-    its own. A `worker` that continues an Optuna study takes the search space from its trials; use --space to give
+    The file is one that `study export` or `backup` wrote, or CSV. What came from the same study before is not added
+    again. Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the study
+    keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use --space to give
     another one.
     """
     space = parse_space(specs)
@@ -156,7 +163,7 @@ def copy(
         output.print_json(results)
 
 
-def _tell(session: CliSession, name: str, result: Copied) -> None:
+def _tell(session: CliSession, name: str, result: Arrived) -> None:
     for warning in result.warnings:
         output.say(f"Note: {warning}")
     if not session.as_json:

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -22,14 +22,13 @@ from hopaas_p2p.core.attributes import (
     ALERTS,
     CMAES,
     CONTINUES,
+    COPIED,
     COPIES,
     FIDELITY,
     LATE_VALUES,
     METRIC_NAMES,
     MOST_REPLICATES,
     OF_EXPORTS,
-    ORIGIN,
-    PEERS,
     PRUNER,
     REPEATS,
     REPEATS_POLICIES,
@@ -49,7 +48,6 @@ from hopaas_p2p.core.records import (
     Float,
     Int,
     Natural,
-    PastLease,
     Policy,
     StudyDefine,
 )
@@ -340,18 +338,14 @@ def _is_what(kind: Any) -> Callable[[Any], bool]:
     return judged
 
 
-class _Origin(msgspec.Struct, forbid_unknown_fields=True):
-    """See `export.portable`."""
+class _Copied(msgspec.Struct, forbid_unknown_fields=True):
+    """See `moving.records.origin`."""
 
-    owner: str | None = None
-    epoch: Natural | None = None
-    attempt: Natural | None = None
-    retry_of: Natural | None = None
-    retried_by: Natural | None = None
-    late_of: Natural | None = None
-    history: list[PastLease] = []
-    was: str | None = None
-    copied_from: tuple[str, Natural] | None = None
+    study: str | None = None
+    trial: Natural | None = None
+    site: str | None = None
+    host: str | None = None
+    earlier: Annotated[float, msgspec.Meta(ge=0, lt=LAST_TIME)] = 0.0
 
 
 class _Generation(msgspec.Struct):
@@ -385,14 +379,13 @@ READ: Final[dict[str, Callable[[Any], bool]]] = {
     CONTINUES: _is_trial,
     COPIES: _is_trial,
     LATE_VALUES: _list_of(_or_null(_is_number)),
-    ORIGIN: _is_what(_Origin),
+    COPIED: _is_what(_Copied),
     REPLICATE: _is_replicate,
     RESUMED: _is_whole,
     REUSED: _is_trial,
     # of studies
     ALERTS: _is_object,
     FIDELITY: possible_fidelity,
-    PEERS: _of_values(_of_values(_is_text)),
     PRUNER: _or_null(_is_method),
     REPEATS: lambda value: value in REPEATS_POLICIES,
     REPLICATES: lambda value: _is_whole(value) and 1 <= value <= MOST_REPLICATES,

@@ -14,13 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 import hopaas_p2p
-from hopaas_p2p import Int, backup, spool, sweeps
+from hopaas_p2p import Int, spool
 from hopaas_p2p.cli.main import cli as commands
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Commit, StudyOpen, StudySet
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.export import jsonl, tables
+from hopaas_p2p.moving import backup, from_yaml, tables
 from hopaas_p2p.space import read_space
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.base import Outgoing
@@ -56,7 +56,7 @@ def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(text)
     with pytest.raises(InvalidInput) as refused:
-        sweeps.read(path)
+        from_yaml.read(path)
     assert len(str(refused.value)) < 400
     assert str(refused.value).startswith(str(path))
 
@@ -64,7 +64,7 @@ def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
 def test_anchors_are_still_read(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("method: random\nparameters:\n  a: &a {min: 0.0, max: 1.0}\n  b: *a\n  c: {<<: *a, max: 2.0}\n")
-    assert list(sweeps.read(path).space) == ["a", "b", "c"]
+    assert list(from_yaml.read(path).space) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", ["s.yaml", "s.toml", "s.json", "s.spool"])
@@ -72,7 +72,7 @@ def test_a_sparse_file_is_not_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with path.open("wb") as file:
         file.truncate(SPARSE)
-    reader = {"s.yaml": sweeps.read, "s.spool": spool.exported}.get(name, read_space)
+    reader = {"s.yaml": from_yaml.read, "s.spool": spool.exported}.get(name, read_space)
     with pytest.raises(InvalidInput):
         reader(path)
 
@@ -82,8 +82,6 @@ def test_a_nested_file_is_one_line(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(InvalidInput):
             read_space(tmp_path / name)
-    with pytest.raises(InvalidInput):
-        jsonl.load(["[" * 100_000])
     with pytest.raises(InvalidInput):
         tables.load_csv(["state,value\n", f"COMPLETE,{'1' * 200_000}\n"], space={}, name=None)
 
@@ -162,22 +160,6 @@ def test_parts_of_a_backup_do_not_overlap(tmp_path: Path) -> None:
         archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(InvalidInput):
         backup.read(path)
-
-
-def test_a_parquet_file_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    scribe = Scribe()
-    for _ in range(3):
-        scribe.trial("a", 1.0, lr=0.01)
-    monkeypatch.setattr(tables, "_ROOM", 1 << 20)
-    path = tmp_path / "s.parquet"
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 10_000]))
-    metadata = {tables._METADATA: json.dumps({"hopaas_p2p": 1}).encode()}
-    parquet.write_table(pa.table({"record": column}).replace_schema_metadata(metadata), path)
-    assert path.stat().st_size < 1 << 20
-    with pytest.raises(InvalidInput, match="grow"):
-        tables.load_parquet(path)
 
 
 def test_a_sampler_that_lists_all_values_is_not_used_for_a_billion(

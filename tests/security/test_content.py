@@ -84,8 +84,8 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import COMPLETE, FAIL, WAITING, State
 from hopaas_p2p.errors import NoWork
-from hopaas_p2p.export import jsonl, tables
-from hopaas_p2p.export.portable import of_state
+from hopaas_p2p.moving import tables
+from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.report.page import render
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
@@ -197,8 +197,8 @@ REFUSED: Final[dict[str, Any]] = {
     "a generation of 10^18": with_system("NSGAIISampler:generation", "1" + "0" * 18),
     "a grid without a number": with_system("grid_id", "[]"),
     "a search space that is none": with_system("search_space", "7"),
-    "an origin that is none": with_system("hopaas:origin", "7"),
-    "an origin that is no JSON": with_system("hopaas:origin", "nonsense"),
+    "an origin that is none": with_system("hopaas:copied_from", "7"),
+    "an origin that is no JSON": with_system("hopaas:copied_from", "nonsense"),
     "peers [1]": StudySet(system={"hopaas:peers": "[1]"}),
     "peers 7": StudySet(system={"hopaas:peers": "7"}),
     "peers that are no JSON": StudySet(system={"hopaas:peers": "nonsense"}),
@@ -227,11 +227,11 @@ REFUSED: Final[dict[str, Any]] = {
     "an int up to 2^64 - 1": with_dist("new", 0.0, Int(0, (1 << 64) - 1)),
     "a pruned value that is no number": ended(state=TrialState.PRUNED, values=(NAN,)),
     "a failed value that is no number": ended(state=FAIL, values=(NAN,)),
-    "an origin with 1e400": with_system("hopaas:origin", '{"epoch":1e400}'),
-    "an origin of a list": with_system("hopaas:origin", '{"owner":[]}'),
-    "an origin with other leases": with_system("hopaas:origin", '{"history":[[1]]}'),
-    "an origin of more": with_system("hopaas:origin", '{"x":1}'),
-    "what an export says": with_system("hopaas:metrics", "7"),
+    "an origin with 1e400": with_system("hopaas:copied_from", '{"earlier":1e400}'),
+    "an origin of a list": with_system("hopaas:copied_from", '{"site":[]}'),
+    "an origin that is no trial": with_system("hopaas:copied_from", '{"trial":-1}'),
+    "an origin of more": with_system("hopaas:copied_from", '{"x":1}'),
+    "what an export says": with_system("hopaas:rest", "7"),
     "no names of metrics": StudySet(system={"study:metric_names": "[]"}),
     "two names of metrics": StudySet(system={"study:metric_names": '["a","b"]'}),
     "a space that is none": StudySet(system={"hopaas:space": '{"x":["f",1,0]}'}),
@@ -317,11 +317,7 @@ def read_everything(state: State) -> None:
     """Every reader that needs no store."""
     assert snapshot.digest(snapshot.load(snapshot.dump(state))) == snapshot.digest(state)
     assert render(state, name="study", store="store", now=NOW).encode()
-    portable = of_state("study", state, 0)
-    lines = list(jsonl.dump(portable))
-    assert "".join(lines).encode()
-    jsonl.load(lines)
-    assert "".join(tables.dump_csv(portable)).encode()
+    assert "".join(tables.dump_csv(of_state(state))).encode()
     look_at_pages(Frame(Listing(0, "u" * 32, "study"), state))
 
 
@@ -566,7 +562,7 @@ _KEYS: Final = st.sampled_from(
     [
         *("constraints", "constraints:c", "fixed_params", "completed_rung_0", "completed_rung_1", "grid_id"),
         *("search_space", "NSGAIISampler:generation", "NSGAIIISampler:generation", "failed_trial", "retry_history"),
-        *("hopaas:origin", "hopaas:again", "hopaas:peers", "hopaas:tags", "hopaas:3:tags", "hopaas:late_values"),
+        *("hopaas:copied_from", "hopaas:again", "hopaas:tags", "hopaas:3:tags", "hopaas:late_values"),
         *("hopaas:tag:x", "hopaas:3:tag:x"),
         *(
             "study:metric_names",

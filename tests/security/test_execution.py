@@ -16,8 +16,8 @@ from hopaas_p2p.core.catalog import checked_name
 from hopaas_p2p.core.records import Categorical, Float, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.export import export_study, tables
-from hopaas_p2p.export.portable import of_state
+from hopaas_p2p.moving import export_study, tables
+from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.ports.command import fill_in, variables
 from hopaas_p2p.ports.worker import Worker
 from tests.support.dashboard_studies import Scribe
@@ -143,7 +143,7 @@ def test_a_carriage_return_begins_no_row() -> None:
     scribe.say(
         "mallory", TrialCreate(COMPLETE, user={"a": '"b\\r=1+1"', "c\r=3+3": "1"}, values=(1.0,), reason="c\r\r=2+2")
     )
-    text = "".join(tables.dump_csv(of_state("s", scribe.state, 0)))
+    text = "".join(tables.dump_csv(of_state(scribe.state)))
     assert "\r" not in text
     assert len(list(csv.reader(io.StringIO(text)))) == 2
 
@@ -154,8 +154,7 @@ def test_an_export_to_a_terminal_moves_no_cursor(
     study = hopaas_p2p.open_study(str(tmp_path), "s")
     study.storage.say(study.study_id, TrialCreate(WAITING, user={"a": '"\u009b31m\u202e"'}))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    for form in ("jsonl", "csv"):
-        export_study(study, "-", form=form)
+    export_study(study, "-")
     study.close()
     shown = capsys.readouterr().out
     assert "\\u009b31m\\u202e" in shown

@@ -19,7 +19,7 @@ from hopaas_p2p import spool
 from hopaas_p2p.atomic import open_regular, replace_atomically
 from hopaas_p2p.checkpoint_cache import CheckpointCache, checkpoint_cache
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.export import export_study
+from hopaas_p2p.moving import export_study
 from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
@@ -298,7 +298,7 @@ def test_a_file_is_not_fetched_through_a_link_of_another_user(study: Study, plac
     study.artifacts().put(place / "mine")
     (place / "got").symlink_to(home)
     give_away(place / "got")
-    for words in (("artifact", "get", "mine", "got"), ("study", "export", "--to", "s.jsonl", "--files", "got")):
+    for words in (("artifact", "get", "mine", "got"), ("study", "export", "--to", "s.study", "--files", "got")):
         done = run(*words, "--store", "../store", "--study", "s", cwd=place)
         assert done.returncode == 1
         assert "got is a link, and belongs to" in done.stderr

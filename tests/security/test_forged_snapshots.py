@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import hopaas_p2p
 from hopaas_p2p.core import snapshot
-from hopaas_p2p.core.attributes import FIDELITY, METRIC_NAMES, ORIGIN
+from hopaas_p2p.core.attributes import COPIED, FIDELITY, METRIC_NAMES
 from hopaas_p2p.core.blocks import PackedBlock
 from hopaas_p2p.core.records import (
     FROM_START,
@@ -114,7 +114,7 @@ FORGED: Final[dict[str, Callable[[State], None]]] = {
     "attributes that are too deep": _trial(0, user={"deep": "[" * 100}),
     "half a surrogate pair": _trial(0, user={"half": '"\\ud800"'}),
     "an attribute with a zero in its name": _trial(0, user={"\0": "1"}),
-    "an origin that is none": _trial(0, system={ORIGIN: '{"owner":[]}'}),
+    "an origin that is none": _trial(0, system={COPIED: '{"site":[]}'}),
     "constraints that are none": _trial(0, system={"constraints": "7"}),
     "a retry of itself": _trial(0, retry_of=0),
     "a retry of a later trial": _trial(0, retry_of=5),

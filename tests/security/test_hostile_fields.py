@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 import optuna
+import pandas
 import pytest
 
 pytest.importorskip("streamlit")
@@ -42,8 +43,8 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.validity import READ, possible_system
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.export import copying, optunas, tables
-from hopaas_p2p.export.portable import of_state
+from hopaas_p2p.moving import copy_study, optunas, tables
+from hopaas_p2p.moving.records import of_state
 from tests.security.test_content import GOOD, SPACE, Scribe, healthy, read_everything, said, use
 
 pytestmark = [
@@ -137,13 +138,14 @@ def read(scribe: Scribe, database: str, folder: Path) -> None:
     """Every reader, each import of what was exported, and Optuna's own functions."""
     state, name = scribe.state, secrets.token_hex(8)
     read_everything(state)
-    portable = of_state(name, state, 0)
-    optunas.dump_optuna(portable, database)
+    whole = of_state(state)
+    whole = whole._replace(define=msgspec.structs.replace(whole.define, name=name))
+    optunas.dump_optuna(whole, database)
     again = optunas.load_optuna(database, name=name)
     assert len(again.trials) == len(state.trials)
-    tables.load_csv("".join(tables.dump_csv(again)).splitlines(), space=portable.space, name="s")
-    tables.dump_parquet(portable, folder / "study.parquet")
-    assert len(tables.load_parquet(folder / "study.parquet").trials) == len(state.trials)
+    tables.load_csv("".join(tables.dump_csv(again)).splitlines(), space=whole.define.space, name="s")
+    tables.dump_parquet(whole, folder / "study.parquet")
+    assert len(pandas.read_parquet(folder / "study.parquet")) == len(state.trials)
     there = optuna.load_study(study_name=name, storage=database)
     assert len(there.trials_dataframe()) == len(state.trials)
 
@@ -155,7 +157,7 @@ def read(scribe: Scribe, database: str, folder: Path) -> None:
     storage.peer.commit(log, StudyControl("running", -1))
     use(storage, ("TPE",))
     ours = open_study(storage, "study")
-    copying.copy_study(ours, other)
+    copy_study(ours, other)
     optuna.copy_study(from_study_name="study", from_storage=storage, to_storage=optuna.storages.InMemoryStorage())
     assert len(copy.deepcopy(ours.trials)) == len(ours.trials_dataframe())
     ours.best_trial, ours.best_params  # noqa: B018

@@ -13,10 +13,10 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import access
-from hopaas_p2p import backup as backups
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
+from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.stores.base import Beat, read_all
 from hopaas_p2p.stores.url import open_store
 from tests.support.postgres import Server

@@ -13,11 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 import hopaas_p2p
-from hopaas_p2p import rescue, spool
+from hopaas_p2p import spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit
 from hopaas_p2p.errors import BrokenChain, StoreCorrupt
+from hopaas_p2p.moving import rescue
 from hopaas_p2p.peer import handover
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
@@ -264,7 +265,7 @@ def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> Non
         assert rescue.kept_elsewhere(store, uuid) is None
         found = rescue.rescue(store, uuid)
     assert found.study is not None
-    assert [trial.record.values for trial in found.study.trials] == [(0.0,), (1.0,), (2.0,)]
+    assert [trial.values for trial in found.study.trials.values()] == [(0.0,), (1.0,), (2.0,)]
     assert (found.from_spool, found.histories) == (0, 1)
 
 

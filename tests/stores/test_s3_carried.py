@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from hopaas_p2p import rescue
 from hopaas_p2p.core import chain, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
+from hopaas_p2p.moving import rescue
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.stores.base import Entry, Outgoing, append
 from hopaas_p2p.stores.objects import log as log_module
@@ -327,7 +327,7 @@ def test_a_rescue_has_both_commits_of_a_number_that_a_server_gave_twice(store: S
 
     assert rescued.study is not None
     assert rescued.histories == 2
-    assert sorted(one.record.values for one in rescued.study.trials) == [(1.0,), (2.0,), (3.0,), (4.0,)]
+    assert sorted(one.values for one in rescued.study.trials.values()) == [(1.0,), (2.0,), (3.0,), (4.0,)]
 
 
 def test_a_rescue_finds_lost_commits_in_the_objects_that_carry_them(store: S3Store) -> None:

@@ -19,8 +19,8 @@ from hopaas_p2p import spool
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.export.files import from_store, named_files
-from hopaas_p2p.export.portable import of_state
+from hopaas_p2p.moving.files import from_store, named_files
+from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.peer.driver import study_driver
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
@@ -108,9 +108,11 @@ def _checked(store: S3Store, uuid: str, outcome: Outcome) -> str:
 
 def _check_files(store: S3Store, uuid: str, state: State) -> None:
     """Every file and checkpoint of which the study speaks can be read."""
-    named = named_files(of_state("s", state, 0))
+    whole = of_state(state, uuid=uuid)
+    named = named_files(whole)
     assert len(named) >= len(state.trials) // 2
-    fetch = from_store(store.artifacts(), uuid)
+    fetch = from_store(store, whole)
+    assert fetch is not None
     with tempfile.TemporaryDirectory() as directory:
         for artifact_id in named:
             fetch(artifact_id, Path(directory, "file"))

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import rescue, spool
+from hopaas_p2p import spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import TrialFinish
 from hopaas_p2p.errors import BrokenChain, HopaasError
+from hopaas_p2p.moving import rescue
 from hopaas_p2p.stores.objects.audit import SELDOM
 from hopaas_p2p.stores.objects.carried import opened
 from hopaas_p2p.stores.s3.store import S3Store
@@ -131,10 +132,10 @@ def test_nothing_acknowledged_is_lost_when_a_server_gets_a_second_pool(server: I
     rescued = rescue.rescue(store, uuid)
     store.close()
     assert rescued.study is not None
-    results = {one.record.values: one.record.params for one in rescued.study.trials if one.record.values}
+    results = {one.values: one.params for one in rescued.study.trials.values() if one.values}
     assert [one for one in told if results.get((one.value,)) != one.params] == [], "each with its own parameters"
-    assert len(results) == sum(one.record.values is not None for one in rescued.study.trials), "and once"
-    assert [one.number for one in rescued.study.trials] == list(range(len(rescued.study.trials)))
+    assert len(results) == sum(one.values is not None for one in rescued.study.trials.values()), "and once"
+    assert list(rescued.study.trials) == list(range(len(rescued.study.trials)))
     print(
         f"{len(told)} told, {twice} numbers twice, {len(server.overwritten)} overwritten, {rescued.histories} histories"
     )

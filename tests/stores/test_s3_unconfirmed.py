@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import rescue, spool
+from hopaas_p2p import spool
+from hopaas_p2p.moving import rescue
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.study import Study
 from tests.support.processes import cli
@@ -188,7 +189,7 @@ def test_what_would_mean_something_else_in_the_log_is_kept_for_a_rescue(server: 
     found = rescue.rescue(store, uuid)
     store.close()
     assert found.study is not None
-    assert sorted(one.record.values for one in found.study.trials if one.record.values) == [
+    assert sorted(one.values for one in found.study.trials.values() if one.values) == [
         (1.0,),
         (2.0,),
         (3.0,),

@@ -16,8 +16,8 @@ from hopaas_p2p.budget import budget_now, budget_of, parsed_budget, words
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
+from hopaas_p2p.moving.descriptions import describe
 from hopaas_p2p.study.study import Study
-from hopaas_p2p.sweeps.description import describe
 
 NEW_YEAR = 1_798_761_600_000_000
 WHOLE = Budget(

@@ -47,14 +47,10 @@ LAYERS = (
     {"trial", "study", "training", "sampler_config"},
     {
         "ports",
-        "export",
         "hopaas",
         "alerts",
         "audit",
-        "backup",
-        "histories",
-        "rescue",
-        "sweeps",
+        "moving",
     },
     {"demo", "gateway", "joining"},
     {"cli", "testing"},
@@ -182,9 +178,9 @@ def test_a_program_that_tunes_in_a_directory_loads_no_filelock(tmp_path: Path) -
     assert done.stdout.strip() == "False"
 
 
-def test_optunas_storages_are_known_to_the_adapter_and_to_export_only() -> None:
+def test_optunas_storages_are_known_to_the_adapter_and_to_moving_only() -> None:
     knowing = {str(file) for file, module in _all() if module.startswith("optuna.storages")}
-    assert knowing <= {"storage/storage.py", "export/optunas.py"}
+    assert knowing <= {"storage/storage.py", "moving/optunas.py"}
 
 
 def test_stores_know_nothing_of_what_is_in_a_commit() -> None:

@@ -22,9 +22,8 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.export.portable import PortableTrial
-from hopaas_p2p.histories import Merge, Tree
-from hopaas_p2p.rescue import _bridged, _shared
+from hopaas_p2p.moving.histories import Merge, Tree
+from hopaas_p2p.moving.rescue import _bridged, _shared
 from hopaas_p2p.stores.base import Entry
 
 COMPLETE, FAIL, RUNNING, WAITING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
@@ -77,7 +76,7 @@ def shared() -> History:
 
 def merged(
     shared: History, *histories: History, without: Iterable[bytes] = (), loose: Iterable[bytes] = ()
-) -> tuple[list[PortableTrial], Merge]:
+) -> tuple[list[TrialCreate], Merge]:
     """The trials of these histories, which have so much in common."""
     state = State()
     for entry in shared.entries:
@@ -87,13 +86,12 @@ def merged(
     tree, merge = Tree(state, shared.total, rest, loose, _bridged), Merge(state)
     for history in tree.histories():
         merge.add(history)
-    return merge.trials()[0], merge
+    return list(merge.trials()[0].values()), merge
 
 
-def results(trials: list[PortableTrial]) -> list[tuple[float, float]]:
+def results(trials: list[TrialCreate]) -> list[tuple[float, float]]:
     """Parameter and value of every trial with a result."""
-    assert [trial.number for trial in trials] == list(range(len(trials)))
-    return sorted((trial.record.params["x"], trial.record.values[0]) for trial in trials if trial.record.values)
+    return sorted((trial.params["x"], trial.values[0]) for trial in trials if trial.values)
 
 
 def test_a_result_is_that_of_the_trial_which_its_owner_meant() -> None:
@@ -197,7 +195,7 @@ def test_behind_a_commit_that_nobody_kept_a_result_is_kept_and_marked(shared: Hi
 
     trials, merge = merged(shared, log, other, without=[gone])
 
-    assert [trial.record.values for trial in trials if trial.record.values] == [(0.0,), (20.0,)]
+    assert [trial.values for trial in trials if trial.values] == [(0.0,), (20.0,)]
     assert len(merge.unknown) == 1
     assert set(merge.uncertain.values()) == {shared.lsn + 1}
 
@@ -212,10 +210,9 @@ def test_links_between_trials_follow_their_new_numbers(shared: History) -> None:
 
     trials, _ = merged(shared, log, other)
 
-    retry = next(trial for trial in trials if trial.record.values == (30.0,))
-    lost = next(trial for trial in trials if trial.record.state is FAIL)
-    assert (retry.origin["retry_of"], lost.origin["retried_by"]) == (lost.number, retry.number)
-    assert retry.record.system["retry_history"] == f"[{lost.number}]"
+    retry = next(trial for trial in trials if trial.values == (30.0,))
+    lost = next(number for number, trial in enumerate(trials) if trial.state is FAIL)
+    assert (retry.system["failed_trial"], retry.system["retry_history"]) == (f"{lost}", f"[{lost}]")
 
 
 # --- a server with pools, and peers that do everything at once ---
@@ -331,10 +328,10 @@ def rescued(log: dict[int, Entry], peers: Iterable[Peer]) -> list[list[tuple[flo
         merge.add(history)
     trials, numbers = merge.trials()
     marked = {numbers[place] for place in merge.uncertain if place in numbers}
-    certain = [trial for trial in trials if trial.number not in marked and trial.record.values]
+    certain = [trial for number, trial in trials.items() if number not in marked]
     return [
-        sorted((one.record.params.get("x", -1.0), one.record.values[0]) for one in some if one.record.values)
-        for some in (certain, trials)
+        sorted((one.params.get("x", -1.0), one.values[0]) for one in some if one.values)
+        for some in (certain, list(trials.values()))
     ]
 
 

@@ -15,8 +15,8 @@ from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all
 import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StudyExists
-from hopaas_p2p.export import copy_study, export_study, files, import_study
-from hopaas_p2p.export.portable import Portable, of_study
+from hopaas_p2p.moving import arrival, copy_study, export_study, import_study
+from hopaas_p2p.moving.records import StudyRecords, of_study, origin
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
 from tests.support.processes import cli, states
@@ -149,7 +149,7 @@ def test_a_copy_that_was_interrupted_keeps_the_budget_and_is_completed_by_the_ne
 
     target = opened(str(tmp_path / "to"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("hopaas_p2p.export.arrival._Arrival.describe", killed)
+        patch.setattr("hopaas_p2p.moving.arrival._describe", killed)
         copy_study(source, target)
     copy = hopaas_p2p.open_study(target, "moved", create=False)
     assert copy.state.budget == 7
@@ -165,12 +165,12 @@ def test_of_two_copies_that_begin_at_once_the_second_is_told_to_wait(
     target = opened(str(tmp_path / "to"))
     read = of_study
 
-    def slow(study: Study) -> Portable:
-        monkeypatch.setattr("hopaas_p2p.export.copying.of_study", read)
+    def slow(study: Study) -> StudyRecords:
+        monkeypatch.setattr("hopaas_p2p.moving.of_study", read)
         copy_study(source, target)
         return read(study)
 
-    monkeypatch.setattr("hopaas_p2p.export.copying.of_study", slow)
+    monkeypatch.setattr("hopaas_p2p.moving.of_study", slow)
     with pytest.raises(StudyExists, match="has just been created by someone else"):
         copy_study(source, target)
     assert states(hopaas_p2p.open_study(target, "moved", create=False)) == ["COMPLETE", "FAIL"]
@@ -182,14 +182,14 @@ def test_a_copy_that_is_slow_adds_no_trial_that_another_has_added_meanwhile(
     target = opened(str(tmp_path / "to"))
     copy_study(source, target)
     source.tell(2, 0.125)
-    send = files.copy_files
+    send = arrival.copy_files
 
-    def slow(*args: Any) -> files.CopiedFiles:
-        monkeypatch.setattr("hopaas_p2p.export.arrival.copy_files", send)
+    def slow(*args: Any) -> Any:
+        monkeypatch.setattr("hopaas_p2p.moving.arrival.copy_files", send)
         assert copy_study(source, target).trials == 1
         return send(*args)
 
-    monkeypatch.setattr("hopaas_p2p.export.arrival.copy_files", slow)
+    monkeypatch.setattr("hopaas_p2p.moving.arrival.copy_files", slow)
     assert copy_study(source, target).trials == 0
     assert states(hopaas_p2p.open_study(target, "moved", create=False)) == ["COMPLETE", "FAIL", "COMPLETE"]
 
@@ -262,10 +262,10 @@ def test_a_copy_of_a_copy_knows_where_it_came_from(
     assert _without_marks(of_study(last)) == _without_marks(of_study(middle))
 
 
-def _without_marks(portable: Portable) -> Any:
+def _without_marks(whole: StudyRecords) -> Any:
     return [
-        (trial.number, trial.record.values, {key: fact for key, fact in trial.origin.items() if key != "copied_from"})
-        for trial in portable.trials
+        (number, record.values, {key: fact for key, fact in origin(record).items() if key != "study"})
+        for number, record in whole.trials.items()
     ]
 
 
@@ -359,17 +359,16 @@ def test_the_command_copies_one_study_or_all(source: Study, tmp_path: Path) -> N
 # --- export and import with files ---
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet", "optuna"])
+@pytest.mark.parametrize("form", ["study", "optuna"])
 def test_files_go_out_with_an_export_and_come_back(
     source: Study, opened: Callable[[str], Storage], tmp_path: Path, form: str
 ) -> None:
-    if form == "parquet":
-        pytest.importorskip("pyarrow")
-    path = str(tmp_path / {"jsonl": "s.jsonl", "parquet": "s.parquet", "optuna": "s.journal"}[form])
+    path = str(tmp_path / {"study": "s.study", "optuna": "s.journal"}[form])
 
-    export_study(source, path, files=tmp_path / "files")
+    directory = tmp_path / "files" if form == "optuna" else None  # a study's own file holds them
+    export_study(source, path, files=directory)
     target = opened(str(tmp_path / "to"))
-    result = import_study(target, path, files=tmp_path / "files")
+    result = import_study(target, path, files=directory)
 
     back = hopaas_p2p.open_study(target, "moved", create=False)
     assert (result.files, result.warnings) == (3, [])
@@ -399,9 +398,9 @@ def test_optuna_finds_the_files_of_an_export_and_we_find_optunas(
 
 
 def test_a_directory_of_files_that_is_not_there_is_one_clear_line(source: Study, tmp_path: Path) -> None:
-    cli("study", "export", "moved", "-s", "from", "--to", "s.jsonl", cwd=tmp_path)
+    cli("study", "export", "moved", "-s", "from", "--to", "s.study", cwd=tmp_path)
 
-    done = cli("study", "import", "-s", "to", "--from", "s.jsonl", "--files", "none", cwd=tmp_path, check=False)
+    done = cli("study", "import", "-s", "to", "--from", "s.study", "--files", "none", cwd=tmp_path, check=False)
 
     assert done.returncode == 2
     assert done.stderr == "hopaas-p2p: there is no directory none\n"

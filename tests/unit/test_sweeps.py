@@ -10,11 +10,11 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import sweeps
 from hopaas_p2p.cli.options import CliSession
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.sweeps import StudyDescription
+from hopaas_p2p.moving import from_yaml
+from hopaas_p2p.moving.descriptions import StudyDescription
 from hopaas_p2p.translate import to_optuna, to_record
 from tests.support.processes import cli, script, states
 
@@ -50,7 +50,7 @@ early_terminate:
 def read(directory: Path, text: str) -> StudyDescription:
     path = directory / "s.yaml"
     path.write_text(text)
-    return sweeps.read(path)
+    return from_yaml.read(path)
 
 
 def one(directory: Path, entry: str, method: str = "random") -> Distribution:

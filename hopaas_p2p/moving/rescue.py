@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from hopaas_p2p import spool
-from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
@@ -47,10 +46,10 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, HopaasError, StoreCorrupt
-from hopaas_p2p.export.arrival import Imported, bring_in
-from hopaas_p2p.export.files import from_store, named_files
-from hopaas_p2p.export.portable import Portable, of_state
-from hopaas_p2p.histories import Merge, Replay, Tree
+from hopaas_p2p.moving.arrival import Arrived, bring_in
+from hopaas_p2p.moving.files import from_store
+from hopaas_p2p.moving.histories import Merge, Replay, Tree
+from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.peer.handover import REQUESTS_EVERY
 from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
 
@@ -67,7 +66,7 @@ _WATCH: Final = 1.0  # seconds between looks for what live peers hand over
 class Rescued(NamedTuple):
     """What a damaged log gave."""
 
-    study: Portable | None
+    study: StudyRecords | None
     """None if not even its definition can be read."""
     damaged: list[int]
     """Lsns of commits that cannot be read."""
@@ -159,9 +158,9 @@ def rescue(store: Store, uuid: str) -> Rescued:
     loose += [entry.payload for entry in placed if entry.lsn <= agreed]
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > agreed]
     tree, merge = Tree(state, _sum_up_to(entries, agreed), rest, loose, _bridged), Merge(state)
-    study: Portable | None = None
+    study: StudyRecords | None = None
     for count, history in enumerate(tree.histories(), 1):
-        study = study or of_state("", history.state, 0)
+        study = study or of_state(history.state, uuid=uuid)
         merge.add(history)
         found = found._replace(histories=count)
     for known in states:
@@ -380,7 +379,7 @@ def _handed_over(store: Store, uuid: str) -> Iterator[State]:
 # --- the new study ---
 
 
-def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target: Storage) -> Imported:
+def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target: Storage) -> Arrived:
     """Copy what was rescued into a study of this name, which must not be there yet. Trials that ran are WAITING there.
 
     Raises:
@@ -394,22 +393,13 @@ def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target
         )
     if rescued.study is None:
         raise ConfigurationError("not even the definition of this study can be read; there is nothing to copy")
-    portable = _marked(rescued.study._replace(name=name), rescued, uuid)
-    fetch = from_store(artifacts_of(source), uuid) if named_files(portable) else None
-    return bring_in(target, portable, name=name, fetch=fetch, begins=True)
-
-
-def _marked(portable: Portable, rescued: Rescued, uuid: str) -> Portable:
-    trials = []
-    for trial in portable.trials:
-        lsn = rescued.uncertain.get(trial.number)
-        if lsn is None:
-            trials.append(trial)
-            continue
-        what = (
-            "started in the damaged commit" if trial.number in rescued.unknown else "changed after the damaged commit"
-        )
-        user = {**trial.record.user, MARK: json.dumps(f"{what} {lsn}")}
-        trials.append(trial._replace(record=msgspec.structs.replace(trial.record, user=user)))
+    trials = dict(rescued.study.trials)
+    for number, lsn in rescued.uncertain.items():
+        what = "started in the damaged commit" if number in rescued.unknown else "changed after the damaged commit"
+        user = {**trials[number].user, MARK: json.dumps(f"{what} {lsn}")}
+        trials[number] = msgspec.structs.replace(trials[number], user=user)
     lost = ", ".join(map(str, rescued.lost)) or "nothing"
-    return portable._replace(trials=trials, info={**portable.info, MARK: f"from {uuid}; lost commits: {lost}"})
+    info = {**rescued.study.define.info, MARK: f"from {uuid}; lost commits: {lost}"}
+    define = msgspec.structs.replace(rescued.study.define, info=info)
+    study = rescued.study._replace(trials=trials, define=define)
+    return bring_in(target, study, name=name, fetch=from_store(source, study), begins=True)

@@ -1,12 +1,12 @@
-"""One file with everything a store holds, and the way back: `hopaas-p2p backup` and `restore`.
+"""One file with everything a store holds, or with one study, and the way back.
 
-A backup is made by reading, as any peer reads, while others go on working: any user may make one of the studies that
+Such a file is made by reading, as any peer reads, while others go on working: any user may make one of the studies that
 they may read. It is a zip file:
 
-    catalog              the commits of the list of studies
+    catalog              the commits of the list of studies; none in a file of one study
     study/{uuid}         a study's commits
     base/{uuid}          the snapshot that stands for commits removed by `gc`, if any were
-    files/{key}          files and checkpoints
+    files/{key}          files, and in a backup checkpoints
     backup.json          what is in it: names, last commits, digests of the replayed states, checksums
 
 The archive's comment holds the checksum of `backup.json`. A member with commits is a sequence of frames: four bytes
@@ -18,13 +18,15 @@ other. Files are read after the logs, so that those which a log mentions are the
 A restore goes into an empty store, or goes on where an earlier one of the same backup was interrupted. It never takes
 back a commit: it refuses a store whose logs the backup does not contain, and one in which peers are alive. The list of
 studies comes last, so a study appears when it is complete. A directory or bucket that is made anew has a uuid of its
-own: peers of the old one notice, and spool their results, which are delivered by the study's uuid (see `spool`).
+own: peers of the old one notice, and spool their results, which are delivered by the study's uuid (see `spool`). Any
+study of such a file can also be added to a store in which others work, as a copy: see `import_study`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 import tempfile
 import time
 import zipfile
@@ -40,12 +42,13 @@ from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.core.catalog import Catalog, Listing
+from hopaas_p2p.core.names import first_id, valid_key, valid_name
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
-from hopaas_p2p.stores.base import Entry, Log, Store, read_all
+from hopaas_p2p.moving.records import StudyRecords, of_state
+from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 
 FORMAT: Final = 1
 _COMMENT: Final = b"hopaas-backup 1 "
@@ -65,6 +68,7 @@ Say = Callable[[str], None]
 class StudyBackup(msgspec.Struct, frozen=True):
     """One study as the backup has it."""
 
+    study_id: int
     uuid: str
     name: str
     lsn: int
@@ -85,6 +89,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """When, in microseconds since 1970."""
     catalog_lsn: int
     catalog_digest: str
+    """Empty in a file of one study."""
     stamped: bool
     """Whether commits say who wrote them, as a database has them."""
     studies: list[StudyBackup]
@@ -115,17 +120,21 @@ class _Writer:
                 member.write(part)
         self.sums[name] = digest.hexdigest()
 
-    def finish(self, manifest: Manifest) -> None:
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        self.add(_MANIFEST, [text])
-        self._archive.comment = _COMMENT + self.sums[_MANIFEST].encode()
+
+# --- writing ---
 
 
-# --- backup ---
-
-
-def back_up(store: Store, target: Path, *, files: bool = True, say: Say = lambda _: None) -> Manifest:
+def back_up(
+    store: Store, target: Path, *, only: str | None = None, files: bool = True, say: Say = lambda _: None
+) -> Manifest:
     """Write the store's logs and files into one file, which is there whole or not at all.
+
+    Args:
+        store: where from.
+        target: the file.
+        only: the uuid of the only study to write; its checkpoints are left out.
+        files: whether files and checkpoints are written, too.
+        say: is told of each study that was read.
 
     Raises:
         StoreCorrupt: a study is damaged; rescue it first.
@@ -135,44 +144,32 @@ def back_up(store: Store, target: Path, *, files: bool = True, say: Say = lambda
     with replace_atomically(target, private=True, sync=True) as draft:
         with zipfile.ZipFile(draft, "w") as archive:
             writer = _Writer(archive)
-            manifest = _write(store, writer, files=files, say=say)
-            writer.finish(manifest)
+            manifest = _write(store, writer, only=only, files=files, say=say)
+            writer.add(_MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
+            archive.comment = _COMMENT + writer.sums[_MANIFEST].encode()
         read(draft).close()  # whole, and as it was written
     return manifest
 
 
-def _write(store: Store, writer: _Writer, *, files: bool, say: Say) -> Manifest:
-    catalog, entries = Catalog(), list[Entry]()
-    studies: dict[str, StudyBackup] = {}
-    left_out: dict[str, str] = {}
-    looks = 0
-    while True:
-        for entry in read_all(store.catalog(), catalog.lsn):
-            entries.append(entry)
-            catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
-        open_ = {listing.uuid: listing.name for listing in catalog.by_id.values()}
-        left = {uuid: name for uuid, name in open_.items() if uuid not in studies and name not in left_out}
-        if not left:
-            break
-        looks += 1
-        for uuid, name in left.items():
-            try:
-                studies[uuid] = _write_study(store, writer, uuid, name)
-                say(f"{name}: {studies[uuid].trials} trials, {studies[uuid].lsn} commits")
-            except Denied:
-                left_out[name] = "not shared with this user"
-            except StudyDeleted:
-                if looks == _LOOKS:
-                    left_out[name] = "deleted, and still in the list of studies"
-    writer.add(_CATALOG, map(_frame, entries))
-    kept = [one for uuid, one in studies.items() if uuid in open_]
-    count, why = _write_files(store, writer, {one.uuid for one in kept}) if files else (0, "left out by --no-files")
+def _write(store: Store, writer: _Writer, *, only: str | None, files: bool, say: Say) -> Manifest:
+    catalog, entries, studies, left_out = _write_studies(store, writer, only, say)
+    writer.add(_CATALOG, map(_frame, entries if only is None else ()))
+    kept = [one for one in studies if one.uuid in catalog.by_uuid]
+    count, why = 0, "" if files else "left out by --no-files"
+    if files and settings.artifacts_url() is not None:
+        why = "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
+    if not why:
+        try:
+            there = store.artifacts()
+            count = _write_files(there, writer, [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept])
+        except ConfigurationError as error:
+            why = str(error)
     return Manifest(
         format=FORMAT,
         store=store.url,
         at=time.time_ns() // 1000,
         catalog_lsn=catalog.lsn,
-        catalog_digest=_digest_of(catalog),
+        catalog_digest=_digest_of(catalog) if only is None else "",
         stamped=any(entry.stamp != UNSTAMPED for entry in entries),
         studies=kept,
         left_out=left_out,
@@ -182,16 +179,43 @@ def _write(store: Store, writer: _Writer, *, files: bool, say: Say) -> Manifest:
     )
 
 
-def _write_study(store: Store, writer: _Writer, uuid: str, name: str) -> StudyBackup:
-    log = store.log(uuid)
+def _write_studies(
+    store: Store, writer: _Writer, only: str | None, say: Say
+) -> tuple[Catalog, list[Entry], list[StudyBackup], dict[str, str]]:
+    """Write all studies until the list of them, whose entries this returns, names no other; and which were left out."""
+    catalog, entries = Catalog(), list[Entry]()
+    studies: dict[str, StudyBackup] = {}
+    left_out: dict[str, str] = {}
+    for look in itertools.count(1):
+        for entry in read_all(store.catalog(), catalog.lsn):
+            entries.append(entry)
+            catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
+        left = [one for one in catalog.by_id.values() if one.uuid not in studies and one.name not in left_out]
+        left = [one for one in left if only in (None, one.uuid)]
+        if not left:
+            break
+        for one in left:
+            try:
+                studies[one.uuid] = _write_study(store, writer, one)
+                say(f"{one.name}: {studies[one.uuid].trials} trials, {studies[one.uuid].lsn} commits")
+            except Denied:
+                left_out[one.name] = "not shared with this user"
+            except StudyDeleted:
+                if look == _LOOKS:
+                    left_out[one.name] = "deleted, and still in the list of studies"
+    return catalog, entries, list(studies.values()), left_out
+
+
+def _write_study(store: Store, writer: _Writer, one: Listing) -> StudyBackup:
+    log = store.log(one.uuid)
     state, base = State(), 0
     if log.removed_up_to():
         found = log.newest_snapshot()
         if found is None:
-            raise StoreCorrupt(f"the study {name!r} has no snapshot for the commits that were removed from it")
+            raise StoreCorrupt(f"the study {one.name!r} has no snapshot for the commits that were removed from it")
         base, data = found
-        state = _loaded(data, name)
-        writer.add(f"base/{uuid}", [data])
+        state = _loaded(data, one.name)
+        writer.add(f"base/{one.uuid}", [data])
 
     def frames() -> Iterator[bytes]:
         for entry in read_all(log, base):
@@ -199,40 +223,28 @@ def _write_study(store: Store, writer: _Writer, uuid: str, name: str) -> StudyBa
             yield _frame(entry)
 
     try:
-        writer.add(f"study/{uuid}", frames())
+        writer.add(f"study/{one.uuid}", frames())
     except StoreCorrupt as error:
-        raise StoreCorrupt(f"the study {name!r} is damaged: {error}") from None
-    return StudyBackup(uuid, name, state.lsn, len(state.trials), snapshot.digest(state), base)
+        raise StoreCorrupt(f"the study {one.name!r} is damaged: {error}") from None
+    return StudyBackup(one.study_id, one.uuid, one.name, state.lsn, len(state.trials), snapshot.digest(state), base)
 
 
-def _write_files(store: Store, writer: _Writer, uuids: set[str]) -> tuple[int, str]:
-    elsewhere = settings.artifacts_url()
-    if elsewhere is not None:
-        return 0, "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
-    try:
-        artifacts = store.artifacts()
-    except ConfigurationError as error:
-        return 0, str(error)
+def _write_files(artifacts: Artifacts, writer: _Writer, prefixes: list[str]) -> int:
+    """Write the files whose keys begin like this; how many there were."""
     count = 0
     with tempfile.TemporaryDirectory(prefix="hopaas-backup-") as directory:
         path = Path(directory, "file")
-        for key in artifacts.keys(""):
-            owner = key.partition("/")[0]
-            if not valid_key(key) or (owner not in uuids and owner != "files"):
+        for key in itertools.chain.from_iterable(map(artifacts.keys, prefixes)):
+            if not valid_key(key):
                 continue
             try:
                 artifacts.get(key, path)
             except (KeyError, StudyDeleted):
                 continue  # removed meanwhile, as an older checkpoint is
-            writer.add(f"files/{key}", _chunks(path), compress=False)
+            with path.open("rb") as file:
+                writer.add(f"files/{key}", iter(lambda: file.read(_CHUNK), b""), compress=False)
             count += 1
-    return count, ""
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
+    return count
 
 
 def _frame(entry: Entry) -> bytes:
@@ -273,17 +285,34 @@ class Backup:
         """The snapshot with which a study begins."""
         return (one.base, self._archive.read(f"base/{one.uuid}")) if one.base else None
 
-    def files(self) -> Iterator[tuple[str, Path]]:
-        """(key, local file) of every file; the local one is gone with the next."""
-        with tempfile.TemporaryDirectory(prefix="hopaas-restore-") as directory:
-            path = Path(directory, "file")
-            for name in self.manifest.sums:
-                if not name.startswith("files/"):
-                    continue
-                with self._archive.open(name) as member, path.open("wb") as file:
-                    while chunk := member.read(_CHUNK):
-                        file.write(chunk)
-                yield name.removeprefix("files/"), path
+    def replayed(self, one: StudyBackup, log: Log | None = None) -> State:
+        """The state of a study behind the commits of the backup, or of this log."""
+        base = self.base(one)
+        state = State() if base is None else _loaded(base[1], one.name)
+        for entry in self.study(one.uuid) if log is None else read_all(log, state.lsn):
+            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
+        return state
+
+    def records(self, one: StudyBackup) -> StudyRecords:
+        """A study as records, to be added elsewhere.
+
+        Raises:
+            InvalidInput: its commits define no study.
+
+        """
+        state = self.replayed(one)
+        if state.define is None:
+            raise _damaged(f"study/{one.uuid}")
+        return of_state(state, uuid=one.uuid, first=first_id(one.study_id))
+
+    def files(self) -> Iterator[str]:
+        """The keys of all files."""
+        return (name.removeprefix("files/") for name in self.manifest.sums if name.startswith("files/"))
+
+    def get(self, key: str, path: Path) -> None:
+        """Write a file; raises KeyError if it is not in the backup."""
+        with self._archive.open(f"files/{key}") as member, path.open("wb") as file:
+            shutil.copyfileobj(member, file, _CHUNK)
 
     def _entries(self, name: str) -> Iterator[Entry]:
         with self._archive.open(name) as member:
@@ -394,6 +423,10 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
 
     """
     manifest = backup.manifest
+    if not manifest.catalog_digest:
+        raise ConfigurationError(
+            "this file holds one study: add it to a store with hopaas-p2p study import --from FILE"
+        )
     if not store.restorable:
         raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
     logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
@@ -408,8 +441,11 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
         logs[one.uuid].restore(backup.base(one), backup.study(one.uuid))
     if manifest.files:
         artifacts = store.artifacts()
-        for key, path in backup.files():
-            artifacts.put(key, path)
+        with tempfile.TemporaryDirectory(prefix="hopaas-restore-") as directory:
+            path = Path(directory, "file")
+            for key in backup.files():
+                backup.get(key, path)
+                artifacts.put(key, path)
     catalog.restore(None, backup.catalog())
     _check_replay(backup, store)
     return Restored(len(manifest.studies), sum(one.trials for one in manifest.studies), manifest.files, there)
@@ -451,7 +487,7 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
     peers: dict[str, str] = {}
     ttl = 0.0
     for one in backup.manifest.studies:
-        state = _replayed(backup, one)
+        state = backup.replayed(one)
         peers |= {peer: f"{info.get('host', '?')}, pid {info.get('pid', '?')}" for peer, info in state.peers.items()}
         ttl = max(ttl, state.policy.ttl)
     before = store.beats(peers)
@@ -467,21 +503,12 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
         )
 
 
-def _replayed(backup: Backup, one: StudyBackup, log: Log | None = None) -> State:
-    """The state of a study behind the commits of the backup, or of this log."""
-    base = backup.base(one)
-    state = State() if base is None else _loaded(base[1], one.name)
-    for entry in backup.study(one.uuid) if log is None else read_all(log, state.lsn):
-        apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
-    return state
-
-
 def _check_replay(backup: Backup, store: Store) -> None:
     catalog = Catalog()
     for entry in read_all(store.catalog()):
         catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
     differ = [] if _digest_of(catalog) == backup.manifest.catalog_digest else ["the list of studies"]
-    restored = ((one, _replayed(backup, one, store.log(one.uuid))) for one in backup.manifest.studies)
+    restored = ((one, backup.replayed(one, store.log(one.uuid))) for one in backup.manifest.studies)
     differ += [one.name for one, state in restored if snapshot.digest(state) != one.digest]
     if differ:
         raise StoreCorrupt(

@@ -23,9 +23,9 @@ import msgspec
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.chain import following
-from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
+from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State, Trial, Verdict
-from hopaas_p2p.export.portable import PortableTrial, of_trial, with_links
+from hopaas_p2p.moving.records import linked, record_of
 from hopaas_p2p.stores.base import Entry
 
 Origin = tuple[str, int, int] | int
@@ -36,7 +36,6 @@ Run = tuple[str | None, int | None, tuple[tuple[str, float], ...]]
 Bridge = Callable[[State, Mapping[int, Entry], int], tuple[State, list[int]]]
 """Goes on behind commits that are missing: the state, and the trials that they had started; see `rescue`."""
 
-_LINKS: Final = ("retry_of", "retried_by", "late_of")
 _RANK: Final = {
     TrialState.WAITING: 0,
     TrialState.RUNNING: 1,
@@ -301,7 +300,8 @@ def _line(node: Node) -> Iterator[Entry]:
 
 
 class _Found(NamedTuple):
-    trial: PortableTrial
+    record: TrialCreate
+    retry_of: int | None
     numbers: dict[int, int]
     """The trials of its history: number there -> place here."""
 
@@ -317,7 +317,7 @@ class Merge:
     def __init__(self, agreed: State) -> None:
         self._agreed = len(agreed.trials)
         self._open = [trial.number for trial in agreed.trials if _RANK[trial.state] < _OVER]
-        self._found = [_Found(of_trial(trial, agreed), {}) for trial in agreed.trials]
+        self._found = [_Found(record_of(trial, agreed), trial.retry_of, {}) for trial in agreed.trials]
         self._places: dict[Origin, int] = {number: number for number in self._open}
         self._runs: dict[Run, int] = {}
         self.uncertain: dict[int, int] = {}
@@ -332,7 +332,8 @@ class Merge:
             origin: Origin | None = number if number < self._agreed else None
             if origin is None and number - self._agreed < len(origins):
                 origin = origins[number - self._agreed]
-            place = numbers[number] = self._add(_Found(of_trial(trial, state), numbers), origin, _run(trial))
+            found = _Found(record_of(trial, state), trial.retry_of, numbers)
+            place = numbers[number] = self._add(found, origin, _run(trial))
             if number in uncertain:
                 self.uncertain[place] = uncertain[number]
         self.unknown |= {numbers[number] for number in unknown if number in numbers}
@@ -356,7 +357,7 @@ class Merge:
             self._runs.setdefault(run, place)
         return place
 
-    def trials(self) -> tuple[list[PortableTrial], dict[int, int]]:
+    def trials(self) -> tuple[dict[int, TrialCreate], dict[int, int]]:
         """All of them with numbers without gaps, and place -> number.
 
         A retry that has not run is left out where another history has a result of the trial, or another such retry.
@@ -364,40 +365,26 @@ class Merge:
         retried: set[int] = set()
         numbers: dict[int, int] = {}
         for place, found in enumerate(self._found):
-            of = found.trial.origin.get("retry_of")
+            of = found.retry_of
             if of is not None and _rank(found) < _OVER:
                 of = found.numbers.get(of, of)
                 if of in retried or _rank(self._found[of]) > _OVER:
                     continue
                 retried.add(of)
             numbers[place] = len(numbers)
-        return [_linked(self._found[place], number, numbers) for place, number in numbers.items()], numbers
+        trials = {}
+        for place, number in numbers.items():
+            record, _, there = self._found[place]
+            final = {number: numbers.get(at) for number, at in there.items()}
+            system = linked(record.system, lambda one, there=final: there.get(one, numbers.get(one)))  # type: ignore[misc]
+            trials[number] = msgspec.structs.replace(record, system=system)
+        return trials, numbers
 
 
 def _rank(found: _Found) -> int:
-    return _RANK[found.trial.record.state]
+    return _RANK[found.record.state]
 
 
 def _run(trial: Trial) -> Run | None:
     """None of a trial that nobody has run."""
     return None if trial.start is None else (trial.owner, trial.start, tuple(sorted(trial.params.items())))
-
-
-def _linked(found: _Found, number: int, final: Mapping[int, int]) -> PortableTrial:
-    """A trial with its number, and with those of the trials that it names."""
-
-    def to(there: int) -> int | None:
-        return final.get(found.numbers.get(there, there))
-
-    trial, origin = found.trial, dict(found.trial.origin)
-    for link in _LINKS:
-        if link in origin:
-            origin[link] = to(origin[link])
-    if "history" in origin:  # its leases name the trials that keep late results
-        origin["history"] = [
-            [*past[:5], *(to(one) for one in past[5:] if one is not None)] for past in origin["history"]
-        ]
-    origin = {name: fact for name, fact in origin.items() if fact is not None}
-    system = with_links(trial.record.system, to)
-    record = msgspec.structs.replace(trial.record, system=system)
-    return PortableTrial(number, record, origin)

@@ -9,10 +9,8 @@ from typing import Any, Final
 
 from hopaas_p2p.atomic import read_at_most
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.sweeps import description, wandb
-from hopaas_p2p.sweeps.description import StudyDescription
-
-__all__ = ["StudyDescription", "read"]
+from hopaas_p2p.moving import descriptions, wandb
+from hopaas_p2p.moving.descriptions import StudyDescription
 
 _OF_A_SWEEP: Final = {"method", "program", "metric", "early_terminate", "run_cap"}
 """A file with one of these keys is a W&B sweep."""
@@ -32,7 +30,7 @@ def read(path: Path) -> StudyDescription:
     if not isinstance(content, dict) or not content:
         raise InvalidInput(f"{path}: not a mapping of keys such as name, direction and space")
     try:
-        return wandb.describe(content) if _OF_A_SWEEP & content.keys() else description.describe(content)
+        return wandb.describe(content) if _OF_A_SWEEP & content.keys() else descriptions.describe(content)
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from None
 

@@ -1,0 +1,226 @@
+"""Studies to and from other stores, files and Optuna's own storages: `copy_study`, `export_study`, `import_study`.
+
+A whole study goes as its commits, in one file; what is added to a store in which others work goes as records that make
+its trials again (`moving.records`), wherever they come from. CSV and Parquet are for other programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from hopaas_p2p.artifacts import key_of
+from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.core.records import Distribution, TrialState
+from hopaas_p2p.errors import InvalidInput, StudyExists
+from hopaas_p2p.moving import backup, tables
+from hopaas_p2p.moving.arrival import Arrived, bring_in
+from hopaas_p2p.moving.files import Fetch, from_directory, from_store, named_files, save
+from hopaas_p2p.moving.records import StudyRecords, of_study, one_of
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+    from hopaas_p2p.study import Study
+
+__all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "import_study"]
+
+_log: Final = logging.getLogger("hopaas_p2p")
+FORMATS: Final = ("study", "csv", "parquet", "optuna")
+_SUFFIXES: Final = {".csv": "csv", ".parquet": "parquet", ".journal": "optuna", ".log": "optuna"}
+_BEGINNINGS: Final = {b"SQLite format 3\0": "optuna", b"PK\x03\x04": "study"}
+_FROM: Final = "copied_from"
+"""In the definition of a copy: the source's uuid."""
+
+
+def copy_study(
+    source: Study, target: Storage, *, name: str | None = None, unfinished: bool = False, with_files: bool = True
+) -> Arrived:
+    """Copy a study into another store, or under another name into the same one. The source stays as it is.
+
+    A second copy adds what was finished since, and the notes and tags as they are in the source by then.
+
+    Args:
+        source: from `open_study`; others may go on working on it.
+        target: from `open_storage`.
+        name: its name there; by default its own.
+        unfinished: copy WAITING and RUNNING trials too; they are WAITING there. Checkpoints are not copied.
+        with_files: copy the files of the study and its trials.
+
+    Raises:
+        StudyExists: there is a study of that name which is no copy of this one.
+        InvalidInput: copying a study onto itself; or the new trials exceed the copy's budget.
+        ConfigurationError: the target keeps no files; the message says what to do.
+
+    """
+    chosen = name or source.name
+    begins = chosen not in target.study_names()
+    uuid = source.storage.handle(source.study_id).uuid
+    if not begins:
+        study_id = target.get_study_id_from_name(chosen)
+        define = target.state(study_id).define
+        if target.handle(study_id).uuid == uuid:
+            raise InvalidInput(f"{chosen!r} would be copied onto itself; give the copy another name")
+        if define is None or define.info.get(_FROM) != uuid:
+            raise StudyExists(
+                f"there is a study {chosen!r} which is not a copy of this one; give the copy another name with --as"
+            )
+    whole = of_study(source)
+    waits = () if unfinished else (TrialState.WAITING, TrialState.RUNNING)
+    wanted = {number: record for number, record in whole.trials.items() if record.state not in waits}
+    define = msgspec.structs.replace(whole.define, info={**whole.define.info, _FROM: uuid})
+    whole = whole._replace(define=define, trials=wanted)
+    fetch = from_store(source.storage.peer.store, whole) if with_files else None
+    return bring_in(target, whole, name=chosen, fetch=fetch, begins=begins)
+
+
+def export_study(
+    study: Study, to: str | os.PathLike[str], *, form: str | None = None, files: str | os.PathLike[str] | None = None
+) -> int:
+    """Write a study; returns the number of trials written. A file is written whole or not at all.
+
+    Args:
+        study: from `open_study`.
+        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
+        form: "study" is a file with all of it, commit by commit, and its files, which `import_study` reads. "csv" is
+            for spreadsheets, "parquet" for data frames, "optuna" writes into an Optuna storage. By default by the
+            suffix of the path, else "study"; a URL is an Optuna storage, and standard output takes CSV.
+        files: a directory for the files of the study and its trials, which are stored under their ids, as
+            `optuna.artifacts.FileSystemArtifactStore` does.
+
+    Raises:
+        InvalidInput: an unknown format, or one that needs a package which is not installed.
+        StudyExists: the Optuna storage has a study of that name already.
+
+    """
+    target = os.fspath(to)
+    chosen = _format(target, form)
+    if target == "-" and chosen != "csv":
+        raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
+    study.storage.flush()
+    source, store = of_study(study), study.storage.peer.store
+    if files is not None and (fetch := from_store(store, source)) is not None:
+        for warning in save(source, fetch, Path(files)):
+            _log.warning("%s", warning)
+    if chosen == "study":
+        manifest = backup.back_up(store, Path(target), only=source.uuid)
+        return sum(one.trials for one in manifest.studies)
+    if chosen == "optuna":
+        from hopaas_p2p.moving.optunas import dump_optuna
+
+        dump_optuna(source, target)
+    elif chosen == "parquet":
+        with replace_atomically(Path(target)) as draft:
+            tables.dump_parquet(source, draft)
+    elif target == "-":
+        lines = tables.dump_csv(source)
+        if sys.stdout.isatty():  # what goes elsewhere stays as it is
+            lines = (re.sub(r"[^\n\t]", _visible, line) for line in lines)
+        sys.stdout.writelines(lines)
+    else:
+        with replace_atomically(Path(target)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(tables.dump_csv(source))
+    return len(source.trials)
+
+
+def _visible(found: re.Match[str]) -> str:
+    """A character that moves a terminal's cursor or hides others, as JSON escapes it."""
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+
+
+def import_study(
+    storage: Storage,
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    form: str | None = None,
+    source_study: str | None = None,
+    files: str | os.PathLike[str] | None = None,
+) -> Arrived:
+    """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
+
+    RUNNING trials become WAITING. What came from a study's file before is not added again. One commit holds many
+    trials: 10,000 take seconds.
+
+    Args:
+        storage: from `open_storage`.
+        source: a path, "-" for CSV on standard input, or the URL or journal file of an Optuna storage.
+        name: the study to add to; by default the name in the file.
+        form: as in `export_study`, but not Parquet.
+        source_study: which study of a backup or an Optuna storage; by default the only one.
+        files: the directory into which `export_study` or Optuna's FileSystemArtifactStore put the files; those of a
+            study's file are in it.
+
+    Raises:
+        InvalidInput: it cannot be read, or does not fit the budget. Nothing was imported.
+        DefinitionMismatch: the study is there, with other directions. Nothing was imported.
+
+    """
+    place = os.fspath(source)
+    begins_as = _beginning(place)
+    chosen = _format(place, form or begins_as)
+    with contextlib.ExitStack() as stack:
+        fetch: Fetch | None = None
+        if chosen == "optuna":
+            from hopaas_p2p.moving.optunas import load_optuna
+
+            found = load_optuna(f"sqlite:///{place}" if begins_as == "optuna" else place, name=source_study)
+        elif chosen == "csv":
+            found = _read_csv(place, storage, name)
+        elif chosen == "study":
+            opened = stack.enter_context(contextlib.closing(backup.read(Path(place))))
+            there = {one.name: one for one in opened.manifest.studies}
+            one = there[one_of(list(there), source_study, place)]
+            found = opened.records(one)
+
+            def fetch(artifact_id: str, path: Path) -> None:
+                opened.get(key_of(artifact_id, one.uuid), path)
+
+        else:
+            raise InvalidInput("Parquet is for other programs; to move a study, export it without --format")
+        if files is not None:
+            fetch = from_directory(Path(files))
+        return bring_in(storage, found, name=name or "", fetch=fetch if named_files(found) else None)
+
+
+def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
+    """The trials of a CSV file, in the terms of the study of that name if it is there."""
+    space: dict[str, Distribution] = {}
+    directions: tuple[str, ...] = ()
+    if name is not None and name in storage.study_names():
+        state = storage.state(storage.get_study_id_from_name(name))
+        if state.define is not None:
+            space, directions = {**state.dists, **state.define.space}, state.define.directions
+    try:
+        with (
+            contextlib.nullcontext(sys.stdin)
+            if place == "-"
+            else Path(place).open(encoding="utf-8", newline="") as file
+        ):
+            return tables.load_csv(file, space=space, name=name, directions=directions)
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{place} is not UTF-8 text; give its --format") from None
+
+
+def _beginning(place: str) -> str | None:
+    """The format that the first bytes of a file tell, if they do."""
+    with contextlib.suppress(OSError), Path(place).open("rb") as file:
+        first = file.read(16)
+        return next((form for beginning, form in _BEGINNINGS.items() if first.startswith(beginning)), None)
+    return None
+
+
+def _format(place: str, form: str | None) -> str:
+    """The format that was given, or that the name of a file says."""
+    if form not in (None, *FORMATS):
+        raise InvalidInput(f"{form!r} is not a format; choose from {', '.join(FORMATS)}")
+    if form is not None or "://" in place:
+        return form or "optuna"
+    return "csv" if place == "-" else _SUFFIXES.get(Path(place).suffix.lower(), "study")

@@ -1,0 +1,220 @@
+"""Adds the trials of a study to another, hundreds per commit, and what is known of them to its attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from hopaas_p2p.artifacts import artifacts_of
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.attributes import COPIED, FIDELITY
+from hopaas_p2p.core.fidelity import decode_fidelity
+from hopaas_p2p.core.names import first_id
+from hopaas_p2p.core.populations import Population
+from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.state import REFUSALS
+from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
+from hopaas_p2p.moving.files import Fetch, copy_files
+from hopaas_p2p.moving.records import TAKES_A_PLACE, StudyRecords, linked, origin, renamed
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
+
+T = TypeVar("T")
+_RECORDS: Final = 500  # per commit, so that other peers wait for some 20 ms at most
+_BYTES: Final = 1 << 20  # per commit, a quarter of what the codec allows
+
+
+class Arrived(NamedTuple):
+    """The result of a copy or an import."""
+
+    study: str
+    trials: int
+    already_there: int
+    files: int
+    warnings: list[str]
+
+
+def bring_in(
+    storage: Storage, source: StudyRecords, *, name: str = "", fetch: Fetch | None = None, begins: bool = False
+) -> Arrived:
+    """Add the trials to the study of that name, or of their own; it is created if it is not there.
+
+    A trial of this source that is there already is not added again. One that was running is WAITING.
+
+    Args:
+        storage: where to.
+        source: the study and its trials.
+        name: of the target study.
+        fetch: fetches the files that the trials name; without it the files are not copied.
+        begins: whether the study must not be there yet.
+
+    Raises:
+        StudyExists: it should not be there, and is.
+        InvalidInput: no name, a trial too large for a commit, or more finished trials than the budget has places.
+            Nothing was imported.
+        DefinitionMismatch: the study is there and has other directions. Nothing was imported.
+        ConfigurationError: the store keeps no files. Nothing was imported.
+        Denied: the store does not let this user write here.
+
+    """
+    name = name or source.define.name
+    if not name:
+        raise InvalidInput("this file does not name its study; give a name")
+    fresh = begins or name not in storage.study_names()
+    known = {} if fresh else already_there(storage, name, source.uuid)
+    new = {number: _waiting(one) for number, one in source.trials.items() if number not in known}
+    source = source._replace(trials=new)
+    for number, record in new.items():
+        if (size := _size(record)) > codec.MAX_BYTES - 4096:
+            raise InvalidInput(f"trial {number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
+    artifacts = None if fetch is None else artifacts_of(storage.peer.store)
+    study_id = _create(storage, source, name) if fresh else storage.get_study_id_from_name(name)
+    if not fresh:
+        _check_fit(storage, study_id, source, name)
+    warnings, files = _without_pauses(source, name), 0
+    if fetch is not None and artifacts is not None:
+        source, files, failed = copy_files(source, fetch, artifacts, storage.handle(study_id).uuid)
+        warnings += failed
+        if not fresh:  # the same command may have run elsewhere meanwhile
+            known = already_there(storage, name, source.uuid)
+
+    numbers, refused = _add(storage, study_id, source, known, fresh=fresh)
+    warnings += refused
+    warnings += _describe(storage, study_id, source, numbers)
+    if fresh:
+        storage.say(study_id, source.control)
+    return Arrived(name, len(numbers) - len(known), len(known), files, warnings)
+
+
+def _add(
+    storage: Storage, study_id: int, source: StudyRecords, known: dict[int, int], *, fresh: bool
+) -> tuple[dict[int, int], list[str]]:
+    """Add the trials that are not known yet; each one's number here, and which were refused."""
+    log, numbers, warnings = storage.handle(study_id).log, dict(known), []
+    new = [(number, record) for number, record in source.trials.items() if number not in known]
+    for batch in _batches(new, lambda pair: _size(pair[1]), bytes_=_BYTES):
+        dists, expected = log.state.dists, dict(numbers)
+        if fresh:  # nobody else adds trials
+            expected |= {number: len(log.state.trials) + place for place, (number, _) in enumerate(batch)}
+        lean = [
+            msgspec.structs.replace(
+                record,
+                dists={name: one for name, one in record.dists.items() if dists.get(name) != one},
+                system=linked(record.system, expected.get),
+            )
+            for _, record in batch
+        ]
+        for (number, _), verdict in zip(batch, storage.peer.commit(log, *lean), strict=True):
+            if verdict.refusal == "role":
+                raise Denied
+            if not verdict.accepted or verdict.number is None:
+                warnings.append(f"trial {number} was not imported: {_why(verdict.refusal)}")
+            else:
+                numbers[number] = verdict.number
+    return numbers, warnings
+
+
+def already_there(storage: Storage, name: str, uuid: str) -> dict[int, int]:
+    """Number in the study of this uuid -> number in the study of this name, which has a copy of the trial."""
+    known = {}
+    for trial in storage.state(storage.get_study_id_from_name(name)).trials:
+        if uuid and COPIED in trial.system and (found := origin(trial)).get("study") == uuid:
+            known[found["trial"]] = trial.number
+    return known
+
+
+def _create(storage: Storage, source: StudyRecords, name: str) -> int:
+    """The study, with a budget that has a place for each trial: if the import is interrupted, it is the study's."""
+    from optuna.exceptions import DuplicatedStudyError
+
+    budget = source.control.budget
+    if budget is not None:
+        finished = sum(record.state in TAKES_A_PLACE for record in source.trials.values())
+        budget = None if budget < 0 else max(budget, finished)
+    policy = msgspec.structs.replace(source.define.policy, budget=budget)
+    try:
+        return storage.define_study(msgspec.structs.replace(source.define, name=name, policy=policy))
+    except DuplicatedStudyError:
+        raise StudyExists(
+            f"the study {name!r} has just been created by someone else, perhaps by the same command; let that one end, "
+            "and repeat this one"
+        ) from None
+
+
+def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str) -> None:
+    state = storage.state(study_id)
+    assert state.define is not None
+    if state.define.directions != source.define.directions:
+        ours, theirs = ", ".join(state.define.directions), ", ".join(source.define.directions)
+        raise DefinitionMismatch(f"the study {name!r} has the directions {ours}; the import has {theirs}")
+    finished = sum(record.state in TAKES_A_PLACE for record in source.trials.values())
+    if state.budget is not None and state.used() + finished > state.budget:
+        raise InvalidInput(
+            f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
+            f"used. Raise it first: hopaas-p2p study resume {name} --budget {state.used() + finished}"
+        )
+
+
+def _without_pauses(source: StudyRecords, name: str) -> list[str]:
+    """Say what does not continue here, because no record of an import says that a trial pauses."""
+    if all(record.state is TrialState.COMPLETE for record in source.trials.values()):
+        return []
+    fidelity = decode_fidelity(source.settings.system.get(FIDELITY, "null"))
+    if isinstance(fidelity, Population):
+        return [f"the population does not continue in {name!r}: a copy has no pauses; each trial counts as a member"]
+    if fidelity is not None:
+        return [f"trials that paused at a rung are not continued in {name!r}: a copy has no pauses"]
+    return []
+
+
+def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:
+    """Add the study's attributes; say which were refused."""
+
+    def new_id(old: int) -> int | None:
+        number = numbers.get(old - source.first)
+        return None if number is None else first_id(study_id) + number
+
+    said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
+    system = renamed(source.settings.system, new_id, numbers.get)
+    said += [
+        StudySet(system=dict(some)) for some in _batches(system.items(), lambda one: len(one[1]), bytes_=_BYTES // 4)
+    ]
+    for record in said:
+        (verdict,) = storage.peer.commit(storage.handle(study_id).log, record)
+        if not verdict.accepted:
+            names = ", ".join(record.user | record.system)
+            yield f"attributes of the study were not imported ({names}): {_why(verdict.refusal)}"
+
+
+def _why(refusal: str | None) -> str:
+    return REFUSALS.get(refusal or "", refusal or "refused")
+
+
+def _waiting(record: TrialCreate) -> TrialCreate:
+    """A trial that was running has no owner here, and waits."""
+    if record.state is not TrialState.RUNNING:
+        return record
+    return msgspec.structs.replace(
+        record, state=TrialState.WAITING, reports={}, metrics={}, values=None, start=None, end=None
+    )
+
+
+def _size(record: TrialCreate) -> int:
+    return len(msgspec.msgpack.encode(record))
+
+
+def _batches(items: Iterable[T], size: Callable[[T], int], *, bytes_: int) -> Iterator[list[T]]:
+    """The items in lists that fit one commit each."""
+    batch: list[T] = []
+    weight = 0
+    for item in items:
+        if batch and (len(batch) >= _RECORDS or weight + size(item) > bytes_):
+            yield batch
+            batch, weight = [], 0
+        batch.append(item)
+        weight += size(item)
+    if batch:
+        yield batch

@@ -1,0 +1,178 @@
+"""To and from Optuna's own storages: a database URL, or the path of a journal file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from hopaas_p2p.atomic import replace_atomically
+from hopaas_p2p.core.attributes import OF_EXPORTS
+from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
+from hopaas_p2p.errors import InvalidInput, StoreUnreachable, StudyExists
+from hopaas_p2p.moving.records import StudyRecords, one_of, params_of, renamed
+from hopaas_p2p.ownership import check_target
+from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.translate import attributes, to_json, to_microseconds, to_optuna, to_record
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+_DEFINITION, _REST = OF_EXPORTS
+"""System attributes in Optuna's storage, for what it has no place for: a study's definition, a trial's rest."""
+
+
+class _Rest(msgspec.Struct, omit_defaults=True):
+    reason: str | None = None
+    metrics: dict[str, list[tuple[int, float]]] = {}
+    never_began: bool = False
+    """It was withdrawn while it waited. Optuna requires a start of what has ended."""
+
+
+@contextlib.contextmanager
+def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
+    """Optuna's storage at a database URL, or in a journal file. A new file is there whole, or not at all."""
+    scheme, _, rest = url.rpartition("://")
+    file = rest.removeprefix("/") if scheme == "sqlite" else "" if scheme else url
+    if file and not create and not Path(file).is_file():
+        raise InvalidInput(f"there is no file {file}")
+    with contextlib.ExitStack() as stack:
+        if file and create and os.path.lexists(file):
+            try:
+                check_target(Path(file))
+            except OSError as error:
+                raise InvalidInput(f"{error}. Remove it, or name another file") from None
+        elif file and create:
+            url = f"{url.removesuffix(file)}{stack.enter_context(replace_atomically(Path(file)))}"
+        yield stack.enter_context(_storage(url, create=create))
+
+
+@contextlib.contextmanager
+def _storage(url: str, *, create: bool) -> Iterator[BaseStorage]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    scheme, _, rest = url.rpartition("://")
+    if not scheme:
+        yield optuna.storages.JournalStorage(JournalFileBackend(url))
+        return
+    driver = "postgresql+psycopg2" if scheme in ("postgresql", "postgres") else scheme
+    try:
+        storage = optuna.storages.RDBStorage(f"{driver}://{rest}", skip_table_creation=not create)
+        try:
+            yield storage
+        finally:
+            storage.engine.dispose()
+    except SQLAlchemyError as error:
+        raise StoreUnreachable(f"{redacted(url)}: {str(error).splitlines()[0]}") from None
+    except ImportError as error:
+        raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
+
+
+def dump_optuna(source: StudyRecords, url: str) -> None:
+    """Write the study into Optuna's storage, under the same name.
+
+    Raises:
+        StudyExists: there is one already.
+        StoreUnreachable: the database does not answer.
+
+    """
+    with _opened(url, create=True) as storage:
+        try:
+            directions = [StudyDirection[one.upper()] for one in source.define.directions]
+            study_id = storage.create_new_study(directions, source.define.name)
+        except DuplicatedStudyError:
+            raise StudyExists(f"{redacted(url)} already has a study {source.define.name!r}") from None
+        ids = {
+            source.first + number: storage.create_new_trial(study_id, template_trial=_frozen(number, record))
+            for number, record in source.trials.items()
+        }
+        for key, value in attributes(source.settings.user).items():
+            storage.set_study_user_attr(study_id, key, value)
+        for key, value in attributes(renamed(source.settings.system, ids.get, lambda number: number)).items():
+            storage.set_study_system_attr(study_id, key, value)
+        storage.set_study_system_attr(study_id, _DEFINITION, msgspec.to_builtins([source.define, source.control]))
+
+
+def _frozen(number: int, record: TrialCreate) -> FrozenTrial:
+    """The trial as Optuna's; what Optuna has no field for goes into system attributes."""
+    from hopaas_p2p.storage.frozen import to_datetime
+
+    metrics = {name: list(values.items()) for name, values in record.metrics.items()}
+    rest = msgspec.to_builtins(_Rest(record.reason, metrics, record.start is None and record.end is not None))
+    return FrozenTrial(
+        number=number,
+        trial_id=-1,
+        state=OptunaState(record.state.value),
+        value=None,
+        values=record.values,
+        datetime_start=to_datetime(record.end if record.start is None else record.start),
+        datetime_complete=to_datetime(record.end),
+        params=dict(params_of(record)),
+        distributions={name: to_optuna(one) for name, one in record.dists.items()},
+        user_attrs=attributes(record.user),
+        system_attrs=attributes(record.system) | ({_REST: rest} if rest else {}),
+        intermediate_values=dict(record.reports),
+    )
+
+
+def load_optuna(url: str, *, name: str | None) -> StudyRecords:
+    """The study of that name in Optuna's storage; without a name, the only one.
+
+    Raises:
+        NoSuchStudy: it does not exist, or there are several and none was named.
+        InvalidInput: no such file, or a parameter that the log cannot hold.
+        StoreUnreachable: the database does not answer.
+
+    """
+    from hopaas_p2p.storage.optuna_internals import trial_id_of
+
+    with _opened(url, create=False) as storage:
+        names = [one.study_name for one in storage.get_all_studies()]
+        chosen = one_of(names, name, redacted(url))
+        study_id = storage.get_study_id_from_name(chosen)
+        frozen = storage.get_all_trials(study_id, deepcopy=False)
+        system = dict(storage.get_study_system_attrs(study_id))
+        directions = tuple([one.name.lower() for one in storage.get_study_directions(study_id)])
+        define, control = StudyDefine(chosen, directions), StudyControl("running", -1)
+        with contextlib.suppress(msgspec.ValidationError):
+            there, control = msgspec.convert(system.pop(_DEFINITION, None), tuple[StudyDefine, StudyControl])
+            define = msgspec.structs.replace(there, name=chosen, directions=directions)
+        said = {key: to_json(key, value) for key, value in system.items()}
+        numbers = {trial_id_of(trial): trial.number for trial in frozen}
+        user = {key: to_json(key, value) for key, value in storage.get_study_user_attrs(study_id).items()}
+        settings = StudySet(user, renamed(said, numbers.get, lambda number: number))
+        return StudyRecords(define, {one.number: _record(one) for one in frozen}, settings, control)
+
+
+def _record(frozen: FrozenTrial) -> TrialCreate:
+    system, rest = dict(frozen.system_attrs), _Rest()
+    with contextlib.suppress(msgspec.ValidationError):
+        rest = msgspec.convert(system.pop(_REST, {}), _Rest)
+    try:
+        return TrialCreate(
+            state=TrialState(frozen.state.value),
+            params={
+                name: float(frozen.distributions[name].to_internal_repr(value)) for name, value in frozen.params.items()
+            },
+            dists={name: to_record(one) for name, one in frozen.distributions.items()},
+            reports=dict(frozen.intermediate_values),
+            user={key: to_json(key, value) for key, value in frozen.user_attrs.items()},
+            system={key: to_json(key, value) for key, value in system.items()},
+            values=None if frozen.values is None else tuple(frozen.values),
+            reason=rest.reason,
+            start=None if rest.never_began else to_microseconds(frozen.datetime_start),
+            end=to_microseconds(frozen.datetime_complete),
+            metrics={name: dict(values) for name, values in rest.metrics.items()},
+        )
+    except InvalidInput as error:
+        raise InvalidInput(f"trial {frozen.number}: {error}") from None

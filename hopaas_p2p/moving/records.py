@@ -1,0 +1,166 @@
+"""A study as the records that would make it again: what every copy, export and import goes by.
+
+A trial that is over is the `TrialCreate` that creates it with its result; who ran it, and of which study it is, is in
+its attribute `COPIED`. So a copy can be repeated: what it says of a trial tells whether the trial is there already.
+Numbers and ids of trials are those of the study that the records come from. Whoever puts them elsewhere, where other
+trials may be, maps them with `linked` and `renamed`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from hopaas_p2p.artifacts import json_or_none
+from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIED, COPIES, REPLICATE, REUSED
+from hopaas_p2p.core.names import first_id
+from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.spending import earlier_seconds
+from hopaas_p2p.errors import NoSuchStudy
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State, Trial
+    from hopaas_p2p.study import Study
+
+_LINKS: Final = (CONTINUES, COPIES, REUSED, AGAIN, REPLICATE, "late_of", "failed_trial", "retry_history")
+"""System attributes of a trial that name other trials."""
+_BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20})(:.*)", re.DOTALL)
+_BY_NUMBER: Final = re.compile(r"(hopaas:)([0-9]{1,20})(:(?:tags|tag:.*))", re.DOTALL)
+TAKES_A_PLACE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+
+Renumber = Callable[[int], int | None]
+"""The number, or id, that a trial has elsewhere; None if it is not there."""
+
+
+class StudyRecords(NamedTuple):
+    """A study; attributes are JSON texts, as in the log."""
+
+    define: StudyDefine
+    trials: dict[int, TrialCreate]
+    """By their numbers. Each names the distribution of every parameter."""
+    settings: StudySet = StudySet()
+    control: StudyControl = StudyControl()
+    """Its budget is counted in trials: where trials pause, each that was continued needs a place of its own."""
+    uuid: str = ""
+    """Of the study that they come from; empty if it has none, as one of Optuna's."""
+    first: int = 0
+    """The id of its trial 0, by which attributes of the study name it."""
+
+
+def of_study(study: Study) -> StudyRecords:
+    """The study as it is now."""
+    state, part = study.state, study.storage.handle(study.study_id)
+    with part.lock:
+        return of_state(state, uuid=part.uuid, first=first_id(study.study_id))
+
+
+def of_state(state: State, *, uuid: str = "", first: int = 0) -> StudyRecords:
+    """The study of this State. Hold its lock: nothing may be applied meanwhile."""
+    define = state.define
+    assert define is not None
+    if state.ledger is not None:
+        policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)
+        define = msgspec.structs.replace(define, policy=policy)
+    budget = state.budget
+    if budget is not None and state.configurations is not None:  # here some take no place of their own
+        taking = [trial.number for trial in state.trials if trial.state in TAKES_A_PLACE]
+        budget += len(taking) - len({state.configurations.root(number) for number in taking})
+    return StudyRecords(
+        define=define,
+        trials={trial.number: record_of(trial, state, uuid) for trial in state.trials},
+        settings=StudySet(dict(state.user), dict(state.system)),
+        control=StudyControl(state.status, -1 if budget is None else budget),
+        uuid=uuid,
+        first=first,
+    )
+
+
+def record_of(trial: Trial, state: State, uuid: str = "") -> TrialCreate:
+    """The record that would create this trial of this State, whose lock is held."""
+    copied = origin(trial)
+    peer = state.peers.get(trial.owner or "", {})
+    copied |= {key: peer[key] for key in ("site", "host") if key in peer}
+    copied |= {"earlier": earlier_seconds(trial)} if trial.history else {}
+    copied |= {"study": uuid, "trial": trial.number} if uuid else {}
+    return TrialCreate(
+        state=trial.state,
+        params=dict(trial.params),
+        dists={name: trial.distribution(name, state) for name in trial.params},
+        reports=dict(trial.reports),
+        user=dict(trial.user),
+        system={**trial.system, COPIED: json.dumps(copied, ensure_ascii=False)} if copied else dict(trial.system),
+        values=trial.values,
+        reason=trial.reason,
+        start=trial.start,
+        end=trial.end,
+        metrics={name: dict(values) for name, values in trial.metrics.items()},
+    )
+
+
+def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
+    """Which `trial` of which `study` this was copied from, as far as known.
+
+    And the `site` and `host` that ran it, and the seconds for which it ran `earlier` than in its last lease.
+    """
+    found: dict[str, Any] = json.loads(trial.system.get(COPIED, "{}"))
+    return found
+
+
+def params_of(record: TrialCreate) -> Iterator[tuple[str, Any]]:
+    """The parameters' names and values, as the objective saw them."""
+    from hopaas_p2p.translate import external, to_optuna
+
+    for name, value in record.params.items():
+        yield name, external(to_optuna(record.dists[name]), value)
+
+
+def one_of(names: list[str], name: str | None, place: str) -> str:
+    """The name, or the only one that there is.
+
+    Raises:
+        NoSuchStudy: it is not there, or there are several and none was named.
+
+    """
+    there = ", ".join(names[:20]) or "none"
+    if name is None and len(names) != 1:
+        raise NoSuchStudy(f"{place} holds {len(names)} studies; choose one: {there}")
+    if name is not None and name not in names:
+        raise NoSuchStudy(f"{place} has no study {name!r}; it has: {there}")
+    return names[0] if name is None else name
+
+
+def renamed(system: Mapping[str, str], ids: Renumber, numbers: Renumber) -> dict[str, str]:
+    """A study's attributes, without those that are about trials which are not there."""
+    there = {}
+    for key, text in system.items():
+        found, to = (
+            (_BY_ID.fullmatch(key), ids) if key.startswith("dashboard:") else (_BY_NUMBER.fullmatch(key), numbers)
+        )
+        new = None if found is None else to(int(found[2]))
+        if found is None or new is not None:
+            there[key if found is None else f"{found[1]}{new}{found[3]}"] = text
+    return there
+
+
+def linked(system: Mapping[str, str], to: Renumber) -> dict[str, str]:
+    """A trial's attributes with the new numbers of the trials that they name, if these are there."""
+    found = {key: _link(text, to) if key in _LINKS else text for key, text in system.items()}
+    return {key: text for key, text in found.items() if text is not None}
+
+
+def _link(text: str, to: Renumber) -> str | None:
+    value = json_or_none(text)
+    if type(value) is int:
+        value = to(value)
+    elif isinstance(value, list):
+        value = [one for one in map(to, value) if one is not None] if all(type(one) is int for one in value) else None
+    elif isinstance(value, dict) and type(value.get("of")) is int:
+        of = to(value["of"])
+        value = None if of is None else {**value, "of": of}
+    else:
+        return text
+    return None if value is None else json.dumps(value, separators=(",", ":"))

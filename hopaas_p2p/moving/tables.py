@@ -1,0 +1,210 @@
+"""CSV, for spreadsheets, and Parquet, for data frames.
+
+CSV has the columns of Optuna's `trials_dataframe()`, without intermediate values and distributions, and the last value
+of each metric (`metrics_NAME`), which imports leave out. Text that a spreadsheet would run as a formula is quoted with
+an apostrophe. Parquet has typed columns, and all reports and metrics. Times are exact.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hopaas_p2p import extras
+from hopaas_p2p.analysis.facts import last_metrics
+from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, StudyDefine, TrialCreate, TrialState
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.moving.records import StudyRecords, origin, params_of
+from hopaas_p2p.space import parse_value
+from hopaas_p2p.times import from_iso, to_iso, to_utc
+
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+
+
+def dump_csv(source: StudyRecords) -> Iterator[str]:
+    """The lines of a CSV file, with their ends."""
+    objectives = len(source.define.directions)
+    values = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
+    rows = [_row(number, record, values) for number, record in source.trials.items()]
+    seen = dict.fromkeys(name for row in rows for name in row)
+    columns = ["number", *values, "datetime_start", "datetime_complete", "duration"]
+    for kind in ("params_", "user_attrs_"):
+        columns += [name for name in seen if name.startswith(kind)]
+    columns += [*sorted(name for name in seen if name.startswith("metrics_")), "reason", "site", "host", "state"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    for row in ({name: name for name in columns}, *rows):
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def _row(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any]:
+    about = origin(record)
+    times = None if record.start is None or record.end is None else (record.start, record.end)
+    row: dict[str, Any] = {
+        "number": number,
+        "datetime_start": to_iso(record.start),
+        "datetime_complete": to_iso(record.end),
+        "duration": times and about.get("earlier", 0) + max(0, times[1] - times[0]) / 1e6,
+        "reason": record.reason,
+        "site": about.get("site"),
+        "host": about.get("host"),
+        "state": record.state.name,
+    }
+    row.update(zip(values, record.values or (), strict=False))
+    row.update({f"params_{name}": value for name, value in params_of(record)})
+    row.update({f"user_attrs_{key}": parse_value(text) for key, text in record.user.items()})
+    row.update({f"metrics_{name}": value for name, value in last_metrics(record).items()})
+    return row
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):  # a bare CR is not quoted, and begins a row
+        value = value.replace("\r", "\n")
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def load_csv(
+    lines: Iterable[str], *, space: dict[str, Distribution], name: str | None, directions: Sequence[str] = ()
+) -> StudyRecords:
+    """The trials of a CSV file with our columns, or those of Optuna's `trials_dataframe().to_csv()`.
+
+    Parameters outside `space` get the narrowest distribution that holds their values. A file does not say which
+    directions its study has: these, if it has as many values.
+
+    Raises:
+        InvalidInput: a column or a cell cannot be read; the message says which.
+
+    """
+    try:
+        rows = list(csv.DictReader(lines))
+    except csv.Error as error:
+        raise InvalidInput(f"this CSV cannot be read: {error}") from None
+    if not rows or "state" not in rows[0]:
+        raise InvalidInput("this CSV has no column 'state'; write one with `study export`, or trials_dataframe()")
+    values = [column for column in rows[0] if column == "value" or column.startswith("values_")]
+    cells = {
+        column.removeprefix("params_"): [_unquoted(row[column]) for row in rows]
+        for column in rows[0]
+        if column.startswith("params_")
+    }
+    dists = {key: space[key] if key in space else _guess(column) for key, column in cells.items()}
+    trials = {}
+    for at, row in enumerate(rows):
+        try:
+            trials[at] = _from_row(row, values, dists)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"row {at + 2}: {error}") from None
+    own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
+    return StudyRecords(StudyDefine(name or "", own), trials)
+
+
+def _from_row(row: dict[str, str], values: list[str], dists: dict[str, Distribution]) -> TrialCreate:
+    from hopaas_p2p.translate import read_json
+
+    named = {key: _unquoted(row[f"params_{key}"]) for key in dists if row[f"params_{key}"] != ""}
+    told = [float(row[column]) for column in values if row[column] not in ("", "None")]
+    start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
+    return TrialCreate(
+        state=TrialState[row["state"].rpartition(".")[2].upper()],
+        params={key: _place(dists[key], text) for key, text in named.items()},
+        dists={key: dists[key] for key in named},
+        user={
+            column.removeprefix("user_attrs_"): json.dumps(read_json(_unquoted(text)), ensure_ascii=False)
+            for column, text in row.items()
+            if column.startswith("user_attrs_") and text != ""
+        },
+        values=tuple(told) if len(told) == len(values) and told else None,
+        reason=_unquoted(row.get("reason") or "") or None,
+        start=None if start in (None, "", "NaT") else from_iso(start),
+        end=None if end in (None, "", "NaT") else from_iso(end),
+    )
+
+
+def _unquoted(text: str) -> str:
+    return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
+
+
+def _place(distribution: Distribution, text: str) -> float:
+    """A cell in the log's representation."""
+    if not isinstance(distribution, Categorical):
+        return float(text)
+    for index, choice in enumerate(distribution.choices):
+        if str(choice) == text:
+            return float(index)
+    raise ValueError(f"{text!r} is none of {distribution.choices}")
+
+
+def _guess(column: list[str]) -> Distribution:
+    given = [text for text in column if text != ""]
+    try:
+        numbers = [float(text) for text in given]
+    except ValueError:
+        return Categorical(tuple(dict.fromkeys(given)))
+    if not all(map(math.isfinite, numbers)):  # a range cannot hold an infinity; choices can
+        return Categorical(tuple(dict.fromkeys(given)))
+    if all(text.lstrip("+-").isdigit() for text in given):
+        return Int(int(min(numbers, default=0)), int(max(numbers, default=0)))
+    return Float(min(numbers, default=0.0), max(numbers, default=0.0))
+
+
+def dump_parquet(source: StudyRecords, path: Path) -> None:
+    """Write a Parquet file.
+
+    Raises:
+        InvalidInput: pyarrow is not installed.
+
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise InvalidInput(f"Parquet needs pyarrow: {extras.install('parquet')}") from None
+    records = list(source.trials.values())
+    when = pa.timestamp("us", tz="UTC")
+    pair = pa.struct([("step", pa.int64()), ("value", pa.float64())])
+    reports = [[{"step": s, "value": v} for s, v in record.reports.items()] for record in records]
+    logged = [
+        [{"name": name, "step": s, "value": v} for name, values in record.metrics.items() for s, v in values.items()]
+        for record in records
+    ]
+    columns: dict[str, Any] = {
+        "number": pa.array(list(source.trials), pa.int64()),
+        "state": pa.array([record.state.name for record in records], pa.string()),
+        "values": pa.array([record.values for record in records], pa.list_(pa.float64())),
+        "datetime_start": pa.array([to_utc(record.start) for record in records], when),
+        "datetime_complete": pa.array([to_utc(record.end) for record in records], when),
+        **{f"params_{name}": column for name, column in _parameters(pa, records).items()},
+        "reports": pa.array(reports, pa.list_(pair)),
+        "metrics": pa.array(logged, pa.list_(pa.struct([("name", pa.string()), *pair]))),
+        "user_attrs": pa.array([list(record.user.items()) for record in records], pa.map_(pa.string(), pa.string())),
+        "reason": pa.array([record.reason for record in records], pa.string()),
+        **{key: pa.array([origin(record).get(key) for record in records], pa.string()) for key in ("site", "host")},
+    }
+    parquet.write_table(pa.table(columns), path)
+
+
+def _parameters(pa: Any, records: list[TrialCreate]) -> dict[str, Any]:
+    rows = [dict(params_of(record)) for record in records]
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds <= {float} or kinds <= {float, int}:
+            columns[name] = pa.array([None if one is None else float(one) for one in values], pa.float64())
+        if kinds <= {int} and all(one is None or -(1 << 63) <= one < 1 << 63 for one in values):
+            columns[name] = pa.array(values, pa.int64())
+        elif kinds <= {bool}:
+            columns[name] = pa.array(values, pa.bool_())
+        elif name not in columns:
+            columns[name] = pa.array([None if one is None else str(one) for one in values], pa.string())
+    return columns
