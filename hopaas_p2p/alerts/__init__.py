@@ -6,7 +6,7 @@ study holds its name and what was posted, so that its successor does not post th
 
 from __future__ import annotations
 
-from hopaas_p2p.alerts.rules import Alert, AlertMemory, AlertThresholds
+from hopaas_p2p.alerts.rules import Alert, AlertMemory
 from hopaas_p2p.alerts.sender import AlertSender, posted, webhook
 
-__all__ = ["Alert", "AlertMemory", "AlertSender", "AlertThresholds", "posted", "webhook"]
+__all__ = ["Alert", "AlertMemory", "AlertSender", "posted", "webhook"]

@@ -6,27 +6,22 @@ comes true, and again only after it was false. Every new best is posted. Pure: n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.analysis.facts import best, is_better, shown
+from hopaas_p2p.analysis.facts import best, is_better, json_number, shown
 from hopaas_p2p.analysis.spending import amount, limited
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
-
-class AlertThresholds(NamedTuple):
-    """When something is worth an alert."""
-
-    failures: int = 5
-    """Failures in a row that the objective caused."""
-    stagnation: int = 100
-    """COMPLETE trials since the best one."""
-    budget: float = 0.8
-    """Share of the budget that is used."""
+FAILURES: Final = 5
+"""Failures in a row that the objective caused."""
+STAGNATION: Final = 100
+"""COMPLETE trials since the best one."""
+_BUDGET: Final = 0.8
+"""Share of the budget that is used."""
 
 
 class Alert(NamedTuple):
@@ -41,80 +36,66 @@ class Alert(NamedTuple):
 
 
 class AlertMemory(msgspec.Struct, frozen=True):
-    """What was posted; kept in the study."""
+    """Who sends, and what was posted; kept in the study."""
 
+    sender: str = ""
     best: float | None = None
-    best_trial: int | None = None
     active: tuple[str, ...] = ()
     """Keys of the conditions that hold and were posted."""
     begun: bool = False
     """Whether a sender has looked before; the best trial at its first look is not news."""
 
 
-def due(
-    state: State, silences: Mapping[str, float], memory: AlertMemory, thresholds: AlertThresholds | None = None
-) -> tuple[list[Alert], AlertMemory]:
+def due(state: State, silences: Mapping[str, float], memory: AlertMemory) -> tuple[list[Alert], AlertMemory]:
     """The alerts that are due now, and what to remember once they are posted.
 
     Args:
         state: the study.
         silences: owner of running trials -> its silence as a share of its ttl: 1 or more means that it is gone.
         memory: of the previous call.
-        thresholds: when something is worth an alert.
 
     """
-    thresholds = thresholds or AlertThresholds()
     alerts = []
-    top = best(state)
-    found = _improved(state, top, memory)
-    if found is not None and memory.begun:
-        alerts.append(found)
-    conditions = {one.key: one for one in _conditions(state, silences, top, thresholds)}
-    alerts += [one for key, one in conditions.items() if key not in memory.active]
+    direction = state.define.directions[0] if state.define is not None else "minimize"
+    top, before = best(state), memory.best
     value = top.values[0] if top is not None and top.values else None
-    after = AlertMemory(value, top.number if top is not None else None, tuple(sorted(conditions)), begun=True)
+    better = value is not None and (before is None or is_better(value, before, direction))
+    if memory.begun and better and top is not None and value is not None:
+        came = f", before {shown(before)}" if before is not None else ""
+        text = f"new best {shown(value)} (trial {top.number}{came})"
+        details = {"trial": top.number, "value": json_number(value), "before": json_number(before)}
+        alerts.append(Alert("new-best", f"new-best:{top.number}", text, details))
+    conditions = {one.key: one for one in _conditions(state, silences, top)}
+    alerts += [one for key, one in conditions.items() if key not in memory.active]
+    after = msgspec.structs.replace(memory, best=value, active=tuple(sorted(conditions)), begun=True)
     return alerts, after
 
 
 def after_sending(sent: Sequence[Alert], before: AlertMemory, after: AlertMemory) -> AlertMemory:
     """What to remember when only these of the alerts were posted."""
-    keys = {one.key for one in sent}
-    best_sent = any(one.kind == "new-best" for one in sent)
-    kept = after if best_sent or not before.begun else before
-    active = tuple(key for key in after.active if key in keys or key in before.active)
-    return AlertMemory(kept.best, kept.best_trial, active, begun=True)
+    known = {one.key for one in sent} | set(before.active)
+    new_best = after.best if not before.begun or any(one.kind == "new-best" for one in sent) else before.best
+    return msgspec.structs.replace(after, best=new_best, active=tuple(key for key in after.active if key in known))
 
 
-def _improved(state: State, top: Trial | None, memory: AlertMemory) -> Alert | None:
-    if top is None or not top.values or state.define is None:
-        return None
-    value, before = top.values[0], memory.best
-    if before is not None and not is_better(value, before, state.define.directions[0]):
-        return None
-    came = f", before {shown(before)}" if before is not None else ""
-    details = {"trial": top.number, "value": _plain(value), "before": None if before is None else _plain(before)}
-    return Alert("new-best", f"new-best:{top.number}", f"new best {shown(value)} (trial {top.number}{came})", details)
-
-
-def _conditions(
-    state: State, silences: Mapping[str, float], top: Trial | None, thresholds: AlertThresholds
-) -> Iterator[Alert]:
+def _conditions(state: State, silences: Mapping[str, float], top: Trial | None) -> Iterator[Alert]:
     yield from _silent_sites(state, silences)
     row = state.failures_in_a_row
-    if row >= thresholds.failures:
-        why = _last_reason(state)
+    if row >= FAILURES:
+        reasons = (one.reason for one in reversed(state.trials) if one.state is TrialState.FAIL and one.reason)
+        why = next(reasons, "no reason given").split("\n", 1)[0][:200]
         yield Alert("failures", "failures", f"{row} trials in a row failed; the last: {why}", {"in_a_row": row})
     if top is not None:
         since = sum(trial.state is TrialState.COMPLETE for trial in state.trials[top.number + 1 :])
-        if since >= thresholds.stagnation:
+        if since >= STAGNATION:
             text = f"no better trial among the last {since:,} complete ones"
             yield Alert("stagnation", f"stagnation:{top.number}", text, {"complete_since_best": since})
-    if state.budget and state.used() >= thresholds.budget * state.budget:
-        used = state.used()
+    used = state.used()
+    if state.budget and used >= _BUDGET * state.budget:
         text = f"{used:,} of {state.budget:,} trials of the budget are used"
         yield Alert("budget", f"budget:{state.budget}", text, {"used": used, "budget": state.budget})
     for one in limited(state):
-        if one.limit is not None and one.spent >= thresholds.budget * one.limit:
+        if one.limit is not None and one.spent >= _BUDGET * one.limit:
             text = f"{amount(one.spent)} of {amount(one.limit)} {one.unit} of the budget are used"
             about = {"used": one.spent, "budget": one.limit, "unit": one.what}
             yield Alert("budget", f"budget:{one.what}:{one.limit:g}", text, about)
@@ -136,17 +117,5 @@ def _silent_sites(state: State, silences: Mapping[str, float]) -> Iterator[Alert
         if all(peers.values()):
             count = len(peers)
             who = "its one peer that runs a trial is" if count == 1 else f"all {count} of its peers that run trials are"
-            yield Alert(
-                "site-silent", f"site-silent:{site}", f"site {site}: {who} silent", {"site": site, "peers": count}
-            )
-
-
-def _last_reason(state: State) -> str:
-    for trial in reversed(state.trials):
-        if trial.state is TrialState.FAIL and trial.reason:
-            return trial.reason.split("\n", 1)[0][:200]
-    return "no reason given"
-
-
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+            about = {"site": site, "peers": count}
+            yield Alert("site-silent", f"site-silent:{site}", f"site {site}: {who} silent", about)

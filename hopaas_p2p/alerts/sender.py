@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hopaas_p2p.alerts.rules import Alert, AlertMemory, AlertThresholds, after_sending, due
+from hopaas_p2p.alerts.rules import Alert, AlertMemory, after_sending, due
 from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.leases import FailureDetector, ttl_of
 from hopaas_p2p.core.records import StudySet
@@ -42,17 +42,12 @@ _RETRY_INTERVAL: Final = 30.0  # seconds
 Send = Callable[[dict[str, Any]], None]
 
 
-class _Leadership(msgspec.Struct, frozen=True):
-    sender: str = ""
-    memory: AlertMemory = AlertMemory()
-
-
-def _leadership(state: State) -> _Leadership:
+def _memory(state: State) -> AlertMemory:
     text = state.system.get(ALERTS, "")
     try:
-        return msgspec.json.decode(text, type=_Leadership) if text else _Leadership()
+        return msgspec.json.decode(text, type=AlertMemory) if text else AlertMemory()
     except msgspec.MsgspecError:  # another version's, or garbage
-        return _Leadership()
+        return AlertMemory()
 
 
 def posted(state: State) -> tuple[str, ...] | None:
@@ -60,8 +55,8 @@ def posted(state: State) -> tuple[str, ...] | None:
 
     Read from the log alone: a sender that fell silent counts until another one takes over.
     """
-    found = _leadership(state)
-    return found.memory.active if found.sender else None
+    found = _memory(state)
+    return found.active if found.sender else None
 
 
 class AlertSender:
@@ -70,7 +65,6 @@ class AlertSender:
     Args:
         study: needs the right to write to it.
         send: delivers one message, or raises OSError.
-        thresholds: when something is worth an alert.
         complain: called with a text when the receiver cannot be reached.
         settle: seconds that others get to stand for election at the same moment.
 
@@ -81,16 +75,15 @@ class AlertSender:
         study: Study,
         send: Send,
         *,
-        thresholds: AlertThresholds | None = None,
         complain: Callable[[str], None] = lambda _text: None,
         settle: float = _SETTLE,
     ) -> None:
         self.study = study
         self.id = new_uuid()
-        self._send, self._thresholds, self._complain = send, thresholds, complain
+        self._send, self._complain = send, complain
         self._election = Election(
             study.storage.peer.store,
-            holder=lambda: _leadership(study.state).sender,
+            holder=lambda: _memory(study.state).sender,
             appoint=self._appoint,
             ttl=lambda _holder: study.state.policy.ttl,
             settle=settle,
@@ -102,7 +95,7 @@ class AlertSender:
     @property
     def is_leader(self) -> bool:
         """Whether this is the elected sender, as far as the log was read."""
-        return _leadership(self.study.state).sender == self.id
+        return _memory(self.study.state).sender == self.id
 
     def look(self) -> list[Alert]:
         """Stand for election if there is no sender; post what is due. Returns what was posted.
@@ -118,8 +111,11 @@ class AlertSender:
         self._beat(now)
         if now < self._retry_at:
             return []
-        memory = _leadership(self.study.state).memory
-        alerts, after = due(self.study.state, self._silences(now), memory, self._thresholds)
+        state, memory = self.study.state, _memory(self.study.state)
+        owners = owners_of(state)
+        self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
+        silences = {owner: self._owners.silence(owner, now) / ttl_of(state, owner) for owner in owners}
+        alerts, after = due(state, silences, memory)
         sent: list[Alert] = []
         for alert in alerts:
             if not self.is_leader or not self._post(alert):
@@ -127,32 +123,25 @@ class AlertSender:
                 break
             sent.append(alert)
         if after != memory and self.is_leader:
-            self._write(_Leadership(self.id, after))
+            self._write(after)
         return sent
 
     def resign(self) -> None:
         """Give up the leadership, so that another sender need not wait until this one is silent."""
         self._election.resign(self.id)
 
-    def _write(self, leadership: _Leadership) -> None:
-        text = msgspec.json.encode(leadership).decode()
-        self.study.storage.say(self.study.study_id, StudySet(system={ALERTS: text}))
+    def _write(self, memory: AlertMemory) -> None:
+        self.study.storage.say(self.study.study_id, StudySet(system={ALERTS: msgspec.json.encode(memory).decode()}))
 
     def _appoint(self, sender: str) -> None:
         if sender:
             self._beat(time.monotonic())
-        self._write(_Leadership(sender, _leadership(self.study.state).memory))
+        self._write(msgspec.structs.replace(_memory(self.study.state), sender=sender))
 
     def _beat(self, now: float) -> None:
         if not self._last_beat or now - self._last_beat >= self.study.state.policy.ttl / 3:
             self._last_beat = now
             self.study.storage.peer.store.beat(Beat(self.id, repr(now)))
-
-    def _silences(self, now: float) -> dict[str, float]:
-        state = self.study.state
-        owners = owners_of(state)
-        self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
-        return {owner: self._owners.silence(owner, now) / ttl_of(state, owner) for owner in owners}
 
     def _post(self, alert: Alert) -> bool:
         study = self.study
@@ -169,7 +158,12 @@ class AlertSender:
             self._send(message)
         except OSError as error:
             self._retry_at = time.monotonic() + _RETRY_INTERVAL
-            why = _why(error)
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
+                why = f"it answered {error.code}"
+            else:  # the cause, without the URL
+                reason = getattr(error, "reason", error)
+                why = str(getattr(reason, "strerror", None) or type(reason).__name__)
             self._complain(f"the webhook does not accept alerts ({why}); trying again in {_RETRY_INTERVAL:.0f} s")
             return False
         return True
@@ -204,12 +198,3 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_args: Any) -> None:
         return None
-
-
-def _why(error: OSError) -> str:
-    """The cause, without the URL."""
-    if isinstance(error, urllib.error.HTTPError):
-        error.close()  # it holds the connection
-        return f"it answered {error.code}"
-    reason = getattr(error, "reason", error)
-    return str(getattr(reason, "strerror", None) or type(reason).__name__)

@@ -17,7 +17,6 @@ from hopaas_p2p.analysis.table import Floats, Ints, Parameter
 
 Data = Mapping[str, Any]
 """Columns by name: the first two are the place on the axes; a tooltip says them all, or only the one called `said`."""
-"""Columns by name: the first two are the place on the axes, a tooltip says them all."""
 Points = list[tuple[float, float]]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")

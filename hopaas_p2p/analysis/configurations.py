@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hopaas_p2p.core.configurations import Configurations
-from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.rungs import Ladder, Rungs
+from hopaas_p2p.core.rungs import Ladder
 from hopaas_p2p.core.standings import RungCount
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, State, Trial
 
@@ -50,48 +49,39 @@ class PromotionEvent(NamedTuple):
     site: str | None
 
 
-def chains(state: State) -> dict[int, list[Trial]]:
-    """The trials of each configuration, by the number of the first; the newest last."""
-    found: dict[int, list[Trial]] = {}
-    root = state.configurations.root if state.configurations is not None else int
-    for trial in state.trials:
-        found.setdefault(root(trial.number), []).append(trial)
-    return found
-
-
-def newest_of(chain: list[Trial]) -> Trial:
-    """The trial that says most about a configuration: running before complete, before one that waits, before others."""
-    order = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
-    return max(chain, key=lambda trial: (order.index(trial.state), trial.number))
+_SAYS_MOST: Final = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
+"""States in the order of how much a trial in it says about its configuration."""
 
 
 def rows(state: State) -> list[ConfigurationRow]:
     """The configurations of a study, by their first trials."""
-    return [_row(state, first, chain) for first, chain in chains(state).items()]
+    chains: dict[int, list[Trial]] = {}
+    root = state.configurations.root if state.configurations is not None else int
+    for trial in state.trials:
+        chains.setdefault(root(trial.number), []).append(trial)
+    return [_row(state, first, chain) for first, chain in chains.items()]
 
 
 def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
-    newest = newest_of(chain)
-    configurations = state.configurations
-    ladder = None if configurations is None else configurations.standings
+    newest = max(chain, key=lambda trial: (_SAYS_MOST.index(trial.state), trial.number))
+    ladder = None if state.configurations is None else state.configurations.standings
     standing = None if ladder is None or first not in ladder else ladder.standing(first)
     if newest.paused and standing is not None and standing.over:
         newest = chain[-1]  # it went on from there, and failed
-    word = "paused" if newest.paused else newest.state.name.lower()
     first_step = 0 if ladder is None else ladder.policy.first_step
     steps = [max(trial.reports) for trial in chain if trial.reports]
     owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
     sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
     return ConfigurationRow(
-        first,
-        tuple([trial.number for trial in chain]),
-        word,
-        newest,
-        None if ladder is None or standing is None else ladder.bracket(first),
-        max(steps) - first_step + 1 if steps else 0,
-        None if ladder is None or standing is None else ladder.pauses_at(first),
-        () if standing is None else standing.reached,
-        tuple(sites),
+        first=first,
+        trials=tuple([trial.number for trial in chain]),
+        state="paused" if newest.paused else newest.state.name.lower(),
+        newest=newest,
+        bracket=None if ladder is None or standing is None else ladder.bracket(first),
+        epochs=max(steps) - first_step + 1 if steps else 0,
+        pauses_at=None if ladder is None or standing is None else ladder.pauses_at(first),
+        reached=() if standing is None else standing.reached,
+        sites=tuple(sites),
     )
 
 
@@ -102,20 +92,16 @@ def promotions(state: State) -> list[PromotionEvent]:
         if trial.continues is None or state.configurations is None:
             continue
         before = state.trials[trial.continues]
-        policy = state.configurations.policy
-        steps = max(before.reports, default=-1)
-        found.append(
-            PromotionEvent(
-                state.configurations.root(trial.number),
-                before.number,
-                trial.number,
-                trial.start,
-                steps + 1 if policy is None else policy.epochs(steps),
-                state.peers.get(before.owner or "", {}).get("site"),
-                state.peers.get(trial.owner or "", {}).get("site"),
-            )
-        )
+        sites = (state.peers.get(one.owner or "", {}).get("site") for one in (before, trial))
+        first, epochs = state.configurations.root(trial.number), epochs_of(state, max(before.reports, default=-1))
+        found.append(PromotionEvent(first, before.number, trial.number, trial.start, epochs, *sites))
     return found
+
+
+def epochs_of(state: State, step: int) -> int:
+    """How many epochs a trial has done that reported this step last."""
+    policy = None if state.configurations is None else state.configurations.policy
+    return step + 1 if policy is None else policy.epochs(step)
 
 
 def rung_counts(state: State) -> list[RungCount]:
@@ -148,16 +134,9 @@ def next_in_words(state: State) -> str:
     paused = state.promoted()
     if paused is not None:
         return f"trial {paused} continues next"
-    if configurations.members is not None:
-        return _next_member(state, configurations.members)
-    first = ""
-    if isinstance(configurations.standings, Ladder) and configurations.standings.is_unproved():
-        first = f"; no trial pauses until {configurations.standings.policy.whole} have been trained to the end"
-    return f"nothing is promoted now: {_why_not(state, configurations)}{first}"
-
-
-def _next_member(state: State, members: Members) -> str:
-    running = state.counts[TrialState.RUNNING]
+    members, running = configurations.members, state.counts[TrialState.RUNNING]
+    if members is None:
+        return f"nothing is promoted now: {_why_not(state, configurations)}"
     if state.has_room():
         waits = f"; {members.waiting()} wait until all have started" if members.waiting() else ""
         return f"a new member starts next, {state.used() + 1} of {state.places()}{waits}"
@@ -165,28 +144,24 @@ def _next_member(state: State, members: Members) -> str:
 
 
 def _why_not(state: State, configurations: Configurations) -> str:
-    policy = configurations.policy
-    assert configurations.standings is not None
-    assert isinstance(policy, Rungs)
-    eta = policy.eta
-    places = [place for place in configurations.standings.places() if place.waiting]
-    if not places:
-        diverged = _diverged(state, configurations)
-        more = f"; {diverged} that reported NaN or infinity {'is' if diverged == 1 else 'are'} not continued"
-        return f"no trial is waiting at a rung{more * (diverged > 0)}" if state.trials else "no trial has run yet"
-    lacking = [place for place in places if place.reached < eta]
-    if len(lacking) == len(places):
-        place = lacking[0]
-        return f"a rung promotes one trial in {eta}, and only {place.reached} reached epoch {place.epochs}"
-    end = "" if state.has_room() else ", and the budget has no room for new ones"
-    running = state.counts[TrialState.RUNNING]
-    wait = f"; {running} running" if running else ""
-    return f"those waiting are not among the best 1/{eta} of their rungs{end}{wait}"
-
-
-def _diverged(state: State, configurations: Configurations) -> int:
-    """How many configurations have paused, and will not be promoted whatever others report."""
     ladder = configurations.standings
     assert isinstance(ladder, Ladder)
-    roots = {configurations.root(trial.number) for trial in state.trials if trial.paused}
-    return sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)
+    eta, places = ladder.policy.eta, [place for place in ladder.places() if place.waiting]
+    lacking = [place for place in places if place.reached < eta]
+    if not state.trials:
+        why = "no trial has run yet"
+    elif not places:  # those that have paused will not be promoted, whatever others report
+        roots = {configurations.root(trial.number) for trial in state.trials if trial.paused}
+        count = sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)
+        more = f"; {count} that reported NaN or infinity {'is' if count == 1 else 'are'} not continued"
+        why = f"no trial is waiting at a rung{more * (count > 0)}"
+    elif len(lacking) == len(places):
+        place = lacking[0]
+        why = f"a rung promotes one trial in {eta}, and only {place.reached} reached epoch {place.epochs}"
+    else:
+        end = "" if state.has_room() else ", and the budget has no room for new ones"
+        running = state.counts[TrialState.RUNNING]
+        wait = f"; {running} running" if running else ""
+        why = f"those waiting are not among the best 1/{eta} of their rungs{end}{wait}"
+    unproved = f"; no trial pauses until {ladder.policy.whole} have been trained to the end"
+    return f"{why}{unproved * ladder.is_unproved()}"

@@ -46,18 +46,9 @@ def copies(state: State) -> list[CopyEvent]:
         if number is None or trial.continues is None:  # a retry has copied nothing anew
             continue
         source = state.trials[number]
-        found.append(
-            CopyEvent(
-                root(trial.number),
-                trial.number,
-                root(number),
-                number,
-                _epochs(state, max(source.reports, default=-1)),
-                trial.start,
-                state.peers.get(source.owner or "", {}).get("site"),
-                state.peers.get(trial.owner or "", {}).get("site"),
-            )
-        )
+        sites = (state.peers.get(one.owner or "", {}).get("site") for one in (source, trial))
+        epochs = configurations.epochs_of(state, max(source.reports, default=-1))
+        found.append(CopyEvent(root(trial.number), trial.number, root(number), number, epochs, trial.start, *sites))
     return found
 
 
@@ -69,22 +60,16 @@ def stretches(state: State) -> list[FamilyStretch]:
         if own is None:
             continue
         root = state.configurations.root(trial.number) if state.configurations is not None else trial.number
-        found.append(FamilyStretch(root, trial.number, max(0, _epochs(state, own.after)), _epochs(state, own.last)))
+        begin, end = (configurations.epochs_of(state, step) for step in (own.after, own.last))
+        found.append(FamilyStretch(root, trial.number, max(0, begin), end))
     return found
-
-
-def ancestry(state: State, number: int) -> list[int]:
-    """The members whose training led to this trial, the first one first."""
-    root = state.configurations.root if state.configurations is not None else int
-    members = [root(one.trial) for one in segments(state.trials, number)]
-    return [one for at, one in enumerate(members) if at == 0 or members[at - 1] != one]
 
 
 def families(state: State) -> dict[int, list[int]]:
     """Member -> the members whose training led to what it is now, the first one first."""
-    return {row.first: ancestry(state, row.newest.number) for row in configurations.rows(state)}
-
-
-def _epochs(state: State, step: int) -> int:
-    policy = None if state.configurations is None else state.configurations.policy
-    return step + 1 if policy is None else policy.epochs(step)
+    root = state.configurations.root if state.configurations is not None else int
+    found = {}
+    for row in configurations.rows(state):
+        members = [root(one.trial) for one in segments(state.trials, row.newest.number)]
+        found[row.first] = [one for at, one in enumerate(members) if at == 0 or members[at - 1] != one]
+    return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.analysis.facts import budget_unit, duration, shown
-from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, OpenLease, euro
+from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.spending import spent
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
@@ -44,6 +44,13 @@ class SpentRow(NamedTuple):
     cost: Cost
     euro: float
 
+    def fields(self) -> dict[str, Any]:
+        """What people and programs read of it."""
+        cost = self.cost
+        words = {"site": self.site, "person": self.user, "state": self.outcome, "attempts": self.leases}
+        amounts = {"gpu_hours": cost.gpu_hours, "core_hours": cost.core_hours, "kwh": cost.kwh, "euro": self.euro}
+        return words | {"seconds": cost.time / 1e6} | amounts | {"epochs": cost.epochs}
+
 
 class Spending(NamedTuple):
     """See the module."""
@@ -64,12 +71,39 @@ class Spending(NamedTuple):
 def spending(state: State) -> Spending:
     """What was spent, as far as the log tells. Reads the State only."""
     ledger = spent(state)
-    running = [(lease, _since_counted(lease)) for lease in list(ledger.open.values())]
-    rows = _rows(ledger, running)
-    total = _sum(rows, "all", "", "")
-    amounts = _amounts(state, ledger, total)
-    until = ledger.limits.until
-    return Spending(rows, total, amounts, _until_in_words(until), ledger.reached, _more_trials(state, amounts))
+    booked = [*ledger.accounts.values()]
+    for lease in list(ledger.open.values()):
+        more = lease.cost()
+        more.subtract(lease.counted)
+        booked.append(Account(lease.site, lease.user, "running", more, 0 if lease.booked else 1))
+    rows: dict[tuple[str, str, str], SpentRow] = {}
+    total = SpentRow("all", "", "", 0, Cost(), 0.0)
+    for account in booked:
+        key, price = (account.site, account.user, account.outcome), euro(account, ledger.limits.prices)
+        before = rows.get(key) or SpentRow(*key, 0, Cost(), 0.0)
+        before.cost.add(account.cost)
+        total.cost.add(account.cost)
+        rows[key] = before._replace(leases=before.leases + account.leases, euro=before.euro + price)
+        total = total._replace(leases=total.leases + account.leases, euro=total.euro + price)
+    order: dict[str, int] = {outcome: place for place, outcome in enumerate(OUTCOMES)}
+    found = [row for row in rows.values() if row.leases or row.cost != Cost()]
+    found.sort(key=lambda row: (row.site, row.user, order.get(row.outcome, len(order))))
+
+    counts, limits = state.counts, ledger.limits
+    done = counts[COMPLETE] + counts[PRUNED]
+    amounts = [Amount("trials", budget_unit(state), done if state.budget is None else state.used(), state.budget, None)]
+    for what, unit in AMOUNTS.items():
+        value, limit = total.euro if what == "euro" else getattr(total.cost, what), getattr(limits, what)
+        if value or limit is not None:
+            amounts.append(Amount(what, unit, value, limit, _pace(ledger, what)))
+    amounts.sort(key=lambda one: one.limit is None)
+    rest = [
+        one.left if one.what == "trials" else one.left * done / one.spent
+        for one in amounts
+        if one.left is not None and (one.what == "trials" or (done and one.spent))
+    ]
+    until = _until_in_words(limits.until)
+    return Spending(found, total, amounts, until, ledger.reached, int(min(rest)) if rest else None)
 
 
 def limited(state: State) -> list[Amount]:
@@ -78,50 +112,6 @@ def limited(state: State) -> list[Amount]:
     if ledger is None or all(getattr(ledger.limits, what) is None for what in AMOUNTS):
         return []
     return [one for one in spending(state).amounts if one.limit is not None and one.what != "trials"]
-
-
-def _since_counted(lease: OpenLease) -> Cost:
-    """What a running lease cost that is not in the accounts yet."""
-    cost = lease.cost()
-    cost.subtract(lease.counted)
-    return cost
-
-
-def _rows(ledger: Ledger, running: list[tuple[OpenLease, Cost]]) -> list[SpentRow]:
-    rows = {key: _row(account, ledger) for key, account in list(ledger.accounts.items())}
-    for lease, cost in running:
-        more = _row(Account(lease.site, lease.user, "running", cost, 0 if lease.booked else 1), ledger)
-        key = f"{lease.site}\n{lease.user}\nrunning"
-        rows[key] = _sum([more, *([rows[key]] if key in rows else [])], lease.site, lease.user, "running")
-    order: dict[str, int] = {outcome: place for place, outcome in enumerate(OUTCOMES)}
-    found = [row for row in rows.values() if row.leases or row.cost != Cost()]
-    return sorted(found, key=lambda row: (row.site, row.user, order.get(row.outcome, len(order))))
-
-
-def _row(account: Account, ledger: Ledger) -> SpentRow:
-    price = euro(account, ledger.limits.prices)
-    return SpentRow(account.site, account.user, account.outcome, account.leases, account.cost, price)
-
-
-def _sum(rows: Iterable[SpentRow], site: str, user: str, outcome: str) -> SpentRow:
-    cost, leases, price = Cost(), 0, 0.0
-    for row in rows:
-        cost.add(row.cost)
-        leases += row.leases
-        price += row.euro
-    return SpentRow(site, user, outcome, leases, cost, price)
-
-
-def _amounts(state: State, ledger: Ledger, total: SpentRow) -> list[Amount]:
-    counts, limits = state.counts, ledger.limits
-    used = state.used() if state.budget is not None else counts[COMPLETE] + counts[PRUNED]
-    found = [Amount("trials", budget_unit(state), used, state.budget, None)]
-    for what, unit in AMOUNTS.items():
-        value = total.euro if what == "euro" else getattr(total.cost, what)
-        limit = getattr(limits, what)
-        if value or limit is not None:
-            found.append(Amount(what, unit, value, limit, _pace(ledger, what)))
-    return sorted(found, key=lambda one: one.limit is None)
 
 
 def _pace(ledger: Ledger, what: str) -> float | None:
@@ -138,17 +128,6 @@ def _pace(ledger: Ledger, what: str) -> float | None:
         amount = euro(account, ledger.limits.prices) if what == "euro" else getattr(account.cost, what)
         total += amount / hours
     return total or None
-
-
-def _more_trials(state: State, amounts: list[Amount]) -> int | None:
-    done = state.counts[COMPLETE] + state.counts[PRUNED]
-    found = []
-    for one in amounts:
-        if one.what == "trials" and one.left is not None:
-            found.append(one.left)
-        elif one.left is not None and done and one.spent:
-            found.append(one.left / (one.spent / done))
-    return int(min(found)) if found else None
 
 
 def _until_in_words(until: Until | None) -> list[str]:
@@ -170,23 +149,24 @@ def _until_in_words(until: Until | None) -> list[str]:
 
 # --- as texts ---
 
-HEADS: Final = ("site", "person", "state", "attempts", "time", "GPU hours", "core hours", "kWh", "euro", "epochs")
+_HEADS: Final = {"gpu_hours": "GPU hours", "core_hours": "core hours", "kwh": "kWh"}
+"""Of columns that people do not call as programs do."""
 
 
 def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
     """The table by site, person and state, without columns in which nothing is; its last line is the sum."""
-    shown = [*found.rows, found.total]
-    costs = [(row.cost.gpu_hours, row.cost.core_hours, row.cost.kwh, row.euro) for row in shown]
-    columns = [aligned_amounts(column) for column in zip(*costs, strict=True)]
-    rows = [_texts(row, amounts) for row, amounts in zip(shown, zip(*columns, strict=True), strict=True)]
-    keep = [at for at, _ in enumerate(HEADS) if any(row[at] not in ("", "0") for row in rows)]
-    return [HEADS[at] for at in keep], [[row[at] for at in keep] for row in rows]
-
-
-def _texts(row: SpentRow, amounts: Sequence[str]) -> list[str]:
-    state = "returned" if row.outcome == "given back" else row.outcome
-    seconds, epochs = duration(row.cost.time / 1e6), f"{row.cost.epochs:,}"
-    return [row.site, row.user, state, f"{row.leases:,}", seconds, *amounts, epochs]
+    rows = [row.fields() for row in (*found.rows, found.total)]
+    columns: dict[str, list[str]] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name == "seconds":
+            columns["time"] = [duration(value) for value in values]
+        elif any(values) and isinstance(values[0], float):
+            columns[_HEADS.get(name, name)] = aligned_amounts(values)
+        elif any(values):
+            texts = [f"{value:,}" if isinstance(value, int) else value for value in values]
+            columns[name] = ["returned" if text == "given back" else text for text in texts]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def aligned_amounts(values: Sequence[float]) -> list[str]:
@@ -224,25 +204,7 @@ def budget_lines(found: Spending) -> list[str]:
 def as_data(found: Spending) -> dict[str, object]:
     """The same for `--json`."""
     amounts = [one._asdict() | {"left": one.left, "lasts_seconds": one.lasts} for one in found.amounts]
-    rows = [
-        {
-            "site": row.site,
-            "person": row.user,
-            "state": row.outcome,
-            "attempts": row.leases,
-            "seconds": row.cost.time / 1e6,
-            "gpu_hours": row.cost.gpu_hours,
-            "core_hours": row.cost.core_hours,
-            "kwh": row.cost.kwh,
-            "euro": row.euro,
-            "epochs": row.cost.epochs,
-        }
-        for row in found.rows
-    ]
-    return {
-        "amounts": amounts,
-        "rows": rows,
-        "until": found.until,
-        "reached": found.reached,
-        "more_trials": found.more_trials,
+    rows = [row.fields() for row in found.rows]
+    return {"amounts": amounts, "rows": rows} | {
+        name: getattr(found, name) for name in ("until", "reached", "more_trials")
     }

@@ -112,8 +112,6 @@ def svg(chart: Chart, *, width: float = 500.0, height: float = 290.0) -> str:
     width = 1040.0 if wide else width
     if chart.axes:
         height, body = 320.0, _parallel(chart)
-    elif chart.series[0].mark == "bars":
-        height, body = 12 + _ROW * chart.series[0].drawn, _bars(chart.series[0], width)
     else:
         height = 70 + _ROW * len(chart.y.choices) if chart.y.choices else height
         body = _body(chart, width, height)
@@ -159,6 +157,13 @@ def _body(chart: Chart, width: float, height: float) -> str:
     parts.append(f'<text class="name end" x="{px(x.stop)}" y="{px(bottom + 32)}">{name}</text>')
     parts.append(f'<text class="name" x="2" y="18">{safe(chart.y.name, longest=40)}</text>')
     for one, (xs, ys) in zip(chart.series, columns, strict=True):
+        if one.mark == "bars":
+            bar = one._replace(size=16)
+            parts += [
+                _path(bar, f"M{px(x(0))} {px(y(b))}H{px(x(a))}", f"{b}: {number(a)}")
+                for a, b in zip(xs, ys, strict=True)
+            ]
+            continue
         there = [isinstance(a, str) or (math.isfinite(a) and math.isfinite(b)) for a, b in zip(xs, ys, strict=True)]
         if one.mark == "points":
             places = [(x(xs[at]) + _apart(x, at), y(ys[at]), at) for at, known in enumerate(there) if known]
@@ -208,21 +213,6 @@ def _path(one: Series, path: str, title: str) -> str:
     dash = f' stroke-dasharray="{_DASHES[one.dash]}"' if one.dash in _DASHES else ""
     look = f'stroke="{one.colour}" stroke-width="{px(one.size)}" stroke-opacity="{one.opacity:g}"{dash}'
     return f'<path {look} d="{path}"><title>{safe(title)}</title></path>' if path else ""
-
-
-def _bars(one: Series, width: float) -> str:
-    """A bar per name, the last one on top."""
-    left, parts = 130.0, []
-    shares, names = _columns(one)
-    for row, (share, name) in enumerate(zip(shares[::-1], names[::-1], strict=True)):
-        top, wide = 6 + row * _ROW, max(1.0, float(share) / 100 * (width - left - 60))
-        parts.append(
-            f'<text class="tick end" x="{px(left - 8)}" y="{px(top + 15)}">{safe(name, longest=19)}</text>'
-            f'<rect fill="{one.colour}" x="{px(left)}" y="{px(top + 3)}" width="{px(wide)}" height="16" rx="2">'
-            f"<title>{safe(name)}: {share:.1f}%</title></rect>"
-            f'<text class="tick" x="{px(left + wide + 6)}" y="{px(top + 15)}">{share:.0f}%</text>'
-        )
-    return "".join(parts)
 
 
 def _parallel(chart: Chart) -> str:

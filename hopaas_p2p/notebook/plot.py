@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -56,32 +56,28 @@ class Plot:
 
     def history(self, objective: int = 0) -> NotebookChart:
         """The value of every trial, and the best so far."""
-        with looking_at(self._study) as state:
-            return _chart("History", charts.history(TrialTable.of(state), objective=self._checked(state, objective)))
+        return self._drawn("History", lambda state, table: charts.history(table, objective=_checked(state, objective)))
 
     def intermediate(self) -> NotebookChart:
         """Reports by step: the best trial, the running ones, the median, and a sample of the others."""
-        with looking_at(self._study) as state:
-            return _chart("Learning curves", charts.curves(state, TrialTable.of(state), median=True))
+        return self._drawn("Learning curves", lambda state, table: charts.curves(state, table, median=True))
 
     def timeline(self) -> NotebookChart:
         """Which peer ran which trial when, and where interrupted trials were retried."""
-        with looking_at(self._study) as state:
-            return _chart("Timeline by peer", timeline(state))
+        return self._drawn("Timeline by peer", lambda state, _: timeline(state))
 
     def importances(self) -> NotebookChart:
         """Which parameters matter: PED-ANOVA."""
         with looking_at(self._study) as state:
             found = importance(state, TrialTable.of(state))
-        return _chart(
-            "Which parameters matter", charts.importance(found._replace(shares=found.shares[:20])), found.note
-        )
+        chart = charts.importance(found._replace(shares=found.shares[:20]))
+        return _chart("Which parameters matter", chart, found.note)
 
     def slice(self, params: Sequence[str] | None = None) -> NotebookChart:
         """The value over each parameter."""
         with looking_at(self._study) as state:
             table = TrialTable.of(state)
-            found = [charts.slice_(table, name) for name in self._parameters(state, params)]
+            found = [charts.slice_(table, name) for name in _parameters(state, params)]
         drawings = "".join(figure(one, small=True) for one in found if one is not None)
         if not drawings:
             return _chart("Value over each parameter", None, "No trial is complete yet.")
@@ -91,24 +87,31 @@ class Plot:
 
     def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> NotebookChart:
         """One line per trial over one axis per parameter, up to twelve; the better trials are in front."""
+
+        def drawn(state: State, table: TrialTable) -> Chart | None:
+            names = _parameters(state, params)[:_AXES]
+            return charts.parallel(table, *names, objective=_checked(state, objective))
+
+        return self._drawn("Parallel coordinates", drawn)
+
+    def _drawn(self, title: str, chart: Callable[[State, TrialTable], Chart | None]) -> NotebookChart:
         with looking_at(self._study) as state:
-            names = self._parameters(state, params)[:_AXES]
-            chart = charts.parallel(TrialTable.of(state), *names, objective=self._checked(state, objective))
-            return _chart("Parallel coordinates", chart)
+            return _chart(title, chart(state, TrialTable.of(state)))
 
-    def _checked(self, state: State, objective: int) -> int:
-        count = len(state.define.directions) if state.define else 1
-        if not 0 <= objective < count:
-            raise InvalidInput(f"objective must be 0 to {count - 1}, got {objective}")
-        return objective
 
-    @staticmethod
-    def _parameters(state: State, wanted: Sequence[str] | None) -> list[str]:
-        there = list(state.dists)
-        unknown = [name for name in wanted or () if name not in state.dists]
-        if unknown:
-            raise InvalidInput(f"the study has no parameter {unknown[0]!r}; it has {', '.join(there) or 'none yet'}")
-        return there if wanted is None else list(wanted)
+def _checked(state: State, objective: int) -> int:
+    count = len(state.define.directions) if state.define else 1
+    if not 0 <= objective < count:
+        raise InvalidInput(f"objective must be 0 to {count - 1}, got {objective}")
+    return objective
+
+
+def _parameters(state: State, wanted: Sequence[str] | None) -> list[str]:
+    there = list(state.dists)
+    unknown = [name for name in wanted or () if name not in state.dists]
+    if unknown:
+        raise InvalidInput(f"the study has no parameter {unknown[0]!r}; it has {', '.join(there) or 'none yet'}")
+    return there if wanted is None else list(wanted)
 
 
 def _chart(title: str, chart: Chart | None, why: str = "There is nothing to draw yet.") -> NotebookChart:

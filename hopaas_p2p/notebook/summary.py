@@ -38,30 +38,24 @@ def study_html(study: StudyLike) -> str:
 
 def overview(state: State, *, name: str, store: str, working: bool | None, chart: bool = False) -> str:
     """The content of the study's view; `working` as for `state_word`."""
-    word = state_word(state, working=working)
-    parts = [f'<div class="head">{safe(name)} · {safe(word)}</div>', _about(state, store)]
+    directions = state.define.directions if state.define is not None else ()
+    budget = "no budget" if state.budget is None else f"{state.used():,} of {state.budget:,} {budget_unit(state)} used"
+    sites = {state.peers.get(state.trials[one].owner or "", {}).get("site", "?") for one in state.running}
+    running = [f"running at {', '.join(sorted(sites))}"] if sites else []
+    about = " · ".join(
+        safe(one, longest=120) for one in (store, *([", ".join(directions)] * bool(directions)), budget, *running)
+    )
     counts = " ".join(
         key(colour, f"{state.counts[at]:,} {word}") for at, (word, colour) in _KEYS.items() if state.counts[at]
     )
-    parts.append(f"<p>{counts or 'No trials yet.'}</p>{_best(state)}")
     newest = _trials(state)
-    history = charts.history(TrialTable.of(state)) if chart and state.define is not None else None
+    history = charts.history(TrialTable.of(state)) if chart and directions else None
     if history is not None:
         newest = f'<div class="two">{drawn(history)}<div>{newest}</div></div>'
-    return "".join([*parts, newest])
-
-
-def _about(state: State, store: str) -> str:
-    said = [store]
-    if state.define is not None:
-        said.append(", ".join(state.define.directions))
-    said.append(
-        "no budget" if state.budget is None else f"{state.used():,} of {state.budget:,} {budget_unit(state)} used"
+    return (
+        f'<div class="head">{safe(name)} · {safe(state_word(state, working=working))}</div>'
+        f'<p class="about">{about}</p><p>{counts or "No trials yet."}</p>{_best(state)}{newest}'
     )
-    running = {state.peers.get(state.trials[one].owner or "", {}).get("site", "?") for one in state.running}
-    if running:
-        said.append(f"running at {', '.join(sorted(running))}")
-    return f'<p class="about">{" · ".join(safe(one, longest=120) for one in said)}</p>'
 
 
 def _best(state: State) -> str:

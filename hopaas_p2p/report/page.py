@@ -74,9 +74,8 @@ def _about(state: State) -> str:
 
 
 def _tiles(state: State) -> str:
-    counts = state.counts
+    counts, top, saved = state.counts, best(state), savings(TrialTable.of(state))
     tiles = []
-    top = best(state)
     if top is not None and top.values:
         tiles.append(_tile(shown(top.values[0]), "best value", f"trial {top.number}", css="top"))
     elif state.define is not None and len(state.define.directions) > 1:
@@ -85,7 +84,6 @@ def _tiles(state: State) -> str:
     also = ", ".join(f"{count:,} {what}" for count, what in rest if count)
     tiles.append(_tile(f"{counts[COMPLETE]:,}", "complete trials", also))
     tiles.append(_tile(f"{counts[PRUNED]:,}", "pruned trials"))
-    saved = savings(TrialTable.of(state))
     if saved.pruned:
         more = f"about {shown(round(saved.steps))} steps that pruned trials did not run, or {saved.in_words()[0]}"
         tiles.append(_tile(f"≈ {saved.share:.0%}", "of the steps saved by pruning", more))
@@ -110,11 +108,12 @@ def _sections(state: State) -> str:
         return _nothing("No trial has been started yet.")
     trials = TrialTable.of(state)
     objectives = range(min(len(state.define.directions), _OBJECTIVES))
-    charted = [charts.history(trials, objective=index, most=_DOTS) for index in objectives]
-    figures = [_figure(chart) for chart in (*charted, charts.curves(state, trials, median=True)) if chart is not None]
-    gantt = timeline(state)
-    parts = [_figure(gantt)] if gantt is not None else []
-    parts.append(f'<div class="grid">{"".join(figures)}</div>' if figures else "")
+    drawn = [charts.history(trials, objective=index, most=_DOTS) for index in objectives]
+    gantt, *figures = (
+        "" if chart is None else _card(chart.title, figure(chart))
+        for chart in (timeline(state), *drawn, charts.curves(state, trials, median=True))
+    )
+    parts = [gantt, f'<div class="grid">{"".join(figures)}</div>' if any(figures) else ""]
     parts += [_parameters(state, trials), _best_means(state), _best_trials(state), _metrics(state)]
     parts += [_spent(state), _interrupted(state), _failures(state)]
     return "\n".join(part for part in parts if part)
@@ -122,10 +121,6 @@ def _sections(state: State) -> str:
 
 def _nothing(text: str) -> str:
     return _card("Nothing to show yet", f'<p class="none">{safe(text)}</p>')
-
-
-def _figure(chart: Chart) -> str:
-    return _card(chart.title, figure(chart))
 
 
 def figure(chart: Chart, *, small: bool = False) -> str:
@@ -181,19 +176,13 @@ def _best_means(state: State) -> str:
         return ""
     found = [params_of(state.trials[one.numbers[0]], state) for one in best_ones]
     names = list(dict.fromkeys(name for params in found for name in params))[:_COLUMNS]
-    rows = [
-        [
-            shown(one.mean),
-            "-" if math.isnan(one.standard_error) else shown(one.standard_error),
-            str(len(one.numbers)),
-            *(shown(params[name]) if name in params else "" for name in names),
-        ]
-        for one, params in zip(best_ones, found, strict=True)
-    ]
-    return _card(
-        "Best means over replicates",
-        table(["mean", "standard error", "trials", *names], rows, words=(), first=True, names=names),
-    )
+    rows = []
+    for one, params in zip(best_ones, found, strict=True):
+        error = "-" if math.isnan(one.standard_error) else shown(one.standard_error)
+        cells = [shown(params[name]) if name in params else "" for name in names]
+        rows.append([shown(one.mean), error, str(len(one.numbers)), *cells])
+    heads = ["mean", "standard error", "trials", *names]
+    return _card("Best means over replicates", table(heads, rows, words=(), first=True, names=names))
 
 
 def _metrics(state: State) -> str:
@@ -247,17 +236,13 @@ def _interrupted(state: State) -> str:
         return ""
     rows = []
     for trial in hit[:_INTERRUPTED]:
+        retry = state.trials[trial.retried_by] if trial.retried_by is not None else trial
+        result = f" with {shown(retry.values[0])}" if retry.values and retry.state is COMPLETE else ""
+        kept = retry is trial and trial.state is FAIL
+        outcome = "kept as FAIL" if kept else f"#{retry.number}: {retry.state.name}{result}"
         for past in trial.history:
-            retry = state.trials[trial.retried_by] if trial.retried_by is not None else trial
-            result = f" with {shown(retry.values[0])}" if retry.values and retry.state is COMPLETE else ""
-            outcome = f"#{retry.number}: {retry.state.name}{result}"
-            if retry is trial and trial.state is FAIL:
-                outcome = "kept as FAIL"
-            then = (
-                labels.get(retry.owner or "", retry.owner or "")
-                if retry.owner != past.owner or retry is not trial
-                else ""
-            )
+            moved = retry.owner != past.owner or retry is not trial
+            then = labels.get(retry.owner or "", retry.owner or "") if moved else ""
             rows.append([str(trial.number), labels.get(past.owner, past.owner), past.why, outcome, then])
     title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
     heads = ["trial", "was run by", "why it ended", "outcome", "run by"]

@@ -1,18 +1,20 @@
 """The interface of a tracker, and `Export`, which brings a study to one.
 
-An export may be cut off at any request and started again, here or elsewhere: a trial's run is found by the tags that it
-was created with, what it holds already is not sent again, and its mark is written last.
+An export may be cut off at any request and started again, here or elsewhere: a run is found by what it was created
+with, what it holds already is not sent again, and its mark is written last.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt
 from hopaas_p2p.study_like import StudyLike
-from hopaas_p2p.trackers.view import StudyView, TrialView, look
+from hopaas_p2p.trackers.view import RunView, StudyView, look
 
 if TYPE_CHECKING:
     from hopaas_p2p.artifacts import Artifact, StudyArtifacts
@@ -42,27 +44,24 @@ class Tracker(Protocol):
         """Tells this server and project from others of its kind; holds no secret."""
         ...
 
-    def begin(self, study: StudyView) -> dict[int, str]:
-        """Find or create the run of the study; returns the mark of each trial that is there ("" if it has none).
+    def begin(self, study: StudyView) -> dict[int | None, str]:
+        """Find or create the run of the study; returns the mark of each run that is there ("" if it has none).
 
-        Called again after any error: nothing known before is relied upon.
+        Runs are named by the trial's number, that of the study by None. Called again after any error: nothing known
+        before is relied upon.
 
         Raises:
             TrackerUnreachable: it did not answer.
         """
         ...
 
-    def put(self, trial: TrialView, files: StudyArtifacts) -> None:
-        """Bring one trial's run up to date, however much of it is there; its mark is written last.
+    def put(self, view: RunView, files: StudyArtifacts) -> None:
+        """Bring one run up to date, however much of it is there; its mark is written last.
 
         Raises:
             TrackerUnreachable: it did not answer.
-            TrackerRefused: it will never accept this trial; the other trials are exported.
+            TrackerRefused: it will never accept this run; the others are exported.
         """
-        ...
-
-    def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
-        """Bring the study's own run up to date; raises as `put` does."""
         ...
 
     def link(self) -> str:
@@ -74,13 +73,19 @@ class Tracker(Protocol):
         ...
 
 
-def fetched(files: StudyArtifacts, one: Artifact, target: Path) -> Path | None:
-    """A file, for a tracker; None, with a warning, if a peer has named one that is not there or not whole."""
-    try:
-        return files.get(one, target)
-    except (InvalidInput, StoreCorrupt) as error:
-        _log.warning("the file %s is not exported: %s", one.id, error)
-        return None
+def new_files(view: RunView, there: Collection[str], files: StudyArtifacts) -> Iterator[tuple[Artifact, Path]]:
+    """The files of a run but those whose ids are there; each lies at its path until the next one is asked for.
+
+    A file that a peer has named and that is not there, or not whole, is left out with a warning.
+    """
+    for one in [one for one in view.files if one.id not in there]:
+        with tempfile.TemporaryDirectory(prefix="hopaas-tracker-") as directory:
+            try:
+                path = files.get(one, Path(directory, one.filename))
+            except (InvalidInput, StoreCorrupt) as error:
+                _log.warning("the file %s is not exported: %s", one.id, error)
+                continue
+            yield one, path
 
 
 class Export:
@@ -89,7 +94,7 @@ class Export:
     def __init__(self, study: StudyLike, tracker: Tracker) -> None:
         self.tracker = tracker
         self._study = study
-        self._marks: dict[int, str] | None = None
+        self._marks: dict[int | None, str] | None = None
         self._settled: set[int] = set()
         """Finished trials that are there; emptied when attributes of the study change: they may be about any trial."""
         self._seen: tuple[int, dict[str, str]] = (-1, {})
@@ -105,33 +110,25 @@ class Export:
             return 0
         if system != self._seen[1]:  # a note, a tag or a file, perhaps of a finished trial
             self._settled.clear()
+        sent = 0
         try:
-            sent = self._send(look(self._study, settled=self._settled))
+            view = look(self._study, settled=self._settled)
+            if self._marks is None:
+                self._marks = self.tracker.begin(view)
+            for run in (*view.trials, view.own):
+                mark = run.mark
+                if self._marks.get(run.number) != mark:
+                    try:
+                        self.tracker.put(run, self._study.artifacts())
+                    except TrackerRefused as error:
+                        _log.warning("%s does not accept %s: %s", self.tracker.name, run.name, error)
+                    self._marks[run.number] = mark
+                    sent += run.number is not None
+                if run.final and run.number is not None:
+                    self._settled.add(run.number)
         except BaseException:
             self._marks = None
             self._settled.clear()
             raise
         self._seen = (lsn, system)
-        return sent
-
-    def _send(self, view: StudyView) -> int:
-        if self._marks is None:
-            self._marks = self.tracker.begin(view)
-        files = self._study.artifacts()
-        sent = 0
-        for trial in view.trials.values():
-            mark = trial.mark
-            if self._marks.get(trial.number) != mark:
-                try:
-                    self.tracker.put(trial, files)
-                except TrackerRefused as error:
-                    _log.warning("%s does not accept trial %d: %s", self.tracker.name, trial.number, error)
-                self._marks[trial.number] = mark
-                sent += 1
-            if trial.final:
-                self._settled.add(trial.number)
-        try:
-            self.tracker.put_study(view, files)
-        except TrackerRefused as error:
-            _log.warning("%s does not accept the study's own run: %s", self.tracker.name, error)
         return sent

@@ -49,7 +49,7 @@ def tracker_of(named: str | Tracker) -> Tracker:
 
     """
     if not isinstance(named, str):
-        if not callable(getattr(named, "put_study", None)):
+        if not callable(getattr(named, "begin", None)):
             raise InvalidInput(f"a tracker is a name such as 'mlflow', or an object such as MLflow(), got {named!r}")
         return named
     name, _, place = named.partition(":")
@@ -92,7 +92,9 @@ class BackgroundExports:
         for thread in self._threads:
             thread.ending.set()
         for thread in self._threads:
-            thread.join_until(deadline)
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                _log.warning("%s has not received the last updates of this study: %s", thread.tracker, thread.cure)
 
 
 def _nothing() -> None:
@@ -105,6 +107,8 @@ class _ExportThread(threading.Thread):
     def __init__(self, study: StudyLike, tracker: Tracker, every: float) -> None:
         super().__init__(name=f"hopaas-{tracker.name}", daemon=True)
         self.ending = threading.Event()
+        self.tracker = tracker.name
+        self.cure = f"run hopaas-p2p export {tracker.name} once it is back"
         self._study = study
         self._tracker = tracker
         self._every = every
@@ -118,14 +122,6 @@ class _ExportThread(threading.Thread):
         )
         self._failures = 0
         self._linked = False
-
-    def join_until(self, deadline: float) -> None:
-        self.join(max(0.0, deadline - time.monotonic()))
-        if self.is_alive():
-            _log.warning("%s has not received the last updates of this study: %s", self._tracker.name, self._cure())
-
-    def _cure(self) -> str:
-        return f"run hopaas-p2p export {self._tracker.name} once it is back"
 
     def run(self) -> None:
         """Export and pause, in turn; there is one more export at the end of the program."""
@@ -141,46 +137,42 @@ class _ExportThread(threading.Thread):
 
     def _step(self, *, last: bool) -> float:
         """Export if this peer is the exporter; returns the seconds until the next step."""
+        own = self._study.storage.peer.uuid
         try:
-            if not self._is_exporter():
+            try:
+                exports = self._election.stand(own)
+            except Denied:  # a viewer cannot write to the study, and exports for itself
+                exports = True
+            if not exports:
                 return max(self._every, self._study.state.policy.ttl / 3) * random.uniform(0.8, 1.2)
             self._export.sync()
             if last or not self._linked:
                 self._linked = True
                 with contextlib.suppress(Denied):
-                    self._appoint("" if last else self._study.storage.peer.uuid)
+                    self._appoint("" if last else own)
         except ConfigurationError as error:  # does not pass by itself
             _log.warning("%s: %s", self._tracker.name, error)
             self.ending.set()
             return 0.0
         except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises, training goes on
-            return self._failed(error, last=last)
+            self._failures += 1
+            if self._failures == 1 or last:
+                why = str(error) if isinstance(error, HopaasError) else f"{type(error).__name__}: {error}"
+                what = self.cure if last else "training continues, and sending is retried"
+                _log.warning("%s; %s", why.splitlines()[0], what)
+            if self._failures >= _MAX_FAILURES or last:  # another peer may be nearer to the tracker
+                with contextlib.suppress(HopaasError):  # the store is away as well: others will notice the silence
+                    self._election.resign(own)
+            return self._backoff.pause()
         if self._failures:
             _log.info("%s is back, and has received what was missing", self._tracker.name)
         self._failures = 0
         self._backoff.reset()
         return self._every
 
-    def _failed(self, error: Exception, *, last: bool) -> float:
-        self._failures += 1
-        if self._failures == 1 or last:
-            why = str(error) if isinstance(error, HopaasError) else f"{type(error).__name__}: {error}"
-            what = self._cure() if last else "training continues, and sending is retried"
-            _log.warning("%s; %s", why.splitlines()[0], what)
-        if self._failures >= _MAX_FAILURES or last:  # another peer may be nearer to the tracker
-            with contextlib.suppress(HopaasError):  # the store is away as well: others will notice the silence
-                self._election.resign(self._study.storage.peer.uuid)
-        return self._backoff.pause()
-
-    def _is_exporter(self) -> bool:
-        try:
-            return self._election.stand(self._study.storage.peer.uuid)
-        except Denied:  # a viewer cannot write to the study, and exports for itself
-            return True
-
     def _appoint(self, peer: str) -> None:
         link = {"link": self._tracker.link()} if self._linked else {}
-        _set_attribute(self._study, self._tracker, peer=peer or None, **link)
+        _attribute(self._study, self._tracker, peer=peer or None, **link)
 
 
 def leave_link(study: StudyLike, tracker: Tracker) -> None:
@@ -188,19 +180,14 @@ def leave_link(study: StudyLike, tracker: Tracker) -> None:
     link = tracker.link()
     if _attribute(study, tracker).get("link") != link:
         with contextlib.suppress(Denied):
-            _set_attribute(study, tracker, link=link)
+            _attribute(study, tracker, link=link)
 
 
-def _key(tracker: Tracker) -> str:
-    return EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
-
-
-def _attribute(study: StudyLike, tracker: Tracker) -> dict[str, Any]:
-    """The study's attribute about this tracker."""
-    found: dict[str, Any] = json.loads(study.state.system.get(_key(tracker), "{}"))
+def _attribute(study: StudyLike, tracker: Tracker, **changes: str | None) -> dict[str, Any]:
+    """The study's attribute about this tracker, which is written with these changes if there are any."""
+    key = EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
+    found: dict[str, Any] = json.loads(study.state.system.get(key, "{}"))
+    if changes:
+        found |= {"tracker": tracker.name, "place": tracker.place, **changes}
+        study.storage.say(study.study_id, StudySet(system={key: json.dumps(found)}))
     return found
-
-
-def _set_attribute(study: StudyLike, tracker: Tracker, **changes: str | None) -> None:
-    text = json.dumps({**_attribute(study, tracker), "tracker": tracker.name, "place": tracker.place, **changes})
-    study.storage.say(study.study_id, StudySet(system={_key(tracker): text}))

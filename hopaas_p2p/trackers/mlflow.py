@@ -10,26 +10,25 @@ Needs `mlflow-skinny` or `mlflow`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from hopaas_p2p import extras
 from hopaas_p2p.errors import ConfigurationError, Denied
 from hopaas_p2p.stores.url import redacted
-from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, fetched
-from hopaas_p2p.trackers.view import PREFIX, REPORT, StudyView, TrialView
+from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, new_files
+from hopaas_p2p.trackers.view import PREFIX, REPORT, RunView, StudyView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import Metric, Run
 
-    from hopaas_p2p.artifacts import Artifact, StudyArtifacts
+    from hopaas_p2p.artifacts import StudyArtifacts
 
 MARK: Final = PREFIX + "mark"
 FILES: Final = PREFIX + "files"
@@ -53,6 +52,16 @@ _LONGEST_TAG: Final = 5000
 _NOT_IN_A_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
 _REFUSED: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _DENIED: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+
+
+@dataclasses.dataclass
+class _Run:
+    id: str
+    status: str
+    files: list[str]
+    """Ids of the files that it holds."""
+    sent: dict[str, dict[int, float]] | None = None
+    """The reports and metrics that it holds, by step; None: MLflow has to be asked."""
 
 
 class MLflow:
@@ -81,14 +90,9 @@ class MLflow:
         self._experiment_name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         self._client: MlflowClient | None = None
         self._experiment = ""
-        self._study_run = ""
-        self._study_uuid = ""
-        self._runs: dict[int, str] = {}
-        self._status: dict[int, str] = {}
-        self._sent: dict[int, dict[str, dict[int, float]]] = {}
-        """Trial -> the reports and metrics that its run holds, by step."""
-        self._files: dict[str, list[str]] = {}
-        """Run -> ids of its files."""
+        self._study = ""
+        self._runs: dict[int | None, _Run] = {}
+        """By the trial's number; None: that of the study."""
 
     def __repr__(self) -> str:
         return f"MLflow({redacted(self.uri)!r})"
@@ -110,85 +114,80 @@ class MLflow:
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
-    def begin(self, study: StudyView) -> dict[int, str]:
+    def begin(self, study: StudyView) -> dict[int | None, str]:
         with self.translated():
             self._check_reachable()
-            self._study_uuid = study.uuid
-            self._experiment = self._find_experiment(self._experiment_name or study.name)
-            self._runs, self._status, self._sent, self._files = {}, {}, {}, {}
-            self._study_run = ""
-            marks: dict[int, str] = {}
+            self._study = study.uuid
+            self._experiment = self._find_experiment(self._experiment_name or study.own.name)
+            self._runs = {}
+            marks: dict[int | None, str] = {}
             parents: dict[str, str] = {}
             for run in self._existing_runs():
                 run_id, tags = run.info.run_id, run.data.tags
                 number = int(tags[_TRIAL]) if _TRIAL in tags else None
-                if self._study_run if number is None else number in marks:
+                if number in self._runs:
                     self.client.delete_run(run_id)  # two exporters created it at once; the older one stays
                     continue
-                self._files[run_id] = json.loads(tags.get(FILES, "[]"))
-                if number is None:
-                    self._study_run = run_id
-                    continue
-                self._runs[number], self._status[number] = run_id, run.info.status
+                self._runs[number] = _Run(run_id, run.info.status, json.loads(tags.get(FILES, "[]")))
                 marks[number] = tags.get(MARK, "")
-                parents[run_id] = tags.get(_PARENT, "")
-            if not self._study_run:
-                tags = {**_prefixed(study.tags), **_note(study.note)}
-                made = self.client.create_run(self._experiment, _ms(study.start), tags, study.name)
-                self._study_run = made.info.run_id
-            for run_id, parent in parents.items():
-                if parent != self._study_run:
-                    self.client.set_tag(run_id, _PARENT, self._study_run)
+                if number is not None:
+                    parents[run_id] = tags.get(_PARENT, "")
+            parent = self._run(study.own).id
+            for run_id, before in parents.items():
+                if before != parent:
+                    self.client.set_tag(run_id, _PARENT, parent)
             return marks
 
-    def put(self, trial: TrialView, files: StudyArtifacts) -> None:
-        with self.translated():
-            run_id = self._run_of(trial)
-            self._upload(run_id, trial.files, files)
-            status = _STATUS[trial.state]
-            if trial.final:
-                self.client.set_terminated(run_id, status, _ms(trial.end))
-            elif self._status[trial.number] != status:
-                self.client.update_run(run_id, status)
-            self._status[trial.number] = status
-            metrics: list[Metric] = []
-            for name, by_step in self._new(trial, run_id).items():
-                metrics += _metrics(name, by_step, trial.start)
-            last = max(trial.series[REPORT], default=0)
-            for name, value in trial.values.items():
-                metrics += _metrics(name, {last: value}, trial.end)
-            tags = {**_prefixed(trial.tags), **_note(trial.note), **_provenance(trial), MARK: trial.mark}
-            self._send(run_id, params=trial.params, metrics=metrics, tags=tags)
-            self._sent[trial.number] = trial.series
-            if trial.final:
-                self._sent.pop(trial.number)
+    def put(self, view: RunView, files: StudyArtifacts) -> None:
+        from mlflow.entities import Param, RunTag
 
-    def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
         with self.translated():
-            self._upload(self._study_run, study.files, files)
-            counts = {f"trials_{word.lower()}": {0: float(count)} for word, count in study.counts.items()}
-            metrics = [one for name, value in counts.items() for one in _metrics(name, value, study.start)]
-            metrics += _metrics("best_value", dict(study.best), study.start)
-            tags = {**_prefixed(study.tags), **_note(study.note)}
-            self._send(self._study_run, params=study.params, metrics=metrics, tags=tags)
-            if study.final:
-                self.client.set_terminated(self._study_run, "FINISHED")
-            else:
-                self.client.update_run(self._study_run, "RUNNING")
+            run = self._run(view)
+            names = [one.filename for one in view.files]
+            for one, path in new_files(view, run.files, files):
+                self.client.log_artifact(run.id, str(path), None if names.count(one.filename) == 1 else one.id[-8:])
+                run.files.append(one.id)
+                self.client.set_tag(run.id, FILES, json.dumps(run.files))
+            status = _STATUS.get(view.state, "FINISHED" if view.final else "RUNNING")
+            if view.final:
+                self.client.set_terminated(run.id, status, _ms(view.end))
+            elif run.status != status:
+                self.client.update_run(run.id, status)
+            run.status = status
+            metrics: list[Metric] = []
+            for name, by_step in view.series.items():
+                if run.sent is None:  # after an interruption, MLflow is asked what it holds
+                    sent = (
+                        {m.step: m.value for m in self.client.get_metric_history(run.id, _key(name))} if by_step else {}
+                    )
+                else:
+                    sent = run.sent.get(name, {})
+                new = {step: value for step, value in by_step.items() if step not in sent or sent[step] != value}
+                metrics += _metrics(name, new, view.start)
+            last = max(view.series.get(REPORT, ()), default=0)
+            for name, value in view.values.items():
+                metrics += _metrics(name, {last: value}, view.end or view.start)
+            tags = {**_tags(view), **_provenance(view), MARK: view.mark}
+            labels = [RunTag(_key(name), text[:_LONGEST_TAG]) for name, text in tags.items()]
+            params = [Param(_key(name), str(value)[:_LONGEST_PARAM]) for name, value in view.params.items()]
+            while params or metrics or labels:  # the tags go last, because the mark is one of them
+                now = labels[:_MOST_TAGS] if len(params) <= _MOST_TAGS and len(metrics) <= _MOST_METRICS else []
+                self.client.log_batch(run.id, metrics[:_MOST_METRICS], params[:_MOST_TAGS], now)
+                params, metrics, labels = params[_MOST_TAGS:], metrics[_MOST_METRICS:], labels[len(now) :]
+            run.sent = {} if view.final else view.series
 
     def link(self) -> str:
-        scheme = urlsplit(self.uri).scheme
-        if scheme not in ("http", "https"):
-            return redacted(self.uri)
-        base = redacted(self.uri).rstrip("/")
-        return f"{base}/#/experiments/{self._experiment}/runs/{self._study_run}"
+        base = redacted(self.uri)
+        if urlsplit(self.uri).scheme not in ("http", "https"):
+            return base
+        return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs/{self._runs[None].id}"
 
     def close(self) -> None:
         """Nothing is open between two calls."""
 
-    def run_of(self, number: int) -> str:
-        """The id of a trial's run; raises KeyError if the trial was never exported."""
-        return self._runs[number]
+    def run_of(self, view: RunView) -> str:
+        """The id of this run; raises KeyError if it was never exported."""
+        return self._runs[view.number].id
 
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -212,7 +211,7 @@ class MLflow:
         while True:
             page = self.client.search_runs(
                 [self._experiment],
-                f"tags.`{_STUDY}` = '{self._study_uuid}'",
+                f"tags.`{_STUDY}` = '{self._study}'",
                 max_results=_PAGE,
                 order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
                 page_token=token,
@@ -222,70 +221,13 @@ class MLflow:
             if not token:
                 return
 
-    def _run_of(self, trial: TrialView) -> str:
-        """The id of the trial's run, which is created if it does not exist."""
-        if trial.number in self._runs:
-            return self._runs[trial.number]
-        tags = {_STUDY: self._study_uuid, _PARENT: self._study_run, **_prefixed(trial.tags)}
-        made = self.client.create_run(self._experiment, _ms(trial.start), tags, f"trial {trial.number}")
-        run_id = str(made.info.run_id)
-        self._runs[trial.number] = run_id
-        self._status[trial.number] = made.info.status
-        self._sent[trial.number] = {}
-        return run_id
-
-    def _new(self, trial: TrialView, run_id: str) -> dict[str, dict[int, float]]:
-        """The reports and metrics that the run does not hold; after an interruption, MLflow is asked which it holds."""
-        if trial.number not in self._sent:
-            self._sent[trial.number] = {
-                name: {one.step: one.value for one in self.client.get_metric_history(run_id, _key(name))}
-                for name, by_step in trial.series.items()
-                if by_step
-            }
-        new = {}
-        for name, by_step in trial.series.items():
-            sent = self._sent[trial.number].get(name, {})
-            new[name] = {step: value for step, value in by_step.items() if step not in sent or sent[step] != value}
-        return new
-
-    def _send(
-        self,
-        run_id: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        metrics: Iterable[Metric] = (),
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """Send in as few requests as MLflow allows. Tags go last, because the mark is one of them."""
-        from mlflow.entities import Param, RunTag
-
-        param_list: list[Param] = [
-            Param(_key(name), str(value)[:_LONGEST_PARAM]) for name, value in (params or {}).items()
-        ]
-        metric_list = list(metrics)
-        labels: list[RunTag] = [RunTag(_key(name), text[:_LONGEST_TAG]) for name, text in (tags or {}).items()]
-        while param_list or metric_list or labels:
-            first_params, param_list = param_list[:_MOST_TAGS], param_list[_MOST_TAGS:]
-            first_metrics, metric_list = metric_list[:_MOST_METRICS], metric_list[_MOST_METRICS:]
-            first_tags: list[RunTag] = []
-            if not (param_list or metric_list):
-                first_tags, labels = labels[:_MOST_TAGS], labels[_MOST_TAGS:]
-            self.client.log_batch(run_id, metrics=first_metrics, params=first_params, tags=first_tags)
-
-    def _upload(self, run_id: str, wanted: tuple[Artifact, ...], files: StudyArtifacts) -> None:
-        there = self._files.setdefault(run_id, [])
-        names = [one.filename for one in wanted]
-        for one in wanted:
-            if one.id in there:
-                continue
-            with tempfile.TemporaryDirectory(prefix="hopaas-mlflow-") as directory:
-                path = fetched(files, one, Path(directory, one.filename))
-                if path is None:
-                    continue
-                own = None if names.count(one.filename) == 1 else one.id[-8:]
-                self.client.log_artifact(run_id, str(path), own)
-            there.append(one.id)
-            self.client.set_tag(run_id, FILES, json.dumps(there))
+    def _run(self, view: RunView) -> _Run:
+        """The run of this view, which is created if it does not exist."""
+        if view.number not in self._runs:
+            parent = {} if view.number is None else {_STUDY: self._study, _PARENT: self._runs[None].id}
+            made = self.client.create_run(self._experiment, _ms(view.start), {**parent, **_tags(view)}, view.name)
+            self._runs[view.number] = _Run(str(made.info.run_id), made.info.status, [], {})
+        return self._runs[view.number]
 
     def _check_reachable(self) -> None:
         """Ask the server for its health first: MLflow's client would retry for minutes."""
@@ -334,18 +276,15 @@ def _key(name: str) -> str:
     return _NOT_IN_A_KEY.sub("_", name)[:_LONGEST_KEY]
 
 
-def _prefixed(tags: Mapping[str, str]) -> dict[str, str]:
-    return {PREFIX + name: text for name, text in tags.items()}
+def _tags(view: RunView) -> dict[str, str]:
+    note = {"mlflow.note.content": view.note} if view.note else {}
+    return {**{PREFIX + name: text for name, text in view.tags.items()}, **note}
 
 
-def _note(text: str) -> dict[str, str]:
-    return {"mlflow.note.content": text} if text else {}
-
-
-def _provenance(trial: TrialView) -> dict[str, str]:
+def _provenance(view: RunView) -> dict[str, str]:
     """Tags for which MLflow has names of its own."""
     own = {"mlflow.user": "peer.user", "mlflow.source.git.commit": "peer.git_commit"}
-    return {name: trial.tags[ours] for name, ours in own.items() if ours in trial.tags}
+    return {name: view.tags[ours] for name, ours in own.items() if ours in view.tags}
 
 
 def _ms(microseconds: int | None) -> int | None:

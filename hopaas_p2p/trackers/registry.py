@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.mlflow import MLflow
-from hopaas_p2p.trackers.view import PREFIX, TrialView, look
+from hopaas_p2p.trackers.view import PREFIX, RunView, look
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,9 +58,9 @@ def register_best(
     mlflow = tracker if isinstance(tracker, MLflow) else MLflow(tracker)
     number = study.best_trial.number
     file = _file_of(study, number, model_artifact)
-    view = look(study, settled={trial.number for trial in study.trials} - {number})
+    view = look(study, settled=set(range(len(study.state.trials))) - {number})
     mlflow.begin(view)
-    trial = view.trials[number]
+    (trial,) = view.trials
     mlflow.put(trial, study.artifacts())
     with mlflow.translated():
         found = _find(mlflow.client, name, view.uuid, file)
@@ -89,13 +89,13 @@ def _find(client: MlflowClient, name: str, study_uuid: str, file: Artifact) -> s
     return None
 
 
-def _create(study: StudyLike, mlflow: MLflow, name: str, trial: TrialView, file: Artifact, study_uuid: str) -> str:
+def _create(study: StudyLike, mlflow: MLflow, name: str, trial: RunView, file: Artifact, study_uuid: str) -> str:
     from mlflow.exceptions import MlflowException
 
     client = mlflow.client
     with contextlib.suppress(MlflowException):  # it exists
         client.create_registered_model(name)
-    run_id = mlflow.run_of(trial.number)
+    run_id = mlflow.run_of(trial)
     with tempfile.TemporaryDirectory(prefix="hopaas-model-") as directory:
         place = _unpacked(study.artifacts().get(file, Path(directory, file.filename)), Path(directory, "unpacked"))
         if place.is_dir():
@@ -126,13 +126,13 @@ def _unpacked(path: Path, directory: Path) -> Path:
     return path
 
 
-def _tags(trial: TrialView, file: Artifact, study_uuid: str) -> dict[str, str]:
+def _tags(trial: RunView, file: Artifact, study_uuid: str) -> dict[str, str]:
     tags: dict[str, object] = {"study": study_uuid, "file": file.id, "sha256": file.sha256 or "", **trial.tags}
     tags |= {**trial.values, **{f"param.{name}": value for name, value in trial.params.items()}}
     return {f"{PREFIX}{name}": str(value)[:1000] for name, value in tags.items() if value != ""}
 
 
-def _description(study: StudyLike, trial: TrialView) -> str:
+def _description(study: StudyLike, trial: RunView) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in trial.params.items())
     values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
     where = " on ".join(trial.tags[key] for key in ("site", "node") if key in trial.tags)

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from hopaas_p2p import credentials, extras
 from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.trackers.base import TrackerUnreachable, fetched
-from hopaas_p2p.trackers.view import StudyView, TrialView
+from hopaas_p2p.trackers.base import TrackerUnreachable, new_files
+from hopaas_p2p.trackers.view import RunView, StudyView
 
 if TYPE_CHECKING:
     from hopaas_p2p.artifacts import StudyArtifacts
@@ -76,75 +75,49 @@ class WandB:
     def place(self) -> str:
         return f"{self.entity or ''}/{self.project} {self.directory.absolute() if self.offline else ''}".strip()
 
-    def begin(self, study: StudyView) -> dict[int, str]:
+    def begin(self, study: StudyView) -> dict[int | None, str]:
         if not self.offline and not _has_key():
             raise ConfigurationError(
                 "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (in a shell: --offline)"
             )
         self._close_runs()
-        self._uuid, self._group = study.uuid, study.name
+        self._uuid, self._group = study.uuid, study.own.name
         self._ledger = self._read_ledger()
         if not self._ledger and not self.offline:
             with self._translated():
                 self._ledger = dict(self._ask_server())
-        return {int(name): entry.get("mark", "") for name, entry in self._ledger.items() if name != _STUDY}
+        return {None if key == _STUDY else int(key): one.get("mark", "") for key, one in self._ledger.items()}
 
-    def put(self, trial: TrialView, files: StudyArtifacts) -> None:
-        if trial.state == "WAITING":  # its run begins when the trial does
+    def put(self, view: RunView, files: StudyArtifacts) -> None:
+        """Send what the run does not have yet, and finish it if that is all."""
+        if view.state == "WAITING":  # its run begins when the trial does
             return
         with self._translated():
-            key = str(trial.number)
-            run = self._run(key, f"trial {trial.number}", trial.params, _labels(trial), trial.note)
-            summary = {**trial.values, "state": trial.state}
-            self._send(key, run, trial, trial.series, summary, files)
-
-    def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
-        if self._ledger.setdefault(_STUDY, {}).get("mark") == study.mark:
-            return
-        with self._translated():
-            run = self._run(_STUDY, study.name, study.params, (f"state:{study.state}",), study.note)
-            counts = {f"trials_{word.lower()}": count for word, count in study.counts.items()}
-            summary = {**counts, "state": study.state}
-            self._send(_STUDY, run, study, {"best_value": dict(study.best)}, summary, files)
-
-    def _send(
-        self,
-        key: str,
-        run: Any,
-        view: TrialView | StudyView,
-        metrics: dict[str, dict[int, float]],
-        summary: dict[str, Any],
-        files: StudyArtifacts,
-    ) -> None:
-        """Send what the run of a trial or of the study does not have yet, and finish it if that is all."""
-        entry = self._ledger.setdefault(key, {})
-        last = entry.get("step", -1)
-        rows: dict[int, dict[str, float]] = {}
-        for name, by_step in metrics.items():
-            for step, value in by_step.items():
-                if step > last:  # W&B takes a step once
-                    rows.setdefault(step, {})[name] = value
-        for step in sorted(rows):
-            run.log(rows[step], step=step, commit=True)
-        entry["step"] = max(rows, default=last)
-        run.config.update({"hopaas": view.tags}, allow_val_change=True)
-        run.summary.update({**summary, "hopaas_mark": view.mark})
-        for one in view.files:
-            if one.id in entry.setdefault("files", []):
-                continue
-            with tempfile.TemporaryDirectory(prefix="hopaas-wandb-") as directory:
-                path = fetched(files, one, Path(directory, one.filename))
-                if path is None:
-                    continue
+            key = _STUDY if view.number is None else str(view.number)
+            run = self._run(key, view)
+            entry = self._ledger.setdefault(key, {})
+            last = entry.get("step", -1)
+            rows: dict[int, dict[str, float]] = {}
+            for name, by_step in view.series.items():
+                for step, value in by_step.items():
+                    if step > last:  # W&B takes a step once
+                        rows.setdefault(step, {})[name] = value
+            for step in sorted(rows):
+                run.log(rows[step], step=step, commit=True)
+            entry["step"] = max(rows, default=last)
+            run.config.update({"hopaas": view.tags}, allow_val_change=True)
+            run.summary.update({**view.values, "state": view.state, "hopaas_mark": view.mark})
+            there = entry.setdefault("files", [])
+            for one, path in new_files(view, there, files):
                 artifact = _module().Artifact(f"{run.id}-{one.id[-8:]}", type="file")
                 artifact.add_file(str(path), name=one.filename)
                 run.log_artifact(artifact)
-            entry["files"].append(one.id)
-        if view.final:
-            run.finish(exit_code=_EXIT.get(view.state))
-            del self._open[key]
-        entry.update(mark=view.mark, parts=self._parts(key))
-        self._write_ledger()
+                there.append(one.id)
+            if view.final:
+                run.finish(exit_code=_EXIT.get(view.state))
+                del self._open[key]
+            entry.update(mark=view.mark, parts=self._parts(key))
+            self._write_ledger()
 
     def _write_ledger(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -186,13 +159,14 @@ class WandB:
                 summary = run.summary
                 yield key, {"mark": summary.get("hopaas_mark", ""), "step": summary.get("_step", -1)}
 
-    def _run(self, key: str, name: str, params: dict[str, Any], labels: tuple[str, ...], note: str) -> Any:
+    def _run(self, key: str, view: RunView) -> Any:
         if key in self._open:
             return self._open[key]
         wandb = _module()
         self._directory.mkdir(parents=True, exist_ok=True)
         if self.offline:
             self._remove_orphans(key)
+        labels = [("state", view.state), ("site", view.tags.get("site")), ("node", view.tags.get("node"))]
         quiet = wandb.Settings(
             silent=True,
             console="off",
@@ -213,10 +187,10 @@ class WandB:
             project=self.project,
             group=self._group,
             job_type="study" if key == _STUDY else "trial",
-            name=name,
-            config=params,
-            tags=list(labels),
-            notes=note or None,
+            name=view.name,
+            config=view.params,
+            tags=[f"{name}:{value}"[:_LONGEST_LABEL] for name, value in labels if value],
+            notes=view.note or None,
             settings=quiet,
         )
         return self._open[key]
@@ -269,9 +243,3 @@ def _has_key() -> bool:
     settings = _module().setup().settings
     credentials.check_wandb(Path(settings.settings_workspace))
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)
-
-
-def _labels(trial: TrialView) -> tuple[str, ...]:
-    """Labels to filter by, which W&B calls tags."""
-    labels = [("state", trial.state), ("site", trial.tags.get("site")), ("node", trial.tags.get("node"))]
-    return tuple(f"{name}:{value}"[:_LONGEST_LABEL] for name, value in labels if value)

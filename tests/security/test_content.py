@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -89,8 +88,8 @@ from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.report.page import render
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
-from hopaas_p2p.trackers.base import fetched
-from hopaas_p2p.trackers.view import StudyView, TrialView
+from hopaas_p2p.trackers.base import new_files
+from hopaas_p2p.trackers.view import RunView, StudyView
 from tests.support import dashboard_pages
 from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
 from tests.support.needs import missing
@@ -371,28 +370,20 @@ class RecordingTracker:
     def __init__(self) -> None:
         self.sent = 0
 
-    def begin(self, study: StudyView) -> dict[int, str]:
+    def begin(self, study: StudyView) -> dict[int | None, str]:
         return {}
 
-    def put(self, trial: TrialView, files: StudyArtifacts) -> None:
-        self._turn(trial, files)
-        assert all(isinstance(step, int) for by_step in trial.series.values() for step in by_step)
-        [float(value) for by_step in (*trial.series.values(), trial.values) for value in by_step.values()]
-
-    def put_study(self, study: StudyView, files: StudyArtifacts) -> None:
-        self._turn(study, files)
-        assert study.mark
-
-    def _turn(self, view: StudyView | TrialView, files: StudyArtifacts) -> None:
+    def put(self, view: RunView, files: StudyArtifacts) -> None:
         self.sent += 1
+        assert view.mark
+        assert all(isinstance(step, int) for by_step in view.series.values() for step in by_step)
+        [float(value) for by_step in (*view.series.values(), view.values) for value in by_step.values()]
         for key, text in {**view.tags, "note": view.note}.items():
             assert isinstance(key, str) and isinstance(text, str), (key, text)
             f"{key}{text}".encode()  # a lone surrogate has no bytes
         for key, value in view.params.items():
             f"{key}{value}".encode()
-        with tempfile.TemporaryDirectory() as folder:
-            for file in view.files:
-                assert fetched(files, file, Path(folder, file.filename)) is None  # nobody has stored one
+        assert list(new_files(view, [], files)) == []  # nobody has stored one
 
     def link(self) -> str:
         return "here"

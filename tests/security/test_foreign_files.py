@@ -20,7 +20,8 @@ from hopaas_p2p.artifacts import SUM, Artifact
 from hopaas_p2p.core.records import Checkpoint, StudySet
 from hopaas_p2p.errors import NoSuchFile
 from hopaas_p2p.study import Study
-from hopaas_p2p.trackers import MLflow
+from hopaas_p2p.trackers.base import new_files
+from hopaas_p2p.trackers.view import look
 from tests.support.processes import cli
 
 
@@ -141,23 +142,13 @@ def test_optunas_dashboard_serves_and_removes_a_studys_own_files_only(
 
 
 def test_a_tracker_is_sent_all_but_a_file_that_is_not_there(
-    studies: tuple[Study, Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    studies: tuple[Study, Study], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip("mlflow")
     mine, theirs = studies
     name_it(theirs, mine.artifacts().put(file(tmp_path)).id)
     own = theirs.artifacts().put(file(tmp_path))
-    sent: list[str] = []
 
-    class Client:
-        def log_artifact(self, _run: str, path: str, _below: str | None) -> None:
-            sent.append(Path(path).name)
-
-        def set_tag(self, *_: str) -> None:
-            """Nothing to keep."""
-
-    monkeypatch.setattr(MLflow, "client", Client())
-    MLflow("http://127.0.0.1:9")._upload("run", tuple(theirs.artifacts().list()), theirs.artifacts())
+    sent = [path.name for _, path in new_files(look(theirs).own, [], theirs.artifacts())]
 
     assert sent == [own.filename]
     assert "is not exported" in caplog.text

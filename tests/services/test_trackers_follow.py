@@ -39,7 +39,7 @@ class Notebook:
     """A tracker in memory: several `Pen`s write into it, one a peer."""
 
     def __init__(self) -> None:
-        self.marks: dict[int, str] = {}
+        self.marks: dict[int | None, str] = {}
         self.states: dict[int, str] = {}
         self.writers: Counter[str] = Counter()
         self.trouble: Callable[[], None] = lambda: None
@@ -53,18 +53,18 @@ class Pen:
     def __init__(self, notebook: Notebook, who: str = "somebody") -> None:
         self.notebook, self.who, self.closed = notebook, who, False
 
-    def begin(self, study: Any) -> dict[int, str]:
+    def begin(self, study: Any) -> dict[int | None, str]:
         self.notebook.trouble()
         return dict(self.notebook.marks)
 
-    def put(self, trial: Any, files: Any) -> None:
+    def put(self, view: Any, files: Any) -> None:
         self.notebook.trouble()
-        self.notebook.marks[trial.number] = trial.mark
-        self.notebook.states[trial.number] = trial.state
+        self.notebook.marks[view.number] = view.mark
+        if view.number is None:
+            self.notebook.final = view.final
+            return
+        self.notebook.states[view.number] = view.state
         self.notebook.writers[self.who] += 1
-
-    def put_study(self, study: Any, files: Any) -> None:
-        self.notebook.final = study.final
 
     def link(self) -> str:
         return "desk://page/1"

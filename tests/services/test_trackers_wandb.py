@@ -218,7 +218,7 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
     from hopaas_p2p.trackers.view import look
 
     view = look(study)
-    marks = {number: trial.mark for number, trial in view.trials.items()}
+    marks = {trial.number: trial.mark for trial in view.trials}
     there = [
         types.SimpleNamespace(id=f"{view.uuid}-{number}", summary={"hopaas_mark": mark, "_step": 3})
         for number, mark in marks.items()

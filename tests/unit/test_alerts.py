@@ -13,8 +13,8 @@ import pytest
 
 import hopaas_p2p
 from dashboard_app.views import live
-from hopaas_p2p.alerts import Alert, AlertMemory, AlertSender, AlertThresholds, webhook
-from hopaas_p2p.alerts.rules import after_sending, due
+from hopaas_p2p.alerts import Alert, AlertMemory, AlertSender, webhook
+from hopaas_p2p.alerts.rules import STAGNATION, after_sending, due
 from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError
@@ -77,11 +77,11 @@ def test_the_budget_is_said_at_eighty_percent_and_anew_when_it_is_moved() -> Non
 def test_nothing_better_for_long_is_stagnation() -> None:
     scribe = Scribe()
     scribe.trial("a", 1.0)
-    for _ in range(7):
+    for _ in range(STAGNATION):
+        assert due(scribe.state, {}, AlertMemory())[0] == []
         scribe.trial("a", 2.0)
-    assert due(scribe.state, {}, AlertMemory(), AlertThresholds(stagnation=8))[0] == []
-    (alert,), _ = due(scribe.state, {}, AlertMemory(), AlertThresholds(stagnation=7))
-    assert alert.text == "no better trial among the last 7 complete ones"
+    (alert,), _ = due(scribe.state, {}, AlertMemory())
+    assert alert.text == "no better trial among the last 100 complete ones"
 
 
 def test_a_site_is_silent_when_all_its_peers_are() -> None:
