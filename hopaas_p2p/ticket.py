@@ -215,8 +215,7 @@ class TicketTrial:
         trial = self._trial()
         if trial.stop is not None:
             return trial.stop
-        configurations = self.study.state.configurations
-        if configurations is not None and configurations.is_at_rung(trial.number, trial.reports):
+        if self.study.state.configurations.is_at_rung(trial.number, trial.reports):
             return AT_RUNG
         judge = pruner or self.study.optuna.pruner
         frozen = self.storage.get_trial(self.storage.get_trial_id_from_study_id_trial_number(*self._place))
@@ -241,7 +240,7 @@ class TicketTrial:
         expected, given = len(self.study.optuna.directions), len(end.values or ())
         if end.state is TrialState.COMPLETE and given != expected:
             raise InvalidInput(f"{expected} value{'s' * (expected > 1)} expected, got {given}")
-        pauses = end.state is TrialState.PRUNED and end.reason is None and self.study.state.configurations is not None
+        pauses = end.state is TrialState.PRUNED and end.reason is None  # if it is at a rung, which the log decides
         self._say(msgspec.structs.replace(end, paused=True) if pauses else end)
 
     def _why_stopped(self, state: TrialState | None) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hopaas_p2p.core.configurations import Configurations
-from hopaas_p2p.core.populations import Members
+from hopaas_p2p.core.admission import Continue, Start, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder, Rungs
 from hopaas_p2p.core.standings import RungCount
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, Pausing, State, Trial
 
 
 class ConfigurationRow(NamedTuple):
@@ -53,7 +52,7 @@ class PromotionEvent(NamedTuple):
 def chains(state: State) -> dict[int, list[Trial]]:
     """The trials of each configuration, by the number of the first; the newest last."""
     found: dict[int, list[Trial]] = {}
-    root = state.configurations.root if state.configurations is not None else int
+    root = state.configurations.root
     for trial in state.trials:
         found.setdefault(root(trial.number), []).append(trial)
     return found
@@ -72,13 +71,12 @@ def rows(state: State) -> list[ConfigurationRow]:
 
 def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
     newest = newest_of(chain)
-    configurations = state.configurations
-    ladder = None if configurations is None else configurations.standings
-    standing = None if ladder is None or first not in ladder else ladder.standing(first)
+    policy, ladder = state.configurations.policy, state.configurations.standings
+    standing = ladder.standing(first) if first in ladder else None
     if newest.paused and standing is not None and standing.over:
         newest = chain[-1]  # it went on from there, and failed
     word = "paused" if newest.paused else newest.state.name.lower()
-    first_step = 0 if ladder is None else ladder.policy.first_step
+    first_step = 0 if policy is None else policy.first_step
     steps = [max(trial.reports) for trial in chain if trial.reports]
     owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
     sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
@@ -87,9 +85,9 @@ def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
         tuple([trial.number for trial in chain]),
         word,
         newest,
-        None if ladder is None or standing is None else ladder.bracket(first),
+        None if standing is None else ladder.bracket(first),
         max(steps) - first_step + 1 if steps else 0,
-        None if ladder is None or standing is None else ladder.pauses_at(first),
+        None if standing is None else ladder.pauses_at(first),
         () if standing is None else standing.reached,
         tuple(sites),
     )
@@ -99,7 +97,7 @@ def promotions(state: State) -> list[PromotionEvent]:
     """What was promoted when, and by which site, in the order of the log."""
     found = []
     for trial in state.trials:
-        if trial.continues is None or state.configurations is None:
+        if trial.continues is None:
             continue
         before = state.trials[trial.continues]
         policy = state.configurations.policy
@@ -120,8 +118,7 @@ def promotions(state: State) -> list[PromotionEvent]:
 
 def rung_counts(state: State) -> list[RungCount]:
     """Each rung of each bracket, and how many configurations are there; empty without rungs."""
-    ladder = None if state.configurations is None else state.configurations.standings
-    return [] if ladder is None else ladder.places()
+    return state.configurations.standings.places()
 
 
 def in_words(place: RungCount, *, brackets: int) -> str:
@@ -136,37 +133,34 @@ def in_words(place: RungCount, *, brackets: int) -> str:
 
 def next_in_words(state: State) -> str:
     """What the next peer that asks will do, and if nothing is promoted, why."""
-    configurations = state.configurations
-    if configurations is None or configurations.standings is None:
+    configurations, found = state.configurations, next_start(state)
+    if configurations.policy is None:
         return ""
-    closed = state.closed_because()
-    ended = state.limit_reached() or (None if closed in (None, "budget") else REFUSALS[closed])
+    ended = state.limit_reached() or (None if found.why in (None, "budget") else REFUSALS[found.why])
     if ended is not None:
         return f"nothing continues now: {ended}"
-    if configurations.resumable:
-        return f"trial {configurations.resumable[0]}, which was interrupted after its promotion, continues next"
-    paused = state.promoted()
-    if paused is not None:
-        return f"trial {paused} continues next"
-    if configurations.members is not None:
-        return _next_member(state, configurations.members)
+    if isinstance(found, Start) and found.number in configurations.resumable:
+        return f"trial {found.number}, which was interrupted after its promotion, continues next"
+    if isinstance(found, Continue):
+        return f"trial {found.number} continues next"
+    if configurations.population is not None:
+        return _next_member(state)
     first = ""
     if isinstance(configurations.standings, Ladder) and configurations.standings.is_unproved():
         first = f"; no trial pauses until {configurations.standings.policy.whole} have been trained to the end"
     return f"nothing is promoted now: {_why_not(state, configurations)}{first}"
 
 
-def _next_member(state: State, members: Members) -> str:
-    running = state.counts[TrialState.RUNNING]
+def _next_member(state: State) -> str:
+    members, running = state.configurations.standings, state.counts[TrialState.RUNNING]
     if state.has_room():
         waits = f"; {members.waiting()} wait until all have started" if members.waiting() else ""
         return f"a new member starts next, {state.used() + 1} of {state.places()}{waits}"
     return f"no member is waiting; {running} running"
 
 
-def _why_not(state: State, configurations: Configurations) -> str:
+def _why_not(state: State, configurations: Pausing) -> str:
     policy = configurations.policy
-    assert configurations.standings is not None
     assert isinstance(policy, Rungs)
     eta = policy.eta
     places = [place for place in configurations.standings.places() if place.waiting]
@@ -184,7 +178,7 @@ def _why_not(state: State, configurations: Configurations) -> str:
     return f"those waiting are not among the best 1/{eta} of their rungs{end}{wait}"
 
 
-def _diverged(state: State, configurations: Configurations) -> int:
+def _diverged(state: State, configurations: Pausing) -> int:
     """How many configurations have paused, and will not be promoted whatever others report."""
     ladder = configurations.standings
     assert isinstance(ladder, Ladder)

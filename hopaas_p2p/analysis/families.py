@@ -40,7 +40,7 @@ class FamilyStretch(NamedTuple):
 def copies(state: State) -> list[CopyEvent]:
     """Who copied whom, in the order of the log."""
     found = []
-    root = state.configurations.root if state.configurations is not None else int
+    root = state.configurations.root
     for trial in state.trials:
         number = copied_trial(trial)
         if number is None or trial.continues is None:  # a retry has copied nothing anew
@@ -68,14 +68,14 @@ def stretches(state: State) -> list[FamilyStretch]:
         own = own_steps(state.trials, trial, max(trial.reports)) if trial.reports else None
         if own is None:
             continue
-        root = state.configurations.root(trial.number) if state.configurations is not None else trial.number
+        root = state.configurations.root(trial.number)
         found.append(FamilyStretch(root, trial.number, max(0, _epochs(state, own.after)), _epochs(state, own.last)))
     return found
 
 
 def ancestry(state: State, number: int) -> list[int]:
     """The members whose training led to this trial, the first one first."""
-    root = state.configurations.root if state.configurations is not None else int
+    root = state.configurations.root
     members = [root(one.trial) for one in segments(state.trials, number)]
     return [one for at, one in enumerate(members) if at == 0 or members[at - 1] != one]
 
@@ -86,5 +86,5 @@ def families(state: State) -> dict[int, list[int]]:
 
 
 def _epochs(state: State, step: int) -> int:
-    policy = None if state.configurations is None else state.configurations.policy
+    policy = state.configurations.policy
     return step + 1 if policy is None else policy.epochs(step)

@@ -92,11 +92,8 @@ def of_state(name: str, state: State, study_id: int) -> Portable:
 
 def _continued(state: State) -> int:
     """How many of the trials that take a place take none in this study, which counts configurations."""
-    configurations = state.configurations
-    if configurations is None:
-        return 0
     taking = [trial.number for trial in state.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    return len(taking) - len({configurations.root(number) for number in taking})
+    return len(taking) - len({state.configurations.root(number) for number in taking})
 
 
 def of_trial(trial: Trial, state: State) -> PortableTrial:

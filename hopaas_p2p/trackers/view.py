@@ -17,6 +17,7 @@ from hopaas_p2p import notes
 from hopaas_p2p.analysis.charts import positions, records
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study_like import StudyLike
 
@@ -122,7 +123,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
             uuid=handle.uuid,
             name=study.name,
             state=state_word(state),
-            final=state.finished() and not state.running,
+            final=finished(state) and not state.running,
             params={"directions": ",".join(define.directions), **space},
             tags={
                 "study": handle.uuid,
